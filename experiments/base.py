@@ -1,0 +1,98 @@
+"""What an experiment is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DataUnavailable(Exception):
+    """The data set is neither on this machine nor to be had; the message is one line that says what to do."""
+
+
+class Split(NamedTuple):
+    """Examples in memory: inputs (n, ...) as the network takes them, and targets (n, ...)."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set. The search sees `train` and `val`; `test` is read once, for the network that is reported.
+
+    Attributes:
+        preprocessing: what was done to the raw inputs, in JSON's types, for whoever uses the exported network.
+        classes: the names of the classes, in the order of the logits; empty if there are none.
+    """
+
+    train: Split
+    val: Split
+    test: Split
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+
+    def checksum(self) -> str:
+        """SHA-256 over all splits' bytes, shapes and types: equal exactly for equal data in equal order."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.val, self.test):
+            for tensor in split:
+                digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+                digest.update(tensor.contiguous().cpu().numpy().data)
+        return digest.hexdigest()
+
+
+def correct(outputs: Tensor, targets: Tensor) -> Tensor:
+    """1 for every example whose largest logit is its class, else 0: shape (n,). Its mean is the accuracy."""
+    return (outputs.argmax(dim=1) == targets).float()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Default settings of a training: epochs and examples per step. Raises ValueError unless both are at least 1."""
+
+    epochs: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(f"a recipe needs epochs and batch_size of at least 1, got {self}")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A data set, a network and how they are trained; the built-in ones and users' own are all this.
+
+    Attributes:
+        name: under which the experiment is known in files and in MLflow.
+        load: reads the data; its argument is the folder given by --data-dir, or None for the default one. Raises
+            DataUnavailable when the data cannot be had.
+        model: makes a fresh network, its weights drawn from torch's global generator (which the caller seeds).
+        recipe: default epochs and batch size.
+        loss: (outputs, targets) -> a scalar to minimise.
+        metric: (outputs, targets) -> one score in [0, 1] for every example; the mean is what is called accuracy.
+    """
+
+    name: str
+    load: Callable[[Path | None], Data]
+    model: Callable[[], nn.Module]
+    recipe: Recipe
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+    metric: Callable[[Tensor, Tensor], Tensor] = correct
+
+
+@torch.no_grad()
+def evaluate(experiment: Experiment, model: nn.Module, split: Split, batch: int = 4096) -> float:
+    """Mean metric of `model` over a split, in evaluation mode; the mode it was in is restored."""
+    was_training = model.training
+    model.eval()
+    scores = [experiment.metric(model(x), y) for x, y in zip(split.x.split(batch), split.y.split(batch), strict=True)]
+    model.train(was_training)
+    return float(torch.cat(scores).double().mean())

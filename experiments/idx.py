@@ -1,0 +1,163 @@
+"""MNIST and Fashion-MNIST: their IDX files, found or downloaded by torchvision, as tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import math
+import os
+import struct
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
+from experiments.models import lenet_300_100
+
+_VALIDATION = 5000
+_FILES = {
+    ("train", "images"): "train-images-idx3-ubyte",
+    ("train", "labels"): "train-labels-idx1-ubyte",
+    ("test", "images"): "t10k-images-idx3-ubyte",
+    ("test", "labels"): "t10k-labels-idx1-ubyte",
+}
+# MD5 of the gzip files, as torchvision lists them.
+_MD5 = {
+    "MNIST": {
+        "train-images-idx3-ubyte": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        "train-labels-idx1-ubyte": "d53e105ee54ea40749a09fcbcd1e9432",
+        "t10k-images-idx3-ubyte": "9fb629c4189551a2d022fa330f9573f3",
+        "t10k-labels-idx1-ubyte": "ec29112dd5afa0611ce80d1b7f02629c",
+    },
+    "FashionMNIST": {
+        "train-images-idx3-ubyte": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "train-labels-idx1-ubyte": "25c81989df183df01b3e8a0aad5dffbe",
+        "t10k-images-idx3-ubyte": "bef4ecab320f06d8554ea6380940ec79",
+        "t10k-labels-idx1-ubyte": "bb300cfdad3c16e7a12a480ee83cd310",
+    },
+}
+_CLASSES = {
+    "MNIST": tuple(str(digit) for digit in range(10)),
+    "FashionMNIST": (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ),
+}
+
+
+def parse_idx(raw: bytes) -> Tensor:
+    """The uint8 tensor in an IDX file (magic 0x0000 08 ndim, big-endian sizes, then the bytes).
+
+    Raises:
+        ValueError: if the magic number or the length is not that of a uint8 IDX file.
+    """
+    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08" or len(raw) < 4 + 4 * raw[3]:
+        raise ValueError("not an IDX file of bytes")
+    shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
+    body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
+    if body.size != math.prod(shape):
+        raise ValueError(f"holds {body.size} bytes where its header says {math.prod(shape)}")
+    return torch.from_numpy(body.reshape(shape).copy())
+
+
+def default_data_dir() -> Path:
+    """Where data sets are kept when no --data-dir is given: TUNE_SPARSITY_DATA, else a folder in the user's cache."""
+    if folder := os.environ.get("TUNE_SPARSITY_DATA"):
+        return Path(folder)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "tune-sparsity" / "data"
+
+
+def _read(folder: Path, data_set: str, stem: str) -> Tensor:
+    """One file of the data set, unpacked or gzipped, checked."""
+    plain, packed = folder / stem, folder / f"{stem}.gz"
+    path = plain if plain.is_file() else packed
+    try:
+        raw = path.read_bytes()
+        if path is packed:
+            if hashlib.md5(raw, usedforsecurity=False).hexdigest() != _MD5[data_set][stem]:
+                raise ValueError("its MD5 checksum is not the published one")
+            raw = gzip.decompress(raw)
+        return parse_idx(raw)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataUnavailable(f"{path} is damaged ({error}): delete it, and it is downloaded anew") from error
+
+
+def _present(folder: Path) -> bool:
+    return all((folder / stem).is_file() or (folder / f"{stem}.gz").is_file() for stem in _FILES.values())
+
+
+def _download(root: Path, data_set: str) -> None:
+    """Through torchvision, which checks the files; what it prints goes to standard error. Raises DataUnavailable when
+    it cannot."""
+    import torchvision.datasets
+
+    before = {path for path in (root, *root.parents) if path.exists()}
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            getattr(torchvision.datasets, data_set)(root, download=True)
+    except (OSError, RuntimeError) as error:
+        _remove_empty(root / data_set / "raw", before)
+        reason = " ".join(str(error).split())
+        raise DataUnavailable(
+            f"{data_set} is not in {root} and could not be downloaded ({reason[:120]}): "
+            f"give the folder that holds {data_set}/raw with --data-dir, or connect to the network"
+        ) from error
+
+
+def _remove_empty(folder: Path, keep: set[Path]) -> None:
+    """Takes away the empty folders that a failed download left, up to those that were there before."""
+    while folder not in keep and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+
+
+def load(data_set: str, data_dir: Path | None = None) -> Data:
+    """55,000 images to train on, 5,000 to validate (always the same ones) and the 10,000 of the test set.
+
+    Images become (batch, 784), (x/255 - mean)/std with the training images' mean and deviation. Files are looked for
+    in DATA_DIR/<data set>/raw, unpacked or gzipped, and otherwise downloaded to there.
+    """
+    root = data_dir or default_data_dir()
+    folder = root / data_set / "raw"
+    if not _present(folder):
+        _download(root, data_set)
+    raw = {key: _read(folder, data_set, stem) for key, stem in _FILES.items()}
+    for part, count in (("train", 60000), ("test", 10000)):
+        if raw[part, "images"].shape != (count, 28, 28) or raw[part, "labels"].shape != (count,):
+            raise DataUnavailable(f"{folder} is damaged: the {part} set should hold {count} examples of 28x28 pixels")
+
+    order = torch.randperm(60000, generator=torch.Generator().manual_seed(0))
+    train, val = order[_VALIDATION:], order[:_VALIDATION]
+    pixels = raw["train", "images"][train]
+    mean, std = float(pixels.float().mean()) / 255, float(pixels.float().std()) / 255
+
+    def split(images: Tensor, labels: Tensor) -> Split:
+        return Split((images.flatten(1).float().div_(255).sub_(mean)).div_(std), labels.long())
+
+    images, labels = raw["train", "images"], raw["train", "labels"]
+    return Data(
+        split(images[train], labels[train]),
+        split(images[val], labels[val]),
+        split(raw["test", "images"], raw["test", "labels"]),
+        {"divide": 255, "mean": mean, "std": std, "flatten": 784},
+        _CLASSES[data_set],
+    )
+
+
+_RECIPE = Recipe(epochs=20, batch_size=128)
+mnist = Experiment("mnist", partial(load, "MNIST"), lenet_300_100, _RECIPE)
+fashion_mnist = Experiment("fashion-mnist", partial(load, "FashionMNIST"), lenet_300_100, _RECIPE)

@@ -1,0 +1,141 @@
+"""The one training loop: a trial, epoch by epoch, with its whole state to save and to load."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Generator
+
+from experiments.base import Data, Experiment, Split, evaluate
+from sparsity import METHODS, SparseTraining
+
+
+class NotFinite(Exception):
+    """The loss became NaN or infinite: what follows cannot be trained."""
+
+
+class Training:
+    """One network in training with one method and its parameters.
+
+    Everything random comes from `seed`: on a CPU the same seed gives the same weights, and a training that was saved
+    after an epoch and loaded into a new object goes on bit for bit as if it had never stopped.
+
+    Args:
+        experiment: what to train.
+        train, val: the data; moved to `device` whole.
+        method: a name in sparsity.METHODS.
+        params: the method's parameters. Raises ValueError if the method does not accept them.
+        epochs: how long; the schedules are laid over all of it.
+        seed: of the initial weights, the masks and the order of the examples.
+        device: "cpu", "cuda", ...
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        train: Split,
+        val: Split,
+        method: str,
+        params: dict[str, Any],
+        *,
+        epochs: int,
+        seed: int,
+        device: str = "cpu",
+    ) -> None:
+        self.experiment, self.epochs, self.epochs_done = experiment, epochs, 0
+        self.train_split = Split(train.x.to(device), train.y.to(device))
+        self.val_split = Split(val.x.to(device), val.y.to(device))
+        self.order = Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = experiment.model().to(device)
+            self.noise = torch.get_rng_state()  # for dropout and the like, apart from what others draw
+        self.sparse: SparseTraining = METHODS[method].build(
+            self.model, params, total_steps=epochs * self._steps_per_epoch(), generator=self.order
+        )
+
+    @property
+    def finished(self) -> bool:
+        return self.epochs_done >= self.epochs
+
+    def _steps_per_epoch(self) -> int:
+        return math.ceil(len(self.train_split.x) / self.experiment.recipe.batch_size)
+
+    def epoch(self) -> dict[str, float]:
+        """Trains one epoch and measures.
+
+        Returns:
+            train_loss; val_accuracy and val_accuracy_at_target (as if projected to the final sparsity now);
+            sparsity and sparsity_total as the network stands; hoyer; nonzero_weights; travel (the sum of the
+            sphere's learning rates so far); epoch_seconds.
+
+        Raises:
+            NotFinite: when the loss is no longer a number.
+        """
+        start = time.perf_counter()
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self.noise)
+            train_loss = self._train()
+            self.noise = torch.get_rng_state()
+        self.epochs_done += 1
+        if not math.isfinite(train_loss):
+            raise NotFinite(f"the training loss is {train_loss} in epoch {self.epochs_done}")
+        accuracy = evaluate(self.experiment, self.model, self.val_split)
+        at_target = accuracy
+        if not self.sparse.fixed:
+            with self.sparse.projected():
+                at_target = evaluate(self.experiment, self.model, self.val_split)
+        zeros, weights = self.sparse.zeros()
+        return {
+            "train_loss": train_loss,
+            "val_accuracy": accuracy,
+            "val_accuracy_at_target": at_target,
+            "sparsity": zeros / weights,
+            "sparsity_total": zeros / sum(param.numel() for param in self.model.parameters()),
+            "hoyer": self.sparse.hoyer(),
+            "nonzero_weights": weights - zeros,
+            "travel": self.sparse.travel,
+            "epoch_seconds": time.perf_counter() - start,
+        }
+
+    def _train(self) -> float:
+        """One pass over the training data in a fresh order; the mean loss."""
+        x, y = self.train_split
+        self.model.train()
+        order = torch.randperm(len(x), generator=self.order).to(x.device)
+        total = torch.zeros((), device=x.device)
+        for batch in order.split(self.experiment.recipe.batch_size):
+            loss = self.experiment.loss(self.model(x[batch]), y[batch])
+            self.sparse.zero_grad()
+            loss.backward()
+            self.sparse.step()
+            total += loss.detach() * len(batch)
+        return float(total) / len(x)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the training needs to go on: network, method, order of the data, noise, epochs done."""
+        return {
+            "model": self.model.state_dict(),
+            "sparse": self.sparse.state_dict(),
+            "order": self.order.get_state(),
+            "noise": self.noise,
+            "epochs_done": self.epochs_done,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.sparse.load_state_dict(state["sparse"])
+        self.order.set_state(state["order"])
+        self.noise = state["noise"]
+        self.epochs_done = state["epochs_done"]
+
+
+def train_whole(experiment: Experiment, data: Data, method: str, params: dict[str, Any], **options: Any) -> Training:
+    """A training from the first epoch to the last, without a search: for scripts and benchmarks."""
+    training = Training(experiment, data.train, data.val, method, params, **options)
+    while not training.finished:
+        training.epoch()
+    return training

@@ -1,0 +1,48 @@
+"""How a network becomes sparse: the Lp sphere, LpSGD, masks, topology, schedules, Hoyer theory, the methods.
+
+This room knows tensors and networks only: it imports torch and nothing else of this project, so that it serves alone
+in anybody's training loop::
+
+    sparse = lpss(model, total_steps=epochs * len(loader), sparsity=0.9)
+    for x, y in loader:
+        sparse.zero_grad()
+        loss(model(x), y).backward()
+        sparse.step()
+"""
+
+from sparsity.hoyer import hoyer, suggest_p
+from sparsity.layers import Layer, prunable_layers
+from sparsity.masks import keep_largest, random_mask, zeros_for
+from sparsity.optimizer import LpSGD
+from sparsity.recipes import METHODS, LpssSettings, lpss
+from sparsity.schedules import PiecewiseLinear, Schedule, published_learning_rate, warmup_cosine
+from sparsity.sphere import dual_exponent, from_dual, project, row_norm, stationary_dual, to_dual
+from sparsity.topology import Ramp, ThresholdAdaptation
+from sparsity.training import SparseTraining
+
+__all__ = [
+    "METHODS",
+    "Layer",
+    "LpSGD",
+    "LpssSettings",
+    "PiecewiseLinear",
+    "Ramp",
+    "Schedule",
+    "SparseTraining",
+    "ThresholdAdaptation",
+    "dual_exponent",
+    "from_dual",
+    "hoyer",
+    "keep_largest",
+    "lpss",
+    "project",
+    "prunable_layers",
+    "published_learning_rate",
+    "random_mask",
+    "row_norm",
+    "stationary_dual",
+    "suggest_p",
+    "to_dual",
+    "warmup_cosine",
+    "zeros_for",
+]

@@ -1,0 +1,137 @@
+"""How the set of active connections moves during training: what is dropped, what grows back, and when.
+
+A topology sees the layers through `Pruned`, changes their masks, and keeps what state it has in a plain dictionary.
+Progress is the fraction of training steps done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sparsity.feedback import Feedback
+from sparsity.masks import keep_largest, zeros_for
+from sparsity.schedules import Schedule
+from sparsity.sphere import unit
+
+
+@dataclass
+class Pruned:
+    """One prunable layer at an update: its mask, the saliency of every weight (log2 of its magnitude, masked ones
+    included where they live on) and the dense gradient, all in the weight's shape."""
+
+    name: str
+    mask: Tensor
+    saliency: Callable[[], Tensor]
+    gradient: Callable[[], Tensor]
+
+
+class Topology(Protocol):
+    """The rule of one method."""
+
+    def due(self, step: int, total: int) -> bool:
+        """Whether the masks are to change at this step of `total`."""
+
+    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
+        """The new masks, in the order of the layers."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def sparsity_of(masks: Sequence[Tensor]) -> float:
+    """Zeros over all entries."""
+    return 1.0 - _active(masks) / sum(mask.numel() for mask in masks)
+
+
+def _active(masks: Sequence[Tensor]) -> int:
+    """How many entries are not zero: counted, since a sum of ones in a half precision is not exact."""
+    return sum(int(mask.count_nonzero()) for mask in masks)
+
+
+def _every(step: int, total: int, schedule: Schedule, interval: int) -> bool:
+    return step % interval == 0 and schedule.begin <= step / total <= schedule.end
+
+
+@dataclass
+class Ramp:
+    """Keeps the globally most salient weights, at a sparsity that follows a schedule; masked weights that gain
+    saliency come back. With magnitudes and a cubic schedule this is gradual magnitude pruning (arXiv 1710.01878)."""
+
+    sparsity: Schedule
+    interval: int = 40
+
+    def due(self, step: int, total: int) -> bool:
+        return _every(step, total, self.sparsity, self.interval)
+
+    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
+        scores = [layer.saliency() for layer in layers]
+        weights = sum(score.numel() for score in scores)
+        return keep_largest(scores, weights - zeros_for(self.sparsity(progress), weights))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+@dataclass
+class ThresholdAdaptation:
+    """Semi-pruning with threshold adaptation (arXiv 2103.16013, section 3 of the method).
+
+    Drop: an active connection of a neuron goes where |w| < rho x the mean |w| of the neuron's active connections,
+    rho following `threshold`. With rho <= 1 the largest connection of a neuron always stays, so no neuron dies.
+    Grow: gamma x (number dropped) of the connections inactive before, those of largest |gradient| after dividing by
+    the neuron's norm, come back. gamma is what `feedback` answers to the measured sparsity.
+    """
+
+    threshold: Schedule
+    feedback: Feedback
+    interval: int = 40
+
+    def due(self, step: int, total: int) -> bool:
+        return _every(step, total, self.threshold, self.interval)
+
+    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
+        masks = [layer.mask for layer in layers]
+        gamma, boost = self.feedback.update(sparsity_of(masks), self.threshold(progress), progress)
+        rho = min(1.0, self.threshold(progress) * boost)
+        kept = [drop_below(layer.saliency(), layer.mask, rho) for layer in layers]
+        dropped = _active(masks) - _active(kept)
+        return grow_by_gradient(kept, masks, [layer.gradient() for layer in layers], round(gamma * dropped))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.feedback.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.feedback.load_state_dict(state)
+
+
+def drop_below(saliency: Tensor, mask: Tensor, rho: float) -> Tensor:
+    """The mask without the active connections whose magnitude 2^saliency is below rho x the neuron's active mean."""
+    active = mask.flatten(1)
+    # Relative to the row's largest active magnitude, so that nothing underflows.
+    logs = saliency.flatten(1).masked_fill(active == 0, -torch.inf)
+    magnitude = (logs - logs.amax(1, keepdim=True)).nan_to_num(nan=-torch.inf).exp2()
+    mean = magnitude.sum(1, keepdim=True) / active.count_nonzero(1).clamp_min(1).unsqueeze(1)
+    return (active * (magnitude >= rho * mean)).view_as(mask)
+
+
+def grow_by_gradient(
+    masks: Sequence[Tensor], before: Sequence[Tensor], gradients: Sequence[Tensor], count: int
+) -> list[Tensor]:
+    """The masks with `count` more connections: of those inactive `before`, the ones of largest |gradient|, each
+    neuron's gradient divided by its norm. What this update dropped cannot come back in it."""
+    scores = []
+    for old, gradient in zip(before, gradients, strict=True):
+        score = unit(gradient.flatten(1), 2.0).abs().view_as(old)
+        scores.append(score.masked_fill(old != 0, -torch.inf))
+    candidates = sum(int((old == 0).sum()) for old in before)
+    grown = keep_largest(scores, min(count, candidates), at_least=0)
+    return [torch.maximum(mask, new) for mask, new in zip(masks, grown, strict=True)]

@@ -1,0 +1,201 @@
+"""A sparse training: one network, one optimizer and one topology at work together, with all state in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsity.hoyer import hoyer
+from sparsity.layers import Layer
+from sparsity.masks import keep_largest, zeros_for
+from sparsity.optimizer import LpSGD
+from sparsity.topology import Pruned, Topology
+
+_SMALLEST = 2.0**-100  # an active weight ends at least this large: it counts as a weight, and adds nothing
+
+_AFTER = 1e4  # in log2: puts every masked weight behind every active one, and keeps their order
+
+
+class SparseTraining:
+    """Trains a network sparse, in place of the optimizer in an ordinary training loop.
+
+    Call `zero_grad()`, backward and `step()`. The masks follow the topology until the progress `fix_at`; there the
+    network is projected to its final sparsity, exact to the weight, and trains on under that mask. Weights that are
+    masked are zero in the parameter itself, so the network is an ordinary one at any time.
+
+    Args:
+        model: the network, on its device.
+        layers: its prunable layers.
+        optimizer: LpSGD, or any torch optimizer over the network's parameters.
+        topology: moves the masks.
+        masks: the initial masks, one for each layer.
+        sparsity: the final sparsity over the layers' weights, in [0, 1).
+        total_steps: the number of calls of `step()` that the schedules are laid over.
+        fix_at: progress in [0, 1] at which the mask is projected and fixed.
+        learning_rate: each group's rate is multiplied by this function of progress, at every step.
+        dense_latent: whether masked weights on the sphere go on learning from the dense gradient. If not (the
+            published way), their v only decays by (1 - lr) a step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[Layer],
+        optimizer: torch.optim.Optimizer,
+        topology: Topology,
+        masks: Sequence[Tensor],
+        *,
+        sparsity: float,
+        total_steps: int,
+        fix_at: float = 0.8,
+        learning_rate: Callable[[float], float] = lambda progress: 1.0,
+        dense_latent: bool = False,
+    ) -> None:
+        if not 0.0 <= sparsity < 1.0:
+            raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+        if total_steps < 1:
+            raise ValueError(f"total_steps must be at least 1, got {total_steps}")
+        self.model, self.layers, self.optimizer, self.topology = model, list(layers), optimizer, topology
+        self.final_sparsity, self.total_steps, self.fix_at = sparsity, total_steps, fix_at
+        self.learning_rate, self.dense_latent = learning_rate, dense_latent
+        self.steps, self.fixed = 0, False
+        self.travel = 0.0  # sum of the sphere's learning rates: how far the running average has left the start
+        self.masks = [mask.to(layer.weight) for mask, layer in zip(masks, self.layers, strict=True)]
+        self._base_lr = [group["lr"] for group in optimizer.param_groups]
+        self._base_gain_lr = [group.get("gain_lr", 0.0) for group in optimizer.param_groups]
+        self._apply_masks()
+
+    @property
+    def progress(self) -> float:
+        """The fraction of `total_steps` done, in [0, 1]."""
+        return min(1.0, self.steps / self.total_steps)
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One optimizer step, under masks that may move first, on the gradient at hand."""
+        factor = self.learning_rate(self.progress)
+        for group, lr, gain_lr in zip(self.optimizer.param_groups, self._base_lr, self._base_gain_lr, strict=True):
+            group["lr"] = lr * factor
+            if "gain_lr" in group:
+                group["gain_lr"] = gain_lr * factor
+        self.travel += max((g["lr"] for g in self.optimizer.param_groups if g.get("p") is not None), default=0.0)
+        self._move_masks()
+        for layer, mask in zip(self.layers, self.masks, strict=True):
+            if layer.weight.grad is not None and not (self.dense_latent and layer.sphere and not self.fixed):
+                layer.weight.grad.mul_(mask)
+        self.optimizer.step()
+        self._apply_masks()
+        self.steps += 1
+        if self.steps >= self.total_steps:
+            self.project()
+
+    def _move_masks(self) -> None:
+        if self.fixed:
+            return
+        if self.progress >= self.fix_at:
+            self.project()
+        elif self.topology.due(self.steps, self.total_steps):
+            self._set_masks(self.topology.update([self._view(i) for i in range(len(self.layers))], self.progress))
+
+    def _view(self, index: int) -> Pruned:
+        layer = self.layers[index]
+        grad = layer.weight.grad
+        gradient = torch.zeros_like(layer.weight) if grad is None else grad.clone()
+        return Pruned(layer.name, self.masks[index], lambda: self._saliency(layer), lambda: gradient)
+
+    def _saliency(self, layer: Layer) -> Tensor:
+        """log2 of the weight's magnitude in the network, as it would be without a mask where that is known."""
+        if layer.sphere and isinstance(self.optimizer, LpSGD):
+            return self.optimizer.saliency(layer.weight)
+        return layer.weight.detach().abs().log2()
+
+    def _set_masks(self, masks: Sequence[Tensor]) -> None:
+        for layer, old, new in zip(self.layers, self.masks, masks, strict=True):
+            buffer = self.optimizer.state[layer.weight].get("momentum_buffer")
+            if buffer is not None and not (self.dense_latent and layer.sphere):
+                buffer.mul_(new.view_as(buffer))  # what is dropped must not be moved on by its old momentum
+            old.copy_(new)
+        self._apply_masks()
+
+    def _apply_masks(self) -> None:
+        with torch.no_grad():
+            for layer, mask in zip(self.layers, self.masks, strict=True):
+                layer.weight.mul_(mask)
+
+    def _projected_masks(self) -> list[Tensor]:
+        """The exact masks: `final_sparsity` over all weights together, the most salient of the active ones kept."""
+        scores = []
+        for layer, mask in zip(self.layers, self.masks, strict=True):
+            score = self._saliency(layer).clamp_min(-_AFTER / 2)  # an active weight of 0 too comes before masked ones
+            scores.append(score if self.dense_latent else score - _AFTER * (mask == 0))
+        weights = sum(score.numel() for score in scores)
+        return keep_largest(scores, weights - zeros_for(self.final_sparsity, weights))
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Projects to the final sparsity, exactly, and fixes the mask. Does nothing the second time."""
+        if not self.fixed:
+            self._set_masks(self._projected_masks())
+            self.fixed = True
+        for layer, mask in zip(self.layers, self.masks, strict=True):
+            info = torch.finfo(layer.weight.dtype)
+            smallest = max(_SMALLEST, info.tiny * info.eps)  # of float16, which has no 2^-100
+            small = (layer.weight.abs() < smallest) & (mask != 0)
+            layer.weight.masked_fill_(small, smallest)
+
+    @contextmanager
+    def projected(self) -> Iterator[None]:
+        """Within it the network's weights are those of its projection to the final sparsity, now."""
+        if self.fixed:
+            yield
+            return
+        weights = [layer.weight.detach().clone() for layer in self.layers]
+        with torch.no_grad():
+            for layer, mask in zip(self.layers, self._projected_masks(), strict=True):
+                layer.weight.mul_(mask)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for layer, weight in zip(self.layers, weights, strict=True):
+                    layer.weight.copy_(weight)
+
+    def zeros(self) -> tuple[int, int]:
+        """(pruned weights, all prunable weights), counted from the masks."""
+        total = sum(mask.numel() for mask in self.masks)
+        return total - sum(int(mask.sum(dtype=torch.float64)) for mask in self.masks), total
+
+    def sparsity(self) -> float:
+        """Pruned weights over prunable weights, in [0, 1]."""
+        zeros, total = self.zeros()
+        return zeros / total
+
+    def hoyer(self) -> float:
+        """Mean Hoyer sparsity of the prunable layers' rows, active weights only in the sense that pruned ones are 0."""
+        rows = [hoyer(layer.weight.detach().flatten(1)) for layer in self.layers if layer.weight[0].numel() > 1]
+        return float(torch.cat(rows).mean()) if rows else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training needs beside the network's own state_dict: a resumed run equals an unbroken one."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "masks": [mask.clone() for mask in self.masks],
+            "topology": self.topology.state_dict(),
+            "steps": self.steps,
+            "travel": self.travel,
+            "fixed": self.fixed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        for mask, saved in zip(self.masks, state["masks"], strict=True):
+            mask.copy_(saved)
+        self.topology.load_state_dict(state["topology"])
+        self.steps, self.travel, self.fixed = state["steps"], state["travel"], state["fixed"]

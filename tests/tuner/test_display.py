@@ -1,0 +1,356 @@
+"""The terminal: what progress shows and when, and the last words of a study."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuner.display import (
+    Progress,
+    Summary,
+    best_line,
+    duration,
+    final_table,
+    front_columns,
+    print_result,
+    shown_path,
+    states_line,
+    time_left,
+    tracking_line,
+    work_done,
+)
+from tuner.records import TrialRecord, TrialState
+from tuner.results import StudyOutcome, StudySeconds
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Untouchable:
+    """Records that must not be looked at."""
+
+    def __iter__(self) -> Iterator[TrialRecord]:
+        raise AssertionError("looked at")
+
+
+def trial(number: int, state: TrialState = TrialState.COMPLETED, **fields: Any) -> TrialRecord:
+    given = {"method": "lpss", "params": {"p": 1.1}, "val_accuracy": 0.9, "sparsity": 0.9, **fields}
+    return TrialRecord.from_dict({"number": number, "state": state, **given})
+
+
+def running(number: int, seconds: float = 0.0) -> TrialRecord:
+    return trial(number, TrialState.RUNNING, val_accuracy=None, sparsity=None, seconds=seconds)
+
+
+def progress(clock: Clock, total: int = 8, **options: Any) -> tuple[Progress, io.StringIO]:
+    stream = io.StringIO()
+    return Progress(total, 0.9, stream=stream, clock=clock, **options), stream
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (-1, "0 s")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-5, "a few seconds left"),
+        (41.2, "about 40 s left"),
+        (100, "about 2 min left"),
+        (3590, "about 1 h 00 min left"),
+        (7620, "about 2 h 10 min left"),
+    ],
+)
+def test_time_left_claims_no_more_than_it_knows(seconds: float, text: str) -> None:
+    assert time_left(seconds) == text
+
+
+def test_the_summary_counts_states_and_knows_the_best() -> None:
+    records = [
+        trial(0),
+        trial(1, val_accuracy=0.95, sparsity=0.91),
+        trial(2, TrialState.PRUNED, val_accuracy=0.99),
+        trial(3, TrialState.FAILED),
+        running(4),
+    ]
+    summary = Summary.of(records, 0.9)
+    assert (summary.done, summary.running, summary.pruned, summary.failed) == (4, 1, 1, 1)
+    assert summary.counts() == "1 running, 1 stopped early, 1 failed"
+    assert summary.best_so_far() == "best 95.00% at 91.00% sparsity (t0001)"
+    assert Summary().best_so_far() == "no feasible trial yet"
+
+
+def test_running_trials_count_as_far_as_finished_ones_tell() -> None:
+    assert work_done([running(0, 5.0)]) == 0
+    assert work_done([trial(0, seconds=10.0), running(1, 5.0), running(2, 99.0)]) == pytest.approx(2.45)
+
+
+def test_a_line_at_once_and_then_every_ten_seconds() -> None:
+    clock = Clock()
+    shown, stream = progress(clock)
+    for tick in range(205):  # 20 s, an update every 0.1 s
+        clock.now = 1000 + tick / 10
+        shown.update([running(0)])
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "0/8 trials, 1 running, 0 stopped early; no feasible trial yet; 0 s elapsed"
+    assert [line.rsplit("; ", 1)[1] for line in lines] == ["0 s elapsed", "10 s elapsed", "20 s elapsed"]
+
+
+def test_a_night_is_not_a_line_every_ten_seconds() -> None:
+    clock = Clock()
+    shown, stream = progress(clock)
+    for second in range(0, 8 * 3600, 5):
+        clock.now = 1000.0 + second
+        shown.update([running(0)])
+    assert 100 < len(stream.getvalue().splitlines()) < 300
+
+
+def test_a_new_best_has_a_line_at_once_and_the_same_best_has_none() -> None:
+    clock = Clock()
+    shown, stream = progress(clock)
+    shown.update([running(0)])
+    clock.now += 1
+    shown.update([trial(0), running(1)])
+    clock.now += 1
+    shown.update([trial(0), trial(1, val_accuracy=0.8)])
+    clock.now += 1
+    shown.update([trial(0), trial(1, val_accuracy=0.8), trial(2, val_accuracy=0.95)])
+    assert [line.split("; ")[1] for line in stream.getvalue().splitlines()] == [
+        "no feasible trial yet",
+        "best 90.00% at 90.00% sparsity (t0000)",
+        "best 95.00% at 90.00% sparsity (t0002)",
+    ]
+
+
+def test_updates_are_looked_at_no_more_than_four_times_a_second() -> None:
+    clock = Clock()
+    shown, _ = progress(clock)
+    shown.update([running(0)])
+    clock.now += 0.2
+    shown.update(Untouchable())
+    clock.now += 0.1
+    with pytest.raises(AssertionError, match="looked at"):
+        shown.update(Untouchable())
+
+
+def test_the_last_state_is_shown_even_if_its_update_was_too_early() -> None:
+    clock = Clock()
+    with progress(clock, total=1)[0] as shown:
+        shown.update([running(0)])
+        clock.now += 0.01
+        shown.update([trial(0)])
+    assert shown.line() == "1/1 trials, 0 running, 0 stopped early; best 90.00% at 90.00% sparsity (t0000); 0 s elapsed"
+
+
+def test_closing_twice_writes_once() -> None:
+    shown, stream = progress(Clock())
+    shown.close()
+    shown.close()
+    shown.update([trial(0)])
+    assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_the_time_left_follows_the_pace_and_counts_down_between_results() -> None:
+    clock = Clock()
+    shown, _ = progress(clock, total=6)
+    shown.update([running(0)])
+    assert "left" not in shown.line()
+    clock.now += 20
+    shown.update([trial(0, seconds=20.0), running(1)])
+    assert shown.line().endswith("20 s elapsed, about 2 min left")
+    clock.now += 20
+    shown.update([trial(0, seconds=20.0), running(1)])
+    assert shown.line().endswith("about 80 s left")
+    shown.update([trial(number, seconds=20.0) for number in range(6)])
+    clock.now += 1
+    shown.update([trial(number, seconds=20.0) for number in range(6)])
+    assert shown.line().endswith("41 s elapsed")
+
+
+def test_concurrent_trials_are_not_taken_for_consecutive_ones() -> None:
+    clock = Clock()
+    shown, _ = progress(clock, total=8)
+    clock.now += 10
+    shown.update([trial(0, seconds=10.0), running(1, 9.5)])
+    assert shown.line().endswith("about 30 s left")  # 8 trials by two at 10 s each
+
+
+def test_trials_of_an_earlier_run_say_nothing_of_the_pace() -> None:
+    clock = Clock()
+    shown, _ = progress(clock, total=8, finished_before=4)
+    before = [trial(number, seconds=10.0) for number in range(4)]
+    shown.update(before)
+    assert "left" not in shown.line()
+    clock.now += 10
+    shown.update([*before, trial(4, seconds=10.0)])
+    assert shown.line().endswith("about 30 s left")
+
+
+def test_the_time_budget_limits_the_time_left() -> None:
+    clock = Clock()
+    shown, _ = progress(clock, total=100, deadline=clock.now + 60)
+    shown.update([running(0)])
+    assert shown.line().endswith("at most 60 s left")
+    clock.now += 20
+    shown.update([trial(0, seconds=20.0)])
+    assert shown.line().endswith("about 40 s left")
+
+
+def test_quiet_shows_nothing_and_looks_at_nothing() -> None:
+    shown, stream = progress(Clock(), quiet=True, live=True)
+    with shown:
+        shown.update(Untouchable())
+    assert stream.getvalue() == ""
+
+
+def test_a_broken_stream_ends_the_display_and_not_the_study() -> None:
+    clock = Clock()
+    shown, stream = progress(clock)
+    stream.close()
+    shown.update([running(0)])
+    clock.now += 60
+    shown.update(Untouchable())
+    shown.close()
+
+
+def test_a_terminal_gets_a_bar_and_its_cursor_back() -> None:
+    clock = Clock()
+    shown, stream = progress(clock, total=4, live=True)
+    with shown:
+        shown.update([trial(0), running(1)])
+    text = stream.getvalue()
+    for part in ("1/4 trials", "1 running, 0 stopped early", "best 90.00% at 90.00% sparsity (t0000)"):
+        assert part in text
+    assert text.rstrip().endswith("\x1b[?25h")
+
+
+def test_the_result_of_standard_output_is_not_touched(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(1, 0.9) as shown:
+        shown.update([trial(0)])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "1/1 trials" in captured.err
+
+
+RECORDS = [
+    trial(0, val_accuracy=0.97, nonzero_weights=1000, params={"p": 1.1, "lr": 0.0123456, "schedule": "[cosine]"}),
+    trial(1, val_accuracy=0.96, sparsity=0.95123, nonzero_weights=487, params={"p": 1.2, "lr": 0.1}),
+    trial(2, TrialState.FAILED, reason="loss is\nNaN"),
+    trial(3, TrialState.FAILED, reason="loss is\nNaN"),
+    trial(4, TrialState.FAILED, reason="a worker was lost"),
+    trial(5, TrialState.PRUNED),
+]
+
+
+def outcome(folder: Path, records: list[TrialRecord] = RECORDS, **fields: Any) -> StudyOutcome:
+    seconds = StudySeconds(total=41.0, training=30.0, sampling=1.0, tracking=2.0)
+    uri = "sqlite:///mlflow.db"
+    return StudyOutcome("demo", 0.9, "digits", "lpss", records, folder, seconds, tracking_uri=uri, **fields)
+
+
+def printed(found: StudyOutcome) -> str:
+    stream = io.StringIO()
+    print_result(found, stream)
+    return stream.getvalue()
+
+
+def test_the_result_has_the_front_the_best_the_files_the_time_and_the_way_to_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "studies" / "demo"
+    folder.mkdir(parents=True)
+    (folder / "result.json").touch()
+    text = printed(outcome(folder, test_accuracy=0.955, weights=10000))
+    header, first, second, *_ = text.splitlines()
+    assert header.split() == ["trial", "accuracy", "sparsity", "nonzero", "p", "lr", "schedule"]
+    assert first.split() == ["t0000", "97.00%", "90.000%", "1,000", "1.1", "0.01235", "[cosine]"]
+    assert second.split() == ["t0001", "96.00%", "95.123%", "487", "1.2", "0.1"]
+    assert (
+        "best t0000: validation accuracy 97.00%, test accuracy 95.50%, "
+        "sparsity 90.0000% (9,000 of 10,000 weights are zero)\n"
+    ) in text
+    assert "2 completed, 1 stopped early, 3 failed (loss is NaN)\n" in text
+    assert "41 s: training 30.0 s, sampling 1.0 s, tracking 2.0 s, other 8.0 s\n" in text
+    assert f"{Path('studies/demo')}/  (result.json)\n" in text
+    assert "mlflow ui --backend-store-uri sqlite:///mlflow.db\n" in text
+    assert "\x1b" not in text
+
+
+def test_a_long_line_is_not_broken(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 40)
+    folder.mkdir()
+    assert f"files   {folder}/\n" in printed(outcome(folder))
+
+
+def test_without_a_feasible_trial_the_result_says_so(tmp_path: Path) -> None:
+    text = printed(outcome(tmp_path, RECORDS[2:]))
+    assert text.startswith("no feasible trial: none completed with a sparsity of 90% or more\n")
+
+
+def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
+    assert best_line(outcome(tmp_path)) == "best t0000: validation accuracy 97.00%, sparsity 90.0000%"
+    assert states_line(outcome(tmp_path, RECORDS[:1])) == "1 completed, 0 stopped early, 0 failed"
+
+
+def test_parameters_that_do_not_fit_are_left_out_and_counted(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    params = {f"a_long_parameter_{k}": 0.123 for k in range(9)}
+    front = [trial(0, params=params)]
+    for width, fitting in ((40, 0), (80, 2), (200, 8), (400, 9)):
+        columns, left_out = front_columns(front, width)
+        assert (len(columns) - 4, left_out) == (fitting, 9 - fitting)
+        stream = io.StringIO()
+        Console(file=stream, width=width).print(final_table(outcome(tmp_path, front), width), crop=False)
+        header, *_ = stream.getvalue().splitlines()
+        assert len(header.rstrip()) <= width
+        assert ("and" in stream.getvalue().splitlines()[2]) == (left_out > 0)
+
+
+def test_the_method_is_shown_where_there_are_several() -> None:
+    columns, _ = front_columns([trial(0), trial(1, method="rigl", sparsity=0.95)], 120)
+    assert ["method", "lpss", "rigl"] in columns
+
+
+def test_paths_are_as_short_as_they_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = tmp_path / "here"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    assert shown_path(inside / "studies") == "studies"
+    assert shown_path(Path("studies/demo")) == str(Path("studies/demo"))
+    assert shown_path(tmp_path / "elsewhere") == str(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("uri", "line"),
+    [
+        ("sqlite:///my runs/mlflow.db", "mlflow ui --backend-store-uri 'sqlite:///my runs/mlflow.db'"),
+        ("postgresql://ada:secret@host/db", "mlflow ui --backend-store-uri 'postgresql://ada:***@host/db'"),
+        ("https://mlflow.example.org", "https://mlflow.example.org"),
+    ],
+)
+def test_the_way_to_mlflow(uri: str, line: str) -> None:
+    assert tracking_line(uri) == line
+
+
+def test_importing_the_display_imports_nothing_heavy() -> None:
+    heavy = {"rich", "plotly", "pandas", "optuna", "ray", "mlflow", "torch", "numpy"}
+    code = f"import sys, tuner.display, tuner.pictures; print(sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

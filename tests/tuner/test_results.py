@@ -1,0 +1,199 @@
+"""trials.csv, pareto.csv and result.json: their columns and keys, and that readers can trust them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuner.records import TrialRecord, TrialState
+from tuner.results import (
+    StudyOutcome,
+    StudySeconds,
+    plain,
+    result_document,
+    to_json,
+    trials_csv,
+    write_atomically,
+    write_results,
+    write_trials,
+)
+
+
+def trial(number: int, **fields: Any) -> TrialRecord:
+    given = {"method": "lpss", "params": {"p": 1.1}, "state": TrialState.COMPLETED, **fields}
+    return TrialRecord.from_dict({"number": number, **given})
+
+
+RECORDS = [
+    trial(2, state=TrialState.FAILED, reason="loss is NaN,\nat epoch 3", val_accuracy=math.nan, params={"rho": 0.2}),
+    trial(0, val_accuracy=0.1 + 0.2, sparsity=0.95, sparsity_total=0.94, hoyer=0.5, nonzero_weights=50, epochs=4),
+    trial(1, val_accuracy=0.9, sparsity=0.9, nonzero_weights=100, params={"p": 1.2, "lr": 1e-7}, seconds=2.5),
+    trial(3, state=TrialState.PRUNED, val_accuracy=0.99, sparsity=0.97),
+    trial(4, state=TrialState.RUNNING),
+]
+
+
+def outcome(folder: Path, records: list[TrialRecord] = RECORDS, **fields: Any) -> StudyOutcome:
+    return StudyOutcome("demo", 0.9, "digits", "lpss", records, folder, **fields)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def reject(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def strict(text: str) -> Any:
+    return json.loads(text, parse_constant=reject)
+
+
+def test_the_columns_are_those_of_the_contract(tmp_path: Path) -> None:
+    trials, pareto, _ = write_results(outcome(tmp_path))
+    expected = "number,state,p,lr,rho,val_accuracy,sparsity,sparsity_total,hoyer,nonzero_weights,epochs,seconds,method"
+    for path in (trials, pareto):
+        assert path.read_text(encoding="utf-8").splitlines()[0] == expected + ",reason"
+
+
+def test_a_row_a_trial_by_number(tmp_path: Path) -> None:
+    trials, _ = write_trials(tmp_path, RECORDS, 0.9)
+    table = rows(trials)
+    assert [row["number"] for row in table] == ["0", "1", "2", "3", "4"]
+    assert [row["state"] for row in table] == ["completed", "completed", "failed", "pruned", "running"]
+    assert len(trials.read_text(encoding="utf-8").splitlines()) == 6
+    assert table[2]["reason"] == "loss is NaN, at epoch 3"
+
+
+def test_floats_read_back_as_the_same_number_and_what_is_missing_is_empty(tmp_path: Path) -> None:
+    table = rows(write_trials(tmp_path, RECORDS, 0.9)[0])
+    assert float(table[0]["val_accuracy"]) == 0.1 + 0.2
+    assert float(table[1]["lr"]) == 1e-7
+    assert (table[0]["lr"], table[0]["rho"], table[2]["val_accuracy"], table[4]["sparsity"]) == ("", "", "", "")
+
+
+def test_pandas_reads_the_table_with_its_types(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    table = pandas.read_csv(write_trials(tmp_path, RECORDS, 0.9)[0])
+    assert table["val_accuracy"][0] == 0.1 + 0.2
+    assert table["epochs"].tolist() == [4, 0, 0, 0, 0]
+    assert table["val_accuracy"].isna().tolist() == [False, False, True, False, True]
+
+
+def test_the_front_has_the_same_rows_by_rising_sparsity(tmp_path: Path) -> None:
+    trials, pareto = write_trials(tmp_path, RECORDS, 0.9)
+    assert [row["number"] for row in rows(pareto)] == ["1", "0"]
+    lines = trials.read_text(encoding="utf-8").splitlines()
+    assert set(pareto.read_text(encoding="utf-8").splitlines()) < set(lines)
+
+
+def test_a_parameter_that_is_called_like_another_column_is_renamed() -> None:
+    header, row = csv.reader(trials_csv([trial(0, params={"epochs": 7, "p": 1.1}, epochs=3)]).splitlines())
+    assert len(set(header)) == len(header)
+    assert dict(zip(header, row, strict=True))["param.epochs"] == "7"
+    assert dict(zip(header, row, strict=True))["epochs"] == "3"
+
+
+def test_parameters_of_every_kind() -> None:
+    params = {"flag": True, "name": 'a,"b"\nc', "knots": (0.1, 2), "none": None, "odd": {"k": math.inf}}
+    header, row = csv.reader(trials_csv([trial(0, params=params)]).splitlines())
+    cells = dict(zip(header, row, strict=True))
+    assert [cells[name] for name in params] == ["True", 'a,"b" c', "[0.1, 2]", "", '{"k": null}']
+
+
+def test_numpy_numbers_are_written_as_numbers() -> None:
+    np = pytest.importorskip("numpy")
+    numbers = {"a": np.float64(0.1), "b": np.int64(3), "c": np.float32("nan"), "d": np.array([1, 2]), "e": np.bool_(1)}
+    assert strict(to_json(numbers)) == {"a": 0.1, "b": 3, "c": None, "d": [1, 2], "e": True}
+    assert trials_csv([trial(0, params=numbers)]).splitlines()[1].startswith('0,completed,0.1,3,,"[1, 2]",True,')
+
+
+def test_result_json_is_the_contract_s(tmp_path: Path) -> None:
+    seconds = StudySeconds(total=10.0, training=7.0, sampling=1.0, tracking=0.5)
+    found = outcome(tmp_path, seconds=seconds, test_accuracy=0.88, weights=1000)
+    path = write_results(replace(found, mlflow_experiment_id="3", mlflow_run_id="abc"))[2]
+    document = strict(path.read_text(encoding="utf-8"))
+    members = {"method": "lpss"}
+    best = {"trial": "t0001", "params": {"p": 1.2, "lr": 1e-7}, "val_accuracy": 0.9, "sparsity": 0.9} | members
+    best |= {"sparsity_total": None, "nonzero_weights": 100}
+    other = {"trial": "t0000", "params": {"p": 1.1}, "val_accuracy": 0.1 + 0.2, "sparsity": 0.95} | members
+    other |= {"sparsity_total": 0.94, "nonzero_weights": 50}
+    assert document == {
+        "study": "demo",
+        "target": 0.9,
+        "experiment": "digits",
+        "method": "lpss",
+        "states": {"completed": 2, "pruned": 1, "failed": 1},
+        "best": best | {"test_accuracy": 0.88, "weights": 1000},
+        "pareto": [best, other],
+        "seconds": {"total": 10.0, "training": 7.0, "sampling": 1.0, "tracking": 0.5, "other": 1.5},
+        "mlflow": {"experiment_id": "3", "run_id": "abc"},
+    }
+
+
+def test_a_study_without_a_feasible_trial_has_no_best(tmp_path: Path) -> None:
+    document = result_document(outcome(tmp_path, records=[], test_accuracy=0.5))
+    assert document["best"] is None
+    assert document["pareto"] == []
+    assert document["states"] == {"completed": 0, "pruned": 0, "failed": 0}
+    _, pareto, result = write_results(outcome(tmp_path, records=RECORDS[:1]))
+    assert rows(pareto) == []
+    assert strict(result.read_text(encoding="utf-8"))["best"] is None
+
+
+def test_the_json_never_contains_nan(tmp_path: Path) -> None:
+    record = trial(0, val_accuracy=0.9, sparsity=0.9, sparsity_total=math.nan, params={"x": math.inf, "y": [math.nan]})
+    document = strict(to_json(result_document(outcome(tmp_path, records=[record]))))
+    assert document["best"]["sparsity_total"] is None
+    assert document["best"]["params"] == {"x": None, "y": [None]}
+
+
+def test_other_is_never_negative() -> None:
+    assert StudySeconds(total=1.0, training=1.0, sampling=1e-9).other == 0.0
+
+
+def test_plain_leaves_nothing_that_json_does_not_know() -> None:
+    assert plain({1: Path("a"), "s": TrialState.FAILED, "t": (1, None)}) == {"1": "a", "s": "failed", "t": [1, None]}
+
+
+def test_writing_makes_the_folder_and_leaves_no_temporary_file(tmp_path: Path) -> None:
+    folder = tmp_path / "studies" / "demo"
+    write_results(outcome(folder))
+    write_results(outcome(folder))
+    assert sorted(path.name for path in folder.iterdir()) == ["pareto.csv", "result.json", "trials.csv"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "trials.csv"
+    write_atomically(path, "old\n")
+
+    def full(descriptor: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(path, "new\n")
+    assert path.read_text(encoding="utf-8") == "old\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_text_that_no_encoding_takes_does_not_lose_the_file(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a", "caf\u00e9 \udc80")
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "caf\u00e9 \\udc80"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX systems")
+def test_files_are_as_readable_as_any_other_new_file(tmp_path: Path) -> None:
+    (tmp_path / "ordinary").touch()
+    write_atomically(tmp_path / "ours", "x")
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ordinary", "ours")}
+    assert len(modes) == 1

@@ -1,0 +1,93 @@
+"""The best network: judged once on the test data, and written as files that hold no code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from experiments import Data, Experiment
+from experiments.base import evaluate
+from tuner.records import TrialRecord
+from tuner.results import plain, write_atomically
+
+MODEL, DESCRIPTION = "model.safetensors", "model.json"
+_MASK = ".mask"
+
+
+@dataclass(frozen=True)
+class BestModel:
+    """What was measured of the network that is reported."""
+
+    test_accuracy: float
+    weights: int  # prunable ones
+    zeros: int  # of those, counted in the tensors themselves
+
+
+def write_best(weights: Path, folder: Path, experiment: Experiment, data: Data, record: TrialRecord) -> BestModel:
+    """Reads a trial's network, measures it on the test data, and writes it under folder/best.
+
+    Raises:
+        RuntimeError: if the file's sparsity or validation accuracy is not the one that the trial reported: then
+            something between the worker and here is broken, and no figure may be trusted.
+    """
+    tensors = load_file(weights)
+    masks = {name.removesuffix(_MASK): tensors.pop(name) for name in list(tensors) if name.endswith(_MASK)}
+    model = experiment.model()
+    model.load_state_dict(tensors)
+    zeros, total = count_zeros(tensors, masks)
+    if zeros / total != record.sparsity:
+        raise RuntimeError(f"{record.name} reported sparsity {record.sparsity}, its file has {zeros}/{total} zeros")
+    val_accuracy = evaluate(experiment, model, data.val)
+    # A GPU's sums round differently: a handful of examples near a decision may change sides.
+    if record.val_accuracy is None or abs(val_accuracy - record.val_accuracy) > 0.005:
+        raise RuntimeError(f"{record.name} reported accuracy {record.val_accuracy}, its file gives {val_accuracy}")
+    best = BestModel(evaluate(experiment, model, data.test), total, zeros)
+    target = folder / "best"
+    target.mkdir(exist_ok=True)
+    shutil.copyfile(weights, target / f".{MODEL}.tmp")
+    (target / f".{MODEL}.tmp").replace(target / MODEL)
+    description = _describe(experiment, data, model, masks, record, best)
+    write_atomically(target / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    return best
+
+
+def count_zeros(tensors: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]) -> tuple[int, int]:
+    """(zero weights, all weights) over the tensors that have a mask, counted in the weights, not in the masks."""
+    zeros = sum(int((tensors[name] == 0).sum()) for name in masks)
+    return zeros, sum(mask.numel() for mask in masks.values())
+
+
+def _describe(
+    experiment: Experiment,
+    data: Data,
+    model: torch.nn.Module,
+    masks: dict[str, torch.Tensor],
+    record: TrialRecord,
+    best: BestModel,
+) -> dict[str, Any]:
+    """What a person needs to use the network again, in JSON's types."""
+    return {
+        "experiment": experiment.name,
+        "architecture": str(model).split("\n"),
+        "input_shape": list(data.test.x.shape[1:]),
+        "preprocessing": data.preprocessing,
+        "classes": list(data.classes),
+        "trial": record.name,
+        "method": record.method,
+        "params": {name: plain(value) for name, value in record.params.items()},
+        "metrics": {
+            "val_accuracy": record.val_accuracy,
+            "test_accuracy": best.test_accuracy,
+            "sparsity": record.sparsity,
+            "sparsity_total": record.sparsity_total,
+            "nonzero_weights": best.weights - best.zeros,
+            "weights": best.weights,
+        },
+        "sparsity_by_layer": {name: 1 - float(mask.double().mean()) for name, mask in masks.items()},
+    }

@@ -1,0 +1,194 @@
+"""The command `tune-sparsity`: options in, exit code out. Heavy imports wait until they are needed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+_EPILOG = """\
+also:
+  tune-sparsity resume STUDY    go on with a study that was interrupted
+  tune-sparsity list experiments|methods|spaces|samplers
+
+exit codes: 0 done, 1 the study failed, 2 wrong use, 3 no trial meets the target, 130 interrupted"""
+_LISTS = ("experiments", "methods", "spaces", "samplers")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        from tuner.config import UsageError
+
+        raise UsageError(f"{message} (tune-sparsity --help shows all options)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    from tuner.config import UsageError
+
+    try:
+        if arguments and not arguments[0].startswith("-"):
+            return _subcommand(arguments[0], arguments[1:])
+        return _search(arguments)
+    except UsageError as error:
+        print(f"tune-sparsity: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("tune-sparsity: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has left
+        return EXIT_DONE
+
+
+def _subcommand(name: str, arguments: list[str]) -> int:
+    from tuner.config import UsageError, unknown
+
+    commands = {"resume": _resume, "list": _list}
+    if name not in commands:
+        raise UsageError(unknown("command", name, commands) + ", or options that begin a study: --target 0.9")
+    return commands[name](arguments)
+
+
+def _parser(prog: str = "tune-sparsity", **more: Any) -> _Parser:
+    return _Parser(prog=prog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+
+
+def _search_parser() -> _Parser:
+    """The options of a study. Values stay text here: the configuration checks them, wherever they come from."""
+    parser = _parser(
+        description="Finds the most accurate network that is at least TARGET sparse, and the whole front beside it.",
+        epilog=_EPILOG,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    what = parser.add_argument_group("what to find")
+    what.add_argument("--target", metavar="S", help="fraction of zero weights to reach, in [0, 1), e.g. 0.9")
+    what.add_argument("--experiment", metavar="NAME", help="built-in name, path/to/file.py:name or module:name (digits)")
+    what.add_argument("--method", metavar="NAME", help="sparse training method (lpss)")
+    what.add_argument("--space", metavar="NAME|FILE", help="search space (the method's own)")
+    what.add_argument("--data-dir", metavar="DIR", help="where data sets are, or are downloaded to")
+    how = parser.add_argument_group("how to search")
+    how.add_argument("--trials", metavar="N", help="number of trials (32)")
+    how.add_argument("--time-budget", metavar="T", help="end after 90s, 30m, 1h30m, ...")
+    how.add_argument("--epochs", metavar="N", help="epochs of a trial (the experiment's own)")
+    how.add_argument("--seed", metavar="N", help="of the sampler, the weights and the order of examples (0)")
+    how.add_argument("--sampler", metavar="NAME", help="tpe, gp, nsgaii, qmc or random (tpe)")
+    how.add_argument("--scheduler", metavar="NAME", help="asha stops hopeless trials early, none does not (asha)")
+    where = parser.add_argument_group("where to run")
+    where.add_argument("--concurrency", metavar="N", help="trials at once (as many as fit)")
+    where.add_argument("--cpus-per-trial", metavar="N", help="(1)")
+    where.add_argument("--gpus-per-trial", metavar="N", help="auto, 0, a share such as 0.25, or 1 (auto)")
+    where.add_argument("--address", metavar="ADDRESS", help="of a running Ray: auto, HOST:PORT (default: a private one)")
+    record = parser.add_argument_group("where to keep it")
+    record.add_argument("--storage", metavar="DIR", help="folder of studies (./studies)")
+    record.add_argument("--study", metavar="NAME", help="the study's name (from experiment, target and time)")
+    record.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (sqlite:///mlflow.db)")
+    record.add_argument("--config", metavar="FILE", help="YAML with any of these options; the command line wins")
+    record.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
+    return parser
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"tune-sparsity {version('tune-sparsity')}"
+    except PackageNotFoundError:
+        return "tune-sparsity (not installed)"
+
+
+def _search(arguments: list[str]) -> int:
+    options = vars(_search_parser().parse_args(arguments))
+    as_json = options.pop("json", False)
+    from tuner.config_file import read_config
+
+    return _run(read_config(options).resolved(), as_json=as_json, resume=False)
+
+
+def _resume(arguments: list[str]) -> int:
+    parser = _parser("tune-sparsity resume", description="Goes on with a study: finished trials stay as they are.")
+    parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
+    parser.add_argument("--storage", metavar="DIR", default="studies", help="folder of studies (./studies)")
+    parser.add_argument("--trials", metavar="N", default=argparse.SUPPRESS, help="a new number of trials in all")
+    parser.add_argument("--data-dir", metavar="DIR", default=argparse.SUPPRESS)
+    parser.add_argument("--tracking-uri", metavar="URI", default=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    options = vars(parser.parse_args(arguments))
+    as_json = options.pop("json")
+    from tuner.config_file import read_study
+
+    config = read_study(options.pop("study"), Path(options.pop("storage")), options)
+    return _run(config.resolved(), as_json=as_json, resume=True)
+
+
+def _list(arguments: list[str]) -> int:
+    parser = _parser("tune-sparsity list", description="Names that the options accept.")
+    parser.add_argument("kind", metavar="|".join(_LISTS))
+    kind = parser.parse_args(arguments).kind
+    from tuner.config import UsageError, unknown
+    from tuner.listing import listing
+
+    if kind not in _LISTS:
+        raise UsageError(unknown("list", kind, _LISTS))
+    print(listing(kind))
+    return EXIT_DONE
+
+
+def _run(config: Any, *, as_json: bool, resume: bool) -> int:
+    """Prepares and runs a study, and says how it went."""
+    from tuner.run import prepare, run_study
+    from tuner.tracking import stray_environment
+
+    _say(f"{'Resuming' if resume else 'Starting'} {config.study}: {config.trials} trials, target {config.target:g}")
+    if stray := stray_environment():
+        _say(f"Ignoring {', '.join(stray)}: this study has runs of its own")
+    prepared = prepare(config, resume=resume)
+    finished = run_study(prepared, resume=resume)
+    _report(finished, as_json)
+    return _exit_code(finished, config)
+
+
+def _report(finished: Any, as_json: bool) -> None:
+    from tuner.display import print_result
+    from tuner.results import result_document, to_json
+
+    if as_json:
+        print(to_json(result_document(finished.outcome)))
+    else:
+        print_result(finished.outcome)
+    for problem in finished.problems:
+        _say(f"Not in MLflow: {problem}")
+
+
+def _exit_code(finished: Any, config: Any) -> int:
+    outcome = finished.outcome
+    if finished.interrupted:
+        _say(f"Interrupted. To go on: tune-sparsity resume {config.study} --storage {config.storage}")
+        return EXIT_INTERRUPTED
+    if outcome.records and all(record.state == "failed" for record in outcome.records):
+        _say(f"Every trial failed. The first: {finished.first_failure}")
+        return EXIT_FAILED
+    if outcome.best is None:
+        _say(f"No trial completed with a sparsity of at least {config.target:g}: try more trials or epochs")
+        return EXIT_INFEASIBLE
+    return EXIT_DONE
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

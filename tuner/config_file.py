@@ -1,0 +1,59 @@
+"""Configurations that come from files: --config, and the study.yaml of a study to be resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from search_spaces import BadFile, read_mapping
+from tuner.config import StudyConfig, UsageError, describe, make_config
+
+_ABOUT = "about"  # study.yaml's account of versions and data: no option
+
+
+def read_config(options: dict[str, Any]) -> StudyConfig:
+    """The configuration from the command line's options and, beneath them, the file that `config` names.
+
+    Raises:
+        UsageError: with the line of the file where that is where the mistake is.
+    """
+    options = dict(options)
+    file = options.pop("config", None)
+    if file is None:
+        return make_config(options)
+    return _from_file(Path(file), options)
+
+
+def read_study(study: str, storage: Path, options: dict[str, Any]) -> StudyConfig:
+    """The configuration of an existing study, by its name in `storage` or by its folder.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    folder = storage / study
+    if not (folder / "study.yaml").is_file() and (Path(study) / "study.yaml").is_file():
+        folder = Path(study).absolute()
+    if not (folder / "study.yaml").is_file():
+        there = sorted(path.parent.name for path in storage.glob("*/study.yaml"))
+        raise UsageError(f"no study {study!r} in {storage}: there {'is ' + ', '.join(there) if there else 'are none'}")
+    place = {"storage": folder.parent, "study": folder.name}
+    return _from_file(folder / "study.yaml", {**options, **place})
+
+
+def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:
+    try:
+        data, lines = read_mapping(path)
+    except BadFile as error:
+        raise UsageError(str(error)) from None
+    data.pop(_ABOUT, None)
+    named = {key.replace("-", "_"): key for key in data}
+    merged = {**{name: data[key] for name, key in named.items() if data[key] is not None}, **options}
+    try:
+        return StudyConfig(**merged)
+    except ValidationError as error:
+        field = str(error.errors()[0]["loc"][0])
+        if field in named and field not in options:
+            raise UsageError(str(lines.error((named[field],), describe(error)))) from None
+        raise UsageError(describe(error)) from None

@@ -1,0 +1,314 @@
+"""Interactive pictures of a study, each one a single file that opens without a network.
+
+plotly is imported where a figure is made, because importing it takes longer than `tune-sparsity --help` may.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from tuner.pareto import Point, best_trial, pareto_front, point_of, points_of
+from tuner.records import TrialRecord, TrialState
+from tuner.results import write_atomically
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+OKABE_ITO = {
+    "black": "#000000",
+    "orange": "#E69F00",
+    "sky blue": "#56B4E9",
+    "bluish green": "#009E73",
+    "yellow": "#F0E442",
+    "blue": "#0072B2",
+    "vermillion": "#D55E00",
+    "reddish purple": "#CC79A7",
+}
+"""The eight colours of Okabe and Ito (2008), which people of every kind of colour vision can tell apart."""
+
+Range = tuple[float, float]
+"""Of an axis, in percent."""
+
+GREY = "#8C8C8C"
+"""For what does not count as a result."""
+
+_AXIS = {
+    **{"showline": True, "linecolor": "#444444", "ticks": "outside", "tickcolor": "#444444"},
+    **{"gridcolor": "#E5E5E5", "zeroline": False, "automargin": True},
+}
+THEME: dict[str, Any] = {
+    "layout": {
+        "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif", "size": 14},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "colorway": [
+            OKABE_ITO[name]
+            for name in ("blue", "vermillion", "bluish green", "orange", "sky blue", "reddish purple", "black")
+        ],
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "title": {"x": 0.02, "xanchor": "left"},
+        "margin": {"l": 70, "r": 30, "t": 90, "b": 60},
+        "legend": {"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top"},
+        "hoverlabel": {"align": "left", "bgcolor": "white"},
+        "hovermode": "closest",
+    }
+}
+"""The look of every picture, as a plotly template: `go.Figure(layout={"template": THEME})`. Fonts of the reader's
+system only, since a web font would be fetched."""
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """The trials by how they are drawn; each of them has a point."""
+
+    front: list[TrialRecord]
+    dominated: list[TrialRecord]
+    below: list[TrialRecord]  # completed, but less sparse than the target
+    stopped: list[TrialRecord]
+
+    @property
+    def drawn(self) -> list[TrialRecord]:
+        return [*self.front, *self.dominated, *self.below, *self.stopped]
+
+    @property
+    def feasible(self) -> list[TrialRecord]:
+        return [*self.front, *self.dominated]
+
+
+def _group(records: Sequence[TrialRecord], target: float) -> _Groups:
+    # Failed trials are not drawn: what was measured before a loss became NaN says nothing. Running ones will be.
+    located = [record for record in records if point_of(record) is not None]
+    front = pareto_front(located, target)
+    numbers = {record.number for record in front}
+    return _Groups(
+        front=front,
+        dominated=[r for r in located if r.feasible(target) and r.number not in numbers],
+        below=[r for r in located if r.state is TrialState.COMPLETED and not r.feasible(target)],
+        stopped=[r for r in located if r.state is TrialState.PRUNED],
+    )
+
+
+def percent(fraction: float) -> str:
+    """A fraction such as a target as people write it: 0.9 is "90%", 0.985 is "98.5%"."""
+    return f"{100 * fraction:.6g}%"
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def hover_text(record: TrialRecord) -> str:
+    """What is known of a trial, as the lines of a hover label. Text of the user's is escaped: plotly reads tags."""
+    known: dict[str, Any] = {
+        "accuracy": None if record.val_accuracy is None else f"{record.val_accuracy:.2%}",
+        "sparsity": None if record.sparsity is None else f"{record.sparsity:.3%}",
+        "nonzero weights": None if record.nonzero_weights is None else f"{record.nonzero_weights:,}",
+        "epochs": record.epochs,
+        "method": record.method,
+    }
+    lines = [f"{key} {_value(value)}" for key, value in known.items() if value is not None]
+    parameters = [f"{name} = {_value(value)}" for name, value in record.params.items()]
+    state = "stopped early" if record.state is TrialState.PRUNED else record.state
+    return "<br>".join([f"<b>{record.name}</b> {state}", *(html.escape(line) for line in lines + parameters)])
+
+
+def _trace(records: Sequence[TrialRecord], name: str, **look: Any) -> dict[str, Any]:
+    points = points_of(records)
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [100 * x for x, _ in points],
+        "y": [100 * y for _, y in points],
+        "text": [hover_text(record) for record in records],
+        "hovertemplate": "%{text}<extra></extra>",
+        **look,
+    }
+
+
+def _traces(groups: _Groups, best: TrialRecord | None) -> list[dict[str, Any]]:
+    """From back to front, each group with a colour and a shape of its own; a group without trials has no trace."""
+    blue, sky, red = OKABE_ITO["blue"], OKABE_ITO["sky blue"], OKABE_ITO["vermillion"]
+    grey = {"color": GREY, "size": 8}
+    front_look = {
+        "mode": "lines+markers",
+        # Steps, because a straight line between two networks would promise networks that nobody trained.
+        "line": {"color": blue, "width": 2, "shape": "vh"},
+        "marker": {"color": blue, "size": 10},
+    }
+    traces = [
+        (groups.stopped, _trace(groups.stopped, "stopped early", marker={**grey, "symbol": "x-open"})),
+        (groups.below, _trace(groups.below, "below the target", marker={**grey, "symbol": "circle-open"})),
+        (
+            groups.dominated,
+            _trace(groups.dominated, "dominated", marker={"color": sky, "size": 8, "symbol": "diamond"}),
+        ),
+        (groups.front, _trace(groups.front, "Pareto front", **front_look)),
+    ]
+    if best is not None:
+        outline = {"color": "black", "width": 1}
+        star = {"color": red, "size": 18, "symbol": "star", "line": outline}
+        traces.append(([best], _trace([best], f"best: {best.name}", marker=star)))
+    return [trace for members, trace in traces if members]
+
+
+def _padded(values: Sequence[float], least: float) -> Range:
+    """A range around the values, `least` wide if they are closer together, that hardly leaves 0 to 100 percent."""
+    low, high = min(values), max(values)
+    span = max(high - low, least)
+    margin = (span - (high - low)) / 2 + 0.06 * span
+    spare = 0.02 * span  # so that a marker at exactly 100% is not cut in half
+    return max(low - margin, -spare), min(high + margin, 100 + spare)
+
+
+def _inside(points: Iterable[Point], x_range: Range, y_range: Range, reach: float = 0.0) -> list[Point]:
+    """The points in the ranges, or outside them by no more than `reach` times the ranges' widths."""
+    x_reach, y_reach = reach * (x_range[1] - x_range[0]), reach * (y_range[1] - y_range[0])
+    return [
+        (x, y)
+        for x, y in points
+        if x_range[0] - x_reach <= 100 * x <= x_range[1] + x_reach
+        and y_range[0] - y_reach <= 100 * y <= y_range[1] + y_reach
+    ]
+
+
+def _not_collapsed(feasible: Sequence[Point], front: Sequence[Point]) -> list[Point]:
+    """The feasible points but those of collapsed trials, whose low accuracy would flatten the front in the picture."""
+    accuracies = [accuracy for _, accuracy in feasible]
+    middle = median(accuracies)
+    lowest = min(middle - 3 * (max(accuracies) - middle), *(accuracy for _, accuracy in front))
+    return [point for point in feasible if point[1] >= lowest]
+
+
+def _ranges(groups: _Groups, target: float) -> tuple[Range, Range]:
+    """The ranges of sparsity and accuracy on which the picture opens: on the target and the feasible trials.
+
+    Other trials are often far from these (one stopped in its first epochs is almost dense), so they count only where
+    they are near, or where nothing is feasible.
+    """
+
+    def around(points: Sequence[Point]) -> tuple[Range, Range]:
+        accuracies = [100 * y for _, y in points] or [0.0, 100.0]
+        return _padded([100 * target, *(100 * x for x, _ in points)], 1.0), _padded(accuracies, 2.0)
+
+    drawn = points_of(groups.drawn)
+    if not groups.feasible:
+        return around(drawn)
+    centre = _not_collapsed(points_of(groups.feasible), points_of(groups.front))
+    return around([*centre, *_inside(drawn, *around(centre), reach=0.5)])
+
+
+def _summary(records: Sequence[TrialRecord], groups: _Groups) -> str:
+    states = [record.state for record in records]
+    counts = {
+        "feasible": len(groups.feasible),
+        "below the target": len(groups.below),
+        "stopped early": states.count(TrialState.PRUNED),
+        "failed": states.count(TrialState.FAILED),
+        "running": states.count(TrialState.RUNNING),
+    }
+    parts = [f"{count} {what}" for what, count in counts.items() if count or what == "feasible"]
+    return f"{len(records)} trial{'' if len(records) == 1 else 's'}: {', '.join(parts)}"
+
+
+def _note(text: str, **place: Any) -> dict[str, Any]:
+    return {"text": text, "showarrow": False, "xref": "paper", "yref": "paper", **place}
+
+
+def _annotations(groups: _Groups, target: float, outside: int) -> list[dict[str, Any]]:
+    label = {"x": 100 * target, "xref": "x", "y": 1, "xanchor": "center", "yanchor": "bottom"}
+    notes = [_note(f"target {percent(target)}", **label)]
+    centre = {"x": 0.5, "y": 0.5, "font": {"size": 18}}
+    if not groups.drawn:
+        notes.append(_note("No trial has a result yet.", **centre))
+    elif not groups.feasible:
+        text = f"No trial is feasible: none completed with a sparsity of {percent(target)} or more."
+        notes.append(_note(text, **{**centre, "y": 0.97}))
+    if outside:
+        text = f"{outside} more outside this view: double-click to see all"
+        notes.append(_note(text, x=1, y=0, xanchor="right", yanchor="bottom", font={"size": 12, "color": "#555555"}))
+    return notes
+
+
+def front_figure(records: Iterable[TrialRecord], target: float, title: str) -> go.Figure:
+    """Accuracy against sparsity: the feasible front, the other trials, the best one and the target.
+
+    Args:
+        records: trials in any order and any state. Failed and running ones are counted but not drawn, and stopped
+            ones are drawn where their last validation left them.
+        target: smallest feasible sparsity, in [0, 1].
+        title: plain text above the picture.
+
+    Returns:
+        A plotly figure with both axes in percent; with no trials it says so.
+    """
+    import plotly.graph_objects as go
+
+    records = list(records)
+    groups = _group(records, target)
+    x_range, y_range = _ranges(groups, target)
+    outside = len(groups.drawn) - len(_inside(points_of(groups.drawn), x_range, y_range))
+    line = {"color": "black", "width": 1.5, "dash": "dash"}
+    at_target = {
+        "type": "line",
+        "x0": 100 * target,
+        "x1": 100 * target,
+        "y0": 0,
+        "y1": 1,
+        "yref": "paper",
+        "line": line,
+    }
+    subtitle = {"text": _summary(records, groups)}
+    return go.Figure(
+        data=_traces(groups, best_trial(records, target)),
+        layout={
+            "template": THEME,
+            "title": {"text": html.escape(title), "subtitle": subtitle},
+            "xaxis": {"title": {"text": "sparsity"}, "ticksuffix": "%", "range": x_range},
+            "yaxis": {"title": {"text": "validation accuracy"}, "ticksuffix": "%", "range": y_range},
+            "shapes": [{**at_target, "layer": "below"}],
+            "annotations": _annotations(groups, target, outside),
+            "showlegend": True,
+        },
+    )
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>html, body {{ margin: 0; height: 100%; }} main {{ height: max(100vh, 420px); }}</style>
+</head>
+<body>
+<main aria-label="{title}">
+{figure}
+</main>
+<noscript>This picture is interactive and needs JavaScript; its numbers are also in the tables beside it.</noscript>
+</body>
+</html>
+"""
+
+
+def write_html(figure: go.Figure, path: Path) -> None:
+    """Writes the figure as one self-contained page (about 5 MB: plotly.js is in it) that asks the network for nothing.
+
+    The page's title is the figure's, or the file's name if it has none. An existing file is replaced in one step.
+
+    Raises:
+        OSError: if the folder cannot be written to.
+    """
+    written = re.sub(r"<[^>]*>", " ", figure.layout.title.text or path.stem)
+    # Not displaylogo: a link to a web site has no place in a page that is read offline.
+    config = {"displaylogo": False, "responsive": True}
+    # A fixed id, so that the same study gives the same file.
+    body = figure.to_html(config=config, full_html=False, include_plotlyjs=True, div_id="figure")
+    write_atomically(path, _PAGE.format(title=html.escape(html.unescape(written)), figure=body))

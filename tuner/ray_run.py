@@ -1,0 +1,244 @@
+"""Runs a study's trials with Ray Tune: what Ray reports is passed on to the StudyRun, and nothing else is decided here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray import cloudpickle, tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from experiments import Experiment
+from tuner.config import StudyConfig, UsageError
+from tuner.records import TrialState, trial_name
+from tuner.study import StudyRun
+from tuner.trial import FINAL, METRICS, TrialSetup, TrialTrainable
+
+# Our own records are the truth, and the driver writes them: Ray's loggers, its snapshots and its reporter only cost.
+_TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # One thread per trial process: two under contention make a one-second trial take 35 seconds.
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@contextmanager
+def ray_cluster(config: StudyConfig) -> Iterator[None]:
+    """A connection to the cluster at --address, or a private Ray on this machine that ends with the study.
+
+    Raises:
+        UsageError: if no cluster answers at the address.
+    """
+    for name, value in _TUNE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        if config.address is None:
+            cpus = max(len(os.sched_getaffinity(0)), int(np.ceil(config.cpus_per_trial)))
+            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        else:
+            ray.init(config.address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if config.address is None:
+            raise
+        reason = " ".join(str(error).split())[:160]
+        raise UsageError(f"--address {config.address!r}: no Ray cluster answers there ({reason})") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def gpus_per_trial(config: StudyConfig) -> float:
+    """The share that each trial gets. "auto": a whole GPU where the cluster has any, else none.
+
+    Raises:
+        UsageError: if more is asked for than any cluster node has.
+    """
+    if config.gpus_per_trial == "auto":
+        return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+    return float(config.gpus_per_trial)
+
+
+def slots(config: StudyConfig, gpus: float) -> int:
+    """How many trials run at once: as many as fit into the cluster, or --concurrency where that is less.
+
+    Raises:
+        UsageError: if not even one fits.
+    """
+    resources = ray.cluster_resources()
+    have_cpus, have_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    fit = int(have_cpus / config.cpus_per_trial + 1e-9)
+    if gpus > 0:
+        fit = min(fit, int(have_gpus / gpus + 1e-9))
+    if fit < 1:
+        raise UsageError(
+            f"a trial needs {config.cpus_per_trial:g} CPUs and {gpus:g} GPUs, and Ray has {have_cpus:g} and "
+            f"{have_gpus:g}: lower --cpus-per-trial or --gpus-per-trial"
+        )
+    return min(fit, config.concurrency or fit)
+
+
+class _NotPickled:
+    """Ray pickles what it is given into snapshots to restore from. Ours restore from Optuna's journal instead, and hold
+    threads and files that cannot be pickled: the snapshot gets an empty object."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Searcher(_NotPickled, Searcher):  # type: ignore[misc]
+    """Asks the study for trials on Ray's behalf. How they end is told by the callback, which knows why."""
+
+    def __init__(self, study: StudyRun, names: dict[str, int]) -> None:
+        super().__init__()
+        self._study, self._names = study, names
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        asked = self._study.ask()
+        if asked is None:
+            return Searcher.FINISHED
+        self._names[trial_id] = asked.number
+        return {"number": asked.number, "method": asked.method, "params": asked.params}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass  # the state is in Optuna's journal
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class _Callback(_NotPickled, tune.Callback):  # type: ignore[misc]
+    """Passes the events of Ray's trials on to the study."""
+
+    def __init__(self, study: StudyRun, names: dict[str, int]) -> None:
+        self._study, self._names = study, names
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._study.epoch(self._names[trial.trial_id], result[METRICS])
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        final = (trial.last_result or {}).get(FINAL, False)
+        self._study.end(self._names[trial.trial_id], TrialState.COMPLETED if final else TrialState.PRUNED)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._study.end(self._names[trial.trial_id], TrialState.FAILED, failure_reason(trial))
+
+
+def failure_reason(trial: Trial) -> str:
+    """Why a trial failed, in one line: the exception that was raised in the worker."""
+    error = trial.get_pickled_error()
+    cause = getattr(error, "cause", None) or error
+    text = " ".join(str(cause).split("\n")[0].split()) if cause is not None else ""
+    kind = type(cause).__name__ if cause is not None else "unknown error"
+    return f"{kind}: {text}"[:300] if text else kind
+
+
+class StopWhen(_NotPickled, tune.Stopper):  # type: ignore[misc]
+    """Ends the whole study when the time budget is used up, or when it was asked to."""
+
+    def __init__(self, deadline: float | None) -> None:
+        self._deadline = deadline
+        self.asked = False
+        self.out_of_time = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        self.out_of_time = self._deadline is not None and time.monotonic() >= self._deadline
+        return self.asked or self.out_of_time
+
+
+def scheduler(config: StudyConfig, epochs: int) -> TrialScheduler:
+    """Asynchronous successive halving on the accuracy that a trial would have at its final sparsity, or none."""
+    if config.scheduler == "none" or epochs < 3:
+        return FIFOScheduler()
+    return ASHAScheduler(
+        time_attr="training_iteration",
+        metric=f"{METRICS}/val_accuracy_at_target",
+        mode="max",
+        max_t=epochs,
+        grace_period=max(1, round(epochs / 5)),
+        reduction_factor=3,
+    )
+
+
+def run_trials(
+    study: StudyRun, setup: TrialSetup, arrays: dict[str, np.ndarray], *, gpus: float, concurrency: int, stop: StopWhen
+) -> dict[int, str]:
+    """Runs trials until the study has had all of them, or `stop` says so.
+
+    Returns:
+        Ray's own state of every trial, by number: TERMINATED or ERROR (or another, for trials that were cut off).
+    """
+    config = study.config
+    _send_code_of(setup.experiment)
+    names: dict[str, int] = {}
+    scratch = config.folder / ".ray"
+    trainable = tune.with_resources(
+        tune.with_parameters(TrialTrainable, shared=setup, arrays=arrays), {"cpu": config.cpus_per_trial, "gpu": gpus}
+    )
+    try:
+        results = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=_Searcher(study, names),
+                scheduler=scheduler(config, setup.epochs),
+                num_samples=config.trials,
+                max_concurrent_trials=concurrency,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial_name(trial.config["number"]),
+                trial_dirname_creator=lambda trial: trial_name(trial.config["number"]),
+            ),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=str(scratch),
+                callbacks=[_Callback(study, names)],
+                stop=stop,
+                failure_config=tune.FailureConfig(max_failures=0),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                verbose=0,
+            ),
+        ).fit()
+        return {names[trial.trial_id]: trial.status for trial in results._experiment_analysis.trials}
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _send_code_of(experiment: Experiment) -> None:
+    """A user's module that is no installed package travels to the workers by value."""
+    module = sys.modules.get(getattr(experiment.model, "__module__", ""))
+    file = getattr(module, "__file__", None)
+    if module is not None and file and not _installed(Path(file)):
+        cloudpickle.register_pickle_by_value(module)
+
+
+def _installed(file: Path) -> bool:
+    packages = {"site-packages", "dist-packages"}
+    own = Path(__file__).resolve().parent.parent
+    return bool(packages & set(file.parts)) or file.resolve().is_relative_to(own / "experiments")

@@ -1,0 +1,55 @@
+"""What is known of one trial, in the one form that the searcher, the tracker, the files and the pictures share."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class TrialState(StrEnum):
+    """The states of a trial; Optuna's, Ray's and MLflow's own states are derived from these."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    PRUNED = "pruned"  # stopped early by the scheduler: what it had reached is not a result
+    FAILED = "failed"  # NaN loss, an exception, a lost worker
+
+
+def trial_name(number: int) -> str:
+    """The name under which a trial is known everywhere: Optuna number 7 is "t0007"."""
+    return f"t{number:04d}"
+
+
+@dataclass
+class TrialRecord:
+    """One trial. Accuracies and sparsities are fractions in [0, 1]; measures are None until the first epoch ended."""
+
+    number: int
+    method: str
+    params: dict[str, Any]
+    state: TrialState = TrialState.RUNNING
+    val_accuracy: float | None = None
+    sparsity: float | None = None  # zero weights / prunable weights, of the network as last validated
+    sparsity_total: float | None = None  # zero weights / all parameters
+    hoyer: float | None = None  # mean Hoyer sparsity of the rows on the sphere: not a fraction of zeros
+    nonzero_weights: int | None = None
+    epochs: int = 0
+    seconds: float = 0.0  # wall clock of the trial
+    reason: str = ""  # why a failed trial failed, in one line
+    metrics: dict[str, float] = field(default_factory=dict)  # the last epoch's, under their MLflow names
+
+    @property
+    def name(self) -> str:
+        return trial_name(self.number)
+
+    def feasible(self, target: float) -> bool:
+        """Completed, and at least `target` sparse. Stopped and failed trials never are."""
+        return self.state is TrialState.COMPLETED and self.sparsity is not None and self.sparsity >= target
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TrialRecord:
+        return cls(**{**data, "state": TrialState(data["state"])})

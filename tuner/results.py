@@ -1,0 +1,242 @@
+"""The result of a study as files: trials.csv, pareto.csv and result.json.
+
+The files are read by other programs, perhaps while the study runs, so each of them is replaced in one step and is
+never seen half written. Missing values are empty in the tables and null in the JSON, which never contains NaN.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tuner.pareto import best_trial, pareto_front
+from tuner.records import TrialRecord, TrialState
+
+TRIALS_CSV = "trials.csv"
+PARETO_CSV = "pareto.csv"
+RESULT_JSON = "result.json"
+
+LEADING_COLUMNS = ("number", "state")
+TRAILING_COLUMNS = (
+    *("val_accuracy", "sparsity", "sparsity_total", "hoyer", "nonzero_weights"),
+    *("epochs", "seconds", "method", "reason"),
+)
+"""After the parameters; like the leading ones they are attributes of a TrialRecord."""
+
+
+@dataclass(frozen=True)
+class StudySeconds:
+    """Where the driver's wall clock went, in seconds.
+
+    The shares do not overlap: `training` is the time spent waiting for trials, not the sum over concurrent trials,
+    and excludes what the driver spent on `sampling` and `tracking`.
+    """
+
+    total: float = 0.0
+    training: float = 0.0
+    sampling: float = 0.0
+    tracking: float = 0.0
+
+    @property
+    def other(self) -> float:
+        """What remains of the total; never negative, since clocks read one after the other may disagree a little."""
+        return max(0.0, self.total - self.training - self.sampling - self.tracking)
+
+    def to_dict(self) -> dict[str, float]:
+        return {
+            "total": self.total,
+            "training": self.training,
+            "sampling": self.sampling,
+            "tracking": self.tracking,
+            "other": self.other,
+        }
+
+
+@dataclass(frozen=True)
+class StudyOutcome:
+    """All that a study found, in the one form from which its files and its last words on the terminal are made."""
+
+    study: str
+    target: float  # smallest feasible sparsity, in [0, 1]
+    experiment: str
+    method: str  # as given: several methods are separated by commas
+    records: Sequence[TrialRecord]
+    folder: Path  # STORAGE/STUDY
+    seconds: StudySeconds = field(default_factory=StudySeconds)
+    test_accuracy: float | None = None  # of the best trial's network, the only one that the test set is read for
+    weights: int | None = None  # number of prunable weights of the best trial's network
+    mlflow_experiment_id: str | None = None
+    mlflow_run_id: str | None = None  # of the study's parent run
+    tracking_uri: str | None = None
+
+    @property
+    def best(self) -> TrialRecord | None:
+        return best_trial(self.records, self.target)
+
+    @property
+    def front(self) -> list[TrialRecord]:
+        return pareto_front(self.records, self.target)
+
+    @property
+    def states(self) -> dict[str, int]:
+        """The number of trials in each final state; a trial that is still running is in none of them."""
+        counts = Counter(record.state for record in self.records)
+        return {str(s): counts[s] for s in (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces the file by one with this text (UTF-8, line ends as they are), creating its folder where needed.
+
+    A reader sees the old file or the new one, and a crash leaves one of the two.
+
+    Raises:
+        OSError: if the folder cannot be written to; the old file is then untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because only a rename within one file system is atomic; and not made by tempfile, whose files
+    # are private to their owner, while studies are often on a disk that a group shares. An exception's text may hold
+    # bytes that no encoding takes: they are escaped rather than lose the file.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    """The value as strictly valid JSON can hold it: NumPy scalars as Python's, NaN and infinities as None."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str(value)  # a StrEnum becomes its value
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy scalars and arrays, tensors
+        listed = value.tolist()
+        return plain(listed) if isinstance(listed, bool | int | float | str | list) else str(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return str(value)
+
+
+def to_json(document: dict[str, Any]) -> str:
+    """The document as strictly valid, indented JSON with a line end."""
+    return json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _by_number(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    return sorted(records, key=lambda record: record.number)
+
+
+def _parameter_columns(records: Iterable[TrialRecord]) -> dict[str, str]:
+    """The heading of each parameter's column, by the parameter's name, in first-seen order.
+
+    Headings are the plain names, except where a name is that of another column: `epochs` becomes `param.epochs`,
+    because two columns of one name are read back as something else by every reader.
+    """
+    names = dict.fromkeys(name for record in _by_number(records) for name in record.params)
+    taken = {*LEADING_COLUMNS, *TRAILING_COLUMNS}
+    return {name: f"param.{name}" if name in taken else name for name in names}
+
+
+def _cell(value: Any) -> str:
+    value = plain(value)
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return repr(value)  # the shortest text that reads back as the same number
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return " ".join(str(value).splitlines())  # a row stays one line, also for tools that cut at line ends
+
+
+def trials_csv(records: Sequence[TrialRecord], columns_of: Sequence[TrialRecord] | None = None) -> str:
+    """The trials as a table: number, state, parameters, measures, method, reason.
+
+    Args:
+        records: the rows, in this order.
+        columns_of: the trials whose parameters make the columns; by default those of the rows.
+
+    Returns:
+        The text of the CSV file: RFC 4180 quoting, "\\n" line ends.
+    """
+    parameters = _parameter_columns(records if columns_of is None else columns_of)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*LEADING_COLUMNS, *parameters.values(), *TRAILING_COLUMNS])
+    for record in records:
+        leading = [getattr(record, column) for column in LEADING_COLUMNS]
+        trailing = [getattr(record, column) for column in TRAILING_COLUMNS]
+        values = [*leading, *(record.params.get(name) for name in parameters), *trailing]
+        writer.writerow([_cell(value) for value in values])
+    return text.getvalue()
+
+
+def trial_document(record: TrialRecord) -> dict[str, Any]:
+    """A trial as result.json describes it."""
+    return {
+        "trial": record.name,
+        "method": record.method,
+        "params": record.params,
+        "val_accuracy": record.val_accuracy,
+        "sparsity": record.sparsity,
+        "sparsity_total": record.sparsity_total,
+        "nonzero_weights": record.nonzero_weights,
+    }
+
+
+def result_document(outcome: StudyOutcome) -> dict[str, Any]:
+    """The study's result as one document, that of result.json and of `--json`; `best` is None if none is feasible."""
+    best = outcome.best
+    reported = {"test_accuracy": outcome.test_accuracy, "weights": outcome.weights}
+    document = {
+        "study": outcome.study,
+        "target": outcome.target,
+        "experiment": outcome.experiment,
+        "method": outcome.method,
+        "states": outcome.states,
+        "best": None if best is None else {**trial_document(best), **reported},
+        "pareto": [trial_document(record) for record in outcome.front],
+        "seconds": outcome.seconds.to_dict(),
+        "mlflow": {"experiment_id": outcome.mlflow_experiment_id, "run_id": outcome.mlflow_run_id},
+    }
+    return dict(plain(document))
+
+
+def write_trials(folder: Path, records: Sequence[TrialRecord], target: float) -> list[Path]:
+    """Writes trials.csv (by number) and pareto.csv (by sparsity), perhaps after every trial. Returns both paths."""
+    trials, pareto = folder / TRIALS_CSV, folder / PARETO_CSV
+    write_atomically(trials, trials_csv(_by_number(records)))
+    write_atomically(pareto, trials_csv(pareto_front(records, target), columns_of=records))
+    return [trials, pareto]
+
+
+def write_results(outcome: StudyOutcome) -> list[Path]:
+    """Writes trials.csv, pareto.csv and result.json into the study's folder. Returns the three paths.
+
+    result.json comes last: where it is, the study ended and its tables are complete.
+
+    Raises:
+        OSError: if the folder cannot be written to.
+    """
+    tables = write_trials(outcome.folder, outcome.records, outcome.target)
+    result = outcome.folder / RESULT_JSON
+    write_atomically(result, to_json(result_document(outcome)))
+    return [*tables, result]

@@ -1,0 +1,99 @@
+"""One trial as Ray runs it: a worker process that is kept and reused, one thread, one report an epoch."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray import tune
+from safetensors.torch import save_file
+from torch import Tensor
+
+from experiments import Data, Experiment, Split, Training
+
+METRICS = "metrics"  # in a report: what Training.epoch measured
+FINAL = "final"  # in a report: the trial has trained all its epochs; without it a trial that ends was stopped
+
+
+@dataclass(frozen=True)
+class TrialSetup:
+    """What all trials of a study share; sent to every worker once."""
+
+    experiment: Experiment
+    epochs: int
+    seed: int
+    device: str  # "cpu" or "cuda"
+    weights_folder: Path
+
+
+def shared_arrays(data: Data) -> dict[str, np.ndarray]:
+    """Training and validation data as arrays, which Ray's object store hands to workers without a copy. The test data
+    never leaves the driver."""
+    arrays = {"train_x": data.train.x, "train_y": data.train.y, "val_x": data.val.x, "val_y": data.val.y}
+    return {name: tensor.numpy() for name, tensor in arrays.items()}
+
+
+def trial_seed(study_seed: int, number: int) -> int:
+    """A trial's own seed: different for every trial, the same whenever the study is run again."""
+    return int(np.random.SeedSequence([study_seed, number]).generate_state(1)[0])
+
+
+def weights_file(folder: Path, number: int) -> Path:
+    """Where trial `number` leaves its trained network until the driver has judged it."""
+    return folder / f"{number}.safetensors"
+
+
+class TrialTrainable(tune.Trainable):  # type: ignore[misc]
+    """Ray's view of a Training: `config` holds a trial's number, method and params."""
+
+    def setup(self, config: dict[str, Any], shared: TrialSetup, arrays: dict[str, np.ndarray]) -> None:
+        torch.set_num_threads(1)
+        self._shared = shared
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the arrays are read-only, and nobody writes to them
+            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        self._train_data = Split(tensors["train_x"].to(shared.device), tensors["train_y"].to(shared.device))
+        self._val_data = Split(tensors["val_x"].to(shared.device), tensors["val_y"].to(shared.device))
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begins another trial in this process."""
+        self._number = new_config["number"]
+        self._training = Training(
+            self._shared.experiment,
+            self._train_data,
+            self._val_data,
+            new_config["method"],
+            new_config["params"],
+            epochs=self._shared.epochs,
+            seed=trial_seed(self._shared.seed, self._number),
+            device=self._shared.device,
+        )
+        return True
+
+    def step(self) -> dict[str, Any]:
+        report: dict[str, Any] = {METRICS: self._training.epoch()}
+        if self._training.finished:
+            save_weights(self._training, weights_file(self._shared.weights_folder, self._number))
+            report |= {FINAL: True, "done": True}
+        return report
+
+
+def save_weights(training: Training, path: Path) -> None:
+    """The network's tensors and, under NAME.mask, its masks, as a safetensors file that appears whole or not at all."""
+    tensors: dict[str, Tensor] = {
+        # Copies: networks may share tensors, and safetensors refuses those.
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in training.model.state_dict().items()
+    }
+    for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True):
+        tensors[f"{layer.name}.mask"] = mask.cpu().bool()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file(tensors, temporary)
+    temporary.replace(path)
