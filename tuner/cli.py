@@ -75,7 +75,9 @@ def _search_parser() -> _Parser:
     parser.add_argument("--version", action="version", version=_version())
     what = parser.add_argument_group("what to find")
     what.add_argument("--target", metavar="S", help="fraction of zero weights to reach, in [0, 1), e.g. 0.9")
-    what.add_argument("--experiment", metavar="NAME", help="built-in name, path/to/file.py:name or module:name (digits)")
+    what.add_argument(
+        "--experiment", metavar="NAME", help="built-in name, path/to/file.py:name or module:name (digits)"
+    )
     what.add_argument("--method", metavar="NAME", help="sparse training method (lpss)")
     what.add_argument("--space", metavar="NAME|FILE", help="search space (the method's own)")
     what.add_argument("--data-dir", metavar="DIR", help="where data sets are, or are downloaded to")
@@ -90,7 +92,9 @@ def _search_parser() -> _Parser:
     where.add_argument("--concurrency", metavar="N", help="trials at once (as many as fit)")
     where.add_argument("--cpus-per-trial", metavar="N", help="(1)")
     where.add_argument("--gpus-per-trial", metavar="N", help="auto, 0, a share such as 0.25, or 1 (auto)")
-    where.add_argument("--address", metavar="ADDRESS", help="of a running Ray: auto, HOST:PORT (default: a private one)")
+    where.add_argument(
+        "--address", metavar="ADDRESS", help="of a running Ray: auto, HOST:PORT (default: a private one)"
+    )
     record = parser.add_argument_group("where to keep it")
     record.add_argument("--storage", metavar="DIR", help="folder of studies (./studies)")
     record.add_argument("--study", metavar="NAME", help="the study's name (from experiment, target and time)")
@@ -149,7 +153,7 @@ def _list(arguments: list[str]) -> int:
 def _run(config: Any, *, as_json: bool, resume: bool) -> int:
     """Prepares and runs a study, and says how it went."""
     from tuner.run import prepare, run_study
-    from tuner.tracking import stray_environment
+    from tuner.tracking_uri import stray_environment
 
     _say(f"{'Resuming' if resume else 'Starting'} {config.study}: {config.trials} trials, target {config.target:g}")
     if stray := stray_environment():

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from tuner.tracking import check_tracking_uri, resolve_tracking_uri
+from tuner.tracking_uri import check_tracking_uri, resolve_tracking_uri
 
 SAMPLERS = ("tpe", "gp", "nsgaii", "cmaes", "qmc", "random")
 SCHEDULERS = ("asha", "none")

@@ -38,4 +38,7 @@ def _methods() -> dict[str, str]:
 def _spaces() -> dict[str, str]:
     from search_spaces import BUILT_IN, load_space
 
-    return {name: f"{load_space(name, 0.9).method}: {len(load_space(name, 0.9).distributions)} parameters" for name in BUILT_IN}
+    return {
+        name: f"{load_space(name, 0.9).method}: {len(load_space(name, 0.9).distributions)} parameters"
+        for name in BUILT_IN
+    }

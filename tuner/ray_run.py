@@ -1,7 +1,8 @@
-"""Runs a study's trials with Ray Tune: what Ray reports is passed on to the StudyRun, and nothing else is decided here."""
+"""Runs a study's trials with Ray Tune: what Ray reports is passed on to the StudyRun, which decides."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -51,9 +52,9 @@ def ray_cluster(config: StudyConfig) -> Iterator[None]:
     try:
         if config.address is None:
             cpus = max(len(os.sched_getaffinity(0)), int(np.ceil(config.cpus_per_trial)))
-            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            ray.init(config.address, log_to_driver=False, logging_level="ERROR")
+            ray.init(config.address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if config.address is None:
             raise
@@ -103,7 +104,7 @@ class _NotPickled:
         return {}
 
 
-class _Searcher(_NotPickled, Searcher):  # type: ignore[misc]
+class _Searcher(_NotPickled, Searcher):
     """Asks the study for trials on Ray's behalf. How they end is told by the callback, which knows why."""
 
     def __init__(self, study: StudyRun, names: dict[str, int]) -> None:
@@ -113,7 +114,7 @@ class _Searcher(_NotPickled, Searcher):  # type: ignore[misc]
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
         asked = self._study.ask()
         if asked is None:
             return Searcher.FINISHED
@@ -130,7 +131,7 @@ class _Searcher(_NotPickled, Searcher):  # type: ignore[misc]
         pass
 
 
-class _Callback(_NotPickled, tune.Callback):  # type: ignore[misc]
+class _Callback(_NotPickled, tune.Callback):
     """Passes the events of Ray's trials on to the study."""
 
     def __init__(self, study: StudyRun, names: dict[str, int]) -> None:
@@ -158,7 +159,7 @@ def failure_reason(trial: Trial) -> str:
     return f"{kind}: {text}"[:300] if text else kind
 
 
-class StopWhen(_NotPickled, tune.Stopper):  # type: ignore[misc]
+class StopWhen(_NotPickled, tune.Stopper):
     """Ends the whole study when the time budget is used up, or when it was asked to."""
 
     def __init__(self, deadline: float | None) -> None:
@@ -183,18 +184,20 @@ def scheduler(config: StudyConfig, epochs: int) -> TrialScheduler:
         metric=f"{METRICS}/val_accuracy_at_target",
         mode="max",
         max_t=epochs,
-        grace_period=max(1, round(epochs / 5)),
-        reduction_factor=3,
+        # Rungs after a third and two thirds of the epochs, where half go on: connections still move at the first, and
+        # a shorter look would judge by what the learning rate's warm-up does.
+        grace_period=max(1, round(epochs / 3)),
+        reduction_factor=2,
     )
 
 
 def run_trials(
     study: StudyRun, setup: TrialSetup, arrays: dict[str, np.ndarray], *, gpus: float, concurrency: int, stop: StopWhen
-) -> dict[int, str]:
+) -> dict[str, str]:
     """Runs trials until the study has had all of them, or `stop` says so.
 
     Returns:
-        Ray's own state of every trial, by number: TERMINATED or ERROR (or another, for trials that were cut off).
+        Ray's own state of every trial, by its name: TERMINATED or ERROR.
     """
     config = study.config
     _send_code_of(setup.experiment)
@@ -225,7 +228,7 @@ def run_trials(
                 verbose=0,
             ),
         ).fit()
-        return {names[trial.trial_id]: trial.status for trial in results._experiment_analysis.trials}
+        return {trial_name(names[trial.trial_id]): trial.status for trial in results._experiment_analysis.trials}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

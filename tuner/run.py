@@ -23,9 +23,11 @@ from search_spaces import BUILT_IN as SPACES
 from search_spaces import BadFile, Space, load_space
 from tuner.config import StudyConfig, UsageError, unknown
 from tuner.display import Progress
+from tuner.mlflow_store import StudyIdentity
 from tuner.records import TrialState
 from tuner.results import StudyOutcome, StudySeconds, write_atomically, write_results
-from tuner.tracking import StudyIdentity, Tracker, check_tracking_uri, redact
+from tuner.tracking import Tracker
+from tuner.tracking_uri import check_tracking_uri, redact
 
 STUDY_YAML = "study.yaml"
 _JOURNAL = "optuna.journal"
@@ -54,6 +56,8 @@ class Finished:
     interrupted: bool
     problems: list[str]  # what MLflow did not get
     first_failure: str  # the first failed trial's reason, if any
+    ray_states: dict[str, str]  # Ray's own state of every trial that it ran, by its name
+    optuna_states: dict[str, str]  # Optuna's, of every trial that was begun
 
 
 def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
@@ -178,15 +182,19 @@ def _search(
     progress = Progress(config.trials, config.target, quiet=quiet, deadline=deadline, finished_before=finished_before)
     study = StudyRun(config, searcher, tracker, progress, weights_folder, weights_file)
     setup = TrialSetup(prepared.experiment, prepared.epochs, config.seed, "cuda" if gpus else "cpu", weights_folder)
+    ray_states: dict[str, str] = {}
     with progress, _interruptible(stop):
         if len(study.records) < config.trials:
-            ray_run.run_trials(
+            ray_states = ray_run.run_trials(
                 study, setup, shared_arrays(prepared.data), gpus=gpus, concurrency=concurrency, stop=stop
             )
     if stop.out_of_time:
         for record in study.running():
             study.end(record.number, TrialState.PRUNED, "the time budget was used up")
-    return _conclude(prepared, study, stop, began, concurrency)
+    finished = _conclude(prepared, study, stop, began, concurrency)
+    states = searcher.states()
+    optuna_states = {record.name: states[number] for number, record in study.records.items()}
+    return replace(finished, ray_states=ray_states, optuna_states=optuna_states)
 
 
 @contextmanager
@@ -257,12 +265,14 @@ def _conclude(prepared: Prepared, study: Any, stop: Any, began: float, concurren
         sampling=study.sampling_seconds,
         tracking=tracker.seconds,
     )
-    outcome = replace(outcome, seconds=seconds, mlflow_experiment_id=tracker.experiment_id, mlflow_run_id=tracker.run_id)
+    outcome = replace(
+        outcome, seconds=seconds, mlflow_experiment_id=tracker.experiment_id, mlflow_run_id=tracker.run_id
+    )
     write_results(outcome)
     if best is not None:
         shutil.rmtree(config.folder / ".weights", ignore_errors=True)
     first_failure = next((record.reason for record in records if record.state is TrialState.FAILED), "")
-    return Finished(outcome, stop.asked, tracker.problems, first_failure)
+    return Finished(outcome, stop.asked, tracker.problems, first_failure, {}, {})
 
 
 def write_study_yaml(prepared: Prepared, device: str) -> None:

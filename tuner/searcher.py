@@ -107,7 +107,9 @@ class OptunaSearcher:
 
     def _suggest(self, trial: optuna.Trial) -> Asked:
         """The trial's parameters; those already in the storage come from there."""
-        method = trial.suggest_categorical(_METHOD, list(self.spaces)) if len(self.spaces) > 1 else next(iter(self.spaces))
+        method = (
+            trial.suggest_categorical(_METHOD, list(self.spaces)) if len(self.spaces) > 1 else next(iter(self.spaces))
+        )
         space = self.spaces[method]
         params = {
             name: _suggest(trial, self._key(method, name), distribution)
@@ -153,7 +155,9 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
             name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
         )
     if isinstance(distribution, IntDistribution):
-        return trial.suggest_int(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+        return trial.suggest_int(
+            name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+        )
     assert isinstance(distribution, CategoricalDistribution)
     return trial.suggest_categorical(name, distribution.choices)
 

@@ -48,10 +48,12 @@ def weights_file(folder: Path, number: int) -> Path:
     return folder / f"{number}.safetensors"
 
 
-class TrialTrainable(tune.Trainable):  # type: ignore[misc]
+class TrialTrainable(tune.Trainable):
     """Ray's view of a Training: `config` holds a trial's number, method and params."""
 
-    def setup(self, config: dict[str, Any], shared: TrialSetup, arrays: dict[str, np.ndarray]) -> None:
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], shared: TrialSetup, arrays: dict[str, np.ndarray]
+    ) -> None:
         torch.set_num_threads(1)
         self._shared = shared
         with warnings.catch_warnings():

@@ -17,15 +17,10 @@ from typing import Any
 import pytest
 
 from tuner import tracking
+from tuner.mlflow_store import StudyIdentity, prepare_sqlite
 from tuner.records import TrialRecord, TrialState
-from tuner.tracking import (
-    StudyIdentity,
-    Tracker,
-    check_tracking_uri,
-    redact,
-    resolve_tracking_uri,
-    stray_environment,
-)
+from tuner.tracking import Tracker
+from tuner.tracking_uri import check_tracking_uri, redact, resolve_tracking_uri, stray_environment
 
 IDENTITY = StudyIdentity(study="digits-90", experiment="digits", target=0.9, method="lpss,rigl")
 MakeTracker = Callable[..., Tracker]
@@ -35,7 +30,7 @@ MakeTracker = Callable[..., Tracker]
 def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store without experiments: creating one takes MLflow seconds."""
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    tracking._prepare_sqlite(file)
+    prepare_sqlite(file)
     return file
 
 
@@ -388,7 +383,7 @@ def test_a_thousand_reports_hold_the_caller_up_for_less_than_half_a_second(
     one = tracker()
     one.start_study({}, {})
     assert one.flush(30)
-    before, start = one.seconds, time.perf_counter()
+    before, start, cpu = one.seconds, time.perf_counter(), time.process_time()
     for number in range(50):
         one.start_trial(record(number))
     for epoch, number in itertools.product(range(1, 21), range(50)):
@@ -397,10 +392,10 @@ def test_a_thousand_reports_hold_the_caller_up_for_less_than_half_a_second(
         one.end_trial(record(number, TrialState.COMPLETED, epochs=20))
     held_up = one.seconds - before
     finish(one)
-    total = time.perf_counter() - start
-    print(f"1,000 reports of 12 metrics: caller {held_up:.3f} s, until all is written {total:.2f} s")
+    total, cpu = time.perf_counter() - start, time.process_time() - cpu
+    print(f"1,000 reports of 12 metrics: caller {held_up:.3f} s, all written in {total:.2f} s, CPU {cpu:.2f} s")
     assert held_up < 0.5
-    assert total < 10  # some 3 s on an idle machine
+    assert cpu < 8  # some 3 s; CPU time, since other processes make wall clock a matter of luck
     with closing(sqlite3.connect(store)) as database:
         (rows,) = database.execute("SELECT count(*) FROM metrics WHERE key LIKE 'metric_%'").fetchone()
     assert rows == 12_000
@@ -410,7 +405,9 @@ def test_standard_streams_stay_clean_and_mlflow_is_not_imported_by_the_caller(st
     script = """
 import sys
 from tuner.records import TrialRecord
-from tuner.tracking import StudyIdentity, Tracker, check_tracking_uri
+from tuner.mlflow_store import StudyIdentity
+from tuner.tracking import Tracker
+from tuner.tracking_uri import check_tracking_uri
 check_tracking_uri(sys.argv[1])
 assert "mlflow" not in sys.modules
 tracker = Tracker(sys.argv[1], StudyIdentity("s", "e", 0.9, "lpss"))

@@ -1,0 +1,94 @@
+"""Real studies, run once through the command as a user would, for the tests to look at from all sides."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+EXPERIMENT = """
+import torch
+from torch import nn
+from experiments import Data, Experiment, Recipe, Split
+
+class Sometimes(nn.Module):
+    '''Its weights decide whether it diverges: a third of all seeds do, in the second epoch.'''
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 3))
+        self.register_buffer("diverges", torch.rand(()) < 1 / 3)
+        self.register_buffer("seen", torch.zeros(()))
+    def forward(self, x):
+        self.seen += self.training
+        return self.net(x) * torch.where(self.diverges & (self.seen > 15), torch.nan, 1.0)
+
+def load(data_dir):
+    g = torch.Generator().manual_seed(0)
+    means = 2 * torch.randn(3, 12, generator=g)
+    def split(n):
+        y = torch.randint(0, 3, (n,), generator=g)
+        return Split(means[y] + torch.randn(n, 12, generator=g), y)
+    return Data(split(300), split(120), split(120), classes=("a", "b", "c"))
+
+sometimes_nan = Experiment("sometimes-nan", load, Sometimes, Recipe(epochs=6, batch_size=30))
+always_raises = Experiment("always-raises", load, Sometimes, Recipe(2, 30), loss=lambda o, t: 1 / 0)
+"""
+
+
+@dataclass
+class Ran:
+    """A command that has ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+    cwd: Path
+
+    def result(self) -> dict:
+        return json.loads(self.stdout)
+
+
+Command = Callable[..., Ran]
+
+
+def run_command(arguments: Sequence[str], cwd: Path, **environment: str) -> Ran:
+    """`tune-sparsity` in a process of its own, in the folder `cwd`."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "tuner.cli", *arguments],
+        cwd=cwd,
+        env={**env, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr, cwd)
+
+
+@pytest.fixture(scope="session")
+def experiment_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's own experiment, in a file that is no package."""
+    path = tmp_path_factory.mktemp("own") / "own_experiment.py"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+@pytest.fixture(scope="session")
+def nan_study(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -> Ran:
+    """A study of ten trials, some stopped early and some that diverge."""
+    cwd = tmp_path_factory.mktemp("nan")
+    arguments = ["--target", "0.8", "--experiment", f"{experiment_file}:sometimes_nan", "--trials", "10"]
+    return run_command([*arguments, "--study", "nan", "--json"], cwd, MLFLOW_EXPERIMENT_ID="77")
+
+
+@pytest.fixture(scope="session")
+def digits_study(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """The default study, as README's first command runs it."""
+    return run_command(["--target", "0.9", "--study", "default", "--json"], tmp_path_factory.mktemp("digits"))

@@ -1,0 +1,53 @@
+"""Which MLflow store a study writes to, told from options and environment without importing MLflow."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+from pathlib import Path
+
+ACCEPTED = "sqlite:///FILE, postgresql://..., mysql://..., mssql://..., http(s)://HOST or databricks"
+_SQLITE = re.compile(r"^(sqlite(?:\+\w+)?:///)([^?]+)", re.IGNORECASE)
+
+
+def resolve_tracking_uri(option: str | None) -> str:
+    """`option`, else MLFLOW_TRACKING_URI, else mlflow.db in the current folder; SQLite files as absolute paths."""
+    uri = (option or "").strip() or os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
+    return _SQLITE.sub(lambda match: f"{match[1]}{Path.cwd() / match[2]}", uri)
+
+
+def check_tracking_uri(uri: str) -> None:
+    """Checks a tracking URI's form, without MLflow and without touching the store.
+
+    Raises:
+        ValueError: In one line, what is wrong and what is accepted.
+    """
+    scheme, _, rest = uri.partition("://")
+    plain = scheme.partition("+")[0].lower()
+    if plain in ("postgresql", "mysql", "mssql", "http", "https") and rest.strip("/"):
+        return
+    if plain == "sqlite" and (file := sqlite_file(uri)) is not None and file.name not in ("", ":memory:"):
+        return
+    plugins = importlib.metadata.entry_points(group="mlflow.tracking_store")
+    if scheme == "databricks" or scheme in plugins.names:
+        return
+    folder = "MLflow no longer writes to plain folders: " if plain == "file" or "://" not in uri else ""
+    raise ValueError(f"tracking URI {redact(uri)!r}: {folder}use {ACCEPTED}")
+
+
+def redact(text: str) -> str:
+    """`text` without the user names and passwords of the URIs in it."""
+    text = re.sub(r"://(?:[^\s/@]*:[^\s]*|[^\s/?#]*)@", "://***@", text)
+    return re.sub(r"(?i)\b(password|token|secret)=[^&\s]+", r"\1=***", text)
+
+
+def stray_environment() -> list[str]:
+    """The MLflow variables that are set and would redirect other tools' runs; here they are ignored."""
+    names = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID")
+    return [name for name in names if os.environ.get(name)]
+
+
+def sqlite_file(uri: str) -> Path | None:
+    match = _SQLITE.match(uri)
+    return Path(match[2]) if match else None
