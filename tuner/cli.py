@@ -155,10 +155,10 @@ def _run(config: Any, *, as_json: bool, resume: bool) -> int:
     from tuner.run import prepare, run_study
     from tuner.tracking_uri import stray_environment
 
+    prepared = prepare(config, resume=resume)
     _say(f"{'Resuming' if resume else 'Starting'} {config.study}: {config.trials} trials, target {config.target:g}")
     if stray := stray_environment():
         _say(f"Ignoring {', '.join(stray)}: this study has runs of its own")
-    prepared = prepare(config, resume=resume)
     finished = run_study(prepared, resume=resume)
     _report(finished, as_json)
     return _exit_code(finished, config)

@@ -54,8 +54,8 @@ THEME: dict[str, Any] = {
         "xaxis": _AXIS,
         "yaxis": _AXIS,
         "title": {"x": 0.02, "xanchor": "left"},
-        "margin": {"l": 70, "r": 30, "t": 90, "b": 60},
-        "legend": {"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top"},
+        "margin": {"l": 70, "r": 30, "t": 110, "b": 60},
+        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
         "hoverlabel": {"align": "left", "bgcolor": "white"},
         "hovermode": "closest",
     }

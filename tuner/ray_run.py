@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ def ray_cluster(config: StudyConfig) -> Iterator[None]:
     """
     for name, value in _TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    for name in ("ray.tune", "ray.air"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # a failed trial's reason is in our own table, in one line
     try:
         if config.address is None:
             cpus = max(len(os.sched_getaffinity(0)), int(np.ceil(config.cpus_per_trial)))
@@ -152,11 +155,14 @@ class _Callback(_NotPickled, tune.Callback):
 
 def failure_reason(trial: Trial) -> str:
     """Why a trial failed, in one line: the exception that was raised in the worker."""
-    error = trial.get_pickled_error()
+    # Ray has just written it on this machine, for itself; it reaches the storage (trial.get_pickled_error) only later.
+    file = trial.pickled_error_file
+    if file is None or not Path(file).is_file():
+        return "unknown error"
+    error = cloudpickle.loads(Path(file).read_bytes())
     cause = getattr(error, "cause", None) or error
-    text = " ".join(str(cause).split("\n")[0].split()) if cause is not None else ""
-    kind = type(cause).__name__ if cause is not None else "unknown error"
-    return f"{kind}: {text}"[:300] if text else kind
+    text = " ".join((str(cause).splitlines() or [""])[0].split())
+    return f"{type(cause).__name__}: {text}"[:300]
 
 
 class StopWhen(_NotPickled, tune.Stopper):
@@ -235,10 +241,13 @@ def run_trials(
 
 def _send_code_of(experiment: Experiment) -> None:
     """A user's module that is no installed package travels to the workers by value."""
-    module = sys.modules.get(getattr(experiment.model, "__module__", ""))
-    file = getattr(module, "__file__", None)
-    if module is not None and file and not _installed(Path(file)):
-        cloudpickle.register_pickle_by_value(module)
+    for function in (experiment.load, experiment.model, experiment.loss, experiment.metric):
+        while isinstance(function, partial):
+            function = function.func
+        module = sys.modules.get(getattr(function, "__module__", ""))
+        file = getattr(module, "__file__", None)
+        if module is not None and file and not _installed(Path(file)):
+            cloudpickle.register_pickle_by_value(module)
 
 
 def _installed(file: Path) -> bool:

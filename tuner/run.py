@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ import yaml
 from experiments import Data, DataUnavailable, Experiment, find
 from experiments.registry import BUILT_IN as EXPERIMENTS
 from search_spaces import BUILT_IN as SPACES
-from search_spaces import BadFile, Space, load_space
+from search_spaces import Space, load_space
 from tuner.config import StudyConfig, UsageError, unknown
 from tuner.display import Progress
 from tuner.mlflow_store import StudyIdentity
@@ -66,17 +67,17 @@ def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
     Raises:
         UsageError: with one line about the first thing that is wrong.
     """
+    if ":" not in config.experiment and config.experiment not in EXPERIMENTS:
+        raise UsageError(
+            unknown("experiment", config.experiment, EXPERIMENTS) + ", path/to/file.py:name or module:name"
+        )
     try:
         check_tracking_uri(config.tracking_uri)
         experiment = find(config.experiment)
         spaces = _spaces(config)
-    except BadFile as error:
+    except ValueError as error:  # BadFile is one, too
         raise UsageError(str(error)) from None
-    except ValueError as error:
-        message = str(error)
-        if message == f"unknown experiment {config.experiment!r}":
-            message = unknown("experiment", config.experiment, EXPERIMENTS) + ", path/to/file.py:name or module:name"
-        raise UsageError(message) from None
+    check_address(config.address)
     check_storage(config.storage)
     if config.folder.exists() != resume:
         raise UsageError(
@@ -102,6 +103,19 @@ def _spaces(config: StudyConfig) -> list[Space]:
     if config.method != [space.method]:
         raise UsageError(f"--space {config.space} is for --method {space.method}, not {','.join(config.method)}")
     return [space]
+
+
+def check_address(address: str | None) -> None:
+    """Raises UsageError unless something answers at HOST:PORT or ray://HOST:PORT: Ray itself would try for minutes."""
+    if address in (None, "auto"):
+        return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not host or not port.isdecimal():
+        raise UsageError(f"--address {address!r}: accepted are auto, HOST:PORT and ray://HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"--address {address!r}: nothing answers there ({error})") from None
 
 
 def check_storage(folder: Path) -> None:
