@@ -105,12 +105,13 @@ def _download(root: Path, data_set: str) -> None:
     it cannot."""
     import torchvision.datasets
 
-    before = {path for path in (root, *root.parents) if path.exists()}
+    folder = root / data_set / "raw"
+    before = {path for path in (folder, *folder.parents) if path.exists()}
     try:
         with contextlib.redirect_stdout(sys.stderr):
             getattr(torchvision.datasets, data_set)(root, download=True)
     except (OSError, RuntimeError) as error:
-        _remove_empty(root / data_set / "raw", before)
+        _remove_empty(folder, before)
         reason = " ".join(str(error).split())
         raise DataUnavailable(
             f"{data_set} is not in {root} and could not be downloaded ({reason[:120]}): "

@@ -99,7 +99,8 @@ class LpSGD(torch.optim.Optimizer):
 
     def sphere_weights(self, param: Tensor) -> Tensor:
         """w of a sphere parameter, shape (rows, fan-in): without gain, and before any mask."""
-        return from_dual(self.state[param]["v"], self._group_of(param)["p"])
+        p = self._group_of(param)["p"]
+        return from_dual(self.state[param]["v"], p)
 
     def gain(self, param: Tensor) -> Tensor | None:
         """The gains of a sphere parameter, shape (rows, 1); None where it has none."""
@@ -108,7 +109,7 @@ class LpSGD(torch.optim.Optimizer):
     def saliency(self, param: Tensor) -> Tensor:
         """log2(gain |w|) of a sphere parameter, in its shape: comparable across rows and layers, and free of the
         underflow of |v|^(1/(p-1))."""
-        state, p = self.state[param], self._group_of(param)["p"]
+        p, state = self._group_of(param)["p"], self.state[param]
         log_w = state["v"].abs().log2() / (p - 1)
         if "gain" in state:
             log_w = log_w + state["gain"].log2()

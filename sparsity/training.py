@@ -64,7 +64,7 @@ class SparseTraining:
         self.learning_rate, self.dense_latent = learning_rate, dense_latent
         self.steps, self.fixed = 0, False
         self.travel = 0.0  # sum of the sphere's learning rates: how far the running average has left the start
-        self.masks = [mask.to(layer.weight) for mask, layer in zip(masks, self.layers, strict=True)]
+        self.masks = [mask.to(layer.weight, copy=True) for mask, layer in zip(masks, self.layers, strict=True)]
         self._base_lr = [group["lr"] for group in optimizer.param_groups]
         self._base_gain_lr = [group.get("gain_lr", 0.0) for group in optimizer.param_groups]
         self._apply_masks()

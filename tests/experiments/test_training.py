@@ -1,0 +1,254 @@
+"""The training loop: reproducible by its seed, resumable bit for bit, and loud when the loss is no number."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.base import Data, Experiment, Recipe, Split, evaluate
+from experiments.digits import digits
+from experiments.training import NotFinite, Training, train_whole
+from sparsity.masks import zeros_for
+
+PARAMS = {"final_sparsity": 0.9, "p": 1.3, "threshold_interval": 3}
+
+
+def small_data(n: int = 100) -> Data:
+    generator = torch.Generator().manual_seed(0)
+    centres = 2 * torch.randn(3, 12, generator=generator)
+
+    def split(count: int) -> Split:
+        y = torch.arange(count) % 3
+        return Split(centres[y] + torch.randn(count, 12, generator=generator), y)
+
+    return Data(split(n), split(60), split(60))
+
+
+def noisy() -> nn.Module:
+    """A network with its own randomness and its own buffers."""
+    return nn.Sequential(
+        nn.Linear(12, 20),
+        nn.BatchNorm1d(20),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(20, 10),
+        nn.ReLU(),
+        nn.Linear(10, 3),
+    )
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 3))
+
+
+def experiment(model: Any = plain, **options: Any) -> Experiment:
+    return Experiment("small", lambda folder: small_data(), model, Recipe(epochs=4, batch_size=16), **options)
+
+
+def start(which: Experiment, *, seed: int = 0, epochs: int = 4, **params: Any) -> Training:
+    data = small_data()
+    return Training(which, data.train, data.val, "lpss", {**PARAMS, **params}, epochs=epochs, seed=seed)
+
+
+def weights(training: Training) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in training.model.state_dict().items()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# ---- randomness
+
+
+@pytest.mark.parametrize("model", [plain, noisy])
+def test_the_seed_decides_everything(model: Any) -> None:
+    ends = []
+    for seed, disturbance in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(disturbance)  # what others draw from the global generator does not matter
+        training = start(experiment(model), seed=seed)
+        for _ in range(2):
+            training.epoch()
+            torch.rand(disturbance)
+        ends.append(weights(training))
+    assert equal(ends[0], ends[1])
+    assert not equal(ends[0], ends[2])
+
+
+def test_first_weights_masks_and_order_all_depend_on_the_seed() -> None:
+    one, other = start(experiment(), seed=0), start(experiment(), seed=1)
+    assert not torch.equal(one.model[0].weight, other.model[0].weight)
+    assert not torch.equal(one.sparse.masks[0], other.sparse.masks[0])
+    assert not torch.equal(torch.randperm(50, generator=one.order), torch.randperm(50, generator=other.order))
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    start(experiment(noisy)).epoch()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_dropout_and_the_like_differ_from_step_to_step_and_epoch_to_epoch() -> None:
+    drawn: list[float] = []
+
+    class Noise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                drawn.append(torch.rand(()).item())
+            return x
+
+    training = start(experiment(lambda: nn.Sequential(plain(), Noise())))
+    training.epoch()
+    training.epoch()
+    assert len(drawn) == len(set(drawn)) == 14
+
+
+# ---- one epoch
+
+
+def test_every_example_is_seen_once_an_epoch_in_a_fresh_order() -> None:
+    seen: list[int] = []
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        seen.extend(targets.tolist())
+        return F.cross_entropy(outputs, targets % 3)
+
+    data = small_data()
+    train = Split(data.train.x, torch.arange(100))
+    training = Training(experiment(loss=loss), train, data.val, "lpss", PARAMS, epochs=2, seed=0)
+    training.epoch()
+    training.epoch()
+    first, second = seen[:100], seen[100:]
+    assert sorted(first) == sorted(second) == list(range(100))
+    assert first != second
+    assert first != list(range(100))
+
+
+def test_train_loss_is_the_mean_over_examples() -> None:
+    losses: list[Tensor] = []
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        each = F.cross_entropy(outputs, targets, reduction="none")
+        losses.append(each.detach())
+        return each.mean()
+
+    measured = start(experiment(loss=loss)).epoch()
+    assert [len(each) for each in losses] == [16] * 6 + [4]  # the last batch is smaller and counts less
+    assert measured["train_loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+
+
+def test_measurements_are_those_of_the_network() -> None:
+    training = start(experiment())
+    data = small_data()
+    for epoch in range(1, 5):
+        assert not training.finished
+        measured = training.epoch()
+        assert training.epochs_done == epoch
+        zeros = sum(int((training.model[k].weight == 0).sum()) for k in (0, 2))
+        assert measured["sparsity"] == training.sparse.sparsity()
+        assert zeros >= measured["sparsity"] * 300
+        assert measured["nonzero_weights"] == 300 - training.sparse.zeros()[0]
+        assert measured["sparsity_total"] == pytest.approx(training.sparse.zeros()[0] / 323)
+        assert measured["val_accuracy"] == evaluate(training.experiment, training.model, data.val)
+        assert measured["travel"] == training.sparse.travel > 0
+        assert 0 < measured["hoyer"] <= 1
+        assert measured["epoch_seconds"] > 0
+        with training.sparse.projected():
+            assert measured["val_accuracy_at_target"] == evaluate(training.experiment, training.model, data.val)
+    assert training.finished
+    assert training.sparse.steps == training.sparse.total_steps == 28
+    assert measured["val_accuracy_at_target"] == measured["val_accuracy"]
+    assert measured["sparsity"] == zeros_for(0.9, 300) / 300
+    assert int(sum((training.model[k].weight == 0).sum() for k in (0, 2))) == zeros_for(0.9, 300)
+
+
+def test_validation_takes_no_part_in_training() -> None:
+    data, which = small_data(), experiment(noisy)
+    ends = []
+    for val in (data.val, Split(data.val.x * 100, data.val.y.flip(0))):
+        training = Training(which, data.train, val, "lpss", PARAMS, epochs=2, seed=0)
+        training.epoch()
+        training.epoch()
+        ends.append(weights(training))
+    assert equal(*ends)
+
+
+@pytest.mark.parametrize(
+    ("bad", "at"), [(math.nan, 10), (math.inf, 10), (math.nan, 14), (math.inf, 14), (-math.inf, 14)]
+)
+def test_loss_that_is_no_number(bad: float, at: int) -> None:
+    steps = 0
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal steps
+        steps += 1
+        return F.cross_entropy(outputs, targets) * (bad if steps == at else 1.0)
+
+    training = start(experiment(loss=loss))
+    training.epoch()  # 7 steps, and the second epoch ends with the 14th
+    with pytest.raises(NotFinite, match="in epoch 2") as error:
+        training.epoch()
+    assert "\n" not in str(error.value)
+
+
+def test_training_that_diverges() -> None:
+    training = start(experiment(loss=lambda outputs, targets: outputs.square().sum()), lr=1e30)
+    with pytest.raises(NotFinite):
+        training.epoch()
+
+
+# ---- resuming
+
+
+@pytest.mark.parametrize("model", [plain, noisy])
+@pytest.mark.parametrize("done", [0, 1, 2, 3])
+def test_resumed_training_equals_an_unbroken_one(model: Any, done: int) -> None:
+    which = experiment(model)
+    unbroken = start(which, seed=3)
+    file = io.BytesIO()
+    measured = {}
+    for epoch in range(4):
+        if epoch == done:
+            torch.save(unbroken.state_dict(), file)
+        measured = unbroken.epoch()
+
+    torch.manual_seed(99)
+    file.seek(0)
+    resumed = start(which, seed=4)  # the seed of the new object does not matter
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    again = {}
+    while not resumed.finished:
+        again = resumed.epoch()
+    assert equal(weights(resumed), weights(unbroken))
+    assert {**again, "epoch_seconds": 0} == {**measured, "epoch_seconds": 0}
+    assert all(torch.equal(a, b) for a, b in zip(resumed.sparse.masks, unbroken.sparse.masks, strict=True))
+
+
+# ---- whole
+
+
+def test_bad_parameters_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^p = 3 is not accepted"):
+        start(experiment(), p=3)
+    with pytest.raises(ValueError, match="lpss has no parameter 'rho'"):
+        start(experiment(), rho=3)
+
+
+@pytest.mark.slow
+def test_digits_are_learned_at_ninety_percent_sparsity() -> None:
+    data = digits.load(None)
+    params = {"final_sparsity": 0.9, "p": 1.4, "sphere_lr": 0.01, "threshold_interval": 10}
+    training = train_whole(digits, data, "lpss", params, epochs=12, seed=0)
+    assert training.epochs_done == 12
+    assert training.sparse.zeros() == (zeros_for(0.9, 50200), 50200)
+    assert evaluate(digits, training.model, data.test) > 0.93
+    untrained = Training(digits, data.train, data.val, "lpss", params, epochs=1, seed=0)
+    assert evaluate(digits, untrained.model, data.test) < 0.3

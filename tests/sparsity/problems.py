@@ -1,0 +1,42 @@
+"""Small problems to train on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def blobs(n: int = 400, features: int = 20, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Well separated Gaussian clusters, one a class: inputs (n, features) and labels (n,)."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = 3 * F.normalize(torch.randn(classes, features, generator=generator), dim=1)
+    y = torch.arange(n) % classes
+    return centres[y] + 0.5 * torch.randn(n, features, generator=generator), y
+
+
+def batches(x: Tensor, y: Tensor, steps: int, size: int = 32, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """`steps` random batches, always the same ones for a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        rows = torch.randint(len(x), (size,), generator=generator)
+        yield x[rows], y[rows]
+
+
+def mlp(*sizes: int, norm: bool = False, seed: int = 0) -> nn.Sequential:
+    """Linear layers with ReLU between them, and batch normalisation if asked for."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        parts: list[nn.Module] = []
+        for fan_in, fan_out in pairwise(sizes):
+            parts += [nn.Linear(fan_in, fan_out), *([nn.BatchNorm1d(fan_out)] if norm else []), nn.ReLU()]
+        return nn.Sequential(*parts[: -2 if norm else -1])
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    model.eval()
+    with torch.no_grad():
+        return float((model(x).argmax(1) == y).double().mean())

@@ -1,0 +1,93 @@
+"""What is prunable, and what of it lies on the sphere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sparsity.layers import has_normalisation, prunable_layers
+from tests.sparsity.problems import mlp
+
+
+def on_sphere(model: nn.Module) -> dict[str, bool]:
+    return {layer.name: layer.sphere for layer in prunable_layers(model)}
+
+
+def test_all_but_the_last_linear_layer_lie_on_the_sphere() -> None:
+    model = mlp(20, 16, 8, 4)
+    assert on_sphere(model) == {"0.weight": True, "2.weight": True, "4.weight": False}
+    assert not any(layer.sphere for layer in prunable_layers(model, sphere=False))
+
+
+def test_names_are_those_of_the_state_dict() -> None:
+    model = nn.Sequential(mlp(6, 5, 4), nn.Linear(4, 3))
+    for layer in prunable_layers(model):
+        assert model.state_dict()[layer.name].data_ptr() == layer.weight.data_ptr()
+
+
+def test_convolutions_of_one_channel_stay_off_the_sphere() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 8, 3),
+        nn.Conv1d(8, 4, 3),
+        nn.Conv3d(4, 4, 1),
+        nn.Linear(4, 2),
+    )
+    assert on_sphere(model) == {
+        "0.weight": False,
+        "2.weight": True,
+        "3.weight": True,
+        "4.weight": True,
+        "5.weight": False,
+    }
+
+
+def test_biases_and_other_layers_are_not_prunable() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.PReLU(), nn.Linear(4, 2))
+    assert list(on_sphere(model)) == ["1.weight", "4.weight"]
+
+
+def test_shared_weight_is_listed_once() -> None:
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(4, 2))
+    assert on_sphere(model) == {"0.weight": True, "3.weight": False}
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    tied[1].weight = tied[0].weight
+    assert on_sphere(tied) == {"0.weight": True, "2.weight": False}
+
+
+def test_a_layer_alone_is_the_last_one() -> None:
+    assert on_sphere(nn.Linear(4, 2)) == {"weight": False}
+
+
+def test_networks_without_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match="no linear or convolution layer"):
+        prunable_layers(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3)))
+
+
+def test_computed_weights_are_refused_by_name() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"0\.weight is computed"):
+        prunable_layers(model)
+
+
+@pytest.mark.parametrize(
+    ("layer", "normalises"),
+    [
+        (nn.BatchNorm1d(3), True),
+        (nn.BatchNorm2d(3), True),
+        (nn.InstanceNorm2d(3), True),
+        (nn.SyncBatchNorm(3), True),
+        (nn.LayerNorm(3), True),
+        (nn.GroupNorm(1, 3), True),
+        (nn.RMSNorm(3), True),
+        (nn.Dropout(), False),
+        (nn.PReLU(), False),
+    ],
+)
+def test_normalisation_is_found_at_any_depth(layer: nn.Module, normalises: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.ReLU(), nn.Sequential(layer)))
+    assert has_normalisation(model) == normalises
+    assert not has_normalisation(torch.nn.Linear(3, 3))

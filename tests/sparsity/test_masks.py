@@ -1,0 +1,140 @@
+"""Masks keep exact counts, at decimal fractions and under ties."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Generator, Tensor
+
+from sparsity.masks import keep_largest, random_mask, zeros_for
+
+scores_lists = st.lists(
+    st.lists(st.sampled_from([-math.inf, -2.0, 0.0, 0.0, 0.5, 1.0, 1.0, 7.0]), min_size=1, max_size=12),
+    min_size=1,
+    max_size=4,
+)
+
+
+def tensors(scores: list[list[float]]) -> list[Tensor]:
+    return [torch.tensor(values) for values in scores]
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "weights", "zeros"),
+    [
+        (0.9, 1000, 900),
+        (0.7, 10, 7),  # 0.7 * 10 is 7.000000000000001 when taken digit by digit of the binary number
+        (0.1, 30, 3),
+        (0.55, 100, 55),
+        (0.98, 266200, 260876),
+        (0.95, 266200, 252890),
+        (0.99, 101, 100),  # 99.99 zeros would be enough: 99 are not
+        (0.5, 3, 2),
+        (0.0, 17, 0),
+        (1.0, 17, 17),
+        (1e-05, 100000, 1),
+    ],
+)
+def test_number_of_zeros(sparsity: float, weights: int, zeros: int) -> None:
+    assert zeros_for(sparsity, weights) == zeros
+
+
+@given(st.integers(0, 10**6), st.integers(0, 6), st.integers(1, 10**8))
+@example(9, 1, 1000)
+@example(55, 2, 100)
+def test_number_of_zeros_is_the_least_that_reaches_a_decimal_sparsity(numerator: int, digits: int, n: int) -> None:
+    share = Fraction(numerator % (10**digits + 1), 10**digits)
+    z = zeros_for(float(share), n)
+    assert Fraction(z, n) >= share
+    assert z == 0 or Fraction(z - 1, n) < share
+
+
+@given(scores_lists, st.floats(0, 1), st.integers(0, 3))
+def test_keeps_an_exact_count_of_the_largest(scores: list[list[float]], share: float, at_least: int) -> None:
+    layers = tensors(scores)
+    total = sum(layer.numel() for layer in layers)
+    keep = round(share * total)
+    masks = keep_largest(layers, keep, at_least=at_least)
+    assert [mask.shape for mask in masks] == [layer.shape for layer in layers]
+    assert all(mask.dtype == layer.dtype for mask, layer in zip(masks, layers, strict=True))
+    assert {float(value) for mask in masks for value in mask} <= {0.0, 1.0}
+    assert sum(int(mask.sum()) for mask in masks) == keep
+
+    floors = [min(at_least, layer.numel()) for layer in layers]
+    if sum(floors) > keep:
+        floors = [0] * len(layers)
+    assert all(int(mask.sum()) >= floor for mask, floor in zip(masks, floors, strict=True))
+    for mask, layer in zip(masks, layers, strict=True):  # inside a layer nothing smaller goes before something larger
+        kept, left = layer[mask == 1], layer[mask == 0]
+        assert not len(kept) or not len(left) or kept.min() >= left.max()
+    # Across layers: what a layer has beyond its floor is at least as large as everything left out anywhere.
+    beyond = [
+        layer[mask == 1].sort().values[: int(mask.sum()) - floor]
+        for mask, layer, floor in zip(masks, layers, floors, strict=True)
+    ]
+    left_out = torch.cat([layer[mask == 0] for mask, layer in zip(masks, layers, strict=True)])
+    if len(left_out) and len(torch.cat(beyond)):
+        assert torch.cat(beyond).min() >= left_out.max()
+
+
+def test_no_layer_is_emptied_while_there_is_enough_to_keep() -> None:
+    large, small = torch.full((5,), 9.0), torch.tensor([[1.0, 3.0], [2.0, 0.0]])
+    masks = keep_largest([large, small], 5)
+    assert masks[0].sum() == 4
+    assert masks[1].tolist() == [[0.0, 1.0], [0.0, 0.0]]
+    masks = keep_largest([large, small], 5, at_least=0)
+    assert masks[1].sum() == 0
+    masks = keep_largest([large, small], 1)  # too few for a floor: the largest of all
+    assert masks[0].sum() == 1
+
+
+def test_equal_scores_still_give_the_exact_count() -> None:
+    for keep in range(21):
+        masks = keep_largest([torch.zeros(4, 3), torch.zeros(8)], keep, at_least=1)
+        assert sum(int(mask.sum()) for mask in masks) == keep
+
+
+def test_minus_infinity_is_taken_last_but_taken() -> None:
+    scores = torch.tensor([-math.inf, 1.0, -math.inf, -5.0])
+    assert keep_largest([scores], 2)[0].tolist() == [0.0, 1.0, 0.0, 1.0]
+    assert keep_largest([scores], 3)[0].sum() == 3
+
+
+def test_scores_are_not_changed() -> None:
+    for count in (1, 2):
+        scores = [torch.tensor([3.0, 1.0, 2.0]) for _ in range(count)]
+        keep_largest(scores, 2)
+        assert all(score.tolist() == [3.0, 1.0, 2.0] for score in scores)
+
+
+@pytest.mark.parametrize("keep", [-1, 4])
+def test_impossible_counts_are_refused(keep: int) -> None:
+    with pytest.raises(ValueError, match="of 3 weights"):
+        keep_largest([torch.zeros(3)], keep)
+
+
+@given(st.integers(1, 9), st.integers(1, 30), st.integers(0, 99), st.integers(0, 2**32))
+def test_random_mask_has_the_exact_count_and_its_seed_decides(rows: int, columns: int, percent: int, seed: int) -> None:
+    shape = torch.Size([rows, columns])
+    mask, again = (random_mask(shape, percent / 100, Generator().manual_seed(seed), torch.float32) for _ in range(2))
+    assert mask.shape == shape
+    assert int((mask == 0).sum()) == -(-percent * rows * columns // 100)
+    assert int((mask == 1).sum()) == rows * columns - int((mask == 0).sum())
+    assert torch.equal(mask, again)
+
+
+def test_random_masks_differ_between_seeds_and_spread_over_the_weight() -> None:
+    shape = torch.Size([50, 40])
+    masks = torch.stack([random_mask(shape, 0.5, Generator().manual_seed(seed), torch.float64) for seed in range(40)])
+    assert not torch.equal(masks[0], masks[1])
+    assert masks.dtype == torch.float64
+    # Every weight is active in half of the 40 masks: a binomial count with mean 20 and deviation 3.2.
+    counts = masks.sum(0)
+    assert counts.min() >= 3
+    assert counts.max() <= 37
+    assert masks.mean(dim=(0, 2)).sub(0.5).abs().max() < 0.06

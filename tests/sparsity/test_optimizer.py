@@ -1,0 +1,494 @@
+"""LpSGD against a direct float64 translation of its formula, torch's own SGD, and finite differences."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sparsity.optimizer import LR_MAX, LpSGD
+from tests.sparsity.problems import batches, blobs, mlp
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def norms(w: Tensor, p: float) -> Tensor:
+    """||w||_p of each row, in float64 by logarithms."""
+    return (torch.logsumexp(p * w.detach().double().flatten(1).abs().log(), -1) / p).exp()
+
+
+def step(optimizer: LpSGD, param: nn.Parameter, grad: Tensor) -> None:
+    param.grad = grad.to(param.dtype).view_as(param).clone()
+    optimizer.step()
+
+
+class Direct:
+    """The published step, written down in float64 as it stands, without any care for range or speed."""
+
+    def __init__(self, w: Tensor, p: float) -> None:
+        self.p, self.q = p, p / (p - 1)
+        w = w / (w.abs() ** p).sum(1, keepdim=True) ** (1 / p)
+        self.v = w.sign() * w.abs() ** (p - 1)
+        self.buffer: Tensor | None = None
+
+    def step(self, g: Tensor, lr: float, momentum: float, nesterov: bool) -> Tensor:
+        self.buffer = g.clone() if self.buffer is None else momentum * self.buffer + g
+        d = g + momentum * self.buffer if nesterov else self.buffer
+        v = (1 - lr) * self.v - lr * d / (d.abs() ** self.q).sum(1, keepdim=True) ** (1 / self.q)
+        self.v = v / (v.abs() ** self.q).sum(1, keepdim=True) ** (1 / self.q)
+        return self.v.sign() * self.v.abs() ** (1 / (self.p - 1))
+
+
+@given(
+    st.floats(1.02, 2.0),
+    st.floats(0.001, LR_MAX),
+    st.sampled_from([0.0, 0.5, 0.9]),
+    st.booleans(),
+    seeds,
+    st.booleans(),
+)
+def test_steps_equal_the_formula(p: float, lr: float, momentum: float, nesterov: bool, seed: int, double: bool) -> None:
+    dtype = torch.float64 if double else torch.float32
+    start = normal(seed, 3, 12)
+    param = nn.Parameter(start.to(dtype))
+    optimizer = LpSGD([param], lr, p=p, momentum=momentum, nesterov=nesterov)
+    direct = Direct(start, p)
+    for k in range(5):
+        g = normal(seed + 1 + k, 3, 12)
+        step(optimizer, param, g)
+        w = direct.step(g, lr, momentum, nesterov)
+        rough = 1e-9 if double else 2e-6 * p / (p - 1)
+        assert torch.allclose(optimizer.state[param]["v"].double(), direct.v, atol=rough, rtol=0)
+        assert torch.allclose(param.detach().double(), w, atol=rough, rtol=0)
+
+
+def test_start_is_the_projection_of_the_weights() -> None:
+    param = nn.Parameter(torch.tensor([[1.0, -2.0, 3.0], [0.1, 0.1, 0.1]]))
+    optimizer = LpSGD([param], p=1.5)
+    direct = Direct(torch.tensor([[1.0, -2.0, 3.0], [0.1, 0.1, 0.1]], dtype=torch.float64), 1.5)
+    assert torch.allclose(optimizer.state[param]["v"].double(), direct.v, atol=1e-6)
+    assert torch.allclose(norms(param, 1.5), torch.ones(2, dtype=torch.float64), atol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1.03, 1.07, 1.2, 1.5, 2.0])
+def test_norms_stay_at_one_through_a_training(p: float) -> None:
+    x, y = blobs()
+    model = mlp(20, 64, 32, 4)
+    sphere = [model[0].weight, model[2].weight]
+    rest = [param for param in model.parameters() if all(param is not other for other in sphere)]
+    optimizer = LpSGD([{"params": sphere, "p": p, "lr": 0.05}, {"params": rest, "lr": 0.1}])
+    first = F.cross_entropy(model(x), y).item()
+    worst = 0.0
+    for xs, ys in batches(x, y, 300):
+        optimizer.zero_grad()
+        F.cross_entropy(model(xs), ys).backward()
+        optimizer.step()
+        worst = max(worst, *(float((norms(weight, p) - 1).abs().max()) for weight in sphere))
+    assert worst < 1e-5
+    assert F.cross_entropy(model(x), y).item() < 0.5 * first
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("scale", [1e-8, 1e-4, 1e3, 1e8, 1e-30, 1e30])
+def test_scale_of_the_gradients_does_not_count(scale: float, nesterov: bool) -> None:
+    ends = []
+    for factor in (1.0, scale):
+        param = nn.Parameter(normal(0, 4, 200, dtype=torch.float32))
+        optimizer = LpSGD([param], 0.05, p=1.07, nesterov=nesterov)
+        for k in range(10):
+            step(optimizer, param, factor * normal(k + 1, 4, 200))
+        ends.append(param.detach())
+    assert torch.allclose(ends[0], ends[1], atol=2e-5)
+    assert (ends[0] - normal(0, 4, 200).float()).abs().max() > 0.1  # they did move
+
+
+def test_powers_of_two_in_the_gradient_change_nothing_at_all() -> None:
+    ends = []
+    for factor in (1.0, 2.0**-40, 2.0**40):
+        param = nn.Parameter(normal(0, 4, 50, dtype=torch.float32))
+        optimizer = LpSGD([param], 0.05, p=1.07)
+        for k in range(10):
+            step(optimizer, param, factor * normal(k + 1, 4, 50, dtype=torch.float32))
+        ends.append(param.detach())
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
+
+
+@pytest.mark.parametrize("p", [1.02, 1.07, 1.5, 2.0])
+def test_neuron_without_a_gradient_stays_as_it_is(p: float) -> None:
+    param = nn.Parameter(normal(0, 2, 30, dtype=torch.float32))
+    optimizer = LpSGD([param], 0.1, p=p)
+    before = param.detach().clone()
+    for k in range(50):
+        step(optimizer, param, torch.stack([torch.zeros(30), normal(k, 30, dtype=torch.float32)]))
+    assert torch.allclose(param[0], before[0], atol=1e-4)
+    assert (param[1] - before[1]).abs().max() > 0.01
+    assert torch.isfinite(param).all()
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from([1.02, 1.05, 1.07, 1.5, 2.0]), st.floats(0.05, LR_MAX), st.sampled_from([0.0, 0.9]), st.booleans()
+)
+def test_row_of_zero_weights_comes_onto_the_sphere(p: float, lr: float, momentum: float, gain: bool) -> None:
+    # On its way the norm of v passes every magnitude, and |v|^q with it: at p = 1.02 that is |v|^51.
+    param = nn.Parameter(torch.zeros(2, 5))
+    optimizer = LpSGD([param], lr, p=p, momentum=momentum, gain=gain, gain_lr=0.0)
+    assert torch.isfinite(param).all()
+    grad = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0], [0.0] * 5])
+    for _ in range(20 + int(8 / lr)):
+        step(optimizer, param, grad)
+        assert torch.isfinite(param).all()
+        assert torch.isfinite(optimizer.state[param]["v"]).all()
+    w = optimizer.sphere_weights(param)
+    assert w[0].tolist() == pytest.approx([-1.0, 0.0, 0.0, 0.0, 0.0], abs=1e-5)
+    assert w[1].tolist() == [0.0] * 5
+
+
+@settings(max_examples=15)
+@given(st.floats(1.02, 2.0), st.sampled_from([0.0, 0.9]), seeds)
+def test_a_linear_loss_is_minimised_where_the_conditions_of_optimality_say(
+    p: float, momentum: float, seed: int
+) -> None:
+    g = normal(seed, 3, 20)
+    param = nn.Parameter(normal(seed + 1, 3, 20))
+    optimizer = LpSGD([param], 0.2, p=p, momentum=momentum)
+    for _ in range(200):
+        step(optimizer, param, g)
+    q = p / (p - 1)
+    expected = -g / (g.abs() ** q).sum(1, keepdim=True) ** (1 / q)
+    assert torch.allclose(optimizer.state[param]["v"], expected, atol=1e-9)
+    assert torch.allclose((g * param.detach()).sum(1), -((g.abs() ** q).sum(1) ** (1 / q)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("p", [1.02, 1.07, 2.0])
+def test_gradient_against_v_only_shortens_it(p: float) -> None:
+    # d = ||d||_q v gives v <- (1 - 2 lr) v, the smallest norm there can be before it is set to 1 again.
+    param = nn.Parameter(normal(0, 3, 40, dtype=torch.float32))
+    optimizer = LpSGD([param], LR_MAX, p=p, momentum=0.0)
+    before = param.detach().clone()
+    for _ in range(10):
+        step(optimizer, param, 7 * optimizer.state[param]["v"])
+    assert torch.allclose(param, before, atol=1e-4)
+
+
+def test_weights_with_four_dimensions_are_rows() -> None:
+    start, grads = normal(0, 6, 3, 3, 3), [normal(k + 1, 6, 3, 3, 3) for k in range(4)]
+    flat = nn.Parameter(start.flatten(1).clone())
+    ends = []
+    for memory in (torch.contiguous_format, torch.channels_last):
+        conv = nn.Parameter(start.clone().to(memory_format=memory))
+        optimizer = LpSGD([conv], 0.1, p=1.3, gain=True)
+        for g in grads:
+            conv.grad = g.clone().to(memory_format=memory)
+            optimizer.step()
+        assert optimizer.sphere_weights(conv).shape == (6, 27)
+        assert optimizer.saliency(conv).shape == conv.shape
+        ends.append(conv.detach())
+    optimizer = LpSGD([flat], 0.1, p=1.3, gain=True)
+    for g in grads:
+        step(optimizer, flat, g)
+    for end in ends:
+        assert torch.allclose(end.flatten(1), flat, rtol=1e-12)
+
+
+# ---- ordinary groups
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"momentum": 0.9, "nesterov": True},
+        {"momentum": 0.9, "nesterov": False},
+        {"momentum": 0.0, "nesterov": False},
+        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+        {"momentum": 0.0, "nesterov": False, "weight_decay": 0.1},
+    ],
+)
+def test_ordinary_group_is_torchs_sgd(options: dict[str, Any]) -> None:
+    x, y = blobs()
+    ours, theirs = mlp(20, 16, 4), mlp(20, 16, 4)
+    optimizers = (LpSGD(ours.parameters(), 0.1, **options), torch.optim.SGD(theirs.parameters(), 0.1, **options))
+    for xs, ys in batches(x, y, 20):
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(model(xs), ys).backward()
+            optimizer.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    assert not torch.equal(ours[0].weight, mlp(20, 16, 4)[0].weight)
+
+
+def test_parameters_without_a_gradient_stay() -> None:
+    sphere, plain = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(3))
+    optimizer = LpSGD([{"params": [sphere], "p": 1.5}, {"params": [plain]}])
+    before = sphere.detach().clone()
+    optimizer.step()
+    assert torch.equal(sphere, before)
+    assert torch.equal(plain, torch.ones(3))
+
+
+def test_closure_is_run_with_gradients_and_its_loss_returned() -> None:
+    param = nn.Parameter(torch.tensor([2.0]))
+    optimizer = LpSGD([param], 0.1, momentum=0.0)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = (param**2).sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == 4.0
+    assert param.item() == pytest.approx(2.0 - 0.1 * 4.0)
+
+
+# ---- gains
+
+
+def test_gain_starts_at_the_variance_of_he() -> None:
+    param = nn.Parameter(normal(0, 8, 50, dtype=torch.float32))
+    optimizer = LpSGD([param], p=1.2, gain=True)
+    assert torch.allclose(param.norm(dim=1), torch.full((8,), 2**0.5), rtol=1e-5)
+    gain = optimizer.gain(param)
+    assert gain is not None
+    assert torch.allclose(param, gain * optimizer.sphere_weights(param), rtol=1e-4, atol=1e-6)
+    plain = nn.Parameter(normal(0, 8, 50, dtype=torch.float32))
+    assert LpSGD([plain], p=1.2).gain(plain) is None
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gains_gradient_against_finite_differences(masked: bool) -> None:
+    x, y = blobs(n=40, features=6)
+    x = x.double()
+    model = mlp(6, 5, 4).double()
+    weight = model[0].weight
+    optimizer = LpSGD([weight], 0.01, p=1.3, gain=True, gain_lr=1e-3, momentum=0.0)
+    mask = (normal(3, 5, 6) > 0).double() if masked else torch.ones(5, 6, dtype=torch.float64)
+    w, gain = optimizer.sphere_weights(weight).clone(), optimizer.state[weight]["gain"].clone()
+
+    def loss(gain: Tensor) -> Tensor:
+        return F.cross_entropy(torch.func.functional_call(model, {"0.weight": mask * gain * w}, x), y)
+
+    with torch.no_grad():
+        weight.mul_(mask)
+        numeric = torch.zeros(5, 1, dtype=torch.float64)
+        for i in range(5):
+            shift = torch.zeros(5, 1, dtype=torch.float64)
+            shift[i] = 1e-6
+            numeric[i] = (loss(gain + shift) - loss(gain - shift)) / 2e-6
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    assert numeric.abs().max() > 1e-3
+    assert torch.allclose((gain - optimizer.state[weight]["gain"]) / 1e-3, numeric, rtol=1e-5, atol=1e-8)
+
+
+def test_gain_takes_momentum_like_sgd() -> None:
+    # With all mass on one weight that the gradient holds in place, d loss / d gain is the constant -1.
+    param = nn.Parameter(torch.tensor([[1.0, 0.0]]))
+    optimizer = LpSGD([param], 0.1, p=2.0, gain=True, gain_lr=0.01)
+    other = nn.Parameter(torch.tensor([2**0.5]))
+    sgd = torch.optim.SGD([other], 0.01, momentum=0.9, nesterov=True)
+    for _ in range(10):
+        step(optimizer, param, torch.tensor([[-1.0, 0.0]]))
+        other.grad = torch.tensor([-1.0])
+        sgd.step()
+    assert optimizer.state[param]["gain"].item() == pytest.approx(other.item(), rel=1e-6)
+
+
+def test_gain_stays_positive() -> None:
+    param = nn.Parameter(torch.tensor([[1.0, 0.0]]))
+    optimizer = LpSGD([param], 0.0, p=2.0, gain=True, gain_lr=10.0)
+    step(optimizer, param, torch.tensor([[1.0, 0.0]]))
+    assert 0 < optimizer.state[param]["gain"].item() < 1e-5
+    assert torch.isfinite(optimizer.saliency(param)[0, 0])
+
+
+# ---- saliency
+
+
+def test_saliency_is_the_logarithm_of_what_the_network_multiplies_with() -> None:
+    param = nn.Parameter(normal(0, 4, 30))
+    optimizer = LpSGD([param], p=1.3, gain=True)
+    assert torch.allclose(optimizer.saliency(param), param.detach().abs().log2(), rtol=1e-9)
+    plain = nn.Parameter(normal(0, 4, 30))
+    assert torch.allclose(LpSGD([plain], p=1.3).saliency(plain), plain.detach().abs().log2(), rtol=1e-9)
+
+
+def test_saliency_does_not_underflow() -> None:
+    param = nn.Parameter(normal(0, 2, 300, dtype=torch.float32))
+    optimizer = LpSGD([param], 0.1, p=1.02)
+    for k in range(100):
+        step(optimizer, param, normal(k + 1, 2, 300, dtype=torch.float32) * torch.linspace(0.001, 1, 300))
+    saliency = optimizer.saliency(param)
+    assert (param == 0).any()
+    assert torch.isfinite(saliency).all()
+    v = optimizer.state[param]["v"].abs()
+    assert torch.equal(saliency.argsort(dim=1)[:, -50:], v.argsort(dim=1)[:, -50:])
+
+
+# ---- state
+
+
+def trained(dtype: torch.dtype, model: nn.Module, optimizer: LpSGD, seed: int, steps: int) -> None:
+    x, y = blobs()
+    for xs, ys in batches(x.to(dtype), y, steps, seed=seed):
+        optimizer.zero_grad()
+        F.cross_entropy(model(xs), ys).backward()
+        optimizer.step()
+
+
+def fresh(dtype: torch.dtype, **options: Any) -> tuple[nn.Module, LpSGD]:
+    model = mlp(20, 16, 4).to(dtype)
+    groups = [
+        {"params": [model[0].weight], "p": 1.2, "gain": True},
+        {"params": [model[0].bias, *model[2].parameters()]},
+    ]
+    return model, LpSGD(groups, 0.05, **options)
+
+
+def equal_parameters(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_resumed_training_equals_an_unbroken_one(dtype: torch.dtype) -> None:
+    model, optimizer = fresh(dtype)
+    trained(dtype, model, optimizer, 0, 5)
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    trained(dtype, model, optimizer, 1, 5)
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    again, other = fresh(dtype)
+    again.load_state_dict(saved["model"])
+    other.load_state_dict(saved["optimizer"])
+    assert not equal_parameters(model, again)
+    trained(dtype, again, other, 1, 5)
+    assert equal_parameters(model, again)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_parameters_keep_their_state_in_float32(
+    dtype: torch.dtype, nesterov: bool, momentum: float
+) -> None:
+    model, optimizer = fresh(dtype, nesterov=nesterov, momentum=momentum)
+    trained(dtype, model, optimizer, 0, 5)
+    weight = model[0].weight
+    assert weight.dtype == dtype
+    keys = {"v", "gain"} | ({"momentum_buffer", "gain_momentum"} if momentum else set())
+    for current in (optimizer, fresh(dtype)[1]):
+        if current is not optimizer:
+            weight = current.param_groups[0]["params"][0]
+            current.load_state_dict(optimizer.state_dict())
+        assert set(current.state[weight]) == keys
+        assert {value.dtype for value in current.state[weight].values()} == {torch.float32}
+    w = optimizer.sphere_weights(model[0].weight)
+    assert torch.allclose(norms(w, 1.2), torch.ones(16, dtype=torch.float64), atol=1e-5)
+    rounded = (optimizer.state[model[0].weight]["gain"] * w).to(dtype).float()
+    assert torch.allclose(model[0].weight.float(), rounded, rtol=0.01, atol=1e-6)
+
+
+def test_half_precision_step_is_the_float32_step_rounded() -> None:
+    grads = [normal(k, 4, 30, dtype=torch.bfloat16) for k in range(10)]
+    ends = []
+    for dtype in (torch.bfloat16, torch.float32):
+        param = nn.Parameter(normal(99, 4, 30, dtype=torch.bfloat16).to(dtype))
+        optimizer = LpSGD([param], 0.05, p=1.2)
+        for g in grads:
+            step(optimizer, param, g)
+        ends.append(param.detach().to(torch.bfloat16))
+    assert torch.equal(ends[0], ends[1])
+
+
+def test_two_optimizers_loaded_from_one_state_do_not_share_it() -> None:
+    model, optimizer = fresh(torch.float32)
+    trained(torch.float32, model, optimizer, 0, 3)
+    saved = copy.deepcopy(optimizer.state_dict())
+    (_, one), (_, other) = fresh(torch.float32), fresh(torch.float32)
+    one.load_state_dict(saved)
+    other.load_state_dict(saved)
+    for index, param in enumerate(one.param_groups[0]["params"]):
+        mine, yours = one.state[param], other.state[other.param_groups[0]["params"][index]]
+        for key, value in mine.items():
+            assert torch.equal(value, yours[key])
+            value.add_(1.0)
+            assert not torch.equal(value, yours[key])
+            assert torch.equal(saved["state"][index][key], yours[key])
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_copies_go_on_like_the_original(duplicate: Any) -> None:
+    model, optimizer = fresh(torch.float32)
+    trained(torch.float32, model, optimizer, 0, 3)
+    again, other = duplicate((model, optimizer))
+    trained(torch.float32, model, optimizer, 1, 3)
+    assert not equal_parameters(model, again)
+    trained(torch.float32, again, other, 1, 3)
+    assert equal_parameters(model, again)
+    assert torch.equal(other.saliency(again[0].weight), optimizer.saliency(model[0].weight))
+
+
+# ---- wrong use
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"p": 1.0}, "p must lie in"),
+        ({"p": 2.5}, "p must lie in"),
+        ({"p": float("nan")}, "p must lie in"),
+        ({"p": 1.5, "lr": 0.3}, r"lr of a sphere group must lie in \[0, 0.25\]"),
+        ({"p": 1.5, "lr": -0.1}, "lr of a sphere group"),
+        ({"lr": -0.1}, "lr of an ordinary group"),
+        ({"lr": float("nan")}, "lr of an ordinary group"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),
+        ({"momentum": -0.1}, "momentum must lie in"),
+        ({"weight_decay": -1.0}, "must not be negative"),
+        ({"p": 1.5, "gain_lr": -1.0}, "must not be negative"),
+        ({"p": 1.5, "weight_decay": 0.1}, "weight_decay has no meaning on the sphere"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LpSGD([nn.Parameter(torch.ones(2, 3))], **options)
+
+
+def test_vectors_are_refused_on_the_sphere() -> None:
+    with pytest.raises(ValueError, match="at least 2 dimensions"):
+        LpSGD([nn.Parameter(torch.ones(3))], p=1.5)
+
+
+def test_refused_group_leaves_the_optimizer_as_it_was() -> None:
+    optimizer = LpSGD([nn.Parameter(torch.ones(2, 3))])
+    new = nn.Parameter(torch.ones(2, 3))
+    with pytest.raises(ValueError, match="p must lie in"):
+        optimizer.add_param_group({"params": [new], "p": 3.0})
+    assert len(optimizer.param_groups) == 1
+    assert torch.equal(new, torch.ones(2, 3))
+    optimizer.add_param_group({"params": [new], "p": 2.0})
+    assert torch.allclose(new, torch.full((2, 3), 3**-0.5))
+
+
+def test_ordinary_parameters_have_no_sphere_weights() -> None:
+    param = nn.Parameter(torch.ones(2, 3))
+    optimizer = LpSGD([param])
+    with pytest.raises(ValueError, match="lies on no sphere"):
+        optimizer.saliency(param)
+    with pytest.raises(ValueError, match="lies on no sphere"):
+        optimizer.sphere_weights(param)
+    assert not optimizer.state

@@ -1,0 +1,181 @@
+"""The recipes: settings refused in one line, and networks that end sparse and have learned."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Generator, nn
+
+from sparsity import METHODS, LpssSettings, lpss, suggest_p
+from sparsity.feedback import ProportionalIntegral, Published
+from sparsity.optimizer import LpSGD
+from tests.sparsity.problems import accuracy, batches, blobs, mlp
+
+GOOD = {"final_sparsity": 0.9, "p": 1.3}
+
+
+def generator(seed: int = 0) -> Generator:
+    return Generator().manual_seed(seed)
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "accepted"),
+    [
+        ("final_sparsity", [1.0, -0.1, 1.5, math.nan], "[0, 1)"),
+        ("p", [1.0, 1.0199, 2.01, math.nan, math.inf], "[1.02, 2]"),
+        ("sphere_lr", [0.0, -0.1, 0.26, math.nan], "(0, 0.25]"),
+        ("lr", [0.0, -1.0, math.inf, math.nan], "(0, inf)"),
+        ("momentum", [-0.1, 1.0, math.nan], "[0, 1)"),
+        ("threshold", ["square", "", None, 3], "constant, linear, cosine, exponential, cubic"),
+        ("threshold_start", [0.0, 1.1, math.nan], "(0, 1]"),
+        ("threshold_begin", [-0.1, 0.7, 0.9, math.nan], "[0, end)"),
+        ("threshold_end", [1.1, math.inf], "(begin, 1]"),
+        ("threshold_interval", [0, -1, 2.5, "40", math.inf], "1, 2, ..."),
+        ("feedback", ["pid", None], "published, pi"),
+        ("feedback_gain", [-0.1, 1.0, math.nan], "[0, 1)"),
+        ("initial_sparsity", [-0.1, 1.0, math.nan], "[0, 1)"),
+    ],
+)
+def test_bad_settings_name_the_parameter_and_what_is_accepted(name: str, values: list[Any], accepted: str) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=rf"^{name} = ") as error:
+            LpssSettings(**{**GOOD, name: value})
+        assert accepted in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(LpssSettings) if f.type == "float"])
+@pytest.mark.parametrize("value", ["0.5", None, [0.5]])
+def test_settings_that_are_no_numbers_are_named_too(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} = .* it takes a number$"):
+        LpssSettings(**{**GOOD, name: value})
+
+
+def test_ends_of_the_ranges_are_accepted() -> None:
+    LpssSettings(0.0, 1.02, sphere_lr=0.25, threshold_begin=0.0, threshold_end=1.0, threshold_start=1.0, momentum=0.0)
+    LpssSettings(0.999, 2.0, threshold_interval=1, feedback_gain=0.0, initial_sparsity=0.0)
+    LpssSettings(np.float64(0.5), np.float32(1.5), threshold_interval=np.int64(10))  # as samplers hand them out
+
+
+def test_methods_refuse_unknown_and_missing_parameters_by_name() -> None:
+    method = METHODS["lpss"]
+    with pytest.raises(ValueError, match=r"^lpss has no parameter 'rho': it takes feedback, .*, threshold_start$"):
+        method.build(mlp(20, 8, 4), {**GOOD, "rho": 0.2}, total_steps=10, generator=generator())
+    with pytest.raises(ValueError, match=r"^lpss needs the parameter 'p'$"):
+        method.build(mlp(20, 8, 4), {"final_sparsity": 0.9}, total_steps=10, generator=generator())
+    with pytest.raises(ValueError, match=r"^p = 3 is not accepted"):
+        method.build(mlp(20, 8, 4), {**GOOD, "p": 3}, total_steps=10, generator=generator())
+
+
+def test_method_builds_what_its_parameters_say() -> None:
+    params = {**GOOD, "sphere_lr": 0.02, "lr": 0.3, "momentum": 0.5, "threshold_end": 0.6}
+    sparse = METHODS["lpss"].build(mlp(20, 8, 4), params, total_steps=10, generator=generator())
+    sphere, rest = sparse.optimizer.param_groups
+    assert (sphere["p"], sphere["lr"], sphere["gain_lr"], sphere["momentum"]) == (1.3, 0.02, 0.3, 0.5)
+    assert (rest["p"], rest["lr"], rest["momentum"]) == (None, 0.3, 0.5)
+    assert (sparse.final_sparsity, sparse.total_steps, sparse.fix_at) == (0.9, 10, 0.6)
+
+
+# ---- networks
+
+
+def test_every_parameter_is_trained_once() -> None:
+    model = mlp(20, 8, 4, norm=True)
+    sparse = lpss(model, total_steps=10)
+    trained = [id(param) for group in sparse.optimizer.param_groups for param in group["params"]]
+    assert sorted(trained) == sorted(id(param) for param in model.parameters())
+
+
+def test_neurons_have_gains_unless_the_network_normalises() -> None:
+    for norm in (False, True):
+        model = mlp(20, 8, 6, 4, norm=norm)
+        optimizer = lpss(model, total_steps=10, sparsity=0.5).optimizer
+        assert isinstance(optimizer, LpSGD)
+        weight = model[0].weight
+        if norm:
+            assert optimizer.gain(weight) is None
+            assert torch.allclose(optimizer.sphere_weights(weight).norm(p=suggest_p(0.5), dim=1), torch.ones(8))
+        else:
+            assert optimizer.gain(weight).shape == (8, 1)
+            w = optimizer.gain(weight) * optimizer.sphere_weights(weight)
+            assert torch.allclose(w.norm(dim=1), torch.full((8,), 2**0.5))
+
+
+def test_a_network_of_one_layer_has_no_sphere() -> None:
+    sparse = lpss(nn.Linear(20, 4), total_steps=10, sparsity=0.5)
+    assert [group["p"] for group in sparse.optimizer.param_groups] == [None]
+
+
+def test_initial_masks_are_random_by_their_generator() -> None:
+    def first(seed: int | None) -> torch.Tensor:
+        model = mlp(20, 30, 4)
+        return lpss(model, total_steps=10, generator=None if seed is None else generator(seed)).masks[0]
+
+    assert torch.equal(first(None), first(0))
+    assert torch.equal(first(3), first(3))
+    assert not torch.equal(first(3), first(4))
+    assert int((first(0) == 0).sum()) == 120
+
+
+def test_initial_sparsity_is_never_above_the_final_one() -> None:
+    sparse = lpss(mlp(20, 30, 4), LpssSettings(0.1, 1.9, initial_sparsity=0.5), total_steps=10)
+    assert sparse.sparsity() == pytest.approx(0.1)
+
+
+def test_feedback_by_name() -> None:
+    def feedback(name: str) -> Any:
+        return lpss(mlp(20, 8, 4), LpssSettings(0.9, 1.3, feedback=name, feedback_gain=0.2), total_steps=10).topology
+
+    published, pi = feedback("published").feedback, feedback("pi").feedback
+    assert isinstance(published, Published)
+    assert (published.target, published.delta) == (0.9, 0.2)
+    assert isinstance(pi, ProportionalIntegral)
+    assert pi.ki == pytest.approx(2.0)
+    assert (pi.reference(0.0), pi.reference(1.0)) == (0.2, 0.9)
+
+
+def test_default_exponent_is_the_theorys() -> None:
+    for target, p in ((0.5, 1.338), (0.9, 1.104)):
+        group = lpss(mlp(20, 8, 4), total_steps=10, sparsity=target).optimizer.param_groups[0]
+        assert group["p"] == pytest.approx(p, abs=1e-3)
+
+
+def test_a_loop_of_ones_own_reaches_exactly_its_target_and_learns() -> None:
+    x, y = blobs(n=800, features=30, classes=10)
+    held_x, held_y = x[::4], y[::4]
+    kept = torch.arange(800) % 4 != 0
+    model = mlp(30, 100, 50, 10)
+    assert accuracy(model, held_x, held_y) < 0.4
+
+    steps = 500
+    sparse = lpss(model, total_steps=steps, sparsity=0.9)
+    for xs, ys in batches(x[kept], y[kept], steps):
+        sparse.zero_grad()
+        F.cross_entropy(model(xs), ys).backward()
+        sparse.step()
+
+    weights = torch.cat([model[k].weight.flatten() for k in (0, 2, 4)])
+    assert len(weights) == 8500
+    assert int((weights == 0).sum()) == 7650
+    assert accuracy(model, held_x, held_y) > 0.9
+
+
+def test_a_network_with_normalisation_learns_too() -> None:
+    x, y = blobs(n=800, features=30, classes=10)
+    model = mlp(30, 100, 50, 10, norm=True)
+    sparse = lpss(model, LpssSettings(0.9, 1.2), total_steps=300)
+    for xs, ys in batches(x, y, 300):
+        sparse.zero_grad()
+        F.cross_entropy(model(xs), ys).backward()
+        sparse.step()
+    assert sparse.zeros() == (7650, 8500)
+    assert accuracy(model, x, y) > 0.9
