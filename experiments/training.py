@@ -81,8 +81,6 @@ class Training:
             train_loss = self._train()
             self.noise = torch.get_rng_state()
         self.epochs_done += 1
-        if not math.isfinite(train_loss):
-            raise NotFinite(f"the training loss is {train_loss} in epoch {self.epochs_done}")
         accuracy = evaluate(self.experiment, self.model, self.val_split)
         at_target = accuracy
         if not self.sparse.fixed:
@@ -102,7 +100,7 @@ class Training:
         }
 
     def _train(self) -> float:
-        """One pass over the training data in a fresh order; the mean loss."""
+        """One pass over the training data in a fresh order; the mean loss. Raises NotFinite."""
         x, y = self.train_split
         self.model.train()
         order = torch.randperm(len(x), generator=self.order).to(x.device)
@@ -111,9 +109,15 @@ class Training:
             loss = self.experiment.loss(self.model(x[batch]), y[batch])
             self.sparse.zero_grad()
             loss.backward()
-            self.sparse.step()
+            try:
+                self.sparse.step()
+            except FloatingPointError as error:
+                raise NotFinite(f"{error} in epoch {self.epochs_done + 1}, where the loss is {loss.item()}") from error
             total += loss.detach() * len(batch)
-        return float(total) / len(x)
+        mean = float(total) / len(x)
+        if not math.isfinite(mean):
+            raise NotFinite(f"the training loss is {mean} in epoch {self.epochs_done + 1}")
+        return mean
 
     def state_dict(self) -> dict[str, Any]:
         """All that the training needs to go on: network, method, order of the data, noise, epochs done."""

@@ -42,7 +42,7 @@ class LpssSettings:
             the network is projected to its final sparsity, and trains on under that mask.
         threshold_interval: steps between two updates of the masks, at least 1.
         feedback: what answers the measured sparsity with regrowth: "published" or "pi".
-        feedback_gain: delta of the published feedback, in [0, 1); the integral gain of "pi" is ten times it.
+        feedback_gain: delta of the published feedback, in [0, 1); the integral gain of "pi".
         initial_sparsity: of the random initial mask, in [0, 1).
     """
 
@@ -125,9 +125,10 @@ def lpss(
 
 
 def _sphere_optimizer(model: nn.Module, layers: list[Layer], s: LpssSettings) -> LpSGD:
-    sphere = [layer.weight for layer in layers if layer.sphere]
-    ids = {id(weight) for weight in sphere}
-    ordinary = [param for param in model.parameters() if param.requires_grad and id(param) not in ids]
+    sphere = [(layer.name, layer.weight) for layer in layers if layer.sphere]
+    ids = {id(weight) for _, weight in sphere}
+    named = model.named_parameters()
+    ordinary = [(name, param) for name, param in named if param.requires_grad and id(param) not in ids]
     gain = not has_normalisation(model)
     groups: list[dict[str, Any]] = [
         {"params": sphere, "p": s.p, "lr": s.sphere_lr, "gain": gain, "gain_lr": s.lr},
@@ -140,7 +141,7 @@ def _feedback(s: LpssSettings, initial: float) -> Feedback:
     if s.feedback == "published":
         return Published(s.final_sparsity, s.feedback_gain)
     reference = Schedule("cubic", initial, s.final_sparsity, s.threshold_begin, s.threshold_end)
-    return ProportionalIntegral(reference, ki=10 * s.feedback_gain)
+    return ProportionalIntegral(reference, ki=s.feedback_gain)
 
 
 def _random_masks(layers: list[Layer], sparsity: float, generator: Generator) -> list[torch.Tensor]:

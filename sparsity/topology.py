@@ -100,10 +100,12 @@ class ThresholdAdaptation:
 
     def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
         masks = [layer.mask for layer in layers]
-        gamma, boost = self.feedback.update(sparsity_of(masks), self.threshold(progress), progress)
-        rho = min(1.0, self.threshold(progress) * boost)
-        kept = [drop_below(layer.saliency(), layer.mask, rho) for layer in layers]
+        rho = self.threshold(progress)
+        lowest = min(1.0, rho + self.feedback.raised)
+        kept = [drop_below(layer.saliency(), layer.mask, lowest) for layer in layers]
         dropped = _active(masks) - _active(kept)
+        weights = sum(mask.numel() for mask in masks)
+        gamma = self.feedback.update(sparsity_of(masks), dropped / weights, rho, progress)
         return grow_by_gradient(kept, masks, [layer.gradient() for layer in layers], round(gamma * dropped))
 
     def state_dict(self) -> dict[str, Any]:

@@ -492,3 +492,16 @@ def test_ordinary_parameters_have_no_sphere_weights() -> None:
     with pytest.raises(ValueError, match="lies on no sphere"):
         optimizer.sphere_weights(param)
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_gradient_that_is_no_number_names_its_parameter_and_changes_nothing(bad: float) -> None:
+    weights = {name: torch.nn.Parameter(torch.randn(4, 6)) for name in ("first.weight", "second.weight")}
+    optimizer = LpSGD([{"params": list(weights.items()), "p": 1.3}])
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    for weight in weights.values():
+        weight.grad = torch.ones(4, 6)
+    weights["first.weight"].grad[2, 3] = bad
+    with pytest.raises(FloatingPointError, match=r"first\.weight"):
+        optimizer.step()
+    assert torch.equal(weights["first.weight"], before["first.weight"])

@@ -139,7 +139,7 @@ def test_feedback_by_name() -> None:
     assert isinstance(published, Published)
     assert (published.target, published.delta) == (0.9, 0.2)
     assert isinstance(pi, ProportionalIntegral)
-    assert pi.ki == pytest.approx(2.0)
+    assert pi.ki == pytest.approx(0.2)
     assert (pi.reference(0.0), pi.reference(1.0)) == (0.2, 0.9)
 
 
