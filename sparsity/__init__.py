@@ -12,9 +12,10 @@ so that it serves alone in anybody's training loop::
 
 from sparsity.hoyer import hoyer, suggest_p
 from sparsity.layers import Layer, prunable_layers
+from sparsity.lp_spherical import LpssSettings, lpss
 from sparsity.masks import keep_largest, random_mask, zeros_for
 from sparsity.optimizer import LpSGD
-from sparsity.recipes import METHODS, LpssSettings, lpss
+from sparsity.recipes import METHODS
 from sparsity.schedules import PiecewiseLinear, Schedule, published_learning_rate, warmup_cosine
 from sparsity.sphere import dual_exponent, from_dual, project, row_norm, stationary_dual, to_dual
 from sparsity.topology import Ramp, ThresholdAdaptation

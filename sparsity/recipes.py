@@ -1,151 +1,16 @@
-"""The methods, each a short recipe over the parts of this package.
-
-A recipe takes a network and typed settings and returns the SparseTraining that trains it. METHODS names them.
-"""
+"""The methods by name. A recipe takes a network and typed settings and returns the SparseTraining that trains it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
-from numbers import Integral, Real
 from typing import Any
 
-import torch
 from torch import Generator, nn
 
-from sparsity.feedback import Feedback, ProportionalIntegral, Published
-from sparsity.hoyer import suggest_p
-from sparsity.layers import Layer, has_normalisation, prunable_layers
-from sparsity.masks import random_mask
-from sparsity.optimizer import LR_MAX, LpSGD
-from sparsity.schedules import KINDS, Schedule, warmup_cosine
-from sparsity.sphere import P_MAX, P_MIN
-from sparsity.topology import ThresholdAdaptation
+from sparsity import baselines
+from sparsity.lp_spherical import LpssSettings, lpss
 from sparsity.training import SparseTraining
-
-FEEDBACKS = ("published", "pi")
-
-
-@dataclass(frozen=True)
-class LpssSettings:
-    """What can be set, and searched, of Lp-spherical sparse training. Raises ValueError for what is out of range.
-
-    Attributes:
-        final_sparsity: fraction of zero weights at the end, in [0, 1), exact to the weight.
-        p: the sphere's exponent, in [1.02, 2].
-        sphere_lr: peak learning rate on the sphere, in (0, 0.25].
-        lr: peak learning rate of everything else, gains included, > 0.
-        momentum: Nesterov momentum of both, in [0, 1).
-        threshold: shape of the drop threshold rho over training: constant, cosine, exponential, linear or cubic.
-        threshold_start: rho at the beginning, relative to a neuron's mean active |w|, in (0, 1]; it falls to 0.
-        threshold_begin, threshold_end: progress between which connections move, 0 <= begin < end <= 1. At the end
-            the network is projected to its final sparsity, and trains on under that mask.
-        threshold_interval: steps between two updates of the masks, at least 1.
-        feedback: what answers the measured sparsity with regrowth: "published" or "pi".
-        feedback_gain: delta of the published feedback, in [0, 1); the integral gain of "pi".
-        initial_sparsity: of the random initial mask, in [0, 1).
-    """
-
-    final_sparsity: float
-    p: float
-    sphere_lr: float = 0.01
-    lr: float = 0.1
-    momentum: float = 0.9
-    threshold: str = "cosine"
-    threshold_start: float = 0.2
-    threshold_begin: float = 0.1
-    threshold_end: float = 0.7
-    threshold_interval: int = 40
-    feedback: str = "pi"
-    feedback_gain: float = 0.1
-    initial_sparsity: float = 0.2
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            if field.type == "float":
-                value = getattr(self, field.name)
-                _within(field.name, value, isinstance(value, Real), "a number")
-        _within("final_sparsity", self.final_sparsity, 0 <= self.final_sparsity < 1, "[0, 1)")
-        _within("p", self.p, P_MIN <= self.p <= P_MAX, f"[{P_MIN}, {P_MAX:g}]")
-        _within("sphere_lr", self.sphere_lr, 0 < self.sphere_lr <= LR_MAX, f"(0, {LR_MAX}]")
-        _within("lr", self.lr, 0 < self.lr < float("inf"), "(0, inf)")
-        _within("momentum", self.momentum, 0 <= self.momentum < 1, "[0, 1)")
-        _within("threshold", self.threshold, self.threshold in KINDS, ", ".join(KINDS))
-        _within("threshold_start", self.threshold_start, 0 < self.threshold_start <= 1, "(0, 1]")
-        _within("threshold_begin", self.threshold_begin, 0 <= self.threshold_begin < self.threshold_end, "[0, end)")
-        _within("threshold_end", self.threshold_end, self.threshold_end <= 1, "(begin, 1]")
-        whole = isinstance(self.threshold_interval, Integral) and self.threshold_interval >= 1
-        _within("threshold_interval", self.threshold_interval, whole, "1, 2, ...")
-        _within("feedback", self.feedback, self.feedback in FEEDBACKS, ", ".join(FEEDBACKS))
-        _within("feedback_gain", self.feedback_gain, 0 <= self.feedback_gain < 1, "[0, 1)")
-        _within("initial_sparsity", self.initial_sparsity, 0 <= self.initial_sparsity < 1, "[0, 1)")
-
-
-def _within(name: str, value: Any, good: bool, accepted: str) -> None:
-    if not good:
-        raise ValueError(f"{name} = {value!r} is not accepted: it takes {accepted}")
-
-
-def lpss(
-    model: nn.Module,
-    settings: LpssSettings | None = None,
-    *,
-    total_steps: int,
-    sparsity: float = 0.9,
-    generator: Generator | None = None,
-) -> SparseTraining:
-    """Lp-spherical sparse training with semi-pruning and threshold adaptation (arXiv 2103.16013).
-
-    Args:
-        model: any network with linear or convolution layers, on its device. Its prunable weights are put on the
-            sphere; every neuron gets a learnable gain unless the network has normalisation layers.
-        settings: all settings; by default the theory's p for `sparsity`, and the defaults of LpssSettings.
-        total_steps: how many times `step()` will be called.
-        sparsity: final sparsity in [0, 1), used when no settings are given.
-        generator: of the random initial mask; on the CPU. Default: seeded with 0.
-    """
-    s = settings or LpssSettings(sparsity, suggest_p(sparsity))
-    layers = prunable_layers(model)
-    initial = min(s.initial_sparsity, s.final_sparsity)
-    return SparseTraining(
-        model,
-        layers,
-        _sphere_optimizer(model, layers, s),
-        ThresholdAdaptation(
-            Schedule(s.threshold, s.threshold_start, 0.0, s.threshold_begin, s.threshold_end),
-            _feedback(s, initial),
-            s.threshold_interval,
-        ),
-        _random_masks(layers, initial, generator or Generator().manual_seed(0)),
-        sparsity=s.final_sparsity,
-        total_steps=total_steps,
-        fix_at=s.threshold_end,
-        learning_rate=warmup_cosine,
-    )
-
-
-def _sphere_optimizer(model: nn.Module, layers: list[Layer], s: LpssSettings) -> LpSGD:
-    sphere = [(layer.name, layer.weight) for layer in layers if layer.sphere]
-    ids = {id(weight) for _, weight in sphere}
-    named = model.named_parameters()
-    ordinary = [(name, param) for name, param in named if param.requires_grad and id(param) not in ids]
-    gain = not has_normalisation(model)
-    groups: list[dict[str, Any]] = [
-        {"params": sphere, "p": s.p, "lr": s.sphere_lr, "gain": gain, "gain_lr": s.lr},
-        {"params": ordinary, "lr": s.lr},
-    ]
-    return LpSGD([group for group in groups if group["params"]], momentum=s.momentum)
-
-
-def _feedback(s: LpssSettings, initial: float) -> Feedback:
-    if s.feedback == "published":
-        return Published(s.final_sparsity, s.feedback_gain)
-    reference = Schedule("cubic", initial, s.final_sparsity, s.threshold_begin, s.threshold_end)
-    return ProportionalIntegral(reference, ki=s.feedback_gain)
-
-
-def _random_masks(layers: list[Layer], sparsity: float, generator: Generator) -> list[torch.Tensor]:
-    return [random_mask(layer.weight.shape, sparsity, generator, layer.weight.dtype) for layer in layers]
 
 
 @dataclass(frozen=True)
@@ -168,4 +33,14 @@ class Method:
         return self.make(model, self.settings(**params), total_steps=total_steps, generator=generator)
 
 
-METHODS = {"lpss": Method("lpss", LpssSettings, lpss)}
+_ALL = (
+    Method("lpss", LpssSettings, lpss),
+    Method("rigl", baselines.DropGrowSettings, baselines.rigl),
+    Method("set", baselines.DropGrowSettings, baselines.set_),
+    Method("sparse-momentum", baselines.DropGrowSettings, baselines.sparse_momentum),
+    Method("snip", baselines.SnipSettings, baselines.snip),
+    Method("static", baselines.StaticSettings, baselines.static),
+    Method("gmp", baselines.GmpSettings, baselines.gmp),
+    Method("dense", baselines.DenseSettings, baselines.dense),
+)
+METHODS = {method.name: method for method in _ALL}

@@ -28,6 +28,7 @@ class Pruned:
     mask: Tensor
     saliency: Callable[[], Tensor]
     gradient: Callable[[], Tensor]
+    momentum: Callable[[], Tensor] = lambda: torch.zeros(())  # average of the dense gradient, where it is kept
 
 
 class Topology(Protocol):
@@ -54,12 +55,48 @@ def _active(masks: Sequence[Tensor]) -> int:
     return sum(int(mask.count_nonzero()) for mask in masks)
 
 
-def _every(step: int, total: int, schedule: Schedule, interval: int) -> bool:
+def is_due(step: int, total: int, schedule: Schedule, interval: int) -> bool:
+    """Whether a step is one of every `interval` between the schedule's begin and end."""
     return step % interval == 0 and schedule.begin <= step / total <= schedule.end
 
 
+class Stateless:
+    """The state of a topology that has none."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class Fixed(Stateless):
+    """The masks that training began with."""
+
+    def due(self, step: int, total: int) -> bool:
+        return False
+
+    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
+        return [layer.mask for layer in layers]
+
+
 @dataclass
-class Ramp:
+class AtStart(Stateless):
+    """Keeps the connections of largest |weight x gradient| at the first step (SNIP, arXiv 1810.02340)."""
+
+    sparsity: float
+
+    def due(self, step: int, total: int) -> bool:
+        return step == 0
+
+    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
+        scores = [layer.saliency() + layer.gradient().abs().log2() for layer in layers]
+        weights = sum(score.numel() for score in scores)
+        return keep_largest(scores, weights - zeros_for(self.sparsity, weights))
+
+
+@dataclass
+class Ramp(Stateless):
     """Keeps the globally most salient weights, at a sparsity that follows a schedule; masked weights that gain
     saliency come back. With magnitudes and a cubic schedule this is gradual magnitude pruning (arXiv 1710.01878)."""
 
@@ -67,18 +104,12 @@ class Ramp:
     interval: int = 40
 
     def due(self, step: int, total: int) -> bool:
-        return _every(step, total, self.sparsity, self.interval)
+        return is_due(step, total, self.sparsity, self.interval)
 
     def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
         scores = [layer.saliency() for layer in layers]
         weights = sum(score.numel() for score in scores)
         return keep_largest(scores, weights - zeros_for(self.sparsity(progress), weights))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
 
 
 @dataclass
@@ -96,7 +127,7 @@ class ThresholdAdaptation:
     interval: int = 40
 
     def due(self, step: int, total: int) -> bool:
-        return _every(step, total, self.threshold, self.interval)
+        return is_due(step, total, self.threshold, self.interval)
 
     def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
         masks = [layer.mask for layer in layers]

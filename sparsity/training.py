@@ -17,6 +17,7 @@ from sparsity.topology import Pruned, Topology
 
 _SMALLEST = 2.0**-100  # an active weight ends at least this large: it counts as a weight, and adds nothing
 
+_AVERAGE = 0.9  # the momentum of the gradient's average
 _AFTER = 1e4  # in log2: puts every masked weight behind every active one, and keeps their order
 
 
@@ -67,6 +68,9 @@ class SparseTraining:
         self.masks = [mask.to(layer.weight, copy=True) for mask, layer in zip(masks, self.layers, strict=True)]
         self._base_lr = [group["lr"] for group in optimizer.param_groups]
         self._base_gain_lr = [group.get("gain_lr", 0.0) for group in optimizer.param_groups]
+        # Kept only for a topology that grows by it: an average of the dense gradient, masked weights included.
+        tracked = self.layers if getattr(topology, "needs_momentum", False) else []
+        self.averages = [torch.zeros_like(layer.weight) for layer in tracked]
         self._apply_masks()
 
     @property
@@ -86,6 +90,9 @@ class SparseTraining:
             if "gain_lr" in group:
                 group["gain_lr"] = gain_lr * factor
         self.travel += max((g["lr"] for g in self.optimizer.param_groups if g.get("p") is not None), default=0.0)
+        for layer, average in zip(self.layers, self.averages, strict=False):
+            if layer.weight.grad is not None and not self.fixed:
+                average.mul_(_AVERAGE).add_(layer.weight.grad, alpha=1 - _AVERAGE)
         self._move_masks()
         for layer, mask in zip(self.layers, self.masks, strict=True):
             if layer.weight.grad is not None and not (self.dense_latent and layer.sphere and not self.fixed):
@@ -108,7 +115,10 @@ class SparseTraining:
         layer = self.layers[index]
         grad = layer.weight.grad
         gradient = torch.zeros_like(layer.weight) if grad is None else grad.clone()
-        return Pruned(layer.name, self.masks[index], lambda: self._saliency(layer), lambda: gradient)
+        pruned = Pruned(layer.name, self.masks[index], lambda: self._saliency(layer), lambda: gradient)
+        if self.averages:
+            pruned.momentum = lambda: self.averages[index]
+        return pruned
 
     def _saliency(self, layer: Layer) -> Tensor:
         """log2 of the weight's magnitude in the network, as it would be without a mask where that is known."""
@@ -118,11 +128,16 @@ class SparseTraining:
 
     def _set_masks(self, masks: Sequence[Tensor]) -> None:
         for layer, old, new in zip(self.layers, self.masks, masks, strict=True):
-            buffer = self.optimizer.state[layer.weight].get("momentum_buffer")
-            if buffer is not None and not (self.dense_latent and layer.sphere):
-                buffer.mul_(new.view_as(buffer))  # what is dropped must not be moved on by its old momentum
+            if not (self.dense_latent and layer.sphere):
+                self._forget_dropped(layer.weight, new)
             old.copy_(new)
         self._apply_masks()
+
+    def _forget_dropped(self, weight: Tensor, mask: Tensor) -> None:
+        """What is dropped must not be moved on by its old momentum; v on the sphere is no momentum, and stays."""
+        for key, value in self.optimizer.state[weight].items():
+            if key != "v" and isinstance(value, Tensor) and value.numel() == weight.numel() > 1:
+                value.mul_(mask.view_as(value))
 
     def _apply_masks(self) -> None:
         with torch.no_grad():
@@ -187,6 +202,7 @@ class SparseTraining:
         return {
             "optimizer": self.optimizer.state_dict(),
             "masks": [mask.clone() for mask in self.masks],
+            "averages": [average.clone() for average in self.averages],
             "topology": self.topology.state_dict(),
             "steps": self.steps,
             "travel": self.travel,
@@ -197,5 +213,7 @@ class SparseTraining:
         self.optimizer.load_state_dict(state["optimizer"])
         for mask, saved in zip(self.masks, state["masks"], strict=True):
             mask.copy_(saved)
+        for average, saved in zip(self.averages, state["averages"], strict=True):
+            average.copy_(saved)
         self.topology.load_state_dict(state["topology"])
         self.steps, self.travel, self.fixed = state["steps"], state["travel"], state["fixed"]

@@ -1,0 +1,102 @@
+"""Drop and grow: dynamic sparse training at a constant sparsity, as SET, RigL and sparse momentum do it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from sparsity.distributions import rounded
+from sparsity.schedules import Schedule
+from sparsity.topology import Pruned, is_due
+
+GROWTHS = ("random", "gradient", "momentum")
+
+
+@dataclass
+class DropGrow:
+    """Every `interval` steps each layer drops a share of its connections, those of least magnitude, and as many grow.
+
+    Growth "random" with these rules is SET (Mocanu et al. 2018), "gradient" is RigL (Evci et al. 2020, arXiv
+    1911.11134): the inactive connections of largest |gradient|, layer by layer. "momentum" is sparse momentum
+    (Dettmers and Zettlemoyer 2019, arXiv 1907.04840): what all layers dropped is shared out among them by the mean
+    |momentum| of their active connections, and goes to the inactive ones of largest |momentum|. As those papers say,
+    what is dropped may grow back at once, and grown connections start at zero.
+
+    Args:
+        fraction: the share dropped, over training.
+        growth: one of GROWTHS.
+        interval: steps between two updates.
+        generator: of random growth.
+    """
+
+    fraction: Schedule
+    growth: str
+    interval: int
+    generator: Generator
+
+    @property
+    def needs_momentum(self) -> bool:
+        """Whether the training has to average the dense gradient for this topology."""
+        return self.growth == "momentum"
+
+    def due(self, step: int, total: int) -> bool:
+        # Not at the first step: nothing has been learnt yet that would tell a weight to drop from one to keep.
+        return step > 0 and is_due(step, total, self.fraction, self.interval)
+
+    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
+        share = self.fraction(progress)
+        kept = [drop_smallest(layer, share) for layer in layers]
+        dropped = [int(layer.mask.count_nonzero() - k.count_nonzero()) for layer, k in zip(layers, kept, strict=True)]
+        room = [int((mask == 0).sum()) for mask in kept]
+        if self.growth == "momentum":
+            dropped = _by_momentum(layers, sum(dropped), room)
+        return [grow(mask, self._score(layer), n) for mask, layer, n in zip(kept, layers, dropped, strict=True)]
+
+    def _score(self, layer: Pruned) -> Tensor:
+        if self.growth == "random":
+            return torch.rand(layer.mask.shape, generator=self.generator).to(layer.mask.device)
+        return (layer.gradient() if self.growth == "gradient" else layer.momentum()).abs()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+
+
+def drop_smallest(layer: Pruned, share: float) -> Tensor:
+    """The layer's mask without the round(share x active) active connections of least magnitude."""
+    active = layer.mask != 0
+    count = round(share * int(active.sum()))
+    scores = layer.saliency().masked_fill(~active, torch.inf).flatten()
+    mask = layer.mask.clone().flatten()
+    mask[scores.topk(count, largest=False).indices] = 0.0
+    return mask.view_as(layer.mask)
+
+
+def grow(mask: Tensor, score: Tensor, count: int) -> Tensor:
+    """The mask with `count` more connections: the inactive ones of largest score, which must not be negative."""
+    flat = mask.clone().flatten()
+    flat[score.float().masked_fill(mask != 0, -1.0).flatten().topk(count).indices] = 1.0
+    return flat.view_as(mask)
+
+
+def _by_momentum(layers: Sequence[Pruned], total: int, room: Sequence[int]) -> list[int]:
+    """`total` new connections shared out by the layers' mean |momentum|; what a full layer cannot take goes on."""
+    strength = [float((layer.momentum() * layer.mask).abs().sum() / layer.mask.sum().clamp_min(1)) for layer in layers]
+    given, open_layers = [0.0] * len(layers), set(range(len(layers)))
+    left = float(total)
+    while left > 1e-6 and open_layers:
+        whole = sum(strength[i] for i in open_layers)
+        parts = {i: left * (strength[i] / whole if whole > 0 else 1 / len(open_layers)) for i in open_layers}
+        for i, part in parts.items():
+            taken = min(part, room[i] - given[i])
+            given[i] += taken
+            left -= taken
+            if given[i] >= room[i]:
+                open_layers.discard(i)
+    return rounded(given, room, total)

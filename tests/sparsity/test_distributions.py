@@ -1,0 +1,67 @@
+"""How sparsity is shared out: exact totals, Erdos-Renyi-Kernel against its definition, saturated layers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsity.distributions import layer_counts, random_masks
+from sparsity.masks import zeros_for
+
+shapes = st.lists(
+    st.one_of(
+        st.tuples(st.integers(1, 60), st.integers(1, 60)),
+        st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 3), st.integers(1, 3)),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=300)
+@given(shapes, st.floats(0, 0.999), st.sampled_from(["uniform", "erk"]))
+def test_counts_are_exact_in_all_and_possible_in_each(shapes: list[tuple], sparsity: float, distribution: str) -> None:
+    sizes = [math.prod(shape) for shape in shapes]
+    counts = layer_counts([torch.Size(shape) for shape in shapes], sparsity, distribution)
+    assert sum(counts) == sum(sizes) - zeros_for(sparsity, sum(sizes))
+    assert all(0 <= count <= size for count, size in zip(counts, sizes, strict=True))
+
+
+def test_erk_densities_are_proportional_to_sum_over_product() -> None:
+    layers = [torch.Size((300, 784)), torch.Size((100, 300)), torch.Size((64, 32, 3, 3))]
+    counts = layer_counts(layers, 0.9, "erk")
+    ratios = [count / math.prod(s) / (sum(s) / math.prod(s)) for count, s in zip(counts, layers, strict=True)]
+    assert max(ratios) == pytest.approx(min(ratios), rel=1e-3)
+
+
+def test_erk_keeps_saturated_layers_dense_and_gives_the_rest_to_the_others() -> None:
+    layers = [torch.Size((300, 784)), torch.Size((100, 300)), torch.Size((10, 100))]
+    counts = layer_counts(layers, 0.5, "erk")
+    assert counts[2] == 1000
+    assert counts[1] == 30000
+    assert sum(counts) == 266200 - 133100
+
+
+def test_uniform_gives_every_layer_the_same_density() -> None:
+    layers = [torch.Size((300, 784)), torch.Size((100, 300)), torch.Size((10, 100))]
+    assert layer_counts(layers, 0.9, "uniform") == [23520, 3000, 100]
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "erk", "global"])
+def test_masks_are_random_exact_and_the_seeds_own(distribution: str) -> None:
+    weights = [torch.zeros(30, 50), torch.zeros(8, 30, dtype=torch.float64)]
+    one, again, other = (
+        random_masks(weights, 0.8, distribution, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert sum(int(mask.sum()) for mask in one) == 1740 - zeros_for(0.8, 1740)
+    assert all(torch.equal(a, b) and a.dtype == w.dtype for a, b, w in zip(one, again, weights, strict=True))
+    assert not torch.equal(one[0], other[0])
+
+
+def test_an_unknown_distribution_is_refused() -> None:
+    with pytest.raises(ValueError, match="erk"):
+        layer_counts([torch.Size((2, 2))], 0.5, "ekr")
