@@ -78,7 +78,7 @@ def _search_parser() -> _Parser:
     what.add_argument(
         "--experiment", metavar="NAME", help="built-in name, path/to/file.py:name or module:name (digits)"
     )
-    what.add_argument("--method", metavar="NAME", help="sparse training method (lpss)")
+    what.add_argument("--method", metavar="NAME", help="one or several, with commas: lpss, rigl, gmp, ... (lpss)")
     what.add_argument("--space", metavar="NAME|FILE", help="search space (the method's own)")
     what.add_argument("--data-dir", metavar="DIR", help="where data sets are, or are downloaded to")
     how = parser.add_argument_group("how to search")
@@ -86,6 +86,7 @@ def _search_parser() -> _Parser:
     how.add_argument("--time-budget", metavar="T", help="end after 90s, 30m, 1h30m, ...")
     how.add_argument("--epochs", metavar="N", help="epochs of a trial (the experiment's own)")
     how.add_argument("--seed", metavar="N", help="of the sampler, the weights and the order of examples (0)")
+    how.add_argument("--final-seeds", metavar="N", help="train each method's best again under N seeds at the end (0)")
     how.add_argument("--sampler", metavar="NAME", help="tpe, gp, nsgaii, qmc or random (tpe)")
     how.add_argument("--scheduler", metavar="NAME", help="asha stops hopeless trials early, none does not (asha)")
     where = parser.add_argument_group("where to run")
@@ -165,7 +166,7 @@ def _run(config: Any, *, as_json: bool, resume: bool) -> int:
 
 
 def _report(finished: Any, as_json: bool) -> None:
-    from tuner.display import print_result
+    from tuner.final_table import print_result
     from tuner.results import result_document, to_json
 
     if as_json:

@@ -63,6 +63,7 @@ class StudyConfig(BaseModel):
     trials: int = Field(default=32, ge=1)
     time_budget: Duration | None = None
     epochs: int | None = Field(default=None, ge=1)
+    final_seeds: int = Field(default=0, ge=0)
     seed: int = Field(default=0, ge=0, lt=2**32)
     sampler: str = "tpe"
     scheduler: str = "asha"
@@ -74,6 +75,13 @@ class StudyConfig(BaseModel):
     study: str = ""
     tracking_uri: str = ""
     data_dir: Path | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # pydantic would take true for 1
+            raise ValueError("true and false are the value of no option")
+        return value
 
     @field_validator("method")
     @classmethod
@@ -137,11 +145,19 @@ class StudyConfig(BaseModel):
         return self.storage / self.study
 
     def resolved(self) -> StudyConfig:
-        """With the defaults that depend on the rest filled in: the study's name and the tracking URI."""
+        """With the defaults that depend on the rest filled in, the study's name and the tracking URI, and with
+        absolute paths, since a worker or a later resume may run in another folder."""
+        where, _, attribute = self.experiment.rpartition(":")
+        is_file = self.space is not None and Path(self.space).suffix in {".yaml", ".yml"}
+        paths = {
+            "storage": self.storage.absolute(),
+            "data_dir": self.data_dir and self.data_dir.absolute(),
+            "experiment": f"{Path(where).absolute()}:{attribute}" if where.endswith(".py") else self.experiment,
+            "space": str(Path(self.space).absolute()) if self.space and is_file else self.space,
+        }
         name = self.study or default_study_name(self.experiment, self.target, datetime.now())
         uri = resolve_tracking_uri(self.tracking_uri or None)
-        # Absolute, since a worker or a later resume may run in another folder.
-        return self.model_copy(update={"study": name, "tracking_uri": uri, "storage": self.storage.absolute()})
+        return self.model_copy(update={**paths, "study": name, "tracking_uri": uri})
 
 
 def default_study_name(experiment: str, target: float, now: datetime) -> str:

@@ -33,13 +33,24 @@ def read_study(study: str, storage: Path, options: dict[str, Any]) -> StudyConfi
         UsageError: if there is none.
     """
     folder = storage / study
-    if not (folder / "study.yaml").is_file() and (Path(study) / "study.yaml").is_file():
+    if not _is_file(folder / "study.yaml") and _is_file(Path(study) / "study.yaml"):
         folder = Path(study).absolute()
-    if not (folder / "study.yaml").is_file():
+    if not _is_file(folder / "study.yaml"):
         there = sorted(path.parent.name for path in storage.glob("*/study.yaml"))
         raise UsageError(f"no study {study!r} in {storage}: there {'is ' + ', '.join(there) if there else 'are none'}")
     place = {"storage": folder.parent, "study": folder.name}
     return _from_file(folder / "study.yaml", {**options, **place})
+
+
+def _is_option(name: str) -> bool:
+    return name in StudyConfig.model_fields
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long for a file, a folder that may not be entered
+        return False
 
 
 def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:
@@ -49,7 +60,11 @@ def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:
         raise UsageError(str(error)) from None
     data.pop(_ABOUT, None)
     named = {key.replace("-", "_"): key for key in data}
-    merged = {**{name: data[key] for name, key in named.items() if data[key] is not None}, **options}
+    if twice := [key for key in data if named[key.replace("-", "_")] != key]:
+        raise UsageError(str(lines.error((twice[0],), f"{twice[0]!r} is given twice, once with '-' and once with '_'")))
+    # An option without a value is not given; a name that is no option is told all the same.
+    given = {name: data[key] for name, key in named.items() if data[key] is not None or not _is_option(name)}
+    merged = {**given, **options}
     try:
         return StudyConfig(**merged)
     except ValidationError as error:

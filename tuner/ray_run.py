@@ -24,7 +24,7 @@ from experiments import Experiment
 from tuner.config import StudyConfig, UsageError
 from tuner.records import TrialState, trial_name
 from tuner.study import StudyRun
-from tuner.trial import FINAL, METRICS, TrialSetup, TrialTrainable
+from tuner.trial import FINAL, METRICS, TrialSetup, TrialTrainable, train_to_the_end
 
 # Our own records are the truth, and the driver writes them: Ray's loggers, its snapshots and its reporter only cost.
 _TUNE_ENVIRONMENT = {
@@ -237,6 +237,21 @@ def run_trials(
         return {trial_name(names[trial.trial_id]): trial.status for trial in results._experiment_analysis.trials}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def train_again(
+    setup: TrialSetup,
+    arrays: dict[str, np.ndarray],
+    jobs: list[dict[str, Any]],
+    *,
+    cpus: float,
+    gpus: float,
+) -> list[dict[str, np.ndarray]]:
+    """Trains the jobs (a trial's number, method and params each) side by side; their networks' tensors, in order."""
+    _send_code_of(setup.experiment)
+    worker = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=0)(train_to_the_end)
+    shared, data = ray.put(setup), ray.put(arrays)
+    return list(ray.get([worker.remote(shared, data, job) for job in jobs]))
 
 
 def _send_code_of(experiment: Experiment) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tuner.final_seeds import Retrained
 from tuner.pareto import best_trial, pareto_front
 from tuner.records import TrialRecord, TrialState
 
@@ -77,6 +78,7 @@ class StudyOutcome:
     mlflow_experiment_id: str | None = None
     mlflow_run_id: str | None = None  # of the study's parent run
     tracking_uri: str | None = None
+    retrained: Sequence[Retrained] = ()  # with --final-seeds: every method's best, trained again; the winner first
 
     @property
     def best(self) -> TrialRecord | None:
@@ -214,6 +216,7 @@ def result_document(outcome: StudyOutcome) -> dict[str, Any]:
         "states": outcome.states,
         "best": None if best is None else {**trial_document(best), **reported},
         "pareto": [trial_document(record) for record in outcome.front],
+        **({"final_seeds": [one.to_dict() for one in outcome.retrained]} if outcome.retrained else {}),
         "seconds": outcome.seconds.to_dict(),
         "mlflow": {"experiment_id": outcome.mlflow_experiment_id, "run_id": outcome.mlflow_run_id},
     }

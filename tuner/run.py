@@ -24,6 +24,7 @@ from search_spaces import BUILT_IN as SPACES
 from search_spaces import Space, load_space
 from tuner.config import StudyConfig, UsageError, unknown
 from tuner.display import Progress
+from tuner.final_seeds import Retrained, best_of_each, jobs, summarise
 from tuner.mlflow_store import StudyIdentity
 from tuner.records import TrialState
 from tuner.results import StudyOutcome, StudySeconds, write_atomically, write_results
@@ -176,6 +177,7 @@ def _search(
     prepared: Prepared, tracker: Tracker, began: float, *, gpus: float, concurrency: int, quiet: bool
 ) -> Finished:
     from tuner import ray_run
+    from tuner.best import test_accuracy
     from tuner.searcher import OptunaSearcher
     from tuner.study import StudyRun
     from tuner.trial import TrialSetup, shared_arrays, weights_file
@@ -205,7 +207,18 @@ def _search(
     if stop.out_of_time:
         for record in study.running():
             study.end(record.number, TrialState.PRUNED, "the time budget was used up")
-    finished = _conclude(prepared, study, stop, began, concurrency)
+    retrained: list[Retrained] = []
+    if config.final_seeds and not stop.asked:
+        chosen = best_of_each(study.records.values(), config.method, config.target)
+        arrays = shared_arrays(prepared.data)
+        start = time.monotonic()
+        networks = ray_run.train_again(
+            setup, arrays, jobs(chosen, config.final_seeds), cpus=config.cpus_per_trial, gpus=gpus
+        )
+        study.training_seconds += (time.monotonic() - start) * concurrency
+        accuracies = [test_accuracy(prepared.experiment, prepared.data, network) for network in networks]
+        retrained = summarise(chosen, accuracies, config.final_seeds)
+    finished = _conclude(prepared, study, stop, began, concurrency, retrained)
     states = searcher.states()
     optuna_states = {record.name: states[number] for number, record in study.records.items()}
     return replace(finished, ray_states=ray_states, optuna_states=optuna_states)
@@ -228,7 +241,9 @@ def _interruptible(stop: Any) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _conclude(prepared: Prepared, study: Any, stop: Any, began: float, concurrency: int) -> Finished:
+def _conclude(
+    prepared: Prepared, study: Any, stop: Any, began: float, concurrency: int, retrained: list[Retrained]
+) -> Finished:
     """Judges the best network, writes the files, and tells MLflow how the study ended."""
     from tuner.best import write_best
     from tuner.pareto import hypervolume, points_of
@@ -236,11 +251,9 @@ def _conclude(prepared: Prepared, study: Any, stop: Any, began: float, concurren
 
     config, tracker = prepared.config, study.tracker
     records = [record for record in study.records.values() if record.state is not TrialState.RUNNING]
-    weights = study.best_weights()
     best = None
-    if weights is not None and not stop.asked:
-        record = study.records[int(weights.stem)]
-        best = write_best(weights, config.folder, prepared.experiment, prepared.data, record)
+    if (record := study.best()) is not None and not stop.asked:
+        best = write_best(study.best_weights(), config.folder, prepared.experiment, prepared.data, record)
     outcome = StudyOutcome(
         study=config.study,
         target=config.target,
@@ -251,6 +264,7 @@ def _conclude(prepared: Prepared, study: Any, stop: Any, began: float, concurren
         test_accuracy=None if best is None else best.test_accuracy,
         weights=None if best is None else best.weights,
         tracking_uri=config.tracking_uri,
+        retrained=retrained,
     )
     title = f"{prepared.experiment.name}: accuracy against sparsity"
     write_html(front_figure(records, config.target, title), config.folder / "pareto.html")

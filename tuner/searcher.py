@@ -7,6 +7,7 @@ is kept in a file of the study's folder, so a search that died goes on where it 
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,18 +64,13 @@ class OptunaSearcher:
         logging.getLogger("optuna").setLevel(logging.ERROR)
         self.target = target
         self.spaces = {space.method: space for space in spaces}
-        storage = None if journal is None else optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
-        fresh = journal is None or not journal.exists() or journal.stat().st_size == 0
-        self.study = optuna.create_study(
-            storage=storage,
-            sampler=make_sampler(sampler, seed),
-            study_name=name,
-            directions=["maximize", "maximize"],
-            load_if_exists=True,
-        )
+        self.study = _open_study(journal, name)
+        trials = self.study.get_trials(deepcopy=False)
+        begun = sum(trial.state is not optuna.trial.TrialState.WAITING for trial in trials)
+        self.study.sampler = make_sampler(sampler, seed, begun)
         self._running: dict[int, optuna.Trial] = {}
-        self._left = [] if fresh else self._unfinished()
-        if fresh:
+        self._left = self._unfinished()
+        if not trials:
             for space in spaces:
                 self._enqueue_first(space)
 
@@ -127,7 +123,9 @@ class OptunaSearcher:
         if record.state is TrialState.COMPLETED:
             assert record.val_accuracy is not None
             assert record.sparsity is not None
-            trial.set_constraint("target", self.target - record.sparsity)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a crash between these two lines leaves the constraint, and it holds
+                trial.set_constraint("target", self.target - record.sparsity)
             self.study.tell(trial, [record.val_accuracy, record.sparsity])
         elif record.state is TrialState.PRUNED:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
@@ -148,6 +146,26 @@ class OptunaSearcher:
         return {trial.number: trial.state.name for trial in self.study.get_trials(deepcopy=False)}
 
 
+def _open_study(journal: Path | None, name: str) -> optuna.Study:
+    """A new study, or the one that the journal holds, whatever its name: a study's folder may have been renamed."""
+    storage = None
+    if journal is not None:
+        _drop_torn_line(journal)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+        names = optuna.get_all_study_names(storage)
+        name = names[0] if names else name
+    return optuna.create_study(
+        storage=storage, study_name=name, directions=["maximize", "maximize"], load_if_exists=True
+    )
+
+
+def _drop_torn_line(journal: Path) -> None:
+    """Cuts off a last line that a process died in: Optuna would write its next one behind it, and read neither."""
+    text = journal.read_bytes() if journal.exists() else b""
+    if text and not text.endswith(b"\n"):
+        os.truncate(journal, text.rfind(b"\n") + 1)
+
+
 def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
     """Asks Optuna for a parameter by its distribution."""
     if isinstance(distribution, FloatDistribution):
@@ -162,9 +180,18 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
     return trial.suggest_categorical(name, distribution.choices)
 
 
-def make_sampler(name: str, seed: int) -> BaseSampler:
-    """One of Optuna's samplers, set up for two objectives and a constraint as far as it supports them."""
+def make_sampler(name: str, seed: int, begun: int = 0) -> BaseSampler:
+    """One of Optuna's samplers, set up for two objectives and a constraint as far as it supports them.
+
+    Args:
+        begun: trials that earlier processes have begun: a sampler that starts over would propose the same again.
+    """
+    import numpy as np
     from optuna import samplers
+
+    # QMC keeps its place in the sequence in the study itself, under its seed.
+    if begun and name != "qmc":
+        seed = int(np.random.SeedSequence([seed, begun]).generate_state(1)[0])
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

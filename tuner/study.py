@@ -102,10 +102,17 @@ class StudyRun:
         """The trials that have begun and not ended."""
         return [record for record in self.records.values() if record.state is TrialState.RUNNING]
 
+    def best(self) -> TrialRecord | None:
+        """The best feasible trial so far."""
+        return best_trial(self.records.values(), self.config.target)
+
     def best_weights(self) -> Path | None:
-        """The file with the network of the best feasible trial."""
-        best = best_trial(self.records.values(), self.config.target)
-        return None if best is None else self._weights_file(self._weights_folder, best.number)
+        """The file with the best feasible trial's network: as the trial left it, or, where the study had ended before
+        and goes on, the one that was written then."""
+        if (best := self.best()) is None:
+            return None
+        file = self._weights_file(self._weights_folder, best.number)
+        return file if file.exists() else self.config.folder / "best" / "model.safetensors"
 
     def _keep_best_weights(self, ended: int) -> None:
         """Of the networks that trials left, only the best stays: the files of many trials would fill a disk."""

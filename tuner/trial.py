@@ -56,26 +56,13 @@ class TrialTrainable(tune.Trainable):
     ) -> None:
         torch.set_num_threads(1)
         self._shared = shared
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the arrays are read-only, and nobody writes to them
-            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        self._train_data = Split(tensors["train_x"].to(shared.device), tensors["train_y"].to(shared.device))
-        self._val_data = Split(tensors["val_x"].to(shared.device), tensors["val_y"].to(shared.device))
+        self._data = _splits(shared, arrays)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begins another trial in this process."""
         self._number = new_config["number"]
-        self._training = Training(
-            self._shared.experiment,
-            self._train_data,
-            self._val_data,
-            new_config["method"],
-            new_config["params"],
-            epochs=self._shared.epochs,
-            seed=trial_seed(self._shared.seed, self._number),
-            device=self._shared.device,
-        )
+        self._training = _training(self._shared, self._data, new_config)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -84,6 +71,35 @@ class TrialTrainable(tune.Trainable):
             save_weights(self._training, weights_file(self._shared.weights_folder, self._number))
             report |= {FINAL: True, "done": True}
         return report
+
+
+def train_to_the_end(shared: TrialSetup, arrays: dict[str, np.ndarray], job: dict[str, Any]) -> dict[str, np.ndarray]:
+    """One training without reports, for a worker: `job` is a trial's config. Returns the network's tensors."""
+    torch.set_num_threads(1)
+    training = _training(shared, _splits(shared, arrays), job)
+    while not training.finished:
+        training.epoch()
+    return {name: tensor.detach().cpu().numpy() for name, tensor in training.model.state_dict().items()}
+
+
+def _splits(shared: TrialSetup, arrays: dict[str, np.ndarray]) -> tuple[Split, Split]:
+    """The training and the validation data, on the device."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the arrays are read-only, and nobody writes to them
+        tensors = {name: torch.from_numpy(array).to(shared.device) for name, array in arrays.items()}
+    return Split(tensors["train_x"], tensors["train_y"]), Split(tensors["val_x"], tensors["val_y"])
+
+
+def _training(shared: TrialSetup, data: tuple[Split, Split], config: dict[str, Any]) -> Training:
+    return Training(
+        shared.experiment,
+        *data,
+        config["method"],
+        config["params"],
+        epochs=shared.epochs,
+        seed=trial_seed(shared.seed, config["number"]),
+        device=shared.device,
+    )
 
 
 def save_weights(training: Training, path: Path) -> None:

@@ -252,3 +252,29 @@ def test_other_targets_are_met_exactly_too(tmp_path: Path) -> None:
             zeros = 50200 - int(row["nonzero_weights"])
             assert 0 <= zeros - float(row["final_sparsity"]) * 50200 < 1.001
             assert zeros / 50200 >= float(target)
+
+
+@pytest.mark.slow
+def test_several_methods_share_a_study_and_final_seeds_say_which_wins(tmp_path: Path) -> None:
+    arguments = ["--target", "0.9", "--method", "lpss,rigl,gmp", "--trials", "9", "--epochs", "4", "--scheduler", "none"]
+    ran = run_command([*arguments, "--final-seeds", "2", "--study", "several", "--json"], tmp_path)
+    assert ran.code == 0, ran.stderr
+    rows = trials_of(tmp_path / "studies" / "several")
+    assert {row["method"] for row in rows} == {"lpss", "rigl", "gmp"}
+    for row in rows:
+        assert (row["p"] != "") == (row["method"] == "lpss")
+        assert (row["drop_fraction"] != "") == (row["method"] == "rigl")
+    final = ran.result()["final_seeds"]
+    assert {one["method"] for one in final} == {"lpss", "rigl", "gmp"}
+    for one in final:
+        seeds = one["test_accuracy"]["seeds"]
+        assert len(seeds) == 2
+        assert one["test_accuracy"]["mean"] == pytest.approx(sum(seeds) / 2)
+        best = max(
+            (row for row in rows if row["method"] == one["method"]), key=lambda row: float(row["val_accuracy"])
+        )
+        assert float(best["val_accuracy"]) == max(
+            float(row["val_accuracy"]) for row in rows if f"t{int(row['number']):04d}" == one["trial"]
+        )
+    means = [one["test_accuracy"]["mean"] for one in final]
+    assert means == sorted(means, reverse=True)

@@ -11,19 +11,15 @@ from typing import Any
 
 import pytest
 
-from tuner.display import (
-    Progress,
-    Summary,
+from tuner.display import Progress, Summary, duration, time_left, work_done
+from tuner.final_table import (
     best_line,
-    duration,
     final_table,
     front_columns,
     print_result,
     shown_path,
     states_line,
-    time_left,
     tracking_line,
-    work_done,
 )
 from tuner.records import TrialRecord, TrialState
 from tuner.results import StudyOutcome, StudySeconds
