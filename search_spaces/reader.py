@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+# No space or configuration comes near these. Behind them a short file with anchors can stand for billions of values.
+_BYTES, _VALUES, _DEPTH, _SCALAR = 100_000, 10_000, 50, 3_000
 
 
 class BadFile(ValueError):
@@ -18,20 +22,33 @@ class Lines:
     def __init__(self, path: Path, node: yaml.Node) -> None:
         self._path = path
         self._lines: dict[tuple[Any, ...], int] = {}
+        self._values = 0
         self._walk(node, ())
 
     def _walk(self, node: yaml.Node, prefix: tuple[Any, ...]) -> None:
         self._lines.setdefault(prefix, node.start_mark.line + 1)
+        self._values += 1
+        if len(prefix) > _DEPTH:
+            raise self._at(node, "nested too deeply")
+        if self._values > _VALUES:
+            raise self._at(node, f"more than {_VALUES} values, anchors followed")
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    raise self._at(key, "a key must be text")
                 place = (*prefix, key.value)
                 if place in self._lines:
-                    raise BadFile(f"{self._path}:{key.start_mark.line + 1}: {key.value!r} is given twice")
+                    raise self._at(key, f"{shown(key.value)} is given twice")
                 self._lines[place] = key.start_mark.line + 1
                 self._walk(value, place)
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):
                 self._walk(value, (*prefix, index))
+        elif len(node.value) > _SCALAR:
+            raise self._at(node, f"a value of more than {_SCALAR} characters")
+
+    def _at(self, node: yaml.Node, message: str) -> BadFile:
+        return BadFile(f"{self._path}:{node.start_mark.line + 1}: {message}")
 
     def error(self, place: tuple[Any, ...], message: str) -> BadFile:
         """The error to raise about the value at `place`, or about the nearest enclosing one that the file has."""
@@ -44,29 +61,47 @@ def read_mapping(path: Path) -> tuple[dict[str, Any], Lines]:
     """A YAML file whose top level is a mapping with text as keys, loaded safely, and its lines.
 
     Raises:
-        BadFile: if the file cannot be read, is not YAML, or is not a mapping.
+        BadFile: if the file cannot be read, is not YAML, is not a mapping, or is far larger than anything of use.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
-        raise BadFile(f"{path} cannot be read: {reason}") from error
+    text = _text(path)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        # First: it counts, and so keeps the loader from what would fill the memory.
+        lines = None if node is None else Lines(path, node)
         data = yaml.safe_load(text)
+    except BadFile:
+        raise
     except RecursionError as error:
         raise BadFile(f"{path} is nested too deeply") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise BadFile(f"{path}{line}: not YAML: {' '.join((error.problem or str(error)).split())}") from error
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except Exception as error:  # of any kind: the loader's own conversions fail as int() or a missing match does
         raise BadFile(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict) or node is None:
+    if not isinstance(data, dict) or lines is None:
         raise BadFile(f"{path}:1: must be a mapping of keys to values, not {_kind(data)}")
     if wrong := [key for key in data if not isinstance(key, str)]:
-        raise BadFile(f"{path}: the key {wrong[0]!r} is not text")
-    return data, Lines(path, node)
+        raise BadFile(f"{path}: the key {shown(wrong[0])} is not text")
+    return data, lines
+
+
+def shown(value: Any) -> str:
+    """The value as an error message quotes it: one line, cut where it is long."""
+    return reprlib.repr(value)
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_BYTES + 1)
+        text = raw.decode("utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        raise BadFile(f"{path} cannot be read: {reason}") from error
+    if len(raw) > _BYTES:
+        raise BadFile(f"{path} has more than {_BYTES} bytes")
+    return text
 
 
 def _kind(data: Any) -> str:

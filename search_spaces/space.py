@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
@@ -17,7 +18,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from search_spaces.reader import Lines, read_mapping
+from search_spaces.reader import Lines, read_mapping, shown
 from sparsity import METHODS, suggest_p
 
 _FOLDER = Path(__file__).parent
@@ -29,6 +30,7 @@ _SYMBOLS: dict[str, Callable[[float], float]] = {
     "above": lambda target: target + 0.2 * (1 - target),  # .9 -> .92: a little above, a fifth of what is left
     "suggest_p": lambda target: max(1.05, suggest_p(target)),
 }
+_LARGEST = 1e300  # so that sums and products of the ends of a range stay finite
 _NUMERIC_KEYS = {"float": {"low", "high", "log", "step"}, "int": {"low", "high", "log", "step"}}
 _KEYS = {**_NUMERIC_KEYS, "categorical": {"choices"}, "fixed": {"value"}}
 
@@ -77,8 +79,8 @@ class _Parser:
     def space(self, name: str, data: dict[str, Any]) -> Space:
         self._only((), data, {"method", "parameters", "first"})
         method = data.get("method")
-        if method not in METHODS:
-            raise self._lines.error(("method",), f"method must be one of {', '.join(METHODS)}, not {method!r}")
+        if not isinstance(method, str) or method not in METHODS:
+            raise self._lines.error(("method",), f"method must be one of {', '.join(METHODS)}, not {shown(method)}")
         parameters = data.get("parameters")
         if not isinstance(parameters, dict) or not parameters:
             raise self._lines.error(("parameters",), "parameters must be a mapping with at least one parameter")
@@ -102,12 +104,12 @@ class _Parser:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise self._lines.error(place, f"{method} has no parameter {key!r}{hint}: {', '.join(sorted(known))}")
+            raise self._lines.error(place, f"{method} has no parameter {shown(key)}{hint}: {', '.join(sorted(known))}")
 
     def _only(self, place: tuple[Any, ...], data: dict[Any, Any], accepted: set[str]) -> None:
         for key in data:
             if key not in accepted:
-                message = f"unknown key {key!r}: accepted are {', '.join(sorted(accepted))}"
+                message = f"unknown key {shown(key)}: accepted are {', '.join(sorted(accepted))}"
                 raise self._lines.error((*place, key), message)
 
     def _distribution(self, place: tuple[Any, ...], spec: Any) -> BaseDistribution | Any:
@@ -116,7 +118,7 @@ class _Parser:
             return self._value(place, spec)
         kind = spec.get("type")
         if not isinstance(kind, str) or kind not in _KEYS:
-            raise self._lines.error((*place, "type"), f"type must be one of {', '.join(_KEYS)}, not {kind!r}")
+            raise self._lines.error((*place, "type"), f"type must be one of {', '.join(_KEYS)}, not {shown(kind)}")
         self._only(place, spec, {"type", *_KEYS[kind]})
         if kind == "fixed":
             return self._value((*place, "value"), spec.get("value"))
@@ -134,24 +136,30 @@ class _Parser:
         low, high = (self._number((*place, end), spec.get(end), integer) for end in ("low", "high"))
         log, step = spec.get("log", False), spec.get("step")
         if not isinstance(log, bool):
-            raise self._lines.error((*place, "log"), f"log must be true or false, not {log!r}")
+            raise self._lines.error((*place, "log"), f"log must be true or false, not {shown(log)}")
         if low > high:
             raise self._lines.error((*place, "low"), f"low = {low:g} is above high = {high:g}")
         if step is not None:
             step = self._number((*place, "step"), step, integer)
         try:
-            if integer:
-                return IntDistribution(int(low), int(high), log=log, step=1 if step is None else int(step))
-            return FloatDistribution(low, high, log=log, step=step)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # `high` moves to the last step below it: it may depend on the target
+                if integer:
+                    return IntDistribution(int(low), int(high), log=log, step=1 if step is None else int(step))
+                return FloatDistribution(low, high, log=log, step=step)
+        except ArithmeticError as error:  # from Optuna's decimals
+            raise self._lines.error((*place, "step"), "step is too small for this range") from error
         except ValueError as error:
             raise self._lines.error(place, str(error)) from error
 
     def _number(self, place: tuple[Any, ...], value: Any, integer: bool) -> float:
-        value = self._value(place, value)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self._lines.error(place, f"{place[-1]} must be a number or one of {', '.join(_SYMBOLS)}, not {value!r}")
+        if isinstance(value, str | int | float):
+            value = self._value(place, value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            accepted = f"a number or one of {', '.join(_SYMBOLS)}"
+            raise self._lines.error(place, f"{place[-1]} must be {accepted}, not {shown(value)}")
         if integer and value != int(value):
-            raise self._lines.error(place, f"{place[-1]} must be a whole number, not {value!r}")
+            raise self._lines.error(place, f"{place[-1]} must be a whole number, not {shown(value)}")
         return float(value)
 
     def _value(self, place: tuple[Any, ...], value: Any) -> Any:
@@ -159,7 +167,9 @@ class _Parser:
         if isinstance(value, str) and value in _SYMBOLS:
             return _SYMBOLS[value](self._target)
         if not isinstance(value, str | int | float | bool):
-            raise self._lines.error(place, f"must be a number, text, true or false, not {value!r}")
+            raise self._lines.error(place, f"must be a number, text, true or false, not {shown(value)}")
+        if not isinstance(value, str) and not abs(value) <= _LARGEST:
+            raise self._lines.error(place, f"{shown(value)} is not a finite number below {_LARGEST:g}")
         return value
 
     def _usable(self, method: str, distributions: dict[str, BaseDistribution], fixed: dict[str, Any]) -> None:
@@ -171,7 +181,9 @@ class _Parser:
                 try:
                     METHODS[method].settings(**{**inside, key: value})
                 except (ValueError, TypeError) as error:
-                    raise self._lines.error(("parameters", key), str(error)) from error
+                    # It may be another parameter that has no accepted value at all: the message begins with its name.
+                    named = str(error).partition(" ")[0]
+                    raise self._lines.error(("parameters", named if named in inside else key), str(error)) from error
 
     def _first(self, points: Any, distributions: dict[str, BaseDistribution]) -> tuple[dict[str, Any], ...]:
         if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
@@ -184,20 +196,26 @@ class _Parser:
         checked = {}
         for key, value in point.items():
             if key not in distributions:
-                raise self._lines.error((*place, key), f"{key!r} is not a searched parameter of this space")
-            checked[key] = self._clipped((*place, key), self._value((*place, key), value), distributions[key])
+                raise self._lines.error((*place, key), f"{shown(key)} is not a searched parameter of this space")
+            checked[key] = self._clipped((*place, key), value, distributions[key])
         return checked
 
     def _clipped(self, place: tuple[Any, ...], value: Any, distribution: BaseDistribution) -> Any:
-        """The value, moved to the nearer end of its range: theory may suggest what a narrower space leaves out."""
+        """The value, moved to the nearest one that is searched: theory may suggest what a narrower space leaves out."""
         if isinstance(distribution, CategoricalDistribution):
-            if value not in distribution.choices:
-                raise self._lines.error(place, f"{value!r} is not one of {', '.join(map(str, distribution.choices))}")
-            return value
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._lines.error(place, f"must be a number, not {value!r}")
+            value = self._value(place, value)
+            for choice in distribution.choices:
+                if choice == value and isinstance(choice, bool) == isinstance(value, bool):  # in Python 1 == True
+                    return choice
+            message = f"{shown(value)} is not one of {', '.join(map(str, distribution.choices))}"
+            raise self._lines.error(place, message)
         assert isinstance(distribution, FloatDistribution | IntDistribution)
-        return type(distribution.low)(min(max(value, distribution.low), distribution.high))
+        value = self._number(place, value, isinstance(distribution, IntDistribution))
+        low, high, step = distribution.low, distribution.high, distribution.step
+        value = min(max(value, low), high)
+        if step is not None and not distribution.log:
+            value = min(low + round((value - low) / step) * step, high)
+        return type(low)(value)
 
 
 def _samples(distribution: BaseDistribution) -> list[Any]:
@@ -206,8 +224,8 @@ def _samples(distribution: BaseDistribution) -> list[Any]:
         return list(distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     low, high = distribution.low, distribution.high
-    middle = type(low)(math.sqrt(low * high) if distribution.log else (low + high) / 2)
-    return [middle, low, high]
+    middle = math.sqrt(low) * math.sqrt(high) if distribution.log else (low + high) / 2
+    return [type(low)(min(max(middle, low), high)), low, high]
 
 
 def _required(method: str) -> set[str]:

@@ -23,4 +23,4 @@ def numbers(settings: Any) -> None:
 
 def whole(name: str, value: Any) -> None:
     """Raises ValueError unless the value is 1, 2, ..."""
-    within(name, value, isinstance(value, Integral) and not isinstance(value, bool) and value >= 1, "1, 2, ...")
+    within(name, value, isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1, "1, 2, ...")

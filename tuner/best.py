@@ -43,6 +43,8 @@ def write_best(weights: Path, folder: Path, experiment: Experiment, data: Data, 
     zeros, total = count_zeros(tensors, masks)
     if zeros / total != record.sparsity:
         raise RuntimeError(f"{record.name} reported sparsity {record.sparsity}, its file has {zeros}/{total} zeros")
+    if any(not torch.equal(tensors[name] != 0, mask) for name, mask in masks.items()):
+        raise RuntimeError(f"{record.name}: the zeros of its file are not where its masks say")
     val_accuracy = evaluate(experiment, model, data.val)
     # A GPU's sums round differently: a handful of examples near a decision may change sides.
     tolerance = max(0.005, 2.5 / len(data.val.x))

@@ -15,6 +15,7 @@ from tuner.display import duration, is_terminal
 from tuner.final_seeds import Retrained, verdict
 from tuner.records import TrialRecord, TrialState
 from tuner.results import StudyOutcome
+from tuner.tracking_uri import redact
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -114,7 +115,7 @@ def files_line(outcome: StudyOutcome) -> str:
 
 def tracking_line(tracking_uri: str) -> str:
     """How to open MLflow's UI on the record; a password in the URI is not shown."""
-    shown = re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", tracking_uri)
+    shown = redact(tracking_uri)
     if re.match(r"https?://", shown):
         return shown  # a server: it is its own UI
     return f"mlflow ui --backend-store-uri {shlex.quote(shown)}"

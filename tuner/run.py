@@ -76,7 +76,7 @@ def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
         check_tracking_uri(config.tracking_uri)
         experiment = find(config.experiment)
         spaces = _spaces(config)
-    except ValueError as error:  # BadFile is one, too
+    except (ValueError, OSError) as error:  # BadFile is a ValueError, a name too long for a path an OSError
         raise UsageError(str(error)) from None
     check_address(config.address)
     check_storage(config.storage)
@@ -121,11 +121,11 @@ def check_address(address: str | None) -> None:
 
 def check_storage(folder: Path) -> None:
     """Raises UsageError unless files can be made in `folder`; leaves no trace."""
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    probe = existing / f".tune-sparsity-{os.getpid()}"
     try:
+        existing = folder
+        while not existing.exists():
+            existing = existing.parent
+        probe = existing / f".tune-sparsity-{os.getpid()}"
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
@@ -169,6 +169,7 @@ def _start_tracker(prepared: Prepared) -> Tracker:
     )
     tracker = Tracker(config.tracking_uri, identity)
     options = {name: value for name, value in config.model_dump(mode="json").items() if value is not None}
+    options["tracking_uri"] = redact(config.tracking_uri)
     tracker.start_study({**options, "epochs": prepared.epochs}, {"data_checksum": prepared.data.checksum()})
     return tracker
 

@@ -256,8 +256,10 @@ def test_other_targets_are_met_exactly_too(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_several_methods_share_a_study_and_final_seeds_say_which_wins(tmp_path: Path) -> None:
-    arguments = ["--target", "0.9", "--method", "lpss,rigl,gmp", "--trials", "9", "--epochs", "4", "--scheduler", "none"]
-    ran = run_command([*arguments, "--final-seeds", "2", "--study", "several", "--json"], tmp_path)
+    arguments = ["--target", "0.9", "--method", "lpss,rigl,gmp", "--trials", "9", "--epochs", "4"]
+    ran = run_command(
+        [*arguments, "--scheduler", "none", "--final-seeds", "2", "--study", "several", "--json"], tmp_path
+    )
     assert ran.code == 0, ran.stderr
     rows = trials_of(tmp_path / "studies" / "several")
     assert {row["method"] for row in rows} == {"lpss", "rigl", "gmp"}
@@ -270,9 +272,7 @@ def test_several_methods_share_a_study_and_final_seeds_say_which_wins(tmp_path: 
         seeds = one["test_accuracy"]["seeds"]
         assert len(seeds) == 2
         assert one["test_accuracy"]["mean"] == pytest.approx(sum(seeds) / 2)
-        best = max(
-            (row for row in rows if row["method"] == one["method"]), key=lambda row: float(row["val_accuracy"])
-        )
+        best = max((row for row in rows if row["method"] == one["method"]), key=lambda row: float(row["val_accuracy"]))
         assert float(best["val_accuracy"]) == max(
             float(row["val_accuracy"]) for row in rows if f"t{int(row['number']):04d}" == one["trial"]
         )

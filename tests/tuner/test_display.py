@@ -337,7 +337,7 @@ def test_paths_are_as_short_as_they_can_be(tmp_path: Path, monkeypatch: pytest.M
     ("uri", "line"),
     [
         ("sqlite:///my runs/mlflow.db", "mlflow ui --backend-store-uri 'sqlite:///my runs/mlflow.db'"),
-        ("postgresql://ada:secret@host/db", "mlflow ui --backend-store-uri 'postgresql://ada:***@host/db'"),
+        ("postgresql://ada:secret@host/db", "mlflow ui --backend-store-uri 'postgresql://***@host/db'"),
         ("https://mlflow.example.org", "https://mlflow.example.org"),
     ],
 )

@@ -1,0 +1,130 @@
+"""What README and CONTRIBUTING say is so: examples run, options exist, links lead somewhere."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import find
+from tuner.cli import _search_parser, main
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    """The text below a heading of README, up to the next heading of its level."""
+    _, found, rest = README.partition(f"\n## {title}\n")
+    assert found, f"README has no section {title!r}"
+    return rest.partition("\n## ")[0]
+
+
+def example(title: str) -> str:
+    """The first block of Python in that section."""
+    blocks = re.findall(r"^```python\n(.*?)^```", section(title), re.MULTILINE | re.DOTALL)
+    assert blocks, f"README's section {title!r} has no example"
+    return str(blocks[0])
+
+
+def commands() -> list[list[str]]:
+    """The arguments of every `tune-sparsity ...` in README, in blocks and in the text."""
+    written = re.findall(r"tune-sparsity( +(?:resume|list|--)[^`#\n]*)", README)
+    return [shlex.split(arguments.rstrip(" .,:*")) for arguments in written]
+
+
+def test_the_example_of_an_own_loop_ends_on_its_sparsity_exactly(tmp_path: Path) -> None:
+    code = example("In your own training loop")
+    assert len([line for line in code.splitlines() if line.strip()]) < 25
+    file = tmp_path / "loop.py"
+    file.write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(file)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # small tensors: more threads wait for each other
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = re.fullmatch(r"(\d+) of (\d+) weights are zero, accuracy (0\.\d+|1\.0+)\n", done.stdout)
+    assert said, done.stdout
+    zeros, weights = int(said[1]), int(said[2])
+    assert weights == 32 * 64 + 64 * 64 + 64 * 4
+    assert zeros == math.ceil(0.9 * weights)
+    assert float(said[3]) > 0.9
+
+
+def test_the_example_of_an_own_experiment_can_be_given_by_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(example("Your own experiment"), encoding="utf-8")
+    mine = find(f"{file}:mine")
+    data = mine.load(None)
+    with torch.no_grad():
+        outputs = mine.model()(data.train.x)
+    assert outputs.shape == (len(data.train.y), len(data.classes))
+    assert torch.isfinite(mine.loss(outputs, data.train.y))
+    assert "--experiment mine.py:mine" in section("Your own experiment")
+
+
+def test_every_option_that_is_named_exists() -> None:
+    known = set(_search_parser()._option_string_actions)
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
+    assert {"--target", "--config", "--json"} <= named
+    assert named <= known
+
+
+def test_every_command_that_is_shown_would_be_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = commands()
+    assert len(shown) >= 6
+    for arguments in shown:
+        if arguments[0].startswith("--"):
+            if "--help" not in arguments:
+                assert _search_parser().parse_args(arguments).target
+        else:
+            with pytest.raises(SystemExit) as ended:
+                main([arguments[0], "--help"])
+            assert ended.value.code == 0
+    assert "tune-sparsity resume" in capsys.readouterr().out
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    rules = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z]+)", README + CONTRIBUTING, re.MULTILINE))
+    assert {"tune", "test", "wheel"} <= named
+    assert named <= rules
+
+
+LINKS = sorted(
+    {
+        (name, link)
+        for name, text in (("README.md", README), ("CONTRIBUTING.md", CONTRIBUTING))
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
+        if "://" not in link
+    }
+)
+
+
+def test_links_are_found_at_all() -> None:
+    assert ("README.md", "docs/front.png") in LINKS
+    assert ("README.md", "CONTRIBUTING.md") in LINKS
+
+
+@pytest.mark.parametrize(("name", "link"), LINKS)
+def test_every_link_leads_to_a_file(name: str, link: str) -> None:
+    assert (ROOT / name).parent.joinpath(link).is_file()
+
+
+@pytest.mark.parametrize("path", ["sparsity/recipes.py", "experiments/registry.py", "tests/sparsity/test_doors.py"])
+def test_the_files_that_contributing_names_exist(path: str) -> None:
+    assert f"`{path}`" in CONTRIBUTING
+    assert (ROOT / path).is_file()
