@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+
+_EVALUATED_NUMBERS = 1 << 22  # inputs' numbers in one batch: a wide residual net makes 16 to 64 times as many of them
 
 
 class DataUnavailable(Exception):
@@ -18,7 +20,8 @@ class DataUnavailable(Exception):
 
 
 class Split(NamedTuple):
-    """Examples in memory: inputs (n, ...) as the network takes them, and targets (n, ...)."""
+    """Examples in memory: inputs (n, ...), of which Experiment.prepare makes what the network takes, and targets
+    (n, ...)."""
 
     x: Tensor
     y: Tensor
@@ -54,6 +57,10 @@ def correct(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(dim=1) == targets).float()
 
 
+def unchanged(x: Tensor) -> Tensor:
+    return x
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Default settings of a training: epochs and examples per step. Raises ValueError unless both are at least 1."""
@@ -78,6 +85,11 @@ class Experiment:
         recipe: default epochs and batch size.
         loss: (outputs, targets) -> a scalar to minimise.
         metric: (outputs, targets) -> one score in [0, 1] for every example; the mean is what is called accuracy.
+        prepare: inputs (n, ...) as the data set holds them -> as the network takes them. Applied to every batch, on
+            its device, in training and in evaluation: large images can stay bytes in memory.
+        augment: (inputs, generator on the CPU) -> inputs of the same shape and type, randomly changed. Applied to
+            training batches only, on their device and before `prepare`; all its randomness must come from the
+            generator, or a resumed training is another one.
     """
 
     name: str
@@ -86,13 +98,24 @@ class Experiment:
     recipe: Recipe
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     metric: Callable[[Tensor, Tensor], Tensor] = correct
+    prepare: Callable[[Tensor], Tensor] = unchanged
+    augment: Callable[[Tensor, Generator], Tensor] | None = None
 
 
 @torch.no_grad()
-def evaluate(experiment: Experiment, model: nn.Module, split: Split, batch: int = 4096) -> float:
-    """Mean metric of `model` over a split, in evaluation mode; the mode it was in is restored."""
+def evaluate(experiment: Experiment, model: nn.Module, split: Split, batch: int | None = None) -> float:
+    """Mean metric of `model` over a split, in evaluation mode; the mode it was in is restored.
+
+    Args:
+        batch: examples at once; by default 4096, and fewer where inputs are large.
+    """
+    if batch is None:
+        batch = max(1, min(4096, _EVALUATED_NUMBERS // max(1, split.x[:1].numel())))
     was_training = model.training
     model.eval()
-    scores = [experiment.metric(model(x), y) for x, y in zip(split.x.split(batch), split.y.split(batch), strict=True)]
+    scores = [
+        experiment.metric(model(experiment.prepare(x)), y)
+        for x, y in zip(split.x.split(batch), split.y.split(batch), strict=True)
+    ]
     model.train(was_training)
     return float(torch.cat(scores).double().mean())

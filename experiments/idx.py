@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import hashlib
 import math
-import os
 import struct
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.augment import Augmentation, Normalise
 from experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
+from experiments.files import check_md5, default_data_dir, downloading
 from experiments.models import lenet_300_100
+from experiments.residual import wide_residual_net
 
 _VALIDATION = 5000
 _FILES = {
@@ -73,14 +72,6 @@ def parse_idx(raw: bytes) -> Tensor:
     return torch.from_numpy(body.reshape(shape).copy())
 
 
-def default_data_dir() -> Path:
-    """Where data sets are kept when no --data-dir is given: TUNE_SPARSITY_DATA, else a folder in the user's cache."""
-    if folder := os.environ.get("TUNE_SPARSITY_DATA"):
-        return Path(folder)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "tune-sparsity" / "data"
-
-
 def _read(folder: Path, data_set: str, stem: str) -> Tensor:
     """One file of the data set, unpacked or gzipped, checked."""
     plain, packed = folder / stem, folder / f"{stem}.gz"
@@ -88,8 +79,7 @@ def _read(folder: Path, data_set: str, stem: str) -> Tensor:
     try:
         raw = path.read_bytes()
         if path is packed:
-            if hashlib.md5(raw, usedforsecurity=False).hexdigest() != _MD5[data_set][stem]:
-                raise ValueError("its MD5 checksum is not the published one")
+            check_md5(raw, _MD5[data_set][stem])
             raw = gzip.decompress(raw)
         return parse_idx(raw)
     except (OSError, ValueError, EOFError) as error:
@@ -100,65 +90,74 @@ def _present(folder: Path) -> bool:
     return all((folder / stem).is_file() or (folder / f"{stem}.gz").is_file() for stem in _FILES.values())
 
 
-def _download(root: Path, data_set: str) -> None:
-    """Through torchvision, which checks the files; what it prints goes to standard error. Raises DataUnavailable when
-    it cannot."""
-    import torchvision.datasets
-
-    folder = root / data_set / "raw"
-    before = {path for path in (folder, *folder.parents) if path.exists()}
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            getattr(torchvision.datasets, data_set)(root, download=True)
-    except (OSError, RuntimeError) as error:
-        _remove_empty(folder, before)
-        reason = " ".join(str(error).split())
-        raise DataUnavailable(
-            f"{data_set} is not in {root} and could not be downloaded ({reason[:120]}): "
-            f"give the folder that holds {data_set}/raw with --data-dir, or connect to the network"
-        ) from error
-
-
-def _remove_empty(folder: Path, keep: set[Path]) -> None:
-    """Takes away the empty folders that a failed download left, up to those that were there before."""
-    while folder not in keep and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-        folder = folder.parent
-
-
-def load(data_set: str, data_dir: Path | None = None) -> Data:
-    """55,000 images to train on, 5,000 to validate (always the same ones) and the 10,000 of the test set.
-
-    Images become (batch, 784), (x/255 - mean)/std with the training images' mean and deviation. Files are looked for
-    in DATA_DIR/<data set>/raw, unpacked or gzipped, and otherwise downloaded to there.
-    """
+def _raw(data_set: str, data_dir: Path | None) -> dict[tuple[str, str], Tensor]:
+    """The four files' tensors, by part and kind; downloaded through torchvision where they are missing. Raises
+    DataUnavailable."""
     root = data_dir or default_data_dir()
     folder = root / data_set / "raw"
     if not _present(folder):
-        _download(root, data_set)
+        import torchvision.datasets
+
+        with downloading(data_set, root, f"{data_set}/raw"):
+            getattr(torchvision.datasets, data_set)(root, download=True)
     raw = {key: _read(folder, data_set, stem) for key, stem in _FILES.items()}
     for part, count in (("train", 60000), ("test", 10000)):
         if raw[part, "images"].shape != (count, 28, 28) or raw[part, "labels"].shape != (count,):
             raise DataUnavailable(f"{folder} is damaged: the {part} set should hold {count} examples of 28x28 pixels")
+    return raw
 
+
+def load_images(data_set: str, normalise: Normalise, data_dir: Path | None = None) -> Data:
+    """55,000 images to train on, 5,000 to validate (always the same ones) and the 10,000 of the test set, as bytes
+    (batch, 1, 28, 28) that `normalise` is for.
+
+    Files are looked for in DATA_DIR/<data set>/raw, unpacked or gzipped, and otherwise downloaded to there.
+    """
+    raw = _raw(data_set, data_dir)
     order = torch.randperm(60000, generator=torch.Generator().manual_seed(0))
     train, val = order[_VALIDATION:], order[:_VALIDATION]
-    pixels = raw["train", "images"][train]
-    mean, std = float(pixels.float().mean()) / 255, float(pixels.float().std()) / 255
-
-    def split(images: Tensor, labels: Tensor) -> Split:
-        return Split((images.flatten(1).float().div_(255).sub_(mean)).div_(std), labels.long())
-
-    images, labels = raw["train", "images"], raw["train", "labels"]
+    images, labels = raw["train", "images"].unsqueeze(1), raw["train", "labels"].long()
     return Data(
-        split(images[train], labels[train]),
-        split(images[val], labels[val]),
-        split(raw["test", "images"], raw["test", "labels"]),
-        {"divide": 255, "mean": mean, "std": std, "flatten": 784},
+        Split(images[train], labels[train]),
+        Split(images[val], labels[val]),
+        Split(raw["test", "images"].unsqueeze(1), raw["test", "labels"].long()),
+        normalise.description(),
         _CLASSES[data_set],
     )
+
+
+def load(data_set: str, data_dir: Path | None = None) -> Data:
+    """The same images in the same splits as load_images gives, as (batch, 784) floats: (x/255 - mean)/std with the
+    training images' mean and deviation."""
+    data = load_images(data_set, Normalise((0.0,), (1.0,)), data_dir)
+    pixels = data.train.x
+    mean, std = float(pixels.float().mean()) / 255, float(pixels.float().std()) / 255
+
+    def split(part: Split) -> Split:
+        return Split((part.x.flatten(1).float().div_(255).sub_(mean)).div_(std), part.y)
+
+    preprocessing = {"divide": 255, "mean": mean, "std": std, "flatten": 784}
+    return Data(split(data.train), split(data.val), split(data.test), preprocessing, data.classes)
 
 
 _RECIPE = Recipe(epochs=20, batch_size=128)
 mnist = Experiment("mnist", partial(load, "MNIST"), lenet_300_100, _RECIPE)
 fashion_mnist = Experiment("fashion-mnist", partial(load, "FashionMNIST"), lenet_300_100, _RECIPE)
+
+# The published normalisation, which is MNIST's on either set.
+_NORMALISE = Normalise((0.13,), (0.31,))
+mnist_wrn = Experiment(
+    "mnist-wrn",
+    partial(load_images, "MNIST", _NORMALISE),
+    partial(wide_residual_net, (1, 2, 2), 16, channels=1, classes=10),
+    Recipe(epochs=40, batch_size=256),
+    prepare=_NORMALISE,
+)
+fashion_mnist_wrn = Experiment(
+    "fashion-mnist-wrn",
+    partial(load_images, "FashionMNIST", _NORMALISE),
+    partial(wide_residual_net, (2, 3, 3), 16, channels=1, classes=10),
+    Recipe(epochs=50, batch_size=256),
+    prepare=_NORMALISE,
+    augment=Augmentation(pad=4, mirror=True, hole=6),
+)

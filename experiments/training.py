@@ -10,6 +10,7 @@ import torch
 from torch import Generator
 
 from experiments.base import Data, Experiment, Split, evaluate
+from experiments.normalisation import normalises, remeasured, sample
 from sparsity import METHODS, SparseTraining
 
 
@@ -29,7 +30,7 @@ class Training:
         method: a name in sparsity.METHODS.
         params: the method's parameters. Raises ValueError if the method does not accept them.
         epochs: how long; the schedules are laid over all of it.
-        seed: of the initial weights, the masks and the order of the examples.
+        seed: of the initial weights, the masks, the order of the examples and their augmentation.
         device: "cpu", "cuda", ...
     """
 
@@ -85,7 +86,7 @@ class Training:
         at_target = accuracy
         if not self.sparse.fixed:
             with self.sparse.projected():
-                at_target = evaluate(self.experiment, self.model, self.val_split)
+                at_target = self._projected_accuracy()
         zeros, weights = self.sparse.zeros()
         return {
             "train_loss": train_loss,
@@ -99,14 +100,25 @@ class Training:
             "epoch_seconds": time.perf_counter() - start,
         }
 
+    def _projected_accuracy(self) -> float:
+        """Validation accuracy of weights that were just projected. Running statistics of batch normalisation, being
+        those of the weights before, would make a good network look like a guess: they are measured anew."""
+        x = self.train_split.x
+        if len(x) < 2 or not normalises(self.model):
+            return evaluate(self.experiment, self.model, self.val_split)
+        with remeasured(self.model, (self.experiment.prepare(x[batch.to(x.device)]) for batch in sample(len(x)))):
+            return evaluate(self.experiment, self.model, self.val_split)
+
     def _train(self) -> float:
         """One pass over the training data in a fresh order; the mean loss. Raises NotFinite."""
         x, y = self.train_split
+        prepare, augment = self.experiment.prepare, self.experiment.augment
         self.model.train()
         order = torch.randperm(len(x), generator=self.order).to(x.device)
         total = torch.zeros((), device=x.device)
         for batch in order.split(self.experiment.recipe.batch_size):
-            loss = self.experiment.loss(self.model(x[batch]), y[batch])
+            inputs = x[batch] if augment is None else augment(x[batch], self.order)
+            loss = self.experiment.loss(self.model(prepare(inputs)), y[batch])
             self.sparse.zero_grad()
             loss.backward()
             try:

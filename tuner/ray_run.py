@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -256,7 +257,8 @@ def train_again(
 
 def _send_code_of(experiment: Experiment) -> None:
     """A user's module that is no installed package travels to the workers by value."""
-    for function in (experiment.load, experiment.model, experiment.loss, experiment.metric):
+    parts = (getattr(experiment, field.name) for field in fields(experiment))
+    for function in (part for part in parts if callable(part)):
         while isinstance(function, partial):
             function = function.func
         module = sys.modules.get(getattr(function, "__module__", ""))

@@ -89,3 +89,29 @@ def test_evaluation_uses_the_experiments_own_metric() -> None:
     experiment = Experiment("x", unusable, nn.Identity, Recipe(1, 1), F.mse_loss, close)
     split = Split(torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([0.1, 1.4, 3.0, 9.0]))
     assert evaluate(experiment, nn.Identity(), split) == 0.5
+
+
+def test_evaluation_prepares_the_inputs_and_does_not_augment_them() -> None:
+    def never(x: Tensor, generator: object) -> Tensor:
+        raise AssertionError("only training batches are augmented")
+
+    experiment = Experiment("x", unusable, nn.Identity, Recipe(1, 1), prepare=torch.neg, augment=never)
+    split = Split(torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([0, 0]))
+    assert evaluate(experiment, nn.Identity(), split) == 0.5
+    assert evaluate(experiment, nn.Identity(), Split(-split.x, split.y)) == 0.5
+    assert evaluate(experiment, nn.Identity(), Split(split.x[:1], split.y[:1])) == 1.0
+
+
+@pytest.mark.parametrize(("shape", "largest"), [((4,), 4096), ((3, 64, 64), 341), ((3, 2048, 2048), 1)])
+def test_evaluation_takes_fewer_of_large_inputs_at_once(shape: tuple[int, ...], largest: int) -> None:
+    taken: list[int] = []
+
+    def prepare(x: Tensor) -> Tensor:
+        taken.append(len(x))
+        return x.flatten(1)[:, :2].float()
+
+    n = largest + 1
+    x = torch.zeros(1, *shape, dtype=torch.uint8).expand(n, *shape)
+    experiment = Experiment("x", unusable, nn.Identity, Recipe(1, 1), prepare=prepare)
+    assert evaluate(experiment, nn.Identity(), Split(x, torch.zeros(n).long())) == 1.0
+    assert taken == [largest, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import shutil
 import struct
@@ -18,8 +19,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from experiments.base import Data, DataUnavailable
-from experiments.idx import default_data_dir, fashion_mnist, load, mnist, parse_idx
+from experiments.augment import Augmentation, Normalise
+from experiments.base import Data, DataUnavailable, Recipe, Split
+from experiments.files import default_data_dir
+from experiments.idx import fashion_mnist, fashion_mnist_wrn, load, load_images, mnist, mnist_wrn, parse_idx
+from experiments.training import Training
 
 FILES = [
     "train-images-idx3-ubyte.gz",
@@ -279,3 +283,45 @@ def test_data_set_can_be_read_unpacked_and_after_a_download(
 def test_experiments_are_lenet_on_either_set() -> None:
     assert (mnist.name, fashion_mnist.name) == ("mnist", "fashion-mnist")
     assert sum(p.numel() for p in mnist.model().parameters() if p.dim() > 1) == 266_200
+
+
+# ---- as images
+
+
+@pytest.mark.slow
+def test_images_are_the_same_in_the_same_splits(real: tuple[str, Data], data_dir: Path) -> None:
+    name, flat = real
+    images = load_images(name, Normalise((0.13,), (0.31,)), data_dir)
+    assert images.preprocessing == {"divide": 255, "mean": [0.13], "std": [0.31]}
+    mean, std = flat.preprocessing["mean"], flat.preprocessing["std"]
+    for ours, theirs in zip((images.train, images.val, images.test), (flat.train, flat.val, flat.test), strict=True):
+        assert ours.x.dtype == torch.uint8
+        assert tuple(ours.x.shape) == (len(theirs.x), 1, 28, 28)
+        assert torch.equal(ours.y, theirs.y)
+        some = slice(0, None, 20)
+        torch.testing.assert_close((ours.x[some].flatten(1).float() / 255 - mean) / std, theirs.x[some])
+
+
+def test_residual_experiments() -> None:
+    sizes = [sum(p.numel() for p in one.model().parameters()) for one in (mnist_wrn, fashion_mnist_wrn)]
+    assert sizes == [170_298, 267_514]
+    assert [one.recipe.epochs for one in (mnist_wrn, fashion_mnist_wrn)] == [40, 50]
+    assert mnist_wrn.augment is None
+    assert fashion_mnist_wrn.augment == Augmentation(pad=4, mirror=True, hole=6)
+    assert mnist_wrn.prepare == fashion_mnist_wrn.prepare == Normalise((0.13,), (0.31,))
+
+
+@pytest.mark.slow
+def test_residual_net_learns_digits_in_thirty_steps(data_dir: Path) -> None:
+    if not (data_dir / "MNIST" / "raw" / FILES[0]).is_file():
+        pytest.skip("no MNIST/raw under the data folder")
+    data = mnist_wrn.load(data_dir)
+    short = dataclasses.replace(mnist_wrn, recipe=Recipe(epochs=3, batch_size=32))
+    train, val = (Split(part.x[:size], part.y[:size]) for part, size in ((data.train, 320), (data.val, 200)))
+    params = {"p": 1.4, "final_sparsity": 0.8, "sphere_lr": 0.02, "threshold_interval": 5}
+    training = Training(short, train, val, "lpss", params, epochs=3, seed=0)
+    measured = [training.epoch() for _ in range(3)]
+    assert training.sparse.steps == 30
+    assert measured[2]["sparsity"] == pytest.approx(0.8, abs=1e-4)
+    assert measured[1]["train_loss"] < 0.8 * measured[0]["train_loss"]
+    assert measured[1]["val_accuracy_at_target"] > 0.4

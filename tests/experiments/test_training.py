@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 from typing import Any
@@ -9,14 +10,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
+from experiments.augment import Augmentation, Normalise
 from experiments.base import Data, Experiment, Recipe, Split, evaluate
 from experiments.digits import digits
 from experiments.training import NotFinite, Training, train_whole
 from sparsity.masks import zeros_for
 
 PARAMS = {"final_sparsity": 0.9, "p": 1.3, "threshold_interval": 3}
+
+
+def unused(_: object) -> Data:
+    raise AssertionError("the data is not needed here")
 
 
 def small_data(n: int = 100) -> Data:
@@ -170,6 +176,24 @@ def test_measurements_are_those_of_the_network() -> None:
     assert int(sum((training.model[k].weight == 0).sum() for k in (0, 2))) == zeros_for(0.9, 300)
 
 
+def test_accuracy_at_target_is_measured_with_statistics_of_the_projected_network() -> None:
+    """The running statistics before projection would shift every activation by the weights that are gone."""
+    data, which = small_data(), experiment(noisy)
+    training = start(which)
+    measured = training.epoch()
+    assert not training.sparse.fixed
+    untouched = weights(training)
+    with training.sparse.projected():
+        copied = copy.deepcopy(training.model)
+    assert equal(untouched, weights(training))
+    copied.eval()
+    copied[1].train()
+    copied[1].reset_running_stats()
+    copied[1].momentum = None
+    copied(data.train.x)  # 100 examples: the whole set in one batch
+    assert measured["val_accuracy_at_target"] == evaluate(which, copied.eval(), data.val)
+
+
 def test_validation_takes_no_part_in_training() -> None:
     data, which = small_data(), experiment(noisy)
     ends = []
@@ -230,6 +254,93 @@ def test_resumed_training_equals_an_unbroken_one(model: Any, done: int) -> None:
     assert equal(weights(resumed), weights(unbroken))
     assert {**again, "epoch_seconds": 0} == {**measured, "epoch_seconds": 0}
     assert all(torch.equal(a, b) for a, b in zip(resumed.sparse.masks, unbroken.sparse.masks, strict=True))
+
+
+# ---- what is done to the inputs
+
+
+class Shift:
+    """An augmentation that notes what it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def __call__(self, x: Tensor, generator: Generator) -> Tensor:
+        self.seen.append(x)
+        return x + torch.rand(len(x), 1, generator=generator)
+
+
+def tenfold(x: Tensor) -> Tensor:
+    return 10 * x
+
+
+def test_augmentation_comes_first_and_changes_training_batches_only() -> None:
+    taken: list[tuple[bool, Tensor]] = []
+
+    class Noting(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            taken.append((self.training, x))
+            return super().forward(x)
+
+    augment, data = Shift(), small_data()
+    training = start(experiment(lambda: Noting(12, 3), augment=augment, prepare=tenfold))
+    training.epoch()
+    assert [len(x) for x in augment.seen] == [16] * 6 + [4]
+    given = torch.cat(augment.seen)
+    assert sorted(given[:, 0].tolist()) == sorted(data.train.x[:, 0].tolist())  # as the data set holds them
+    shift = torch.cat([x for training, x in taken if training]) / 10 - given
+    assert shift.min() > -1e-5
+    assert shift.max() < 1 + 1e-5
+    assert torch.allclose(shift, shift[:, :1].expand_as(shift), atol=1e-4)
+    assert len({round(value, 4) for value in shift[:, 0].tolist()}) > 90
+    evaluated = [x for training, x in taken if not training]
+    assert evaluated
+    assert all(torch.equal(x, 10 * data.val.x) for x in evaluated)
+
+
+def test_augmentation_is_decided_by_the_seed() -> None:
+    ends = []
+    for seed, disturbance in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(disturbance)
+        augment = Shift()
+        training = start(experiment(augment=augment), seed=seed)
+        training.epoch()
+        ends.append(weights(training))
+    assert equal(ends[0], ends[1])
+    assert not equal(ends[0], ends[2])
+    without = start(experiment())
+    without.epoch()
+    assert not equal(ends[0], weights(without))
+
+
+@pytest.mark.parametrize("done", [0, 1, 3])
+def test_resumed_augmentation_equals_an_unbroken_one(done: int) -> None:
+    def images() -> Split:
+        generator = Generator().manual_seed(1)
+        pixels = torch.randint(256, (40, 1, 6, 6), dtype=torch.uint8, generator=generator)
+        return Split(pixels, torch.arange(40) % 3)
+
+    which = Experiment(
+        "images",
+        unused,
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 20), nn.ReLU(), nn.Linear(20, 3)),
+        Recipe(4, 16),
+        prepare=Normalise((0.5,), (0.3,)),
+        augment=Augmentation(2, True, 2),
+    )
+    unbroken = Training(which, images(), images(), "lpss", PARAMS, epochs=4, seed=3)
+    file = io.BytesIO()
+    for epoch in range(4):
+        if epoch == done:
+            torch.save(unbroken.state_dict(), file)
+        unbroken.epoch()
+    file.seek(0)
+    resumed = Training(which, images(), images(), "lpss", PARAMS, epochs=4, seed=4)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    while not resumed.finished:
+        resumed.epoch()
+    assert equal(weights(resumed), weights(unbroken))
+    assert torch.equal(resumed.train_split.x, images().x)
 
 
 # ---- whole

@@ -1,0 +1,74 @@
+"""CIFAR-10 through torchvision, and a small part of it from one file."""
+
+from __future__ import annotations
+
+import io
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.augment import Augmentation, Normalise
+from experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
+from experiments.files import default_data_dir, downloading, read_checked
+from experiments.residual import wide_residual_net
+from experiments.splits import hold_out
+
+_FOLDER = "cifar-10-batches-py"
+_SUBSET, _SUBSET_MD5 = "cifar10_subset.npz", "56cd74c20ccc8a8b1c42ed1c424ef32b"
+_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_NORMALISE = Normalise((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # of all training images
+
+
+def _data(images: np.ndarray, labels: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, validation: int) -> Data:
+    """From arrays of bytes (n, 32, 32, 3); the validation examples are taken out of the training ones, by class."""
+    x, y = _channels_first(images), torch.tensor(labels, dtype=torch.int64)
+    train, val = hold_out(y, validation)
+    test = Split(_channels_first(x_test), torch.tensor(y_test, dtype=torch.int64))
+    return Data(Split(x[train], y[train]), Split(x[val], y[val]), test, _NORMALISE.description(), _CLASSES)
+
+
+def _channels_first(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def load(data_dir: Path | None = None) -> Data:
+    """45,000 images to train on, 5,000 to validate (500 a class, always the same ones) and the 10,000 of the test set,
+    as bytes (batch, 3, 32, 32).
+
+    torchvision looks for them in DATA_DIR/cifar-10-batches-py, or for DATA_DIR/cifar-10-python.tar.gz, and otherwise
+    downloads them to there. Raises DataUnavailable.
+    """
+    import torchvision.datasets
+
+    root = data_dir or default_data_dir()
+    with downloading("CIFAR-10", root, _FOLDER):
+        train, test = (torchvision.datasets.CIFAR10(root, train=part, download=True) for part in (True, False))
+    if train.data.shape != (50000, 32, 32, 3) or test.data.shape != (10000, 32, 32, 3):
+        raise DataUnavailable(f"{root / _FOLDER} is damaged: it should hold 50000 and 10000 images of 32x32 pixels")
+    return _data(train.data, np.array(train.targets), test.data, np.array(test.targets), validation=5000)
+
+
+def load_subset(data_dir: Path | None = None) -> Data:
+    """A tenth of CIFAR-10's images, for tries without a download: NOT CIFAR-10, and accuracies on it are not to be
+    compared with any published for CIFAR-10.
+
+    DATA_DIR/cifar10_subset.npz holds the first 400 training and 100 test images of each class: 3,500 to train on, 500
+    to validate and 1,000 to test. Raises DataUnavailable.
+    """
+    path = (data_dir or default_data_dir()) / _SUBSET
+    raw = read_checked(path, _SUBSET_MD5, "the file of 4000 + 1000 images")
+    with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
+        return _data(arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"], validation=500)
+
+
+_AUGMENT = Augmentation(pad=4, mirror=True, hole=8)
+_wrn_22_2 = partial(wide_residual_net, (3, 4, 3), 32, channels=3, classes=10)
+cifar10 = Experiment(
+    "cifar10", load, _wrn_22_2, Recipe(epochs=250, batch_size=128), prepare=_NORMALISE, augment=_AUGMENT
+)
+cifar10_subset = Experiment(
+    "cifar10-subset", load_subset, _wrn_22_2, Recipe(epochs=100, batch_size=64), prepare=_NORMALISE, augment=_AUGMENT
+)

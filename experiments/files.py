@@ -1,0 +1,76 @@
+"""Data files on this machine: where they are kept, and whether they are whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from experiments.base import DataUnavailable
+
+
+def default_data_dir() -> Path:
+    """Where data sets are kept when no --data-dir is given: TUNE_SPARSITY_DATA, else a folder in the user's cache."""
+    if folder := os.environ.get("TUNE_SPARSITY_DATA"):
+        return Path(folder)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "tune-sparsity" / "data"
+
+
+def check_md5(raw: bytes, expected: str) -> None:
+    """Raises ValueError unless the bytes have that MD5 checksum."""
+    if hashlib.md5(raw, usedforsecurity=False).hexdigest() != expected:
+        raise ValueError("its MD5 checksum is not the published one")
+
+
+def read_checked(path: Path, md5: str, origin: str) -> bytes:
+    """A file that is never downloaded here.
+
+    Args:
+        md5: of the whole file.
+        origin: what file it is and whose, for the message to a person who has to get it.
+
+    Raises:
+        DataUnavailable: if it is missing, cannot be read or is not the published file.
+    """
+    try:
+        raw = path.read_bytes()
+        check_md5(raw, md5)
+    except FileNotFoundError as error:
+        raise DataUnavailable(
+            f"{path} is missing: put {origin} there, or name another folder with --data-dir"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise DataUnavailable(f"{path} is damaged ({error}): replace it by {origin}") from error
+    return raw
+
+
+@contextlib.contextmanager
+def downloading(data_set: str, root: Path, folder: str) -> Iterator[None]:
+    """Around torchvision's download of a data set into root/folder: what is printed goes to standard error, and a
+    failure takes its empty folders away and becomes DataUnavailable, in one line."""
+    target = root / folder
+    before = {path for path in (target, *target.parents) if path.exists()}
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except (OSError, RuntimeError) as error:
+        _remove_empty(target, before)
+        reason = " ".join(str(error).split())
+        raise DataUnavailable(
+            f"{data_set} is not in {root} and could not be downloaded ({reason[:120]}): "
+            f"give the folder that holds {folder} with --data-dir, or connect to the network"
+        ) from error
+
+
+def _remove_empty(folder: Path, keep: set[Path]) -> None:
+    """Takes away the empty folders that a failed download left, up to those that were there before."""
+    while folder not in keep:
+        if folder.is_dir():
+            if any(folder.iterdir()):
+                return
+            folder.rmdir()
+        folder = folder.parent

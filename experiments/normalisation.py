@@ -1,0 +1,59 @@
+"""Batch normalisation's running statistics, measured anew for weights that were not trained as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_SAMPLE, _BATCH = 1024, 128  # examples
+
+
+def sample(n: int) -> list[Tensor]:
+    """Indices of up to 1,024 of n examples in batches of up to 128; always the same, each batch from all over the set,
+    which may be sorted by class."""
+    indices = torch.linspace(0, n - 1, min(n, _SAMPLE)).round().long()
+    batches = -(-len(indices) // _BATCH)
+    return [indices[k::batches] for k in range(batches)]
+
+
+def normalises(model: nn.Module) -> bool:
+    """Whether the network keeps running statistics of its activations."""
+    return any(_tracks(layer) for layer in model.modules())
+
+
+@contextmanager
+def remeasured(model: nn.Module, inputs: Iterable[Tensor]) -> Iterator[None]:
+    """Within it the running statistics are the means over the given batches, of two examples and more, for the weights
+    that the network has now; afterwards they are what they were. Nothing but batch normalisation is in training mode
+    meanwhile, so that nothing random is drawn."""
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and _tracks(layer)]
+    kept = [{name: value.clone() for name, value in layer.named_buffers()} for layer in layers]
+    momenta = [layer.momentum for layer in layers]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # PyTorch's sign for the plain mean over batches
+            layer.train()
+        with torch.no_grad():
+            for x in inputs:
+                model(x)
+        model.eval()
+        yield
+    finally:
+        with torch.no_grad():
+            for layer, buffers, momentum in zip(layers, kept, momenta, strict=True):
+                layer.momentum = momentum
+                for name, value in layer.named_buffers():
+                    value.copy_(buffers[name])
+        for module, training in modes:
+            module.training = training
+
+
+def _tracks(layer: nn.Module) -> bool:
+    return isinstance(layer, _BatchNorm) and layer.track_running_stats

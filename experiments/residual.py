@@ -1,0 +1,58 @@
+"""Wide residual networks for small images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_STEM = 16  # channels
+
+
+def _convolution(fan_in: int, fan_out: int, size: int, stride: int = 1) -> nn.Conv2d:
+    conv = nn.Conv2d(fan_in, fan_out, size, stride, padding=size // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with normalisation and a shortcut, ReLU after the sum: (n, fan_in, h, w) ->
+    (n, fan_out, ceil(h/stride), ceil(w/stride)). Where that is another shape, the shortcut is a 1x1 convolution with
+    normalisation."""
+
+    def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = _convolution(fan_in, fan_out, 3, stride), nn.BatchNorm2d(fan_out)
+        self.conv2, self.norm2 = _convolution(fan_out, fan_out, 3), nn.BatchNorm2d(fan_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or fan_in != fan_out:
+            self.shortcut = nn.Sequential(_convolution(fan_in, fan_out, 1, stride), nn.BatchNorm2d(fan_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
+
+
+def wide_residual_net(blocks: Sequence[int], width: int, channels: int, classes: int) -> nn.Sequential:
+    """A residual network with post-activation basic blocks; takes images (n, channels, h, w) of any size.
+
+    A 3x3 stem of 16 channels, stages of width, 2 width, 4 width, ... channels with strides 1, 2, 2, ..., global average
+    pooling and one linear layer. Convolutions have no bias and He's initialisation by fan-out; the linear layer has
+    PyTorch's. S. Zagoruyko, N. Komodakis, "Wide Residual Networks", BMVC 2016, for the widths; K. He et al., "Deep
+    Residual Learning for Image Recognition", CVPR 2016, for the order of operations in a block.
+
+    Args:
+        blocks: blocks in each stage; the network has 2 + 2 sum(blocks) layers, shortcuts not counted.
+        width: channels of the first stage.
+        channels: of the images.
+        classes: number of logits.
+    """
+    widths = [_STEM] + [width << stage for stage in range(len(blocks))]
+    layers: list[nn.Module] = [_convolution(channels, _STEM, 3), nn.BatchNorm2d(_STEM), nn.ReLU()]
+    for stage, (count, (fan_in, fan_out)) in enumerate(zip(blocks, pairwise(widths), strict=True)):
+        stride = 1 if stage == 0 else 2
+        layers += [BasicBlock(fan_in, fan_out, stride)]
+        layers += [BasicBlock(fan_out, fan_out, 1) for _ in range(count - 1)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))

@@ -1,0 +1,96 @@
+"""Tiny ImageNet: 200 classes of 64x64 images, from the folder that its archive unpacks to."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.augment import Augmentation, Normalise
+from experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
+from experiments.files import default_data_dir
+from experiments.residual import wide_residual_net
+from experiments.splits import hold_out
+
+_FOLDER = "tiny-imagenet-200"
+_VALIDATION = 5000
+_NORMALISE = Normalise((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821))
+
+
+def read_images(paths: list[Path], size: int = 64) -> Tensor:
+    """Bytes (n, 3, size, size); grey images get three equal channels. Raises ValueError for a file that is no image
+    of that size."""
+    from PIL import Image
+
+    images = np.empty((len(paths), size, size, 3), np.uint8)
+    for image, path in zip(images, paths, strict=True):
+        try:
+            with Image.open(path) as opened:
+                pixels = np.asarray(opened.convert("RGB"))
+        except (OSError, SyntaxError) as error:  # PIL's word for a broken header
+            raise ValueError(f"{path} is no image that can be read") from error
+        if pixels.shape != image.shape:
+            raise ValueError(f"{path} is not {size}x{size} pixels")
+        image[:] = pixels
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def training_files(folder: Path) -> tuple[tuple[str, ...], list[Path], Tensor]:
+    """Class names in alphabetical order, train/CLASS/images' files in the order of their names, and their labels."""
+    classes = tuple(sorted(path.name for path in (folder / "train").iterdir() if path.is_dir()))
+    files = [sorted((folder / "train" / name / "images").glob("*.JPEG")) for name in classes]
+    labels = [kind for kind, of_class in enumerate(files) for _ in of_class]
+    return classes, [path for of_class in files for path in of_class], torch.tensor(labels, dtype=torch.int64)
+
+
+def labelled_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
+    """val/images' files and their labels, in the order of val/val_annotations.txt, whose lines begin with file and
+    class, separated by tabs. Raises ValueError for a line that does not."""
+    number = {name: kind for kind, name in enumerate(classes)}
+    rows = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()]
+    if any(len(row) < 2 or row[1] not in number for row in rows):
+        raise ValueError("val_annotations.txt names a class that train has not")
+    labels = torch.tensor([number[row[1]] for row in rows], dtype=torch.int64)
+    return [folder / "val" / "images" / row[0] for row in rows], labels
+
+
+def load(data_dir: Path | None = None) -> Data:
+    """95,000 images to train on, 5,000 of the published training set to validate (25 a class, always the same ones),
+    and as test the 10,000 of the published validation set (the published test set has no labels); as bytes
+    (batch, 3, 64, 64).
+
+    They are read from DATA_DIR/tiny-imagenet-200. Raises DataUnavailable.
+    """
+    folder = (data_dir or default_data_dir()) / _FOLDER
+    if not (folder / "train").is_dir() or not (folder / "val" / "val_annotations.txt").is_file():
+        raise DataUnavailable(
+            f"Tiny ImageNet is not in {folder}: unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there, "
+            "or give the folder that holds tiny-imagenet-200 with --data-dir"
+        )
+    try:
+        classes, files, y = training_files(folder)
+        test_files, y_test = labelled_files(folder, classes)
+        if (len(classes), len(files), len(test_files)) != (200, 100_000, 10_000):
+            raise ValueError(
+                f"it should hold 200 classes, 100000 and 10000 images, "
+                f"and holds {len(classes)}, {len(files)} and {len(test_files)}"
+            )
+        x, x_test = read_images(files), read_images(test_files)
+    except (OSError, ValueError) as error:
+        raise DataUnavailable(f"{folder} is damaged: {error}") from error
+    train, val = hold_out(y, _VALIDATION)
+    test = Split(x_test, y_test)
+    return Data(Split(x[train], y[train]), Split(x[val], y[val]), test, _NORMALISE.description(), classes)
+
+
+tiny_imagenet = Experiment(
+    "tiny-imagenet",
+    load,
+    partial(wide_residual_net, (3, 4, 3), 64, channels=3, classes=200),
+    Recipe(epochs=250, batch_size=128),
+    prepare=_NORMALISE,
+    augment=Augmentation(pad=8, mirror=True, hole=16),
+)

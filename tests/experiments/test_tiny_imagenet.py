@@ -1,0 +1,106 @@
+"""Tiny ImageNet: its folder, read file by file, and one line when it is not there or not whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments.base import DataUnavailable
+from experiments.tiny_imagenet import labelled_files, load, read_images, tiny_imagenet, training_files
+
+CLASSES = ("n01443537", "n01629819", "n02977058")
+
+
+def save(path: Path, shade: int, size: tuple[int, int] = (64, 64), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, (shade, 0, 255 - shade) if mode == "RGB" else shade).save(path, quality=95)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The standard layout with three classes of four images each, and six labelled ones in an order of their own."""
+    root = tmp_path / "tiny-imagenet-200"
+    for kind, name in enumerate(CLASSES):
+        for k in range(4):
+            save(root / "train" / name / "images" / f"{name}_{k}.JPEG", 60 * kind + 10 * k)
+        (root / "train" / name / f"{name}_boxes.txt").write_text("")
+    lines = []
+    for k in range(6):
+        save(root / "val" / "images" / f"val_{k}.JPEG", 200 + k)
+        lines.append(f"val_{5 - k}.JPEG\t{CLASSES[k % 3]}\t0\t0\t63\t63\n")
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    return root
+
+
+def test_training_images_and_their_labels(folder: Path) -> None:
+    classes, files, labels = training_files(folder)
+    assert classes == CLASSES
+    assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    x = read_images(files)
+    assert (x.dtype, tuple(x.shape)) == (torch.uint8, (12, 3, 64, 64))
+    expected = [60 * kind + 10 * k for kind in range(3) for k in range(4)]
+    assert np.allclose(x[:, 0].float().mean((1, 2)).numpy(), expected, atol=3)  # JPEG keeps colours nearly
+    assert np.allclose(x[:, 2].float().mean((1, 2)).numpy(), [255 - shade for shade in expected], atol=3)
+
+
+def test_labelled_images_follow_the_annotations(folder: Path) -> None:
+    files, labels = labelled_files(folder, CLASSES)
+    assert [path.name for path in files] == [f"val_{5 - k}.JPEG" for k in range(6)]
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert np.allclose(read_images(files)[:, 0].float().mean((1, 2)).numpy(), [205 - k for k in range(6)], atol=3)
+
+
+@pytest.mark.parametrize("line", ["val_0.JPEG\tn99999999\t0", "val_0.JPEG"])
+def test_annotations_that_name_no_class(folder: Path, line: str) -> None:
+    (folder / "val" / "val_annotations.txt").write_text(line + "\n")
+    with pytest.raises(ValueError, match="names a class that train has not"):
+        labelled_files(folder, CLASSES)
+
+
+def test_grey_images_get_three_channels(tmp_path: Path) -> None:
+    save(tmp_path / "grey.JPEG", 77, mode="L")
+    assert (read_images([tmp_path / "grey.JPEG"]) == 77).all()
+
+
+def test_channels_and_rows_are_not_mixed_up(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.array_equal(read_images([tmp_path / "a.png"])[0].permute(1, 2, 0).numpy(), pixels)
+
+
+def test_files_that_are_no_such_images(tmp_path: Path) -> None:
+    save(tmp_path / "large.JPEG", 1, size=(65, 64))
+    with pytest.raises(ValueError, match=r"large\.JPEG is not 64x64 pixels"):
+        read_images([tmp_path / "large.JPEG"])
+    (tmp_path / "cut.JPEG").write_bytes(b"\xff\xd8\xff\xe0")
+    for name in ("cut.JPEG", "none.JPEG"):
+        with pytest.raises(ValueError, match=f"{name} is no image that can be read"):
+            read_images([tmp_path / name])
+
+
+def test_missing_folder_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataUnavailable, match=r"tiny-imagenet-200\.zip") as error:
+        load(tmp_path)
+    message = str(error.value)
+    assert str(tmp_path / "tiny-imagenet-200") in message
+    assert "--data-dir" in message
+    assert "\n" not in message
+
+
+def test_incomplete_folder_is_told_in_one_line(folder: Path) -> None:
+    with pytest.raises(DataUnavailable, match=r"holds 3, 12 and 6$") as error:
+        load(folder.parent)
+    assert "\n" not in str(error.value)
+
+
+def test_experiment_is_wrn_22_4_on_augmented_bytes() -> None:
+    model = tiny_imagenet.model()
+    assert sum(p.numel() for p in model.parameters()) == 4_644_120
+    assert tiny_imagenet.augment is not None
+    x = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    x = tiny_imagenet.augment(x, torch.Generator().manual_seed(0))
+    assert model(tiny_imagenet.prepare(x)).shape == (2, 200)
