@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from torch import nn
 
@@ -18,15 +20,22 @@ class Layer:
     sphere: bool
 
 
-def prunable_layers(model: nn.Module, *, sphere: bool = True) -> list[Layer]:
+def prunable_layers(
+    model: nn.Module, *, sphere: bool = True, dense: Sequence[str] = (), off_sphere: Sequence[str] | None = None
+) -> list[Layer]:
     """The weights of the linear and convolution layers, in the network's order; a shared weight is listed once.
 
-    With `sphere`, all lie on the sphere but the last layer's, whose scale is the logits', and those of convolutions
-    with one input channel, whose fan-in is too small to select from (the published choice). Biases and normalisation
-    layers are neither prunable nor on the sphere.
+    Biases and normalisation layers are neither prunable nor on the sphere.
+
+    Args:
+        sphere: whether any of them lies on the sphere at all.
+        dense: patterns (as for file names, e.g. "features.*") of weights that are not pruned, nor on the sphere.
+        off_sphere: patterns of weights that are pruned but not on the sphere. By default the published choice: the
+            last layer's, whose scale is the logits', and those of convolutions with one input channel, whose fan-in
+            is too small to select from.
 
     Raises:
-        ValueError: if the network has no linear or convolution layer, or one whose weight is computed from others.
+        ValueError: if no layer is left to prune, if a pattern fits none, or if a weight is computed from others.
     """
     seen: set[int] = set()
     found: list[tuple[str, nn.Parameter, nn.Module]] = []
@@ -38,10 +47,22 @@ def prunable_layers(model: nn.Module, *, sphere: bool = True) -> list[Layer]:
             raise ValueError(f"{name} is computed from other parameters (a parametrization): it cannot be pruned")
         seen.add(id(module.weight))
         found.append((name, module.weight, module))
-    if not found:
+    for pattern in (*dense, *(off_sphere or ())):
+        if not any(fnmatchcase(name, pattern) for name, _, _ in found):
+            raise ValueError(f"no weight fits {pattern!r}: there are {', '.join(name for name, _, _ in found)}")
+    kept = [one for one in found if not _fits(one[0], dense)]
+    if not kept:
         raise ValueError("the network has no linear or convolution layer: there is nothing to prune")
     last = found[-1][2]
-    return [Layer(name, weight, sphere and m is not last and not _one_channel(m)) for name, weight, m in found]
+
+    def off(name: str, module: nn.Module) -> bool:
+        return _fits(name, off_sphere) if off_sphere is not None else module is last or _one_channel(module)
+
+    return [Layer(name, weight, sphere and not off(name, module)) for name, weight, module in kept]
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _one_channel(module: nn.Module) -> bool:

@@ -192,6 +192,13 @@ class SparseTraining:
         zeros, total = self.zeros()
         return zeros / total
 
+    def by_layer(self) -> dict[str, float]:
+        """The sparsity of each prunable weight, by its name."""
+        return {
+            layer.name: 1.0 - int(mask.count_nonzero()) / mask.numel()
+            for layer, mask in zip(self.layers, self.masks, strict=True)
+        }
+
     def hoyer(self) -> float:
         """Mean Hoyer sparsity of the prunable layers' rows, active weights only in the sense that pruned ones are 0."""
         rows = [hoyer(layer.weight.detach().flatten(1)) for layer in self.layers if layer.weight[0].numel() > 1]

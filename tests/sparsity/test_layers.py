@@ -91,3 +91,21 @@ def test_normalisation_is_found_at_any_depth(layer: nn.Module, normalises: bool)
     model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.ReLU(), nn.Sequential(layer)))
     assert has_normalisation(model) == normalises
     assert not has_normalisation(torch.nn.Linear(3, 3))
+
+
+def test_patterns_leave_weights_dense_or_take_them_off_the_sphere() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2))
+    layers = prunable_layers(model, dense=["0.*"], off_sphere=["2.weight"])
+    assert [(layer.name, layer.sphere) for layer in layers] == [("2.weight", False), ("4.weight", True)]
+    assert [layer.sphere for layer in prunable_layers(model, off_sphere=[])] == [True, True, True]
+
+
+@pytest.mark.parametrize("options", [{"dense": ["head.*"]}, {"off_sphere": ["0.bias"]}])
+def test_a_pattern_that_fits_nothing_is_refused_with_the_names_there_are(options: dict[str, list[str]]) -> None:
+    with pytest.raises(ValueError, match=r"0\.weight, 2\.weight"):
+        prunable_layers(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), **options)
+
+
+def test_nothing_left_to_prune_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to prune"):
+        prunable_layers(nn.Sequential(nn.Linear(4, 5)), dense=["*"])

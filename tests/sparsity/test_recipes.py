@@ -68,7 +68,7 @@ def test_ends_of_the_ranges_are_accepted() -> None:
 
 def test_methods_refuse_unknown_and_missing_parameters_by_name() -> None:
     method = METHODS["lpss"]
-    with pytest.raises(ValueError, match=r"^lpss has no parameter 'rho': it takes feedback, .*, threshold_start$"):
+    with pytest.raises(ValueError, match=r"^lpss has no parameter 'rho': it takes early_layers, .*, threshold_start$"):
         method.build(mlp(20, 8, 4), {**GOOD, "rho": 0.2}, total_steps=10, generator=generator())
     with pytest.raises(ValueError, match=r"^lpss needs the parameter 'p'$"):
         method.build(mlp(20, 8, 4), {"final_sparsity": 0.9}, total_steps=10, generator=generator())
@@ -179,3 +179,28 @@ def test_a_network_with_normalisation_learns_too() -> None:
         sparse.step()
     assert sparse.zeros() == (7650, 8500)
     assert accuracy(model, x, y) > 0.9
+
+
+def test_early_layers_take_an_exponent_of_their_own() -> None:
+    model = nn.Sequential(*(layer for _ in range(5) for layer in (nn.Linear(12, 12), nn.ReLU())), nn.Linear(12, 3))
+    settings = LpssSettings(0.9, 1.07, p_early=1.2, early_layers=2)
+    sparse = lpss(model, settings, total_steps=10)
+    groups = [(group["p"], len(group["params"])) for group in sparse.optimizer.param_groups]
+    assert groups == [(1.2, 2), (1.07, 3), (None, 7)]
+    for index, p in ((0, 1.2), (2, 1.2), (4, 1.07), (8, 1.07)):
+        w = sparse.optimizer.sphere_weights(model[index].weight)
+        assert torch.allclose((w.abs() ** p).sum(1), torch.ones(12), atol=1e-5)
+
+
+def test_the_published_learning_rate_peaks_after_a_sixth() -> None:
+    sparse = lpss(nn.Linear(3, 2), LpssSettings(0.5, 1.3, learning_rate="published"), total_steps=10)
+    assert sparse.learning_rate(1 / 6) == pytest.approx(1.0)
+    assert sparse.learning_rate(1.0) == pytest.approx(0.0001)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("p_early", 1.0), ("p_early", "1.2"), ("early_layers", 0), ("learning_rate", "fast")]
+)
+def test_wrong_early_layers_and_rates_are_named(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        LpssSettings(0.9, 1.3, **{name: value})  # type: ignore[arg-type]
