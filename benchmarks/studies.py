@@ -21,6 +21,11 @@ STUDIES = {
     "fashion-mnist": ["--target", "0.9", "--experiment", "fashion-mnist", "--trials", "16", "--epochs", "8"],
     "mnist": ["--target", "0.9", "--experiment", "mnist", "--trials", "16", "--epochs", "8"],
     **{f"digits at {t}": ["--target", t] for t in ("0.5", "0.8", "0.95", "0.98")},
+    **{
+        f"{name} at {t}": ["--target", t, "--experiment", name, "--trials", trials]
+        for name, trials in (("uci-mushroom", "16"), ("uci-climate", "32"))
+        for t in ("0.5", "0.8", "0.9")
+    },
 }
 
 
