@@ -6,6 +6,7 @@ multiplies with, gain x w. Masks are not its business: whoever prunes multiplies
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -231,19 +232,18 @@ def _sphere(param: Tensor, state: dict[str, Tensor], group: dict[str, Any], scra
     gain_grad = torch.mul(grad, param.flatten(1), out=a).sum(1, keepdim=True) / state["gain"] if group["gain"] else None
     d = _momentum(grad, state, "momentum_buffer", group, out=a)
 
-    largest = torch.abs(d, out=b).amax(1, keepdim=True)
-    if not largest.is_cuda and not bool(largest.isfinite().all()):
-        return False
-    largest.masked_fill_(largest == 0, 1.0)
+    largest = torch.abs(d, out=b).amax(1, keepdim=True).clamp_min_(_TINY)
     power = _log2_(b.div_(largest)).mul_(q).exp2_().sum(1, keepdim=True)  # ||d/largest||_q^q in [1, n]; 0 if d = 0
-    rate = power.clamp_min_(1.0).pow_(-1 / q).mul_(-lr / (1 - lr)).div_(largest.clamp_min_(_TINY))
+    rate = power.clamp_min_(1.0).pow_(-1 / q).mul_(-lr / (1 - lr)).div_(largest)
+    if not rate.is_cuda and not math.isfinite(rate.sum().item()):
+        return False
     v.addcmul_(d, rate)  # ((1 - lr) v - lr d/||d||_q)/(1 - lr): the factor goes with the norm
 
     # With r = |v|^(q-2): v r is w before it is scaled, and |v|^q = v (v r), so one power serves norm and weights.
     torch.abs(v, out=b)
     unscaled = v if q == 2.0 else torch.mul(v, _log2_(b).mul_(q - 2).exp2_(), out=b)
     norm = torch.mul(v, unscaled, out=a).sum(1, keepdim=True)
-    norm.masked_fill_(norm < _NO_NORM, 1.0).pow_(1 / q)
+    norm.clamp_min_(_NO_NORM).pow_(1 / q)
     scale = norm.pow(1 - q)
     if gain_grad is not None:
         gain = state["gain"]
