@@ -19,10 +19,10 @@ from experiments import Data, Experiment, Recipe, Split
 
 class Sometimes(nn.Module):
     '''Its weights decide whether it diverges: a third of all seeds do, in the second epoch.'''
-    def __init__(self):
+    def __init__(self, share=1 / 3):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 3))
-        self.register_buffer("diverges", torch.rand(()) < 1 / 3)
+        self.register_buffer("diverges", torch.rand(()) < share)
         self.register_buffer("seen", torch.zeros(()))
     def forward(self, x):
         self.seen += self.training
@@ -37,6 +37,7 @@ def load(data_dir):
     return Data(split(300), split(120), split(120), classes=("a", "b", "c"))
 
 sometimes_nan = Experiment("sometimes-nan", load, Sometimes, Recipe(epochs=6, batch_size=30))
+steady = Experiment("steady", load, lambda: Sometimes(share=0.0), Recipe(epochs=6, batch_size=30))
 always_raises = Experiment("always-raises", load, Sometimes, Recipe(2, 30), loss=lambda o, t: 1 / 0)
 """
 

@@ -200,8 +200,8 @@ def test_a_study_whose_trials_all_fail_ends_with_the_first_reason(experiment_fil
 
 @pytest.mark.slow
 def test_a_time_budget_ends_the_study_with_what_there_is(experiment_file: Path, tmp_path: Path) -> None:
-    arguments = ["--target", "0.5", "--experiment", f"{experiment_file}:sometimes_nan", "--trials", "100000"]
-    ran = run_command([*arguments, "--time-budget", "20s", "--study", "short", "--json"], tmp_path)
+    arguments = ["--target", "0.5", "--experiment", f"{experiment_file}:steady", "--trials", "100000"]
+    ran = run_command([*arguments, "--time-budget", "35s", "--study", "short", "--json"], tmp_path)
     assert ran.code == 0, ran.stderr
     result = ran.result()
     assert 1 <= sum(result["states"].values()) < 100000
@@ -212,7 +212,7 @@ def test_a_time_budget_ends_the_study_with_what_there_is(experiment_file: Path, 
 
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_resume_and_resuming_keeps_every_trial(experiment_file: Path, tmp_path: Path) -> None:
-    arguments = ["--target", "0.5", "--experiment", f"{experiment_file}:sometimes_nan", "--trials", "60"]
+    arguments = ["--target", "0.5", "--experiment", f"{experiment_file}:steady", "--trials", "60"]
     process = subprocess.Popen(
         [sys.executable, "-m", "tuner.cli", *arguments, "--study", "broken"],
         cwd=tmp_path,
