@@ -1,6 +1,7 @@
 # make tune: install and run the default study. make test: install and run all tests. make bench: the benchmarks.
 PYTHON ?= python3
 VENV := .venv
+DATA ?= $(or $(TUNE_SPARSITY_DATA),../shared/data)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -30,7 +31,8 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks.step
-	$(BIN)/python -m benchmarks.studies
+	$(BIN)/python -m benchmarks.hoyer
+	$(BIN)/python -m benchmarks.studies --data-dir $(DATA)
 
 wheel: install
 	$(BIN)/python -m build --wheel --outdir dist .
