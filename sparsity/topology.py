@@ -22,12 +22,13 @@ from sparsity.sphere import unit
 @dataclass
 class Pruned:
     """One prunable layer at an update: its mask, the saliency of every weight (log2 of its magnitude, masked ones
-    included where they live on) and the dense gradient, all in the weight's shape."""
+    included where they live on) and the dense gradient, all in the weight's shape; whether it lies on the sphere."""
 
     name: str
     mask: Tensor
     saliency: Callable[[], Tensor]
     gradient: Callable[[], Tensor]
+    sphere: bool = True
     momentum: Callable[[], Tensor] = lambda: torch.zeros(())  # average of the dense gradient, where it is kept
 
 
@@ -117,7 +118,8 @@ class ThresholdAdaptation:
     """Semi-pruning with threshold adaptation (arXiv 2103.16013, section 3 of the method).
 
     Drop: an active connection of a neuron goes where |w| < rho x the mean |w| of the neuron's active connections,
-    rho following `threshold`. With rho <= 1 the largest connection of a neuron always stays, so no neuron dies.
+    rho following `threshold`; layers off the sphere keep theirs until the projection. With rho <= 1 the largest
+    connection of a neuron always stays, so no neuron dies.
     Grow: gamma x (number dropped) of the connections inactive before, those of largest |gradient| after dividing by
     the neuron's norm, come back. gamma is what `feedback` answers to the measured sparsity.
     """
@@ -133,7 +135,7 @@ class ThresholdAdaptation:
         masks = [layer.mask for layer in layers]
         rho = self.threshold(progress)
         lowest = min(1.0, rho + self.feedback.raised)
-        kept = [drop_below(layer.saliency(), layer.mask, lowest) for layer in layers]
+        kept = [drop_below(layer.saliency(), layer.mask, lowest) if layer.sphere else layer.mask for layer in layers]
         dropped = _active(masks) - _active(kept)
         weights = sum(mask.numel() for mask in masks)
         gamma = self.feedback.update(sparsity_of(masks), dropped / weights, rho, progress)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsity.distributions import layer_counts
 from sparsity.hoyer import hoyer
 from sparsity.layers import Layer
 from sparsity.masks import keep_largest, zeros_for
@@ -115,7 +116,7 @@ class SparseTraining:
         layer = self.layers[index]
         grad = layer.weight.grad
         gradient = torch.zeros_like(layer.weight) if grad is None else grad.clone()
-        pruned = Pruned(layer.name, self.masks[index], lambda: self._saliency(layer), lambda: gradient)
+        pruned = Pruned(layer.name, self.masks[index], lambda: self._saliency(layer), lambda: gradient, layer.sphere)
         if self.averages:
             pruned.momentum = lambda: self.averages[index]
         return pruned
@@ -145,13 +146,28 @@ class SparseTraining:
                 layer.weight.mul_(mask)
 
     def _projected_masks(self) -> list[Tensor]:
-        """The exact masks: `final_sparsity` over all weights together, the most salient of the active ones kept."""
+        """The exact masks: `final_sparsity` over all weights together, the most salient of the active ones kept.
+
+        Where some layers lie on the sphere and others do not, magnitudes do not compare: with p near 1 the few large
+        weights of the sphere's rows would leave the last layer next to nothing. Those off the sphere then keep what
+        an Erdos-Renyi-Kernel distribution gives them, and the others share the rest.
+        """
         scores = []
         for layer, mask in zip(self.layers, self.masks, strict=True):
             score = self._saliency(layer).clamp_min(-_AFTER / 2)  # an active weight of 0 too comes before masked ones
             scores.append(score if self.dense_latent else score - _AFTER * (mask == 0))
         weights = sum(score.numel() for score in scores)
-        return keep_largest(scores, weights - zeros_for(self.final_sparsity, weights))
+        keep = weights - zeros_for(self.final_sparsity, weights)
+        on_sphere = [layer.sphere for layer in self.layers]
+        if not any(on_sphere) or all(on_sphere):
+            return keep_largest(scores, keep)
+        counts = layer_counts([layer.weight.shape for layer in self.layers], self.final_sparsity, "erk")
+        shared = sum(count for count, sphere in zip(counts, on_sphere, strict=True) if sphere)
+        kept = iter(keep_largest([s for s, sphere in zip(scores, on_sphere, strict=True) if sphere], shared))
+        return [
+            next(kept) if sphere else keep_largest([score], count)[0]
+            for score, sphere, count in zip(scores, on_sphere, counts, strict=True)
+        ]
 
     @torch.no_grad()
     def project(self) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sparsity.distributions import layer_counts
 from sparsity.hoyer import hoyer
 from sparsity.layers import prunable_layers
 from sparsity.masks import zeros_for
@@ -248,13 +249,28 @@ def test_projection_keeps_the_most_salient_of_the_active_weights() -> None:
     sparse = lpss(model, LpssSettings(0.9, 1.3, sphere_lr=0.05), total_steps=400)
     train(model, sparse, 0, 100)
     assert sparse.sparsity() < 0.9
-    weights = torch.cat([layer.weight.detach().abs().flatten() for layer in sparse.layers])
+    weights = [layer.weight.detach().abs().flatten().clone() for layer in sparse.layers]
     sparse.project()
-    masks = torch.cat([mask.flatten() for mask in sparse.masks])
-    assert weights[masks == 1].min() > weights[masks == 0].max()
-    once = masks.clone()
+    # Ranked together on the sphere; the last layer, which is off it, by itself.
+    for part in (slice(0, 2), slice(2, 3)):
+        magnitudes = torch.cat(weights[part])
+        masks = torch.cat([mask.flatten() for mask in sparse.masks[part]])
+        assert magnitudes[masks == 1].min() > magnitudes[masks == 0].max()
+    once = torch.cat([mask.flatten() for mask in sparse.masks])
     sparse.project()
     assert torch.equal(once, torch.cat([mask.flatten() for mask in sparse.masks]))
+
+
+def test_layers_off_the_sphere_get_their_erk_share() -> None:
+    # At p near 1 the few large weights of the sphere's rows would take all: the last layer would lose whole classes.
+    model = mlp(20, 64, 32, 4)
+    sparse = lpss(model, LpssSettings(0.95, 1.05), total_steps=400)
+    train(model, sparse, 0, 60)
+    sparse.project()
+    shapes = [layer.weight.shape for layer in sparse.layers]
+    assert int(sparse.masks[2].sum()) == layer_counts(shapes, 0.95, "erk")[2]
+    assert sparse.masks[2].any(1).all()
+    assert sparse.zeros()[0] == zeros_for(0.95, sum(shape.numel() for shape in shapes))
 
 
 def test_projection_takes_active_weights_of_zero_before_pruned_ones() -> None:
