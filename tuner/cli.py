@@ -180,7 +180,9 @@ def _report(finished: Any, as_json: bool) -> None:
 def _exit_code(finished: Any, config: Any) -> int:
     outcome = finished.outcome
     if finished.interrupted:
-        _say(f"Interrupted. To go on: tune-sparsity resume {config.study} --storage {config.storage}")
+        from tuner.final_table import command
+
+        _say(f"Interrupted. To go on: {command('tune-sparsity')} resume {config.study} --storage {config.storage}")
         return EXIT_INTERRUPTED
     if outcome.records and all(record.state == "failed" for record in outcome.records):
         _say(f"Every trial failed. The first: {finished.first_failure}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -113,12 +114,19 @@ def files_line(outcome: StudyOutcome) -> str:
     return f"{shown_path(outcome.folder)}{os.sep}" + (f"  ({', '.join(there)})" if there else "")
 
 
+def command(name: str) -> str:
+    """How to call a command of this installation from here: by its name if the shell finds it, else by its path, as
+    in a virtual environment that is not activated."""
+    beside = Path(sys.executable).with_name(name)
+    return name if shutil.which(name) or not beside.is_file() else shlex.quote(shown_path(beside))
+
+
 def tracking_line(tracking_uri: str) -> str:
     """How to open MLflow's UI on the record; a password in the URI is not shown."""
     shown = redact(tracking_uri)
     if re.match(r"https?://", shown):
         return shown  # a server: it is its own UI
-    return f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
+    return f"{command('mlflow')} ui --backend-store-uri {shlex.quote(shown)}"
 
 
 def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableType:

@@ -14,6 +14,7 @@ import pytest
 from tuner.display import Progress, Summary, duration, time_left, work_done
 from tuner.final_table import (
     best_line,
+    command,
     final_table,
     front_columns,
     print_result,
@@ -284,7 +285,7 @@ def test_the_result_has_the_front_the_best_the_files_the_time_and_the_way_to_mlf
     assert "2 completed, 1 stopped early, 3 failed (loss is NaN)\n" in text
     assert "41 s: training 30.0 s, sampling 1.0 s, tracking 2.0 s, other 8.0 s\n" in text
     assert f"{Path('studies/demo')}/  (result.json)\n" in text
-    assert "mlflow ui --backend-store-uri sqlite:///mlflow.db\n" in text
+    assert f"{command('mlflow')} ui --backend-store-uri sqlite:///mlflow.db\n" in text
     assert "\x1b" not in text
 
 
@@ -341,8 +342,25 @@ def test_paths_are_as_short_as_they_can_be(tmp_path: Path, monkeypatch: pytest.M
         ("https://mlflow.example.org", "https://mlflow.example.org"),
     ],
 )
-def test_the_way_to_mlflow(uri: str, line: str) -> None:
+def test_the_way_to_mlflow(uri: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert tracking_line(uri) == line
+
+
+def test_a_command_that_the_shell_does_not_find_is_named_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "a venv" / "bin"
+    here.mkdir(parents=True)
+    for name in ("python", "mlflow"):
+        (here / name).touch(mode=0o755)
+    monkeypatch.setattr("sys.executable", str(here / "python"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert command("mlflow") == "'a venv/bin/mlflow'"
+    assert command("no-such-command") == "no-such-command"
+    monkeypatch.setenv("PATH", str(here))
+    assert command("mlflow") == "mlflow"
 
 
 def test_importing_the_display_imports_nothing_heavy() -> None:
