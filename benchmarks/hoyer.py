@@ -30,6 +30,7 @@ COLUMNS = ("initial", "short", "middle", "long", "paper", "uniform", "Gaussian d
 def measured(data: Data, p: float, rate: float, seed: int) -> tuple[float, float, float]:
     """(initial, trained) mean Hoyer sparsity of the layer's rows, and the travel."""
     params = {"p": p, "sphere_lr": rate, "lr": 0.05, "final_sparsity": 0.0, "initial_sparsity": 0.0}
+    params["threshold_interval"] = 10**9  # no update of the masks ever
     training = Training(find("digits"), data.train, data.val, "lpss", params, epochs=30, seed=seed)
     (weight,) = (layer.weight for layer in training.sparse.layers if layer.name == LAYER)
     optimizer = training.sparse.optimizer
