@@ -239,6 +239,14 @@ def test_ctrl_c_says_how_to_resume_and_resuming_keeps_every_trial(experiment_fil
     assert (len(parents), len(children)) == (1, 60)
     assert not [run for run in parents + children if run.info.status == "RUNNING"]
 
+    # A study that has ended goes on too, when it is given more trials.
+    more = run_command(["resume", "broken", "--trials", "62", "--json"], tmp_path)
+    assert more.code == 0, more.stderr
+    longer = {row["number"]: row for row in trials_of(file.parent)}
+    assert len(longer) == 62
+    assert {number: longer[number] for number in after} == after
+    assert more.result()["best"]["test_accuracy"] is not None
+
 
 @pytest.mark.slow
 def test_other_targets_are_met_exactly_too(tmp_path: Path) -> None:
