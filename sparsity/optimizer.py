@@ -235,7 +235,8 @@ def _sphere(param: Tensor, state: dict[str, Tensor], group: dict[str, Any], scra
     largest = torch.abs(d, out=b).amax(1, keepdim=True).clamp_min_(_TINY)
     power = _log2_(b.div_(largest)).mul_(q).exp2_().sum(1, keepdim=True)  # ||d/largest||_q^q in [1, n]; 0 if d = 0
     rate = power.clamp_min_(1.0).pow_(-1 / q).mul_(-lr / (1 - lr)).div_(largest)
-    if not rate.is_cuda and not math.isfinite(rate.sum().item()):
+    # amin, since it passes NaN on; a sum would overflow where many rows are dead and their rate is huge.
+    if not rate.is_cuda and not math.isfinite(rate.amin().item()):
         return False
     v.addcmul_(d, rate)  # ((1 - lr) v - lr d/||d||_q)/(1 - lr): the factor goes with the norm
 

@@ -505,3 +505,15 @@ def test_a_gradient_that_is_no_number_names_its_parameter_and_changes_nothing(ba
     with pytest.raises(FloatingPointError, match=r"first\.weight"):
         optimizer.step()
     assert torch.equal(weights["first.weight"], before["first.weight"])
+
+
+def test_many_dead_neurons_are_no_reason_to_stop() -> None:
+    weight = torch.nn.Parameter(torch.randn(2000, 6))
+    optimizer = LpSGD([{"params": [weight], "p": 1.7, "gain": True}], lr=0.25)
+    before = weight.detach().clone()
+    weight.grad = torch.zeros(2000, 6)
+    weight.grad[0] = 1.0
+    optimizer.step()
+    assert torch.isfinite(weight).all()
+    assert torch.allclose(weight[1:], before[1:], rtol=1e-4)
+    assert not torch.allclose(weight[0], before[0], rtol=1e-3)
