@@ -99,8 +99,9 @@ def _training(
     params = [param for param in model.parameters() if param.requires_grad]
     nesterov = s.momentum > 0
     optimizer = torch.optim.SGD(params, lr=s.lr, momentum=s.momentum, nesterov=nesterov, weight_decay=s.weight_decay)
-    options = {"learning_rate": warmup_cosine, **options}
-    return SparseTraining(model, layers, optimizer, topology, masks, total_steps=total_steps, **options)
+    return SparseTraining(
+        model, layers, optimizer, topology, masks, total_steps=total_steps, learning_rate=warmup_cosine, **options
+    )
 
 
 def _ones(layers: list[Layer]) -> list[torch.Tensor]:

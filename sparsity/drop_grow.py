@@ -13,8 +13,6 @@ from sparsity.distributions import rounded
 from sparsity.schedules import Schedule
 from sparsity.topology import Pruned, is_due
 
-GROWTHS = ("random", "gradient", "momentum")
-
 
 @dataclass
 class DropGrow:
@@ -28,7 +26,7 @@ class DropGrow:
 
     Args:
         fraction: the share dropped, over training.
-        growth: one of GROWTHS.
+        growth: "random", "gradient" or "momentum".
         interval: steps between two updates.
         generator: of random growth.
     """

@@ -167,12 +167,11 @@ def default_study_name(experiment: str, target: float, now: datetime) -> str:
     return f"{safe.lstrip('-_') or 'study'}-{target:g}-{now:%Y%m%d-%H%M%S}"
 
 
-def make_config(options: dict[str, Any], source: str = "") -> StudyConfig:
+def make_config(options: dict[str, Any]) -> StudyConfig:
     """The checked configuration.
 
     Args:
         options: names and values of the fields; those from a file and from the command line together.
-        source: put before an error's message, e.g. a file's name.
 
     Raises:
         UsageError: with the first thing that is wrong.
@@ -180,7 +179,7 @@ def make_config(options: dict[str, Any], source: str = "") -> StudyConfig:
     try:
         return StudyConfig(**options)
     except ValidationError as error:
-        raise UsageError(f"{source}{describe(error)}") from None
+        raise UsageError(describe(error)) from None
 
 
 def describe(error: ValidationError) -> str:

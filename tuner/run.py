@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ class Prepared:
     @property
     def epochs(self) -> int:
         return self.config.epochs or self.experiment.recipe.epochs
+
+    @cached_property
+    def checksum(self) -> str:
+        """The data's; read once, since the data may be large and several records name it."""
+        return self.data.checksum()
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,7 @@ def _start_tracker(prepared: Prepared) -> Tracker:
     tracker = Tracker(config.tracking_uri, identity)
     options = {name: value for name, value in config.model_dump(mode="json").items() if value is not None}
     options["tracking_uri"] = redact(config.tracking_uri)
-    tracker.start_study({**options, "epochs": prepared.epochs}, {"data_checksum": prepared.data.checksum()})
+    tracker.start_study({**options, "epochs": prepared.epochs}, {"data_checksum": prepared.checksum})
     return tracker
 
 
@@ -313,7 +319,7 @@ def write_study_yaml(prepared: Prepared, device: str) -> None:
     about = {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "device": device,
-        "data_sha256": prepared.data.checksum(),
+        "data_sha256": prepared.checksum,
     }
     text = yaml.safe_dump({**config, "about": about}, sort_keys=False)
     write_atomically(prepared.config.folder / STUDY_YAML, text)

@@ -294,7 +294,6 @@ def test_a_study_whose_folder_was_renamed_keeps_its_trials(tmp_path: Path) -> No
 # Two methods in one study
 
 
-@pytest.mark.skipif(len(METHODS) < 2, reason="there is one method only")
 def test_two_methods_share_a_study(tmp_path: Path) -> None:
     other = replace(SMALL, method=next(name for name in METHODS if name != "lpss"))
     searcher = OptunaSearcher([SMALL, other], TARGET, journal=tmp_path / "optuna.journal")
