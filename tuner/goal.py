@@ -1,0 +1,172 @@
+"""What a study looks for: one target, the best network at each of several, a whole front, or a number of weights.
+
+Everything that depends on which of them it is asks the goal: the range of the final sparsity that is searched, which
+trials are feasible, which is the best, and what counts as a gain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+
+from sparsity import zeros_for
+from tuner.pareto import Point, best_trial, hypervolume, pareto_front, points_of
+from tuner.records import TrialRecord
+
+
+class GoalKind(StrEnum):
+    """The four ways to say what is wanted; the values are the options' names."""
+
+    TARGET = "target"
+    TARGETS = "targets"
+    FRONT = "front"
+    MAX_NONZERO = "max-nonzero"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a study looks for. Sparsities are fractions of zero weights in [0, 1). Made by the functions below.
+
+    Attributes:
+        targets: rising; a best network is looked for at each. A front has one, its lower end.
+        ceiling: a front's upper end.
+        max_nonzero: the count of weights that the target was given as.
+    """
+
+    targets: tuple[float, ...]
+    ceiling: float | None = None
+    max_nonzero: int | None = None
+
+    def __post_init__(self) -> None:
+        ends = (*self.targets, *(() if self.ceiling is None else (self.ceiling,)))
+        rising = all(low < high for low, high in pairwise(ends))
+        if not self.targets or not rising or not all(0 <= end < 1 for end in ends):
+            raise ValueError(f"a goal's sparsities must rise within [0, 1), got {ends}")
+        if len(self.targets) > 1 and (self.ceiling is not None or self.max_nonzero is not None):
+            raise ValueError("a front and a number of weights have one target")
+
+    @property
+    def kind(self) -> GoalKind:
+        if self.ceiling is not None:
+            return GoalKind.FRONT
+        if self.max_nonzero is not None:
+            return GoalKind.MAX_NONZERO
+        return GoalKind.TARGETS if len(self.targets) > 1 else GoalKind.TARGET
+
+    @property
+    def lowest(self) -> float:
+        """The study's constraint: a trial is feasible if it completed and is at least this sparse."""
+        return self.targets[0]
+
+    @property
+    def highest(self) -> float:
+        """The largest sparsity that a network is wanted at."""
+        return self.targets[-1] if self.ceiling is None else self.ceiling
+
+    @property
+    def searched(self) -> tuple[float, float]:
+        """The range of the final sparsity, for spaces that say `target` and `above`. With one target it reaches a
+        fifth of the way from it to 1: what lies beyond shows what more sparsity would cost."""
+        if self.kind in (GoalKind.TARGETS, GoalKind.FRONT):
+            return self.lowest, self.highest
+        return self.lowest, self.lowest + 0.2 * (1 - self.lowest)
+
+    @property
+    def starts(self) -> tuple[float, ...]:
+        """The sparsities that a space's first points are laid out for: the targets, or a front's ends and the point
+        between them that lies as many times sparser than the one as the other than it."""
+        if self.ceiling is None:
+            return self.targets
+        middle = 1 - math.sqrt((1 - self.lowest) * (1 - self.ceiling))
+        return self.lowest, middle, self.ceiling
+
+    def due(self, number: int) -> float | None:
+        """The final sparsity that trial `number` has to have: with several targets each has its turn, so that each
+        gets its share of the trials. None: the sampler chooses."""
+        return self.targets[number % len(self.targets)] if len(self.targets) > 1 else None
+
+    def feasible(self, record: TrialRecord) -> bool:
+        return record.feasible(self.lowest)
+
+    def best(self, records: Iterable[TrialRecord]) -> TrialRecord | None:
+        """The most accurate feasible trial: the one that a study reports as its best."""
+        return best_trial(records, self.lowest)
+
+    def best_at(self, records: Iterable[TrialRecord]) -> list[tuple[float, TrialRecord | None]]:
+        """Every target and the most accurate trial that is at least as sparse."""
+        records = list(records)
+        return [(target, best_trial(records, target)) for target in self.targets]
+
+    def front(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
+        """The feasible front, by rising sparsity."""
+        return pareto_front(records, self.lowest)
+
+    def reported(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
+        """The trials whose networks are kept, judged on the test data and written: each target's best, or the front's.
+        The study's best is the first of them."""
+        records = list(records)
+        found = self.front(records) if self.kind is GoalKind.FRONT else [best for _, best in self.best_at(records)]
+        return list({record.number: record for record in found if record is not None}.values())
+
+    @property
+    def reference(self) -> Point:
+        """The corner that the hypervolume is measured from: (lowest sparsity, an accuracy of 0)."""
+        return self.lowest, 0.0
+
+    def hypervolume(self, records: Iterable[TrialRecord]) -> float:
+        """The area that the feasible trials dominate above `reference`. A front's area ends at its upper end."""
+        points = points_of(record for record in records if self.feasible(record))
+        if self.ceiling is not None:
+            points = [(min(sparsity, self.ceiling), accuracy) for sparsity, accuracy in points]
+        return hypervolume(points, self.reference)
+
+    def mean_accuracy(self, area: float) -> float:
+        """A front's hypervolume as an accuracy: the mean, over the sparsities from its lower to its upper end, of the
+        best accuracy that is to be had at that sparsity or a higher one (0 where nothing is)."""
+        return area / (self.highest - self.lowest)
+
+    def merit(self, front: Sequence[TrialRecord]) -> tuple[float, ...]:
+        """What the goal judges, of a study with this feasible front: the best accuracy at each target (-1 where there
+        is none), or a front's hypervolume. It is a gain if any of the numbers rises; none ever falls."""
+        if self.kind is GoalKind.FRONT:
+            return (self.hypervolume(front),)
+        return tuple(-1.0 if best is None else best.val_accuracy or 0.0 for _, best in self.best_at(front))
+
+    def __str__(self) -> str:
+        if self.ceiling is not None:
+            return f"front {self.lowest:.6g}:{self.ceiling:.6g}"
+        if self.max_nonzero is not None:
+            return f"at most {self.max_nonzero:,} nonzero weights, a sparsity of {self.lowest:.6g}"
+        numbers = ", ".join(f"{target:.6g}" for target in self.targets)
+        return f"target{'s' if len(self.targets) > 1 else ''} {numbers}"
+
+
+def at_targets(*targets: float) -> Goal:
+    """The best network at each of these sparsities. Raises ValueError unless they rise within [0, 1)."""
+    return Goal(targets)
+
+
+def along_front(low: float, high: float) -> Goal:
+    """The whole front between two sparsities. Raises ValueError unless they rise within [0, 1)."""
+    return Goal((low,), ceiling=high)
+
+
+def at_most(nonzero: int, weights: int) -> Goal:
+    """The best network with at most `nonzero` nonzero ones among its `weights` prunable weights.
+
+    Raises:
+        ValueError: unless 1 <= nonzero <= weights.
+    """
+    if not 1 <= nonzero <= weights:
+        raise ValueError(f"nonzero must lie in [1, {weights}], got {nonzero}")
+    return Goal((sparsity_of(weights - nonzero, weights),), max_nonzero=nonzero)
+
+
+def sparsity_of(zeros: int, weights: int) -> float:
+    """The largest sparsity that `zeros` zeros reach, of those that ask for no zero more: the quotient, or where that
+    is rounded up the float below it."""
+    sparsity = zeros / weights
+    return sparsity if zeros_for(sparsity, weights) <= zeros else math.nextafter(sparsity, 0.0)
