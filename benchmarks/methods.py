@@ -1,10 +1,11 @@
 """Every method on the same network, data, epochs and batches: LeNet-300-100, several sparsities, several seeds.
 
-    python -m benchmarks.methods --experiment mnist --data-dir DIR [--epochs 20] [--tune 12] [--seeds 3]
+    python -m benchmarks.methods --experiment mnist --data-dir DIR [--epochs 20] [--tune 6] [--seeds 3]
 
-First every method's parameters are tuned by the same small search: `--tune` trials of the default sampler in the
-method's own space, at the sparsity .95, with half the epochs, judged on validation data. Then the best parameters are
-trained with all epochs at every sparsity under every seed, and judged on the test data.
+First every method's parameters are tuned by the same small search, once for the sparsities .9 and .95 and once for .98
+and .99: `--tune` trials of the method's own space and first points, at .95 and at .98, with half the epochs, judged on
+the validation data. Then the best parameters are trained with all epochs on the training and the validation data
+together (what the published figures were trained on), at every sparsity under every seed, and judged on the test data.
 
 Every finished training is a line of OUT/EXPERIMENT.jsonl and is not run again: the benchmark can be stopped at any time
 and goes on where it was. The table is printed in Markdown.
@@ -17,6 +18,7 @@ import json
 import statistics
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,15 +27,16 @@ from typing import Any
 import torch
 
 from experiments import Data, Experiment, find
-from experiments.base import evaluate
+from experiments.base import Split, evaluate
 from experiments.training import NotFinite, train_whole
 from search_spaces import load_space
 from sparsity import METHODS
 from tuner.records import TrialRecord, TrialState
 from tuner.searcher import OptunaSearcher
 
-TUNED_AT = 0.95
-SPARSITIES = (0.9, 0.95, 0.98, 0.99)
+TUNED_FOR = {0.95: (0.9, 0.95), 0.98: (0.98, 0.99)}  # the sparsity of a search: those that its best serves
+SPARSITIES = tuple(sparsity for served in TUNED_FOR.values() for sparsity in served)
+FIRST_SEED = 100  # of the final trainings: none that a search has seen
 Job = dict[str, Any]
 
 
@@ -47,6 +50,9 @@ def train(job: Job) -> Job:
     """Trains one job in this process; the job with its accuracies. A training that diverges has accuracy 0."""
     torch.set_num_threads(1)
     experiment, data = _loaded(job["experiment"], job["data_dir"])
+    final = job["stage"] == "final"
+    if final:
+        data = replace(data, train=Split(*(torch.cat(pair) for pair in zip(data.train, data.val, strict=True))))
     try:
         trained = train_whole(
             experiment, data, job["method"], job["params"], epochs=job["epochs"], seed=job["seed"], device="cpu"
@@ -55,8 +61,8 @@ def train(job: Job) -> Job:
         return {**job, "val": 0.0, "test": 0.0, "sparsity": None}
     return {
         **job,
-        "val": evaluate(experiment, trained.model, data.val),
-        "test": evaluate(experiment, trained.model, data.test) if job["stage"] == "final" else None,
+        "val": None if final else evaluate(experiment, trained.model, data.val),
+        "test": evaluate(experiment, trained.model, data.test) if final else None,
         "sparsity": trained.sparse.sparsity(),
     }
 
@@ -86,13 +92,14 @@ class Log:
             file.write(json.dumps(job) + "\n")
 
 
-def tune(method: str, common: Job, trials: int, epochs: int, log: Log) -> dict[str, Any]:
+def tune(method: str, at: float, common: Job, trials: int, epochs: int, log: Log) -> dict[str, Any]:
     """The best of `trials` parameters by validation accuracy; the sampler is seeded, so a resumed search repeats."""
-    searcher = OptunaSearcher([load_space(method, TUNED_AT)], TUNED_AT if method != "dense" else 0.0, seed=0)
+    own = {} if method == "dense" else {"final_sparsity": at}
+    searcher = OptunaSearcher([load_space(method, at)], at if own else 0.0, seed=0)
     best: Job = {"val": -1.0}
     for number in range(trials):
         asked = searcher.ask()
-        params = {**asked.params, **({"final_sparsity": TUNED_AT} if method != "dense" else {})}
+        params = {**asked.params, **own}
         job = {**common, "stage": "tune", "method": method, "params": params, "epochs": epochs, "seed": number}
         if job not in log:
             log.add(train(job))
@@ -104,17 +111,22 @@ def tune(method: str, common: Job, trials: int, epochs: int, log: Log) -> dict[s
     return dict(best["params"])
 
 
-def _tune_all(arguments: tuple[str, Job, int, int, Path]) -> tuple[str, dict[str, Any]]:
-    method, common, trials, epochs, folder = arguments
-    return method, tune(method, common, trials, epochs, Log(folder / f"{common['experiment']}-tune-{method}.jsonl"))
+def _tune_one(arguments: tuple[str, float, Job, int, int, Path]) -> dict[str, Any]:
+    method, at, common, trials, epochs, folder = arguments
+    return tune(method, at, common, trials, epochs, Log(folder / f"{common['experiment']}-tune-{method}-{at:g}.jsonl"))
 
 
-def final_jobs(chosen: dict[str, dict[str, Any]], common: Job, epochs: int, seeds: int) -> Iterable[Job]:
+def searches(methods: Iterable[str]) -> list[tuple[str, float]]:
+    """(method, sparsity to tune it at): the dense network, which has none, once."""
+    return [(method, at) for method in methods for at in (TUNED_FOR if method != "dense" else [0.0])]
+
+
+def final_jobs(chosen: dict[tuple[str, float], dict[str, Any]], common: Job, epochs: int, seeds: int) -> Iterable[Job]:
     """Every sparsity and seed of every method; the dense network once a seed."""
-    for method, params in chosen.items():
-        for sparsity in SPARSITIES if method != "dense" else (0.0,):
+    for (method, tuned_at), params in chosen.items():
+        for sparsity in TUNED_FOR.get(tuned_at, (0.0,)):
             own = {**params, "final_sparsity": sparsity} if method != "dense" else params
-            for seed in range(100, 100 + seeds):
+            for seed in range(FIRST_SEED, FIRST_SEED + seeds):
                 job = {"stage": "final", "method": method, "params": own, "epochs": epochs, "seed": seed}
                 yield {**common, **job, "at": sparsity}
 
@@ -140,15 +152,16 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--tune", type=int, default=12)
+    parser.add_argument("--tune", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/methods"))
     options = parser.parse_args()
     common = {"experiment": options.experiment, "data_dir": options.data_dir}
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        searches = [(m, common, options.tune, max(1, options.epochs // 2), options.out) for m in options.methods]
-        chosen = dict(pool.map(_tune_all, searches))
+        pairs, half = searches(options.methods), max(1, options.epochs // 2)
+        tuned = pool.map(_tune_one, [(*pair, common, options.tune, half, options.out) for pair in pairs])
+        chosen = dict(zip(pairs, tuned, strict=True))
         log = Log(options.out / f"{options.experiment}.jsonl")
         jobs = list(final_jobs(chosen, common, options.epochs, options.seeds))
         for done in pool.map(train, [job for job in jobs if job not in log]):

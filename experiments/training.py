@@ -77,11 +77,7 @@ class Training:
             NotFinite: when the loss is no longer a number.
         """
         start = time.perf_counter()
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self.noise)
-            train_loss = self._train()
-            self.noise = torch.get_rng_state()
-        self.epochs_done += 1
+        train_loss = self.train()
         accuracy = evaluate(self.experiment, self.model, self.val_split)
         at_target = accuracy
         if not self.sparse.fixed:
@@ -99,6 +95,15 @@ class Training:
             "travel": self.sparse.travel,
             "epoch_seconds": time.perf_counter() - start,
         }
+
+    def train(self) -> float:
+        """Trains one epoch without measuring; the mean training loss. Raises NotFinite."""
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self.noise)
+            loss = self._train()
+            self.noise = torch.get_rng_state()
+        self.epochs_done += 1
+        return loss
 
     def _projected_accuracy(self) -> float:
         """Validation accuracy of weights that were just projected. Running statistics of batch normalisation, being
@@ -150,8 +155,8 @@ class Training:
 
 
 def train_whole(experiment: Experiment, data: Data, method: str, params: dict[str, Any], **options: Any) -> Training:
-    """A training from the first epoch to the last, without a search: for scripts and benchmarks."""
+    """A training from the first epoch to the last, measured only by the caller: for scripts and benchmarks."""
     training = Training(experiment, data.train, data.val, method, params, **options)
     while not training.finished:
-        training.epoch()
+        training.train()
     return training

@@ -78,7 +78,7 @@ def train_to_the_end(shared: TrialSetup, arrays: dict[str, np.ndarray], job: dic
     torch.set_num_threads(1)
     training = _training(shared, _splits(shared, arrays), job)
     while not training.finished:
-        training.epoch()
+        training.train()
     return {name: tensor.detach().cpu().numpy() for name, tensor in training.model.state_dict().items()}
 
 
