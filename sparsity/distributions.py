@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from sparsity.masks import zeros_for
+from sparsity.masks import keep_largest, zeros_for
 
 DISTRIBUTIONS = ("uniform", "erk", "global")
 
@@ -60,6 +60,30 @@ def rounded(wanted: Sequence[float], sizes: Sequence[int], keep: int) -> list[in
                 counts[i] += 1
                 missing -= 1
     return counts
+
+
+def most_salient(scores: Sequence[Tensor], on_sphere: Sequence[bool], sparsity: float) -> list[Tensor]:
+    """Masks of exactly `sparsity` over all layers that keep the largest scores, wherever they are.
+
+    Where some layers lie on the sphere and others do not, magnitudes do not compare: with p near 1 the few large
+    weights of the sphere's rows would leave the last layer next to nothing. Those off the sphere then keep what an
+    Erdos-Renyi-Kernel distribution gives them, and the others share the rest.
+
+    Args:
+        scores: one tensor a layer, in its weight's shape; not NaN.
+        on_sphere: whether each layer lies on the sphere.
+        sparsity: in [0, 1).
+    """
+    weights = sum(score.numel() for score in scores)
+    if all(on_sphere) or not any(on_sphere):
+        return keep_largest(scores, weights - zeros_for(sparsity, weights))
+    counts = layer_counts([score.shape for score in scores], sparsity, "erk")
+    shared = sum(count for count, sphere in zip(counts, on_sphere, strict=True) if sphere)
+    kept = iter(keep_largest([s for s, sphere in zip(scores, on_sphere, strict=True) if sphere], shared))
+    return [
+        next(kept) if sphere else keep_largest([score], count)[0]
+        for score, sphere, count in zip(scores, on_sphere, counts, strict=True)
+    ]
 
 
 def random_masks(weights: Sequence[Tensor], sparsity: float, distribution: str, generator: Generator) -> list[Tensor]:

@@ -18,9 +18,10 @@ from sparsity.masks import random_mask
 from sparsity.optimizer import LR_MAX, LpSGD
 from sparsity.schedules import KINDS, Schedule, published_learning_rate, warmup_cosine
 from sparsity.sphere import P_MAX, P_MIN
-from sparsity.topology import ThresholdAdaptation
+from sparsity.topology import Ramp, ThresholdAdaptation, Topology
 from sparsity.training import SparseTraining
 
+DROPS = ("ramp", "threshold")
 FEEDBACKS = ("published", "pi")
 LEARNING_RATES: dict[str, Callable[[float], float]] = {
     "cosine": warmup_cosine,
@@ -41,13 +42,21 @@ class LpssSettings:
         sphere_lr: peak learning rate on the sphere, in (0, 0.25].
         lr: peak learning rate of everything else, gains included, > 0.
         momentum: Nesterov momentum of both, in [0, 1).
+        weight_decay: L2 coefficient of everything off the sphere, gains included, >= 0. Since steps on the sphere have
+            the same length however small the gradient, it is what keeps a network that has learned all its examples
+            from following the noise of the last few.
         learning_rate: shape of both rates over training: "cosine" after a short rise, or "published", piecewise linear
             with its peak after a sixth.
-        threshold: shape of the drop threshold rho over training: constant, cosine, exponential, linear or cubic.
-        threshold_start: rho at the beginning, relative to a neuron's mean active |w|, in (0, 1]; it falls to 0.
+        drop: "ramp" keeps the globally largest gain x |w| at a sparsity that rises as a cubic from the initial to the
+            final one; what is dropped lives on in v and comes back where others fall behind it. "threshold" is the
+            published semi-pruning with threshold adaptation: connections below rho x their neuron's mean |w| go, and
+            others come back by gradient.
         threshold_begin, threshold_end: progress between which connections move, 0 <= begin < end <= 1. At the end
             the network is projected to its final sparsity, and trains on under that mask.
         threshold_interval: steps between two updates of the masks, at least 1.
+        threshold: shape of rho over training: constant, cosine, exponential, linear or cubic. This and what follows
+            up to feedback_gain is for drop = "threshold".
+        threshold_start: rho at the beginning, relative to a neuron's mean active |w|, in (0, 1]; it falls to 0.
         feedback: what answers the measured sparsity with regrowth: "published" or "pi".
         feedback_gain: delta of the published feedback, in [0, 1); the integral gain of "pi".
         initial_sparsity: of the random initial mask, in [0, 1).
@@ -58,6 +67,8 @@ class LpssSettings:
     sphere_lr: float = 0.01
     lr: float = 0.1
     momentum: float = 0.9
+    weight_decay: float = 3e-4
+    drop: str = "ramp"
     threshold: str = "cosine"
     threshold_start: float = 0.2
     threshold_begin: float = 0.1
@@ -82,6 +93,8 @@ class LpssSettings:
         within("sphere_lr", self.sphere_lr, 0 < self.sphere_lr <= LR_MAX, f"(0, {LR_MAX}]")
         within("lr", self.lr, 0 < self.lr < float("inf"), "(0, inf)")
         within("momentum", self.momentum, 0 <= self.momentum < 1, "[0, 1)")
+        within("weight_decay", self.weight_decay, 0 <= self.weight_decay < float("inf"), "[0, inf)")
+        within("drop", self.drop, self.drop in DROPS, ", ".join(DROPS))
         within("threshold", self.threshold, self.threshold in KINDS, ", ".join(KINDS))
         within("threshold_start", self.threshold_start, 0 < self.threshold_start <= 1, "(0, 1]")
         within("threshold_begin", self.threshold_begin, 0 <= self.threshold_begin < self.threshold_end, "[0, end)")
@@ -117,11 +130,7 @@ def lpss(
         model,
         layers,
         _sphere_optimizer(model, layers, s),
-        ThresholdAdaptation(
-            Schedule(s.threshold, s.threshold_start, 0.0, s.threshold_begin, s.threshold_end),
-            _feedback(s, initial),
-            s.threshold_interval,
-        ),
+        _topology(s, initial),
         _random_masks(layers, initial, generator or Generator().manual_seed(0)),
         sparsity=s.final_sparsity,
         total_steps=total_steps,
@@ -137,20 +146,27 @@ def _sphere_optimizer(model: nn.Module, layers: list[Layer], s: LpssSettings) ->
     ordinary = [(name, param) for name, param in named if param.requires_grad and id(param) not in ids]
     gain = not has_normalisation(model)
     early = s.early_layers if s.p_early is not None else 0
-    on_sphere = {"lr": s.sphere_lr, "gain": gain, "gain_lr": s.lr}
+    on_sphere = {"lr": s.sphere_lr, "gain": gain, "gain_lr": s.lr, "weight_decay": s.weight_decay if gain else 0.0}
     groups: list[dict[str, Any]] = [
         {"params": sphere[:early], "p": s.p_early, **on_sphere},
         {"params": sphere[early:], "p": s.p, **on_sphere},
-        {"params": ordinary, "lr": s.lr},
+        {"params": ordinary, "lr": s.lr, "weight_decay": s.weight_decay},
     ]
     return LpSGD([group for group in groups if group["params"]], momentum=s.momentum)
 
 
-def _feedback(s: LpssSettings, initial: float) -> Feedback:
+def _topology(s: LpssSettings, initial: float) -> Topology:
+    rising = Schedule("cubic", initial, s.final_sparsity, s.threshold_begin, s.threshold_end)
+    if s.drop == "ramp":
+        return Ramp(rising, s.threshold_interval)
+    falling = Schedule(s.threshold, s.threshold_start, 0.0, s.threshold_begin, s.threshold_end)
+    return ThresholdAdaptation(falling, _feedback(s, rising), s.threshold_interval)
+
+
+def _feedback(s: LpssSettings, rising: Schedule) -> Feedback:
     if s.feedback == "published":
         return Published(s.final_sparsity, s.feedback_gain)
-    reference = Schedule("cubic", initial, s.final_sparsity, s.threshold_begin, s.threshold_end)
-    return ProportionalIntegral(reference, ki=s.feedback_gain)
+    return ProportionalIntegral(rising, ki=s.feedback_gain)
 
 
 def _random_masks(layers: list[Layer], sparsity: float, generator: Generator) -> list[torch.Tensor]:

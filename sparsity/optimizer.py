@@ -43,7 +43,8 @@ class LpSGD(torch.optim.Optimizer):
         p: exponent in [1.02, 2], or None for an ordinary group.
         momentum: in [0, 1).
         nesterov: Nesterov's look-ahead; needs momentum > 0 to have an effect.
-        weight_decay: L2 coefficient of ordinary groups. It has no meaning on the sphere and is refused there.
+        weight_decay: L2 coefficient of ordinary groups and, in sphere groups, of the gains. On the sphere itself it
+            has no meaning: without gains it is refused there.
         gain: sphere groups only: scale every row by a learnable gain, for networks without normalisation layers.
             It starts at sqrt(2)/||w||_2 (He's variance for ReLU) and takes ordinary SGD with rate `gain_lr`.
         gain_lr: learning rate of the gains.
@@ -184,8 +185,8 @@ def _check_group(group: dict[str, Any]) -> None:
         raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}")
     if group["gain_lr"] < 0.0 or group["weight_decay"] < 0.0:
         raise ValueError("gain_lr and weight_decay must not be negative")
-    if sphere and group["weight_decay"] != 0.0:
-        raise ValueError("weight_decay has no meaning on the sphere, where every row has norm 1: set it to 0")
+    if sphere and group["weight_decay"] != 0.0 and not group["gain"]:
+        raise ValueError("weight_decay has no meaning on a sphere without gains, every row having norm 1: set it to 0")
     if sphere and any(param.dim() < 2 for param in group["params"]):
         raise ValueError("a sphere parameter needs at least 2 dimensions: its rows are the neurons' fan-in weights")
 
@@ -248,6 +249,8 @@ def _sphere(param: Tensor, state: dict[str, Tensor], group: dict[str, Any], scra
     scale = norm.pow(1 - q)
     if gain_grad is not None:
         gain = state["gain"]
+        if group["weight_decay"]:
+            gain_grad = gain_grad.add(gain, alpha=group["weight_decay"])
         gain.sub_(_momentum(gain_grad, state, "gain_momentum", group), alpha=group["gain_lr"]).clamp_min_(_GAIN_MIN)
         scale.mul_(gain)
     torch.mul(unscaled.view_as(param), scale.view(-1, *[1] * (param.dim() - 1)), out=param)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sparsity.distributions import most_salient
 from sparsity.feedback import Feedback
 from sparsity.masks import keep_largest, zeros_for
 from sparsity.schedules import Schedule
@@ -98,7 +99,7 @@ class AtStart(Stateless):
 
 @dataclass
 class Ramp(Stateless):
-    """Keeps the globally most salient weights, at a sparsity that follows a schedule; masked weights that gain
+    """Keeps the most salient weights over all layers, at a sparsity that follows a schedule; masked weights that gain
     saliency come back. With magnitudes and a cubic schedule this is gradual magnitude pruning (arXiv 1710.01878)."""
 
     sparsity: Schedule
@@ -109,8 +110,7 @@ class Ramp(Stateless):
 
     def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
         scores = [layer.saliency() for layer in layers]
-        weights = sum(score.numel() for score in scores)
-        return keep_largest(scores, weights - zeros_for(self.sparsity(progress), weights))
+        return most_salient(scores, [layer.sphere for layer in layers], self.sparsity(progress))
 
 
 @dataclass

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsity.distributions import layer_counts
+from sparsity.distributions import most_salient
 from sparsity.hoyer import hoyer
 from sparsity.layers import Layer
-from sparsity.masks import keep_largest, zeros_for
 from sparsity.optimizer import LpSGD
 from sparsity.topology import Pruned, Topology
 
@@ -146,28 +145,12 @@ class SparseTraining:
                 layer.weight.mul_(mask)
 
     def _projected_masks(self) -> list[Tensor]:
-        """The exact masks: `final_sparsity` over all weights together, the most salient of the active ones kept.
-
-        Where some layers lie on the sphere and others do not, magnitudes do not compare: with p near 1 the few large
-        weights of the sphere's rows would leave the last layer next to nothing. Those off the sphere then keep what
-        an Erdos-Renyi-Kernel distribution gives them, and the others share the rest.
-        """
+        """The exact masks: `final_sparsity` over all weights together, the most salient of the active ones kept."""
         scores = []
         for layer, mask in zip(self.layers, self.masks, strict=True):
             score = self._saliency(layer).clamp_min(-_AFTER / 2)  # an active weight of 0 too comes before masked ones
             scores.append(score if self.dense_latent else score - _AFTER * (mask == 0))
-        weights = sum(score.numel() for score in scores)
-        keep = weights - zeros_for(self.final_sparsity, weights)
-        on_sphere = [layer.sphere for layer in self.layers]
-        if not any(on_sphere) or all(on_sphere):
-            return keep_largest(scores, keep)
-        counts = layer_counts([layer.weight.shape for layer in self.layers], self.final_sparsity, "erk")
-        shared = sum(count for count, sphere in zip(counts, on_sphere, strict=True) if sphere)
-        kept = iter(keep_largest([s for s, sphere in zip(scores, on_sphere, strict=True) if sphere], shared))
-        return [
-            next(kept) if sphere else keep_largest([score], count)[0]
-            for score, sphere, count in zip(scores, on_sphere, counts, strict=True)
-        ]
+        return most_salient(scores, [layer.sphere for layer in self.layers], self.final_sparsity)
 
     @torch.no_grad()
     def project(self) -> None:

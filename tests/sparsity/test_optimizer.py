@@ -460,7 +460,7 @@ def test_copies_go_on_like_the_original(duplicate: Any) -> None:
         ({"momentum": -0.1}, "momentum must lie in"),
         ({"weight_decay": -1.0}, "must not be negative"),
         ({"p": 1.5, "gain_lr": -1.0}, "must not be negative"),
-        ({"p": 1.5, "weight_decay": 0.1}, "weight_decay has no meaning on the sphere"),
+        ({"p": 1.5, "weight_decay": 0.1}, "weight_decay has no meaning on a sphere without gains"),
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
