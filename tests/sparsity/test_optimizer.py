@@ -268,18 +268,19 @@ def test_gain_starts_at_the_variance_of_he() -> None:
     assert LpSGD([plain], p=1.2).gain(plain) is None
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_gains_gradient_against_finite_differences(masked: bool) -> None:
+@pytest.mark.parametrize(("masked", "decay"), [(False, 0.0), (True, 0.0), (True, 0.3)])
+def test_gains_gradient_against_finite_differences(masked: bool, decay: float) -> None:
     x, y = blobs(n=40, features=6)
     x = x.double()
     model = mlp(6, 5, 4).double()
     weight = model[0].weight
-    optimizer = LpSGD([weight], 0.01, p=1.3, gain=True, gain_lr=1e-3, momentum=0.0)
+    optimizer = LpSGD([weight], 0.01, p=1.3, gain=True, gain_lr=1e-3, momentum=0.0, weight_decay=decay)
     mask = (normal(3, 5, 6) > 0).double() if masked else torch.ones(5, 6, dtype=torch.float64)
     w, gain = optimizer.sphere_weights(weight).clone(), optimizer.state[weight]["gain"].clone()
 
     def loss(gain: Tensor) -> Tensor:
-        return F.cross_entropy(torch.func.functional_call(model, {"0.weight": mask * gain * w}, x), y)
+        data = F.cross_entropy(torch.func.functional_call(model, {"0.weight": mask * gain * w}, x), y)
+        return data + decay / 2 * gain.square().sum()
 
     with torch.no_grad():
         weight.mul_(mask)

@@ -15,6 +15,7 @@ from torch import Generator, nn
 from sparsity import METHODS, LpssSettings, lpss, suggest_p
 from sparsity.feedback import ProportionalIntegral, Published
 from sparsity.optimizer import LpSGD
+from sparsity.topology import Ramp
 from tests.sparsity.problems import accuracy, batches, blobs, mlp
 
 GOOD = {"final_sparsity": 0.9, "p": 1.3}
@@ -35,6 +36,8 @@ def generator(seed: int = 0) -> Generator:
         ("sphere_lr", [0.0, -0.1, 0.26, math.nan], "(0, 0.25]"),
         ("lr", [0.0, -1.0, math.inf, math.nan], "(0, inf)"),
         ("momentum", [-0.1, 1.0, math.nan], "[0, 1)"),
+        ("weight_decay", [-1e-9, math.inf, math.nan], "[0, inf)"),
+        ("drop", ["magnitude", "", None], "ramp, threshold"),
         ("threshold", ["square", "", None, 3], "constant, linear, cosine, exponential, cubic"),
         ("threshold_start", [0.0, 1.1, math.nan], "(0, 1]"),
         ("threshold_begin", [-0.1, 0.7, 0.9, math.nan], "[0, end)"),
@@ -68,7 +71,9 @@ def test_ends_of_the_ranges_are_accepted() -> None:
 
 def test_methods_refuse_unknown_and_missing_parameters_by_name() -> None:
     method = METHODS["lpss"]
-    with pytest.raises(ValueError, match=r"^lpss has no parameter 'rho': it takes early_layers, .*, threshold_start$"):
+    with pytest.raises(
+        ValueError, match=r"^lpss has no parameter 'rho': it takes drop, early_layers, .*, weight_decay$"
+    ):
         method.build(mlp(20, 8, 4), {**GOOD, "rho": 0.2}, total_steps=10, generator=generator())
     with pytest.raises(ValueError, match=r"^lpss needs the parameter 'p'$"):
         method.build(mlp(20, 8, 4), {"final_sparsity": 0.9}, total_steps=10, generator=generator())
@@ -133,7 +138,8 @@ def test_initial_sparsity_is_never_above_the_final_one() -> None:
 
 def test_feedback_by_name() -> None:
     def feedback(name: str) -> Any:
-        return lpss(mlp(20, 8, 4), LpssSettings(0.9, 1.3, feedback=name, feedback_gain=0.2), total_steps=10).topology
+        settings = LpssSettings(0.9, 1.3, drop="threshold", feedback=name, feedback_gain=0.2)
+        return lpss(mlp(20, 8, 4), settings, total_steps=10).topology
 
     published, pi = feedback("published").feedback, feedback("pi").feedback
     assert isinstance(published, Published)
@@ -141,6 +147,23 @@ def test_feedback_by_name() -> None:
     assert isinstance(pi, ProportionalIntegral)
     assert pi.ki == pytest.approx(0.2)
     assert (pi.reference(0.0), pi.reference(1.0)) == (0.2, 0.9)
+
+
+def test_ramp_rises_from_the_initial_to_the_final_sparsity() -> None:
+    settings = LpssSettings(0.9, 1.3, threshold_begin=0.2, threshold_end=0.6, threshold_interval=7)
+    topology = lpss(mlp(20, 8, 4), settings, total_steps=10).topology
+    assert isinstance(topology, Ramp)
+    assert topology.interval == 7
+    assert [topology.sparsity(at) for at in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([0.2, 0.2, 0.8125, 0.9, 0.9])
+
+
+def test_decay_is_of_what_lies_off_the_sphere_and_of_gains() -> None:
+    settings = LpssSettings(0.9, 1.3, weight_decay=0.01)
+    with_gains = lpss(mlp(20, 8, 4), settings, total_steps=10).optimizer.param_groups
+    assert [(group["p"], group["weight_decay"]) for group in with_gains] == [(1.3, 0.01), (None, 0.01)]
+    normalised = nn.Sequential(nn.Linear(20, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    without = lpss(normalised, settings, total_steps=10).optimizer.param_groups
+    assert [(group["p"], group["weight_decay"]) for group in without] == [(1.3, 0.0), (None, 0.01)]
 
 
 def test_default_exponent_is_the_theorys() -> None:

@@ -216,15 +216,18 @@ def test_pruned_weights_are_zero_after_every_step(p: float) -> None:
     assert len(seen) > 10
 
 
-def test_mask_does_not_move_once_it_is_fixed() -> None:
+@pytest.mark.parametrize("drop", ["ramp", "threshold"])
+def test_mask_does_not_move_once_it_is_fixed(drop: str) -> None:
     model = mlp(20, 64, 32, 4)
-    sparse = lpss(model, LpssSettings(0.9, 1.3, sphere_lr=0.05, threshold_interval=1), total_steps=100)
+    settings = LpssSettings(0.9, 1.3, sphere_lr=0.05, drop=drop, threshold_interval=1)
+    sparse = lpss(model, settings, total_steps=100)
     train(model, sparse, 0, 70)
     assert not sparse.fixed
     before = [mask.clone() for mask in sparse.masks]
     train(model, sparse, 70, 71)
     assert sparse.fixed
-    assert not all(torch.equal(mask, old) for mask, old in zip(sparse.masks, before, strict=True))
+    moved = not all(torch.equal(mask, old) for mask, old in zip(sparse.masks, before, strict=True))
+    assert moved == (drop == "threshold")  # a ramp of a threshold_interval of 1 has arrived a step before
     fixed = [mask.clone() for mask in sparse.masks]
     weights = model[0].weight.detach().clone()
     for k in range(71, 100):
