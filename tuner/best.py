@@ -1,9 +1,10 @@
-"""The best network: judged once on the test data, and written as files that hold no code."""
+"""The networks that are reported: judged once on the test data, and written as files that hold no code."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,64 @@ class BestModel:
     zeros: int  # of those, counted in the tensors themselves
 
 
-def write_best(weights: Path, folder: Path, experiment: Experiment, data: Data, record: TrialRecord) -> BestModel:
-    """Reads a trial's network, measures it on the test data, and writes it under folder/best.
+def write_networks(
+    folders: Mapping[str, TrialRecord],
+    weights: Callable[[TrialRecord], Path],
+    folder: Path,
+    experiment: Experiment,
+    data: Data,
+) -> dict[int, BestModel]:
+    """Writes every reported trial's network into its folders, and removes folders of trials no longer reported.
+
+    Args:
+        folders: the trials by where their networks go, under the study's folder.
+        weights: a trial's record -> the file that it left. Where there is none, the study had ended before and goes
+            on: then the network is where it was written at that time.
+        folder: the study's.
+
+    Returns:
+        What was measured, by the trial's number. Each network is measured once, however many folders it has.
+
+    Raises:
+        RuntimeError: as `write_best`, or if a network is nowhere.
+    """
+    earlier = _written(folder)
+    measured: dict[int, BestModel] = {}
+    for name, record in folders.items():
+        own = weights(record)
+        if not own.exists():
+            if record.name not in earlier:
+                raise RuntimeError(f"the network of {record.name} is gone: {own} was removed")
+            own = earlier[record.name]
+        known = measured.get(record.number)
+        measured[record.number] = write_best(own, folder / name, experiment, data, record, known)
+    for stale in set(_networks(folder)) - {folder / name for name in folders}:
+        shutil.rmtree(stale)
+    return measured
+
+
+def _networks(folder: Path) -> list[Path]:
+    """The folders of the study's networks."""
+    return sorted(path.parent for pattern in ("best*", "front/*") for path in folder.glob(f"{pattern}/{DESCRIPTION}"))
+
+
+def _written(folder: Path) -> dict[str, Path]:
+    """The networks that the study has written before, by the name of the trial."""
+    return {json.loads((path / DESCRIPTION).read_text())["trial"]: path / MODEL for path in _networks(folder)}
+
+
+def write_best(
+    weights: Path,
+    target: Path,
+    experiment: Experiment,
+    data: Data,
+    record: TrialRecord,
+    measured: BestModel | None = None,
+) -> BestModel:
+    """Reads a trial's network, measures it on the test data, and writes it into the folder `target`.
+
+    Args:
+        measured: what is known of the same network already: then it is written only.
 
     Raises:
         RuntimeError: if the file's sparsity or validation accuracy is not the one that the trial reported: then
@@ -40,6 +97,24 @@ def write_best(weights: Path, folder: Path, experiment: Experiment, data: Data, 
     masks = {name.removesuffix(_MASK): tensors.pop(name) for name in list(tensors) if name.endswith(_MASK)}
     model = experiment.model()
     model.load_state_dict(tensors)
+    best = measured or _measure(experiment, data, model, tensors, masks, record)
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(weights, target / f".{MODEL}.tmp")
+    (target / f".{MODEL}.tmp").replace(target / MODEL)
+    description = _describe(experiment, data, model, masks, record, best)
+    write_atomically(target / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    return best
+
+
+def _measure(
+    experiment: Experiment,
+    data: Data,
+    model: torch.nn.Module,
+    tensors: dict[str, torch.Tensor],
+    masks: dict[str, torch.Tensor],
+    record: TrialRecord,
+) -> BestModel:
+    """What the network is on the test data, if it is what its trial reported."""
     zeros, total = count_zeros(tensors, masks)
     if zeros / total != record.sparsity:
         raise RuntimeError(f"{record.name} reported sparsity {record.sparsity}, its file has {zeros}/{total} zeros")
@@ -50,14 +125,7 @@ def write_best(weights: Path, folder: Path, experiment: Experiment, data: Data, 
     tolerance = max(0.005, 2.5 / len(data.val.x))
     if record.val_accuracy is None or abs(val_accuracy - record.val_accuracy) > tolerance:
         raise RuntimeError(f"{record.name} reported accuracy {record.val_accuracy}, its file gives {val_accuracy}")
-    best = BestModel(evaluate(experiment, model, data.test), total, zeros)
-    target = folder / "best"
-    target.mkdir(exist_ok=True)
-    shutil.copyfile(weights, target / f".{MODEL}.tmp")
-    (target / f".{MODEL}.tmp").replace(target / MODEL)
-    description = _describe(experiment, data, model, masks, record, best)
-    write_atomically(target / DESCRIPTION, json.dumps(description, indent=2) + "\n")
-    return best
+    return BestModel(evaluate(experiment, model, data.test), total, zeros)
 
 
 def test_accuracy(experiment: Experiment, data: Data, tensors: dict[str, Any]) -> float:

@@ -68,13 +68,15 @@ def _parser(prog: str = "tune-sparsity", **more: Any) -> _Parser:
 def _search_parser() -> _Parser:
     """The options of a study. Values stay text here: the configuration checks them, wherever they come from."""
     parser = _parser(
-        description="Finds the most accurate network that is at least TARGET sparse, and the whole front beside it.",
+        description="Finds the most accurate network that is at least S sparse, and the whole front beside it.",
         epilog=_EPILOG,
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--version", action="version", version=_version())
     what = parser.add_argument_group("what to find")
-    what.add_argument("--target", metavar="S", help="fraction of zero weights to reach, in [0, 1), e.g. 0.9")
+    what.add_argument("--target", metavar="S", help="fraction of zero weights to reach, e.g. 0.9, or several: 0.8,0.9")
+    what.add_argument("--front", metavar="S:S", help="the whole front between two sparsities, e.g. 0.5:0.99")
+    what.add_argument("--max-nonzero", metavar="N", help="the target as a count: weights that may be other than zero")
     what.add_argument(
         "--experiment", metavar="NAME", help="built-in name, path/to/file.py:name or module:name (digits)"
     )
@@ -84,6 +86,7 @@ def _search_parser() -> _Parser:
     how = parser.add_argument_group("how to search")
     how.add_argument("--trials", metavar="N", help="number of trials (32)")
     how.add_argument("--time-budget", metavar="T", help="end after 90s, 30m, 1h30m, ...")
+    how.add_argument("--patience", metavar="N", help="end after N trials without gain in what the goal judges")
     how.add_argument("--epochs", metavar="N", help="epochs of a trial (the experiment's own)")
     how.add_argument("--seed", metavar="N", help="of the sampler, the weights and the order of examples (0)")
     how.add_argument("--final-seeds", metavar="N", help="train each method's best again under N seeds at the end (0)")
@@ -127,6 +130,7 @@ def _resume(arguments: list[str]) -> int:
     parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
     parser.add_argument("--storage", metavar="DIR", default="studies", help="folder of studies (./studies)")
     parser.add_argument("--trials", metavar="N", default=argparse.SUPPRESS, help="a new number of trials in all")
+    parser.add_argument("--patience", metavar="N", default=argparse.SUPPRESS, help="trials without gain to end after")
     parser.add_argument("--data-dir", metavar="DIR", default=argparse.SUPPRESS)
     parser.add_argument("--tracking-uri", metavar="URI", default=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
@@ -153,14 +157,16 @@ def _list(arguments: list[str]) -> int:
 
 def _run(config: Any, *, as_json: bool, resume: bool) -> int:
     """Prepares and runs a study, and says how it went."""
-    from tuner.run import prepare, run_study
+    from tuner.prepare import prepare
+    from tuner.run import run_study
     from tuner.tracking_uri import stray_environment
 
     prepared = prepare(config, resume=resume)
-    _say(f"{'Resuming' if resume else 'Starting'} {config.study}: {config.trials} trials, target {config.target:g}")
+    _say(f"{'Resuming' if resume else 'Starting'} {config.study}: {config.trials} trials, {prepared.goal}")
     if stray := stray_environment():
         _say(f"Ignoring {', '.join(stray)}: this study has runs of its own")
     finished = run_study(prepared, resume=resume)
+    _say(finished.ended)
     _report(finished, as_json)
     return _exit_code(finished, config)
 
@@ -188,7 +194,7 @@ def _exit_code(finished: Any, config: Any) -> int:
         _say(f"Every trial failed. The first: {finished.first_failure}")
         return EXIT_FAILED
     if outcome.best is None:
-        _say(f"No trial completed with a sparsity of at least {config.target:g}: try more trials or epochs")
+        _say(f"No trial completed with a sparsity of at least {outcome.goal.lowest:g}: try more trials or epochs")
         return EXIT_INFEASIBLE
     return EXIT_DONE
 

@@ -7,14 +7,29 @@ import re
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from tuner.goal_options import Front, Target, split
 from tuner.tracking_uri import check_tracking_uri, resolve_tracking_uri
+
+if TYPE_CHECKING:
+    from tuner.goal import Goal
 
 SAMPLERS = ("tpe", "gp", "nsgaii", "cmaes", "qmc", "random")
 SCHEDULERS = ("asha", "none")
+GOALS = ("target", "front", "max_nonzero")
+"""The options that say what to find: exactly one of them is given."""
+_MILLION = 1_000_000  # more trials, epochs or whatever else is a slip of the keyboard
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -44,11 +59,7 @@ def parse_duration(value: Any) -> Any:
         raise ValueError("give it as 90s, 30m, 1h30m or seconds") from None
 
 
-def _split(value: Any) -> Any:
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-
-Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, allow_inf_nan=False)]
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=3650 * 86400, allow_inf_nan=False)]
 
 
 class StudyConfig(BaseModel):
@@ -56,20 +67,23 @@ class StudyConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    target: float = Field(ge=0, lt=1, allow_inf_nan=False)
+    target: Target = None
+    front: Front = None
+    max_nonzero: int | None = Field(default=None, ge=1)
     experiment: str = "digits"
-    method: Annotated[list[str], BeforeValidator(_split), Field(min_length=1)] = ["lpss"]
+    method: Annotated[list[str], BeforeValidator(split), Field(min_length=1)] = ["lpss"]
     space: str | None = None
-    trials: int = Field(default=32, ge=1)
+    trials: int = Field(default=32, ge=1, le=_MILLION)
     time_budget: Duration | None = None
-    epochs: int | None = Field(default=None, ge=1)
-    final_seeds: int = Field(default=0, ge=0)
+    patience: int | None = Field(default=None, ge=1, le=_MILLION)
+    epochs: int | None = Field(default=None, ge=1, le=_MILLION)
+    final_seeds: int = Field(default=0, ge=0, le=1000)
     seed: int = Field(default=0, ge=0, lt=2**32)
     sampler: str = "tpe"
     scheduler: str = "asha"
-    concurrency: int | None = Field(default=None, ge=1)
-    cpus_per_trial: float = Field(default=1, gt=0, allow_inf_nan=False)
-    gpus_per_trial: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = "auto"
+    concurrency: int | None = Field(default=None, ge=1, le=_MILLION)
+    cpus_per_trial: float = Field(default=1, gt=0, le=1024, allow_inf_nan=False)
+    gpus_per_trial: Literal["auto"] | Annotated[float, Field(ge=0, le=1024, allow_inf_nan=False)] = "auto"
     address: str | None = None
     storage: Path = Path("studies")
     study: str = ""
@@ -139,6 +153,62 @@ class StudyConfig(BaseModel):
             check_tracking_uri(uri)
         return uri
 
+    @model_validator(mode="after")
+    def _one_goal(self) -> StudyConfig:
+        given = [f"--{name.replace('_', '-')}" for name in GOALS if getattr(self, name) is not None]
+        if not given:
+            raise ValueError(
+                "--target is missing: give what to find, --target 0.9, or --target 0.8,0.9, --front 0.5:0.99 or "
+                "--max-nonzero 20000"
+            )
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are different goals: give one of them")
+        return self
+
+    def goal(self, layers: int, weights: int) -> Goal:
+        """What the study looks for, in a network with `weights` prunable weights in so many layers.
+
+        Raises:
+            UsageError: if the network has fewer weights than --max-nonzero allows, or must keep fewer than it has
+                layers: one without any connection would cut it in two.
+        """
+        if self.max_nonzero is not None and not layers <= self.max_nonzero <= weights:
+            raise UsageError(
+                f"--max-nonzero {self.max_nonzero}: the network has {weights:,} prunable weights in {layers} layers: "
+                f"give a number from {layers} to {weights}"
+            )
+        from sparsity import zeros_for
+        from tuner.goal import sparsity_of
+
+        goal = self._goal(weights)
+        if (left := weights - zeros_for(goal.highest, weights)) < layers:
+            raise UsageError(
+                f"--{'target' if self.front is None else 'front'} {goal.highest!r}: that leaves {left} of the "
+                f"network's {weights:,} prunable weights, fewer than its {layers} layers: give at most "
+                f"{sparsity_of(weights - layers, weights)!r}"
+            )
+        return goal
+
+    def _goal(self, weights: int) -> Goal:
+        from tuner.goal import along_front, at_most, at_targets
+
+        if self.max_nonzero is not None:
+            return at_most(self.max_nonzero, weights)
+        if self.front is not None:
+            return along_front(*self.front)
+        assert self.target is not None
+        return at_targets(*(self.target if isinstance(self.target, tuple) else (self.target,)))
+
+    @property
+    def wanted(self) -> str:
+        """The goal in characters that a folder's name can have."""
+        if self.max_nonzero is not None:
+            return f"{self.max_nonzero}-weights"
+        if self.front is not None:
+            return f"{self.front[0]:g}-to-{self.front[1]:g}"
+        targets = self.target if isinstance(self.target, tuple) else (self.target,)
+        return "-".join(f"{target:g}" for target in targets) if len(targets) < 4 else f"{len(targets)}-targets"
+
     @property
     def folder(self) -> Path:
         """The study's own folder."""
@@ -155,16 +225,16 @@ class StudyConfig(BaseModel):
             "experiment": f"{Path(where).absolute()}:{attribute}" if where.endswith(".py") else self.experiment,
             "space": str(Path(self.space).absolute()) if self.space and is_file else self.space,
         }
-        name = self.study or default_study_name(self.experiment, self.target, datetime.now())
+        name = self.study or default_study_name(self.experiment, self.wanted, datetime.now())
         uri = resolve_tracking_uri(self.tracking_uri or None)
         return self.model_copy(update={**paths, "study": name, "tracking_uri": uri})
 
 
-def default_study_name(experiment: str, target: float, now: datetime) -> str:
-    """EXPERIMENT-TARGET-TIME, in characters that a folder's name can have."""
+def default_study_name(experiment: str, wanted: str, now: datetime) -> str:
+    """EXPERIMENT-GOAL-TIME, in characters that a folder's name can have."""
     last = re.split(r"[:/\\]", experiment)[-1] or "study"
     safe = re.sub(r"[^A-Za-z0-9_-]", "-", last)[:60]
-    return f"{safe.lstrip('-_') or 'study'}-{target:g}-{now:%Y%m%d-%H%M%S}"
+    return f"{safe.lstrip('-_') or 'study'}-{wanted}-{now:%Y%m%d-%H%M%S}"
 
 
 def make_config(options: dict[str, Any]) -> StudyConfig:
@@ -185,18 +255,13 @@ def make_config(options: dict[str, Any]) -> StudyConfig:
 def describe(error: ValidationError) -> str:
     """The first of pydantic's errors as one line: the option, what it was given, what is accepted."""
     first = error.errors()[0]
-    field = str(first["loc"][0]) if first["loc"] else ""
+    if not first["loc"]:  # about several options together, which the message names
+        return first["msg"].removeprefix("Value error, ")
+    field = str(first["loc"][0])
     option = f"--{field.replace('_', '-')}"
-    if first["type"] == "missing":
-        return f"{option} is missing: give the sparsity to reach, e.g. --target 0.9"
     if first["type"] == "extra_forbidden":
         return unknown("option", field, StudyConfig.model_fields)
     given = repr(first["input"])
     given = given if len(given) <= 80 else given[:77] + "..."
-    return f"{option} {given}: {' '.join(_accepted(field, first['msg']).split())}"
-
-
-def _accepted(field: str, message: str) -> str:
-    if field == "target":
-        return "the target is a sparsity in [0, 1), e.g. 0.9"
-    return message.removeprefix("Value error, ").replace("Input should", "it should")
+    accepted = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    return f"{option} {given}: {' '.join(accepted.split())}"

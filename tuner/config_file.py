@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from search_spaces import BadFile, read_mapping
-from tuner.config import StudyConfig, UsageError, describe, make_config
+from tuner.config import GOALS, StudyConfig, UsageError, describe, make_config
 
 _ABOUT = "about"  # study.yaml's account of versions and data: no option
 
@@ -64,11 +64,15 @@ def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:
         raise UsageError(str(lines.error((twice[0],), f"{twice[0]!r} is given twice, once with '-' and once with '_'")))
     # An option without a value is not given; a name that is no option is told all the same.
     given = {name: data[key] for name, key in named.items() if data[key] is not None or not _is_option(name)}
+    if any(name in options for name in GOALS):  # the command line's goal is given instead of the file's
+        given = {name: value for name, value in given.items() if name not in GOALS}
     merged = {**given, **options}
     try:
         return StudyConfig(**merged)
     except ValidationError as error:
-        field = str(error.errors()[0]["loc"][0])
+        place = error.errors()[0]["loc"]
+        # Without a place it is about the goals: then the last one that the file gives is where to look.
+        field = str(place[0]) if place else next((name for name in reversed(list(given)) if name in GOALS), "")
         if field in named and field not in options:
             raise UsageError(str(lines.error((named[field],), describe(error)))) from None
         raise UsageError(describe(error)) from None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from tuner.pareto import best_trial
+from tuner.goal import Goal, GoalKind
 from tuner.records import TrialRecord, TrialState
 
 if TYPE_CHECKING:
@@ -60,9 +60,10 @@ class Summary:
     pruned: int = 0
     failed: int = 0
     best: TrialRecord | None = None
+    found: str = ""  # of a goal that is not the one best trial: what there is of it so far
 
     @classmethod
-    def of(cls, records: Iterable[TrialRecord], target: float) -> Summary:
+    def of(cls, records: Iterable[TrialRecord], goal: Goal) -> Summary:
         records = list(records)
         states = Counter(record.state for record in records)
         return cls(
@@ -70,7 +71,8 @@ class Summary:
             running=states[TrialState.RUNNING],
             pruned=states[TrialState.PRUNED],
             failed=states[TrialState.FAILED],
-            best=best_trial(records, target),
+            best=goal.best(records),
+            found=_found(records, goal),
         )
 
     def counts(self) -> str:
@@ -81,7 +83,20 @@ class Summary:
     def best_so_far(self) -> str:
         if self.best is None:
             return "no feasible trial yet"
+        if self.found:
+            return self.found
         return f"best {self.best.val_accuracy:.2%} at {self.best.sparsity:.2%} sparsity ({self.best.name})"
+
+
+def _found(records: Sequence[TrialRecord], goal: Goal) -> str:
+    """What there is so far at each of several targets, or of a front."""
+    if goal.kind is GoalKind.TARGETS:
+        found = [(target, best) for target, best in goal.best_at(records) if best is not None]
+        return "best " + ", ".join(f"{best.val_accuracy:.2%} at {target:g} ({best.name})" for target, best in found)
+    if goal.kind is GoalKind.FRONT:
+        mean = goal.mean_accuracy(goal.hypervolume(records))
+        return f"front of {len(goal.front(records))}, mean accuracy {mean:.2%} from {goal.lowest:g} to {goal.highest:g}"
+    return ""
 
 
 def work_done(records: Iterable[TrialRecord]) -> float:
@@ -104,7 +119,7 @@ class Progress:
 
     Args:
         total_trials: how many trials the study will have, those of earlier runs included.
-        target: smallest feasible sparsity, in [0, 1].
+        goal: what the study looks for.
         stream: where to write; default sys.stderr.
         live: whether the stream is a terminal whose lines can be redrawn; by default this is found out.
         deadline: the clock's reading at which the time budget ends, if there is one.
@@ -116,7 +131,7 @@ class Progress:
     def __init__(
         self,
         total_trials: int,
-        target: float,
+        goal: Goal,
         stream: TextIO | None = None,
         live: bool | None = None,
         deadline: float | None = None,
@@ -125,7 +140,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total = total_trials
-        self._target = target
+        self._goal = goal
         self._stream = sys.stderr if stream is None else stream
         self._live_wanted = is_terminal(self._stream) if live is None else live
         self._deadline = deadline
@@ -188,11 +203,11 @@ class Progress:
     def _take(self, last: bool = False) -> None:
         now = self._clock()
         before, records = self._summary, list(self._records)
-        self._summary = Summary.of(records, self._target)
+        self._summary = Summary.of(records, self._goal)
         self._next_update = now + UPDATE_SECONDS
         self._estimate(records, now)
         if self._live is None:
-            news = self._summary.best is not None and _is_better(self._summary.best, before.best)
+            news = self._summary.best is not None and self._summary.best_so_far() != before.best_so_far()
             if last or news or now >= self._next_line:
                 self._write_line(now)
 
@@ -243,7 +258,3 @@ class Progress:
 
 def is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
-
-
-def _is_better(best: TrialRecord, before: TrialRecord | None) -> bool:
-    return before is None or best.number != before.number

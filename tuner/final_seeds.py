@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuner.goal import Goal
 from tuner.pareto import best_trial
 from tuner.records import TrialRecord
 
@@ -21,6 +22,7 @@ class Retrained:
     trial: str
     sparsity: float
     test_accuracies: tuple[float, ...]
+    target: float | None = None  # at which it is the method's best, where the goal has several
 
     @property
     def mean(self) -> float:
@@ -28,6 +30,7 @@ class Retrained:
 
     def to_dict(self) -> dict[str, Any]:
         return {
+            **({} if self.target is None else {"target": self.target}),
             "method": self.method,
             "trial": self.trial,
             "sparsity": self.sparsity,
@@ -40,36 +43,66 @@ class Retrained:
         }
 
 
-def best_of_each(records: Iterable[TrialRecord], methods: Sequence[str], target: float) -> list[TrialRecord]:
-    """The best feasible trial of every method that has one, in the order of `methods`."""
+@dataclass(frozen=True)
+class Chosen:
+    """A method's best feasible trial at a target; `target` is None where the goal has only one."""
+
+    target: float | None
+    record: TrialRecord
+
+
+def best_of_each(records: Iterable[TrialRecord], methods: Sequence[str], goal: Goal) -> list[Chosen]:
+    """The best trial of every method that has a feasible one, in the order of `methods`, for every target in turn."""
     records = list(records)
-    found = [best_trial([r for r in records if r.method == method], target) for method in methods]
-    return [record for record in found if record is not None]
+    several = len(goal.targets) > 1
+    return [
+        Chosen(target if several else None, record)
+        for target in goal.targets
+        for method in methods
+        if (record := best_trial([r for r in records if r.method == method], target)) is not None
+    ]
 
 
-def jobs(best: Iterable[TrialRecord], seeds: int) -> list[dict[str, Any]]:
-    """The trainings to run: each record's method and params under `seeds` seed numbers, record by record."""
+def _trials(chosen: Iterable[Chosen]) -> list[TrialRecord]:
+    """Every trial once: it may be the best at several targets."""
+    return list({one.record.number: one.record for one in chosen}.values())
+
+
+def jobs(chosen: Iterable[Chosen], seeds: int) -> list[dict[str, Any]]:
+    """The trainings to run: each trial's method and params under `seeds` seed numbers, trial by trial."""
     return [
         {"number": _FIRST_SEED + seed, "method": record.method, "params": record.params}
-        for record in best
+        for record in _trials(chosen)
         for seed in range(seeds)
     ]
 
 
-def summarise(best: Sequence[TrialRecord], accuracies: Sequence[float], seeds: int) -> list[Retrained]:
-    """The accuracies, in the order of `jobs`, by method; the best mean first."""
+def summarise(chosen: Sequence[Chosen], accuracies: Sequence[float], seeds: int) -> list[Retrained]:
+    """The accuracies, in the order of `jobs`, by target and method; a target's best mean first."""
+    of_trial = {
+        record.number: tuple(accuracies[i * seeds : (i + 1) * seeds]) for i, record in enumerate(_trials(chosen))
+    }
     found = [
-        Retrained(record.method, record.name, record.sparsity or 0.0, tuple(accuracies[i * seeds : (i + 1) * seeds]))
-        for i, record in enumerate(best)
+        Retrained(
+            one.record.method, one.record.name, one.record.sparsity or 0.0, of_trial[one.record.number], one.target
+        )
+        for one in chosen
     ]
-    return sorted(found, key=lambda one: -one.mean)
+    return sorted(found, key=lambda one: (one.target or 0.0, -one.mean))
 
 
-def verdict(retrained: Sequence[Retrained]) -> str:
-    """Which method wins at the target and by how much, in one line; empty for fewer than two."""
-    if len(retrained) < 2:
-        return ""
-    first, second = retrained[:2]
+def verdicts(retrained: Sequence[Retrained]) -> list[str]:
+    """Which method wins and by how much, in one line for each target that more than one method meets."""
+    lines = []
+    for target in dict.fromkeys(one.target for one in retrained):
+        there = [one for one in retrained if one.target == target]
+        if len(there) > 1:
+            at = "" if target is None else f"at {target:g} "
+            lines.append(at + _verdict(*there[:2]))
+    return lines
+
+
+def _verdict(first: Retrained, second: Retrained) -> str:
     points = 100 * (first.mean - second.mean)
     overlap = min(first.test_accuracies) <= max(second.test_accuracies)
     certain = "within the spread of their seeds" if overlap else "beyond the spread of their seeds"

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tuner.display import duration, is_terminal
-from tuner.final_seeds import Retrained, verdict
+from tuner.final_seeds import Retrained, verdicts
+from tuner.goal import GoalKind
 from tuner.records import TrialRecord, TrialState
 from tuner.results import StudyOutcome
 from tuner.tracking_uri import redact
@@ -46,26 +47,30 @@ def _fitting(columns: Sequence[Sequence[str]], width: int) -> int:
     return len(columns)
 
 
-def front_columns(front: Sequence[TrialRecord], width: int) -> tuple[list[list[str]], int]:
-    """The front as columns of text, each with its heading first.
+def trial_columns(
+    rows: Sequence[TrialRecord], width: int, leading: Sequence[list[str]] = ()
+) -> tuple[list[list[str]], int]:
+    """Trials as columns of text, each with its heading first.
 
     Args:
-        front: the trials of the front; at least one.
+        rows: a trial a row; at least one.
         width: characters that a line has.
+        leading: columns to put before the trials' own.
 
     Returns:
         The columns, and the number of parameters for which there was no room.
     """
     columns = [
-        ["trial", *(record.name for record in front)],
-        ["accuracy", *(f"{record.val_accuracy:.2%}" for record in front)],
-        ["sparsity", *(f"{record.sparsity:.3%}" for record in front)],
-        ["nonzero", *("" if r.nonzero_weights is None else f"{r.nonzero_weights:,}" for r in front)],
+        *leading,
+        ["trial", *(record.name for record in rows)],
+        ["accuracy", *(f"{record.val_accuracy:.2%}" for record in rows)],
+        ["sparsity", *(f"{record.sparsity:.3%}" for record in rows)],
+        ["nonzero", *("" if r.nonzero_weights is None else f"{r.nonzero_weights:,}" for r in rows)],
     ]
-    if len({record.method for record in front}) > 1:
-        columns.append(["method", *(record.method for record in front)])
-    names = list(dict.fromkeys(name for record in front for name in record.params))
-    parameters = [[name, *(_number(r.params.get(name, "")) for r in front)] for name in names]
+    if len({record.method for record in rows}) > 1:
+        columns.append(["method", *(record.method for record in rows)])
+    names = list(dict.fromkeys(name for record in rows for name in record.params))
+    parameters = [[name, *(_number(r.params.get(name, "")) for r in rows)] for name in names]
     room = max(len(columns), _fitting([*columns, *parameters], width))
     shown = [*columns, *parameters][:room]
     return shown, len(columns) + len(parameters) - len(shown)
@@ -75,14 +80,40 @@ def best_line(outcome: StudyOutcome) -> str:
     """The best trial in one line, its sparsity also as counts; or that there is none."""
     best = outcome.best
     if best is None:
-        return f"no feasible trial: none completed with a sparsity of {100 * outcome.target:.6g}% or more"
-    parts = [f"validation accuracy {best.val_accuracy:.2%}"]
-    if outcome.test_accuracy is not None:
-        parts.append(f"test accuracy {outcome.test_accuracy:.2%}")
-    sparsity = f"sparsity {best.sparsity:.4%}"
-    if outcome.weights is not None and best.nonzero_weights is not None:
-        sparsity += f" ({outcome.weights - best.nonzero_weights:,} of {outcome.weights:,} weights are zero)"
-    return f"best {best.name}: {', '.join([*parts, sparsity])}"
+        return f"no feasible trial: none completed with a sparsity of {100 * outcome.goal.lowest:.6g}% or more"
+    return f"best {_found(outcome, best)}"
+
+
+def _found(outcome: StudyOutcome, record: TrialRecord) -> str:
+    parts = [f"validation accuracy {record.val_accuracy:.2%}"]
+    if (accuracy := outcome.test_accuracies.get(record.number)) is not None:
+        parts.append(f"test accuracy {accuracy:.2%}")
+    sparsity = f"sparsity {record.sparsity:.4%}"
+    if outcome.weights is not None and record.nonzero_weights is not None:
+        sparsity += f" ({outcome.weights - record.nonzero_weights:,} of {outcome.weights:,} weights are zero)"
+    return f"{record.name}: {', '.join([*parts, sparsity])}"
+
+
+def targets_lines(outcome: StudyOutcome) -> list[str]:
+    """With several targets, what was found at each in one line, its test accuracy included; else nothing."""
+    if outcome.goal.kind is not GoalKind.TARGETS:
+        return []
+    return [
+        f"at {target:g}: " + (_found(outcome, best) if best is not None else "no trial is as sparse")
+        for target, best in outcome.goal.best_at(outcome.records)
+    ]
+
+
+def front_line(outcome: StudyOutcome) -> str:
+    """A front's hypervolume, and what it means; nothing for other goals."""
+    goal = outcome.goal
+    if goal.kind is not GoalKind.FRONT:
+        return ""
+    area = goal.hypervolume(outcome.records)
+    return (
+        f"hypervolume {area:.5f} above (sparsity {goal.lowest:g}, accuracy 0): a mean accuracy of "
+        f"{goal.mean_accuracy(area):.2%} over the sparsities from {goal.lowest:g} to {goal.highest:g}"
+    )
 
 
 def states_line(outcome: StudyOutcome) -> str:
@@ -95,9 +126,12 @@ def states_line(outcome: StudyOutcome) -> str:
 
 def retrained_line(one: Retrained) -> str:
     """A method's best trial under the final seeds."""
+    at = "" if one.target is None else f"best at {one.target:g}, "
     low, high = min(one.test_accuracies), max(one.test_accuracies)
     seeds = len(one.test_accuracies)
-    return f"{one.trial} at {one.sparsity:.2%}: test accuracy {one.mean:.2%} ({low:.2%} to {high:.2%}, {seeds} seeds)"
+    return (
+        f"{at}{one.trial} at {one.sparsity:.2%}: test accuracy {one.mean:.2%} ({low:.2%} to {high:.2%}, {seeds} seeds)"
+    )
 
 
 def seconds_line(outcome: StudyOutcome) -> str:
@@ -109,8 +143,10 @@ def seconds_line(outcome: StudyOutcome) -> str:
 
 def files_line(outcome: StudyOutcome) -> str:
     """The study's folder and what is in it."""
-    names = ("best", "pareto.html", "result.json", "trials.csv", "pareto.csv", "study.yaml")
-    there = [name + "/" if name == "best" else name for name in names if (outcome.folder / name).exists()]
+    tables = ("pareto.html", "result.json", "trials.csv", "pareto.csv", "study.yaml")
+    networks = list(dict.fromkeys(name.partition("/")[0] for name in outcome.goal.folders(outcome.records)))
+    there = [f"{name}/" for name in networks if (outcome.folder / name).exists()]
+    there += [name for name in tables if (outcome.folder / name).exists()]
     return f"{shown_path(outcome.folder)}{os.sep}" + (f"  ({', '.join(there)})" if there else "")
 
 
@@ -129,8 +165,18 @@ def tracking_line(tracking_uri: str) -> str:
     return f"{command('mlflow')} ui --backend-store-uri {shlex.quote(shown)}"
 
 
+def table_rows(outcome: StudyOutcome) -> tuple[list[TrialRecord], list[list[str]]]:
+    """The trials that the table shows, a row each, and the columns that go before their own: with several targets each
+    target that is met and its best, else the front."""
+    goal = outcome.goal
+    if goal.kind is not GoalKind.TARGETS:
+        return outcome.front, []
+    met = [(target, best) for target, best in goal.best_at(outcome.records) if best is not None]
+    return [best for _, best in met], [["target", *(f"{target:g}" for target, _ in met)]]
+
+
 def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableType:
-    """What a study found: the front as a table, the best trial, and where the rest is.
+    """What a study found: the front as a table, or the best at each of several targets; and where the rest is.
 
     Args:
         outcome: the study.
@@ -144,34 +190,35 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
     from rich.text import Text
 
     parts: list[RenderableType] = []
-    front = outcome.front
-    if front:
-        columns, left_out = front_columns(front, width)
+    rows, leading = table_rows(outcome)
+    if rows:
+        columns, left_out = trial_columns(rows, width, leading)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
         for heading, *_ in columns:
             table.add_column(
                 Text(heading, style="bold"), justify="left" if heading == "trial" else "right", no_wrap=True
             )
-        best = outcome.best
-        for row in zip(*(cells for _, *cells in columns), strict=True):
-            style = "bold green" if best is not None and row[0] == best.name else ""
-            table.add_row(*(Text(cell) for cell in row), style=style)
+        for record, *cells in zip(rows, *(cells for _, *cells in columns), strict=True):
+            style = "bold green" if record is outcome.best else ""
+            table.add_row(*(Text(cell) for cell in cells), style=style)
         parts.append(table)
         if left_out:
-            parts.append(Text(f"and {left_out} more parameter{'s' if left_out > 1 else ''} in pareto.csv", style="dim"))
+            parts.append(Text(f"and {left_out} more parameter{'s' if left_out > 1 else ''} in trials.csv", style="dim"))
         parts.append(Text())
-    lines = {
-        **{f"{one.method}": retrained_line(one) for one in outcome.retrained},
-        "verdict": verdict(outcome.retrained),
-        "trials": states_line(outcome),
-        "time": seconds_line(outcome),
-        "files": files_line(outcome),
-        "MLflow": tracking_line(outcome.tracking_uri) if outcome.tracking_uri else "",
-    }
-    style = "bold green" if front else "bold yellow"
+    lines = [
+        *(("targets", text) for text in targets_lines(outcome)),
+        ("front", front_line(outcome)),
+        *((one.method, retrained_line(one)) for one in outcome.retrained),
+        *(("verdict", text) for text in verdicts(outcome.retrained)),
+        ("trials", states_line(outcome)),
+        ("time", seconds_line(outcome)),
+        ("files", files_line(outcome)),
+        ("MLflow", tracking_line(outcome.tracking_uri) if outcome.tracking_uri else ""),
+    ]
+    style = "bold green" if rows else "bold yellow"
     parts.append(Text(best_line(outcome), style=style, no_wrap=True, overflow="ignore"))
-    width_of_labels = max(map(len, lines))
-    for label, text in lines.items():
+    width_of_labels = max(len(label) for label, text in lines if text)
+    for label, text in lines:
         if text:
             parts.append(Text(f"{label:<{width_of_labels}} {text}", no_wrap=True, overflow="ignore"))
     return Group(*parts)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
-from sparsity import zeros_for
 from tuner.pareto import Point, best_trial, hypervolume, pareto_front, points_of
 from tuner.records import TrialRecord
 
@@ -41,10 +40,9 @@ class Goal:
     max_nonzero: int | None = None
 
     def __post_init__(self) -> None:
-        ends = (*self.targets, *(() if self.ceiling is None else (self.ceiling,)))
-        rising = all(low < high for low, high in pairwise(ends))
-        if not self.targets or not rising or not all(0 <= end < 1 for end in ends):
-            raise ValueError(f"a goal's sparsities must rise within [0, 1), got {ends}")
+        rising = all(low < high for low, high in pairwise(self.ends))
+        if not self.targets or not rising or not all(0 <= end < 1 for end in self.ends):
+            raise ValueError(f"a goal's sparsities must rise within [0, 1), got {self.ends}")
         if len(self.targets) > 1 and (self.ceiling is not None or self.max_nonzero is not None):
             raise ValueError("a front and a number of weights have one target")
 
@@ -65,6 +63,11 @@ class Goal:
     def highest(self) -> float:
         """The largest sparsity that a network is wanted at."""
         return self.targets[-1] if self.ceiling is None else self.ceiling
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        """The sparsities that the goal names, rising: its targets, and a front's upper end."""
+        return (*self.targets, *(() if self.ceiling is None else (self.ceiling,)))
 
     @property
     def searched(self) -> tuple[float, float]:
@@ -111,6 +114,17 @@ class Goal:
         found = self.front(records) if self.kind is GoalKind.FRONT else [best for _, best in self.best_at(records)]
         return list({record.number: record for record in found if record is not None}.values())
 
+    def folders(self, records: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
+        """The folders that reported networks are written to, under the study's: `best` for the study's best; with
+        several targets also `best-0.8` and so on, one for each that is met; of a front also `front/TRIAL` for each."""
+        records = list(records)
+        found = {} if (best := self.best(records)) is None else {"best": best}
+        if self.kind is GoalKind.TARGETS:
+            found |= {f"best-{target!r}": best for target, best in self.best_at(records) if best is not None}
+        if self.kind is GoalKind.FRONT:
+            found |= {f"front/{record.name}": record for record in self.front(records)}
+        return found
+
     @property
     def reference(self) -> Point:
         """The corner that the hypervolume is measured from: (lowest sparsity, an accuracy of 0)."""
@@ -134,6 +148,11 @@ class Goal:
         if self.kind is GoalKind.FRONT:
             return (self.hypervolume(front),)
         return tuple(-1.0 if best is None else best.val_accuracy or 0.0 for _, best in self.best_at(front))
+
+    @property
+    def option(self) -> str:
+        """The goal as the value of its option; of a count the sparsity that it comes to."""
+        return f"{self.lowest!r}:{self.ceiling!r}" if self.ceiling is not None else ",".join(map(repr, self.targets))
 
     def __str__(self) -> str:
         if self.ceiling is not None:
@@ -168,5 +187,7 @@ def at_most(nonzero: int, weights: int) -> Goal:
 def sparsity_of(zeros: int, weights: int) -> float:
     """The largest sparsity that `zeros` zeros reach, of those that ask for no zero more: the quotient, or where that
     is rounded up the float below it."""
+    from sparsity import zeros_for  # here, since it brings torch, and the terminal's display needs none
+
     sparsity = zeros / weights
     return sparsity if zeros_for(sparsity, weights) <= zeros else math.nextafter(sparsity, 0.0)

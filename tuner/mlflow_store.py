@@ -40,7 +40,7 @@ class StudyIdentity:
 
     study: str
     experiment: str
-    target: float  # sparsity, a fraction in [0, 1]
+    target: float | str  # sparsity, a fraction in [0, 1]; of other goals the option's value
     method: str  # one name, or several separated by commas
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tuner.pareto import Point, best_trial, pareto_front, point_of, points_of
+from tuner.goal import Goal, GoalKind
+from tuner.pareto import Point, point_of, points_of
 from tuner.records import TrialRecord, TrialState
 from tuner.results import write_atomically
 
@@ -82,15 +83,15 @@ class _Groups:
         return [*self.front, *self.dominated]
 
 
-def _group(records: Sequence[TrialRecord], target: float) -> _Groups:
+def _group(records: Sequence[TrialRecord], goal: Goal) -> _Groups:
     # Failed trials are not drawn: what was measured before a loss became NaN says nothing. Running ones will be.
     located = [record for record in records if point_of(record) is not None]
-    front = pareto_front(located, target)
+    front = goal.front(located)
     numbers = {record.number for record in front}
     return _Groups(
         front=front,
-        dominated=[r for r in located if r.feasible(target) and r.number not in numbers],
-        below=[r for r in located if r.state is TrialState.COMPLETED and not r.feasible(target)],
+        dominated=[r for r in located if goal.feasible(r) and r.number not in numbers],
+        below=[r for r in located if r.state is TrialState.COMPLETED and not goal.feasible(r)],
         stopped=[r for r in located if r.state is TrialState.PRUNED],
     )
 
@@ -133,7 +134,7 @@ def _trace(records: Sequence[TrialRecord], name: str, **look: Any) -> dict[str, 
     }
 
 
-def _traces(groups: _Groups, best: TrialRecord | None) -> list[dict[str, Any]]:
+def _traces(groups: _Groups, best: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     """From back to front, each group with a colour and a shape of its own; a group without trials has no trace."""
     blue, sky, red = OKABE_ITO["blue"], OKABE_ITO["sky blue"], OKABE_ITO["vermillion"]
     grey = {"color": GREY, "size": 8}
@@ -152,10 +153,9 @@ def _traces(groups: _Groups, best: TrialRecord | None) -> list[dict[str, Any]]:
         ),
         (groups.front, _trace(groups.front, "Pareto front", **front_look)),
     ]
-    if best is not None:
-        outline = {"color": "black", "width": 1}
-        star = {"color": red, "size": 18, "symbol": "star", "line": outline}
-        traces.append(([best], _trace([best], f"best: {best.name}", marker=star)))
+    outline = {"color": "black", "width": 1}
+    star = {"color": red, "size": 18, "symbol": "star", "line": outline}
+    traces.append((list(best), _trace(best, f"best: {', '.join(one.name for one in best)}", marker=star)))
     return [trace for members, trace in traces if members]
 
 
@@ -187,8 +187,8 @@ def _not_collapsed(feasible: Sequence[Point], front: Sequence[Point]) -> list[Po
     return [point for point in feasible if point[1] >= lowest]
 
 
-def _ranges(groups: _Groups, target: float) -> tuple[Range, Range]:
-    """The ranges of sparsity and accuracy on which the picture opens: on the target and the feasible trials.
+def _ranges(groups: _Groups, goal: Goal) -> tuple[Range, Range]:
+    """The ranges of sparsity and accuracy on which the picture opens: on the goal and the feasible trials.
 
     Other trials are often far from these (one stopped in its first epochs is almost dense), so they count only where
     they are near, or where nothing is feasible.
@@ -196,7 +196,9 @@ def _ranges(groups: _Groups, target: float) -> tuple[Range, Range]:
 
     def around(points: Sequence[Point]) -> tuple[Range, Range]:
         accuracies = [100 * y for _, y in points] or [0.0, 100.0]
-        return _padded([100 * target, *(100 * x for x, _ in points)], 1.0), _padded(accuracies, 2.0)
+        return _padded([*(100 * end for end in goal.ends), *(100 * x for x, _ in points)], 1.0), _padded(
+            accuracies, 2.0
+        )
 
     drawn = points_of(groups.drawn)
     if not groups.feasible:
@@ -222,14 +224,24 @@ def _note(text: str, **place: Any) -> dict[str, Any]:
     return {"text": text, "showarrow": False, "xref": "paper", "yref": "paper", **place}
 
 
-def _annotations(groups: _Groups, target: float, outside: int) -> list[dict[str, Any]]:
-    label = {"x": 100 * target, "xref": "x", "y": 1, "xanchor": "center", "yanchor": "bottom"}
-    notes = [_note(f"target {percent(target)}", **label)]
+def _labels(goal: Goal) -> list[dict[str, Any]]:
+    """What the dashed lines mean. The first and the last of several say it in words; those between, where there is
+    less room, in numbers."""
+    front = goal.kind is GoalKind.FRONT
+    first, *others = goal.ends
+    texts = [f"front from {percent(first)}" if front else f"target {percent(first)}"]
+    texts += [f"to {percent(end)}" if front else percent(end) for end in others]
+    place = {"xref": "x", "y": 1, "xanchor": "center", "yanchor": "bottom"}
+    return [_note(text, x=100 * end, **place) for text, end in zip(texts, goal.ends, strict=True)]
+
+
+def _annotations(groups: _Groups, goal: Goal, outside: int) -> list[dict[str, Any]]:
+    notes = _labels(goal)
     centre = {"x": 0.5, "y": 0.5, "font": {"size": 18}}
     if not groups.drawn:
         notes.append(_note("No trial has a result yet.", **centre))
     elif not groups.feasible:
-        text = f"No trial is feasible: none completed with a sparsity of {percent(target)} or more."
+        text = f"No trial is feasible: none completed with a sparsity of {percent(goal.lowest)} or more."
         notes.append(_note(text, **{**centre, "y": 0.97}))
     if outside:
         text = f"{outside} more outside this view: double-click to see all"
@@ -237,13 +249,13 @@ def _annotations(groups: _Groups, target: float, outside: int) -> list[dict[str,
     return notes
 
 
-def front_figure(records: Iterable[TrialRecord], target: float, title: str) -> go.Figure:
-    """Accuracy against sparsity: the feasible front, the other trials, the best one and the target.
+def front_figure(records: Iterable[TrialRecord], goal: Goal, title: str) -> go.Figure:
+    """Accuracy against sparsity: the feasible front, the other trials, the best ones and the targets.
 
     Args:
         records: trials in any order and any state. Failed and running ones are counted but not drawn, and stopped
             ones are drawn where their last validation left them.
-        target: smallest feasible sparsity, in [0, 1].
+        goal: what the study looks for.
         title: plain text above the picture.
 
     Returns:
@@ -252,29 +264,22 @@ def front_figure(records: Iterable[TrialRecord], target: float, title: str) -> g
     import plotly.graph_objects as go
 
     records = list(records)
-    groups = _group(records, target)
-    x_range, y_range = _ranges(groups, target)
+    groups = _group(records, goal)
+    x_range, y_range = _ranges(groups, goal)
     outside = len(groups.drawn) - len(_inside(points_of(groups.drawn), x_range, y_range))
     line = {"color": "black", "width": 1.5, "dash": "dash"}
-    at_target = {
-        "type": "line",
-        "x0": 100 * target,
-        "x1": 100 * target,
-        "y0": 0,
-        "y1": 1,
-        "yref": "paper",
-        "line": line,
-    }
+    across = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "line": line, "layer": "below"}
+    best = goal.reported(records)[: len(goal.targets)]  # of a front, whose networks are all reported, the first
     subtitle = {"text": _summary(records, groups)}
     return go.Figure(
-        data=_traces(groups, best_trial(records, target)),
+        data=_traces(groups, best),
         layout={
             "template": THEME,
             "title": {"text": html.escape(title), "subtitle": subtitle},
             "xaxis": {"title": {"text": "sparsity"}, "ticksuffix": "%", "range": x_range},
             "yaxis": {"title": {"text": "validation accuracy"}, "ticksuffix": "%", "range": y_range},
-            "shapes": [{**at_target, "layer": "below"}],
-            "annotations": _annotations(groups, target, outside),
+            "shapes": [{**across, "x0": 100 * end, "x1": 100 * end} for end in goal.ends],
+            "annotations": _annotations(groups, goal, outside),
             "showlegend": True,
         },
     )

@@ -13,13 +13,13 @@ import math
 import os
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tuner.final_seeds import Retrained
-from tuner.pareto import best_trial, pareto_front
+from tuner.goal import Goal, GoalKind
 from tuner.records import TrialRecord, TrialState
 
 TRIALS_CSV = "trials.csv"
@@ -67,14 +67,14 @@ class StudyOutcome:
     """All that a study found, in the one form from which its files and its last words on the terminal are made."""
 
     study: str
-    target: float  # smallest feasible sparsity, in [0, 1]
+    goal: Goal
     experiment: str
     method: str  # as given: several methods are separated by commas
     records: Sequence[TrialRecord]
     folder: Path  # STORAGE/STUDY
     seconds: StudySeconds = field(default_factory=StudySeconds)
-    test_accuracy: float | None = None  # of the best trial's network, the only one that the test set is read for
-    weights: int | None = None  # number of prunable weights of the best trial's network
+    test_accuracies: Mapping[int, float] = field(default_factory=dict)  # of the reported trials' networks, by number
+    weights: int | None = None  # number of prunable weights of the network
     mlflow_experiment_id: str | None = None
     mlflow_run_id: str | None = None  # of the study's parent run
     tracking_uri: str | None = None
@@ -82,11 +82,16 @@ class StudyOutcome:
 
     @property
     def best(self) -> TrialRecord | None:
-        return best_trial(self.records, self.target)
+        return self.goal.best(self.records)
 
     @property
     def front(self) -> list[TrialRecord]:
-        return pareto_front(self.records, self.target)
+        return self.goal.front(self.records)
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """The best trial's."""
+        return None if self.best is None else self.test_accuracies.get(self.best.number)
 
     @property
     def states(self) -> dict[str, int]:
@@ -204,17 +209,40 @@ def trial_document(record: TrialRecord) -> dict[str, Any]:
     }
 
 
+def _reported_document(outcome: StudyOutcome, record: TrialRecord | None) -> dict[str, Any] | None:
+    """A trial whose network is reported, with what was measured of it."""
+    if record is None:
+        return None
+    measured = {"test_accuracy": outcome.test_accuracies.get(record.number), "weights": outcome.weights}
+    return {**trial_document(record), **measured}
+
+
+def _goal_document(outcome: StudyOutcome) -> dict[str, Any]:
+    """What was found of a goal that is not a single target; `target` is its lowest sparsity."""
+    goal = outcome.goal
+    if goal.kind is GoalKind.TARGETS:
+        found = goal.best_at(outcome.records)
+        return {"targets": [{"target": t, "best": _reported_document(outcome, best)} for t, best in found]}
+    if goal.kind is GoalKind.MAX_NONZERO:
+        return {"max_nonzero": goal.max_nonzero}
+    if goal.kind is GoalKind.FRONT:
+        area = goal.hypervolume(outcome.records)
+        judged = {"hypervolume": area, "reference": goal.reference, "mean_accuracy": goal.mean_accuracy(area)}
+        networks = [_reported_document(outcome, record) for record in outcome.front]
+        return {"front": {"from": goal.lowest, "to": goal.highest, **judged, "networks": networks}}
+    return {}
+
+
 def result_document(outcome: StudyOutcome) -> dict[str, Any]:
     """The study's result as one document, that of result.json and of `--json`; `best` is None if none is feasible."""
-    best = outcome.best
-    reported = {"test_accuracy": outcome.test_accuracy, "weights": outcome.weights}
     document = {
         "study": outcome.study,
-        "target": outcome.target,
+        "target": outcome.goal.lowest,
+        **_goal_document(outcome),
         "experiment": outcome.experiment,
         "method": outcome.method,
         "states": outcome.states,
-        "best": None if best is None else {**trial_document(best), **reported},
+        "best": _reported_document(outcome, outcome.best),
         "pareto": [trial_document(record) for record in outcome.front],
         **({"final_seeds": [one.to_dict() for one in outcome.retrained]} if outcome.retrained else {}),
         "seconds": outcome.seconds.to_dict(),
@@ -223,11 +251,11 @@ def result_document(outcome: StudyOutcome) -> dict[str, Any]:
     return dict(plain(document))
 
 
-def write_trials(folder: Path, records: Sequence[TrialRecord], target: float) -> list[Path]:
+def write_trials(folder: Path, records: Sequence[TrialRecord], goal: Goal) -> list[Path]:
     """Writes trials.csv (by number) and pareto.csv (by sparsity), perhaps after every trial. Returns both paths."""
     trials, pareto = folder / TRIALS_CSV, folder / PARETO_CSV
     write_atomically(trials, trials_csv(_by_number(records)))
-    write_atomically(pareto, trials_csv(pareto_front(records, target), columns_of=records))
+    write_atomically(pareto, trials_csv(goal.front(records), columns_of=records))
     return [trials, pareto]
 
 
@@ -239,7 +267,7 @@ def write_results(outcome: StudyOutcome) -> list[Path]:
     Raises:
         OSError: if the folder cannot be written to.
     """
-    tables = write_trials(outcome.folder, outcome.records, outcome.target)
+    tables = write_trials(outcome.folder, outcome.records, outcome.goal)
     result = outcome.folder / RESULT_JSON
     write_atomically(result, to_json(result_document(outcome)))
     return [*tables, result]

@@ -3,57 +3,32 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from experiments import Data, DataUnavailable, Experiment, find
-from experiments.registry import BUILT_IN as EXPERIMENTS
-from search_spaces import BUILT_IN as SPACES
-from search_spaces import Space, load_space
-from tuner.config import StudyConfig, UsageError, unknown
 from tuner.display import Progress
 from tuner.final_seeds import Retrained, best_of_each, jobs, summarise
+from tuner.goal import GoalKind
+from tuner.goal_spaces import turns
 from tuner.mlflow_store import StudyIdentity
+from tuner.prepare import Prepared
 from tuner.records import TrialState
 from tuner.results import StudyOutcome, StudySeconds, write_atomically, write_results
 from tuner.tracking import Tracker
-from tuner.tracking_uri import check_tracking_uri, redact
+from tuner.tracking_uri import redact
 
 STUDY_YAML = "study.yaml"
 _JOURNAL = "optuna.journal"
 _PACKAGES = ("tune-sparsity", "torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A study whose every input has been checked, before anything is written."""
-
-    config: StudyConfig
-    experiment: Experiment
-    data: Data
-    spaces: list[Space]
-
-    @property
-    def epochs(self) -> int:
-        return self.config.epochs or self.experiment.recipe.epochs
-
-    @cached_property
-    def checksum(self) -> str:
-        """The data's; read once, since the data may be large and several records name it."""
-        return self.data.checksum()
 
 
 @dataclass(frozen=True)
@@ -63,81 +38,10 @@ class Finished:
     outcome: StudyOutcome
     interrupted: bool
     problems: list[str]  # what MLflow did not get
+    ended: str  # why the search ended, in words
     first_failure: str  # the first failed trial's reason, if any
     ray_states: dict[str, str]  # Ray's own state of every trial that it ran, by its name
     optuna_states: dict[str, str]  # Optuna's, of every trial that was begun
-
-
-def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
-    """Checks everything that a study needs and loads its data; writes nothing.
-
-    Raises:
-        UsageError: with one line about the first thing that is wrong.
-    """
-    if ":" not in config.experiment and config.experiment not in EXPERIMENTS:
-        raise UsageError(
-            unknown("experiment", config.experiment, EXPERIMENTS) + ", path/to/file.py:name or module:name"
-        )
-    try:
-        check_tracking_uri(config.tracking_uri)
-        experiment = find(config.experiment)
-        spaces = _spaces(config)
-    except (ValueError, OSError) as error:  # BadFile is a ValueError, a name too long for a path an OSError
-        raise UsageError(str(error)) from None
-    check_address(config.address)
-    check_storage(config.storage)
-    if config.folder.exists() != resume:
-        raise UsageError(
-            f"no study {config.study!r} in {config.storage}"
-            if resume
-            else f"study {config.study!r} exists in {config.storage}: choose another --study, or go on with it: "
-            f"tune-sparsity resume {config.study}"
-        )
-    try:
-        data = experiment.load(config.data_dir)
-    except DataUnavailable as error:
-        raise UsageError(str(error)) from None
-    return Prepared(config, experiment, data, spaces)
-
-
-def _spaces(config: StudyConfig) -> list[Space]:
-    """One space for each method: its own, or the one of --space."""
-    if config.space is None:
-        return [load_space(method, config.target) for method in config.method]
-    if config.space not in SPACES and Path(config.space).suffix not in {".yaml", ".yml"}:
-        raise UsageError(unknown("space", config.space, SPACES) + ", or a .yaml file")
-    space = load_space(config.space, config.target)
-    if config.method != [space.method]:
-        raise UsageError(f"--space {config.space} is for --method {space.method}, not {','.join(config.method)}")
-    return [space]
-
-
-def check_address(address: str | None) -> None:
-    """Raises UsageError unless something answers at HOST:PORT or ray://HOST:PORT: Ray itself would try for minutes."""
-    if address in (None, "auto"):
-        return
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not host or not port.isdecimal():
-        raise UsageError(f"--address {address!r}: accepted are auto, HOST:PORT and ray://HOST:PORT")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        raise UsageError(f"--address {address!r}: nothing answers there ({error})") from None
-
-
-def check_storage(folder: Path) -> None:
-    """Raises UsageError unless files can be made in `folder`; leaves no trace."""
-    try:
-        existing = folder
-        while not existing.exists():
-            existing = existing.parent
-        probe = existing / f".tune-sparsity-{os.getpid()}"
-        probe.mkdir()
-        probe.rmdir()
-    except OSError as error:
-        raise UsageError(
-            f"--storage {folder}: cannot write there ({error.strerror}): give a folder that can be written to"
-        ) from None
 
 
 def run_study(prepared: Prepared, *, resume: bool = False, quiet: bool = False) -> Finished:
@@ -171,7 +75,10 @@ def run_study(prepared: Prepared, *, resume: bool = False, quiet: bool = False) 
 def _start_tracker(prepared: Prepared) -> Tracker:
     config = prepared.config
     identity = StudyIdentity(
-        study=config.study, experiment=prepared.experiment.name, target=config.target, method=",".join(config.method)
+        study=config.study,
+        experiment=prepared.experiment.name,
+        target=prepared.goal.option,
+        method=",".join(config.method),
     )
     tracker = Tracker(config.tracking_uri, identity)
     options = {name: value for name, value in config.model_dump(mode="json").items() if value is not None}
@@ -189,25 +96,26 @@ def _search(
     from tuner.study import StudyRun
     from tuner.trial import TrialSetup, shared_arrays, weights_file
 
-    config = prepared.config
+    config, goal = prepared.config, prepared.goal
     weights_folder = config.folder / ".weights"
     searcher = OptunaSearcher(
         prepared.spaces,
-        config.target,
+        goal.lowest,
         sampler=config.sampler,
         seed=config.seed,
         journal=config.folder / _JOURNAL,
         name=config.study,
+        turns=turns(prepared.spaces, goal),
     )
     deadline = None if config.time_budget is None else began + config.time_budget
     stop = ray_run.StopWhen(deadline)
     finished_before = len(searcher.finished())
-    progress = Progress(config.trials, config.target, quiet=quiet, deadline=deadline, finished_before=finished_before)
-    study = StudyRun(config, searcher, tracker, progress, weights_folder, weights_file)
+    progress = Progress(config.trials, goal, quiet=quiet, deadline=deadline, finished_before=finished_before)
+    study = StudyRun(config, goal, searcher, tracker, progress, weights_folder, weights_file)
     setup = TrialSetup(prepared.experiment, prepared.epochs, config.seed, "cuda" if gpus else "cpu", weights_folder)
     ray_states: dict[str, str] = {}
     with progress, _interruptible(stop):
-        if len(study.records) < config.trials:
+        if not (study.full or study.out_of_patience):
             ray_states = ray_run.run_trials(
                 study, setup, shared_arrays(prepared.data), gpus=gpus, concurrency=concurrency, stop=stop
             )
@@ -216,7 +124,7 @@ def _search(
             study.end(record.number, TrialState.PRUNED, "the time budget was used up")
     retrained: list[Retrained] = []
     if config.final_seeds and not stop.asked:
-        chosen = best_of_each(study.records.values(), config.method, config.target)
+        chosen = best_of_each(study.records.values(), config.method, goal)
         arrays = shared_arrays(prepared.data)
         start = time.monotonic()
         networks = ray_run.train_again(
@@ -252,45 +160,40 @@ def _conclude(
     prepared: Prepared, study: Any, stop: Any, began: float, concurrency: int, retrained: list[Retrained]
 ) -> Finished:
     """Judges the best network, writes the files, and tells MLflow how the study ended."""
-    from tuner.best import write_best
-    from tuner.pareto import hypervolume, points_of
+    from tuner.best import write_networks
     from tuner.pictures import front_figure, write_html
 
-    config, tracker = prepared.config, study.tracker
+    config, goal, tracker = prepared.config, prepared.goal, study.tracker
     records = [record for record in study.records.values() if record.state is not TrialState.RUNNING]
-    best = None
-    if (record := study.best()) is not None and not stop.asked:
-        best = write_best(study.best_weights(), config.folder, prepared.experiment, prepared.data, record)
+    folders = {} if stop.asked else goal.folders(records)
+    networks = {}
+    if folders:
+        networks = write_networks(folders, study.weights, config.folder, prepared.experiment, prepared.data)
     outcome = StudyOutcome(
         study=config.study,
-        target=config.target,
+        goal=goal,
         experiment=prepared.experiment.name,
         method=",".join(config.method),
         records=records,
         folder=config.folder,
-        test_accuracy=None if best is None else best.test_accuracy,
-        weights=None if best is None else best.weights,
+        test_accuracies={number: network.test_accuracy for number, network in networks.items()},
+        weights=next((network.weights for network in networks.values()), None),
         tracking_uri=config.tracking_uri,
         retrained=retrained,
     )
     title = f"{prepared.experiment.name}: accuracy against sparsity"
-    write_html(front_figure(records, config.target, title), config.folder / "pareto.html")
+    write_html(front_figure(records, goal, title), config.folder / "pareto.html")
     written = write_results(outcome)
-    metrics = {
-        "hypervolume": hypervolume(points_of(outcome.front), (config.target, 0.0)),
-        "feasible_trials": float(sum(record.feasible(config.target) for record in records)),
-    }
-    if outcome.best is not None and outcome.best.val_accuracy is not None:
-        metrics["best_val_accuracy"] = outcome.best.val_accuracy
-    if best is not None:
-        metrics["best_test_accuracy"] = best.test_accuracy
     all_failed = bool(records) and all(record.state is TrialState.FAILED for record in records)
     artifacts = [*written, config.folder / "pareto.html", config.folder / STUDY_YAML]
     tracker.finish_study(
         status="KILLED" if stop.asked else "FAILED" if all_failed else "FINISHED",
-        metrics=metrics,
+        metrics=_metrics(outcome),
         pareto={record.number for record in outcome.front},
-        artifacts=[*artifacts, *([config.folder / "best"] if best is not None else [])],
+        artifacts=[
+            *artifacts,
+            *(config.folder / name for name in dict.fromkeys(path.split("/")[0] for path in folders)),
+        ],
     )
     tracker.close()
     total = time.monotonic() - began
@@ -304,10 +207,45 @@ def _conclude(
         outcome, seconds=seconds, mlflow_experiment_id=tracker.experiment_id, mlflow_run_id=tracker.run_id
     )
     write_results(outcome)
-    if best is not None:
+    if networks:
         shutil.rmtree(config.folder / ".weights", ignore_errors=True)
     first_failure = next((record.reason for record in records if record.state is TrialState.FAILED), "")
-    return Finished(outcome, stop.asked, tracker.problems, first_failure, {}, {})
+    return Finished(outcome, stop.asked, tracker.problems, _why(study, stop), first_failure, {}, {})
+
+
+def _why(study: Any, stop: Any) -> str:
+    """Why the search ended."""
+    begun = len(study.records)
+    if stop.asked:
+        return f"The search was interrupted after {begun} trials."
+    if stop.out_of_time:
+        return f"The search ended after {begun} trials: the time budget was used up."
+    if study.out_of_patience and not study.full:
+        return (
+            f"The search ended after {begun} trials: the last {study.standing.since_gain} brought no gain, and "
+            f"--patience is {study.config.patience}."
+        )
+    return f"The search ended: it had all of its {begun} trials."
+
+
+def _metrics(outcome: StudyOutcome) -> dict[str, float]:
+    """What MLflow's parent run says of the study."""
+    goal, records = outcome.goal, outcome.records
+    area = goal.hypervolume(records)
+    metrics = {"hypervolume": area, "feasible_trials": float(sum(goal.feasible(record) for record in records))}
+    if goal.kind is GoalKind.FRONT:
+        metrics["front_mean_accuracy"] = goal.mean_accuracy(area)
+    found = {"": outcome.best}
+    if goal.kind is GoalKind.TARGETS:
+        found |= {f"_at_{target!r}": best for target, best in goal.best_at(records)}
+    for where, best in found.items():
+        if best is None:
+            continue
+        if best.val_accuracy is not None:
+            metrics[f"best_val_accuracy{where}"] = best.val_accuracy
+        if (accuracy := outcome.test_accuracies.get(best.number)) is not None:
+            metrics[f"best_test_accuracy{where}"] = accuracy
+    return metrics
 
 
 def write_study_yaml(prepared: Prepared, device: str) -> None:

@@ -19,6 +19,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.storages.journal import JournalFileBackend
 
 from search_spaces import Space
+from tuner.goal_spaces import FINAL_SPARSITY
 from tuner.records import TrialRecord, TrialState
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class OptunaSearcher:
         seed: of the sampler.
         journal: Optuna's journal file; None keeps the study in memory. An existing file is continued.
         name: of the study in that file.
+        turns: final sparsities, by the method, that the trials have to have in turn; none: the sampler chooses them.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class OptunaSearcher:
         seed: int = 0,
         journal: Path | None = None,
         name: str = "study",
+        turns: Sequence[Mapping[str, float]] = (),
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("optuna").setLevel(logging.ERROR)
@@ -68,6 +71,7 @@ class OptunaSearcher:
         trials = self.study.get_trials(deepcopy=False)
         begun = sum(trial.state is not optuna.trial.TrialState.WAITING for trial in trials)
         self.study.sampler = make_sampler(sampler, seed, begun)
+        self._turns = turns
         self._running: dict[int, optuna.Trial] = {}
         self._left = self._unfinished()
         if not trials:
@@ -97,9 +101,16 @@ class OptunaSearcher:
             return self._left.pop(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna's samplers warn on every call that they are experimental
+            self._take_turns()
             trial = self.study.ask()
             self._running[trial.number] = trial
             return self._suggest(trial)
+
+    def _take_turns(self) -> None:
+        """Fixes the next trial's final sparsity where it is not the sampler's to choose; all else is."""
+        if self._turns and not self.study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.WAITING]):
+            turn = self._turns[len(self.study.get_trials(deepcopy=False)) % len(self._turns)]
+            self.study.enqueue_trial({self._key(method, FINAL_SPARSITY): sparsity for method, sparsity in turn.items()})
 
     def _suggest(self, trial: optuna.Trial) -> Asked:
         """The trial's parameters; those already in the storage come from there."""

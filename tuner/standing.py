@@ -55,7 +55,7 @@ class Standing:
         if point is None or not self.goal.feasible(record):
             return False
         sparsity, accuracy = point
-        place = bisect_left(self.front, sparsity, key=lambda other: other.sparsity)
+        place = bisect_left(self.front, sparsity, key=lambda other: other.sparsity or 0.0)
         # By rising sparsity accuracies fall: of those at least as sparse the first is the most accurate, and of the
         # others the last are the least accurate.
         if place < len(self.front):

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from tuner.config import StudyConfig
 from tuner.display import Progress
-from tuner.pareto import best_trial
+from tuner.goal import Goal
 from tuner.records import TrialRecord, TrialState
 from tuner.results import write_trials
 from tuner.searcher import Asked, OptunaSearcher
+from tuner.standing import Standing
 from tuner.tracking import Tracker
 
 _FILES_EVERY = 5.0  # seconds between two writings of trials.csv while the study runs
@@ -27,8 +28,9 @@ class StudyRun:
 
     Args:
         config: resolved.
+        goal: what the study looks for.
         searcher, tracker, progress: told of everything.
-        weights_folder: where trials leave their networks; only the best feasible one's is kept.
+        weights_folder: where trials leave their networks; only those that would be reported are kept.
         weights_file: (folder, number) -> the file of that trial's network.
         clock: seconds, for tests.
     """
@@ -36,6 +38,7 @@ class StudyRun:
     def __init__(
         self,
         config: StudyConfig,
+        goal: Goal,
         searcher: OptunaSearcher,
         tracker: Tracker,
         progress: Progress,
@@ -43,17 +46,19 @@ class StudyRun:
         weights_file: Callable[[Path, int], Path],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.config, self.searcher, self.tracker, self.progress = config, searcher, tracker, progress
+        self.config, self.goal = config, goal
+        self.searcher, self.tracker, self.progress = searcher, tracker, progress
         self._weights_folder, self._weights_file, self._clock = weights_folder, weights_file, clock
         self.records = {record.number: record for record in searcher.finished()}
+        self.standing = Standing(goal, self.records.values())
         self._began: dict[int, float] = {}
         self._written = clock()
         self.sampling_seconds = 0.0
         self.training_seconds = 0.0  # in the workers, summed over all
 
     def ask(self) -> Asked | None:
-        """The next trial, begun; None when the study has had all its trials."""
-        if len(self.records) >= self.config.trials:
+        """The next trial, begun; None when the study has had all its trials, or no gain for too many of them."""
+        if self.full or self.out_of_patience:
             return None
         start = self._clock()
         asked = self.searcher.ask()
@@ -63,6 +68,16 @@ class StudyRun:
         self._began[asked.number] = self._clock()
         self.tracker.start_trial(record)
         return asked
+
+    @property
+    def full(self) -> bool:
+        """Whether the study has had all its trials."""
+        return len(self.records) >= self.config.trials
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether as many trials as --patience says have ended without a gain in what the goal judges."""
+        return self.config.patience is not None and self.standing.since_gain >= self.config.patience
 
     def epoch(self, number: int, metrics: dict[str, float]) -> None:
         """A trial has trained one more epoch."""
@@ -88,36 +103,29 @@ class StudyRun:
         self.searcher.tell(record)
         self.sampling_seconds += self._clock() - start
         self.tracker.end_trial(record)
-        self._keep_best_weights(number)
+        self.standing.add(record)
+        self._keep_reported_weights()
         self.progress.update(self.records.values())
         if self._clock() - self._written > _FILES_EVERY:
             self.write_files()
 
     def write_files(self) -> None:
         """trials.csv and pareto.csv as they stand."""
-        write_trials(self.config.folder, list(self.records.values()), self.config.target)
+        write_trials(self.config.folder, list(self.records.values()), self.goal)
         self._written = self._clock()
 
     def running(self) -> list[TrialRecord]:
         """The trials that have begun and not ended."""
         return [record for record in self.records.values() if record.state is TrialState.RUNNING]
 
-    def best(self) -> TrialRecord | None:
-        """The best feasible trial so far."""
-        return best_trial(self.records.values(), self.config.target)
+    def weights(self, record: TrialRecord) -> Path:
+        """The file with a reported trial's network, as the trial left it; it is there only if the trial ended since
+        this process began."""
+        return self._weights_file(self._weights_folder, record.number)
 
-    def best_weights(self) -> Path | None:
-        """The file with the best feasible trial's network: as the trial left it, or, where the study had ended before
-        and goes on, the one that was written then."""
-        if (best := self.best()) is None:
-            return None
-        file = self._weights_file(self._weights_folder, best.number)
-        return file if file.exists() else self.config.folder / "best" / "model.safetensors"
-
-    def _keep_best_weights(self, ended: int) -> None:
-        """Of the networks that trials left, only the best stays: the files of many trials would fill a disk."""
-        best = self.best_weights()
-        keep = {best, *(self._weights_file(self._weights_folder, record.number) for record in self.running())}
+    def _keep_reported_weights(self) -> None:
+        """Of the networks that trials left, only those that would be reported stay: all would fill a disk."""
+        keep = {self.weights(record) for record in (*self.standing.reported, *self.running())}
         for path in self._weights_folder.glob("*.safetensors"):
             if path not in keep:
                 path.unlink(missing_ok=True)

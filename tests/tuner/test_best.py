@@ -88,7 +88,7 @@ def study(tmp_path: Path) -> Path:
 
 
 def test_the_network_is_written_as_it_was_trained(trained: Trained, weights: Path, study: Path) -> None:
-    best = write_best(weights, study, SMALL, trained.data, trained.record)
+    best = write_best(weights, study / "best", SMALL, trained.data, trained.record)
     assert sorted(path.name for path in study.rglob("*")) == ["best", "model.json", "model.safetensors"]
     assert (study / "best" / "model.safetensors").read_bytes() == trained.raw
     assert weights.read_bytes() == trained.raw
@@ -105,7 +105,7 @@ def test_the_network_is_written_as_it_was_trained(trained: Trained, weights: Pat
 def test_another_program_gets_the_reported_accuracies_from_the_file(
     trained: Trained, weights: Path, study: Path
 ) -> None:
-    best = write_best(weights, study, SMALL, trained.data, trained.record)
+    best = write_best(weights, study / "best", SMALL, trained.data, trained.record)
     t = {name: tensor.astype(np.float64) for name, tensor in load_file(study / "best" / "model.safetensors").items()}
 
     def accuracy(split: Split) -> float:
@@ -121,7 +121,7 @@ def test_another_program_gets_the_reported_accuracies_from_the_file(
 
 
 def test_the_description_says_how_to_use_it(trained: Trained, weights: Path, study: Path) -> None:
-    best = write_best(weights, study, SMALL, trained.data, trained.record)
+    best = write_best(weights, study / "best", SMALL, trained.data, trained.record)
     described = json.loads((study / "best" / "model.json").read_text())
     architecture = described.pop("architecture")
     by_layer = described.pop("sparsity_by_layer")
@@ -150,7 +150,7 @@ def test_a_better_network_takes_the_place_of_the_one_before(trained: Trained, we
     (study / "best").mkdir()
     (study / "best" / "model.safetensors").write_text("before")
     (study / "best" / "model.json").write_text("before")
-    write_best(weights, study, SMALL, trained.data, trained.record)
+    write_best(weights, study / "best", SMALL, trained.data, trained.record)
     assert (study / "best" / "model.safetensors").read_bytes() == trained.raw
     assert sorted(path.name for path in (study / "best").iterdir()) == ["model.json", "model.safetensors"]
 
@@ -217,7 +217,7 @@ def test_a_file_that_is_not_the_network_that_was_measured_is_not_reported(
     change(tensors)
     save_file(tensors, weights)
     with pytest.raises(RuntimeError, match=said):
-        write_best(weights, study, SMALL, trained.data, trained.record)
+        write_best(weights, study / "best", SMALL, trained.data, trained.record)
     assert list(study.iterdir()) == []
 
 
@@ -229,7 +229,7 @@ def test_a_record_that_claims_something_else_is_not_reported(
 ) -> None:
     record = TrialRecord.from_dict({**trained.record.to_dict(), **claim})
     with pytest.raises(RuntimeError, match="t0003 reported"):
-        write_best(weights, study, SMALL, trained.data, record)
+        write_best(weights, study / "best", SMALL, trained.data, record)
     assert list(study.iterdir()) == []
 
 

@@ -18,7 +18,8 @@ from experiments import Data, Experiment, Recipe, Split
 from search_spaces import load_space
 from tuner.config import StudyConfig, UsageError, default_study_name, make_config, parse_duration
 from tuner.config_file import read_config, read_study
-from tuner.run import Prepared, write_study_yaml
+from tuner.prepare import Prepared
+from tuner.run import write_study_yaml
 
 NAME_LETTERS = set(string.ascii_letters + string.digits + "._-")
 
@@ -81,7 +82,7 @@ def test_what_is_no_duration_is_refused(given_: Any) -> None:
 @example(experiment="C:\\experiments\\mine.py:..\\up", target=0.123456789)
 @settings(max_examples=300)
 def test_the_default_name_is_accepted_and_safe_as_a_folder(experiment: str, target: float) -> None:
-    name = default_study_name(experiment, target, datetime(2031, 2, 3, 4, 5, 6))
+    name = default_study_name(experiment, f"{target:g}", datetime(2031, 2, 3, 4, 5, 6))
     assert set(name) <= NAME_LETTERS
     assert name[0] not in ".-"
     assert name.endswith("-20310203-040506")
@@ -92,8 +93,8 @@ def test_the_default_name_is_accepted_and_safe_as_a_folder(experiment: str, targ
 
 def test_the_default_name_says_what_the_study_is() -> None:
     when = datetime(2031, 2, 3, 4, 5, 6)
-    assert default_study_name("digits", 0.9, when) == "digits-0.9-20310203-040506"
-    assert default_study_name("path/to/my file.py:my_net", 0.95, when) == "my_net-0.95-20310203-040506"
+    assert default_study_name("digits", "0.9", when) == "digits-0.9-20310203-040506"
+    assert default_study_name("path/to/my file.py:my_net", "0.95", when) == "my_net-0.95-20310203-040506"
 
 
 @given(name=st.text(max_size=120))
@@ -197,7 +198,7 @@ def test_a_mistake_is_told_where_it_was_made(folder: Path) -> None:
         ("target: 0.9\nseed: yes\n", 2, "--seed True"),
         ("target: 0.9\ntrials: .nan\n", 2, "--trials nan"),
         ("target: .nan\n", 1, "[0, 1)"),
-        ("target: [0.9]\n", 1, "[0, 1)"),
+        ("target: [[0.9]]\n", 1, "[0, 1)"),
         ("target: 0.9\ntime_budget: -5\n", 2, "--time-budget -5"),
         ("target: 0.9\nmethod: []\n", 2, "--method []"),
         ("target: 0.9\nmethod: {lpss: 1}\n", 2, "--method"),
@@ -227,7 +228,7 @@ def prepared(config: StudyConfig) -> Prepared:
     data = Data(*[Split(torch.zeros(6, 4), torch.arange(6) % 2)] * 3)
     experiment = Experiment("small", lambda data_dir: data, network, Recipe(7, 3))
     config.folder.mkdir(parents=True)
-    return Prepared(config, experiment, data, [load_space("lpss", config.target)])
+    return Prepared(config, experiment, data, [load_space("lpss", 0.85)], config.goal(2, 48))
 
 
 def test_a_study_loads_again_from_its_own_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +323,7 @@ def test_any_options_make_a_configuration_or_one_line(options: dict[str, Any], v
     except UsageError as error:
         said = str(error)
     else:
-        assert 0 <= config.target < 1
+        assert config.goal(1, 10**9).lowest >= 0
         assert config.trials >= 1
         assert not isinstance(config.trials, bool)
         # As it goes into study.yaml and comes back.

@@ -16,12 +16,13 @@ from tuner.final_table import (
     best_line,
     command,
     final_table,
-    front_columns,
     print_result,
     shown_path,
     states_line,
     tracking_line,
+    trial_columns,
 )
+from tuner.goal import at_targets
 from tuner.records import TrialRecord, TrialState
 from tuner.results import StudyOutcome, StudySeconds
 
@@ -52,7 +53,7 @@ def running(number: int, seconds: float = 0.0) -> TrialRecord:
 
 def progress(clock: Clock, total: int = 8, **options: Any) -> tuple[Progress, io.StringIO]:
     stream = io.StringIO()
-    return Progress(total, 0.9, stream=stream, clock=clock, **options), stream
+    return Progress(total, at_targets(0.9), stream=stream, clock=clock, **options), stream
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_the_summary_counts_states_and_knows_the_best() -> None:
         trial(3, TrialState.FAILED),
         running(4),
     ]
-    summary = Summary.of(records, 0.9)
+    summary = Summary.of(records, at_targets(0.9))
     assert (summary.done, summary.running, summary.pruned, summary.failed) == (4, 1, 1, 1)
     assert summary.counts() == "1 running, 1 stopped early, 1 failed"
     assert summary.best_so_far() == "best 95.00% at 91.00% sparsity (t0001)"
@@ -237,7 +238,7 @@ def test_a_terminal_gets_a_bar_and_its_cursor_back() -> None:
 
 
 def test_the_result_of_standard_output_is_not_touched(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(1, 0.9) as shown:
+    with Progress(1, at_targets(0.9)) as shown:
         shown.update([trial(0)])
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -257,7 +258,7 @@ RECORDS = [
 def outcome(folder: Path, records: list[TrialRecord] = RECORDS, **fields: Any) -> StudyOutcome:
     seconds = StudySeconds(total=41.0, training=30.0, sampling=1.0, tracking=2.0)
     uri = "sqlite:///mlflow.db"
-    return StudyOutcome("demo", 0.9, "digits", "lpss", records, folder, seconds, tracking_uri=uri, **fields)
+    return StudyOutcome("demo", at_targets(0.9), "digits", "lpss", records, folder, seconds, tracking_uri=uri, **fields)
 
 
 def printed(found: StudyOutcome) -> str:
@@ -273,7 +274,7 @@ def test_the_result_has_the_front_the_best_the_files_the_time_and_the_way_to_mlf
     folder = tmp_path / "studies" / "demo"
     folder.mkdir(parents=True)
     (folder / "result.json").touch()
-    text = printed(outcome(folder, test_accuracy=0.955, weights=10000))
+    text = printed(outcome(folder, test_accuracies={0: 0.955}, weights=10000))
     header, first, second, *_ = text.splitlines()
     assert header.split() == ["trial", "accuracy", "sparsity", "nonzero", "p", "lr", "schedule"]
     assert first.split() == ["t0000", "97.00%", "90.000%", "1,000", "1.1", "0.01235", "[cosine]"]
@@ -292,7 +293,7 @@ def test_the_result_has_the_front_the_best_the_files_the_time_and_the_way_to_mlf
 def test_a_long_line_is_not_broken(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 40)
     folder.mkdir()
-    assert f"files   {folder}/\n" in printed(outcome(folder))
+    assert f"files  {folder}/\n" in printed(outcome(folder))
 
 
 def test_without_a_feasible_trial_the_result_says_so(tmp_path: Path) -> None:
@@ -311,7 +312,7 @@ def test_parameters_that_do_not_fit_are_left_out_and_counted(tmp_path: Path) -> 
     params = {f"a_long_parameter_{k}": 0.123 for k in range(9)}
     front = [trial(0, params=params)]
     for width, fitting in ((40, 0), (80, 2), (200, 8), (400, 9)):
-        columns, left_out = front_columns(front, width)
+        columns, left_out = trial_columns(front, width)
         assert (len(columns) - 4, left_out) == (fitting, 9 - fitting)
         stream = io.StringIO()
         Console(file=stream, width=width).print(final_table(outcome(tmp_path, front), width), crop=False)
@@ -321,7 +322,7 @@ def test_parameters_that_do_not_fit_are_left_out_and_counted(tmp_path: Path) -> 
 
 
 def test_the_method_is_shown_where_there_are_several() -> None:
-    columns, _ = front_columns([trial(0), trial(1, method="rigl", sparsity=0.95)], 120)
+    columns, _ = trial_columns([trial(0), trial(1, method="rigl", sparsity=0.95)], 120)
     assert ["method", "lpss", "rigl"] in columns
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tuner.goal import at_targets
 from tuner.pictures import OKABE_ITO, THEME, front_figure, hover_text, percent, write_html
 from tuner.records import TrialRecord, TrialState
 
@@ -36,7 +37,7 @@ RECORDS = [
 
 
 def figure(records: list[TrialRecord], title: str = "demo") -> dict[str, Any]:
-    made: dict[str, Any] = front_figure(records, TARGET, title).to_plotly_json()
+    made: dict[str, Any] = front_figure(records, at_targets(TARGET), title).to_plotly_json()
     return made
 
 
@@ -186,7 +187,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("study") / "pareto.html"
-    write_html(front_figure(RECORDS, TARGET, "digits at 90% </script> & more"), path)
+    write_html(front_figure(RECORDS, at_targets(TARGET), "digits at 90% </script> & more"), path)
     return path
 
 
@@ -214,7 +215,7 @@ def test_the_page_has_a_title_a_language_and_a_viewport(page: Page) -> None:
 
 def test_the_same_figure_gives_the_same_page(path: Path) -> None:
     before = path.read_bytes()
-    write_html(front_figure(RECORDS, TARGET, "digits at 90% </script> & more"), path)
+    write_html(front_figure(RECORDS, at_targets(TARGET), "digits at 90% </script> & more"), path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tuner.goal import at_targets
 from tuner.records import TrialRecord, TrialState
 from tuner.results import (
     StudyOutcome,
@@ -42,7 +43,7 @@ RECORDS = [
 
 
 def outcome(folder: Path, records: list[TrialRecord] = RECORDS, **fields: Any) -> StudyOutcome:
-    return StudyOutcome("demo", 0.9, "digits", "lpss", records, folder, **fields)
+    return StudyOutcome("demo", at_targets(0.9), "digits", "lpss", records, folder, **fields)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -66,7 +67,7 @@ def test_the_columns_are_those_of_the_contract(tmp_path: Path) -> None:
 
 
 def test_a_row_a_trial_by_number(tmp_path: Path) -> None:
-    trials, _ = write_trials(tmp_path, RECORDS, 0.9)
+    trials, _ = write_trials(tmp_path, RECORDS, at_targets(0.9))
     table = rows(trials)
     assert [row["number"] for row in table] == ["0", "1", "2", "3", "4"]
     assert [row["state"] for row in table] == ["completed", "completed", "failed", "pruned", "running"]
@@ -75,7 +76,7 @@ def test_a_row_a_trial_by_number(tmp_path: Path) -> None:
 
 
 def test_floats_read_back_as_the_same_number_and_what_is_missing_is_empty(tmp_path: Path) -> None:
-    table = rows(write_trials(tmp_path, RECORDS, 0.9)[0])
+    table = rows(write_trials(tmp_path, RECORDS, at_targets(0.9))[0])
     assert float(table[0]["val_accuracy"]) == 0.1 + 0.2
     assert float(table[1]["lr"]) == 1e-7
     assert (table[0]["lr"], table[0]["rho"], table[2]["val_accuracy"], table[4]["sparsity"]) == ("", "", "", "")
@@ -83,14 +84,14 @@ def test_floats_read_back_as_the_same_number_and_what_is_missing_is_empty(tmp_pa
 
 def test_pandas_reads_the_table_with_its_types(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
-    table = pandas.read_csv(write_trials(tmp_path, RECORDS, 0.9)[0])
+    table = pandas.read_csv(write_trials(tmp_path, RECORDS, at_targets(0.9))[0])
     assert table["val_accuracy"][0] == 0.1 + 0.2
     assert table["epochs"].tolist() == [4, 0, 0, 0, 0]
     assert table["val_accuracy"].isna().tolist() == [False, False, True, False, True]
 
 
 def test_the_front_has_the_same_rows_by_rising_sparsity(tmp_path: Path) -> None:
-    trials, pareto = write_trials(tmp_path, RECORDS, 0.9)
+    trials, pareto = write_trials(tmp_path, RECORDS, at_targets(0.9))
     assert [row["number"] for row in rows(pareto)] == ["1", "0"]
     lines = trials.read_text(encoding="utf-8").splitlines()
     assert set(pareto.read_text(encoding="utf-8").splitlines()) < set(lines)
@@ -119,7 +120,7 @@ def test_numpy_numbers_are_written_as_numbers() -> None:
 
 def test_result_json_is_the_contract_s(tmp_path: Path) -> None:
     seconds = StudySeconds(total=10.0, training=7.0, sampling=1.0, tracking=0.5)
-    found = outcome(tmp_path, seconds=seconds, test_accuracy=0.88, weights=1000)
+    found = outcome(tmp_path, seconds=seconds, test_accuracies={1: 0.88}, weights=1000)
     path = write_results(replace(found, mlflow_experiment_id="3", mlflow_run_id="abc"))[2]
     document = strict(path.read_text(encoding="utf-8"))
     members = {"method": "lpss"}
@@ -141,7 +142,7 @@ def test_result_json_is_the_contract_s(tmp_path: Path) -> None:
 
 
 def test_a_study_without_a_feasible_trial_has_no_best(tmp_path: Path) -> None:
-    document = result_document(outcome(tmp_path, records=[], test_accuracy=0.5))
+    document = result_document(outcome(tmp_path, records=[]))
     assert document["best"] is None
     assert document["pareto"] == []
     assert document["states"] == {"completed": 0, "pruned": 0, "failed": 0}

@@ -1,0 +1,162 @@
+"""--target, --front and --max-nonzero: what they accept, that only one is given, and how study.yaml carries them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tuner.config import StudyConfig, UsageError, make_config
+from tuner.config_file import read_config
+from tuner.goal import along_front, at_most, at_targets
+
+
+def refusal(**options: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        make_config(options)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given_", "parsed"),
+    [
+        ("0.9", 0.9),
+        (0, 0.0),
+        ("-0.0", 0.0),
+        ("0.8,0.9,0.95", (0.8, 0.9, 0.95)),
+        ("0.95, 0.8", (0.8, 0.95)),
+        ([0.95, "0.8"], (0.8, 0.95)),
+        ("0.9,", None),
+        (["0.9"], 0.9),
+        ([[0.9]], None),
+        ([], None),
+        ("", None),
+        ("0.9,0.9", None),
+        ("0.9,1", None),
+        ("0.9;0.95", None),
+        (list(range(30)), None),
+        ([n / 30 for n in range(30)], None),
+        ([True, 0.9], None),
+        ({"a": 1}, None),
+        (10**400, None),
+    ],
+)
+def test_a_target_or_several(given_: Any, parsed: Any) -> None:
+    if parsed is None:
+        assert refusal(target=given_).startswith("--target ")
+    else:
+        assert make_config({"target": given_}).target == parsed
+
+
+@pytest.mark.parametrize(
+    ("given_", "parsed"),
+    [
+        ("0.5:0.99", (0.5, 0.99)),
+        ([0.5, 0.99], (0.5, 0.99)),
+        ("0:.5", (0.0, 0.5)),
+        ("0.99:0.5", None),
+        ("0.5:0.5", None),
+        ("0.5:1", None),
+        ("0.5", None),
+        ("0.5:0.9:0.99", None),
+        ("0.5-0.99", None),
+        (":", None),
+        (0.5, None),
+        ("nan:0.9", None),
+        ([True, 0.9], None),
+    ],
+)
+def test_a_fronts_two_ends(given_: Any, parsed: Any) -> None:
+    if parsed is None:
+        assert "e.g. 0.5:0.99" in refusal(front=given_)
+    else:
+        assert make_config({"front": given_}).front == parsed
+
+
+@pytest.mark.parametrize("given_", ["0", "-1", "2.5", "many", 0, True, [5]])
+def test_what_is_no_number_of_weights_is_refused(given_: Any) -> None:
+    assert refusal(max_nonzero=given_).startswith("--max-nonzero ")
+
+
+def test_exactly_one_goal_is_given() -> None:
+    assert refusal(trials=3).startswith("--target is missing")
+    assert "--target and --front" in refusal(target=0.9, front="0.5:0.9")
+    assert "--front and --max-nonzero" in refusal(front="0.5:0.9", max_nonzero=5)
+    assert "--target and --front and --max-nonzero" in refusal(target=0.9, front="0.5:0.9", max_nonzero=5)
+
+
+def test_the_goal_is_resolved_in_a_network() -> None:
+    assert make_config({"target": 0.9}).goal(3, 1000) == at_targets(0.9)
+    assert make_config({"target": "0.9,0.8"}).goal(3, 1000) == at_targets(0.8, 0.9)
+    assert make_config({"front": "0.5:0.9"}).goal(3, 1000) == along_front(0.5, 0.9)
+    assert make_config({"max_nonzero": "200"}).goal(3, 1000) == at_most(200, 1000)
+    assert make_config({"max_nonzero": 1000}).goal(3, 1000).lowest == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_nonzero": 1001}, "from 3 to 1000"),
+        ({"max_nonzero": 2}, "from 3 to 1000"),
+        ({"target": 0.998}, "--target 0.998: that leaves 2 of the network's 1,000 prunable weights"),
+        ({"target": "0.5,0.9999"}, "--target 0.9999"),
+        ({"front": "0.5:0.9999"}, "--front 0.9999"),
+    ],
+)
+def test_a_goal_that_the_network_cannot_have_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match="give") as caught:
+        make_config(options).goal(3, 1000)
+    assert said in str(caught.value)
+
+
+@given(layers=st.integers(1, 40), more=st.integers(0, 10**7))
+@settings(max_examples=100)
+def test_the_sparsity_that_a_refusal_names_is_accepted(layers: int, more: int) -> None:
+    weights = layers + more
+    with pytest.raises(UsageError) as caught:
+        make_config({"target": 0.9999999999}).goal(layers, weights)
+    named = str(caught.value).rpartition(" ")[2]
+    assert make_config({"target": named}).goal(layers, weights).lowest == float(named)
+
+
+@pytest.mark.parametrize(
+    "options", [{"target": 0.9}, {"target": "0.8,0.9"}, {"front": "0.5:0.99"}, {"front": "0:.5"}, {"max_nonzero": 7}]
+)
+def test_a_goal_goes_through_a_file(options: dict[str, Any], tmp_path: Path) -> None:
+    config = make_config({**options, "patience": 4})
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert read_config({"config": str(file)}) == config
+
+
+def test_the_command_lines_goal_takes_the_place_of_the_files(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("target: 0.9\ntrials: 5\n")
+    config = read_config({"config": str(file), "front": "0.5:0.9"})
+    assert (config.target, config.front, config.trials) == (None, (0.5, 0.9), 5)
+    file.write_text("target: 0.9\ntrials: 5\nfront: 0.5:0.9\n")
+    with pytest.raises(UsageError, match=r"c\.yaml:3: --target and --front"):
+        read_config({"config": str(file)})
+    assert read_config({"config": str(file), "max_nonzero": "9"}).max_nonzero == 9
+
+
+def test_the_default_name_says_what_is_wanted() -> None:
+    def name(**options: Any) -> str:
+        return make_config({**options, "tracking_uri": "http://host"}).resolved().study.rsplit("-", 2)[0]
+
+    assert name(target=0.9) == "digits-0.9"
+    assert name(target="0.8,0.9,0.95") == "digits-0.8-0.9-0.95"
+    assert name(target="0.1,0.2,0.3,0.4") == "digits-4-targets"
+    assert name(front="0.5:0.99") == "digits-0.5-to-0.99"
+    assert name(max_nonzero=20000) == "digits-20000-weights"
+
+
+def test_every_goal_is_a_field() -> None:
+    from tuner.config import GOALS
+
+    assert set(GOALS) <= set(StudyConfig.model_fields)

@@ -1,0 +1,155 @@
+"""A study's spaces under each goal: the range of the final sparsity, where trials start, and whose turn it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from search_spaces import BUILT_IN, load_space
+from tuner.config import UsageError, make_config
+from tuner.goal import Goal, along_front, at_most, at_targets
+from tuner.goal_spaces import FINAL_SPARSITY, space_for, spaces_of, turns
+from tuner.records import TrialRecord, TrialState
+from tuner.searcher import OptunaSearcher
+
+SEVERAL, FRONT = at_targets(0.8, 0.9, 0.95), along_front(0.5, 0.99)
+PRUNING = [name for name in BUILT_IN if name != "dense"]
+SPACE = "method: lpss\nparameters:\n  p: {{type: float, low: 1.1, high: 1.9}}\n  final_sparsity: {}\n"
+
+
+@pytest.fixture
+def space_file(tmp_path: Path) -> Any:
+    def write(final_sparsity: str, more: str = "") -> str:
+        path = tmp_path / "s.yaml"
+        path.write_text(SPACE.format(final_sparsity) + more)
+        return str(path)
+
+    return write
+
+
+def spaces(goal: Goal, **options: Any) -> list[Any]:
+    return spaces_of(make_config({"target": 0.9, **options}), goal)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("goal", [at_targets(0.9), at_most(100, 1000)])
+def test_one_target_leaves_a_space_as_it_is(name: str, goal: Goal) -> None:
+    assert space_for(name, goal) == load_space(name, 0.9)
+
+
+@pytest.mark.parametrize("name", PRUNING)
+@pytest.mark.parametrize("goal", [SEVERAL, FRONT])
+def test_a_built_in_space_spans_the_goal_and_starts_along_it(name: str, goal: Goal) -> None:
+    space, alone = space_for(name, goal), load_space(name, goal.lowest)
+    assert space.distributions[FINAL_SPARSITY] == FloatDistribution(goal.lowest, goal.highest)
+    assert {**space.distributions, FINAL_SPARSITY: 0} == {**alone.distributions, FINAL_SPARSITY: 0}
+    assert len(space.first) == len(goal.starts) * len(alone.first)
+    starts = [point[FINAL_SPARSITY] for point in space.first]
+    assert starts == pytest.approx(list(goal.starts) * len(alone.first))
+    for point in space.first:
+        assert set(point) <= set(space.distributions)
+        for key, value in point.items():
+            assert space.distributions[key]._contains(space.distributions[key].to_internal_repr(value))
+
+
+def test_each_start_has_what_theory_says_of_its_own_sparsity() -> None:
+    suggested = [point["p"] for point in space_for("lpss", SEVERAL).first[:3]]
+    assert suggested == [load_space("lpss", target).first[0]["p"] for target in SEVERAL.targets]
+    assert suggested == sorted(suggested, reverse=True)
+
+
+def test_what_a_space_fixes_to_the_target_is_searched_over_the_targets(space_file: Any) -> None:
+    space = space_for(space_file("target"), SEVERAL)
+    assert space.distributions[FINAL_SPARSITY] == FloatDistribution(0.8, 0.95)
+    assert FINAL_SPARSITY not in space.fixed
+    assert space_for(space_file("0.97"), SEVERAL).fixed == {FINAL_SPARSITY: 0.97}
+
+
+@pytest.mark.parametrize(
+    ("final_sparsity", "expected"),
+    [
+        ("{type: float, low: 0.5, high: 0.99}", [0.8, 0.9, 0.95]),
+        ("{type: float, low: 0.85, high: 0.99}", [0.85, 0.9, 0.95]),
+        ("{type: float, low: 0.5, high: 0.98, step: 0.12}", [0.86, 0.98, 0.98]),
+        ("{type: categorical, choices: [0.96, 0.8, 0.92]}", [0.8, 0.92, 0.96]),
+    ],
+)
+def test_a_turn_is_the_least_searched_value_that_serves(
+    final_sparsity: str, expected: list[float], space_file: Any
+) -> None:
+    space = space_for(space_file(final_sparsity), SEVERAL)
+    assert [turn["lpss"] for turn in turns([space], SEVERAL)] == pytest.approx(expected)
+    assert turns([space], FRONT) == []
+    assert isinstance(
+        space.distributions[FINAL_SPARSITY], FloatDistribution | CategoricalDistribution | IntDistribution
+    )
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsgaii"])
+def test_every_target_gets_its_share_and_all_else_is_the_samplers(sampler: str, tmp_path: Path) -> None:
+    methods = ["lpss", "gmp", "dense"]
+    both = spaces(SEVERAL, method=methods)
+    searcher = OptunaSearcher(both, 0.8, sampler=sampler, journal=tmp_path / "j", turns=turns(both, SEVERAL))
+    asked = []
+    for number in range(30):
+        if number == 15:  # a resumed search goes on with the turns
+            searcher = OptunaSearcher(both, 0.8, sampler=sampler, journal=tmp_path / "j", turns=turns(both, SEVERAL))
+        asked.append(searcher.ask())
+        final = asked[-1].params.get(FINAL_SPARSITY, 0.0)
+        measured = {"val_accuracy": 0.5, "sparsity": final}
+        searcher.tell(TrialRecord(number, asked[-1].method, asked[-1].params, TrialState.COMPLETED, **measured))
+    assert [one.number for one in asked] == list(range(30))
+    first = sum(len(space.first) for space in both)
+    for one in asked[first:]:
+        if one.method != "dense":
+            assert one.params[FINAL_SPARSITY] == SEVERAL.due(one.number)
+    shares = [sum(one.params.get(FINAL_SPARSITY) == target for one in asked) for target in SEVERAL.targets]
+    assert min(shares) >= 4
+    assert len({one.method for one in asked}) > 1
+
+
+@pytest.mark.parametrize(
+    ("goal", "options", "said"),
+    [
+        (at_targets(0.9), {"method": "dense"}, "--method dense never prunes"),
+        (FRONT, {"method": "dense"}, "--method dense never prunes"),
+        (at_targets(0.9), {"space": "lpsss"}, "did you mean lpss"),
+        (at_targets(0.9), {"space": "gmp"}, "--space gmp is for --method gmp"),
+        (at_targets(0.9), {"space": "dense", "method": "dense"}, "no final_sparsity of 0.9"),
+    ],
+)
+def test_a_space_that_cannot_serve_is_refused(goal: Goal, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        spaces(goal, **options)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("final_sparsity", "goal", "serves"),
+    [
+        ("0.5", at_targets(0.9), False),
+        ("{type: float, low: 0.1, high: 0.89}", at_targets(0.9), False),
+        ("{type: categorical, choices: [0.5, 0.8]}", at_targets(0.9), False),
+        ("{type: categorical, choices: [0.5, 0.9]}", at_targets(0.9), True),
+        ("{type: float, low: 0.5, high: 0.92}", SEVERAL, False),
+        ("{type: float, low: 0.6, high: 0.7}", FRONT, True),
+        ("0.92", at_targets(0.9), True),
+    ],
+)
+def test_a_file_that_never_reaches_the_goal_is_refused(
+    final_sparsity: str, goal: Goal, serves: bool, space_file: Any
+) -> None:
+    file = space_file(final_sparsity)
+    if serves:
+        assert spaces(goal, space=file)
+    else:
+        with pytest.raises(UsageError, match=r"s\.yaml has no final_sparsity of"):
+            spaces(goal, space=file)
+
+
+def test_dense_serves_beside_others_and_at_zero() -> None:
+    assert len(spaces(at_targets(0.9), method="lpss,dense")) == 2
+    assert len(spaces(at_targets(0.0), method="dense")) == 1

@@ -1,0 +1,63 @@
+"""The options that say what to find, from the command line's text or a file's values: --target, --front."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer
+
+TARGET = "a target is a sparsity in [0, 1), e.g. 0.9, or several with commas: 0.8,0.9,0.95"
+FRONT = "a front goes from a sparsity to a higher one, both in [0, 1), e.g. 0.5:0.99"
+_MOST = 20  # targets: each has files of its own
+
+
+def split(value: Any) -> Any:
+    """Text at its commas; anything else as it is."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def parse_target(value: Any) -> Any:
+    """One sparsity, or the rising tuple of several. Raises ValueError with what is accepted."""
+    values = split(value)
+    if value is None:
+        return None
+    if not isinstance(values, list | tuple):
+        return _sparsity(values, TARGET)
+    targets = sorted(_sparsity(one, TARGET) for one in values)
+    if not 1 <= len(targets) <= _MOST:
+        raise ValueError(f"give from 1 to {_MOST} targets")
+    if len(set(targets)) < len(targets):
+        raise ValueError("a target is given twice")
+    return targets[0] if len(targets) == 1 else tuple(targets)
+
+
+def parse_front(value: Any) -> Any:
+    """The two ends, from "0.5:0.99" or a pair of numbers. Raises ValueError with what is accepted."""
+    if value is None:
+        return None
+    ends = value.split(":") if isinstance(value, str) else value
+    if not isinstance(ends, list | tuple) or len(ends) != 2:
+        raise ValueError(FRONT)
+    low, high = (_sparsity(end, FRONT) for end in ends)
+    if not low < high:
+        raise ValueError(FRONT)
+    return low, high
+
+
+def _sparsity(value: Any, accepted: str) -> float:
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            raise ValueError(accepted) from None
+        if 0 <= number < 1:
+            return number + 0.0  # without the sign of a zero
+    raise ValueError(accepted)
+
+
+def _front_text(ends: tuple[float, float] | None) -> str | None:
+    return None if ends is None else f"{ends[0]!r}:{ends[1]!r}"
+
+
+Target = Annotated[float | tuple[float, ...] | None, BeforeValidator(parse_target)]
+Front = Annotated[tuple[float, float] | None, BeforeValidator(parse_front), PlainSerializer(_front_text)]

@@ -1,0 +1,138 @@
+"""The search spaces of a study: every method's, laid out for the goal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+
+from search_spaces import BUILT_IN, Space, load_space
+from tuner.config import StudyConfig, UsageError, unknown
+from tuner.goal import Goal, GoalKind
+
+FINAL_SPARSITY = "final_sparsity"
+"""The parameter that all methods but `dense` have: the sparsity that a trial ends on."""
+
+
+def spaces_of(config: StudyConfig, goal: Goal) -> list[Space]:
+    """One space for each method: its own, or the one of --space.
+
+    Raises:
+        UsageError: for a space that is unknown, another method's, or that cannot reach the goal.
+        ValueError, OSError: for a file that is no space.
+    """
+    if config.space is None:
+        spaces = [space_for(method, goal) for method in config.method]
+        if not any(reaches(space, goal.lowest) for space in spaces):
+            raise UsageError(f"--method {','.join(config.method)} never prunes: it fits --target 0 only")
+        return spaces
+    if config.space not in BUILT_IN and Path(config.space).suffix not in {".yaml", ".yml"}:
+        raise UsageError(unknown("space", config.space, BUILT_IN) + ", or a .yaml file")
+    space = space_for(config.space, goal)
+    if config.method != [space.method]:
+        raise UsageError(f"--space {config.space} is for --method {space.method}, not {','.join(config.method)}")
+    wanted = goal.highest if goal.kind is GoalKind.TARGETS else goal.lowest
+    if not reaches(space, wanted):
+        raise UsageError(
+            f"--space {config.space} has no {FINAL_SPARSITY} of {wanted:g} or more: no trial could meet the goal"
+        )
+    return [space]
+
+
+def space_for(name: str, goal: Goal) -> Space:
+    """The space of that name or file. What it says in terms of the target spans all of the goal: a parameter's range
+    reaches from where it begins for the lowest sparsity to where it ends for the highest, and the first points are
+    laid out for each of the goal's starts in turn."""
+    if goal.kind not in (GoalKind.TARGETS, GoalKind.FRONT):
+        return load_space(name, goal.lowest)
+    laid_out = [load_space(name, target) for target in goal.starts]
+    base = laid_out[0]
+    distributions = {key: _union([space.distributions[key] for space in laid_out]) for key in base.distributions}
+    fixed = {}
+    for key, value in base.fixed.items():
+        values = [space.fixed[key] for space in laid_out]
+        if all(one == value for one in values):
+            fixed[key] = value
+        else:  # it depends on the target: then it is searched over what it is for the targets
+            distributions[key] = FloatDistribution(min(values), max(values))
+    if (own := distributions.get(FINAL_SPARSITY)) is not None:
+        distributions[FINAL_SPARSITY] = _within(own, *goal.searched)
+    spanning = replace(base, distributions=distributions, fixed=fixed, first=())
+    first = tuple(
+        _clipped({**point, **_start(spanning, target)}, distributions)
+        for points in zip(*(space.first for space in laid_out), strict=True)
+        for target, point in zip(goal.starts, points, strict=True)
+    )
+    return replace(spanning, first=first)
+
+
+def reaches(space: Space, sparsity: float) -> bool:
+    """Whether a trial of the space can end on that sparsity or a higher one."""
+    searched = space.distributions.get(FINAL_SPARSITY)
+    if searched is None:
+        return bool(space.fixed.get(FINAL_SPARSITY, _default(space.method)) >= sparsity)
+    highest = max(searched.choices) if hasattr(searched, "choices") else getattr(searched, "high", 0.0)
+    return bool(highest >= sparsity)
+
+
+def _default(method: str) -> float:
+    from sparsity import METHODS
+
+    return float(getattr(METHODS[method].settings, FINAL_SPARSITY, 0.0))
+
+
+def turns(spaces: list[Space], goal: Goal) -> list[dict[str, float]]:
+    """With several targets, what trials have to end on in turn, so that each target gets its share of them: the final
+    sparsity of every method that has one. Empty where the sampler chooses."""
+    if goal.kind is not GoalKind.TARGETS:
+        return []
+    return [
+        {space.method: pin for space in spaces for pin in _start(space, target).values()} for target in goal.targets
+    ]
+
+
+def _start(space: Space, target: float) -> dict[str, float]:
+    own = space.distributions.get(FINAL_SPARSITY)
+    return {} if own is None else {FINAL_SPARSITY: _least(own, target)}
+
+
+def _least(distribution: BaseDistribution, target: float) -> float:
+    """The least value of a parameter that is `target` or more; the greatest, where there is none."""
+    if isinstance(distribution, FloatDistribution):
+        if distribution.step is None:
+            return min(max(target, distribution.low), distribution.high)
+        steps = round((distribution.high - distribution.low) / distribution.step)
+        values = [distribution.low + n * distribution.step for n in range(steps)] + [distribution.high]
+    else:
+        values = list(getattr(distribution, "choices", ()))
+    return min((value for value in values if value >= target), default=max(values))
+
+
+def _union(those: list[BaseDistribution]) -> BaseDistribution:
+    """One range over all of them; what is not a range does not depend on the target."""
+    first = those[0]
+    if all(one == first for one in those) or not isinstance(first, FloatDistribution | IntDistribution):
+        return first
+    ends = [(one.low, one.high) for one in those if isinstance(one, FloatDistribution | IntDistribution)]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    return type(first)(low, high, log=first.log, step=first.step)  # type: ignore[arg-type]
+
+
+def _within(distribution: BaseDistribution, low: float, high: float) -> BaseDistribution:
+    """The range without what lies outside [low, high]; as it is if nothing is left, or if it is no plain range."""
+    if not isinstance(distribution, FloatDistribution) or distribution.step is not None:
+        return distribution
+    low, high = max(distribution.low, low), min(distribution.high, high)
+    return FloatDistribution(low, high, log=distribution.log) if low <= high else distribution
+
+
+def _clipped(point: dict[str, Any], distributions: dict[str, BaseDistribution]) -> dict[str, Any]:
+    """The point with its numbers moved into the ranges: each was laid out for a range of its own target."""
+    return {
+        key: min(max(value, own.low), own.high)
+        if isinstance(own := distributions[key], FloatDistribution | IntDistribution)
+        else value
+        for key, value in point.items()
+    }

@@ -1,0 +1,117 @@
+"""Everything that a study needs, checked before it begins: experiment, data, spaces, goal, places to write to."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from experiments import Data, DataUnavailable, Experiment, find
+from experiments.registry import BUILT_IN as EXPERIMENTS
+from search_spaces import Space
+from sparsity import prunable_layers
+from tuner.config import StudyConfig, UsageError, unknown
+from tuner.goal import Goal
+from tuner.goal_spaces import spaces_of
+from tuner.tracking_uri import check_tracking_uri
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study whose every input has been checked, before anything is written."""
+
+    config: StudyConfig
+    experiment: Experiment
+    data: Data
+    spaces: list[Space]
+    goal: Goal
+
+    @property
+    def epochs(self) -> int:
+        return self.config.epochs or self.experiment.recipe.epochs
+
+    @cached_property
+    def checksum(self) -> str:
+        """The data's; read once, since the data may be large and several records name it."""
+        return self.data.checksum()
+
+
+def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
+    """Checks everything that a study needs and loads its data; writes nothing.
+
+    Raises:
+        UsageError: with one line about the first thing that is wrong.
+    """
+    if ":" not in config.experiment and config.experiment not in EXPERIMENTS:
+        raise UsageError(
+            unknown("experiment", config.experiment, EXPERIMENTS) + ", path/to/file.py:name or module:name"
+        )
+    try:
+        check_tracking_uri(config.tracking_uri)
+        experiment = find(config.experiment)
+        goal = config.goal(*_prunable(experiment))
+        spaces = spaces_of(config, goal)
+    except (ValueError, OSError) as error:  # BadFile is a ValueError, a name too long for a path an OSError
+        raise UsageError(str(error)) from None
+    check_address(config.address)
+    check_storage(config.storage)
+    if config.folder.exists() != resume:
+        raise UsageError(
+            f"no study {config.study!r} in {config.storage}"
+            if resume
+            else f"study {config.study!r} exists in {config.storage}: choose another --study, or go on with it: "
+            f"tune-sparsity resume {config.study}"
+        )
+    try:
+        data = experiment.load(config.data_dir)
+    except DataUnavailable as error:
+        raise UsageError(str(error)) from None
+    return Prepared(config, experiment, data, spaces, goal)
+
+
+def _prunable(experiment: Experiment) -> tuple[int, int]:
+    """How many prunable layers and weights the experiment's network has.
+
+    Raises:
+        ValueError: if there is none, or if the network cannot be made.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = experiment.model()
+        layers = prunable_layers(model, sphere=False)
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"experiment {experiment.name}: its network cannot be used: {what}") from error
+    return len(layers), sum(layer.weight.numel() for layer in layers)
+
+
+def check_address(address: str | None) -> None:
+    """Raises UsageError unless something answers at HOST:PORT or ray://HOST:PORT: Ray itself would try for minutes."""
+    if address in (None, "auto"):
+        return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not host or not port.isdecimal():
+        raise UsageError(f"--address {address!r}: accepted are auto, HOST:PORT and ray://HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"--address {address!r}: nothing answers there ({error})") from None
+
+
+def check_storage(folder: Path) -> None:
+    """Raises UsageError unless files can be made in `folder`; leaves no trace."""
+    try:
+        existing = folder
+        while not existing.exists():
+            existing = existing.parent
+        probe = existing / f".tune-sparsity-{os.getpid()}"
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise UsageError(
+            f"--storage {folder}: cannot write there ({error.strerror}): give a folder that can be written to"
+        ) from None
