@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from sparsity.layers import PUBLISHED, LayerRules
+
 _EVALUATED_NUMBERS = 1 << 22  # inputs' numbers in one batch: a wide residual net makes 16 to 64 times as many of them
 
 
@@ -90,6 +92,7 @@ class Experiment:
         augment: (inputs, generator on the CPU) -> inputs of the same shape and type, randomly changed. Applied to
             training batches only, on their device and before `prepare`; all its randomness must come from the
             generator, or a resumed training is another one.
+        layers: which of the network's layers are pruned, and which of them lie on the sphere.
     """
 
     name: str
@@ -100,6 +103,7 @@ class Experiment:
     metric: Callable[[Tensor, Tensor], Tensor] = correct
     prepare: Callable[[Tensor], Tensor] = unchanged
     augment: Callable[[Tensor, Generator], Tensor] | None = None
+    layers: LayerRules = PUBLISHED
 
 
 @torch.no_grad()

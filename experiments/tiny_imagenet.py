@@ -90,7 +90,7 @@ tiny_imagenet = Experiment(
     "tiny-imagenet",
     load,
     partial(wide_residual_net, (3, 4, 3), 64, channels=3, classes=200),
-    Recipe(epochs=250, batch_size=128),
+    Recipe(epochs=250, batch_size=256),
     prepare=_NORMALISE,
     augment=Augmentation(pad=8, mirror=True, hole=16),
 )

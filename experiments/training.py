@@ -55,7 +55,12 @@ class Training:
             self.model = experiment.model().to(device)
             self.noise = torch.get_rng_state()  # for dropout and the like, apart from what others draw
         self.sparse: SparseTraining = METHODS[method].build(
-            self.model, params, total_steps=epochs * self._steps_per_epoch(), generator=self.order
+            self.model,
+            params,
+            total_steps=epochs * self._steps_per_epoch(),
+            generator=self.order,
+            rules=experiment.layers,
+            epochs=epochs,
         )
 
     @property

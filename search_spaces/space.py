@@ -20,6 +20,7 @@ from optuna.distributions import (
 
 from search_spaces.reader import Lines, read_mapping, shown
 from sparsity import METHODS, suggest_p
+from sparsity.published import published_p, published_p_early
 
 _FOLDER = Path(__file__).parent
 BUILT_IN = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
@@ -29,6 +30,8 @@ _SYMBOLS: dict[str, Callable[[float], float]] = {
     "target": lambda target: target,
     "above": lambda target: target + 0.2 * (1 - target),  # .9 -> .92: a little above, a fifth of what is left
     "suggest_p": lambda target: max(1.05, suggest_p(target)),
+    "published_p": published_p,
+    "published_p_early": published_p_early,
 }
 _LARGEST = 1e300  # so that sums and products of the ends of a range stay finite
 _NUMERIC_KEYS = {"float": {"low", "high", "log", "step"}, "int": {"low", "high", "log", "step"}}

@@ -11,7 +11,7 @@ so that it serves alone in anybody's training loop::
 """
 
 from sparsity.hoyer import hoyer, suggest_p
-from sparsity.layers import Layer, prunable_layers
+from sparsity.layers import Layer, LayerRules, prunable_layers
 from sparsity.lp_spherical import LpssSettings, lpss
 from sparsity.masks import keep_largest, random_mask, zeros_for
 from sparsity.optimizer import LpSGD
@@ -24,6 +24,7 @@ from sparsity.training import SparseTraining
 __all__ = [
     "METHODS",
     "Layer",
+    "LayerRules",
     "LpSGD",
     "LpssSettings",
     "PiecewiseLinear",

@@ -12,7 +12,7 @@ from torch import Generator, nn
 from sparsity.checks import numbers, whole, within
 from sparsity.distributions import DISTRIBUTIONS, random_masks
 from sparsity.drop_grow import DropGrow
-from sparsity.layers import Layer, prunable_layers
+from sparsity.layers import PUBLISHED, Layer, LayerRules, prunable_layers
 from sparsity.schedules import Schedule, warmup_cosine
 from sparsity.topology import AtStart, Fixed, Ramp, Topology
 from sparsity.training import SparseTraining
@@ -112,37 +112,47 @@ def _weights(layers: list[Layer]) -> list[torch.Tensor]:
     return [layer.weight for layer in layers]
 
 
-def dense(model: nn.Module, s: DenseSettings, *, total_steps: int, generator: Generator) -> SparseTraining:
+def dense(
+    model: nn.Module, s: DenseSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PUBLISHED
+) -> SparseTraining:
     """No sparsity at all: what the others are measured against."""
-    layers = prunable_layers(model, sphere=False)
+    layers = prunable_layers(model, rules, sphere=False)
     return _training(model, layers, s, Fixed(), _ones(layers), total_steps, sparsity=0.0, fix_at=0.0)
 
 
-def static(model: nn.Module, s: StaticSettings, *, total_steps: int, generator: Generator) -> SparseTraining:
+def static(
+    model: nn.Module, s: StaticSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PUBLISHED
+) -> SparseTraining:
     """A random mask that never changes."""
-    layers = prunable_layers(model, sphere=False)
+    layers = prunable_layers(model, rules, sphere=False)
     masks = random_masks(_weights(layers), s.final_sparsity, s.distribution, generator)
     return _training(model, layers, s, Fixed(), masks, total_steps, sparsity=s.final_sparsity, fix_at=0.0)
 
 
-def snip(model: nn.Module, s: SnipSettings, *, total_steps: int, generator: Generator) -> SparseTraining:
+def snip(
+    model: nn.Module, s: SnipSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PUBLISHED
+) -> SparseTraining:
     """The connections of largest |weight x gradient| on the first batch (Lee et al. 2019, arXiv 1810.02340)."""
-    layers = prunable_layers(model, sphere=False)
+    layers = prunable_layers(model, rules, sphere=False)
     topology = AtStart(s.final_sparsity)
     fix_at = 1 / total_steps  # the step after the one at which the topology chooses
     return _training(model, layers, s, topology, _ones(layers), total_steps, sparsity=s.final_sparsity, fix_at=fix_at)
 
 
-def gmp(model: nn.Module, s: GmpSettings, *, total_steps: int, generator: Generator) -> SparseTraining:
+def gmp(
+    model: nn.Module, s: GmpSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PUBLISHED
+) -> SparseTraining:
     """Gradual magnitude pruning: a cubic ramp of the sparsity (Zhu and Gupta 2017, arXiv 1710.01878)."""
-    layers = prunable_layers(model, sphere=False)
+    layers = prunable_layers(model, rules, sphere=False)
     topology = Ramp(Schedule("cubic", 0.0, s.final_sparsity, s.begin, s.end), s.interval)
     return _training(model, layers, s, topology, _ones(layers), total_steps, sparsity=s.final_sparsity, fix_at=s.end)
 
 
 def _drop_grow(growth: str, doc: str) -> Callable[..., SparseTraining]:
-    def make(model: nn.Module, s: DropGrowSettings, *, total_steps: int, generator: Generator) -> SparseTraining:
-        layers = prunable_layers(model, sphere=False)
+    def make(
+        model: nn.Module, s: DropGrowSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PUBLISHED
+    ) -> SparseTraining:
+        layers = prunable_layers(model, rules, sphere=False)
         masks = random_masks(_weights(layers), s.final_sparsity, s.distribution, generator)
         topology = DropGrow(Schedule("cosine", s.drop_fraction, 0.0, 0.0, s.end), growth, s.interval, generator)
         return _training(model, layers, s, topology, masks, total_steps, sparsity=s.final_sparsity, fix_at=s.end)

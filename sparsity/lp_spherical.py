@@ -13,7 +13,7 @@ from torch import Generator, nn
 from sparsity.checks import numbers, whole, within
 from sparsity.feedback import Feedback, ProportionalIntegral, Published
 from sparsity.hoyer import suggest_p
-from sparsity.layers import Layer, has_normalisation, prunable_layers
+from sparsity.layers import PUBLISHED, Layer, LayerRules, has_normalisation, prunable_layers
 from sparsity.masks import random_mask
 from sparsity.optimizer import LR_MAX, LpSGD
 from sparsity.schedules import KINDS, Schedule, published_learning_rate, warmup_cosine
@@ -23,10 +23,7 @@ from sparsity.training import SparseTraining
 
 DROPS = ("ramp", "threshold")
 FEEDBACKS = ("published", "pi")
-LEARNING_RATES: dict[str, Callable[[float], float]] = {
-    "cosine": warmup_cosine,
-    "published": published_learning_rate(50),  # the knots that 50 epochs give
-}
+LEARNING_RATES = ("cosine", "published")
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,7 @@ class LpssSettings:
             from following the noise of the last few.
         learning_rate: shape of both rates over training: "cosine" after a short rise, or "published", piecewise linear
             with its peak after a sixth.
+        knots_for_epochs: how many epochs the training has, at least 1: the published shape has a knot 3 before the end.
         drop: "ramp" keeps the globally largest gain x |w| at a sparsity that rises as a cubic from the initial to the
             final one; what is dropped lives on in v and comes back where others fall behind it. "threshold" is the
             published semi-pruning with threshold adaptation: connections below rho x their neuron's mean |w| go, and
@@ -80,6 +78,7 @@ class LpssSettings:
     p_early: float | None = None
     early_layers: int = 4
     learning_rate: str = "cosine"
+    knots_for_epochs: int = 50
 
     def __post_init__(self) -> None:
         numbers(self)
@@ -90,6 +89,7 @@ class LpssSettings:
             within("p_early", self.p_early, good, f"[{P_MIN}, {P_MAX:g}]")
         whole("early_layers", self.early_layers)
         within("learning_rate", self.learning_rate, self.learning_rate in LEARNING_RATES, ", ".join(LEARNING_RATES))
+        whole("knots_for_epochs", self.knots_for_epochs)
         within("sphere_lr", self.sphere_lr, 0 < self.sphere_lr <= LR_MAX, f"(0, {LR_MAX}]")
         within("lr", self.lr, 0 < self.lr < float("inf"), "(0, inf)")
         within("momentum", self.momentum, 0 <= self.momentum < 1, "[0, 1)")
@@ -112,6 +112,7 @@ def lpss(
     total_steps: int,
     sparsity: float = 0.9,
     generator: Generator | None = None,
+    rules: LayerRules = PUBLISHED,
 ) -> SparseTraining:
     """Lp-spherical sparse training with semi-pruning and threshold adaptation (arXiv 2103.16013).
 
@@ -122,9 +123,10 @@ def lpss(
         total_steps: how many times `step()` will be called.
         sparsity: final sparsity in [0, 1), used when no settings are given.
         generator: of the random initial mask; on the CPU. Default: seeded with 0.
+        rules: which layers are pruned, and which of them lie on the sphere.
     """
     s = settings or LpssSettings(sparsity, suggest_p(sparsity))
-    layers = prunable_layers(model)
+    layers = prunable_layers(model, rules)
     initial = min(s.initial_sparsity, s.final_sparsity)
     return SparseTraining(
         model,
@@ -135,7 +137,7 @@ def lpss(
         sparsity=s.final_sparsity,
         total_steps=total_steps,
         fix_at=s.threshold_end,
-        learning_rate=LEARNING_RATES[s.learning_rate],
+        learning_rate=_learning_rate(s),
     )
 
 
@@ -153,6 +155,10 @@ def _sphere_optimizer(model: nn.Module, layers: list[Layer], s: LpssSettings) ->
         {"params": ordinary, "lr": s.lr, "weight_decay": s.weight_decay},
     ]
     return LpSGD([group for group in groups if group["params"]], momentum=s.momentum)
+
+
+def _learning_rate(s: LpssSettings) -> Callable[[float], float]:
+    return published_learning_rate(s.knots_for_epochs) if s.learning_rate == "published" else warmup_cosine
 
 
 def _topology(s: LpssSettings, initial: float) -> Topology:

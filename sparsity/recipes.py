@@ -9,6 +9,7 @@ from typing import Any
 from torch import Generator, nn
 
 from sparsity import baselines
+from sparsity.layers import PUBLISHED, LayerRules
 from sparsity.lp_spherical import LpssSettings, lpss
 from sparsity.training import SparseTraining
 
@@ -21,8 +22,25 @@ class Method:
     settings: type[Any]
     make: Callable[..., SparseTraining]
 
-    def build(self, model: nn.Module, params: dict[str, Any], *, total_steps: int, generator: Generator) -> Any:
-        """The SparseTraining for `params`. Raises ValueError for an unknown, missing or ill-chosen parameter."""
+    def build(
+        self,
+        model: nn.Module,
+        params: dict[str, Any],
+        *,
+        total_steps: int,
+        generator: Generator,
+        rules: LayerRules = PUBLISHED,
+        epochs: int | None = None,
+    ) -> SparseTraining:
+        """The SparseTraining for `params`.
+
+        Args:
+            rules: which layers are pruned, and lie on the sphere.
+            epochs: of the training, for methods that have the parameter `knots_for_epochs` and are not given it.
+
+        Raises:
+            ValueError: for an unknown, missing or ill-chosen parameter.
+        """
         known = {field.name: field for field in fields(self.settings)}
         unknown = sorted(set(params) - set(known))
         if unknown:
@@ -30,7 +48,9 @@ class Method:
         for name, field in known.items():
             if field.default is MISSING and name not in params:
                 raise ValueError(f"{self.name} needs the parameter {name!r}")
-        return self.make(model, self.settings(**params), total_steps=total_steps, generator=generator)
+        if epochs is not None and "knots_for_epochs" in known:
+            params = {"knots_for_epochs": epochs, **params}
+        return self.make(model, self.settings(**params), total_steps=total_steps, generator=generator, rules=rules)
 
 
 _ALL = (

@@ -17,7 +17,7 @@ from search_spaces import BUILT_IN, BadFile, Space, load_space
 from sparsity import METHODS, suggest_p
 
 TARGETS = (0.0, 0.5, 0.9, 0.98, 0.999)
-SPARSE = [name for name in BUILT_IN if name != "dense"]
+SPARSE = [name for name in BUILT_IN if name not in ("dense", "lpss-published")]
 BASE = """\
 method: lpss
 parameters:
@@ -68,6 +68,23 @@ def test_the_theorys_p_falls_as_the_target_rises() -> None:
     suggested = [load_space("lpss", target).first[0]["p"] for target in TARGETS]
     assert suggested == sorted(suggested, reverse=True)
     assert len(set(suggested)) >= 4
+
+
+@pytest.mark.parametrize(
+    ("target", "early", "rest"),
+    [(0.5, 1.4, 1.3), (0.8, 1.3, 1.15), (0.9, 1.2, 1.07), (0.85, 1.25, 1.11), (0.98, 1.2, 1.07), (0.0, 1.4, 1.3)],
+)
+def test_the_published_recipe_is_a_space(target: float, early: float, rest: float) -> None:
+    space = load_space("lpss-published", target)
+    assert list(space.distributions) == ["lr"]  # what was not published
+    made = METHODS["lpss"].settings(**space.fixed, lr=0.1)
+    assert (made.p_early, made.p, made.early_layers) == (pytest.approx(early), pytest.approx(rest), 4)
+    assert (made.sphere_lr, made.momentum, made.learning_rate) == (2 / 256, 0.9, "published")
+    rho = (made.threshold, made.threshold_start, made.threshold_begin, made.threshold_end, made.threshold_interval)
+    assert rho == ("cosine", 0.2, 0.2, 0.8, 40)
+    assert (made.drop, made.weight_decay) == ("threshold", 0.0)
+    assert (made.feedback, made.feedback_gain, made.initial_sparsity) == ("published", 0.1, 0.2)
+    assert made.final_sparsity == target
 
 
 @pytest.mark.parametrize("target", TARGETS)

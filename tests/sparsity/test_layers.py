@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sparsity import METHODS, LayerRules
 from sparsity.layers import has_normalisation, prunable_layers
 from tests.sparsity.problems import mlp
 
@@ -93,19 +94,63 @@ def test_normalisation_is_found_at_any_depth(layer: nn.Module, normalises: bool)
     assert not has_normalisation(torch.nn.Linear(3, 3))
 
 
+def perceptron() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2))
+
+
+def small_convolutional() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 2))
+
+
 def test_patterns_leave_weights_dense_or_take_them_off_the_sphere() -> None:
-    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2))
-    layers = prunable_layers(model, dense=["0.*"], off_sphere=["2.weight"])
+    layers = prunable_layers(perceptron(), LayerRules(dense=("0.*",), off_sphere=("2.weight",)))
     assert [(layer.name, layer.sphere) for layer in layers] == [("2.weight", False), ("4.weight", True)]
-    assert [layer.sphere for layer in prunable_layers(model, off_sphere=[])] == [True, True, True]
+    assert [layer.sphere for layer in prunable_layers(perceptron(), LayerRules(off_sphere=()))] == [True, True, True]
 
 
-@pytest.mark.parametrize("options", [{"dense": ["head.*"]}, {"off_sphere": ["0.bias"]}])
-def test_a_pattern_that_fits_nothing_is_refused_with_the_names_there_are(options: dict[str, list[str]]) -> None:
-    with pytest.raises(ValueError, match=r"0\.weight, 2\.weight"):
-        prunable_layers(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), **options)
+def test_kinds_of_layers_are_rules_too() -> None:
+    layers = prunable_layers(small_convolutional(), LayerRules(dense=(nn.Conv2d,)))
+    assert [(layer.name, layer.sphere) for layer in layers] == [("3.weight", True), ("4.weight", False)]
+    layers = prunable_layers(small_convolutional(), LayerRules(dense=("1.*",), off_sphere=(nn.Linear,)))
+    assert [(layer.name, layer.sphere) for layer in layers] == [
+        ("0.weight", True),
+        ("3.weight", False),
+        ("4.weight", False),
+    ]
+
+
+def test_the_last_layer_is_the_networks_even_if_it_stays_dense() -> None:
+    layers = prunable_layers(perceptron(), LayerRules(dense=("4.*",)))
+    assert [(layer.name, layer.sphere) for layer in layers] == [("0.weight", True), ("2.weight", True)]
+
+
+@pytest.mark.parametrize("rules", [LayerRules(dense=("head.*",)), LayerRules(off_sphere=("0.bias",))])
+def test_a_rule_that_fits_nothing_is_refused_with_the_names_there_are(rules: LayerRules) -> None:
+    with pytest.raises(ValueError, match=r"'(head\.\*|0\.bias)': there are 0\.weight \(Linear\), 2\.weight \(Linear\)"):
+        prunable_layers(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), rules)
+
+
+def test_a_kind_that_fits_nothing_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"^no weight fits 'Conv2d': there are 0\.weight \(Linear\)"):
+        prunable_layers(perceptron(), LayerRules(off_sphere=(nn.Conv2d,)))
 
 
 def test_nothing_left_to_prune_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to prune"):
-        prunable_layers(nn.Sequential(nn.Linear(4, 5)), dense=["*"])
+        prunable_layers(nn.Sequential(nn.Linear(4, 5)), LayerRules(dense=("*",)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_leaves_the_dense_weights_alone(name: str) -> None:
+    rules = LayerRules(dense=("2.*",))
+    model, params = perceptron(), {"p": 1.3} if name == "lpss" else {}
+    if name != "dense":
+        params["final_sparsity"] = 0.5
+    sparse = METHODS[name].build(model, params, total_steps=4, generator=torch.Generator(), rules=rules)
+    for _ in range(4):
+        sparse.zero_grad()
+        nn.functional.cross_entropy(model(torch.randn(8, 4)), torch.randint(2, (8,))).backward()
+        sparse.step()
+    assert sparse.zeros() == (0 if name == "dense" else 16, 32)  # 4 x 5 and 6 x 2
+    assert list(sparse.by_layer()) == ["0.weight", "4.weight"]
+    assert bool((model[2].weight != 0).all())

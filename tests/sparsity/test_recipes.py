@@ -219,10 +219,44 @@ def test_the_published_learning_rate_peaks_after_a_sixth() -> None:
     sparse = lpss(nn.Linear(3, 2), LpssSettings(0.5, 1.3, learning_rate="published"), total_steps=10)
     assert sparse.learning_rate(1 / 6) == pytest.approx(1.0)
     assert sparse.learning_rate(1.0) == pytest.approx(0.0001)
+    assert sparse.learning_rate(1 - 3 / 50) == pytest.approx(0.002)
+
+
+def test_the_published_learning_rate_knows_how_long_the_training_is() -> None:
+    params = {**GOOD, "learning_rate": "published"}
+    for given, epochs in (({}, 250), ({"knots_for_epochs": 40}, 40)):
+        sparse = METHODS["lpss"].build(
+            nn.Linear(3, 2), {**params, **given}, total_steps=10, generator=generator(), epochs=250
+        )
+        assert sparse.learning_rate(1 - 3 / epochs) == pytest.approx(0.002)
+        assert sparse.learning_rate(1 - 3 / epochs - 0.01) > 0.0021
+
+
+def test_an_exported_network_has_its_gains_in_its_weights() -> None:
+    torch.manual_seed(0)
+    x, y = blobs(200)
+    model = mlp(20, 12, 8, 4)
+    sparse = lpss(model, total_steps=40, sparsity=0.5)
+    for inputs, targets in batches(x, y, 10):
+        sparse.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+        sparse.step()
+    assert set(model.state_dict()) == set(mlp(20, 12, 8, 4).state_dict())  # no gain of its own in the file
+    loaded = mlp(20, 12, 8, 4)
+    loaded.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    assert torch.equal(loaded(x), model(x))
+    assert isinstance(sparse.optimizer, LpSGD)
+    for layer, mask in zip(sparse.layers, sparse.masks, strict=True):
+        if layer.sphere:
+            gain, w = sparse.optimizer.gain(layer.weight), sparse.optimizer.sphere_weights(layer.weight)
+            assert gain is not None
+            assert (gain / gain[0] - 1).abs().max() > 0.01  # trained, neuron by neuron
+            assert torch.allclose(loaded.state_dict()[layer.name], gain * w * mask, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("p_early", 1.0), ("p_early", "1.2"), ("early_layers", 0), ("learning_rate", "fast")]
+    ("name", "value"),
+    [("p_early", 1.0), ("p_early", "1.2"), ("early_layers", 0), ("learning_rate", "fast"), ("knots_for_epochs", 0)],
 )
 def test_wrong_early_layers_and_rates_are_named(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=name):
