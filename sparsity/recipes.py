@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
@@ -22,10 +22,23 @@ class Method:
     settings: type[Any]
     make: Callable[..., SparseTraining]
 
+    def configure(self, params: Mapping[str, Any]) -> Any:
+        """The settings of `params`, in which "threshold.start" is the part "start" of "threshold". Raises ValueError
+        for an unknown, missing or ill-chosen parameter."""
+        params = nested(params)
+        known = {field.name: field for field in fields(self.settings)}
+        unknown = sorted(set(params) - set(known))
+        if unknown:
+            raise ValueError(f"{self.name} has no parameter {unknown[0]!r}: it takes {', '.join(sorted(known))}")
+        for name, field in known.items():
+            if field.default is MISSING and name not in params:
+                raise ValueError(f"{self.name} needs the parameter {name!r}")
+        return self.settings(**params)
+
     def build(
         self,
         model: nn.Module,
-        params: dict[str, Any],
+        params: Mapping[str, Any],
         *,
         total_steps: int,
         generator: Generator,
@@ -39,18 +52,23 @@ class Method:
             epochs: of the training, for methods that have the parameter `knots_for_epochs` and are not given it.
 
         Raises:
-            ValueError: for an unknown, missing or ill-chosen parameter.
+            ValueError: as `configure` does.
         """
-        known = {field.name: field for field in fields(self.settings)}
-        unknown = sorted(set(params) - set(known))
-        if unknown:
-            raise ValueError(f"{self.name} has no parameter {unknown[0]!r}: it takes {', '.join(sorted(known))}")
-        for name, field in known.items():
-            if field.default is MISSING and name not in params:
-                raise ValueError(f"{self.name} needs the parameter {name!r}")
-        if epochs is not None and "knots_for_epochs" in known:
+        if epochs is not None and any(field.name == "knots_for_epochs" for field in fields(self.settings)):
             params = {"knots_for_epochs": epochs, **params}
-        return self.make(model, self.settings(**params), total_steps=total_steps, generator=generator, rules=rules)
+        settings = self.configure(params)
+        return self.make(model, settings, total_steps=total_steps, generator=generator, rules=rules)
+
+
+def nested(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Names with a dot as mappings: {"threshold.start": 0.2} is {"threshold": {"start": 0.2}}."""
+    result = {name: value for name, value in params.items() if "." not in name}
+    parts = [(*name.partition("."), value) for name, value in params.items() if "." in name]
+    for base, _, part, value in parts:
+        if base in params:
+            raise ValueError(f"{base} is given both as one value and by its part {part!r}")
+        result.setdefault(base, {})[part] = value
+    return result
 
 
 _ALL = (

@@ -90,7 +90,7 @@ def _search_parser() -> _Parser:
     how.add_argument("--epochs", metavar="N", help="epochs of a trial (the experiment's own)")
     how.add_argument("--seed", metavar="N", help="of the sampler, the weights and the order of examples (0)")
     how.add_argument("--final-seeds", metavar="N", help="train each method's best again under N seeds at the end (0)")
-    how.add_argument("--sampler", metavar="NAME", help="tpe, gp, nsgaii, qmc or random (tpe)")
+    how.add_argument("--sampler", metavar="NAME", help="tpe, gp, nsgaii, cmaes, qmc or random (tpe)")
     how.add_argument("--scheduler", metavar="NAME", help="asha stops hopeless trials early, none does not (asha)")
     where = parser.add_argument_group("where to run")
     where.add_argument("--concurrency", metavar="N", help="trials at once (as many as fit)")
@@ -145,13 +145,16 @@ def _resume(arguments: list[str]) -> int:
 def _list(arguments: list[str]) -> int:
     parser = _parser("tune-sparsity list", description="Names that the options accept.")
     parser.add_argument("kind", metavar="|".join(_LISTS))
-    kind = parser.parse_args(arguments).kind
+    parser.add_argument("--show", metavar="NAME", help="print one space, to start one's own from")
+    options = parser.parse_args(arguments)
     from tuner.config import UsageError, unknown
-    from tuner.listing import listing
+    from tuner.listing import listing, show_space
 
-    if kind not in _LISTS:
-        raise UsageError(unknown("list", kind, _LISTS))
-    print(listing(kind))
+    if options.kind not in _LISTS:
+        raise UsageError(unknown("list", options.kind, _LISTS))
+    if options.show is not None and options.kind != "spaces":
+        raise UsageError(f"--show is for spaces, not for {options.kind}: tune-sparsity list spaces --show NAME")
+    print(listing(options.kind) if options.show is None else show_space(options.show))
     return EXIT_DONE
 
 

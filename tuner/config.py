@@ -114,8 +114,6 @@ class StudyConfig(BaseModel):
     def _sampler(cls, name: str) -> str:
         if name not in SAMPLERS:
             raise ValueError(unknown("sampler", name, SAMPLERS))
-        if name == "cmaes":
-            raise ValueError("cmaes handles neither two objectives nor constraints: use tpe, gp, nsgaii, qmc or random")
         return name
 
     @field_validator("scheduler")

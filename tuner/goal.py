@@ -55,6 +55,11 @@ class Goal:
         return GoalKind.TARGETS if len(self.targets) > 1 else GoalKind.TARGET
 
     @property
+    def spans(self) -> bool:
+        """Whether networks of several sparsities are wanted: then sparsity is an objective beside the accuracy."""
+        return self.kind in (GoalKind.TARGETS, GoalKind.FRONT)
+
+    @property
     def lowest(self) -> float:
         """The study's constraint: a trial is feasible if it completed and is at least this sparse."""
         return self.targets[0]
@@ -73,7 +78,7 @@ class Goal:
     def searched(self) -> tuple[float, float]:
         """The range of the final sparsity, for spaces that say `target` and `above`. With one target it reaches a
         fifth of the way from it to 1: what lies beyond shows what more sparsity would cost."""
-        if self.kind in (GoalKind.TARGETS, GoalKind.FRONT):
+        if self.spans:
             return self.lowest, self.highest
         return self.lowest, self.lowest + 0.2 * (1 - self.lowest)
 

@@ -45,7 +45,7 @@ def space_for(name: str, goal: Goal) -> Space:
     """The space of that name or file. What it says in terms of the target spans all of the goal: a parameter's range
     reaches from where it begins for the lowest sparsity to where it ends for the highest, and the first points are
     laid out for each of the goal's starts in turn."""
-    if goal.kind not in (GoalKind.TARGETS, GoalKind.FRONT):
+    if not goal.spans:
         return load_space(name, goal.lowest)
     laid_out = [load_space(name, target) for target in goal.starts]
     base = laid_out[0]

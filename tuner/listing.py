@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-_SAMPLERS = {
-    "tpe": "tree-structured Parzen estimator, multivariate (default)",
-    "gp": "Gaussian process; slow to propose, for costly trials",
-    "nsgaii": "genetic algorithm; for hundreds of trials",
-    "qmc": "quasi-random: even cover of the space",
-    "random": "independent draws",
-}
-
 
 def listing(kind: str) -> str:
     """The names of a kind, one a line, with what each is."""
@@ -17,10 +9,22 @@ def listing(kind: str) -> str:
         "experiments": _experiments,
         "methods": _methods,
         "spaces": _spaces,
-        "samplers": lambda: _SAMPLERS,
+        "samplers": _samplers,
     }[kind]()
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {what}" for name, what in rows.items())
+
+
+def show_space(name: str) -> str:
+    """A space as it is written. Raises UsageError for an unknown name, or a file that is no usable space."""
+    from search_spaces import load_space, space_text
+    from tuner.config import UsageError
+
+    try:
+        load_space(name, 0.9)
+        return space_text(name).rstrip()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _experiments() -> dict[str, str]:
@@ -42,3 +46,9 @@ def _spaces() -> dict[str, str]:
         name: f"{load_space(name, 0.9).method}: {len(load_space(name, 0.9).distributions)} parameters"
         for name in BUILT_IN
     }
+
+
+def _samplers() -> dict[str, str]:
+    from tuner.samplers import DEFAULT_SAMPLER, SAMPLERS
+
+    return {name: kind.what + (" (default)" if name == DEFAULT_SAMPLER else "") for name, kind in SAMPLERS.items()}

@@ -17,6 +17,7 @@ from sparsity import prunable_layers
 from tuner.config import StudyConfig, UsageError, unknown
 from tuner.goal import Goal
 from tuner.goal_spaces import spaces_of
+from tuner.samplers import check_sampler
 from tuner.tracking_uri import check_tracking_uri
 
 
@@ -55,6 +56,7 @@ def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
         experiment = find(config.experiment)
         goal = config.goal(*_prunable(experiment))
         spaces = spaces_of(config, goal)
+        check_sampler(config.sampler, front=goal.spans, methods=len(spaces))
     except (ValueError, OSError) as error:  # BadFile is a ValueError, a name too long for a path an OSError
         raise UsageError(str(error)) from None
     check_address(config.address)

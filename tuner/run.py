@@ -102,6 +102,7 @@ def _search(
         prepared.spaces,
         goal.lowest,
         sampler=config.sampler,
+        front=goal.spans,
         seed=config.seed,
         journal=config.folder / _JOURNAL,
         name=config.study,

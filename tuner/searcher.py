@@ -1,7 +1,8 @@
 """The searcher: Optuna's ask and tell with the target as a constraint, two objectives, and honest states.
 
-It knows nothing of Ray: whoever runs the trials asks, reports and tells. All that it knows is in Optuna's study, which
-is kept in a file of the study's folder, so a search that died goes on where it was.
+It knows nothing of Ray: whoever runs the trials asks, reports and tells. All that it knows is in Optuna's study, the
+record, which is kept in a file of the study's folder: a search that died goes on where it was, and Optuna's dashboard
+opens it. Samplers that learn do so in a study of their own (tuner.sampling).
 """
 
 from __future__ import annotations
@@ -12,18 +13,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend
 
-from search_spaces import Space
+from search_spaces import Prior, Space
 from tuner.goal_spaces import FINAL_SPARSITY
 from tuner.records import TrialRecord, TrialState
-
-if TYPE_CHECKING:
-    from optuna.samplers import BaseSampler
+from tuner.samplers import DEFAULT_SAMPLER, SAMPLERS, check_sampler, make_sampler
+from tuner.sampling import CONSTRAINT, SamplingStudy, View, suggest
 
 _RECORD = "record"  # the user attribute that holds a trial's record
 _METHOD = "method"
@@ -39,17 +38,22 @@ class Asked:
 
 
 class OptunaSearcher:
-    """Proposes trials that maximise validation accuracy and sparsity, subject to sparsity >= target.
+    """Proposes trials that maximise validation accuracy, and sparsity with it, subject to sparsity >= target.
 
     Args:
         spaces: one for each method; with several, the method itself is a searched parameter and every method's
             parameters are named METHOD.PARAMETER in Optuna.
         target: the constraint, in [0, 1).
-        sampler: one of tuner.config.SAMPLERS.
+        sampler: one of tuner.samplers.SAMPLERS.
+        front: whether the whole front is wanted; else the sampler looks for the best accuracy that is feasible. The
+            record has both objectives in either case.
         seed: of the sampler.
         journal: Optuna's journal file; None keeps the study in memory. An existing file is continued.
         name: of the study in that file.
         turns: final sparsities, by the method, that the trials have to have in turn; none: the sampler chooses them.
+
+    Raises:
+        ValueError: if the sampler cannot do what is asked; the message names those that can.
     """
 
     def __init__(
@@ -57,12 +61,14 @@ class OptunaSearcher:
         spaces: Sequence[Space],
         target: float,
         *,
-        sampler: str = "tpe",
+        sampler: str = DEFAULT_SAMPLER,
+        front: bool = False,
         seed: int = 0,
         journal: Path | None = None,
         name: str = "study",
         turns: Sequence[Mapping[str, float]] = (),
     ) -> None:
+        check_sampler(sampler, front=front, methods=len(spaces))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("optuna").setLevel(logging.ERROR)
         self.target = target
@@ -70,7 +76,11 @@ class OptunaSearcher:
         self.study = _open_study(journal, name)
         trials = self.study.get_trials(deepcopy=False)
         begun = sum(trial.state is not optuna.trial.TrialState.WAITING for trial in trials)
-        self.study.sampler = make_sampler(sampler, seed, begun)
+        inner = make_sampler(sampler, seed, self._priors(), begun)
+        self._sampling = SamplingStudy(inner, self._view(sampler, front)) if SAMPLERS[sampler].own_study else None
+        self.study.sampler = self._sampling or inner
+        if self._sampling is not None:
+            self._sampling.add(trial for trial in trials if trial.state.is_finished())
         self._turns = turns
         self._running: dict[int, optuna.Trial] = {}
         self._left = self._unfinished()
@@ -91,6 +101,21 @@ class OptunaSearcher:
         for point in space.first:
             named = {self._key(space.method, name): value for name, value in point.items()}
             self.study.enqueue_trial({**named, _METHOD: space.method} if len(self.spaces) > 1 else named)
+
+    def _priors(self) -> dict[str, Prior]:
+        """Under the names that Optuna knows the parameters by."""
+        return {
+            self._key(method, name): prior
+            for method, space in self.spaces.items()
+            for name, prior in space.priors.items()
+        }
+
+    def _view(self, sampler: str, front: bool) -> View:
+        """What the sampler sees. Those that search one method only see all its parameters in every trial."""
+        kind, space = SAMPLERS[sampler], next(iter(self.spaces.values()))
+        if kind.methods:
+            return View(front, kind.constraint, kind.most)
+        return View(front, kind.constraint, kind.most, everything=space.distributions, centre=space.centre())
 
     def _key(self, method: str, parameter: str) -> str:
         return f"{method}.{parameter}" if len(self.spaces) > 1 else parameter
@@ -118,11 +143,13 @@ class OptunaSearcher:
             trial.suggest_categorical(_METHOD, list(self.spaces)) if len(self.spaces) > 1 else next(iter(self.spaces))
         )
         space = self.spaces[method]
-        params = {
-            name: _suggest(trial, self._key(method, name), distribution)
-            for name, distribution in space.distributions.items()
-        }
-        return Asked(trial.number, method, {**params, **space.fixed})
+        params: dict[str, Any] = {}
+        for name, distribution in space.distributions.items():
+            if space.applies(name, params):
+                params[name] = suggest(trial, self._key(method, name), distribution)
+        if self._sampling is not None:
+            self._sampling.settle(trial)
+        return Asked(trial.number, method, {**params, **space.fixed_for(params)})
 
     def tell(self, record: TrialRecord) -> None:
         """Ends a trial with its record's state: COMPLETE with both objectives and the constraint, PRUNED or FAIL.
@@ -136,7 +163,7 @@ class OptunaSearcher:
             assert record.sparsity is not None
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a crash between these two lines leaves the constraint, and it holds
-                trial.set_constraint("target", self.target - record.sparsity)
+                trial.set_constraint(CONSTRAINT, self.target - record.sparsity)
             self.study.tell(trial, [record.val_accuracy, record.sparsity])
         elif record.state is TrialState.PRUNED:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
@@ -175,44 +202,3 @@ def _drop_torn_line(journal: Path) -> None:
     text = journal.read_bytes() if journal.exists() else b""
     if text and not text.endswith(b"\n"):
         os.truncate(journal, text.rfind(b"\n") + 1)
-
-
-def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
-    """Asks Optuna for a parameter by its distribution."""
-    if isinstance(distribution, FloatDistribution):
-        return trial.suggest_float(
-            name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
-        )
-    if isinstance(distribution, IntDistribution):
-        return trial.suggest_int(
-            name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
-        )
-    assert isinstance(distribution, CategoricalDistribution)
-    return trial.suggest_categorical(name, distribution.choices)
-
-
-def make_sampler(name: str, seed: int, begun: int = 0) -> BaseSampler:
-    """One of Optuna's samplers, set up for two objectives and a constraint as far as it supports them.
-
-    Args:
-        begun: trials that earlier processes have begun: a sampler that starts over would propose the same again.
-    """
-    import numpy as np
-    from optuna import samplers
-
-    # QMC keeps its place in the sequence in the study itself, under its seed.
-    if begun and name != "qmc":
-        seed = int(np.random.SeedSequence([seed, begun]).generate_state(1)[0])
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if name == "tpe":
-            # Multivariate, since p and the learning rates interact; constant_liar keeps parallel trials apart.
-            return samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=8)
-        if name == "gp":
-            return samplers.GPSampler(seed=seed, n_startup_trials=8, deterministic_objective=False)
-        if name == "nsgaii":
-            return samplers.NSGAIISampler(seed=seed, population_size=16)
-        if name == "qmc":
-            return samplers.QMCSampler(seed=seed, scramble=True)
-        return samplers.RandomSampler(seed=seed)

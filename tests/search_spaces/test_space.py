@@ -208,7 +208,7 @@ MALFORMED: dict[str, tuple[str, int, str]] = {
         parameter("threshold_interval: {type: categorical, choices: [1, no]}"), 5, "interval = False",
     ),
     "an end that is text": (parameter("lr: {type: float, low: '0.1', high: 1}"), 5, "'0.1'"),
-    "no end": (parameter("lr: {type: float, low: 0.1}"), 5, "high must be a number or one of target, above, suggest_p"),
+    "no end": (parameter("lr: {type: float, low: 0.1}"), 5, "high must be a number or one of target, above"),
     "an end that is a list": (parameter("lr: {type: float, low: [0.1], high: 1}"), 5, "[0.1]"),
     "half a whole number": (parameter("threshold_interval: {type: int, low: 1.5, high: 9}"), 5, "whole number"),
     "logarithm from 0": (parameter("lr: {type: float, low: 0, high: 1, log: true}"), 5, "log"),

@@ -15,6 +15,7 @@ from torch import Generator, nn
 from sparsity import METHODS, LpssSettings, lpss, suggest_p
 from sparsity.feedback import ProportionalIntegral, Published
 from sparsity.optimizer import LpSGD
+from sparsity.recipes import nested
 from sparsity.topology import Ramp
 from tests.sparsity.problems import accuracy, batches, blobs, mlp
 
@@ -261,3 +262,20 @@ def test_an_exported_network_has_its_gains_in_its_weights() -> None:
 def test_wrong_early_layers_and_rates_are_named(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=name):
         LpssSettings(0.9, 1.3, **{name: value})  # type: ignore[arg-type]
+
+
+def test_names_with_a_dot_are_parts_of_one_value() -> None:
+    params = {"p": 1.4, "threshold.start": 0.2, "threshold.end": 0.7}
+    assert nested(params) == {"p": 1.4, "threshold": {"start": 0.2, "end": 0.7}}
+    assert nested({}) == {}
+    with pytest.raises(ValueError, match="threshold is given both as one value and by its part 'start'"):
+        nested({**params, "threshold": {"start": 0.1}})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_settings_are_configured_from_parameters_or_refused(name: str) -> None:
+    required = {"p": 1.4, "final_sparsity": 0.9}
+    params = {key: value for key, value in required.items() if key in METHODS[name].settings.__dataclass_fields__}
+    assert METHODS[name].configure(params) == METHODS[name].settings(**params)
+    with pytest.raises(ValueError, match="has no parameter 'nonsense'"):
+        METHODS[name].configure({**params, "nonsense": 1})

@@ -15,12 +15,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from search_spaces import Space, load_space
 from sparsity import METHODS
-from tuner.config import SAMPLERS
 from tuner.records import TrialRecord, TrialState
+from tuner.samplers import SAMPLERS
 from tuner.searcher import Asked, OptunaSearcher
 
 TARGET = 0.9
-USABLE = [name for name in SAMPLERS if name != "cmaes"]
+USABLE = list(SAMPLERS)
 SMALL = Space(
     name="small",
     method="lpss",
@@ -99,12 +99,13 @@ def test_the_built_in_space_starts_with_its_theory() -> None:
 
 
 @pytest.mark.parametrize("sampler", USABLE)
-def test_every_sampler_makes_twenty_trials_without_a_warning(sampler: str, tmp_path: Path) -> None:
+def test_every_sampler_makes_trials_without_a_warning(sampler: str, tmp_path: Path) -> None:
+    trials = 14 if sampler == "gp" else 20  # a Gaussian process takes its time
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         searcher = OptunaSearcher([SMALL], TARGET, sampler=sampler, journal=tmp_path / "optuna.journal")
         running: list[Asked] = []
-        for number in range(20):
+        for number in range(trials):
             running.append(searcher.ask())
             assert running[-1].number == number
             assert_inside(SMALL, running[-1])
@@ -113,9 +114,9 @@ def test_every_sampler_makes_twenty_trials_without_a_warning(sampler: str, tmp_p
                 searcher.tell(ended(first))
                 state = (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)[number % 3]
                 searcher.tell(ended(second, state))
-    assert len(searcher.finished()) == 20
+    assert len(searcher.finished()) == trials
     params = [str(record.params) for record in searcher.finished()]
-    assert len(set(params)) == 20
+    assert len(set(params)) == trials
 
 
 @pytest.mark.parametrize("sampler", USABLE)

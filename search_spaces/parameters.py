@@ -1,0 +1,144 @@
+"""One parameter of a space's file: a range, choices, a fixed value or a schedule, with its prior."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from search_spaces.priors import WIDTH, Prior
+from search_spaces.reader import shown
+from search_spaces.values import Place, Values
+
+_RANGE = {"low", "high", "log", "step", "prior"}
+_KEYS = {
+    "float": _RANGE,
+    "int": _RANGE,
+    "categorical": {"choices", "prior"},
+    "fixed": {"value"},
+    "schedule": {"shape", "start", "stop", "begin", "end", "knots"},
+}
+_KNOT = ("at", "value")
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A parameter, or one part of a schedule: searched in a distribution, or fixed at a value."""
+
+    name: str
+    place: Place
+    distribution: BaseDistribution | None = None
+    value: Any = None
+    prior: Prior | None = None
+
+
+class ParameterReader:
+    """Turns a parameter's plain data into what is searched, and every mistake into an error with its line."""
+
+    def __init__(self, values: Values) -> None:
+        self._values = values
+
+    def read(self, place: Place, name: str, spec: Any) -> list[Parsed]:
+        """One element, or one for each part of a schedule."""
+        if not isinstance(spec, dict):
+            return [Parsed(name, place, value=self._values.plain(place, spec))]
+        kind = spec.get("type")
+        if not isinstance(kind, str) or kind not in _KEYS:
+            raise self._values.error((*place, "type"), f"type must be one of {', '.join(_KEYS)}, not {shown(kind)}")
+        only(self._values, place, spec, {"type", "when", *_KEYS[kind]})
+        if kind == "schedule":
+            return self._schedule(place, name, spec)
+        return [self._single(place, name, spec, kind)]
+
+    def _single(self, place: Place, name: str, spec: dict[str, Any], kind: str) -> Parsed:
+        if kind == "fixed":
+            return Parsed(name, place, value=self._values.plain((*place, "value"), spec.get("value")))
+        if kind == "categorical":
+            distribution: BaseDistribution = self._choices((*place, "choices"), spec.get("choices"))
+        else:
+            distribution = self._range(place, spec, whole=kind == "int")
+        return Parsed(name, place, distribution, prior=self._prior((*place, "prior"), spec.get("prior"), distribution))
+
+    def _schedule(self, place: Place, name: str, spec: dict[str, Any]) -> list[Parsed]:
+        """A shape between two points in time, or knots that are joined by straight lines."""
+        given = [key for key in spec if key not in ("type", "when")]
+        if "knots" in spec:
+            if len(given) > 1:
+                raise self._values.error(place, "a schedule has either knots or shape, start, stop, begin and end")
+            return self._knots((*place, "knots"), name, spec["knots"])
+        if "shape" not in spec or "start" not in spec:
+            raise self._values.error(place, "a schedule needs shape and start, or knots")
+        return [self._part((*place, key), f"{name}.{key}", spec[key]) for key in given]
+
+    def _knots(self, place: Place, name: str, knots: Any) -> list[Parsed]:
+        if not isinstance(knots, list) or not knots or not all(isinstance(k, list) and len(k) == 2 for k in knots):
+            raise self._values.error(place, "knots must be a list of pairs: [progress in 0 to 1, value]")
+        return [
+            self._part((*place, index - 1, half), f"{name}.{part}{index}", knot[half])
+            for index, knot in enumerate(knots, 1)
+            for half, part in enumerate(_KNOT)
+        ]
+
+    def _part(self, place: Place, name: str, spec: Any) -> Parsed:
+        """A part of a schedule: a value, a list of choices, or a mapping as of a parameter, a float by default."""
+        if isinstance(spec, list):
+            spec = {"type": "categorical", "choices": spec}
+        if not isinstance(spec, dict):
+            return Parsed(name, place, value=self._values.plain(place, spec))
+        kind = spec.get("type", "categorical" if "choices" in spec else "float")
+        if kind not in ("float", "int", "categorical", "fixed"):
+            message = f"type must be float, int, categorical or fixed within a schedule, not {shown(kind)}"
+            raise self._values.error((*place, "type"), message)
+        only(self._values, place, spec, {"type", *_KEYS[kind]})
+        return self._single(place, name, spec, kind)
+
+    def _choices(self, place: Place, choices: Any) -> CategoricalDistribution:
+        if not isinstance(choices, list) or not choices:
+            raise self._values.error(place, "choices must be a list of at least one value")
+        return CategoricalDistribution([self._values.plain(place, choice) for choice in choices])
+
+    def _range(self, place: Place, spec: dict[str, Any], *, whole: bool) -> BaseDistribution:
+        low, high = (self._values.number((*place, end), spec.get(end), whole=whole) for end in ("low", "high"))
+        log, step = spec.get("log", False), spec.get("step")
+        if not isinstance(log, bool):
+            raise self._values.error((*place, "log"), f"log must be true or false, not {shown(log)}")
+        if low > high:
+            raise self._values.error((*place, "low"), f"low = {low:g} is above high = {high:g}")
+        if step is not None:
+            step = self._values.number((*place, "step"), step, whole=whole)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # `high` moves to the last step below it: it may depend on the target
+                if whole:
+                    return IntDistribution(int(low), int(high), log=log, step=1 if step is None else int(step))
+                return FloatDistribution(low, high, log=log, step=step)
+        except ArithmeticError as error:  # from Optuna's decimals
+            raise self._values.error((*place, "step"), "step is too small for this range") from error
+        except ValueError as error:
+            raise self._values.error(place, str(error)) from error
+
+    def _prior(self, place: Place, spec: Any, distribution: BaseDistribution) -> Prior | None:
+        """A bare value is the centre; a mapping has the centre and the width."""
+        if spec is None:
+            return None
+        if not isinstance(spec, dict):
+            return Prior(self._values.inside(place, spec, distribution))
+        only(self._values, place, spec, {"centre", "width"})
+        if "centre" not in spec:
+            raise self._values.error(place, "a prior needs a centre: the value that is expected to be the best")
+        width = self._values.number((*place, "width"), spec.get("width", WIDTH))
+        if not 0 < width <= 1:
+            raise self._values.error(
+                (*place, "width"), f"width must lie in (0, 1], a share of the range, not {width:g}"
+            )
+        return Prior(self._values.inside((*place, "centre"), spec["centre"], distribution), width)
+
+
+def only(values: Values, place: Place, data: dict[Any, Any], accepted: set[str]) -> None:
+    """Raises BadFile for a key that is not accepted."""
+    for key in data:
+        if key not in accepted:
+            message = f"unknown key {shown(key)}: accepted are {', '.join(sorted(accepted))}"
+            raise values.error((*place, key), message)

@@ -1,0 +1,224 @@
+"""Reads a space's file: its parameters, what they depend on, and the points to try first."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import MISSING
+from dataclasses import fields as dataclass_fields
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from search_spaces.parameters import ParameterReader, Parsed, only
+from search_spaces.priors import middle
+from search_spaces.reader import read_mapping, shown
+from search_spaces.space import Space, applies
+from search_spaces.values import Place, Values
+from sparsity import METHODS
+
+Condition = dict[str, tuple[Any, ...]]
+
+
+def parse_space(name: str, path: Path, target: float) -> Space:
+    """The space in a file, laid out for `target`. Raises BadFile with the line of what is wrong."""
+    data, lines = read_mapping(path)
+    return _Parser(Values(lines, target)).space(name, data)
+
+
+class _Parser:
+    """Turns the plain data of a space file into a Space, and every mistake into an error with its line."""
+
+    def __init__(self, values: Values) -> None:
+        self._values = values
+        self._parameters = ParameterReader(values)
+
+    def space(self, name: str, data: dict[str, Any]) -> Space:
+        only(self._values, (), data, {"method", "parameters", "first"})
+        method = data.get("method")
+        if not isinstance(method, str) or method not in METHODS:
+            raise self._values.error(("method",), f"method must be one of {', '.join(METHODS)}, not {shown(method)}")
+        specs = data.get("parameters")
+        if not isinstance(specs, dict) or not specs:
+            raise self._values.error(("parameters",), "parameters must be a mapping with at least one parameter")
+        parsed: dict[str, Parsed] = {}
+        for key, spec in specs.items():
+            self._known(("parameters", key), method, key)
+            parsed.update({one.name: one for one in self._parameters.read(("parameters", key), key, spec)})
+        when = self._conditions(specs, parsed)
+        for key in _required(method):
+            if key not in specs:
+                raise self._values.error(("parameters",), f"{method} needs the parameter {key!r}")
+            if any(_base(name) == key for name in when):
+                raise self._values.error(
+                    ("parameters", key, "when"), f"{method} needs {key} always: it can have no 'when'"
+                )
+        parsed = {key: parsed[key] for key in self._order(parsed, when)}
+        self._usable(method, parsed, when)
+        space = Space(
+            name,
+            method,
+            distributions={key: p.distribution for key, p in parsed.items() if p.distribution is not None},
+            fixed={key: p.value for key, p in parsed.items() if p.distribution is None},
+            first=(),
+            priors={key: p.prior for key, p in parsed.items() if p.prior is not None},
+            when=when,
+        )
+        return _with_first(space, self._first(data.get("first", []), space))
+
+    def _known(self, place: Place, method: str, key: Any) -> None:
+        known = {field.name for field in dataclass_fields(METHODS[method].settings)}
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise self._values.error(place, f"{method} has no parameter {shown(key)}{hint}: {', '.join(sorted(known))}")
+
+    # Conditions
+
+    def _conditions(self, specs: dict[str, Any], parsed: dict[str, Parsed]) -> dict[str, Condition]:
+        """What each parameter depends on; the parts of a schedule on what the schedule does."""
+        by_key = {
+            key: self._condition(("parameters", key, "when"), key, spec["when"], parsed)
+            for key, spec in specs.items()
+            if isinstance(spec, dict) and "when" in spec
+        }
+        return {name: by_key[_base(name)] for name in parsed if _base(name) in by_key}
+
+    def _condition(self, place: Place, key: str, spec: Any, parsed: dict[str, Parsed]) -> Condition:
+        if not isinstance(spec, dict) or not spec:
+            raise self._values.error(
+                place, "when must be a mapping of parameters to the value or values at which this one applies"
+            )
+        condition = {}
+        for parent, accepted in spec.items():
+            if parent not in parsed or _base(parent) == key:
+                names = ", ".join(name for name in parsed if _base(name) != key)
+                raise self._values.error(
+                    (*place, parent), f"{shown(parent)} is no other parameter of this space: {names}"
+                )
+            accepted = accepted if isinstance(accepted, list) else [accepted]
+            condition[parent] = tuple(self._accepted((*place, parent), value, parsed[parent]) for value in accepted)
+            if not accepted:
+                raise self._values.error((*place, parent), "give at least one value at which this parameter applies")
+        return condition
+
+    def _accepted(self, place: Place, value: Any, parent: Parsed) -> Any:
+        """One of the values that the deciding parameter can have."""
+        if isinstance(parent.distribution, CategoricalDistribution):
+            return self._values.choice(place, value, parent.distribution)
+        if isinstance(parent.distribution, FloatDistribution):
+            raise self._values.error(place, f"{parent.name} is a float: only choices and whole numbers can decide")
+        if isinstance(parent.distribution, IntDistribution):
+            whole = int(self._values.number(place, value, whole=True))
+            if not parent.distribution._contains(whole):
+                raise self._values.error(place, f"{whole} is none of the values of {parent.name}")
+            return whole
+        return self._values.plain(place, value)  # of a fixed parameter: whoever fixes another one leaves this one out
+
+    def _order(self, parsed: dict[str, Parsed], when: dict[str, Condition]) -> list[str]:
+        """The parameters' names, those that others depend on first; else as they are written."""
+        order: list[str] = []
+        begun: set[str] = set()
+
+        def add(name: str) -> None:
+            if name in order:
+                return
+            if name in begun:
+                raise self._values.error((*parsed[name].place[:2], "when"), f"{_base(name)} depends on itself")
+            begun.add(name)
+            for parent in when.get(name, {}):
+                add(parent)
+            order.append(name)
+
+        for name in parsed:
+            add(name)
+        return order
+
+    # Whether the method takes it
+
+    def _usable(self, method: str, parsed: dict[str, Parsed], when: dict[str, Condition]) -> None:
+        """Tries the ends of every parameter, with the others inside theirs, on the method's own checks."""
+        samples = {key: [p.value] if p.distribution is None else _samples(p.distribution) for key, p in parsed.items()}
+        inside = {key: values[0] for key, values in samples.items()}
+        for key, values in samples.items():
+            needed = _needed(key, when)
+            for value in values:
+                tried = {**inside, **needed, key: value}
+                tried = {name: v for name, v in tried.items() if _all_apply(name, tried, when)}
+                try:
+                    METHODS[method].configure(tried)
+                except (ValueError, TypeError) as error:
+                    # It may be another parameter that has no accepted value at all: the message begins with its name.
+                    named = str(error).partition(" ")[0]
+                    place = parsed[named if named in parsed else key].place
+                    raise self._values.error(place, str(error)) from error
+
+    # Points to try first
+
+    def _first(self, points: Any, space: Space) -> tuple[dict[str, Any], ...]:
+        if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
+            raise self._values.error(("first",), "first must be a list of mappings of parameters to values")
+        return tuple(self._point(("first", index), point, space) for index, point in enumerate(points))
+
+    def _point(self, place: Place, point: dict[str, Any], space: Space) -> dict[str, Any]:
+        """The point within the space; what it leaves open is at its prior's centre where it has one."""
+        given: dict[str, Any] = {}
+        for key, value in point.items():
+            parts = value.items() if isinstance(value, dict) else [(None, value)]
+            for part, inner in parts:
+                at, name = ((*place, key), key) if part is None else ((*place, key, part), f"{key}.{part}")
+                if name not in space.distributions:
+                    raise self._values.error(at, f"{shown(name)} is not a searched parameter of this space")
+                given[name] = self._values.inside(at, inner, space.distributions[name])
+        complete: dict[str, Any] = {}
+        for name in space.distributions:
+            if not space.applies(name, complete) and name in given:
+                decides = ", ".join(space.when[name])
+                raise self._values.error(
+                    (*place, _base(name)), f"{name} does not apply in this point, where another {decides} is chosen"
+                )
+            if name in given:
+                complete[name] = given[name]
+            elif name in space.priors and space.applies(name, complete):
+                complete[name] = space.priors[name].centre
+        return complete
+
+
+def _with_first(space: Space, first: tuple[dict[str, Any], ...]) -> Space:
+    from dataclasses import replace
+
+    return replace(space, first=first)
+
+
+def _base(name: str) -> str:
+    """The parameter that a part of a schedule belongs to; any other parameter itself."""
+    return name.partition(".")[0]
+
+
+def _needed(name: str, when: Mapping[str, Condition]) -> dict[str, Any]:
+    """The first of the values at which a parameter applies, of all that it depends on."""
+    needed: dict[str, Any] = {}
+    for parent, accepted in when.get(name, {}).items():
+        needed |= {**_needed(parent, when), parent: accepted[0]}
+    return needed
+
+
+def _all_apply(name: str, values: Mapping[str, Any], when: Mapping[str, Condition]) -> bool:
+    """Whether a parameter applies, and all that it depends on do."""
+    condition = when.get(name, {})
+    return applies(condition, values) and all(_all_apply(parent, values, when) for parent in condition)
+
+
+def _samples(distribution: BaseDistribution) -> list[Any]:
+    """Every choice, or an inner point and the two ends of a range."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return [middle(distribution), distribution.low, distribution.high]
+
+
+def _required(method: str) -> set[str]:
+    """The parameters without a default: a space has to give them."""
+    fields = dataclass_fields(METHODS[method].settings)
+    return {field.name for field in fields if field.default is MISSING and field.default_factory is MISSING}

@@ -1,0 +1,84 @@
+"""Single values of a space's file: numbers, text and truth values, and the words that stand for numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from search_spaces.reader import BadFile, Lines, shown
+from sparsity import suggest_p
+from sparsity.published import published_p, published_p_early
+
+# What a space may say instead of a number, as a function of the study's target.
+SYMBOLS: dict[str, Callable[[float], float]] = {
+    "target": lambda target: target,
+    "above": lambda target: target + 0.2 * (1 - target),  # .9 -> .92: a little above, a fifth of what is left
+    "suggest_p": lambda target: max(1.05, suggest_p(target)),
+    "published_p": published_p,
+    "published_p_early": published_p_early,
+}
+_LARGEST = 1e300  # so that sums and products of the ends of a range stay finite
+
+Place = tuple[Any, ...]
+
+
+class Values:
+    """Reads single values for one target; every refusal names the line."""
+
+    def __init__(self, lines: Lines, target: float) -> None:
+        self._lines, self._target = lines, target
+
+    def error(self, place: Place, message: str) -> BadFile:
+        return self._lines.error(place, message)
+
+    def plain(self, place: Place, value: Any) -> Any:
+        """A number, text or truth value, with the symbols replaced by their numbers for the target."""
+        if isinstance(value, str) and value in SYMBOLS:
+            return SYMBOLS[value](self._target)
+        if not isinstance(value, str | int | float | bool):
+            raise self.error(place, f"must be a number, text, true or false, not {shown(value)}")
+        if not isinstance(value, str) and not abs(value) <= _LARGEST:
+            raise self.error(place, f"{shown(value)} is not a finite number below {_LARGEST:g}")
+        return value
+
+    def number(self, place: Place, value: Any, *, whole: bool = False) -> float:
+        if isinstance(value, str | int | float):
+            value = self.plain(place, value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            accepted = f"a number or one of {', '.join(SYMBOLS)}"
+            raise self.error(place, f"{place[-1]} must be {accepted}, not {shown(value)}")
+        if whole and value != int(value):
+            raise self.error(place, f"{place[-1]} must be a whole number, not {shown(value)}")
+        return float(value)
+
+    def inside(self, place: Place, value: Any, distribution: BaseDistribution) -> Any:
+        """The value, moved to the nearest one that is searched: theory may suggest what a narrower space leaves out."""
+        if isinstance(distribution, CategoricalDistribution):
+            return self.choice(place, value, distribution)
+        assert isinstance(distribution, FloatDistribution | IntDistribution)
+        return nearest(distribution, self.number(place, value, whole=isinstance(distribution, IntDistribution)))
+
+    def choice(self, place: Place, value: Any, distribution: CategoricalDistribution) -> Any:
+        value = self.plain(place, value)
+        for choice in distribution.choices:
+            if same(choice, value):
+                return choice
+        raise self.error(place, f"{shown(value)} is not one of {', '.join(map(str, distribution.choices))}")
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equality, but true is not the number 1, which it is in Python."""
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+def nearest(distribution: FloatDistribution | IntDistribution, value: float) -> float | int:
+    """The value that the distribution has nearest to `value`."""
+    low, high, step = distribution.low, distribution.high, distribution.step
+    value = min(max(value, low), high)
+    if step is not None and not distribution.log:
+        value = min(low + round((value - low) / step) * step, high)
+    elif isinstance(distribution, IntDistribution):
+        value = round(value)
+    return type(low)(value)

@@ -1,0 +1,131 @@
+"""Parameters that apply only beside certain values of others, and schedules as one parameter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from search_spaces import BadFile, Space, load_space
+
+BASE = """\
+method: lpss
+parameters:
+  p: {type: float, low: 1.1, high: 1.9}
+  final_sparsity: target
+"""
+GAIN = "  feedback_gain: {type: float, low: 0.1, high: 0.3, when: {feedback: pi}}\n"
+FEEDBACK = "  feedback: {type: categorical, choices: [pi, published]}\n"
+
+
+def space_of(folder: Path, text: str) -> Space:
+    path = folder / "space.yaml"
+    path.write_text(text)
+    return load_space(str(path), 0.9)
+
+
+def test_a_parameter_applies_where_its_condition_holds(tmp_path: Path) -> None:
+    space = space_of(tmp_path, BASE + GAIN + FEEDBACK)
+    assert list(space.distributions) == ["p", "feedback", "feedback_gain"]  # what decides comes first
+    assert space.applies("p", {})
+    assert space.applies("feedback_gain", {"feedback": "pi"})
+    assert not space.applies("feedback_gain", {"feedback": "published"})
+    assert not space.applies("feedback_gain", {})
+
+
+def test_what_depends_on_a_parameter_that_does_not_apply_does_not_apply_either(tmp_path: Path) -> None:
+    chain = (
+        "  feedback: {type: categorical, choices: [pi, published], when: {threshold: [cosine, linear]}}\n"
+        "  threshold: {type: categorical, choices: [cosine, linear, cubic]}\n"
+        "  momentum: {type: fixed, value: 0.8, when: {feedback: pi}}\n"
+        "  initial_sparsity: {type: float, low: 0, high: 0.3, when: {momentum: 0.8}}\n"
+    )
+    space = space_of(tmp_path, BASE + GAIN + chain)
+    assert list(space.distributions) == ["p", "threshold", "feedback", "feedback_gain", "initial_sparsity"]
+    for values, expected in (
+        ({"threshold": "cosine", "feedback": "pi"}, True),
+        ({"threshold": "cosine", "feedback": "published"}, False),
+        ({"threshold": "cubic"}, False),
+    ):
+        assert space.applies("feedback_gain", values) is expected
+        assert space.applies("initial_sparsity", values) is expected
+        assert ("momentum" in space.fixed_for(values)) is expected
+
+
+def test_a_first_point_is_completed_from_the_priors_as_far_as_they_apply(tmp_path: Path) -> None:
+    space = space_of(
+        tmp_path,
+        BASE
+        + GAIN.replace("high: 0.3", "high: 0.3, prior: 0.2")
+        + FEEDBACK.replace("published]", "published], prior: pi")
+        + "  lr: {type: float, low: 0.01, high: 1, prior: {centre: 5, width: 0.1}}\n"
+        + "first:\n  - {p: 1.5}\n  - {feedback: published}\n",
+    )
+    assert space.first == (
+        {"p": 1.5, "feedback": "pi", "feedback_gain": 0.2, "lr": 1.0},
+        {"feedback": "published", "lr": 1.0},
+    )
+    assert space.centre() == {"p": 1.5, "feedback": "pi", "feedback_gain": 0.2, "lr": 1.0}
+
+
+def more(text: str) -> str:
+    return f"{BASE}  {text}\n"
+
+
+# the file, the line that the error must name, what it must say
+MALFORMED: dict[str, tuple[str, int, str]] = {
+    "a condition that is text": (more("lr: {type: float, low: 0.1, high: 1, when: pi}"), 5, "mapping of parameters"),
+    "an empty condition": (more("lr: {type: float, low: 0.1, high: 1, when: {}}"), 5, "mapping of parameters"),
+    "a condition on nothing known": (more("lr: {type: float, low: 0.1, high: 1, when: {drop: x}}"), 5, "'drop'"),
+    "a condition on itself": (more("lr: {type: categorical, choices: [1], when: {lr: 1}}"), 5, "'lr' is no other"),
+    "a condition on a float": (more("lr: {type: float, low: 0.1, high: 1, when: {p: 1.2}}"), 5, "p is a float"),
+    "a condition on no value": (BASE + FEEDBACK + GAIN.replace("pi}", "[]}"), 6, "at least one value"),
+    "a condition on an unknown choice": (BASE + FEEDBACK + GAIN.replace("pi}", "[pi, pid]}"), 6, "'pid'"),
+    "a condition on a number that cannot be": (
+        BASE + "  threshold_interval: {type: int, low: 1, high: 9}\n"
+        "  lr: {type: float, low: 0.1, high: 1, when: {threshold_interval: 10}}\n", 6, "none of the values",
+    ),
+    "a circle": (
+        BASE + "  feedback: {type: categorical, choices: [pi], when: {threshold: cosine}}\n"
+        "  threshold: {type: categorical, choices: [cosine], when: {feedback: pi}}\n", 5, "depends on itself",
+    ),
+    "a condition of what must always be there": (
+        BASE.replace("high: 1.9", "high: 1.9, when: {feedback: pi}") + FEEDBACK, 3, "needs p always",
+    ),
+    "a value that only a rare condition brings": (
+        BASE + FEEDBACK + GAIN.replace("0.3", "1.3").replace("pi}", "published}"), 6, "feedback_gain = 1.3",
+    ),
+    "a first point of what does not apply": (
+        BASE + FEEDBACK + GAIN + "first:\n  - feedback: published\n    feedback_gain: 0.2\n", 9, "does not apply",
+    ),
+    "a prior without a centre": (more("lr: {type: float, low: 0.1, high: 1, prior: {width: 1}}"), 5, "centre"),
+    "a prior of another choice": (
+        more("feedback: {type: categorical, choices: [pi], prior: published}"), 5, "'published' is not one of pi",
+    ),
+    "a prior of no width": (more("lr: {type: float, low: 0.1, high: 1, prior: {centre: 1, width: 0}}"), 5, "width"),
+    "a prior wider than all": (more("lr: {type: float, low: 0.1, high: 1, prior: {centre: 1, width: 2}}"), 5, "width"),
+    "a prior that is a list": (more("lr: {type: float, low: 0.1, high: 1, prior: [0.1]}"), 5, "[0.1]"),
+    "a prior of a fixed value": (more("lr: {type: fixed, value: 1, prior: 1}"), 5, "unknown key 'prior'"),
+    "a schedule without a shape": (more("threshold: {type: schedule, start: 0.2}"), 5, "shape and start"),
+    "a schedule of two kinds": (more("threshold: {type: schedule, start: 1, knots: [[0, 1]]}"), 5, "either knots"),
+    "knots that are numbers": (more("threshold: {type: schedule, knots: [0, 1]}"), 5, "list of pairs"),
+    "a knot of three": (more("threshold: {type: schedule, knots: [[0, 1, 2]]}"), 5, "list of pairs"),
+    "a part of an unknown name": (more("threshold: {type: schedule, shape: a, startt: 1}"), 5, "unknown key 'startt'"),
+    "a part of an unknown kind": (
+        more("threshold: {type: schedule, shape: cosine, start: {type: schedule}}"), 5, "within a schedule",
+    ),
+    "a part with a condition": (
+        more("threshold: {type: schedule, shape: cosine, start: {low: 0, high: 1, when: {}}}"), 5, "'when'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_file_is_told_in_one_line_with_its_place(name: str, tmp_path: Path) -> None:
+    text, line, said = MALFORMED[name]
+    with pytest.raises(BadFile) as caught:
+        space_of(tmp_path, text)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'space.yaml'}:{line}: "), message
+    assert said in message
+    assert len(message.splitlines()) == 1

@@ -1,0 +1,225 @@
+"""What a sampler gets to see of the record: objectives, stopped trials, what matters of a long study, its cost."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.study._multi_objective import _fast_non_domination_rank
+from optuna.trial import TrialState, create_trial
+
+from search_spaces import Prior, Space, load_space
+from tuner.records import TrialRecord
+from tuner.records import TrialState as State
+from tuner.samplers import SAMPLERS, check_sampler
+from tuner.sampling import SamplingStudy, View, _fronts
+from tuner.searcher import Asked, OptunaSearcher
+
+TARGET = 0.9
+SPACE = Space(
+    name="small",
+    method="lpss",
+    distributions={
+        "p": FloatDistribution(1.05, 2.0),
+        "feedback": CategoricalDistribution(("pi", "published")),
+        "feedback_gain": FloatDistribution(0.02, 0.5, log=True),
+        "final_sparsity": FloatDistribution(0.85, 0.95),
+    },
+    fixed={"momentum": 0.9, "lr": 0.1},
+    first=({"p": 1.3, "feedback": "published", "final_sparsity": TARGET},),
+    priors={"p": Prior(1.2, 0.01), "feedback": Prior("pi", 0.5)},
+    when={"feedback_gain": {"feedback": ("pi",)}, "momentum": {"feedback": ("published",)}},
+)
+LEARNERS = [name for name, kind in SAMPLERS.items() if kind.own_study]
+
+
+def ended(asked: Asked, state: State = State.COMPLETED, accuracy: float | None = None) -> TrialRecord:
+    record = TrialRecord(asked.number, asked.method, asked.params, state)
+    record.sparsity = asked.params["final_sparsity"]
+    record.val_accuracy = 1 - abs(asked.params["p"] - 1.6) if accuracy is None else accuracy
+    return record
+
+
+def search(searcher: OptunaSearcher, trials: int) -> list[Asked]:
+    done = []
+    for number in range(trials):
+        done.append(searcher.ask())
+        searcher.tell(ended(done[-1], State.PRUNED if number % 4 == 3 else State.COMPLETED))
+    return done
+
+
+def own_study(searcher: OptunaSearcher) -> optuna.Study:
+    assert searcher._sampling is not None
+    return searcher._sampling._study
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_only_what_applies_is_proposed_recorded_and_run(sampler: str) -> None:
+    searcher = OptunaSearcher([SPACE], TARGET, sampler=sampler)
+    for asked in search(searcher, SAMPLERS[sampler].startup + 3 or 12):
+        applies = asked.params["feedback"] == "pi"
+        assert ("feedback_gain" in asked.params) is applies
+        assert ("momentum" in asked.params) is not applies
+        assert asked.params["lr"] == 0.1
+        assert searcher.study.trials[asked.number].params.keys() == asked.params.keys() - {"momentum", "lr"}
+
+
+@pytest.mark.parametrize("sampler", LEARNERS)
+def test_the_first_trials_come_from_the_priors(sampler: str) -> None:
+    searcher = OptunaSearcher([SPACE], TARGET, sampler=sampler)
+    asked = search(searcher, SAMPLERS[sampler].startup)
+    assert [a.params["p"] for a in asked] == pytest.approx([1.3] + [1.2] * (len(asked) - 1), abs=0.04)
+
+
+def test_at_a_target_the_sampler_sees_one_objective_and_the_record_two() -> None:
+    searcher = OptunaSearcher([SPACE], TARGET)
+    asked = searcher.ask()
+    searcher.tell(ended(asked, accuracy=0.7))
+    (seen,), (recorded,) = own_study(searcher).trials, searcher.study.trials
+    assert seen.values == [0.7]
+    assert seen.params == recorded.params
+    assert seen.constraints == recorded.constraints == {"target": 0.0}
+    assert recorded.values == [0.7, TARGET]
+
+
+def test_for_a_front_the_sampler_sees_both_objectives() -> None:
+    searcher = OptunaSearcher([SPACE], TARGET, front=True)
+    searcher.tell(ended(searcher.ask(), accuracy=0.7))
+    assert own_study(searcher).trials[0].values == [0.7, TARGET]
+
+
+def test_stopped_and_failed_trials_are_places_to_avoid_and_no_results() -> None:
+    searcher = OptunaSearcher([SPACE], TARGET)
+    for state in (State.PRUNED, State.FAILED):
+        searcher.tell(ended(searcher.ask(), state, accuracy=1.0))
+    assert [trial.state for trial in own_study(searcher).trials] == [TrialState.PRUNED] * 2
+    assert [trial.values for trial in own_study(searcher).trials] == [None] * 2
+
+
+def test_a_sampler_without_constraints_ranks_feasible_before_infeasible_before_stopped() -> None:
+    searcher = OptunaSearcher([SPACE], TARGET, sampler="cmaes")
+    for state, accuracy, sparsity in (
+        (State.COMPLETED, 0.1, 0.91),
+        (State.COMPLETED, 1.0, 0.88),
+        (State.COMPLETED, 1.0, 0.0),
+        (State.PRUNED, 1.0, 1.0),
+    ):
+        record = ended(searcher.ask(), state, accuracy)
+        record.sparsity = sparsity
+        searcher.tell(record)
+    values = [trial.value for trial in own_study(searcher).trials]
+    assert values == pytest.approx([0.1, -0.02, -0.9, -2.0])
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
+def test_a_search_that_died_knows_all_that_it_knew(sampler: str, tmp_path: Path) -> None:
+    def knows(searcher: OptunaSearcher) -> list[tuple[Any, ...]]:
+        return [
+            (t.state, t.values, {name: value for name, value in t.params.items() if name != "feedback_gain"})
+            for t in own_study(searcher).trials
+        ]
+
+    journal = tmp_path / "optuna.journal"
+    first = OptunaSearcher([SPACE], TARGET, sampler=sampler, journal=journal)
+    search(first, 12)
+    running = first.ask()
+    second = OptunaSearcher([SPACE], TARGET, sampler=sampler, journal=journal)
+    assert knows(second) == knows(first)
+    assert second.ask() == running
+    second.tell(ended(running))
+    search(second, 3)
+
+
+def test_the_record_is_a_study_that_optuna_opens_from_its_file(tmp_path: Path) -> None:
+    journal = tmp_path / "optuna.journal"
+    search(OptunaSearcher([SPACE], TARGET, journal=journal, name="mine"), 3)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
+    study = optuna.load_study(study_name=None, storage=storage)  # as the dashboard does: there is exactly one study
+    assert study.study_name == "mine"
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE"] * 2
+
+
+def trial(value: float, number: int = 0, state: TrialState = TrialState.COMPLETE) -> optuna.trial.FrozenTrial:
+    return create_trial(
+        state=state,
+        values=[value, 0.9] if state is TrialState.COMPLETE else None,
+        params={"x": number},
+        distributions={"x": FloatDistribution(0, 1000)},
+    )
+
+
+def test_of_a_long_study_the_best_and_the_latest_stay() -> None:
+    study = SamplingStudy(optuna.samplers.RandomSampler(seed=0), View(most=40, best=10))
+    study.add([trial(-number, number) for number in range(30)])
+    record = optuna.create_study(sampler=study, directions=["maximize"] * 2)
+    running = record.ask({"x": FloatDistribution(0, 1000)})
+    study.settle(running)
+    study.add([trial(-number, number) for number in range(30, 60)])
+    kept = study._study.trials
+    assert [t.params["x"] for t in kept[:-1]] == [*range(10), *range(41, 60)]
+    assert kept[-1].state is TrialState.RUNNING
+    assert kept[-1].params == running.params
+    record.tell(running, [1.0, 0.9])
+    assert [t.value for t in study._study.trials[-1:]] == [1.0]
+
+
+def test_stopped_and_infeasible_trials_are_the_first_to_be_forgotten() -> None:
+    study = SamplingStudy(optuna.samplers.RandomSampler(seed=0), View(most=8, best=6))
+    study.add([trial(0.5, number) for number in range(4)])
+    study.add([trial(0.5, number, TrialState.PRUNED) for number in range(4, 9)])
+    assert [t.params["x"] for t in study._study.trials] == [0, 1, 2, 3, 4, 5]
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40))
+def test_fronts_are_peeled_off_as_by_comparing_all_pairs(points: list[tuple[int, int]]) -> None:
+    found = _fronts(dict(enumerate(points)))
+    expected = _fast_non_domination_rank(-np.array(points, dtype=float))
+    assert [found[number] for number in range(len(points))] == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "front", "methods", "said"),
+    [("cmaes", True, 1, "whole front"), ("cmaes", False, 2, "several methods"), ("gp", False, 2, "several methods")],
+)
+def test_a_sampler_that_cannot_is_refused_with_those_that_can(
+    sampler: str, front: bool, methods: int, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        check_sampler(sampler, front=front, methods=methods)
+    assert "tpe" in str(caught.value)
+    assert sampler not in str(caught.value).partition(":")[2]
+
+
+@pytest.mark.parametrize("sampler", [name for name, kind in SAMPLERS.items() if kind.front and name != "gp"])
+def test_the_others_search_fronts_and_several_methods(sampler: str) -> None:
+    check_sampler(sampler, front=True, methods=2)
+    spaces = [load_space("lpss", TARGET), load_space("gmp", TARGET)]
+    searcher = OptunaSearcher(spaces, TARGET, sampler=sampler, front=True)
+    asked = []
+    for _ in range(12):
+        asked.append(searcher.ask())
+        searcher.tell(ended(asked[-1], accuracy=0.5))
+    assert {a.method for a in asked} == {"lpss", "gmp"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("front", [False, True])
+def test_a_proposal_costs_no_more_late_in_a_study_than_early(front: bool) -> None:
+    searcher = OptunaSearcher([load_space("lpss", TARGET)], TARGET, front=front)
+    rng, seconds = np.random.default_rng(0), []
+    for _ in range(600):
+        start = time.process_time()
+        asked = searcher.ask()
+        record = ended(asked, accuracy=float(rng.random()))
+        searcher.tell(record)
+        seconds.append(time.process_time() - start)
+    assert np.mean(seconds[500:]) < 2 * np.mean(seconds[200:300])
+    assert np.mean(seconds) < 0.1

@@ -1,0 +1,212 @@
+"""Where a sampler learns: a study of its own in memory, beside the record, with what helps it and no more.
+
+The record is a study in a file, with two objectives, that keeps every trial for ever. A sampler that learns from it
+pays for all of that at every proposal: sorting by domination, and a kernel for every trial ever made. Here it gets
+
+- one objective, the accuracy, where the goal is the best network at a target: sparsity beyond it is no gain then;
+- the trials that matter: the best ones and the latest;
+- stopped and failed trials as what they are to a search: places where not to go again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+CONSTRAINT = "target"
+_WORST = -2.0  # below the worst of all: accuracies are at least 0, and what is missing to a target is less than 1
+
+
+@dataclass(frozen=True)
+class View:
+    """What a sampler gets to see.
+
+    Attributes:
+        front: both objectives, for a search for the whole front; else the accuracy alone.
+        constraint: the constraint as such. If not, infeasible trials have a value below every feasible one's, and
+            stopped ones a value below those: Deb's rules (2000), for samplers that go by rank.
+        most: trials; beyond it the `best` ones stay, and of the others the latest.
+        everything: distributions that are asked for in every trial, whether they apply in it or not, for samplers that
+            only learn from trials of equal parameters.
+        centre: values for those of them that a trial from elsewhere does not have.
+    """
+
+    front: bool = False
+    constraint: bool = True
+    most: int = 256
+    best: int = 64
+    everything: Mapping[str, BaseDistribution] = field(default_factory=dict)
+    centre: Mapping[str, Any] = field(default_factory=dict)
+
+
+class SamplingStudy(BaseSampler):
+    """To the record's study this is a sampler; it passes every question on to another one, in a study of its own."""
+
+    def __init__(self, sampler: BaseSampler, view: View) -> None:
+        self._sampler, self._view = sampler, view
+        self._open: dict[int, optuna.Trial] = {}  # the running trials, by their numbers in the record
+        self._study = self._new_study()
+
+    def _new_study(self) -> optuna.Study:
+        directions = [StudyDirection.MAXIMIZE] * (2 if self._view.front else 1)
+        return optuna.create_study(sampler=self._sampler, directions=directions)
+
+    # As a sampler of the record's study
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return suggest(self._open[trial.number], param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Begins the trial here too, with what is given in it: a point to try, or what an earlier process proposed."""
+        self._begin(trial.number, {**trial.system_attrs.get("fixed_params", {}), **trial.params})
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Ends it here too, as far as it helps the sampler."""
+        state, told = self._told(state, values, trial.constraints)
+        own = self._open.pop(trial.number)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if state is TrialState.COMPLETE and self._view.constraint:
+                for name, value in trial.constraints.items():
+                    own.set_constraint(name, value)
+            self._study.tell(own, told, state=state)
+        self._forget()
+
+    # What the searcher says beside that
+
+    def settle(self, trial: optuna.Trial) -> None:
+        """All parameters of the record's trial are known: those that were given in it become known here."""
+        own = self._open[trial.number]
+        for name, distribution in {**self._view.everything, **trial.distributions}.items():
+            suggest(own, name, distribution)
+
+    def add(self, trials: Iterable[FrozenTrial]) -> None:
+        """Trials that ended elsewhere: in an earlier process, or in another study."""
+        for trial in trials:
+            if trial.params:
+                self._study.add_trial(self._seen(trial))
+        self._forget()
+
+    # Inside
+
+    def _begin(self, number: int, given: Mapping[str, Any]) -> None:
+        if given:
+            self._study.enqueue_trial(dict(given))
+        self._open[number] = self._study.ask()
+
+    def _told(
+        self, state: TrialState, values: Sequence[float] | None, constraints: Mapping[str, float]
+    ) -> tuple[TrialState, list[float] | None]:
+        """The state and the values that the sampler is told."""
+        if state is TrialState.COMPLETE:
+            assert values is not None
+            if self._view.front:
+                return state, list(values)
+            missing = _missing(constraints)
+            return state, [values[0] if self._view.constraint or missing <= 0 else -missing]
+        return (TrialState.PRUNED, None) if self._view.constraint else (TrialState.COMPLETE, [_WORST])
+
+    def _seen(self, trial: FrozenTrial) -> FrozenTrial:
+        state, values = self._told(trial.state, trial.values, trial.constraints)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return create_trial(
+                state=state,
+                values=values,
+                params={**self._view.centre, **trial.params},
+                distributions={**self._view.everything, **trial.distributions},
+                constraints=dict(trial.constraints) if state is TrialState.COMPLETE and self._view.constraint else None,
+            )
+
+    def _forget(self) -> None:
+        """Begins the study anew when it has grown too large, with the trials that matter."""
+        trials = self._study.get_trials(deepcopy=False)
+        if len(trials) <= self._view.most:
+            return
+        ended = [trial for trial in trials if trial.state.is_finished()]
+        running = dict(self._open)
+        ranked = sorted(zip(_ranks(ended), range(len(ended)), strict=True))
+        keep = {index for _, index in ranked[: self._view.best]}
+        recent = [index for index in reversed(range(len(ended))) if index not in keep]
+        keep |= set(recent[: self._view.most * 3 // 4 - len(keep) - len(running)])
+        self._study = self._new_study()
+        self._study.add_trials([ended[index] for index in sorted(keep)])
+        for number, own in running.items():
+            self._begin(number, own.params)
+            for name, distribution in own.distributions.items():
+                suggest(self._open[number], name, distribution)
+
+
+def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
+    """Asks Optuna for a parameter by its distribution."""
+    if isinstance(distribution, FloatDistribution):
+        return trial.suggest_float(
+            name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+        )
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(
+            name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+        )
+    assert isinstance(distribution, CategoricalDistribution)
+    return trial.suggest_categorical(name, distribution.choices)
+
+
+def _missing(constraints: Mapping[str, float]) -> float:
+    """By how much a trial misses its constraints, all together; 0 where it is feasible."""
+    return sum(max(0.0, value) for value in constraints.values())
+
+
+def _ranks(trials: Sequence[FrozenTrial]) -> list[tuple[float, ...]]:
+    """Sorts the best first: feasible ones by value or by their front's number, infeasible ones, stopped ones."""
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    feasible = {trial.number: trial.values for trial in complete if _missing(trial.constraints) <= 0}
+    fronts = _fronts(feasible)
+    return [
+        (0.0, fronts[trial.number])
+        if trial.number in fronts
+        else (1.0, _missing(trial.constraints))
+        if trial.state is TrialState.COMPLETE
+        else (2.0, 0.0)
+        for trial in trials
+    ]
+
+
+def _fronts(points: Mapping[int, Sequence[float]]) -> dict[int, float]:
+    """For one objective the negative value; for two the number of the non-dominated front that a point lies on when the
+    fronts are peeled off one after the other, in O(n log n)."""
+    if not all(len(values) == 2 for values in points.values()):
+        return {number: -values[0] for number, values in points.items()}
+    fronts: dict[int, float] = {}
+    lowest: list[float] = []  # of each front so far minus its largest second value; rising from front to front
+    last: tuple[Sequence[float], int] | None = None
+    for number, values in sorted(points.items(), key=lambda item: (-item[1][0], -item[1][1])):
+        # By falling first value: a front dominates the point exactly if its largest second value is at least the
+        # point's, unless both are the same point.
+        rank = bisect_right(lowest, -values[1])
+        if last is not None and list(last[0]) == list(values):
+            rank = last[1]
+        else:
+            lowest[rank : rank + 1] = [-values[1]]
+        fronts[number], last = rank, (values, rank)
+    return fronts
