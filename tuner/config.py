@@ -92,9 +92,13 @@ class StudyConfig(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_value(cls, value: Any) -> Any:
+    def _no_other_type(cls, value: Any) -> Any:
         if isinstance(value, bool):  # pydantic would take true for 1
             raise ValueError("true and false are the value of no option")
+        if isinstance(value, bytes):  # pydantic would take them for text
+            raise ValueError("binary data are the value of no option")
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("a null character is part of no option's value")
         return value
 
     @field_validator("method")
@@ -129,6 +133,13 @@ class StudyConfig(BaseModel):
         if name and not _STUDY_NAME.fullmatch(name):
             raise ValueError("a study's name has letters, digits, '.', '_' and '-' only, and starts with the first two")
         return name
+
+    @field_validator("experiment", "space", "storage", "data_dir", "address", mode="before")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("the value is empty: leave the option out, or give one")
+        return value
 
     @field_validator("storage", mode="before")
     @classmethod

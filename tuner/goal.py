@@ -149,10 +149,10 @@ class Goal:
 
     def merit(self, front: Sequence[TrialRecord]) -> tuple[float, ...]:
         """What the goal judges, of a study with this feasible front: the best accuracy at each target (-1 where there
-        is none), or a front's hypervolume. It is a gain if any of the numbers rises; none ever falls."""
-        if self.kind is GoalKind.FRONT:
-            return (self.hypervolume(front),)
-        return tuple(-1.0 if best is None else best.val_accuracy or 0.0 for _, best in self.best_at(front))
+        is none), and a front's hypervolume. It is a gain if any of the numbers rises; none ever falls. (The
+        accuracy counts for a front too: what lies exactly at its lower end has an area of zero.)"""
+        area = (self.hypervolume(front),) if self.kind is GoalKind.FRONT else ()
+        return area + tuple(-1.0 if best is None else best.val_accuracy or 0.0 for _, best in self.best_at(front))
 
     @property
     def option(self) -> str:

@@ -29,7 +29,7 @@ def spaces_of(config: StudyConfig, goal: Goal) -> list[Space]:
             raise UsageError(f"--method {','.join(config.method)} never prunes: it fits --target 0 only")
         return spaces
     if config.space not in BUILT_IN and Path(config.space).suffix not in {".yaml", ".yml"}:
-        raise UsageError(unknown("space", config.space, BUILT_IN) + ", or a .yaml file")
+        raise UsageError("--space: " + unknown("space", config.space, BUILT_IN) + ", or a .yaml file")
     space = space_for(config.space, goal)
     if config.method != [space.method]:
         raise UsageError(f"--space {config.space} is for --method {space.method}, not {','.join(config.method)}")

@@ -47,19 +47,19 @@ def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
     Raises:
         UsageError: with one line about the first thing that is wrong.
     """
-    if ":" not in config.experiment and config.experiment not in EXPERIMENTS:
-        raise UsageError(
-            unknown("experiment", config.experiment, EXPERIMENTS) + ", path/to/file.py:name or module:name"
-        )
     try:
         check_tracking_uri(config.tracking_uri)
-        experiment = find(config.experiment)
-        goal = config.goal(*_prunable(experiment))
+    except ValueError as error:
+        raise UsageError(f"--tracking-uri: {error}") from None
+    experiment = _experiment(config.experiment)
+    goal = config.goal(*_prunable(experiment))
+    try:
         spaces = spaces_of(config, goal)
         check_sampler(config.sampler, front=goal.spans, methods=len(spaces))
     except (ValueError, OSError) as error:  # BadFile is a ValueError, a name too long for a path an OSError
         raise UsageError(str(error)) from None
     check_address(config.address)
+    check_gpus(config)
     check_storage(config.storage)
     if config.folder.exists() != resume:
         raise UsageError(
@@ -75,11 +75,21 @@ def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
     return Prepared(config, experiment, data, spaces, goal)
 
 
+def _experiment(name: str) -> Experiment:
+    if ":" not in name and name not in EXPERIMENTS:
+        accepted = f"{unknown('experiment', name, EXPERIMENTS)}, path/to/file.py:name or module:name"
+        raise UsageError(f"--experiment: {accepted}")
+    try:
+        return find(name)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"--experiment: {error}") from None
+
+
 def _prunable(experiment: Experiment) -> tuple[int, int]:
     """How many prunable layers and weights the experiment's network has.
 
     Raises:
-        ValueError: if there is none, or if the network cannot be made.
+        UsageError: if there is none, or if the network cannot be made.
     """
     try:
         with torch.random.fork_rng(devices=[]):
@@ -87,7 +97,7 @@ def _prunable(experiment: Experiment) -> tuple[int, int]:
         layers = prunable_layers(model, sphere=False)
     except Exception as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"experiment {experiment.name}: its network cannot be used: {what}") from error
+        raise UsageError(f"--experiment: the network of {experiment.name} cannot be used: {what}") from error
     return len(layers), sum(layer.weight.numel() for layer in layers)
 
 
@@ -102,6 +112,17 @@ def check_address(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:
         raise UsageError(f"--address {address!r}: nothing answers there ({error})") from None
+
+
+def check_gpus(config: StudyConfig) -> None:
+    """Raises UsageError if trials are to have more GPUs than this machine has: starting Ray to find out takes longer.
+    What a cluster has, only the cluster knows."""
+    wanted, have = config.gpus_per_trial, torch.cuda.device_count()
+    if config.address is None and wanted != "auto" and wanted > have:
+        raise UsageError(
+            f"--gpus-per-trial {wanted:g}: this machine has {have} that torch can use: give auto or 0, or the "
+            "--address of a cluster that has some"
+        )
 
 
 def check_storage(folder: Path) -> None:
