@@ -91,6 +91,7 @@ def _search_parser() -> _Parser:
     how.add_argument("--seed", metavar="N", help="of the sampler, the weights and the order of examples (0)")
     how.add_argument("--final-seeds", metavar="N", help="train each method's best again under N seeds at the end (0)")
     how.add_argument("--sampler", metavar="NAME", help="tpe, gp, nsgaii, cmaes, qmc or random (tpe)")
+    how.add_argument("--warm-start", metavar="STUDY", nargs="+", help="begin with what earlier studies know")
     how.add_argument("--scheduler", metavar="NAME", help="asha stops hopeless trials early, none does not (asha)")
     where = parser.add_argument_group("where to run")
     where.add_argument("--concurrency", metavar="N", help="trials at once (as many as fit)")

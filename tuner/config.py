@@ -80,6 +80,7 @@ class StudyConfig(BaseModel):
     final_seeds: int = Field(default=0, ge=0, le=1000)
     seed: int = Field(default=0, ge=0, lt=2**32)
     sampler: str = "tpe"
+    warm_start: Annotated[list[str], BeforeValidator(split)] = []
     scheduler: str = "asha"
     concurrency: int | None = Field(default=None, ge=1, le=_MILLION)
     cpus_per_trial: float = Field(default=1, gt=0, le=1024, allow_inf_nan=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from tuner.goal import Goal
 from tuner.goal_spaces import spaces_of
 from tuner.samplers import check_sampler
 from tuner.tracking_uri import check_tracking_uri
+from tuner.warm_start import WarmStart, warm_start
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Prepared:
     data: Data
     spaces: list[Space]
     goal: Goal
+    earlier: WarmStart = field(default_factory=WarmStart)
 
     @property
     def epochs(self) -> int:
@@ -72,7 +74,11 @@ def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
         data = experiment.load(config.data_dir)
     except DataUnavailable as error:
         raise UsageError(str(error)) from None
-    return Prepared(config, experiment, data, spaces, goal)
+    earlier = WarmStart()
+    if config.warm_start and not resume:  # a study that goes on has it in its own journal
+        alike = {"experiment": config.experiment, "epochs": config.epochs or experiment.recipe.epochs}
+        earlier = warm_start(config.warm_start, config.storage, spaces, goal.lowest, alike)
+    return Prepared(config, experiment, data, spaces, goal, earlier)
 
 
 def _experiment(name: str) -> Experiment:

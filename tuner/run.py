@@ -25,9 +25,9 @@ from tuner.records import TrialState
 from tuner.results import StudyOutcome, StudySeconds, write_atomically, write_results
 from tuner.tracking import Tracker
 from tuner.tracking_uri import redact
+from tuner.warm_start import JOURNAL
 
 STUDY_YAML = "study.yaml"
-_JOURNAL = "optuna.journal"
 _PACKAGES = ("tune-sparsity", "torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
 
 
@@ -104,9 +104,10 @@ def _search(
         sampler=config.sampler,
         front=goal.spans,
         seed=config.seed,
-        journal=config.folder / _JOURNAL,
+        journal=config.folder / JOURNAL,
         name=config.study,
         turns=turns(prepared.spaces, goal),
+        earlier=prepared.earlier,
     )
     deadline = None if config.time_budget is None else began + config.time_budget
     stop = ray_run.StopWhen(deadline)

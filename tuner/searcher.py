@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, create_trial
 
 from search_spaces import Prior, Space
 from tuner.goal_spaces import FINAL_SPARSITY
 from tuner.records import TrialRecord, TrialState
 from tuner.samplers import DEFAULT_SAMPLER, SAMPLERS, check_sampler, make_sampler
 from tuner.sampling import CONSTRAINT, SamplingStudy, View, suggest
+from tuner.warm_start import RECORD, WarmStart, read_records
 
-_RECORD = "record"  # the user attribute that holds a trial's record
 _METHOD = "method"
+_EARLIER = "earlier"  # the study's attribute that holds the records of other studies' trials
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class OptunaSearcher:
         name: of the study in that file.
         turns: final sparsities, by the method, that the trials have to have in turn; none: the sampler chooses them.
 
+        earlier: what earlier studies know; of use to a new study only, since it keeps it.
+
     Raises:
         ValueError: if the sampler cannot do what is asked; the message names those that can.
     """
@@ -67,6 +72,7 @@ class OptunaSearcher:
         journal: Path | None = None,
         name: str = "study",
         turns: Sequence[Mapping[str, float]] = (),
+        earlier: WarmStart | None = None,
     ) -> None:
         check_sampler(sampler, front=front, methods=len(spaces))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -79,14 +85,14 @@ class OptunaSearcher:
         inner = make_sampler(sampler, seed, self._priors(), begun)
         self._sampling = SamplingStudy(inner, self._view(sampler, front)) if SAMPLERS[sampler].own_study else None
         self.study.sampler = self._sampling or inner
+        if not trials:
+            self._line_up(earlier or WarmStart())
         if self._sampling is not None:
+            self._sampling.add(self._earlier())
             self._sampling.add(trial for trial in trials if trial.state.is_finished())
         self._turns = turns
         self._running: dict[int, optuna.Trial] = {}
         self._left = self._unfinished()
-        if not trials:
-            for space in spaces:
-                self._enqueue_first(space)
 
     def _unfinished(self) -> list[Asked]:
         """Trials that a search that died had begun: they are handed out again under their own numbers."""
@@ -97,10 +103,41 @@ class OptunaSearcher:
             left.append(self._suggest(trial))
         return left
 
-    def _enqueue_first(self, space: Space) -> None:
-        for point in space.first:
-            named = {self._key(space.method, name): value for name, value in point.items()}
-            self.study.enqueue_trial({**named, _METHOD: space.method} if len(self.spaces) > 1 else named)
+    def _line_up(self, earlier: WarmStart) -> None:
+        """What a new study begins with: other studies' best points, and its spaces' first ones, unless trials are
+        carried over from a study that has tried them. Those trials are kept beside this study's, which they are not."""
+        self.study.set_user_attr(_EARLIER, [record.to_dict() for record in earlier.trials])
+        for method, point in earlier.points:
+            self._enqueue(method, point)
+        if not earlier.trials:
+            for space in self.spaces.values():
+                for point in space.first:
+                    self._enqueue(space.method, point)
+
+    def _earlier(self) -> list[FrozenTrial]:
+        """Other studies' trials as this study's sampler learns from them."""
+        return [self._frozen(TrialRecord.from_dict(data)) for data in self.study.user_attrs.get(_EARLIER, [])]
+
+    def _frozen(self, record: TrialRecord) -> FrozenTrial:
+        space = self.spaces[record.method]
+        searched = {name: value for name, value in record.params.items() if name in space.distributions}
+        params = {self._key(record.method, name): value for name, value in searched.items()}
+        distributions = {self._key(record.method, name): space.distributions[name] for name in searched}
+        if len(self.spaces) > 1:
+            params[_METHOD] = record.method
+            distributions[_METHOD] = CategoricalDistribution(list(self.spaces))
+        complete = record.state is TrialState.COMPLETED
+        return create_trial(
+            state=optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.PRUNED,
+            values=[record.val_accuracy or 0.0, record.sparsity or 0.0] if complete else None,
+            constraints={CONSTRAINT: self.target - (record.sparsity or 0.0)} if complete else None,
+            params=params,
+            distributions=distributions,
+        )
+
+    def _enqueue(self, method: str, point: Mapping[str, Any]) -> None:
+        named = {self._key(method, name): value for name, value in point.items()}
+        self.study.enqueue_trial({**named, _METHOD: method} if len(self.spaces) > 1 else named)
 
     def _priors(self) -> dict[str, Prior]:
         """Under the names that Optuna knows the parameters by."""
@@ -157,7 +194,7 @@ class OptunaSearcher:
         What a stopped trial had reached is kept in its record only, never as values that a sampler takes for a result.
         """
         trial = self._running.pop(record.number)
-        trial.set_user_attr(_RECORD, record.to_dict())
+        trial.set_user_attr(RECORD, record.to_dict())
         if record.state is TrialState.COMPLETED:
             assert record.val_accuracy is not None
             assert record.sparsity is not None
@@ -172,12 +209,7 @@ class OptunaSearcher:
 
     def finished(self) -> list[TrialRecord]:
         """The records of all ended trials, this process's and earlier ones', by number."""
-        records = [
-            TrialRecord.from_dict(frozen.user_attrs[_RECORD])
-            for frozen in self.study.get_trials(deepcopy=False)
-            if frozen.state.is_finished() and _RECORD in frozen.user_attrs
-        ]
-        return sorted(records, key=lambda record: record.number)
+        return read_records(self.study)
 
     def states(self) -> Mapping[int, str]:
         """Optuna's own state of every trial that was asked for, by number."""

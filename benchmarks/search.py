@@ -1,0 +1,304 @@
+"""How well the search searches: trials to reach what random search has after 64, and what a proposal costs.
+
+    python -m benchmarks.search [--seeds 10] [--only NAME ...] [--out FOLDER]     trials to reach
+    python -m benchmarks.search --cost                                            milliseconds a proposal
+    python -m benchmarks.search --stopping [--experiment mnist --data-dir DIR --trials 16 --epochs 8]
+
+Under each seed, random search (no priors, no first points) trains 64 networks; every other search then goes on until
+it has reached their best validation accuracy (>=), or has had 32 trials. All train the same experiment, one trial after
+the other, and trial n of a seed has the same training seed in all of them. Ray's OptunaSearch is driven through its own
+suggest and on_trial_complete; it gets the same ranges without their conditions, and one score, the accuracy minus ten
+times what is missing to the target, as its users write it.
+
+`--stopping` replays the recorded accuracies at the target, epoch by epoch, of the default search's trials through the
+rules of early stopping, two trials at a time: what it saves, and what it costs in the best trial's accuracy.
+
+Every finished training is a line of OUT/EXPERIMENT.jsonl and is not run again: the benchmark can be stopped at any time
+and goes on where it was. Tables are printed in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments import Data, Experiment, Training, find
+from experiments.training import NotFinite
+from search_spaces import Space, load_space
+from sparsity import METHODS
+from tuner.records import TrialRecord, TrialState
+from tuner.samplers import DEFAULT_SAMPLER, SAMPLERS
+from tuner.searcher import OptunaSearcher
+from tuner.trial import trial_seed
+
+TARGET = 0.9
+RANDOM_TRIALS, TRIALS = 64, 32
+Propose = Iterator[tuple[dict[str, Any], Callable[["Trained"], None]]]
+"""Parameters to train, and whom to tell what came of them."""
+
+
+class Trained:
+    """A finished training: its accuracy at the target after every epoch, and how it ended."""
+
+    def __init__(self, curve: list[float], accuracy: float, sparsity: float, seconds: float) -> None:
+        self.curve, self.accuracy, self.sparsity, self.seconds = curve, accuracy, sparsity, seconds
+
+    @property
+    def feasible(self) -> float:
+        """The accuracy where the target is met; a training that diverged has 0."""
+        return self.accuracy if self.sparsity >= TARGET else 0.0
+
+
+class Trainer:
+    """Trains parameters, each set once: what is in the log is read from there."""
+
+    def __init__(self, experiment: Experiment, data: Data, epochs: int, path: Path) -> None:
+        self.experiment, self.data, self.epochs, self.path = experiment, data, epochs, path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.done = {line["key"]: Trained(**line["trained"]) for line in map(json.loads, lines)}
+
+    def train(self, params: dict[str, Any], seed: int) -> Trained:
+        # By the settings, which are the same however a space names them.
+        key = f"{METHODS['lpss'].configure(params)} {self.epochs} {seed}"
+        if key not in self.done:
+            self.done[key] = self._train(params, seed)
+            with self.path.open("a") as file:
+                file.write(json.dumps({"key": key, "trained": vars(self.done[key])}) + "\n")
+        return self.done[key]
+
+    def _train(self, params: dict[str, Any], seed: int) -> Trained:
+        start, curve = time.process_time(), []
+        training = Training(
+            self.experiment, self.data.train, self.data.val, "lpss", params, epochs=self.epochs, seed=seed
+        )
+        accuracy = sparsity = 0.0
+        try:
+            while not training.finished:
+                measured = training.epoch()
+                curve.append(measured["val_accuracy_at_target"])
+            accuracy, sparsity = measured["val_accuracy"], measured["sparsity"]
+        except NotFinite:
+            pass
+        return Trained(curve, accuracy, sparsity, time.process_time() - start)
+
+
+# The searches
+
+
+def ours(seed: int, space: Space, **options: Any) -> Propose:
+    """Our searcher, as a study with `--concurrency 1` drives it."""
+    searcher = OptunaSearcher([space], TARGET, seed=seed, **options)
+    while True:
+        asked = searcher.ask()
+
+        def tell(trained: Trained, number: int = asked.number, params: dict[str, Any] = asked.params) -> None:
+            state = TrialState.COMPLETED if trained.sparsity > 0 else TrialState.FAILED
+            searcher.tell(TrialRecord(number, "lpss", params, state, trained.accuracy, trained.sparsity))
+
+        yield asked.params, tell
+
+
+def rays(seed: int, space: Space, *, points: bool) -> Propose:
+    """Ray's OptunaSearch, scalarised, over the ranges without their conditions."""
+    from ray.tune.search.optuna import OptunaSearch
+
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    first = [{**space.centre(), **point} for point in space.first] if points else None
+    search = OptunaSearch(dict(space.distributions), metric="score", mode="max", points_to_evaluate=first, seed=seed)
+    for number in range(1_000_000):
+        params = search.suggest(str(number))
+
+        def tell(trained: Trained, number: int = number) -> None:
+            score = trained.accuracy - 10 * max(0.0, TARGET - trained.sparsity)
+            search.on_trial_complete(str(number), {"score": score})
+
+        yield {**space.fixed, **params}, tell
+
+
+def without_priors(space: Space) -> Space:
+    return replace(space, first=(), priors={})
+
+
+def searches() -> dict[str, Callable[[int, Space], Propose]]:
+    """By the names of the table's rows."""
+    samplers = {name: _with(sampler=name) for name in SAMPLERS if name != "random"}
+    return {
+        DEFAULT_SAMPLER: samplers.pop(DEFAULT_SAMPLER),
+        "Ray's OptunaSearch": lambda seed, space: rays(seed, space, points=False),
+        "Ray's OptunaSearch, our first points": lambda seed, space: rays(seed, space, points=True),
+        f"{DEFAULT_SAMPLER}, no priors or first points": lambda seed, space: ours(seed, without_priors(space)),
+        f"{DEFAULT_SAMPLER}, for the front": _with(front=True),
+        **samplers,
+    }
+
+
+def _with(**options: Any) -> Callable[[int, Space], Propose]:
+    return lambda seed, space: ours(seed, space, **options)
+
+
+def run(trainer: Trainer, propose: Propose, seed: int, trials: int, until: float = 2.0) -> list[Trained]:
+    """The trainings of a search, up to the first whose feasible accuracy reaches `until`."""
+    done: list[Trained] = []
+    for number, (params, tell) in zip(range(trials), propose, strict=False):
+        trained = trainer.train(params, trial_seed(seed, number))
+        tell(trained)
+        done.append(trained)
+        if trained.feasible >= until:
+            break
+    return done
+
+
+def reach(trainer: Trainer, seeds: int, only: list[str]) -> None:
+    """The table of trials to reach, a row a search; written anew whenever a seed is done."""
+    space, names = load_space("lpss", TARGET), only or list(searches())
+    needed: dict[str, list[float]] = {name: [] for name in names}
+    goals: list[float] = []
+    for seed in range(seeds):
+        baseline = run(trainer, ours(seed, without_priors(space), sampler="random"), seed, RANDOM_TRIALS)
+        goals.append(max(trained.feasible for trained in baseline))
+        for name in names:
+            found = run(trainer, searches()[name](seed, space), seed, TRIALS, until=goals[-1])
+            reached = found[-1].feasible >= goals[-1]
+            needed[name].append(len(found) if reached else float("inf"))
+        print(f"\nAfter {seed + 1} seeds; random search's best of {RANDOM_TRIALS}: {_range(goals)}\n")
+        print("| search | median trials to reach it | of each seed |\n| --- | --- | --- |")
+        for name, counts in needed.items():
+            each = ", ".join("more" if count > TRIALS else str(count) for count in counts)
+            median = statistics.median(counts)
+            print(
+                f"| {name} | {'more than ' + str(TRIALS) if median > TRIALS else f'{median:g}'} | {each} |", flush=True
+            )
+
+
+def _range(values: list[float]) -> str:
+    return f"{100 * min(values):.2f} to {100 * max(values):.2f} %, mean {100 * statistics.mean(values):.2f}"
+
+
+# Early stopping
+
+
+def stopping(trainer: Trainer, seeds: int, trials: int) -> None:
+    """What early stopping saves of the default search's epochs, and what it costs in accuracy."""
+    space, epochs = load_space("lpss", TARGET), trainer.epochs
+    print("| seed | epochs saved | best without, % | best with, % |\n| --- | --- | --- | --- |")
+    saved, lost = [], []
+    for seed in range(seeds):
+        done = run(trainer, ours(seed, space), seed, trials)
+        finished, trained_epochs = replay(done, epochs)
+        best = max(trained.feasible for trained in done)
+        with_it = max((trained.feasible for trained in finished), default=0.0)
+        saved.append(1 - trained_epochs / sum(len(trained.curve) for trained in done))
+        lost.append(best - with_it)
+        print(f"| {seed} | {saved[-1]:.3f} | {100 * best:.2f} | {100 * with_it:.2f} |", flush=True)
+    print(f"\nMean: {statistics.mean(saved):.3f} saved, {100 * statistics.mean(lost):.2f} points lost", flush=True)
+
+
+def replay(trials: list[Trained], epochs: int, slots: int = 2) -> tuple[list[Trained], int]:
+    """The trials that would have gone on to their end, and the epochs that all would have trained, side by side."""
+    from tuner.halving import Halving, rung_epochs
+
+    halving = Halving(rung_epochs(epochs), target=TARGET)
+    waiting = iter(enumerate(trials))
+    running = [(number, trained, 0) for number, trained in islice(waiting, slots)]
+    finished, spent = [], 0
+    while running:
+        number, trained, epoch = running.pop(0)
+        if epoch >= len(trained.curve):  # to its end, or to where it diverged
+            if len(trained.curve) == epochs:
+                finished.append(trained)
+            else:
+                halving.forget(number)
+        else:
+            spent += 1
+            if halving.goes_on(number, "lpss", epoch + 1, (trained.curve[epoch], trained.sparsity or TARGET)):
+                running.append((number, trained, epoch + 1))
+                continue
+        if (following := next(waiting, None)) is not None:
+            running.append((*following, 0))
+    return finished, spent
+
+
+# The cost of a proposal
+
+
+def cost(trials: int = 1000) -> None:
+    """Milliseconds that an ask and a tell take, over simulated trials: a third stopped, two objectives and the
+    constraint in a record on disk. Processor time, since other work shares the machine."""
+    import tempfile
+
+    print(f"| sampler | goal | ms a trial, mean of {trials} | last 100 |\n| --- | --- | --- | --- |")
+    for front in (False, True):
+        with tempfile.TemporaryDirectory() as folder:
+            journal = Path(folder) / "optuna.journal"
+            searcher = OptunaSearcher([load_space("lpss", TARGET)], TARGET, front=front, journal=journal)
+            seconds = _seconds(searcher.ask, searcher.tell, trials)
+        print(
+            f"| {DEFAULT_SAMPLER} | {'front' if front else 'target'} | {_ms(seconds)} | {_ms(seconds[-100:])} |",
+            flush=True,
+        )
+
+
+def _seconds(ask: Callable[[], Any], tell: Callable[[TrialRecord], None], trials: int) -> list[float]:
+    rng, seconds = np.random.default_rng(0), []
+    for number in range(trials):
+        start = time.process_time()
+        asked = ask()
+        seconds.append(time.process_time() - start)
+        params = asked.params
+        away = abs(params["p"] - 1.5) + abs(np.log(params["lr"] / 0.05)) / 5 + abs(params["momentum"] - 0.9)
+        state = TrialState.COMPLETED if number % 3 else TrialState.PRUNED
+        record = TrialRecord(asked.number, asked.method, params, state)
+        record.val_accuracy = float(np.exp(-away) * (1 - params["final_sparsity"]) ** 0.02 + 0.005 * rng.normal())
+        record.sparsity = params["final_sparsity"] - (0.05 if params["threshold_end"] > 0.85 else 0.0)
+        start = time.process_time()
+        tell(record)
+        seconds[-1] += time.process_time() - start
+    return seconds
+
+
+def _ms(seconds: list[float]) -> str:
+    return f"{1000 * statistics.mean(seconds):.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--stopping", action="store_true")
+    parser.add_argument("--experiment", choices=["digits", "mnist"], default="digits")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--trials", type=int, default=TRIALS)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--only", nargs="+", choices=list(searches()), default=[])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/search"))
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    if options.cost:
+        cost()
+        return
+    experiment = find(options.experiment)
+    epochs = options.epochs or experiment.recipe.epochs
+    data = experiment.load(options.data_dir)
+    trainer = Trainer(experiment, data, epochs, options.out / f"{options.experiment}.jsonl")
+    if options.stopping:
+        stopping(trainer, options.seeds, options.trials)
+    else:
+        reach(trainer, options.seeds, options.only)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""What earlier studies know: their trials, where the spaces agree, and their best points where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages.journal import JournalFileBackend
+
+from search_spaces import Space
+from search_spaces.values import nearest, same
+from tuner.config import UsageError
+from tuner.pareto import best_trial
+from tuner.records import TrialRecord, TrialState
+
+RECORD = "record"
+"""The user attribute of an Optuna trial that holds its record."""
+JOURNAL = "optuna.journal"
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What is carried over into a new study.
+
+    Attributes:
+        trials: completed and stopped ones of the same experiment that lie in the new study's spaces; their numbers
+            are those of the study that they are from.
+        points: (method, parameters) to try first: the best of each study that is not among `trials`.
+    """
+
+    trials: tuple[TrialRecord, ...] = ()
+    points: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+
+def warm_start(
+    studies: Sequence[str], storage: Path, spaces: Sequence[Space], target: float, alike: dict[str, Any]
+) -> WarmStart:
+    """What earlier studies have to say to a new one.
+
+    Args:
+        studies: names in `storage`, or folders.
+        spaces: of the new study, one for each method.
+        target: its constraint.
+        alike: its experiment and epochs: trials of studies that differ in them are no results here, but their best
+            point is tried.
+
+    Raises:
+        UsageError: if a study is unknown, or has no trial that could help.
+    """
+    by_method = {space.method: space for space in spaces}
+    trials: list[TrialRecord] = []
+    points: list[tuple[str, dict[str, Any]]] = []
+    for study in studies:
+        folder = _folder(study, storage)
+        config, records = _config(folder), _records(folder)
+        ended = [r for r in records if r.state in (TrialState.COMPLETED, TrialState.PRUNED) and r.method in by_method]
+        comparable = all(config.get(name) == value for name, value in alike.items())
+        carried = [r for r in ended if comparable and _agrees(r.params, by_method[r.method])]
+        best = best_trial(ended, target) or best_trial(ended, 0.0)
+        if best is None:
+            raise UsageError(
+                f"--warm-start {study}: it has no completed trial of {' or '.join(by_method)} to learn from"
+            )
+        trials += carried
+        if not any(record is best for record in carried):
+            points.append((best.method, _moved(best.params, by_method[best.method])))
+    return WarmStart(tuple(trials), tuple(points))
+
+
+def read_records(study: optuna.Study) -> list[TrialRecord]:
+    """The records of all ended trials of a study, by number."""
+    records = [
+        TrialRecord.from_dict(frozen.user_attrs[RECORD])
+        for frozen in study.get_trials(deepcopy=False)
+        if frozen.state.is_finished() and RECORD in frozen.user_attrs
+    ]
+    return sorted(records, key=lambda record: record.number)
+
+
+def _folder(study: str, storage: Path) -> Path:
+    for folder in (storage / study, Path(study)):
+        try:
+            if (folder / JOURNAL).is_file():
+                return folder
+        except (OSError, ValueError):  # a name too long for a file
+            continue
+    there = sorted(path.parent.name for path in storage.glob(f"*/{JOURNAL}"))
+    known = f"there {'is ' + ', '.join(there) if there else 'are none'}"
+    raise UsageError(f"--warm-start {study}: no such study in {storage}, nor a study's folder: {known}")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        config = None
+    return config if isinstance(config, dict) else {}
+
+
+def _records(folder: Path) -> list[TrialRecord]:
+    try:
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+        names = optuna.get_all_study_names(storage)
+        return read_records(optuna.load_study(study_name=names[0], storage=storage)) if names else []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--warm-start {folder}: {JOURNAL} cannot be read: {error}") from None
+
+
+def _agrees(params: dict[str, Any], space: Space) -> bool:
+    """Whether the space could have proposed exactly these parameters."""
+    expected = {name for name in (*space.distributions, *space.fixed) if space.applies(name, params)}
+    if set(params) != expected:
+        return False
+    if not all(same(params[name], value) for name, value in space.fixed_for(params).items()):
+        return False
+    return all(
+        distribution._contains(distribution.to_internal_repr(params[name]))
+        if not isinstance(distribution, CategoricalDistribution)
+        else any(same(params[name], choice) for choice in distribution.choices)
+        for name, distribution in space.distributions.items()
+        if name in params
+    )
+
+
+def _moved(params: dict[str, Any], space: Space) -> dict[str, Any]:
+    """The parameters moved into the space; what they lack is at the centre of its prior."""
+    point: dict[str, Any] = {}
+    centre = space.centre()
+    for name, distribution in space.distributions.items():
+        if not space.applies(name, point):
+            continue
+        value = params.get(name, centre[name])
+        if isinstance(distribution, FloatDistribution | IntDistribution):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            point[name] = nearest(distribution, value if number else centre[name])
+        else:
+            assert isinstance(distribution, CategoricalDistribution)
+            known = [choice for choice in distribution.choices if same(choice, value)]
+            point[name] = known[0] if known else centre[name]
+    return point
