@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 import ray
 from ray import cloudpickle, tune
+from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from experiments import Experiment
 from tuner.config import StudyConfig, UsageError
 from tuner.records import TrialState, trial_name
+from tuner.scheduler import StudyScheduler
 from tuner.study import StudyRun
-from tuner.trial import FINAL, METRICS, TrialSetup, TrialTrainable, train_to_the_end
+from tuner.trial import FAILURE, FINAL, METRICS, TrialSetup, TrialTrainable, one_line, train_to_the_end
 
 # Our own records are the truth, and the driver writes them: Ray's loggers, its snapshots and its reporter only cost.
 _TUNE_ENVIRONMENT = {
@@ -140,30 +141,41 @@ class _Callback(_NotPickled, tune.Callback):
 
     def __init__(self, study: StudyRun, names: dict[str, int]) -> None:
         self._study, self._names = study, names
+        self._failed: list[Trial] = []
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        self._study.epoch(self._names[trial.trial_id], result[METRICS])
+        if METRICS in result:
+            self._study.epoch(self._names[trial.trial_id], result[METRICS])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        final = (trial.last_result or {}).get(FINAL, False)
-        self._study.end(self._names[trial.trial_id], TrialState.COMPLETED if final else TrialState.PRUNED)
+        number, last = self._names[trial.trial_id], trial.last_result or {}
+        if FAILURE in last:
+            self._study.end(number, TrialState.FAILED, last[FAILURE])
+            self._failed.append(trial)
+        else:
+            self._study.end(number, TrialState.COMPLETED if last.get(FINAL) else TrialState.PRUNED)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Makes a trial that reported its failure an error in Ray's own books, now that its process is free."""
+        while self._failed:
+            trial = self._failed.pop()
+            trial.handle_error(TuneError(trial.last_result[FAILURE]))
+            trial.set_status(Trial.ERROR)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._study.end(self._names[trial.trial_id], TrialState.FAILED, failure_reason(trial))
 
 
 def failure_reason(trial: Trial) -> str:
-    """Why a trial failed, in one line: the exception that was raised in the worker."""
+    """Why a trial failed that took its process with it, in one line: the exception that Ray has for it."""
     # Ray has just written it on this machine, for itself; it reaches the storage (trial.get_pickled_error) only later.
     file = trial.pickled_error_file
     if file is None or not Path(file).is_file():
         return "unknown error"
     error = cloudpickle.loads(Path(file).read_bytes())
-    cause = getattr(error, "cause", None) or error
-    text = " ".join((str(cause).splitlines() or [""])[0].split())
-    return f"{type(cause).__name__}: {text}"[:300]
+    return one_line(getattr(error, "cause", None) or error)
 
 
 class StopWhen(_NotPickled, tune.Stopper):
@@ -180,22 +192,6 @@ class StopWhen(_NotPickled, tune.Stopper):
     def stop_all(self) -> bool:
         self.out_of_time = self._deadline is not None and time.monotonic() >= self._deadline
         return self.asked or self.out_of_time
-
-
-def scheduler(config: StudyConfig, epochs: int) -> TrialScheduler:
-    """Asynchronous successive halving on the accuracy that a trial would have at its final sparsity, or none."""
-    if config.scheduler == "none" or epochs < 3:
-        return FIFOScheduler()
-    return ASHAScheduler(
-        time_attr="training_iteration",
-        metric=f"{METRICS}/val_accuracy_at_target",
-        mode="max",
-        max_t=epochs,
-        # Rungs after a third and two thirds of the epochs, where half go on: connections still move at the first, and
-        # a shorter look would judge by what the learning rate's warm-up does.
-        grace_period=max(1, round(epochs / 3)),
-        reduction_factor=2,
-    )
 
 
 def run_trials(
@@ -218,7 +214,7 @@ def run_trials(
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=_Searcher(study, names),
-                scheduler=scheduler(config, setup.epochs),
+                scheduler=StudyScheduler(study, names),
                 num_samples=config.trials,
                 max_concurrent_trials=concurrency,
                 reuse_actors=True,

@@ -36,6 +36,8 @@ class TrialRecord:
     nonzero_weights: int | None = None
     epochs: int = 0
     seconds: float = 0.0  # wall clock of the trial
+    final_sparsity: float | None = None  # the sparsity that the trial is to end on; known from the first rung on
+    rungs: dict[int, float] = field(default_factory=dict)  # val_accuracy_at_target by the epoch of the rung
     reason: str = ""  # why a failed trial failed, in one line
     metrics: dict[str, float] = field(default_factory=dict)  # the last epoch's, under their MLflow names
 
@@ -52,4 +54,6 @@ class TrialRecord:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrialRecord:
-        return cls(**{**data, "state": TrialState(data["state"])})
+        # JSON has no numbers as keys; records of earlier versions have no rungs.
+        rungs = {int(epoch): accuracy for epoch, accuracy in data.get("rungs", {}).items()}
+        return cls(**{**data, "state": TrialState(data["state"]), "rungs": rungs})

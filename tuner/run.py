@@ -15,10 +15,12 @@ from typing import Any
 
 import yaml
 
+from tuner.config import StudyConfig
 from tuner.display import Progress
 from tuner.final_seeds import Retrained, best_of_each, jobs, summarise
-from tuner.goal import GoalKind
+from tuner.goal import Goal, GoalKind
 from tuner.goal_spaces import turns
+from tuner.halving import Halving, rung_epochs
 from tuner.mlflow_store import StudyIdentity
 from tuner.prepare import Prepared
 from tuner.records import TrialState
@@ -113,7 +115,8 @@ def _search(
     stop = ray_run.StopWhen(deadline)
     finished_before = len(searcher.finished())
     progress = Progress(config.trials, goal, quiet=quiet, deadline=deadline, finished_before=finished_before)
-    study = StudyRun(config, goal, searcher, tracker, progress, weights_folder, weights_file)
+    halving = _halving(config, goal, prepared.epochs)
+    study = StudyRun(config, goal, searcher, tracker, progress, weights_folder, weights_file, halving)
     setup = TrialSetup(prepared.experiment, prepared.epochs, config.seed, "cuda" if gpus else "cpu", weights_folder)
     ray_states: dict[str, str] = {}
     with progress, _interruptible(stop):
@@ -139,6 +142,14 @@ def _search(
     states = searcher.states()
     optuna_states = {record.name: states[number] for number, record in study.records.items()}
     return replace(finished, ray_states=ray_states, optuna_states=optuna_states)
+
+
+def _halving(config: StudyConfig, goal: Goal, epochs: int) -> Halving | None:
+    """Early stopping as the study wants it. Where more than one sparsity counts, its best trials cover the front."""
+    if config.scheduler == "none":
+        return None
+    spread = goal.kind in (GoalKind.TARGETS, GoalKind.FRONT)
+    return Halving(rung_epochs(epochs), target=goal.lowest, spread=spread)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from tuner.config import StudyConfig
 from tuner.display import Progress
 from tuner.goal import Goal
+from tuner.halving import Halving
 from tuner.records import TrialRecord, TrialState
 from tuner.results import write_trials
 from tuner.searcher import Asked, OptunaSearcher
@@ -32,6 +33,7 @@ class StudyRun:
         searcher, tracker, progress: told of everything.
         weights_folder: where trials leave their networks; only those that would be reported are kept.
         weights_file: (folder, number) -> the file of that trial's network.
+        halving: stops trials early; None: all train to their end. It is told what the trials of earlier processes had.
         clock: seconds, for tests.
     """
 
@@ -44,12 +46,16 @@ class StudyRun:
         progress: Progress,
         weights_folder: Path,
         weights_file: Callable[[Path, int], Path],
+        halving: Halving | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config, self.goal = config, goal
         self.searcher, self.tracker, self.progress = searcher, tracker, progress
         self._weights_folder, self._weights_file, self._clock = weights_folder, weights_file, clock
+        self._halving = halving or Halving((), target=None)
         self.records = {record.number: record for record in searcher.finished()}
+        for record in self.records.values():
+            self._recall(record)
         self.standing = Standing(goal, self.records.values())
         self._began: dict[int, float] = {}
         self._written = clock()
@@ -92,6 +98,29 @@ class StudyRun:
         self.tracker.log_epoch(number, record.epochs, metrics)
         self.progress.update(self.records.values())
 
+    def goes_on(self, number: int, *, epoch: int, accuracy: float, final_sparsity: float) -> bool:
+        """Whether a trial that has trained `epoch` epochs, and not all, may train on.
+
+        Args:
+            accuracy: val_accuracy_at_target: of the network as projected to its final sparsity now.
+            final_sparsity: the sparsity that the trial is to end on.
+        """
+        if epoch not in self._halving.rungs:
+            return True
+        record = self.records[number]
+        record.final_sparsity = final_sparsity
+        record.rungs[epoch] = accuracy
+        return self._halving.goes_on(number, record.method, epoch, (accuracy, final_sparsity))
+
+    def _recall(self, record: TrialRecord) -> None:
+        """Takes up a trial of an earlier process in the rungs that it reached."""
+        if record.final_sparsity is None:
+            return
+        values = [(epoch, (accuracy, record.final_sparsity)) for epoch, accuracy in record.rungs.items()]
+        self._halving.recall(record.number, record.method, values)
+        if record.state is TrialState.FAILED:
+            self._halving.forget(record.number)
+
     def end(self, number: int, state: TrialState, reason: str = "") -> None:
         """A trial is over: concluded once, in the same way everywhere."""
         record = self.records[number]
@@ -99,6 +128,8 @@ class StudyRun:
             return
         record.state, record.reason = state, reason
         record.seconds = self._clock() - self._began[number]
+        if state is TrialState.FAILED:
+            self._halving.forget(number)
         start = self._clock()
         self.searcher.tell(record)
         self.sampling_seconds += self._clock() - start

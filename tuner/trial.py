@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments import Data, Experiment, Split, Training
+from experiments.training import NotFinite
 
 METRICS = "metrics"  # in a report: what Training.epoch measured
+FINAL_SPARSITY = "final_sparsity"  # in a report: the sparsity that the trial is to end on
 FINAL = "final"  # in a report: the trial has trained all its epochs; without it a trial that ends was stopped
+FAILURE = "failure"  # in a report, instead of all these: why the trial failed, in one line
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,11 @@ def weights_file(folder: Path, number: int) -> Path:
 
 
 class TrialTrainable(tune.Trainable):
-    """Ray's view of a Training: `config` holds a trial's number, method and params."""
+    """Ray's view of a Training: `config` holds a trial's number, method and params.
+
+    A trial that fails says so in its last report. Raised to Ray, the exception would end this process, and the next
+    trial would wait seconds for a new one.
+    """
 
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], shared: TrialSetup, arrays: dict[str, np.ndarray]
@@ -60,17 +68,42 @@ class TrialTrainable(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begins another trial in this process."""
-        self._number = new_config["number"]
-        self._training = _training(self._shared, self._data, new_config)
+        """Begins another trial in this process, with nothing left of the one before."""
+        self._trial, self._training = new_config, None
+        if self._shared.device != "cpu":
+            torch.cuda.empty_cache()
         return True
 
+    _training: Training | None = None  # built by the first step, so that building it may fail like any other step
+
     def step(self) -> dict[str, Any]:
-        report: dict[str, Any] = {METRICS: self._training.epoch()}
-        if self._training.finished:
-            save_weights(self._training, weights_file(self._shared.weights_folder, self._number))
+        try:
+            return self._epoch()
+        except torch.AcceleratorError:
+            raise  # the device is in an undefined state for this process: let Ray end it
+        except Exception as error:
+            self._training = None
+            return {FAILURE: one_line(error), "done": True}
+
+    def _epoch(self) -> dict[str, Any]:
+        if self._training is None:
+            self._training = _training(self._shared, self._data, self._trial)
+        training = self._training
+        metrics = training.epoch()
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise NotFinite(f"{name} is {value} after epoch {training.epochs_done}")
+        report: dict[str, Any] = {METRICS: metrics, FINAL_SPARSITY: training.sparse.final_sparsity}
+        if training.finished:
+            save_weights(training, weights_file(self._shared.weights_folder, self._trial["number"]))
             report |= {FINAL: True, "done": True}
         return report
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as a trial's reason: its type and the first line of what it says."""
+    text = " ".join((str(error).splitlines() or [""])[0].split())
+    return f"{type(error).__name__}: {text}"[:300]
 
 
 def train_to_the_end(shared: TrialSetup, arrays: dict[str, np.ndarray], job: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -15,20 +15,60 @@ SCRIPT = """
 import json, sys
 from tuner.config import make_config
 from tuner.run import prepare, run_study
-options = {"target": 0.8, "experiment": sys.argv[1], "trials": 8, "storage": sys.argv[2], "study": "s"}
-finished = run_study(prepare(make_config(options).resolved()), quiet=True)
-print(json.dumps([{r.name: r.state for r in finished.outcome.records}, finished.ray_states, finished.optuna_states]))
+options = {"target": 0.8, "experiment": sys.argv[1], "trials": 12, "concurrency": 2, "storage": sys.argv[2]}
+finished = run_study(prepare(make_config({**options, "study": "s"}).resolved()), quiet=True)
+records = [[r.name, r.state, r.epochs, r.reason] for r in finished.outcome.records]
+print(json.dumps([records, finished.ray_states, finished.optuna_states]))
+"""
+EXPERIMENT = """
+import os
+import torch
+from torch import nn
+from experiments import Data, Experiment, Recipe, Split
+
+class Net(nn.Sequential):
+    '''Leaves its process id behind. A third of all fail when they are built, a third in the second epoch.'''
+    def __init__(self):
+        super().__init__(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 3))
+        with open({pids!r}, "a") as file:
+            file.write(f"{{os.getpid()}}\\n")
+        self.fate, self.batches = int(3 * torch.rand(())), 0
+        if self.fate == 1:
+            raise RuntimeError("this network cannot be built")
+    def forward(self, x):
+        self.batches += self.training
+        return super().forward(x) * (float("nan") if self.fate == 2 and self.batches > 15 else 1.0)
+
+def load(data_dir):
+    g = torch.Generator().manual_seed(0)
+    means = 2 * torch.randn(3, 12, generator=g)
+    def split(n):
+        y = torch.randint(0, 3, (n,), generator=g)
+        return Split(means[y] + torch.randn(n, 12, generator=g), y)
+    return Data(split(300), split(120), split(120), classes=("a", "b", "c"))
+
+mine = Experiment("mine", load, Net, Recipe(epochs=6, batch_size=30))
 """
 
 
 @pytest.mark.slow
-def test_rays_own_states_agree_with_the_records_and_with_optuna(experiment_file: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SCRIPT, f"{experiment_file}:sometimes_nan", str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+def test_states_agree_everywhere_and_failed_trials_cost_no_new_process(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    (tmp_path / "own.py").write_text(EXPERIMENT.format(pids=str(pids)))
+    command = [sys.executable, "-c", SCRIPT, f"{tmp_path / 'own.py'}:mine", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    states, ray_states, optuna_states = json.loads(done.stdout.splitlines()[-1])
-    assert len(states) == 8
-    assert "failed" in states.values()
+    records, ray_states, optuna_states = json.loads(done.stdout.splitlines()[-1])
+    states = {name: state for name, state, _, _ in records}
+    assert len(states) == 12
+    assert {"completed", "pruned", "failed"} <= set(states.values())
     assert ray_states == {name: RAY[state] for name, state in states.items()}
     assert optuna_states == {name: OPTUNA[state] for name, state in states.items()}
+    reasons = {reason for _, state, _, reason in records if state == "failed"}
+    assert "RuntimeError: this network cannot be built" in reasons
+    assert any(reason.startswith("NotFinite: ") for reason in reasons), reasons
+    assert {epochs for _, state, epochs, _ in records if state == "completed"} == {6}
+    assert {epochs for _, state, epochs, _ in records if state == "pruned"} <= {2, 3, 4}
     assert not (tmp_path / "s" / ".ray").exists()
+    # Two processes ran all trials; the driver, which builds the best network again, is a third.
+    assert len(set(pids.read_text().split())) <= 3
