@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tuner.study import StudyRun
-from tuner.trial import FINAL_SPARSITY
+from tuner.trial import FINAL_SPARSITY, METRICS
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -34,7 +34,7 @@ class StudyScheduler(FIFOScheduler):
         goes_on = self._study.goes_on(
             self._names[trial.trial_id],
             epoch=result["training_iteration"],
-            accuracy=result["metrics/val_accuracy_at_target"],
+            accuracy=result[f"{METRICS}/val_accuracy_at_target"],
             final_sparsity=result[FINAL_SPARSITY],
         )
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
