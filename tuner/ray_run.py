@@ -56,8 +56,7 @@ def ray_cluster(config: StudyConfig) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a failed trial's reason is in our own table, in one line
     try:
         if config.address is None:
-            cpus = max(len(os.sched_getaffinity(0)), int(np.ceil(config.cpus_per_trial)))
-            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            _start_private(max(len(os.sched_getaffinity(0)), int(np.ceil(config.cpus_per_trial))))
         else:
             ray.init(config.address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -69,6 +68,18 @@ def ray_cluster(config: StudyConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_private(cpus: int) -> None:
+    """A Ray of our own. Ray gives its processes half a minute to start, which on a busy machine takes a second try."""
+    for last in (False, False, True):
+        try:
+            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:
+            if last or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
 
 
 def gpus_per_trial(config: StudyConfig) -> float:
