@@ -16,7 +16,8 @@ OPTUNA = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 SCRIPT = """
 import json, sys
 from tuner.config import make_config
-from tuner.run import prepare, run_study
+from tuner.prepare import prepare
+from tuner.run import run_study
 options = {"target": 0.8, "experiment": sys.argv[1], "trials": 12, "concurrency": 2, "storage": sys.argv[2]}
 finished = run_study(prepare(make_config({**options, "study": "s"}).resolved()), quiet=True)
 records = [[r.name, r.state, r.epochs, r.reason] for r in finished.outcome.records]
@@ -24,17 +25,19 @@ print(json.dumps([records, finished.ray_states, finished.optuna_states]))
 """
 EXPERIMENT = """
 import os
+import sys
 import torch
 from torch import nn
 from experiments import Data, Experiment, Recipe, Split
 
 class Net(nn.Sequential):
-    '''Leaves its process id behind. A third of all fail when they are built, a third in the second epoch.'''
+    '''Leaves its process id behind. In workers a third fail when they are built, a third in the second epoch.'''
     def __init__(self):
         super().__init__(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 3))
         with open({pids!r}, "a") as file:
             file.write(f"{{os.getpid()}}\\n")
-        self.fate, self.batches = int(3 * torch.rand(())), 0
+        in_worker = "default_worker" in sys.argv[0]
+        self.fate, self.batches = int(3 * torch.rand(())) if in_worker else 0, 0
         if self.fate == 1:
             raise RuntimeError("this network cannot be built")
     def forward(self, x):
