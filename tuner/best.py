@@ -28,6 +28,7 @@ class BestModel:
     test_accuracy: float
     weights: int  # prunable ones
     zeros: int  # of those, counted in the tensors themselves
+    by_layer: Mapping[str, float]  # the sparsity of each prunable weight, by its name
 
 
 def write_networks(
@@ -101,7 +102,7 @@ def write_best(
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights, target / f".{MODEL}.tmp")
     (target / f".{MODEL}.tmp").replace(target / MODEL)
-    description = _describe(experiment, data, model, masks, record, best)
+    description = _describe(experiment, data, model, record, best)
     write_atomically(target / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     return best
 
@@ -125,7 +126,8 @@ def _measure(
     tolerance = max(0.005, 2.5 / len(data.val.x))
     if record.val_accuracy is None or abs(val_accuracy - record.val_accuracy) > tolerance:
         raise RuntimeError(f"{record.name} reported accuracy {record.val_accuracy}, its file gives {val_accuracy}")
-    return BestModel(evaluate(experiment, model, data.test), total, zeros)
+    by_layer = {name: 1 - int(mask.sum()) / mask.numel() for name, mask in masks.items()}
+    return BestModel(evaluate(experiment, model, data.test), total, zeros, by_layer)
 
 
 def test_accuracy(experiment: Experiment, data: Data, tensors: dict[str, Any]) -> float:
@@ -145,7 +147,6 @@ def _describe(
     experiment: Experiment,
     data: Data,
     model: torch.nn.Module,
-    masks: dict[str, torch.Tensor],
     record: TrialRecord,
     best: BestModel,
 ) -> dict[str, Any]:
@@ -167,5 +168,5 @@ def _describe(
             "nonzero_weights": best.weights - best.zeros,
             "weights": best.weights,
         },
-        "sparsity_by_layer": {name: 1 - float(mask.double().mean()) for name, mask in masks.items()},
+        "sparsity_by_layer": dict(best.by_layer),
     }

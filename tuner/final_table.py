@@ -22,6 +22,7 @@ from tuner.tracking_uri import redact
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+_LAYERS_SHOWN = 6
 PLAIN_WIDTH = 120  # of a result that is not written to a terminal
 
 
@@ -116,6 +117,16 @@ def front_line(outcome: StudyOutcome) -> str:
     )
 
 
+def layers_line(outcome: StudyOutcome) -> str:
+    """The best network's sparsity layer by layer, or the range of it where there are many layers."""
+    by_layer = outcome.sparsity_by_layer
+    if len(by_layer) <= _LAYERS_SHOWN:
+        return ", ".join(f"{name} {sparsity:.1%}" for name, sparsity in by_layer.items())
+    least, most = min(by_layer, key=by_layer.__getitem__), max(by_layer, key=by_layer.__getitem__)
+    ends = f"{by_layer[least]:.1%} ({least}) to {by_layer[most]:.1%} ({most})"
+    return f"{ends} in {len(by_layer)} layers, each in model.json"
+
+
 def states_line(outcome: StudyOutcome) -> str:
     """How the trials ended, with the commonest reason if some failed."""
     states = outcome.states
@@ -208,6 +219,7 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
     lines = [
         *(("targets", text) for text in targets_lines(outcome)),
         ("front", front_line(outcome)),
+        ("layers", layers_line(outcome)),
         *((one.method, retrained_line(one)) for one in outcome.retrained),
         *(("verdict", text) for text in verdicts(outcome.retrained)),
         ("trials", states_line(outcome)),

@@ -75,6 +75,7 @@ class StudyOutcome:
     seconds: StudySeconds = field(default_factory=StudySeconds)
     test_accuracies: Mapping[int, float] = field(default_factory=dict)  # of the reported trials' networks, by number
     weights: int | None = None  # number of prunable weights of the network
+    sparsity_by_layer: Mapping[str, float] = field(default_factory=dict)  # of the best network, in its order
     mlflow_experiment_id: str | None = None
     mlflow_run_id: str | None = None  # of the study's parent run
     tracking_uri: str | None = None

@@ -194,6 +194,8 @@ def _conclude(
         tracking_uri=config.tracking_uri,
         retrained=retrained,
     )
+    if outcome.best is not None and outcome.best.number in networks:
+        outcome = replace(outcome, sparsity_by_layer=networks[outcome.best.number].by_layer)
     title = f"{prepared.experiment.name}: accuracy against sparsity"
     write_html(front_figure(records, goal, title), config.folder / "pareto.html")
     written = write_results(outcome)

@@ -16,6 +16,7 @@ from tuner.final_table import (
     best_line,
     command,
     final_table,
+    layers_line,
     print_result,
     shown_path,
     states_line,
@@ -304,6 +305,16 @@ def test_without_a_feasible_trial_the_result_says_so(tmp_path: Path) -> None:
 def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
     assert best_line(outcome(tmp_path)) == "best t0000: validation accuracy 97.00%, sparsity 90.0000%"
     assert states_line(outcome(tmp_path, RECORDS[:1])) == "1 completed, 0 stopped early, 0 failed"
+
+
+def test_the_sparsity_is_shown_layer_by_layer_or_as_a_range(tmp_path: Path) -> None:
+    few = {"0.weight": 0.91234, "2.weight": 0.8, "4.weight": 0.25}
+    assert layers_line(outcome(tmp_path, sparsity_by_layer=few)) == "0.weight 91.2%, 2.weight 80.0%, 4.weight 25.0%"
+    assert "layers 0.weight 91.2%, " in printed(outcome(tmp_path, sparsity_by_layer=few))
+    many = {f"{k}.weight": 0.5 + k / 100 for k in range(7)}
+    line = layers_line(outcome(tmp_path, sparsity_by_layer=many))
+    assert line == "50.0% (0.weight) to 56.0% (6.weight) in 7 layers, each in model.json"
+    assert "layers" not in printed(outcome(tmp_path))
 
 
 def test_parameters_that_do_not_fit_are_left_out_and_counted(tmp_path: Path) -> None:
