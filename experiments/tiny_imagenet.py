@@ -38,12 +38,13 @@ def read_images(paths: list[Path], size: int = 64) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-def training_files(folder: Path) -> tuple[tuple[str, ...], list[Path], Tensor]:
-    """Class names in alphabetical order, train/CLASS/images' files in the order of their names, and their labels."""
-    classes = tuple(sorted(path.name for path in (folder / "train").iterdir() if path.is_dir()))
-    files = [sorted((folder / "train" / name / "images").glob("*.JPEG")) for name in classes]
-    labels = [kind for kind, of_class in enumerate(files) for _ in of_class]
-    return classes, [path for of_class in files for path in of_class], torch.tensor(labels, dtype=torch.int64)
+def image_folder(folder: Path) -> tuple[tuple[str, ...], list[Path], Tensor]:
+    """Class names in alphabetical order, the files under folder/CLASS in the order of their paths, and their labels:
+    as torchvision's ImageFolder lists them. Raises OSError for a class without images."""
+    from torchvision.datasets import ImageFolder
+
+    listed = ImageFolder(folder)
+    return tuple(listed.classes), [Path(path) for path, _ in listed.samples], torch.tensor(listed.targets)
 
 
 def labelled_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
@@ -57,28 +58,40 @@ def labelled_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], 
     return [folder / "val" / "images" / row[0] for row in rows], labels
 
 
+def judging_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
+    """The labelled images of val, in the published layout or sorted into one folder a class. Raises ValueError or
+    OSError for neither."""
+    if (folder / "val" / "val_annotations.txt").is_file():
+        return labelled_files(folder, classes)
+    found, files, labels = image_folder(folder / "val")
+    if found != classes:
+        raise ValueError("val has neither val_annotations.txt nor the folders that train has")
+    return files, labels
+
+
 def load(data_dir: Path | None = None) -> Data:
     """95,000 images to train on, 5,000 of the published training set to validate (25 a class, always the same ones),
     and as test the 10,000 of the published validation set (the published test set has no labels); as bytes
     (batch, 3, 64, 64).
 
-    They are read from DATA_DIR/tiny-imagenet-200. Raises DataUnavailable.
+    They are read from DATA_DIR/tiny-imagenet-200, as it is published, or with val/CLASS for the labelled images, as
+    many rearrange it. Raises DataUnavailable.
     """
     folder = (data_dir or default_data_dir()) / _FOLDER
-    if not (folder / "train").is_dir() or not (folder / "val" / "val_annotations.txt").is_file():
+    if not (folder / "train").is_dir() or not (folder / "val").is_dir():
         raise DataUnavailable(
             f"Tiny ImageNet is not in {folder}: unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there, "
             "or give the folder that holds tiny-imagenet-200 with --data-dir"
         )
     try:
-        classes, files, y = training_files(folder)
-        test_files, y_test = labelled_files(folder, classes)
-        if (len(classes), len(files), len(test_files)) != (200, 100_000, 10_000):
+        classes, files, y = image_folder(folder / "train")
+        judged, y_test = judging_files(folder, classes)
+        if (len(classes), len(files), len(judged)) != (200, 100_000, 10_000):
             raise ValueError(
                 f"it should hold 200 classes, 100000 and 10000 images, "
-                f"and holds {len(classes)}, {len(files)} and {len(test_files)}"
+                f"and holds {len(classes)}, {len(files)} and {len(judged)}"
             )
-        x, x_test = read_images(files), read_images(test_files)
+        x, x_test = read_images(files), read_images(judged)
     except (OSError, ValueError) as error:
         raise DataUnavailable(f"{folder} is damaged: {error}") from error
     train, val = hold_out(y, _VALIDATION)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from experiments.base import DataUnavailable
-from experiments.tiny_imagenet import labelled_files, load, read_images, tiny_imagenet, training_files
+from experiments.tiny_imagenet import image_folder, judging_files, load, read_images, tiny_imagenet
 
 CLASSES = ("n01443537", "n01629819", "n02977058")
 
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_training_images_and_their_labels(folder: Path) -> None:
-    classes, files, labels = training_files(folder)
+    classes, files, labels = image_folder(folder / "train")
     assert classes == CLASSES
     assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     x = read_images(files)
@@ -48,7 +48,7 @@ def test_training_images_and_their_labels(folder: Path) -> None:
 
 
 def test_labelled_images_follow_the_annotations(folder: Path) -> None:
-    files, labels = labelled_files(folder, CLASSES)
+    files, labels = judging_files(folder, CLASSES)
     assert [path.name for path in files] == [f"val_{5 - k}.JPEG" for k in range(6)]
     assert labels.tolist() == [0, 1, 2, 0, 1, 2]
     assert np.allclose(read_images(files)[:, 0].float().mean((1, 2)).numpy(), [205 - k for k in range(6)], atol=3)
@@ -58,7 +58,35 @@ def test_labelled_images_follow_the_annotations(folder: Path) -> None:
 def test_annotations_that_name_no_class(folder: Path, line: str) -> None:
     (folder / "val" / "val_annotations.txt").write_text(line + "\n")
     with pytest.raises(ValueError, match="names a class that train has not"):
-        labelled_files(folder, CLASSES)
+        judging_files(folder, CLASSES)
+
+
+def sort_into_classes(folder: Path) -> None:
+    """val/CLASS in place of val/images and its annotations."""
+    for line in (folder / "val" / "val_annotations.txt").read_text().splitlines():
+        file, name, *_ = line.split("\t")
+        (folder / "val" / name).mkdir(exist_ok=True)
+        (folder / "val" / "images" / file).rename(folder / "val" / name / file)
+    (folder / "val" / "val_annotations.txt").unlink()
+    (folder / "val" / "images").rmdir()
+
+
+def test_labelled_images_may_be_sorted_into_folders(folder: Path) -> None:
+    sort_into_classes(folder)
+    files, labels = judging_files(folder, CLASSES)
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert [path.name for path in files] == [f"val_{k}.JPEG" for k in (2, 5, 1, 4, 0, 3)]
+    (folder / "val" / CLASSES[0]).rename(folder / "val" / "n09999999")
+    with pytest.raises(ValueError, match="neither val_annotations"):
+        judging_files(folder, CLASSES)
+
+
+def test_a_class_without_images_is_told_in_one_line(folder: Path) -> None:
+    for path in (folder / "train" / CLASSES[1] / "images").iterdir():
+        path.unlink()
+    with pytest.raises(DataUnavailable, match=rf"is damaged: .*{CLASSES[1]}") as error:
+        load(folder.parent)
+    assert "\n" not in str(error.value)
 
 
 def test_grey_images_get_three_channels(tmp_path: Path) -> None:
