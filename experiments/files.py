@@ -61,7 +61,7 @@ def downloading(data_set: str, root: Path, folder: str) -> Iterator[None]:
         _remove_empty(target, before)
         reason = " ".join(str(error).split())
         raise DataUnavailable(
-            f"{data_set} is not in {root} and could not be downloaded ({reason[:120]}): "
+            f"{data_set} is not in {root} and could not be downloaded ({reason[:200]}): "
             f"give the folder that holds {folder} with --data-dir, or connect to the network"
         ) from error
 

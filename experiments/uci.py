@@ -25,6 +25,8 @@ _MD5 = {
     "pop_failures.dat": "e71291b0c79f837d8c9b001795237c43",
 }
 
+_CLIMATE_SEARCHED = 400  # simulations
+
 
 def _text(data_dir: Path | None, name: str) -> str:
     path = (data_dir or default_data_dir()) / "uci" / name
@@ -73,14 +75,18 @@ def load_mushroom(data_dir: Path | None = None) -> Data:
 
 
 def load_climate(data_dir: Path | None = None) -> Data:
-    """Does a climate simulation crash, by 18 model parameters? 540 simulations, of which 46 crashed: 320 to train on,
-    80 to validate and 140 to test, stratified by outcome; always the same split. Features are standardised with the
-    training examples' means and deviations."""
+    """Does a climate simulation crash, by 18 model parameters? 540 simulations, of which 46 crashed: of the file's
+    first 400, 320 to train on and 80 to validate, stratified by outcome, always the same ones; the last 140 are the
+    test. Features are standardised with the training examples' means and deviations.
+
+    The published split is not known. The last 140 have 129 successes, and the lowest published accuracy, .9214, is
+    129/140: what a network gets that foresees no crash at all. A split stratified by outcome has 128.
+    """
     rows = [line.split() for line in _text(data_dir, "pop_failures.dat").splitlines()]
     table = torch.tensor([[float(cell) for cell in row] for row in rows])
     x, y = table[:, 2:20], table[:, 20].long()  # the first two columns number the simulations
-    rest, test = hold_out(y, 140)
-    train, val = (rest[part] for part in hold_out(y[rest], 80))
+    train, val = hold_out(y[:_CLIMATE_SEARCHED], 80)
+    test = torch.arange(_CLIMATE_SEARCHED, len(y))
     mean, std = x[train].mean(0), x[train].std(0)
 
     def split(part: Tensor) -> Split:

@@ -28,7 +28,7 @@ SIZES = {"dna": (1700, 300, 1186), "mushroom": (5713, 800, 1611), "climate": (32
 COUNTS = {  # classes of train and val together, and of test
     "dna": ([464, 485, 1051], [303, 280, 603]),
     "mushroom": ([3373, 3140], [835, 776]),
-    "climate": ([34, 366], [12, 128]),
+    "climate": ([35, 365], [11, 129]),
 }
 
 
@@ -110,6 +110,7 @@ def test_climate_is_the_files_content(folder: Path) -> None:
     data = load_climate(folder)
     rows = [line.split() for line in (folder / "uci" / "pop_failures.dat").read_text().splitlines()]
     expected = sorted(tuple(round(float(cell), 4) for cell in row[2:]) for row in rows)
+    assert data.test.y.tolist() == [int(row[-1]) for row in rows[400:]]
     mean, std = (torch.tensor(data.preprocessing[key]) for key in ("mean", "std"))
     ours = [
         (*(round(cell, 4) for cell in row), label)
