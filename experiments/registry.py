@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 from experiments.base import Experiment
+from experiments.user_code import described, is_users_own
 
 # Built-in experiments, imported when they are asked for: name -> module, attribute, what it is.
 BUILT_IN: dict[str, tuple[str, str, str]] = {
@@ -37,8 +40,12 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
 def find(name: str) -> Experiment:
     """The experiment of that name.
 
+    A file may import modules that lie beside it, and a module may be an installed one or lie in the current folder:
+    both folders are put at the end of sys.path, so that what is installed under the same name comes first.
+
     Raises:
-        ValueError: for an unknown name, or a file or module that does not hold it; one line, in plain words.
+        ValueError: for an unknown name, or a file or module that does not hold it; one line, in plain words, with the
+            file and line where the user's own code raised.
     """
     if name in BUILT_IN:
         module, attribute, _ = BUILT_IN[name]
@@ -51,33 +58,67 @@ def find(name: str) -> Experiment:
     found = getattr(module_object, attribute, None)
     if not isinstance(found, Experiment):
         has = sorted(key for key, value in vars(module_object).items() if isinstance(value, Experiment))
-        raise ValueError(f"{where} has no experiment {attribute!r}: it has {', '.join(has) or 'none'}")
+        but = f", but a {type(found).__name__} of that name" if hasattr(module_object, attribute) else ""
+        raise ValueError(f"{where} has no experiment {attribute!r}{but}: it has {', '.join(has) or 'none'}")
     return found
+
+
+def module_name(path: Path) -> str:
+    """Under what name a user's file is imported: a file called random.py must not take that module's place."""
+    return f"experiment_file_{path.stem}"
 
 
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ValueError(f"no file {path} to read an experiment from")
-    name = f"experiment_file_{path.stem}"  # a file called random.py must not take that module's place
+    name = module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
+    sys.modules.pop(name, None)  # the file is read afresh, and leaves nothing of an earlier reading if that fails
+    with _importing(str(path), path.parent):
+        sys.modules[name] = module
         spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ValueError(f"{path} cannot be imported: {_one_line(error)}") from error
     return module
 
 
 def _from_package(name: str) -> ModuleType:
-    try:
+    with _importing(f"module {name}", Path.cwd()):
         return importlib.import_module(name)
-    except Exception as error:
-        raise ValueError(f"module {name} cannot be imported: {_one_line(error)}") from error
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+@contextmanager
+def _importing(what: str, folder: Path) -> Iterator[None]:
+    """With `folder` importable; a failure leaves no module behind, and is one line that says where it was raised."""
+    before = set(sys.modules)
+    import_from(folder)
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        for name in set(sys.modules) - before:
+            if is_users_own(getattr(sys.modules[name], "__file__", None)):
+                del sys.modules[name]
+        hint = " (give a file of a package as package.module:name)" if "relative import" in str(error) else ""
+        raise ValueError(f"{what} cannot be imported: {described(error)}{hint}") from error
+
+
+_added: list[str] = []  # folders of users' own code that were put on sys.path here, the latest first
+
+
+def import_from(folder: Path) -> None:
+    """Lets modules in `folder` be imported, behind all that is installed. A module of another experiment's folder
+    whose name occurs in this one too is forgotten, so that each experiment gets its own."""
+    path = str(folder.resolve())
+    if path in sys.path and path not in _added:
+        return
+    others = [one for one in _added if one != path]
+    for name, module in list(sys.modules.items()) if others else ():
+        file = getattr(module, "__file__", None)
+        top = folder / name.partition(".")[0]
+        of_another = is_users_own(file) and str(file).startswith(tuple(f"{other}/" for other in others))
+        if of_another and (top.is_dir() or Path(f"{top}.py").is_file()):
+            del sys.modules[name]
+    sys.path[:] = [*(one for one in sys.path if one not in _added), path, *others]
+    _added[:] = [path, *others]
+    importlib.invalidate_caches()  # the folder may be newer than what the import system remembers of it

@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 
 from experiments import Data, DataUnavailable, Experiment, find
+from experiments.checks import first_fault
 from experiments.registry import BUILT_IN as EXPERIMENTS
+from experiments.user_code import described
 from search_spaces import Space
 from sparsity import prunable_layers
 from tuner.config import StudyConfig, UsageError, unknown
@@ -70,15 +72,34 @@ def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
             else f"study {config.study!r} exists in {config.storage}: choose another --study, or go on with it: "
             f"tune-sparsity resume {config.study}"
         )
-    try:
-        data = experiment.load(config.data_dir)
-    except DataUnavailable as error:
-        raise UsageError(str(error)) from None
+    data = _sound_data(config, experiment)
     earlier = WarmStart()
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
         alike = {"experiment": config.experiment, "epochs": config.epochs or experiment.recipe.epochs}
         earlier = warm_start(config.warm_start, config.storage, spaces, goal.lowest, alike)
     return Prepared(config, experiment, data, spaces, goal, earlier)
+
+
+def _sound_data(config: StudyConfig, experiment: Experiment) -> Data:
+    """The experiment's data, which its network, loss and metric can take.
+
+    Raises:
+        UsageError: if they cannot be had, or do not fit: one line now, and not a failure of every trial.
+    """
+    try:
+        data = experiment.load(config.data_dir)
+    except DataUnavailable as error:
+        raise UsageError(str(error)) from None
+    except (Exception, SystemExit) as error:
+        if config.experiment in EXPERIMENTS:
+            raise
+        raise UsageError(f"--experiment: the data of {config.experiment} do not load: {described(error)}") from None
+    if fault := first_fault(experiment, data):
+        raise UsageError(
+            f"--experiment {config.experiment}: {fault.check}: {fault.text} "
+            f"(tune-sparsity check {config.experiment} says more)"
+        )
+    return data
 
 
 def _experiment(name: str) -> Experiment:
@@ -102,8 +123,9 @@ def _prunable(experiment: Experiment) -> tuple[int, int]:
             model = experiment.model()
         layers = prunable_layers(model, sphere=False)
     except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(f"--experiment: the network of {experiment.name} cannot be used: {what}") from error
+        raise UsageError(
+            f"--experiment: the network of {experiment.name} cannot be used: {described(error)}"
+        ) from error
     return len(layers), sum(layer.weight.numel() for layer in layers)
 
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,6 @@ from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from experiments import Experiment
 from tuner.config import StudyConfig, UsageError
 from tuner.records import TrialState, trial_name
 from tuner.scheduler import StudyScheduler
@@ -214,7 +210,6 @@ def run_trials(
         Ray's own state of every trial, by its name: TERMINATED or ERROR.
     """
     config = study.config
-    _send_code_of(setup.experiment)
     names: dict[str, int] = {}
     scratch = config.folder / ".ray"
     trainable = tune.with_resources(
@@ -256,25 +251,6 @@ def train_again(
     gpus: float,
 ) -> list[dict[str, np.ndarray]]:
     """Trains the jobs (a trial's number, method and params each) side by side; their networks' tensors, in order."""
-    _send_code_of(setup.experiment)
     worker = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=0)(train_to_the_end)
     shared, data = ray.put(setup), ray.put(arrays)
     return list(ray.get([worker.remote(shared, data, job) for job in jobs]))
-
-
-def _send_code_of(experiment: Experiment) -> None:
-    """A user's module that is no installed package travels to the workers by value."""
-    parts = (getattr(experiment, field.name) for field in fields(experiment))
-    for function in (part for part in parts if callable(part)):
-        while isinstance(function, partial):
-            function = function.func
-        module = sys.modules.get(getattr(function, "__module__", ""))
-        file = getattr(module, "__file__", None)
-        if module is not None and file and not _installed(Path(file)):
-            cloudpickle.register_pickle_by_value(module)
-
-
-def _installed(file: Path) -> bool:
-    packages = {"site-packages", "dist-packages"}
-    own = Path(__file__).resolve().parent.parent
-    return bool(packages & set(file.parts)) or file.resolve().is_relative_to(own / "experiments")

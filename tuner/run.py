@@ -117,7 +117,8 @@ def _search(
     progress = Progress(config.trials, goal, quiet=quiet, deadline=deadline, finished_before=finished_before)
     halving = _halving(config, goal, prepared.epochs)
     study = StudyRun(config, goal, searcher, tracker, progress, weights_folder, weights_file, halving)
-    setup = TrialSetup(prepared.experiment, prepared.epochs, config.seed, "cuda" if gpus else "cpu", weights_folder)
+    device = "cuda" if gpus else "cpu"
+    setup = TrialSetup(prepared.experiment, prepared.epochs, config.seed, device, weights_folder, config.experiment)
     ray_states: dict[str, str] = {}
     with progress, _interruptible(stop):
         if not (study.full or study.out_of_patience):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from experiments import Data, Experiment, Split, Training
 from experiments.training import NotFinite
+from tuner.travel import Parcel
 
 METRICS = "metrics"  # in a report: what Training.epoch measured
 FINAL_SPARSITY = "final_sparsity"  # in a report: the sparsity that the trial is to end on
@@ -33,6 +34,10 @@ class TrialSetup:
     seed: int
     device: str  # "cpu" or "cuda"
     weights_folder: Path
+    source: str = ""  # the name that the experiment was found by, from which its code travels to the workers
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "experiment": Parcel(self.experiment, self.source)}
 
 
 def shared_arrays(data: Data) -> dict[str, np.ndarray]:

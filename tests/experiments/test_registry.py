@@ -101,9 +101,13 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_file_without_the_experiment(source: Path) -> None:
-    for attribute in ("theirs", "number", "load"):
+    for attribute, but in (
+        ("theirs", ""),
+        ("number", ", but a int of that name"),
+        ("load", ", but a function of that name"),
+    ):
         message = one_line(f"{source}:{attribute}")
-        assert message == f"{source} has no experiment {attribute!r}: it has mine, other"
+        assert message == f"{source} has no experiment {attribute!r}{but}: it has mine, other"
     source.write_text("")
     assert one_line(f"{source}:mine").endswith("it has none")
 
@@ -122,9 +126,54 @@ def test_file_that_cannot_be_imported(source: Path, text: str, reason: str) -> N
     before = set(sys.modules)
     message = one_line(f"{source}:mine")
     assert message.startswith(f"{source} cannot be imported: {reason}")
+    assert message.endswith(f"({source}:1)")
     assert not set(sys.modules) - before
 
 
 @pytest.mark.parametrize("name", ["there.is.no.such", "json.nothing", ".relative", "a b"])
 def test_module_that_cannot_be_imported(name: str) -> None:
     assert one_line(f"{name}:mine").startswith(f"module {name} cannot be imported: ")
+
+
+def test_the_line_of_an_error_in_a_file_beside_it(source: Path) -> None:
+    source.with_name("beside_it.py").write_text("import json\n\n\njson.loads('{')\n")
+    source.write_text("x = 1\nimport beside_it\n")
+    message = one_line(f"{source}:mine")
+    assert message.startswith(f"{source} cannot be imported: JSONDecodeError: ")
+    assert message.endswith(f"({source.with_name('beside_it.py')}:4)")
+    assert "beside_it" not in sys.modules
+
+
+def test_a_script_that_ends_the_process_is_one_line(source: Path) -> None:
+    source.write_text("import sys\nsys.exit('bye')\n")
+    assert one_line(f"{source}:mine") == f"{source} cannot be imported: SystemExit: bye ({source}:2)"
+
+
+def test_a_file_of_a_package_is_told_the_other_form(source: Path) -> None:
+    source.write_text("from . import json\n")
+    assert "package.module:name" in one_line(f"{source}:mine")
+
+
+def test_each_folder_has_its_own_modules(tmp_path: Path) -> None:
+    found = []
+    for number in (1, 2, 1):
+        folder = tmp_path / str(number)
+        folder.mkdir(exist_ok=True)
+        (folder / "beside_them.py").write_text(f"name = 'from {number}'\n")
+        (folder / "one.py").write_text(SOURCE.replace("import torch\n", "import torch\nimport beside_them\n", 1)
+                                       .replace('"mine"', "beside_them.name"))  # fmt: skip
+        found.append(find(f"{folder}/one.py:mine").name)
+    assert found == ["from 1", "from 2", "from 1"]
+    assert [sys.path.count(str(tmp_path / one)) for one in "12"] == [1, 1]
+
+
+def test_what_is_installed_comes_before_what_lies_beside(source: Path) -> None:
+    source.with_name("sklearn.py").write_text("raise RuntimeError('not this one')")
+    source.write_text("import sklearn\n" + SOURCE)
+    assert find(f"{source}:mine").name == "mine"
+
+
+def test_a_module_of_the_current_folder(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source.rename(source.with_name("in_the_current_folder.py"))
+    monkeypatch.chdir(source.parent)
+    assert find("in_the_current_folder:mine").name == "mine"

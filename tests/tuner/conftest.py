@@ -38,7 +38,11 @@ def load(data_dir):
 
 sometimes_nan = Experiment("sometimes-nan", load, Sometimes, Recipe(epochs=6, batch_size=30))
 steady = Experiment("steady", load, lambda: Sometimes(share=0.0), Recipe(epochs=6, batch_size=30))
-always_raises = Experiment("always-raises", load, Sometimes, Recipe(2, 30), loss=lambda o, t: 1 / 0)
+def loss(outputs, targets):
+    '''Raises in training only: what a study looks at before it begins are fewer examples.'''
+    return nn.functional.cross_entropy(outputs, targets) if len(targets) < 30 else 1 / 0
+
+always_raises = Experiment("always-raises", load, Sometimes, Recipe(2, 30), loss=loss)
 """
 
 

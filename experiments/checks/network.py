@@ -1,0 +1,182 @@
+"""Checks of the network and of what is done to its inputs: seeds, evaluation mode, batches, devices, export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from experiments.base import evaluate
+from experiments.checks.suite import (
+    Check,
+    Problem,
+    Subject,
+    first_difference,
+    not_checked,
+    same,
+    same_random_numbers,
+    spread,
+    warning,
+)
+from experiments.user_code import described
+
+_SOME = 8  # examples
+
+
+def seeded(subject: Subject) -> Iterator[Problem]:
+    def state(seed: int, other: int) -> dict[str, Tensor]:
+        with same_random_numbers(other):
+            return {name: value.clone() for name, value in _tensors(subject.model(seed))}
+
+    first = state(0, 0)
+    if (name := first_difference(first, state(0, 1))) is not None:
+        yield Problem(
+            f"under the same torch seed model() gives {name} other values: draw them from torch's global generator "
+            "alone, not from NumPy's, Python's or the time"
+        )
+    elif first_difference(first, state(1, 0)) is None:
+        yield warning("model() gives the same weights under every seed: trials do not differ in their initial weights")
+    one, other = subject.model(), subject.model()
+    if {id(param) for param in one.parameters()} & {id(param) for param in other.parameters()}:
+        yield Problem("model() returns the same network, or shares parameters, every time: make a new one")
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor)]
+
+
+def augments(subject: Subject) -> Iterator[Problem]:
+    augment = subject.experiment.augment
+    if augment is None:
+        return
+    x = subject.raw(_SOME).x
+
+    def drawn(other: int) -> Tensor:
+        with same_random_numbers(other):
+            return augment(x.clone(), Generator().manual_seed(0))
+
+    first = drawn(0)
+    if first.shape != x.shape or first.dtype != x.dtype:
+        given = f"{first.dtype} {tuple(first.shape)} of {x.dtype} {tuple(x.shape)}"
+        yield Problem(f"augment makes {given}: it must keep the shape and the type".replace("torch.", ""))
+    elif any(not same(first, drawn(other)) for other in (0, 1, 2)):
+        yield Problem("augment is not the same for the same generator: draw all its random numbers from the generator")
+
+
+def prepares(subject: Subject) -> Iterator[Problem]:
+    x = subject.raw(_SOME).x
+    kept = x.clone()
+    results = []
+    for other in (0, 1):
+        with same_random_numbers(other):
+            results.append(subject.experiment.prepare(x).clone())
+        if not same(x, kept):
+            yield Problem("prepare changes the inputs in place, which are the data set's own: make new tensors in it")
+            return
+    if not same(*results):
+        yield Problem("prepare gives the same inputs other values: what is random belongs into augment")
+
+
+def evaluates(subject: Subject) -> Iterator[Problem]:
+    model, x = subject.model(), subject.batch(_SOME)[0]
+    model.eval()
+    before = {name: value.clone() for name, value in _tensors(model)}
+    outputs = []
+    for other in (0, 1):
+        with same_random_numbers(other), torch.no_grad():
+            outputs.append(model(x).clone())
+    evaluate(subject.experiment, model, spread(subject.data.val, _SOME))
+    after = dict(_tensors(model))
+    if new := [name for name in after if name not in before]:
+        yield Problem(f"{new[0]} is made in the first forward pass: make it in __init__, or no optimizer knows it")
+    elif (name := first_difference(before, after)) is not None:
+        yield Problem(f"a pass in evaluation mode changes {name}: let it change only while self.training")
+    elif not same(*outputs):
+        yield Problem(
+            "in evaluation mode the same inputs give other outputs: let dropout and other noise depend on self.training"
+        )
+
+
+def one_by_one(subject: Subject) -> Iterator[Problem]:
+    model, x = subject.model().eval(), subject.batch(_SOME)[0]
+    with torch.no_grad():
+        together = model(x)
+        try:
+            alone = torch.cat([model(one) for one in x.split(1)])
+        except Exception as error:  # the user's
+            yield Problem(f"the network cannot take a batch of one: {described(error)}")
+            return
+    if together.shape != alone.shape:
+        yield Problem(
+            f"a batch of one gives outputs of another shape: {tuple(alone.shape)}, not {tuple(together.shape)}"
+        )
+        return
+    difference = float((together - alone).abs().max())
+    if difference > 1e-3 * float(together.abs().max()) + 1e-6:
+        yield Problem(
+            f"an example's outputs depend on the others in its batch, by {difference:.2g}, in evaluation mode: let no "
+            "statistics of the batch enter there"
+        )
+
+
+class _OneDevice(TorchDispatchMode):
+    """Raises where an operation meets tensors of two devices. Without a GPU, "meta" stands for it: tensors without
+    numbers, for which torch itself does not look at devices everywhere."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        if len({one.device.type for one in tensors if one.dim()}) > 1 and not _may_mix(str(func)):
+            raise _TwoDevices
+        return func(*args, **(kwargs or {}))
+
+
+class _TwoDevices(Exception):
+    pass
+
+
+def _may_mix(operation: str) -> bool:
+    return any(name in operation for name in ("copy", "aten.index", "aten._index", "aten.to."))
+
+
+def moves(subject: Subject) -> Iterator[Problem]:
+    x, y = subject.raw(2)
+    step = ""
+    try:
+        with _OneDevice():
+            model = subject.model().to("meta")
+            step = "prepare"
+            inputs = subject.experiment.prepare(x.to("meta"))
+            step = "the network"
+            outputs = model.eval()(inputs)
+            step = "loss"
+            subject.experiment.loss(outputs, y.to("meta"))
+            step = "metric"
+            subject.experiment.metric(outputs, y.to("meta"))
+    except _TwoDevices as error:
+        where = described(error).partition("(")[2].rstrip(")")
+        yield Problem(
+            f"on a GPU {step} would mix tensors of two devices{f' ({where})' if where else ''}: keep tensors as "
+            "buffers, layers in a ModuleList, and make new ones on the device of the inputs"
+        )
+    except Exception as error:  # operations that need numbers: nothing can be said without a GPU
+        yield not_checked(f"cannot be told without a GPU: {described(error)}"[:200])
+
+
+_FIT = ("experiment", "data", "network", "outputs")
+CHECKS = (
+    Check("seeds", "the same seed gives the same initial weights", seeded, ("experiment", "network")),
+    Check("augmentation", "augmentation draws from its generator only", augments, ("experiment", "data")),
+    Check("preparation", "preparation is always the same, and leaves the data alone", prepares, _FIT),
+    Check("evaluation", "a pass in evaluation mode changes nothing", evaluates, (*_FIT, "metric")),
+    Check("batches", "an example's outputs do not depend on its batch", one_by_one, (*_FIT, "evaluation")),
+    Check(
+        "devices",
+        "network, loss and metric can move to another device",
+        moves,
+        (*_FIT, "loss", "metric", "seeds", "evaluation"),
+    ),
+)

@@ -1,0 +1,211 @@
+"""The quick checks: is it an experiment, do data and network fit together, is there something to prune?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from experiments.base import Data, Experiment, Recipe, correct
+from experiments.checks.suite import Check, Problem, Subject, count, warning
+from experiments.user_code import described
+from sparsity import prunable_layers
+
+_FEW = 4  # examples that the quick checks push through the network
+_FUNCTIONS = ("load", "model", "loss", "metric", "prepare")
+
+
+def well_formed(subject: Subject) -> Iterator[Problem]:
+    experiment = subject.experiment
+    if not isinstance(experiment, Experiment):
+        yield Problem(f"this is a {type(experiment).__name__}: give an experiments.Experiment")
+        return
+    if not isinstance(experiment.name, str) or not experiment.name:
+        yield Problem(f"its name is {experiment.name!r}: give a text")
+    if not isinstance(experiment.recipe, Recipe):
+        yield Problem(f"its recipe is a {type(experiment.recipe).__name__}: give Recipe(epochs=..., batch_size=...)")
+    for name in _FUNCTIONS:
+        value = getattr(experiment, name)
+        if isinstance(value, nn.Module) and name == "model":
+            yield Problem("its model is a network, which all trials would share: give the function that makes one")
+        elif not callable(value):
+            yield Problem(f"its {name} is a {type(value).__name__}: give a function")
+    if experiment.augment is not None and not callable(experiment.augment):
+        yield Problem(f"its augment is a {type(experiment.augment).__name__}: give a function, or None")
+
+
+def loads(subject: Subject) -> Iterator[Problem]:
+    data = subject.data
+    if not isinstance(data, Data):
+        yield Problem(f"load() returns a {type(data).__name__}: return experiments.Data(train, val, test)")
+        return
+    for name in ("train", "val", "test"):
+        yield from _split(name, getattr(data, name))
+    if not (isinstance(data.classes, tuple) and all(isinstance(one, str) for one in data.classes)):
+        yield Problem("Data.classes must be a tuple of names: classes=('cat', 'dog')")
+    try:
+        json.dumps(data.preprocessing)
+    except (TypeError, ValueError) as error:
+        yield Problem(f"Data.preprocessing is written as JSON, and cannot be ({error}): give numbers, texts and lists")
+
+
+def _split(name: str, split: Any) -> Iterator[Problem]:
+    if not (isinstance(split, tuple) and len(split) == 2 and all(isinstance(part, Tensor) for part in split)):
+        yield Problem(f"the {name} split is a {type(split).__name__}: give Split(x, y) with two tensors")
+        return
+    x, y = split
+    if not x.dim() or not y.dim() or not len(x):
+        yield Problem(f"the {name} split is empty: x has the shape {tuple(x.shape)}, y {tuple(y.shape)}")
+    elif len(x) != len(y):
+        yield Problem(f"the {name} split has {count(len(x), 'input')} and {count(len(y), 'target')}: give as many")
+    for part, tensor in (("x", x), ("y", y)):
+        try:
+            tensor.numpy()
+        except (TypeError, RuntimeError) as error:
+            yield Problem(f"{part} of the {name} split must be a plain tensor on the CPU, as NumPy has them: {error}")
+
+
+def builds(subject: Subject) -> Iterator[Problem]:
+    model = subject.model()
+    if not isinstance(model, nn.Module):
+        yield Problem(f"model() returns a {type(model).__name__}: return a torch.nn.Module")
+        return
+    lazy = [name for name, param in model.named_parameters() if isinstance(param, UninitializedParameter)]
+    if lazy:
+        yield Problem(f"{lazy[0]} belongs to a lazy layer, which has no weights yet: give the layer its sizes")
+        return
+    names = [name for name in model.state_dict() if name.endswith(".mask")]
+    if names:
+        yield Problem(f"{names[0]}: names that end in .mask are those of the masks in the written network: rename it")
+
+
+def prunes(subject: Subject) -> Iterator[Problem]:
+    model = subject.model()
+    try:
+        layers = prunable_layers(model)
+    except ValueError as error:
+        yield Problem(f"{error}; what is pruned are the weights of Linear, Conv1d, Conv2d and Conv3d layers")
+        return
+    prunable, everything = (
+        sum(weight.numel() for weight in weights) for weights in ([one.weight for one in layers], model.parameters())
+    )
+    if prunable < everything / 2:
+        share = prunable / everything
+        yield warning(f"only {share:.0%} of the parameters are prunable weights: the target is a share of these alone")
+
+
+def gives_outputs(subject: Subject) -> Iterator[Problem]:
+    x = subject.raw(_FEW).x
+    inputs = subject.experiment.prepare(x)
+    if not isinstance(inputs, Tensor) or len(inputs) != len(x):
+        yield Problem(f"prepare makes {_shape(inputs)} of {_shape(x)}: it must keep the number of examples")
+        return
+    try:
+        with torch.no_grad():
+            outputs = subject.model().eval()(inputs)
+    except Exception as error:  # the user's
+        yield Problem(f"the network cannot take inputs of {_shape(inputs)}: {described(error)}{_hint(inputs)}")
+        return
+    if not isinstance(outputs, Tensor):
+        yield Problem(f"the network returns a {type(outputs).__name__}: return one tensor, the outputs of a batch")
+    elif not outputs.dim() or len(outputs) != len(inputs):
+        yield Problem(f"the network makes {_shape(outputs)} of {_shape(inputs)}: the first number must stay")
+    elif not torch.isfinite(outputs).all():
+        yield Problem("the fresh network's outputs are NaN or infinite: look at its first weights and at the inputs")
+
+
+def _shape(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+
+
+def _hint(inputs: Tensor) -> str:
+    if inputs.dtype is torch.float32:
+        return ""
+    return " (most networks take float32: convert in load or in prepare)"
+
+
+def gives_a_loss(subject: Subject) -> Iterator[Problem]:
+    (x, y), experiment = subject.batch(_FEW), subject.experiment
+    outputs = subject.model().eval()(x)
+    try:
+        loss = experiment.loss(outputs, y)
+    except Exception as error:  # the user's, or a shape that does not fit
+        yield Problem(f"loss cannot take outputs of {_shape(outputs)} and targets of {_shape(y)}: {described(error)}")
+        return
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        yield Problem(f"loss returns {_shape(loss)}: return one number, such as the mean over the examples")
+    elif not loss.requires_grad:
+        yield Problem("the loss has no gradient: no detach(), item() or argmax() between the outputs and the loss")
+    elif not torch.isfinite(loss):
+        yield Problem(f"the fresh network's loss is {loss.item()}: look at the inputs, the targets and the loss")
+
+
+def gives_scores(subject: Subject) -> Iterator[Problem]:
+    (x, y), experiment = subject.batch(_FEW), subject.experiment
+    with torch.no_grad():
+        outputs = subject.model().eval()(x)
+        try:
+            scores = experiment.metric(outputs, y)
+        except Exception as error:  # the user's, or a shape that does not fit
+            shapes = f"outputs of {_shape(outputs)} and targets of {_shape(y)}"
+            yield Problem(f"metric cannot take {shapes}: {described(error)}")
+            return
+    if not isinstance(scores, Tensor) or scores.shape != (len(y),):
+        given = _shape(scores)
+        yield Problem(f"metric returns {given} for {count(len(y), 'example')}: return one score each, not their mean")
+    elif not ((scores >= 0) & (scores <= 1)).all():
+        worst = scores[~((scores >= 0) & (scores <= 1))][0].item()
+        yield Problem(f"metric gives a score of {worst:g}: scores lie in [0, 1], and 1 is best")
+
+
+def fits_labels(subject: Subject) -> Iterator[Problem]:
+    data = subject.data
+    if not is_classification(subject):
+        return
+    logits = subject.outputs(subject.model(), _FEW).shape[1]
+    if logits == 1:
+        yield Problem("the network has one output, of which the softmax is always 1: give one for each class")
+    for name in ("train", "val", "test"):
+        labels = getattr(data, name).y
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= logits:
+            given = f"{low}..{high}"
+            yield Problem(
+                f"the {name} split has labels {given}, and the network {logits} outputs: labels must be 0..{logits - 1}"
+            )
+    if data.classes and len(data.classes) != logits:
+        yield Problem(f"Data.classes has {count(len(data.classes), 'name')}, and the network {logits} outputs")
+
+
+def is_classification(subject: Subject) -> bool:
+    """Whether targets are numbers of classes, and outputs logits."""
+    experiment, y = subject.experiment, subject.data.train.y
+    loss = experiment.loss
+    while isinstance(loss, partial):
+        loss = loss.func
+    by_class = loss is F.cross_entropy or experiment.metric is correct
+    outputs = subject.outputs(subject.model(), _FEW)
+    return by_class and y.dim() == 1 and not y.is_floating_point() and outputs.dim() == 2
+
+
+_FIT = ("experiment", "data", "network", "outputs")
+CHECKS = (
+    Check("experiment", "it is an Experiment, with functions where they belong", well_formed, quick=True),
+    Check(
+        "data", "the data load: three splits of tensors, and as many targets as inputs", loads, ("experiment",), True
+    ),
+    Check("network", "model() makes a network", builds, ("experiment",), True),
+    Check("prunable", "there are layers to prune", prunes, ("experiment", "network"), True),
+    Check("outputs", "the network takes the inputs, one output an example", gives_outputs, _FIT[:3], True),
+    Check("labels", "every label has its output", fits_labels, _FIT, True),
+    Check("loss", "the loss is one number with a gradient", gives_a_loss, (*_FIT, "labels"), True),
+    Check("metric", "the metric is one score in [0, 1] for each example", gives_scores, _FIT, True),
+)

@@ -1,0 +1,204 @@
+"""What a check is, what it looks at, and how checks are run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
+from experiments.training import Training
+from experiments.user_code import described
+
+_STEPS, _BATCH, _VALIDATED = 3, 16, 32  # of the trainings that checks make: steps an epoch, and examples
+
+
+class Level(StrEnum):
+    """How a check ended. Only FAILED makes an experiment unsound."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found, in one line: that it holds, or what is wrong and how to mend it."""
+
+    check: str
+    level: Level
+    text: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that a check found to be wrong."""
+
+    text: str
+    level: Level = Level.FAILED
+
+
+def warning(text: str) -> Problem:
+    return Problem(text, Level.WARNING)
+
+
+def not_checked(text: str) -> Problem:
+    return Problem(text, Level.SKIPPED)
+
+
+class Subject:
+    """An experiment under examination.
+
+    Args:
+        experiment: any.
+        data_dir: handed to its loader.
+        data: where it is loaded already.
+    """
+
+    def __init__(self, experiment: Experiment, data_dir: Path | None = None, data: Data | None = None) -> None:
+        self.experiment, self.data_dir = experiment, data_dir
+        if data is not None:
+            self.data = data
+
+    @cached_property
+    def data(self) -> Data:
+        return self.experiment.load(self.data_dir)
+
+    def model(self, seed: int = 0) -> nn.Module:
+        """A fresh network, as a trial with this seed would get it."""
+        torch.manual_seed(seed)
+        return self.experiment.model()
+
+    def raw(self, count: int) -> Split:
+        """Up to `count` training examples from all over the set, which may be sorted by class; copies."""
+        return spread(self.data.train, count)
+
+    def batch(self, count: int) -> tuple[Tensor, Tensor]:
+        """Inputs as the network takes them, and targets."""
+        x, y = self.raw(count)
+        return self.experiment.prepare(x), y
+
+    def outputs(self, model: nn.Module, count: int) -> Tensor:
+        """The network's outputs for training examples, in evaluation mode."""
+        with torch.no_grad():
+            return model.eval()(self.batch(count)[0])
+
+    def training(self, method: str = "lpss", *, epochs: int = 2, seed: int = 0) -> Training:
+        """A short training: a few steps an epoch, on few examples."""
+        size = min(self.experiment.recipe.batch_size, _BATCH)
+        small = replace(self.experiment, recipe=Recipe(epochs, size))
+        train, val = self.raw(size * _STEPS), spread(self.data.val, _VALIDATED)
+        return Training(small, train, val, method, _PARAMS[method], epochs=epochs, seed=seed)
+
+
+# Of every kind of method: moves masks at every step, on the sphere and off it.
+_PARAMS: dict[str, dict[str, Any]] = {
+    "lpss": {"final_sparsity": 0.5, "p": 1.4, "sphere_lr": 0.01, "lr": 0.01, "threshold_interval": 1},
+    "rigl": {"final_sparsity": 0.5, "lr": 0.01, "interval": 1},
+}
+
+
+def spread(split: Split, count: int) -> Split:
+    indices = torch.linspace(0, len(split.x) - 1, min(count, len(split.x))).round().long()
+    return Split(split.x[indices], split.y[indices])
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that must hold.
+
+    Attributes:
+        name: short, and unique.
+        holds: what is so when nothing is wrong, for a person.
+        problems: finds what is wrong. An exception that it raises is the experiment's, and a problem as well.
+        needs: names of checks that must not have failed for this one to make sense.
+        quick: cheap enough to begin every study with.
+    """
+
+    name: str
+    holds: str
+    problems: Callable[[Subject], Iterable[Problem]]
+    needs: tuple[str, ...] = ()
+    quick: bool = False
+
+
+def run(checks: Sequence[Check], subject: Subject) -> Iterator[Finding]:
+    """One finding for each check, in order, as each ends. Random numbers that others draw are not disturbed.
+
+    Raises:
+        DataUnavailable: from the experiment's loader.
+    """
+    fallen: set[str] = set()
+    for check in checks:
+        broken = [name for name in check.needs if name in fallen]
+        if broken:
+            fallen.add(check.name)
+            yield Finding(check.name, Level.SKIPPED, f"not checked, since {broken[0]!r} failed")
+            continue
+        with same_random_numbers():
+            problems = _problems(check, subject)
+        failed = [problem for problem in problems if problem.level is Level.FAILED]
+        if failed:
+            fallen.add(check.name)
+        told = (failed or problems)[:1]
+        yield Finding(check.name, told[0].level, told[0].text) if told else Finding(check.name, Level.OK, check.holds)
+
+
+def _problems(check: Check, subject: Subject) -> list[Problem]:
+    try:
+        return list(check.problems(subject))
+    except DataUnavailable:
+        raise
+    except (Exception, SystemExit) as error:
+        return [Problem(described(error))]
+
+
+@contextmanager
+def same_random_numbers(seed: int | None = None) -> Iterator[None]:
+    """Within it Python's, NumPy's and torch's global generators may be drawn from, and are begun at `seed` if there is
+    one; afterwards they are as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            if seed is not None:
+                random.seed(seed)
+                np.random.seed(seed)
+                torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def count(number: int, what: str) -> str:
+    """ "1 example", "2,000 examples"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def same(first: Tensor, second: Tensor) -> bool:
+    """Equal in type, shape and every bit but NaN's."""
+    return first.dtype == second.dtype and torch.equal(first.nan_to_num(), second.nan_to_num())
+
+
+def first_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor that two state_dicts do not have alike; None if they are equal."""
+    for name in [*first, *second]:
+        if name not in first or name not in second or not _alike(first[name], second[name]):
+            return name
+    return None
+
+
+def _alike(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first.shape == second.shape and same(first, second)
+    return bool(first == second)

@@ -1,0 +1,34 @@
+"""All checks in their order, and the ways to run them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from experiments.base import Data, Experiment
+from experiments.checks import data, network, shapes, training
+from experiments.checks.suite import Check, Finding, Level, Subject, run
+
+CHECKS: tuple[Check, ...] = (*shapes.CHECKS, *data.CHECKS, *network.CHECKS, *training.CHECKS)
+
+
+def inspect(experiment: Experiment, data_dir: Path | None = None) -> Iterator[Finding]:
+    """Every check's finding, one after the other.
+
+    Raises:
+        DataUnavailable: when the data set is not to be had.
+    """
+    return run(CHECKS, Subject(experiment, data_dir))
+
+
+def first_fault(experiment: Experiment, loaded: Data) -> Finding | None:
+    """The first of the quick checks that fails, on data that were loaded already; None if none does."""
+    quick = [check for check in CHECKS if check.quick]
+    findings = run(quick, Subject(experiment, data=loaded))
+    return next((finding for finding in findings if finding.level is Level.FAILED), None)
+
+
+def assert_sound(experiment: Experiment, data_dir: Path | None = None) -> None:
+    """For tests: raises AssertionError with a line for every check that fails."""
+    failed = [finding for finding in inspect(experiment, data_dir) if finding.level is Level.FAILED]
+    assert not failed, "\n".join(f"{finding.check}: {finding.text}" for finding in failed)

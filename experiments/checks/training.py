@@ -1,0 +1,159 @@
+"""Checks that train a little: steps of every kind of method, repetition, resumption, export, and whether it learns."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from experiments.checks.suite import Check, Problem, Subject, count, first_difference, same, warning
+from experiments.training import Training
+from experiments.user_code import described
+from sparsity import prunable_layers
+
+_METHODS = ("lpss", "rigl")  # on the sphere, and off it
+_LEARNING_STEPS, _LEARNING_BATCH = 15, 16
+
+
+def steps(subject: Subject) -> Iterator[Problem]:
+    for method in _METHODS:
+        try:
+            training = subject.training(method, epochs=1)
+            training.epoch()
+        except Exception as error:  # the user's, NotFinite included
+            yield Problem(f"training with {method} fails: {described(error)}")
+            return
+    yield from _last_batch(subject)
+
+
+def _last_batch(subject: Subject) -> Iterator[Problem]:
+    """An epoch's last batch holds what is left over, which may be one example."""
+    examples, size = len(subject.data.train.x), subject.experiment.recipe.batch_size
+    left = examples % size or min(size, examples)
+    if left > 8:
+        return
+    try:
+        subject.model().train()(subject.batch(left)[0])
+    except Exception as error:  # the user's
+        yield Problem(
+            f"the last batch of an epoch has {count(left, 'example')} ({examples:,} examples by {size}), which the "
+            f"network cannot train on: take another batch size, or leave {left} out: {described(error)}"
+        )
+
+
+def gradients(subject: Subject) -> Iterator[Problem]:
+    model = subject.model().train()
+    x, y = subject.batch(_LEARNING_BATCH)
+    before = {name: param.detach().clone() for name, param in model.named_parameters()}
+    loss = subject.experiment.loss(model(x), y)
+    if (changed := first_difference(before, dict(model.named_parameters()))) is not None:
+        yield Problem(f"a forward pass in training changes {changed}: only the optimizer may, or no mask holds")
+        return
+    loss.backward()
+    layers = prunable_layers(model)
+    without = [layer.name for layer in layers if layer.weight.grad is None]
+    if without and len(without) == len(layers):
+        yield Problem("no prunable weight gets a gradient: the network does not use them, or they are frozen")
+    elif without:
+        names = ", ".join(without[:3])
+        yield warning(
+            f"no gradient reaches {names}: frozen, or not used in the forward pass; they are pruned all the same"
+        )
+    bad = [layer.name for layer in layers if layer.weight.grad is not None and not layer.weight.grad.isfinite().all()]
+    if bad:
+        yield Problem(f"the gradient of {bad[0]} is NaN or infinite at the first step")
+
+
+def _outcome(subject: Subject, training: Training) -> tuple[dict[str, Tensor], Tensor]:
+    """All that the network keeps, and what it answers."""
+    return dict(training.model.state_dict()), subject.outputs(training.model, 8)
+
+
+def _differs(subject: Subject, first: Training, second: Training) -> str | None:
+    """What two trainings do not have alike."""
+    (state, outputs), (other_state, other_outputs) = _outcome(subject, first), _outcome(subject, second)
+    if (name := first_difference(state, other_state)) is not None:
+        return name
+    return None if same(outputs, other_outputs) else "the network's outputs, though all its tensors are equal,"
+
+
+def repeats(subject: Subject) -> Iterator[Problem]:
+    first, second = subject.training(), subject.training()
+    first.epoch()
+    torch.rand(3), copy.deepcopy(first.model.state_dict())  # what other code of the process may do in between
+    second.epoch()
+    if (name := _differs(subject, first, second)) is not None:
+        yield Problem(
+            f"an epoch repeated with the same seed ends with another {name}: something is random that is not drawn "
+            "from torch's global generator, or is kept from one network to the next"
+        )
+
+
+def resumes(subject: Subject) -> Iterator[Problem]:
+    unbroken, broken, resumed = (subject.training() for _ in range(3))
+    unbroken.epoch()
+    unbroken.epoch()
+    broken.epoch()
+    state = copy.deepcopy(broken.state_dict())
+    try:
+        resumed.load_state_dict(state)
+    except Exception as error:  # the user's
+        yield Problem(f"the state that was saved after an epoch cannot be loaded: {described(error)}")
+        return
+    resumed.epoch()
+    if (name := _differs(subject, unbroken, resumed)) is not None:
+        yield Problem(
+            f"an epoch after saving and loading ends with another {name} than one without: keep counters and other "
+            "state in buffers (register_buffer), which state_dict holds"
+        )
+
+
+def exports(subject: Subject) -> Iterator[Problem]:
+    training = subject.training(epochs=1)
+    training.epoch()
+    tensors = {name: value.detach().contiguous().clone() for name, value in training.model.state_dict().items()}
+    fresh: nn.Module = subject.model(seed=1)
+    try:
+        fresh.load_state_dict(load(save(tensors)))
+    except Exception as error:  # of the user's network, or of safetensors
+        yield Problem(f"the trained weights do not fit into a fresh network: {described(error)}"[:300])
+        return
+    if not same(subject.outputs(training.model, 8), subject.outputs(fresh, 8)):
+        yield Problem(
+            "a fresh network with the trained weights answers otherwise: what it computes with is not all in its "
+            "state_dict; make it a parameter or a buffer (register_buffer)"
+        )
+
+
+def learns(subject: Subject) -> Iterator[Problem]:
+    model = subject.model().train()
+    x, y = subject.batch(_LEARNING_BATCH)
+    optimizer = torch.optim.Adam([param for param in model.parameters() if param.requires_grad], lr=1e-3)
+    losses = []
+    for _ in range(_LEARNING_STEPS):
+        optimizer.zero_grad()
+        loss = subject.experiment.loss(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    if not losses[-1] < losses[0]:
+        yield warning(
+            f"the loss did not fall in {len(losses)} steps on {count(len(x), 'example')} ({losses[0]:.3g} to "
+            f"{losses[-1]:.3g}): look at the scale of the inputs, the labels and the loss"
+        )
+
+
+_FIT = ("experiment", "data", "network", "outputs", "loss", "metric", "labels", "prunable", "values", "seeds")
+CHECKS = (
+    Check("gradients", "gradients reach every prunable weight", gradients, (*_FIT, "evaluation")),
+    Check(
+        "steps", "training steps work, on the sphere and off it", steps, ("gradients", "augmentation", "preparation")
+    ),
+    Check("repetition", "an epoch repeated is equal bit for bit", repeats, ("steps",)),
+    Check("resumption", "an epoch after saving and loading is equal bit for bit", resumes, ("repetition",)),
+    Check("export", "the weights alone make the same network", exports, ("resumption",)),
+    Check("learning", "the loss falls", learns, ("steps",)),
+)

@@ -1,0 +1,38 @@
+"""Whose code a file is, and where in a user's own code something went wrong."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from functools import cache
+from pathlib import Path
+
+_OURS = ("experiments", "search_spaces", "sparsity", "tuner")
+
+
+def is_users_own(file: str | None) -> bool:
+    """Whether a module's file belongs to a person's own code: not to Python, to an installed package or to us."""
+    if not file or file.startswith("<"):
+        return False
+    parts = Path(file).parts
+    return not ({"site-packages", "dist-packages"} & set(parts) or file.startswith(_foreign()))
+
+
+@cache
+def _foreign() -> tuple[str, ...]:
+    """Folders that hold no user's code, as the beginnings of paths."""
+    paths = sysconfig.get_paths()
+    here = Path(__file__).resolve().parent.parent
+    return tuple(f"{folder}/" for folder in (paths["stdlib"], paths["platstdlib"], *(here / name for name in _OURS)))
+
+
+def described(error: BaseException) -> str:
+    """TYPE: message (FILE:LINE), in one line, with the innermost line of the user's own code that the error passed
+    through; without a place where it passed through none."""
+    if isinstance(error, SyntaxError):
+        text, place = str(error.msg), (error.filename, error.lineno)
+    else:
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users_own(frame.filename)]
+        text, place = str(error), (own[-1].filename, own[-1].lineno) if own else (None, None)
+    what = " ".join(f"{type(error).__name__}: {text}".split()).removesuffix(":")
+    return f"{what} ({place[0]}:{place[1]})" if is_users_own(place[0]) else what

@@ -1,0 +1,62 @@
+"""`tune-sparsity check`: is an experiment sound? One line for each thing that is looked at."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+
+def check(arguments: list[str]) -> int:
+    """Runs the subcommand.
+
+    Returns:
+        0 when no check fails (there may be warnings), 1 when one does.
+
+    Raises:
+        UsageError: when there is no experiment to check: no such file, an error while it is imported, no such name, or
+            data that are not to be had.
+    """
+    from tuner.cli import _parser
+    from tuner.config import UsageError
+
+    parser = _parser(
+        "tune-sparsity check",
+        description="Looks whether an experiment is sound, and says what is wrong with it and how to mend it.",
+        epilog="exit codes: 0 no check fails (there may be warnings), 1 one does, 2 wrong use",
+    )
+    parser.add_argument(
+        "experiment", metavar="EXPERIMENT", help="path/to/file.py:name, package.module:name, built-in name"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", type=Path, help="where data sets are, or are downloaded to")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON on stdout")
+    options = parser.parse_args(arguments)
+
+    import torch
+
+    from experiments import DataUnavailable, find
+    from experiments.checks import Finding, Level, inspect
+
+    torch.set_num_threads(1)  # as in a trial
+    found: list[Finding] = []
+    try:
+        for finding in inspect(find(options.experiment), options.data_dir):
+            found.append(finding)
+            if not options.json:
+                print(f"{finding.level:<8} {finding.check:<13} {finding.text}", flush=True)
+    except (DataUnavailable, ValueError, OSError) as error:
+        raise UsageError(str(error)) from None
+    levels = Counter(finding.level for finding in found)
+    sound = not levels[Level.FAILED]
+    if options.json:
+        document = {
+            "experiment": options.experiment,
+            "sound": sound,
+            "checks": [{"check": one.check, "level": one.level.value, "text": one.text} for one in found],
+        }
+        print(json.dumps(document, indent=2))
+    else:
+        told = ", ".join(f"{levels[level]} {level}" for level in Level if levels[level])
+        print(f"{options.experiment} is {'sound' if sound else 'not sound'}: {told}", file=sys.stderr)
+    return 0 if sound else 1
