@@ -262,7 +262,7 @@ def _seconds(ask: Callable[[], Any], tell: Callable[[TrialRecord], None], trials
         state = TrialState.COMPLETED if number % 3 else TrialState.PRUNED
         record = TrialRecord(asked.number, asked.method, params, state)
         record.val_accuracy = float(np.exp(-away) * (1 - params["final_sparsity"]) ** 0.02 + 0.005 * rng.normal())
-        record.sparsity = params["final_sparsity"] - (0.05 if params["threshold_end"] > 0.85 else 0.0)
+        record.sparsity = params["final_sparsity"] - (0.05 if params["threshold.end"] > 0.85 else 0.0)
         start = time.process_time()
         tell(record)
         seconds[-1] += time.process_time() - start

@@ -32,6 +32,7 @@ class Parsed:
     distribution: BaseDistribution | None = None
     value: Any = None
     prior: Prior | None = None
+    when: Any = None  # the condition as written
 
 
 class ParameterReader:
@@ -53,13 +54,15 @@ class ParameterReader:
         return [self._single(place, name, spec, kind)]
 
     def _single(self, place: Place, name: str, spec: dict[str, Any], kind: str) -> Parsed:
+        when = spec.get("when")
         if kind == "fixed":
-            return Parsed(name, place, value=self._values.plain((*place, "value"), spec.get("value")))
+            return Parsed(name, place, value=self._values.plain((*place, "value"), spec.get("value")), when=when)
         if kind == "categorical":
             distribution: BaseDistribution = self._choices((*place, "choices"), spec.get("choices"))
         else:
             distribution = self._range(place, spec, whole=kind == "int")
-        return Parsed(name, place, distribution, prior=self._prior((*place, "prior"), spec.get("prior"), distribution))
+        prior = self._prior((*place, "prior"), spec.get("prior"), distribution)
+        return Parsed(name, place, distribution, prior=prior, when=when)
 
     def _schedule(self, place: Place, name: str, spec: dict[str, Any]) -> list[Parsed]:
         """A shape between two points in time, or knots that are joined by straight lines."""
@@ -91,7 +94,7 @@ class ParameterReader:
         if kind not in ("float", "int", "categorical", "fixed"):
             message = f"type must be float, int, categorical or fixed within a schedule, not {shown(kind)}"
             raise self._values.error((*place, "type"), message)
-        only(self._values, place, spec, {"type", *_KEYS[kind]})
+        only(self._values, place, spec, {"type", "when", *_KEYS[kind]})
         return self._single(place, name, spec, kind)
 
     def _choices(self, place: Place, choices: Any) -> CategoricalDistribution:

@@ -78,12 +78,17 @@ class _Parser:
 
     def _conditions(self, specs: dict[str, Any], parsed: dict[str, Parsed]) -> dict[str, Condition]:
         """What each parameter depends on; the parts of a schedule on what the schedule does."""
-        by_key = {
-            key: self._condition(("parameters", key, "when"), key, spec["when"], parsed)
-            for key, spec in specs.items()
-            if isinstance(spec, dict) and "when" in spec
-        }
-        return {name: by_key[_base(name)] for name in parsed if _base(name) in by_key}
+        conditions: dict[str, Condition] = {}
+        for name, one in parsed.items():
+            key = _base(name)
+            own = {}
+            if isinstance(specs[key], dict) and "when" in specs[key]:
+                own = self._condition(("parameters", key, "when"), key, specs[key]["when"], parsed)
+            if one.place != ("parameters", key) and one.when is not None:
+                own = {**own, **self._condition((*one.place, "when"), key, one.when, parsed)}
+            if own:
+                conditions[name] = own
+        return conditions
 
     def _condition(self, place: Place, key: str, spec: Any, parsed: dict[str, Parsed]) -> Condition:
         if not isinstance(spec, dict) or not spec:

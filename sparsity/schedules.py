@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any
 
 # Each shape maps u in [0, 1], the way from begin to end, to the share of the starting value that is left.
 _EXP_RATE = 5.0  # the exponential shape has fallen to e^-5 = 0.7 % at its end; it is rescaled to end on 0 exactly
@@ -71,6 +73,73 @@ class PiecewiseLinear:
             return self.knots[-1][1]
         (x0, y0), (x1, y1) = self.knots[right - 1], self.knots[right]
         return y0 + (y1 - y0) * (progress - x0) / (x1 - x0)
+
+
+Curve = Schedule | PiecewiseLinear
+_PARTS = {"shape": "kind", "start": "start", "stop": "stop", "begin": "begin", "end": "end"}
+
+
+def schedule_from(name: str, value: Any, default: Schedule | None = None) -> Curve:
+    """The schedule that a setting stands for.
+
+    Args:
+        name: of the setting, for errors.
+        value: a schedule; or its parts: shape, start, stop, begin and end, or the knots at1, value1, at2, value2, ...
+        default: what parts are taken from that are not given; a shape alone will do then. Without it, shape and start
+            have to be given.
+
+    Raises:
+        ValueError: for anything else; the message begins with the part's name, such as threshold.start.
+    """
+    if isinstance(value, Schedule | PiecewiseLinear):
+        return value
+    if isinstance(value, str) and value in KINDS and default is not None:
+        value = {"shape": value}
+    if not isinstance(value, Mapping) or not value:
+        shapes = f"{', '.join(KINDS)}, or " if default is not None else ""
+        raise ValueError(f"{name} = {value!r} is not accepted: it takes {shapes}a schedule with its parts")
+    if "shape" in value and value["shape"] not in KINDS:
+        raise ValueError(f"{name}.shape = {value['shape']!r} is not accepted: it takes {', '.join(KINDS)}")
+    for part, number in value.items():
+        if part != "shape" and not _finite(number):
+            raise ValueError(f"{name}.{part} = {number!r} is not accepted: it takes a number")
+    if any(part in value for part in ("at1", "value1")):
+        return _through_knots(name, value)
+    if unknown := [part for part in value if part not in _PARTS]:
+        raise ValueError(f"{name}.{unknown[0]} is no part of a schedule: {', '.join(_PARTS)}, or knots")
+    if default is None and not {"shape", "start"} <= set(value):
+        raise ValueError(f"{name} needs its parts shape and start, or knots")
+    parts = {_PARTS[part]: number for part, number in value.items()}
+    try:
+        return Schedule(**parts) if default is None else replace(default, **parts)
+    except ValueError as error:
+        place = next((part for part in ("begin", "end") if part in value), "shape")
+        raise ValueError(f"{name}.{place} is not accepted: {error}") from error
+
+
+def _through_knots(name: str, value: Mapping[str, Any]) -> PiecewiseLinear:
+    """Knots in order of progress, in whichever order they were drawn."""
+    count = len(value) // 2
+    expected = {f"{part}{index}" for index in range(1, count + 1) for part in ("at", "value")}
+    if set(value) != expected:
+        raise ValueError(f"{name} has knots and other parts, or half a knot: {', '.join(map(str, value))}")
+    knots = sorted((float(value[f"at{index}"]), float(value[f"value{index}"])) for index in range(1, count + 1))
+    if not 0 <= knots[0][0] <= knots[-1][0] <= 1:
+        raise ValueError(f"{name}.at1: knots lie at progresses in [0, 1], got {[at for at, _ in knots]}")
+    return PiecewiseLinear(tuple(knots))
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def extremes(curve: Curve) -> tuple[float, float]:
+    """The least and the greatest value that a schedule takes."""
+    if isinstance(curve, PiecewiseLinear):
+        values = [value for _, value in curve.knots]
+    else:
+        values = [curve.start] if curve.kind == "constant" else [curve.start, curve.stop]
+    return min(values), max(values)
 
 
 def published_learning_rate(epochs: int) -> PiecewiseLinear:

@@ -40,6 +40,7 @@ class SparseTraining:
         learning_rate: each group's rate is multiplied by this function of progress, at every step.
         dense_latent: whether masked weights on the sphere go on learning from the dense gradient. If not (the
             published way), their v only decays by (1 - lr) a step.
+        exponent: p as a function of progress, for the groups of the optimizer that say "p_moves"; by default it stays.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class SparseTraining:
         fix_at: float = 0.8,
         learning_rate: Callable[[float], float] = lambda progress: 1.0,
         dense_latent: bool = False,
+        exponent: Callable[[float], float] | None = None,
     ) -> None:
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
@@ -62,7 +64,7 @@ class SparseTraining:
             raise ValueError(f"total_steps must be at least 1, got {total_steps}")
         self.model, self.layers, self.optimizer, self.topology = model, list(layers), optimizer, topology
         self.final_sparsity, self.total_steps, self.fix_at = sparsity, total_steps, fix_at
-        self.learning_rate, self.dense_latent = learning_rate, dense_latent
+        self.learning_rate, self.dense_latent, self.exponent = learning_rate, dense_latent, exponent
         self.steps, self.fixed = 0, False
         self.travel = 0.0  # sum of the sphere's learning rates: how far the running average has left the start
         self.masks = [mask.to(layer.weight, copy=True) for mask, layer in zip(masks, self.layers, strict=True)]
@@ -85,6 +87,8 @@ class SparseTraining:
     def step(self) -> None:
         """One optimizer step, under masks that may move first, on the gradient at hand."""
         factor = self.learning_rate(self.progress)
+        if self.exponent is not None:
+            self._move_exponent(self.exponent(self.progress))
         for group, lr, gain_lr in zip(self.optimizer.param_groups, self._base_lr, self._base_gain_lr, strict=True):
             group["lr"] = lr * factor
             if "gain_lr" in group:
@@ -102,6 +106,13 @@ class SparseTraining:
         self.steps += 1
         if self.steps >= self.total_steps:
             self.project()
+
+    def _move_exponent(self, p: float) -> None:
+        """The step that follows projects v, the state, onto the new sphere: where p falls, w concentrates on fewer
+        weights of the same latent."""
+        for group in self.optimizer.param_groups:
+            if group.get("p_moves"):
+                group["p"] = p
 
     def _move_masks(self) -> None:
         if self.fixed:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from optuna.distributions import FloatDistribution
 
 from search_spaces import BadFile, Space, load_space
+from sparsity import METHODS
+from sparsity.schedules import PiecewiseLinear, Schedule
 
 BASE = """\
 method: lpss
@@ -114,8 +117,12 @@ MALFORMED: dict[str, tuple[str, int, str]] = {
     "a part of an unknown kind": (
         more("threshold: {type: schedule, shape: cosine, start: {type: schedule}}"), 5, "within a schedule",
     ),
-    "a part with a condition": (
-        more("threshold: {type: schedule, shape: cosine, start: {low: 0, high: 1, when: {}}}"), 5, "'when'",
+    "a part with an empty condition": (
+        more("threshold: {type: schedule, shape: cosine, start: {low: 0, high: 1, when: {}}}"), 5, "when must",
+    ),
+    "a part that depends on another": (
+        more("threshold: {type: schedule, shape: [cosine], start: {low: 0, high: 1, when: {threshold.shape: cosine}}}"),
+        5, "'threshold.shape' is no other parameter",
     ),
 }  # fmt: skip
 
@@ -129,3 +136,35 @@ def test_a_malformed_file_is_told_in_one_line_with_its_place(name: str, tmp_path
     assert message.startswith(f"{tmp_path / 'space.yaml'}:{line}: "), message
     assert said in message
     assert len(message.splitlines()) == 1
+
+
+def test_a_schedule_is_searched_by_its_parts(tmp_path: Path) -> None:
+    space = space_of(
+        tmp_path,
+        BASE
+        + """\
+  threshold:
+    type: schedule
+    shape: {choices: [cosine, linear], when: {drop: threshold}}
+    start: {low: 0.1, high: 0.4, log: true, prior: 0.2}
+    end: 0.6
+  drop: {type: categorical, choices: [ramp, threshold]}
+  learning_rate: {type: schedule, knots: [[0, 0.1], [{low: 0.1, high: 0.4}, 1], [1, 0]], when: {drop: ramp}}
+first:
+  - drop: threshold
+    threshold: {shape: linear}
+    p: 1.2
+  - {drop: ramp, threshold: {start: 7}, learning_rate: {at2: 0.2}}
+""",
+    )
+    assert list(space.distributions) == ["p", "drop", "threshold.shape", "threshold.start", "learning_rate.at2"]
+    assert space.distributions["threshold.start"] == FloatDistribution(0.1, 0.4, log=True)
+    assert space.first == (
+        {"p": 1.2, "drop": "threshold", "threshold.shape": "linear", "threshold.start": 0.2},
+        {"drop": "ramp", "threshold.start": 0.4, "learning_rate.at2": 0.2},
+    )
+    first, second = (METHODS["lpss"].configure({"p": 1.5, **point, **space.fixed_for(point)}) for point in space.first)
+    assert first.threshold == Schedule("linear", 0.2, 0.0, 0.1, 0.6)
+    assert first.learning_rate == "cosine"
+    assert second.threshold == Schedule("cosine", 0.4, 0.0, 0.1, 0.6)
+    assert second.learning_rate == PiecewiseLinear(((0.0, 0.1), (0.2, 1.0), (1.0, 0.0)))

@@ -34,6 +34,15 @@ def inside(space: Space, point: dict[str, Any]) -> bool:
     )
 
 
+def applying(space: Space, drawn: dict[str, Any]) -> dict[str, Any]:
+    """What a trial gets of values for all parameters: those that apply."""
+    params: dict[str, Any] = {}
+    for name in space.distributions:
+        if space.applies(name, params):
+            params[name] = drawn[name]
+    return {**params, **space.fixed_for(params)}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -94,8 +103,7 @@ def test_whatever_is_drawn_from_the_space_is_accepted_by_the_method(name: str, t
     space = load_space(name, target)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     for _ in range(5):
-        drawn = study.ask(space.distributions).params
-        made = METHODS[space.method].settings(**drawn, **space.fixed)
+        made = METHODS[space.method].configure(applying(space, study.ask(space.distributions).params))
         assert target <= getattr(made, "final_sparsity", target) < 1
 
 
@@ -273,7 +281,9 @@ def test_a_malformed_file_is_told_in_one_line_with_its_place(name: str, file: Pa
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 NUMBERS = st.floats() | st.integers(-5, 100) | st.sampled_from([0.5, 1.5, 1e-9, 1e308, 10**400, "target", "above"])
-KEYS = st.sampled_from(["type", "low", "high", "log", "step", "choices", "value", "p", "lr", "threshold", "first"])
+RANGE_KEYS = ["type", "low", "high", "log", "step", "choices", "value", "prior", "centre", "width", "when"]
+SCHEDULE_KEYS = ["shape", "start", "stop", "begin", "end", "knots"]
+KEYS = st.sampled_from([*RANGE_KEYS, *SCHEDULE_KEYS, "p", "lr", "threshold", "first"])
 VALUES = st.recursive(
     SCALARS | NUMBERS | st.sampled_from(["cosine", "pi", "suggest_p", "lpss"]),
     lambda inner: (
@@ -286,12 +296,22 @@ RANGES = st.fixed_dictionaries(
     optional={"log": st.booleans() | SCALARS, "step": NUMBERS | SCALARS},
 )
 CHOICES = st.fixed_dictionaries({"type": st.just("categorical"), "choices": st.lists(NUMBERS | SCALARS, max_size=3)})
+SCHEDULES = st.fixed_dictionaries(
+    {"type": st.just("schedule")},
+    optional={
+        "shape": st.sampled_from(["cosine", ["linear", "cubic"]]) | SCALARS,
+        "start": RANGES | NUMBERS,
+        "end": NUMBERS | RANGES,
+        "knots": st.lists(st.tuples(NUMBERS | RANGES, NUMBERS).map(list), max_size=3),
+        "when": st.dictionaries(st.sampled_from(["threshold_interval", "lr", "p"]), NUMBERS | VALUES, max_size=2),
+    },
+)
 POINTS = st.lists(st.dictionaries(st.sampled_from(["p", "lr", "threshold_interval"]), NUMBERS | VALUES), max_size=2)
 
 
 @given(
     key=st.sampled_from(list(METHODS["lpss"].settings.__dataclass_fields__)),
-    value=RANGES | CHOICES | VALUES,
+    value=RANGES | CHOICES | SCHEDULES | VALUES,
     points=st.just([]) | POINTS | VALUES,
     target=st.sampled_from(TARGETS),
     both=st.booleans(),
@@ -317,7 +337,7 @@ def test_any_data_makes_a_usable_space_or_one_line(
     else:
         assert all(inside(space, point) for point in space.first)
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        made = METHODS["lpss"].settings(**study.ask(space.distributions).params, **space.fixed)
+        made = METHODS["lpss"].configure(applying(space, study.ask(space.distributions).params))
         assert math.isfinite(made.lr)
         return
     assert said.startswith(f"{file}:")

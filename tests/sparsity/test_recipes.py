@@ -16,6 +16,7 @@ from sparsity import METHODS, LpssSettings, lpss, suggest_p
 from sparsity.feedback import ProportionalIntegral, Published
 from sparsity.optimizer import LpSGD
 from sparsity.recipes import nested
+from sparsity.schedules import Schedule
 from sparsity.topology import Ramp
 from tests.sparsity.problems import accuracy, batches, blobs, mlp
 
@@ -40,9 +41,6 @@ def generator(seed: int = 0) -> Generator:
         ("weight_decay", [-1e-9, math.inf, math.nan], "[0, inf)"),
         ("drop", ["magnitude", "", None], "ramp, threshold"),
         ("threshold", ["square", "", None, 3], "constant, linear, cosine, exponential, cubic"),
-        ("threshold_start", [0.0, 1.1, math.nan], "(0, 1]"),
-        ("threshold_begin", [-0.1, 0.7, 0.9, math.nan], "[0, end)"),
-        ("threshold_end", [1.1, math.inf], "(begin, 1]"),
         ("threshold_interval", [0, -1, 2.5, "40", math.inf], "1, 2, ..."),
         ("feedback", ["pid", None], "published, pi"),
         ("feedback_gain", [-0.1, 1.0, math.nan], "[0, 1)"),
@@ -65,7 +63,7 @@ def test_settings_that_are_no_numbers_are_named_too(name: str, value: Any) -> No
 
 
 def test_ends_of_the_ranges_are_accepted() -> None:
-    LpssSettings(0.0, 1.02, sphere_lr=0.25, threshold_begin=0.0, threshold_end=1.0, threshold_start=1.0, momentum=0.0)
+    LpssSettings(0.0, 1.02, sphere_lr=0.25, threshold={"begin": 0.0, "end": 1.0, "start": 1.0}, momentum=0.0)
     LpssSettings(0.999, 2.0, threshold_interval=1, feedback_gain=0.0, initial_sparsity=0.0)
     LpssSettings(np.float64(0.5), np.float32(1.5), threshold_interval=np.int64(10))  # as samplers hand them out
 
@@ -83,7 +81,7 @@ def test_methods_refuse_unknown_and_missing_parameters_by_name() -> None:
 
 
 def test_method_builds_what_its_parameters_say() -> None:
-    params = {**GOOD, "sphere_lr": 0.02, "lr": 0.3, "momentum": 0.5, "threshold_end": 0.6}
+    params = {**GOOD, "sphere_lr": 0.02, "lr": 0.3, "momentum": 0.5, "threshold.end": 0.6}
     sparse = METHODS["lpss"].build(mlp(20, 8, 4), params, total_steps=10, generator=generator())
     sphere, rest = sparse.optimizer.param_groups
     assert (sphere["p"], sphere["lr"], sphere["gain_lr"], sphere["momentum"]) == (1.3, 0.02, 0.3, 0.5)
@@ -151,7 +149,7 @@ def test_feedback_by_name() -> None:
 
 
 def test_ramp_rises_from_the_initial_to_the_final_sparsity() -> None:
-    settings = LpssSettings(0.9, 1.3, threshold_begin=0.2, threshold_end=0.6, threshold_interval=7)
+    settings = LpssSettings(0.9, 1.3, threshold={"begin": 0.2, "end": 0.6}, threshold_interval=7)
     topology = lpss(mlp(20, 8, 4), settings, total_steps=10).topology
     assert isinstance(topology, Ramp)
     assert topology.interval == 7
@@ -279,3 +277,74 @@ def test_settings_are_configured_from_parameters_or_refused(name: str) -> None:
     assert METHODS[name].configure(params) == METHODS[name].settings(**params)
     with pytest.raises(ValueError, match="has no parameter 'nonsense'"):
         METHODS[name].configure({**params, "nonsense": 1})
+
+
+@pytest.mark.parametrize(
+    ("threshold", "said"),
+    [
+        *(({"start": value}, "threshold.start") for value in (0.0, 1.1, math.nan, "0.2")),
+        *(({"begin": value}, "threshold.begin") for value in (-0.1, 0.7, 0.9, math.nan)),
+        *(({"end": value}, "threshold.end") for value in (1.1, math.inf)),
+        ({"stop": -0.1}, "threshold.stop"),
+        ({"shape": "square"}, "threshold.shape"),
+        ({"begins": 0.1}, "threshold.begins"),
+        ({}, "threshold"),
+        ({"at1": 0.0, "value1": 0.2}, "threshold"),
+    ],
+)
+def test_bad_parts_of_a_schedule_name_the_part(threshold: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{said} ") as error:
+        LpssSettings(**{**GOOD, "threshold": threshold})
+    assert "\n" not in str(error.value)
+
+
+def test_a_schedule_is_one_value_however_it_is_given() -> None:
+    whole = LpssSettings(0.9, 1.3, threshold=Schedule("linear", 0.2, 0.0, 0.1, 0.6))
+    assert LpssSettings(0.9, 1.3, threshold={"shape": "linear", "end": 0.6}) == whole
+    parts = {"final_sparsity": 0.9, "p": 1.3, "threshold.shape": "linear", "threshold.end": 0.6}
+    assert METHODS["lpss"].configure(parts) == whole
+    assert LpssSettings(0.9, 1.3, threshold="linear").threshold == Schedule("linear", 0.2, 0.0, 0.1, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("p", {"shape": "linear", "start": 1.9, "stop": 1.0}, "p = "),
+        ("p", {"shape": "linear", "start": 2.1, "stop": 1.5}, "p = "),
+        ("p", {"shape": "linear"}, "p needs"),
+        ("p", {"at1": 0.5, "value1": 3.0}, "p = "),
+        ("p", {"at1": 1.5, "value1": 1.5}, "p.at1"),
+        ("p", {"at1": 0.5, "value2": 1.5}, "p has knots"),
+        ("learning_rate", {"shape": "cosine", "start": 1.5}, "learning_rate = "),
+        ("learning_rate", {"at1": 0.0, "value1": "high"}, "learning_rate.value1"),
+    ],
+)
+def test_bad_schedules_of_p_and_the_learning_rate_are_named(name: str, value: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{said}"):
+        LpssSettings(**{**GOOD, name: value})
+
+
+def test_p_can_move_and_the_weights_stay_on_its_sphere() -> None:
+    p = {"at1": 0.0, "value1": 1.9, "at2": 0.5, "value2": 1.3}
+    model = mlp(20, 8, 4)
+    sparse = lpss(model, LpssSettings(0.8, p, threshold={"begin": 0.2, "end": 0.6}), total_steps=20)
+    optimizer = sparse.optimizer
+    assert isinstance(optimizer, LpSGD)
+    seen = []
+    for inputs, targets in batches(*blobs(), steps=20):
+        sparse.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+        sparse.step()
+        now = optimizer.param_groups[0]["p"]
+        seen.append(now)
+        w = optimizer.sphere_weights(optimizer.param_groups[0]["params"][0])
+        assert torch.allclose(w.abs().pow(now).sum(1), torch.ones(len(w)), atol=1e-4)
+    assert seen[0] == 1.9
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] == pytest.approx(1.3)
+
+
+def test_the_learning_rate_follows_its_knots() -> None:
+    knots = {"at1": 0.0, "value1": 0.0, "at2": 0.5, "value2": 1.0, "at3": 1.0, "value3": 0.0}
+    sparse = lpss(mlp(20, 8, 4), LpssSettings(0.8, 1.4, learning_rate=knots), total_steps=10)
+    assert [sparse.learning_rate(at) for at in (0.0, 0.25, 0.5, 1.0)] == [0.0, 0.5, 1.0, 0.0]
