@@ -1,14 +1,15 @@
 """Every method on the same network, data, epochs and batches: LeNet-300-100, several sparsities, several seeds.
 
-    python -m benchmarks.methods --experiment mnist --data-dir DIR [--epochs 20] [--tune 6] [--seeds 3]
+    python -m benchmarks.methods --experiment mnist --data-dir DIR [--epochs 20] [--seeds 3]
 
-First every method's parameters are tuned by the same small search, once for the sparsities .9 and .95 and once for .98
-and .99: `--tune` trials of the method's own space and first points, at .95 and at .98, with half the epochs, judged on
-the validation data. Then the best parameters are trained with all epochs on the training and the validation data
-together (what the published figures were trained on), at every sparsity under every seed, and judged on the test data.
+First the learning rates of every method are tuned by the same small search, a grid of six (`grid`), once for the
+sparsities .9 and .95 and once for .98 and .99, at .95 and at .98: half the epochs, judged on the validation data. Then
+the best of the six is trained with all epochs on the training and the validation data together (what the published
+figures were trained on), at every sparsity under every seed, and judged on the test data. What the grid does not name
+is each method's default.
 
-Every finished training is a line of OUT/EXPERIMENT.jsonl and is not run again: the benchmark can be stopped at any time
-and goes on where it was. The table is printed in Markdown.
+Every finished training is a line of OUT/EXPERIMENT-METHOD.jsonl and is not run again: the benchmark can be stopped at
+any time and goes on where it was. The table is printed in Markdown.
 """
 
 from __future__ import annotations
@@ -29,14 +30,12 @@ import torch
 from experiments import Data, Experiment, find
 from experiments.base import Split, evaluate
 from experiments.training import NotFinite, train_whole
-from search_spaces import load_space
 from sparsity import METHODS
-from tuner.records import TrialRecord, TrialState
-from tuner.searcher import OptunaSearcher
 
 TUNED_FOR = {0.95: (0.9, 0.95), 0.98: (0.98, 0.99)}  # the sparsity of a search: those that its best serves
 SPARSITIES = tuple(sparsity for served in TUNED_FOR.values() for sparsity in served)
 FIRST_SEED = 100  # of the final trainings: none that a search has seen
+LPSS = {"early_layers": 1, "lr": 0.05}
 Job = dict[str, Any]
 
 
@@ -68,52 +67,44 @@ def train(job: Job) -> Job:
 
 
 class Log:
-    """The trainings that are done, one JSON document a line."""
+    """The trainings of one method that are done, one JSON document a line."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
+    def __init__(self, folder: Path, common: Job, method: str) -> None:
+        self.path = folder / f"{common['experiment']}-{method}.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
         self.done = {self._key(job): job for job in map(json.loads, lines)}
 
     @staticmethod
     def _key(job: Job) -> str:
-        return json.dumps([job[name] for name in ("stage", "method", "epochs", "seed", "params")], sort_keys=True)
+        return json.dumps([job[name] for name in ("stage", "epochs", "seed", "params")], sort_keys=True)
 
-    def __contains__(self, job: Job) -> bool:
-        return self._key(job) in self.done
-
-    def __getitem__(self, job: Job) -> Job:
+    def train(self, job: Job) -> Job:
+        """The job with its accuracies, trained now unless it was before."""
+        if self._key(job) not in self.done:
+            self.done[self._key(job)] = trained = train(job)
+            with self.path.open("a") as file:
+                file.write(json.dumps(trained) + "\n")
         return self.done[self._key(job)]
 
-    def add(self, job: Job) -> None:
-        self.done[self._key(job)] = job
-        with self.path.open("a") as file:
-            file.write(json.dumps(job) + "\n")
 
-
-def tune(method: str, at: float, common: Job, trials: int, epochs: int, log: Log) -> dict[str, Any]:
-    """The best of `trials` parameters by validation accuracy; the sampler is seeded, so a resumed search repeats."""
+def tune(arguments: tuple[str, float, Job, int, Path]) -> dict[str, Any]:
+    """The best parameters of the method's grid by validation accuracy at one sparsity; of equals the first."""
+    method, at, common, epochs, folder = arguments
+    log = Log(folder, common, method)
     own = {} if method == "dense" else {"final_sparsity": at}
-    searcher = OptunaSearcher([load_space(method, at)], at if own else 0.0, seed=0)
-    best: Job = {"val": -1.0}
-    for number in range(trials):
-        asked = searcher.ask()
-        params = {**asked.params, **own}
-        job = {**common, "stage": "tune", "method": method, "params": params, "epochs": epochs, "seed": number}
-        if job not in log:
-            log.add(train(job))
-        job = log[job]
-        best = max(best, job, key=lambda j: j["val"])
-        record = TrialRecord(asked.number, method, asked.params, TrialState.COMPLETED)
-        record.val_accuracy, record.sparsity = job["val"], job["sparsity"] or 0.0
-        searcher.tell(record)
-    return dict(best["params"])
+    jobs = [{**common, "stage": "tune", "method": method, "params": {**point, **own}} for point in grid(method)]
+    return dict(
+        max((log.train({**job, "epochs": epochs, "seed": 0}) for job in jobs), key=lambda job: job["val"])["params"]
+    )
 
 
-def _tune_one(arguments: tuple[str, float, Job, int, int, Path]) -> dict[str, Any]:
-    method, at, common, trials, epochs, folder = arguments
-    return tune(method, at, common, trials, epochs, Log(folder / f"{common['experiment']}-tune-{method}-{at:g}.jsonl"))
+def grid(method: str) -> list[dict[str, Any]]:
+    """Six points of the method's learning rates, and of what sets the scale of its steps beside them."""
+    if method != "lpss":
+        return [{"lr": lr, "weight_decay": decay} for decay in (1e-4, 5e-4) for lr in (0.05, 0.1, 0.2)]
+    exponents = [{"p_early": 1.4, "p": 1.4}, {"p_early": 1.4, "p": 1.7}, {"p_early": 1.7, "p": 1.7}]
+    return [{**LPSS, **p, "sphere_lr": rate} for p in exponents for rate in (0.0078125, 0.0125)]
 
 
 def searches(methods: Iterable[str]) -> list[tuple[str, float]]:
@@ -121,14 +112,17 @@ def searches(methods: Iterable[str]) -> list[tuple[str, float]]:
     return [(method, at) for method in methods for at in (TUNED_FOR if method != "dense" else [0.0])]
 
 
-def final_jobs(chosen: dict[tuple[str, float], dict[str, Any]], common: Job, epochs: int, seeds: int) -> Iterable[Job]:
-    """Every sparsity and seed of every method; the dense network once a seed."""
-    for (method, tuned_at), params in chosen.items():
-        for sparsity in TUNED_FOR.get(tuned_at, (0.0,)):
-            own = {**params, "final_sparsity": sparsity} if method != "dense" else params
-            for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-                job = {"stage": "final", "method": method, "params": own, "epochs": epochs, "seed": seed}
-                yield {**common, **job, "at": sparsity}
+def finish(arguments: tuple[str, float, dict[str, Any], Job, int, int, Path]) -> list[Job]:
+    """The chosen parameters at every sparsity that they serve, under every seed."""
+    method, tuned_at, params, common, epochs, seeds, folder = arguments
+    log, done = Log(folder, common, method), []
+    for sparsity in TUNED_FOR.get(tuned_at, (0.0,)):
+        own = {} if method == "dense" else {"final_sparsity": sparsity}
+        for seed in range(FIRST_SEED, FIRST_SEED + seeds):
+            job = {**common, "stage": "final", "method": method, "params": {**params, **own}, "at": sparsity}
+            done.append(log.train({**job, "epochs": epochs, "seed": seed}))
+            print(f"{method} at {sparsity:g}, seed {seed}: {100 * done[-1]['test']:.2f}", flush=True)
+    return done
 
 
 def table(done: Iterable[Job]) -> str:
@@ -152,7 +146,6 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--tune", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/methods"))
@@ -160,14 +153,13 @@ def main() -> None:
     common = {"experiment": options.experiment, "data_dir": options.data_dir}
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         pairs, half = searches(options.methods), max(1, options.epochs // 2)
-        tuned = pool.map(_tune_one, [(*pair, common, options.tune, half, options.out) for pair in pairs])
-        chosen = dict(zip(pairs, tuned, strict=True))
-        log = Log(options.out / f"{options.experiment}.jsonl")
-        jobs = list(final_jobs(chosen, common, options.epochs, options.seeds))
-        for done in pool.map(train, [job for job in jobs if job not in log]):
-            log.add(done)
-            print(f"{done['method']} at {done['at']:g}, seed {done['seed']}: {100 * done['test']:.2f}", flush=True)
-    print(table(log[job] for job in jobs))
+        tuned = list(pool.map(tune, [(*pair, common, half, options.out) for pair in pairs]))
+        chosen = [(*pair, params) for pair, params in zip(pairs, tuned, strict=True)]
+        done = pool.map(finish, [(*one, common, options.epochs, options.seeds, options.out) for one in chosen])
+        rows = [job for jobs in done for job in jobs]
+    for method, at, params in chosen:
+        print(f"{method} tuned at {at:g}: {params}")
+    print(table(rows))
 
 
 if __name__ == "__main__":
