@@ -7,22 +7,18 @@ multiplies with, gain x w. Masks are not its business: whoever prunes multiplies
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sparsity.sphere import check_p, dual_exponent, from_dual, project, row_norm, to_dual
+from sparsity.block import Block
+from sparsity.sphere import check_p, from_dual, project, row_norm, to_dual
 
 LR_MAX = 0.25
 """Largest learning rate on the sphere: v keeps at least 1 - 2 x 0.25 = 1/2 of its norm in a step, so that the sum of
 |v|^q stays far above float32's smallest number for every supported p and no second rescaling is needed."""
-_NUMPY_LOG2 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-_TINY = 1e-38  # keeps 1/largest finite in float32; smaller gradients are as good as none
-_NO_NORM = 1e-30  # a smaller sum of |v|^q is that of a row that came onto the sphere as zeros: it has no norm yet
-_GAIN_MIN = 1e-6  # a gain at zero would silence its neuron for good, and the sign belongs to w
 
 
 class LpSGD(torch.optim.Optimizer):
@@ -48,6 +44,8 @@ class LpSGD(torch.optim.Optimizer):
         gain: sphere groups only: scale every row by a learnable gain, for networks without normalisation layers.
             It starts at sqrt(2)/||w||_2 (He's variance for ReLU) and takes ordinary SGD with rate `gain_lr`.
         gain_lr: learning rate of the gains.
+        foreach: sphere groups only: whether gradients are gathered and parameters scattered as one. None for the usual
+            choice: on a GPU, where it makes few kernels of many layers; not on a CPU.
 
     Raises:
         ValueError: for a value outside its range, or a sphere parameter with fewer than 2 dimensions.
@@ -64,6 +62,7 @@ class LpSGD(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         gain: bool = False,
         gain_lr: float = 0.1,
+        foreach: bool | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -73,8 +72,14 @@ class LpSGD(torch.optim.Optimizer):
             "weight_decay": weight_decay,
             "gain": gain,
             "gain_lr": gain_lr,
+            "foreach": foreach,
         }
         super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("foreach", None)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group as torch does, checked, and puts the rows of a sphere group onto the sphere at once."""
@@ -119,14 +124,6 @@ class LpSGD(torch.optim.Optimizer):
             log_w = log_w + state["gain"].log2()
         return log_w.view_as(param)
 
-    def _scratch(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Two work tensors of the shape of `like`, shared by all parameters of that shape; never part of the state."""
-        buffers: dict[Any, tuple[Tensor, Tensor]] = self.__dict__.setdefault("_buffers", {})
-        key = (like.shape, like.dtype, like.device)
-        if key not in buffers:
-            buffers[key] = (torch.empty_like(like), torch.empty_like(like))
-        return buffers[key]
-
     def _group_of(self, param: Tensor) -> dict[str, Any]:
         for group in self.param_groups:
             if group["p"] is not None and any(param is other for other in group["params"]):
@@ -144,22 +141,72 @@ class LpSGD(torch.optim.Optimizer):
         """One step of every parameter that has a gradient.
 
         Raises:
-            FloatingPointError: if the gradient of a sphere parameter is NaN or infinite; the parameter is named, and
-                has not been changed. On a GPU the question would stall the device, and is not asked.
+            FloatingPointError: if a gradient is NaN or infinite; the parameter is named, and has not been changed. On
+                a GPU the question would stall the device, and is not asked: see `check_finite`.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for index, param in enumerate(group["params"]):
-                if param.grad is None:
-                    continue
-                if group["p"] is None:
-                    _sgd(param, self.state[param], group)
-                elif not _sphere(param, self.state[param], group, self._scratch(self.state[param]["v"])):
-                    raise FloatingPointError(f"the gradient of {_name(group, index)} is NaN or infinite")
+            params = [param for param in group["params"] if param.grad is not None]
+            if group["p"] is None:
+                self._ordinary_step(params, group)
+                continue
+            for block in self._blocks(params, group):
+                bad = block.step(group)
+                if bad is not None:
+                    raise FloatingPointError(f"the gradient of {_name(bad, group)} is NaN or infinite")
         return loss
+
+    def check_finite(self) -> None:
+        """Raises FloatingPointError, with its name, if a parameter is NaN or infinite: after a step on a gradient that
+        was, it is so for good. One look at the device: for once an epoch."""
+        named = [(param, group) for group in self.param_groups for param in group["params"]]
+        finite = torch.stack([param.detach().isfinite().all().cpu() for param, _ in named])
+        for (param, group), good in zip(named, finite.tolist(), strict=True):
+            if not good:
+                raise FloatingPointError(f"{_name(param, group)} is NaN or infinite")
+
+    def _ordinary_step(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
+        """torch.optim.SGD's step, in its order of operations."""
+        if not params:
+            return
+        grads = [param.grad for param in params if param.grad is not None]
+        for param, grad in zip(params, grads, strict=True):
+            # A sum is the quickest question; it may overflow where no entry is infinite.
+            if not (grad.is_cuda or math.isfinite(grad.sum().item()) or grad.isfinite().all()):
+                raise FloatingPointError(f"the gradient of {_name(param, group)} is NaN or infinite")
+        if group["weight_decay"]:
+            grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+        if group["momentum"]:
+            states = [self.state[param] for param in params]
+            old = [(state["momentum_buffer"], grad) for state, grad in zip(states, grads, strict=True) if state]
+            if old:
+                buffers, theirs = zip(*old, strict=True)
+                torch._foreach_mul_(buffers, group["momentum"])
+                torch._foreach_add_(buffers, theirs)
+            for state, grad in zip(states, grads, strict=True):
+                if not state:
+                    state["momentum_buffer"] = grad.clone()
+            buffers = [state["momentum_buffer"] for state in states]
+            grads = torch._foreach_add(grads, buffers, alpha=group["momentum"]) if group["nesterov"] else buffers
+        torch._foreach_add_(params, grads, alpha=-group["lr"])
+
+    def _blocks(self, params: Sequence[Tensor], group: dict[str, Any]) -> list[Block]:
+        """What is stepped together: the parameters of a sphere group, by the device and dtype of their state."""
+        alike: dict[Any, list[Tensor]] = {}
+        for param in params:
+            state = self.state[param]
+            alike.setdefault((state["v"].device, state["v"].dtype, len(state)), []).append(param)
+        blocks: dict[Any, Block] = self.__dict__.setdefault("_blocks_made", {})  # not pickled: made anew where missing
+        found = []
+        for members in alike.values():
+            key = id(members[0])
+            if key not in blocks or not blocks[key].holds(members):
+                blocks[key] = Block(members, [self.state[param] for param in members], group["foreach"])
+            found.append(blocks[key])
+        return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but state keeps its own dtype, where torch would cast v to that of a half-precision parameter,
@@ -191,78 +238,8 @@ def _check_group(group: dict[str, Any]) -> None:
         raise ValueError("a sphere parameter needs at least 2 dimensions: its rows are the neurons' fan-in weights")
 
 
-def _momentum(
-    grad: Tensor, state: dict[str, Tensor], key: str, group: dict[str, Any], out: Tensor | None = None
-) -> Tensor:
-    """The gradient after heavy-ball or Nesterov momentum, in torch.optim.SGD's form (no dampening)."""
-    momentum = group["momentum"]
-    if momentum == 0.0:
-        return grad
-    if key not in state:
-        state[key] = grad.clone()
-    else:
-        state[key].mul_(momentum).add_(grad)
-    return torch.add(grad, state[key], alpha=momentum, out=out) if group["nesterov"] else state[key]
-
-
-def _sgd(param: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-    assert param.grad is not None
-    grad = param.grad
-    if group["weight_decay"]:
-        grad = grad.add(param, alpha=group["weight_decay"])
-    param.add_(_momentum(grad, state, "momentum_buffer", group), alpha=-group["lr"])
-
-
-def _name(group: dict[str, Any], index: int) -> str:
+def _name(param: Tensor, group: dict[str, Any]) -> str:
     """The parameter's name where the group was made of named parameters, else its shape."""
     names = group.get("param_names")
-    return str(names[index]) if names else f"a parameter of shape {tuple(group['params'][index].shape)}"
-
-
-def _sphere(param: Tensor, state: dict[str, Tensor], group: dict[str, Any], scratch: tuple[Tensor, Tensor]) -> bool:
-    """One step on the sphere; False, and no step, if the gradient is NaN or infinite.
-
-    Everything of the parameter's size is computed in the two scratch tensors (rows, fan-in): on a CPU, fresh memory
-    costs more than the arithmetic.
-    """
-    assert param.grad is not None
-    v, lr, q = state["v"], group["lr"], float(dual_exponent(group["p"]))
-    a, b = scratch
-    grad = param.grad.flatten(1).to(v.dtype)
-    # The gain's gradient is <dL/dparameter, w>, and the parameter holds gain * w (masked where it is masked).
-    gain_grad = torch.mul(grad, param.flatten(1), out=a).sum(1, keepdim=True) / state["gain"] if group["gain"] else None
-    d = _momentum(grad, state, "momentum_buffer", group, out=a)
-
-    largest = torch.abs(d, out=b).amax(1, keepdim=True).clamp_min_(_TINY)
-    power = _log2_(b.div_(largest)).mul_(q).exp2_().sum(1, keepdim=True)  # ||d/largest||_q^q in [1, n]; 0 if d = 0
-    rate = power.clamp_min_(1.0).pow_(-1 / q).mul_(-lr / (1 - lr)).div_(largest)
-    # amin, since it passes NaN on; a sum would overflow where many rows are dead and their rate is huge.
-    if not rate.is_cuda and not math.isfinite(rate.amin().item()):
-        return False
-    v.addcmul_(d, rate)  # ((1 - lr) v - lr d/||d||_q)/(1 - lr): the factor goes with the norm
-
-    # With r = |v|^(q-2): v r is w before it is scaled, and |v|^q = v (v r), so one power serves norm and weights.
-    torch.abs(v, out=b)
-    unscaled = v if q == 2.0 else torch.mul(v, _log2_(b).mul_(q - 2).exp2_(), out=b)
-    norm = torch.mul(v, unscaled, out=a).sum(1, keepdim=True)
-    norm.clamp_min_(_NO_NORM).pow_(1 / q)
-    scale = norm.pow(1 - q)
-    if gain_grad is not None:
-        gain = state["gain"]
-        if group["weight_decay"]:
-            gain_grad = gain_grad.add(gain, alpha=group["weight_decay"])
-        gain.sub_(_momentum(gain_grad, state, "gain_momentum", group), alpha=group["gain_lr"]).clamp_min_(_GAIN_MIN)
-        scale.mul_(gain)
-    torch.mul(unscaled.view_as(param), scale.view(-1, *[1] * (param.dim() - 1)), out=param)
-    v.div_(norm)
-    return True
-
-
-def _log2_(x: Tensor) -> Tensor:
-    """log2 in place; that of 0 is -inf. With AVX-512 NumPy's is four times as fast as torch's on a CPU."""
-    if _NUMPY_LOG2 and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
-        array = x.numpy()
-        with np.errstate(divide="ignore"):
-            np.log2(array, out=array)
-        return x
-    return x.log2_()
+    index = next(i for i, other in enumerate(group["params"]) if other is param)
+    return str(names[index]) if names else f"a parameter of shape {tuple(param.shape)}"

@@ -98,9 +98,7 @@ class SparseTraining:
             if layer.weight.grad is not None and not self.fixed:
                 average.mul_(_AVERAGE).add_(layer.weight.grad, alpha=1 - _AVERAGE)
         self._move_masks()
-        for layer, mask in zip(self.layers, self.masks, strict=True):
-            if layer.weight.grad is not None and not (self.dense_latent and layer.sphere and not self.fixed):
-                layer.weight.grad.mul_(mask)
+        self._mask_gradients()
         self.optimizer.step()
         self._apply_masks()
         self.steps += 1
@@ -150,10 +148,19 @@ class SparseTraining:
             if key != "v" and isinstance(value, Tensor) and value.numel() == weight.numel() > 1:
                 value.mul_(mask.view_as(value))
 
+    def _mask_gradients(self) -> None:
+        """So that masked weights learn nothing, except those on the sphere where their latent is to go on learning."""
+        pairs = [
+            (layer.weight.grad, mask)
+            for layer, mask in zip(self.layers, self.masks, strict=True)
+            if layer.weight.grad is not None and not (self.dense_latent and layer.sphere and not self.fixed)
+        ]
+        if pairs:
+            torch._foreach_mul_(*map(list, zip(*pairs, strict=True)))
+
     def _apply_masks(self) -> None:
         with torch.no_grad():
-            for layer, mask in zip(self.layers, self.masks, strict=True):
-                layer.weight.mul_(mask)
+            torch._foreach_mul_([layer.weight for layer in self.layers], self.masks)
 
     def _projected_masks(self) -> list[Tensor]:
         """The exact masks: `final_sparsity` over all weights together, the most salient of the active ones kept."""

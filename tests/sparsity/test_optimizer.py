@@ -333,7 +333,7 @@ def test_saliency_does_not_underflow() -> None:
     for k in range(100):
         step(optimizer, param, normal(k + 1, 2, 300, dtype=torch.float32) * torch.linspace(0.001, 1, 300))
     saliency = optimizer.saliency(param)
-    assert (param == 0).any()
+    assert (param.abs() < 2.0**-100).any()  # as good as zero
     assert torch.isfinite(saliency).all()
     v = optimizer.state[param]["v"].abs()
     assert torch.equal(saliency.argsort(dim=1)[:, -50:], v.argsort(dim=1)[:, -50:])

@@ -1,0 +1,148 @@
+"""Parameters on the sphere that are stepped together: their rows in one memory, one operation for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsity.rows import Layout, Rows, inverse_norms, row_dot, times_own_power
+from sparsity.sphere import dual_exponent
+
+_NO_NORM = 1e-30  # a smaller sum of |v|^q is that of a row that came onto the sphere as zeros: it has no norm yet
+_GAIN_MIN = 1e-6  # a gain at zero would silence its neuron for good, and the sign belongs to w
+
+_ONE_A_ROW = ("gain", "gain_momentum")  # the other states have an entry for every weight
+
+State = dict[str, Tensor]
+
+
+class Block:
+    """Some parameters of a sphere group, of one device and one dtype of their state.
+
+    Their states become views of memory that the block owns, in order of fan-in, so that what is done to every entry is
+    one operation for all parameters, and what is done row by row is one for all parameters of equal fan-in.
+
+    Args:
+        params: the parameters; each has a gradient at every `step`.
+        states: the optimizer's state of each: "v" (rows, fan-in), and "gain" (rows, 1) if it has one. Where something
+            else puts new tensors there, they are taken over at the next step.
+        foreach: whether gradients and parameters too are gathered and scattered as one. None: on a GPU, where
+            a kernel's start costs more than the copy; on a CPU it is the other way round.
+    """
+
+    def __init__(self, params: Sequence[Tensor], states: Sequence[State], foreach: bool | None) -> None:
+        self._given = list(params)
+        both = sorted(zip(params, states, strict=True), key=lambda one: one[1]["v"].shape[1])
+        self._params, self._states = [param for param, _ in both], [state for _, state in both]
+        self._layout = Layout([(len(state["v"]), state["v"].shape[1]) for state in self._states])
+        self._owned: dict[str, Rows] = {}  # what was made of the states, by key
+        v = self._rows("v").flat
+        self._gathers = foreach if foreach is not None else v.device.type != "cpu"
+        # Whatever has the size of the parameters is computed in here: on a CPU, fresh memory costs more than arithmetic.
+        self._a, self._b = (self._layout.entries(torch.empty_like(v)) for _ in range(2))
+        rows = sum(rows for rows, _ in self._layout.shapes)
+        self._rates, self._powers, self._gain_grads = (self._layout.one_a_row(v.new_empty(rows)) for _ in range(3))
+
+    def holds(self, params: Sequence[Tensor]) -> bool:
+        """Whether these are the block's parameters, in the order in which it was given them."""
+        return len(params) == len(self._given) and all(a is b for a, b in zip(params, self._given, strict=True))
+
+    def step(self, group: dict[str, Any]) -> Tensor | None:
+        """One step with the settings of `group`. On a CPU the parameter whose gradient is NaN or infinite is returned,
+        if there is one, and no parameter and no v is changed; else None."""
+        v, lr, q = self._rows("v"), group["lr"], float(dual_exponent(group["p"]))
+        grads = self._gathered([param.grad for param in self._params if param.grad is not None])
+        if group["gain"]:
+            self._gain_gradients(grads, group["weight_decay"])
+        d = self._momentum(grads, "momentum_buffer", group, self._a)
+        rates = inverse_norms(d, q, self._b, self._rates).mul_(-lr / (1 - lr))
+        # amin, since it passes NaN on; a sum would overflow where many rows are dead and their rate is huge.
+        if rates.device.type == "cpu" and not math.isfinite(rates.amin().item()):
+            parts = zip(self._params, self._rates.parts, strict=True)
+            return next(param for param, rate in parts if not rate.isfinite().all())
+        for rows, direction, rate in zip(v.runs, d.runs, self._rates.runs, strict=True):
+            rows.addcmul_(direction, rate)  # ((1 - lr) v - lr d/||d||_q)/(1 - lr): the factor goes with the norm
+
+        # With r = |v|^(q-2): v r is w before it is scaled, and |v|^q = v (v r), so one power serves norm and weights.
+        unscaled = times_own_power(v, q - 2.0, self._b)
+        for rows, other, power in zip(v.runs, unscaled.runs, self._powers.runs, strict=True):
+            row_dot(rows, other, power)
+        powers = self._powers.flat.clamp_min_(_NO_NORM)
+        scales = torch.pow(powers, 1 / q - 1, out=self._rates.flat)
+        if group["gain"]:
+            gain_d = self._momentum(self._pieces(self._gain_grads), "gain_momentum", group, self._gain_grads)
+            scales.mul_(self._rows("gain").flat.sub_(gain_d.flat, alpha=group["gain_lr"]).clamp_min_(_GAIN_MIN))
+        self._scatter(unscaled)
+        powers.pow_(-1 / q)
+        for rows, factor in zip(v.runs, self._powers.runs, strict=True):
+            rows.mul_(factor)
+        return None
+
+    def _rows(self, key: str) -> Rows:
+        """The state `key` of all parameters, of which theirs are views."""
+        rows = self._owned.get(key)
+        if rows is None or any(state[key] is not part for state, part in zip(self._states, rows.parts, strict=True)):
+            flat = torch.cat([state[key].flatten() for state in self._states])
+            layout = self._layout.one_a_row if key in _ONE_A_ROW else self._layout.entries
+            rows = self._owned[key] = layout(flat)
+            for state, part in zip(self._states, rows.parts, strict=True):
+                state[key] = part
+        return rows
+
+    def _pieces(self, rows: Rows) -> list[Tensor]:
+        """What answers to one gathered matrix each."""
+        return rows.runs if self._gathers else rows.parts
+
+    def _gathered(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients or parameters as matrices."""
+        if self._gathers:
+            dtype = self._states[0]["v"].dtype
+            return self._layout.entries(torch.cat([one.detach().flatten().to(dtype) for one in tensors])).runs
+        return [one.detach().flatten(1) for one in tensors]
+
+    def _gain_gradients(self, grads: Sequence[Tensor], weight_decay: float) -> None:
+        """The gain's gradient is <dL/dparameter, w>, and the parameter holds gain * w (masked where it is masked)."""
+        gains = self._rows("gain").flat
+        weights = self._gathered(self._params)
+        for grad, weight, out in zip(grads, weights, self._pieces(self._gain_grads), strict=True):
+            row_dot(grad, weight, out)
+        self._gain_grads.flat.div_(gains)
+        if weight_decay:
+            self._gain_grads.flat.add_(gains, alpha=weight_decay)
+
+    def _momentum(self, grads: Sequence[Tensor], key: str, group: dict[str, Any], out: Rows) -> Rows:
+        """The gradients after heavy-ball or Nesterov momentum, in torch.optim.SGD's form (no dampening)."""
+        momentum = group["momentum"]
+        if momentum == 0.0:
+            for grad, d in zip(grads, self._pieces(out), strict=True):
+                d.copy_(grad)
+            return out
+        for state in self._states:
+            if key not in state:
+                state[key] = torch.zeros_like(state["gain" if key in _ONE_A_ROW else "v"])
+        buffers = self._rows(key)
+        for grad, buffer, d in zip(grads, self._pieces(buffers), self._pieces(out), strict=True):
+            torch.add(grad, buffer, alpha=momentum, out=buffer)
+            if group["nesterov"]:
+                torch.add(grad, buffer, alpha=momentum, out=d)
+        return out if group["nesterov"] else buffers
+
+    def _scatter(self, unscaled: Rows) -> None:
+        """Sets the parameters to `unscaled` times the scales of their rows, which stand where the rates stood."""
+        if self._gathers:
+            for rows, scale, out in zip(unscaled.runs, self._rates.runs, self._a.runs, strict=True):
+                torch.mul(rows, scale, out=out)
+            ends = [end.view_as(param) for end, param in zip(self._a.parts, self._params, strict=True)]
+            torch._foreach_copy_([param.detach() for param in self._params], ends)
+            return
+        for param, rows, scale, spare in zip(
+            self._params, unscaled.parts, self._rates.parts, self._a.parts, strict=True
+        ):
+            if param.is_contiguous():
+                torch.mul(rows, scale, out=param.detach().flatten(1))
+            else:
+                param.copy_(torch.mul(rows, scale, out=spare).view_as(param))
