@@ -2,9 +2,9 @@
 
     python -m benchmarks.step
 
-One thread, in processor time, which other processes do not stretch. Each side trains a network of its own on the same batches, in turns, so that a machine whose speed drifts
-slows all of them; the table shows medians over the rounds, of medians over a round's steps, and ratios taken round by
-round.
+One thread, in processor time, which other processes do not stretch. Each side trains a network of its own on the same
+batches, in turns, so that a machine whose speed drifts slows all of them; the table shows medians over the rounds, of
+medians over a round's steps, and ratios taken round by round.
 """
 
 from __future__ import annotations

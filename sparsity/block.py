@@ -42,7 +42,7 @@ class Block:
         self._owned: dict[str, Rows] = {}  # what was made of the states, by key
         v = self._rows("v").flat
         self._gathers = foreach if foreach is not None else v.device.type != "cpu"
-        # Whatever has the size of the parameters is computed in here: on a CPU, fresh memory costs more than arithmetic.
+        # All that has the parameters' size is computed in here: on a CPU, fresh memory costs more than arithmetic.
         self._a, self._b = (self._layout.entries(torch.empty_like(v)) for _ in range(2))
         rows = sum(rows for rows, _ in self._layout.shapes)
         self._rates, self._powers, self._gain_grads = (self._layout.one_a_row(v.new_empty(rows)) for _ in range(3))

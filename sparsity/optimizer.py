@@ -168,29 +168,28 @@ class LpSGD(torch.optim.Optimizer):
             if not good:
                 raise FloatingPointError(f"{_name(param, group)} is NaN or infinite")
 
-    def _ordinary_step(self, params: Sequence[Tensor], group: dict[str, Any]) -> None:
+    def _ordinary_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """torch.optim.SGD's step, in its order of operations."""
         if not params:
             return
-        grads = [param.grad for param in params if param.grad is not None]
+        momentum, grads = group["momentum"], [param.grad for param in params if param.grad is not None]
         for param, grad in zip(params, grads, strict=True):
             # A sum is the quickest question; it may overflow where no entry is infinite.
-            if not (grad.is_cuda or math.isfinite(grad.sum().item()) or grad.isfinite().all()):
+            if grad.device.type == "cpu" and not (math.isfinite(grad.sum().item()) or grad.isfinite().all()):
                 raise FloatingPointError(f"the gradient of {_name(param, group)} is NaN or infinite")
         if group["weight_decay"]:
             grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
-        if group["momentum"]:
-            states = [self.state[param] for param in params]
-            old = [(state["momentum_buffer"], grad) for state, grad in zip(states, grads, strict=True) if state]
+        if momentum:
+            fresh = [self.state[param].get("momentum_buffer") is None for param in params]
+            for param, grad, new in zip(params, grads, fresh, strict=True):
+                if new:
+                    self.state[param]["momentum_buffer"] = grad.clone()
+            buffers = [self.state[param]["momentum_buffer"] for param in params]
+            old = [pair for *pair, new in zip(buffers, grads, fresh, strict=True) if not new]
             if old:
-                buffers, theirs = zip(*old, strict=True)
-                torch._foreach_mul_(buffers, group["momentum"])
-                torch._foreach_add_(buffers, theirs)
-            for state, grad in zip(states, grads, strict=True):
-                if not state:
-                    state["momentum_buffer"] = grad.clone()
-            buffers = [state["momentum_buffer"] for state in states]
-            grads = torch._foreach_add(grads, buffers, alpha=group["momentum"]) if group["nesterov"] else buffers
+                torch._foreach_mul_([buffer for buffer, _ in old], momentum)
+                torch._foreach_add_([buffer for buffer, _ in old], [grad for _, grad in old])
+            grads = list(torch._foreach_add(grads, buffers, alpha=momentum)) if group["nesterov"] else buffers
         torch._foreach_add_(params, grads, alpha=-group["lr"])
 
     def _blocks(self, params: Sequence[Tensor], group: dict[str, Any]) -> list[Block]:
