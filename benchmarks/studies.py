@@ -23,7 +23,7 @@ STUDIES = {
     **{f"digits at {t}": ["--target", t] for t in ("0.5", "0.8", "0.95", "0.98")},
     **{
         f"{name} at {t}": ["--target", t, "--experiment", name, "--trials", trials]
-        for name, trials in (("uci-mushroom", "16"), ("uci-climate", "32"))
+        for name, trials in (("uci-mushroom", "8"), ("uci-climate", "32"), ("uci-dna", "16"))
         for t in ("0.5", "0.8", "0.9")
     },
 }

@@ -93,6 +93,8 @@ class Experiment:
             training batches only, on their device and before `prepare`; all its randomness must come from the
             generator, or a resumed training is another one.
         layers: which of the network's layers are pruned, and which of them lie on the sphere.
+        space: a search space, by name or .yaml file, that suits this data better than its method's own; a study takes
+            it for that method unless it is given another.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Experiment:
     prepare: Callable[[Tensor], Tensor] = unchanged
     augment: Callable[[Tensor, Generator], Tensor] | None = None
     layers: LayerRules = PUBLISHED
+    space: str | None = None
 
 
 @torch.no_grad()

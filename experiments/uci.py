@@ -111,4 +111,10 @@ def small_perceptron(features: int) -> nn.Sequential:
 
 dna = Experiment("uci-dna", load_dna, dna_perceptron, Recipe(epochs=40, batch_size=64))
 mushroom = Experiment("uci-mushroom", load_mushroom, partial(small_perceptron, 126), Recipe(epochs=20, batch_size=64))
-climate = Experiment("uci-climate", load_climate, partial(small_perceptron, 18), Recipe(epochs=20, batch_size=16))
+climate = Experiment(
+    "uci-climate",
+    load_climate,
+    partial(small_perceptron, 18),
+    Recipe(epochs=20, batch_size=32),
+    space="lpss-few-examples",
+)

@@ -16,15 +16,19 @@ FINAL_SPARSITY = "final_sparsity"
 """The parameter that all methods but `dense` have: the sparsity that a trial ends on."""
 
 
-def spaces_of(config: StudyConfig, goal: Goal) -> list[Space]:
+def spaces_of(config: StudyConfig, goal: Goal, suited: str | None = None) -> list[Space]:
     """One space for each method: its own, or the one of --space.
+
+    Args:
+        suited: the experiment's space, which takes the place of its method's own.
 
     Raises:
         UsageError: for a space that is unknown, another method's, or that cannot reach the goal.
         ValueError, OSError: for a file that is no space.
     """
     if config.space is None:
-        spaces = [space_for(method, goal) for method in config.method]
+        suits = None if suited is None else space_for(suited, goal)
+        spaces = [suits if suits and suits.method == method else space_for(method, goal) for method in config.method]
         if not any(reaches(space, goal.lowest) for space in spaces):
             raise UsageError(f"--method {','.join(config.method)} never prunes: it fits --target 0 only")
         return spaces

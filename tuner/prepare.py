@@ -58,7 +58,7 @@ def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
     experiment = _experiment(config.experiment)
     goal = config.goal(*_prunable(experiment))
     try:
-        spaces = spaces_of(config, goal)
+        spaces = spaces_of(config, goal, experiment.space)
         check_sampler(config.sampler, front=goal.spans, methods=len(spaces))
     except (ValueError, OSError) as error:  # BadFile is a ValueError, a name too long for a path an OSError
         raise UsageError(str(error)) from None
@@ -121,7 +121,7 @@ def _prunable(experiment: Experiment) -> tuple[int, int]:
     try:
         with torch.random.fork_rng(devices=[]):
             model = experiment.model()
-        layers = prunable_layers(model, sphere=False)
+        layers = prunable_layers(model, experiment.layers, sphere=False)
     except Exception as error:
         raise UsageError(
             f"--experiment: the network of {experiment.name} cannot be used: {described(error)}"

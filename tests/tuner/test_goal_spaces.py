@@ -57,6 +57,13 @@ def test_a_built_in_space_spans_the_goal_and_starts_along_it(name: str, goal: Go
             assert space.distributions[key]._contains(space.distributions[key].to_internal_repr(value))
 
 
+def test_an_experiments_own_space_takes_the_place_of_its_methods() -> None:
+    config = make_config({"target": 0.9, "method": ["gmp", "lpss"]})
+    assert [one.name for one in spaces_of(config, at_targets(0.9), "lpss-few-examples")] == ["gmp", "lpss-few-examples"]
+    told = make_config({"target": 0.9, "space": "lpss"})
+    assert [one.name for one in spaces_of(told, at_targets(0.9), "lpss-few-examples")] == ["lpss"]
+
+
 def test_each_start_has_what_theory_says_of_its_own_sparsity() -> None:
     suggested = [point["p"] for point in space_for("lpss", SEVERAL).first if point["drop"] == "threshold"]
     assert suggested == [load_space("lpss", target).first[-1]["p"] for target in SEVERAL.targets]
