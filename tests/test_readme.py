@@ -89,7 +89,7 @@ def test_every_command_that_is_shown_would_be_understood(capsys: pytest.CaptureF
     for arguments in shown:
         if arguments[0].startswith("--"):
             if "--help" not in arguments:
-                assert _search_parser().parse_args(arguments).target
+                assert {"target", "front", "max_nonzero"} & set(vars(_search_parser().parse_args(arguments)))
         else:
             with pytest.raises(SystemExit) as ended:
                 main([arguments[0], "--help"])

@@ -16,13 +16,15 @@ _FIRST_SEED = 1_000_000  # as a trial's number: beyond every trial of a search, 
 
 @dataclass(frozen=True)
 class Retrained:
-    """A method's best feasible trial, trained again. Accuracies are on the test data, one for each seed."""
+    """A method's best feasible trial, trained again. Accuracies are on the test data, one for each seed under which
+    the training did not fail; at least one."""
 
     method: str
     trial: str
     sparsity: float
     test_accuracies: tuple[float, ...]
     target: float | None = None  # at which it is the method's best, where the goal has several
+    failed: int = 0  # seeds under which the training failed
 
     @property
     def mean(self) -> float:
@@ -40,6 +42,7 @@ class Retrained:
                 "max": max(self.test_accuracies),
                 "seeds": list(self.test_accuracies),
             },
+            **({"failed": self.failed} if self.failed else {}),
         }
 
 
@@ -77,16 +80,17 @@ def jobs(chosen: Iterable[Chosen], seeds: int) -> list[dict[str, Any]]:
     ]
 
 
-def summarise(chosen: Sequence[Chosen], accuracies: Sequence[float], seeds: int) -> list[Retrained]:
-    """The accuracies, in the order of `jobs`, by target and method; a target's best mean first."""
+def summarise(chosen: Sequence[Chosen], accuracies: Sequence[float | None], seeds: int) -> list[Retrained]:
+    """The accuracies, in the order of `jobs` and None for a training that failed, by target and method; a target's
+    best mean first. A method whose trainings all failed is left out."""
     of_trial = {
-        record.number: tuple(accuracies[i * seeds : (i + 1) * seeds]) for i, record in enumerate(_trials(chosen))
+        record.number: [accuracy for accuracy in accuracies[i * seeds : (i + 1) * seeds] if accuracy is not None]
+        for i, record in enumerate(_trials(chosen))
     }
     found = [
-        Retrained(
-            one.record.method, one.record.name, one.record.sparsity or 0.0, of_trial[one.record.number], one.target
-        )
+        Retrained(record.method, record.name, record.sparsity or 0.0, tuple(got), one.target, failed=seeds - len(got))
         for one in chosen
+        if (got := of_trial[(record := one.record).number])
     ]
     return sorted(found, key=lambda one: (one.target or 0.0, -one.mean))
 

@@ -139,10 +139,8 @@ def retrained_line(one: Retrained) -> str:
     """A method's best trial under the final seeds."""
     at = "" if one.target is None else f"best at {one.target:g}, "
     low, high = min(one.test_accuracies), max(one.test_accuracies)
-    seeds = len(one.test_accuracies)
-    return (
-        f"{at}{one.trial} at {one.sparsity:.2%}: test accuracy {one.mean:.2%} ({low:.2%} to {high:.2%}, {seeds} seeds)"
-    )
+    seeds = f"{len(one.test_accuracies)} seeds" + (f", {one.failed} more failed" if one.failed else "")
+    return f"{at}{one.trial} at {one.sparsity:.2%}: test accuracy {one.mean:.2%} ({low:.2%} to {high:.2%}, {seeds})"
 
 
 def seconds_line(outcome: StudyOutcome) -> str:

@@ -249,8 +249,16 @@ def train_again(
     *,
     cpus: float,
     gpus: float,
-) -> list[dict[str, np.ndarray]]:
-    """Trains the jobs (a trial's number, method and params each) side by side; their networks' tensors, in order."""
+) -> list[dict[str, np.ndarray] | None]:
+    """Trains the jobs (a trial's number, method and params each) side by side; their networks' tensors, in order, and
+    None for a training that failed."""
     worker = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=0)(train_to_the_end)
     shared, data = ray.put(setup), ray.put(arrays)
-    return list(ray.get([worker.remote(shared, data, job) for job in jobs]))
+    return [_trained(reference) for reference in [worker.remote(shared, data, job) for job in jobs]]
+
+
+def _trained(reference: Any) -> dict[str, np.ndarray] | None:
+    try:
+        return dict(ray.get(reference))
+    except ray.exceptions.RayError:  # NaN under this seed, an exception of the user's, a lost worker
+        return None

@@ -137,7 +137,10 @@ def _search(
             setup, arrays, jobs(chosen, config.final_seeds), cpus=config.cpus_per_trial, gpus=gpus
         )
         study.training_seconds += (time.monotonic() - start) * concurrency
-        accuracies = [test_accuracy(prepared.experiment, prepared.data, network) for network in networks]
+        accuracies = [
+            None if network is None else test_accuracy(prepared.experiment, prepared.data, network)
+            for network in networks
+        ]
         retrained = summarise(chosen, accuracies, config.final_seeds)
     finished = _conclude(prepared, study, stop, began, concurrency, retrained)
     states = searcher.states()

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from torch import nn
 import tuner.trial
 from experiments import Data, Experiment, Recipe, Split, Training
 from experiments.training import train_whole
-from tuner.best import count_zeros, write_best
+from tuner.best import count_zeros, write_best, write_networks
 from tuner.records import TrialRecord, TrialState
 from tuner.trial import save_weights, weights_file
 
@@ -303,3 +304,32 @@ def test_networks_that_share_a_tensor_can_be_saved(trained: Trained, tmp_path: P
     zeros, total = training.sparse.zeros()
     assert sum(int((~t).sum()) for name, t in tensors.items() if name.endswith(".mask")) == zeros
     assert zeros == math.ceil(TARGET * total)
+
+
+# Several networks of one study
+
+
+def test_a_network_in_two_folders_is_measured_once(trained: Trained, weights: Path, study: Path) -> None:
+    folders = {"best": trained.record, "best-0.5": trained.record, "front/t0003": trained.record}
+    measured = write_networks(folders, lambda record: weights, study, SMALL, trained.data)
+    assert list(measured) == [3]
+    for name in folders:
+        assert (study / name / "model.safetensors").read_bytes() == trained.raw
+        described = json.loads((study / name / "model.json").read_text())
+        assert described["metrics"]["test_accuracy"] == measured[3].test_accuracy
+
+
+def test_a_study_that_goes_on_takes_its_networks_from_where_it_wrote_them(
+    trained: Trained, weights: Path, study: Path
+) -> None:
+    before = {"best": trained.record, "best-0.5": trained.record, "front/t0003": trained.record}
+    write_networks(before, lambda record: weights, study, SMALL, trained.data)
+    weights.unlink()
+    after = {"best": trained.record, "front/t0003": trained.record}
+    measured = write_networks(after, lambda record: weights, study, SMALL, trained.data)
+    assert set(measured) == {3}
+    assert (study / "best" / "model.safetensors").read_bytes() == trained.raw
+    assert not (study / "best-0.5").exists()  # it is no longer the best there
+    other = replace(trained.record, number=4)
+    with pytest.raises(RuntimeError, match="t0004"):
+        write_networks({"best": other}, lambda record: weights, study, SMALL, trained.data)

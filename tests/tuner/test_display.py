@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tuner.final_table import (
     tracking_line,
     trial_columns,
 )
-from tuner.goal import at_targets
+from tuner.goal import Goal, along_front, at_most, at_targets
 from tuner.records import TrialRecord, TrialState
 from tuner.results import StudyOutcome, StudySeconds
 
@@ -380,3 +381,42 @@ def test_importing_the_display_imports_nothing_heavy() -> None:
     code = f"import sys, tuner.display, tuner.pictures; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# Goals other than one target
+
+FOUND = [
+    trial(0, val_accuracy=0.97, sparsity=0.8, nonzero_weights=200),
+    trial(1, val_accuracy=0.96, sparsity=0.9, nonzero_weights=100),
+    trial(2, val_accuracy=0.90, sparsity=0.95, nonzero_weights=50),
+]
+
+
+def with_goal(goal: Goal, folder: Path) -> StudyOutcome:
+    return replace(outcome(folder, FOUND, test_accuracies={0: 0.955, 1: 0.945}), goal=goal)
+
+
+def test_so_far_is_told_as_the_goal_judges() -> None:
+    def told(goal: Goal, records: list[TrialRecord] = FOUND) -> str:
+        return Summary.of(records, goal).best_so_far()
+
+    assert told(at_targets(0.8, 0.9, 0.99)) == "best 97.00% at 0.8 (t0000), 96.00% at 0.9 (t0001)"
+    assert told(along_front(0.8, 0.9)) == "front of 3, mean accuracy 96.00% from 0.8 to 0.9"
+    assert told(at_most(100, 1000)) == "best 96.00% at 90.00% sparsity (t0001)"
+    assert told(at_targets(0.8, 0.9), []) == "no feasible trial yet"
+
+
+def test_several_targets_have_a_row_each(tmp_path: Path) -> None:
+    lines = printed(with_goal(at_targets(0.8, 0.85, 0.99), tmp_path)).splitlines()
+    assert lines[0].split()[:4] == ["target", "trial", "accuracy", "sparsity"]
+    assert [line.split()[:3] for line in lines[1:3]] == [["0.8", "t0000", "97.00%"], ["0.85", "t0001", "96.00%"]]
+    assert any("at 0.85: t0001: validation accuracy 96.00%, test accuracy 94.50%" in line for line in lines)
+    assert any("at 0.99: no trial is as sparse" in line for line in lines)
+
+
+def test_a_front_ends_with_its_hypervolume(tmp_path: Path) -> None:
+    lines = printed(with_goal(along_front(0.8, 0.9), tmp_path)).splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["trial", "t0000", "t0001", "t0002"]
+    assert any(
+        "hypervolume 0.09600 above (sparsity 0.8, accuracy 0): a mean accuracy of 96.00%" in line for line in lines
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tuner.goal import at_targets
+from tuner.goal import along_front, at_targets
 from tuner.pictures import OKABE_ITO, THEME, front_figure, hover_text, percent, write_html
 from tuner.records import TrialRecord, TrialState
 
@@ -232,3 +232,19 @@ def test_the_theme_asks_for_no_font_of_the_web_and_its_colours_differ() -> None:
     assert len(set(colours)) == len(colours)
     assert all(a != b for a, b in pairwise(colours))
     assert "http" not in str(THEME)
+
+
+def test_every_target_has_a_line_and_its_best_a_star() -> None:
+    made = front_figure(RECORDS, at_targets(0.9, 0.94), "demo").to_plotly_json()
+    assert [shape["x0"] for shape in made["layout"]["shapes"]] == pytest.approx([90, 94])
+    assert {"target 90%", "94%"} <= {note["text"] for note in made["layout"]["annotations"]}
+    stars = next(trace for trace in made["data"] if trace["name"].startswith("best"))
+    assert (stars["name"], list(stars["x"])) == ("best: t0000, t0001", [90, 95])
+
+
+def test_a_front_has_its_two_ends() -> None:
+    made = front_figure(RECORDS, along_front(0.8, 0.99), "demo").to_plotly_json()
+    assert [shape["x0"] for shape in made["layout"]["shapes"]] == pytest.approx([80, 99])
+    assert {"front from 80%", "to 99%"} <= {note["text"] for note in made["layout"]["annotations"]}
+    low, high = made["layout"]["xaxis"]["range"]
+    assert low < 80 < 99 < high

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tuner.goal import at_targets
+from tuner.goal import Goal, along_front, at_most, at_targets
 from tuner.records import TrialRecord, TrialState
 from tuner.results import (
     StudyOutcome,
@@ -198,3 +198,50 @@ def test_files_are_as_readable_as_any_other_new_file(tmp_path: Path) -> None:
     write_atomically(tmp_path / "ours", "x")
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ordinary", "ours")}
     assert len(modes) == 1
+
+
+# Goals other than one target
+
+FRONT = [
+    trial(0, val_accuracy=0.97, sparsity=0.8, nonzero_weights=200),
+    trial(1, val_accuracy=0.96, sparsity=0.9, nonzero_weights=100),
+    trial(2, val_accuracy=0.90, sparsity=0.95, nonzero_weights=50),
+]
+
+
+def document(goal: Goal, records: list[TrialRecord], folder: Path) -> dict[str, Any]:
+    found = StudyOutcome(
+        "demo", goal, "digits", "lpss", records, folder, test_accuracies={0: 0.95, 1: 0.94}, weights=1000
+    )
+    return dict(strict(to_json(result_document(found))))
+
+
+def test_with_one_target_the_document_has_no_more_keys(tmp_path: Path) -> None:
+    assert not {"targets", "front", "max_nonzero"} & set(document(at_targets(0.9), FRONT, tmp_path))
+
+
+def test_several_targets_have_a_best_each_and_the_best_is_that_at_the_lowest(tmp_path: Path) -> None:
+    found = document(at_targets(0.8, 0.85, 0.99), FRONT, tmp_path)
+    assert found["target"] == 0.8
+    assert [(one["target"], one["best"] and one["best"]["trial"]) for one in found["targets"]] == [
+        (0.8, "t0000"),
+        (0.85, "t0001"),
+        (0.99, None),
+    ]
+    assert found["best"] == found["targets"][0]["best"]
+    assert [one["best"]["test_accuracy"] for one in found["targets"][:2]] == [0.95, 0.94]
+    assert [one["trial"] for one in found["pareto"]] == ["t0000", "t0001", "t0002"]
+
+
+def test_a_front_has_its_hypervolume_and_what_it_means(tmp_path: Path) -> None:
+    found = document(along_front(0.8, 0.9), FRONT, tmp_path)
+    assert found["front"]["reference"] == [0.8, 0.0]
+    assert found["front"]["hypervolume"] == pytest.approx(0.1 * 0.96)  # the last trial adds nothing up to 0.9
+    assert found["front"]["mean_accuracy"] == pytest.approx(0.96)
+    assert [one["test_accuracy"] for one in found["front"]["networks"]] == [0.95, 0.94, None]
+    assert (found["front"]["from"], found["front"]["to"], found["target"]) == (0.8, 0.9, 0.8)
+
+
+def test_a_count_is_beside_the_target_that_it_comes_to(tmp_path: Path) -> None:
+    found = document(at_most(100, 1000), FRONT, tmp_path)
+    assert (found["max_nonzero"], found["target"], found["best"]["trial"]) == (100, 0.9, "t0001")
