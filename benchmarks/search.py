@@ -38,6 +38,7 @@ from experiments import Data, Experiment, Training, find
 from experiments.training import NotFinite
 from search_spaces import Space, load_space
 from sparsity import METHODS
+from tuner.halving import Halving, rung_epochs
 from tuner.records import TrialRecord, TrialState
 from tuner.samplers import DEFAULT_SAMPLER, SAMPLERS
 from tuner.searcher import OptunaSearcher
@@ -208,8 +209,6 @@ def stopping(trainer: Trainer, seeds: int, trials: int) -> None:
 
 def replay(trials: list[Trained], epochs: int, slots: int = 2) -> tuple[list[Trained], int]:
     """The trials that would have gone on to their end, and the epochs that all would have trained, side by side."""
-    from tuner.halving import Halving, rung_epochs
-
     halving = Halving(rung_epochs(epochs), target=TARGET)
     waiting = iter(enumerate(trials))
     running = [(number, trained, 0) for number, trained in islice(waiting, slots)]

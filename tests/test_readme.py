@@ -14,7 +14,10 @@ import pytest
 import torch
 
 from experiments import find
+from search_spaces import load_space
+from sparsity import METHODS
 from tuner.cli import _search_parser, main
+from tuner.searcher import OptunaSearcher
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,6 +42,15 @@ def commands() -> list[list[str]]:
     """The arguments of every `tune-sparsity ...` in README, in blocks and in the text."""
     written = re.findall(r"tune-sparsity( +(?:resume|list|--)[^`#\n]*)", README)
     return [shlex.split(arguments.rstrip(" .,:*")) for arguments in written]
+
+
+def test_the_example_of_a_space_can_be_searched(tmp_path: Path) -> None:
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", section("Your own search space"), re.MULTILINE | re.DOTALL)
+    file = tmp_path / "mine.yaml"
+    file.write_text(text, encoding="utf-8")
+    searcher = OptunaSearcher([load_space(str(file), 0.9)], 0.9, sampler="random")
+    for _ in range(10):
+        METHODS["lpss"].configure(searcher.ask().params)
 
 
 def test_the_example_of_an_own_loop_ends_on_its_sparsity_exactly(tmp_path: Path) -> None:
@@ -77,7 +89,7 @@ def test_the_example_of_an_own_experiment_can_be_given_by_its_file(tmp_path: Pat
 
 
 def test_every_option_that_is_named_exists() -> None:
-    known = set(_search_parser()._option_string_actions)
+    known = {*_search_parser()._option_string_actions, "--show"}  # the last is of `list spaces`
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
     assert {"--target", "--config", "--json"} <= named
     assert named <= known

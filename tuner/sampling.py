@@ -11,7 +11,6 @@ pays for all of that at every proposal: sorting by domination, and a kernel for 
 from __future__ import annotations
 
 import warnings
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from tuner.halving import fronts
 
 CONSTRAINT = "target"
 _WORST = -2.0  # below the worst of all: accuracies are at least 0, and what is missing to a target is less than 1
@@ -181,10 +182,10 @@ def _ranks(trials: Sequence[FrozenTrial]) -> list[tuple[float, ...]]:
     """Sorts the best first: feasible ones by value or by their front's number, infeasible ones, stopped ones."""
     complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
     feasible = {trial.number: trial.values for trial in complete if _missing(trial.constraints) <= 0}
-    fronts = _fronts(feasible)
+    places = _places(feasible)
     return [
-        (0.0, fronts[trial.number])
-        if trial.number in fronts
+        (0.0, places[trial.number])
+        if trial.number in places
         else (1.0, _missing(trial.constraints))
         if trial.state is TrialState.COMPLETE
         else (2.0, 0.0)
@@ -192,21 +193,10 @@ def _ranks(trials: Sequence[FrozenTrial]) -> list[tuple[float, ...]]:
     ]
 
 
-def _fronts(points: Mapping[int, Sequence[float]]) -> dict[int, float]:
-    """For one objective the negative value; for two the number of the non-dominated front that a point lies on when the
-    fronts are peeled off one after the other, in O(n log n)."""
-    if not all(len(values) == 2 for values in points.values()):
+def _places(points: Mapping[int, Sequence[float]]) -> dict[int, float]:
+    """For one objective the negative value; for two the number of the non-dominated front that a point lies on."""
+    if any(len(values) == 1 for values in points.values()):
         return {number: -values[0] for number, values in points.items()}
-    fronts: dict[int, float] = {}
-    lowest: list[float] = []  # of each front so far minus its largest second value; rising from front to front
-    last: tuple[Sequence[float], int] | None = None
-    for number, values in sorted(points.items(), key=lambda item: (-item[1][0], -item[1][1])):
-        # By falling first value: a front dominates the point exactly if its largest second value is at least the
-        # point's, unless both are the same point.
-        rank = bisect_right(lowest, -values[1])
-        if last is not None and list(last[0]) == list(values):
-            rank = last[1]
-        else:
-            lowest[rank : rank + 1] = [-values[1]]
-        fronts[number], last = rank, (values, rank)
-    return fronts
+    pairs = {number: (values[0], values[1]) for number, values in points.items()}
+    place = {value: float(index) for index, front in enumerate(fronts(pairs.values())) for value in front}
+    return {number: place[pair] for number, pair in pairs.items()}

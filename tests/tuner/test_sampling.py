@@ -9,17 +9,14 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.study._multi_objective import _fast_non_domination_rank
 from optuna.trial import TrialState, create_trial
 
 from search_spaces import Prior, Space, load_space
 from tuner.records import TrialRecord
 from tuner.records import TrialState as State
 from tuner.samplers import SAMPLERS, check_sampler
-from tuner.sampling import SamplingStudy, View, _fronts
+from tuner.sampling import SamplingStudy, View, _places
 from tuner.searcher import Asked, OptunaSearcher
 
 TARGET = 0.9
@@ -178,11 +175,11 @@ def test_stopped_and_infeasible_trials_are_the_first_to_be_forgotten() -> None:
     assert [t.params["x"] for t in study._study.trials] == [0, 1, 2, 3, 4, 5]
 
 
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40))
-def test_fronts_are_peeled_off_as_by_comparing_all_pairs(points: list[tuple[int, int]]) -> None:
-    found = _fronts(dict(enumerate(points)))
-    expected = _fast_non_domination_rank(-np.array(points, dtype=float))
-    assert [found[number] for number in range(len(points))] == expected.tolist()
+def test_two_objectives_are_placed_by_the_front_they_lie_on_and_one_by_its_value() -> None:
+    two = {0: (0.9, 0.8), 1: (0.8, 0.9), 2: (0.8, 0.8), 3: (0.9, 0.8), 4: (0.7, 0.7)}
+    assert _places(two) == {0: 0.0, 1: 0.0, 2: 1.0, 3: 0.0, 4: 2.0}
+    assert _places({0: (0.5,), 1: (0.7,)}) == {0: -0.5, 1: -0.7}
+    assert _places({}) == {}
 
 
 @pytest.mark.parametrize(
