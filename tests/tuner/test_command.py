@@ -173,7 +173,7 @@ def test_the_default_study_writes_what_the_contract_names(digits_study: Ran) -> 
     assert result["mlflow"]["experiment_id"]
     rows = trials_of(folder)
     assert [int(row["number"]) for row in rows] == list(range(32))
-    assert float(rows[0]["p"]) == pytest.approx(1.104, abs=1e-3)  # the theory's suggestion comes first
+    assert float(rows[2]["p"]) == pytest.approx(1.104, abs=1e-3)  # the theory's, last of the first points
 
 
 @pytest.mark.slow
@@ -234,7 +234,10 @@ def test_ctrl_c_says_how_to_resume_and_resuming_keeps_every_trial(experiment_fil
     assert resumed.code == 0, resumed.stderr
     after = {row["number"]: row for row in trials_of(file.parent)}
     assert len(after) == 60
-    assert {number: after[number] for number in before} == before
+    # Parameters that apply to later trials only have columns of their own by then, empty for the earlier ones.
+    assert {
+        number: {name: value for name, value in after[number].items() if name in before[number]} for number in before
+    } == before
     parents, children = mlflow_runs(tmp_path, resumed.result())
     assert (len(parents), len(children)) == (1, 60)
     assert not [run for run in parents + children if run.info.status == "RUNNING"]
