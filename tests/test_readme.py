@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -10,10 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from experiments import find
+from experiments.checks import first_fault
 from search_spaces import load_space
 from sparsity import METHODS
 from tuner.cli import _search_parser, main
@@ -40,7 +42,7 @@ def example(title: str) -> str:
 
 def commands() -> list[list[str]]:
     """The arguments of every `tune-sparsity ...` in README, in blocks and in the text."""
-    written = re.findall(r"tune-sparsity( +(?:resume|list|--)[^`#\n]*)", README)
+    written = re.findall(r"tune-sparsity( +(?:resume|list|check|--)[^`#\n]*)", README)
     return [shlex.split(arguments.rstrip(" .,:*")) for arguments in written]
 
 
@@ -76,16 +78,44 @@ def test_the_example_of_an_own_loop_ends_on_its_sparsity_exactly(tmp_path: Path)
     assert float(said[3]) > 0.9
 
 
-def test_the_example_of_an_own_experiment_can_be_given_by_its_file(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    file.write_text(example("Your own experiment"), encoding="utf-8")
-    mine = find(f"{file}:mine")
-    data = mine.load(None)
-    with torch.no_grad():
-        outputs = mine.model()(data.train.x)
-    assert outputs.shape == (len(data.train.y), len(data.classes))
-    assert torch.isfinite(mine.loss(outputs, data.train.y))
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A folder with the example of an experiment of one's own, and arrays as it says."""
+    y = np.arange(150) % 3
+    x = np.random.default_rng(0).integers(0, 100, (150, 3, 8, 8), dtype=np.uint8)
+    x[np.arange(150), y] += 100
+    np.save(tmp_path / "images.npy", x)
+    np.save(tmp_path / "labels.npy", y)
+    (tmp_path / "mine.py").write_text(example("Your own experiment"), encoding="utf-8")
+    return tmp_path
+
+
+def test_the_example_of_an_own_experiment_is_short_and_fits_its_data(mine: Path) -> None:
+    assert len(example("Your own experiment").splitlines()) < 40
+    experiment = find(f"{mine}/mine.py:mine")
+    assert first_fault(experiment, experiment.load(None)) is None
     assert "--experiment mine.py:mine" in section("Your own experiment")
+
+
+@pytest.mark.slow
+def test_the_example_of_an_own_experiment_is_sound_and_can_be_searched(
+    mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(mine)
+    assert main(["check", "mine.py:mine"]) == 0
+    assert "mine.py:mine is sound" in capsys.readouterr().err
+    options = ["--target", "0.9", "--trials", "1", "--epochs", "1", "--study", "mine", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tuner.cli", "--experiment", "mine.py:mine", *options],
+        cwd=mine,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["best"]["sparsity"] >= 0.9
+    assert (mine / "studies" / "mine" / "best" / "model.safetensors").is_file()
 
 
 def test_every_option_that_is_named_exists() -> None:

@@ -29,7 +29,7 @@ from experiments import Experiment, find
 from experiments.registry import BUILT_IN, import_from, module_name
 from experiments.user_code import is_users_own
 
-_LARGEST, _TOGETHER = 10 << 20, 64 << 20  # bytes of a file, and of all files, that travel beside the code
+_LARGEST, _TOGETHER = 10 << 20, 32 << 20  # bytes of a file, and of all files, that travel beside the code
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def _tree(package: Path) -> Iterator[Path]:
 
 def _beside(folder: Path, taken: int) -> Iterator[Path]:
     """Files in the folder itself that code may read: no Python, not hidden, up to 10 MiB each, no database; the smaller
-    ones first, while all files together stay under 64 MiB."""
+    ones first, while all files together stay under 32 MiB."""
     files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
     for path in sorted(files, key=lambda path: (path.stat().st_size, path.name)):
         taken += path.stat().st_size
