@@ -153,7 +153,7 @@ def _halving(config: StudyConfig, goal: Goal, epochs: int) -> Halving | None:
     if config.scheduler == "none":
         return None
     spread = goal.kind in (GoalKind.TARGETS, GoalKind.FRONT)
-    return Halving(rung_epochs(epochs), target=goal.lowest, spread=spread)
+    return Halving(rung_epochs(epochs), target=goal.lowest, ceiling=goal.highest, spread=spread)
 
 
 @contextmanager
