@@ -56,6 +56,24 @@ def test_built_in(name: str) -> None:
     assert BUILT_IN[name][2]
 
 
+@pytest.mark.parametrize(
+    ("name", "epochs", "batch"),
+    [
+        ("mnist-wrn", 40, 256),
+        ("fashion-mnist-wrn", 50, 256),
+        ("cifar10", 250, 256),
+        ("tiny-imagenet", 250, 256),
+        ("uci-dna", 40, None),  # no batch size was published for the tables
+        ("uci-mushroom", 20, None),
+        ("uci-climate", 20, None),
+    ],
+)
+def test_published_experiments_have_the_published_recipes(name: str, epochs: int, batch: int | None) -> None:
+    recipe = find(name).recipe
+    assert recipe.epochs == epochs
+    assert batch in (None, recipe.batch_size)
+
+
 def test_from_a_file(source: Path) -> None:
     experiment = find(f"{source}:mine")
     assert experiment.name == "mine"

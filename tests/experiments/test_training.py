@@ -16,6 +16,7 @@ from experiments.augment import Augmentation, Normalise
 from experiments.base import Data, Experiment, Recipe, Split, evaluate
 from experiments.digits import digits
 from experiments.training import NotFinite, Training, train_whole
+from sparsity import LayerRules
 from sparsity.masks import zeros_for
 
 PARAMS = {"final_sparsity": 0.9, "p": 1.3, "threshold_interval": 3}
@@ -344,6 +345,17 @@ def test_resumed_augmentation_equals_an_unbroken_one(done: int) -> None:
 
 
 # ---- whole
+
+
+def test_an_experiment_says_which_layers_are_pruned_and_how_long_the_training_is() -> None:
+    rules = LayerRules(dense=("0.*",), off_sphere=())
+    training = start(experiment(noisy, layers=rules), epochs=6, learning_rate="published")
+    assert [(layer.name, layer.sphere) for layer in training.sparse.layers] == [("4.weight", True), ("6.weight", True)]
+    assert training.sparse.learning_rate(1 - 3 / 6) == pytest.approx(0.002)
+    while not training.finished:
+        training.epoch()
+    assert set(training.sparse.by_layer()) == {"4.weight", "6.weight"}
+    assert bool((training.model.state_dict()["0.weight"] != 0).all())
 
 
 def test_bad_parameters_are_refused() -> None:
