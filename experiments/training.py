@@ -137,6 +137,10 @@ class Training:
                 raise NotFinite(f"{error} in epoch {self.epochs_done + 1}, where the loss is {loss.item()}") from error
             total += loss.detach() * len(batch)
         mean = float(total) / len(x)
+        try:
+            self.sparse.check_finite()
+        except FloatingPointError as error:
+            raise NotFinite(f"{error} in epoch {self.epochs_done + 1}, whose loss is {mean}") from error
         if not math.isfinite(mean):
             raise NotFinite(f"the training loss is {mean} in epoch {self.epochs_done + 1}")
         return mean

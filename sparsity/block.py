@@ -35,7 +35,7 @@ class Block:
     """
 
     def __init__(self, params: Sequence[Tensor], states: Sequence[State], foreach: bool | None) -> None:
-        self._given = list(params)
+        self._given = (*params, *states)
         both = sorted(zip(params, states, strict=True), key=lambda one: one[1]["v"].shape[1])
         self._params, self._states = [param for param, _ in both], [state for _, state in both]
         self._layout = Layout([(len(state["v"]), state["v"].shape[1]) for state in self._states])
@@ -47,9 +47,10 @@ class Block:
         rows = sum(rows for rows, _ in self._layout.shapes)
         self._rates, self._powers, self._gain_grads = (self._layout.one_a_row(v.new_empty(rows)) for _ in range(3))
 
-    def holds(self, params: Sequence[Tensor]) -> bool:
-        """Whether these are the block's parameters, in the order in which it was given them."""
-        return len(params) == len(self._given) and all(a is b for a, b in zip(params, self._given, strict=True))
+    def holds(self, params: Sequence[Tensor], states: Sequence[State]) -> bool:
+        """Whether it was made of just these, in this order. Loading gives an optimizer other states."""
+        given = (*params, *states)
+        return len(given) == len(self._given) and all(a is b for a, b in zip(given, self._given, strict=True))
 
     def step(self, group: dict[str, Any]) -> Tensor | None:
         """One step with the settings of `group`. On a CPU the parameter whose gradient is NaN or infinite is returned,

@@ -142,7 +142,8 @@ class LpSGD(torch.optim.Optimizer):
 
         Raises:
             FloatingPointError: if a gradient is NaN or infinite; the parameter is named, and has not been changed. On
-                a GPU the question would stall the device, and is not asked: see `check_finite`.
+                a GPU the question would stall the device, and is not asked: the parameter becomes NaN and stays so
+                (SparseTraining.check_finite asks, once an epoch).
         """
         loss = None
         if closure is not None:
@@ -158,15 +159,6 @@ class LpSGD(torch.optim.Optimizer):
                 if bad is not None:
                     raise FloatingPointError(f"the gradient of {_name(bad, group)} is NaN or infinite")
         return loss
-
-    def check_finite(self) -> None:
-        """Raises FloatingPointError, with its name, if a parameter is NaN or infinite: after a step on a gradient that
-        was, it is so for good. One look at the device: for once an epoch."""
-        named = [(param, group) for group in self.param_groups for param in group["params"]]
-        finite = torch.stack([param.detach().isfinite().all().cpu() for param, _ in named])
-        for (param, group), good in zip(named, finite.tolist(), strict=True):
-            if not good:
-                raise FloatingPointError(f"{_name(param, group)} is NaN or infinite")
 
     def _ordinary_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """torch.optim.SGD's step, in its order of operations."""
@@ -197,14 +189,15 @@ class LpSGD(torch.optim.Optimizer):
         alike: dict[Any, list[Tensor]] = {}
         for param in params:
             state = self.state[param]
-            alike.setdefault((state["v"].device, state["v"].dtype, len(state)), []).append(param)
+            alike.setdefault((state["v"].device, state["v"].dtype), []).append(param)
         blocks: dict[Any, Block] = self.__dict__.setdefault("_blocks_made", {})  # not pickled: made anew where missing
         found = []
         for members in alike.values():
-            key = id(members[0])
-            if key not in blocks or not blocks[key].holds(members):
-                blocks[key] = Block(members, [self.state[param] for param in members], group["foreach"])
-            found.append(blocks[key])
+            states = [self.state[param] for param in members]
+            block = blocks.get(id(members[0]))
+            if block is None or not block.holds(members, states):
+                block = blocks[id(members[0])] = Block(members, states, group["foreach"])
+            found.append(block)
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -26,7 +26,9 @@ class SparseTraining:
 
     Call `zero_grad()`, backward and `step()`. The masks follow the topology until the progress `fix_at`; there the
     network is projected to its final sparsity, exact to the weight, and trains on under that mask. Weights that are
-    masked are zero in the parameter itself, so the network is an ordinary one at any time.
+    masked are zero in the parameter itself, so the network is an ordinary one at any time: a copy of it, its state_dict
+    and whatever loads that have the same zeros. An average over steps (torch.optim.swa_utils.AveragedModel) has them
+    if it begins when the mask is `fixed`: before that the masks move, and a mean of two is denser than either.
 
     Args:
         model: the network, on its device.
@@ -85,7 +87,8 @@ class SparseTraining:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One optimizer step, under masks that may move first, on the gradient at hand."""
+        """One optimizer step, under masks that may move first, on the gradient at hand. Nothing in it waits for a GPU,
+        except in a step in which masks move. Raises what the optimizer raises: LpSGD, on a CPU, FloatingPointError."""
         factor = self.learning_rate(self.progress)
         if self.exponent is not None:
             self._move_exponent(self.exponent(self.progress))
@@ -94,9 +97,7 @@ class SparseTraining:
             if "gain_lr" in group:
                 group["gain_lr"] = gain_lr * factor
         self.travel += max((g["lr"] for g in self.optimizer.param_groups if g.get("p") is not None), default=0.0)
-        for layer, average in zip(self.layers, self.averages, strict=False):
-            if layer.weight.grad is not None and not self.fixed:
-                average.mul_(_AVERAGE).add_(layer.weight.grad, alpha=1 - _AVERAGE)
+        self._average_gradients()
         self._move_masks()
         self._mask_gradients()
         self.optimizer.step()
@@ -111,6 +112,17 @@ class SparseTraining:
         for group in self.optimizer.param_groups:
             if group.get("p_moves"):
                 group["p"] = p
+
+    def _average_gradients(self) -> None:
+        pairs = [
+            (average, layer.weight.grad)
+            for average, layer in zip(self.averages, self.layers, strict=False)
+            if layer.weight.grad is not None and not self.fixed
+        ]
+        if pairs:
+            averages, grads = map(list, zip(*pairs, strict=True))
+            torch._foreach_mul_(averages, _AVERAGE)
+            torch._foreach_add_(averages, grads, alpha=1 - _AVERAGE)
 
     def _move_masks(self) -> None:
         if self.fixed:
@@ -198,6 +210,18 @@ class SparseTraining:
             with torch.no_grad():
                 for layer, weight in zip(self.layers, weights, strict=True):
                     layer.weight.copy_(weight)
+
+    def check_finite(self) -> None:
+        """Raises FloatingPointError, with its name, if a parameter of the network is NaN or infinite.
+
+        A step on such a gradient leaves its parameter so for good. LpSGD raises in the step itself on a CPU; on a GPU
+        that would stall the device, so ask here once an epoch: it waits for the device once.
+        """
+        names, params = zip(*self.model.named_parameters(), strict=True)
+        finite = torch.stack([param.detach().isfinite().all() for param in params])
+        for name, good in zip(names, finite.tolist(), strict=True):
+            if not good:
+                raise FloatingPointError(f"{name} is NaN or infinite")
 
     def zeros(self) -> tuple[int, int]:
         """(pruned weights, all prunable weights), counted from the masks."""
