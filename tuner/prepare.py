@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from experiments import Data, DataUnavailable, Experiment, find
-from experiments.checks import first_fault
+from experiments.checks import Subject, first_fault
+from experiments.checks.shapes import builds
 from experiments.registry import BUILT_IN as EXPERIMENTS
 from experiments.user_code import described
 from search_spaces import Space
@@ -120,8 +121,12 @@ def _prunable(experiment: Experiment) -> tuple[int, int]:
     """
     try:
         with torch.random.fork_rng(devices=[]):
+            if (problem := next(builds(Subject(experiment)), None)) is not None:
+                raise UsageError(f"--experiment: the network of {experiment.name} cannot be used: {problem.text}")
             model = experiment.model()
         layers = prunable_layers(model, experiment.layers, sphere=False)
+    except UsageError:
+        raise
     except Exception as error:
         raise UsageError(
             f"--experiment: the network of {experiment.name} cannot be used: {described(error)}"

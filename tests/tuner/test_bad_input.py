@@ -253,5 +253,69 @@ def test_a_space_that_never_reaches_the_goal(final_sparsity: str, goal: list[str
     refuse([*goal, "--space", "s.yaml"], "--space", s=space)
 
 
+# Experiments: a sound one with one thing wrong
+
+SOUND = """import torch
+from torch import nn
+from experiments import Data, Experiment, Recipe, Split
+
+def split(n):
+    return Split(torch.randn(n, 6), torch.arange(n) % 3)
+
+def load(data_dir):
+    return Data(split(30), split(12), split(12), classes=("a", "b", "c"))
+
+def model():
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+mine = Experiment("mine", load, model, Recipe(epochs=3, batch_size=10))
+"""
+EXPERIMENTS: dict[str, tuple[str, str]] = {  # what is replaced, and what by
+    "no Python": ("def load(data_dir):", "def load(data_dir:"),
+    "raises at import": ("import torch\n", "import torch\n1 / 0\n"),
+    "exits at import": ("import torch\n", "import torch\nraise SystemExit(3)\n"),
+    "imports what is not there": ("import torch\n", "import torch, no_such_module\n"),
+    "another name": ("mine = Experiment", "yours = Experiment"),
+    "no experiment": ("mine = Experiment", "mine = dict or Experiment"),
+    "no recipe": (", Recipe(epochs=3, batch_size=10))", ")"),
+    "no epochs": ("epochs=3", "epochs=0"),
+    "batches of none": ("batch_size=10", "batch_size=0"),
+    "a network for a function": ("load, model,", "load, model(),"),
+    "data for a function": ("load, model,", "load(None), model,"),
+    "loading raises": ("    return Data(split(30)", "    raise OSError('no disk')\n    return Data(split(30)"),
+    "loads nothing": ("return Data(", "return print("),
+    "loads a mapping": ("return Data(", "return {'data': 5} or Data("),
+    "an empty split": ("split(12), split(12)", "split(0), split(12)"),
+    "fewer targets": ("torch.arange(n) % 3", "torch.arange(n - 1) % 3"),
+    "targets of another type": ("torch.arange(n) % 3", "torch.randn(n)"),
+    "a class too many": ("torch.arange(n) % 3", "torch.arange(n) % 4"),
+    "arrays for tensors": ("torch.randn(n, 6)", "torch.randn(n, 6).numpy()"),
+    "inputs of another size": ("torch.randn(n, 6)", "torch.randn(n, 7)"),
+    "the network raises": ("    return nn.Sequential(", "    1 / 0\n    return nn.Sequential("),
+    "no network": ("    return nn.Sequential(", "    return list or (", ),
+    "nothing to prune": ("nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)", "nn.Flatten()"),
+    "a lazy layer": ("nn.Linear(6, 8)", "nn.LazyLinear(8)"),
+    "a loss that raises": ("batch_size=10))", "batch_size=10), loss=lambda o, t: 1 / 0)"),
+    "a loss that is no number": ("batch_size=10))", "batch_size=10), loss=lambda o, t: o)"),
+    "a metric of another size": ("batch_size=10))", "batch_size=10), metric=lambda o, t: o)"),
+    "preparation that raises": ("batch_size=10))", "batch_size=10), prepare=lambda x: x[:, :, 0])"),
+    "no augmentation": ("batch_size=10))", "batch_size=10), augment=5)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", EXPERIMENTS)
+def test_an_experiment_with_one_thing_wrong(fault: str, refuse: Refuse) -> None:
+    old, new = EXPERIMENTS[fault]
+    assert SOUND.count(old) == 1
+    Path("own.py").write_text(SOUND.replace(old, new))
+    refuse(["--target", ".8", "--experiment", "own.py:mine"], "--experiment")
+
+
+def test_the_sound_experiment_is_not_refused(refuse: Refuse) -> None:
+    Path("own.py").write_text(SOUND)
+    with pytest.raises(AssertionError, match="a study was begun"):
+        main(["--target", ".8", "--experiment", "own.py:mine"])
+
+
 def test_there_are_many_cases() -> None:
-    assert len(faulty_spaces()) + len(WHOLE_FAULTS) + len(WRONG_VALUES) + len(TOGETHER) > 300
+    assert len(faulty_spaces()) + len(WHOLE_FAULTS) + len(WRONG_VALUES) + len(TOGETHER) + len(EXPERIMENTS) > 300
