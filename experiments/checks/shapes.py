@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 from experiments.base import Data, Experiment, Recipe, correct
 from experiments.checks.suite import Check, Problem, Subject, count, warning
 from experiments.user_code import described
-from sparsity import prunable_layers
+from sparsity import LayerRules, prunable_layers
 
 _FEW = 4  # examples that the quick checks push through the network
 _FUNCTIONS = ("load", "model", "loss", "metric", "prepare")
@@ -36,6 +36,8 @@ def well_formed(subject: Subject) -> Iterator[Problem]:
             yield Problem("its model is a network, which all trials would share: give the function that makes one")
         elif not callable(value):
             yield Problem(f"its {name} is a {type(value).__name__}: give a function")
+    if not isinstance(experiment.layers, LayerRules):
+        yield Problem(f"its layers are a {type(experiment.layers).__name__}: give sparsity.LayerRules(...)")
     if experiment.augment is not None and not callable(experiment.augment):
         yield Problem(f"its augment is a {type(experiment.augment).__name__}: give a function, or None")
 
@@ -88,7 +90,7 @@ def builds(subject: Subject) -> Iterator[Problem]:
 def prunes(subject: Subject) -> Iterator[Problem]:
     model = subject.model()
     try:
-        layers = prunable_layers(model)
+        layers = prunable_layers(model, subject.experiment.layers)
     except ValueError as error:
         yield Problem(f"{error}; what is pruned are the weights of Linear, Conv1d, Conv2d and Conv3d layers")
         return

@@ -53,7 +53,7 @@ def gradients(subject: Subject) -> Iterator[Problem]:
         yield Problem(f"a forward pass in training changes {changed}: only the optimizer may, or no mask holds")
         return
     loss.backward()
-    layers = prunable_layers(model)
+    layers = prunable_layers(model, subject.experiment.layers)
     without = [layer.name for layer in layers if layer.weight.grad is None]
     if without and len(without) == len(layers):
         yield Problem("no prunable weight gets a gradient: the network does not use them, or they are frozen")

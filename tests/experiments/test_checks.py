@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 
 from experiments import Data, Experiment, Recipe, Split, find
 from experiments.checks import CHECKS, Finding, Level, assert_sound, first_fault, inspect
+from sparsity import LayerRules
 
 
 def example_split(n: int, seed: int) -> Split:
@@ -150,6 +151,8 @@ BROKEN: dict[str, tuple[Experiment, str, str]] = {
     "a text for a loss": (replace(SOUND, loss="mse"), "experiment", "its loss is a str"),
     "no recipe": (replace(SOUND, recipe=None), "experiment", "Recipe(epochs"),
     "augment no function": (replace(SOUND, augment=3), "experiment", "augment is a int"),
+    "layers in a tuple": (replace(SOUND, layers=("0.*",)), "experiment", "LayerRules"),
+    "a rule that fits no layer": (replace(SOUND, layers=LayerRules(dense=("7.*",))), "prunable", "'7.*'"),
     "no name": (replace(SOUND, name=""), "experiment", "give a text"),
     "load raises": (replace(SOUND, load=raises), "data", "broken on purpose"),
     "a tuple for Data": (replace(SOUND, load=lambda d: tuple(DATA.train)), "data", "returns a tuple"),
