@@ -16,6 +16,7 @@ EXPERIMENT = """
 import torch
 from torch import nn
 from experiments import Data, Experiment, Recipe, Split
+from sparsity import LayerRules
 
 class Sometimes(nn.Module):
     '''Its weights decide whether it diverges: a third of all seeds do, in the first epoch.'''
@@ -38,6 +39,7 @@ def load(data_dir):
 
 sometimes_nan = Experiment("sometimes-nan", load, Sometimes, Recipe(epochs=6, batch_size=30))
 steady = Experiment("steady", load, lambda: Sometimes(share=0.0), Recipe(epochs=6, batch_size=30))
+dense_head = Experiment("dense-head", load, steady.model, Recipe(6, 30), layers=LayerRules(dense=("net.2.*",)))
 def loss(outputs, targets):
     '''Raises in training only: what a study looks at before it begins are fewer examples.'''
     return nn.functional.cross_entropy(outputs, targets) if len(targets) < 30 else 1 / 0

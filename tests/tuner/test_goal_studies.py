@@ -29,6 +29,21 @@ def described(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+def test_layers_that_an_experiment_keeps_dense_are_neither_pruned_nor_counted(
+    experiment_file: Path, tmp_path: Path
+) -> None:
+    arguments = ["--target", "0.9", *own(experiment_file, "dense_head"), "--trials", "2", "--study", "dense-head"]
+    ran = run_command(arguments, tmp_path)
+    assert ran.code == 0, ran.stderr
+    best, tensors = ran.result()["best"], read_safetensors(tmp_path / "studies/dense-head/best/model.safetensors")
+    assert [name for name in tensors if name.endswith(".mask")] == ["net.0.weight.mask"]
+    zeros = int((tensors["net.0.weight"] == 0).sum())
+    assert (best["weights"], best["nonzero_weights"]) == (12 * 40, 12 * 40 - zeros)
+    assert zeros / (12 * 40) == best["sparsity"] >= 0.9
+    assert bool((tensors["net.2.weight"] != 0).all())
+
+
+@pytest.mark.slow
 def test_several_targets_in_one_study_and_its_resume(experiment_file: Path, tmp_path: Path) -> None:
     arguments = ["--target", "0.9,0.5,0.75", *own(experiment_file), "--trials", "9", "--study", "several"]
     ran = run_command(arguments, tmp_path)
