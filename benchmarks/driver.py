@@ -1,0 +1,173 @@
+"""What the driver costs beside the training: simulated trials through searcher, early stopping, records and tracker.
+
+    python -m benchmarks.driver [--trials 1000 10000] [--slots 2] [--epochs 8] [--front]
+
+Everything is what a study has, Ray and the training excepted: an Optuna journal and an MLflow store (sqlite) on disk,
+trials.csv every few seconds, the display's line. A simulated trial reports a learning curve that depends on its
+parameters; a part of the trials fails. Each number of trials runs in a process of its own, whose largest resident
+memory is reported, and also what it was after the first hundred trials: what the libraries take. Seconds are the wall
+clock from the first trial to the closed tracker, and the processor time of all threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import resource
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search_spaces import load_space
+from tuner.config import make_config
+from tuner.display import Progress
+from tuner.goal import along_front, at_targets
+from tuner.halving import Halving, rung_epochs
+from tuner.mlflow_store import StudyIdentity
+from tuner.records import TrialState
+from tuner.searcher import Asked, OptunaSearcher
+from tuner.study import StudyRun
+from tuner.tracking import Tracker
+from tuner.trial import weights_file
+
+WEIGHTS = 266_200  # of the simulated network
+
+
+class Simulated:
+    """A trial that trains nothing: what it reports depends on its parameters and its number."""
+
+    def __init__(self, asked: Asked, epochs: int) -> None:
+        self.number, self.epochs, self.epoch = asked.number, epochs, 0
+        self.final_sparsity = asked.params["final_sparsity"]
+        away = abs(asked.params["p"] - 1.5) + abs(math.log(asked.params["lr"] / 0.05)) / 5
+        self._best = math.exp(-away) * (1 - self.final_sparsity) ** 0.02
+        self._rng = np.random.default_rng(asked.number)
+        self.fails_at = int(self._rng.integers(1, epochs + 1)) if self._rng.random() < 0.02 else None
+
+    def train(self) -> dict[str, float]:
+        """One epoch's metrics."""
+        self.epoch += 1
+        at_target = self._best * (1 - math.exp(-3 * self.epoch / self.epochs)) + 0.01 * self._rng.normal()
+        sparsity = self.final_sparsity * min(1.0, self.epoch / (0.7 * self.epochs))
+        return {
+            "train_loss": 1 - at_target,
+            "val_accuracy": at_target,
+            "val_accuracy_at_target": at_target,
+            "sparsity": sparsity,
+            "sparsity_total": 0.99 * sparsity,
+            "hoyer": 0.5,
+            "nonzero_weights": float(round((1 - sparsity) * WEIGHTS)),
+            "epoch_seconds": 0.0,
+        }
+
+
+def study_in(folder: Path, trials: int, epochs: int, front: bool) -> StudyRun:
+    """A study's driver, with everything on disk below `folder`."""
+    wanted: dict[str, Any] = {"front": (0.5, 0.99)} if front else {"target": 0.9}
+    options = {**wanted, "trials": trials, "storage": folder, "study": "simulated"}
+    config = make_config({**options, "tracking_uri": f"sqlite:///{folder}/mlflow.db"}).resolved()
+    config.folder.mkdir()
+    goal = along_front(*wanted["front"]) if front else at_targets(wanted["target"])
+    space = load_space("lpss", goal.lowest)
+    journal = config.folder / "optuna.journal"
+    searcher = OptunaSearcher([space], goal.lowest, front=goal.spans, journal=journal, name="simulated")
+    tracker = Tracker(config.tracking_uri, StudyIdentity("simulated", "simulated", goal.option, "lpss"))
+    tracker.start_study({"trials": trials}, {})
+    progress = Progress(trials, goal, stream=io.StringIO(), live=False)
+    halving = Halving(rung_epochs(epochs), target=goal.lowest, ceiling=goal.highest, spread=goal.spans)
+    return StudyRun(config, goal, searcher, tracker, progress, config.folder / ".weights", weights_file, halving)
+
+
+def run(study: StudyRun, slots: int, epochs: int) -> None:
+    """All trials of the study, `slots` at a time, an epoch of each in turn."""
+    running: list[Simulated] = []
+    while True:
+        while len(running) < slots and (asked := study.ask()) is not None:
+            running.append(Simulated(asked, epochs))
+        if not running:
+            return
+        running = [trial for trial in running if _goes_on(study, trial)]
+
+
+def _goes_on(study: StudyRun, trial: Simulated) -> bool:
+    metrics = trial.train()
+    if trial.epoch == trial.fails_at:
+        study.end(trial.number, TrialState.FAILED, "simulated")
+        return False
+    study.epoch(trial.number, metrics)
+    if trial.epoch == trial.epochs:
+        study.end(trial.number, TrialState.COMPLETED)
+        return False
+    accuracy = metrics["val_accuracy_at_target"]
+    if study.goes_on(trial.number, epoch=trial.epoch, accuracy=accuracy, final_sparsity=trial.final_sparsity):
+        return True
+    study.end(trial.number, TrialState.PRUNED)
+    return False
+
+
+def peak_mib() -> float:
+    """The largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(trials: int, slots: int, epochs: int, front: bool) -> dict[str, float]:
+    """What `trials` simulated trials take in this process; see the module's text."""
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as folder:
+        warm = study_in(Path(first), 100, epochs, front)
+        run(warm, slots, epochs)
+        warm.tracker.close()
+        base, study = peak_mib(), study_in(Path(folder), trials, epochs, front)
+        study.tracker.flush()
+        start, cpu = time.monotonic(), time.process_time()
+        run(study, slots, epochs)
+        searched = time.monotonic() - start
+        pareto = {record.number for record in study.standing.front}
+        study.tracker.finish_study(status="FINISHED", metrics={}, pareto=pareto)
+        study.tracker.close()
+        study.write_files()
+        states = [record.state for record in study.records.values()]
+        assert not study.tracker.problems, study.tracker.problems
+        return {
+            "trials": len(states),
+            "stopped": states.count(TrialState.PRUNED),
+            "epochs": sum(record.epochs for record in study.records.values()),
+            "searched": searched,
+            "seconds": time.monotonic() - start,
+            "processor": time.process_time() - cpu,
+            "base": base,
+            "peak": peak_mib(),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--front", action="store_true")
+    options = parser.parse_args()
+    print(
+        "| trials | stopped | epochs | wall ms a trial | of it after the last trial | processor ms a trial | ", end=""
+    )
+    print("memory after 100, MiB | at the end, MiB |\n|" + " --- |" * 8)
+    for trials in options.trials:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            got = pool.submit(measure, trials, options.slots, options.epochs, options.front).result()
+        wall, late, processor = (
+            1000 * seconds / trials for seconds in (got["seconds"], got["seconds"] - got["searched"], got["processor"])
+        )
+        print(
+            f"| {got['trials']:,} | {got['stopped']:,} | {got['epochs']:,} | {wall:.1f} | {late:.1f} | "
+            f"{processor:.1f} | {got['base']:.0f} | {got['peak']:.0f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
