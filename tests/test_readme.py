@@ -42,7 +42,7 @@ def example(title: str) -> str:
 
 def commands() -> list[list[str]]:
     """The arguments of every `tune-sparsity ...` in README, in blocks and in the text."""
-    written = re.findall(r"tune-sparsity( +(?:resume|list|check|--)[^`#\n]*)", README)
+    written = re.findall(r"tune-sparsity( +(?:resume|list|check|export|report|compare|ui|--)[^`#\n]*)", README)
     return [shlex.split(arguments.rstrip(" .,:*")) for arguments in written]
 
 
@@ -119,7 +119,7 @@ def test_the_example_of_an_own_experiment_is_sound_and_can_be_searched(
 
 
 def test_every_option_that_is_named_exists() -> None:
-    known = {*_search_parser()._option_string_actions, "--show"}  # the last is of `list spaces`
+    known = {*_search_parser()._option_string_actions, "--show", "--format", "--network"}  # of subcommands
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
     assert {"--target", "--config", "--json"} <= named
     assert named <= known

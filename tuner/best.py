@@ -94,8 +94,7 @@ def write_best(
         RuntimeError: if the file's sparsity or validation accuracy is not the one that the trial reported: then
             something between the worker and here is broken, and no figure may be trusted.
     """
-    tensors = load_file(weights)
-    masks = {name.removesuffix(_MASK): tensors.pop(name) for name in list(tensors) if name.endswith(_MASK)}
+    tensors, masks = split_masks(load_file(weights))
     model = experiment.model()
     model.load_state_dict(tensors)
     best = measured or _measure(experiment, data, model, tensors, masks, record)
@@ -105,6 +104,12 @@ def write_best(
     description = _describe(experiment, data, model, record, best)
     write_atomically(target / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     return best
+
+
+def split_masks(stored: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What `tuner.trial.save_weights` wrote, as the network's state_dict and the masks by their weights' names."""
+    masks = {name.removesuffix(_MASK): tensor for name, tensor in stored.items() if name.endswith(_MASK)}
+    return {name: tensor for name, tensor in stored.items() if not name.endswith(_MASK)}, masks
 
 
 def _measure(

@@ -13,6 +13,7 @@ EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 0, 1, 2,
 _EPILOG = """\
 also:
   tune-sparsity resume STUDY    go on with a study that was interrupted
+  tune-sparsity export STUDY --format safetensors|onnx|torch|csr    a checked file, and what its zeros save
   tune-sparsity check mine.py:mine    say what is wrong with an experiment of your own
   tune-sparsity list experiments|methods|spaces|samplers
 
@@ -56,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _subcommand(name: str, arguments: list[str]) -> int:
     from tuner.check import check
     from tuner.config import UsageError, unknown
+    from tuner.export import export
 
-    commands = {"resume": _resume, "list": _list, "check": check}
+    commands = {"resume": _resume, "list": _list, "check": check, "export": export}
     if name not in commands:
         raise UsageError(unknown("command", name, commands) + ", or options that begin a study: --target 0.9")
     return commands[name](arguments)

@@ -56,7 +56,7 @@ def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
         check_tracking_uri(config.tracking_uri)
     except ValueError as error:
         raise UsageError(f"--tracking-uri: {error}") from None
-    experiment = _experiment(config.experiment)
+    experiment = find_experiment(config.experiment)
     goal = config.goal(*_prunable(experiment))
     try:
         spaces = spaces_of(config, goal, experiment.space)
@@ -73,7 +73,7 @@ def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
             else f"study {config.study!r} exists in {config.storage}: choose another --study, or go on with it: "
             f"tune-sparsity resume {config.study}"
         )
-    data = _sound_data(config, experiment)
+    data = sound_data(config, experiment)
     earlier = WarmStart()
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
         alike = {"experiment": config.experiment, "epochs": config.epochs or experiment.recipe.epochs}
@@ -81,7 +81,7 @@ def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
     return Prepared(config, experiment, data, spaces, goal, earlier)
 
 
-def _sound_data(config: StudyConfig, experiment: Experiment) -> Data:
+def sound_data(config: StudyConfig, experiment: Experiment) -> Data:
     """The experiment's data, which its network, loss and metric can take.
 
     Raises:
@@ -103,7 +103,7 @@ def _sound_data(config: StudyConfig, experiment: Experiment) -> Data:
     return data
 
 
-def _experiment(name: str) -> Experiment:
+def find_experiment(name: str) -> Experiment:
     if ":" not in name and name not in EXPERIMENTS:
         accepted = f"{unknown('experiment', name, EXPERIMENTS)}, path/to/file.py:name or module:name"
         raise UsageError(f"--experiment: {accepted}")

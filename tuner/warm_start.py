@@ -57,7 +57,7 @@ def warm_start(
     points: list[tuple[str, dict[str, Any]]] = []
     for study in studies:
         folder = _folder(study, storage)
-        config, records = _config(folder), _records(folder)
+        config, records = _config(folder), records_of(folder)
         ended = [r for r in records if r.state in (TrialState.COMPLETED, TrialState.PRUNED) and r.method in by_method]
         comparable = all(config.get(name) == value for name, value in alike.items())
         carried = [r for r in ended if comparable and _agrees(r.params, by_method[r.method])]
@@ -102,13 +102,13 @@ def _config(folder: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _records(folder: Path) -> list[TrialRecord]:
+def records_of(folder: Path) -> list[TrialRecord]:
     try:
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
         names = optuna.get_all_study_names(storage)
         return read_records(optuna.load_study(study_name=names[0], storage=storage)) if names else []
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"--warm-start {folder}: {JOURNAL} cannot be read: {error}") from None
+        raise UsageError(f"{folder / JOURNAL} cannot be read: {error}") from None
 
 
 def _agrees(params: dict[str, Any], space: Space) -> bool:

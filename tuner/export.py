@@ -1,0 +1,270 @@
+"""`tune-sparsity export`: a study's network as a file for other programs, checked, and what its zeros are worth."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuner.config import UsageError, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from experiments import Data, Experiment
+    from tuner.study_folder import EndedStudy
+
+SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch": ".pt", "csr": ".csr.safetensors"}
+"""The formats, and how the names of their files end."""
+_TOLERANCE = 1e-3  # of the largest output: another program's sums round differently
+
+
+class ExportFailed(Exception):
+    """The file was not written, or is not the network; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A study's network, read back from where the study wrote it."""
+
+    experiment: Experiment
+    data: Data
+    model: nn.Module  # in evaluation mode
+    tensors: dict[str, Tensor]
+    prunable: set[str]
+    description: Path  # model.json
+    val_accuracy: float  # as the trial reported it
+
+
+def export(arguments: list[str]) -> int:
+    """Runs the subcommand. Returns 0, or 1 when the exported file is not the network."""
+    from tuner.cli import _parser
+    from tuner.study_folder import read_ended
+
+    parser = _parser("tune-sparsity export", description="Writes a study's network as a file, and checks it.")
+    parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
+    parser.add_argument("--format", metavar="F", required=True, help=", ".join(SUFFIXES))
+    parser.add_argument("--network", metavar="NAME", default="best", help="best, best-0.9, front/t0003, ... (best)")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="(export/ in the study's folder)")
+    parser.add_argument("--storage", metavar="DIR", type=Path, default=Path("studies"), help="folder of studies")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the data set is")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON on stdout")
+    options = parser.parse_args(arguments)
+    if options.format not in SUFFIXES:
+        raise UsageError(f"--format: {unknown('format', options.format, SUFFIXES)}")
+    study = read_ended(options.study, options.storage, {"data_dir": options.data_dir} if options.data_dir else None)
+    if options.network not in study.networks:
+        there = ", ".join(study.networks) or "none, since no trial was feasible"
+        raise UsageError(f"--network: study {options.study} has no network {options.network!r}: there is {there}")
+    if options.format == "onnx":
+        from tuner.export_formats import require_onnx
+
+        require_onnx()
+    stem = options.network.replace("/", "-")
+    path = options.out or study.folder / "export" / f"{stem}{SUFFIXES[options.format]}"
+    try:
+        document = export_network(study, options.network, options.format, path)
+    except ExportFailed as error:
+        print(f"tune-sparsity: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(document, indent=2) if options.json else as_text(document))
+    return 0
+
+
+def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[str, Any]:
+    """Writes one network of a study, checks the file on the validation data, and measures what its zeros save.
+
+    Args:
+        name: of the network, a folder under the study's.
+        kind: a format of `SUFFIXES`.
+        path: the file; replaced if it exists. Beside it goes model.json, under the file's name with .json added.
+
+    Returns:
+        The figures, in JSON's types.
+
+    Raises:
+        UsageError: if the experiment or its data are not to be had, or the file cannot be written.
+        ExportFailed: if the file does not compute what the network computes; it is removed.
+    """
+    import torch
+
+    from experiments.base import evaluate
+    from tuner.footprint import latencies, sizes
+
+    network = _read(study, name)
+    val = network.data.val
+    measured = evaluate(network.experiment, network.model, val)
+    if abs(measured - network.val_accuracy) > max(0.005, 2.5 / len(val.x)):
+        raise ExportFailed(
+            f"{name} has a validation accuracy of {measured:.4f} on these data, its trial reported "
+            f"{network.val_accuracy:.4f}: are they the study's data?"
+        )
+    with _replacing(path) as temporary:
+        _write(network, kind, temporary)
+        difference, accuracy = _compare(network, _reader(network, kind, temporary))
+        scale = difference[1] or 1.0
+        if difference[0] > (_TOLERANCE * scale if kind == "onnx" else 0.0):
+            raise ExportFailed(f"the {kind} file computes something else: outputs differ by {difference[0]:.3g}")
+    shutil.copyfile(network.description, path.with_name(path.name + ".json"))
+    prepared = network.experiment.prepare(val.x[:256])
+    return {
+        "study": study.config.study,
+        "network": name,
+        "format": kind,
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "val_accuracy": accuracy,
+        "network_val_accuracy": measured,
+        "largest_difference": difference[0],
+        "sparsity": json.loads(network.description.read_text())["metrics"]["sparsity"],
+        "sizes": sizes(network.tensors, network.prunable),
+        "threads": torch.get_num_threads(),
+        "latency_ms": [asdict(one) for one in latencies(network.model, network.prunable, prepared)],
+    }
+
+
+def _read(study: EndedStudy, name: str) -> Network:
+    from safetensors.torch import load_file
+
+    from tuner.best import DESCRIPTION, MODEL, split_masks
+    from tuner.prepare import find_experiment, sound_data
+
+    experiment = find_experiment(study.config.experiment)
+    data = sound_data(study.config, experiment)
+    folder = study.folder / name
+    try:
+        tensors, masks = split_masks(load_file(folder / MODEL))
+        reported = float(json.loads((folder / DESCRIPTION).read_text())["metrics"]["val_accuracy"])
+        model = experiment.model()
+        model.load_state_dict(tensors)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UsageError(f"{folder} does not hold a network of {study.config.experiment}: {error}") from None
+    return Network(experiment, data, model.eval(), tensors, set(masks), folder / DESCRIPTION, reported)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write to, which takes the path's place at the end, and is gone after an exception."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.umask(mask := os.umask(0o077))
+        temporary.chmod(0o666 & ~mask)  # safetensors' own files are private to their owner
+        temporary.replace(path)
+    except OSError as error:
+        raise UsageError(f"--out {path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(network: Network, kind: str, path: Path) -> None:
+    from tuner import export_formats as formats
+
+    if kind == "onnx":
+        whole = formats.Whole(network.experiment.prepare, network.model)
+        try:
+            formats.save_onnx(whole, network.data.val.x[:2], path)
+        except RuntimeError as error:
+            raise ExportFailed(str(error)) from error
+    elif kind == "csr":
+        formats.save_csr(network.tensors, network.prunable, path)
+    else:
+        {"safetensors": formats.save_safetensors, "torch": formats.save_torch}[kind](network.tensors, path)
+
+
+def _reader(network: Network, kind: str, path: Path) -> Callable[[Tensor], Tensor]:
+    """The file as a function of inputs as the data set holds them: read back as its users would."""
+    import torch
+    from safetensors.torch import load_file
+
+    from tuner import export_formats as formats
+
+    if kind == "onnx":
+        return formats.onnx_function(path)
+    tensors = {
+        "safetensors": lambda: load_file(path),
+        "torch": lambda: torch.load(path, weights_only=True),
+        "csr": lambda: formats.load_csr(path),
+    }[kind]()
+    model = network.experiment.model().eval()
+    model.load_state_dict(tensors)
+    return formats.Whole(network.experiment.prepare, model)
+
+
+def _compare(network: Network, exported: Callable[[Tensor], Tensor]) -> tuple[tuple[float, float], float]:
+    """((the largest difference of outputs, the largest output), the exported one's accuracy) on validation data."""
+    import torch
+
+    original = network.experiment.prepare
+    difference = largest = 0.0
+    scores = []
+    with torch.no_grad():
+        for x, y in zip(network.data.val.x.split(256), network.data.val.y.split(256), strict=True):
+            expected, found = network.model(original(x)), exported(x)
+            difference = max(difference, float((expected - found).abs().max()))
+            largest = max(largest, float(expected.abs().max()))
+            scores.append(network.experiment.metric(found, y))
+    return (difference, largest), float(torch.cat(scores).double().mean())
+
+
+def as_text(document: dict[str, Any]) -> str:
+    """The figures as a person reads them."""
+    lines = [
+        f"{document['file']}  ({document['bytes']:,} bytes)",
+        f"checked on the validation data: accuracy {document['val_accuracy']:.2%}, outputs within "
+        f"{document['largest_difference']:.2g} of the network's",
+        "",
+        f"{'numbers of the network':<24}{'bytes':>12}{'of dense':>10}",
+    ]
+    dense = document["sizes"]["dense"]
+    for name, size in document["sizes"].items():
+        lines.append(f"{name.replace('_', ' '):<24}{size:>12,}{size / dense:>10.1%}")
+    threads = document["threads"]
+    title = f"median ms, {threads} thread{'s' if threads > 1 else ''}"
+    lines += ["", f"{title:<24}{'dense':>12}{'sparse':>10}"]
+    for one in document["latency_ms"]:
+        sparse = "-" if one["sparse"] is None else f"{one['sparse']:.3f}"
+        lines.append(f"{'batch ' + str(one['batch']):<24}{one['dense']:>12.3f}{sparse:>10}")
+    return "\n".join([*lines, "", verdict(document)])
+
+
+def verdict(document: dict[str, Any]) -> str:
+    """What sparsity buys here, also when that is nothing."""
+    held = document["sizes"]
+    best = min((name for name in held if name != "dense"), key=held.__getitem__)
+    words = best.replace("_", " ")
+    size = (
+        f"Stored as {words} it takes {held['dense'] / held[best]:.1f} times less room."
+        if held[best] < held["dense"]
+        else "No form takes less room than the dense one."
+    )
+    notes = {one["note"] for one in document["latency_ms"] if one["note"]}
+    timed = [one for one in document["latency_ms"] if one["sparse"] is not None]
+    if not timed:
+        return f"{size} Its time over sparse matrices was not measured: {'; '.join(notes)}."
+    faster = [one for one in timed if one["sparse"] < one["dense"]]
+    slower = [one for one in timed if one not in faster]
+    said = [
+        f"at batch {one['batch']} sparse matrices make it {one['dense'] / one['sparse']:.1f} times faster"
+        for one in faster
+    ] + [
+        f"at batch {one['batch']} they gain nothing: {one['sparse'] / one['dense']:.1f} times the dense time"
+        for one in slower
+    ]
+    if not faster:
+        said = [
+            "Unstructured sparsity gains no time on this machine: "
+            + ", ".join(
+                f"{one['sparse'] / one['dense']:.1f} times the dense time at batch {one['batch']}" for one in slower
+            )
+        ]
+    text = "; ".join(said)
+    note = f" ({'; '.join(notes)})" if notes else ""
+    return f"{size} {text[0].upper()}{text[1:]}{note}."

@@ -1,0 +1,158 @@
+"""A trained network as a file that other programs read: how each format is written and read back.
+
+None of the files holds code: tensors as safetensors, a state_dict that torch loads with weights_only=True, an ONNX
+graph. None of them is larger than the same network's would be without a zero in it: masks are left out, since the
+zeros are in the weights, and a tensor that would grow in CSR stays dense.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tuner.config import UsageError
+
+Tensors = Mapping[str, Tensor]
+_HEADER = 250  # bytes, at most, that three more entries take in a safetensors file's header
+
+
+def save_safetensors(tensors: Tensors, path: Path) -> None:
+    """The state_dict as it is: dense tensors with exact zeros."""
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+
+
+def save_torch(tensors: Tensors, path: Path) -> None:
+    """The state_dict for `torch.load(path, weights_only=True)`."""
+    torch.save(dict(tensors), path)
+
+
+def index_dtype(columns: int) -> torch.dtype:
+    """The smallest integers that number so many columns."""
+    return torch.uint8 if columns <= 2**8 else torch.uint16 if columns <= 2**16 else torch.int32
+
+
+def csr_bytes(weight: Tensor) -> int:
+    """Bytes of a weight in CSR, its dimensions but the first as one: values, column indices in the smallest type that
+    holds them, and row pointers of 4 bytes."""
+    nonzero, rows, columns = int(weight.count_nonzero()), weight.shape[0], weight[0].numel()
+    return nonzero * (weight.element_size() + index_dtype(columns).itemsize) + 4 * (rows + 1)
+
+
+def dense_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def save_csr(tensors: Tensors, prunable: set[str], path: Path) -> None:
+    """The prunable weights as NAME.values, NAME.columns and NAME.rows (the row pointers) in a safetensors file, their
+    shapes as JSON under "csr" in its metadata; everything else, and what would grow, dense. `load_csr` reads it."""
+    stored: dict[str, Tensor] = {}
+    shapes: dict[str, list[int]] = {}
+    for name, tensor in tensors.items():
+        if name not in prunable or csr_bytes(tensor) + _HEADER > dense_bytes(tensor):
+            stored[name] = tensor
+            continue
+        rows = tensor.flatten(1)
+        pointers = torch.cat([torch.zeros(1, dtype=torch.int64), (rows != 0).sum(1).cumsum(0)])
+        stored[f"{name}.values"] = rows[rows != 0]
+        stored[f"{name}.columns"] = (rows != 0).nonzero()[:, 1].to(index_dtype(rows.shape[1]))
+        stored[f"{name}.rows"] = pointers.to(torch.int32)
+        shapes[name] = list(tensor.shape)
+    save_file(stored, path, metadata={"format": "pt", "csr": json.dumps(shapes)})
+
+
+def load_csr(path: Path | str) -> dict[str, Tensor]:
+    """The network's ordinary state_dict from a file that `save_csr` wrote."""
+    stored = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        shapes = json.loads(file.metadata()["csr"])
+    for name, shape in shapes.items():
+        values, columns, rows = (stored.pop(f"{name}.{part}") for part in ("values", "columns", "rows"))
+        dense = values.new_zeros(shape)
+        row = torch.repeat_interleave(torch.arange(shape[0]), rows.diff())
+        dense.flatten(1)[row, columns.long()] = values
+        stored[name] = dense
+    return stored
+
+
+class Whole(nn.Module):
+    """An experiment's network behind its preparation of the inputs: takes inputs as the data set holds them."""
+
+    def __init__(self, prepare: Callable[[Tensor], Tensor], network: nn.Module) -> None:
+        super().__init__()
+        self.prepare, self.network = prepare, network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network(self.prepare(inputs))
+
+
+def require_onnx() -> None:
+    """Raises UsageError unless the packages that write and run ONNX are installed."""
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript
+    except ImportError as error:
+        raise UsageError(f"--format onnx: {error.name} is not installed: pip install 'tune-sparsity[onnx]'") from None
+    del onnx, onnxruntime, onnxscript
+
+
+def save_onnx(model: nn.Module, inputs: Tensor, path: Path) -> None:
+    """The network as an ONNX graph from "inputs" to "outputs", for any number of examples at once.
+
+    Args:
+        inputs: two examples or more.
+
+    Raises:
+        RuntimeError: if torch cannot export the network; the message is torch's, in one line.
+    """
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with _quiet():
+            torch.onnx.export(
+                model.eval(),
+                (inputs,),
+                path,
+                input_names=["inputs"],
+                output_names=["outputs"],
+                dynamic_shapes={"inputs": {0: batch}},
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:
+        last = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise RuntimeError(
+            f"torch cannot export this network to ONNX: {(last or [type(error).__name__])[0]}"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's own account of its steps is not for our reader."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def onnx_function(path: Path) -> Callable[[Tensor], Tensor]:
+    """The ONNX file as a function of a batch, run by onnxruntime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    (name,) = (one.name for one in session.get_inputs())
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
