@@ -15,6 +15,7 @@ also:
   tune-sparsity resume STUDY    go on with a study that was interrupted
   tune-sparsity export STUDY --format safetensors|onnx|torch|csr    a checked file, and what its zeros save
   tune-sparsity check mine.py:mine    say what is wrong with an experiment of your own
+  tune-sparsity doctor          say what a study would run on, and what to mend
   tune-sparsity list experiments|methods|spaces|samplers
 
 exit codes: 0 done, 1 the study failed, 2 wrong use, 3 no trial meets the target, 130 interrupted"""
@@ -59,7 +60,7 @@ def _subcommand(name: str, arguments: list[str]) -> int:
     from tuner.config import UsageError, unknown
     from tuner.export import export
 
-    commands = {"resume": _resume, "list": _list, "check": check, "export": export}
+    commands = {"resume": _resume, "list": _list, "check": check, "doctor": _doctor, "export": export}
     if name not in commands:
         raise UsageError(unknown("command", name, commands) + ", or options that begin a study: --target 0.9")
     return commands[name](arguments)
@@ -102,10 +103,10 @@ def _search_parser() -> _Parser:
     where.add_argument("--cpus-per-trial", metavar="N", help="(1)")
     where.add_argument("--gpus-per-trial", metavar="N", help="auto, 0, a share such as 0.25, or 1 (auto)")
     where.add_argument(
-        "--address", metavar="ADDRESS", help="of a running Ray: auto, HOST:PORT (default: a private one)"
+        "--address", metavar="ADDRESS", help="of a running Ray: auto, HOST:PORT, ray://HOST:PORT (a private one)"
     )
     record = parser.add_argument_group("where to keep it")
-    record.add_argument("--storage", metavar="DIR", help="folder of studies (./studies)")
+    record.add_argument("--storage", metavar="DIR", help="folder of studies; a cluster's nodes share it (./studies)")
     record.add_argument("--study", metavar="NAME", help="the study's name (from experiment, target and time)")
     record.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (sqlite:///mlflow.db)")
     record.add_argument("--config", metavar="FILE", help="YAML with any of these options; the command line wins")
@@ -137,6 +138,7 @@ def _resume(arguments: list[str]) -> int:
     parser.add_argument("--trials", metavar="N", default=argparse.SUPPRESS, help="a new number of trials in all")
     parser.add_argument("--patience", metavar="N", default=argparse.SUPPRESS, help="trials without gain to end after")
     parser.add_argument("--data-dir", metavar="DIR", default=argparse.SUPPRESS)
+    parser.add_argument("--address", metavar="ADDRESS", default=argparse.SUPPRESS, help="of the cluster to go on with")
     parser.add_argument("--tracking-uri", metavar="URI", default=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     options = vars(parser.parse_args(arguments))
@@ -145,6 +147,28 @@ def _resume(arguments: list[str]) -> int:
 
     config = read_study(options.pop("study"), Path(options.pop("storage")), options)
     return _run(config.resolved(), as_json=as_json, resume=True)
+
+
+def _doctor(arguments: list[str]) -> int:
+    parser = _parser(
+        "tune-sparsity doctor",
+        description="Says of everything that a study would run on that it is ok, or what to do.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--address", metavar="ADDRESS", help="of a running Ray: auto, HOST:PORT, ray://HOST:PORT")
+    parser.add_argument("--storage", metavar="DIR", help="folder of studies; a cluster's nodes share it (./studies)")
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (sqlite:///mlflow.db)")
+    parser.add_argument("--cpus-per-trial", metavar="N", help="(1)")
+    parser.add_argument("--gpus-per-trial", metavar="N", help="auto, 0, a share such as 0.25, or 1 (auto)")
+    options = vars(parser.parse_args(arguments))
+    from tuner.config import make_config
+    from tuner.doctor import examine
+
+    well = True
+    for finding in examine(make_config({"target": 0.9, **options}).resolved()):
+        well &= not finding.remedy
+        print(finding, flush=True)
+    return EXIT_DONE if well else EXIT_FAILED
 
 
 def _list(arguments: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from datetime import datetime
@@ -29,6 +30,8 @@ SAMPLERS = ("tpe", "gp", "nsgaii", "cmaes", "qmc", "random")
 SCHEDULERS = ("asha", "none")
 GOALS = ("target", "front", "max_nonzero")
 """The options that say what to find: exactly one of them is given."""
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""The environment variable that Ray sets for what `ray job submit` runs."""
 _MILLION = 1_000_000  # more trials, epochs or whatever else is a slip of the keyboard
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -146,7 +149,7 @@ class StudyConfig(BaseModel):
     @classmethod
     def _storage(cls, value: Any) -> Any:
         if isinstance(value, str) and "://" in value:
-            raise ValueError("only a folder is supported so far")
+            raise ValueError("give a folder, which all nodes of a cluster share: object stores are not supported")
         return value
 
     @field_validator("gpus_per_trial")
@@ -237,7 +240,8 @@ class StudyConfig(BaseModel):
         }
         name = self.study or default_study_name(self.experiment, self.wanted, datetime.now())
         uri = resolve_tracking_uri(self.tracking_uri or None)
-        return self.model_copy(update={**paths, "study": name, "tracking_uri": uri})
+        address = self.address or ("auto" if JOB in os.environ else None)
+        return self.model_copy(update={**paths, "study": name, "tracking_uri": uri, "address": address})
 
 
 def default_study_name(experiment: str, wanted: str, now: datetime) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from tuner.cluster import connected
 from tuner.config import StudyConfig, UsageError
+from tuner.nodes import check_nodes, nodes
 from tuner.records import TrialState, trial_name
 from tuner.scheduler import StudyScheduler
 from tuner.study import StudyRun
@@ -40,42 +43,32 @@ _TUNE_ENVIRONMENT = {
 
 
 @contextmanager
-def ray_cluster(config: StudyConfig) -> Iterator[None]:
-    """A connection to the cluster at --address, or a private Ray on this machine that ends with the study.
+def ray_connection(config: StudyConfig) -> Iterator[None]:
+    """A connection to the cluster at --address, or a private Ray on this machine that ends with it.
 
     Raises:
-        UsageError: if no cluster answers at the address.
+        UsageError: if no cluster answers at the address, or refuses this process.
     """
     for name, value in _TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name in ("ray.tune", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a failed trial's reason is in our own table, in one line
-    try:
-        if config.address is None:
-            _start_private(max(len(os.sched_getaffinity(0)), int(np.ceil(config.cpus_per_trial))))
-        else:
-            ray.init(config.address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        if config.address is None:
-            raise
-        reason = " ".join(str(error).split())[:160]
-        raise UsageError(f"--address {config.address!r}: no Ray cluster answers there ({reason})") from error
-    try:
+    with connected(config.address, max(len(os.sched_getaffinity(0)), int(np.ceil(config.cpus_per_trial)))):
         yield
-    finally:
-        ray.shutdown()
 
 
-def _start_private(cpus: int) -> None:
-    """A Ray of our own. Ray gives its processes half a minute to start, which on a busy machine takes a second try."""
-    for last in (False, False, True):
-        try:
-            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-            return
-        except Exception as error:
-            if last or "timed out during startup" not in str(error):
-                raise
-            ray.shutdown()
+@contextmanager
+def ray_cluster(config: StudyConfig) -> Iterator[None]:
+    """As `ray_connection`, on whose nodes the study can run.
+
+    Raises:
+        UsageError: also if one of a running cluster's nodes has other versions or does not share the storage.
+    """
+    # Ray says on standard output that a node has died: what is there is for --json alone.
+    with ray_connection(config), redirect_stdout(sys.stderr):
+        if config.address is not None:
+            check_nodes(config.storage)
+        yield
 
 
 def gpus_per_trial(config: StudyConfig) -> float:
@@ -95,15 +88,13 @@ def slots(config: StudyConfig, gpus: float) -> int:
     Raises:
         UsageError: if not even one fits.
     """
-    resources = ray.cluster_resources()
-    have_cpus, have_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    fit = int(have_cpus / config.cpus_per_trial + 1e-9)
-    if gpus > 0:
-        fit = min(fit, int(have_gpus / gpus + 1e-9))
+    there = nodes()
+    fit = sum(node.room(config.cpus_per_trial, gpus) for node in there)
     if fit < 1:
+        have = f"{sum(node.cpus for node in there):g} and {sum(node.gpus for node in there):g}"
         raise UsageError(
-            f"a trial needs {config.cpus_per_trial:g} CPUs and {gpus:g} GPUs, and Ray has {have_cpus:g} and "
-            f"{have_gpus:g}: lower --cpus-per-trial or --gpus-per-trial"
+            f"a trial needs {config.cpus_per_trial:g} CPUs and {gpus:g} GPUs of one node, and Ray has {have} on "
+            f"{len(there)}: lower --cpus-per-trial or --gpus-per-trial"
         )
     return min(fit, config.concurrency or fit)
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tuner import ray_run
-
 RAY = {"completed": "TERMINATED", "pruned": "TERMINATED", "failed": "ERROR"}
 OPTUNA = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 SCRIPT = """
@@ -77,37 +75,3 @@ def test_states_agree_everywhere_and_failed_trials_cost_no_new_process(tmp_path:
     assert not (tmp_path / "s" / ".ray").exists()
     # Two processes ran all trials; the driver, which builds the best network again, is a third.
     assert len(set(pids.read_text().split())) <= 3
-
-
-@pytest.mark.parametrize(("failures", "tries"), [(0, 1), (2, 3), (3, 3)])
-def test_a_private_ray_that_was_slow_to_start_is_started_again(
-    failures: int, tries: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-
-    def init(*args: object, **options: object) -> None:
-        calls.append(options["num_cpus"])
-        if len(calls) <= failures:
-            raise Exception("The current node timed out during startup. This could happen because ...")
-
-    monkeypatch.setattr(ray_run.ray, "init", init)
-    monkeypatch.setattr(ray_run.ray, "shutdown", lambda: None)
-    if failures < 3:
-        ray_run._start_private(2)
-    else:
-        with pytest.raises(Exception, match="timed out"):
-            ray_run._start_private(2)
-    assert calls == [2] * tries
-
-
-def test_another_error_at_the_start_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def init(*args: object, **options: object) -> None:
-        calls.append(options)
-        raise RuntimeError("no space left")
-
-    monkeypatch.setattr(ray_run.ray, "init", init)
-    with pytest.raises(RuntimeError, match="no space"):
-        ray_run._start_private(2)
-    assert len(calls) == 1

@@ -1,0 +1,227 @@
+"""Joining a cluster and judging its nodes, without one: what is sent there, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import json
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tuner import cluster, node_probe, nodes
+from tuner.cluster import refusal, runtime_environment
+from tuner.config import JOB, make_config
+from tuner.nodes import Answer, Node, compared, differences
+
+HERE = node_probe.versions()
+
+
+def answer(address: str = "10.0.0.2", **other: str) -> Answer:
+    return Answer(Node("id", address, 4, 0), {**HERE, **{name.replace("_", "-"): v for name, v in other.items()}}, [])
+
+
+# Joining
+
+
+@pytest.mark.parametrize(("failures", "tries"), [(0, 1), (2, 3), (3, 3)])
+def test_a_private_ray_that_was_slow_to_start_is_started_again(
+    failures: int, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def init(*args: object, **options: object) -> None:
+        calls.append(options["num_cpus"])
+        if len(calls) <= failures:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    if failures < 3:
+        cluster._start_private(2)
+    else:
+        with pytest.raises(Exception, match="timed out"):
+            cluster._start_private(2)
+    assert calls == [2] * tries
+
+
+def test_another_error_at_the_start_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def init(*args: object, **options: object) -> None:
+        calls.append(options)
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr(cluster.ray, "init", init)
+    with pytest.raises(RuntimeError, match="no space"):
+        cluster._start_private(2)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "said", "expected"),
+    [
+        (
+            "Failed to connect",
+            "gcs_client.cc: Unauthenticated: InvalidAuthToken: missing or incorrect",
+            "RAY_AUTH_MODE",
+        ),
+        ("Token authentication is enabled but no authentication token was found. Ensure", "", "RAY_AUTH_TOKEN_PATH"),
+        (
+            "Version mismatch: The cluster was started with:\n    Ray: 2.50.0",
+            "",
+            "other versions: Version mismatch: The",
+        ),
+        ("Failed to connect\nto Ray", "", "no Ray cluster answers there (Failed to connect to Ray)"),
+    ],
+)
+def test_why_a_cluster_was_not_joined_is_one_line(message: str, said: str, expected: str) -> None:
+    line = refusal(message, said)
+    assert expected in line
+    assert "\n" not in line
+    assert len(line) < 320
+
+
+def test_the_four_packages_are_what_travels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(JOB, raising=False)
+    folders = [Path(folder) for folder in runtime_environment()["py_modules"]]
+    assert [folder.name for folder in folders] == ["tuner", "search_spaces", "experiments", "sparsity"]
+    assert all((folder / "__init__.py").is_file() for folder in folders)
+    assert (folders[1] / "lpss.yaml").is_file()
+
+
+def test_a_job_that_brings_modules_of_its_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(JOB, json.dumps({"runtime_env": {"py_modules": ["gcs://x.zip"]}, "metadata": {}}))
+    assert runtime_environment() == {}
+    monkeypatch.setenv(JOB, json.dumps({"runtime_env": {"working_dir": "gcs://x.zip"}, "metadata": {}}))
+    assert len(runtime_environment()["py_modules"]) == 4
+
+
+def test_inside_a_job_the_cluster_is_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config({"target": 0.9})
+    monkeypatch.delenv(JOB, raising=False)
+    assert config.resolved().address is None
+    monkeypatch.setenv(JOB, "{}")
+    assert config.resolved().address == "auto"
+    assert make_config({"target": 0.9, "address": "h:1"}).resolved().address == "h:1"
+
+
+# Versions
+
+
+def test_nodes_that_run_the_same_have_no_differences() -> None:
+    assert differences([answer(), answer("10.0.0.3")]) == []
+
+
+def test_a_difference_names_the_package_both_versions_and_the_nodes() -> None:
+    (line,) = differences([answer(), answer("10.0.0.3", torch="1.0.0"), answer("10.0.0.4", torch="1.0.0")])
+    assert line == f"10.0.0.3, 10.0.0.4: torch 1.0.0, and this process {HERE['torch']}"
+
+
+@pytest.mark.parametrize("package", ["python", "ray", "torch", "numpy", "tune_sparsity"])
+def test_what_must_be_alike_is_compared(package: str) -> None:
+    assert len(differences([answer(**{package: "0.0.1"})])) == 1
+
+
+@pytest.mark.parametrize("package", ["safetensors", "pydantic"])
+def test_what_only_must_be_there_may_differ_but_not_lack(package: str) -> None:
+    assert differences([answer(**{package: "0.0.1"})]) == []
+    (line,) = differences([answer(**{package: ""})])
+    assert f"{package} is not installed" in line
+
+
+def test_builds_and_patch_releases_do_not_matter() -> None:
+    assert compared("torch", "2.9.0+cu126") == compared("torch", "2.9.0+cpu") == compared("torch", "2.9.0")
+    assert compared("torch", "2.9.0") != compared("torch", "2.9.1")
+    assert compared("python", "3.11.7") == compared("python", "3.11.9") != compared("python", "3.12.7")
+    assert compared("numpy", "2.0.1") == compared("numpy", "2.4.6") != compared("numpy", "1.26.4")
+
+
+def test_the_codes_digest_is_of_the_code_wherever_it_is_imported_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(node_probe.__file__).parents[1]
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for package in node_probe.OURS:
+            for path in (root / package).rglob("*.py"):
+                archive.write(path, path.relative_to(root))
+    with zipfile.ZipFile(tmp_path / "x.zip") as archive:
+        archive.extractall(tmp_path / "elsewhere")
+
+    def found(package: str) -> object:
+        class Spec:
+            origin = str(tmp_path / "elsewhere" / package / "__init__.py")
+
+        return Spec
+
+    before = node_probe.code()
+    monkeypatch.setattr(node_probe.importlib.util, "find_spec", found)
+    assert node_probe.code() == before != ""
+    with (tmp_path / "elsewhere" / "tuner" / "trial.py").open("a") as file:
+        file.write("\n")
+    assert node_probe.code() != before
+
+
+# Room
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "each", "share", "room"),
+    [
+        (4, 0, 1, 0, 4),
+        (4, 0, 3, 0, 1),
+        (3, 0, 0.5, 0, 6),
+        (1, 0, 2, 0, 0),
+        (8, 2, 1, 0.25, 8),
+        (8, 2, 1, 0.4, 4),
+        (8, 3, 1, 2, 1),
+        (8, 0, 1, 0.5, 0),
+        (2, 4, 1, 1, 2),
+        (10, 1, 1, 0.1, 10),
+    ],
+)
+def test_room_is_counted_on_each_node(cpus: float, gpus: float, each: float, share: float, room: int) -> None:
+    assert Node("id", "a", cpus, gpus).room(each, share) == room
+
+
+# Storage
+
+
+def test_a_node_that_sees_the_drivers_file_leaves_one_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "driver").write_text("token")
+    assert node_probe.probe(str(tmp_path), "token", "node")["storage"] == ""
+    assert (tmp_path / "node").read_text() == "token"
+
+
+def test_a_file_that_arrives_late_is_waited_for(tmp_path: Path) -> None:
+    late = threading.Timer(0.5, lambda: (tmp_path / "driver").write_text("token"))
+    late.start()
+    assert node_probe.probe(str(tmp_path), "token", "node")["storage"] == ""
+    late.join()
+
+
+def test_storage_that_is_another_is_told_from_one_that_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_probe, "PATIENCE", 0.1)
+    assert "does not see" in node_probe.probe(str(tmp_path), "token", "node")["storage"]
+    (tmp_path / "driver").write_text("of another study")
+    assert "another folder" in node_probe.probe(str(tmp_path), "token", "node")["storage"]
+    assert "cannot read" in node_probe.probe(str(tmp_path / "driver"), "token", "node")["storage"]
+    assert not (tmp_path / "node").exists()
+
+
+def test_the_probe_leaves_no_trace_even_of_the_folders_that_it_made(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    with nodes._left_behind(tmp_path / "kept" / "new" / "studies", "0123456789") as folder:
+        assert folder is not None
+        assert (folder / "driver").read_text() == "0123456789"
+        (folder / "node").write_text("0123456789")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "kept"]
+
+
+def test_a_node_whose_file_does_not_arrive_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_probe, "PATIENCE", 0.1)
+    assert "writes where" in nodes._read_back(answer(), tmp_path).storage
+    (tmp_path / "id").write_text("token")
+    assert nodes._read_back(answer(), tmp_path).storage == ""

@@ -1,0 +1,205 @@
+"""`tune-sparsity doctor`: what a study would run on, a line each: ok, or what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuner.config import StudyConfig, UsageError
+from tuner.tracking_uri import check_tracking_uri, redact, sqlite_file, stray_environment
+
+if TYPE_CHECKING:
+    from tuner.nodes import Answer, Node
+
+_GPU_CONTEXT = 1024  # MiB that a trial on a GPU takes at the least: CUDA's context and libraries, and a small network
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, what was found, and what to do about it ("" when all is well)."""
+
+    topic: str
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        what = " ".join(f"{self.topic}: {self.found}".split())
+        return f"fix  {what}: {self.remedy}" if self.remedy else f"ok   {what}"
+
+
+def examine(config: StudyConfig) -> Iterator[Finding]:
+    """Everything, in turn: what needs no cluster first. Of the configuration only what a study runs on is looked at."""
+    yield _environment()
+    yield tracking(config.tracking_uri)
+    yield storage_here(config.storage)
+    from tuner.prepare import check_address
+
+    try:
+        check_address(config.address)
+        from tuner.ray_run import ray_connection
+
+        with ray_connection(config):
+            yield from _cluster(config)
+    except UsageError as error:
+        yield Finding("cluster", str(error), "mend that, and ask again")
+
+
+def _environment() -> Finding:
+    if stray := stray_environment():
+        return Finding(
+            "environment", f"{', '.join(stray)} set", f"unset {' '.join(stray)}: a study has runs of its own"
+        )
+    return Finding("environment", "no stray MLFLOW_ variables")
+
+
+def storage_here(folder: Path) -> Finding:
+    """Whether this machine can write to the storage."""
+    from tuner.prepare import check_storage
+
+    try:
+        check_storage(folder)
+    except UsageError as error:
+        return Finding("storage", str(error), "see --storage")
+    return Finding("storage", f"this machine can write to {folder}")
+
+
+def tracking(uri: str) -> Finding:
+    """Whether MLflow's store answers, and runs the version that writes to it."""
+    shown = redact(uri)
+    try:
+        check_tracking_uri(uri)
+    except ValueError as error:
+        return Finding("mlflow", str(error), "see --tracking-uri")
+    here = importlib.metadata.version("mlflow")
+    if uri.lower().startswith("http"):
+        return _server(uri, shown, here)
+    if (file := sqlite_file(uri)) is not None and not file.exists():
+        if file.parent.is_dir() and os.access(file.parent, os.W_OK):
+            return Finding("mlflow", f"{here}, {shown} will be made by the first study")
+        return Finding("mlflow", f"{shown} cannot be made", f"make the folder {file.parent}, and writable")
+    if "://" not in uri:
+        return Finding("mlflow", f"{here}, {shown}")
+    return _database(uri, shown, here)
+
+
+def _server(uri: str, shown: str, here: str) -> Finding:
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/version", timeout=10) as answer:
+            there = answer.read(100).decode(errors="replace").strip()
+    except urllib.error.HTTPError as error:
+        remedy = "give the server's MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        return Finding(
+            "mlflow", f"{shown} answers {error.code}", remedy if error.code in (401, 403) else "is it MLflow's?"
+        )
+    except (OSError, ValueError) as error:
+        return Finding("mlflow", f"{shown} does not answer ({error})", "start the server, or give another URI")
+    if there.partition(".")[0] != here.partition(".")[0]:
+        return Finding("mlflow", f"{shown} runs {there}, and here is {here}", "install the same major version")
+    return Finding("mlflow", f"{there} at {shown}, {here} here")
+
+
+def _database(uri: str, shown: str, here: str) -> Finding:
+    import sqlalchemy
+
+    try:
+        engine = sqlalchemy.create_engine(uri, pool_pre_ping=True)
+        sqlalchemy.inspect(engine).get_table_names()  # a file that is no database opens, and cannot be read
+        engine.dispose()
+    except ModuleNotFoundError as error:
+        return Finding("mlflow", f"{shown} needs the package {error.name}", f"pip install {error.name}")
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        reason = redact((str(error).splitlines() or [""])[0])
+        return Finding("mlflow", f"{shown} does not answer ({reason[:160]})", "start the database, or give another URI")
+    return Finding("mlflow", f"{here}, {shown} answers")
+
+
+def _cluster(config: StudyConfig) -> Iterator[Finding]:
+    """Of the connected cluster."""
+    from tuner import nodes as cluster
+    from tuner.ray_run import gpus_per_trial
+
+    there = cluster.nodes()
+    gpus = gpus_per_trial(config)
+    yield resources(there, config.cpus_per_trial, gpus)
+    yield authentication(config.address)
+    try:
+        answers = cluster.ask(there, config.storage)
+    except OSError as error:
+        yield Finding("shared storage", f"{config.storage}: {error.strerror}", "give a folder that can be written to")
+        answers = cluster.ask(there, None)
+    else:
+        yield shared_storage(config.storage, answers)
+    yield from versions(answers)
+    yield from gpu_memory(answers, gpus)
+
+
+def resources(there: Sequence[Node], cpus: float, gpus: float) -> Finding:
+    """The nodes, their CPUs and GPUs, and how many trials fit."""
+    room = sum(node.room(cpus, gpus) for node in there)
+    found = ", ".join(f"{node.address} ({node.cpus:g} CPUs, {node.gpus:g} GPUs)" for node in there)
+    found = f"{len(there)}: {found}: room for {room} trials at once" if there else "none has CPUs"
+    if room:
+        return Finding("nodes", found)
+    return Finding("nodes", found, "lower --cpus-per-trial or --gpus-per-trial, or add nodes")
+
+
+def authentication(address: str | None) -> Finding:
+    """Whether Ray asks for a token. We are connected: a cluster that asks for one has had it from us."""
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+    topic = "ray's token authentication"
+    if is_token_auth_enabled():
+        return Finding(topic, "on")
+    if address is None:
+        return Finding(topic, "off", "unset RAY_AUTH_MODE: a private Ray then makes itself a token")
+    return Finding(
+        topic,
+        "off: whoever reaches the cluster can run code on it",
+        "start its nodes with RAY_AUTH_MODE=token and one token for all (ray get-auth-token --generate)",
+    )
+
+
+def versions(answers: Sequence[Answer]) -> Iterator[Finding]:
+    """What each node runs beside what this process runs."""
+    from tuner.node_probe import versions as here
+    from tuner.nodes import differences
+
+    for answer in answers:
+        topic = f"versions on {answer.node.address}"
+        if answer.silent:
+            yield Finding(topic, f"the node {answer.silent}", "look at its logs, and install tune-sparsity there")
+        elif different := differences([answer]):
+            said = "; ".join(line.partition(": ")[2] for line in different)
+            yield Finding(topic, said, "install the versions that this machine has")
+        else:
+            yield Finding(
+                topic, ", ".join(f"{name} {version}" for name, version in {**here(), **answer.versions}.items())
+            )
+
+
+def shared_storage(storage: Path, answers: Sequence[Answer]) -> Finding:
+    """Whether all nodes see what the driver writes, and the driver what they write."""
+    wrong = [f"{answer.node.address} {answer.storage}" for answer in answers if answer.storage]
+    if wrong:
+        return Finding("shared storage", f"{storage}: {', '.join(wrong)}", "give a --storage that all nodes share")
+    return Finding("shared storage", f"{storage} is the same folder on all nodes")
+
+
+def gpu_memory(answers: Sequence[Answer], gpus: float) -> Iterator[Finding]:
+    """The free memory of every GPU against the trials that would share it."""
+    trials = int(1 / gpus + 1e-9) if 0 < gpus < 1 else 1
+    for answer in answers:
+        for number, gpu in enumerate(answer.gpus if gpus else []):
+            each = gpu["free"] // trials
+            topic = f"GPU {number} on {answer.node.address}"
+            found = f"{gpu['name']}, {gpu['free']} of {gpu['total']} MiB free, {each} for each of {trials} trials"
+            few = max(1, gpu["free"] // _GPU_CONTEXT)
+            enough = each >= _GPU_CONTEXT
+            remedy = f"give --gpus-per-trial {1 / few:.2g} or more, or free its memory (nvidia-smi lists who has it)"
+            yield Finding(topic, found, "" if enough else remedy)

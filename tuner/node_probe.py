@@ -1,0 +1,95 @@
+"""What a node of a cluster says of itself. Runs there, and needs Python alone: a node that lacks a package says so."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("ray", "torch", "numpy", "safetensors", "pydantic")
+"""What a trial's process imports, beside Python and our own code; optuna and mlflow are the driver's alone."""
+OURS = ("tuner", "search_spaces", "experiments", "sparsity")
+PATIENCE = 10.0  # seconds that a network file system may take to show what another machine wrote
+
+
+def probe(storage: str | None, token: str, name: str) -> dict[str, Any]:
+    """The node's versions, GPUs and view of the storage.
+
+    Args:
+        storage: a folder in which the driver has left a file "driver" with the token; None: not looked at.
+        token: what the file holds.
+        name: of the file that this node leaves beside it, with the same content.
+
+    Returns:
+        versions: package -> version, "" where it is not installed; "python"; "tune-sparsity", a digest of the code.
+        gpus: name, total and free memory in MiB of each.
+        storage: what is wrong with it, "" if nothing.
+    """
+    return {"versions": versions(), "gpus": gpus(), "storage": _storage(storage, token, name)}
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a trial's process runs on."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}, "tune-sparsity": code()}
+
+
+def code() -> str:
+    """A digest of our own packages' code, as this process imports it; "" where one is missing."""
+    digest = hashlib.sha256()
+    for package in OURS:
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            return ""
+        for path in sorted(Path(spec.origin).parent.rglob("*.py")):
+            digest.update(path.relative_to(Path(spec.origin).parent).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def gpus() -> list[dict[str, Any]]:
+    """The GPUs that the driver's own tool lists: CUDA_VISIBLE_DEVICES hides none of them from it."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[part.strip() for part in line.rsplit(",", 2)] for line in listed.splitlines() if line.strip()]
+    return [
+        {"name": name, "total": int(total), "free": int(free)}
+        for name, total, free in rows
+        if total.isdecimal() and free.isdecimal()
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _storage(storage: str | None, token: str, name: str) -> str:
+    if storage is None:
+        return ""
+    folder, end = Path(storage), time.monotonic() + PATIENCE
+    while True:
+        try:
+            seen = (folder / "driver").read_text() == token
+            break
+        except FileNotFoundError:
+            if time.monotonic() > end:
+                return "does not see what the driver writes there"
+            time.sleep(0.2)
+        except OSError as error:
+            return f"cannot read there ({error.strerror})"
+    if not seen:
+        return "sees another folder of that name"
+    try:
+        (folder / name).write_text(token)
+    except OSError as error:
+        return f"cannot write there ({error.strerror})"
+    return ""

@@ -1,0 +1,174 @@
+"""The nodes of the connected cluster: what each of them has, and whether a study can run on them all."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tuner import node_probe
+from tuner.config import UsageError
+
+_ANSWER_WITHIN = 120.0  # seconds; a node may have to fetch the code and start a process first
+
+_ALIKE = ("python", "ray", "torch", "numpy", "tune-sparsity")  # of the rest, any version will do
+
+
+@dataclass(frozen=True)
+class Node:
+    """One that can run trials."""
+
+    id: str
+    address: str
+    cpus: float
+    gpus: float
+
+    def room(self, cpus: float, gpus: float) -> int:
+        """How many trials fit, when each takes so many CPUs and GPUs of one node."""
+        fit = int(self.cpus / cpus + 1e-9)
+        # A trial that shares a GPU has its share of one: what is left of two is no room for it.
+        whole = int(self.gpus) * int(1 / gpus + 1e-9) if 0 < gpus < 1 else int(self.gpus / gpus + 1e-9) if gpus else fit
+        return min(fit, whole)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a node said of itself, or why it did not.
+
+    Attributes:
+        versions, gpus, storage: as `node_probe.probe`.
+        silent: why there is no answer, "" if there is one.
+    """
+
+    node: Node
+    versions: dict[str, str]
+    gpus: list[dict[str, Any]]
+    storage: str = ""
+    silent: str = ""
+
+
+def nodes() -> list[Node]:
+    """Those that are alive and have CPUs, in the order of their addresses."""
+    found = [
+        Node(
+            node["NodeID"], node["NodeManagerAddress"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return sorted((node for node in found if node.cpus > 0), key=lambda node: (node.address, node.id))
+
+
+def ask(asked: Sequence[Node], storage: Path | None) -> list[Answer]:
+    """What each node says of itself; all are asked at once.
+
+    Args:
+        storage: the folder that all should share, probed with a file that is gone afterwards; None: not probed.
+
+    Raises:
+        OSError: if this machine itself cannot write to the storage.
+    """
+    token = secrets.token_hex(16)
+    with _left_behind(storage, token) as folder:
+        remote = ray.remote(num_cpus=0, max_retries=1)(node_probe.probe)
+        path = None if folder is None else str(folder)
+        waiting = {
+            node: remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
+                path, token, node.id
+            )
+            for node in asked
+        }
+        end = time.monotonic() + _ANSWER_WITHIN
+        answers = [_answer(node, reference, end) for node, reference in waiting.items()]
+        return [_read_back(answer, folder) for answer in answers]
+
+
+def _answer(node: Node, reference: Any, end: float) -> Answer:
+    try:
+        said = ray.get(reference, timeout=max(1.0, end - time.monotonic()))
+    except ray.exceptions.GetTimeoutError:
+        return Answer(node, {}, [], silent=f"did not answer within {_ANSWER_WITHIN:.0f} seconds")
+    except ray.exceptions.RayError as error:
+        return Answer(node, {}, [], silent=f"cannot run our code ({' '.join(str(error).split())[-200:]})")
+    return Answer(node, **said)
+
+
+def _read_back(answer: Answer, folder: Path | None) -> Answer:
+    """With the storage found wanting where the node's file does not arrive here."""
+    if folder is None or answer.silent or answer.storage:
+        return answer
+    end = time.monotonic() + node_probe.PATIENCE
+    while not (folder / answer.node.id).exists():
+        if time.monotonic() > end:
+            return Answer(answer.node, answer.versions, answer.gpus, "writes where the driver does not see it")
+        time.sleep(0.2)
+    return answer
+
+
+@contextlib.contextmanager
+def _left_behind(storage: Path | None, token: str) -> Iterator[Path | None]:
+    """A folder in the storage with the driver's file; afterwards there is no trace of it."""
+    if storage is None:
+        yield None
+        return
+    made = [folder for folder in (storage, *storage.parents) if not folder.exists()]
+    folder = storage / f".tune-sparsity-probe-{token[:8]}"
+    try:
+        folder.mkdir(parents=True)
+        (folder / "driver").write_text(token)
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+            for one in made:
+                one.rmdir()
+
+
+def differences(answers: Sequence[Answer]) -> list[str]:
+    """What the nodes run that is not what this process runs: a line a package and version, with all its nodes."""
+    here = node_probe.versions()
+    found: dict[str, list[str]] = {}
+    for answer in answers:
+        for package, version in answer.versions.items():
+            other = package in _ALIKE and compared(package, version) != compared(package, here[package])
+            if other or not version:
+                what = f"{package} {version or 'is not installed'}, and this process {here[package]}"
+                found.setdefault(what, []).append(answer.node.address)
+    return [f"{', '.join(dict.fromkeys(addresses))}: {what}" for what, addresses in found.items()]
+
+
+def compared(package: str, version: str) -> str:
+    """The part of a version that all nodes must have alike: of torch not the build (2.9.0+cpu, 2.9.0+cu126), of Python
+    not the patch release, of NumPy the major number, whose pickles differ."""
+    release = version.partition("+")[0]
+    parts = {"python": 2, "numpy": 1}.get(package)
+    return release if parts is None else ".".join(release.split(".")[:parts])
+
+
+def check_nodes(storage: Path) -> None:
+    """Before a study begins on a cluster: every node runs what the driver runs, and shares its storage.
+
+    Raises:
+        UsageError: with the first thing that is wrong, and on which node.
+    """
+    answers = ask(nodes(), storage)
+    for answer in answers:
+        if answer.silent:
+            raise UsageError(f"node {answer.node.address} {answer.silent}: tune-sparsity doctor says more")
+    if different := differences(answers):
+        raise UsageError(f"node {different[0]}: all nodes need the same (tune-sparsity doctor lists them all)")
+    for answer in answers:
+        if answer.storage:
+            raise UsageError(
+                f"--storage {storage}: node {answer.node.address} {answer.storage}: give a folder that all "
+                f"{len(answers)} nodes and this machine share"
+            )
