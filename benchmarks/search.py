@@ -2,7 +2,7 @@
 
     python -m benchmarks.search [--seeds 10] [--only NAME ...] [--out FOLDER]     trials to reach
     python -m benchmarks.search --cost                                            milliseconds a proposal
-    python -m benchmarks.search --stopping [--experiment mnist --data-dir DIR --trials 16 --epochs 8]
+    python -m benchmarks.search --stopping [--first-seed 10] [--experiment mnist --data-dir DIR --trials 16 --epochs 8]
 
 Under each seed, random search (no priors, no first points) trains 64 networks; every other search then goes on until
 it has reached their best validation accuracy (>=), or has had 32 trials. All train the same experiment, one trial after
@@ -191,12 +191,12 @@ def _range(values: list[float]) -> str:
 # Early stopping
 
 
-def stopping(trainer: Trainer, seeds: int, trials: int) -> None:
+def stopping(trainer: Trainer, seeds: range, trials: int) -> None:
     """What early stopping saves of the default search's epochs, and what it costs in accuracy."""
     space, epochs = load_space("lpss", TARGET), trainer.epochs
     print("| seed | epochs saved | best without, % | best with, % |\n| --- | --- | --- | --- |")
     saved, lost = [], []
-    for seed in range(seeds):
+    for seed in seeds:
         done = run(trainer, ours(seed, space), seed, trials)
         finished, trained_epochs = replay(done, epochs)
         best = max(trained.feasible for trained in done)
@@ -281,6 +281,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0, help="of --stopping")
     parser.add_argument("--only", nargs="+", choices=list(searches()), default=[])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/search"))
     options = parser.parse_args()
@@ -294,7 +295,8 @@ def main() -> None:
     data = experiment.load(options.data_dir)
     trainer = Trainer(experiment, data, epochs, options.out / f"{options.experiment}.jsonl")
     if options.stopping:
-        stopping(trainer, options.seeds, options.trials)
+        first = options.first_seed
+        stopping(trainer, range(first, first + options.seeds), options.trials)
     else:
         reach(trainer, options.seeds, options.only)
 

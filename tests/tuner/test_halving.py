@@ -48,7 +48,7 @@ def saturating(final: float, speed: float = 3.0) -> Curve:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "rungs"), [(1, ()), (2, ()), (3, (1,)), (4, (1, 3)), (8, (1, 4)), (20, (3, 10)), (250, (42, 125))]
+    ("epochs", "rungs"), [(1, ()), (2, ()), (3, (1,)), (4, (1, 3)), (8, (2, 5)), (20, (4, 12)), (250, (50, 150))]
 )
 def test_rungs(epochs: int, rungs: tuple[int, ...]) -> None:
     assert rung_epochs(epochs) == rungs
