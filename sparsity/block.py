@@ -12,10 +12,10 @@ from torch import Tensor
 from sparsity.rows import Layout, Rows, inverse_norms, row_dot, times_own_power
 from sparsity.sphere import dual_exponent
 
-_NO_NORM = 1e-30  # a smaller sum of |v|^q is that of a row that came onto the sphere as zeros: it has no norm yet
+NO_NORM = 1e-30  # a smaller sum of |v|^q is that of a row that came onto the sphere as zeros: it has no norm yet
 _GAIN_MIN = 1e-6  # a gain at zero would silence its neuron for good, and the sign belongs to w
 
-_ONE_A_ROW = ("gain", "gain_momentum")  # the other states have an entry for every weight
+_ONE_A_ROW = ("gain", "gain_momentum", "latent")  # the other states have an entry for every weight
 
 State = dict[str, Tensor]
 
@@ -30,33 +30,41 @@ class Block:
         params: the parameters; each has a gradient at every `step`.
         states: the optimizer's state of each: "v" (rows, fan-in), and "gain" (rows, 1) if it has one. Where something
             else puts new tensors there, they are taken over at the next step.
+        masks: of the parameters, in their shapes, or None: the gradients of masked weights count as zero, and the
+            parameters hold zeros there.
         foreach: whether gradients and parameters too are gathered and scattered as one. None: on a GPU, where
             a kernel's start costs more than the copy; on a CPU it is the other way round.
+        owned: what an earlier block of the same parameters made of the states, by key, to go on in.
     """
 
-    def __init__(self, params: Sequence[Tensor], states: Sequence[State], foreach: bool | None) -> None:
-        self._given = (*params, *states)
-        both = sorted(zip(params, states, strict=True), key=lambda one: one[1]["v"].shape[1])
-        self._params, self._states = [param for param, _ in both], [state for _, state in both]
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        states: Sequence[State],
+        masks: Sequence[Tensor] | None = None,
+        foreach: bool | None = None,
+        owned: dict[str, Rows] | None = None,
+    ) -> None:
+        order = sorted(range(len(params)), key=lambda i: states[i]["v"].shape[1])
+        self._params, self._states = [params[i] for i in order], [states[i] for i in order]
+        self._masks = None if masks is None else [masks[i] for i in order]
         self._layout = Layout([(len(state["v"]), state["v"].shape[1]) for state in self._states])
-        self._owned: dict[str, Rows] = {}  # what was made of the states, by key
+        self._owned = {} if owned is None else owned
         v = self._rows("v").flat
         self._gathers = foreach if foreach is not None else v.device.type != "cpu"
-        # All that has the parameters' size is computed in here: on a CPU, fresh memory costs more than arithmetic.
-        self._a, self._b = (self._layout.entries(torch.empty_like(v)) for _ in range(2))
+        self._a, self._b = self._scratch(v)
         rows = sum(rows for rows, _ in self._layout.shapes)
         self._rates, self._powers, self._gain_grads = (self._layout.one_a_row(v.new_empty(rows)) for _ in range(3))
 
-    def holds(self, params: Sequence[Tensor], states: Sequence[State]) -> bool:
-        """Whether it was made of just these, in this order. Loading gives an optimizer other states."""
-        given = (*params, *states)
-        return len(given) == len(self._given) and all(a is b for a, b in zip(given, self._given, strict=True))
+    def _scratch(self, v: Tensor) -> tuple[Any, Any]:
+        """Memory for all that has the parameters' size: on a CPU, fresh memory costs more than arithmetic."""
+        return self._layout.entries(torch.empty_like(v)), self._layout.entries(torch.empty_like(v))
 
     def step(self, group: dict[str, Any]) -> Tensor | None:
         """One step with the settings of `group`. On a CPU the parameter whose gradient is NaN or infinite is returned,
         if there is one, and no parameter and no v is changed; else None."""
-        v, lr, q = self._rows("v"), group["lr"], float(dual_exponent(group["p"]))
-        grads = self._gathered([param.grad for param in self._params if param.grad is not None])
+        lr, q = group["lr"], float(dual_exponent(group["p"]))
+        v, grads = self._begin(q), self._gradients()
         if group["gain"]:
             self._gain_gradients(grads, group["weight_decay"])
         d = self._momentum(grads, "momentum_buffer", group, self._a)
@@ -65,22 +73,19 @@ class Block:
         if rates.device.type == "cpu" and not math.isfinite(rates.amin().item()):
             parts = zip(self._params, self._rates.parts, strict=True)
             return next(param for param, rate in parts if not rate.isfinite().all())
-        for rows, direction, rate in zip(v.runs, d.runs, self._rates.runs, strict=True):
-            rows.addcmul_(direction, rate)  # ((1 - lr) v - lr d/||d||_q)/(1 - lr): the factor goes with the norm
+        v.add_(d, self._rates)  # ((1 - lr) v - lr d/||d||_q)/(1 - lr): the factor goes with the norm
 
         # With r = |v|^(q-2): v r is w before it is scaled, and |v|^q = v (v r), so one power serves norm and weights.
         unscaled = times_own_power(v, q - 2.0, self._b)
-        for rows, other, power in zip(v.runs, unscaled.runs, self._powers.runs, strict=True):
-            row_dot(rows, other, power)
-        powers = self._powers.flat.clamp_min_(_NO_NORM)
+        v.products(unscaled, self._powers)
+        powers = self._of_whole_rows(self._powers.flat).clamp_min_(NO_NORM)
         scales = torch.pow(powers, 1 / q - 1, out=self._rates.flat)
         if group["gain"]:
             gain_d = self._momentum(self._pieces(self._gain_grads), "gain_momentum", group, self._gain_grads)
             scales.mul_(self._rows("gain").flat.sub_(gain_d.flat, alpha=group["gain_lr"]).clamp_min_(_GAIN_MIN))
         self._scatter(unscaled)
         powers.pow_(-1 / q)
-        for rows, factor in zip(v.runs, self._powers.runs, strict=True):
-            rows.mul_(factor)
+        self._normalise(v)
         return None
 
     def _rows(self, key: str) -> Rows:
@@ -93,6 +98,29 @@ class Block:
             for state, part in zip(self._states, rows.parts, strict=True):
                 state[key] = part
         return rows
+
+    def _begin(self, q: float) -> Any:
+        """v as it is stepped: Rows here."""
+        for state in self._states:
+            state.pop("latent", None)  # it would be wrong after this step
+        return self._rows("v")
+
+    def put_back(self) -> None:
+        """Puts the state where others see it; they may change it."""
+
+    def _gradients(self) -> list[Tensor]:
+        grads = [param.grad for param in self._params if param.grad is not None]
+        if self._masks is not None:
+            torch._foreach_mul_(grads, self._masks)
+        return self._gathered(grads)
+
+    def _of_whole_rows(self, powers: Tensor) -> Tensor:
+        """The sums of |v|^q over whole rows, of those over the entries that are stepped."""
+        return powers
+
+    def _normalise(self, v: Any) -> None:
+        """Multiplies every row of v by its number in `_powers`, and keeps it."""
+        v.scale_(self._powers)
 
     def _pieces(self, rows: Rows) -> list[Tensor]:
         """What answers to one gathered matrix each."""
@@ -108,12 +136,16 @@ class Block:
     def _gain_gradients(self, grads: Sequence[Tensor], weight_decay: float) -> None:
         """The gain's gradient is <dL/dparameter, w>, and the parameter holds gain * w (masked where it is masked)."""
         gains = self._rows("gain").flat
-        weights = self._gathered(self._params)
-        for grad, weight, out in zip(grads, weights, self._pieces(self._gain_grads), strict=True):
-            row_dot(grad, weight, out)
+        self._along_parameters(grads)
         self._gain_grads.flat.div_(gains)
         if weight_decay:
             self._gain_grads.flat.add_(gains, alpha=weight_decay)
+
+    def _along_parameters(self, grads: Sequence[Tensor]) -> None:
+        """<dL/dparameter, parameter> of every row."""
+        weights = self._gathered(self._params)
+        for grad, weight, out in zip(grads, weights, self._pieces(self._gain_grads), strict=True):
+            row_dot(grad, weight, out)
 
     def _momentum(self, grads: Sequence[Tensor], key: str, group: dict[str, Any], out: Rows) -> Rows:
         """The gradients after heavy-ball or Nesterov momentum, in torch.optim.SGD's form (no dampening)."""
@@ -122,18 +154,30 @@ class Block:
             for grad, d in zip(grads, self._pieces(out), strict=True):
                 d.copy_(grad)
             return out
-        for state in self._states:
-            if key not in state:
-                state[key] = torch.zeros_like(state["gain" if key in _ONE_A_ROW else "v"])
-        buffers = self._rows(key)
+        buffers = self._momentum_buffer() if key == "momentum_buffer" else self._kept(key)
         for grad, buffer, d in zip(grads, self._pieces(buffers), self._pieces(out), strict=True):
             torch.add(grad, buffer, alpha=momentum, out=buffer)
             if group["nesterov"]:
                 torch.add(grad, buffer, alpha=momentum, out=d)
         return out if group["nesterov"] else buffers
 
-    def _scatter(self, unscaled: Rows) -> None:
+    def _momentum_buffer(self) -> Any:
+        return self._kept("momentum_buffer")
+
+    def _kept(self, key: str) -> Rows:
+        """The momentum `key`, which begins with zeros."""
+        for state in self._states:
+            if key not in state:
+                state[key] = torch.zeros_like(state["gain" if key in _ONE_A_ROW else "v"])
+        return self._rows(key)
+
+    def _scatter(self, unscaled: Any) -> None:
         """Sets the parameters to `unscaled` times the scales of their rows, which stand where the rates stood."""
+        self._fill(unscaled)
+        if self._masks is not None:
+            torch._foreach_mul_([param.detach() for param in self._params], self._masks)
+
+    def _fill(self, unscaled: Rows) -> None:
         if self._gathers:
             for rows, scale, out in zip(unscaled.runs, self._rates.runs, self._a.runs, strict=True):
                 torch.mul(rows, scale, out=out)

@@ -1,19 +1,21 @@
 """LpSGD: stochastic gradient descent on the unit Lp sphere, with ordinary SGD groups beside it.
 
 The optimizer keeps the dual image v of every sphere weight as its state; the parameter itself holds what the network
-multiplies with, gain x w. Masks are not its business: whoever prunes multiplies the parameter after the step.
+multiplies with, gain x w. Whoever prunes tells it the masks, or multiplies the parameter after the step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from sparsity.active import make_block
 from sparsity.block import Block
+from sparsity.rows import Rows
 from sparsity.sphere import check_p, from_dual, project, row_norm, to_dual
 
 LR_MAX = 0.25
@@ -74,10 +76,33 @@ class LpSGD(torch.optim.Optimizer):
             "gain_lr": gain_lr,
             "foreach": foreach,
         }
+        self._masks: dict[Tensor, Tensor] = {}
+        self._forget_blocks()
         super().__init__(params, defaults)
 
+    @property  # type: ignore[override]
+    def state(self) -> Any:
+        """Every parameter's state. It may be read and changed between any two steps."""
+        for _, blocks in self._blocks.values():
+            for block in blocks:
+                block.put_back()
+        return self.__dict__["state"]
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.__dict__["state"] = state
+
+    def _forget_blocks(self) -> None:
+        # By group: the parameters that had gradients, and what steps them; and their memory.
+        self._blocks: dict[int, tuple[list[Tensor], list[Block]]] = {}
+        self._memory: dict[tuple[int, ...], dict[str, Rows]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_masks": self._masks}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        self._forget_blocks()
+        super().__setstate__({"_masks": self.__dict__.get("_masks", {}), **state})
         for group in self.param_groups:
             group.setdefault("foreach", None)
 
@@ -110,6 +135,29 @@ class LpSGD(torch.optim.Optimizer):
         """w of a sphere parameter, shape (rows, fan-in): without gain, and before any mask."""
         p = self._group_of(param)["p"]
         return from_dual(self.state[param]["v"], p)
+
+    @torch.no_grad()
+    def set_masks(self, masks: Mapping[Tensor, Tensor], *, as_loaded: bool = False) -> None:
+        """Prunes sphere parameters: from now on the weights where a parameter's mask (in its shape, of zeros and ones)
+        is 0 are zero in it, without gradient or momentum; their v only decays. Parameters that are not named lose the
+        mask they had. Where most weights are masked a step is much quicker so, on a CPU, than with gradients masked
+        beforehand. Masks are not kept in the state_dict; call this again after changing one in place.
+
+        Args:
+            as_loaded: the state was loaded, and is that of these very masks.
+        """
+        states = self.state
+        for param, mask in masks.items() if not as_loaded else ():
+            param.mul_(mask)
+            states[param].pop("latent", None)
+            if "momentum_buffer" in states[param]:
+                states[param]["momentum_buffer"].mul_(mask.flatten(1))
+        self._masks = dict(masks)
+        self._blocks.clear()
+
+    def has_mask(self, param: Tensor) -> bool:
+        """Whether `set_masks` has given it one."""
+        return param in self._masks
 
     def gain(self, param: Tensor) -> Tensor | None:
         """The gains of a sphere parameter, shape (rows, 1); None where it has none."""
@@ -154,7 +202,7 @@ class LpSGD(torch.optim.Optimizer):
             if group["p"] is None:
                 self._ordinary_step(params, group)
                 continue
-            for block in self._blocks(params, group):
+            for block in self._blocks_of(params, group):
                 bad = block.step(group)
                 if bad is not None:
                     raise FloatingPointError(f"the gradient of {_name(bad, group)} is NaN or infinite")
@@ -172,11 +220,13 @@ class LpSGD(torch.optim.Optimizer):
         if group["weight_decay"]:
             grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
         if momentum:
-            fresh = [self.state[param].get("momentum_buffer") is None for param in params]
-            for param, grad, new in zip(params, grads, fresh, strict=True):
+            every = self.__dict__["state"]  # what is on the sphere need not be put back for this
+            states = [every[param] for param in params]
+            fresh = ["momentum_buffer" not in state for state in states]
+            for state, grad, new in zip(states, grads, fresh, strict=True):
                 if new:
-                    self.state[param]["momentum_buffer"] = grad.clone()
-            buffers = [self.state[param]["momentum_buffer"] for param in params]
+                    state["momentum_buffer"] = grad.clone()
+            buffers = [state["momentum_buffer"] for state in states]
             old = [pair for *pair, new in zip(buffers, grads, fresh, strict=True) if not new]
             if old:
                 torch._foreach_mul_([buffer for buffer, _ in old], momentum)
@@ -184,21 +234,23 @@ class LpSGD(torch.optim.Optimizer):
             grads = list(torch._foreach_add(grads, buffers, alpha=momentum)) if group["nesterov"] else buffers
         torch._foreach_add_(params, grads, alpha=-group["lr"])
 
-    def _blocks(self, params: Sequence[Tensor], group: dict[str, Any]) -> list[Block]:
+    def _blocks_of(self, params: list[Tensor], group: dict[str, Any]) -> list[Block]:
         """What is stepped together: the parameters of a sphere group, by the device and dtype of their state."""
-        alike: dict[Any, list[Tensor]] = {}
+        known, blocks = self._blocks.get(id(group), ([], []))
+        if len(known) == len(params) and all(a is b for a, b in zip(known, params, strict=True)):
+            return blocks
+        states, alike = self.state, {}
         for param in params:
-            state = self.state[param]
-            alike.setdefault((state["v"].device, state["v"].dtype), []).append(param)
-        blocks: dict[Any, Block] = self.__dict__.setdefault("_blocks_made", {})  # not pickled: made anew where missing
-        found = []
-        for members in alike.values():
-            states = [self.state[param] for param in members]
-            block = blocks.get(id(members[0]))
-            if block is None or not block.holds(members, states):
-                block = blocks[id(members[0])] = Block(members, states, group["foreach"])
-            found.append(block)
-        return found
+            v = states[param]["v"]
+            alike.setdefault((v.device, v.dtype, param in self._masks), []).append(param)
+        blocks = [self._block_of(members, group["foreach"]) for members in alike.values()]
+        self._blocks[id(group)] = params, blocks
+        return blocks
+
+    def _block_of(self, members: list[Tensor], foreach: bool | None) -> Block:
+        masks = [self._masks[param] for param in members] if members[0] in self._masks else None
+        memory = self._memory.setdefault(tuple(id(param) for param in members), {})
+        return make_block(members, [self.state[param] for param in members], masks, foreach, memory)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but state keeps its own dtype, where torch would cast v to that of a half-precision parameter,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,81 @@ class Rows(NamedTuple):
     """The matrices, (rows, fan-in) each: views of `flat`."""
     runs: list[Tensor]
     """The same memory in as few matrices as possible: neighbours of equal fan-in are one."""
+
+    def largest(self, out: Rows) -> None:
+        """The largest entry of every row, into `out`, which has one number a row."""
+        for rows, largest in zip(self.runs, out.runs, strict=True):
+            torch.amax(rows, 1, keepdim=True, out=largest)
+
+    def totals(self) -> Tensor:
+        """The sum of every row, flat."""
+        return torch.cat([rows.sum(1) for rows in self.runs])
+
+    def products(self, other: Rows, out: Rows) -> None:
+        """The inner product of every row with the other's, into `out`, which has one number a row."""
+        for rows, others, product in zip(self.runs, other.runs, out.runs, strict=True):
+            row_dot(rows, others, product)
+
+    def scale_(self, factors: Rows) -> None:
+        """Multiplies every row by a number of its own."""
+        for rows, factor in zip(self.runs, factors.runs, strict=True):
+            rows.mul_(factor)
+
+    def add_(self, other: Rows, factors: Rows) -> None:
+        """Adds to every row the other's, times a number of its own."""
+        for rows, others, factor in zip(self.runs, other.runs, factors.runs, strict=True):
+            rows.addcmul_(others, factor)
+
+
+class Ragged:
+    """Some entries of rows, those of each row one after another in flat memory, with the operations of `Rows`.
+
+    Args:
+        flat: the entries, on a CPU in float32 or float64.
+        counts: how many of them each row has; may be 0.
+        sizes: how many of them each matrix has.
+    """
+
+    def __init__(self, flat: Tensor, counts: np.ndarray, sizes: Sequence[int]) -> None:
+        self.flat, self.parts = flat, list(flat.split(list(sizes)))
+        self._array, self._scratch = flat.numpy(), np.empty_like(flat.numpy())
+        self._counts = counts
+        self._filled = np.flatnonzero(counts)
+        self._starts = (np.cumsum(counts) - counts)[self._filled]
+
+    def largest(self, out: Rows) -> None:
+        self._reduce(np.maximum, self._array, out.flat.numpy())
+
+    def totals(self) -> Tensor:
+        out = torch.empty(len(self._counts), dtype=self.flat.dtype)
+        self._reduce(np.add, self._array, out.numpy())
+        return out
+
+    def products(self, other: Ragged, out: Rows) -> None:
+        np.multiply(self._array, other._array, out=self._scratch)
+        self._reduce(np.add, self._scratch, out.flat.numpy())
+
+    def scale_(self, factors: Rows) -> None:
+        self.flat.mul_(self.each(factors))
+
+    def add_(self, other: Ragged, factors: Rows) -> None:
+        self.flat.addcmul_(other.flat, self.each(factors))
+
+    def each(self, factors: Rows) -> Tensor:
+        """The number of its row for every entry."""
+        return torch.from_numpy(np.repeat(factors.flat.numpy(), self._counts))
+
+    def _reduce(self, operation: np.ufunc, entries: np.ndarray, out: np.ndarray) -> None:
+        """The entries of every row as one; 0 for a row without any, for which NumPy would take its neighbour's."""
+        if len(self._filled) == len(out):
+            operation.reduceat(entries, self._starts, out=out)
+            return
+        out.fill(0)
+        if len(self._filled):
+            out[self._filled] = operation.reduceat(entries, self._starts)
+
+
+SomeRows = TypeVar("SomeRows", Rows, Ragged)
 
 
 class Layout:
@@ -84,23 +159,21 @@ def row_dot(x: Tensor, y: Tensor, out: Tensor) -> None:
         torch.sum(x.to(out.dtype) * y.to(out.dtype), 1, keepdim=True, out=out)
 
 
-def inverse_norms(d: Rows, q: float, scratch: Rows, out: Rows) -> Tensor:
+def inverse_norms(d: SomeRows, q: float, scratch: SomeRows, out: Rows) -> Tensor:
     """1/||d||_q of every row, into `out`, for finite d of any magnitude; returns it flat.
 
     It is huge but finite for a row of zeros, and NaN for a row that holds NaN or an infinity.
     """
     torch.abs(d.flat, out=scratch.flat)
-    for rows, largest in zip(scratch.runs, out.runs, strict=True):
-        torch.amax(rows, 1, keepdim=True, out=largest)
+    scratch.largest(out)
     inverse = out.flat.clamp_min_(_TINY).reciprocal_()
-    for rows, factor in zip(scratch.runs, out.runs, strict=True):
-        rows.mul_(factor)
+    scratch.scale_(out)
     power_(scratch.flat, q)
-    totals = [rows.sum(1) for rows in scratch.runs]  # ||d/largest||_q^q in [1, n]; about 0 if d = 0
-    return inverse.mul_(torch.cat(totals).clamp_min_(1.0).pow_(-1 / q))
+    totals = scratch.totals()  # ||d/largest||_q^q in [1, n]; about 0 if d = 0
+    return inverse.mul_(totals.clamp_min_(1.0).pow_(-1 / q))
 
 
-def times_own_power(v: Rows, exponent: float, scratch: Rows) -> Rows:
+def times_own_power(v: SomeRows, exponent: float, scratch: SomeRows) -> SomeRows:
     """v |v|^exponent, in `scratch`; v itself for exponent 0."""
     if exponent == 0.0:
         return v

@@ -76,6 +76,7 @@ class SparseTraining:
         tracked = self.layers if getattr(topology, "needs_momentum", False) else []
         self.averages = [torch.zeros_like(layer.weight) for layer in tracked]
         self._apply_masks()
+        self._give_masks()
 
     @property
     def progress(self) -> float:
@@ -153,6 +154,19 @@ class SparseTraining:
                 self._forget_dropped(layer.weight, new)
             old.copy_(new)
         self._apply_masks()
+        self._give_masks()
+
+    def _give_masks(self, *, as_loaded: bool = False) -> None:
+        """Tells LpSGD the masks under which nothing learns: it is quicker for knowing them."""
+        if isinstance(self.optimizer, LpSGD) and (self.fixed or not self.dense_latent):
+            pairs = zip(self.layers, self.masks, strict=True)
+            self.optimizer.set_masks({layer.weight: mask for layer, mask in pairs if layer.sphere}, as_loaded=as_loaded)
+
+    def _own_masks(self) -> list[tuple[Tensor, Tensor]]:
+        """The weights whose masks the optimizer does not apply itself, with those."""
+        knows = self.optimizer.has_mask if isinstance(self.optimizer, LpSGD) else lambda weight: False
+        pairs = zip(self.layers, self.masks, strict=True)
+        return [(layer.weight, mask) for layer, mask in pairs if not knows(layer.weight)]
 
     def _forget_dropped(self, weight: Tensor, mask: Tensor) -> None:
         """What is dropped must not be moved on by its old momentum; v on the sphere is no momentum, and stays."""
@@ -162,17 +176,19 @@ class SparseTraining:
 
     def _mask_gradients(self) -> None:
         """So that masked weights learn nothing, except those on the sphere where their latent is to go on learning."""
+        spared = {id(layer.weight) for layer in self.layers if self.dense_latent and layer.sphere and not self.fixed}
         pairs = [
-            (layer.weight.grad, mask)
-            for layer, mask in zip(self.layers, self.masks, strict=True)
-            if layer.weight.grad is not None and not (self.dense_latent and layer.sphere and not self.fixed)
+            (weight.grad, mask)
+            for weight, mask in self._own_masks()
+            if weight.grad is not None and id(weight) not in spared
         ]
         if pairs:
             torch._foreach_mul_(*map(list, zip(*pairs, strict=True)))
 
+    @torch.no_grad()
     def _apply_masks(self) -> None:
-        with torch.no_grad():
-            torch._foreach_mul_([layer.weight for layer in self.layers], self.masks)
+        if pairs := self._own_masks():
+            torch._foreach_mul_(*map(list, zip(*pairs, strict=True)))
 
     def _projected_masks(self) -> list[Tensor]:
         """The exact masks: `final_sparsity` over all weights together, the most salient of the active ones kept."""
@@ -188,6 +204,7 @@ class SparseTraining:
         if not self.fixed:
             self._set_masks(self._projected_masks())
             self.fixed = True
+            self._give_masks()
         for layer, mask in zip(self.layers, self.masks, strict=True):
             info = torch.finfo(layer.weight.dtype)
             smallest = max(_SMALLEST, info.tiny * info.eps)  # of float16, which has no 2^-100
@@ -259,9 +276,10 @@ class SparseTraining:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        self.steps, self.travel, self.fixed = state["steps"], state["travel"], state["fixed"]
         for mask, saved in zip(self.masks, state["masks"], strict=True):
             mask.copy_(saved)
+        self._give_masks(as_loaded=True)
         for average, saved in zip(self.averages, state["averages"], strict=True):
             average.copy_(saved)
         self.topology.load_state_dict(state["topology"])
-        self.steps, self.travel, self.fixed = state["steps"], state["travel"], state["fixed"]
