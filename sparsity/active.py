@@ -45,7 +45,7 @@ class ActiveBlock(Block):
     """A block on a CPU that goes over the active weights only. Parameters are contiguous, and have masks; weights whose
     mask is 0 must have no momentum. Between a step and `put_back` the state of active weights is kept elsewhere."""
 
-    _gathered = False
+    _apart = False  # whether the state of active weights is kept here
     _q: float | None = None  # of which "latent" is; None: of that which comes first
 
     def _scratch(self, v: Tensor) -> tuple[Any, Any]:
@@ -61,21 +61,21 @@ class ActiveBlock(Block):
         return a, b
 
     def _begin(self, q: float) -> Ragged:
-        if not self._gathered:
+        if not self._apart:
             torch.index_select(self._rows("v").flat, 0, self._places, out=self._v.flat)
             torch.index_select(super()._momentum_buffer().flat, 0, self._places, out=self._buffer.flat)
             self._gather(self._params, self._weights)
-            self._gathered = True
+            self._apart = True
             self._sum_latent(q, anew=any("latent" not in state for state in self._states))
         elif q != self._q:
             self._sum_latent(q, anew=True)
         return self._v
 
     def put_back(self) -> None:
-        if self._gathered:
+        if self._apart:
             self._rows("v").flat.scatter_(0, self._places, self._v.flat)
             self._rows("momentum_buffer").flat.scatter_(0, self._places, self._buffer.flat)
-            self._gathered = False
+            self._apart = False
 
     def _sum_latent(self, q: float, *, anew: bool) -> None:
         """Finds the sum of |v|^q over the masked weights of each row, or takes it from the state."""

@@ -80,7 +80,7 @@ class LpSGD(torch.optim.Optimizer):
         self._forget_blocks()
         super().__init__(params, defaults)
 
-    @property  # type: ignore[override]
+    @property
     def state(self) -> Any:
         """Every parameter's state. It may be read and changed between any two steps."""
         for _, blocks in self._blocks.values():
@@ -239,7 +239,8 @@ class LpSGD(torch.optim.Optimizer):
         known, blocks = self._blocks.get(id(group), ([], []))
         if len(known) == len(params) and all(a is b for a, b in zip(known, params, strict=True)):
             return blocks
-        states, alike = self.state, {}
+        states = self.state
+        alike: dict[Any, list[Tensor]] = {}
         for param in params:
             v = states[param]["v"]
             alike.setdefault((v.device, v.dtype, param in self._masks), []).append(param)
