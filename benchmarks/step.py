@@ -4,7 +4,7 @@
 
 One thread, in processor time, which other processes do not stretch. Each side trains a network of its own on the same
 batches, in turns, so that a machine whose speed drifts slows all of them; the table shows medians over the rounds, of
-medians over a round's steps, and ratios taken round by round. The last line is the mean step of a whole training to 90 %
+medians over a round's steps, and ratios taken round by round. The last line is the mean step of a training to 90 %
 sparsity, updates of the masks included, and what forward, backward and this step take together against plain SGD's.
 """
 
