@@ -76,7 +76,8 @@ class Training:
         Returns:
             train_loss; val_accuracy and val_accuracy_at_target (as if projected to the final sparsity now);
             sparsity and sparsity_total as the network stands; hoyer; nonzero_weights; travel (the sum of the
-            sphere's learning rates so far); epoch_seconds.
+            sphere's learning rates so far); threshold and grow_rate while the masks move, of methods that have them;
+            epoch_seconds.
 
         Raises:
             NotFinite: when the loss is no longer a number.
@@ -98,6 +99,7 @@ class Training:
             "hoyer": self.sparse.hoyer(),
             "nonzero_weights": weights - zeros,
             "travel": self.sparse.travel,
+            **self.sparse.adaptation(),
             "epoch_seconds": time.perf_counter() - start,
         }
 

@@ -7,7 +7,7 @@ Progress is the fraction of training steps done.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -40,7 +40,8 @@ class Topology(Protocol):
         """Whether the masks are to change at this step of `total`."""
 
     def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
-        """The new masks, in the order of the layers."""
+        """The new masks, in the order of the layers. One that drops by a threshold keeps it as `applied`: a multiple of
+        the neuron's mean magnitude."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -127,6 +128,7 @@ class ThresholdAdaptation:
     threshold: Schedule
     feedback: Feedback
     interval: int = 40
+    applied: float | None = field(default=None, init=False)  # the threshold of the last update
 
     def due(self, step: int, total: int) -> bool:
         return is_due(step, total, self.threshold, self.interval)
@@ -134,7 +136,7 @@ class ThresholdAdaptation:
     def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
         masks = [layer.mask for layer in layers]
         rho = self.threshold(progress)
-        lowest = min(1.0, rho + self.feedback.raised)
+        lowest = self.applied = min(1.0, rho + self.feedback.raised)
         kept = [drop_below(layer.saliency(), layer.mask, lowest) if layer.sphere else layer.mask for layer in layers]
         dropped = _active(masks) - _active(kept)
         weights = sum(mask.numel() for mask in masks)
@@ -142,10 +144,11 @@ class ThresholdAdaptation:
         return grow_by_gradient(kept, masks, [layer.gradient() for layer in layers], round(gamma * dropped))
 
     def state_dict(self) -> dict[str, Any]:
-        return self.feedback.state_dict()
+        return {**self.feedback.state_dict(), "applied": self.applied}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.feedback.load_state_dict(state)
+        self.applied = state.get("applied")
 
 
 def drop_below(saliency: Tensor, mask: Tensor, rho: float) -> Tensor:

@@ -68,6 +68,7 @@ class SparseTraining:
         self.final_sparsity, self.total_steps, self.fix_at = sparsity, total_steps, fix_at
         self.learning_rate, self.dense_latent, self.exponent = learning_rate, dense_latent, exponent
         self.steps, self.fixed = 0, False
+        self.grow_rate: float | None = None  # connections that the last update grew over those that it dropped
         self.travel = 0.0  # sum of the sphere's learning rates: how far the running average has left the start
         self.masks = [mask.to(layer.weight, copy=True) for mask, layer in zip(masks, self.layers, strict=True)]
         self._base_lr = [group["lr"] for group in optimizer.param_groups]
@@ -131,7 +132,9 @@ class SparseTraining:
         if self.progress >= self.fix_at:
             self.project()
         elif self.topology.due(self.steps, self.total_steps):
-            self._set_masks(self.topology.update([self._view(i) for i in range(len(self.layers))], self.progress))
+            masks = self.topology.update([self._view(i) for i in range(len(self.layers))], self.progress)
+            self.grow_rate = _grow_rate(self.masks, masks)
+            self._set_masks(masks)
 
     def _view(self, index: int) -> Pruned:
         layer = self.layers[index]
@@ -257,6 +260,12 @@ class SparseTraining:
             for layer, mask in zip(self.layers, self.masks, strict=True)
         }
 
+    def adaptation(self) -> dict[str, float]:
+        """How the masks moved in the last update: "threshold", a multiple of the neuron's mean magnitude, if the
+        topology drops by one, and "grow_rate", connections grown over those dropped. Empty while masks do not move."""
+        known = {"threshold": getattr(self.topology, "applied", None), "grow_rate": self.grow_rate}
+        return {} if self.fixed else {name: value for name, value in known.items() if value is not None}
+
     def hoyer(self) -> float:
         """Mean Hoyer sparsity of the prunable layers' rows, active weights only in the sense that pruned ones are 0."""
         rows = [hoyer(layer.weight.detach().flatten(1)) for layer in self.layers if layer.weight[0].numel() > 1]
@@ -271,6 +280,7 @@ class SparseTraining:
             "topology": self.topology.state_dict(),
             "steps": self.steps,
             "travel": self.travel,
+            "grow_rate": self.grow_rate,
             "fixed": self.fixed,
         }
 
@@ -283,3 +293,13 @@ class SparseTraining:
         for average, saved in zip(self.averages, state["averages"], strict=True):
             average.copy_(saved)
         self.topology.load_state_dict(state["topology"])
+        self.grow_rate = state.get("grow_rate")
+
+
+def _grow_rate(before: Sequence[Tensor], after: Sequence[Tensor]) -> float | None:
+    """None where nothing was dropped."""
+    dropped, grown = (
+        sum(int((old > new).sum()) for old, new in zip(first, second, strict=True))
+        for first, second in ((before, after), (after, before))
+    )
+    return grown / dropped if dropped else None

@@ -106,9 +106,14 @@ def write_best(
     return best
 
 
+def mask_names(stored: Mapping[str, Any]) -> list[str]:
+    """The names of the weights that have a mask beside them, in the network's order."""
+    return [name for name in stored if f"{name}{_MASK}" in stored]
+
+
 def split_masks(stored: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """What `tuner.trial.save_weights` wrote, as the network's state_dict and the masks by their weights' names."""
-    masks = {name.removesuffix(_MASK): tensor for name, tensor in stored.items() if name.endswith(_MASK)}
+    masks = {name: stored[f"{name}{_MASK}"] for name in mask_names(stored)}
     return {name: tensor for name, tensor in stored.items() if not name.endswith(_MASK)}, masks
 
 

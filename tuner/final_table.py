@@ -152,7 +152,7 @@ def seconds_line(outcome: StudyOutcome) -> str:
 
 def files_line(outcome: StudyOutcome) -> str:
     """The study's folder and what is in it."""
-    tables = ("pareto.html", "result.json", "trials.csv", "pareto.csv", "study.yaml")
+    tables = ("pareto.html", "pictures.html", "result.json", "trials.csv", "pareto.csv", "study.yaml")
     networks = list(dict.fromkeys(name.partition("/")[0] for name in outcome.goal.folders(outcome.records)))
     there = [f"{name}/" for name in networks if (outcome.folder / name).exists()]
     there += [name for name in tables if (outcome.folder / name).exists()]

@@ -38,6 +38,7 @@ class TrialRecord:
     seconds: float = 0.0  # wall clock of the trial
     final_sparsity: float | None = None  # the sparsity that the trial is to end on; known from the first rung on
     rungs: dict[int, float] = field(default_factory=dict)  # val_accuracy_at_target by the epoch of the rung
+    ended: float | None = None  # Unix time in seconds
     reason: str = ""  # why a failed trial failed, in one line
     metrics: dict[str, float] = field(default_factory=dict)  # the last epoch's, under their MLflow names
 

@@ -120,7 +120,7 @@ def _search(
     device = "cuda" if gpus else "cpu"
     setup = TrialSetup(prepared.experiment, prepared.epochs, config.seed, device, weights_folder, config.experiment)
     ray_states: dict[str, str] = {}
-    with progress, _interruptible(stop):
+    with progress, _interruptible(stop), _live_pictures(prepared, study):
         if not (study.full or study.out_of_patience):
             ray_states = ray_run.run_trials(
                 study, setup, shared_arrays(prepared.data), gpus=gpus, concurrency=concurrency, stop=stop
@@ -146,6 +146,22 @@ def _search(
     states = searcher.states()
     optuna_states = {record.name: states[number] for number, record in study.records.items()}
     return replace(finished, ray_states=ray_states, optuna_states=optuna_states)
+
+
+def _live_pictures(prepared: Prepared, study: Any) -> Any:
+    """Keeps the study's pictures up to date while it runs."""
+    from tuner.gallery import pictured
+    from tuner.live_pictures import LivePictures
+
+    def look() -> Any:
+        records = [replace(record) for record in list(study.records.values())]
+        return pictured(_title(prepared), prepared.goal, records, prepared.config.folder)
+
+    return LivePictures(look, prepared.config.folder, study.tracker)
+
+
+def _title(prepared: Prepared) -> str:
+    return f"{prepared.experiment.name}: accuracy against sparsity"
 
 
 def _halving(config: StudyConfig, goal: Goal, epochs: int) -> Halving | None:
@@ -178,7 +194,8 @@ def _conclude(
 ) -> Finished:
     """Judges the best network, writes the files, and tells MLflow how the study ended."""
     from tuner.best import write_networks
-    from tuner.pictures import front_figure, write_html
+    from tuner.gallery import pictured
+    from tuner.live_pictures import write_pictures
 
     config, goal, tracker = prepared.config, prepared.goal, study.tracker
     records = [record for record in study.records.values() if record.state is not TrialState.RUNNING]
@@ -200,11 +217,10 @@ def _conclude(
     )
     if outcome.best is not None and outcome.best.number in networks:
         outcome = replace(outcome, sparsity_by_layer=networks[outcome.best.number].by_layer)
-    title = f"{prepared.experiment.name}: accuracy against sparsity"
-    write_html(front_figure(records, goal, title), config.folder / "pareto.html")
+    pictures = write_pictures(pictured(_title(prepared), goal, records, config.folder), config.folder)
     written = write_results(outcome)
     all_failed = bool(records) and all(record.state is TrialState.FAILED for record in records)
-    artifacts = [*written, config.folder / "pareto.html", config.folder / STUDY_YAML]
+    artifacts = [*written, *pictures, config.folder / STUDY_YAML]
     tracker.finish_study(
         status="KILLED" if stop.asked else "FAILED" if all_failed else "FINISHED",
         metrics=_metrics(outcome),

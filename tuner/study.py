@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tuner.config import StudyConfig
 from tuner.display import Progress
+from tuner.epoch_log import EPOCHS_CSV, EpochLog
 from tuner.goal import Goal
 from tuner.halving import Halving
 from tuner.records import TrialRecord, TrialState
@@ -59,6 +60,7 @@ class StudyRun:
         self.standing = Standing(goal, self.records.values())
         self._began: dict[int, float] = {}
         self._written = clock()
+        self._epochs = EpochLog(config.folder / EPOCHS_CSV)
         self.sampling_seconds = 0.0
         self.training_seconds = 0.0  # in the workers, summed over all
 
@@ -96,6 +98,7 @@ class StudyRun:
         record.nonzero_weights = int(metrics["nonzero_weights"])
         self.training_seconds += metrics["epoch_seconds"]
         self.tracker.log_epoch(number, record.epochs, metrics)
+        self._epochs.add(number, record.epochs, metrics)
         self.progress.update(self.records.values())
 
     def goes_on(self, number: int, *, epoch: int, accuracy: float, final_sparsity: float) -> bool:
@@ -127,7 +130,7 @@ class StudyRun:
         if record.state is not TrialState.RUNNING:
             return
         record.state, record.reason = state, reason
-        record.seconds = self._clock() - self._began[number]
+        record.seconds, record.ended = self._clock() - self._began[number], time.time()
         if state is TrialState.FAILED:
             self._halving.forget(number)
         start = self._clock()

@@ -133,6 +133,14 @@ class Tracker:
             self._tell(record, {**record.metrics, **{n: v for n in names if (v := getattr(record, n)) is not None}})
 
     @_timed
+    def log_artifacts(self, artifacts: Iterable[Path]) -> None:
+        """Adds files to the parent run, in the place of those with the same names."""
+        with self._changed:
+            owed = self._study.owed.artifacts
+            self._owe(self._study)
+            owed += [path for path in artifacts if path not in owed]
+
+    @_timed
     def finish_study(
         self,
         *,

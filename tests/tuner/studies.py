@@ -12,10 +12,9 @@ import torch
 from experiments import Training
 from tuner.config import make_config
 from tuner.display import Progress
-from tuner.halving import Halving, rung_epochs
 from tuner.prepare import prepare
 from tuner.records import TrialState
-from tuner.run import _conclude, write_study_yaml
+from tuner.run import _conclude, _halving, write_study_yaml
 from tuner.searcher import OptunaSearcher
 from tuner.study import StudyRun
 from tuner.trial import save_weights, trial_seed, weights_file
@@ -46,7 +45,7 @@ def run_in_process(storage: Path, name: str, *, tracker: Any = None, **options: 
         prepared.spaces, goal.lowest, front=goal.spans, journal=config.folder / JOURNAL, name=name
     )
     progress = Progress(config.trials, goal, quiet=True)
-    halving = Halving(rung_epochs(prepared.epochs), target=goal.lowest, ceiling=goal.highest)
+    halving = _halving(config, goal, prepared.epochs)
     weights = config.folder / ".weights"
     study = StudyRun(config, goal, searcher, tracker or NoTracker(), progress, weights, weights_file, halving)
     threads = torch.get_num_threads()

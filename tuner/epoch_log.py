@@ -1,0 +1,60 @@
+"""epochs.csv: what every trial measured after every epoch, a row each, written as the study goes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+EPOCHS_CSV = "epochs.csv"
+METRICS = (
+    *("train_loss", "val_accuracy", "val_accuracy_at_target", "sparsity", "hoyer"),
+    *("threshold", "grow_rate", "travel", "epoch_seconds"),
+)
+"""The columns behind `number` and `epoch`; a method that has no such thing leaves its cell empty."""
+
+Series = list[dict[str, float]]
+"""A trial's epochs in their order, each with "epoch" and the metrics that were measured."""
+
+
+class EpochLog:
+    """Appends to the file, a line an epoch. A study that goes on appends to what is there.
+
+    Args:
+        path: the file; made by the first row.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def add(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Writes a trial's epoch. A disk that is full or gone loses the row and not the study."""
+        values = (repr(float(metrics[name])) if name in metrics else "" for name in METRICS)
+        row = ",".join([str(number), str(epoch), *values])
+        try:
+            new = not self._path.exists()
+            with self._path.open("a", encoding="utf-8", newline="") as file:
+                file.write(("number,epoch," + ",".join(METRICS) + "\n" if new else "") + row + "\n")
+        except OSError:
+            pass
+
+
+def read_epochs(path: Path) -> dict[int, Series]:
+    """Every trial's epochs, by its number. Of an epoch that was trained again the last row counts, and what it was
+    followed by at first is dropped; rows that a process died in are left out. Without the file: nothing."""
+    series: dict[int, Series] = {}
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            for row in csv.DictReader(file):
+                try:
+                    number, epoch = int(row["number"]), int(row["epoch"])
+                    measured = {name: float(row[name]) for name in METRICS if row.get(name)}
+                except (KeyError, TypeError, ValueError):
+                    continue
+                if None in row or len(measured) < 2:  # two rows run together, or the beginning of one
+                    continue
+                before = [one for one in series.get(number, []) if one["epoch"] < epoch]
+                series[number] = [*before, {"epoch": float(epoch), **measured}]
+    except OSError:
+        return {}
+    return series

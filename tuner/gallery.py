@@ -1,0 +1,145 @@
+"""All pictures of a study, and pages of them with plotly.js in once, which ask the network for nothing."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from tuner.epoch_log import EPOCHS_CSV, Series, read_epochs
+from tuner.goal import Goal
+from tuner.network_pictures import hoyer_figure, layers_figure, training_figure, weights_figure
+from tuner.pictures import front_figure
+from tuner.records import TrialRecord
+from tuner.search_pictures import curves_figure, importance_figure, parallel_figure, progress_figure
+
+if TYPE_CHECKING:
+    import numpy as np
+    import plotly.graph_objects as go
+
+PICTURES_HTML = "pictures.html"
+_FAN_IN = 100  # where no network is there to ask
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """What the pictures of a study show. `weights`: the best network's prunable ones, by name."""
+
+    title: str
+    goal: Goal
+    records: Sequence[TrialRecord]
+    epochs: Mapping[int, Series] = field(default_factory=dict)
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def pictured(title: str, goal: Goal, records: Sequence[TrialRecord], folder: Path) -> Pictured:
+    """With the epochs and the best network from the study's folder, as far as they are there."""
+    return Pictured(title, goal, records, read_epochs(folder / EPOCHS_CSV), best_weights(folder, goal.best(records)))
+
+
+def best_weights(folder: Path, best: TrialRecord | None) -> dict[str, np.ndarray]:
+    """The prunable weights of the study's best network: while the study runs from where the trial left it; none where
+    there is no such network."""
+    from safetensors.numpy import load_file
+
+    from tuner.best import MODEL, mask_names
+
+    if best is None:
+        return {}
+    left = folder / ".weights" / f"{best.number}.safetensors"
+    try:
+        stored = load_file(left if left.exists() else folder / "best" / MODEL)
+    except OSError:
+        return {}
+    return {name: stored[name] for name in sorted(mask_names(stored), key=_natural)}
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """So that layer 10 comes after layer 2: the file has the names in no order of the network's."""
+    parts = re.split(r"(\d+)", name)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+
+
+def figures(study: Pictured) -> dict[str, go.Figure]:
+    """The study's pictures by their short names, those left out that have nothing to show yet."""
+    from tuner.importance import importances
+
+    goal, records = study.goal, study.records
+    best = goal.best(records)
+    fan_in = [values[0].size for values in study.weights.values() for _ in range(len(values)) if values[0].size > 1]
+    made = {
+        "front": front_figure(records, goal, study.title),
+        "progress": progress_figure(records, goal),
+        "training": None if best is None else training_figure(best, study.epochs.get(best.number, []), goal),
+        "layers": layers_figure(study.weights),
+        "weights": weights_figure(study.weights),
+        "hoyer": hoyer_figure(records, goal, round(median(fan_in)) if fan_in else _FAN_IN),
+        "curves": curves_figure(records, study.epochs, goal),
+        "parallel": parallel_figure(records, goal),
+        "importances": importance_figure(*importances(records, None if best is None else best.method)),
+    }
+    return {name: figure for name, figure in made.items() if figure is not None}
+
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif; color: #222; background: #fff;
+  max-width: 1080px; margin: 0 auto; padding: 1.5rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+p { margin: .5rem 0; max-width: 46rem; } .lead { font-size: 1.15rem; } .quiet { color: #555; }
+table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
+th:first-child, td:first-child, td.text { text-align: left; } th { font-weight: 600; border-bottom-color: #888; }
+tr.best td { font-weight: 600; } .wide { overflow-x: auto; }
+pre { background: #f4f4f4; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; line-height: 1.45; }
+code { font-family: ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace; }
+figure { margin: 1.2rem 0; border: 1px solid #ddd; padding: .3rem; }
+@media print { figure, pre, table { break-inside: avoid; } }
+"""
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+<script>{plotly}</script>
+</head>
+<body>
+<main>
+{body}
+</main>
+<noscript>The pictures are interactive and need JavaScript.</noscript>
+</body>
+</html>
+"""
+
+
+def picture(name: str, figure: go.Figure) -> str:
+    """A figure as a part of a page; its text is its accessible name."""
+    label = html.escape(html.unescape(re.sub(r"<[^>]*>", " ", figure.layout.title.text or name)))
+    config = {"displaylogo": False, "responsive": True}
+    height = figure.layout.height or 480
+    body = figure.to_html(
+        config=config, full_html=False, include_plotlyjs=False, div_id=name, default_height=f"{height}px"
+    )
+    return f'<figure id="picture-{name}" aria-label="{label}">\n{body}\n</figure>'
+
+
+def page(title: str, body: str) -> str:
+    """A whole page that opens without a network: plotly.js is in it, once."""
+    from plotly.offline import get_plotlyjs
+
+    return _PAGE.format(title=html.escape(title), style=_STYLE, plotly=get_plotlyjs(), body=body)
+
+
+def pictures_page(study: Pictured) -> str:
+    """All pictures of a study as a page."""
+    title = study.title
+    parts = [picture(name, figure) for name, figure in figures(study).items()]
+    return page(title, "\n".join([f"<h1>{html.escape(title)}</h1>", *parts]))

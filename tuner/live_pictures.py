@@ -1,0 +1,72 @@
+"""The pictures of a study that runs: made by a thread of the driver, now and then, so that no trial waits for them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from tuner.gallery import PICTURES_HTML, Pictured, pictures_page
+from tuner.pictures import front_figure, write_html
+from tuner.results import write_atomically
+from tuner.tracking import Tracker
+
+PARETO_HTML = "pareto.html"
+EVERY = 30.0  # seconds between two makings, at least
+_SHARE = 60  # and no more often than this part of the time that the study has run: a night's study changes slowly
+
+
+def write_pictures(study: Pictured, folder: Path) -> list[Path]:
+    """Writes the front and the page of all pictures into the folder. Returns both paths.
+
+    Raises:
+        OSError: if it cannot be written to.
+    """
+    front, pictures = folder / PARETO_HTML, folder / PICTURES_HTML
+    write_html(front_figure(study.records, study.goal, study.title), front)
+    write_atomically(pictures, pictures_page(study))
+    return [front, pictures]
+
+
+class LivePictures:
+    """Writes a study's pictures while it runs, and hands them to its tracker. Use it as a context manager.
+
+    A failure of its own ends nothing but that one making: pictures are made again at the study's end.
+
+    Args:
+        look: the study as it stands, called in this thread: it must not hand out what others change.
+        folder: the study's.
+        tracker: takes the pictures for the parent run.
+        every: seconds.
+    """
+
+    def __init__(self, look: Callable[[], Pictured], folder: Path, tracker: Tracker, every: float = EVERY) -> None:
+        self._look, self._folder, self._tracker, self._every = look, folder, tracker, every
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="pictures", daemon=True)
+        self.made = 0
+
+    def __enter__(self) -> LivePictures:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        began, shown = time.monotonic(), -1
+        while not self._ended.wait(max(self._every, (time.monotonic() - began) / _SHARE)):
+            try:
+                study = self._look()
+                ended = sum(record.ended is not None for record in study.records)
+                if ended == shown:
+                    continue
+                self._tracker.log_artifacts(write_pictures(study, self._folder))
+                self.made, shown = self.made + 1, ended
+            except Exception:  # whatever it is, the search goes on, and the study's end will say it
+                continue

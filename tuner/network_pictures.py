@@ -1,0 +1,232 @@
+"""Pictures of the best network: how it became sparse, where its zeros are, how its weights are spread, and its
+trials' Hoyer sparsity beside what theory expects. Each is a function of plain data."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tuner.epoch_log import Series
+from tuner.goal import Goal
+from tuner.pictures import OKABE_ITO, hover_text, percent
+from tuner.records import TrialRecord, TrialState
+from tuner.search_pictures import BLUE, PANEL_COLOURS, RED, SKY, figure, panels, titled
+
+if TYPE_CHECKING:
+    import numpy as np
+    import plotly.graph_objects as go
+
+_PANELS = {
+    "sparsity": ("sparsity", 100.0, "%"),
+    "threshold": ("threshold", 1.0, ""),
+    "grow_rate": ("grow rate", 1.0, ""),
+    "val_accuracy_at_target": ("accuracy", 100.0, "%"),
+}
+_MOST_LAYERS = 7  # of the lines in one picture: a colour for each
+
+
+def training_figure(record: TrialRecord, series: Series, goal: Goal) -> go.Figure | None:
+    """Sparsity, threshold, grow rate and accuracy of one trial by epoch, a panel each; a method without a threshold has
+    no such panel. None without epochs."""
+    found = [name for name in _PANELS if any(name in one for one in series)]
+    if not found:
+        return None
+    layout: dict[str, Any] = {}
+    data: list[dict[str, Any]] = []
+    for i, (name, domain) in enumerate(zip(found, panels(len(found)), strict=True)):
+        label, factor, suffix = _PANELS[name]
+        axis = "" if i == 0 else str(i + 1)
+        known = [one for one in series if name in one]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": label,
+                "x": [one["epoch"] for one in known],
+                "y": [factor * one[name] for one in known],
+                "yaxis": f"y{axis}",
+                "line": {"color": PANEL_COLOURS[i], "width": 2},
+                "marker": {"size": 5},
+                "hovertemplate": f"epoch %{{x}}: {label} %{{y:.4g}}{suffix}<extra></extra>",
+            }
+        )
+        layout[f"yaxis{axis}"] = {"title": {"text": label}, "ticksuffix": suffix, "domain": domain, "nticks": 5}
+        layout[f"yaxis{axis}"]["rangemode"] = "normal" if name == "val_accuracy_at_target" else "tozero"
+    moved = (
+        "the masks move until the last threshold or grow rate shown" if "grow_rate" in found else "its mask never moves"
+    )
+    return figure(
+        data,
+        titled(f"How {record.name} was trained", f"{record.method}; {moved}; accuracy as if at the final sparsity"),
+        xaxis={
+            "title": {"text": "epoch"},
+            "anchor": "y" if len(found) == 1 else f"y{len(found)}",
+            "rangemode": "tozero",
+        },
+        showlegend=False,
+        height=150 + 150 * len(found),
+        **layout,
+    )
+
+
+def layers_figure(weights: Mapping[str, np.ndarray]) -> go.Figure | None:
+    """The fraction of zeros in each layer's weight, in the network's order, with the fraction over all as a line.
+
+    Args:
+        weights: the prunable ones, by name. None for an empty mapping.
+    """
+    if not weights:
+        return None
+    names = list(weights)
+    zeros = [int((weights[name] == 0).sum()) for name in names]
+    sizes = [weights[name].size for name in names]
+    overall = 100 * sum(zeros) / sum(sizes)
+    shares = [100 * zero / size for zero, size in zip(zeros, sizes, strict=True)]
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "y": [html.escape(name) for name in names],
+        "x": shares,
+        "marker": {"color": BLUE},
+        "text": [f"{share:.1f}%, {size - zero:,} left" for share, size, zero in zip(shares, sizes, zeros, strict=True)],
+        "textposition": "auto",
+        "insidetextanchor": "start",
+        "customdata": list(zip(zeros, sizes, strict=True)),
+        "hovertemplate": "%{y}: %{customdata[0]:,} of %{customdata[1]:,} weights are zero (%{x:.2f}%)<extra></extra>",
+    }
+    line = {"type": "line", "x0": overall, "x1": overall, "y0": 0, "y1": 1, "yref": "paper", "line": {"dash": "dash"}}
+    note = {
+        "text": f"all layers: {overall:.4g}%",
+        "x": overall,
+        "y": 1,
+        "yref": "paper",
+        "yanchor": "bottom",
+        "showarrow": False,
+    }
+    return figure(
+        [bars],
+        titled("Sparsity by layer", "of the best network"),
+        xaxis={"title": {"text": "weights that are zero"}, "ticksuffix": "%", "range": [0, 101]},
+        yaxis={"autorange": "reversed"},
+        shapes=[line],
+        annotations=[note],
+        height=190 + max(28, 60 - 3 * len(names)) * len(names),
+    )
+
+
+def weights_figure(weights: Mapping[str, np.ndarray]) -> go.Figure | None:
+    """How the weights that are not zero are spread, layer by layer: densities over their values. Of many layers the
+    largest are drawn. None where there are no weights."""
+    import numpy as np
+
+    nonzero = {name: values[values != 0] for name, values in weights.items()}
+    largest = sorted((name for name in nonzero if nonzero[name].size > 1), key=lambda name: -nonzero[name].size)
+    drawn = [name for name in nonzero if name in largest[:_MOST_LAYERS]]
+    if not drawn:
+        return None
+    ends = [float(np.quantile(np.abs(nonzero[name]), 0.995)) for name in drawn]
+    edge = max(ends)
+    colours = [
+        BLUE,
+        RED,
+        *(OKABE_ITO[name] for name in ("bluish green", "orange", "sky blue", "reddish purple", "black")),
+    ]
+    data = []
+    for name, colour in zip(drawn, colours, strict=False):
+        bins = int(min(81, max(15, 2 * nonzero[name].size ** 0.5)))
+        density, edges = np.histogram(nonzero[name], bins=bins, range=(-edge, edge), density=True)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": f"{name} ({nonzero[name].size:,})",
+                "x": ((edges[1:] + edges[:-1]) / 2).tolist(),
+                "y": density.tolist(),
+                "line": {"shape": "hvh", "color": colour, "width": 1.7},
+                "hovertemplate": f"{html.escape(name)}: density %{{y:.3g}} at %{{x:.3g}}<extra></extra>",
+            }
+        )
+    rest = len([name for name in nonzero if nonzero[name].size]) - len(drawn)
+    return figure(
+        data,
+        titled(
+            "Weights that are not zero",
+            "of the best network, by layer" + (f"; the {rest} smaller layers are left out" if rest else ""),
+        ),
+        xaxis={"title": {"text": "weight"}},
+        yaxis={"title": {"text": "density"}, "rangemode": "tozero"},
+        showlegend=True,
+    )
+
+
+def exponent(record: TrialRecord) -> float | None:
+    """The p that a trial ended with, where its parameters have it as a number."""
+    value = record.params.get("p", record.params.get("p.stop"))
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def hoyer_figure(records: Sequence[TrialRecord], goal: Goal, fan_in: int) -> go.Figure | None:
+    """Measured Hoyer sparsity of the completed trials over their p, beside what theory expects of rows that nobody
+    pruned. None where no trial has a p.
+
+    Args:
+        fan_in: weights of a neuron, for the curves.
+    """
+    from sparsity.hoyer import expected_gaussian_dual, expected_paper, expected_uniform
+
+    done = [r for r in records if r.state is TrialState.COMPLETED and r.hoyer is not None and exponent(r) is not None]
+    if not done:
+        return None
+    best = goal.best(records)
+    ps = [1.05 + 0.95 * i / 60 for i in range(61)]
+    curves = [
+        ("expected: v Gaussian", expected_gaussian_dual, OKABE_ITO["bluish green"], "solid"),
+        ("expected: paper's curve", expected_paper, OKABE_ITO["orange"], "dash"),
+        ("expected: uniform on the sphere", expected_uniform, "black", "dot"),
+    ]
+    data: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": name,
+            "x": ps,
+            "y": [min(1.0, expected(p, fan_in)) for p in ps],  # of a limit: for few weights it passes 1
+            "line": {"color": colour, "dash": dash, "width": 2},
+            "hovertemplate": "p %{x:.3f}: %{y:.3f}<extra>" + name + "</extra>",
+        }
+        for name, expected, colour, dash in curves
+    ]
+    for name, members, look in (
+        (
+            "measured",
+            [r for r in done if r is not best],
+            {"color": SKY, "size": 9, "line": {"color": BLUE, "width": 1}},
+        ),
+        (
+            f"best: {best.name}" if best else "",
+            [r for r in done if r is best],
+            {"color": RED, "size": 17, "symbol": "star"},
+        ),
+    ):
+        if members:
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": name,
+                    "x": [exponent(r) for r in members],
+                    "y": [r.hoyer for r in members],
+                    "marker": look,
+                    "text": [hover_text(r) for r in members],
+                    "hovertemplate": "Hoyer sparsity %{y:.3f}<br>%{text}<extra></extra>",
+                }
+            )
+    note = f"expected of {fan_in} weights before pruning; measured where {percent(goal.lowest)} or more are pruned"
+    return figure(
+        data,
+        titled("Hoyer sparsity, measured and expected", note),
+        xaxis={"title": {"text": "p, the sphere's exponent"}},
+        yaxis={"title": {"text": "Hoyer sparsity"}, "range": [0, 1.02]},
+        showlegend=True,
+    )

@@ -1,0 +1,326 @@
+"""Pictures of the search: its best over time, its trials in parallel coordinates, which parameters mattered, and the
+learning curves. Each is a function of plain data."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tuner.epoch_log import Series
+from tuner.goal import Goal
+from tuner.pareto import point_of
+from tuner.pictures import GREY, OKABE_ITO, THEME, hover_text, percent
+from tuner.records import TrialRecord, TrialState
+from tuner.standing import Standing
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+BLUE, SKY, RED = OKABE_ITO["blue"], OKABE_ITO["sky blue"], OKABE_ITO["vermillion"]
+PANEL_COLOURS = (BLUE, OKABE_ITO["bluish green"], OKABE_ITO["orange"], OKABE_ITO["reddish purple"])
+MOST_LINES = 200  # more lines than these are a blot: the most accurate trials are drawn
+
+
+def titled(title: str, subtitle: str = "") -> dict[str, Any]:
+    """A picture's title in plotly's form, both as plain text."""
+    return {"text": html.escape(title), "subtitle": {"text": html.escape(subtitle)}}
+
+
+def figure(data: Sequence[Mapping[str, Any]], title: dict[str, Any], **layout: Any) -> go.Figure:
+    """A plotly figure in the project's look."""
+    import plotly.graph_objects as go
+
+    # The legend below, since the lines above are for what the picture says.
+    below = {"legend": {"x": 0, "xanchor": "left", "y": 0.01, "yanchor": "bottom", "yref": "container"}}
+    room = {"margin": {"l": 70, "r": 30, "t": 80, "b": 105 if layout.get("showlegend") else 60}}
+    return go.Figure(data=list(data), layout={"template": THEME, "title": title, **below, **room, **layout})
+
+
+def panels(count: int) -> list[list[float]]:
+    """The heights of so many panels, one above the other, the first on top."""
+    each = 1 / count
+    return [[max(0.0, 1 - (i + 1) * each + 0.09 * (i + 1 < count)), 1 - i * each] for i in range(count)]
+
+
+def _in_order(records: Sequence[TrialRecord]) -> tuple[list[tuple[float, TrialRecord]], str]:
+    """The ended trials with the time that each ended at, and what the time is called: minutes since the first began,
+    or where that is not known the number of trials that had ended."""
+    ended = [record for record in records if record.state is not TrialState.RUNNING]
+    if ended and all(record.ended is not None for record in ended):
+        start = min((record.ended or 0.0) - record.seconds for record in ended)
+        timed = [(((record.ended or 0.0) - start) / 60, record) for record in ended]
+        return sorted(timed, key=lambda item: item[0]), "minutes since the first trial began"
+    return [(float(i + 1), record) for i, record in enumerate(sorted(ended, key=lambda r: r.number))], "trials ended"
+
+
+def progress_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure:
+    """The best accuracy at each target, and the hypervolume, as they rose while the trials ended."""
+    timed, name = _in_order(records)
+    standing = Standing(goal)
+    steps: list[tuple[float, list[float | None], float, str]] = []
+    for when, record in timed:
+        standing.add(record)
+        best = [None if one is None else one.val_accuracy for _, one in goal.best_at(standing.front)]
+        steps.append((when, best, goal.hypervolume(standing.front), hover_text(record)))
+    top, bottom = panels(2)
+    x, texts = [step[0] for step in steps], [step[3] for step in steps]
+    common = {"type": "scatter", "mode": "lines+markers", "text": texts}
+    colours = (BLUE, RED, OKABE_ITO["bluish green"], OKABE_ITO["orange"], SKY, OKABE_ITO["reddish purple"])
+    data: list[dict[str, Any]] = [
+        {
+            **common,
+            "name": f"best at {percent(target)}",
+            "x": x,
+            "y": [None if (accuracy := step[1][i]) is None else 100 * accuracy for step in steps],
+            "line": {"shape": "hv", "color": colours[i % len(colours)]},
+            "marker": {"size": 5},
+            "hovertemplate": "best so far %{y:.2f}%<br>when this ended: %{text}<extra></extra>",
+        }
+        for i, target in enumerate(goal.targets)
+    ]
+    data.append(
+        {
+            **common,
+            "name": "hypervolume",
+            "x": x,
+            "y": [step[2] for step in steps],
+            "yaxis": "y2",
+            "line": {"shape": "hv", "color": "black"},
+            "marker": {"size": 5, "symbol": "diamond"},
+            "hovertemplate": "hypervolume %{y:.5g}<br>when this ended: %{text}<extra></extra>",
+        }
+    )
+    area = f"hypervolume: area above (sparsity {percent(goal.lowest)}, accuracy 0)"
+    return figure(
+        data,
+        titled("Best accuracy and hypervolume over time", area),
+        xaxis={"title": {"text": name}, "anchor": "y2", "rangemode": "tozero"},
+        yaxis={"title": {"text": "best accuracy"}, "ticksuffix": "%", "domain": top},
+        yaxis2={"title": {"text": "hypervolume"}, "domain": bottom, "nticks": 5},
+        showlegend=True,
+    )
+
+
+def _numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+class _Scale:
+    """One axis of the parallel coordinates: from a parameter's values to [0, 1], the lowest at 0, and its ticks. A
+    trial that has no such parameter lies below the axis."""
+
+    def __init__(self, name: str, values: Sequence[Any], *, logarithmic: bool | None = None) -> None:
+        self.name = name
+        known = [value for value in values if value is not None]
+        if _numbers(known):
+            low, high = min(known), max(known)
+            self.log = (low > 0 and high / low >= 20) if logarithmic is None else logarithmic
+            self._low, self._span = self._at(low), self._at(high) - self._at(low)
+            middle = math.exp((math.log(low) + math.log(high)) / 2) if self.log else (low + high) / 2
+            ticks = [low, high] if low == high or (isinstance(low, int) and high - low < 2) else [low, middle, high]
+            self.ticks = [(self(value), f"{value:.3g}") for value in dict.fromkeys(ticks)]
+        else:
+            self.log = False
+            names = sorted({str(value) for value in known})
+            self._places = {one: i / max(1, len(names) - 1) for i, one in enumerate(names)}
+            self.ticks = [(place, one) for one, place in self._places.items()]
+        if len(known) < len(values):
+            self.ticks.append((-0.12, "none"))
+
+    def _at(self, value: float) -> float:
+        return math.log(value) if self.log else float(value)
+
+    def __call__(self, value: Any) -> float:
+        if value is None:
+            return -0.12
+        if hasattr(self, "_places"):
+            return self._places[str(value)]
+        return (self._at(value) - self._low) / self._span if self._span else 0.5
+
+
+def _searched(records: Sequence[TrialRecord]) -> list[str]:
+    """The parameters that differ between the trials, in their order."""
+    names = dict.fromkeys(name for record in records for name in record.params)
+    return [name for name in names if len({repr(record.params.get(name)) for record in records}) > 1]
+
+
+def parallel_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure | None:
+    """Every completed trial as a line over its parameters, its sparsity and its accuracy, coloured by the accuracy.
+
+    Returns:
+        None with fewer than two completed trials, or where they differ in nothing.
+    """
+    from plotly.colors import sample_colorscale
+
+    done = [record for record in records if record.state is TrialState.COMPLETED and point_of(record) is not None]
+    done = sorted(done, key=lambda record: record.val_accuracy or 0.0)[-MOST_LINES:]  # the best on top of the others
+    names = _searched(done)
+    if len(done) < 2 or not names:
+        return None
+    several = len({record.method for record in done}) > 1
+    columns: list[tuple[str, list[Any]]] = [("method", [r.method for r in done])] if several else []
+    columns += [(name, [record.params.get(name) for record in done]) for name in names]
+    columns += [("sparsity", [record.sparsity for record in done])]
+    columns += [("accuracy", [record.val_accuracy for record in done])]
+    scales = [
+        _Scale(name, values, logarithmic=False if name in ("sparsity", "accuracy") else None)
+        for name, values in columns
+    ]
+    # By rank, since one collapsed trial would leave all others one colour; light ones would be lost on white.
+    ranks = [0.85 * (1 - i / (len(done) - 1)) for i in range(len(done))]
+    colours = sample_colorscale("Cividis", ranks)
+    best = goal.best(done)
+    data: list[dict[str, Any]] = []
+    for i, record in enumerate(done):
+        look = {"color": RED, "width": 3.5} if record is best else {"color": colours[i], "width": 1.5}
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers" if record is best else "lines",
+                "x": list(range(len(scales))),
+                "y": [scale(values[i]) for scale, (_, values) in zip(scales, columns, strict=True)],
+                "line": look,
+                "opacity": 1.0 if record is best else 0.75,
+                "text": hover_text(record),
+                "hovertemplate": "%{text}<extra></extra>",
+                "name": f"best: {record.name}",
+                "showlegend": record is best,
+                "zorder": 1 if record is best else 0,
+            }
+        )
+    ticks = [
+        {"text": html.escape(text), "x": x, "y": y, "xanchor": "left", "xshift": 5, "showarrow": False}
+        | {"font": {"size": 11}, "bgcolor": "rgba(255,255,255,0.75)", "xref": "x", "yref": "y"}
+        for x, scale in enumerate(scales)
+        for y, text in scale.ticks
+    ]
+    axes = [
+        {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": {"color": "#444444", "width": 1}}
+        for x in range(len(scales))
+    ]
+    labels = [html.escape(f"{scale.name} (log)" if scale.log else scale.name) for scale in scales]
+    return figure(
+        data,
+        titled(
+            "Parallel coordinates of the completed trials", "the darker, the more accurate; hover a line for its trial"
+        ),
+        xaxis={"tickvals": list(range(len(scales))), "ticktext": labels, "tickangle": -30, "showgrid": False}
+        | {"showline": False, "ticks": "", "range": [-0.2, len(scales) - 0.4]},
+        yaxis={"visible": False, "range": [-0.18, 1.06]},
+        shapes=axes,
+        annotations=ticks,
+        showlegend=best is not None,
+        height=520,
+    )
+
+
+def importance_figure(importances: Mapping[str, float], method: str, trials: int) -> go.Figure | None:
+    """How much of the accuracy's variance over the space each parameter explains. None where nothing is known."""
+    if not importances:
+        return None
+    ranked = sorted(importances.items(), key=lambda item: item[1])
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "y": [html.escape(name) for name, _ in ranked],
+        "x": [100 * share for _, share in ranked],
+        "marker": {"color": BLUE},
+        "text": [f"{share:.1%}" for _, share in ranked],
+        "textposition": "outside",
+        "cliponaxis": False,
+        "hovertemplate": "%{y}: %{x:.1f}%<extra></extra>",
+    }
+    return figure(
+        [bars],
+        titled(
+            "Parameter importances",
+            f"share of the accuracy's variance explained alone or with others (fANOVA); {trials} trials of {method}",
+        ),
+        xaxis={"title": {"text": "importance"}, "ticksuffix": "%", "rangemode": "tozero"},
+        height=160 + 32 * len(ranked),
+    )
+
+
+def curves_figure(records: Sequence[TrialRecord], epochs: Mapping[int, Series], goal: Goal) -> go.Figure | None:
+    """The accuracy at the final sparsity by epoch, of every trial; stopped ones end in a cross. None without epochs."""
+    drawn = [record for record in records if epochs.get(record.number)]
+    if not drawn:
+        return None
+    best = goal.best(records)
+    groups: list[tuple[str, str, list[TrialRecord], dict[str, Any]]] = [
+        ("stopped early", GREY, [r for r in drawn if r.state is TrialState.PRUNED], {"width": 1}),
+        (
+            "failed",
+            OKABE_ITO["orange"],
+            [r for r in drawn if r.state is TrialState.FAILED],
+            {"width": 1, "dash": "dot"},
+        ),
+        (
+            "running",
+            OKABE_ITO["reddish purple"],
+            [r for r in drawn if r.state is TrialState.RUNNING],
+            {"width": 1.5, "dash": "dash"},
+        ),
+        ("completed", SKY, [r for r in drawn if r.state is TrialState.COMPLETED and r is not best], {"width": 1.5}),
+        (f"best: {best.name}" if best else "", RED, [r for r in drawn if r is best], {"width": 3}),
+    ]
+    data = [_curves(name, colour, members, epochs, line) for name, colour, members, line in groups if members]
+    shown = sorted(
+        100 * one["val_accuracy_at_target"]
+        for r in drawn
+        for one in epochs[r.number]
+        if "val_accuracy_at_target" in one
+    )
+    low = shown[len(shown) // 10] if shown else 0.0
+    high = shown[-1] if shown else 100.0
+    margin = max(1.0, 0.06 * (high - low))
+    return figure(
+        data,
+        titled(
+            "Learning curves", "as if at the final sparsity; a cross where a trial was stopped; double-click to see all"
+        ),
+        xaxis={"title": {"text": "epoch"}, "rangemode": "tozero"},
+        yaxis={
+            "title": {"text": "accuracy at final sparsity"},
+            "ticksuffix": "%",
+            "range": [max(low - margin, 0), min(high + margin, 100.5)],
+        },
+        showlegend=True,
+    )
+
+
+def _curves(
+    name: str, colour: str, members: Sequence[TrialRecord], epochs: Mapping[int, Series], line: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A group's curves as one trace, with gaps between them: a trace for each would make the page slow."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    texts: list[str] = []
+    ends: list[int] = []
+    for record in members[:MOST_LINES]:
+        text = hover_text(record)
+        for one in epochs[record.number]:
+            if "val_accuracy_at_target" in one:
+                x.append(one["epoch"])
+                y.append(100 * one["val_accuracy_at_target"])
+                texts.append(text)
+        ends.append(len(x) - 1)
+        x.append(None)
+        y.append(None)
+        texts.append("")
+    stopped = members[0].state is TrialState.PRUNED
+    last = set(ends)
+    sizes = [(7 if i in last and stopped else 3 if i in last else 0) for i in range(len(x))]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "x": x,
+        "y": y,
+        "text": texts,
+        "line": {"color": colour, **line},
+        "marker": {"color": colour, "symbol": "x" if stopped else "circle", "size": sizes},
+        "hovertemplate": "epoch %{x}: %{y:.2f}%<br>%{text}<extra></extra>",
+    }
