@@ -1,0 +1,205 @@
+"""How many trials at once one driver can lead: a study on simulated slots, by a simulated clock.
+
+    python -m benchmarks.scale [--trials 10000] [--slots 200] [--seconds 60] [--epochs 8]
+
+The driver is the real one: Ray Tune's controller, our searcher, early stopping, records, journal and tracker, as
+`tuner.ray_run` puts them together. Only the workers are simulated: an epoch takes its seconds on the simulated clock,
+and none here. The clock also moves by the processor time (all threads) that the driver takes, and a worker that has
+reported waits until the driver comes to it. So the figures are of a driver with one core of its own; what Ray's own
+processes do to carry a message is not in them, nor the wait for the disk.
+
+"Over the ideal" compares the clock at the end with the seconds of all epochs divided by the slots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import itertools
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from ray.air.execution._internal.tracked_actor import TrackedActor
+from ray.tune.execution import tune_controller
+
+from benchmarks.driver import Simulated, peak_mib, study_in
+from experiments import find
+from tuner import ray_run
+from tuner.config import make_config
+from tuner.searcher import Asked
+from tuner.trial import FAILURE, FINAL, FINAL_SPARSITY, METRICS, TrialSetup
+
+
+class Clock:
+    """Simulated seconds: the driver's processor time, and jumps over the time in which it has nothing to do."""
+
+    def __init__(self) -> None:
+        self._offset, self._idle = -time.process_time(), 0.0
+
+    def now(self) -> float:
+        return self._offset + time.process_time() + self._idle
+
+    def wait_until(self, moment: float) -> None:
+        self._idle += max(0.0, moment - self.now())
+
+    @property
+    def busy(self) -> float:
+        """The driver's part."""
+        return self.now() - self._idle
+
+
+class SimulatedActors:
+    """Takes the place of Ray Tune's actor manager: the same calls and callbacks, without processes behind them."""
+
+    clock: Clock
+    seconds: float  # of an epoch
+    epochs: int
+    training = 0.0  # seconds, of all epochs
+    resets = 0.01  # seconds that a worker takes to begin another trial
+
+    def __init__(self, resource_manager: Any) -> None:
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._live: dict[TrackedActor, dict[str, Any]] = {}
+        self._live_actors_to_ray_actors_resources = _Handles()
+
+    def add_actor(
+        self, cls: Any, kwargs: dict[str, Any], resource_request: Any, on_start: Any, on_stop: Any, on_error: Any
+    ) -> TrackedActor:
+        actor = TrackedActor(next(self._order), on_start=on_start, on_stop=on_stop, on_error=on_error)
+        self._live[actor] = {}
+        self._begin(actor, kwargs["config"])
+        self._after(self.resets, lambda: on_start(actor))
+        return actor
+
+    def _begin(self, actor: TrackedActor, config: dict[str, Any]) -> None:
+        asked = Asked(config["number"], config["method"], config["params"])
+        self._live[actor] = {"trial": Simulated(asked, self.epochs), "iteration": 0}
+
+    def schedule_actor_task(
+        self,
+        tracked_actor: TrackedActor,
+        method_name: str,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        on_result: Any = None,
+        on_error: Any = None,
+        _return_future: bool = False,
+    ) -> None:
+        if method_name == "reset":
+            self._begin(tracked_actor, args[0])
+            self._after(self.resets, lambda: on_result(tracked_actor, True))
+        elif method_name == "train":
+            SimulatedActors.training += self.seconds
+            self._after(self.seconds, lambda: on_result(tracked_actor, self._epoch(tracked_actor)))
+
+    def _epoch(self, actor: TrackedActor) -> dict[str, Any]:
+        """What a worker's report holds."""
+        state = self._live[actor]
+        trial, state["iteration"] = state["trial"], state["iteration"] + 1
+        metrics = {**trial.train(), "epoch_seconds": self.seconds}
+        common = {"training_iteration": state["iteration"], "timestamp": 0, "time_total_s": 0.0, "done": False}
+        if trial.epoch == trial.fails_at:
+            return {**common, FAILURE: "simulated", "done": True}
+        report = {**common, METRICS: metrics, FINAL_SPARSITY: trial.final_sparsity}
+        return {**report, FINAL: True, "done": True} if trial.epoch == trial.epochs else report
+
+    def _after(self, seconds: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (self.clock.now() + seconds, next(self._order), act))
+
+    def next(self, timeout: float | None = None) -> bool:
+        if not self._events:
+            return False
+        moment, _, act = heapq.heappop(self._events)
+        self.clock.wait_until(moment)
+        act()
+        return True
+
+    def remove_actor(self, tracked_actor: TrackedActor, kill: bool = False, stop_future: Any = None) -> bool:
+        known = self._live.pop(tracked_actor, None) is not None
+        if known and tracked_actor._on_stop:
+            self._after(self.resets, lambda: tracked_actor._on_stop(tracked_actor))
+        return known
+
+    def is_actor_started(self, tracked_actor: TrackedActor) -> bool:
+        return tracked_actor in self._live
+
+    def is_actor_failed(self, tracked_actor: TrackedActor) -> bool:
+        return False
+
+    def clear_actor_task_futures(self, tracked_actor: TrackedActor) -> None:
+        pass
+
+    def cleanup(self) -> None:
+        self._live.clear()
+
+    def get_live_actors_resources(self) -> dict[str, float]:
+        return {"CPU": float(len(self._live))}
+
+    @property
+    def num_live_actors(self) -> int:
+        return len(self._live)
+
+    num_total_actors = num_live_actors
+    num_pending_actors = 0
+
+    @property
+    def num_actor_tasks(self) -> int:
+        return len(self._events)
+
+
+class _Handles(dict):  # type: ignore[type-arg]
+    """The handle of an actor's process, and its resources: there are none."""
+
+    def __missing__(self, actor: TrackedActor) -> tuple[None, None]:
+        return (None, None)
+
+
+def measure(trials: int, slots: int, seconds: float, epochs: int) -> dict[str, float]:
+    """A study of so many trials of `epochs` epochs, `seconds` all together, on so many slots."""
+    SimulatedActors.clock, SimulatedActors.seconds, SimulatedActors.epochs = Clock(), seconds / epochs, epochs
+    SimulatedActors.training = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        study = study_in(Path(folder), trials, epochs, front=False)
+        setup = TrialSetup(find("digits"), epochs, 0, "cpu", study.config.folder / ".weights")
+        config = make_config({"target": 0.9}).resolved()
+        with ray_run.ray_cluster(config), mock.patch.object(tune_controller, "RayActorManager", SimulatedActors):
+            clock = SimulatedActors.clock = Clock()
+            arrays = {"none": np.zeros(1)}
+            stop = ray_run.StopWhen(None)
+            ray_run.run_trials(study, setup, arrays, gpus=0, concurrency=slots, stop=stop)
+            took, busy = clock.now(), clock.busy
+        study.tracker.close()
+        assert len(study.records) == trials
+        assert not study.running()
+        assert not study.tracker.problems, study.tracker.problems
+    ideal = SimulatedActors.training / slots
+    return {"took": took, "busy": busy, "ideal": ideal, "peak": peak_mib()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--slots", type=int, nargs="+", default=[200])
+    parser.add_argument("--seconds", type=float, nargs="+", default=[60.0])
+    parser.add_argument("--epochs", type=int, default=8)
+    options = parser.parse_args()
+    print("| trials | slots | seconds a trial | driver, ms a trial | driver busy | clock, s | over the ideal | MiB |")
+    print("|" + " --- |" * 8)
+    for slots, seconds in itertools.product(options.slots, options.seconds):
+        got = measure(options.trials, slots, seconds, options.epochs)
+        print(
+            f"| {options.trials:,} | {slots} | {seconds:g} | {1000 * got['busy'] / options.trials:.1f} | "
+            f"{got['busy'] / got['took']:.0%} | {got['took']:.0f} | {got['took'] / got['ideal'] - 1:.1%} | "
+            f"{got['peak']:.0f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
