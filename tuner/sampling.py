@@ -35,7 +35,7 @@ class View:
         front: both objectives, for a search for the whole front; else the accuracy alone.
         constraint: the constraint as such. If not, infeasible trials have a value below every feasible one's, and
             stopped ones a value below those: Deb's rules (2000), for samplers that go by rank.
-        most: trials; beyond it the `best` ones stay, and of the others the latest.
+        most: ended trials; beyond it the `best` ones stay, and of the others the latest.
         everything: distributions that are asked for in every trial, whether they apply in it or not, for samplers that
             only learn from trials of equal parameters.
         centre: values for those of them that a trial from elsewhere does not have.
@@ -141,16 +141,16 @@ class SamplingStudy(BaseSampler):
             )
 
     def _forget(self) -> None:
-        """Begins the study anew when it has grown too large, with the trials that matter."""
-        trials = self._study.get_trials(deepcopy=False)
-        if len(trials) <= self._view.most:
+        """Begins the study anew when it has grown too large, with the trials that matter. Those that run are not
+        counted: with hundreds at once there would be no room for others, and all to begin anew whenever one ends."""
+        ended = [trial for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        if len(ended) <= self._view.most:
             return
-        ended = [trial for trial in trials if trial.state.is_finished()]
         running = dict(self._open)
         ranked = sorted(zip(_ranks(ended), range(len(ended)), strict=True))
         keep = {index for _, index in ranked[: self._view.best]}
         recent = [index for index in reversed(range(len(ended))) if index not in keep]
-        keep |= set(recent[: self._view.most * 3 // 4 - len(keep) - len(running)])
+        keep |= set(recent[: max(0, self._view.most * 3 // 4 - len(keep))])
         self._study = self._new_study()
         self._study.add_trials([ended[index] for index in sorted(keep)])
         for number, own in running.items():

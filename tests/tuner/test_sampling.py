@@ -161,11 +161,27 @@ def test_of_a_long_study_the_best_and_the_latest_stay() -> None:
     study.settle(running)
     study.add([trial(-number, number) for number in range(30, 60)])
     kept = study._study.trials
-    assert [t.params["x"] for t in kept[:-1]] == [*range(10), *range(41, 60)]
+    assert [t.params["x"] for t in kept[:-1]] == [*range(10), *range(40, 60)]
     assert kept[-1].state is TrialState.RUNNING
     assert kept[-1].params == running.params
     record.tell(running, [1.0, 0.9])
     assert [t.value for t in study._study.trials[-1:]] == [1.0]
+
+
+def test_with_more_trials_running_than_it_keeps_the_study_is_not_begun_anew_at_every_end() -> None:
+    study = SamplingStudy(optuna.samplers.RandomSampler(seed=0), View(most=20, best=5))
+    record = optuna.create_study(sampler=study, directions=["maximize"] * 2)
+    running = [record.ask({"x": FloatDistribution(0, 1000)}) for _ in range(60)]
+    for one in running:
+        study.settle(one)
+    begun = [study._study]
+    for one in running:
+        record.tell(one, [1.0, 0.9])
+        if study._study is not begun[-1]:
+            begun.append(study._study)
+        kept = [trial for trial in study._study.trials if trial.state.is_finished()]
+        assert len(kept) <= 20
+    assert len(begun) <= 1 + 60 // 5
 
 
 def test_stopped_and_infeasible_trials_are_the_first_to_be_forgotten() -> None:
