@@ -29,7 +29,7 @@ from tuner.config import make_config
 from tuner.display import Progress
 from tuner.goal import along_front, at_targets
 from tuner.halving import Halving, rung_epochs
-from tuner.mlflow_store import StudyIdentity
+from tuner.outbox import StudyIdentity
 from tuner.records import TrialState
 from tuner.searcher import Asked, OptunaSearcher
 from tuner.study import StudyRun
@@ -77,7 +77,7 @@ def study_in(folder: Path, trials: int, epochs: int, front: bool) -> StudyRun:
     space = load_space("lpss", goal.lowest)
     journal = config.folder / "optuna.journal"
     searcher = OptunaSearcher([space], goal.lowest, front=goal.spans, journal=journal, name="simulated")
-    tracker = Tracker(config.tracking_uri, StudyIdentity("simulated", "simulated", goal.option, "lpss"))
+    tracker = Tracker(config.tracking_uri, StudyIdentity("simulated", "simulated", goal.option, "lpss"), config.folder)
     tracker.start_study({"trials": trials}, {})
     progress = Progress(trials, goal, stream=io.StringIO(), live=False)
     halving = Halving(rung_epochs(epochs), target=goal.lowest, ceiling=goal.highest, spread=goal.spans)

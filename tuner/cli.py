@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ _EPILOG = """\
 also:
   tune-sparsity resume STUDY    go on with a study that was interrupted
   tune-sparsity export STUDY --format safetensors|onnx|torch|csr    a checked file, and what its zeros save
+  tune-sparsity send STUDY      bring to MLflow what has not arrived there
   tune-sparsity check mine.py:mine    say what is wrong with an experiment of your own
   tune-sparsity doctor          say what a study would run on, and what to mend
   tune-sparsity list experiments|methods|spaces|samplers
@@ -60,7 +62,7 @@ def _subcommand(name: str, arguments: list[str]) -> int:
     from tuner.config import UsageError, unknown
     from tuner.export import export
 
-    commands = {"resume": _resume, "list": _list, "check": check, "doctor": _doctor, "export": export}
+    commands = {"resume": _resume, "send": _send, "list": _list, "check": check, "doctor": _doctor, "export": export}
     if name not in commands:
         raise UsageError(unknown("command", name, commands) + ", or options that begin a study: --target 0.9")
     return commands[name](arguments)
@@ -109,6 +111,8 @@ def _search_parser() -> _Parser:
     record.add_argument("--storage", metavar="DIR", help="folder of studies; a cluster's nodes share it (./studies)")
     record.add_argument("--study", metavar="NAME", help="the study's name (from experiment, target and time)")
     record.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (sqlite:///mlflow.db)")
+    record.add_argument("--register", metavar="NAME", help="put the best network into MLflow's registry")
+    record.add_argument("--system-metrics", action="store_true", help="also record this machine's load in MLflow")
     record.add_argument("--config", metavar="FILE", help="YAML with any of these options; the command line wins")
     record.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
     return parser
@@ -140,6 +144,7 @@ def _resume(arguments: list[str]) -> int:
     parser.add_argument("--data-dir", metavar="DIR", default=argparse.SUPPRESS)
     parser.add_argument("--address", metavar="ADDRESS", default=argparse.SUPPRESS, help="of the cluster to go on with")
     parser.add_argument("--tracking-uri", metavar="URI", default=argparse.SUPPRESS)
+    parser.add_argument("--register", metavar="NAME", default=argparse.SUPPRESS, help="in MLflow's registry")
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     options = vars(parser.parse_args(arguments))
     as_json = options.pop("json")
@@ -171,6 +176,24 @@ def _doctor(arguments: list[str]) -> int:
     return EXIT_DONE if well else EXIT_FAILED
 
 
+def _send(arguments: list[str]) -> int:
+    parser = _parser("tune-sparsity send", description="Brings to MLflow what a study could not tell it.")
+    parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
+    parser.add_argument("--storage", metavar="DIR", default="studies", help="folder of studies (./studies)")
+    parser.add_argument("--tracking-uri", metavar="URI", default=argparse.SUPPRESS, help="another store than before")
+    options = vars(parser.parse_args(arguments))
+    from tuner.config_file import read_study
+    from tuner.send import send
+
+    config = read_study(options.pop("study"), Path(options.pop("storage")), options).resolved()
+    where, problems = send(config.folder, config.tracking_uri, chosen="tracking_uri" in options)
+    _tell(problems, config)
+    if problems:
+        return EXIT_FAILED
+    _say(f"MLflow has all of {config.study}: {where}")
+    return EXIT_DONE
+
+
 def _list(arguments: list[str]) -> int:
     parser = _parser("tune-sparsity list", description="Names that the options accept.")
     parser.add_argument("kind", metavar="|".join(_LISTS))
@@ -200,6 +223,7 @@ def _run(config: Any, *, as_json: bool, resume: bool) -> int:
     finished = run_study(prepared, resume=resume)
     _say(finished.ended)
     _report(finished, as_json)
+    _tell(finished.problems, config)
     return _exit_code(finished, config)
 
 
@@ -211,8 +235,17 @@ def _report(finished: Any, as_json: bool) -> None:
         print(to_json(result_document(finished.outcome)))
     else:
         print_result(finished.outcome)
-    for problem in finished.problems:
+
+
+def _tell(problems: list[str], config: Any) -> None:
+    """What MLflow does not have, and how to send it."""
+    from tuner.final_table import command
+
+    for problem in problems:
         _say(f"Not in MLflow: {problem}")
+    if problems:
+        where = f"{config.study} --storage {shlex.quote(str(config.storage))}"
+        _say(f"It waits in {config.folder}/tracking. To send it: {command('tune-sparsity')} send {where}")
 
 
 def _exit_code(finished: Any, config: Any) -> int:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import warnings
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -32,6 +35,8 @@ GOALS = ("target", "front", "max_nonzero")
 """The options that say what to find: exactly one of them is given."""
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """The environment variable that Ray sets for what `ray job submit` runs."""
+FLAGS = ("system_metrics",)
+"""The options that are given or not."""
 _MILLION = 1_000_000  # more trials, epochs or whatever else is a slip of the keyboard
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -65,6 +70,16 @@ def parse_duration(value: Any) -> Any:
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=3650 * 86400, allow_inf_nan=False)]
 
 
+def _registered_name(name: str) -> str:
+    if not name.strip() or len(name) > 250 or set(name) & set("/:") or not name.isprintable():
+        raise ValueError("a registered model's name has 1 to 250 characters, '/' and ':' not among them")
+    return name
+
+
+# Pydantic warns that a metaclass of its own has a method of the name, which is no harm.
+warnings.filterwarnings("ignore", message='Field name "register" in "StudyConfig" shadows')
+
+
 class StudyConfig(BaseModel):
     """Everything that a study depends on, as the command line and study.yaml name it."""
 
@@ -93,11 +108,13 @@ class StudyConfig(BaseModel):
     study: str = ""
     tracking_uri: str = ""
     data_dir: Path | None = None
+    system_metrics: bool = False
+    register: Annotated[str, AfterValidator(_registered_name)] | None = None
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_other_type(cls, value: Any) -> Any:
-        if isinstance(value, bool):  # pydantic would take true for 1
+    def _no_other_type(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and info.field_name not in FLAGS:  # pydantic would take true for 1
             raise ValueError("true and false are the value of no option")
         if isinstance(value, bytes):  # pydantic would take them for text
             raise ValueError("binary data are the value of no option")

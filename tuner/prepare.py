@@ -21,7 +21,7 @@ from tuner.config import StudyConfig, UsageError, unknown
 from tuner.goal import Goal
 from tuner.goal_spaces import spaces_of
 from tuner.samplers import check_sampler
-from tuner.tracking_uri import check_tracking_uri
+from tuner.tracking_uri import check_driver, check_tracking_uri
 from tuner.warm_start import WarmStart, warm_start
 
 
@@ -54,6 +54,7 @@ def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
     """
     try:
         check_tracking_uri(config.tracking_uri)
+        check_driver(config.tracking_uri)
     except ValueError as error:
         raise UsageError(f"--tracking-uri: {error}") from None
     experiment = find_experiment(config.experiment)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,7 +22,8 @@ from tuner.final_seeds import Retrained, best_of_each, jobs, summarise
 from tuner.goal import Goal, GoalKind
 from tuner.goal_spaces import turns
 from tuner.halving import Halving, rung_epochs
-from tuner.mlflow_store import StudyIdentity
+from tuner.mlflow_parts import dataset_note, model_note
+from tuner.outbox import StudyIdentity
 from tuner.prepare import Prepared
 from tuner.records import TrialState
 from tuner.results import StudyOutcome, StudySeconds, write_atomically, write_results
@@ -82,10 +84,14 @@ def _start_tracker(prepared: Prepared) -> Tracker:
         target=prepared.goal.option,
         method=",".join(config.method),
     )
-    tracker = Tracker(config.tracking_uri, identity)
+    tracker = Tracker(config.tracking_uri, identity, config.folder, system_metrics=config.system_metrics)
     options = {name: value for name, value in config.model_dump(mode="json").items() if value is not None}
     options["tracking_uri"] = redact(config.tracking_uri)
-    tracker.start_study({**options, "epochs": prepared.epochs}, {"data_checksum": prepared.checksum})
+    tracker.start_study(
+        {**options, "epochs": prepared.epochs},
+        {"data_checksum": prepared.checksum},
+        dataset=dataset_note(prepared.experiment.name, prepared.data, prepared.checksum),
+    )
     return tracker
 
 
@@ -221,6 +227,9 @@ def _conclude(
     written = write_results(outcome)
     all_failed = bool(records) and all(record.state is TrialState.FAILED for record in records)
     artifacts = [*written, *pictures, config.folder / STUDY_YAML]
+    model = None
+    if outcome.best is not None and (folder := next((f for f, r in folders.items() if r is outcome.best), None)):
+        model = _model(prepared, outcome, config.folder / folder)
     tracker.finish_study(
         status="KILLED" if stop.asked else "FAILED" if all_failed else "FINISHED",
         metrics=_metrics(outcome),
@@ -229,6 +238,7 @@ def _conclude(
             *artifacts,
             *(config.folder / name for name in dict.fromkeys(path.split("/")[0] for path in folders)),
         ],
+        model=model,
     )
     tracker.close()
     total = time.monotonic() - began
@@ -246,6 +256,30 @@ def _conclude(
         shutil.rmtree(config.folder / ".weights", ignore_errors=True)
     first_failure = next((record.reason for record in records if record.state is TrialState.FAILED), "")
     return Finished(outcome, stop.asked, tracker.problems, _why(study, stop), first_failure, {}, {})
+
+
+def _model(prepared: Prepared, outcome: StudyOutcome, network: Path) -> dict[str, Any]:
+    """What MLflow's model of the best network is to hold."""
+    best = outcome.best
+    assert best is not None
+    measured = {
+        "val_accuracy": best.val_accuracy,
+        "test_accuracy": outcome.test_accuracy,
+        "sparsity": best.sparsity,
+        "sparsity_total": best.sparsity_total,
+        "nonzero_weights": best.nonzero_weights,
+    }
+    tags = {"study": outcome.study, "trial": best.name, "method": best.method, "target": prepared.goal.option}
+    return model_note(
+        prepared.config.folder,
+        network,
+        prepared.experiment,
+        prepared.config.experiment,
+        prepared.data,
+        tags={**tags, "experiment": outcome.experiment},
+        metrics={name: value for name, value in measured.items() if value is not None},
+        register=prepared.config.register,
+    )
 
 
 def _why(study: Any, stop: Any) -> str:

@@ -57,6 +57,7 @@ class StudyRun:
         self.records = {record.number: record for record in searcher.finished()}
         for record in self.records.values():
             self._recall(record)
+            tracker.recall(record)
         self.standing = Standing(goal, self.records.values())
         self._began: dict[int, float] = {}
         self._written = clock()

@@ -1,38 +1,38 @@
-"""The study's record in MLflow: one parent run a study, one nested run a trial, written by one thread of the driver.
+"""The study's record in MLflow: one parent run a study, one nested run a trial.
 
-Nothing here holds the search up. `Tracker` notes down what each run is owed; its writer thread imports MLflow, creates
-the store and writes, one batch a run. What cannot be written now stays owed and is tried again, and what remains at the
-end is told in `Tracker.problems`, never raised into the search.
-
-Only `MlflowClient` with an explicit URI is used: MLflow's global state and its environment variables decide nothing.
+Nothing here holds the search up. `Tracker` notes what there is to tell in the study's outbox, in microseconds, and a
+process beside it delivers the notes in batches (tuner.mlflow_writer). What cannot arrive now is tried again, and what
+has not arrived at the end stays in the outbox and is told in `Tracker.problems`, never raised into the search.
 """
 
 from __future__ import annotations
 
 import functools
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from tuner.mlflow_store import Owed, Store, StudyIdentity, TrackedRun, now_ms, one_line, quiet_environment
+from tuner import mlflow_writer
+from tuner.delivery import ATTEMPTS
+from tuner.outbox import KILLED, PARENT, RUNNING, UNENDED, Outbox, StudyIdentity
 from tuner.records import TrialRecord, TrialState, trial_name
 from tuner.tracking_uri import redact
 
-if TYPE_CHECKING:
-    pass
-
 P = ParamSpec("P")
 R = TypeVar("R")
-GATHER = 1.0  # seconds for which reports are gathered into one batch, since every write takes time from the trials
-ATTEMPTS = 3  # failures in a row after which the store is said to be away
+SILENCE = 90.0  # seconds without a word of the writer's after which a study that has ended waits no longer
 STATUS = {
-    TrialState.RUNNING: "RUNNING",
+    TrialState.RUNNING: RUNNING,
     TrialState.COMPLETED: "FINISHED",
     TrialState.PRUNED: "FINISHED",  # MLflow has no such status: the tag `state` tells it from completed
     TrialState.FAILED: "FAILED",
 }
+_MEASURES = ("val_accuracy", "sparsity", "sparsity_total", "hoyer", "nonzero_weights", "epochs", "seconds")
 
 
 def _timed(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate[Tracker, P], R]:
@@ -48,89 +48,104 @@ def _timed(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate
 
 
 class Tracker:
-    """Writes one study's MLflow record from a thread of its own.
+    """Notes one study's record, and has it delivered.
 
-    The methods only note things down, in microseconds, and raise nothing for a store that is away. `close` must be
-    called at the end: the thread does not keep the interpreter alive.
+    The methods raise nothing for a store that is away. `close` must be called at the end.
 
     Args:
-        uri: The tracking URI, as `resolve_tracking_uri` gives it.
-        identity: The study.
+        uri: the tracking URI, as `resolve_tracking_uri` gives it.
+        identity: the study; the same one in the same folder continues the same runs.
+        folder: the study's. The outbox lies in it, and the files that become artifacts.
+        system_metrics: also record this machine's load, on the parent run.
 
     Attributes:
-        seconds: How long callers' threads have spent in the public methods.
+        seconds: how long callers have spent in the public methods.
     """
 
-    def __init__(self, uri: str, identity: StudyIdentity) -> None:
+    def __init__(self, uri: str, identity: StudyIdentity, folder: Path, *, system_metrics: bool = False) -> None:
         self.seconds = 0.0
-        self.identity = identity
-        tags = {"role": "parent", "study": identity.study, "target": str(identity.target), "method": identity.method}
-        self._study = TrackedRun(identity.study, tags)
-        self._trials: dict[int, TrackedRun] = {}
-        self._store = Store(uri, identity, self._study)
+        self._uri = uri
+        self._outbox = Outbox(folder, identity)
+        self._lost = ""
+        self._finished = self._closed = False
         self._changed = threading.Condition()
-        self._owing: dict[TrackedRun, None] = {}  # the runs that are owed something, oldest debt first
-        self._finish: tuple[frozenset[int], int] | None = None  # the front's trials, and when the study ended
-        self._busy = self._closing = self._closed = False
-        self._hurry = 0  # callers waiting in flush
-        self._failures = 0  # in a row
-        self._error = ""
-        self._refused: list[str] = []
-        quiet_environment()
-        self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
+        self._status: dict[str, Any] = {"offset": 0, "failures": 0, "error": "", "refused": [], "unsent": 0}
+        self._log = folder / "tracking" / "writer.log"
+        session = self._outbox.session
+        hello = {"uri": uri, "folder": str(folder.absolute()), "session": session, "system_metrics": system_metrics}
+        self._writer = self._start(hello)
+        self._heard = time.monotonic()
+        self._thread = threading.Thread(target=self._listen, name="mlflow-status", daemon=True)
         self._thread.start()
 
     @property
     def experiment_id(self) -> str | None:
         """None until the store was opened: see `flush`."""
-        return self._store.experiment_id
+        return self._status.get("experiment_id")
 
     @property
     def run_id(self) -> str | None:
         """The parent run's; None until it was found or created: see `flush`."""
-        return self._study.run_id
+        return self._status.get("run_id")
 
     @property
     def problems(self) -> list[str]:
-        """A line for everything that could not be written; complete once `close` returned."""
-        with self._changed:
-            lines = list(dict.fromkeys(self._refused))
-            if (self._closed or self._failures >= ATTEMPTS) and self._unwritten():
-                error = self._error or "still writing when the study ended"
-                missing = f"{len(self._owing) + self._busy} of {len(self._trials) + 1} runs are not fully recorded"
-                lines.append(redact(f"MLflow at {self._store.uri}: {error}; {missing}"))
-            return lines
+        """A line for everything that has not arrived; complete once `close` returned."""
+        status = self._status
+        lines = [*status["refused"], *([self._lost] if self._lost else [])]
+        away = status["failures"] >= ATTEMPTS
+        if away or (self._closed and status["offset"] < self._outbox.size()):
+            error = status["error"] or self._last_words() or "still sending when the study ended"
+            missing = f"{status['unsent']} runs are not fully recorded" if away else "not all runs are fully recorded"
+            lines.append(redact(f"MLflow at {self._uri}: {error}; {missing}"))
+        return lines
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something has not arrived that may arrive later."""
+        return bool(self._status["offset"] < self._outbox.size())
 
     @_timed
-    def start_study(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Begins the parent run, or takes it up again."""
-        with self._changed:
-            self._owe(self._study, params=params, tags=tags, status="RUNNING")
+    def start_study(self, params: Mapping[str, Any], tags: Mapping[str, str], **more: Any) -> None:
+        """Begins the parent run, or takes it up again.
+
+        Args:
+            more: `dataset`, as `tuner.mlflow_parts.dataset_note` gives it.
+        """
+        self._note(PARENT, params=params, tags=tags, status=RUNNING, **more)
 
     @_timed
     def start_trial(self, record: TrialRecord) -> None:
         """Begins a trial's run, or takes it up again."""
-        with self._changed:
-            self._tell(record, {})
+        self._tell(record, {})
+
+    @_timed
+    def recall(self, record: TrialRecord) -> None:
+        """Tells of a trial that ended in an earlier process, if that was killed before it could."""
+        if self._outbox.statuses.get(record.name) != STATUS[record.state]:
+            self._end(record)
 
     @_timed
     def log_epoch(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """Records an epoch. Epochs come in order; one that is already recorded is left as it is.
 
         Args:
-            number: The trial's.
-            epoch: The metrics' step in MLflow.
-            metrics: By name. Infinite values become NaN, which MLflow can show; what is not a number is left out.
+            number: the trial's.
+            epoch: the metrics' step in MLflow.
+            metrics: by name. Infinite values become NaN, which MLflow can show; what is not a number is left out.
         """
-        with self._changed:
-            self._owe(self._trial(number), metrics=metrics, step=epoch)
+        self._note(trial_name(number), metrics=metrics, step=epoch)
 
     @_timed
     def end_trial(self, record: TrialRecord) -> None:
         """Ends a trial's run with its state and final measures."""
-        names = ("val_accuracy", "sparsity", "sparsity_total", "hoyer", "nonzero_weights", "epochs", "seconds")
-        with self._changed:
-            self._tell(record, {**record.metrics, **{n: v for n in names if (v := getattr(record, n)) is not None}})
+        self._end(record)
+
+    @_timed
+    def log_files(self, files: Iterable[Path]) -> None:
+        """Makes files, and folders that keep their own names, the parent run's artifacts, as they are when they are
+        sent. May be called again for the same files."""
+        self._note(PARENT, files=files)
 
     @_timed
     def log_artifacts(self, artifacts: Iterable[Path]) -> None:
@@ -147,132 +162,131 @@ class Tracker:
         status: str,
         metrics: Mapping[str, float],
         pareto: Collection[int],
-        artifacts: Path | Iterable[Path] = (),
+        artifacts: Iterable[Path] = (),
+        model: Mapping[str, Any] | None = None,
     ) -> None:
-        """Ends the parent run, marks every trial as on the front or not, and ends as KILLED the trials that still run.
+        """Ends the parent run, marks the trials on the front, and ends as KILLED the trials that still run.
 
         Args:
             status: FINISHED, FAILED or KILLED.
-            metrics: The parent run's.
-            pareto: The numbers of the trials on the front.
-            artifacts: Files, and folders that keep their own names, for the parent run.
+            metrics: the parent run's.
+            pareto: the numbers of the trials on the front.
+            artifacts: as `log_files` takes them.
+            model: the best network, as `tuner.mlflow_parts.model_note` gives it.
         """
-        with self._changed:
-            self._finish = (frozenset(pareto), now_ms())
-            self._owe(self._study, metrics=metrics, status=status)
-            self._study.owed.artifacts += [artifacts] if isinstance(artifacts, Path) else artifacts
+        front = {trial_name(number) for number in pareto}
+        for name in sorted(self._outbox.pareto ^ front):
+            self._note(name, tags={"pareto": str(name in front).lower()})
+        self._kill_trials()
+        self._note(PARENT, metrics=metrics, files=artifacts, model=dict(model or {}), status=status)
+        self._finished = True
 
     @_timed
     def flush(self, timeout: float | None = None) -> bool:
-        """Waits until all that was handed over is written, or the store turns out to be away.
+        """Waits until all that was noted has arrived, or the store turns out to be away.
 
         Returns:
-            Whether all was written.
+            Whether all has arrived.
         """
+        wanted = self._outbox.size()
+        self._ask(mlflow_writer.FLUSH)
         with self._changed:
-            self._hurry += 1
-            self._changed.notify_all()
             self._changed.wait_for(
-                lambda: not self._to_do() or self._failures >= ATTEMPTS or not self._thread.is_alive(), timeout
+                lambda: self._arrived(wanted) or self._status["failures"] >= ATTEMPTS or not self._thread.is_alive(),
+                timeout,
             )
-            self._hurry -= 1
-            return not self._to_do()
+            return self._arrived(wanted)
 
     @_timed
     def close(self, timeout: float | None = None) -> None:
-        """Writes what is left, in `timeout` seconds at most, and ends the thread; `problems` has what could not be."""
-        with self._changed:
-            self._closing = True
-            self._failures = min(self._failures, ATTEMPTS - 1)  # a store that was away gets one more chance
-            self._changed.notify_all()
-        self._thread.join(timeout)
+        """Waits until all has arrived, or the store turns out to be away; `problems` has what has not.
+
+        A study that was not finished ends here as KILLED.
+
+        Args:
+            timeout: seconds to wait at most; by default as long as the writer is heard of.
+        """
+        if self._closed:
+            return
+        if not self._finished:
+            self._kill_trials()
+            self._note(PARENT, status=KILLED)
+        self._ask(mlflow_writer.CLOSE)
+        self._heard, deadline = time.monotonic(), None if timeout is None else time.monotonic() + timeout
+        while self._thread.is_alive():
+            self._thread.join(0.2)
+            if time.monotonic() - self._heard > SILENCE or (deadline is not None and time.monotonic() > deadline):
+                self._writer.kill()
+                break
+        self._thread.join()
+        self._writer.wait()
         self._closed = True
 
-    def _trial(self, number: int) -> TrackedRun:
-        name = trial_name(number)
-        tags = {"role": "trial", "study": self.identity.study, "trial": name, "number": str(number)}
-        return self._trials.setdefault(number, TrackedRun(name, tags))
+    def _end(self, record: TrialRecord) -> None:
+        measures = {name: value for name in _MEASURES if (value := getattr(record, name)) is not None}
+        known = record.name in self._outbox.pareto
+        self._tell(record, {**record.metrics, **measures}, {"pareto": str(known).lower()})
 
-    def _tell(self, record: TrialRecord, metrics: Mapping[str, Any]) -> None:
-        run = self._trial(record.number)
-        run.ended = record.state is not TrialState.RUNNING
-        tags = {"method": record.method, "state": record.state.value, "reason": record.reason}
-        self._owe(
-            run, params=record.params, tags=tags, metrics=metrics, step=record.epochs, status=STATUS[record.state]
-        )
+    def _tell(self, record: TrialRecord, metrics: Mapping[str, Any], more: Mapping[str, str] | None = None) -> None:
+        tags = {"method": record.method, "state": record.state.value, "reason": record.reason, **(more or {})}
+        status = STATUS[record.state]
+        self._note(record.name, params=record.params, tags=tags, metrics=metrics, step=record.epochs, status=status)
 
-    def _owe(self, run: TrackedRun, **what: Any) -> None:
-        run.owe(**what)
-        self._owing[run] = None
-        self._changed.notify_all()
+    def _kill_trials(self) -> None:
+        for name, status in list(self._outbox.statuses.items()):
+            if name != PARENT and status == RUNNING:
+                self._note(name, tags={**UNENDED, "pareto": "false"}, status=KILLED)
 
-    def _unwritten(self) -> bool:
-        return bool(self._owing) or self._busy or self._finish is not None
+    def _note(self, run: str, **what: Any) -> None:
+        try:
+            self._outbox.note(run, **what)
+        except OSError as error:  # a full disk, say: the search ends when it must, and not for its record
+            self._lost = f"{self._outbox.file} could not be written: {error.strerror}; not all runs are fully recorded"
 
-    def _to_do(self) -> bool:
-        return self._unwritten() or self.experiment_id is None
+    def _arrived(self, wanted: int) -> bool:
+        return self._status["offset"] >= wanted and self.experiment_id is not None
 
-    def _work(self) -> None:
-        """The writer thread: rounds until closed, the first at once, so that MLflow is ready for the first report."""
-        while self._wait():
-            try:
-                self._round()
-                failures, error = 0, ""
-            except Exception as caught:  # whatever it is, the search goes on
-                failures, error = self._failures + 1, one_line(caught)
+    def _start(self, hello: dict[str, Any]) -> subprocess.Popen[str]:
+        # -P: what lies in the current folder under a module's name is not meant. These packages may lie there, and
+        # then come last.
+        ours = str(Path(__file__).parents[1])
+        code = f"import sys; sys.path.append({ours!r}); from tuner.mlflow_writer import main; main()"
+        with self._log.open("w") as log:
+            writer = subprocess.Popen(
+                [sys.executable, "-P", "-c", code],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,  # an interrupt from the keyboard ends the search, whose record is still to come
+            )
+        self._writer = writer
+        self._ask(json.dumps(hello))
+        return writer
+
+    def _ask(self, line: str) -> None:
+        assert self._writer.stdin is not None
+        try:
+            self._writer.stdin.write(f"{line}\n")
+            self._writer.stdin.flush()
+            if line == mlflow_writer.CLOSE:
+                self._writer.stdin.close()
+        except (OSError, ValueError):  # it died, or has been closed: `problems` says so
+            pass
+
+    def _listen(self) -> None:
+        assert self._writer.stdout is not None
+        for line in self._writer.stdout:
             with self._changed:
-                self._failures, self._error = failures, error
+                self._status, self._heard = json.loads(line), time.monotonic()
                 self._changed.notify_all()
-
-    def _wait(self) -> bool:
-        """Waits for something to do, then for more of it, longer after each failure; False: the thread is to end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closing or self._to_do())
-            pause = GATHER * 2 ** min(self._failures, 5)
-            self._changed.wait_for(lambda: self._closing or self._hurry, pause)
-            failures = self._failures
-            if self._closing and (failures >= ATTEMPTS or not self._unwritten()):
-                return False
-        if failures:  # even in a hurry, a store that has just failed gets a moment
-            time.sleep(GATHER)
-        return True
+            self._changed.notify_all()
 
-    def _round(self) -> None:
-        """Writes everything owed, the parent run last, so that it never ends before its trials."""
-        self._store.open()
-        if self._finish is not None:
-            self._settle(*self._finish)
-        with self._changed:
-            runs = sorted(self._owing, key=lambda run: run is self._study)
-        for run in runs:
-            with self._changed:
-                owed, run.owed = run.owed, Owed()
-                self._owing.pop(run)
-                self._busy = True
-            try:
-                refused = self._store.write(run, owed)
-            except Exception:
-                with self._changed:
-                    run.owed, self._busy = owed.then(run.owed), False
-                    self._owing[run] = None
-                raise
-            with self._changed:
-                self._refused += refused
-                self._busy = False
-
-    def _settle(self, pareto: frozenset[int], when: int) -> None:
-        """Brings every trial of the study to its end, those of earlier processes too, which only the store knows."""
-        earlier = {
-            int(run.data.tags["number"]): run for run in self._store.trials().values() if "number" in run.data.tags
-        }
-        with self._changed:
-            for number in earlier.keys() - self._trials.keys():
-                self._trial(number).ended = earlier[number].info.status != "RUNNING"
-            for number, run in self._trials.items():
-                self._owe(run, tags={"pareto": str(number in pareto).lower()})
-                if not run.ended:
-                    self._owe(
-                        run, tags={"state": TrialState.FAILED.value, "reason": "the study ended before this trial"}
-                    )
-                    run.owed.status, run.ended = ("KILLED", when), True
-            self._finish = None
+    def _last_words(self) -> str:
+        """What a writer that died had to say."""
+        try:
+            lines = self._log.read_text().strip().splitlines()
+        except OSError:
+            return ""
+        return f"the writing process ended: {lines[-1]}" if lines else ""

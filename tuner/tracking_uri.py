@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 from pathlib import Path
 
 ACCEPTED = "sqlite:///FILE, postgresql://..., mysql://..., mssql://..., http(s)://HOST or databricks"
+STRAY = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID")
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SQLITE = re.compile(r"^(sqlite(?:\+\w+)?:///)([^?]+)", re.IGNORECASE)
 
 
@@ -44,8 +47,19 @@ def redact(text: str) -> str:
 
 def stray_environment() -> list[str]:
     """The MLflow variables that are set and would redirect other tools' runs; here they are ignored."""
-    names = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID")
-    return [name for name in names if os.environ.get(name)]
+    return [name for name in STRAY if os.environ.get(name)]
+
+
+def is_server(uri: str) -> bool:
+    """Whether something other than a database answers at the URI: it knows where artifacts go."""
+    return uri.partition("://")[0].partition("+")[0].lower() not in _DATABASES
+
+
+def check_driver(uri: str) -> None:
+    """Raises ValueError, in one line, if the package is missing by which Python speaks to the URI's database."""
+    scheme = uri.partition("://")[0].lower()
+    if scheme == "postgresql" and importlib.util.find_spec("psycopg2") is None:
+        raise ValueError("postgresql://... needs the package psycopg2: pip install 'tune-sparsity[postgresql]'")
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -3,27 +3,62 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
+import torch
 
-from tuner import tracking
-from tuner.mlflow_store import StudyIdentity, prepare_sqlite
+from experiments import Data, Split
+from tuner import mlflow_writer
+from tuner.delivery import only_one
+from tuner.mlflow_parts import dataset_note
+from tuner.mlflow_store import Owed, Store, prepare_sqlite
+from tuner.outbox import StudyIdentity
 from tuner.records import TrialRecord, TrialState
 from tuner.tracking import Tracker
 from tuner.tracking_uri import check_tracking_uri, redact, resolve_tracking_uri, stray_environment
 
 IDENTITY = StudyIdentity(study="digits-90", experiment="digits", target=0.9, method="lpss,rigl")
 MakeTracker = Callable[..., Tracker]
+
+
+class WriterThread:
+    """The writer without a process of its own, whose import of MLflow takes seconds: all else is as in one."""
+
+    def __init__(self) -> None:
+        commands, self.stdin = (os.fdopen(end, mode) for end, mode in zip(os.pipe(), "rw", strict=True))
+        self.stdout, said = (os.fdopen(end, mode) for end, mode in zip(os.pipe(), "rw", strict=True))
+        self._thread = threading.Thread(target=self._serve, args=(commands, said), daemon=True)
+        self._thread.start()
+
+    def _serve(self, commands: TextIO, said: TextIO) -> None:
+        with commands, said:
+            mlflow_writer.serve(commands, said)
+
+    def wait(self) -> None:
+        self._thread.join()
+
+
+class InThread(Tracker):
+    """A tracker whose writer is a thread of this process."""
+
+    def _start(self, hello: dict[str, Any]) -> Any:
+        self._writer: Any = WriterThread()
+        self._ask(json.dumps(hello))
+        return self._writer
 
 
 @pytest.fixture(scope="session")
@@ -42,12 +77,12 @@ def store(new_store: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tracker(store: Path) -> Iterator[MakeTracker]:
+def tracker(store: Path, tmp_path: Path) -> Iterator[MakeTracker]:
     """Makes trackers of the same store and study, and closes them."""
     made: list[Tracker] = []
 
     def make(identity: StudyIdentity = IDENTITY) -> Tracker:
-        made.append(Tracker(f"sqlite:///{store}", identity))
+        made.append(InThread(f"sqlite:///{store}", identity, tmp_path / "studies" / identity.study))
         return made[-1]
 
     yield make
@@ -57,7 +92,8 @@ def tracker(store: Path) -> Iterator[MakeTracker]:
 
 @pytest.fixture(autouse=True)
 def _quick_writer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "GATHER", 0.02)
+    monkeypatch.setattr(mlflow_writer, "GATHER", 0.02)
+    monkeypatch.setattr(mlflow_writer, "SHARE", 0)
 
 
 def record(number: int, state: TrialState = TrialState.RUNNING, **known: Any) -> TrialRecord:
@@ -254,12 +290,12 @@ def test_mlflow_variables_redirect_nothing(
     one.start_trial(record(0))
     artifact = tmp_path / "pareto.csv"
     artifact.write_text("number\n")
-    finish(one, artifacts=artifact)
+    finish(one, artifacts=[artifact])
     assert stray_environment() == ["MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"]
     assert sorted(read(store)[1]) == ["t0000"]
     assert [found.info.run_id for found in client(store).search_runs([other])] == [run.info.run_id]
     assert client(store).get_run(run.info.run_id).data.tags == run.data.tags
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a folder", "pareto.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a folder", "pareto.csv", "studies"]
 
 
 def test_artifacts_lie_beside_the_store(
@@ -309,7 +345,7 @@ def test_studies_that_start_together_share_the_experiment(tracker: MakeTracker, 
 
 def test_an_unwritable_store_is_told_and_not_raised(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    one = Tracker(f"sqlite:///{tmp_path}/file/mlflow.db", IDENTITY)
+    one = InThread(f"sqlite:///{tmp_path}/file/mlflow.db", IDENTITY, tmp_path / "study")
     one.start_study({}, {})
     one.start_trial(record(0))
     one.log_epoch(0, 1, {"val_accuracy": 0.5})
@@ -318,8 +354,9 @@ def test_an_unwritable_store_is_told_and_not_raised(tmp_path: Path) -> None:
     one.finish_study(status="FINISHED", metrics={}, pareto=[0], artifacts=[])
     one.close(30)
     (problem,) = one.problems
-    assert "2 of 2 runs" in problem
+    assert "2 runs are not fully recorded" in problem
     assert "\n" not in problem
+    assert one.waiting
     assert one.run_id is None
     assert one.experiment_id is None
 
@@ -327,7 +364,7 @@ def test_an_unwritable_store_is_told_and_not_raised(tmp_path: Path) -> None:
 def test_a_file_that_is_no_store_is_told_and_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
     file.write_text("someone's notes, not a database\n" * 100)
-    one = Tracker(f"sqlite:///{file}", IDENTITY)
+    one = InThread(f"sqlite:///{file}", IDENTITY, tmp_path / "study")
     one.start_study({}, {})
     one.close(30)
     assert "not a database" in one.problems[0]
@@ -341,15 +378,22 @@ def test_a_store_that_comes_back_gets_everything(
     one.start_study({}, {})
     one.start_trial(record(0))
     assert one.flush(30)
-    away = store.rename(store.with_suffix(".away"))
-    store.mkdir()  # what SQLite cannot open
-    one._store.client._tracking_client.store.engine.dispose()
+    away = [True]
+    write = Store.write
+
+    def perhaps(self: Store, name: str, owed: Owed) -> list[str]:
+        if away:
+            raise ConnectionError("nobody there")
+        return write(self, name, owed)
+
+    monkeypatch.setattr(Store, "write", perhaps)
     one.log_epoch(0, 1, {"val_accuracy": 0.5})
     one.start_trial(record(1))
     assert not one.flush(30)
     assert len(one.problems) == 1
-    store.rmdir()
-    away.rename(store)
+    assert one.waiting
+    assert "2 runs are not fully recorded" in one.problems[0]
+    away.clear()
     one.log_epoch(0, 2, {"val_accuracy": 0.6})
     one.end_trial(record(0, TrialState.COMPLETED, epochs=2))
     one.end_trial(record(1, TrialState.PRUNED))
@@ -376,49 +420,132 @@ def test_what_the_store_refuses_for_good_is_told_and_the_rest_written(tracker: M
     assert read(store)[0][0].info.status == read(store)[1]["t0001"].info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_thousand_reports_hold_the_caller_up_for_less_than_half_a_second(
-    tracker: MakeTracker, store: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()  # the writer at its own pace
-    one = tracker()
+    one = Tracker(f"sqlite:///{store}", IDENTITY, tmp_path / "study")
     one.start_study({}, {})
-    assert one.flush(30)
-    before, start, cpu = one.seconds, time.perf_counter(), time.process_time()
+    assert one.flush(60)
+    before, cpu = one.seconds, time.process_time()
     for number in range(50):
         one.start_trial(record(number))
     for epoch, number in itertools.product(range(1, 21), range(50)):
         one.log_epoch(number, epoch, {f"metric_{n}": number + n / epoch for n in range(12)})
     for number in range(50):
         one.end_trial(record(number, TrialState.COMPLETED, epochs=20))
-    held_up = one.seconds - before
+    held_up, cpu = one.seconds - before, time.process_time() - cpu
     finish(one)
-    total, cpu = time.perf_counter() - start, time.process_time() - cpu
-    print(f"1,000 reports of 12 metrics: caller {held_up:.3f} s, all written in {total:.2f} s, CPU {cpu:.2f} s")
-    assert held_up < 0.5
-    assert cpu < 8  # some 3 s; CPU time, since other processes make wall clock a matter of luck
+    print(f"1,000 reports of 12 metrics: caller {held_up:.3f} s, processor {cpu:.3f} s")
+    assert cpu < 0.5  # of the driver's process; processor time, since others make wall clock a matter of luck
     with closing(sqlite3.connect(store)) as database:
         (rows,) = database.execute("SELECT count(*) FROM metrics WHERE key LIKE 'metric_%'").fetchone()
     assert rows == 12_000
 
 
-def test_standard_streams_stay_clean_and_mlflow_is_not_imported_by_the_caller(store: Path) -> None:
+@pytest.mark.slow
+def test_standard_streams_stay_clean_and_mlflow_stays_out_of_the_drivers_process(store: Path, tmp_path: Path) -> None:
     script = """
 import sys
-from tuner.records import TrialRecord
-from tuner.mlflow_store import StudyIdentity
+from pathlib import Path
+from tuner.outbox import StudyIdentity
 from tuner.tracking import Tracker
 from tuner.tracking_uri import check_tracking_uri
 check_tracking_uri(sys.argv[1])
-assert "mlflow" not in sys.modules
-tracker = Tracker(sys.argv[1], StudyIdentity("s", "e", 0.9, "lpss"))
+tracker = Tracker(sys.argv[1], StudyIdentity("s", "e", 0.9, "lpss"), Path(sys.argv[2]), system_metrics=True)
 tracker.start_study({}, {})
-tracker.finish_study(status="FINISHED", metrics={}, pareto=[], artifacts=[])
+tracker.finish_study(status="FINISHED", metrics={}, pareto=[])
 tracker.close()
 assert not tracker.problems, tracker.problems
+assert not {"mlflow", "torch", "ray"} & set(sys.modules)
 """
-    command = [sys.executable, "-c", script, f"sqlite:///{store}"]
+    command = [sys.executable, "-c", script, f"sqlite:///{store}", str(tmp_path / "study")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    ((parent,), _) = read(store, "e")
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(parent.data.metrics)
+
+
+def begun(tracker: Tracker) -> None:
+    tracker.start_study({}, {})
+    tracker.start_trial(record(0))
+    tracker.log_epoch(0, 1, {"val_accuracy": 0.5})
+    assert tracker.flush(30)
+
+
+def test_a_study_that_is_left_unfinished_ends_as_killed(tracker: MakeTracker, store: Path) -> None:
+    one = tracker()
+    begun(one)
+    one.close(30)
+    (parent,), trials = read(store)
+    assert parent.info.status == trials["t0000"].info.status == "KILLED"
+    assert (trials["t0000"].data.tags["state"], trials["t0000"].data.tags["pareto"]) == ("failed", "false")
+
+
+@pytest.mark.slow
+def test_the_runs_of_a_driver_that_is_killed_end_as_killed(store: Path, tmp_path: Path) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+from tests.tuner.test_tracking import IDENTITY, begun
+from tuner.tracking import Tracker
+one = Tracker(sys.argv[1], IDENTITY, Path(sys.argv[2]))
+begun(one)
+one.log_epoch(0, 2, {"val_accuracy": 0.6})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    uri, folder = f"sqlite:///{store}", tmp_path / "study"
+    done = subprocess.run([sys.executable, "-c", script, uri, str(folder)], cwd=Path(__file__).parents[2], timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    with only_one(folder, wait=True):  # until the writer has ended
+        pass
+    (parent,), trials = read(store)
+    assert parent.info.status == trials["t0000"].info.status == "KILLED"
+    assert trials["t0000"].data.metrics == {"val_accuracy": 0.6}
+
+
+def test_a_trial_that_ended_unnoticed_is_told_of_by_the_next_process(tracker: MakeTracker, store: Path) -> None:
+    one = tracker()
+    begun(one)
+    one.close(30)
+    two = tracker()
+    two.start_study({}, {})
+    for number in (0, 1):
+        two.recall(record(number, TrialState.COMPLETED, epochs=1, val_accuracy=0.5))
+    before = two._outbox.size()
+    two.recall(record(0, TrialState.COMPLETED, epochs=1, val_accuracy=0.5))
+    assert two._outbox.size() == before
+    finish(two, pareto=[0])
+    _, trials = read(store)
+    assert {name: run.info.status for name, run in trials.items()} == {"t0000": "FINISHED", "t0001": "FINISHED"}
+    assert {name: run.data.tags["pareto"] for name, run in trials.items()} == {"t0000": "true", "t0001": "false"}
+
+
+def test_another_study_of_the_same_name_has_runs_of_its_own(store: Path, tmp_path: Path) -> None:
+    for folder in ("here", "there"):
+        one = InThread(f"sqlite:///{store}", IDENTITY, tmp_path / folder)
+        begun(one)
+        finish(one)
+    runs = client(store).search_runs([one.experiment_id])
+    assert sorted(run.data.tags["role"] for run in runs) == ["parent", "parent", "trial", "trial"]
+
+
+def test_the_data_set_is_an_input_of_the_study(tracker: MakeTracker, store: Path) -> None:
+    split = Split(torch.zeros(3, 2, 5), torch.zeros(3, dtype=torch.int64))
+    data = Data(split, split, split)
+    one = tracker()
+    one.start_study({}, {}, dataset=dataset_note("digits", data, data.checksum()))
+    finish(one)
+    ((parent,), _) = read(store)
+    (used,) = parent.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("digits", data.checksum()[:36])
+    assert json.loads(used.dataset.profile)["sha256"] == data.checksum()
+    assert json.loads(used.dataset.profile)["examples"] == {"train": 3, "validation": 3, "test": 3}
+    schema = json.loads(used.dataset.schema)["mlflow_tensorspec"]
+    assert json.loads(schema["features"])[0]["tensor-spec"] == {"dtype": "float32", "shape": [-1, 2, 5]}
+    assert json.loads(schema["targets"])[0]["tensor-spec"] == {"dtype": "int64", "shape": [-1]}
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
 
 
 def test_a_new_store_appears_whole_beside_nothing_else(new_store: Path) -> None:

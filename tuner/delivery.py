@@ -1,0 +1,156 @@
+"""Brings a study's outbox to an MLflow store, from wherever it was left.
+
+What has arrived is noted beside the outbox in sent.json. A part that is sent twice, because a process died between
+the sending and the note, does no harm: the same points, parameters and tags are there once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tuner.mlflow_store import Store, by_run, one_line
+from tuner.outbox import PARENT, outbox_file, read_identity, read_notes
+from tuner.results import write_atomically
+from tuner.tracking_uri import redact
+
+SENT, LOCK = "sent.json", "lock"
+PART = 1 << 20  # bytes of the outbox that are sent together
+ATTEMPTS = 3  # failures in a row after which the store is said to be away
+
+
+@dataclass
+class Sent:
+    """What has arrived, and where.
+
+    Attributes:
+        uri: the store's, without credentials.
+        offset: of the outbox, up to which all has arrived.
+        runs: MLflow's ids by the runs' names.
+        refused: a line for everything that the store refused for good.
+    """
+
+    uri: str
+    offset: int = 0
+    experiment_id: str | None = None
+    runs: dict[str, str] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+
+    @property
+    def run_id(self) -> str | None:
+        return self.runs.get(PARENT)
+
+
+def read_sent(study_folder: Path, uri: str) -> Sent:
+    """What the store at `uri` has of the study; nothing if another store was written to last."""
+    try:
+        sent = Sent(**json.loads((outbox_file(study_folder).parent / SENT).read_text()))
+    except (OSError, ValueError, TypeError):
+        return Sent(redact(uri))
+    return sent if sent.uri == redact(uri) else Sent(redact(uri))
+
+
+def written_to(study_folder: Path) -> str | None:
+    """The store that the study wrote to last, or tried to, without credentials; None if it never tried."""
+    try:
+        return str(json.loads((outbox_file(study_folder).parent / SENT).read_text())["uri"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+class Delivery:
+    """Sends a study's outbox, part by part.
+
+    Args:
+        study_folder: the study's.
+        uri: the tracking URI.
+    """
+
+    def __init__(self, study_folder: Path, uri: str) -> None:
+        self.folder, self.file = study_folder, outbox_file(study_folder)
+        self.sent = read_sent(study_folder, uri)
+        self._store = Store(uri, read_identity(self.file), study_folder, self.sent.runs)
+        self._opened = False
+        if not (self.file.parent / SENT).exists():
+            self._note()
+
+    @property
+    def waiting(self) -> bool:
+        return self.file.stat().st_size > self.sent.offset
+
+    def part(self) -> None:
+        """Sends the next part, if there is one. Raises whatever MLflow raises, and may be called again."""
+        self._open()
+        notes, offset = read_notes(self.file, self.sent.offset, PART)
+        try:
+            for run, owed in by_run(notes).items():
+                self.sent.refused += self._store.write(run, owed)
+            self.sent.refused = list(dict.fromkeys(self.sent.refused))
+            self.sent.offset = offset
+        finally:
+            self._note()
+
+    def _open(self) -> None:
+        if self._opened:
+            return
+        self._store.open()
+        if not self._store.knows_the_study():
+            self.sent.runs.clear()
+            self.sent.offset = 0
+        self.sent.experiment_id, self._opened = self._store.experiment_id, True
+
+    def unsent_runs(self) -> int:
+        """How many runs something of which has not arrived."""
+        return len({note.run for note in read_notes(self.file, self.sent.offset)[0]})
+
+    def _note(self) -> None:
+        write_atomically(self.file.parent / SENT, json.dumps(asdict(self.sent)) + "\n")
+
+
+def deliver(study_folder: Path, uri: str, pause: float = 1.0) -> tuple[Sent, str]:
+    """Sends all that waits, in this process, trying a few times.
+
+    Args:
+        pause: seconds after a failure.
+
+    Returns:
+        What has arrived; and why not all has, or "".
+    """
+    delivery = Delivery(study_folder, uri)
+    failures, error = 0, ""
+    while delivery.waiting and failures < ATTEMPTS:
+        try:
+            delivery.part()
+            failures, error = 0, ""
+        except Exception as caught:
+            failures, error = failures + 1, one_line(caught)
+            time.sleep(pause)
+    return delivery.sent, error and missing(delivery, uri, error)
+
+
+def missing(delivery: Delivery, uri: str, error: str) -> str:
+    """What has not arrived and why, in a line."""
+    return redact(f"MLflow at {uri}: {error}; {delivery.unsent_runs()} runs are not fully recorded there")
+
+
+@contextmanager
+def only_one(study_folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Whether no other process delivers this study: two would create runs twice.
+
+    Args:
+        wait: until it is so.
+    """
+    with (outbox_file(study_folder).parent / LOCK).open("w") as handle:
+        alone = True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            alone = False
+        except OSError:  # a file system without locks
+            pass
+        yield alone

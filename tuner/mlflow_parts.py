@@ -1,0 +1,196 @@
+"""The data set and the best network in MLflow: what the driver notes of them, and how they are logged.
+
+Notes are made without MLflow, and logged by the process that delivers them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from experiments import Data, Experiment
+
+MODEL_NAME = "best"
+ALIAS = "champion"
+SERVED = "model"  # the folder, under STUDY/tracking, of what the logged model holds
+EXAMPLE = "example.npy"
+_EXAMPLES = 2  # inputs in the input example
+_DIGEST = 36  # MLflow's limit, in characters
+_REQUIRED = ("tune-sparsity", "mlflow", "numpy", "safetensors", "scikit-learn", "torch", "torchvision")
+
+
+def dataset_note(experiment: str, data: Data, checksum: str) -> dict[str, Any]:
+    """The data set: its name, sizes and types, and its checksum, of which MLflow's digest has the first 36 digits."""
+    x, y = data.train
+    return {
+        "name": experiment,
+        "digest": checksum[:_DIGEST],
+        "checksum": checksum,
+        "features": [_dtype(x), list(x.shape[1:])],
+        "targets": [_dtype(y), list(y.shape[1:])],
+        "examples": {"train": len(x), "validation": len(data.val.x), "test": len(data.test.x)},
+    }
+
+
+def log_dataset(client: MlflowClient, run_id: str, note: Mapping[str, Any]) -> None:
+    """Logs the data set as the run's input."""
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.schema import TensorDatasetSchema
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.types import Schema
+
+    features, targets = (Schema([_spec(*note[name])]) for name in ("features", "targets"))
+    source = CodeDatasetSource({"mlflow.source.name": f"experiment {note['name']}", "sha256": note["checksum"]})
+    dataset = Dataset(
+        name=note["name"],
+        digest=note["digest"],
+        source_type="code",
+        source=source.to_json(),
+        schema=json.dumps(TensorDatasetSchema(features=features, targets=targets).to_dict()),
+        profile=json.dumps({"examples": note["examples"], "sha256": note["checksum"]}),
+    )
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+
+def model_note(
+    study_folder: Path,
+    network: Path,
+    experiment: Experiment,
+    name: str,
+    data: Data,
+    *,
+    tags: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    register: str | None,
+) -> dict[str, Any]:
+    """Puts what the logged model is to hold into a folder of the study's, and says what it is.
+
+    Args:
+        study_folder: the study's.
+        network: the folder with the network's model.safetensors and model.json.
+        name: by which the experiment is found, as --experiment takes it.
+        tags: what the network is: trial, target, ...
+        metrics: what was measured of it.
+        register: under which name it goes into the registry; None: it does not.
+    """
+    from tuner.served import assemble, load
+
+    folder = study_folder / "tracking" / SERVED
+    shutil.rmtree(folder, ignore_errors=True)
+    assemble(folder, network, experiment, name)
+    example = data.val.x[:_EXAMPLES].numpy()
+    outputs = load(experiment, folder).predict(example)
+    np.save(folder.parent / EXAMPLE, example)
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return {
+        "folder": str(folder.relative_to(study_folder)),
+        "example": str((folder.parent / EXAMPLE).relative_to(study_folder)),
+        "inputs": [str(example.dtype), list(example.shape[1:])],
+        "outputs": [str(outputs.dtype), list(outputs.shape[1:])],
+        "tags": {key: str(value) for key, value in tags.items()} | {"weights_sha256": digest},
+        "metrics": {key: float(value) for key, value in metrics.items()},
+        "requirements": requirements(),
+        "register": register,
+    }
+
+
+def requirements() -> list[str]:
+    """What the logged model needs, with the versions that are installed here."""
+    found = []
+    for name in _REQUIRED:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name}=={importlib.metadata.version(name).partition('+')[0]}")
+    return found
+
+
+def log_model(
+    run_id: str, client: MlflowClient, experiment_id: str, study_folder: Path, note: Mapping[str, Any]
+) -> None:
+    """Logs the best network as a model of the run's, and registers it if that is wanted. The same network again is
+    left as it is."""
+    from mlflow.entities import LoggedModelOutput, Metric
+
+    same = [
+        model
+        for model in client.search_logged_models([experiment_id], f"name = '{MODEL_NAME}'")
+        if model.source_run_id == run_id
+        and str(model.status) == "READY"
+        and model.tags.get("weights_sha256") == note["tags"]["weights_sha256"]
+    ]
+    if same:
+        model_id = same[0].model_id
+    else:
+        params = {key: note["tags"][key] for key in ("method", "target", "trial") if key in note["tags"]}
+        model = client.create_logged_model(experiment_id, MODEL_NAME, run_id, dict(note["tags"]), params, "classifier")
+        model_id = model.model_id
+        _upload(client, model, run_id, study_folder, note)
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+        now = model.creation_timestamp
+        metrics = [Metric(k, v, now, 0, model_id=model_id, run_id=run_id) for k, v in note["metrics"].items()]
+        client.log_batch(run_id, metrics, synchronous=True)
+        client.finalize_logged_model(model_id, "READY")
+    if note["register"]:
+        _register(client, note["register"], model_id, run_id, note)
+
+
+def _upload(client: MlflowClient, model: Any, run_id: str, study_folder: Path, note: Mapping[str, Any]) -> None:
+    import mlflow.pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema
+
+    about = Model(
+        artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id
+    )
+    signature = ModelSignature(Schema([_spec(*note["inputs"])]), Schema([_spec(*note["outputs"])]))
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.pyfunc.save_model(
+            path=f"{folder}/model",
+            loader_module="tuner.served",
+            data_path=str(study_folder / note["folder"]),
+            mlflow_model=about,
+            signature=signature,
+            input_example=np.load(study_folder / note["example"], allow_pickle=False),
+            pip_requirements=list(note["requirements"]),
+        )
+        client.log_model_artifacts(model.model_id, f"{folder}/model")
+
+
+def _register(client: MlflowClient, name: str, model_id: str, run_id: str, note: Mapping[str, Any]) -> None:
+    """A version of the registered model, with what was measured as its tags, and the alias on it."""
+    from mlflow import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = f"models:/{model_id}"
+    versions = [v for v in client.search_model_versions(f"name = '{name}'") if v.model_id == model_id]
+    if versions:
+        version = versions[0].version
+    else:
+        tags = {**note["tags"], **{key: repr(value) for key, value in note["metrics"].items()}}
+        version = client.create_model_version(name, source, run_id, tags, model_id=model_id).version
+    client.set_registered_model_alias(name, ALIAS, version)
+
+
+def _spec(dtype: str, shape: list[int]) -> Any:
+    from mlflow.types import TensorSpec
+
+    return TensorSpec(np.dtype(dtype), (-1, *shape))
+
+
+def _dtype(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

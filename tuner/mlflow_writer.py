@@ -1,0 +1,105 @@
+"""The process that delivers a study's outbox while its driver runs.
+
+A process of its own keeps MLflow, whose import alone takes seconds, out of the driver, gives way to the trials, and
+outlives a driver that is killed by as long as it takes to say so. On standard input it is told, in a line of JSON,
+what to deliver and where (a URI may hold a password, which no command line should), then `flush` and `close`. On
+standard output it says after every part how it stands. The end of its input without `close` is the driver's death.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from tuner.delivery import ATTEMPTS, Delivery, only_one
+from tuner.mlflow_store import one_line, own_environment
+from tuner.outbox import end_abandoned
+
+FLUSH, CLOSE, DEAD = "flush", "close", "dead"
+GATHER = 1.0  # seconds for which notes are gathered into one part, since every part takes time from the trials
+LONGEST = 16.0  # seconds between two attempts
+SHARE = 4  # the pause after a part is so many times as long as the part took, at most LONGEST
+
+
+def main() -> None:
+    """The process."""
+    own_environment()
+    with suppress(OSError):
+        os.nice(10)
+    serve(sys.stdin, sys.stdout)
+
+
+def serve(stdin: TextIO, stdout: TextIO) -> None:
+    """Delivers until it is told to close, or the driver is dead, and all has arrived or the store is away."""
+    asked = json.loads(stdin.readline())
+    folder, uri = Path(asked["folder"]), asked["uri"]
+    commands: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_listen, args=(stdin, commands), daemon=True).start()
+    with only_one(folder, wait=True):
+        delivery = Delivery(folder, uri)
+        if asked["system_metrics"]:
+            from tuner.system_metrics import sample_forever
+
+            threading.Thread(target=sample_forever, args=(folder,), daemon=True).start()
+        closing, failures, pause = False, 0, 0.0
+        while True:
+            hurried = _wait(commands, pause)
+            if hurried in (CLOSE, DEAD):
+                closing, failures = True, min(failures, ATTEMPTS - 1)  # a store that was away gets one more chance
+            if hurried == DEAD:
+                end_abandoned(folder, asked["session"])
+            start, error = time.monotonic(), ""
+            try:
+                while delivery.waiting:
+                    delivery.part()
+                    _say(stdout, delivery, 0, "")
+                failures = 0
+            except Exception as caught:  # whatever it is, it is tried again
+                failures, error = failures + 1, one_line(caught)
+            _say(stdout, delivery, failures, error)
+            if closing and (failures == 0 or failures >= ATTEMPTS):
+                return
+            took = time.monotonic() - start
+            pause = GATHER * 2 ** (failures - 1) if failures else max(GATHER, SHARE * took)
+            pause = GATHER if closing else min(pause, LONGEST)
+
+
+def _wait(commands: queue.Queue[str], pause: float) -> str:
+    """The weightiest of the commands that came within `pause` seconds; the first ends the wait."""
+    came = []
+    with suppress(queue.Empty):
+        came.append(commands.get(timeout=pause))
+        while True:
+            came.append(commands.get_nowait())
+    return next((command for command in (DEAD, CLOSE, FLUSH) if command in came), "")
+
+
+def _listen(stdin: TextIO, commands: queue.Queue[str]) -> None:
+    last = ""
+    for line in stdin:
+        last = line.strip()
+        commands.put(last)
+    if last != CLOSE:
+        commands.put(DEAD)
+
+
+def _say(stdout: TextIO, delivery: Delivery, failures: int, error: str) -> None:
+    sent = delivery.sent
+    status: dict[str, Any] = {
+        "offset": sent.offset,
+        "failures": failures,
+        "error": error,
+        "experiment_id": sent.experiment_id,
+        "run_id": sent.run_id,
+        "refused": sent.refused,
+        "unsent": delivery.unsent_runs() if failures >= ATTEMPTS else 0,
+    }
+    with suppress(OSError):  # the driver is dead
+        print(json.dumps(status), file=stdout, flush=True)

@@ -1,0 +1,43 @@
+"""`tune-sparsity send`: brings to MLflow what a study could not tell it while it ran."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tuner.config import UsageError
+from tuner.delivery import deliver, only_one, written_to
+from tuner.mlflow_store import own_environment
+from tuner.outbox import end_abandoned, outbox_file
+from tuner.tracking_uri import check_driver, redact
+
+
+def send(study_folder: Path, uri: str, *, chosen: bool = True) -> tuple[str, list[str]]:
+    """Sends what waits in a study's outbox, and ends as KILLED the runs of a study that was cut off.
+
+    Args:
+        study_folder: the study's.
+        uri: the tracking URI; a store that has nothing of the study yet is sent everything.
+        chosen: the user asks for this store; else it must be the one that the study wrote to.
+
+    Returns:
+        Where the record is, and a line for everything that could not be sent.
+
+    Raises:
+        UsageError: if the study is running, or never had anything to tell.
+    """
+    if not outbox_file(study_folder).is_file():
+        raise UsageError(f"{study_folder} has no record to send: {outbox_file(study_folder)} is missing")
+    try:
+        check_driver(uri)
+    except ValueError as error:
+        raise UsageError(f"--tracking-uri: {error}") from None
+    if not chosen and (before := written_to(study_folder)) not in (None, redact(uri)):
+        raise UsageError(f"the record belongs to {before}, whose password is in no file: give --tracking-uri")
+    own_environment()
+    with only_one(study_folder, wait=False) as alone:
+        if not alone:
+            raise UsageError(f"study {study_folder.name!r} is running, and sends its record itself")
+        end_abandoned(study_folder)
+        sent, missing = deliver(study_folder, uri)
+    where = f"{redact(uri)}, experiment {sent.experiment_id}, run {sent.run_id}"
+    return where, [*sent.refused, *([missing] if missing else [])]

@@ -1,0 +1,41 @@
+"""This machine's load, noted for the parent run while a study runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tuner.outbox import PARENT, Note, append
+
+EVERY = 10.0  # seconds between two samples; MLflow's variable for it is honoured
+
+
+def sample_forever(study_folder: Path) -> None:
+    """Notes the load of processor, memory, disk, network and GPUs, under the names that MLflow's UI has charts for."""
+    monitors = _monitors()
+    every = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or EVERY)
+    began = time.time()
+    while True:
+        values: dict[str, float] = {}
+        for monitor in monitors:
+            monitor.collect_metrics()
+            values |= {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
+            monitor.clear_metrics()
+        # The step is the time, so that a study that goes on does not begin again at 0.
+        append(study_folder, Note(PARENT, step=int(time.time()), metrics=values))
+        time.sleep(max(0.1, every - (time.time() - began) % every))
+
+
+def _monitors() -> list[Any]:
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+    found: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    with suppress(ImportError, RuntimeError):  # no GPU, or nothing that reads its load
+        found.append(GPUMonitor())
+    return found
