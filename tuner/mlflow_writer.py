@@ -44,10 +44,7 @@ def serve(stdin: TextIO, stdout: TextIO) -> None:
     threading.Thread(target=_listen, args=(stdin, commands), daemon=True).start()
     with only_one(folder, wait=True):
         delivery = Delivery(folder, uri)
-        if asked["system_metrics"]:
-            from tuner.system_metrics import sample_forever
-
-            threading.Thread(target=sample_forever, args=(folder,), daemon=True).start()
+        sampling = not asked["system_metrics"]
         closing, failures, pause = False, 0, 0.0
         while True:
             hurried = _wait(commands, pause)
@@ -64,6 +61,13 @@ def serve(stdin: TextIO, stdout: TextIO) -> None:
             except Exception as caught:  # whatever it is, it is tried again
                 failures, error = failures + 1, one_line(caught)
             _say(stdout, delivery, failures, error)
+            if not (
+                sampling or failures
+            ):  # not before: two threads that import MLflow at once stand in each other's way
+                from tuner.system_metrics import sample_forever
+
+                threading.Thread(target=sample_forever, args=(folder,), daemon=True).start()
+                sampling = True
             if closing and (failures == 0 or failures >= ATTEMPTS):
                 return
             took = time.monotonic() - start

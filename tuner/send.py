@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tuner.config import UsageError
-from tuner.delivery import deliver, only_one, written_to
+from tuner.delivery import Sent, deliver, only_one, written_to
 from tuner.mlflow_store import own_environment
 from tuner.outbox import end_abandoned, outbox_file
+from tuner.results import RESULT_JSON, to_json, write_atomically
 from tuner.tracking_uri import check_driver, redact
 
 
@@ -39,5 +41,16 @@ def send(study_folder: Path, uri: str, *, chosen: bool = True) -> tuple[str, lis
             raise UsageError(f"study {study_folder.name!r} is running, and sends its record itself")
         end_abandoned(study_folder)
         sent, missing = deliver(study_folder, uri)
+    _tell_result(study_folder, sent)
     where = f"{redact(uri)}, experiment {sent.experiment_id}, run {sent.run_id}"
     return where, [*sent.refused, *([missing] if missing else [])]
+
+
+def _tell_result(study_folder: Path, sent: Sent) -> None:
+    """Where the record is, in the result of a study that ended without knowing."""
+    file = study_folder / RESULT_JSON
+    if not file.is_file() or sent.run_id is None:
+        return
+    document = json.loads(file.read_text())
+    document["mlflow"] = {"experiment_id": sent.experiment_id, "run_id": sent.run_id}
+    write_atomically(file, to_json(document))
