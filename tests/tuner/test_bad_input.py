@@ -163,6 +163,7 @@ WRONG: dict[str, list[str]] = {
     "data-dir": ["", " "],
     "study": ["..", "a/b", ".hidden", "-x", "x" * 101, "é", "a b"],
     "address": ["", "nowhere", "127.0.0.1:1", "ray://127.0.0.1:1", "host:port", ":", "127.0.0.1:99999"],
+    "register": ["", " ", "a/b", "a:b", "x" * 251, "a\nb"],
     "tracking-uri": ["mlruns", "file:///tmp/mlruns", "no-such-scheme://x"],
 }  # fmt: skip
 GOALS = ("target", "front", "max-nonzero")
