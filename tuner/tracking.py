@@ -68,6 +68,7 @@ class Tracker:
         self._outbox = Outbox(folder, identity)
         self._lost = ""
         self._finished = self._closed = False
+        self._noting = threading.Lock()  # pictures come from a thread of their own
         self._changed = threading.Condition()
         self._status: dict[str, Any] = {"offset": 0, "failures": 0, "error": "", "refused": [], "unsent": 0}
         self._log = folder / "tracking" / "writer.log"
@@ -142,18 +143,10 @@ class Tracker:
         self._end(record)
 
     @_timed
-    def log_files(self, files: Iterable[Path]) -> None:
+    def log_artifacts(self, files: Iterable[Path]) -> None:
         """Makes files, and folders that keep their own names, the parent run's artifacts, as they are when they are
         sent. May be called again for the same files."""
         self._note(PARENT, files=files)
-
-    @_timed
-    def log_artifacts(self, artifacts: Iterable[Path]) -> None:
-        """Adds files to the parent run, in the place of those with the same names."""
-        with self._changed:
-            owed = self._study.owed.artifacts
-            self._owe(self._study)
-            owed += [path for path in artifacts if path not in owed]
 
     @_timed
     def finish_study(
@@ -171,7 +164,7 @@ class Tracker:
             status: FINISHED, FAILED or KILLED.
             metrics: the parent run's.
             pareto: the numbers of the trials on the front.
-            artifacts: as `log_files` takes them.
+            artifacts: as `log_artifacts` takes them.
             model: the best network, as `tuner.mlflow_parts.model_note` gives it.
         """
         front = {trial_name(number) for number in pareto}
@@ -239,7 +232,8 @@ class Tracker:
 
     def _note(self, run: str, **what: Any) -> None:
         try:
-            self._outbox.note(run, **what)
+            with self._noting:
+                self._outbox.note(run, **what)
         except OSError as error:  # a full disk, say: the search ends when it must, and not for its record
             self._lost = f"{self._outbox.file} could not be written: {error.strerror}; not all runs are fully recorded"
 
