@@ -15,6 +15,9 @@ _EPILOG = """\
 also:
   tune-sparsity resume STUDY    go on with a study that was interrupted
   tune-sparsity export STUDY --format safetensors|onnx|torch|csr    a checked file, and what its zeros save
+  tune-sparsity report STUDY    a page to send to a colleague
+  tune-sparsity compare STUDY STUDY    studies of one experiment beside each other
+  tune-sparsity ui STUDY    MLflow's UI on the study's store
   tune-sparsity send STUDY      bring to MLflow what has not arrived there
   tune-sparsity check mine.py:mine    say what is wrong with an experiment of your own
   tune-sparsity doctor          say what a study would run on, and what to mend
@@ -58,14 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _subcommand(name: str, arguments: list[str]) -> int:
-    from tuner.check import check
-    from tuner.config import UsageError, unknown
-    from tuner.export import export
+    from importlib import import_module
 
-    commands = {"resume": _resume, "send": _send, "list": _list, "check": check, "doctor": _doctor, "export": export}
-    if name not in commands:
-        raise UsageError(unknown("command", name, commands) + ", or options that begin a study: --target 0.9")
-    return commands[name](arguments)
+    from tuner.config import UsageError, unknown
+
+    commands = {"resume": _resume, "send": _send, "list": _list, "doctor": _doctor}
+    modules = ("check", "export", "report", "compare", "ui")  # a command a module, of the same name
+    if name not in (*commands, *modules):
+        raise UsageError(
+            unknown("command", name, (*commands, *modules)) + ", or options that begin a study: --target 0.9"
+        )
+    run = commands[name] if name in commands else getattr(import_module(f"tuner.{name}"), name)
+    return int(run(arguments))
 
 
 def _parser(prog: str = "tune-sparsity", **more: Any) -> _Parser:

@@ -111,6 +111,7 @@ def layers_figure(weights: Mapping[str, np.ndarray]) -> go.Figure | None:
         yaxis={"autorange": "reversed"},
         shapes=[line],
         annotations=[note],
+        margin={"l": 70, "r": 30, "t": 105, "b": 60},
         height=190 + max(28, 60 - 3 * len(names)) * len(names),
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from experiments import Training
+from experiments.training import NotFinite
 from tuner.config import make_config
 from tuner.display import Progress
 from tuner.prepare import prepare
@@ -69,7 +70,11 @@ def _train(study: StudyRun, prepared: Any, asked: Any, weights: Path) -> None:
         seed=trial_seed(prepared.config.seed, asked.number),
     )
     while not training.finished:
-        metrics = training.epoch()
+        try:
+            metrics = training.epoch()
+        except NotFinite as error:
+            study.end(asked.number, TrialState.FAILED, str(error))
+            return
         study.epoch(asked.number, metrics)
         if training.finished:
             break

@@ -1,0 +1,186 @@
+"""`tune-sparsity compare`: studies of one experiment beside each other: their fronts, and what they reach."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuner.config import UsageError
+from tuner.final_table import shown_path
+from tuner.gallery import page, picture
+from tuner.pareto import best_trial, pareto_front, points_of
+from tuner.pictures import OKABE_ITO, hover_text, percent
+from tuner.records import TrialRecord
+from tuner.report import table, write_page
+from tuner.search_pictures import figure, titled
+from tuner.study_folder import EndedStudy, read_ended
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_LOOKS = [
+    *(("blue", "circle"), ("vermillion", "diamond"), ("bluish green", "square"), ("orange", "triangle-up")),
+    *(("reddish purple", "cross"), ("sky blue", "star"), ("black", "x")),
+]
+"""A colour and a shape for each study."""
+
+
+def compare(arguments: list[str]) -> int:
+    """Runs the subcommand."""
+    from tuner.cli import _parser
+
+    parser = _parser("tune-sparsity compare", description="Compares studies of one experiment with the first of them.")
+    parser.add_argument("studies", metavar="STUDY", nargs="+", help="names, or folders; two or more")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="the page (compare-A-B.html in the folder of studies)")
+    parser.add_argument("--storage", metavar="DIR", type=Path, default=Path("studies"), help="folder of studies")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON on stdout")
+    options = parser.parse_args(arguments)
+    studies = [read_ended(name, options.storage) for name in options.studies]
+    check_alike(studies)
+    records = [study.records() for study in studies]
+    rows = differences(studies, records)
+    names = "-".join(study.config.study for study in studies)
+    path = options.out or options.storage / f"compare-{names[:150]}.html"
+    write_page(path, compare_page(studies, records, rows))
+    if options.json:
+        print(json.dumps({"experiment": studies[0].result["experiment"], "page": str(path), "rows": rows}, indent=2))
+    else:
+        print("\n".join([*as_lines(rows), *data_note(studies), "", shown_path(path)]))
+    return 0
+
+
+def check_alike(studies: Sequence[EndedStudy]) -> None:
+    """Raises UsageError unless these are two or more studies of one experiment."""
+    if len(studies) < 2 or len({study.folder.resolve() for study in studies}) < len(studies):
+        raise UsageError("compare needs two or more different studies: tune-sparsity compare STUDY STUDY")
+    of = [f"{study.config.study} of {study.result['experiment']}" for study in studies]
+    if len({study.result["experiment"] for study in studies}) > 1:
+        raise UsageError(f"these are studies of different experiments, which cannot be compared: {', '.join(of)}")
+
+
+def differences(studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialRecord]]) -> list[dict[str, Any]]:
+    """For every target that any of the studies has, each study's best trial at it, and how much more accurate it is
+    than the first study's. Accuracies are those on the validation data."""
+    targets = sorted({target for study in studies for target in study.goal.targets})
+    rows = []
+    for target in targets:
+        found = [best_trial(one, target) for one in records]
+        first = found[0].val_accuracy if found[0] is not None else None
+        for study, best in zip(studies, found, strict=True):
+            accuracy = None if best is None else best.val_accuracy
+            known = accuracy is not None and first is not None
+            rows.append(
+                {
+                    "target": target,
+                    "study": study.config.study,
+                    "trial": None if best is None else best.name,
+                    "method": None if best is None else best.method,
+                    "val_accuracy": accuracy,
+                    "difference": accuracy - first if known else None,  # type: ignore[operator]
+                    "sparsity": None if best is None else best.sparsity,
+                    "nonzero_weights": None if best is None else best.nonzero_weights,
+                    "trials": sum(study.result["states"].values()),
+                    "seconds": study.result["seconds"]["total"],
+                }
+            )
+    return rows
+
+
+_HEADER = ("target", "study", "trial", "method", "accuracy", "against the first", "sparsity", "weights left", "seconds")
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    difference, nonzero = row["difference"], row["nonzero_weights"]
+    return [
+        *(percent(row["target"]), row["study"], row["trial"] or "none", row["method"] or ""),
+        "" if row["val_accuracy"] is None else f"{row['val_accuracy']:.2%}",
+        "" if difference is None else f"{100 * difference:+.2f} points",
+        "" if row["sparsity"] is None else f"{row['sparsity']:.3%}",
+        "" if nonzero is None else f"{nonzero:,}",
+        f"{row['seconds']:.0f}",
+    ]
+
+
+def as_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The table for a terminal."""
+    cells = [list(_HEADER), *map(_cells, rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(_HEADER))]
+    left = {1, 2, 3}
+    return [
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def data_note(studies: Sequence[EndedStudy]) -> list[str]:
+    """A line where the studies' data are not the same."""
+    if len({study.about.get("data_sha256") for study in studies}) < 2:
+        return []
+    return ["Their data differ, so that a difference in accuracy may be the data's."]
+
+
+def fronts_figure(studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialRecord]]) -> go.Figure:
+    """The studies' fronts over each other, from the lowest target of any of them, and their other completed trials."""
+    lowest = min(study.goal.lowest for study in studies)
+    data: list[dict[str, Any]] = []
+    for i, (study, own) in enumerate(zip(studies, records, strict=True)):
+        colour, symbol = OKABE_ITO[_LOOKS[i % len(_LOOKS)][0]], _LOOKS[i % len(_LOOKS)][1]
+        front = pareto_front(own, lowest)
+        numbers = {record.number for record in front}
+        others = [record for record in own if record.feasible(lowest) and record.number not in numbers]
+        name = html.escape(study.config.study)
+        for members, look in (
+            (others, {"mode": "markers", "opacity": 0.4, "marker": {"size": 6}, "showlegend": not front}),
+            (front, {"mode": "lines+markers", "line": {"shape": "vh", "width": 2}, "marker": {"size": 11}}),
+        ):
+            points = points_of(members)
+            if points:
+                look["marker"] |= {"color": colour, "symbol": symbol}  # type: ignore[operator]
+                common = {"type": "scatter", "name": name, "legendgroup": str(i), "x": [100 * x for x, _ in points]}
+                common |= {"y": [100 * y for _, y in points], "text": [hover_text(record) for record in members]}
+                data.append({**common, "hovertemplate": f"{name}<br>%{{text}}<extra></extra>", **look})
+    ends = sorted({end for study in studies for end in study.goal.ends})
+    line = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "layer": "below", "line": {"dash": "dash", "width": 1.5}}
+    notes = [
+        {"text": percent(end), "x": 100 * end, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
+        for end in ends
+    ]
+    return figure(
+        data,
+        titled("Fronts over each other", "accuracy on the validation data; dashed: what the studies were asked for"),
+        xaxis={"title": {"text": "sparsity"}, "ticksuffix": "%"},
+        yaxis={"title": {"text": "validation accuracy"}, "ticksuffix": "%"},
+        shapes=[{**line, "x0": 100 * end, "x1": 100 * end} for end in ends],
+        annotations=notes,
+        showlegend=True,
+        height=560,
+        margin={"l": 70, "r": 30, "t": 105, "b": 105},
+    )
+
+
+def compare_page(
+    studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialRecord]], rows: Sequence[dict[str, Any]]
+) -> str:
+    """The page: the fronts, the differences, and what each study was asked."""
+    title = f"{studies[0].result['experiment']}: {' and '.join(study.config.study for study in studies)}"
+    configs = [study.config for study in studies]
+    asked = [
+        [one.study, study.goal, ", ".join(one.method), one.trials, one.epochs, one.sampler, one.seed]
+        for study, one in zip(studies, configs, strict=True)
+    ]
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        "<h2>What each reaches</h2>",
+        table([_cells(row) for row in rows], _HEADER),
+        *(f"<p>{note}</p>" for note in data_note(studies)),
+        picture("fronts", fronts_figure(studies, records)),
+        "<h2>What each was asked</h2>",
+        table(asked, ("study", "goal", "methods", "trials", "epochs", "sampler", "seed")),
+    ]
+    return page(title, "\n".join(parts))

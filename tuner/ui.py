@@ -1,0 +1,144 @@
+"""`tune-sparsity ui`: MLflow's own UI on a study's store, for this machine only, until the command ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from tuner.config import UsageError
+
+HOST = "127.0.0.1"
+PORT = 5000
+_PATIENCE = 180.0  # seconds: MLflow imports for a while, and longer on a busy machine
+
+
+def ui(arguments: list[str]) -> int:
+    """Runs the subcommand: returns when the server ended, or when it was asked to."""
+    from tuner.cli import _parser
+    from tuner.study_folder import read_ended
+    from tuner.tracking_uri import resolve_tracking_uri
+
+    parser = _parser("tune-sparsity ui", description="Starts MLflow's UI on a study's store, for this machine only.")
+    parser.add_argument("study", metavar="STUDY", nargs="?", help="its name, or its folder (any: the store as a whole)")
+    parser.add_argument("--storage", metavar="DIR", type=Path, default=Path("studies"), help="folder of studies")
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (the study's, or sqlite:///mlflow.db)")
+    parser.add_argument("--port", metavar="N", help=f"({PORT}, or a free one)")
+    options = parser.parse_args(arguments)
+    uri, page = options.tracking_uri, ""
+    if options.study:
+        study = read_ended(options.study, options.storage)
+        uri = uri or study.config.tracking_uri
+        ids: dict[str, Any] = study.result.get("mlflow") or {}
+        if ids.get("run_id"):
+            page = f"/#/experiments/{ids['experiment_id']}/runs/{ids['run_id']}"
+    uri = resolve_tracking_uri(uri)
+    check_store(uri)
+    if re.match(r"https?://", uri):
+        print(f"{uri.rstrip('/')}{page}  (a server is its own UI)")
+        return 0
+    port = free_port(options.port)
+    with _server(uri, port) as server:
+        print(f"http://{HOST}:{port}{page}\nCtrl-C ends it.", flush=True)
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            return 0
+    raise UsageError(f"MLflow's server ended by itself, with {server.returncode}")
+
+
+def check_store(uri: str) -> None:
+    """Raises UsageError for a URI that is none, and for an SQLite file that is not there: MLflow would make one."""
+    from tuner.tracking_uri import check_tracking_uri, sqlite_file
+
+    try:
+        check_tracking_uri(uri)
+    except ValueError as error:
+        raise UsageError(f"--tracking-uri: {error}") from None
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():
+        raise UsageError(f"no MLflow store at {file}: give a STUDY, or --tracking-uri")
+
+
+def free_port(wanted: str | None) -> int:
+    """The port that was asked for, or 5000, or where that is taken a free one. Raises UsageError for a wanted one that
+    is no port or is taken."""
+    if wanted is not None and not (wanted.isascii() and wanted.isdecimal() and 0 < int(wanted) < 65536):
+        raise UsageError(f"--port {wanted!r}: a port is a number from 1 to 65535")
+    for port in (int(wanted or PORT), *(() if wanted else (0,))):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+                return int(probe.getsockname()[1])
+            except OSError:
+                continue
+    raise UsageError(f"--port {wanted}: something else listens there, or it needs more rights: give another")
+
+
+@contextmanager
+def _server(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """MLflow's server, answering; with all its workers it is gone at the end.
+
+    Raises:
+        UsageError: if it does not answer; the message has its last words.
+    """
+    place = ["--host", HOST, "--port", str(port), "--workers", "1"]
+    # MLflow's own variables must not send it to another store.
+    environment = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI")}
+    with tempfile.TemporaryFile("w+") as said:  # not a pipe, which nobody would empty
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, *place],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            start_new_session=True,  # so that it can be ended with all its workers
+        )
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by its parent: the server goes too
+        try:
+            _wait_until_it_answers(server, port, said)
+            yield server
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            _end(server)
+
+
+def _wait_until_it_answers(server: subprocess.Popen[bytes], port: int, said: IO[str]) -> None:
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            said.seek(0)
+            lines = said.read().strip().splitlines()
+            raise UsageError(f"MLflow's server did not start: {(lines or ['it said nothing'])[-1]}")
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5):
+                return
+        except (OSError, urllib.error.URLError):
+            time.sleep(0.2)
+    raise UsageError(f"MLflow's server did not answer within {_PATIENCE:g} seconds")
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, sign)
+        except ProcessLookupError:
+            return
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            continue
+        if sign == signal.SIGTERM:
+            time.sleep(0.2)  # its workers end after it
