@@ -1,0 +1,234 @@
+"""Trials per hour: a script as a competent user writes it (benchmarks/user_script.py) against tune-sparsity.
+
+    python -m benchmarks.throughput --data-dir DIR [--experiment digits] [--seeds 3] [--only ours] [--out FOLDER]
+
+The same network, data, epochs and number of trials at the same target; each study is a command of its own in a fresh
+process, timed from outside, start-up included, and the two sides take turns. Every study is a line of
+OUT/throughput.jsonl and is not run again: the benchmark can be stopped and gone on with. Tables in Markdown: trials per
+hour, accuracy of what each side reports, the time until 89 % at the target's sparsity (Fashion-MNIST), the largest
+memory of driver and workers together, and where the wall clock went. Parts of trials are divided by the number of
+trials that ran at once; ours are those of `seconds` in result.json, its training split as in `profile`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.profile import profile, shares
+from tuner.results import RESULT_JSON
+
+SIZES = {"digits": (32, 30), "fashion-mnist": (16, 8)}  # trials, epochs
+SIDES = ("user", "ours")
+PARTS = (
+    *("start-up", "data", "forward and backward", "optimizer", "topology", "validation"),
+    *("sampling", "tracking", "idle and other"),
+)
+Line = dict[str, Any]
+
+
+def memory_of_tree(root: int) -> int:
+    """Bytes that a process and all it started hold for themselves; shared pages count by their share."""
+    children: dict[int, list[int]] = defaultdict(list)
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                children[int((entry / "stat").read_text().rpartition(")")[2].split()[1])].append(int(entry.name))
+            except (OSError, IndexError):
+                continue  # it has ended meanwhile
+    total, todo = 0, [root]
+    while todo:
+        process = todo.pop()
+        todo += children[process]
+        try:
+            rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    return 1024 * total
+
+
+def run(command: list[str], environment: dict[str, str], log: Path, every: float = 5.0) -> tuple[float, list[int], str]:
+    """Runs a command: seconds, memory of all its processes every so many seconds, and its standard output."""
+    memory: list[int] = []
+    start = time.monotonic()
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **environment}
+        )
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(every):
+                memory.append(memory_of_tree(process.pid))
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        output, _ = process.communicate()
+        ended.set()
+        watcher.join()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}: see {log}")
+    return time.monotonic() - start, memory, output
+
+
+def study(side: str, options: argparse.Namespace, seed: int) -> Line:
+    """Runs one study of one side; what it did, as a line of the record."""
+    trials, epochs = size(options)
+    name = f"{side}-{options.experiment}-{trials}x{epochs}-seed{seed}-{int(time.time())}"
+    folder = options.out / name
+    folder.mkdir(parents=True)
+    given = ["--experiment", options.experiment, "--data-dir", str(options.data_dir)]
+    given += ["--trials", str(trials), "--epochs", str(epochs), "--target", str(options.target), "--seed", str(seed)]
+    if side == "user":
+        command = [sys.executable, "-m", "benchmarks.user_script", *given, "--out", str(folder)]
+    else:
+        command = [sys.executable, "-m", "tuner.cli", *given, "--storage", str(folder), "--study", "study", "--json"]
+        command += ["--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
+    wall, memory, output = run(command, {}, options.out / f"{name}.log")
+    found = json.loads(output)
+    cores = len(os.sched_getaffinity(0))
+    line = {
+        **key(side, options, seed),
+        "cores": cores,
+        "wall": wall,
+        "memory": memory,
+        "best": {part: found["best"][part] for part in ("val_accuracy", "test_accuracy", "sparsity")},
+    }
+    if side == "user":
+        return {
+            **line,
+            "trials_run": found["trials"],
+            "reached": found["reached"],
+            "split": user_split(found, wall, cores),
+        }
+    document = json.loads((folder / "study" / RESULT_JSON).read_text())
+    return {
+        **line,
+        "trials_run": sum(document["states"].values()),
+        "reached": reached(folder / "study", 0.89, wall - document["seconds"]["total"]),
+        "seconds": document["seconds"],
+        "split": our_split(document["seconds"], wall, profile_of(options)),
+    }
+
+
+def size(options: argparse.Namespace) -> tuple[int, int]:
+    trials, epochs = SIZES[options.experiment]
+    return options.trials or trials, options.epochs or epochs
+
+
+def key(side: str, options: argparse.Namespace, seed: int) -> Line:
+    """What makes one study another one."""
+    trials, epochs = size(options)
+    named = {"side": side, "experiment": options.experiment, "trials": trials, "epochs": epochs}
+    return {**named, "target": options.target, "seed": seed, "label": options.label}
+
+
+def user_split(found: Line, wall: float, cores: int) -> dict[str, float]:
+    worker = {part: seconds / min(cores, found["trials"]) for part, seconds in found["worker_seconds"].items()}
+    split = {
+        "start-up": found["startup"],
+        "data": worker["data"] + worker["setup"],
+        "forward and backward": worker["forward_backward"],
+        "optimizer": worker["optimizer"],
+        "topology": worker["topology"],
+        "validation": worker["validation"],
+        **{part: found["driver_seconds"].get(part, 0.0) for part in ("sampling", "tracking")},
+    }
+    return {**split, "idle and other": wall - sum(split.values())}
+
+
+def our_split(seconds: dict[str, float], wall: float, parts: dict[str, float]) -> dict[str, float]:
+    split = {"start-up": seconds.get("startup", 0.0) + wall - seconds["total"]}
+    split |= {part: seconds["training"] * share for part, share in parts.items()}
+    split |= {part: seconds[part] for part in ("sampling", "tracking")}
+    return {**split, "idle and other": wall - sum(split.values())}
+
+
+def profile_of(options: argparse.Namespace) -> dict[str, float]:
+    return shares(profile(options.experiment, options.data_dir, size(options)[1], options.target))
+
+
+def reached(folder: Path, accuracy: float, before: float) -> float | None:
+    """Seconds until a trial of the study had ended with this accuracy, from the times at which MLflow's runs ended."""
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{folder.parent}/mlflow.db")
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = list(client.search_runs(ids, max_results=1000))
+    parent = next(run for run in runs if run.data.tags.get("role") == "parent")
+    good = [
+        run.info.end_time
+        for run in runs
+        if run.data.tags.get("state") == "completed" and run.data.metrics.get("val_accuracy", 0.0) >= accuracy
+    ]
+    return before + (min(good) - parent.info.start_time) / 1000 if good else None
+
+
+def table(lines: list[Line]) -> str:
+    """The record in Markdown."""
+    rows = ["| experiment | side | trials/hour | validation % | test % | s to 89 % | MiB at most |", "| --- " * 7 + "|"]
+    for experiment in dict.fromkeys(line["experiment"] for line in lines):
+        for side in SIDES:
+            mine = [line for line in lines if (line["experiment"], line["side"]) == (experiment, side)]
+            if not mine:
+                continue
+            per_hour = [3600 * line["trials_run"] / line["wall"] for line in mine]
+            accuracies = [
+                statistics.mean(100 * line["best"][which] for line in mine)
+                for which in ("val_accuracy", "test_accuracy")
+            ]
+            times = [line["reached"] for line in mine if line["reached"] is not None]
+            until = f"{statistics.median(times):.0f} ({len(times)} of {len(mine)})" if times else "never"
+            memory = max((max(line["memory"], default=0) for line in mine), default=0) / 2**20
+            row = f"| {experiment} | {side} | {statistics.median(per_hour):.0f} | {accuracies[0]:.2f} | "
+            rows.append(f"{row}{accuracies[1]:.2f} | {until} | {memory:.0f} |")
+    rows += ["", f"| seconds | {' | '.join(PARTS)} |", "| --- " * (1 + len(PARTS)) + "|"]
+    for line in lines:
+        cells = " | ".join(f"{line['split'][part]:.1f}" for part in PARTS)
+        rows.append(f"| {line['experiment']}, {line['side']}, seed {line['seed']}: {line['wall']:.1f} | {cells} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--experiment", choices=list(SIZES), default="digits")
+    parser.add_argument("--only", choices=SIDES, help="one side alone")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--trials", type=int)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--target", type=float, default=0.9)
+    parser.add_argument("--label", default="", help="tells measurements apart, as of one core and of two")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out"))
+    options = parser.parse_args()
+    options.data_dir, options.out = options.data_dir.absolute(), options.out.absolute()
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    record = options.out / "throughput.jsonl"
+    lines: list[Line] = [json.loads(text) for text in record.read_text().splitlines()] if record.exists() else []
+    for seed in range(options.seeds):
+        for side in (options.only,) if options.only else SIDES:
+            wanted = key(side, options, seed)
+            if any(wanted.items() <= line.items() for line in lines):
+                continue
+            line = study(side, options, seed)
+            with record.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            lines.append(line)
+    print(table([line for line in lines if line["label"] == options.label]))
+
+
+if __name__ == "__main__":
+    main()
