@@ -14,7 +14,7 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,28 +38,32 @@ TRAILING_COLUMNS = (
 class StudySeconds:
     """Where the driver's wall clock went, in seconds.
 
-    The shares do not overlap: `training` is the time spent waiting for trials, not the sum over concurrent trials,
-    and excludes what the driver spent on `sampling` and `tracking`.
+    The parts do not overlap, and sum to the total: `startup` from the command's start to the first trial's first epoch,
+    `training` the workers' epochs divided by the number of trials that ran at once, `sampling` and `tracking` what the
+    driver spent in the searcher and in the tracker, `finishing` from the search's end to the last file, and `other` the
+    rest: workers that waited for trials, or for others to end.
     """
 
     total: float = 0.0
+    startup: float = 0.0
     training: float = 0.0
     sampling: float = 0.0
     tracking: float = 0.0
+    finishing: float = 0.0
 
     @property
     def other(self) -> float:
         """What remains of the total; never negative, since clocks read one after the other may disagree a little."""
-        return max(0.0, self.total - self.training - self.sampling - self.tracking)
+        parts = (self.startup, self.training, self.sampling, self.tracking, self.finishing)
+        return max(0.0, self.total - sum(parts))
+
+    def without_overlap(self) -> StudySeconds:
+        """The same, where what the driver did while trials trained counts once: as its own, and not as training."""
+        rest = self.startup + self.sampling + self.tracking + self.finishing
+        return replace(self, training=max(0.0, min(self.training, self.total - rest)))
 
     def to_dict(self) -> dict[str, float]:
-        return {
-            "total": self.total,
-            "training": self.training,
-            "sampling": self.sampling,
-            "tracking": self.tracking,
-            "other": self.other,
-        }
+        return {**asdict(self), "other": self.other}
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,14 @@ _PACKAGES = ("tune-sparsity", "torch", "torchvision", "ray", "optuna", "mlflow",
 
 
 @dataclass(frozen=True)
+class Times:
+    """When the command was launched, and when its study began, by time.monotonic()."""
+
+    launched: float
+    began: float
+
+
+@dataclass(frozen=True)
 class Finished:
     """A study's outcome and how it ended."""
 
@@ -48,13 +56,16 @@ class Finished:
     optuna_states: dict[str, str]  # Optuna's, of every trial that was begun
 
 
-def run_study(prepared: Prepared, *, resume: bool = False, quiet: bool = False) -> Finished:
+def run_study(
+    prepared: Prepared, *, resume: bool = False, quiet: bool = False, launched: float | None = None
+) -> Finished:
     """Searches, judges the best network on the test data, and writes all files of the study.
 
     Args:
         prepared: from `prepare`.
         resume: go on with the study in its folder instead of beginning one.
         quiet: no progress on the terminal.
+        launched: when the command was started, by time.monotonic(), from which its seconds count; now by default.
 
     Raises:
         UsageError: if the cluster cannot be reached or cannot hold a trial.
@@ -63,6 +74,7 @@ def run_study(prepared: Prepared, *, resume: bool = False, quiet: bool = False) 
     from tuner import ray_run
 
     config, began = prepared.config, time.monotonic()
+    launched = began if launched is None else launched
     with ray_run.ray_cluster(config):
         gpus = ray_run.gpus_per_trial(config)
         concurrency = ray_run.slots(config, gpus)
@@ -71,7 +83,8 @@ def run_study(prepared: Prepared, *, resume: bool = False, quiet: bool = False) 
             write_study_yaml(prepared, device="cuda" if gpus else "cpu")
         tracker = _start_tracker(prepared)
         try:
-            return _search(prepared, tracker, began, gpus=gpus, concurrency=concurrency, quiet=quiet)
+            times = Times(launched, began)
+            return _search(prepared, tracker, times, gpus=gpus, concurrency=concurrency, quiet=quiet)
         finally:
             tracker.close()
 
@@ -96,7 +109,7 @@ def _start_tracker(prepared: Prepared) -> Tracker:
 
 
 def _search(
-    prepared: Prepared, tracker: Tracker, began: float, *, gpus: float, concurrency: int, quiet: bool
+    prepared: Prepared, tracker: Tracker, times: Times, *, gpus: float, concurrency: int, quiet: bool
 ) -> Finished:
     from tuner import ray_run
     from tuner.best import test_accuracy
@@ -117,7 +130,7 @@ def _search(
         turns=turns(prepared.spaces, goal),
         earlier=prepared.earlier,
     )
-    deadline = None if config.time_budget is None else began + config.time_budget
+    deadline = None if config.time_budget is None else times.began + config.time_budget
     stop = ray_run.StopWhen(deadline)
     finished_before = len(searcher.finished())
     progress = Progress(config.trials, goal, quiet=quiet, deadline=deadline, finished_before=finished_before)
@@ -148,7 +161,7 @@ def _search(
             for network in networks
         ]
         retrained = summarise(chosen, accuracies, config.final_seeds)
-    finished = _conclude(prepared, study, stop, began, concurrency, retrained)
+    finished = _conclude(prepared, study, stop, times, concurrency, retrained)
     states = searcher.states()
     optuna_states = {record.name: states[number] for number, record in study.records.items()}
     return replace(finished, ray_states=ray_states, optuna_states=optuna_states)
@@ -196,7 +209,7 @@ def _interruptible(stop: Any) -> Iterator[None]:
 
 
 def _conclude(
-    prepared: Prepared, study: Any, stop: Any, began: float, concurrency: int, retrained: list[Retrained]
+    prepared: Prepared, study: Any, stop: Any, times: Times, concurrency: int, retrained: list[Retrained]
 ) -> Finished:
     """Judges the best network, writes the files, and tells MLflow how the study ended."""
     from tuner.best import write_networks
@@ -204,6 +217,7 @@ def _conclude(
     from tuner.live_pictures import write_pictures
 
     config, goal, tracker = prepared.config, prepared.goal, study.tracker
+    searched, tracked = time.monotonic(), tracker.seconds
     records = [record for record in study.records.values() if record.state is not TrialState.RUNNING]
     folders = {} if stop.asked else goal.folders(records)
     networks = {}
@@ -241,13 +255,15 @@ def _conclude(
         model=model,
     )
     tracker.close()
-    total = time.monotonic() - began
+    ended = time.monotonic()
     seconds = StudySeconds(
-        total=total,
+        total=ended - times.launched,
+        startup=(study.first_epoch_began or searched) - times.launched,
         training=study.training_seconds / concurrency,
         sampling=study.sampling_seconds,
         tracking=tracker.seconds,
-    )
+        finishing=ended - searched - (tracker.seconds - tracked),
+    ).without_overlap()
     outcome = replace(
         outcome, seconds=seconds, mlflow_experiment_id=tracker.experiment_id, mlflow_run_id=tracker.run_id
     )

@@ -64,6 +64,7 @@ class StudyRun:
         self._epochs = EpochLog(config.folder / EPOCHS_CSV)
         self.sampling_seconds = 0.0
         self.training_seconds = 0.0  # in the workers, summed over all
+        self.first_epoch_began: float | None = None  # by the clock
 
     def ask(self) -> Asked | None:
         """The next trial, begun; None when the study has had all its trials, or no gain for too many of them."""
@@ -98,6 +99,8 @@ class StudyRun:
             setattr(record, name, metrics[name])
         record.nonzero_weights = int(metrics["nonzero_weights"])
         self.training_seconds += metrics["epoch_seconds"]
+        if self.first_epoch_began is None:
+            self.first_epoch_began = self._clock() - metrics["epoch_seconds"]
         self.tracker.log_epoch(number, record.epochs, metrics)
         self._epochs.add(number, record.epochs, metrics)
         self.progress.update(self.records.values())

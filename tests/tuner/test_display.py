@@ -258,7 +258,7 @@ RECORDS = [
 
 
 def outcome(folder: Path, records: list[TrialRecord] = RECORDS, **fields: Any) -> StudyOutcome:
-    seconds = StudySeconds(total=41.0, training=30.0, sampling=1.0, tracking=2.0)
+    seconds = StudySeconds(total=41.0, startup=5.0, training=28.0, sampling=1.0, tracking=2.0, finishing=3.0)
     uri = "sqlite:///mlflow.db"
     return StudyOutcome("demo", at_targets(0.9), "digits", "lpss", records, folder, seconds, tracking_uri=uri, **fields)
 
@@ -286,7 +286,8 @@ def test_the_result_has_the_front_the_best_the_files_the_time_and_the_way_to_mlf
         "sparsity 90.0000% (9,000 of 10,000 weights are zero)\n"
     ) in text
     assert "2 completed, 1 stopped early, 3 failed (loss is NaN)\n" in text
-    assert "41 s: training 30.0 s, sampling 1.0 s, tracking 2.0 s, other 8.0 s\n" in text
+    parts = "startup 5.0 s, training 28.0 s, sampling 1.0 s, tracking 2.0 s, finishing 3.0 s, other 2.0 s"
+    assert f"41 s: {parts}\n" in text
     assert f"{Path('studies/demo')}/  (result.json)\n" in text
     assert f"{command('mlflow')} ui --backend-store-uri sqlite:///mlflow.db\n" in text
     assert "\x1b" not in text

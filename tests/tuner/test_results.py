@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tuner.goal import Goal, along_front, at_most, at_targets
 from tuner.records import TrialRecord, TrialState
@@ -29,8 +31,8 @@ from tuner.results import (
 
 
 def trial(number: int, **fields: Any) -> TrialRecord:
-    given = {"method": "lpss", "params": {"p": 1.1}, "state": TrialState.COMPLETED, **fields}
-    return TrialRecord.from_dict({"number": number, **given})
+    document = {"method": "lpss", "params": {"p": 1.1}, "state": TrialState.COMPLETED, **fields}
+    return TrialRecord.from_dict({"number": number, **document})
 
 
 RECORDS = [
@@ -119,7 +121,7 @@ def test_numpy_numbers_are_written_as_numbers() -> None:
 
 
 def test_result_json_is_the_contract_s(tmp_path: Path) -> None:
-    seconds = StudySeconds(total=10.0, training=7.0, sampling=1.0, tracking=0.5)
+    seconds = StudySeconds(total=10.0, startup=0.25, training=6.0, sampling=1.0, tracking=0.5, finishing=0.5)
     found = outcome(tmp_path, seconds=seconds, test_accuracies={1: 0.88}, weights=1000)
     path = write_results(replace(found, mlflow_experiment_id="3", mlflow_run_id="abc"))[2]
     document = strict(path.read_text(encoding="utf-8"))
@@ -136,7 +138,10 @@ def test_result_json_is_the_contract_s(tmp_path: Path) -> None:
         "states": {"completed": 2, "pruned": 1, "failed": 1},
         "best": best | {"test_accuracy": 0.88, "weights": 1000},
         "pareto": [best, other],
-        "seconds": {"total": 10.0, "training": 7.0, "sampling": 1.0, "tracking": 0.5, "other": 1.5},
+        "seconds": {
+            **{"total": 10.0, "startup": 0.25, "training": 6.0, "sampling": 1.0},
+            **{"tracking": 0.5, "finishing": 0.5, "other": 1.75},
+        },
         "mlflow": {"experiment_id": "3", "run_id": "abc"},
     }
 
@@ -160,6 +165,16 @@ def test_the_json_never_contains_nan(tmp_path: Path) -> None:
 
 def test_other_is_never_negative() -> None:
     assert StudySeconds(total=1.0, training=1.0, sampling=1e-9).other == 0.0
+
+
+@given(st.lists(st.floats(0, 1e4), min_size=5, max_size=5), st.floats(0, 1e4))
+def test_parts_of_the_seconds_sum_to_the_total(parts: list[float], idle: float) -> None:
+    startup, sampling, tracking, finishing, training = parts
+    total = startup + sampling + tracking + finishing + idle  # trials trained meanwhile, perhaps for longer than `idle`
+    seconds = StudySeconds(total, startup, training, sampling, tracking, finishing).without_overlap().to_dict()
+    assert min(seconds.values()) >= 0
+    assert sum(seconds.values()) - seconds["total"] == pytest.approx(total, abs=1e-6)
+    assert seconds["training"] <= training
 
 
 def test_plain_leaves_nothing_that_json_does_not_know() -> None:
