@@ -97,7 +97,7 @@ def study(side: str, options: argparse.Namespace, seed: int) -> Line:
         command = [sys.executable, "-m", "tuner.cli", *given, "--storage", str(folder), "--study", "study", "--json"]
         command += ["--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
     wall, memory, output = run(command, {}, options.out / f"{name}.log")
-    found = json.loads(output)
+    found = json.loads(output.splitlines()[-1] if side == "user" else output)  # Ray's own words come before
     cores = len(os.sched_getaffinity(0))
     line = {
         **key(side, options, seed),
