@@ -2,18 +2,22 @@
 
     python -m benchmarks.step
 
-One thread, in processor time, which other processes do not stretch. Each side trains a network of its own on the same
-batches, in turns, so that a machine whose speed drifts slows all of them; the table shows medians over the rounds, of
-medians over a round's steps, and ratios taken round by round. The last line is the mean step of a training to 90 %
-sparsity, updates of the masks included, and what forward, backward and this step take together against plain SGD's.
+One thread, in processor time, which other processes do not stretch. Each side trains a network of its own in a process
+of its own, as its users would: how much a step pays for fresh memory depends on what else a process has allocated, and
+for the direct translation that is half of it. All train on the same batches, in turns, so that a machine whose speed
+drifts slows all of them; the table shows medians over the rounds, of medians over a round's steps, and ratios taken
+round by round. The last line is the mean step of a training to 90 % sparsity, updates of the masks included, and what
+forward, backward and this step take together against plain SGD's.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 
 import torch
 import torch.nn.functional as F
@@ -52,69 +56,79 @@ class Direct:
         self.others.step()
 
 
-class Side:
-    """One network in training, and the times of its last round in milliseconds."""
-
-    def __init__(self, make: Callable[[nn.Module], Callable[[], object]]) -> None:
-        torch.manual_seed(0)
-        self.model = lenet_300_100()
-        self.model_step = make(self.model)
-        self.all_steps: list[float] = []
-
-    def round(self, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-        """Trains on the batches: median milliseconds of a forward and backward pass, and of a step."""
-        times: list[tuple[float, float]] = []
-        for x, y in batches:
-            start = time.thread_time()
-            self.model.zero_grad()
-            F.cross_entropy(self.model(x), y).backward()
-            between = time.thread_time()
-            self.model_step()
-            times.append((between - start, time.thread_time() - between))
-        self.all_steps += [1e3 * step for _, step in times]
-        forward_backward, step = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
-        return forward_backward, step
-
-
-def main() -> None:
-    torch.set_num_threads(1)
+def batches() -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    batches = [
+    return [
         (torch.randn(BATCH, 784, generator=generator), torch.randint(0, 10, (BATCH,), generator=generator))
         for _ in range(REPEATS)
     ]
-    settings = LpssSettings(0.9, P, LR)
-    sides = {
-        "SGD": Side(lambda model: torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True).step),
-        "LpSGD, direct": Side(lambda model: Direct(model, P, LR).step),
-        "LpSGD, ours": Side(lambda model: lpss(model, settings, total_steps=10**9).optimizer.step),
-        "LpSGD, ours, with masks": Side(lambda model: lpss(model, settings, total_steps=10**9).step),
-        "the same, 90 % masked": Side(
-            lambda model: lpss(model, replace(settings, initial_sparsity=0.9), total_steps=10**9).step
-        ),
-    }
-    whole = Side(lambda model: lpss(model, settings, total_steps=ROUNDS * REPEATS).step)
-    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for k in range(ROUNDS + 1):  # the first is for warming up
-        for name, side in sides.items():
-            times = side.round(batches)
-            if k:
-                rounds[name].append(times)
-        if k:
-            whole.round(batches)
-    base = [statistics.median(rounds[name][k][0] for name in sides) for k in range(ROUNDS)]
-    direct = [step for _, step in rounds["LpSGD, direct"]]
+
+
+SETTINGS = LpssSettings(0.9, P, LR)
+MASKED = replace(SETTINGS, initial_sparsity=0.9)
+LONG = 10**9  # steps, of which only the first are taken: the masks stay as they are
+WHOLE = "a whole training's mean"
+SIDES: dict[str, Callable[[nn.Module], Callable[[], object]]] = {
+    "SGD": lambda model: torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True).step,
+    "LpSGD, direct": lambda model: Direct(model, P, LR).step,
+    "LpSGD, ours": lambda model: lpss(model, SETTINGS, total_steps=LONG).optimizer.step,
+    "LpSGD, ours, with masks": lambda model: lpss(model, SETTINGS, total_steps=LONG).step,
+    "the same, 90 % masked": lambda model: lpss(model, MASKED, total_steps=LONG).step,
+    WHOLE: lambda model: lpss(model, SETTINGS, total_steps=(ROUNDS + 1) * REPEATS).step,
+}
+
+
+def train(name: str, turn: Connection) -> None:
+    """A side's process: at every turn a round over the batches. Sends the milliseconds of each forward and backward
+    pass, and of each step."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, data = lenet_300_100(), batches()
+    step = SIDES[name](model)
+    while turn.recv():
+        times: list[tuple[float, float]] = []
+        for x, y in data:
+            start = time.thread_time()
+            model.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            between = time.thread_time()
+            step()
+            times.append((1e3 * (between - start), 1e3 * (time.thread_time() - between)))
+        turn.send(times)
+
+
+def measure() -> dict[str, list[list[tuple[float, float]]]]:
+    """The times of all rounds but the first, which is for warming up, by the side."""
+    context, turns = get_context("spawn"), {}
+    for name in SIDES:
+        turns[name], other = context.Pipe()
+        context.Process(target=train, args=(name, other), daemon=True).start()
+    rounds: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in SIDES}
+    for _ in range(ROUNDS + 1):
+        for name, turn in turns.items():
+            turn.send(True)
+            rounds[name].append(turn.recv())
+    for turn in turns.values():
+        turn.send(False)
+    return {name: times[1:] for name, times in rounds.items()}
+
+
+def main() -> None:
+    rounds = measure()
+    passes, steps = (
+        {name: [statistics.median(pair[k] for pair in times) for times in of] for name, of in rounds.items()}
+        for k in (0, 1)
+    )
+    steps[WHOLE] = [statistics.mean(step for times in rounds[WHOLE] for _, step in times)] * ROUNDS
+    base = [statistics.median(of[k] for of in passes.values()) for k in range(ROUNDS)]
     print("| | ms | of forward and backward | times as fast as direct |\n| --- | --- | --- | --- |")
     print(f"| forward and backward | {statistics.median(base):.2f} | 1.00 | |")
-    for name, times_of in rounds.items():
-        steps = [step for _, step in times_of]
-        ratio = statistics.median(step / b for step, b in zip(steps, base, strict=True))
-        faster = statistics.median(d / step for step, d in zip(steps, direct, strict=True))
-        print(f"| {name} | {statistics.median(steps):.2f} | {ratio:.2f} | {faster:.1f} |")
-    mean, between = statistics.mean(whole.all_steps), statistics.median(base)
-    sgd = between + statistics.median(step for _, step in rounds["SGD"])
-    print(f"| a whole training's mean | {mean:.2f} | {mean / between:.2f} | {statistics.median(direct) / mean:.1f} |")
-    print(f"\nForward, backward and step in a whole training: {(between + mean) / sgd:.2f} times those of plain SGD.")
+    for name, each in steps.items():
+        ratio = statistics.median(step / b for step, b in zip(each, base, strict=True))
+        faster = statistics.median(d / step for step, d in zip(each, steps["LpSGD, direct"], strict=True))
+        print(f"| {name} | {statistics.median(each):.2f} | {ratio:.2f} | {faster:.1f} |")
+    plain, whole = (statistics.median(base) + statistics.median(steps[name]) for name in ("SGD", WHOLE))
+    print(f"\nForward, backward and step in a whole training: {whole / plain:.2f} times those of plain SGD.")
 
 
 if __name__ == "__main__":
