@@ -155,10 +155,6 @@ class LpSGD(torch.optim.Optimizer):
         self._masks = dict(masks)
         self._blocks.clear()
 
-    def has_mask(self, param: Tensor) -> bool:
-        """Whether `set_masks` has given it one."""
-        return param in self._masks
-
     def gain(self, param: Tensor) -> Tensor | None:
         """The gains of a sphere parameter, shape (rows, 1); None where it has none."""
         return self.state[param].get("gain")

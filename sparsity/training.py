@@ -21,6 +21,15 @@ _AVERAGE = 0.9  # the momentum of the gradient's average
 _AFTER = 1e4  # in log2: puts every masked weight behind every active one, and keeps their order
 
 
+def _multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Multiplies each first tensor by its second: as one where that saves kernels."""
+    if len(pairs) > 2:
+        torch._foreach_mul_(*map(list, zip(*pairs, strict=True)))
+        return
+    for tensor, factor in pairs:
+        tensor.mul_(factor)
+
+
 class SparseTraining:
     """Trains a network sparse, in place of the optimizer in an ordinary training loop.
 
@@ -76,8 +85,8 @@ class SparseTraining:
         # Kept only for a topology that grows by it: an average of the dense gradient, masked weights included.
         tracked = self.layers if getattr(topology, "needs_momentum", False) else []
         self.averages = [torch.zeros_like(layer.weight) for layer in tracked]
-        self._apply_masks()
         self._give_masks()
+        self._apply_masks()
 
     @property
     def progress(self) -> float:
@@ -156,20 +165,21 @@ class SparseTraining:
             if not (self.dense_latent and layer.sphere):
                 self._forget_dropped(layer.weight, new)
             old.copy_(new)
-        self._apply_masks()
         self._give_masks()
+        self._apply_masks()
 
     def _give_masks(self, *, as_loaded: bool = False) -> None:
         """Tells LpSGD the masks under which nothing learns: it is quicker for knowing them."""
-        if isinstance(self.optimizer, LpSGD) and (self.fixed or not self.dense_latent):
-            pairs = zip(self.layers, self.masks, strict=True)
-            self.optimizer.set_masks({layer.weight: mask for layer, mask in pairs if layer.sphere}, as_loaded=as_loaded)
-
-    def _own_masks(self) -> list[tuple[Tensor, Tensor]]:
-        """The weights whose masks the optimizer does not apply itself, with those."""
-        knows = self.optimizer.has_mask if isinstance(self.optimizer, LpSGD) else lambda weight: False
-        pairs = zip(self.layers, self.masks, strict=True)
-        return [(layer.weight, mask) for layer, mask in pairs if not knows(layer.weight)]
+        pairs = list(zip(self.layers, self.masks, strict=True))
+        given = isinstance(self.optimizer, LpSGD) and (self.fixed or not self.dense_latent)
+        if given:
+            assert isinstance(self.optimizer, LpSGD)
+            known: dict[Tensor, Tensor] = {layer.weight: mask for layer, mask in pairs if layer.sphere}
+            self.optimizer.set_masks(known, as_loaded=as_loaded)
+        # Those that are applied here, and those of them whose weights do not learn either.
+        self._own = [(layer.weight, mask) for layer, mask in pairs if not (given and layer.sphere)]
+        spared = self.dense_latent and not self.fixed
+        self._still = [(layer.weight, mask) for layer, mask in pairs if not ((given or spared) and layer.sphere)]
 
     def _forget_dropped(self, weight: Tensor, mask: Tensor) -> None:
         """What is dropped must not be moved on by its old momentum; v on the sphere is no momentum, and stays."""
@@ -179,19 +189,12 @@ class SparseTraining:
 
     def _mask_gradients(self) -> None:
         """So that masked weights learn nothing, except those on the sphere where their latent is to go on learning."""
-        spared = {id(layer.weight) for layer in self.layers if self.dense_latent and layer.sphere and not self.fixed}
-        pairs = [
-            (weight.grad, mask)
-            for weight, mask in self._own_masks()
-            if weight.grad is not None and id(weight) not in spared
-        ]
-        if pairs:
-            torch._foreach_mul_(*map(list, zip(*pairs, strict=True)))
+        pairs = [(weight.grad, mask) for weight, mask in self._still if weight.grad is not None]
+        _multiply(pairs)
 
     @torch.no_grad()
     def _apply_masks(self) -> None:
-        if pairs := self._own_masks():
-            torch._foreach_mul_(*map(list, zip(*pairs, strict=True)))
+        _multiply(self._own)
 
     def _projected_masks(self) -> list[Tensor]:
         """The exact masks: `final_sparsity` over all weights together, the most salient of the active ones kept."""
