@@ -1,6 +1,8 @@
 """Trials per hour: a script as a competent user writes it (benchmarks/user_script.py) against tune-sparsity.
 
     python -m benchmarks.throughput --data-dir DIR [--experiment digits] [--seeds 3] [--only ours] [--out FOLDER]
+    python -m benchmarks.throughput --data-dir DIR --only ours --trials 500 --epochs 1    # whether memory grows
+    taskset -c 0 python -m benchmarks.throughput --data-dir DIR --experiment fashion-mnist --only ours --label one-core
 
 The same network, data, epochs and number of trials at the same target; each study is a command of its own in a fresh
 process, timed from outside, start-up included, and the two sides take turns. Every study is a line of
@@ -176,9 +178,28 @@ def reached(folder: Path, accuracy: float, before: float) -> float | None:
     return before + (min(good) - parent.info.start_time) / 1000 if good else None
 
 
+def memory_of(samples: list[int]) -> str:
+    """The largest, and the medians of the second fifth and of the last: equal where memory does not grow."""
+    if not samples:
+        return "-"
+    fifth = max(1, len(samples) // 5)
+    at_most, early, late = (
+        value / 2**20
+        for value in (
+            max(samples),
+            statistics.median(samples[fifth : 2 * fifth] or samples),
+            statistics.median(samples[-fifth:]),
+        )
+    )
+    return f"{at_most:.0f} ({early:.0f}, {late:.0f})"
+
+
 def table(lines: list[Line]) -> str:
     """The record in Markdown."""
-    rows = ["| experiment | side | trials/hour | validation % | test % | s to 89 % | MiB at most |", "| --- " * 7 + "|"]
+    rows = [
+        "| experiment | side | trials/hour | validation % | test % | s to 89 % | MiB at most (early, late) |",
+        "| --- " * 7 + "|",
+    ]
     for experiment in dict.fromkeys(line["experiment"] for line in lines):
         for side in SIDES:
             mine = [line for line in lines if (line["experiment"], line["side"]) == (experiment, side)]
@@ -191,9 +212,9 @@ def table(lines: list[Line]) -> str:
             ]
             times = [line["reached"] for line in mine if line["reached"] is not None]
             until = f"{statistics.median(times):.0f} ({len(times)} of {len(mine)})" if times else "never"
-            memory = max((max(line["memory"], default=0) for line in mine), default=0) / 2**20
+            memory = "; ".join(memory_of(line["memory"]) for line in mine)
             row = f"| {experiment} | {side} | {statistics.median(per_hour):.0f} | {accuracies[0]:.2f} | "
-            rows.append(f"{row}{accuracies[1]:.2f} | {until} | {memory:.0f} |")
+            rows.append(f"{row}{accuracies[1]:.2f} | {until} | {memory} |")
     rows += ["", f"| seconds | {' | '.join(PARTS)} |", "| --- " * (1 + len(PARTS)) + "|"]
     for line in lines:
         cells = " | ".join(f"{line['split'][part]:.1f}" for part in PARTS)
