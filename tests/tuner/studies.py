@@ -15,7 +15,7 @@ from tuner.config import make_config
 from tuner.display import Progress
 from tuner.prepare import prepare
 from tuner.records import TrialState
-from tuner.run import _conclude, _halving, write_study_yaml
+from tuner.run import Times, _conclude, _halving, write_study_yaml
 from tuner.searcher import OptunaSearcher
 from tuner.study import StudyRun
 from tuner.trial import save_weights, trial_seed, weights_file
@@ -41,7 +41,7 @@ def run_in_process(storage: Path, name: str, *, tracker: Any = None, **options: 
     prepared = prepare(config)
     config.folder.mkdir(parents=True)
     write_study_yaml(prepared, device="cpu")
-    goal, began = prepared.goal, time.monotonic()
+    goal, times = prepared.goal, Times(time.monotonic(), time.monotonic())
     searcher = OptunaSearcher(
         prepared.spaces, goal.lowest, front=goal.spans, journal=config.folder / JOURNAL, name=name
     )
@@ -54,7 +54,7 @@ def run_in_process(storage: Path, name: str, *, tracker: Any = None, **options: 
     while (asked := study.ask()) is not None:
         _train(study, prepared, asked, weights)
     torch.set_num_threads(threads)
-    _conclude(prepared, study, SimpleNamespace(asked=False, out_of_time=False), began, 1, [])
+    _conclude(prepared, study, SimpleNamespace(asked=False, out_of_time=False), times, 1, [])
     return config.folder
 
 
