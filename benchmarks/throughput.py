@@ -98,6 +98,7 @@ def study(side: str, options: argparse.Namespace, seed: int) -> Line:
     else:
         command = [sys.executable, "-m", "tuner.cli", *given, "--storage", str(folder), "--study", "study", "--json"]
         command += ["--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
+    launched = time.time()
     wall, memory, output = run(command, {}, options.out / f"{name}.log")
     found = json.loads(output.splitlines()[-1] if side == "user" else output)  # Ray's own words come before
     cores = len(os.sched_getaffinity(0))
@@ -119,7 +120,7 @@ def study(side: str, options: argparse.Namespace, seed: int) -> Line:
     return {
         **line,
         "trials_run": sum(document["states"].values()),
-        "reached": reached(folder / "study", 0.89, wall - document["seconds"]["total"]),
+        "reached": reached(folder, 0.89, launched),
         "seconds": document["seconds"],
         "split": our_split(document["seconds"], wall, profile_of(options)),
     }
@@ -162,20 +163,18 @@ def profile_of(options: argparse.Namespace) -> dict[str, float]:
     return shares(profile(options.experiment, options.data_dir, size(options)[1], options.target))
 
 
-def reached(folder: Path, accuracy: float, before: float) -> float | None:
+def reached(folder: Path, accuracy: float, launched: float) -> float | None:
     """Seconds until a trial of the study had ended with this accuracy, from the times at which MLflow's runs ended."""
-    import mlflow
+    from mlflow import MlflowClient
 
-    client = mlflow.MlflowClient(f"sqlite:///{folder.parent}/mlflow.db")
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = list(client.search_runs(ids, max_results=1000))
-    parent = next(run for run in runs if run.data.tags.get("role") == "parent")
     good = [
         run.info.end_time
-        for run in runs
-        if run.data.tags.get("state") == "completed" and run.data.metrics.get("val_accuracy", 0.0) >= accuracy
+        for run in client.search_runs(ids, "tags.state = 'completed'", max_results=1000)
+        if run.data.metrics.get("val_accuracy", 0.0) >= accuracy
     ]
-    return before + (min(good) - parent.info.start_time) / 1000 if good else None
+    return min(good) / 1000 - launched if good else None
 
 
 def memory_of(samples: list[int]) -> str:
