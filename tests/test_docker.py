@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -107,7 +109,8 @@ def test_simple_rules_of_a_clean_image() -> None:
 
 
 def test_hadolint_finds_nothing() -> None:
-    if (hadolint := shutil.which("hadolint")) is None:
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    if (hadolint := shutil.which("hadolint", path=beside)) is None:
         pytest.skip("hadolint is not installed")
     done = subprocess.run([hadolint, str(DOCKER / "Dockerfile")], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")

@@ -7,16 +7,19 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 from ray import cloudpickle, tune
+from ray.train._internal import storage
 from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
+from ray.tune.impl.tuner_internal import TunerInternal
 from ray.tune.search import Searcher
 
 from tuner.cluster import connected
@@ -207,8 +210,8 @@ def run_trials(
         tune.with_parameters(TrialTrainable, shared=setup, arrays=arrays), {"cpu": config.cpus_per_trial, "gpu": gpus}
     )
     try:
-        results = tune.Tuner(
-            trainable,
+        results = _tuner(scratch)(
+            trainable=trainable,
             tune_config=tune.TuneConfig(
                 search_alg=_Searcher(study, names),
                 scheduler=StudyScheduler(study, names),
@@ -231,6 +234,15 @@ def run_trials(
         return {trial_name(names[trial.trial_id]): trial.status for trial in results._experiment_analysis.trials}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _tuner(scratch: Path) -> Callable[..., Any]:
+    """Ray Tune's controller in this process. Under Ray Client it would run on the cluster, where our threads, files and
+    MLflow are not; and here there is no node of Ray's whose folder it could use."""
+    if not ray.util.client.ray.is_connected():
+        return tune.Tuner
+    storage._get_ray_train_session_dir = lambda: str(scratch / "client")
+    return partial(TunerInternal, _tuner_kwargs={"_remote": False})
 
 
 def train_again(

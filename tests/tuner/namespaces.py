@@ -13,13 +13,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD, WORKER = "10.201.7.1", "10.201.7.2"
-ADDRESS = f"{HEAD}:6379"
+ADDRESS, CLIENT = f"{HEAD}:6379", f"ray://{HEAD}:10001"
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 _NODE = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats", "--log-color=false"]
 
@@ -48,6 +49,7 @@ class TwoNodes:
     def start_head(self) -> None:
         # Sockets have names of 107 characters at most: Ray's folder needs a short path.
         where = ["--head", f"--node-ip-address={HEAD}", "--port=6379", "--include-dashboard=false"]
+        where += ["--ray-client-server-port=10001"] * (find_spec("grpc") is not None)
         self._start(self.inside("head", [*RAY, "start", *where, f"--temp-dir={self.folder}/ray", *_NODE]))
 
     def start_worker(self) -> None:

@@ -11,7 +11,7 @@ import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
-from tests.tuner.namespaces import ADDRESS, HEAD, WORKER, TwoNodes, two_nodes
+from tests.tuner.namespaces import ADDRESS, CLIENT, HEAD, WORKER, TwoNodes, two_nodes
 
 pytestmark = pytest.mark.slow
 
@@ -91,6 +91,17 @@ def test_a_study_uses_both_nodes_and_brings_its_code(nodes: TwoNodes) -> None:
     assert sum(built(nodes).values()) >= 6
     assert len(built(nodes)) == 2, "one node has built all networks"
     assert (nodes.folder / "studies" / "both" / "best" / "model.safetensors").is_file()
+
+
+def test_a_study_runs_through_ray_client(nodes: TwoNodes) -> None:
+    pytest.importorskip("grpc")
+    process = nodes.command(*options(nodes, "client", 4), "--address", CLIENT, "--final-seeds", "1")
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    result = json.loads(stdout)
+    assert result["states"] == {"completed": 4, "pruned": 0, "failed": 0}
+    assert result["final_seeds"][0]["test_accuracy"]["mean"] > 0.5
+    assert (nodes.folder / "studies" / "client" / "best" / "model.safetensors").is_file()
 
 
 def test_doctor_finds_both_nodes_well(nodes: TwoNodes) -> None:
