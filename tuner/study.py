@@ -21,7 +21,8 @@ from tuner.searcher import Asked, OptunaSearcher
 from tuner.standing import Standing
 from tuner.tracking import Tracker
 
-_FILES_EVERY = 5.0  # seconds between two writings of trials.csv while the study runs
+_FILES_EVERY = 5.0  # seconds between two writings of trials.csv while the study runs, at the least
+_FILES_SHARE = 20  # and so many times what the last took: the table of ten thousand trials takes seconds
 _MEASURES = ("val_accuracy", "sparsity", "sparsity_total", "hoyer")
 
 
@@ -60,7 +61,7 @@ class StudyRun:
             tracker.recall(record)
         self.standing = Standing(goal, self.records.values())
         self._began: dict[int, float] = {}
-        self._written = clock()
+        self._written, self._pause = clock(), _FILES_EVERY
         self._epochs = EpochLog(config.folder / EPOCHS_CSV)
         self.sampling_seconds = 0.0
         self.training_seconds = 0.0  # in the workers, summed over all
@@ -144,13 +145,15 @@ class StudyRun:
         self.standing.add(record)
         self._keep_reported_weights()
         self.progress.update(self.records.values())
-        if self._clock() - self._written > _FILES_EVERY:
+        if self._clock() - self._written > self._pause:
             self.write_files()
 
     def write_files(self) -> None:
         """trials.csv and pareto.csv as they stand."""
+        start = self._clock()
         write_trials(self.config.folder, list(self.records.values()), self.goal)
         self._written = self._clock()
+        self._pause = max(_FILES_EVERY, _FILES_SHARE * (self._written - start))
 
     def running(self) -> list[TrialRecord]:
         """The trials that have begun and not ended."""
