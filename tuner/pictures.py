@@ -55,8 +55,9 @@ THEME: dict[str, Any] = {
         "xaxis": _AXIS,
         "yaxis": _AXIS,
         "title": {"x": 0.02, "xanchor": "left"},
-        "margin": {"l": 70, "r": 30, "t": 110, "b": 60},
-        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
+        # The legend below: above it would run into the title where the page is narrow, as in MLflow's UI.
+        "margin": {"l": 70, "r": 30, "t": 105, "b": 105},
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 0.01, "yanchor": "bottom", "yref": "container"},
         "hoverlabel": {"align": "left", "bgcolor": "white"},
         "hovermode": "closest",
     }

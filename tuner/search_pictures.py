@@ -32,10 +32,8 @@ def figure(data: Sequence[Mapping[str, Any]], title: dict[str, Any], **layout: A
     """A plotly figure in the project's look."""
     import plotly.graph_objects as go
 
-    # The legend below, since the lines above are for what the picture says.
-    below = {"legend": {"x": 0, "xanchor": "left", "y": 0.01, "yanchor": "bottom", "yref": "container"}}
     room = {"margin": {"l": 70, "r": 30, "t": 80, "b": 105 if layout.get("showlegend") else 60}}
-    return go.Figure(data=list(data), layout={"template": THEME, "title": title, **below, **room, **layout})
+    return go.Figure(data=list(data), layout={"template": THEME, "title": title, **room, **layout})
 
 
 def panels(count: int) -> list[list[float]]:

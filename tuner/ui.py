@@ -97,6 +97,8 @@ def _server(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
     place = ["--host", HOST, "--port", str(port), "--workers", "1"]
     # MLflow's own variables must not send it to another store.
     environment = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI")}
+    # The jobs that it could run are none of a study's, and would be a dozen more processes.
+    environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     with tempfile.TemporaryFile("w+") as said:  # not a pipe, which nobody would empty
         server = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, *place],
