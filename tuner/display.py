@@ -60,10 +60,12 @@ class Summary:
     pruned: int = 0
     failed: int = 0
     best: TrialRecord | None = None
+    saved: float = 0.0  # of the epochs that the ended trials would have trained: those that stopping them saved
     found: str = ""  # of a goal that is not the one best trial: what there is of it so far
 
     @classmethod
-    def of(cls, records: Iterable[TrialRecord], goal: Goal) -> Summary:
+    def of(cls, records: Iterable[TrialRecord], goal: Goal, epochs: int = 0) -> Summary:
+        """Of these trials; `epochs` is how many each trains if it is not stopped, 0 where that is not known."""
         records = list(records)
         states = Counter(record.state for record in records)
         return cls(
@@ -72,13 +74,15 @@ class Summary:
             pruned=states[TrialState.PRUNED],
             failed=states[TrialState.FAILED],
             best=goal.best(records),
+            saved=saved_epochs(records, epochs),
             found=_found(records, goal),
         )
 
     def counts(self) -> str:
         """The trials that are not simply done; failed ones are mentioned only if there are any."""
         failed = f", {self.failed} failed" if self.failed else ""
-        return f"{self.running} running, {self.pruned} stopped early{failed}"
+        saved = f" ({self.saved:.0%} of the epochs saved)" if self.saved >= 0.005 else ""
+        return f"{self.running} running, {self.pruned} stopped early{saved}{failed}"
 
     def best_so_far(self) -> str:
         if self.best is None:
@@ -97,6 +101,16 @@ def _found(records: Sequence[TrialRecord], goal: Goal) -> str:
         mean = goal.mean_accuracy(goal.hypervolume(records))
         return f"front of {len(goal.front(records))}, mean accuracy {mean:.2%} from {goal.lowest:g} to {goal.highest:g}"
     return ""
+
+
+def saved_epochs(records: Iterable[TrialRecord], epochs: int) -> float:
+    """What early stopping saved: the epochs that stopped trials did not train, as a share of those that the completed
+    and the stopped ones would have trained."""
+    ended = [record for record in records if record.state in (TrialState.COMPLETED, TrialState.PRUNED)]
+    stopped = [record for record in ended if record.state is TrialState.PRUNED]
+    return (
+        sum(max(0, epochs - record.epochs) for record in stopped) / (epochs * len(ended)) if epochs and ended else 0.0
+    )
 
 
 def work_done(records: Iterable[TrialRecord]) -> float:
@@ -125,6 +139,7 @@ class Progress:
         deadline: the clock's reading at which the time budget ends, if there is one.
         quiet: show nothing at all.
         finished_before: trials that an earlier run of the study finished; they say nothing of this run's pace.
+        epochs: that a trial trains which is not stopped.
         clock: seconds that never go back.
     """
 
@@ -137,6 +152,7 @@ class Progress:
         deadline: float | None = None,
         quiet: bool = False,
         finished_before: int = 0,
+        epochs: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total = total_trials
@@ -151,6 +167,7 @@ class Progress:
         self._records: Iterable[TrialRecord] = ()
         self._next_update = self._next_line = float("-inf")
         self._finished_before = finished_before
+        self._epochs = epochs
         self._work = 0.0
         self._expected_end: float | None = None
         self._live: Live | None = None
@@ -203,7 +220,7 @@ class Progress:
     def _take(self, last: bool = False) -> None:
         now = self._clock()
         before, records = self._summary, list(self._records)
-        self._summary = Summary.of(records, self._goal)
+        self._summary = Summary.of(records, self._goal, self._epochs)
         self._next_update = now + UPDATE_SECONDS
         self._estimate(records, now)
         if self._live is None:

@@ -133,7 +133,14 @@ def _search(
     deadline = None if config.time_budget is None else times.began + config.time_budget
     stop = ray_run.StopWhen(deadline)
     finished_before = len(searcher.finished())
-    progress = Progress(config.trials, goal, quiet=quiet, deadline=deadline, finished_before=finished_before)
+    progress = Progress(
+        config.trials,
+        goal,
+        quiet=quiet,
+        deadline=deadline,
+        finished_before=finished_before,
+        epochs=prepared.epochs,
+    )
     halving = _halving(config, goal, prepared.epochs)
     study = StudyRun(config, goal, searcher, tracker, progress, weights_folder, weights_file, halving)
     device = "cuda" if gpus else "cpu"

@@ -92,6 +92,24 @@ def test_the_summary_counts_states_and_knows_the_best() -> None:
     assert (summary.done, summary.running, summary.pruned, summary.failed) == (4, 1, 1, 1)
     assert summary.counts() == "1 running, 1 stopped early, 1 failed"
     assert summary.best_so_far() == "best 95.00% at 91.00% sparsity (t0001)"
+
+
+def test_the_epochs_that_early_stopping_saved_are_told() -> None:
+    def ended(number: int, state: TrialState, epochs: int) -> TrialRecord:
+        return TrialRecord(number, "lpss", {}, state, epochs=epochs)
+
+    records = [
+        ended(0, TrialState.COMPLETED, 10),
+        ended(1, TrialState.PRUNED, 2),
+        ended(2, TrialState.PRUNED, 5),
+        ended(3, TrialState.FAILED, 1),  # it saved nothing: it was not stopped
+        ended(4, TrialState.RUNNING, 3),
+    ]
+    goal = at_targets(0.9)
+    assert Summary.of(records, goal, 10).saved == pytest.approx(13 / 30)
+    assert "2 stopped early (43% of the epochs saved), 1 failed" in Summary.of(records, goal, 10).counts()
+    assert Summary.of(records, goal).saved == 0.0
+    assert "saved" not in Summary.of(records[:1], goal, 10).counts()
     assert Summary().best_so_far() == "no feasible trial yet"
 
 
