@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.models import lenet_300_100
-from sparsity import LpssSettings, lpss, prunable_layers
+from sparsity import LpSGD, LpssSettings, lpss, prunable_layers
 
 BATCH, ROUNDS, REPEATS = 128, 15, 40
 P, LR = 1.4, 0.0078
@@ -64,6 +64,14 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     ]
 
 
+def unmasked(model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a sparse training, without the masks that it was told."""
+    optimizer = lpss(model, SETTINGS, total_steps=LONG).optimizer
+    assert isinstance(optimizer, LpSGD)
+    optimizer.set_masks({})
+    return optimizer
+
+
 SETTINGS = LpssSettings(0.9, P, LR)
 MASKED = replace(SETTINGS, initial_sparsity=0.9)
 LONG = 10**9  # steps, of which only the first are taken: the masks stay as they are
@@ -71,7 +79,7 @@ WHOLE = "a whole training's mean"
 SIDES: dict[str, Callable[[nn.Module], Callable[[], object]]] = {
     "SGD": lambda model: torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True).step,
     "LpSGD, direct": lambda model: Direct(model, P, LR).step,
-    "LpSGD, ours": lambda model: lpss(model, SETTINGS, total_steps=LONG).optimizer.step,
+    "LpSGD, ours": lambda model: unmasked(model).step,
     "LpSGD, ours, with masks": lambda model: lpss(model, SETTINGS, total_steps=LONG).step,
     "the same, 90 % masked": lambda model: lpss(model, MASKED, total_steps=LONG).step,
     WHOLE: lambda model: lpss(model, SETTINGS, total_steps=(ROUNDS + 1) * REPEATS).step,
