@@ -149,6 +149,7 @@ def _resume(arguments: list[str]) -> int:
     parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
     parser.add_argument("--storage", metavar="DIR", default="studies", help="folder of studies (./studies)")
     parser.add_argument("--trials", metavar="N", default=argparse.SUPPRESS, help="a new number of trials in all")
+    parser.add_argument("--time-budget", metavar="T", default=argparse.SUPPRESS, help="a new budget for all of it")
     parser.add_argument("--patience", metavar="N", default=argparse.SUPPRESS, help="trials without gain to end after")
     parser.add_argument("--data-dir", metavar="DIR", default=argparse.SUPPRESS)
     parser.add_argument("--address", metavar="ADDRESS", default=argparse.SUPPRESS, help="of the cluster to go on with")
@@ -157,9 +158,10 @@ def _resume(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     options = vars(parser.parse_args(arguments))
     as_json = options.pop("json")
-    from tuner.config_file import read_study
+    from tuner.config_file import check_withheld, read_study
 
     config = read_study(options.pop("study"), Path(options.pop("storage")), options)
+    check_withheld(config)
     return _run(config.resolved(), as_json=as_json, resume=True)
 
 
@@ -222,14 +224,23 @@ def _list(arguments: list[str]) -> int:
 def _run(config: Any, *, as_json: bool, resume: bool) -> int:
     """Prepares and runs a study, and says how it went."""
     from tuner.prepare import prepare
-    from tuner.run import run_study
+    from tuner.run import STUDY_YAML, DiskFull, run_study
     from tuner.tracking_uri import stray_environment
 
     prepared = prepare(config, resume=resume)
     _say(f"{'Resuming' if resume else 'Starting'} {config.study}: {config.trials} trials, {prepared.goal}")
     if stray := stray_environment():
         _say(f"Ignoring {', '.join(stray)}: this study has runs of its own")
-    finished = run_study(prepared, resume=resume, launched=LAUNCHED)
+    try:
+        finished = run_study(prepared, resume=resume, launched=LAUNCHED)
+    except DiskFull as error:
+        _say(f"{config.folder} cannot be written to: {error}. When there is room again: {_how_to_resume(config)}")
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        if not (config.folder / STUDY_YAML).exists():
+            raise
+        _say(f"Interrupted. To go on: {_how_to_resume(config)}")
+        return EXIT_INTERRUPTED
     _say(finished.ended)
     _report(finished, as_json)
     _tell(finished.problems, config)
@@ -260,9 +271,7 @@ def _tell(problems: list[str], config: Any) -> None:
 def _exit_code(finished: Any, config: Any) -> int:
     outcome = finished.outcome
     if finished.interrupted:
-        from tuner.final_table import command
-
-        _say(f"Interrupted. To go on: {command('tune-sparsity')} resume {config.study} --storage {config.storage}")
+        _say(f"Interrupted. To go on: {_how_to_resume(config)}")
         return EXIT_INTERRUPTED
     if outcome.records and all(record.state == "failed" for record in outcome.records):
         _say(f"Every trial failed. The first: {finished.first_failure}")
@@ -271,6 +280,15 @@ def _exit_code(finished: Any, config: Any) -> int:
         _say(f"No trial completed with a sparsity of at least {outcome.goal.lowest:g}: try more trials or epochs")
         return EXIT_INFEASIBLE
     return EXIT_DONE
+
+
+def _how_to_resume(config: Any) -> str:
+    """The command that goes on with the study, as a shell takes it."""
+    import shlex
+
+    from tuner.final_table import command
+
+    return f"{command('tune-sparsity')} resume {config.study} --storage {shlex.quote(str(config.storage))}"
 
 
 def _say(text: str) -> None:

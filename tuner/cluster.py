@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import ray
+from ray._private import ray_constants
 
 from tuner.config import JOB, UsageError
 from tuner.node_probe import OURS
@@ -46,12 +47,26 @@ def _start_private(cpus: int) -> None:
     """A Ray of our own. Ray gives its processes half a minute to start, which on a busy machine takes a second try."""
     for last in (False, False, True):
         try:
-            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            with _on_loopback():
+                ray.init(
+                    "local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+                )
             return
         except Exception as error:
             if last or "timed out during startup" not in str(error):
                 raise
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray listens on all interfaces unless its node's address is 127.0.0.1; given that one, it takes the machine's own
+    instead. It takes 127.0.0.1 by itself only where it knows that there can be no cluster."""
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _join(address: str) -> None:

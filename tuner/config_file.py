@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from search_spaces import BadFile, read_mapping
 from tuner.config import GOALS, StudyConfig, UsageError, describe, make_config
 
 _ABOUT = "about"  # study.yaml's account of versions and data: no option
+WITHHELD = "tracking_uri_without_password"  # in that account, where the URI is not among the options for its password
 
 
 def read_config(options: dict[str, Any]) -> StudyConfig:
@@ -40,6 +42,18 @@ def read_study(study: str, storage: Path, options: dict[str, Any]) -> StudyConfi
         raise UsageError(f"no study {study!r} in {storage}: there {'is ' + ', '.join(there) if there else 'are none'}")
     place = {"storage": folder.parent, "study": folder.name}
     return _from_file(folder / "study.yaml", {**options, **place})
+
+
+def check_withheld(config: StudyConfig) -> None:
+    """Raises UsageError if the study's tracking URI was not kept, for the password in it, and is not given again: its
+    runs would go on in another store."""
+    data, _ = read_mapping(config.folder / "study.yaml")
+    uri = (data.get(_ABOUT) or {}).get(WITHHELD)
+    if uri and not (config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()):
+        raise UsageError(
+            f"the study's runs are in {uri}, whose password is not kept: give the whole URI again, by "
+            "MLFLOW_TRACKING_URI or --tracking-uri"
+        )
 
 
 def _is_option(name: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -28,7 +28,17 @@ from tuner.nodes import check_nodes, nodes
 from tuner.records import TrialState, trial_name
 from tuner.scheduler import StudyScheduler
 from tuner.study import StudyRun
-from tuner.trial import FAILURE, FINAL, METRICS, TrialSetup, TrialTrainable, one_line, train_to_the_end
+from tuner.trial import (
+    DISK,
+    EPOCHS,
+    FAILURE,
+    FINAL,
+    TrialSetup,
+    TrialTrainable,
+    disk_error,
+    one_line,
+    train_to_the_end,
+)
 
 # Our own records are the truth, and the driver writes them: Ray's loggers, its snapshots and its reporter only cost.
 _TUNE_ENVIRONMENT = {
@@ -43,6 +53,8 @@ _TUNE_ENVIRONMENT = {
     # One thread per trial process: two under contention make a one-second trial take 35 seconds.
     "OMP_NUM_THREADS": "1",
 }
+R = TypeVar("R")
+LOST_WORKERS = 3  # times that a trial whose process was lost is begun again, from its checkpoint
 
 
 @contextmanager
@@ -113,15 +125,15 @@ class _NotPickled:
 class _Searcher(_NotPickled, Searcher):
     """Asks the study for trials on Ray's behalf. How they end is told by the callback, which knows why."""
 
-    def __init__(self, study: StudyRun, names: dict[str, int]) -> None:
+    def __init__(self, study: StudyRun, names: dict[str, int], stop: StopWhen) -> None:
         super().__init__()
-        self._study, self._names = study, names
+        self._study, self._names, self._stop = study, names, stop
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
-        asked = self._study.ask()
+        asked = self._stop.unless_disk_full(self._study.ask)
         if asked is None:
             return Searcher.FINISHED
         self._names[trial_id] = asked.number
@@ -140,23 +152,28 @@ class _Searcher(_NotPickled, Searcher):
 class _Callback(_NotPickled, tune.Callback):
     """Passes the events of Ray's trials on to the study."""
 
-    def __init__(self, study: StudyRun, names: dict[str, int]) -> None:
-        self._study, self._names = study, names
+    def __init__(self, study: StudyRun, names: dict[str, int], stop: StopWhen) -> None:
+        self._study, self._names, self._stop = study, names, stop
         self._failed: list[Trial] = []
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        if METRICS in result:
-            self._study.epoch(self._names[trial.trial_id], result[METRICS])
+        if DISK in result:
+            self._stop.disk = self._stop.disk or result[DISK]
+        if EPOCHS in result:
+            self._stop.unless_disk_full(self._study.epochs, self._names[trial.trial_id], result[EPOCHS])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         number, last = self._names[trial.trial_id], trial.last_result or {}
         if FAILURE in last:
-            self._study.end(number, TrialState.FAILED, last[FAILURE])
+            self._end(number, TrialState.FAILED, last[FAILURE])
             self._failed.append(trial)
         else:
-            self._study.end(number, TrialState.COMPLETED if last.get(FINAL) else TrialState.PRUNED)
+            self._end(number, TrialState.COMPLETED if last.get(FINAL) else TrialState.PRUNED)
+
+    def _end(self, number: int, state: TrialState, reason: str = "") -> None:
+        self._stop.unless_disk_full(self._study.end, number, state, reason)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Makes a trial that reported its failure an error in Ray's own books, now that its process is free."""
@@ -166,7 +183,9 @@ class _Callback(_NotPickled, tune.Callback):
             trial.set_status(Trial.ERROR)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._study.end(self._names[trial.trial_id], TrialState.FAILED, failure_reason(trial))
+        tries = trial.run_metadata.num_failures
+        times = f" ({tries} times)" if tries > 1 else ""
+        self._end(self._names[trial.trial_id], TrialState.FAILED, failure_reason(trial) + times)
 
 
 def failure_reason(trial: Trial) -> str:
@@ -180,19 +199,33 @@ def failure_reason(trial: Trial) -> str:
 
 
 class StopWhen(_NotPickled, tune.Stopper):
-    """Ends the whole study when the time budget is used up, or when it was asked to."""
+    """Ends the whole study when the time budget is used up, when it was asked to, or when it cannot be written."""
 
     def __init__(self, deadline: float | None) -> None:
         self._deadline = deadline
         self.asked = False
         self.out_of_time = False
+        self.disk = ""  # why the study's folder cannot be written to, if so
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
         self.out_of_time = self._deadline is not None and time.monotonic() >= self._deadline
-        return self.asked or self.out_of_time
+        return self.asked or self.out_of_time or bool(self.disk)
+
+    def unless_disk_full(self, call: Callable[..., R], *args: Any) -> R | None:
+        """The call's result. If it fails for want of room on the disk the study ends, and from then on nothing is
+        called: a journal's line behind one that was cut off would make both unreadable."""
+        if self.disk:
+            return None
+        try:
+            return call(*args)
+        except OSError as error:
+            if not disk_error(error):
+                raise
+            self.disk = one_line(error)
+            return None
 
 
 def run_trials(
@@ -213,7 +246,7 @@ def run_trials(
         results = _tuner(scratch)(
             trainable=trainable,
             tune_config=tune.TuneConfig(
-                search_alg=_Searcher(study, names),
+                search_alg=_Searcher(study, names, stop),
                 scheduler=StudyScheduler(study, names),
                 num_samples=config.trials,
                 max_concurrent_trials=concurrency,
@@ -224,14 +257,19 @@ def run_trials(
             run_config=tune.RunConfig(
                 name="trials",
                 storage_path=str(scratch),
-                callbacks=[_Callback(study, names)],
+                callbacks=[_Callback(study, names, stop)],
                 stop=stop,
-                failure_config=tune.FailureConfig(max_failures=0),
+                failure_config=tune.FailureConfig(max_failures=LOST_WORKERS),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 verbose=0,
             ),
         ).fit()
         return {trial_name(names[trial.trial_id]): trial.status for trial in results._experiment_analysis.trials}
+    except Exception as error:
+        if not (stop.disk or disk_error(error)):
+            raise
+        stop.disk = stop.disk or one_line(error)  # Ray itself writes there too
+        return {}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -41,6 +41,7 @@ class TrialRecord:
     ended: float | None = None  # Unix time in seconds
     reason: str = ""  # why a failed trial failed, in one line
     metrics: dict[str, float] = field(default_factory=dict)  # the last epoch's, under their MLflow names
+    elapsed: float = 0.0  # seconds that the study had taken when the trial ended, in all its processes together
 
     @property
     def name(self) -> str:

@@ -8,8 +8,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from tuner.config import StudyConfig
+from tuner.config_file import WITHHELD
 from tuner.display import Progress
 from tuner.final_seeds import Retrained, best_of_each, jobs, summarise
 from tuner.goal import Goal, GoalKind
@@ -27,12 +28,18 @@ from tuner.outbox import StudyIdentity
 from tuner.prepare import Prepared
 from tuner.records import TrialState
 from tuner.results import StudyOutcome, StudySeconds, write_atomically, write_results
+from tuner.study_lock import alone, tidy
 from tuner.tracking import Tracker
 from tuner.tracking_uri import redact
 from tuner.warm_start import JOURNAL
 
 STUDY_YAML = "study.yaml"
+AT_ONCE = 5.0  # seconds that MLflow has when a study ends unexpectedly; what it lacks then, resuming brings it
 _PACKAGES = ("tune-sparsity", "torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
+
+
+class DiskFull(Exception):
+    """The study's folder cannot be written to: why, in one line. Nothing of the study is lost."""
 
 
 @dataclass(frozen=True)
@@ -68,25 +75,37 @@ def run_study(
         launched: when the command was started, by time.monotonic(), from which its seconds count; now by default.
 
     Raises:
-        UsageError: if the cluster cannot be reached or cannot hold a trial.
+        UsageError: if the cluster cannot be reached or cannot hold a trial, or if another process runs the study.
+        DiskFull: if the study's folder cannot be written to; the study can be resumed.
+        KeyboardInterrupt: at the second Ctrl-C; so it can then.
     """
     # Imported here: they take seconds, and bad input should be told before that.
     from tuner import ray_run
 
     config, began = prepared.config, time.monotonic()
     launched = began if launched is None else launched
-    with ray_run.ray_cluster(config):
+    with ExitStack() as stack:
+        if resume:  # before anything is started
+            stack.enter_context(alone(config.folder))
+            tidy(config.folder)
+        stack.enter_context(ray_run.ray_cluster(config))
         gpus = ray_run.gpus_per_trial(config)
         concurrency = ray_run.slots(config, gpus)
-        config.folder.mkdir(parents=True, exist_ok=True)
         if not resume:
-            write_study_yaml(prepared, device="cuda" if gpus else "cpu")
-        tracker = _start_tracker(prepared)
-        try:
-            times = Times(launched, began)
-            return _search(prepared, tracker, times, gpus=gpus, concurrency=concurrency, quiet=quiet)
-        finally:
+            config.folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone(config.folder))
+        with _terminable(), _disk_errors_told():
+            if not resume:
+                write_study_yaml(prepared, device="cuda" if gpus else "cpu")
+            tracker = _start_tracker(prepared)
+            try:
+                times = Times(launched, began)
+                finished = _search(prepared, tracker, times, gpus=gpus, concurrency=concurrency, quiet=quiet)
+            except BaseException:
+                tracker.close(AT_ONCE)
+                raise
             tracker.close()
+            return finished
 
 
 def _start_tracker(prepared: Prepared) -> Tracker:
@@ -115,7 +134,7 @@ def _search(
     from tuner.best import test_accuracy
     from tuner.searcher import OptunaSearcher
     from tuner.study import StudyRun
-    from tuner.trial import TrialSetup, shared_arrays, weights_file
+    from tuner.trial import CHECKPOINTS, TrialSetup, shared_arrays, weights_file
 
     config, goal = prepared.config, prepared.goal
     weights_folder = config.folder / ".weights"
@@ -130,9 +149,11 @@ def _search(
         turns=turns(prepared.spaces, goal),
         earlier=prepared.earlier,
     )
-    deadline = None if config.time_budget is None else times.began + config.time_budget
+    ended = searcher.finished()
+    spent = max((record.elapsed for record in ended), default=0.0)  # by earlier processes
+    deadline = None if config.time_budget is None else times.began + config.time_budget - spent
     stop = ray_run.StopWhen(deadline)
-    finished_before = len(searcher.finished())
+    finished_before = len(ended)
     progress = Progress(
         config.trials,
         goal,
@@ -142,15 +163,24 @@ def _search(
         epochs=prepared.epochs,
     )
     halving = _halving(config, goal, prepared.epochs)
-    study = StudyRun(config, goal, searcher, tracker, progress, weights_folder, weights_file, halving)
+    checkpoints = config.folder / CHECKPOINTS
+    checkpoints.mkdir(exist_ok=True)
+    study = StudyRun(
+        config, goal, searcher, tracker, progress, weights_folder, weights_file, halving, checkpoints=checkpoints
+    )
     device = "cuda" if gpus else "cpu"
-    setup = TrialSetup(prepared.experiment, prepared.epochs, config.seed, device, weights_folder, config.experiment)
+    setup = TrialSetup(
+        prepared.experiment, prepared.epochs, config.seed, device, weights_folder, config.experiment, checkpoints
+    )
     ray_states: dict[str, str] = {}
     with progress, _interruptible(stop), _live_pictures(prepared, study):
         if not (study.full or study.out_of_patience):
             ray_states = ray_run.run_trials(
                 study, setup, shared_arrays(prepared.data), gpus=gpus, concurrency=concurrency, stop=stop
             )
+    if stop.disk:
+        tracker.finish_study(status="KILLED", metrics={}, pareto=())
+        raise DiskFull(stop.disk)
     if stop.out_of_time:
         for record in study.running():
             study.end(record.number, TrialState.PRUNED, "the time budget was used up")
@@ -200,19 +230,50 @@ def _halving(config: StudyConfig, goal: Goal, epochs: int) -> Halving | None:
 
 @contextmanager
 def _interruptible(stop: Any) -> Iterator[None]:
-    """Ctrl-C once ends the search cleanly; twice at once."""
+    """Ctrl-C or a request to terminate ends the search cleanly; a second one at once."""
 
     def ask(signum: int, frame: Any) -> None:
         if stop.asked:
             raise KeyboardInterrupt
         stop.asked = True
-        print("Interrupted: ending the running trials. Again to end at once.", file=sys.stderr)
+        print("Interrupted: ending the running trials. Again to end at once.", file=sys.stderr, flush=True)
 
-    before = signal.signal(signal.SIGINT, ask)
+    with _handled(ask, signal.SIGINT, signal.SIGTERM):
+        yield
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Where the search does not run, a request to terminate is as Ctrl-C is."""
+
+    def ask(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    with _handled(ask, signal.SIGTERM):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, Any], None], *signals: signal.Signals) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+@contextmanager
+def _disk_errors_told() -> Iterator[None]:
+    """A disk that is full, wherever that is found out, is no fault of this program's."""
+    from tuner.trial import disk_error, one_line
+
+    try:
+        yield
+    except Exception as error:
+        if not disk_error(error):
+            raise
+        raise DiskFull(one_line(error)) from error
 
 
 def _conclude(
@@ -222,6 +283,7 @@ def _conclude(
     from tuner.best import write_networks
     from tuner.gallery import pictured
     from tuner.live_pictures import write_pictures
+    from tuner.trial import CHECKPOINTS
 
     config, goal, tracker = prepared.config, prepared.goal, study.tracker
     searched, tracked = time.monotonic(), tracker.seconds
@@ -277,6 +339,8 @@ def _conclude(
     write_results(outcome)
     if networks:
         shutil.rmtree(config.folder / ".weights", ignore_errors=True)
+    if not stop.asked:
+        shutil.rmtree(config.folder / CHECKPOINTS, ignore_errors=True)
     first_failure = next((record.reason for record in records if record.state is TrialState.FAILED), "")
     return Finished(outcome, stop.asked, tracker.problems, _why(study, stop), first_failure, {}, {})
 
@@ -342,14 +406,16 @@ def _metrics(outcome: StudyOutcome) -> dict[str, float]:
 
 def write_study_yaml(prepared: Prepared, device: str) -> None:
     """The whole resolved configuration, enough to run the study again with --config, and what it ran on."""
-    config = prepared.config.model_dump(mode="json")
+    config, withheld = prepared.config.model_dump(mode="json"), {}
     if redact(config["tracking_uri"]) != config["tracking_uri"]:
         del config["tracking_uri"]  # it holds a password: a resume takes it from the environment or the command line
+        withheld = {WITHHELD: redact(prepared.config.tracking_uri)}
     config["epochs"] = prepared.epochs
-    about = {
+    about: dict[str, Any] = {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "device": device,
         "data_sha256": prepared.checksum,
+        **withheld,
     }
     text = yaml.safe_dump({**config, "about": about}, sort_keys=False)
     write_atomically(prepared.config.folder / STUDY_YAML, text)

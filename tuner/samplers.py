@@ -37,6 +37,8 @@ class SamplerKind:
             worse than every feasible one (Deb's rule).
         most: trials that it sees; see tuner.sampling.
         startup: trials from the priors before it learns.
+        anew: whether it is made anew for every trial, keeping nothing but the trials themselves: a search that goes on
+            after a crash then proposes what it would have proposed.
         learn: makes the sampler.
     """
 
@@ -48,6 +50,7 @@ class SamplerKind:
     constraint: bool = True
     most: int = sys.maxsize
     startup: int = 0
+    anew: bool = False
 
 
 def _tpe(seed: int, trials: Sequence[FrozenTrial], independent: BaseSampler) -> BaseSampler:
@@ -91,6 +94,7 @@ SAMPLERS = {
         own_study=True,
         most=256,
         startup=8,
+        anew=True,
     ),
     "gp": SamplerKind(
         "Gaussian process: constraint, front; one method; slow to propose, for costly trials",
@@ -121,7 +125,8 @@ SAMPLERS = {
     ),
     "random": SamplerKind(
         "independent draws: learns nothing",
-        lambda seed, trials, independent: samplers.RandomSampler(seed=seed),
+        lambda seed, trials, independent: EvenSampler({}, seed),
+        anew=True,
     ),
 }
 
@@ -148,7 +153,12 @@ class PriorSampler(BaseSampler):
     """Draws every parameter from its prior, and evenly where it has none."""
 
     def __init__(self, priors: Mapping[str, Prior], seed: int) -> None:
-        self._priors, self._rng = priors, np.random.default_rng(seed)
+        self._priors, self._seed = priors, seed
+        self._rng = np.random.default_rng(seed)
+
+    def begin(self, number: int) -> None:
+        """Draws for trial `number` from now on: the same whatever was drawn before."""
+        self._rng = np.random.default_rng([self._seed, number])
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}
@@ -164,6 +174,13 @@ class PriorSampler(BaseSampler):
         return draw(param_distribution, self._priors.get(param_name), self._rng)
 
 
+class EvenSampler(PriorSampler):
+    """Draws of the record's own trials."""
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self.begin(trial.number)
+
+
 class PriorsFirst(BaseSampler):
     """Draws from the priors until `startup` trials have ended, then hands over to a sampler that learns from them.
 
@@ -172,26 +189,39 @@ class PriorsFirst(BaseSampler):
         priors: by the parameters' names in the study.
         startup: completed trials to wait for.
         seed: of both.
+        anew: whether that sampler is made anew for every trial.
     """
 
-    def __init__(self, learn: Learn, priors: Mapping[str, Prior], startup: int, seed: int) -> None:
+    def __init__(
+        self, learn: Learn, priors: Mapping[str, Prior], startup: int, seed: int, *, anew: bool = False
+    ) -> None:
         first, self._seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
         self._independent = PriorSampler(priors, first)
-        self._learn, self._startup = learn, startup
+        self._learn, self._startup, self._anew = learn, startup, anew
         self._learned: BaseSampler | None = None
+        self._number = 0
+
+    def begin(self, number: int) -> None:
+        """Trial `number` of the record comes next."""
+        self._number = number
+        if self._anew:
+            self._independent.begin(number)
 
     @property
     def _sampler(self) -> BaseSampler:
         return self._learned or self._independent
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        if self._learned is None:
+        if self._learned is None or self._anew:
             done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
             if len(done) >= self._startup:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    self._learned = self._learn(self._seed, done, self._independent)
+                    self._learned = self._learn(self._seed_now(), done, self._independent)
         self._sampler.before_trial(study, trial)
+
+    def _seed_now(self) -> int:
+        return _mixed(self._seed, self._number) if self._anew else self._seed
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._sampler.infer_relative_search_space(study, trial)
@@ -219,11 +249,15 @@ def make_sampler(name: str, seed: int, priors: Mapping[str, Prior], begun: int =
         priors: by the parameters' names in the study.
         begun: trials that earlier processes have begun: a sampler that starts over would propose the same again.
     """
-    fresh = int(np.random.SeedSequence([seed, begun]).generate_state(1)[0]) if begun else seed
     kind = SAMPLERS[name]
+    fresh = _mixed(seed, begun) if begun and not kind.anew else seed
     if kind.startup:
-        return PriorsFirst(kind.learn, priors, kind.startup, fresh)
+        return PriorsFirst(kind.learn, priors, kind.startup, fresh, anew=kind.anew)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # QMC keeps its place in the sequence in the study itself, under its seed.
         return kind.learn(seed if name == "qmc" else fresh, (), PriorSampler(priors, fresh))
+
+
+def _mixed(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -47,6 +47,14 @@ class View:
     best: int = 64
     everything: Mapping[str, BaseDistribution] = field(default_factory=dict)
     centre: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Numbered(Protocol):
+    """A sampler whose randomness is told which trial of the record comes next: what it proposes then depends on that
+    number and on the trials that it sees, not on which process asked for those before."""
+
+    def begin(self, number: int) -> None: ...
 
 
 class SamplingStudy(BaseSampler):
@@ -112,6 +120,8 @@ class SamplingStudy(BaseSampler):
     # Inside
 
     def _begin(self, number: int, given: Mapping[str, Any]) -> None:
+        if isinstance(self._sampler, Numbered):
+            self._sampler.begin(number)
         if given:
             self._study.enqueue_trial(dict(given))
         self._open[number] = self._study.ask()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tuner.study import StudyRun
-from tuner.trial import FINAL_SPARSITY, METRICS
+from tuner.trial import EPOCHS, FINAL_SPARSITY
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -31,11 +31,17 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Called for every report but a trial's last: a finished trial is never stopped."""
+        number = self._names[trial.trial_id]
+        if EPOCHS not in result:  # the disk is full: the study ends
+            return TrialScheduler.CONTINUE
+        final_sparsity = result[FINAL_SPARSITY]
+        *past, (epoch, metrics) = result[EPOCHS]
+        for earlier, had in past:
+            self._study.passed(
+                number, epoch=earlier, accuracy=had["val_accuracy_at_target"], final_sparsity=final_sparsity
+            )
         goes_on = self._study.goes_on(
-            self._names[trial.trial_id],
-            epoch=result["training_iteration"],
-            accuracy=result[f"{METRICS}/val_accuracy_at_target"],
-            final_sparsity=result[FINAL_SPARSITY],
+            number, epoch=epoch, accuracy=metrics["val_accuracy_at_target"], final_sparsity=final_sparsity
         )
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 

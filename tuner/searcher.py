@@ -207,6 +207,11 @@ class OptunaSearcher:
         else:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
+    @property
+    def running(self) -> set[int]:
+        """The numbers of the trials that have begun and not ended, those that wait to be handed out again included."""
+        return set(self._running)
+
     def finished(self) -> list[TrialRecord]:
         """The records of all ended trials, this process's and earlier ones', by number."""
         return read_records(self.study)

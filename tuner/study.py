@@ -7,9 +7,10 @@ write, the display what to show; all from the same record, so that their states 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tuner.checkpoints import sweep
 from tuner.config import StudyConfig
 from tuner.display import Progress
 from tuner.epoch_log import EPOCHS_CSV, EpochLog
@@ -37,6 +38,7 @@ class StudyRun:
         weights_file: (folder, number) -> the file of that trial's network.
         halving: stops trials early; None: all train to their end. It is told what the trials of earlier processes had.
         clock: seconds, for tests.
+        checkpoints: where running trials leave their checkpoints.
     """
 
     def __init__(
@@ -50,19 +52,24 @@ class StudyRun:
         weights_file: Callable[[Path, int], Path],
         halving: Halving | None = None,
         clock: Callable[[], float] = time.monotonic,
+        checkpoints: Path | None = None,
     ) -> None:
         self.config, self.goal = config, goal
         self.searcher, self.tracker, self.progress = searcher, tracker, progress
         self._weights_folder, self._weights_file, self._clock = weights_folder, weights_file, clock
         self._halving = halving or Halving((), target=None)
+        self._checkpoints = checkpoints
         self.records = {record.number: record for record in searcher.finished()}
         for record in self.records.values():
             self._recall(record)
             tracker.recall(record)
         self.standing = Standing(goal, self.records.values())
         self._began: dict[int, float] = {}
-        self._written, self._pause = clock(), _FILES_EVERY
+        self._pause = _FILES_EVERY
         self._epochs = EpochLog(config.folder / EPOCHS_CSV)
+        self._written = self._started = clock()
+        self.elapsed_before = max((record.elapsed for record in self.records.values()), default=0.0)
+        """Seconds that earlier processes spent on the study, up to the last trial that ended."""
         self.sampling_seconds = 0.0
         self.training_seconds = 0.0  # in the workers, summed over all
         self.first_epoch_began: float | None = None  # by the clock
@@ -90,10 +97,17 @@ class StudyRun:
         """Whether as many trials as --patience says have ended without a gain in what the goal judges."""
         return self.config.patience is not None and self.standing.since_gain >= self.config.patience
 
-    def epoch(self, number: int, metrics: dict[str, float]) -> None:
-        """A trial has trained one more epoch."""
+    def epoch(self, number: int, metrics: dict[str, float], at: int | None = None) -> None:
+        """A trial has trained one more epoch. An epoch that is known, from before the trial was restarted, is no news.
+
+        Args:
+            at: which one; by default the next.
+        """
         record = self.records[number]
-        record.epochs += 1
+        at = record.epochs + 1 if at is None else at
+        if at <= record.epochs:
+            return
+        record.epochs = at
         record.seconds = self._clock() - self._began[number]
         record.metrics = metrics
         for name in _MEASURES:
@@ -106,6 +120,16 @@ class StudyRun:
         self._epochs.add(number, record.epochs, metrics)
         self.progress.update(self.records.values())
 
+    def epochs(self, number: int, reported: Sequence[tuple[int, dict[str, float]]]) -> None:
+        """A trial has trained one more epoch, the last one of those reported. Those before it, if there are any, it
+        trained before it was restarted from a checkpoint, perhaps in an earlier process."""
+        known = self.records[number].epochs
+        for epoch, metrics in reported:
+            if epoch > known and len(reported) > 1:
+                self._began[number] -= metrics["epoch_seconds"]
+                self.training_seconds -= metrics["epoch_seconds"]  # it was not in this process's time
+            self.epoch(number, metrics, epoch)
+
     def goes_on(self, number: int, *, epoch: int, accuracy: float, final_sparsity: float) -> bool:
         """Whether a trial that has trained `epoch` epochs, and not all, may train on.
 
@@ -113,12 +137,20 @@ class StudyRun:
             accuracy: val_accuracy_at_target: of the network as projected to its final sparsity now.
             final_sparsity: the sparsity that the trial is to end on.
         """
-        if epoch not in self._halving.rungs:
-            return True
         record = self.records[number]
+        if epoch not in self._halving.rungs or epoch in record.rungs:  # once decided it stays so
+            return True
         record.final_sparsity = final_sparsity
         record.rungs[epoch] = accuracy
         return self._halving.goes_on(number, record.method, epoch, (accuracy, final_sparsity))
+
+    def passed(self, number: int, *, epoch: int, accuracy: float, final_sparsity: float) -> None:
+        """A trial that was restarted had gone on after this epoch: nothing is decided again."""
+        record = self.records[number]
+        if epoch in self._halving.rungs and epoch not in record.rungs:
+            record.final_sparsity = final_sparsity
+            record.rungs[epoch] = accuracy
+            self._halving.recall(number, record.method, [(epoch, (accuracy, final_sparsity))])
 
     def _recall(self, record: TrialRecord) -> None:
         """Takes up a trial of an earlier process in the rungs that it reached."""
@@ -136,6 +168,7 @@ class StudyRun:
             return
         record.state, record.reason = state, reason
         record.seconds, record.ended = self._clock() - self._began[number], time.time()
+        record.elapsed = self.elapsed_before + self._clock() - self._started
         if state is TrialState.FAILED:
             self._halving.forget(number)
         start = self._clock()
@@ -144,6 +177,8 @@ class StudyRun:
         self.tracker.end_trial(record)
         self.standing.add(record)
         self._keep_reported_weights()
+        if self._checkpoints is not None:
+            sweep(self._checkpoints, self.searcher.running)
         self.progress.update(self.records.values())
         if self._clock() - self._written > self._pause:
             self.write_files()

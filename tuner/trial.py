@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
-import os
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 from ray import tune
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from experiments import Data, Experiment, Split, Training
 from experiments.training import NotFinite
+from tuner import checkpoints
+from tuner.tracking_uri import redact
 from tuner.travel import Parcel
 
-METRICS = "metrics"  # in a report: what Training.epoch measured
+EPOCHS = "epochs"  # in a report: pairs of an epoch and what Training.epoch measured; more than one only after a restart
 FINAL_SPARSITY = "final_sparsity"  # in a report: the sparsity that the trial is to end on
 FINAL = "final"  # in a report: the trial has trained all its epochs; without it a trial that ends was stopped
 FAILURE = "failure"  # in a report, instead of all these: why the trial failed, in one line
+DISK = "disk"  # in a report, instead of all these: that the trial could not write, and why, in one line
+CHECKPOINTS = ".checkpoints"  # the folder of running trials' checkpoints in a study's folder
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class TrialSetup:
     device: str  # "cpu" or "cuda"
     weights_folder: Path
     source: str = ""  # the name that the experiment was found by, from which its code travels to the workers
+    checkpoints: Path | None = None  # their folder, which is there; None: no trial is ever resumed
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "experiment": Parcel(self.experiment, self.source)}
@@ -61,8 +68,11 @@ class TrialTrainable(tune.Trainable):
     """Ray's view of a Training: `config` holds a trial's number, method and params.
 
     A trial that fails says so in its last report. Raised to Ray, the exception would end this process, and the next
-    trial would wait seconds for a new one.
+    trial would wait seconds for a new one. A trial that has checkpoints goes on from the newest sound one.
     """
+
+    _training: Training | None = None  # built by the first step, so that building it may fail like any other step
+    _writer: checkpoints.Writer | None = None
 
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], shared: TrialSetup, arrays: dict[str, np.ndarray]
@@ -70,45 +80,116 @@ class TrialTrainable(tune.Trainable):
         torch.set_num_threads(1)
         self._shared = shared
         self._data = _splits(shared, arrays)
+        if shared.checkpoints is not None:
+            self._writer = checkpoints.Writer(shared.checkpoints)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begins another trial in this process, with nothing left of the one before."""
-        self._trial, self._training = new_config, None
-        if self._shared.device != "cpu":
-            torch.cuda.empty_cache()
+        self._trial, self._past, self._short_of_memory = new_config, list[Any](), False
+        self._let_go()
+        if self._writer is not None:
+            self._writer.begin()
         return True
 
-    _training: Training | None = None  # built by the first step, so that building it may fail like any other step
+    def _let_go(self) -> None:
+        """Gives back the training's memory."""
+        self._training = None
+        if self._shared.device != "cpu":
+            torch.cuda.empty_cache()
 
     def step(self) -> dict[str, Any]:
         try:
-            return self._epoch()
+            return self._report()
         except torch.AcceleratorError:
             raise  # the device is in an undefined state for this process: let Ray end it
         except Exception as error:
-            self._training = None
-            return {FAILURE: one_line(error), "done": True}
+            again = out_of_memory(error) and not self._short_of_memory
+            reason, full = one_line(error), disk_error(error)
+        self._let_go()  # here, where the exception no longer holds what was in use
+        if full:
+            return {DISK: reason}
+        if again:
+            self._short_of_memory = True
+            return self.step()
+        return {FAILURE: f"{reason} (twice)" if self._short_of_memory else reason, "done": True}
 
-    def _epoch(self) -> dict[str, Any]:
+    def _report(self) -> dict[str, Any]:
+        """One more epoch, or, where the trial has a checkpoint, the epochs that it had before."""
         if self._training is None:
-            self._training = _training(self._shared, self._data, self._trial)
+            self._training, self._past = self._begun()
+            if self._past:
+                return self._reported(self._past)
         training = self._training
         metrics = training.epoch()
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise NotFinite(f"{name} is {value} after epoch {training.epochs_done}")
-        report: dict[str, Any] = {METRICS: metrics, FINAL_SPARSITY: training.sparse.final_sparsity}
+        self._past.append((training.epochs_done, metrics))
         if training.finished:
+            if self._writer is not None:
+                self._writer.finish()
             save_weights(training, weights_file(self._shared.weights_folder, self._trial["number"]))
-            report |= {FINAL: True, "done": True}
-        return report
+            return self._reported(self._past[-1:]) | {FINAL: True, "done": True}
+        if self._writer is not None and self._writer.due:
+            self._writer.write(self._trial["number"], training.epochs_done, self._state(training))
+        return self._reported(self._past[-1:])
+
+    def _reported(self, epochs: list[Any]) -> dict[str, Any]:
+        assert self._training is not None
+        return {EPOCHS: list(epochs), FINAL_SPARSITY: self._training.sparse.final_sparsity}
+
+    def _begun(self) -> tuple[Training, list[Any]]:
+        """The training and its past: from the newest checkpoint that is sound and this trial's, else anew."""
+        if self._shared.checkpoints is not None:
+            for state in checkpoints.newest(self._shared.checkpoints, self._trial["number"]):
+                if state["trial"] != self._identity():
+                    continue
+                training = _training(self._shared, self._data, self._trial)
+                with suppress(KeyError, ValueError, RuntimeError):  # of a network that was changed since
+                    training.load_state_dict(state["training"])
+                    return training, state["past"]
+        return _training(self._shared, self._data, self._trial), []
+
+    def _state(self, training: Training) -> dict[str, Any]:
+        return {"trial": self._identity(), "training": training.state_dict(), "past": list(self._past)}
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint's trial must be the same in."""
+        shared = self._shared
+        about = {"experiment": shared.experiment.name, "epochs": shared.epochs, "seed": shared.seed}
+        return {**about, **{name: self._trial[name] for name in ("number", "method", "params")}}
+
+    def cleanup(self) -> None:
+        """Ray ends this process. A trial that has not ended is kept as it stands, for whoever resumes it."""
+        training, folder = self._training, self._shared.checkpoints
+        if training is None or training.finished or self._writer is None or folder is None or not folder.is_dir():
+            return
+        with suppress(OSError, TypeError, checkpoints.SafetensorError):
+            self._writer.begin()
+            checkpoints.write(
+                folder, self._trial["number"], training.epochs_done, checkpoints.pack(self._state(training))
+            )
+
+
+def disk_error(error: BaseException | None) -> bool:
+    """Whether what went wrong is, at the bottom of it, the disk: no room, or not writable any more."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short, which may have been another trial's doing: it is worth another try."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def one_line(error: BaseException) -> str:
     """An exception as a trial's reason: its type and the first line of what it says."""
     text = " ".join((str(error).splitlines() or [""])[0].split())
-    return f"{type(error).__name__}: {text}"[:300]
+    return redact(f"{type(error).__name__}: {text}")[:300]
 
 
 def train_to_the_end(shared: TrialSetup, arrays: dict[str, np.ndarray], job: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -150,6 +231,4 @@ def save_weights(training: Training, path: Path) -> None:
     for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True):
         tensors[f"{layer.name}.mask"] = mask.cpu().bool()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(tensors, temporary)
-    temporary.replace(path)
+    checkpoints.write_bytes(path, save(tensors))

@@ -1,0 +1,198 @@
+"""Checkpoints of running trials: tensors and JSON in one safetensors file, written whole or not at all, never code.
+
+A file's name ends in the SHA-256 of its bytes, so one that was cut short or has flipped bits is noticed and passed
+over: the one before it is used, or the trial starts anew. Two are kept for each running trial, none for ended ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+EVERY = 5.0  # seconds between two checkpoints of a trial, at least
+SHARE = 0.01  # of a trial's time that checkpoints may take: where writing is slow there are fewer
+KEPT = 2  # checkpoints of a running trial: the last, and the one before it should the last be damaged
+EVERY_VARIABLE = "TUNE_SPARSITY_CHECKPOINT_SECONDS"  # in the place of EVERY
+_STATE = "state"
+_NAME = re.compile(r"t(\d+)-(\d+)-([0-9a-f]{64})\.safetensors")
+
+
+class Damaged(Exception):
+    """A checkpoint is not what was written, or not of this trial."""
+
+
+def pack(state: Any) -> tuple[dict[str, Tensor], str]:
+    """A state as tensors, copied to the CPU, and JSON that names them.
+
+    Args:
+        state: of dicts, lists, tuples, tensors, numbers, text and None.
+
+    Raises:
+        TypeError: if there is anything else in it.
+    """
+    tensors: dict[str, Tensor] = {}
+    return tensors, json.dumps(_encoded(state, tensors))
+
+
+def _encoded(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        # A copy, because training goes on while the file is written.
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):  # as pairs: JSON has no numbers as keys
+        return {"dict": [[_encoded(key, tensors), _encoded(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_encoded(item, tensors) for item in value]}
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
+
+
+def _decoded(value: Any, tensors: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors.get_tensor(content)
+    if kind == "dict":
+        return {_decoded(key, tensors): _decoded(item, tensors) for key, item in content}
+    items = [_decoded(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces the file by one with this content, on the disk itself when this returns. Raises OSError."""
+    temporary = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(folder: Path, number: int, epoch: int, packed: tuple[dict[str, Tensor], str]) -> Path:
+    """Writes a checkpoint of trial `number` after `epoch` epochs; only the last KEPT stay. Raises OSError."""
+    tensors, text = packed
+    content = save(tensors, {_STATE: text})
+    path = folder / f"t{number:04d}-{epoch}-{hashlib.sha256(content).hexdigest()}.safetensors"
+    write_bytes(path, content)
+    for _, old in sorted(_of(folder, number), reverse=True)[KEPT:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def read(path: Path) -> Any:
+    """A checkpoint's state. Raises Damaged, or OSError."""
+    match = _NAME.fullmatch(path.name)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if match is None or digest != match[3]:
+        raise Damaged(f"{path.name} is not what was written")
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            return _decoded(json.loads(tensors.metadata()[_STATE]), tensors)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:  # whole, and yet no checkpoint of ours
+        raise Damaged(f"{path.name} is no checkpoint") from error
+
+
+def newest(folder: Path, number: int) -> Iterator[Any]:
+    """The states of trial `number`'s sound checkpoints, the newest first. Damaged ones are removed."""
+    for _, path in sorted(_of(folder, number), reverse=True):
+        try:
+            yield read(path)
+        except Damaged:
+            path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            continue
+
+
+def sweep(folder: Path, running: Collection[int]) -> None:
+    """Removes all checkpoints but those of the trials that run."""
+    for path in folder.glob("*.safetensors"):
+        match = _NAME.fullmatch(path.name)
+        if match is None or int(match[1]) not in running:
+            path.unlink(missing_ok=True)
+
+
+def _of(folder: Path, number: int) -> list[tuple[int, Path]]:
+    """(epoch, file) of the trial's checkpoints."""
+    found = ((_NAME.fullmatch(path.name), path) for path in folder.glob(f"t{number:04d}-*.safetensors"))
+    return [(int(match[2]), path) for match, path in found if match is not None and int(match[1]) == number]
+
+
+class Writer:
+    """Writes checkpoints in a thread of its own, one at a time and as seldom as EVERY and SHARE say.
+
+    Args:
+        folder: of checkpoints, which is there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._every = float(os.environ.get(EVERY_VARIABLE, EVERY))
+        self._thread: threading.Thread | None = None
+        self._error: OSError | None = None
+        self._next = time.monotonic() + self._every
+
+    def begin(self) -> None:
+        """Another trial begins: nothing of the one before is being written any more."""
+        self._join()
+        self._error, self._next = None, time.monotonic() + self._every
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint. Raises OSError if the last one could not be written."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return time.monotonic() >= self._next and not (self._thread and self._thread.is_alive())
+
+    def write(self, number: int, epoch: int, state: Any) -> None:
+        """Copies the state and has it written while training goes on. What cannot be kept is not."""
+        start = time.monotonic()
+        try:
+            packed = pack(state)
+        except TypeError:  # in a network of the user's: its trials start anew
+            self._next = float("inf")
+            return
+        self._next = float("inf")  # until it is known how long it takes
+        self._thread = threading.Thread(target=self._write, args=(start, number, epoch, packed), daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Waits for the last write. Raises OSError."""
+        self._join()
+        if self._error is not None:
+            raise self._error
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, start: float, number: int, epoch: int, packed: tuple[dict[str, Tensor], str]) -> None:
+        try:
+            write(self._folder, number, epoch, packed)
+        except OSError as error:
+            self._error = error
+        except (SafetensorError, KeyError, ValueError):  # a type of number that safetensors does not know
+            return
+        now = time.monotonic()
+        self._next = now + max(self._every, (now - start) / SHARE)

@@ -1,0 +1,48 @@
+"""A study belongs to one process at a time; and what a process that was killed has left in its folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuner.config import UsageError
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within it no other process runs the study in this folder. However this one ends, the system lets go of it.
+
+    Raises:
+        UsageError: if another process runs it now: two would write the same trials.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"study {folder.name!r} is being run by another process: wait for it, or end it") from None
+        except OSError:  # a file system without locks on folders
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def tidy(folder: Path) -> None:
+    """Removes what a process that was killed left behind: half written files, Ray's scratch files, and Optuna's lock on
+    its journal, which Optuna itself would wait for, half a minute."""
+    for pattern in (
+        "*.journal.lock*",
+        ".*.tmp",
+        ".checkpoints/.*.tmp",
+        ".weights/.*.tmp",
+        "best*/.*.tmp",
+        "front/*/.*.tmp",
+    ):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    shutil.rmtree(folder / ".ray", ignore_errors=True)
