@@ -34,7 +34,7 @@ import yaml
 
 from tuner.warm_start import records_of
 
-SHAPE = ["--target", "0.9", "--trials", "6", "--epochs", "8", "--concurrency", "1", "--seed", "0"]
+SHAPE = ["--target", "0.9", "--trials", "6", "--epochs", "24", "--concurrency", "1", "--seed", "0"]
 ENVIRONMENT = {"TUNE_SPARSITY_CHECKPOINT_SECONDS": "0.2"}  # trials of a second would never have one
 ROOM = 24 << 20  # bytes of the tmpfs: a picture is 5 MB
 KINDS = ("driver", "worker", "disk")
