@@ -179,7 +179,6 @@ def _search(
                 study, setup, shared_arrays(prepared.data), gpus=gpus, concurrency=concurrency, stop=stop
             )
     if stop.disk:
-        tracker.finish_study(status="KILLED", metrics={}, pareto=())
         raise DiskFull(stop.disk)
     if stop.out_of_time:
         for record in study.running():
