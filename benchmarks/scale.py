@@ -32,7 +32,7 @@ from experiments import find
 from tuner import ray_run
 from tuner.config import make_config
 from tuner.searcher import Asked
-from tuner.trial import FAILURE, FINAL, FINAL_SPARSITY, METRICS, TrialSetup
+from tuner.trial import EPOCHS, FAILURE, FINAL, FINAL_SPARSITY, TrialSetup
 
 
 class Clock:
@@ -106,7 +106,7 @@ class SimulatedActors:
         common = {"training_iteration": state["iteration"], "timestamp": 0, "time_total_s": 0.0, "done": False}
         if trial.epoch == trial.fails_at:
             return {**common, FAILURE: "simulated", "done": True}
-        report = {**common, METRICS: metrics, FINAL_SPARSITY: trial.final_sparsity}
+        report = {**common, EPOCHS: [(trial.epoch, metrics)], FINAL_SPARSITY: trial.final_sparsity}
         return {**report, FINAL: True, "done": True} if trial.epoch == trial.epochs else report
 
     def _after(self, seconds: float, act: Callable[[], None]) -> None:

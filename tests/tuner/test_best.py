@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,6 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-import tuner.trial
 from experiments import Data, Experiment, Recipe, Split, Training
 from experiments.training import train_whole
 from tuner.best import count_zeros, write_best, write_networks
@@ -254,11 +254,11 @@ def test_a_weights_file_leaves_nothing_beside_it(trained: Trained, tmp_path: Pat
 def test_a_full_disk_leaves_the_file_before(
     trained: Trained, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(tensors: object, path: Path) -> None:
-        path.write_bytes(trained.raw[: len(trained.raw) // 2])
+    def half(descriptor: int) -> None:
+        os.ftruncate(descriptor, len(trained.raw) // 2)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tuner.trial, "save_file", half)
+    monkeypatch.setattr(os, "fsync", half)
     with pytest.raises(OSError, match="No space"):
         save_weights(trained.training, weights)
     assert weights.read_bytes() == trained.raw
