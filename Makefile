@@ -32,6 +32,7 @@ format: install
 bench: install
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.hoyer
+	$(BIN)/python -m benchmarks.tracking
 	$(BIN)/python -m benchmarks.studies --data-dir $(DATA)
 
 wheel: install
