@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.outbox import PARENT, RUNNING, Note, StudyIdentity
-from tuner.tracking_uri import STRAY, is_server, redact, sqlite_file
+from tuner.tracking_uri import STRAY, is_server, redact, sqlite_file, with_driver
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -85,7 +85,7 @@ class Store:
         from mlflow import MlflowClient  # takes seconds: never in the driver's process
 
         quiet_loggers()
-        self.client = MlflowClient(tracking_uri=self.uri)
+        self.client = MlflowClient(tracking_uri=with_driver(self.uri))
         name = f"tune-sparsity/{self.identity.experiment}"
         found = self.client.get_experiment_by_name(name)  # finds deleted ones too
         if found is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 ACCEPTED = "sqlite:///FILE, postgresql://..., mysql://..., mssql://..., http(s)://HOST or databricks"
 STRAY = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_POSTGRESQL = ("psycopg2", "psycopg")
 _SQLITE = re.compile(r"^(sqlite(?:\+\w+)?:///)([^?]+)", re.IGNORECASE)
 
 
@@ -55,10 +56,18 @@ def is_server(uri: str) -> bool:
     return uri.partition("://")[0].partition("+")[0].lower() not in _DATABASES
 
 
+def with_driver(uri: str) -> str:
+    """The URI with the package named by which Python speaks to PostgreSQL: which one `postgresql://` alone means
+    differs between versions of SQLAlchemy."""
+    scheme, _, rest = uri.partition("://")
+    if scheme.lower() != "postgresql":
+        return uri
+    return next((f"postgresql+{name}://{rest}" for name in _POSTGRESQL if importlib.util.find_spec(name)), uri)
+
+
 def check_driver(uri: str) -> None:
     """Raises ValueError, in one line, if the package is missing by which Python speaks to the URI's database."""
-    scheme = uri.partition("://")[0].lower()
-    if scheme == "postgresql" and importlib.util.find_spec("psycopg2") is None:
+    if with_driver(uri).lower().startswith("postgresql://"):
         raise ValueError("postgresql://... needs the package psycopg2: pip install 'tune-sparsity[postgresql]'")
 
 

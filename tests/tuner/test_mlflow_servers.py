@@ -17,6 +17,7 @@ from tuner.delivery import deliver
 from tuner.outbox import end_abandoned
 from tuner.records import TrialState
 from tuner.tracking import Tracker
+from tuner.tracking_uri import with_driver
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def client(uri: str) -> Any:
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=uri)
+    return MlflowClient(tracking_uri=with_driver(uri))
 
 
 def runs_of(uri: str, tracker_or_id: Any) -> tuple[Any, dict[str, Any]]:

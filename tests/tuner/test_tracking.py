@@ -471,7 +471,7 @@ def begun(tracker: Tracker) -> None:
     tracker.start_study({}, {})
     tracker.start_trial(record(0))
     tracker.log_epoch(0, 1, {"val_accuracy": 0.5})
-    assert tracker.flush(30)
+    assert tracker.flush(60), tracker.problems
 
 
 def test_a_study_that_is_left_unfinished_ends_as_killed(tracker: MakeTracker, store: Path) -> None:
