@@ -10,8 +10,8 @@ import importlib.metadata
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,13 +120,13 @@ def log_model(
 ) -> None:
     """Logs the best network as a model of the run's, and registers it if that is wanted. The same network again is
     left as it is."""
-    from mlflow.entities import LoggedModelOutput, Metric
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
     same = [
         model
         for model in client.search_logged_models([experiment_id], f"name = '{MODEL_NAME}'")
         if model.source_run_id == run_id
-        and str(model.status) == "READY"
+        and model.status == LoggedModelStatus.READY
         and model.tags.get("weights_sha256") == note["tags"]["weights_sha256"]
     ]
     if same:
@@ -177,13 +177,29 @@ def _register(client: MlflowClient, name: str, model_id: str, run_id: str, note:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     source = f"models:/{model_id}"
-    versions = [v for v in client.search_model_versions(f"name = '{name}'") if v.model_id == model_id]
+    versions = [
+        v for v in client.search_model_versions(f"name = '{name}'") if source in (v.source, f"models:/{v.model_id}")
+    ]
     if versions:
         version = versions[0].version
     else:
         tags = {**note["tags"], **{key: repr(value) for key, value in note["metrics"].items()}}
-        version = client.create_model_version(name, source, run_id, tags, model_id=model_id).version
+        with _current_store(client.tracking_uri):
+            version = client.create_model_version(name, source, run_id, tags, model_id=model_id).version
     client.set_registered_model_alias(name, ALIAS, version)
+
+
+@contextmanager
+def _current_store(uri: str) -> Iterator[None]:
+    """With MLflow's global store set: `models:/ID` is looked up there, whatever client is asked."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 def _spec(dtype: str, shape: list[int]) -> Any:
