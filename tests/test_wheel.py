@@ -16,6 +16,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMAND = [sys.executable, "-m", "tuner.cli"]
 PACKAGES = ("tuner", "search_spaces", "experiments", "sparsity")
 
 
@@ -96,14 +97,56 @@ def test_the_entry_point_works(installed: Path, tmp_path: Path) -> None:
     assert done.stdout.split() == ["tune-sparsity", "0.1.0"]
 
 
-def test_the_installed_command_finds_its_spaces_and_runs_a_study(installed: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tuner.cli"]
-    listed = run([*command, "list", "spaces"], tmp_path, PYTHONPATH=str(installed)).stdout
+def test_the_installed_command_finds_its_spaces(installed: Path, tmp_path: Path) -> None:
+    listed = run([*COMMAND, "list", "spaces"], tmp_path, PYTHONPATH=str(installed)).stdout
     assert {line.split()[0] for line in listed.splitlines()} == {path.stem for path in installed.rglob("*.yaml")}
+
+
+@pytest.fixture(scope="module")
+def studied(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """The folder in which the installed command has run a study, and the result that it printed."""
+    folder = tmp_path_factory.mktemp("studied")
     arguments = ["--target", "0.9", "--trials", "2", "--epochs", "2", "--scheduler", "none", "--study", "installed"]
-    done = run([*command, *arguments, "--json"], tmp_path, PYTHONPATH=str(installed))
-    result = json.loads(done.stdout)
+    done = run([*COMMAND, *arguments, "--json"], folder, PYTHONPATH=str(installed))
+    return folder, json.loads(done.stdout)
+
+
+def test_the_installed_command_runs_a_study(studied: tuple[Path, dict]) -> None:
+    tmp_path, result = studied
     assert result["states"] == {"completed": 2, "pruned": 0, "failed": 0}
     assert result["best"]["sparsity"] >= 0.9
     assert (tmp_path / "studies" / "installed" / "best" / "model.safetensors").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlartifacts", "mlflow.db", "studies"]
+
+
+SAFETENSORS = """
+from torch import nn
+import torch
+from safetensors.torch import load_file
+from experiments.digits import load
+net = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
+net.load_state_dict(load_file("net"))
+test = load().test
+print(float((net(test.x).argmax(1) == test.y).double().mean()))
+"""
+ONNX = """
+import onnxruntime
+from experiments.digits import load
+test = load().test
+(outputs,) = onnxruntime.InferenceSession("net").run(None, {"inputs": test.x.numpy()})
+print((outputs.argmax(1) == test.y.numpy()).mean())
+"""
+
+
+@pytest.mark.parametrize(("kind", "code"), [("safetensors", SAFETENSORS), ("onnx", ONNX)])
+def test_a_fresh_process_gets_the_reported_accuracy_from_an_exported_file(
+    installed: Path, studied: tuple[Path, dict], tmp_path: Path, kind: str, code: str
+) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    folder, result = studied
+    out = ["--format", kind, "--out", tmp_path / "net"]
+    run([*COMMAND, "export", "installed", *out], folder, PYTHONPATH=str(installed))
+    told = run([sys.executable, "-c", code], tmp_path, PYTHONPATH=str(installed)).stdout
+    assert float(told) == pytest.approx(result["best"]["test_accuracy"], abs=1e-12)
