@@ -26,7 +26,7 @@ from tuner.halving import Halving, rung_epochs
 from tuner.mlflow_parts import dataset_note, model_note
 from tuner.outbox import StudyIdentity
 from tuner.prepare import Prepared
-from tuner.records import TrialState
+from tuner.records import TrialRecord, TrialState
 from tuner.results import StudyOutcome, StudySeconds, write_atomically, write_results
 from tuner.study_lock import alone, tidy
 from tuner.tracking import Tracker
@@ -275,13 +275,26 @@ def _disk_errors_told() -> Iterator[None]:
         raise DiskFull(one_line(error)) from error
 
 
+def _final_pictures(prepared: Prepared, records: list[TrialRecord]) -> list[Path]:
+    """The pictures of the ended study. A mistake in them is told, and loses the study nothing else."""
+    from tuner.gallery import pictured
+    from tuner.live_pictures import write_pictures
+
+    folder = prepared.config.folder
+    try:
+        return write_pictures(pictured(_title(prepared), prepared.goal, records, folder), folder)
+    except OSError:
+        raise
+    except Exception as error:
+        print(f"The pictures could not be made: {type(error).__name__}: {error}", file=sys.stderr)
+        return []
+
+
 def _conclude(
     prepared: Prepared, study: Any, stop: Any, times: Times, concurrency: int, retrained: list[Retrained]
 ) -> Finished:
     """Judges the best network, writes the files, and tells MLflow how the study ended."""
     from tuner.best import write_networks
-    from tuner.gallery import pictured
-    from tuner.live_pictures import write_pictures
     from tuner.trial import CHECKPOINTS
 
     config, goal, tracker = prepared.config, prepared.goal, study.tracker
@@ -305,8 +318,8 @@ def _conclude(
     )
     if outcome.best is not None and outcome.best.number in networks:
         outcome = replace(outcome, sparsity_by_layer=networks[outcome.best.number].by_layer)
-    pictures = write_pictures(pictured(_title(prepared), goal, records, config.folder), config.folder)
     written = write_results(outcome)
+    pictures = _final_pictures(prepared, records)
     all_failed = bool(records) and all(record.state is TrialState.FAILED for record in records)
     artifacts = [*written, *pictures, config.folder / STUDY_YAML]
     model = None
