@@ -163,7 +163,7 @@ def test_the_default_study_writes_what_the_contract_names(digits_study: Ran) -> 
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "study.yaml", "trials.csv", "pareto.csv", "pareto.html", "pictures.html", "epochs.csv", "result.json", "best",
-        "optuna.journal",
+        "optuna.journal", "tracking",
     }  # fmt: skip
     result = digits_study.result()
     assert result == json.loads((folder / "result.json").read_text())
