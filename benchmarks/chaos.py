@@ -117,6 +117,7 @@ class Chaos:
         folder, log = storage / name, self.out / f"{name}.log"
         while True:
             shutil.rmtree(folder, ignore_errors=True)
+            forget(self.uri, name)  # what an earlier call of this benchmark, itself broken off, left there
             with small_disk(storage) if kind == "disk" else contextlib.nullcontext():
                 process = self.begin([*SHAPE, "--study", name], storage, log)
                 wait_for(lambda: (folder / "optuna.journal").exists(), process)
@@ -124,7 +125,6 @@ class Chaos:
                     process.wait(result.moment * unbroken["seconds"])
                 if process.poll() is not None:  # it was quicker than the unbroken one
                     result.moment *= 0.8
-                    forget(self.uri, name)
                     continue
                 before = BREAK[kind](process, folder)
                 result.codes.append(process.wait(PATIENCE))
