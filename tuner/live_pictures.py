@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from tuner.gallery import PICTURES_HTML, Pictured, pictures_page
+from tuner.gallery import PICTURES_HTML, Pictured, pictured, pictures_page
 from tuner.pictures import front_figure, write_html
+from tuner.records import TrialRecord
 from tuner.results import write_atomically
 from tuner.tracking import Tracker
+
+if TYPE_CHECKING:
+    from tuner.prepare import Prepared
+    from tuner.study import StudyRun
 
 PARETO_HTML = "pareto.html"
 EVERY = 30.0  # seconds between two makings, at least
@@ -70,3 +78,29 @@ class LivePictures:
                 self.made, shown = self.made + 1, ended
             except Exception:  # whatever it is, the search goes on, and the study's end will say it
                 continue
+
+
+def pictures_of(prepared: Prepared, study: StudyRun) -> LivePictures:
+    """Keeps a study's pictures up to date while it runs."""
+
+    def look() -> Pictured:
+        records = [replace(record) for record in list(study.records.values())]
+        return _pictured(prepared, records)
+
+    return LivePictures(look, prepared.config.folder, study.tracker)
+
+
+def final_pictures(prepared: Prepared, records: Sequence[TrialRecord]) -> list[Path]:
+    """The pictures of the ended study. A mistake in them is told, and loses the study nothing else."""
+    try:
+        return write_pictures(_pictured(prepared, records), prepared.config.folder)
+    except OSError:
+        raise
+    except Exception as error:
+        print(f"The pictures could not be made: {type(error).__name__}: {error}", file=sys.stderr)
+        return []
+
+
+def _pictured(prepared: Prepared, records: Sequence[TrialRecord]) -> Pictured:
+    title = f"{prepared.experiment.name}: accuracy against sparsity"
+    return pictured(title, prepared.goal, records, prepared.config.folder)

@@ -26,7 +26,7 @@ from tuner.halving import Halving, rung_epochs
 from tuner.mlflow_parts import dataset_note, model_note
 from tuner.outbox import StudyIdentity
 from tuner.prepare import Prepared
-from tuner.records import TrialRecord, TrialState
+from tuner.records import TrialState
 from tuner.results import StudyOutcome, StudySeconds, write_atomically, write_results
 from tuner.study_lock import alone, tidy
 from tuner.tracking import Tracker
@@ -132,6 +132,7 @@ def _search(
 ) -> Finished:
     from tuner import ray_run
     from tuner.best import test_accuracy
+    from tuner.live_pictures import pictures_of
     from tuner.searcher import OptunaSearcher
     from tuner.study import StudyRun
     from tuner.trial import CHECKPOINTS, TrialSetup, shared_arrays, weights_file
@@ -173,7 +174,7 @@ def _search(
         prepared.experiment, prepared.epochs, config.seed, device, weights_folder, config.experiment, checkpoints
     )
     ray_states: dict[str, str] = {}
-    with progress, _interruptible(stop), _live_pictures(prepared, study):
+    with progress, _interruptible(stop), pictures_of(prepared, study):
         if not (study.full or study.out_of_patience):
             ray_states = ray_run.run_trials(
                 study, setup, shared_arrays(prepared.data), gpus=gpus, concurrency=concurrency, stop=stop
@@ -201,22 +202,6 @@ def _search(
     states = searcher.states()
     optuna_states = {record.name: states[number] for number, record in study.records.items()}
     return replace(finished, ray_states=ray_states, optuna_states=optuna_states)
-
-
-def _live_pictures(prepared: Prepared, study: Any) -> Any:
-    """Keeps the study's pictures up to date while it runs."""
-    from tuner.gallery import pictured
-    from tuner.live_pictures import LivePictures
-
-    def look() -> Any:
-        records = [replace(record) for record in list(study.records.values())]
-        return pictured(_title(prepared), prepared.goal, records, prepared.config.folder)
-
-    return LivePictures(look, prepared.config.folder, study.tracker)
-
-
-def _title(prepared: Prepared) -> str:
-    return f"{prepared.experiment.name}: accuracy against sparsity"
 
 
 def _halving(config: StudyConfig, goal: Goal, epochs: int) -> Halving | None:
@@ -275,26 +260,12 @@ def _disk_errors_told() -> Iterator[None]:
         raise DiskFull(one_line(error)) from error
 
 
-def _final_pictures(prepared: Prepared, records: list[TrialRecord]) -> list[Path]:
-    """The pictures of the ended study. A mistake in them is told, and loses the study nothing else."""
-    from tuner.gallery import pictured
-    from tuner.live_pictures import write_pictures
-
-    folder = prepared.config.folder
-    try:
-        return write_pictures(pictured(_title(prepared), prepared.goal, records, folder), folder)
-    except OSError:
-        raise
-    except Exception as error:
-        print(f"The pictures could not be made: {type(error).__name__}: {error}", file=sys.stderr)
-        return []
-
-
 def _conclude(
     prepared: Prepared, study: Any, stop: Any, times: Times, concurrency: int, retrained: list[Retrained]
 ) -> Finished:
     """Judges the best network, writes the files, and tells MLflow how the study ended."""
     from tuner.best import write_networks
+    from tuner.live_pictures import final_pictures
     from tuner.trial import CHECKPOINTS
 
     config, goal, tracker = prepared.config, prepared.goal, study.tracker
@@ -319,7 +290,7 @@ def _conclude(
     if outcome.best is not None and outcome.best.number in networks:
         outcome = replace(outcome, sparsity_by_layer=networks[outcome.best.number].by_layer)
     written = write_results(outcome)
-    pictures = _final_pictures(prepared, records)
+    pictures = final_pictures(prepared, records)
     all_failed = bool(records) and all(record.state is TrialState.FAILED for record in records)
     artifacts = [*written, *pictures, config.folder / STUDY_YAML]
     model = None
