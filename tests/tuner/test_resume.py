@@ -295,7 +295,7 @@ def test_our_ray_listens_on_loopback() -> None:
 import os, psutil, ray
 from tuner.cluster import connected
 with connected(None, 1):
-    ray.get(ray.remote(os.getpid).remote())
+    ray.get(ray.remote(lambda: os.getpid()).remote())
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         for c in process.net_connections("tcp"):
             if c.status == "LISTEN":

@@ -447,7 +447,7 @@ def test_a_thousand_reports_hold_the_caller_up_for_less_than_half_a_second(
 @pytest.mark.slow
 def test_standard_streams_stay_clean_and_mlflow_stays_out_of_the_drivers_process(store: Path, tmp_path: Path) -> None:
     script = """
-import sys
+import sys, time
 from pathlib import Path
 from tuner.outbox import StudyIdentity
 from tuner.tracking import Tracker
@@ -455,6 +455,9 @@ from tuner.tracking_uri import check_tracking_uri
 check_tracking_uri(sys.argv[1])
 tracker = Tracker(sys.argv[1], StudyIdentity("s", "e", 0.9, "lpss"), Path(sys.argv[2]), system_metrics=True)
 tracker.start_study({}, {})
+end = time.monotonic() + 60
+while "system/cpu" not in (Path(sys.argv[2]) / "tracking" / "outbox.jsonl").read_text() and time.monotonic() < end:
+    time.sleep(0.1)
 tracker.finish_study(status="FINISHED", metrics={}, pareto=[])
 tracker.close()
 assert not tracker.problems, tracker.problems
