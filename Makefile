@@ -33,6 +33,8 @@ bench: install
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.hoyer
 	$(BIN)/python -m benchmarks.tracking
+	$(BIN)/python -m benchmarks.search --cost
+	$(BIN)/python -m benchmarks.driver --trials 1000
 	$(BIN)/python -m benchmarks.studies --data-dir $(DATA)
 
 wheel: install
