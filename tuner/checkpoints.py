@@ -12,7 +12,6 @@ import os
 import re
 import threading
 import time
-import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from tuner import files
 
 EVERY = 5.0  # seconds between two checkpoints of a trial, at least
 SHARE = 0.01  # of a trial's time that checkpoints may take: where writing is slow there are fewer
@@ -74,25 +75,12 @@ def _decoded(value: Any, tensors: Any) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces the file by one with this content, on the disk itself when this returns. Raises OSError."""
-    temporary = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write(folder: Path, number: int, epoch: int, packed: tuple[dict[str, Tensor], str]) -> Path:
     """Writes a checkpoint of trial `number` after `epoch` epochs; only the last KEPT stay. Raises OSError."""
     tensors, text = packed
     content = save(tensors, {_STATE: text})
     path = folder / f"t{number:04d}-{epoch}-{hashlib.sha256(content).hexdigest()}.safetensors"
-    write_bytes(path, content)
+    files.write_bytes(path, content)
     for _, old in sorted(_of(folder, number), reverse=True)[KEPT:]:
         old.unlink(missing_ok=True)
     return path

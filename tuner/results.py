@@ -10,14 +10,13 @@ import csv
 import io
 import json
 import math
-import os
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tuner.files import write_bytes
 from tuner.final_seeds import Retrained
 from tuner.goal import Goal, GoalKind
 from tuner.records import TrialRecord, TrialState
@@ -114,18 +113,8 @@ def write_atomically(path: Path, text: str) -> None:
         OSError: if the folder cannot be written to; the old file is then untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because only a rename within one file system is atomic; and not made by tempfile, whose files
-    # are private to their owner, while studies are often on a disk that a group shares. An exception's text may hold
-    # bytes that no encoding takes: they are escaped rather than lose the file.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # An exception's text may hold bytes that no encoding takes: they are escaped rather than lose the file.
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def plain(value: Any) -> Any:

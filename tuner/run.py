@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shutil
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from tuner.final_seeds import Retrained, best_of_each, jobs, summarise
 from tuner.goal import Goal, GoalKind
 from tuner.goal_spaces import turns
 from tuner.halving import Halving, rung_epochs
+from tuner.interruption import interruptible, terminable
 from tuner.mlflow_parts import dataset_note, model_note
 from tuner.outbox import StudyIdentity
 from tuner.prepare import Prepared
@@ -94,7 +93,7 @@ def run_study(
         if not resume:
             config.folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(alone(config.folder))
-        with _terminable(), _disk_errors_told():
+        with terminable(), _disk_errors_told():
             if not resume:
                 write_study_yaml(prepared, device="cuda" if gpus else "cpu")
             tracker = _start_tracker(prepared)
@@ -174,7 +173,7 @@ def _search(
         prepared.experiment, prepared.epochs, config.seed, device, weights_folder, config.experiment, checkpoints
     )
     ray_states: dict[str, str] = {}
-    with progress, _interruptible(stop), pictures_of(prepared, study):
+    with progress, interruptible(stop), pictures_of(prepared, study):
         if not (study.full or study.out_of_patience):
             ray_states = ray_run.run_trials(
                 study, setup, shared_arrays(prepared.data), gpus=gpus, concurrency=concurrency, stop=stop
@@ -210,41 +209,6 @@ def _halving(config: StudyConfig, goal: Goal, epochs: int) -> Halving | None:
         return None
     spread = goal.kind in (GoalKind.TARGETS, GoalKind.FRONT)
     return Halving(rung_epochs(epochs), target=goal.lowest, ceiling=goal.highest, spread=spread)
-
-
-@contextmanager
-def _interruptible(stop: Any) -> Iterator[None]:
-    """Ctrl-C or a request to terminate ends the search cleanly; a second one at once."""
-
-    def ask(signum: int, frame: Any) -> None:
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-        print("Interrupted: ending the running trials. Again to end at once.", file=sys.stderr, flush=True)
-
-    with _handled(ask, signal.SIGINT, signal.SIGTERM):
-        yield
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Where the search does not run, a request to terminate is as Ctrl-C is."""
-
-    def ask(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    with _handled(ask, signal.SIGTERM):
-        yield
-
-
-@contextmanager
-def _handled(handler: Callable[[int, Any], None], *signals: signal.Signals) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in signals}
-    try:
-        yield
-    finally:
-        for number, former in before.items():
-            signal.signal(number, former)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from experiments import Data, Experiment, Split, Training
 from experiments.training import NotFinite
-from tuner import checkpoints
+from tuner import checkpoints, files
 from tuner.tracking_uri import redact
 from tuner.travel import Parcel
 
@@ -231,4 +231,4 @@ def save_weights(training: Training, path: Path) -> None:
     for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True):
         tensors[f"{layer.name}.mask"] = mask.cpu().bool()
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoints.write_bytes(path, save(tensors))
+    files.write_bytes(path, save(tensors))

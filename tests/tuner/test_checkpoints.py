@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import find
-from tuner import checkpoints, trial
+from tuner import checkpoints, files, trial
 from tuner.trial import DISK, EPOCHS, FAILURE, FINAL, TrialSetup, TrialTrainable, shared_arrays, weights_file
 
 EPOCHS_IN_ALL = 5
@@ -333,7 +333,7 @@ def test_an_exception_of_the_users_is_not_tried_again(tmp_path: Path, monkeypatc
 def test_a_full_disk_is_no_failure_of_the_trial(
     what: str, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = checkpoints.write_bytes
+    write = files.write_bytes
     room = [False]
 
     def full(path: Path, content: bytes) -> None:
@@ -341,7 +341,7 @@ def test_a_full_disk_is_no_failure_of_the_trial(
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(checkpoints, "write_bytes", full)
+    monkeypatch.setattr(files, "write_bytes", full)
     process = Process(tmp_path, "lpss")
     reports = []
     for _ in range(EPOCHS_IN_ALL):

@@ -61,6 +61,11 @@ def runs_of(uri: str, tracker_or_id: Any) -> tuple[Any, dict[str, Any]]:
 def whole_study(tracker: Tracker, folder: Path) -> None:
     """A study of two trials, with an artifact."""
     begun(tracker)
+    rest_of_study(tracker, folder)
+
+
+def rest_of_study(tracker: Tracker, folder: Path) -> None:
+    """What comes after the beginning."""
     tracker.log_epoch(0, 2, {"val_accuracy": 0.6})
     tracker.end_trial(record(0, TrialState.COMPLETED, epochs=2, val_accuracy=0.6))
     tracker.start_trial(record(1))
@@ -147,12 +152,7 @@ def test_what_a_server_that_died_did_not_get_is_sent_later(
     server.kill()
     send = ["send", "digits-90", "--storage", str(tmp_path)]
     try:
-        one.log_epoch(0, 2, {"val_accuracy": 0.6})
-        one.end_trial(record(0, TrialState.COMPLETED, epochs=2, val_accuracy=0.6))
-        one.start_trial(record(1))
-        one.end_trial(record(1, TrialState.FAILED, reason="loss is NaN"))
-        (folder / "pareto.csv").write_text("number\n0\n")
-        finish(one, folder)
+        rest_of_study(one, folder)
         (problem,) = one.problems
         assert "3 runs are not fully recorded" in problem
         assert server.uri in problem

@@ -21,8 +21,8 @@ from tuner.config import UsageError, make_config
 from tuner.display import Progress
 from tuner.goal import at_targets
 from tuner.halving import Halving
+from tuner.interruption import handled, interruptible
 from tuner.records import TrialState
-from tuner.run import _handled, _interruptible
 from tuner.searcher import OptunaSearcher
 from tuner.study import StudyRun
 from tuner.study_lock import alone, tidy
@@ -194,7 +194,7 @@ def test_a_first_signal_asks_and_a_second_one_ends_at_once(capsys: pytest.Captur
     before = signal.getsignal(signal.SIGTERM)
     for number in (signal.SIGINT, signal.SIGTERM):
         stop = Stop()
-        with _interruptible(stop):
+        with interruptible(stop):
             signal.raise_signal(number)
             assert stop.asked
             with pytest.raises(KeyboardInterrupt):
@@ -205,7 +205,7 @@ def test_a_first_signal_asks_and_a_second_one_ends_at_once(capsys: pytest.Captur
 
 def test_handlers_are_put_back_after_an_error() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(ValueError, match="x"), _handled(lambda number, frame: None, signal.SIGINT):
+    with pytest.raises(ValueError, match="x"), handled(lambda number, frame: None, signal.SIGINT):
         raise ValueError("x")
     assert signal.getsignal(signal.SIGINT) is before
 

@@ -1,0 +1,45 @@
+"""What Ctrl-C and a request to terminate do while a study runs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def interruptible(stop: Any) -> Iterator[None]:
+    """Ctrl-C or a request to terminate ends the search cleanly; a second one at once."""
+
+    def ask(signum: int, frame: Any) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        print("Interrupted: ending the running trials. Again to end at once.", file=sys.stderr, flush=True)
+
+    with handled(ask, signal.SIGINT, signal.SIGTERM):
+        yield
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Where the search does not run, a request to terminate is as Ctrl-C is."""
+
+    def ask(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    with handled(ask, signal.SIGTERM):
+        yield
+
+
+@contextmanager
+def handled(handler: Callable[[int, Any], None], *signals: signal.Signals) -> Iterator[None]:
+    """The signals are the handler's, and afterwards whose they were."""
+    before = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
