@@ -30,6 +30,7 @@ from ray.tune.execution import tune_controller
 from benchmarks.driver import Simulated, peak_mib, study_in
 from experiments import find
 from tuner import ray_run
+from tuner.cluster import connected
 from tuner.config import make_config
 from tuner.searcher import Asked
 from tuner.trial import EPOCHS, FAILURE, FINAL, FINAL_SPARSITY, TrialSetup
@@ -168,7 +169,7 @@ def measure(trials: int, slots: int, seconds: float, epochs: int) -> dict[str, f
         study = study_in(Path(folder), trials, epochs, front=False)
         setup = TrialSetup(find("digits"), epochs, 0, "cpu", study.config.folder / ".weights")
         config = make_config({"target": 0.9}).resolved()
-        with ray_run.ray_cluster(config), mock.patch.object(tune_controller, "RayActorManager", SimulatedActors):
+        with connected(config), mock.patch.object(tune_controller, "RayActorManager", SimulatedActors):
             clock = SimulatedActors.clock = Clock()
             arrays = {"none": np.zeros(1)}
             stop = ray_run.StopWhen(None)

@@ -8,9 +8,11 @@ travels with the trials (tuner.travel), and the data through Ray's object store,
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -18,36 +20,57 @@ from pathlib import Path
 from typing import IO, Any
 
 import ray
-from ray._private import ray_constants
+import torch
+from ray._private import node, parameter, ray_constants
 
-from tuner.config import JOB, UsageError
+from tuner.config import JOB, StudyConfig, UsageError
 from tuner.node_probe import OURS
+from tuner.nodes import Node
 
 _CLIENT = "ray://"
+# Our own records are the truth, and the driver writes them: Ray's loggers, its snapshots and its reporter only cost.
+_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "PL_DISABLE_FORK": "1",  # which Tune sets for its actors
+    # One thread per trial process: two under contention make a one-second trial take 35 seconds.
+    "OMP_NUM_THREADS": "1",
+}
 
 
 @contextlib.contextmanager
-def connected(address: str | None, cpus: int) -> Iterator[None]:
-    """A connection to the cluster at `address`, or to a private Ray with so many CPUs, that ends with it.
+def connected(config: StudyConfig) -> Iterator[None]:
+    """A connection to the cluster at the study's address, or to a private Ray on this machine, that ends with it.
 
     Raises:
         UsageError: if no cluster answers at the address, or refuses this process.
     """
-    if address is None:
-        _start_private(cpus)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in ("ray.tune", "ray.air"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # a failed trial's reason is in our own table, in one line
+    if config.address is None:
+        _start_private(config)
     else:
-        _join(address)
+        _join(config.address)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _start_private(cpus: int) -> None:
+def _start_private(config: StudyConfig) -> None:
     """A Ray of our own. Ray gives its processes half a minute to start, which on a busy machine takes a second try."""
+    cpus = _cpus_in_use(config)
     for last in (False, False, True):
         try:
-            with _on_loopback():
+            with _on_loopback(), _without_onlookers(), _loading_ahead(config):
                 ray.init(
                     "local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
                 )
@@ -58,15 +81,61 @@ def _start_private(cpus: int) -> None:
             ray.shutdown()
 
 
+def _cpus_in_use(config: StudyConfig) -> int:
+    """CPUs of the trials that run at once: Ray starts a process for each."""
+    here = Node("", "", max(len(os.sched_getaffinity(0)), config.cpus_per_trial), torch.cuda.device_count())
+    gpus = config.gpus_per_trial if config.gpus_per_trial != "auto" else float(here.gpus > 0)
+    at_once = max(1, here.room(config.cpus_per_trial, gpus))
+    return math.ceil(min(at_once, config.trials, config.concurrency or at_once) * config.cpus_per_trial)
+
+
+@contextlib.contextmanager
+def _loading_ahead(config: StudyConfig) -> Iterator[None]:
+    """Ray's processes load what trials need as soon as they start, seconds before there is a trial to run, and are kept
+    until there is; not where only one of several processes would ever have one."""
+    settings = {"RAY_preload_python_modules": "tuner.trial", "RAY_idle_worker_killing_time_threshold_ms": "60000"}
+    missing = {name: value for name, value in settings.items() if name not in os.environ}
+    if config.cpus_per_trial > 1:
+        missing = {}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            del os.environ[name]
+
+
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
     """Ray listens on all interfaces unless its node's address is 127.0.0.1; given that one, it takes the machine's own
     instead. It takes 127.0.0.1 by itself only where it knows that there can be no cluster."""
-    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    with replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):
+        yield
+
+
+@contextlib.contextmanager
+def _without_onlookers() -> Iterator[None]:
+    """Ray without what nobody looks at here: its dashboard's server, its autoscaler and what collects workers' logs.
+    Each is a Python process of its own, and together they take as long to start as all the rest of Ray. `ray.init` has
+    no options for them."""
+    options: dict[str, Any] = {"no_monitor": True, "include_log_monitor": False}
+    lean = functools.partial(parameter.RayParams, **options)
+    with (
+        replaced(parameter, "RayParams", lean),
+        replaced(node.Node, "start_api_server", lambda self, **options: None),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Something of Ray's, for a while."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        setattr(owner, name, before)
 
 
 def _join(address: str) -> None:

@@ -42,9 +42,9 @@ def examine(config: StudyConfig) -> Iterator[Finding]:
 
     try:
         check_address(config.address)
-        from tuner.ray_run import ray_connection
+        from tuner.cluster import connected
 
-        with ray_connection(config):
+        with connected(config.model_copy(update={"trials": os.cpu_count()})):  # the whole machine, if it is this one
             yield from _cluster(config)
     except UsageError as error:
         yield Finding("cluster", str(error), "mend that, and ask again")

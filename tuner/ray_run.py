@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,13 +15,14 @@ import ray
 from ray import cloudpickle, tune
 from ray.train._internal import storage
 from ray.tune.error import TuneError
+from ray.tune.execution.class_cache import _ActorClassCache
 from ray.tune.experiment import Trial
 from ray.tune.impl.tuner_internal import TunerInternal
 from ray.tune.search import Searcher
 
-from tuner.cluster import connected
+from tuner.cluster import replaced
 from tuner.config import StudyConfig, UsageError
-from tuner.nodes import check_nodes, nodes
+from tuner.nodes import nodes
 from tuner.records import TrialState, trial_name
 from tuner.scheduler import StudyScheduler
 from tuner.study import StudyRun
@@ -40,50 +38,8 @@ from tuner.trial import (
     train_to_the_end,
 )
 
-# Our own records are the truth, and the driver writes them: Ray's loggers, its snapshots and its reporter only cost.
-_TUNE_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # One thread per trial process: two under contention make a one-second trial take 35 seconds.
-    "OMP_NUM_THREADS": "1",
-}
 R = TypeVar("R")
 LOST_WORKERS = 3  # times that a trial whose process was lost is begun again, from its checkpoint
-
-
-@contextmanager
-def ray_connection(config: StudyConfig) -> Iterator[None]:
-    """A connection to the cluster at --address, or a private Ray on this machine that ends with it.
-
-    Raises:
-        UsageError: if no cluster answers at the address, or refuses this process.
-    """
-    for name, value in _TUNE_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    for name in ("ray.tune", "ray.air"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # a failed trial's reason is in our own table, in one line
-    with connected(config.address, max(len(os.sched_getaffinity(0)), int(np.ceil(config.cpus_per_trial)))):
-        yield
-
-
-@contextmanager
-def ray_cluster(config: StudyConfig) -> Iterator[None]:
-    """As `ray_connection`, on whose nodes the study can run.
-
-    Raises:
-        UsageError: also if one of a running cluster's nodes has other versions or does not share the storage.
-    """
-    # Ray says on standard output that a node has died: what is there is for --json alone.
-    with ray_connection(config), redirect_stdout(sys.stderr):
-        if config.address is not None:
-            check_nodes(config.storage)
-        yield
 
 
 def gpus_per_trial(config: StudyConfig) -> float:
@@ -243,27 +199,28 @@ def run_trials(
         tune.with_parameters(TrialTrainable, shared=setup, arrays=arrays), {"cpu": config.cpus_per_trial, "gpu": gpus}
     )
     try:
-        results = _tuner(scratch)(
-            trainable=trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=_Searcher(study, names, stop),
-                scheduler=StudyScheduler(study, names),
-                num_samples=config.trials,
-                max_concurrent_trials=concurrency,
-                reuse_actors=True,
-                trial_name_creator=lambda trial: trial_name(trial.config["number"]),
-                trial_dirname_creator=lambda trial: trial_name(trial.config["number"]),
-            ),
-            run_config=tune.RunConfig(
-                name="trials",
-                storage_path=str(scratch),
-                callbacks=[_Callback(study, names, stop)],
-                stop=stop,
-                failure_config=tune.FailureConfig(max_failures=LOST_WORKERS),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                verbose=0,
-            ),
-        ).fit()
+        with _in_waiting_processes(config):
+            results = _tuner(scratch)(
+                trainable=trainable,
+                tune_config=tune.TuneConfig(
+                    search_alg=_Searcher(study, names, stop),
+                    scheduler=StudyScheduler(study, names),
+                    num_samples=config.trials,
+                    max_concurrent_trials=concurrency,
+                    reuse_actors=True,
+                    trial_name_creator=lambda trial: trial_name(trial.config["number"]),
+                    trial_dirname_creator=lambda trial: trial_name(trial.config["number"]),
+                ),
+                run_config=tune.RunConfig(
+                    name="trials",
+                    storage_path=str(scratch),
+                    callbacks=[_Callback(study, names, stop)],
+                    stop=stop,
+                    failure_config=tune.FailureConfig(max_failures=LOST_WORKERS),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                    verbose=0,
+                ),
+            ).fit()
         return {trial_name(names[trial.trial_id]): trial.status for trial in results._experiment_analysis.trials}
     except Exception as error:
         if not (stop.disk or disk_error(error)):
@@ -272,6 +229,18 @@ def run_trials(
         return {}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _in_waiting_processes(config: StudyConfig) -> Iterator[None]:
+    """On a Ray of our own, trials run in the processes that are there and have loaded their libraries. Tune would have
+    Ray start others, since it gives its actors an environment; in a Ray of our own all have it anyway."""
+    if config.address is not None:
+        yield
+        return
+    plain = replaced(_ActorClassCache, "get", lambda cache, cls: cache._cache.setdefault(cls, ray.remote(cls)))
+    with plain:
+        yield
 
 
 def _tuner(scratch: Path) -> Callable[..., Any]:

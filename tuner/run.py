@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 
 from tuner.config import StudyConfig
 from tuner.config_file import WITHHELD
+from tuner.connection import Connection, connection
 from tuner.display import Progress
 from tuner.final_seeds import Retrained, best_of_each, jobs, summarise
 from tuner.goal import Goal, GoalKind
@@ -78,16 +80,18 @@ def run_study(
         DiskFull: if the study's folder cannot be written to; the study can be resumed.
         KeyboardInterrupt: at the second Ctrl-C; so it can then.
     """
-    # Imported here: they take seconds, and bad input should be told before that.
-    from tuner import ray_run
-
     config, began = prepared.config, time.monotonic()
     launched = began if launched is None else launched
     with ExitStack() as stack:
         if resume:  # before anything is started
             stack.enter_context(alone(config.folder))
             tidy(config.folder)
-        stack.enter_context(ray_run.ray_cluster(config))
+        # Ray says on standard output that a node has died: what is there is for --json alone.
+        stack.enter_context(redirect_stdout(sys.stderr))
+        ray = stack.enter_context(connection(config))
+        from tuner import ray_run  # takes seconds, in which a Ray of our own starts
+
+        ray.wait()
         gpus = ray_run.gpus_per_trial(config)
         concurrency = ray_run.slots(config, gpus)
         if not resume:
@@ -99,7 +103,7 @@ def run_study(
             tracker = _start_tracker(prepared)
             try:
                 times = Times(launched, began)
-                finished = _search(prepared, tracker, times, gpus=gpus, concurrency=concurrency, quiet=quiet)
+                finished = _search(prepared, tracker, ray, times, gpus=gpus, concurrency=concurrency, quiet=quiet)
             except BaseException:
                 tracker.close(AT_ONCE)
                 raise
@@ -127,7 +131,14 @@ def _start_tracker(prepared: Prepared) -> Tracker:
 
 
 def _search(
-    prepared: Prepared, tracker: Tracker, times: Times, *, gpus: float, concurrency: int, quiet: bool
+    prepared: Prepared,
+    tracker: Tracker,
+    ray: Connection,
+    times: Times,
+    *,
+    gpus: float,
+    concurrency: int,
+    quiet: bool,
 ) -> Finished:
     from tuner import ray_run
     from tuner.best import test_accuracy
@@ -197,6 +208,7 @@ def _search(
             for network in networks
         ]
         retrained = summarise(chosen, accuracies, config.final_seeds)
+    ray.end()
     finished = _conclude(prepared, study, stop, times, concurrency, retrained)
     states = searcher.states()
     optuna_states = {record.name: states[number] for number, record in study.records.items()}

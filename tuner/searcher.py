@@ -8,20 +8,20 @@ opens it. Samplers that learn do so in a study of their own (tuner.sampling).
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, create_trial
 
 from search_spaces import Prior, Space
 from tuner.goal_spaces import FINAL_SPARSITY
+from tuner.journal import Journal
 from tuner.records import TrialRecord, TrialState
 from tuner.samplers import DEFAULT_SAMPLER, SAMPLERS, check_sampler, make_sampler
 from tuner.sampling import CONSTRAINT, SamplingStudy, View, suggest
@@ -79,14 +79,17 @@ class OptunaSearcher:
         logging.getLogger("optuna").setLevel(logging.ERROR)
         self.target = target
         self.spaces = {space.method: space for space in spaces}
-        self.study = _open_study(journal, name)
+        file = None if journal is None else Journal(journal)
+        self._together = nullcontext if file is None else file.together
+        self.study = _open_study(file, name)
         trials = self.study.get_trials(deepcopy=False)
         begun = sum(trial.state is not optuna.trial.TrialState.WAITING for trial in trials)
         inner = make_sampler(sampler, seed, self._priors(), begun)
         self._sampling = SamplingStudy(inner, self._view(sampler, front)) if SAMPLERS[sampler].own_study else None
         self.study.sampler = self._sampling or inner
         if not trials:
-            self._line_up(earlier or WarmStart())
+            with self._together():
+                self._line_up(earlier or WarmStart())
         if self._sampling is not None:
             self._sampling.add(self._earlier())
             self._sampling.add(trial for trial in trials if trial.state.is_finished())
@@ -161,7 +164,7 @@ class OptunaSearcher:
         """The next trial to run: one that an earlier process left unfinished, else a new one."""
         if self._left:
             return self._left.pop(0)
-        with warnings.catch_warnings():
+        with self._together(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna's samplers warn on every call that they are experimental
             self._take_turns()
             trial = self.study.ask()
@@ -193,7 +196,10 @@ class OptunaSearcher:
 
         What a stopped trial had reached is kept in its record only, never as values that a sampler takes for a result.
         """
-        trial = self._running.pop(record.number)
+        with self._together():
+            self._tell(self._running.pop(record.number), record)
+
+    def _tell(self, trial: optuna.Trial, record: TrialRecord) -> None:
         trial.set_user_attr(RECORD, record.to_dict())
         if record.state is TrialState.COMPLETED:
             assert record.val_accuracy is not None
@@ -221,21 +227,13 @@ class OptunaSearcher:
         return {trial.number: trial.state.name for trial in self.study.get_trials(deepcopy=False)}
 
 
-def _open_study(journal: Path | None, name: str) -> optuna.Study:
+def _open_study(journal: Journal | None, name: str) -> optuna.Study:
     """A new study, or the one that the journal holds, whatever its name: a study's folder may have been renamed."""
     storage = None
     if journal is not None:
-        _drop_torn_line(journal)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+        storage = optuna.storages.JournalStorage(journal)
         names = optuna.get_all_study_names(storage)
         name = names[0] if names else name
     return optuna.create_study(
         storage=storage, study_name=name, directions=["maximize", "maximize"], load_if_exists=True
     )
-
-
-def _drop_torn_line(journal: Path) -> None:
-    """Cuts off a last line that a process died in: Optuna would write its next one behind it, and read neither."""
-    text = journal.read_bytes() if journal.exists() else b""
-    if text and not text.endswith(b"\n"):
-        os.truncate(journal, text.rfind(b"\n") + 1)

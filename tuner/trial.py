@@ -31,6 +31,15 @@ CHECKPOINTS = ".checkpoints"  # the folder of running trials' checkpoints in a s
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
+def leave_compiler_out() -> None:
+    """Keeps torch from loading its compiler, in two seconds, at the first call of an optimizer's method, only to have
+    that method left alone by it: nobody compiles an optimizer's step here. What users compile is compiled as ever."""
+    for method in vars(torch.optim.Optimizer).values():
+        function = getattr(method, "__wrapped__", None)
+        if function is not None:
+            function.__dict__.setdefault("__dynamo_disable", function)  # where torch._disable_dynamo looks
+
+
 @dataclass(frozen=True)
 class TrialSetup:
     """What all trials of a study share; sent to every worker once."""
@@ -78,6 +87,7 @@ class TrialTrainable(tune.Trainable):
         self, config: dict[str, Any], shared: TrialSetup, arrays: dict[str, np.ndarray]
     ) -> None:
         torch.set_num_threads(1)
+        leave_compiler_out()
         self._shared = shared
         self._data = _splits(shared, arrays)
         if shared.checkpoints is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from experiments.base import Data
 from experiments.digits import digits, load
@@ -64,3 +65,18 @@ def test_experiment(data: Data) -> None:
     assert data.classes == tuple("0123456789")
     assert network()(data.val.x).shape == (180, 10)
     assert sum(p.numel() for p in network().parameters() if p.dim() > 1) == 64 * 300 + 300 * 100 + 100 * 10
+
+
+def test_the_split_is_scikit_learns(data: Data) -> None:
+    images, labels = load_digits(return_X_y=True)
+    x, x_test, y, y_test = train_test_split(images, labels, test_size=360, stratify=labels, random_state=0)
+    x, x_val, y, y_val = train_test_split(x, y, test_size=180, stratify=y, random_state=0)
+    std, mean = data.preprocessing["std"], data.preprocessing["mean"]
+    for split, there, classes in ((data.train, x, y), (data.val, x_val, y_val), (data.test, x_test, y_test)):
+        assert split.y.tolist() == classes.tolist()
+        assert torch.allclose((split.x.double() * std + mean) * 16, torch.tensor(there), atol=1e-4)
+
+
+def test_read_where_scikit_learn_keeps_them_elsewhere(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.digits.importlib.util.find_spec", lambda name: None)
+    assert load().checksum() == data.checksum()

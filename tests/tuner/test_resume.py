@@ -294,7 +294,8 @@ def test_our_ray_listens_on_loopback() -> None:
     code = """
 import os, psutil, ray
 from tuner.cluster import connected
-with connected(None, 1):
+from tuner.config import make_config
+with connected(make_config({'target': 0.9})):
     ray.get(ray.remote(lambda: os.getpid()).remote())
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         for c in process.net_connections("tcp"):
