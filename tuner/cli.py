@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -223,6 +225,13 @@ def _list(arguments: list[str]) -> int:
 
 def _run(config: Any, *, as_json: bool, resume: bool) -> int:
     """Prepares and runs a study, and says how it went."""
+    from tuner.connection import connection
+
+    with connection(config, ahead=not resume) as ray:
+        return _run_with(ray, config, as_json=as_json, resume=resume)
+
+
+def _run_with(ray: Any, config: Any, *, as_json: bool, resume: bool) -> int:
     from tuner.prepare import prepare
     from tuner.run import STUDY_YAML, DiskFull, run_study
     from tuner.tracking_uri import stray_environment
@@ -232,7 +241,7 @@ def _run(config: Any, *, as_json: bool, resume: bool) -> int:
     if stray := stray_environment():
         _say(f"Ignoring {', '.join(stray)}: this study has runs of its own")
     try:
-        finished = run_study(prepared, resume=resume, launched=LAUNCHED)
+        finished = run_study(prepared, ray, resume=resume, launched=LAUNCHED)
     except DiskFull as error:
         _say(f"{config.folder} cannot be written to: {error}. When there is room again: {_how_to_resume(config)}")
         return EXIT_FAILED
@@ -295,5 +304,16 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def entry() -> NoReturn:
+    """The command as a process of its own, which is gone as soon as it has said all: to take torch's, Ray's and
+    Optuna's objects apart, or to look through them for garbage while they are made, takes seconds."""
+    gc.set_threshold(100_000, 50, 100)
+    code = main()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # whoever read it has left
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

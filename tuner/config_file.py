@@ -8,7 +8,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from search_spaces import BadFile, read_mapping
 from tuner.config import GOALS, StudyConfig, UsageError, describe, make_config
 
 _ABOUT = "about"  # study.yaml's account of versions and data: no option
@@ -47,6 +46,8 @@ def read_study(study: str, storage: Path, options: dict[str, Any]) -> StudyConfi
 def check_withheld(config: StudyConfig) -> None:
     """Raises UsageError if the study's tracking URI was not kept, for the password in it, and is not given again: its
     runs would go on in another store."""
+    from search_spaces import read_mapping
+
     data, _ = read_mapping(config.folder / "study.yaml")
     uri = (data.get(_ABOUT) or {}).get(WITHHELD)
     if uri and not (config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()):
@@ -68,6 +69,8 @@ def _is_file(path: Path) -> bool:
 
 
 def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:
+    from search_spaces import BadFile, read_mapping  # with torch, in seconds that a study without a file saves
+
     try:
         data, lines = read_mapping(path)
     except BadFile as error:

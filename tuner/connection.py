@@ -10,11 +10,14 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Protocol, Self
 
-from tuner.config import StudyConfig
+from tuner.config import DEFAULT_EXPERIMENT, StudyConfig
 
 
 class Connection(Protocol):
-    """Begins with its block, and has ended when the block is left."""
+    """Has ended when its block is left."""
+
+    def begin(self) -> None:
+        """Ray will be needed soon. May be called again."""
 
     def wait(self) -> None:
         """Until Ray is there.
@@ -33,9 +36,19 @@ class Connection(Protocol):
     ) -> None: ...
 
 
-def connection(config: StudyConfig) -> Connection:
-    """To the cluster at --address, or to a Ray of our own."""
-    return PrivateRay(config) if config.address is None else RunningCluster(config)
+def connection(config: StudyConfig, *, ahead: bool = False) -> Connection:
+    """To the cluster at --address, or to a Ray of our own.
+
+    Args:
+        ahead: begin at once where nothing can be wrong with what is not checked yet: with the default experiment. For
+            others Ray would have to end again, in seconds, before a mistake is told.
+    """
+    if config.address is not None:
+        return RunningCluster(config)
+    ray = PrivateRay(config)
+    if ahead and config.experiment == DEFAULT_EXPERIMENT and config.space is None and not config.warm_start:
+        ray.begin()
+    return ray
 
 
 class RunningCluster:
@@ -43,6 +56,9 @@ class RunningCluster:
 
     def __init__(self, config: StudyConfig) -> None:
         self._config, self._stack = config, ExitStack()
+
+    def begin(self) -> None:
+        pass
 
     def wait(self) -> None:
         from tuner.cluster import connected
@@ -85,7 +101,12 @@ class PrivateRay:
         finally:
             self._up.set()
 
+    def begin(self) -> None:
+        if self._thread.ident is None:
+            self._thread.start()
+
     def wait(self) -> None:
+        self.begin()
         self._up.wait()
         if self._error is not None:
             raise self._error
@@ -94,11 +115,11 @@ class PrivateRay:
         self._unwanted.set()
 
     def __enter__(self) -> Self:
-        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.end()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()

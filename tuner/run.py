@@ -17,7 +17,7 @@ import yaml
 
 from tuner.config import StudyConfig
 from tuner.config_file import WITHHELD
-from tuner.connection import Connection, connection
+from tuner.connection import Connection
 from tuner.display import Progress
 from tuner.final_seeds import Retrained, best_of_each, jobs, summarise
 from tuner.goal import Goal, GoalKind
@@ -65,12 +65,13 @@ class Finished:
 
 
 def run_study(
-    prepared: Prepared, *, resume: bool = False, quiet: bool = False, launched: float | None = None
+    prepared: Prepared, ray: Connection, *, resume: bool = False, quiet: bool = False, launched: float | None = None
 ) -> Finished:
     """Searches, judges the best network on the test data, and writes all files of the study.
 
     Args:
         prepared: from `prepare`.
+        ray: to run the trials with; waited for here, and ended when it is no longer needed.
         resume: go on with the study in its folder instead of beginning one.
         quiet: no progress on the terminal.
         launched: when the command was started, by time.monotonic(), from which its seconds count; now by default.
@@ -88,7 +89,7 @@ def run_study(
             tidy(config.folder)
         # Ray says on standard output that a node has died: what is there is for --json alone.
         stack.enter_context(redirect_stdout(sys.stderr))
-        ray = stack.enter_context(connection(config))
+        ray.begin()
         from tuner import ray_run  # takes seconds, in which a Ray of our own starts
 
         ray.wait()

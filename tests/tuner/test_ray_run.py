@@ -14,10 +14,13 @@ OPTUNA = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 SCRIPT = """
 import json, sys
 from tuner.config import make_config
+from tuner.connection import connection
 from tuner.prepare import prepare
 from tuner.run import run_study
 options = {"target": 0.8, "experiment": sys.argv[1], "trials": 12, "concurrency": 2, "storage": sys.argv[2]}
-finished = run_study(prepare(make_config({**options, "study": "s"}).resolved()), quiet=True)
+config = make_config({**options, "study": "s"}).resolved()
+with connection(config) as ray:
+    finished = run_study(prepare(config), ray, quiet=True)
 records = [[r.name, r.state, r.epochs, r.reason] for r in finished.outcome.records]
 print(json.dumps([records, finished.ray_states, finished.optuna_states]))
 """
