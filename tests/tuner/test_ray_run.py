@@ -12,7 +12,8 @@ import pytest
 RAY = {"completed": "TERMINATED", "pruned": "TERMINATED", "failed": "ERROR"}
 OPTUNA = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 SCRIPT = """
-import json, sys
+import json, os, sys
+from pathlib import Path
 from tuner.config import make_config
 from tuner.connection import connection
 from tuner.prepare import prepare
@@ -22,7 +23,9 @@ config = make_config({**options, "study": "s"}).resolved()
 with connection(config) as ray:
     finished = run_study(prepare(config), ray, quiet=True)
 records = [[r.name, r.state, r.epochs, r.reason] for r in finished.outcome.records]
-print(json.dumps([records, finished.ray_states, finished.optuna_states]))
+(raylet,) = Path("/tmp/ray").glob(f"session_*_{os.getpid()}/logs/raylet.out")
+processes = raylet.read_text().count("Started worker process")
+print(json.dumps([records, finished.ray_states, finished.optuna_states, processes]))
 """
 EXPERIMENT = """
 import os
@@ -64,7 +67,7 @@ def test_states_agree_everywhere_and_failed_trials_cost_no_new_process(tmp_path:
     command = [sys.executable, "-c", SCRIPT, f"{tmp_path / 'own.py'}:mine", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    records, ray_states, optuna_states = json.loads(done.stdout.splitlines()[-1])
+    records, ray_states, optuna_states, processes = json.loads(done.stdout.splitlines()[-1])
     states = {name: state for name, state, _, _ in records}
     assert len(states) == 12
     assert {"completed", "pruned", "failed"} <= set(states.values())
@@ -76,5 +79,26 @@ def test_states_agree_everywhere_and_failed_trials_cost_no_new_process(tmp_path:
     assert {epochs for _, state, epochs, _ in records if state == "completed"} == {6}
     assert {epochs for _, state, epochs, _ in records if state == "pruned"} <= {1, 4}
     assert not (tmp_path / "s" / ".ray").exists()
+    assert processes == 2  # those that Ray started at once, and that loaded torch while the command did
     # Two processes ran all trials; the driver, which builds the best network again, is a third.
     assert len(set(pids.read_text().split())) <= 3
+
+
+def test_no_trial_loads_torchs_compiler() -> None:
+    code = """
+import sys, torch
+from tuner.trial import leave_compiler_out
+from experiments import Training, find
+leave_compiler_out()
+digits = find("digits")
+data = digits.load(None)
+training = Training(digits, data.train, data.val, "lpss", {"p": 1.5, "final_sparsity": 0.9}, epochs=1, seed=0)
+training.epoch()
+assert "torch._dynamo" not in sys.modules
+assert "sympy" not in sys.modules
+step = torch.compile(lambda x: x * 2 + 1, backend="eager")  # who wants to compile can
+assert step(torch.ones(3)).tolist() == [3.0, 3.0, 3.0]
+assert "torch._dynamo" in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr

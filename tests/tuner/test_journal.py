@@ -1,0 +1,85 @@
+"""The journal: Optuna reads what we write, and what belongs together waits for the disk once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from optuna.storages.journal import JournalFileBackend
+
+from tuner.journal import Journal
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The files' sizes at every wait for the disk."""
+    sizes: list[int] = []
+    wait = os.fsync
+
+    def counted(file: int) -> None:
+        wait(file)
+        sizes.append(os.fstat(file).st_size)
+
+    monkeypatch.setattr("tuner.journal.os.fsync", counted)
+    return sizes
+
+
+def lines(n: int) -> list[dict[str, int]]:
+    return [{"op_code": 0, "n": i} for i in range(n)]
+
+
+def test_every_line_waits_by_itself(tmp_path: Path, waits: list[int]) -> None:
+    journal = Journal(tmp_path / "j")
+    for _ in range(3):
+        journal.append_logs(lines(2))
+    assert len(waits) == 3
+    assert waits[-1] == (tmp_path / "j").stat().st_size
+
+
+def test_lines_together_wait_once_and_can_be_read_before(tmp_path: Path, waits: list[int]) -> None:
+    journal = Journal(tmp_path / "j")
+    with journal.together():
+        for _ in range(5):
+            journal.append_logs(lines(1))
+        assert list(JournalFileBackend(str(tmp_path / "j")).read_logs(0)) == lines(1) * 5  # as a dashboard would
+        assert list(journal.read_logs(3)) == lines(1) * 2
+        assert not waits
+    assert waits == [(tmp_path / "j").stat().st_size]
+    with journal.together():
+        pass
+    assert len(waits) == 1  # for nothing
+    journal.append_logs(lines(1))
+    assert len(waits) == 2
+
+
+def test_what_was_written_before_an_error_is_waited_for(tmp_path: Path, waits: list[int]) -> None:
+    journal = Journal(tmp_path / "j")
+
+    def fail() -> None:
+        with journal.together():
+            journal.append_logs(lines(1))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert len(waits) == 1
+
+
+@pytest.mark.parametrize("torn", [b'{"op', b"", b'{"op_code":0}'])
+def test_a_line_that_a_process_died_in_is_dropped(tmp_path: Path, torn: bytes) -> None:
+    whole = b'{"op_code":0,"n":0}\n'
+    (tmp_path / "j").write_bytes(whole + torn)
+    journal = Journal(tmp_path / "j")
+    assert (tmp_path / "j").read_bytes() == whole
+    journal.append_logs([{"op_code": 0, "n": 1}])
+    assert list(JournalFileBackend(str(tmp_path / "j")).read_logs(0)) == lines(2)
+
+
+def test_it_takes_turns_with_optunas_own(tmp_path: Path) -> None:
+    ours, theirs = Journal(tmp_path / "j"), JournalFileBackend(str(tmp_path / "j"))
+    for _ in range(3):
+        ours.append_logs(lines(1))
+        theirs.append_logs(lines(1))
+    assert list(ours.read_logs(0)) == lines(1) * 6
+    assert not list(tmp_path.glob("*.lock"))
