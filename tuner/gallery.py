@@ -94,7 +94,7 @@ p { margin: .5rem 0; max-width: 46rem; } .lead { font-size: 1.15rem; } .quiet { 
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
 th:first-child, td:first-child, td.text { text-align: left; }
-td.text, p { overflow-wrap: anywhere; } tr:has(th) ~ tr td.text { min-width: 28rem; }
+td.text:not(:first-child), p { overflow-wrap: anywhere; } tr:has(th) ~ tr td.text { min-width: 28rem; }
 th { font-weight: 600; border-bottom-color: #888; }
 tr.best td { font-weight: 600; } tr.best td.text { font-weight: 400; } .wide { overflow-x: auto; }
 pre { background: #f4f4f4; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; line-height: 1.45; }
