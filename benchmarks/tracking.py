@@ -4,8 +4,9 @@
 
 50 trials report 20 times each. The driver is the real one's tracker; the trials are stood in for by a loop that
 computes for as long as a Ray Tune of the same size takes without a record (6 s). Stores exist before the clock starts
-(a new SQLite file takes MLflow some seconds, once), and the clock stops when everything has arrived. The ways are run
-in turn, since the machine may be busy with something else. Beside the wall clock, the driver's own processor time.
+(a new SQLite file takes MLflow some seconds, once), and a server has no workers for jobs, which take half a minute of
+processor time to start after it says that it is ready. The clock stops when everything has arrived. The ways are run in
+turn, since the machine may be busy with something else. Beside the wall clock, the driver's own processor time.
 """
 
 from __future__ import annotations

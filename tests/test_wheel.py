@@ -129,6 +129,16 @@ net.load_state_dict(load_file("net"))
 test = load().test
 print(float((net(test.x).argmax(1) == test.y).double().mean()))
 """
+LOGGED = """
+import sys
+import mlflow, tuner
+from experiments.digits import load
+mlflow.set_tracking_uri(sys.argv[1])
+test = load().test
+outputs = mlflow.pyfunc.load_model(f"runs:/{sys.argv[2]}/best").predict(test.x.numpy())
+print((outputs.argmax(1) == test.y.numpy()).mean())
+print(tuner.__file__, file=sys.stderr)
+"""
 ONNX = """
 import onnxruntime
 from experiments.digits import load
@@ -150,3 +160,13 @@ def test_a_fresh_process_gets_the_reported_accuracy_from_an_exported_file(
     run([*COMMAND, "export", "installed", *out], folder, PYTHONPATH=str(installed))
     told = run([sys.executable, "-c", code], tmp_path, PYTHONPATH=str(installed)).stdout
     assert float(told) == pytest.approx(result["best"]["test_accuracy"], abs=1e-12)
+
+
+def test_a_fresh_process_gets_the_reported_accuracy_from_the_logged_model(
+    installed: Path, studied: tuple[Path, dict], tmp_path: Path
+) -> None:
+    folder, result = studied
+    where = [f"sqlite:///{folder / 'mlflow.db'}", result["mlflow"]["run_id"]]
+    done = run([sys.executable, "-c", LOGGED, *where], tmp_path, PYTHONPATH=str(installed))
+    assert str(installed / "tuner" / "__init__.py") in done.stderr  # the wheel's code, not the checkout's
+    assert float(done.stdout) == pytest.approx(result["best"]["test_accuracy"], abs=1e-12)

@@ -88,8 +88,7 @@ class Delivery:
         self._open()
         notes, offset = read_notes(self.file, self.sent.offset, PART)
         try:
-            for run, owed in by_run(notes).items():
-                self.sent.refused += self._store.write(run, owed)
+            self.sent.refused += self._store.write_all(by_run(notes))
             self.sent.refused = list(dict.fromkeys(self.sent.refused))
             self.sent.offset = offset
         finally:

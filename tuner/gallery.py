@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tuner.epoch_log import EPOCHS_CSV, Series, read_epochs
 from tuner.goal import Goal
 from tuner.network_pictures import hoyer_figure, layers_figure, training_figure, weights_figure
-from tuner.pictures import front_figure
+from tuner.pictures import front_figure, html_page
 from tuner.records import TrialRecord
 from tuner.search_pictures import curves_figure, importance_figure, parallel_figure, progress_figure
 
@@ -93,30 +93,14 @@ h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .3rem; } h2 { font-size: 
 p { margin: .5rem 0; max-width: 46rem; } .lead { font-size: 1.15rem; } .quiet { color: #555; }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
-th:first-child, td:first-child, td.text { text-align: left; } th { font-weight: 600; border-bottom-color: #888; }
+th:first-child, td:first-child, td.text { text-align: left; }
+td.text:not(:first-child), p { overflow-wrap: anywhere; } tr:has(th) ~ tr td.text { min-width: 28rem; }
+th { font-weight: 600; border-bottom-color: #888; }
 tr.best td { font-weight: 600; } tr.best td.text { font-weight: 400; } .wide { overflow-x: auto; }
 pre { background: #f4f4f4; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; line-height: 1.45; }
 code { font-family: ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace; }
 figure { margin: 1.2rem 0; border: 1px solid #ddd; padding: .3rem; }
 @media print { figure, pre, table { break-inside: avoid; } }
-"""
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-<script>{plotly}</script>
-</head>
-<body>
-<main>
-{body}
-</main>
-<noscript>The pictures are interactive and need JavaScript.</noscript>
-</body>
-</html>
 """
 
 
@@ -135,11 +119,10 @@ def page(title: str, body: str) -> str:
     """A whole page that opens without a network: plotly.js is in it, once."""
     from plotly.offline import get_plotlyjs
 
-    return _PAGE.format(title=html.escape(title), style=_STYLE, plotly=get_plotlyjs(), body=body)
+    return html_page(title, _STYLE, body, get_plotlyjs())
 
 
-def pictures_page(study: Pictured) -> str:
+def pictures_page(study: Pictured, heading: str) -> str:
     """All pictures of a study as a page."""
-    title = study.title
     parts = [picture(name, figure) for name, figure in figures(study).items()]
-    return page(title, "\n".join([f"<h1>{html.escape(title)}</h1>", *parts]))
+    return page(heading, "\n".join([f"<h1>{html.escape(heading)}</h1>", *parts]))

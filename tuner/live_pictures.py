@@ -34,7 +34,7 @@ def write_pictures(study: Pictured, folder: Path) -> list[Path]:
     """
     front, pictures = folder / PARETO_HTML, folder / PICTURES_HTML
     write_html(front_figure(study.records, study.goal, study.title), front)
-    write_atomically(pictures, pictures_page(study))
+    write_atomically(pictures, pictures_page(study, f"Study {folder.name}"))
     return [front, pictures]
 
 

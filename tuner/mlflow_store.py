@@ -9,7 +9,8 @@ import logging
 import os
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
+SENDERS = 4  # requests that a server gets at once: it and the way to it would be idle by turns; a file has one writer
 _Point = tuple[str, float, int, int]  # a metric's name, value, Unix time in ms, step
 # Answers that trying again would not change.
 LASTING = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "PERMISSION_DENIED"}
@@ -119,24 +121,33 @@ class Store:
             raise
         return True
 
-    def ensure(self, name: str, started: int) -> str:
-        """The run's id: of the run that there is, or of a new one."""
-        if name not in self.runs:
-            parent_id = None if name == PARENT else self.ensure(PARENT, started)
-            found = self._find_parent() if parent_id is None else self._trials(parent_id).get(name)
-            self.runs[name] = self._create(name, started, parent_id) if found is None else found.info.run_id
-        return self.runs[name]
+    def ensure(self, name: str, started: int, more: Mapping[str, str]) -> tuple[str, bool]:
+        """The run's id, and whether the run is new.
 
-    def _create(self, name: str, started: int, parent_id: str | None) -> str:
+        Args:
+            more: tags that a new one has from its beginning.
+        """
+        if name in self.runs:
+            return self.runs[name], False
+        parent_id = None if name == PARENT else self.ensure(PARENT, started, {})[0]
+        found = self._find_parent() if parent_id is None else self._trials(parent_id).get(name)
+        self.runs[name] = self._create(name, started, parent_id, more) if found is None else found.info.run_id
+        return self.runs[name], found is None
+
+    def _create(self, name: str, started: int, parent_id: str | None, more: Mapping[str, str]) -> str:
         of = self.identity
-        tags = {"mlflow.source.name": "tune-sparsity", "study": of.study, "study_id": of.id}
+        tags = {**more, "mlflow.source.name": "tune-sparsity", "study": of.study, "study_id": of.id}
         if parent_id is None:
             tags |= {"role": "parent", "target": str(of.target), "method": of.method}
         else:
             tags |= {"role": "trial", "trial": name, "number": str(int(name[1:])), "mlflow.parentRunId": parent_id}
-        found, self._found = self._found, None  # asked again after a failure: perhaps only the answer was lost
-        created = self.client.create_run(self.experiment_id or "", started, tags, name if parent_id else of.study)
-        self._found = {} if parent_id is None else found
+        try:
+            created = self.client.create_run(self.experiment_id or "", started, tags, name if parent_id else of.study)
+        except Exception:
+            self._found = None  # asked again: perhaps only the answer was lost
+            raise
+        if parent_id is None:
+            self._found = {}
         return created.info.run_id
 
     def _find_parent(self) -> MlflowRun | None:
@@ -166,6 +177,18 @@ class Store:
             if limit or not token:
                 return runs
 
+    def write_all(self, owed: Mapping[str, Owed]) -> list[str]:
+        """Writes what is owed to several runs, as `write` does; the parent's comes last."""
+        trials = [(name, each) for name, each in owed.items() if name != PARENT]
+        if trials:  # known before threads ask for them
+            self._trials(self.ensure(PARENT, min(each.started for each in owed.values()), {})[0])
+        with ThreadPoolExecutor(SENDERS if is_server(self.uri) else 1) as pool:
+            sent = [pool.submit(self.write, *each) for each in trials]
+            wait(sent, return_when=FIRST_EXCEPTION)
+            pool.shutdown(cancel_futures=True)  # a server that is away is not tried once more for every run
+        refused = [line for each in sent if not each.cancelled() for line in each.result()]
+        return refused + (self.write(PARENT, owed[PARENT]) if PARENT in owed else [])
+
     def write(self, name: str, owed: Owed) -> list[str]:
         """Writes what is owed, in an order that may be repeated after a failure: what is there already stays as it is.
 
@@ -176,7 +199,8 @@ class Store:
 
         from tuner.mlflow_parts import log_dataset, log_model
 
-        run_id, refused = self.ensure(name, owed.started), list[str]()
+        refused = list[str]()
+        run_id, new = self.ensure(name, owed.started, owed.tags)
 
         def send(what: str, final: Callable[[Exception], bool], call: Callable[..., Any], *args: Any) -> None:
             try:
@@ -188,7 +212,7 @@ class Store:
 
         params = [Param(*item) for item in owed.params.items()]
         metrics = [Metric(*item) for item in owed.metrics]
-        tags = [RunTag(*item) for item in owed.tags.items()]
+        tags = [] if new else [RunTag(*item) for item in owed.tags.items()]
         # MLflow's client keeps a batch's limits itself; True: now, whatever MLFLOW_ENABLE_ASYNC_LOGGING says.
         send("metrics, parameters and tags", lasting, self.client.log_batch, metrics, params, tags, True)
         if owed.dataset:
@@ -198,7 +222,7 @@ class Store:
         if owed.model:
             part = (self.client, self.experiment_id or "", self.folder, owed.model)
             send("the best network", _local, lambda run: log_model(run, *part))
-        if owed.status is not None:
+        if owed.status is not None and not (new and owed.status[0] == RUNNING):  # as a new one is
             if owed.status[0] == RUNNING:
                 send("status", lasting, self.client.update_run, RUNNING)
             else:

@@ -25,7 +25,8 @@ from tuner.outbox import end_abandoned
 FLUSH, CLOSE, DEAD = "flush", "close", "dead"
 GATHER = 1.0  # seconds for which notes are gathered into one part, since every part takes time from the trials
 LONGEST = 16.0  # seconds between two attempts
-SHARE = 4  # the pause after a part is so many times as long as the part took, at most LONGEST
+SHARE = 1  # the pause after a part is so many times the processor time that it took, which the trials may have missed:
+# not more, since what is not sent while they run is sent after them, when nothing else is left to do
 
 
 def main() -> None:
@@ -52,7 +53,7 @@ def serve(stdin: TextIO, stdout: TextIO) -> None:
                 closing, failures = True, min(failures, ATTEMPTS - 1)  # a store that was away gets one more chance
             if hurried == DEAD:
                 end_abandoned(folder, asked["session"])
-            start, error = time.monotonic(), ""
+            start, error = time.process_time(), ""
             try:
                 while delivery.waiting:
                     delivery.part()
@@ -70,7 +71,7 @@ def serve(stdin: TextIO, stdout: TextIO) -> None:
                 sampling = True
             if closing and (failures == 0 or failures >= ATTEMPTS):
                 return
-            took = time.monotonic() - start
+            took = time.process_time() - start
             pause = GATHER * 2 ** (failures - 1) if failures else max(GATHER, SHARE * took)
             pause = GATHER if closing else min(pause, LONGEST)
 

@@ -42,6 +42,7 @@ GREY = "#8C8C8C"
 _AXIS = {
     **{"showline": True, "linecolor": "#444444", "ticks": "outside", "tickcolor": "#444444"},
     **{"gridcolor": "#E5E5E5", "zeroline": False, "automargin": True},
+    "title": {"standoff": 12, "font": {"size": 14}},  # without a standoff it runs into the longest tick's label
 }
 THEME: dict[str, Any] = {
     "layout": {
@@ -54,7 +55,8 @@ THEME: dict[str, Any] = {
         ],
         "xaxis": _AXIS,
         "yaxis": _AXIS,
-        "title": {"x": 0.02, "xanchor": "left"},
+        # Small enough that "EXPERIMENT: accuracy against sparsity" is whole on a telephone.
+        "title": {"x": 0.02, "xanchor": "left", "font": {"size": 17}, "subtitle": {"font": {"size": 12}}},
         # The legend below: above it would run into the title where the page is narrow, as in MLflow's UI.
         "margin": {"l": 70, "r": 30, "t": 105, "b": 105},
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 0.01, "yanchor": "bottom", "yref": "container"},
@@ -286,22 +288,36 @@ def front_figure(records: Iterable[TrialRecord], goal: Goal, title: str) -> go.F
     )
 
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>html, body {{ margin: 0; height: 100%; }} main {{ height: max(100vh, 420px); }}</style>
-</head>
-<body>
-<main aria-label="{title}">
-{figure}
-</main>
-<noscript>This picture is interactive and needs JavaScript; its numbers are also in the tables beside it.</noscript>
-</body>
-</html>
-"""
+_STYLE = "html, body { margin: 0; height: 100%; } main { height: max(100vh, 420px); }"
+
+
+def html_page(title: str, style: str, body: str, script: str = "") -> str:
+    """A whole page.
+
+    Args:
+        title: plain text.
+        body: what its main part holds.
+        script: that runs first.
+    """
+    lines = [
+        "<!DOCTYPE html>",
+        '<html lang="en">',
+        "<head>",
+        '<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{html.escape(title)}</title>",
+        f"<style>{style}</style>",
+        *([f"<script>{script}</script>"] if script else []),
+        "</head>",
+        "<body>",
+        f'<main aria-label="{html.escape(title)}">',
+        body,
+        "</main>",
+        "<noscript>The pictures are interactive and need JavaScript; their numbers are also in the tables.</noscript>",
+        "</body>",
+        "</html>",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def write_html(figure: go.Figure, path: Path) -> None:
@@ -317,4 +333,4 @@ def write_html(figure: go.Figure, path: Path) -> None:
     config = {"displaylogo": False, "responsive": True}
     # A fixed id, so that the same study gives the same file.
     body = figure.to_html(config=config, full_html=False, include_plotlyjs=True, div_id="figure")
-    write_atomically(path, _PAGE.format(title=html.escape(html.unescape(written)), figure=body))
+    write_atomically(path, html_page(html.unescape(written), _STYLE, body))

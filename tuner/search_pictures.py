@@ -95,7 +95,7 @@ def progress_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure:
         data,
         titled("Best accuracy and hypervolume over time", area),
         xaxis={"title": {"text": name}, "anchor": "y2", "rangemode": "tozero"},
-        yaxis={"title": {"text": "best accuracy"}, "ticksuffix": "%", "domain": top},
+        yaxis={"title": {"text": "best accuracy"}, "ticksuffix": "%", "domain": top, "range": _around(data[:-1])},
         yaxis2={"title": {"text": "hypervolume"}, "domain": bottom, "nticks": 5},
         showlegend=True,
     )
@@ -103,6 +103,16 @@ def progress_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure:
 
 def _numbers(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _around(traces: Sequence[Mapping[str, Any]]) -> list[float] | None:
+    """A range of percentages around what the traces show that has nothing above 100 but half a marker. None: of
+    nothing."""
+    shown = [value for trace in traces for value in trace["y"] if value is not None]
+    if not shown:
+        return None
+    margin = max(0.5, 0.1 * (max(shown) - min(shown)))
+    return [min(shown) - margin, min(max(shown) + margin, 100.2)]
 
 
 class _Scale:
@@ -118,7 +128,10 @@ class _Scale:
             self._low, self._span = self._at(low), self._at(high) - self._at(low)
             middle = math.exp((math.log(low) + math.log(high)) / 2) if self.log else (low + high) / 2
             ticks = [low, high] if low == high or (isinstance(low, int) and high - low < 2) else [low, middle, high]
-            self.ticks = [(self(value), f"{value:.3g}") for value in dict.fromkeys(ticks)]
+            # Two digits of a small number: its zeros take the room that there is between two axes.
+            self.ticks = [
+                (self(value), f"{value:.2g}" if abs(value) < 0.01 else f"{value:.3g}") for value in dict.fromkeys(ticks)
+            ]
         else:
             self.log = False
             names = sorted({str(value) for value in known})

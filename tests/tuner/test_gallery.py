@@ -107,7 +107,7 @@ def test_the_page_has_every_picture_once_plotly_once_and_nothing_to_fetch(folder
 
 def test_a_title_of_the_users_is_no_markup() -> None:
     study = Pictured("<script>alert(1)</script>", GOAL, [trial(0, 0.9)])
-    assert "<script>alert" not in pictures_page(study)
+    assert "<script>alert" not in pictures_page(study, study.title)
     assert "<title>&lt;script&gt;" in page("<script>", "")
 
 
