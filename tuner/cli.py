@@ -248,6 +248,9 @@ def _run_with(ray: Any, config: Any, *, as_json: bool, resume: bool) -> int:
     except KeyboardInterrupt:
         if not (config.folder / STUDY_YAML).exists():
             raise
+        if ray.lost:
+            _say(f"Ray died, perhaps for want of memory. To go on: {_how_to_resume(config)}")
+            return EXIT_FAILED
         _say(f"Interrupted. To go on: {_how_to_resume(config)}")
         return EXIT_INTERRUPTED
     _say(finished.ended)

@@ -1,10 +1,12 @@
 """A study's connection to Ray, from before it is needed until it is no longer.
 
-A private Ray takes seconds to start. It does so, and ends, in a thread beside whatever else the command has to do.
+A private Ray takes seconds to start. It does so in a thread beside whatever else the command has to do.
 """
 
 from __future__ import annotations
 
+import _thread
+import signal
 import threading
 from contextlib import ExitStack
 from types import TracebackType
@@ -12,9 +14,17 @@ from typing import Protocol, Self
 
 from tuner.config import DEFAULT_EXPERIMENT, StudyConfig
 
+_LOOK_EVERY = 1.0  # seconds
+
 
 class Connection(Protocol):
-    """Has ended when its block is left."""
+    """Has ended when its block is left.
+
+    Attributes:
+        lost: whether Ray died; the main thread is then interrupted, as by a request to terminate.
+    """
+
+    lost: bool
 
     def begin(self) -> None:
         """Ray will be needed soon. May be called again."""
@@ -27,7 +37,7 @@ class Connection(Protocol):
         """
 
     def end(self) -> None:
-        """Ray is not needed any more; the caller goes on meanwhile."""
+        """Ray is not needed any more."""
 
     def __enter__(self) -> Self: ...
 
@@ -55,7 +65,7 @@ class RunningCluster:
     """The cluster at --address, whose nodes have to run what we run and to share the storage."""
 
     def __init__(self, config: StudyConfig) -> None:
-        self._config, self._stack = config, ExitStack()
+        self._config, self._stack, self.lost = config, ExitStack(), False
 
     def begin(self) -> None:
         pass
@@ -87,6 +97,7 @@ class PrivateRay:
         self._config = config
         self._up, self._unwanted = threading.Event(), threading.Event()
         self._error: BaseException | None = None
+        self.lost = False
         self._thread = threading.Thread(target=self._live, name="ray", daemon=True)
 
     def _live(self) -> None:
@@ -95,11 +106,22 @@ class PrivateRay:
 
             with connected(self._config):
                 self._up.set()
-                self._unwanted.wait()
+                self._watch()
         except BaseException as error:
             self._error = error
         finally:
             self._up.set()
+
+    def _watch(self) -> None:
+        """Until Ray is not needed any more. If one of its processes dies, as for want of memory, nothing that waits for
+        Ray would ever hear of it, and Ray itself would end this process without a word on how to go on."""
+        from ray._private.worker import _global_node
+
+        while not self._unwanted.wait(_LOOK_EVERY):
+            if _global_node is not None and _global_node.dead_processes():
+                self.lost = True
+                _thread.interrupt_main(signal.SIGTERM)
+                return
 
     def begin(self) -> None:
         if self._thread.ident is None:
@@ -113,6 +135,8 @@ class PrivateRay:
 
     def end(self) -> None:
         self._unwanted.set()
+        if self._thread.ident is not None:
+            self._thread.join()  # whoever lets go of something of Ray's meanwhile would be ended by it
 
     def __enter__(self) -> Self:
         return self
@@ -121,5 +145,3 @@ class PrivateRay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.end()
-        if self._thread.ident is not None:
-            self._thread.join()

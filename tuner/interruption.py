@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tuner.connection import Connection
+
 
 @contextmanager
-def interruptible(stop: Any) -> Iterator[None]:
-    """Ctrl-C or a request to terminate ends the search cleanly; a second one at once."""
+def interruptible(stop: Any, ray: Connection) -> Iterator[None]:
+    """Ctrl-C or a request to terminate ends the search cleanly; a second one at once, and so does the first where Ray
+    is lost, and with it the running trials."""
 
     def ask(signum: int, frame: Any) -> None:
-        if stop.asked:
+        if stop.asked or ray.lost:
             raise KeyboardInterrupt
         stop.asked = True
         print("Interrupted: ending the running trials. Again to end at once.", file=sys.stderr, flush=True)

@@ -185,7 +185,7 @@ def _search(
         prepared.experiment, prepared.epochs, config.seed, device, weights_folder, config.experiment, checkpoints
     )
     ray_states: dict[str, str] = {}
-    with progress, interruptible(stop), pictures_of(prepared, study):
+    with progress, interruptible(stop, ray), pictures_of(prepared, study):
         if not (study.full or study.out_of_patience):
             ray_states = ray_run.run_trials(
                 study, setup, shared_arrays(prepared.data), gpus=gpus, concurrency=concurrency, stop=stop
