@@ -84,11 +84,25 @@ class Mirror:
             self._try_round()
 
     def _work(self) -> None:
-        took = 0.0
-        while not self._ended.wait(max(EVERY, _SHARE * took)) and not self.lost:
+        following = 0.0
+        while not self._ended.wait(EVERY) and not self.lost:
             start = time.monotonic()
+            if start < following:
+                self._try_renewal()
+                continue
             self._try_round()
-            took = min(time.monotonic() - start, 1.0) if self._why else time.monotonic() - start
+            now = time.monotonic()
+            following = now if self._why else now + _SHARE * (now - start)
+
+    def _try_renewal(self) -> None:
+        """Between two rounds that are far apart."""
+        try:
+            with self._one:
+                self._owner.renew()
+        except TakenOver as error:
+            self.lost = str(error)
+        except OSError as error:
+            self._why = str(error)
 
     def _try_round(self, *, last: bool = False) -> bool:
         """Whether all has arrived that there is."""
@@ -141,6 +155,8 @@ class Mirror:
         content = self._content(name) if content is None else content
         if content is None:
             return False
+        if self._owner.due:  # a round with large networks takes longer than a driver may be silent
+            self._owner.renew()
         self.study.write(name, content)
         self._sent[name] = files[name]
         self._there.add(name)

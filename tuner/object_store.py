@@ -22,13 +22,15 @@ ACCEPTED = "give a folder, or s3://BUCKET/PREFIX"
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _PART = re.compile(r"[A-Za-z0-9._ =,+()!-]{1,200}")  # what no service and no shell's user is surprised by
 _CONNECT_WITHIN = 3.0  # seconds
+_SILENCE = 15.0  # seconds without a byte after which a request has failed; it is tried twice
+_AT_ONCE = 5.0  # the same for the one request by which a person learns whether the store is there
 _WHY = {
     "NO_SUCH_BUCKET": "there is no such bucket",
     "ACCESS_DENIED": "the credentials are missing or not accepted: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
     "or AWS_PROFILE",
     "NETWORK_CONNECTION": "the store does not answer",
 }
-_DENIED = ("INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID", "HTTP status 403", "403")
+_DENIED = ("INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID", "HTTP status 403")
 
 
 class StoreError(OSError):
@@ -102,8 +104,8 @@ class Store:
         with told(self):
             if self.endpoint:
                 _knock(self.endpoint)
-            if not self._client().get_file_info(self.bucket).type:  # FileType.NotFound is 0
-                raise StoreError(_WHY["NO_SUCH_BUCKET"])
+            if not self._client(at_once=True).get_file_info(self.bucket).type:  # FileType.NotFound is 0
+                raise OSError(_WHY["NO_SUCH_BUCKET"])
 
     def _listed(self, under: str, *, recursive: bool) -> list[Any]:
         from pyarrow import fs
@@ -115,8 +117,8 @@ class Store:
     def _path(self, name: str = "") -> str:
         return "/".join(part for part in (self.bucket, self.prefix, *parts_of(name)) if part)
 
-    def _client(self) -> Any:
-        return _client(self.bucket, self.endpoint, self.region)
+    def _client(self, *, at_once: bool = False) -> Any:
+        return _client(self.bucket, self.endpoint, self.region, at_once)
 
 
 def parse_store(uri: str) -> Store:
@@ -167,21 +169,23 @@ def reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if any(word in text for word in _DENIED):
         return _WHY["ACCESS_DENIED"]
-    return next((why for word, why in _WHY.items() if word in text), text[:200])
+    known = any(os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE"))
+    hint = "" if known else " (neither AWS_ACCESS_KEY_ID nor AWS_PROFILE is set)"
+    return next((why for word, why in _WHY.items() if word in text), f"{text[:200]}{hint}")
 
 
 def _knock(endpoint: str) -> None:
-    """Raises StoreError if nothing listens there: the store's own client would try for longer."""
+    """Raises OSError if nothing listens there: the store's own client would try for longer."""
     parts = urlsplit(endpoint)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_WITHIN).close()
     except (OSError, ValueError, OverflowError) as error:
-        raise StoreError(f"nothing answers at {endpoint} ({error})") from None
+        raise OSError(f"nothing answers at {endpoint} ({error})") from None
 
 
 @functools.lru_cache(maxsize=8)
-def _client(bucket: str, endpoint: str, region: str) -> Any:
+def _client(bucket: str, endpoint: str, region: str, at_once: bool) -> Any:
     from pyarrow import fs
 
     if not region:
@@ -190,7 +194,7 @@ def _client(bucket: str, endpoint: str, region: str) -> Any:
         endpoint_override=endpoint or None,
         region=region,
         connect_timeout=_CONNECT_WITHIN,
-        request_timeout=30,
+        request_timeout=_AT_ONCE if at_once else _SILENCE,
         allow_delayed_open=True,  # a small object is then one request, and no empty one before it
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=2),
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1 if at_once else 2),
     )

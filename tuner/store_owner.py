@@ -71,12 +71,17 @@ class Owner:
         """Notes in the folder that it holds what this driver knows of the study. Raises OSError."""
         (self._folder / MARK).write_text(self._token)
 
+    @property
+    def due(self) -> bool:
+        """Whether it is time to renew."""
+        return time.monotonic() >= self._next
+
     def renew(self) -> None:
         """Looks whether the study is still this process's, and renews that. Raises TakenOver, OSError."""
         now = self._read() or {}
         if now.get("token", self._token) != self._token:
             raise TakenOver(_taken(self._study, now))
-        if time.monotonic() >= self._next:
+        if self.due:
             self._write(ended=False)
 
     def release(self) -> None:

@@ -295,7 +295,8 @@ class Watched(Store):
 
     def write(self, name: str, content: bytes) -> None:
         super().write(name, content)
-        self.told.append(name)
+        if name != OWNER:
+            self.told.append(name)
 
     def remove(self, name: str) -> None:
         super().remove(name)
