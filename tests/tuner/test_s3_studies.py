@@ -15,9 +15,10 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 import yaml
 from optuna.storages.journal import JournalFileBackend
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from tests.tuner.conftest import EXPERIMENT, Ran, run_command
 from tests.tuner.s3_servers import S3Server
@@ -119,9 +120,10 @@ def test_report_compare_and_export_read_from_the_store(bench: Bench, ended: Ran)
     assert "tmp/" not in page.replace(str(bench.cwd), "")
     export = bench.run("export", "ended", "--format", "safetensors", "--storage", STORAGE, "--json")
     assert export.code == 0, export.stderr
-    assert (bench.cwd / "ended" / "export" / "best.safetensors").read_bytes() == bench.study("ended").read(
-        "best/model.safetensors"
-    )
+    exported = load_file(bench.cwd / "ended" / "export" / "best.safetensors")
+    written = load(bench.study("ended").read("best/model.safetensors"))
+    assert exported
+    assert all(torch.equal(tensor, written[name]) for name, tensor in exported.items())
     again = bench.run(*bench.options("other", 2), "--warm-start", "ended")
     assert again.code == 0, again.stderr
     compared = bench.run("compare", "ended", "other", "--storage", STORAGE, "--json")
@@ -151,9 +153,9 @@ def test_a_killed_study_goes_on_from_the_store_alone(bench: Bench) -> None:
     process = bench.start(*bench.options("killed", 5, "slowly"), "--scheduler", "none", "--concurrency", "1")
     end = time.monotonic() + 200
     while time.monotonic() < end and process.poll() is None:
-        running = [name for name in study.names() if name.startswith(".checkpoints/t0001-")]
-        if "optuna.journal" in study.names() and running:
-            break
+        running = any(name.startswith(".checkpoints/") for name in study.names())
+        if running and "optuna.journal" in study.names() and finished(study, bench.cwd / "kept.journal"):
+            break  # one trial has ended, and another is in its midst
         time.sleep(0.2)
     assert process.poll() is None, process.communicate()[1]
     os.killpg(process.pid, signal.SIGKILL)
@@ -175,7 +177,10 @@ def finished(study: Store, file: Path) -> dict[int, list[float]]:
     """The completed trials and their values, as the journal in the store has them."""
     file.write_bytes(study.read("optuna.journal"))
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(file)))
-    trials = optuna.load_study(study_name=study.prefix.rpartition("/")[2], storage=storage).trials
+    name = study.prefix.rpartition("/")[2]
+    if name not in optuna.get_all_study_names(storage):
+        return {}
+    trials = optuna.load_study(study_name=name, storage=storage).trials
     return {trial.number: trial.values for trial in trials if trial.state is optuna.trial.TrialState.COMPLETE}
 
 
