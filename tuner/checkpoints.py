@@ -16,11 +16,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
-from tuner import files
+from tuner.files import Place, place_of
+from tuner.object_store import StoreError
 
 EVERY = 5.0  # seconds between two checkpoints of a trial, at least
 SHARE = 0.01  # of a trial's time that checkpoints may take: where writing is slow there are fewer
@@ -68,71 +69,77 @@ def _decoded(value: Any, tensors: Any) -> Any:
         return value
     ((kind, content),) = value.items()
     if kind == "tensor":
-        return tensors.get_tensor(content)
+        return tensors[content]
     if kind == "dict":
         return {_decoded(key, tensors): _decoded(item, tensors) for key, item in content}
     items = [_decoded(item, tensors) for item in content]
     return tuple(items) if kind == "tuple" else items
 
 
-def write(folder: Path, number: int, epoch: int, packed: tuple[dict[str, Tensor], str]) -> Path:
-    """Writes a checkpoint of trial `number` after `epoch` epochs; only the last KEPT stay. Raises OSError."""
-    tensors, text = packed
+def write(folder: Path | Place, number: int, epoch: int, packed: tuple[dict[str, Tensor], str]) -> str:
+    """Writes a checkpoint of trial `number` after `epoch` epochs; only the last KEPT stay. Returns the file's name.
+    Raises OSError."""
+    place, (tensors, text) = place_of(folder), packed
     content = save(tensors, {_STATE: text})
-    path = folder / f"t{number:04d}-{epoch}-{hashlib.sha256(content).hexdigest()}.safetensors"
-    files.write_bytes(path, content)
-    for _, old in sorted(_of(folder, number), reverse=True)[KEPT:]:
-        old.unlink(missing_ok=True)
-    return path
+    name = f"t{number:04d}-{epoch}-{hashlib.sha256(content).hexdigest()}.safetensors"
+    place.write(name, content)
+    for _, old in sorted(_of(place, number), reverse=True)[KEPT:]:
+        place.remove(old)
+    return name
 
 
-def read(path: Path) -> Any:
+def read(folder: Path | Place, name: str) -> Any:
     """A checkpoint's state. Raises Damaged, or OSError."""
-    match = _NAME.fullmatch(path.name)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if match is None or digest != match[3]:
-        raise Damaged(f"{path.name} is not what was written")
+    match, content = _NAME.fullmatch(name), place_of(folder).read(name)
+    if match is None or hashlib.sha256(content).hexdigest() != match[3]:
+        raise Damaged(f"{name} is not what was written")
     try:
-        with safe_open(path, framework="pt") as tensors:
-            return _decoded(json.loads(tensors.metadata()[_STATE]), tensors)
+        tensors = load(content)  # checks the header, which is read once more for the text in it
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return _decoded(json.loads(header["__metadata__"][_STATE]), tensors)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:  # whole, and yet no checkpoint of ours
-        raise Damaged(f"{path.name} is no checkpoint") from error
+        raise Damaged(f"{name} is no checkpoint") from error
 
 
-def newest(folder: Path, number: int) -> Iterator[Any]:
+def newest(folder: Path | Place, number: int) -> Iterator[Any]:
     """The states of trial `number`'s sound checkpoints, the newest first. Damaged ones are removed."""
-    for _, path in sorted(_of(folder, number), reverse=True):
+    place = place_of(folder)
+    for _, name in sorted(_of(place, number), reverse=True):
         try:
-            yield read(path)
+            yield read(place, name)
         except Damaged:
-            path.unlink(missing_ok=True)
+            place.remove(name)
         except FileNotFoundError:
             continue
 
 
-def sweep(folder: Path, running: Collection[int]) -> None:
-    """Removes all checkpoints but those of the trials that run."""
-    for path in folder.glob("*.safetensors"):
-        match = _NAME.fullmatch(path.name)
-        if match is None or int(match[1]) not in running:
-            path.unlink(missing_ok=True)
+def sweep(folder: Path | Place, running: Collection[int]) -> None:
+    """Removes all checkpoints but those of the trials that run.
+
+    Args:
+        running: looked at after the files are, so that another thread may add to it meanwhile.
+    """
+    place = place_of(folder)
+    for name in place.names():
+        match = _NAME.fullmatch(name)
+        if name.endswith(".safetensors") and (match is None or int(match[1]) not in running):
+            place.remove(name)
 
 
-def _of(folder: Path, number: int) -> list[tuple[int, Path]]:
-    """(epoch, file) of the trial's checkpoints."""
-    found = ((_NAME.fullmatch(path.name), path) for path in folder.glob(f"t{number:04d}-*.safetensors"))
-    return [(int(match[2]), path) for match, path in found if match is not None and int(match[1]) == number]
+def _of(place: Place, number: int) -> list[tuple[int, str]]:
+    """(epoch, name) of the trial's checkpoints."""
+    found = ((_NAME.fullmatch(name), name) for name in place.names())
+    return [(int(match[2]), name) for match, name in found if match is not None and int(match[1]) == number]
 
 
 class Writer:
     """Writes checkpoints in a thread of its own, one at a time and as seldom as EVERY and SHARE say.
 
     Args:
-        folder: of checkpoints, which is there.
+        folder: of checkpoints, which is there; in an object store, one that cannot be written now is left out.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | Place) -> None:
         self._folder = folder
         self._every = float(os.environ.get(EVERY_VARIABLE, EVERY))
         self._thread: threading.Thread | None = None
@@ -178,6 +185,8 @@ class Writer:
     def _write(self, start: float, number: int, epoch: int, packed: tuple[dict[str, Tensor], str]) -> None:
         try:
             write(self._folder, number, epoch, packed)
+        except StoreError:  # it may answer again: the study goes on, with an older checkpoint
+            pass
         except OSError as error:
             self._error = error
         except (SafetensorError, KeyError, ValueError):  # a type of number that safetensors does not know

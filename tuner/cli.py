@@ -28,6 +28,7 @@ also:
   tune-sparsity list experiments|methods|spaces|samplers
 
 exit codes: 0 done, 1 the study failed, 2 wrong use, 3 no trial meets the target, 130 interrupted"""
+_STORAGE = "folder of studies, or s3://BUCKET/PREFIX (./studies)"
 _LISTS = ("experiments", "methods", "spaces", "samplers")
 
 
@@ -119,7 +120,7 @@ def _search_parser() -> _Parser:
         "--address", metavar="ADDRESS", help="of a running Ray: auto, HOST:PORT, ray://HOST:PORT (a private one)"
     )
     record = parser.add_argument_group("where to keep it")
-    record.add_argument("--storage", metavar="DIR", help="folder of studies; a cluster's nodes share it (./studies)")
+    record.add_argument("--storage", metavar="DIR", help=_STORAGE)
     record.add_argument("--study", metavar="NAME", help="the study's name (from experiment, target and time)")
     record.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (sqlite:///mlflow.db)")
     record.add_argument("--register", metavar="NAME", help="put the best network into MLflow's registry")
@@ -149,7 +150,7 @@ def _search(arguments: list[str]) -> int:
 def _resume(arguments: list[str]) -> int:
     parser = _parser("tune-sparsity resume", description="Goes on with a study: finished trials stay as they are.")
     parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
-    parser.add_argument("--storage", metavar="DIR", default="studies", help="folder of studies (./studies)")
+    parser.add_argument("--storage", metavar="DIR", default="studies", help=_STORAGE)
     parser.add_argument("--trials", metavar="N", default=argparse.SUPPRESS, help="a new number of trials in all")
     parser.add_argument("--time-budget", metavar="T", default=argparse.SUPPRESS, help="a new budget for all of it")
     parser.add_argument("--patience", metavar="N", default=argparse.SUPPRESS, help="trials without gain to end after")
@@ -160,9 +161,10 @@ def _resume(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     options = vars(parser.parse_args(arguments))
     as_json = options.pop("json")
+    from tuner.config import storage_of
     from tuner.config_file import check_withheld, read_study
 
-    config = read_study(options.pop("study"), Path(options.pop("storage")), options)
+    config = read_study(options.pop("study"), storage_of(options.pop("storage")), options)
     check_withheld(config)
     return _run(config.resolved(), as_json=as_json, resume=True)
 
@@ -174,7 +176,7 @@ def _doctor(arguments: list[str]) -> int:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--address", metavar="ADDRESS", help="of a running Ray: auto, HOST:PORT, ray://HOST:PORT")
-    parser.add_argument("--storage", metavar="DIR", help="folder of studies; a cluster's nodes share it (./studies)")
+    parser.add_argument("--storage", metavar="DIR", help=_STORAGE)
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (sqlite:///mlflow.db)")
     parser.add_argument("--cpus-per-trial", metavar="N", help="(1)")
     parser.add_argument("--gpus-per-trial", metavar="N", help="auto, 0, a share such as 0.25, or 1 (auto)")
@@ -192,14 +194,15 @@ def _doctor(arguments: list[str]) -> int:
 def _send(arguments: list[str]) -> int:
     parser = _parser("tune-sparsity send", description="Brings to MLflow what a study could not tell it.")
     parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
-    parser.add_argument("--storage", metavar="DIR", default="studies", help="folder of studies (./studies)")
+    parser.add_argument("--storage", metavar="DIR", default="studies", help=_STORAGE)
     parser.add_argument("--tracking-uri", metavar="URI", default=argparse.SUPPRESS, help="another store than before")
     options = vars(parser.parse_args(arguments))
+    from tuner.config import storage_of
     from tuner.config_file import read_study
-    from tuner.send import send
+    from tuner.send import send_study
 
-    config = read_study(options.pop("study"), Path(options.pop("storage")), options).resolved()
-    where, problems = send(config.folder, config.tracking_uri, chosen="tracking_uri" in options)
+    config = read_study(options.pop("study"), storage_of(options.pop("storage")), options).resolved()
+    where, problems = send_study(config, chosen="tracking_uri" in options)
     _tell(problems, config)
     if problems:
         return EXIT_FAILED
@@ -233,17 +236,22 @@ def _run(config: Any, *, as_json: bool, resume: bool) -> int:
 
 def _run_with(ray: Any, config: Any, *, as_json: bool, resume: bool) -> int:
     from tuner.prepare import prepare
-    from tuner.run import STUDY_YAML, DiskFull, run_study
+    from tuner.run import STUDY_YAML, DiskFull, TakenOver, run_study
     from tuner.tracking_uri import stray_environment
 
     prepared = prepare(config, resume=resume)
     _say(f"{'Resuming' if resume else 'Starting'} {config.study}: {config.trials} trials, {prepared.goal}")
+    if not isinstance(config.storage, Path):
+        _say(f"Kept in {config.storage / config.study}, worked on in {config.folder}")
     if stray := stray_environment():
         _say(f"Ignoring {', '.join(stray)}: this study has runs of its own")
     try:
         finished = run_study(prepared, ray, resume=resume, launched=LAUNCHED)
     except DiskFull as error:
         _say(f"{config.folder} cannot be written to: {error}. When there is room again: {_how_to_resume(config)}")
+        return EXIT_FAILED
+    except TakenOver as error:
+        _say(f"Ended, since the store could not be reached for too long: {error}")
         return EXIT_FAILED
     except KeyboardInterrupt:
         if not (config.folder / STUDY_YAML).exists():
@@ -277,7 +285,8 @@ def _tell(problems: list[str], config: Any) -> None:
         _say(f"Not in MLflow: {problem}")
     if problems:
         where = f"{config.study} --storage {shlex.quote(str(config.storage))}"
-        _say(f"It waits in {config.folder}/tracking. To send it: {command('tune-sparsity')} send {where}")
+        waits = f"{config.storage / config.study}/tracking"
+        _say(f"It waits in {waits}. To send it: {command('tune-sparsity')} send {where}")
 
 
 def _exit_code(finished: Any, config: Any) -> int:

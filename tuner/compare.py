@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.config import UsageError
+from tuner.config import UsageError, storage_of
 from tuner.final_table import shown_path
 from tuner.gallery import page, picture
 from tuner.pareto import best_trial, pareto_front, points_of
@@ -34,8 +34,12 @@ def compare(arguments: list[str]) -> int:
 
     parser = _parser("tune-sparsity compare", description="Compares studies of one experiment with the first of them.")
     parser.add_argument("studies", metavar="STUDY", nargs="+", help="names, or folders; two or more")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="the page (compare-A-B.html in the folder of studies)")
-    parser.add_argument("--storage", metavar="DIR", type=Path, default=Path("studies"), help="folder of studies")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="the page (compare-A-B.html in the folder of studies; here for s3://)"
+    )
+    parser.add_argument(
+        "--storage", metavar="DIR", type=storage_of, default="studies", help="folder of studies, or s3://BUCKET/PREFIX"
+    )
     parser.add_argument("--json", action="store_true", help="print the table as JSON on stdout")
     options = parser.parse_args(arguments)
     studies = [read_ended(name, options.storage) for name in options.studies]
@@ -43,7 +47,8 @@ def compare(arguments: list[str]) -> int:
     records = [study.records() for study in studies]
     rows = differences(studies, records)
     names = "-".join(study.config.study for study in studies)
-    path = options.out or options.storage / f"compare-{names[:150]}.html"
+    folder = options.storage if isinstance(options.storage, Path) else Path()
+    path = options.out or folder / f"compare-{names[:150]}.html"
     write_page(path, compare_page(studies, records, rows))
     if options.json:
         print(json.dumps({"experiment": studies[0].result["experiment"], "page": str(path), "rows": rows}, indent=2))

@@ -17,6 +17,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    InstanceOf,
+    PlainSerializer,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -24,7 +26,9 @@ from pydantic import (
 )
 
 from tuner.goal_options import Front, Target, split
-from tuner.tracking_uri import check_tracking_uri, resolve_tracking_uri
+from tuner.object_store import Store, parse_store
+from tuner.store_copy import working_folder
+from tuner.tracking_uri import check_tracking_uri, redact, resolve_tracking_uri
 
 if TYPE_CHECKING:
     from tuner.goal import Goal
@@ -70,6 +74,27 @@ def parse_duration(value: Any) -> Any:
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=3650 * 86400, allow_inf_nan=False)]
 
 
+def _place(text: str) -> Path | Store:
+    if text.startswith("s3:") or "://" in text:
+        return parse_store(text)
+    return Path(text)
+
+
+def storage_of(text: str) -> Path | Store:
+    """The value of a subcommand's --storage. Raises UsageError."""
+    try:
+        return _place(text)
+    except ValueError as error:
+        raise UsageError(f"--storage {redact(text)!r}: {error}") from None
+
+
+def study_in(store: Store, study: str) -> Store:
+    """The prefix of a study. Raises UsageError for what is no study's name: it must not lead out of the store's."""
+    if not _STUDY_NAME.fullmatch(study):
+        raise UsageError(f"{study[:100]!r} is no study's name: a study in {store} is given by its name alone")
+    return store / study
+
+
 def _registered_name(name: str) -> str:
     if not name.strip() or len(name) > 250 or set(name) & set("/:") or not name.isprintable():
         raise ValueError("a registered model's name has 1 to 250 characters, '/' and ':' not among them")
@@ -107,7 +132,7 @@ class StudyConfig(BaseModel):
     cpus_per_trial: float = Field(default=1, gt=0, le=1024, allow_inf_nan=False)
     gpus_per_trial: Literal["auto"] | Annotated[float, Field(ge=0, le=1024, allow_inf_nan=False)] = "auto"
     address: str | None = None
-    storage: Path = Path("studies")
+    storage: Annotated[Path | InstanceOf[Store], PlainSerializer(str, return_type=str)] = Path("studies")
     study: str = ""
     tracking_uri: str = ""
     data_dir: Path | None = None
@@ -168,9 +193,7 @@ class StudyConfig(BaseModel):
     @field_validator("storage", mode="before")
     @classmethod
     def _storage(cls, value: Any) -> Any:
-        if isinstance(value, str) and "://" in value:
-            raise ValueError("give a folder, which all nodes of a cluster share: object stores are not supported")
-        return value
+        return _place(value) if isinstance(value, str) else value
 
     @field_validator("gpus_per_trial")
     @classmethod
@@ -244,7 +267,9 @@ class StudyConfig(BaseModel):
 
     @property
     def folder(self) -> Path:
-        """The study's own folder."""
+        """The study's own folder; of a study in an object store, the one on this machine that it is worked on in."""
+        if isinstance(self.storage, Store):
+            return working_folder(self.storage, self.study)
         return self.storage / self.study
 
     def resolved(self) -> StudyConfig:
@@ -253,7 +278,7 @@ class StudyConfig(BaseModel):
         where, _, attribute = self.experiment.rpartition(":")
         is_file = self.space is not None and Path(self.space).suffix in {".yaml", ".yml"}
         paths = {
-            "storage": self.storage.absolute(),
+            "storage": self.storage.absolute() if isinstance(self.storage, Path) else self.storage,
             "data_dir": self.data_dir and self.data_dir.absolute(),
             "experiment": f"{Path(where).absolute()}:{attribute}" if where.endswith(".py") else self.experiment,
             "space": str(Path(self.space).absolute()) if self.space and is_file else self.space,
@@ -295,7 +320,7 @@ def describe(error: ValidationError) -> str:
     option = f"--{field.replace('_', '-')}"
     if first["type"] == "extra_forbidden":
         return unknown("option", field, StudyConfig.model_fields)
-    given = repr(first["input"])
+    given = redact(repr(first["input"]))
     given = given if len(given) <= 80 else given[:77] + "..."
     accepted = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
     return f"{option} {given}: {' '.join(accepted.split())}"

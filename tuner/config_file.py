@@ -8,7 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tuner.config import GOALS, StudyConfig, UsageError, describe, make_config
+from tuner.config import GOALS, StudyConfig, UsageError, describe, make_config, study_in
+from tuner.object_store import Store
+from tuner.store_copy import file_of, working_folder
 
 _ABOUT = "about"  # study.yaml's account of versions and data: no option
 WITHHELD = "tracking_uri_without_password"  # in that account, where the URI is not among the options for its password
@@ -27,12 +29,14 @@ def read_config(options: dict[str, Any]) -> StudyConfig:
     return _from_file(Path(file), options)
 
 
-def read_study(study: str, storage: Path, options: dict[str, Any]) -> StudyConfig:
+def read_study(study: str, storage: Path | Store, options: dict[str, Any]) -> StudyConfig:
     """The configuration of an existing study, by its name in `storage` or by its folder.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if there is none, or if the object store cannot be read.
     """
+    if isinstance(storage, Store):
+        return _from_file(_file_in(storage, study), {**options, "storage": storage, "study": study})
     folder = storage / study
     if not _is_file(folder / "study.yaml") and _is_file(Path(study) / "study.yaml"):
         folder = Path(study).absolute()
@@ -43,12 +47,32 @@ def read_study(study: str, storage: Path, options: dict[str, Any]) -> StudyConfi
     return _from_file(folder / "study.yaml", {**options, **place})
 
 
+def _file_in(store: Store, study: str) -> Path:
+    """A copy of the study.yaml in the store, or the one that waits on this machine to be brought there."""
+    try:
+        return file_of(study_in(store, study), "study.yaml")
+    except FileNotFoundError:
+        waiting = working_folder(store, study) / "study.yaml"
+        if _is_file(waiting):
+            return waiting
+        try:
+            store.reach()
+            there = ", ".join(store.children())
+        except OSError as error:
+            raise UsageError(f"--storage {error}") from None
+        raise UsageError(f"no study {study!r} in {store}: there {'is ' + there if there else 'are none'}") from None
+    except OSError as error:
+        raise UsageError(f"--storage {error}") from None
+
+
 def check_withheld(config: StudyConfig) -> None:
     """Raises UsageError if the study's tracking URI was not kept, for the password in it, and is not given again: its
     runs would go on in another store."""
     from search_spaces import read_mapping
 
-    data, _ = read_mapping(config.folder / "study.yaml")
+    storage = config.storage
+    file = _file_in(storage, config.study) if isinstance(storage, Store) else config.folder / "study.yaml"
+    data, _ = read_mapping(file)
     uri = (data.get(_ABOUT) or {}).get(WITHHELD)
     if uri and not (config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()):
         raise UsageError(

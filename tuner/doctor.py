@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.config import StudyConfig, UsageError
+from tuner.object_store import Store
 from tuner.tracking_uri import check_tracking_uri, redact, sqlite_file, stray_environment
 
 if TYPE_CHECKING:
@@ -58,15 +59,15 @@ def _environment() -> Finding:
     return Finding("environment", "no stray MLFLOW_ variables")
 
 
-def storage_here(folder: Path) -> Finding:
+def storage_here(storage: Path | Store) -> Finding:
     """Whether this machine can write to the storage."""
     from tuner.prepare import check_storage
 
     try:
-        check_storage(folder)
+        check_storage(storage)
     except UsageError as error:
         return Finding("storage", str(error), "see --storage")
-    return Finding("storage", f"this machine can write to {folder}")
+    return Finding("storage", f"this machine can write to {storage}")
 
 
 def tracking(uri: str) -> Finding:
@@ -131,7 +132,7 @@ def _cluster(config: StudyConfig) -> Iterator[Finding]:
     try:
         answers = cluster.ask(there, config.storage)
     except OSError as error:
-        yield Finding("shared storage", f"{config.storage}: {error.strerror}", "give a folder that can be written to")
+        yield Finding("shared storage", f"{config.storage}: {error.strerror or error}", "see --storage")
         answers = cluster.ask(there, None)
     else:
         yield shared_storage(config.storage, answers)
@@ -183,12 +184,16 @@ def versions(answers: Sequence[Answer]) -> Iterator[Finding]:
             )
 
 
-def shared_storage(storage: Path, answers: Sequence[Answer]) -> Finding:
+def shared_storage(storage: Path | Store, answers: Sequence[Answer]) -> Finding:
     """Whether all nodes see what the driver writes, and the driver what they write."""
+    from tuner.nodes import EACH_NODE
+
     wrong = [f"{answer.node.address} {answer.storage}" for answer in answers if answer.storage]
+    stored = isinstance(storage, Store)
     if wrong:
-        return Finding("shared storage", f"{storage}: {', '.join(wrong)}", "give a --storage that all nodes share")
-    return Finding("shared storage", f"{storage} is the same folder on all nodes")
+        remedy = EACH_NODE if stored else "give a --storage that all nodes share"
+        return Finding("shared storage", f"{storage}: {', '.join(wrong)}", remedy)
+    return Finding("shared storage", f"{storage} is {'reached from' if stored else 'the same folder on'} all nodes")
 
 
 def gpu_memory(answers: Sequence[Answer], gpus: float) -> Iterator[Finding]:

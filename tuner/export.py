@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.config import UsageError, unknown
+from tuner.config import UsageError, storage_of, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,8 +51,12 @@ def export(arguments: list[str]) -> int:
     parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
     parser.add_argument("--format", metavar="F", required=True, help=", ".join(SUFFIXES))
     parser.add_argument("--network", metavar="NAME", default="best", help="best, best-0.9, front/t0003, ... (best)")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="(export/ in the study's folder)")
-    parser.add_argument("--storage", metavar="DIR", type=Path, default=Path("studies"), help="folder of studies")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="(export/ in the study's folder; STUDY/export/ here for s3://)"
+    )
+    parser.add_argument(
+        "--storage", metavar="DIR", type=storage_of, default="studies", help="folder of studies, or s3://BUCKET/PREFIX"
+    )
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set is")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON on stdout")
     options = parser.parse_args(arguments)
@@ -67,7 +71,7 @@ def export(arguments: list[str]) -> int:
 
         require_onnx()
     stem = options.network.replace("/", "-")
-    path = options.out or study.folder / "export" / f"{stem}{SUFFIXES[options.format]}"
+    path = options.out or study.results / "export" / f"{stem}{SUFFIXES[options.format]}"
     try:
         document = export_network(study, options.network, options.format, path)
     except ExportFailed as error:

@@ -1,10 +1,52 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders of them."""
 
 from __future__ import annotations
 
 import os
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+
+class Place(Protocol):
+    """Where files with names are: a folder, or a prefix in an object store."""
+
+    def read(self, name: str) -> bytes:
+        """A file's content. Raises FileNotFoundError, or another OSError."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replaces a file, which is seen whole or not at all. Raises OSError."""
+
+    def remove(self, name: str) -> None:
+        """Removes a file if it is there. Raises OSError."""
+
+    def names(self) -> list[str]:
+        """Of all files. Raises OSError."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder as a Place; folders in it are not looked into."""
+
+    path: Path
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        write_bytes(self.path / name, content)
+
+    def remove(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+    def names(self) -> list[str]:
+        return [path.name for path in self.path.glob("*")]
+
+
+def place_of(where: Path | Place) -> Place:
+    """A path is the folder there."""
+    return Folder(where) if isinstance(where, Path) else where
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -156,7 +156,7 @@ def files_line(outcome: StudyOutcome) -> str:
     networks = list(dict.fromkeys(name.partition("/")[0] for name in outcome.goal.folders(outcome.records)))
     there = [f"{name}/" for name in networks if (outcome.folder / name).exists()]
     there += [name for name in tables if (outcome.folder / name).exists()]
-    return f"{shown_path(outcome.folder)}{os.sep}" + (f"  ({', '.join(there)})" if there else "")
+    return f"{outcome.store or shown_path(outcome.folder)}{os.sep}" + (f"  ({', '.join(there)})" if there else "")
 
 
 def command(name: str) -> str:

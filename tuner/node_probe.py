@@ -17,11 +17,12 @@ OURS = ("tuner", "search_spaces", "experiments", "sparsity")
 PATIENCE = 10.0  # seconds that a network file system may take to show what another machine wrote
 
 
-def probe(storage: str | None, token: str, name: str) -> dict[str, Any]:
+def probe(storage: Any, token: str, name: str) -> dict[str, Any]:
     """The node's versions, GPUs and view of the storage.
 
     Args:
-        storage: a folder in which the driver has left a file "driver" with the token; None: not looked at.
+        storage: a folder's path or a tuner.object_store.Store, in which the driver has left a file "driver" with the
+            token; None: not looked at.
         token: what the file holds.
         name: of the file that this node leaves beside it, with the same content.
 
@@ -72,24 +73,26 @@ def _version(package: str) -> str:
         return ""
 
 
-def _storage(storage: str | None, token: str, name: str) -> str:
+def _storage(storage: Any, token: str, name: str) -> str:
     if storage is None:
         return ""
-    folder, end = Path(storage), time.monotonic() + PATIENCE
+    from tuner.files import Folder
+
+    place, end = Folder(Path(storage)) if isinstance(storage, str) else storage, time.monotonic() + PATIENCE
     while True:
         try:
-            seen = (folder / "driver").read_text() == token
+            seen = place.read("driver") == token.encode()
             break
         except FileNotFoundError:
             if time.monotonic() > end:
                 return "does not see what the driver writes there"
             time.sleep(0.2)
         except OSError as error:
-            return f"cannot read there ({error.strerror})"
+            return f"cannot read there ({error.strerror or error})"
     if not seen:
         return "sees another folder of that name"
     try:
-        (folder / name).write_text(token)
+        place.write(name, token.encode())
     except OSError as error:
-        return f"cannot write there ({error.strerror})"
+        return f"cannot write there ({error.strerror or error})"
     return ""

@@ -15,9 +15,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tuner import node_probe
 from tuner.config import UsageError
+from tuner.files import Folder
+from tuner.object_store import Store
 
 _ANSWER_WITHIN = 120.0  # seconds; a node may have to fetch the code and start a process first
 
+EACH_NODE = "every node needs a way to the store, and credentials of its own"
 _ALIKE = ("python", "ray", "torch", "numpy", "tune-sparsity")  # of the rest, any version will do
 
 
@@ -66,19 +69,20 @@ def nodes() -> list[Node]:
     return sorted((node for node in found if node.cpus > 0), key=lambda node: (node.address, node.id))
 
 
-def ask(asked: Sequence[Node], storage: Path | None) -> list[Answer]:
+def ask(asked: Sequence[Node], storage: Path | Store | None) -> list[Answer]:
     """What each node says of itself; all are asked at once.
 
     Args:
-        storage: the folder that all should share, probed with a file that is gone afterwards; None: not probed.
+        storage: the folder that all should share, or the object store that all should reach, probed with a file that
+            is gone afterwards; None: not probed.
 
     Raises:
         OSError: if this machine itself cannot write to the storage.
     """
     token = secrets.token_hex(16)
-    with _left_behind(storage, token) as folder:
+    with _left_behind(storage, token) as place:
         remote = ray.remote(num_cpus=0, max_retries=1)(node_probe.probe)
-        path = None if folder is None else str(folder)
+        path = str(place.path) if isinstance(place, Folder) else place
         waiting = {
             node: remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
                 path, token, node.id
@@ -87,7 +91,7 @@ def ask(asked: Sequence[Node], storage: Path | None) -> list[Answer]:
         }
         end = time.monotonic() + _ANSWER_WITHIN
         answers = [_answer(node, reference, end) for node, reference in waiting.items()]
-        return [_read_back(answer, folder) for answer in answers]
+        return [_read_back(answer, place) for answer in answers]
 
 
 def _answer(node: Node, reference: Any, end: float) -> Answer:
@@ -100,12 +104,12 @@ def _answer(node: Node, reference: Any, end: float) -> Answer:
     return Answer(node, **said)
 
 
-def _read_back(answer: Answer, folder: Path | None) -> Answer:
+def _read_back(answer: Answer, place: Folder | Store | None) -> Answer:
     """With the storage found wanting where the node's file does not arrive here."""
-    if folder is None or answer.silent or answer.storage:
+    if place is None or answer.silent or answer.storage:
         return answer
     end = time.monotonic() + node_probe.PATIENCE
-    while not (folder / answer.node.id).exists():
+    while answer.node.id not in place.names():
         if time.monotonic() > end:
             return Answer(answer.node, answer.versions, answer.gpus, "writes where the driver does not see it")
         time.sleep(0.2)
@@ -113,17 +117,35 @@ def _read_back(answer: Answer, folder: Path | None) -> Answer:
 
 
 @contextlib.contextmanager
-def _left_behind(storage: Path | None, token: str) -> Iterator[Path | None]:
-    """A folder in the storage with the driver's file; afterwards there is no trace of it."""
+def _left_behind(storage: Path | Store | None, token: str) -> Iterator[Folder | Store | None]:
+    """A place in the storage with the driver's file; afterwards there is no trace of it."""
     if storage is None:
         yield None
         return
+    place = storage / f".tune-sparsity-probe-{token[:8]}"
+    with _emptied(place) if isinstance(place, Store) else _made(place):
+        there = place if isinstance(place, Store) else Folder(place)
+        there.write("driver", token.encode())
+        yield there
+
+
+@contextlib.contextmanager
+def _emptied(place: Store) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for name in place.names():
+                place.remove(name)
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    storage = folder.parent
     made = [folder for folder in (storage, *storage.parents) if not folder.exists()]
-    folder = storage / f".tune-sparsity-probe-{token[:8]}"
     try:
         folder.mkdir(parents=True)
-        (folder / "driver").write_text(token)
-        yield folder
+        yield
     finally:
         with contextlib.suppress(OSError):
             for file in folder.iterdir():
@@ -154,8 +176,8 @@ def compared(package: str, version: str) -> str:
     return release if parts is None else ".".join(release.split(".")[:parts])
 
 
-def check_nodes(storage: Path) -> None:
-    """Before a study begins on a cluster: every node runs what the driver runs, and shares its storage.
+def check_nodes(storage: Path | Store) -> None:
+    """Before a study begins on a cluster: every node runs what the driver runs, and shares or reaches its storage.
 
     Raises:
         UsageError: with the first thing that is wrong, and on which node.
@@ -167,6 +189,8 @@ def check_nodes(storage: Path) -> None:
     if different := differences(answers):
         raise UsageError(f"node {different[0]}: all nodes need the same (tune-sparsity doctor lists them all)")
     for answer in answers:
+        if answer.storage and isinstance(storage, Store):
+            raise UsageError(f"--storage {storage}: node {answer.node.address} {answer.storage}: {EACH_NODE}")
         if answer.storage:
             raise UsageError(
                 f"--storage {storage}: node {answer.node.address} {answer.storage}: give a folder that all "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,7 @@ from sparsity import prunable_layers
 from tuner.config import StudyConfig, UsageError, unknown
 from tuner.goal import Goal
 from tuner.goal_spaces import spaces_of
+from tuner.object_store import Store, StoreError
 from tuner.samplers import check_sampler
 from tuner.tracking_uri import check_driver, check_tracking_uri
 from tuner.warm_start import WarmStart, warm_start
@@ -67,7 +69,7 @@ def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
     check_address(config.address)
     check_gpus(config)
     check_storage(config.storage)
-    if config.folder.exists() != resume:
+    if _exists(config) != resume:
         raise UsageError(
             f"no study {config.study!r} in {config.storage}"
             if resume
@@ -159,8 +161,32 @@ def check_gpus(config: StudyConfig) -> None:
         )
 
 
-def check_storage(folder: Path) -> None:
-    """Raises UsageError unless files can be made in `folder`; leaves no trace."""
+def _exists(config: StudyConfig) -> bool:
+    """Whether there is a study of that name: of one in an object store also what waits here to be brought there."""
+    if config.folder.exists():
+        return True
+    return isinstance(config.storage, Store) and bool((config.storage / config.study).names())
+
+
+def check_storage(storage: Path | Store) -> None:
+    """Raises UsageError unless files can be made in the storage; leaves no trace."""
+    if isinstance(storage, Store):
+        _check_store(storage)
+    else:
+        _check_folder(storage)
+
+
+def _check_store(store: Store) -> None:
+    probe = f".tune-sparsity-probe-{secrets.token_hex(4)}"
+    try:
+        store.reach()
+        store.write(probe, b"")
+        store.remove(probe)
+    except StoreError as error:
+        raise UsageError(f"--storage {error}") from None
+
+
+def _check_folder(folder: Path) -> None:
     try:
         existing = folder
         while not existing.exists():

@@ -31,6 +31,7 @@ from tuner.trial import (
     EPOCHS,
     FAILURE,
     FINAL,
+    WEIGHTS,
     TrialSetup,
     TrialTrainable,
     disk_error,
@@ -117,6 +118,8 @@ class _Callback(_NotPickled, tune.Callback):
     ) -> None:
         if DISK in result:
             self._stop.disk = self._stop.disk or result[DISK]
+        if result.get(WEIGHTS):  # taken out, since Ray keeps the report
+            self._stop.unless_disk_full(self._study.take_weights, self._names[trial.trial_id], result[WEIGHTS].pop())
         if EPOCHS in result:
             self._stop.unless_disk_full(self._study.epochs, self._names[trial.trial_id], result[EPOCHS])
 
@@ -155,10 +158,15 @@ def failure_reason(trial: Trial) -> str:
 
 
 class StopWhen(_NotPickled, tune.Stopper):
-    """Ends the whole study when the time budget is used up, when it was asked to, or when it cannot be written."""
+    """Ends the whole study when the time budget is used up, when it was asked to, or when it cannot be written.
 
-    def __init__(self, deadline: float | None) -> None:
-        self._deadline = deadline
+    Args:
+        deadline: by time.monotonic().
+        lost: why the study is no more this process's to go on with, "" while it is.
+    """
+
+    def __init__(self, deadline: float | None, lost: Callable[[], str] = str) -> None:
+        self._deadline, self._lost = deadline, lost
         self.asked = False
         self.out_of_time = False
         self.disk = ""  # why the study's folder cannot be written to, if so
@@ -168,12 +176,16 @@ class StopWhen(_NotPickled, tune.Stopper):
 
     def stop_all(self) -> bool:
         self.out_of_time = self._deadline is not None and time.monotonic() >= self._deadline
-        return self.asked or self.out_of_time or bool(self.disk)
+        return self.asked or self.out_of_time or bool(self.disk or self.lost)
+
+    @property
+    def lost(self) -> str:
+        return self._lost()
 
     def unless_disk_full(self, call: Callable[..., R], *args: Any) -> R | None:
         """The call's result. If it fails for want of room on the disk the study ends, and from then on nothing is
         called: a journal's line behind one that was cut off would make both unreadable."""
-        if self.disk:
+        if self.disk or self.lost:
             return None
         try:
             return call(*args)

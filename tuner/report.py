@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tuner.config import UsageError
+from tuner.config import UsageError, storage_of
 from tuner.display import duration
 from tuner.final_table import shown_path
 from tuner.gallery import figures, page, picture, pictured
@@ -27,11 +27,15 @@ def report(arguments: list[str]) -> int:
 
     parser = _parser("tune-sparsity report", description="Writes a study as one HTML page, whole in itself.")
     parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="(report.html in the study's folder)")
-    parser.add_argument("--storage", metavar="DIR", type=Path, default=Path("studies"), help="folder of studies")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="(report.html in the study's folder; STUDY/ here for s3://)"
+    )
+    parser.add_argument(
+        "--storage", metavar="DIR", type=storage_of, default="studies", help="folder of studies, or s3://BUCKET/PREFIX"
+    )
     options = parser.parse_args(arguments)
     study = read_ended(options.study, options.storage)
-    path = options.out or study.folder / REPORT_HTML
+    path = options.out or study.results / REPORT_HTML
     write_page(path, report_page(study))
     print(shown_path(path))
     return 0
@@ -192,12 +196,14 @@ def _cost(study: EndedStudy, records: Sequence[TrialRecord]) -> list[tuple[str, 
 def _use(study: EndedStudy) -> list[str]:
     """What to type, to use the best network and to have the study again."""
     name, call = study.config.study, "tune-sparsity"  # not where it lies here: the page is read elsewhere
-    storage = shown_path(study.config.storage)
+    place = study.config.storage
+    stored, storage = (False, shown_path(place)) if isinstance(place, Path) else (True, str(place))
     where = "" if storage == "studies" else f" --storage {storage}"
-    again = f"{call} --config {shown_path(study.folder / 'study.yaml')} --study {name}-again"
+    folder = name if stored else shown_path(study.folder)
+    again = f"{call} --config {folder}/study.yaml --study {name}-again"
     if study.result["best"] is None:
         return [f"<p>Run it again with other options:</p><pre>{html.escape(again)}</pre>"]
-    file = shown_path(study.folder / "best" / "model.safetensors")
+    file = f"{folder}/best/model.safetensors"
     code = (
         "from safetensors.torch import load_file\n\n"
         f'stored = load_file("{file}")\n'
@@ -205,7 +211,9 @@ def _use(study: EndedStudy) -> list[str]:
     )
     described = f"its layers, preprocessing and classes are in {os.path.dirname(file)}/model.json."
     commands = f"{call} export {name} --format onnx{where}\n{call} ui {name}{where}"
+    fetch = f"<p>Here {html.escape(folder)}/ is a copy of {html.escape(storage)}/{html.escape(name)}/.</p>"
     return [
+        *([fetch] if stored else []),
         f"<p>The weights are ordinary dense tensors with exact zeros; {html.escape(described)}</p>",
         f"<pre>{html.escape(code)}</pre>",
         "<p>As a file for other programs (also --format safetensors, torch or csr), and all runs side by side:</p>",

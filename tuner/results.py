@@ -74,7 +74,7 @@ class StudyOutcome:
     experiment: str
     method: str  # as given: several methods are separated by commas
     records: Sequence[TrialRecord]
-    folder: Path  # STORAGE/STUDY
+    folder: Path  # STORAGE/STUDY; of a study in an object store, where it is worked on
     seconds: StudySeconds = field(default_factory=StudySeconds)
     test_accuracies: Mapping[int, float] = field(default_factory=dict)  # of the reported trials' networks, by number
     weights: int | None = None  # number of prunable weights of the network
@@ -82,6 +82,7 @@ class StudyOutcome:
     mlflow_experiment_id: str | None = None
     mlflow_run_id: str | None = None  # of the study's parent run
     tracking_uri: str | None = None
+    store: str = ""  # where it is kept, if that is not the folder
     retrained: Sequence[Retrained] = ()  # with --final-seeds: every method's best, trained again; the winner first
 
     @property

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import shutil
 import sys
 import time
@@ -13,10 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tuner.checkpoints import sweep
 from tuner.config import StudyConfig
-from tuner.config_file import WITHHELD
 from tuner.connection import Connection
 from tuner.display import Progress
 from tuner.final_seeds import Retrained, best_of_each, jobs, summarise
@@ -24,19 +20,20 @@ from tuner.goal import Goal, GoalKind
 from tuner.goal_spaces import turns
 from tuner.halving import Halving, rung_epochs
 from tuner.interruption import interruptible, terminable
+from tuner.keeping import held
+from tuner.mirror import Mirror
 from tuner.mlflow_parts import dataset_note, model_note
 from tuner.outbox import StudyIdentity
 from tuner.prepare import Prepared
 from tuner.records import TrialState
-from tuner.results import StudyOutcome, StudySeconds, write_atomically, write_results
-from tuner.study_lock import alone, tidy
+from tuner.results import StudyOutcome, StudySeconds, write_results
+from tuner.store_owner import TakenOver
+from tuner.study_yaml import STUDY_YAML, write_study_yaml
 from tuner.tracking import Tracker
 from tuner.tracking_uri import redact
 from tuner.warm_start import JOURNAL
 
-STUDY_YAML = "study.yaml"
 AT_ONCE = 5.0  # seconds that MLflow has when a study ends unexpectedly; what it lacks then, resuming brings it
-_PACKAGES = ("tune-sparsity", "torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
 
 
 class DiskFull(Exception):
@@ -79,14 +76,14 @@ def run_study(
     Raises:
         UsageError: if the cluster cannot be reached or cannot hold a trial, or if another process runs the study.
         DiskFull: if the study's folder cannot be written to; the study can be resumed.
+        TakenOver: if another process runs the study in the object store, which this one could not reach for a while.
         KeyboardInterrupt: at the second Ctrl-C; so it can then.
     """
     config, began = prepared.config, time.monotonic()
     launched = began if launched is None else launched
     with ExitStack() as stack:
         if resume:  # before anything is started
-            stack.enter_context(alone(config.folder))
-            tidy(config.folder)
+            mirror = stack.enter_context(held(config, resume=True))
         # Ray says on standard output that a node has died: what is there is for --json alone.
         stack.enter_context(redirect_stdout(sys.stderr))
         ray.begin()
@@ -96,15 +93,16 @@ def run_study(
         gpus = ray_run.gpus_per_trial(config)
         concurrency = ray_run.slots(config, gpus)
         if not resume:
-            config.folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(alone(config.folder))
+            mirror = stack.enter_context(held(config, resume=False))
         with terminable(), _disk_errors_told():
             if not resume:
                 write_study_yaml(prepared, device="cuda" if gpus else "cpu")
             tracker = _start_tracker(prepared)
             try:
                 times = Times(launched, began)
-                finished = _search(prepared, tracker, ray, times, gpus=gpus, concurrency=concurrency, quiet=quiet)
+                finished = _search(
+                    prepared, tracker, ray, times, gpus=gpus, concurrency=concurrency, quiet=quiet, mirror=mirror
+                )
             except BaseException:
                 tracker.close(AT_ONCE)
                 raise
@@ -140,6 +138,7 @@ def _search(
     gpus: float,
     concurrency: int,
     quiet: bool,
+    mirror: Mirror | None,
 ) -> Finished:
     from tuner import ray_run
     from tuner.best import test_accuracy
@@ -164,7 +163,7 @@ def _search(
     ended = searcher.finished()
     spent = max((record.elapsed for record in ended), default=0.0)  # by earlier processes
     deadline = None if config.time_budget is None else times.began + config.time_budget - spent
-    stop = ray_run.StopWhen(deadline)
+    stop = ray_run.StopWhen(deadline, (lambda: mirror.lost) if mirror else str)
     finished_before = len(ended)
     progress = Progress(
         config.trials,
@@ -175,14 +174,26 @@ def _search(
         epochs=prepared.epochs,
     )
     halving = _halving(config, goal, prepared.epochs)
-    checkpoints = config.folder / CHECKPOINTS
-    checkpoints.mkdir(exist_ok=True)
+    checkpoints = config.storage / config.study / CHECKPOINTS
+    if isinstance(checkpoints, Path):
+        checkpoints.mkdir(exist_ok=True)
     study = StudyRun(
-        config, goal, searcher, tracker, progress, weights_folder, weights_file, halving, checkpoints=checkpoints
+        config,
+        goal,
+        searcher,
+        tracker,
+        progress,
+        weights_folder,
+        weights_file,
+        halving,
+        checkpoints=checkpoints if isinstance(checkpoints, Path) else None,
     )
+    if mirror is not None:
+        mirror.also = lambda: sweep(checkpoints, searcher.running)
     device = "cuda" if gpus else "cpu"
+    left_in = weights_folder if mirror is None else None
     setup = TrialSetup(
-        prepared.experiment, prepared.epochs, config.seed, device, weights_folder, config.experiment, checkpoints
+        prepared.experiment, prepared.epochs, config.seed, device, left_in, config.experiment, checkpoints
     )
     ray_states: dict[str, str] = {}
     with progress, interruptible(stop, ray), pictures_of(prepared, study):
@@ -192,6 +203,8 @@ def _search(
             )
     if stop.disk:
         raise DiskFull(stop.disk)
+    if stop.lost:
+        raise TakenOver(stop.lost)
     if stop.out_of_time:
         for record in study.running():
             study.end(record.number, TrialState.PRUNED, "the time budget was used up")
@@ -210,6 +223,8 @@ def _search(
         ]
         retrained = summarise(chosen, accuracies, config.final_seeds)
     ray.end()
+    if mirror is not None:
+        mirror.settle()
     finished = _conclude(prepared, study, stop, times, concurrency, retrained)
     states = searcher.states()
     optuna_states = {record.name: states[number] for number, record in study.records.items()}
@@ -261,6 +276,7 @@ def _conclude(
         folder=config.folder,
         test_accuracies={number: network.test_accuracy for number, network in networks.items()},
         weights=next((network.weights for network in networks.values()), None),
+        store="" if isinstance(config.storage, Path) else str(config.storage / config.study),
         tracking_uri=config.tracking_uri,
         retrained=retrained,
     )
@@ -362,27 +378,3 @@ def _metrics(outcome: StudyOutcome) -> dict[str, float]:
         if (accuracy := outcome.test_accuracies.get(best.number)) is not None:
             metrics[f"best_test_accuracy{where}"] = accuracy
     return metrics
-
-
-def write_study_yaml(prepared: Prepared, device: str) -> None:
-    """The whole resolved configuration, enough to run the study again with --config, and what it ran on."""
-    config, withheld = prepared.config.model_dump(mode="json"), {}
-    if redact(config["tracking_uri"]) != config["tracking_uri"]:
-        del config["tracking_uri"]  # it holds a password: a resume takes it from the environment or the command line
-        withheld = {WITHHELD: redact(prepared.config.tracking_uri)}
-    config["epochs"] = prepared.epochs
-    about: dict[str, Any] = {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-        "device": device,
-        "data_sha256": prepared.checksum,
-        **withheld,
-    }
-    text = yaml.safe_dump({**config, "about": about}, sort_keys=False)
-    write_atomically(prepared.config.folder / STUDY_YAML, text)
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

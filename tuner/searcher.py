@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import KeysView, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,9 +214,10 @@ class OptunaSearcher:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
     @property
-    def running(self) -> set[int]:
-        """The numbers of the trials that have begun and not ended, those that wait to be handed out again included."""
-        return set(self._running)
+    def running(self) -> KeysView[int]:
+        """The numbers of the trials that have begun and not ended, those that wait to be handed out again included;
+        always as they are now, for other threads too."""
+        return self._running.keys()
 
     def finished(self) -> list[TrialRecord]:
         """The records of all ended trials, this process's and earlier ones', by number."""

@@ -5,12 +5,25 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tuner.config import UsageError
+from tuner.config import StudyConfig, UsageError
 from tuner.delivery import Sent, deliver, only_one, written_to
+from tuner.keeping import held
 from tuner.mlflow_store import own_environment
 from tuner.outbox import end_abandoned, outbox_file
 from tuner.results import RESULT_JSON, to_json, write_atomically
 from tuner.tracking_uri import check_driver, redact
+
+
+def send_study(config: StudyConfig, *, chosen: bool) -> tuple[str, list[str]]:
+    """As `send`, for a study in a folder or in an object store: then what is noted of it goes back there.
+
+    Raises:
+        UsageError: also if the study is running elsewhere, or the store does not answer.
+    """
+    if isinstance(config.storage, Path):
+        return send(config.folder, config.tracking_uri, chosen=chosen)
+    with held(config, resume=True):
+        return send(config.folder, config.tracking_uri, chosen=chosen)
 
 
 def send(study_folder: Path, uri: str, *, chosen: bool = True) -> tuple[str, list[str]]:

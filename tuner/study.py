@@ -14,6 +14,7 @@ from tuner.checkpoints import sweep
 from tuner.config import StudyConfig
 from tuner.display import Progress
 from tuner.epoch_log import EPOCHS_CSV, EpochLog
+from tuner.files import write_bytes
 from tuner.goal import Goal
 from tuner.halving import Halving
 from tuner.records import TrialRecord, TrialState
@@ -38,7 +39,7 @@ class StudyRun:
         weights_file: (folder, number) -> the file of that trial's network.
         halving: stops trials early; None: all train to their end. It is told what the trials of earlier processes had.
         clock: seconds, for tests.
-        checkpoints: where running trials leave their checkpoints.
+        checkpoints: where running trials leave their checkpoints; None: another sweeps there.
     """
 
     def __init__(
@@ -198,6 +199,12 @@ class StudyRun:
         """The file with a reported trial's network, as the trial left it; it is there only if the trial ended since
         this process began."""
         return self._weights_file(self._weights_folder, record.number)
+
+    def take_weights(self, number: int, content: bytes) -> None:
+        """Keeps the network of a trial whose worker has no folder in common with this process. Raises OSError."""
+        path = self.weights(self.records[number])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
 
     def _keep_reported_weights(self) -> None:
         """Of the networks that trials left, only those that would be reported stay: all would fill a disk."""

@@ -12,7 +12,9 @@ import yaml
 from tuner.config import StudyConfig, UsageError
 from tuner.config_file import read_study
 from tuner.goal import Goal
+from tuner.object_store import Store
 from tuner.records import TrialRecord
+from tuner.store_copy import looked_at
 
 
 @dataclass(frozen=True)
@@ -20,18 +22,21 @@ class EndedStudy:
     """What an ended study left in its folder.
 
     Attributes:
-        config: from study.yaml, its storage and name from where the folder lies now.
+        config: from study.yaml, its storage and name from where the study lies now.
         about: study.yaml's account of versions, device and data.
         result: result.json.
+        folder: the study's, or a copy of it on this machine.
     """
 
     config: StudyConfig
     about: dict[str, Any]
     result: dict[str, Any]
+    folder: Path
 
     @property
-    def folder(self) -> Path:
-        return self.config.folder
+    def results(self) -> Path:
+        """Where files go that are made from the study: its folder, or one of its name here if it is in a store."""
+        return self.folder if isinstance(self.config.storage, Path) else Path(self.config.study)
 
     @property
     def goal(self) -> Goal:
@@ -56,7 +61,7 @@ class EndedStudy:
         return sorted(path.relative_to(self.folder).as_posix() for path in found)
 
 
-def read_ended(study: str, storage: Path, options: dict[str, Any] | None = None) -> EndedStudy:
+def read_ended(study: str, storage: Path | Store, options: dict[str, Any] | None = None) -> EndedStudy:
     """An ended study, by its name in `storage` or by its folder.
 
     Args:
@@ -66,11 +71,15 @@ def read_ended(study: str, storage: Path, options: dict[str, Any] | None = None)
         UsageError: if there is none, or if it has not ended.
     """
     config = read_study(study, storage, options or {})
-    result = config.folder / "result.json"
+    try:
+        folder = looked_at(config.storage / config.study) if isinstance(config.storage, Store) else config.folder
+    except OSError as error:
+        raise UsageError(f"--storage {error}") from None
+    result = folder / "result.json"
     try:
         document = json.loads(result.read_text(encoding="utf-8"))
-        about = yaml.safe_load((config.folder / "study.yaml").read_text(encoding="utf-8")).get("about") or {}
-        return EndedStudy(config, dict(about), dict(document))
+        about = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8")).get("about") or {}
+        return EndedStudy(config, dict(about), dict(document), folder)
     except FileNotFoundError:
         raise UsageError(f"study {study!r} has not ended: go on with it: tune-sparsity resume {study}") from None
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:

@@ -43,7 +43,7 @@ def check_tracking_uri(uri: str) -> None:
 def redact(text: str) -> str:
     """`text` without the user names and passwords of the URIs in it."""
     text = re.sub(r"://(?:[^\s/@]*:[^\s]*|[^\s/?#]*)@", "://***@", text)
-    return re.sub(r"(?i)\b(password|token|secret)=[^&\s]+", r"\1=***", text)
+    return re.sub(r"(?i)\b(\w*(?:password|token|secret)\w*)=[^&\s']+", r"\1=***", text)
 
 
 def stray_environment() -> list[str]:

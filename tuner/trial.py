@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch import Tensor
 from experiments import Data, Experiment, Split, Training
 from experiments.training import NotFinite
 from tuner import checkpoints, files
+from tuner.files import Place
+from tuner.object_store import StoreError
 from tuner.tracking_uri import redact
 from tuner.travel import Parcel
 
@@ -26,6 +29,7 @@ EPOCHS = "epochs"  # in a report: pairs of an epoch and what Training.epoch meas
 FINAL_SPARSITY = "final_sparsity"  # in a report: the sparsity that the trial is to end on
 FINAL = "final"  # in a report: the trial has trained all its epochs; without it a trial that ends was stopped
 FAILURE = "failure"  # in a report, instead of all these: why the trial failed, in one line
+WEIGHTS = "weights"  # in a final report: the trained network as [bytes], where workers and driver share no folder
 DISK = "disk"  # in a report, instead of all these: that the trial could not write, and why, in one line
 CHECKPOINTS = ".checkpoints"  # the folder of running trials' checkpoints in a study's folder
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
@@ -48,9 +52,9 @@ class TrialSetup:
     epochs: int
     seed: int
     device: str  # "cpu" or "cuda"
-    weights_folder: Path
+    weights_folder: Path | None  # None: a trial's last report brings its network
     source: str = ""  # the name that the experiment was found by, from which its code travels to the workers
-    checkpoints: Path | None = None  # their folder, which is there; None: no trial is ever resumed
+    checkpoints: Path | Place | None = None  # where they are, which is there; None: no trial is ever resumed
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "experiment": Parcel(self.experiment, self.source)}
@@ -139,8 +143,7 @@ class TrialTrainable(tune.Trainable):
         if training.finished:
             if self._writer is not None:
                 self._writer.finish()
-            save_weights(training, weights_file(self._shared.weights_folder, self._trial["number"]))
-            return self._reported(self._past[-1:]) | {FINAL: True, "done": True}
+            return self._reported(self._past[-1:]) | self._left(training) | {FINAL: True, "done": True}
         if self._writer is not None and self._writer.due:
             self._writer.write(self._trial["number"], training.epochs_done, self._state(training))
         return self._reported(self._past[-1:])
@@ -149,10 +152,18 @@ class TrialTrainable(tune.Trainable):
         assert self._training is not None
         return {EPOCHS: list(epochs), FINAL_SPARSITY: self._training.sparse.final_sparsity}
 
+    def _left(self, training: Training) -> dict[str, Any]:
+        """Leaves the trained network in its file, or in the report."""
+        folder = self._shared.weights_folder
+        if folder is None:  # in a list: Ray keeps every trial's last report, and the driver takes the bytes out of it
+            return {WEIGHTS: [packed_weights(training)]}
+        save_weights(training, weights_file(folder, self._trial["number"]))
+        return {}
+
     def _begun(self) -> tuple[Training, list[Any]]:
         """The training and its past: from the newest checkpoint that is sound and this trial's, else anew."""
         if self._shared.checkpoints is not None:
-            for state in checkpoints.newest(self._shared.checkpoints, self._trial["number"]):
+            for state in _states(self._shared.checkpoints, self._trial["number"]):
                 if state["trial"] != self._identity():
                     continue
                 training = _training(self._shared, self._data, self._trial)
@@ -173,7 +184,9 @@ class TrialTrainable(tune.Trainable):
     def cleanup(self) -> None:
         """Ray ends this process. A trial that has not ended is kept as it stands, for whoever resumes it."""
         training, folder = self._training, self._shared.checkpoints
-        if training is None or training.finished or self._writer is None or folder is None or not folder.is_dir():
+        if training is None or training.finished or self._writer is None or folder is None:
+            return
+        if isinstance(folder, Path) and not folder.is_dir():
             return
         with suppress(OSError, TypeError, checkpoints.SafetensorError):
             self._writer.begin()
@@ -231,8 +244,20 @@ def _training(shared: TrialSetup, data: tuple[Split, Split], config: dict[str, A
     )
 
 
+def _states(folder: Path | Place, number: int) -> Iterator[Any]:
+    """A trial's sound checkpoints; none where an object store does not answer: then it begins anew."""
+    with suppress(StoreError):
+        yield from checkpoints.newest(folder, number)
+
+
 def save_weights(training: Training, path: Path) -> None:
-    """The network's tensors and, under NAME.mask, its masks, as a safetensors file that appears whole or not at all."""
+    """Writes `packed_weights` into a file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(path, packed_weights(training))
+
+
+def packed_weights(training: Training) -> bytes:
+    """The network's tensors and, under NAME.mask, its masks, in the safetensors format."""
     tensors: dict[str, Tensor] = {
         # Copies: networks may share tensors, and safetensors refuses those.
         name: tensor.detach().cpu().contiguous().clone()
@@ -240,5 +265,4 @@ def save_weights(training: Training, path: Path) -> None:
     }
     for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True):
         tensors[f"{layer.name}.mask"] = mask.cpu().bool()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(path, save(tensors))
+    return save(tensors)

@@ -14,10 +14,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any
 
-from tuner.config import UsageError
+from tuner.config import UsageError, storage_of
 
 HOST = "127.0.0.1"
 PORT = 5000
@@ -32,7 +31,9 @@ def ui(arguments: list[str]) -> int:
 
     parser = _parser("tune-sparsity ui", description="Starts MLflow's UI on a study's store, for this machine only.")
     parser.add_argument("study", metavar="STUDY", nargs="?", help="its name, or its folder (any: the store as a whole)")
-    parser.add_argument("--storage", metavar="DIR", type=Path, default=Path("studies"), help="folder of studies")
+    parser.add_argument(
+        "--storage", metavar="DIR", type=storage_of, default="studies", help="folder of studies, or s3://BUCKET/PREFIX"
+    )
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (the study's, or sqlite:///mlflow.db)")
     parser.add_argument("--port", metavar="N", help=f"({PORT}, or a free one)")
     options = parser.parse_args(arguments)

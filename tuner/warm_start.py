@@ -14,9 +14,11 @@ from optuna.storages.journal import JournalFileBackend
 
 from search_spaces import Space
 from search_spaces.values import nearest, same
-from tuner.config import UsageError
+from tuner.config import UsageError, study_in
+from tuner.object_store import Store
 from tuner.pareto import best_trial
 from tuner.records import TrialRecord, TrialState
+from tuner.store_copy import looked_at
 
 RECORD = "record"
 """The user attribute of an Optuna trial that holds its record."""
@@ -38,7 +40,7 @@ class WarmStart:
 
 
 def warm_start(
-    studies: Sequence[str], storage: Path, spaces: Sequence[Space], target: float, alike: dict[str, Any]
+    studies: Sequence[str], storage: Path | Store, spaces: Sequence[Space], target: float, alike: dict[str, Any]
 ) -> WarmStart:
     """What earlier studies have to say to a new one.
 
@@ -82,7 +84,9 @@ def read_records(study: optuna.Study) -> list[TrialRecord]:
     return sorted(records, key=lambda record: record.number)
 
 
-def _folder(study: str, storage: Path) -> Path:
+def _folder(study: str, storage: Path | Store) -> Path:
+    if isinstance(storage, Store):
+        return _copied(study, storage)
     for folder in (storage / study, Path(study)):
         try:
             if (folder / JOURNAL).is_file():
@@ -92,6 +96,21 @@ def _folder(study: str, storage: Path) -> Path:
     there = sorted(path.parent.name for path in storage.glob(f"*/{JOURNAL}"))
     known = f"there {'is ' + ', '.join(there) if there else 'are none'}"
     raise UsageError(f"--warm-start {study}: no such study in {storage}, nor a study's folder: {known}")
+
+
+def _copied(study: str, store: Store) -> Path:
+    """A copy of a study in an object store, or a study's folder on this machine."""
+    if (Path(study) / JOURNAL).is_file():
+        return Path(study)
+    try:
+        folder = looked_at(study_in(store, study))
+        there = store.children()
+    except OSError as error:
+        raise UsageError(f"--warm-start {study}: {error}") from None
+    if not (folder / JOURNAL).is_file():
+        known = f"there {'is ' + ', '.join(there) if there else 'are none'}"
+        raise UsageError(f"--warm-start {study}: no such study in {store}, nor a study's folder: {known}")
+    return folder
 
 
 def _config(folder: Path) -> dict[str, Any]:

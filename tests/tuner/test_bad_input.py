@@ -159,7 +159,7 @@ WRONG: dict[str, list[str]] = {
     "method": ["", ",", "lpss,", "lpsss", "lpss,lpss", "LPSS", "lpss;gmp", "dense"],
     "experiment": ["", " ", "digit", ":", ":x", "x:", "no.py:x", "no_such:x", "a..b:c", "x" * 300, ".py:x", "a\nb"],
     "space": ["", " ", "lpsss", "no.yaml", ".yaml", "x" * 300 + ".yaml", "gmp", "s.json"],
-    "storage": ["", "s3://bucket", "/proc/no", "x" * 300],
+    "storage": ["", "s3://", "s3:bucket", "gs://bucket", "s3://a:b@bucket", "s3://bucket/..", "/proc/no", "x" * 300],
     "data-dir": ["", " "],
     "study": ["..", "a/b", ".hidden", "-x", "x" * 101, "é", "a b"],
     "address": ["", "nowhere", "127.0.0.1:1", "ray://127.0.0.1:1", "host:port", ":", "127.0.0.1:99999"],

@@ -204,7 +204,7 @@ def test_a_mistake_is_told_where_it_was_made(folder: Path) -> None:
         ("target: 0.9\nmethod: {lpss: 1}\n", 2, "--method"),
         ("target: 0.9\nmethod: [lpss, lpss]\n", 2, "twice"),
         ("target: 0.9\nstudy: 7\n", 2, "--study 7"),
-        ("target: 0.9\nstorage: s3://bucket\n", 2, "folder"),
+        ("target: 0.9\nstorage: s3://\n", 2, "folder"),
         ("target: 0.9\ngpus_per_trial: .inf\n", 2, "--gpus-per-trial inf"),
         ("target: 0.9\nconfig: other.yaml\n", 2, "unknown option 'config'"),
         ("target: 0.9\njson: true\n", 2, "unknown option 'json'"),

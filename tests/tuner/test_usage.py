@@ -106,7 +106,7 @@ CASES: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "bad budget": (["--target", ".9", "--time-budget", "soon"], {}, ["--time-budget", "30m"]),
     "no budget": (["--target", ".9", "--time-budget", "0s"], {}, ["--time-budget"]),
     "study that is a path": (["--target", ".9", "--study", "../up"], {}, ["--study", "letters"]),
-    "object storage": (["--target", ".9", "--storage", "s3://bucket"], {}, ["--storage", "folder"]),
+    "other object storage": (["--target", ".9", "--storage", "gs://bucket"], {}, ["--storage", "s3://BUCKET"]),
     "file store": (["--target", ".9", "--tracking-uri", "file:///tmp/mlruns"], {}, ["--tracking-uri", "sqlite"]),
     "storage in a file": (["--target", ".9", "--storage", "f/in"], {"f": "a file"}, ["--storage", "cannot write"]),
     "read-only storage": (["--target", ".9", "--storage", "/proc/studies"], {}, ["/proc/studies", "cannot write"]),

@@ -1,0 +1,60 @@
+"""The place that a study is kept in, held by this process: its folder, or its prefix in an object store."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuner.config import StudyConfig, UsageError
+from tuner.mirror import Mirror
+from tuner.object_store import StoreError
+from tuner.store_copy import bring
+from tuner.store_owner import Owner
+from tuner.study_lock import alone, tidy
+
+
+@contextmanager
+def held(config: StudyConfig, *, resume: bool) -> Iterator[Mirror | None]:
+    """Within it the study is this process's; in an object store it is kept up to date there.
+
+    Yields:
+        What brings the study's folder to the store; None where the folder is the place.
+
+    Raises:
+        UsageError: if another process runs the study, or if the store cannot be read or written.
+    """
+    folder, storage = config.folder, config.storage
+    if not resume or not isinstance(storage, Path):
+        folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        if isinstance(storage, Path):
+            if resume:
+                tidy(folder)
+            yield None
+            return
+        study = storage / config.study
+        owner = Owner(study, folder)
+        try:
+            newer = owner.take()
+            arrived = _fetched(config) if newer else []
+            owner.mark()
+            mirror = Mirror(study, folder, owner, arrived)
+        except StoreError as error:
+            raise UsageError(f"--storage {error}") from None
+        if resume:
+            tidy(folder)
+        with mirror:
+            yield mirror
+
+
+def _fetched(config: StudyConfig) -> list[str]:
+    """Makes the folder what the store has; the folder itself stays, since the lock is on it."""
+    assert not isinstance(config.storage, Path)
+    for old in config.folder.iterdir():
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        else:
+            old.unlink()
+    return bring(config.storage / config.study, config.folder)

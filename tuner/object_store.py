@@ -1,0 +1,200 @@
+"""A place for studies in an object store: a bucket and a prefix in it, spoken to as Amazon's S3 is.
+
+Which service it is, and as whom, is said by the usual variables: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, AWS_REGION or
+AWS_DEFAULT_REGION, and AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or what the machine itself has.
+Credentials are in no URI, so that none is written down.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+SCHEME = "s3://"
+ACCEPTED = "give a folder, or s3://BUCKET/PREFIX"
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_PART = re.compile(r"[A-Za-z0-9._ =,+()!-]{1,200}")  # what no service and no shell's user is surprised by
+_CONNECT_WITHIN = 3.0  # seconds
+_SILENCE = 15.0  # seconds without a byte after which a request has failed; it is tried twice
+_AT_ONCE = 5.0  # the same for the one request by which a person learns whether the store is there
+_WHY = {
+    "NO_SUCH_BUCKET": "there is no such bucket",
+    "ACCESS_DENIED": "the credentials are missing or not accepted: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    "or AWS_PROFILE",
+    "NETWORK_CONNECTION": "the store does not answer",
+}
+_DENIED = ("INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID", "HTTP status 403")
+
+
+class StoreError(OSError):
+    """The object store did not do what it was asked for: why, in one line."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A prefix in a bucket; objects are named relative to it, with "/" between the parts of a name.
+
+    It can be sent to other machines: it holds no credentials, and each machine uses its own.
+
+    Attributes:
+        prefix: without "/" at its ends; "" is the whole bucket.
+        endpoint: http(s)://HOST[:PORT]; "" is Amazon's.
+        region: "" leaves it to the store's client.
+    """
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str = ""
+    region: str = ""
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self._path()}"
+
+    def __truediv__(self, name: str) -> Store:
+        """The prefix below this one. Raises ValueError for a name that would lead out of it."""
+        return replace(self, prefix="/".join(part for part in (self.prefix, *parts_of(name)) if part))
+
+    @property
+    def parent(self) -> Store:
+        """The prefix that this one is in."""
+        return replace(self, prefix=self.prefix.rpartition("/")[0])
+
+    def read(self, name: str) -> bytes:
+        """An object's content. Raises FileNotFoundError if there is none, else StoreError."""
+        with told(self), self._client().open_input_stream(self._path(name)) as stream:
+            return bytes(stream.read())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Puts an object, which is there as a whole or not at all. Raises StoreError."""
+        with told(self):
+            stream = self._client().open_output_stream(self._path(name))
+            stream.write(content)
+            stream.close()  # not by `with`: closing after a failed write would end the object there
+
+    def remove(self, name: str) -> None:
+        """Removes an object if it is there. Raises StoreError."""
+        with told(self):
+            try:
+                self._client().delete_file(self._path(name))
+            except FileNotFoundError:
+                return
+
+    def names(self, under: str = "") -> list[str]:
+        """The names of all objects, sorted.
+
+        Args:
+            under: only those below this name.
+        """
+        start = len(self._path()) + 1
+        return sorted(info.path[start:] for info in self._listed(under, recursive=True) if info.is_file)
+
+    def children(self) -> list[str]:
+        """The first parts of the names of objects that have several, sorted."""
+        return sorted(info.base_name for info in self._listed("", recursive=False) if not info.is_file)
+
+    def reach(self) -> None:
+        """Raises StoreError unless the bucket is there and answers, within some seconds."""
+        with told(self):
+            if self.endpoint:
+                _knock(self.endpoint)
+            if not self._client(at_once=True).get_file_info(self.bucket).type:  # FileType.NotFound is 0
+                raise OSError(_WHY["NO_SUCH_BUCKET"])
+
+    def _listed(self, under: str, *, recursive: bool) -> list[Any]:
+        from pyarrow import fs
+
+        with told(self):
+            where = fs.FileSelector(self._path(under), allow_not_found=True, recursive=recursive)
+            return list(self._client().get_file_info(where))
+
+    def _path(self, name: str = "") -> str:
+        return "/".join(part for part in (self.bucket, self.prefix, *parts_of(name)) if part)
+
+    def _client(self, *, at_once: bool = False) -> Any:
+        return _client(self.bucket, self.endpoint, self.region, at_once)
+
+
+def parse_store(uri: str) -> Store:
+    """The store that a URI names, at the endpoint and in the region that the environment names.
+
+    Raises:
+        ValueError: in one line, without what may be a secret.
+    """
+    if not uri.startswith(SCHEME):
+        raise ValueError(f"{ACCEPTED}: no other object stores are known")
+    if set(uri) & set("@?#"):
+        raise ValueError(
+            "credentials and settings are no part of the URI: set AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ..."
+        )
+    bucket, _, prefix = uri.removeprefix(SCHEME).partition("/")
+    if not _BUCKET.fullmatch(bucket):
+        raise ValueError(f"{'that is no bucket' if bucket else 'the bucket is missing'}: {ACCEPTED}")
+    environment = os.environ.get
+    endpoint = environment("AWS_ENDPOINT_URL_S3") or environment("AWS_ENDPOINT_URL") or ""
+    region = environment("AWS_REGION") or environment("AWS_DEFAULT_REGION") or ""
+    if endpoint and (urlsplit(endpoint).scheme not in ("http", "https") or "@" in endpoint):
+        raise ValueError("AWS_ENDPOINT_URL has to be http://HOST:PORT or https://HOST, without a password")
+    return Store(bucket, "/".join(parts_of(prefix.strip("/"))), endpoint.rstrip("/"), region)
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """The parts of an object's name, none of which leads elsewhere. Raises ValueError for any other name."""
+    parts = tuple(name.split("/")) if name else ()
+    for part in parts:
+        if part in (".", "..") or not _PART.fullmatch(part):
+            raise ValueError(f"a name in an object store has letters, digits and ._-=,+()! only, and not {part[:60]!r}")
+    return parts
+
+
+@contextmanager
+def told(store: Store) -> Iterator[None]:
+    """What goes wrong within it is a StoreError of one line, or a FileNotFoundError."""
+    try:
+        yield
+    except (FileNotFoundError, StoreError):
+        raise
+    except (OSError, ImportError) as error:
+        raise StoreError(f"{store}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """Why the store did not do it, in words."""
+    text = " ".join(str(error).split())
+    if any(word in text for word in _DENIED):
+        return _WHY["ACCESS_DENIED"]
+    known = any(os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE"))
+    hint = "" if known else " (neither AWS_ACCESS_KEY_ID nor AWS_PROFILE is set)"
+    return next((why for word, why in _WHY.items() if word in text), f"{text[:200]}{hint}")
+
+
+def _knock(endpoint: str) -> None:
+    """Raises OSError if nothing listens there: the store's own client would try for longer."""
+    parts = urlsplit(endpoint)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_WITHIN).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise OSError(f"nothing answers at {endpoint} ({error})") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _client(bucket: str, endpoint: str, region: str, at_once: bool) -> Any:
+    from pyarrow import fs
+
+    if not region:
+        region = "us-east-1" if endpoint else fs.resolve_s3_region(bucket)
+    return fs.S3FileSystem(
+        endpoint_override=endpoint or None,
+        region=region,
+        connect_timeout=_CONNECT_WITHIN,
+        request_timeout=_AT_ONCE if at_once else _SILENCE,
+        allow_delayed_open=True,  # a small object is then one request, and no empty one before it
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1 if at_once else 2),
+    )
