@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import ray
-import torch
 from ray._private import node, parameter, ray_constants
+from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
 from tuner.config import JOB, StudyConfig, UsageError
 from tuner.node_probe import OURS
@@ -83,7 +83,9 @@ def _start_private(config: StudyConfig) -> None:
 
 def _cpus_in_use(config: StudyConfig) -> int:
     """CPUs of the trials that run at once: Ray starts a process for each."""
-    here = Node("", "", max(len(os.sched_getaffinity(0)), config.cpus_per_trial), torch.cuda.device_count())
+    # As Ray itself will count them; torch, which knows too, is being loaded meanwhile.
+    devices = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+    here = Node("", "", max(len(os.sched_getaffinity(0)), config.cpus_per_trial), devices)
     gpus = config.gpus_per_trial if config.gpus_per_trial != "auto" else float(here.gpus > 0)
     at_once = max(1, here.room(config.cpus_per_trial, gpus))
     return math.ceil(min(at_once, config.trials, config.concurrency or at_once) * config.cpus_per_trial)
