@@ -197,7 +197,7 @@ class StopWhen(_NotPickled, tune.Stopper):
 
 
 def run_trials(
-    study: StudyRun, setup: TrialSetup, arrays: dict[str, np.ndarray], *, gpus: float, concurrency: int, stop: StopWhen
+    study: StudyRun, setup: TrialSetup, arrays: Any, *, gpus: float, concurrency: int, stop: StopWhen
 ) -> dict[str, str]:
     """Runs trials until the study has had all of them, or `stop` says so.
 
@@ -266,7 +266,7 @@ def _tuner(scratch: Path) -> Callable[..., Any]:
 
 def train_again(
     setup: TrialSetup,
-    arrays: dict[str, np.ndarray],
+    arrays: Any,
     jobs: list[dict[str, Any]],
     *,
     cpus: float,

@@ -88,10 +88,12 @@ def run_study(
         stack.enter_context(redirect_stdout(sys.stderr))
         ray.begin()
         from tuner import ray_run  # takes seconds, in which a Ray of our own starts
+        from tuner.node_data import for_workers
 
         ray.wait()
         gpus = ray_run.gpus_per_trial(config)
         concurrency = ray_run.slots(config, gpus)
+        arrays = for_workers(prepared)
         if not resume:
             mirror = stack.enter_context(held(config, resume=False))
         with terminable(), _disk_errors_told():
@@ -101,7 +103,15 @@ def run_study(
             try:
                 times = Times(launched, began)
                 finished = _search(
-                    prepared, tracker, ray, times, gpus=gpus, concurrency=concurrency, quiet=quiet, mirror=mirror
+                    prepared,
+                    tracker,
+                    ray,
+                    arrays,
+                    times,
+                    gpus=gpus,
+                    concurrency=concurrency,
+                    quiet=quiet,
+                    mirror=mirror,
                 )
             except BaseException:
                 tracker.close(AT_ONCE)
@@ -133,6 +143,7 @@ def _search(
     prepared: Prepared,
     tracker: Tracker,
     ray: Connection,
+    arrays: Any,
     times: Times,
     *,
     gpus: float,
@@ -145,7 +156,7 @@ def _search(
     from tuner.live_pictures import pictures_of
     from tuner.searcher import OptunaSearcher
     from tuner.study import StudyRun
-    from tuner.trial import CHECKPOINTS, TrialSetup, shared_arrays, weights_file
+    from tuner.trial import CHECKPOINTS, TrialSetup, weights_file
 
     config, goal = prepared.config, prepared.goal
     weights_folder = config.folder / ".weights"
@@ -198,9 +209,7 @@ def _search(
     ray_states: dict[str, str] = {}
     with progress, interruptible(stop, ray), pictures_of(prepared, study):
         if not (study.full or study.out_of_patience):
-            ray_states = ray_run.run_trials(
-                study, setup, shared_arrays(prepared.data), gpus=gpus, concurrency=concurrency, stop=stop
-            )
+            ray_states = ray_run.run_trials(study, setup, arrays, gpus=gpus, concurrency=concurrency, stop=stop)
     if stop.disk:
         raise DiskFull(stop.disk)
     if stop.lost:
@@ -211,7 +220,6 @@ def _search(
     retrained: list[Retrained] = []
     if config.final_seeds and not stop.asked:
         chosen = best_of_each(study.records.values(), config.method, goal)
-        arrays = shared_arrays(prepared.data)
         start = time.monotonic()
         networks = ray_run.train_again(
             setup, arrays, jobs(chosen, config.final_seeds), cpus=config.cpus_per_trial, gpus=gpus

@@ -102,11 +102,12 @@ class Parcel:
         experiment: any.
         name: the value of --experiment that it was found by, with an absolute path if it is a file's; "" if it was
             made otherwise.
+        loads: whether it is to load data there; else its loader stays behind.
     """
 
-    def __init__(self, experiment: Experiment, name: str = "") -> None:
+    def __init__(self, experiment: Experiment, name: str = "", *, loads: bool = False) -> None:
         self._code = code_of(experiment, name)
-        self._value = by_value(experiment, alone=self._code is None)
+        self._value = by_value(experiment, alone=self._code is None, loads=loads)
         if self._code is None and self._value is None:
             cloudpickle.dumps(experiment)  # for its error
 
@@ -114,15 +115,15 @@ class Parcel:
         return unpack, (self._code, self._value)
 
 
-def by_value(experiment: Experiment, *, alone: bool = False) -> bytes | None:
-    """The experiment's pickle, with the code of a user's own modules in it; None where Python cannot pickle it. The
-    data's loader stays behind: only the driver reads data.
+def by_value(experiment: Experiment, *, alone: bool = False, loads: bool = False) -> bytes | None:
+    """The experiment's pickle, with the code of a user's own modules in it; None where Python cannot pickle it.
 
     Args:
         alone: no files go with it: all the modules of the experiment's functions must be in it, and not only the file
             that was given, which no worker can import under its name.
+        loads: whether the data's loader comes with it.
     """
-    travels = replace(experiment, load=_only_the_driver_loads)
+    travels = experiment if loads else replace(experiment, load=_only_the_driver_loads)
     modules = [module for module in _modules(travels) if alone or module.__name__ == _name_of_file(module)]
     try:
         for module in modules:

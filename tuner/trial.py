@@ -88,7 +88,7 @@ class TrialTrainable(tune.Trainable):
     _writer: checkpoints.Writer | None = None
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], shared: TrialSetup, arrays: dict[str, np.ndarray]
+        self, config: dict[str, Any], shared: TrialSetup, arrays: Any
     ) -> None:
         torch.set_num_threads(1)
         leave_compiler_out()
@@ -215,7 +215,7 @@ def one_line(error: BaseException) -> str:
     return redact(f"{type(error).__name__}: {text}")[:300]
 
 
-def train_to_the_end(shared: TrialSetup, arrays: dict[str, np.ndarray], job: dict[str, Any]) -> dict[str, np.ndarray]:
+def train_to_the_end(shared: TrialSetup, arrays: Any, job: dict[str, Any]) -> dict[str, np.ndarray]:
     """One training without reports, for a worker: `job` is a trial's config. Returns the network's tensors."""
     torch.set_num_threads(1)
     training = _training(shared, _splits(shared, arrays), job)
@@ -224,8 +224,9 @@ def train_to_the_end(shared: TrialSetup, arrays: dict[str, np.ndarray], job: dic
     return {name: tensor.detach().cpu().numpy() for name, tensor in training.model.state_dict().items()}
 
 
-def _splits(shared: TrialSetup, arrays: dict[str, np.ndarray]) -> tuple[Split, Split]:
-    """The training and the validation data, on the device."""
+def _splits(shared: TrialSetup, arrays: Any) -> tuple[Split, Split]:
+    """The training and the validation data, on the device; `arrays` as tuner.node_data.for_workers gives them."""
+    arrays = arrays if isinstance(arrays, dict) else arrays.here()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the arrays are read-only, and nobody writes to them
         tensors = {name: torch.from_numpy(array).to(shared.device) for name, array in arrays.items()}

@@ -40,6 +40,11 @@ def loss(outputs, targets):
     return nn.functional.cross_entropy(outputs, targets)
 
 def load(data_dir):
+    if data_dir is not None:
+        (data_dir / "there").read_text()
+        loads = Path({where!r}).parent / "loads"
+        loads.mkdir(exist_ok=True)
+        (loads / str(os.stat("/proc/self/ns/net").st_ino)).touch()
     g = torch.Generator().manual_seed(0)
     means = 2 * torch.randn(3, 12, generator=g)
     def split(n):
@@ -91,6 +96,24 @@ def test_a_study_uses_both_nodes_and_brings_its_code(nodes: TwoNodes) -> None:
     assert sum(built(nodes).values()) >= 6
     assert len(built(nodes)) == 2, "one node has built all networks"
     assert (nodes.folder / "studies" / "both" / "best" / "model.safetensors").is_file()
+
+
+def test_large_data_are_loaded_by_every_node_from_the_same_path(nodes: TwoNodes) -> None:
+    for folder in (nodes.folder / "data", nodes.hidden / "data"):  # the other machine does not see the second
+        folder.mkdir()
+        (folder / "there").touch()
+    sizes = {"TUNE_SPARSITY_LARGE_DATA": "1000"}
+    process = nodes.command(*options(nodes, "large", 4), "--data-dir", nodes.folder / "data", **sizes)
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout)["states"] == {"completed": 4, "pruned": 0, "failed": 0}
+    assert len(list((nodes.folder / "loads").iterdir())) == 2
+    process = nodes.command(*options(nodes, "nowhere", 4), "--data-dir", nodes.hidden / "data", **sizes)
+    stdout, stderr = process.communicate(timeout=240)
+    assert (process.returncode, stdout) == (2, "")
+    (line,) = [line for line in stderr.splitlines() if not line.startswith("Starting")]
+    assert line.startswith(f"tune-sparsity: node {WORKER} has not the data of mine that this machine has: FileNotFound")
+    assert not (nodes.folder / "studies" / "nowhere").exists()
 
 
 def test_a_study_runs_through_ray_client(nodes: TwoNodes) -> None:

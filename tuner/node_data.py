@@ -1,0 +1,96 @@
+"""How a study's data reach the processes that train: through Ray's object store, where a node keeps one copy for all.
+
+Data up to a size are sent from the driver, which has loaded them. Larger ones every node of a cluster loads by itself,
+from the same path, before the study begins: a node without them, or with others, is found then and not after an hour.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from experiments import Experiment
+from tuner.config import UsageError
+from tuner.nodes import Node, nodes
+from tuner.prepare import Prepared
+from tuner.travel import Parcel
+from tuner.trial import shared_arrays
+
+Arrays = Mapping[str, np.ndarray]
+LARGE = 1 << 30
+"""Bytes of training and validation data above which nodes load them by themselves; TUNE_SPARSITY_LARGE_DATA sets it."""
+
+
+@dataclass(frozen=True)
+class NodeArrays:
+    """What each node has loaded, by the node's id."""
+
+    references: dict[str, Any]
+
+    def here(self) -> Arrays:
+        """This node's, read in place; a node that joined later takes another's."""
+        mine = self.references.get(ray.get_runtime_context().get_node_id())
+        found: Arrays = ray.get(mine if mine is not None else next(iter(self.references.values())))
+        return found
+
+
+def for_workers(prepared: Prepared) -> Arrays | NodeArrays:
+    """What the processes that train are given. Ray is connected.
+
+    Raises:
+        UsageError: if the data are large and a node has not the same.
+    """
+    config, arrays = prepared.config, shared_arrays(prepared.data)
+    large = int(os.environ.get("TUNE_SPARSITY_LARGE_DATA") or LARGE)
+    if config.address is None or sum(array.nbytes for array in arrays.values()) <= large:
+        return arrays
+    return loaded_by(nodes(), prepared.experiment, config.experiment, config.data_dir, prepared.checksum)
+
+
+def loaded_by(where: list[Node], experiment: Experiment, source: str, folder: Path | None, checksum: str) -> NodeArrays:
+    """Has each node load the data of the experiment.
+
+    Args:
+        source: the name that the experiment was found by, from which its code travels.
+        folder: --data-dir, on every node.
+        checksum: of the driver's data, which all must equal.
+
+    Raises:
+        UsageError: if a node has not these data; the line names the first one.
+    """
+    task: Any = ray.remote(num_cpus=0, num_returns=2)(_load)
+    asked = {
+        node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
+            Parcel(experiment, source, loads=True), folder, checksum
+        )
+        for node in where
+    }
+    for node, (problem, _) in asked.items():
+        try:
+            wrong = ray.get(problem)
+        except ray.exceptions.RayError as error:
+            wrong = f"they do not load ({' '.join(str(error).split())[-200:]})"
+        if wrong:
+            raise UsageError(
+                f"node {node.address} has not the data of {experiment.name} that this machine has: {wrong}: large data "
+                "must lie at the same --data-dir on all nodes"
+            )
+    return NodeArrays({node.id: arrays for node, (_, arrays) in asked.items()})
+
+
+def _load(experiment: Experiment, folder: Path | None, checksum: str) -> tuple[str, dict[str, np.ndarray]]:
+    """On a node: what is wrong with its data, "" if nothing, and the data."""
+    try:
+        data = experiment.load(folder)
+    except (Exception, SystemExit) as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", {}
+    if (found := data.checksum()) != checksum:
+        return f"their checksum is {found[:12]} there and {checksum[:12]} here", {}
+    return "", shared_arrays(data)
