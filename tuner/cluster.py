@@ -26,6 +26,7 @@ from ray._private.accelerators import NvidiaGPUAcceleratorManager
 from tuner.config import JOB, StudyConfig, UsageError
 from tuner.node_probe import OURS
 from tuner.nodes import Node
+from tuner.replaced import replaced
 
 _CLIENT = "ray://"
 # Our own records are the truth, and the driver writes them: Ray's loggers, its snapshots and its reporter only cost.
@@ -127,17 +128,6 @@ def _without_onlookers() -> Iterator[None]:
         replaced(node.Node, "start_api_server", lambda self, **options: None),
     ):
         yield
-
-
-@contextlib.contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Something of Ray's, for a while."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 def _join(address: str) -> None:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tuner.replaced import replaced
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -147,6 +149,7 @@ def log_model(
 
 def _upload(client: MlflowClient, model: Any, run_id: str, study_folder: Path, note: Mapping[str, Any]) -> None:
     import mlflow.pyfunc
+    import mlflow.utils.environment
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema
 
@@ -154,7 +157,10 @@ def _upload(client: MlflowClient, model: Any, run_id: str, study_folder: Path, n
         artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id
     )
     signature = ModelSignature(Schema([_spec(*note["inputs"])]), Schema([_spec(*note["outputs"])]))
-    with tempfile.TemporaryDirectory() as folder:
+    # MLflow would look for two seconds through all that is installed for versions other than those required: they are
+    # those that are installed.
+    unneeded = replaced(mlflow.utils.environment, "warn_dependency_requirement_mismatches", lambda required: None)
+    with tempfile.TemporaryDirectory() as folder, unneeded:
         mlflow.pyfunc.save_model(
             path=f"{folder}/model",
             loader_module="tuner.served",

@@ -33,7 +33,7 @@ def main() -> None:
     """The process."""
     own_environment()
     with suppress(OSError):
-        os.nice(10)
+        os.nice(19)  # below the trials, to which Ray gives 15
     serve(sys.stdin, sys.stdout)
 
 

@@ -20,10 +20,10 @@ from ray.tune.experiment import Trial
 from ray.tune.impl.tuner_internal import TunerInternal
 from ray.tune.search import Searcher
 
-from tuner.cluster import replaced
 from tuner.config import StudyConfig, UsageError
 from tuner.nodes import nodes
 from tuner.records import TrialState, trial_name
+from tuner.replaced import replaced
 from tuner.scheduler import StudyScheduler
 from tuner.study import StudyRun
 from tuner.trial import (
