@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 from ray import cloudpickle, tune
+from ray.air._internal import usage
 from ray.train._internal import storage
 from ray.tune.error import TuneError
 from ray.tune.execution.class_cache import _ActorClassCache
@@ -211,7 +212,7 @@ def run_trials(
         tune.with_parameters(TrialTrainable, shared=setup, arrays=arrays), {"cpu": config.cpus_per_trial, "gpu": gpus}
     )
     try:
-        with _in_waiting_processes(config):
+        with _in_waiting_processes(config), _without_mlflow():
             results = _tuner(scratch)(
                 trainable=trainable,
                 tune_config=tune.TuneConfig(
@@ -241,6 +242,11 @@ def run_trials(
         return {}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _without_mlflow() -> AbstractContextManager[None]:
+    """Tune, which counts the callbacks of every kind for Ray's statistics, would load MLflow to know its own for it."""
+    return replaced(usage, "tag_callbacks", lambda callbacks: False)
 
 
 @contextmanager

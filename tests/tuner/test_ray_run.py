@@ -25,7 +25,7 @@ with connection(config) as ray:
 records = [[r.name, r.state, r.epochs, r.reason] for r in finished.outcome.records]
 (raylet,) = Path("/tmp/ray").glob(f"session_*_{os.getpid()}/logs/raylet.out")
 processes = raylet.read_text().count("Started worker process")
-print(json.dumps([records, finished.ray_states, finished.optuna_states, processes]))
+print(json.dumps([records, finished.ray_states, finished.optuna_states, processes, "mlflow" in sys.modules]))
 """
 EXPERIMENT = """
 import os
@@ -67,7 +67,7 @@ def test_states_agree_everywhere_and_failed_trials_cost_no_new_process(tmp_path:
     command = [sys.executable, "-c", SCRIPT, f"{tmp_path / 'own.py'}:mine", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    records, ray_states, optuna_states, processes = json.loads(done.stdout.splitlines()[-1])
+    records, ray_states, optuna_states, processes, mlflow_loaded = json.loads(done.stdout.splitlines()[-1])
     states = {name: state for name, state, _, _ in records}
     assert len(states) == 12
     assert {"completed", "pruned", "failed"} <= set(states.values())
@@ -79,6 +79,7 @@ def test_states_agree_everywhere_and_failed_trials_cost_no_new_process(tmp_path:
     assert {epochs for _, state, epochs, _ in records if state == "completed"} == {6}
     assert {epochs for _, state, epochs, _ in records if state == "pruned"} <= {1, 4}
     assert not (tmp_path / "s" / ".ray").exists()
+    assert not mlflow_loaded  # by the driver: it takes seconds, and a process beside it has it
     assert processes == 2  # those that Ray started at once, and that loaded torch while the command did
     # Two processes ran all trials; the driver, which builds the best network again, is a third.
     assert len(set(pids.read_text().split())) <= 3
