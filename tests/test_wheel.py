@@ -77,7 +77,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
         about = {name.partition(".dist-info/")[2]: name for name in archive.namelist() if ".dist-info/" in name}
         texts = {name: archive.read(path).decode() for name, path in about.items()}
     assert texts["licenses/LICENSE"] == (ROOT / "LICENSE").read_text()
-    assert "tune-sparsity = tuner.cli:main" in texts["entry_points.txt"]
+    assert "tune-sparsity = tuner.cli:entry" in texts["entry_points.txt"]
     metadata = texts["METADATA"]
     assert "\nName: tune-sparsity\n" in metadata
     assert "\nLicense-Expression: Apache-2.0\n" in metadata

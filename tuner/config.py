@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from tuner.goal_options import Front, Target, split
-from tuner.object_store import Store, parse_store
+from tuner.object_store import ACCEPTED, Store, parse_store
 from tuner.store_copy import working_folder
 from tuner.tracking_uri import check_tracking_uri, redact, resolve_tracking_uri
 
@@ -77,6 +77,8 @@ Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=3650
 def _place(text: str) -> Path | Store:
     if text.startswith("s3:") or "://" in text:
         return parse_store(text)
+    if not text or "\0" in text:
+        raise ValueError(ACCEPTED)
     return Path(text)
 
 

@@ -12,6 +12,7 @@ import pytest
 from tuner import cluster, node_probe, nodes
 from tuner.cluster import refusal, runtime_environment
 from tuner.config import JOB, make_config
+from tuner.files import Folder
 from tuner.nodes import Answer, Node, compared, differences
 
 HERE = node_probe.versions()
@@ -22,6 +23,35 @@ def answer(address: str = "10.0.0.2", **other: str) -> Answer:
 
 
 # Joining
+
+
+TWO_HALVES = make_config({"target": 0.9, "concurrency": 2, "gpus_per_trial": 0, "cpus_per_trial": 0.5})
+
+
+def cpus_wanted(monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, **options: object) -> int:
+    monkeypatch.setattr(cluster.os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setattr(cluster.NvidiaGPUAcceleratorManager, "get_current_node_num_accelerators", lambda: gpus)
+    return cluster._cpus_in_use(make_config({"target": 0.9, **options}))
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "options", "cpus"),
+    [
+        (8, 0, {}, 8),
+        (64, 0, {}, 32),  # as many as there are trials
+        (8, 0, {"concurrency": 3}, 3),
+        (8, 0, {"cpus_per_trial": 3}, 6),
+        (2, 0, {"cpus_per_trial": 3}, 3),  # more than there are: one trial at once all the same
+        (8, 0, {"cpus_per_trial": 0.5, "trials": 3}, 2),
+        (16, 2, {}, 2),  # a whole GPU each
+        (16, 2, {"gpus_per_trial": 0.25}, 8),
+        (16, 2, {"gpus_per_trial": 0}, 16),
+    ],
+)
+def test_a_private_ray_has_the_cpus_of_the_trials_that_run_at_once(
+    cores: int, gpus: int, options: dict[str, object], cpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cpus_wanted(monkeypatch, cores, gpus, **options) == cpus
 
 
 @pytest.mark.parametrize(("failures", "tries"), [(0, 1), (2, 3), (3, 3)])
@@ -38,11 +68,11 @@ def test_a_private_ray_that_was_slow_to_start_is_started_again(
     monkeypatch.setattr(cluster.ray, "init", init)
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
     if failures < 3:
-        cluster._start_private(2)
+        cluster._start_private(TWO_HALVES)
     else:
         with pytest.raises(Exception, match="timed out"):
-            cluster._start_private(2)
-    assert calls == [2] * tries
+            cluster._start_private(TWO_HALVES)
+    assert calls == [1] * tries
 
 
 def test_another_error_at_the_start_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +84,7 @@ def test_another_error_at_the_start_is_not_tried_again(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(cluster.ray, "init", init)
     with pytest.raises(RuntimeError, match="no space"):
-        cluster._start_private(2)
+        cluster._start_private(TWO_HALVES)
     assert len(calls) == 1
 
 
@@ -213,15 +243,15 @@ def test_storage_that_is_another_is_told_from_one_that_is_empty(
 
 def test_the_probe_leaves_no_trace_even_of_the_folders_that_it_made(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
-    with nodes._left_behind(tmp_path / "kept" / "new" / "studies", "0123456789") as folder:
-        assert folder is not None
-        assert (folder / "driver").read_text() == "0123456789"
-        (folder / "node").write_text("0123456789")
+    with nodes._left_behind(tmp_path / "kept" / "new" / "studies", "0123456789") as place:
+        assert place is not None
+        assert place.read("driver") == b"0123456789"
+        place.write("node", b"0123456789")
     assert list(tmp_path.rglob("*")) == [tmp_path / "kept"]
 
 
 def test_a_node_whose_file_does_not_arrive_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_probe, "PATIENCE", 0.1)
-    assert "writes where" in nodes._read_back(answer(), tmp_path).storage
+    assert "writes where" in nodes._read_back(answer(), Folder(tmp_path)).storage
     (tmp_path / "id").write_text("token")
-    assert nodes._read_back(answer(), tmp_path).storage == ""
+    assert nodes._read_back(answer(), Folder(tmp_path)).storage == ""
