@@ -107,9 +107,6 @@ def _registered_name(name: str) -> str:
 warnings.filterwarnings("ignore", message='Field name "register" in "StudyConfig" shadows')
 
 
-DEFAULT_EXPERIMENT = "digits"
-
-
 class StudyConfig(BaseModel):
     """Everything that a study depends on, as the command line and study.yaml name it."""
 
@@ -118,7 +115,7 @@ class StudyConfig(BaseModel):
     target: Target = None
     front: Front = None
     max_nonzero: int | None = Field(default=None, ge=1)
-    experiment: str = DEFAULT_EXPERIMENT
+    experiment: str = "digits"
     method: Annotated[list[str], BeforeValidator(split), Field(min_length=1)] = ["lpss"]
     space: str | None = None
     trials: int = Field(default=32, ge=1, le=_MILLION)

@@ -12,9 +12,10 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Protocol, Self
 
-from tuner.config import DEFAULT_EXPERIMENT, StudyConfig
+from tuner.config import StudyConfig
 
 _LOOK_EVERY = 1.0  # seconds
+_CHECKED_LATER = ("experiment", "space", "method", "sampler", "front", "max_nonzero", "warm_start", "gpus_per_trial")
 
 
 class Connection(Protocol):
@@ -50,13 +51,13 @@ def connection(config: StudyConfig, *, ahead: bool = False) -> Connection:
     """To the cluster at --address, or to a Ray of our own.
 
     Args:
-        ahead: begin at once where nothing can be wrong with what is not checked yet: with the default experiment. For
-            others Ray would have to end again, in seconds, before a mistake is told.
+        ahead: begin at once where hardly anything can be wrong with what is not checked yet: with what the default
+            study searches. Else Ray would have to end again, in seconds, before a mistake is told.
     """
     if config.address is not None:
         return RunningCluster(config)
     ray = PrivateRay(config)
-    if ahead and config.experiment == DEFAULT_EXPERIMENT and config.space is None and not config.warm_start:
+    if ahead and all(getattr(config, name) == StudyConfig.model_fields[name].default for name in _CHECKED_LATER):
         ray.begin()
     return ray
 

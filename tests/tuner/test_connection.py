@@ -74,7 +74,16 @@ def test_what_goes_wrong_in_its_thread_is_raised_to_who_waits(monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("more", "ahead"),
-    [({}, True), ({"experiment": "mine.py:mine"}, False), ({"space": "lpss"}, False), ({"warm_start": ["s"]}, False)],
+    [
+        ({}, True),
+        ({"trials": 5, "seed": 3, "target": "0.8,0.9"}, True),
+        ({"experiment": "mine.py:mine"}, False),
+        ({"space": "lpss"}, False),
+        ({"warm_start": ["s"]}, False),
+        ({"method": "rigl"}, False),
+        ({"sampler": "gp"}, False),
+        ({"gpus_per_trial": 1}, False),
+    ],
 )
 def test_it_begins_ahead_where_nothing_can_be_wrong_any_more(
     more: dict[str, Any], ahead: bool, monkeypatch: pytest.MonkeyPatch
