@@ -19,6 +19,7 @@ from search_spaces import load_space
 from tests.tuner.conftest import run_command
 from tuner.cli import main
 from tuner.config import UsageError, make_config
+from tuner.connection import PrivateRay
 from tuner.display import Progress
 from tuner.goal import at_targets
 from tuner.halving import Halving
@@ -192,16 +193,28 @@ def test_a_first_signal_asks_and_a_second_one_ends_at_once(capsys: pytest.Captur
     class Stop:
         asked = False
 
+    ray = PrivateRay(make_config({"target": 0.9}))
     before = signal.getsignal(signal.SIGTERM)
     for number in (signal.SIGINT, signal.SIGTERM):
         stop = Stop()
-        with interruptible(stop):
+        with interruptible(stop, ray):
             signal.raise_signal(number)
             assert stop.asked
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(number)
     assert signal.getsignal(signal.SIGTERM) is before
     assert capsys.readouterr().err.count("Again to end at once") == 2
+
+
+def test_a_study_without_its_ray_ends_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    class Stop:
+        asked = False
+
+    ray = PrivateRay(make_config({"target": 0.9}))
+    ray.lost = True
+    with interruptible(Stop(), ray), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    assert capsys.readouterr().err == ""
 
 
 def test_handlers_are_put_back_after_an_error() -> None:
