@@ -1,6 +1,6 @@
 """Studies that are broken on purpose and resumed: what is lost, doubled, left running or corrupted.
 
-    python -m benchmarks.chaos [--driver 20] [--worker 10] [--disk 5] [--out FOLDER]
+    python -m benchmarks.chaos [--driver 20] [--worker 10] [--disk 5] [--first 0] [--out FOLDER]
 
 Each study is the command's own, with one trial at a time and the same seed; an unbroken one comes first. At a random
 moment of it the driver is killed (SIGKILL), or the process of the trial that runs, or the folder of the study, a small
@@ -299,6 +299,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for kind, number in zip(KINDS, (20, 10, 5), strict=True):
         parser.add_argument(f"--{kind}", type=int, default=number, metavar="N")
+    parser.add_argument("--first", type=int, default=0, help="of the moments, so that several runs share the work")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/chaos"))
     options = parser.parse_args()
     chaos = Chaos(options.out.absolute())
@@ -306,11 +307,11 @@ def main() -> int:
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     sound = True
     for kind in KINDS:
-        for index in range(getattr(options, kind)):
+        for index in range(options.first, options.first + getattr(options, kind)):
             if not any((line["kind"], line.get("index")) == (kind, index) for line in chaos.known()):
                 result = chaos.run(kind, index)
                 print(re.sub(r"\s+", " ", str(result)), file=sys.stderr, flush=True)
-        lines = [line for line in chaos.known() if line["kind"] == kind][: getattr(options, kind)]
+        lines = [line for line in chaos.known() if line["kind"] == kind]
         sums = [sum(line[name] for line in lines) for name in ("lost", "duplicates", "running")]
         bad = sum(len(line["corrupted"]) for line in lines)
         same = sum(line["same_front"] for line in lines)
