@@ -240,7 +240,7 @@ def corrupted(folder: Path) -> list[str]:
 
     def tensors(path: Path) -> None:
         if path.parent.name == ".checkpoints":
-            read(path)
+            read(path.parent, path.name)
         with safe_open(path, framework="np") as file:
             for name in file.keys():  # noqa: SIM118 - it is no dict
                 file.get_tensor(name)
