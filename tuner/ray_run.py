@@ -17,6 +17,7 @@ from ray.air._internal import usage
 from ray.train._internal import storage
 from ray.tune.error import TuneError
 from ray.tune.execution.class_cache import _ActorClassCache
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.impl.tuner_internal import TunerInternal
 from ray.tune.search import Searcher
@@ -212,7 +213,7 @@ def run_trials(
         tune.with_parameters(TrialTrainable, shared=setup, arrays=arrays), {"cpu": config.cpus_per_trial, "gpu": gpus}
     )
     try:
-        with _in_waiting_processes(config), _without_mlflow():
+        with _in_waiting_processes(config), _without_mlflow(), _lost_while_waiting():
             results = _tuner(scratch)(
                 trainable=trainable,
                 tune_config=tune.TuneConfig(
@@ -247,6 +248,24 @@ def run_trials(
 def _without_mlflow() -> AbstractContextManager[None]:
     """Tune, which counts the callbacks of every kind for Ray's statistics, would load MLflow to know its own for it."""
     return replaced(usage, "tag_callbacks", lambda callbacks: False)
+
+
+def _lost_while_waiting() -> AbstractContextManager[None]:
+    """A trial that waits for a process which is gone, because the trial before it, or all of the node, took it along,
+    gets another one, as a trial that runs does. Tune would take it for failed, and count the one loss twice."""
+    process_failure = TuneController._process_trial_failure
+
+    def process(tune: TuneController, trial: Trial, exception: Any) -> None:
+        tune._resetting_trials.discard(trial)  # else it would wait for the lost process for good
+        if trial.status == Trial.PENDING and isinstance(exception, ray.exceptions.RayActorError):
+            if trial not in tune._trial_to_actor:
+                return  # it has been told of the loss, and waits for a process already
+            if trial in tune._staged_trials:
+                tune._unstage_trial_with_resources(trial)
+            tune._set_trial_status(trial, Trial.RUNNING)  # of which Tune tries again what is lost
+        process_failure(tune, trial, exception)
+
+    return replaced(TuneController, "_process_trial_failure", process)
 
 
 @contextmanager

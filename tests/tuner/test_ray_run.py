@@ -85,6 +85,34 @@ def test_states_agree_everywhere_and_failed_trials_cost_no_new_process(tmp_path:
     assert len(set(pids.read_text().split())) <= 3
 
 
+LOSS = """
+import psutil
+from tuner import ray_run
+suggest = ray_run._Searcher.suggest
+def lose_the_waiting(searcher, trial_id):
+    # All processes of trials end, and so that in which the trial that is asked for is to run.
+    answer = suggest(searcher, trial_id)
+    if isinstance(answer, dict) and answer["number"] in (2, 4):
+        for child in psutil.Process().children(recursive=True):
+            if "TrialTrainable" in " ".join(child.cmdline()):
+                child.kill()
+    return answer
+ray_run._Searcher.suggest = lose_the_waiting
+"""
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_is_lost_before_it_begins_gets_another(tmp_path: Path) -> None:
+    script = LOSS + SCRIPT.replace('"trials": 12, "concurrency": 2', '"trials": 6, "concurrency": 1, "epochs": 3')
+    command = [sys.executable, "-c", script, "digits", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "A worker died" in done.stderr
+    records = json.loads(done.stdout.splitlines()[-1])[0]
+    assert [name for name, *_ in records] == [f"t{number:04d}" for number in range(6)]
+    assert {state for _, state, _, _ in records} <= {"completed", "pruned"}, records
+
+
 def test_no_trial_loads_torchs_compiler() -> None:
     code = """
 import sys, torch
