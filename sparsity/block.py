@@ -52,19 +52,16 @@ class Block:
         self._owned = {} if owned is None else owned
         v = self._rows("v").flat
         self._gathers = foreach if foreach is not None else v.device.type != "cpu"
-        self._a, self._b = self._scratch(v)
+        # Memory for all that has the parameters' size: on a CPU, fresh memory costs more than arithmetic.
+        self._a, self._b = (self._layout.entries(torch.empty_like(v)) for _ in range(2))
         rows = sum(rows for rows, _ in self._layout.shapes)
         self._rates, self._powers, self._gain_grads = (self._layout.one_a_row(v.new_empty(rows)) for _ in range(3))
-
-    def _scratch(self, v: Tensor) -> tuple[Any, Any]:
-        """Memory for all that has the parameters' size: on a CPU, fresh memory costs more than arithmetic."""
-        return self._layout.entries(torch.empty_like(v)), self._layout.entries(torch.empty_like(v))
 
     def step(self, group: dict[str, Any]) -> Tensor | None:
         """One step with the settings of `group`. On a CPU the parameter whose gradient is NaN or infinite is returned,
         if there is one, and no parameter and no v is changed; else None."""
         lr, q = group["lr"], float(dual_exponent(group["p"]))
-        v, grads = self._begin(q), self._gradients()
+        v, grads = self._begin(), self._gradients()
         if group["gain"]:
             self._gain_gradients(grads, group["weight_decay"])
         d = self._momentum(grads, "momentum_buffer", group, self._a)
@@ -78,14 +75,14 @@ class Block:
         # With r = |v|^(q-2): v r is w before it is scaled, and |v|^q = v (v r), so one power serves norm and weights.
         unscaled = times_own_power(v, q - 2.0, self._b)
         v.products(unscaled, self._powers)
-        powers = self._of_whole_rows(self._powers.flat).clamp_min_(NO_NORM)
+        powers = self._powers.flat.clamp_min_(NO_NORM)
         scales = torch.pow(powers, 1 / q - 1, out=self._rates.flat)
         if group["gain"]:
             gain_d = self._momentum(self._pieces(self._gain_grads), "gain_momentum", group, self._gain_grads)
             scales.mul_(self._rows("gain").flat.sub_(gain_d.flat, alpha=group["gain_lr"]).clamp_min_(_GAIN_MIN))
         self._scatter(unscaled)
         powers.pow_(-1 / q)
-        self._normalise(v)
+        v.scale_(self._powers)
         return None
 
     def _rows(self, key: str) -> Rows:
@@ -99,28 +96,16 @@ class Block:
                 state[key] = part
         return rows
 
-    def _begin(self, q: float) -> Any:
-        """v as it is stepped: Rows here."""
+    def _begin(self) -> Rows:
         for state in self._states:
-            state.pop("latent", None)  # it would be wrong after this step
+            state.pop("latent", None)  # the compiled step's; it would be wrong after this one
         return self._rows("v")
-
-    def put_back(self) -> None:
-        """Puts the state where others see it; they may change it."""
 
     def _gradients(self) -> list[Tensor]:
         grads = [param.grad for param in self._params if param.grad is not None]
         if self._masks is not None:
             torch._foreach_mul_(grads, self._masks)
         return self._gathered(grads)
-
-    def _of_whole_rows(self, powers: Tensor) -> Tensor:
-        """The sums of |v|^q over whole rows, of those over the entries that are stepped."""
-        return powers
-
-    def _normalise(self, v: Any) -> None:
-        """Multiplies every row of v by its number in `_powers`, and keeps it."""
-        v.scale_(self._powers)
 
     def _pieces(self, rows: Rows) -> list[Tensor]:
         """What answers to one gathered matrix each."""
@@ -136,16 +121,11 @@ class Block:
     def _gain_gradients(self, grads: Sequence[Tensor], weight_decay: float) -> None:
         """The gain's gradient is <dL/dparameter, w>, and the parameter holds gain * w (masked where it is masked)."""
         gains = self._rows("gain").flat
-        self._along_parameters(grads)
+        for grad, weight, out in zip(grads, self._gathered(self._params), self._pieces(self._gain_grads), strict=True):
+            row_dot(grad, weight, out)
         self._gain_grads.flat.div_(gains)
         if weight_decay:
             self._gain_grads.flat.add_(gains, alpha=weight_decay)
-
-    def _along_parameters(self, grads: Sequence[Tensor]) -> None:
-        """<dL/dparameter, parameter> of every row."""
-        weights = self._gathered(self._params)
-        for grad, weight, out in zip(grads, weights, self._pieces(self._gain_grads), strict=True):
-            row_dot(grad, weight, out)
 
     def _momentum(self, grads: Sequence[Tensor], key: str, group: dict[str, Any], out: Rows) -> Rows:
         """The gradients after heavy-ball or Nesterov momentum, in torch.optim.SGD's form (no dampening)."""
@@ -154,15 +134,12 @@ class Block:
             for grad, d in zip(grads, self._pieces(out), strict=True):
                 d.copy_(grad)
             return out
-        buffers = self._momentum_buffer() if key == "momentum_buffer" else self._kept(key)
+        buffers = self._kept(key)
         for grad, buffer, d in zip(grads, self._pieces(buffers), self._pieces(out), strict=True):
             torch.add(grad, buffer, alpha=momentum, out=buffer)
             if group["nesterov"]:
                 torch.add(grad, buffer, alpha=momentum, out=d)
         return out if group["nesterov"] else buffers
-
-    def _momentum_buffer(self) -> Any:
-        return self._kept("momentum_buffer")
 
     def _kept(self, key: str) -> Rows:
         """The momentum `key`, which begins with zeros."""
@@ -171,7 +148,7 @@ class Block:
                 state[key] = torch.zeros_like(state["gain" if key in _ONE_A_ROW else "v"])
         return self._rows(key)
 
-    def _scatter(self, unscaled: Any) -> None:
+    def _scatter(self, unscaled: Rows) -> None:
         """Sets the parameters to `unscaled` times the scales of their rows, which stand where the rates stood."""
         self._fill(unscaled)
         if self._masks is not None:

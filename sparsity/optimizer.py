@@ -13,8 +13,9 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from sparsity.active import make_block
+from sparsity import fused
 from sparsity.block import Block
+from sparsity.fused import FusedStep
 from sparsity.rows import Rows
 from sparsity.sphere import check_p, from_dual, project, row_norm, to_dual
 
@@ -80,21 +81,9 @@ class LpSGD(torch.optim.Optimizer):
         self._forget_blocks()
         super().__init__(params, defaults)
 
-    @property
-    def state(self) -> Any:
-        """Every parameter's state. It may be read and changed between any two steps."""
-        for _, blocks in self._blocks.values():
-            for block in blocks:
-                block.put_back()
-        return self.__dict__["state"]
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        self.__dict__["state"] = state
-
     def _forget_blocks(self) -> None:
         # By group: the parameters that had gradients, and what steps them; and their memory.
-        self._blocks: dict[int, tuple[list[Tensor], list[Block]]] = {}
+        self._blocks: dict[int, tuple[list[Tensor], list[Block | FusedStep]]] = {}
         self._memory: dict[tuple[int, ...], dict[str, Rows]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -195,59 +184,73 @@ class LpSGD(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
-            if group["p"] is None:
-                self._ordinary_step(params, group)
-                continue
-            for block in self._blocks_of(params, group):
-                bad = block.step(group)
-                if bad is not None:
-                    raise FloatingPointError(f"the gradient of {_name(bad, group)} is NaN or infinite")
+            steps = self._ordinary_step if group["p"] is None else self._sphere_step
+            bad = steps(params, group)
+            if bad is not None:
+                raise FloatingPointError(f"the gradient of {_name(bad, group)} is NaN or infinite")
         return loss
 
-    def _ordinary_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """torch.optim.SGD's step, in its order of operations."""
-        if not params:
-            return
-        momentum, grads = group["momentum"], [param.grad for param in params if param.grad is not None]
-        for param, grad in zip(params, grads, strict=True):
+    def _sphere_step(self, params: list[Tensor], group: dict[str, Any]) -> Tensor | None:
+        """The parameter whose gradient is NaN or infinite, where that is asked for; else None."""
+        for block in self._blocks_of(params, group):
+            bad = block.step(group)
+            if bad is not None:
+                return bad
+        return None
+
+    def _ordinary_step(self, params: list[Tensor], group: dict[str, Any]) -> Tensor | None:
+        """torch.optim.SGD's step; the parameter whose gradient is NaN or infinite, where that is asked for, or None."""
+        others = []
+        for param in params:
+            if not fused.fits(param):
+                others.append(param)
+            elif not fused.descend(param, self.state[param], group):
+                return param
+        grads = [param.grad for param in others if param.grad is not None]
+        for param, grad in zip(others, grads, strict=True):
             # A sum is the quickest question; it may overflow where no entry is infinite.
             if grad.device.type == "cpu" and not (math.isfinite(grad.sum().item()) or grad.isfinite().all()):
-                raise FloatingPointError(f"the gradient of {_name(param, group)} is NaN or infinite")
+                return param
+        if others:
+            self._descend(others, grads, group)
+        return None
+
+    def _descend(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        """torch.optim.SGD's step in its order of operations."""
+        momentum = group["momentum"]
         if group["weight_decay"]:
             grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
         if momentum:
-            every = self.__dict__["state"]  # what is on the sphere need not be put back for this
-            states = [every[param] for param in params]
-            fresh = ["momentum_buffer" not in state for state in states]
-            for state, grad, new in zip(states, grads, fresh, strict=True):
-                if new:
-                    state["momentum_buffer"] = grad.clone()
-            buffers = [state["momentum_buffer"] for state in states]
-            old = [pair for *pair, new in zip(buffers, grads, fresh, strict=True) if not new]
-            if old:
-                torch._foreach_mul_([buffer for buffer, _ in old], momentum)
-                torch._foreach_add_([buffer for buffer, _ in old], [grad for _, grad in old])
+            for param in params:
+                if "momentum_buffer" not in self.state[param]:
+                    self.state[param]["momentum_buffer"] = torch.zeros_like(param)
+            buffers = [self.state[param]["momentum_buffer"] for param in params]
+            torch._foreach_mul_(buffers, momentum)
+            torch._foreach_add_(buffers, grads)
             grads = list(torch._foreach_add(grads, buffers, alpha=momentum)) if group["nesterov"] else buffers
         torch._foreach_add_(params, grads, alpha=-group["lr"])
 
-    def _blocks_of(self, params: list[Tensor], group: dict[str, Any]) -> list[Block]:
-        """What is stepped together: the parameters of a sphere group, by the device and dtype of their state."""
+    def _blocks_of(self, params: list[Tensor], group: dict[str, Any]) -> list[Block | FusedStep]:
+        """What steps the parameters of a sphere group: compiled code one by one, or a block all of one device and dtype
+        of their state."""
         known, blocks = self._blocks.get(id(group), ([], []))
         if len(known) == len(params) and all(a is b for a, b in zip(known, params, strict=True)):
             return blocks
-        states = self.state
-        alike: dict[Any, list[Tensor]] = {}
+        blocks, alike = [], dict[Any, list[Tensor]]()
         for param in params:
-            v = states[param]["v"]
-            alike.setdefault((v.device, v.dtype, param in self._masks), []).append(param)
-        blocks = [self._block_of(members, group["foreach"]) for members in alike.values()]
+            v, mask = self.state[param]["v"], self._masks.get(param)
+            if fused.fits(param) and fused.fits(v) and not group["foreach"]:
+                blocks.append(FusedStep(param, self.state[param], mask))
+            else:
+                alike.setdefault((v.device, v.dtype, mask is not None), []).append(param)
+        blocks += [self._block_of(members, group["foreach"]) for members in alike.values()]
         self._blocks[id(group)] = params, blocks
         return blocks
 
     def _block_of(self, members: list[Tensor], foreach: bool | None) -> Block:
         masks = [self._masks[param] for param in members] if members[0] in self._masks else None
         memory = self._memory.setdefault(tuple(id(param) for param in members), {})
-        return make_block(members, [self.state[param] for param in members], masks, foreach, memory)
+        return Block(members, [self.state[param] for param in members], masks, foreach, memory)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but state keeps its own dtype, where torch would cast v to that of a half-precision parameter,

@@ -1,22 +1,20 @@
 """The arithmetic of a step on the sphere, in place and in few passes over the rows of many parameters at once.
 
-On a CPU powers are what a step costs. They are taken as exp2(a log2 x), on NumPy's functions where those are fast, and
-of values that have been cut off from below: the vectorised functions fall back to one value at a time, ten to a hundred
-times slower, for zeros and for results that underflow, and masked gradients are full of zeros.
+On a CPU powers are what a step costs. They are taken as exp2(a log2 x) of values that have been cut off from below: the
+vectorised functions fall back to one value at a time, ten to a hundred times slower, for zeros and for results that
+underflow, and masked gradients are full of zeros.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_NUMPY_POWERS = torch.backends.cpu.get_cpu_capability() == "AVX512"
-"""With AVX-512 NumPy's log2 is four times as fast as torch's, and its exp2 a third faster."""
 _TINY = 1e-38  # keeps 1/largest finite in float32; smaller gradients are as good as none
 _HEADROOM = 20  # powers are cut off this many binary digits above the smallest normal number
 
@@ -56,57 +54,6 @@ class Rows(NamedTuple):
             rows.addcmul_(others, factor)
 
 
-class Ragged:
-    """Some entries of rows, those of each row one after another in flat memory, with the operations of `Rows`.
-
-    Args:
-        flat: the entries, on a CPU in float32 or float64.
-        counts: how many of them each row has; may be 0.
-        sizes: how many of them each matrix has.
-    """
-
-    def __init__(self, flat: Tensor, counts: np.ndarray, sizes: Sequence[int]) -> None:
-        self.flat, self.parts = flat, list(flat.split(list(sizes)))
-        self._array, self._scratch = flat.numpy(), np.empty_like(flat.numpy())
-        self._counts = counts
-        self._filled = np.flatnonzero(counts)
-        self._starts = (np.cumsum(counts) - counts)[self._filled]
-
-    def largest(self, out: Rows) -> None:
-        self._reduce(np.maximum, self._array, out.flat.numpy())
-
-    def totals(self) -> Tensor:
-        out = torch.empty(len(self._counts), dtype=self.flat.dtype)
-        self._reduce(np.add, self._array, out.numpy())
-        return out
-
-    def products(self, other: Ragged, out: Rows) -> None:
-        np.multiply(self._array, other._array, out=self._scratch)
-        self._reduce(np.add, self._scratch, out.flat.numpy())
-
-    def scale_(self, factors: Rows) -> None:
-        self.flat.mul_(self.each(factors))
-
-    def add_(self, other: Ragged, factors: Rows) -> None:
-        self.flat.addcmul_(other.flat, self.each(factors))
-
-    def each(self, factors: Rows) -> Tensor:
-        """The number of its row for every entry."""
-        return torch.from_numpy(np.repeat(factors.flat.numpy(), self._counts))
-
-    def _reduce(self, operation: np.ufunc, entries: np.ndarray, out: np.ndarray) -> None:
-        """The entries of every row as one; 0 for a row without any, for which NumPy would take its neighbour's."""
-        if len(self._filled) == len(out):
-            operation.reduceat(entries, self._starts, out=out)
-            return
-        out.fill(0)
-        if len(self._filled):
-            out[self._filled] = operation.reduceat(entries, self._starts)
-
-
-SomeRows = TypeVar("SomeRows", Rows, Ragged)
-
-
 class Layout:
     """Where matrices of these shapes (rows, fan-in), or one number for each of their rows, stand in flat memory."""
 
@@ -142,13 +89,7 @@ def power_(x: Tensor, exponent: float) -> Tensor:
         return x.pow_(exponent)
     lowest = np.log2(torch.finfo(x.dtype).tiny)
     x.clamp_min_(float(2.0 ** max(lowest, (lowest + _HEADROOM) / exponent)))
-    if not (_NUMPY_POWERS and _shared(x)):
-        return x.log2_().mul_(exponent).exp2_()
-    array = x.numpy()
-    np.log2(array, out=array)
-    x.mul_(exponent)
-    np.exp2(array, out=array)
-    return x
+    return x.log2_().mul_(exponent).exp2_()
 
 
 def row_dot(x: Tensor, y: Tensor, out: Tensor) -> None:
@@ -159,7 +100,7 @@ def row_dot(x: Tensor, y: Tensor, out: Tensor) -> None:
         torch.sum(x.to(out.dtype) * y.to(out.dtype), 1, keepdim=True, out=out)
 
 
-def inverse_norms(d: SomeRows, q: float, scratch: SomeRows, out: Rows) -> Tensor:
+def inverse_norms(d: Rows, q: float, scratch: Rows, out: Rows) -> Tensor:
     """1/||d||_q of every row, into `out`, for finite d of any magnitude; returns it flat.
 
     It is huge but finite for a row of zeros, and NaN for a row that holds NaN or an infinity.
@@ -173,7 +114,7 @@ def inverse_norms(d: SomeRows, q: float, scratch: SomeRows, out: Rows) -> Tensor
     return inverse.mul_(totals.clamp_min_(1.0).pow_(-1 / q))
 
 
-def times_own_power(v: SomeRows, exponent: float, scratch: SomeRows) -> SomeRows:
+def times_own_power(v: Rows, exponent: float, scratch: Rows) -> Rows:
     """v |v|^exponent, in `scratch`; v itself for exponent 0."""
     if exponent == 0.0:
         return v

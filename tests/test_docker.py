@@ -43,7 +43,9 @@ def arguments_of(name: str) -> list[str]:
 
 
 def copied() -> list[str]:
-    return [source for rest in arguments_of("COPY") for source in rest.split()[:-1]]
+    """What is copied from the folder, and not from another stage."""
+    ours = [rest for rest in arguments_of("COPY") if not rest.startswith("--from=")]
+    return [source for rest in ours for source in rest.split()[:-1]]
 
 
 # The Dockerfile
@@ -59,20 +61,30 @@ def test_everything_that_the_image_copies_is_there() -> None:
 def test_the_image_has_all_of_our_packages_and_what_their_build_reads() -> None:
     packages = {package.partition(".")[0] for package in PROJECT["tool"]["setuptools"]["packages"]}
     assert {source.rstrip("/") for source in copied() if source.endswith("/")} == packages
-    assert {PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]} <= set(copied())
+    assert {PROJECT["project"]["readme"], *PROJECT["project"]["license-files"], "setup.py"} <= set(copied())
+
+
+def test_what_is_copied_from_another_stage_is_made_there() -> None:
+    stages = {rest.split()[2] for rest in arguments_of("FROM") if " AS " in rest}
+    for rest in arguments_of("COPY"):
+        if rest.startswith("--from="):
+            stage, made = rest.removeprefix("--from=").split()[:2]
+            assert stage in stages
+            assert any(made.rstrip("/") in command for command in arguments_of("RUN"))
 
 
 def test_what_is_copied_is_sent_to_the_builder_and_nothing_else() -> None:
     kept = (DOCKER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     rules = [line for line in kept if line and not line.startswith("#")]
     assert rules[0] == "*"
+    assert "**/*.so" in rules  # what was compiled for this machine's Python
     assert {rule[1:] for rule in rules if rule.startswith("!")} == {source.rstrip("/") for source in copied()}
 
 
 def test_cpu_or_cuda_is_chosen_by_a_build_argument() -> None:
     assert "DEVICE=cpu" in arguments_of("ARG")
     stages = [rest.split() for rest in arguments_of("FROM")]
-    assert {stage[2] for stage in stages if len(stage) == 3} == {"cpu", "cuda"}
+    assert {stage[2] for stage in stages if len(stage) == 3} == {"cpu", "cuda", "wheel"}
     assert stages[-1] == ["${DEVICE}"]
 
 
@@ -88,7 +100,7 @@ def test_the_image_installs_what_was_tested_with_extras_that_exist() -> None:
     installs = [command for rest in arguments_of("RUN") for command in rest.split("&&") if "pip install" in command]
     assert len(installs) == 2
     assert all("--constraint constraints.txt" in command for command in installs)
-    (extras,) = re.findall(r"'\.\[([\w,]+)\]'", DOCKERFILE)
+    (extras,) = re.findall(r"\.whl\)\[([\w,]+)\]", DOCKERFILE)
     assert set(extras.split(",")) <= set(PROJECT["project"]["optional-dependencies"])
     (python,) = {rest.split()[0] for rest in arguments_of("FROM")} - {"${DEVICE}"}
     assert re.fullmatch(r"python:3\.1\d-slim", python)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from sparsity import fused
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,9 +42,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy: what lies about in the checkout, such as an old build folder, must not get into it."""
     source = tmp_path_factory.mktemp("source")
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     shutil.copytree(ROOT / "tests", source / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", source / "dist"], source)
     (built,) = (source / "dist").iterdir()
@@ -59,15 +61,17 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_four_packages_their_data_and_nothing_else(wheel: Path) -> None:
     assert wheel.name.startswith("tune_sparsity-")
-    assert wheel.name.endswith("-py3-none-any.whl")
+    assert "-cp311-abi3-" in wheel.name  # one for every Python from 3.11 on
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = {
         str(path.relative_to(ROOT))
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.is_file() and path.suffix != ".pyc" and not path.name.startswith(".")
+        if path.is_file() and path.suffix not in (".pyc", ".so") and not path.name.startswith(".")
     }
+    if fused.kernel is not None:  # where there is a compiler
+        expected.add("sparsity/_kernel.abi3.so")
     assert names == expected
     assert {"search_spaces/lpss.yaml", "tuner/cli.py", "sparsity/optimizer.py", "experiments/digits.py"} <= names
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.metadata
+import importlib.util
 import os
 import urllib.error
 import urllib.request
@@ -37,6 +39,7 @@ class Finding:
 def examine(config: StudyConfig) -> Iterator[Finding]:
     """Everything, in turn: what needs no cluster first. Of the configuration only what a study runs on is looked at."""
     yield _environment()
+    yield step()
     yield tracking(config.tracking_uri)
     yield storage_here(config.storage)
     from tuner.prepare import check_address
@@ -57,6 +60,16 @@ def _environment() -> Finding:
             "environment", f"{', '.join(stray)} set", f"unset {' '.join(stray)}: a study has runs of its own"
         )
     return Finding("environment", "no stray MLFLOW_ variables")
+
+
+def step() -> Finding:
+    """Whether this installation has the compiled step; asked without loading torch."""
+    package = importlib.util.find_spec("sparsity")
+    folders = package.submodule_search_locations if package else None
+    suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+    if any(file.name.endswith(suffixes) for folder in folders or () for file in Path(folder).glob("_kernel*")):
+        return Finding("step on the sphere", "compiled")
+    return Finding("step on the sphere", "not compiled, three times as slow", "install with a C compiler at hand")
 
 
 def storage_here(storage: Path | Store) -> Finding:

@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsity.optimizer import LR_MAX, LpSGD
 
+pytestmark = pytest.mark.usefixtures("either_step")
+
 FLOATS = [torch.float32, torch.float64, torch.bfloat16]
 exponents = st.floats(1.02, 2.0)
 seeds = st.integers(0, 2**32 - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sparsity import fused
 from tests.tuner.conftest import run_command
 from tuner import node_probe
 from tuner.cli import main
@@ -19,6 +21,7 @@ from tuner.doctor import (
     gpu_memory,
     resources,
     shared_storage,
+    step,
     storage_here,
     tracking,
     versions,
@@ -35,6 +38,16 @@ def answer(**other: object) -> Answer:
 def test_a_line_says_ok_or_what_to_do() -> None:
     assert str(Finding("mlflow", "3.17\nhere")) == "ok   mlflow: 3.17 here"
     assert str(Finding("mlflow", "gone", "start it")) == "fix  mlflow: gone: start it"
+
+
+def test_whether_the_step_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert bool(step().remedy) == (fused.kernel is None)
+    (tmp_path / "sparsity").mkdir()
+    (tmp_path / "sparsity" / "__init__.py").touch()
+    (tmp_path / "sparsity" / "_kernel.pyi").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sparsity")
+    assert str(step()).startswith("fix  step on the sphere: not compiled")
 
 
 # MLflow
@@ -187,18 +200,21 @@ def test_an_address_where_nothing_answers_is_a_finding(
         lines[0]
         == "fix  environment: MLFLOW_EXPERIMENT_ID set: unset MLFLOW_EXPERIMENT_ID: a study has runs of its own"
     )
-    assert lines[1].startswith("ok   mlflow: ")
-    assert lines[2] == f"ok   storage: this machine can write to {tmp_path}/studies"
-    assert lines[3].startswith("fix  cluster: --address '127.0.0.1:9': nothing answers there")
+    assert lines[1].endswith("step on the sphere: compiled") == (fused.kernel is not None)
+    assert lines[2].startswith("ok   mlflow: ")
+    assert lines[3] == f"ok   storage: this machine can write to {tmp_path}/studies"
+    assert lines[4].startswith("fix  cluster: --address '127.0.0.1:9': nothing answers there")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_a_machine_that_is_well_is_ok_line_by_line(tmp_path: Path) -> None:
     ran = run_command(["doctor"], tmp_path)
+    if fused.kernel is None:
+        pytest.skip("the package was installed without a C compiler, of which it says so")
     assert ran.code == 0, ran.stdout + ran.stderr
     assert all(line.startswith("ok   ") for line in ran.stdout.splitlines())
     topics = [line[5:].partition(":")[0].partition(" on ")[0] for line in ran.stdout.splitlines()]
-    wanted = ["environment", "mlflow", "storage", "nodes", "ray's token authentication", "shared storage", "versions"]
-    assert topics[:7] == wanted
+    wanted = ["environment", "step", "mlflow", "storage", "nodes", "ray's token authentication", "shared storage"]
+    assert topics[:8] == [*wanted, "versions"]
     assert not list(tmp_path.iterdir())

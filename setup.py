@@ -1,0 +1,21 @@
+"""The one part of the package that is compiled; all else is in pyproject.toml.
+
+A machine without a C compiler installs the package without it, and steps with torch's operations.
+"""
+
+from setuptools import Extension, setup
+
+FLAGS = ["-O3", "-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno"]
+
+setup(
+    ext_modules=[
+        Extension(
+            "sparsity._kernel",
+            ["sparsity/kernel.c"],
+            extra_compile_args=FLAGS,
+            py_limited_api=True,
+            optional=True,
+        )
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},  # one file for every Python from 3.11 on
+)

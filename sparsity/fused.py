@@ -1,0 +1,136 @@
+"""A step on the sphere in compiled code (sparsity/kernel.c): on a CPU, in float32, where the package was compiled.
+
+Where most weights are masked only the active ones are stepped. A masked weight has no gradient and no momentum, so that
+its v only shares in its row's factor, and |v|^q of all masked weights of a row together is one number, "latent" in the
+state, that follows from step to step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsity.sphere import dual_exponent
+
+try:
+    from sparsity import _kernel as kernel
+except ImportError:  # installed without a C compiler, or on another kind of processor
+    kernel = None  # type: ignore[assignment]
+
+_FEW = 0.6  # of the weights; with more of them, reaching them one by one costs what is saved
+
+State = dict[str, Tensor]
+
+
+def fits(tensor: Tensor) -> bool:
+    """Whether the compiled code can work on a tensor."""
+    return kernel is not None and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and _plain(tensor)
+
+
+def _plain(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() and tensor.layout == torch.strided
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+class FusedStep:
+    """The step of one parameter, with what it needs beside the optimizer's state.
+
+    Args:
+        param: the parameter, which `fits`.
+        state: the optimizer's state of it: "v" (rows, fan-in), and "gain" (rows, 1) if it has one.
+        mask: in its shape, or None: the gradients of masked weights count as zero, and the parameter and its momentum
+            hold zeros there.
+    """
+
+    def __init__(self, param: Tensor, state: State, mask: Tensor | None) -> None:
+        self.param, self._state, self._mask = param, state, None if mask is None else mask.to(param.dtype).contiguous()
+        self._rows, self._fan_in = state["v"].shape
+        self._places = self._starts = None
+        self._q: float | None = None  # of which "latent" is; None: of that which comes first
+        active = param.numel()
+        if self._mask is not None and self._mask.count_nonzero() <= _FEW * active:
+            rows, columns = self._mask.flatten(1).nonzero().unbind(1)
+            self._places, active = columns.to(torch.int32), len(columns)
+            self._starts = torch.zeros(self._rows + 1, dtype=torch.int64)
+            torch.cumsum(torch.bincount(rows, minlength=self._rows), 0, out=self._starts[1:])
+        self._spare = torch.empty(active + 2 * self._rows + 2 * self._fan_in)  # d; rates, dots; one row twice
+        first = self._spare.data_ptr()
+        self._memory = (first, first + 4 * active, first + 4 * (active + 2 * self._rows))
+
+    def step(self, group: dict[str, Any]) -> Tensor | None:
+        """One step with the settings of `group`. Where the gradient is NaN or infinite the parameter is returned, and
+        neither it nor v is changed; else None."""
+        state, q, momentum = self._state, float(dual_exponent(group["p"])), group["momentum"]
+        grad = self.param.grad
+        assert grad is not None
+        grad = grad if _plain(grad) else grad.contiguous()
+        self._follow_latent(q)
+        done = kernel.step(
+            self._rows,
+            self._fan_in,
+            grad.data_ptr(),
+            self.param.data_ptr(),
+            self._at("v"),
+            self._momentum("momentum_buffer", "v") if momentum else 0,
+            self._at("gain") if group["gain"] else 0,
+            self._momentum("gain_momentum", "gain") if momentum and group["gain"] else 0,
+            _address(self._mask),
+            _address(self._places),
+            _address(self._starts),
+            _address(state.get("latent")),
+            *self._memory,
+            group["lr"],
+            q,
+            momentum,
+            group["nesterov"],
+            group["weight_decay"],
+            group["gain_lr"],
+        )
+        return None if done else self.param
+
+    def _at(self, key: str) -> int:
+        """The address of a state, which others may have replaced."""
+        if not _plain(self._state[key]):
+            self._state[key] = self._state[key].contiguous()
+        return self._state[key].data_ptr()
+
+    def _momentum(self, key: str, like: str) -> int:
+        """The address of a momentum, which begins with zeros."""
+        if key not in self._state:
+            self._state[key] = torch.zeros_like(self._state[like])
+        return self._at(key)
+
+    def _follow_latent(self, q: float) -> None:
+        """Finds the sum of |v|^q over the masked weights of each row, where it is not known."""
+        if self._places is None:
+            self._state.pop("latent", None)  # it would be wrong after this step
+        elif "latent" not in self._state or self._q not in (None, q):
+            latent = self._state["latent"] = torch.empty(self._rows, 1)
+            kernel.sum_masked(self._rows, self._fan_in, self._at("v"), _address(self._mask), q, latent.data_ptr())
+        self._q = q
+
+
+def descend(param: Tensor, state: State, group: dict[str, Any]) -> bool:
+    """torch.optim.SGD's step, in one pass. False if the gradient is NaN or infinite: then nothing is changed."""
+    grad, momentum = param.grad, group["momentum"]
+    assert grad is not None
+    grad = grad if _plain(grad) else grad.contiguous()
+    if momentum and "momentum_buffer" not in state:
+        state["momentum_buffer"] = torch.zeros_like(param)
+    return bool(
+        kernel.descend(
+            param.numel(),
+            grad.data_ptr(),
+            param.data_ptr(),
+            state["momentum_buffer"].data_ptr() if momentum else 0,
+            group["lr"],
+            momentum,
+            group["nesterov"],
+            group["weight_decay"],
+        )
+    )

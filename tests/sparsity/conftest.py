@@ -1,0 +1,20 @@
+"""What several tests of the sparsity methods need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from sparsity import fused
+
+
+@pytest.fixture(scope="module", params=["compiled", "torch"])
+def either_step(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Once with the compiled step, and once with torch's operations, as where there is no compiler."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr(fused, "kernel", None)
+        elif fused.kernel is None:
+            pytest.skip("the package was installed without a C compiler")
+        yield
