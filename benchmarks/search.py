@@ -1,6 +1,6 @@
 """How well the search searches: trials to reach what random search has after 64, and what a proposal costs.
 
-    python -m benchmarks.search [--seeds 10] [--only NAME ...] [--out FOLDER]     trials to reach
+    python -m benchmarks.search [--seeds 10] [--first-seed 0] [--only NAME ...] [--out FOLDER]     trials to reach
     python -m benchmarks.search --cost                                            milliseconds a proposal
     python -m benchmarks.search --stopping [--first-seed 10] [--experiment mnist --data-dir DIR --trials 16 --epochs 8]
 
@@ -162,19 +162,19 @@ def run(trainer: Trainer, propose: Propose, seed: int, trials: int, until: float
     return done
 
 
-def reach(trainer: Trainer, seeds: int, only: list[str]) -> None:
+def reach(trainer: Trainer, seeds: range, only: list[str]) -> None:
     """The table of trials to reach, a row a search; written anew whenever a seed is done."""
     space, names = load_space("lpss", TARGET), only or list(searches())
     needed: dict[str, list[float]] = {name: [] for name in names}
     goals: list[float] = []
-    for seed in range(seeds):
+    for seed in seeds:
         baseline = run(trainer, ours(seed, without_priors(space), sampler="random"), seed, RANDOM_TRIALS)
         goals.append(max(trained.feasible for trained in baseline))
         for name in names:
             found = run(trainer, searches()[name](seed, space), seed, TRIALS, until=goals[-1])
             reached = found[-1].feasible >= goals[-1]
             needed[name].append(len(found) if reached else float("inf"))
-        print(f"\nAfter {seed + 1} seeds; random search's best of {RANDOM_TRIALS}: {_range(goals)}\n")
+        print(f"\nAfter {len(goals)} seeds; random search's best of {RANDOM_TRIALS}: {_range(goals)}\n")
         print("| search | median trials to reach it | of each seed |\n| --- | --- | --- |")
         for name, counts in needed.items():
             each = ", ".join("more" if count > TRIALS else str(count) for count in counts)
@@ -281,7 +281,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--first-seed", type=int, default=0, help="of --stopping")
+    parser.add_argument("--first-seed", type=int, default=0, help="so that several runs share the work")
     parser.add_argument("--only", nargs="+", choices=list(searches()), default=[])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/search"))
     options = parser.parse_args()
@@ -294,11 +294,11 @@ def main() -> None:
     epochs = options.epochs or experiment.recipe.epochs
     data = experiment.load(options.data_dir)
     trainer = Trainer(experiment, data, epochs, options.out / f"{options.experiment}.jsonl")
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     if options.stopping:
-        first = options.first_seed
-        stopping(trainer, range(first, first + options.seeds), options.trials)
+        stopping(trainer, seeds, options.trials)
     else:
-        reach(trainer, options.seeds, options.only)
+        reach(trainer, seeds, options.only)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from experiments.base import Data, Experiment, Split, evaluate
 from experiments.normalisation import normalises, remeasured, sample
 from sparsity import METHODS, SparseTraining
+
+_FETCHED_NUMBERS = 1 << 18  # at once: a megabyte of float32, which processors keep at hand
 
 
 class NotFinite(Exception):
@@ -123,22 +126,21 @@ class Training:
 
     def _train(self) -> float:
         """One pass over the training data in a fresh order; the mean loss. Raises NotFinite."""
-        x, y = self.train_split
         prepare, augment = self.experiment.prepare, self.experiment.augment
         self.model.train()
-        order = torch.randperm(len(x), generator=self.order).to(x.device)
-        total = torch.zeros((), device=x.device)
-        for batch in order.split(self.experiment.recipe.batch_size):
-            inputs = x[batch] if augment is None else augment(x[batch], self.order)
-            loss = self.experiment.loss(self.model(prepare(inputs)), y[batch])
+        examples = len(self.train_split.x)
+        total = torch.zeros((), device=self.train_split.x.device)
+        for x, y in self._batches():
+            inputs = x if augment is None else augment(x, self.order)
+            loss = self.experiment.loss(self.model(prepare(inputs)), y)
             self.sparse.zero_grad()
             loss.backward()
             try:
                 self.sparse.step()
             except FloatingPointError as error:
                 raise NotFinite(f"{error} in epoch {self.epochs_done + 1}, where the loss is {loss.item()}") from error
-            total += loss.detach() * len(batch)
-        mean = float(total) / len(x)
+            total += loss.detach() * len(x)
+        mean = float(total) / examples
         try:
             self.sparse.check_finite()
         except FloatingPointError as error:
@@ -146,6 +148,15 @@ class Training:
         if not math.isfinite(mean):
             raise NotFinite(f"the training loss is {mean} in epoch {self.epochs_done + 1}")
         return mean
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The training data in a fresh order. Small examples are fetched for several batches at once."""
+        x, y = self.train_split
+        size = self.experiment.recipe.batch_size
+        several = max(1, _FETCHED_NUMBERS // (size * max(1, x[:1].numel())))
+        order = torch.randperm(len(x), generator=self.order).to(x.device)
+        for places in order.split(size * several):
+            yield from zip(x[places].split(size), y[places].split(size), strict=True)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the training needs to go on: network, method, order of the data, noise, epochs done."""
