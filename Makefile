@@ -5,14 +5,17 @@ DATA ?= $(or $(TUNE_SPARSITY_DATA),../shared/data)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install tune test lint format bench wheel clean
+.PHONY: install compile tune test lint format bench wheel clean
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+compile: install
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 
 tune: install
 	$(BIN)/tune-sparsity --target 0.9

@@ -1,7 +1,7 @@
 """How a network becomes sparse: the Lp sphere, LpSGD, masks, topology, schedules, Hoyer theory, the methods.
 
-This room knows tensors and networks only: it imports torch, the NumPy beneath it, and nothing else of this project,
-so that it serves alone in anybody's training loop::
+This room knows tensors and networks only: it imports torch, the NumPy beneath it, what of its own was compiled, and
+nothing else of this project, so that it serves alone in anybody's training loop::
 
     sparse = lpss(model, total_steps=epochs * len(loader), sparsity=0.9)
     for x, y in loader:
