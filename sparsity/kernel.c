@@ -85,8 +85,8 @@ typedef struct {
     float *grad, *param, *v, *buffer;   /* (rows, fan-in); no buffer without momentum */
     float *gain, *gain_buffer;          /* (rows), or none */
     float *mask;                        /* (rows, fan-in) of zeros and ones, or none */
-    int32_t *places;                    /* the columns of the active weights, row after row; none: all weights */
-    int64_t *starts;                    /* (rows + 1): where each row's places begin */
+    int32_t *places;                    /* the columns of the active weights, row after row, of which there may be 0 */
+    int64_t *starts;                    /* (rows + 1): where each row's places begin; none: all weights are stepped */
     float *latent;                      /* (rows): the sum of |v|^q over the weights that are not active */
     float *d;                           /* memory for one number a place */
     float *rates, *dots;                /* memory for one number a row */
@@ -103,13 +103,14 @@ static int64_t find_directions(const Step *s)
     const float momentum = s->momentum, q = s->q;
     for (int64_t row = 0; row < s->rows; row++) {
         const int64_t start = row * s->fan_in;
-        const int64_t at = s->places ? s->starts[row] : start;
-        const int64_t n = s->places ? s->starts[row + 1] - at : s->fan_in;
-        const int32_t *const places = s->places ? s->places + at : NULL;
+        const int few = s->starts != NULL;
+        const int64_t at = few ? s->starts[row] : start;
+        const int64_t n = few ? s->starts[row + 1] - at : s->fan_in;
+        const int32_t *const places = few && n ? s->places + at : NULL;
         const float *const grad = s->grad + start, *const param = s->param + start;
         float *const d = s->d + at, dot = 0, largest = 0, wrong = 0, total = 0;
 
-        if (places) {
+        if (few) {
             for (int64_t k = 0; k < n; k++) d[k] = grad[places[k]];
             if (s->gain)
                 for (int64_t k = 0; k < n; k++) dot += d[k] * param[places[k]];
@@ -130,7 +131,7 @@ static int64_t find_directions(const Step *s)
 
         if (s->buffer) {
             float *const buffer = s->buffer + start;
-            if (places) {
+            if (few) {
                 for (int64_t k = 0; k < n; k++) {
                     const float after = momentum * buffer[places[k]] + d[k];
                     buffer[places[k]] = after;
@@ -171,13 +172,14 @@ static void move(const Step *s)
     float *const x = s->x, *const u = s->u;
     for (int64_t row = 0; row < s->rows; row++) {
         const int64_t start = row * s->fan_in;
-        const int64_t at = s->places ? s->starts[row] : start;
-        const int64_t n = s->places ? s->starts[row + 1] - at : s->fan_in;
-        const int32_t *const places = s->places ? s->places + at : NULL;
+        const int few = s->starts != NULL;
+        const int64_t at = few ? s->starts[row] : start;
+        const int64_t n = few ? s->starts[row + 1] - at : s->fan_in;
+        const int32_t *const places = few && n ? s->places + at : NULL;
         const float *const d = s->d + at, rate = s->rates[row];
         float *const v = s->v + start, *const param = s->param + start, powers = 0;
 
-        if (places) {
+        if (few) {
             for (int64_t k = 0; k < n; k++) x[k] = v[places[k]];
         } else {
             memcpy(x, v, n * sizeof(float));
@@ -206,7 +208,7 @@ static void move(const Step *s)
             scale *= s->gain[row];
         }
 
-        if (places) {
+        if (few) {
 #pragma omp simd
             for (int64_t k = 0; k < s->fan_in; k++) v[k] *= norm; /* masked weights share in their row's factor */
             for (int64_t k = 0; k < n; k++) {

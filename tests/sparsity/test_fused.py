@@ -182,6 +182,18 @@ def test_powers_over_the_whole_range(seed: int, p: float, scale: float) -> None:
     assert torch.allclose(*ends, rtol=2e-3, atol=1e-7)
 
 
+def test_a_parameter_without_an_active_weight() -> None:
+    params, optimizer = make(0, p=1.4, gain=True)
+    none = [torch.zeros_like(param) for param in params]
+    optimizer.set_masks(dict(zip(params, none, strict=True)))
+    before = [optimizer.state[param]["v"].clone() for param in params]
+    for k in range(3):
+        step(params, optimizer, k)
+    for param, v in zip(params, before, strict=True):
+        assert not param.any()
+        assert torch.allclose(optimizer.state[param]["v"], v, rtol=1e-5)  # of norm 1, as it was
+
+
 def test_gradients_of_any_layout_and_masks_of_any_kind() -> None:
     plain, other = torch.nn.Parameter(torch.ones(4, 3, 2, 2)), torch.nn.Parameter(torch.ones(4, 3, 2, 2))
     (grad,), (on,) = tensors(0, (4, 3, 2, 2)), tensors(1, (4, 3, 2, 2))
