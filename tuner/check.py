@@ -18,10 +18,10 @@ def check(arguments: list[str]) -> int:
         UsageError: when there is no experiment to check: no such file, an error while it is imported, no such name, or
             data that are not to be had.
     """
-    from tuner.cli import _parser
+    from tuner.arguments import Parser
     from tuner.config import UsageError
 
-    parser = _parser(
+    parser = Parser(
         "tune-sparsity check",
         description="Looks whether an experiment is sound, and says what is wrong with it and how to mend it.",
         epilog="exit codes: 0 no check fails (there may be warnings), 1 one does, 2 wrong use",

@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tuner.arguments import Parser
+
 LAUNCHED = time.monotonic()  # from which a study's seconds count: what it imports takes some of them
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 _EPILOG = """\
@@ -30,15 +32,6 @@ also:
 exit codes: 0 done, 1 the study failed, 2 wrong use, 3 no trial meets the target, 130 interrupted"""
 _STORAGE = "folder of studies, or s3://BUCKET/PREFIX (./studies)"
 _LISTS = ("experiments", "methods", "spaces", "samplers")
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        from tuner.config import UsageError
-
-        raise UsageError(f"{message} (tune-sparsity --help shows all options)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,13 +73,9 @@ def _subcommand(name: str, arguments: list[str]) -> int:
     return int(run(arguments))
 
 
-def _parser(prog: str = "tune-sparsity", **more: Any) -> _Parser:
-    return _Parser(prog=prog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
-
-
-def _search_parser() -> _Parser:
+def _search_parser() -> Parser:
     """The options of a study. Values stay text here: the configuration checks them, wherever they come from."""
-    parser = _parser(
+    parser = Parser(
         description="Finds the most accurate network that is at least S sparse, and the whole front beside it.",
         epilog=_EPILOG,
         argument_default=argparse.SUPPRESS,
@@ -148,7 +137,7 @@ def _search(arguments: list[str]) -> int:
 
 
 def _resume(arguments: list[str]) -> int:
-    parser = _parser("tune-sparsity resume", description="Goes on with a study: finished trials stay as they are.")
+    parser = Parser("tune-sparsity resume", description="Goes on with a study: finished trials stay as they are.")
     parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
     parser.add_argument("--storage", metavar="DIR", default="studies", help=_STORAGE)
     parser.add_argument("--trials", metavar="N", default=argparse.SUPPRESS, help="a new number of trials in all")
@@ -170,7 +159,7 @@ def _resume(arguments: list[str]) -> int:
 
 
 def _doctor(arguments: list[str]) -> int:
-    parser = _parser(
+    parser = Parser(
         "tune-sparsity doctor",
         description="Says of everything that a study would run on that it is ok, or what to do.",
         argument_default=argparse.SUPPRESS,
@@ -192,7 +181,7 @@ def _doctor(arguments: list[str]) -> int:
 
 
 def _send(arguments: list[str]) -> int:
-    parser = _parser("tune-sparsity send", description="Brings to MLflow what a study could not tell it.")
+    parser = Parser("tune-sparsity send", description="Brings to MLflow what a study could not tell it.")
     parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
     parser.add_argument("--storage", metavar="DIR", default="studies", help=_STORAGE)
     parser.add_argument("--tracking-uri", metavar="URI", default=argparse.SUPPRESS, help="another store than before")
@@ -211,7 +200,7 @@ def _send(arguments: list[str]) -> int:
 
 
 def _list(arguments: list[str]) -> int:
-    parser = _parser("tune-sparsity list", description="Names that the options accept.")
+    parser = Parser("tune-sparsity list", description="Names that the options accept.")
     parser.add_argument("kind", metavar="|".join(_LISTS))
     parser.add_argument("--show", metavar="NAME", help="print one space, to start one's own from")
     options = parser.parse_args(arguments)

@@ -30,9 +30,9 @@ _LOOKS = [
 
 def compare(arguments: list[str]) -> int:
     """Runs the subcommand."""
-    from tuner.cli import _parser
+    from tuner.arguments import Parser
 
-    parser = _parser("tune-sparsity compare", description="Compares studies of one experiment with the first of them.")
+    parser = Parser("tune-sparsity compare", description="Compares studies of one experiment with the first of them.")
     parser.add_argument("studies", metavar="STUDY", nargs="+", help="names, or folders; two or more")
     parser.add_argument(
         "--out", metavar="FILE", type=Path, help="the page (compare-A-B.html in the folder of studies; here for s3://)"

@@ -44,10 +44,10 @@ class Network:
 
 def export(arguments: list[str]) -> int:
     """Runs the subcommand. Returns 0, or 1 when the exported file is not the network."""
-    from tuner.cli import _parser
+    from tuner.arguments import Parser
     from tuner.study_folder import read_ended
 
-    parser = _parser("tune-sparsity export", description="Writes a study's network as a file, and checks it.")
+    parser = Parser("tune-sparsity export", description="Writes a study's network as a file, and checks it.")
     parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
     parser.add_argument("--format", metavar="F", required=True, help=", ".join(SUFFIXES))
     parser.add_argument("--network", metavar="NAME", default="best", help="best, best-0.9, front/t0003, ... (best)")

@@ -23,9 +23,9 @@ REPORT_HTML = "report.html"
 
 def report(arguments: list[str]) -> int:
     """Runs the subcommand."""
-    from tuner.cli import _parser
+    from tuner.arguments import Parser
 
-    parser = _parser("tune-sparsity report", description="Writes a study as one HTML page, whole in itself.")
+    parser = Parser("tune-sparsity report", description="Writes a study as one HTML page, whole in itself.")
     parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
     parser.add_argument(
         "--out", metavar="FILE", type=Path, help="(report.html in the study's folder; STUDY/ here for s3://)"

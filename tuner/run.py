@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuner.checkpoints import sweep
 from tuner.config import StudyConfig
@@ -32,6 +32,11 @@ from tuner.study_yaml import STUDY_YAML, write_study_yaml
 from tuner.tracking import Tracker
 from tuner.tracking_uri import redact
 from tuner.warm_start import JOURNAL
+
+if TYPE_CHECKING:
+    from tuner.ray_run import StopWhen
+    from tuner.study import StudyRun
+    from tuner.trial import TrialSetup
 
 AT_ONCE = 5.0  # seconds that MLflow has when a study ends unexpectedly; what it lacks then, resuming brings it
 
@@ -152,7 +157,6 @@ def _search(
     mirror: Mirror | None,
 ) -> Finished:
     from tuner import ray_run
-    from tuner.best import test_accuracy
     from tuner.live_pictures import pictures_of
     from tuner.searcher import OptunaSearcher
     from tuner.study import StudyRun
@@ -219,17 +223,9 @@ def _search(
             study.end(record.number, TrialState.PRUNED, "the time budget was used up")
     retrained: list[Retrained] = []
     if config.final_seeds and not stop.asked:
-        chosen = best_of_each(study.records.values(), config.method, goal)
         start = time.monotonic()
-        networks = ray_run.train_again(
-            setup, arrays, jobs(chosen, config.final_seeds), cpus=config.cpus_per_trial, gpus=gpus
-        )
+        retrained = _train_best_again(prepared, study, setup, arrays, gpus)
         study.training_seconds += (time.monotonic() - start) * concurrency
-        accuracies = [
-            None if network is None else test_accuracy(prepared.experiment, prepared.data, network)
-            for network in networks
-        ]
-        retrained = summarise(chosen, accuracies, config.final_seeds)
     ray.end()
     if mirror is not None:
         mirror.settle()
@@ -237,6 +233,22 @@ def _search(
     states = searcher.states()
     optuna_states = {record.name: states[number] for number, record in study.records.items()}
     return replace(finished, ray_states=ray_states, optuna_states=optuna_states)
+
+
+def _train_best_again(
+    prepared: Prepared, study: StudyRun, setup: TrialSetup, arrays: Any, gpus: float
+) -> list[Retrained]:
+    """Each method's best under fresh seeds, with its accuracies on the test data."""
+    from tuner.best import test_accuracy
+    from tuner.ray_run import train_again
+
+    config = prepared.config
+    chosen = best_of_each(study.records.values(), config.method, prepared.goal)
+    networks = train_again(setup, arrays, jobs(chosen, config.final_seeds), cpus=config.cpus_per_trial, gpus=gpus)
+    accuracies = [
+        None if network is None else test_accuracy(prepared.experiment, prepared.data, network) for network in networks
+    ]
+    return summarise(chosen, accuracies, config.final_seeds)
 
 
 def _halving(config: StudyConfig, goal: Goal, epochs: int) -> Halving | None:
@@ -261,7 +273,7 @@ def _disk_errors_told() -> Iterator[None]:
 
 
 def _conclude(
-    prepared: Prepared, study: Any, stop: Any, times: Times, concurrency: int, retrained: list[Retrained]
+    prepared: Prepared, study: StudyRun, stop: StopWhen, times: Times, concurrency: int, retrained: list[Retrained]
 ) -> Finished:
     """Judges the best network, writes the files, and tells MLflow how the study ended."""
     from tuner.best import write_networks
@@ -353,7 +365,7 @@ def _model(prepared: Prepared, outcome: StudyOutcome, network: Path) -> dict[str
     )
 
 
-def _why(study: Any, stop: Any) -> str:
+def _why(study: StudyRun, stop: StopWhen) -> str:
     """Why the search ended."""
     begun = len(study.records)
     if stop.asked:

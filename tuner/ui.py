@@ -25,11 +25,11 @@ _PATIENCE = 180.0  # seconds: MLflow imports for a while, and longer on a busy m
 
 def ui(arguments: list[str]) -> int:
     """Runs the subcommand: returns when the server ended, or when it was asked to."""
-    from tuner.cli import _parser
+    from tuner.arguments import Parser
     from tuner.study_folder import read_ended
     from tuner.tracking_uri import resolve_tracking_uri
 
-    parser = _parser("tune-sparsity ui", description="Starts MLflow's UI on a study's store, for this machine only.")
+    parser = Parser("tune-sparsity ui", description="Starts MLflow's UI on a study's store, for this machine only.")
     parser.add_argument("study", metavar="STUDY", nargs="?", help="its name, or its folder (any: the store as a whole)")
     parser.add_argument(
         "--storage", metavar="DIR", type=storage_of, default="studies", help="folder of studies, or s3://BUCKET/PREFIX"
