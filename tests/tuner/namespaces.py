@@ -18,9 +18,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.tuner.s3_servers import credentials
+
 ROOT = Path(__file__).resolve().parents[2]
 HEAD, WORKER = "10.201.7.1", "10.201.7.2"
 ADDRESS, CLIENT = f"{HEAD}:6379", f"ray://{HEAD}:10001"
+S3_PORT = 5000  # on the head's machine, where a test starts a server; both nodes know it
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 _NODE = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats", "--log-color=false"]
 
@@ -112,7 +115,8 @@ def two_nodes() -> Iterator[TwoNodes]:
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_", "PYTHONPATH"))}
     ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     quick = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "3000"}  # to notice a dead node
-    nodes = TwoNodes(folder, {**ours, **ray, **quick, "OMP_NUM_THREADS": "1"})
+    store = credentials(f"http://{HEAD}:{S3_PORT}")
+    nodes = TwoNodes(folder, {**ours, **ray, **quick, **store, "OMP_NUM_THREADS": "1"})
     nodes.hidden.mkdir()
     try:
         _cable(nodes.name)

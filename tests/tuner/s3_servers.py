@@ -9,11 +9,22 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.tuner.mlflow_servers import free_port
 
 BUCKET = "studies"
+
+
+def credentials(endpoint: str) -> dict[str, str]:
+    """What a process needs in its environment to use a server."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "tester",
+        "AWS_SECRET_ACCESS_KEY": "not-a-secret",
+        "AWS_REGION": "us-east-1",
+    }
 
 
 class S3Server:
@@ -22,21 +33,22 @@ class S3Server:
     Args:
         folder: for its log.
         host: the address that it listens at.
-        before: put before the command, to run it elsewhere.
+        before: put before the command, to run it elsewhere; the caller makes the bucket.
+        port: that it listens at; any that is free by default.
         guarded: refuse credentials that nobody made.
     """
 
     def __init__(
-        self, folder: Path, host: str = "127.0.0.1", before: tuple[str, ...] = (), guarded: bool = False
+        self,
+        folder: Path,
+        host: str = "127.0.0.1",
+        before: Sequence[str] = (),
+        guarded: bool = False,
+        port: int | None = None,
     ) -> None:
-        self.port = free_port()
+        self.port = port or free_port()
         self.endpoint = f"http://{host}:{self.port}"
-        self.environment = {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": "tester",
-            "AWS_SECRET_ACCESS_KEY": "not-a-secret",
-            "AWS_REGION": "us-east-1",
-        }
+        self.environment = credentials(self.endpoint)
         env = {**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": "1"} if guarded else dict(os.environ)
         with (folder / "s3.log").open("ab") as log:
             self._process = subprocess.Popen(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +14,9 @@ import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
-from tests.tuner.namespaces import ADDRESS, CLIENT, HEAD, WORKER, TwoNodes, two_nodes
+from tests.tuner.namespaces import ADDRESS, CLIENT, HEAD, S3_PORT, WORKER, TwoNodes, two_nodes
+from tests.tuner.s3_servers import BUCKET, S3Server
+from tuner.store_copy import CACHE_VARIABLE
 
 pytestmark = pytest.mark.slow
 
@@ -148,6 +153,45 @@ def test_storage_that_the_nodes_do_not_share_is_refused_at_the_start(nodes: TwoN
     assert not apart.exists()
 
 
+@pytest.fixture
+def store(nodes: TwoNodes) -> Iterator[str]:
+    """A bucket on a server that both machines reach; its URI."""
+    server = S3Server(nodes.folder, HEAD, before=nodes.inside("head", []), port=S3_PORT)
+    script = f"""
+import time, urllib.request
+for left in reversed(range(300)):
+    try:
+        urllib.request.urlopen(urllib.request.Request("{server.endpoint}/{BUCKET}", method="PUT"), timeout=10).close()
+        break
+    except OSError:
+        if not left:
+            raise
+        time.sleep(0.1)
+"""
+    try:
+        subprocess.run(nodes.inside("head", [sys.executable, "-c", script]), check=True, timeout=120)
+        yield f"s3://{BUCKET}"
+    finally:
+        server.kill()
+
+
+def test_a_study_on_both_nodes_is_kept_in_an_object_store_alone(nodes: TwoNodes, store: str) -> None:
+    before, cache = built(nodes), nodes.hidden / "cache"  # which the other machine does not see
+    aside = {CACHE_VARIABLE: str(cache)}
+    process = nodes.command(*options(nodes, "stored", 6), "--storage", f"{store}/team", **aside)
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout)["states"] == {"completed": 6, "pruned": 0, "failed": 0}
+    assert len(built(nodes)) == 2
+    assert all(count > before.get(machine, 0) for machine, count in built(nodes).items())
+    assert not (nodes.folder / "studies" / "stored").exists()
+    shutil.rmtree(cache)
+    page = nodes.folder / "stored.html"
+    process = nodes.command("report", "stored", "--storage", f"{store}/team", "--out", page, **aside)
+    assert process.wait(240) == 0, process.communicate()[1]
+    assert "t0005" in page.read_text()
+
+
 def test_a_client_without_the_token_is_refused(nodes: TwoNodes) -> None:
     for given in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
         process = nodes.command(*options(nodes, "refused", 2), RAY_NUM_REDIS_GET_RETRIES="2", **given)
@@ -175,7 +219,7 @@ def test_a_node_that_dies_in_mid_study_costs_no_finished_trial(nodes: TwoNodes) 
     assert process.returncode == 0, stderr
     states = json.loads(stdout)["states"]
     assert sum(states.values()) == trials
-    assert states["failed"] <= 1  # what the node was at
+    assert states["failed"] == 0  # what the node was at, or was about to begin, another one did
     after = finished(study)
     assert len(kept) >= 2
     assert {number: after[number] for number in kept} == kept
