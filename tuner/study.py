@@ -192,8 +192,9 @@ class StudyRun:
         self._pause = max(_FILES_EVERY, _FILES_SHARE * (self._written - start))
 
     def running(self) -> list[TrialRecord]:
-        """The trials that have begun and not ended."""
-        return [record for record in self.records.values() if record.state is TrialState.RUNNING]
+        """The trials that have begun and not ended; found without looking at all the others, at every end of one."""
+        begun = (self.records.get(number) for number in sorted(self.searcher.running))
+        return [record for record in begun if record is not None and record.state is TrialState.RUNNING]
 
     def weights(self, record: TrialRecord) -> Path:
         """The file with a reported trial's network, as the trial left it; it is there only if the trial ended since
