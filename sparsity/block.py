@@ -12,10 +12,10 @@ from torch import Tensor
 from sparsity.rows import Layout, Rows, inverse_norms, row_dot, times_own_power
 from sparsity.sphere import dual_exponent
 
-NO_NORM = 1e-30  # a smaller sum of |v|^q is that of a row that came onto the sphere as zeros: it has no norm yet
+_NO_NORM = 1e-30  # a smaller sum of |v|^q is that of a row that came onto the sphere as zeros: it has no norm yet
 _GAIN_MIN = 1e-6  # a gain at zero would silence its neuron for good, and the sign belongs to w
 
-_ONE_A_ROW = ("gain", "gain_momentum", "latent")  # the other states have an entry for every weight
+_ONE_A_ROW = ("gain", "gain_momentum")  # the other states have an entry for every weight
 
 State = dict[str, Tensor]
 
@@ -61,7 +61,9 @@ class Block:
         """One step with the settings of `group`. On a CPU the parameter whose gradient is NaN or infinite is returned,
         if there is one, and no parameter and no v is changed; else None."""
         lr, q = group["lr"], float(dual_exponent(group["p"]))
-        v, grads = self._begin(), self._gradients()
+        for state in self._states:
+            state.pop("latent", None)  # the compiled step's; it would be wrong after this one
+        v, grads = self._rows("v"), self._gradients()
         if group["gain"]:
             self._gain_gradients(grads, group["weight_decay"])
         d = self._momentum(grads, "momentum_buffer", group, self._a)
@@ -75,7 +77,7 @@ class Block:
         # With r = |v|^(q-2): v r is w before it is scaled, and |v|^q = v (v r), so one power serves norm and weights.
         unscaled = times_own_power(v, q - 2.0, self._b)
         v.products(unscaled, self._powers)
-        powers = self._powers.flat.clamp_min_(NO_NORM)
+        powers = self._powers.flat.clamp_min_(_NO_NORM)
         scales = torch.pow(powers, 1 / q - 1, out=self._rates.flat)
         if group["gain"]:
             gain_d = self._momentum(self._pieces(self._gain_grads), "gain_momentum", group, self._gain_grads)
@@ -95,11 +97,6 @@ class Block:
             for state, part in zip(self._states, rows.parts, strict=True):
                 state[key] = part
         return rows
-
-    def _begin(self) -> Rows:
-        for state in self._states:
-            state.pop("latent", None)  # the compiled step's; it would be wrong after this one
-        return self._rows("v")
 
     def _gradients(self) -> list[Tensor]:
         grads = [param.grad for param in self._params if param.grad is not None]

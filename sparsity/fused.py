@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsity.block import State
 from sparsity.sphere import dual_exponent
 
 try:
@@ -21,8 +22,6 @@ except ImportError:  # installed without a C compiler, or on another kind of pro
 
 _FEW = 0.6  # of the weights; with more of them, reaching them one by one costs what is saved
 
-State = dict[str, Tensor]
-
 
 def fits(tensor: Tensor) -> bool:
     """Whether the compiled code can work on a tensor."""
@@ -31,6 +30,13 @@ def fits(tensor: Tensor) -> bool:
 
 def _plain(tensor: Tensor) -> bool:
     return tensor.is_contiguous() and tensor.layout == torch.strided
+
+
+def _gradient(param: Tensor) -> Tensor:
+    """The parameter's gradient, laid out as the parameter is."""
+    grad = param.grad
+    assert grad is not None
+    return grad if _plain(grad) else grad.contiguous()
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -66,9 +72,7 @@ class FusedStep:
         """One step with the settings of `group`. Where the gradient is NaN or infinite the parameter is returned, and
         neither it nor v is changed; else None."""
         state, q, momentum = self._state, float(dual_exponent(group["p"])), group["momentum"]
-        grad = self.param.grad
-        assert grad is not None
-        grad = grad if _plain(grad) else grad.contiguous()
+        grad = _gradient(self.param)
         self._follow_latent(q)
         done = kernel.step(
             self._rows,
@@ -117,9 +121,7 @@ class FusedStep:
 
 def descend(param: Tensor, state: State, group: dict[str, Any]) -> bool:
     """torch.optim.SGD's step, in one pass. False if the gradient is NaN or infinite: then nothing is changed."""
-    grad, momentum = param.grad, group["momentum"]
-    assert grad is not None
-    grad = grad if _plain(grad) else grad.contiguous()
+    grad, momentum = _gradient(param), group["momentum"]
     if momentum and "momentum_buffer" not in state:
         state["momentum_buffer"] = torch.zeros_like(param)
     return bool(

@@ -95,6 +95,20 @@ typedef struct {
     int nesterov;
 } Step;
 
+typedef struct {
+    int64_t start;         /* its first entry in matrices of (rows, fan-in) */
+    int64_t at, n;         /* its first entry in d, and how many of its weights are stepped */
+    const int32_t *places; /* their columns, where only some are */
+} Row;
+
+INLINE Row row_at(const Step *s, int64_t row)
+{
+    const int64_t start = row * s->fan_in;
+    if (!s->starts) return (Row){start, start, s->fan_in, NULL};
+    const int64_t at = s->starts[row], n = s->starts[row + 1] - at;
+    return (Row){start, at, n, n ? s->places + at : NULL};
+}
+
 /* The gradient after momentum, d, and how far each row is to move along it; the row whose gradient is not finite, or
  * -1. Of gains and weights nothing is changed. */
 FOR_EACH_PROCESSOR
@@ -102,11 +116,10 @@ static int64_t find_directions(const Step *s)
 {
     const float momentum = s->momentum, q = s->q;
     for (int64_t row = 0; row < s->rows; row++) {
-        const int64_t start = row * s->fan_in;
+        const Row here = row_at(s, row);
         const int few = s->starts != NULL;
-        const int64_t at = few ? s->starts[row] : start;
-        const int64_t n = few ? s->starts[row + 1] - at : s->fan_in;
-        const int32_t *const places = few && n ? s->places + at : NULL;
+        const int64_t start = here.start, at = here.at, n = here.n;
+        const int32_t *const places = here.places;
         const float *const grad = s->grad + start, *const param = s->param + start;
         float *const d = s->d + at, dot = 0, largest = 0, wrong = 0, total = 0;
 
@@ -171,11 +184,10 @@ static void move(const Step *s)
     const float q = s->q;
     float *const x = s->x, *const u = s->u;
     for (int64_t row = 0; row < s->rows; row++) {
-        const int64_t start = row * s->fan_in;
+        const Row here = row_at(s, row);
         const int few = s->starts != NULL;
-        const int64_t at = few ? s->starts[row] : start;
-        const int64_t n = few ? s->starts[row + 1] - at : s->fan_in;
-        const int32_t *const places = few && n ? s->places + at : NULL;
+        const int64_t start = here.start, at = here.at, n = here.n;
+        const int32_t *const places = here.places;
         const float *const d = s->d + at, rate = s->rates[row];
         float *const v = s->v + start, *const param = s->param + start, powers = 0;
 

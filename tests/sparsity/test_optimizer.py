@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sparsity import fused
 from sparsity.optimizer import LR_MAX, LpSGD
 from tests.sparsity.problems import batches, blobs, mlp
 
@@ -230,7 +231,10 @@ def test_ordinary_group_is_torchs_sgd(options: dict[str, Any], dtype: torch.dtyp
             F.cross_entropy(model(xs), ys).backward()
             optimizer.step()
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(mine, other, rtol=1e-5, atol=1e-6 if dtype == torch.float32 else 0)
+        if dtype == torch.float32 and fused.kernel is not None:  # whose sums are rounded once where torch's are twice
+            assert torch.allclose(mine, other, rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(mine, other)
     assert not torch.equal(ours[0].weight, mlp(20, 16, 4)[0].weight)
 
 
