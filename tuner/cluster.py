@@ -14,13 +14,14 @@ import json
 import logging
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import ray
-from ray._private import node, parameter, ray_constants
+from ray._private import node, parameter, ray_constants, services
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
 from tuner.config import JOB, StudyConfig, UsageError
@@ -67,11 +68,12 @@ def connected(config: StudyConfig) -> Iterator[None]:
 
 
 def _start_private(config: StudyConfig) -> None:
-    """A Ray of our own. Ray gives its processes half a minute to start, which on a busy machine takes a second try."""
+    """A Ray of our own. Ray gives its processes half a minute to start, which on a busy machine takes a second try. The
+    later tries are with Ray's agents: another version of Ray may not do without."""
     cpus = _cpus_in_use(config)
-    for last in (False, False, True):
+    for agents, last in ((_without_agents, False), (contextlib.nullcontext, False), (contextlib.nullcontext, True)):
         try:
-            with _on_loopback(), _without_onlookers(), _loading_ahead(config):
+            with _on_loopback(), _without_onlookers(), agents(), _loading_ahead(config):
                 ray.init(
                     "local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
                 )
@@ -127,6 +129,29 @@ def _without_onlookers() -> Iterator[None]:
         replaced(parameter, "RayParams", lean),
         replaced(node.Node, "start_api_server", lambda self, **options: None),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def _without_agents() -> Iterator[None]:
+    """The raylet without its two agents, for the dashboard and for runtime environments: Python processes that load for
+    seconds, for which it waits before it lets workers start. It insists on having them, and ends if they do; so they
+    are a process that waits for the end of its input, the raylet's own, and whose ports nobody asks for."""
+    waits, nowhere = shutil.which("cat"), "-1"  # the port of an agent that serves nothing
+    flags = {"--dashboard_agent_command": waits, "--runtime_env_agent_command": waits}
+    flags |= dict.fromkeys(("--metrics-agent-port", "--metrics_export_port", "--runtime_env_agent_port"), nowhere)
+    start = services.start_ray_process
+
+    def started(command: list[str], kind: str, *args: Any, **options: Any) -> Any:
+        if kind == ray_constants.PROCESS_TYPE_RAYLET:
+            names = (argument.partition("=")[0] for argument in command)
+            command = [
+                f"{name}={flags[name]}" if name in flags else given for name, given in zip(names, command, strict=True)
+            ]
+            command.append(f"--dashboard_agent_listen_port={nowhere}")
+        return start(command, kind, *args, **options)
+
+    with replaced(services, "start_ray_process", started) if waits else contextlib.nullcontext():
         yield
 
 

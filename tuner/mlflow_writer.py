@@ -23,6 +23,7 @@ from tuner.mlflow_store import one_line, own_environment
 from tuner.outbox import end_abandoned
 
 FLUSH, CLOSE, DEAD = "flush", "close", "dead"
+FIRST = 2.5  # seconds before MLflow is loaded, which takes seconds itself: meanwhile the trials' processes load theirs
 GATHER = 1.0  # seconds for which notes are gathered into one part, since every part takes time from the trials
 LONGEST = 16.0  # seconds between two attempts
 SHARE = 1  # the pause after a part is so many times the processor time that it took, which the trials may have missed:
@@ -33,7 +34,7 @@ def main() -> None:
     """The process."""
     own_environment()
     with suppress(OSError):
-        os.nice(19)  # below the trials, to which Ray gives 15
+        os.nice(15)  # as Ray gives the trials, and no more: what they leave undone is done after them, on one core
     serve(sys.stdin, sys.stdout)
 
 
@@ -46,7 +47,7 @@ def serve(stdin: TextIO, stdout: TextIO) -> None:
     with only_one(folder, wait=True):
         delivery = Delivery(folder, uri)
         sampling = not asked["system_metrics"]
-        closing, failures, pause = False, 0, 0.0
+        closing, failures, pause = False, 0, FIRST
         while True:
             hurried = _wait(commands, pause)
             if hurried in (CLOSE, DEAD):

@@ -252,7 +252,9 @@ class Tracker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                start_new_session=True,  # an interrupt from the keyboard ends the search, whose record is still to come
+                # An interrupt from the keyboard ends the search, whose record is still to come. Not a session of its
+                # own: Linux shares the processors between sessions before it looks at how nice a process is.
+                process_group=0,
             )
         self._writer = writer
         self._ask(json.dumps(hello))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -58,10 +60,11 @@ def test_a_private_ray_has_the_cpus_of_the_trials_that_run_at_once(
 def test_a_private_ray_that_was_slow_to_start_is_started_again(
     failures: int, tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
+    calls, starts, plain = [], [], cluster.services.start_ray_process
 
     def init(*args: object, **options: object) -> None:
         calls.append(options["num_cpus"])
+        starts.append(cluster.services.start_ray_process)
         if len(calls) <= failures:
             raise Exception("The current node timed out during startup. This could happen because ...")
 
@@ -73,6 +76,29 @@ def test_a_private_ray_that_was_slow_to_start_is_started_again(
         with pytest.raises(Exception, match="timed out"):
             cluster._start_private(TWO_HALVES)
     assert calls == [1] * tries
+    assert starts[0] is not plain  # without agents
+    assert starts[1:] == [plain] * (tries - 1)
+
+
+@pytest.mark.slow
+def test_a_private_ray_has_no_agents_and_leaves_nothing_behind() -> None:
+    code = """
+import json, psutil, ray
+from tuner.cluster import connected
+from tuner.config import make_config
+with connected(make_config({"target": 0.9, "concurrency": 1})):
+    value = ray.get(ray.remote(lambda: 41).remote()) + 1
+    raylet = next(child for child in psutil.Process().children() if child.name() == "raylet")
+    helpers = {child.pid: " ".join(child.cmdline()) for child in raylet.children()}
+print(json.dumps([value, helpers]))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    value, helpers = json.loads(ran.stdout.splitlines()[-1])
+    assert value == 42
+    assert sum(command.startswith("ray::") for command in helpers.values()) == 1, helpers
+    assert not any("gent" in command for command in helpers.values()), helpers
+    assert not any(Path(f"/proc/{process}").exists() for process in helpers), helpers
 
 
 def test_another_error_at_the_start_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
