@@ -15,7 +15,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 	touch $@
 
 compile: install
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	MUST_COMPILE=1 $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 
 tune: install
 	$(BIN)/tune-sparsity --target 0.9

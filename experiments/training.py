@@ -128,8 +128,7 @@ class Training:
         """One pass over the training data in a fresh order; the mean loss. Raises NotFinite."""
         prepare, augment = self.experiment.prepare, self.experiment.augment
         self.model.train()
-        examples = len(self.train_split.x)
-        total = torch.zeros((), device=self.train_split.x.device)
+        losses, sizes = list[Tensor](), list[int]()
         for x, y in self._batches():
             inputs = x if augment is None else augment(x, self.order)
             loss = self.experiment.loss(self.model(prepare(inputs)), y)
@@ -139,8 +138,9 @@ class Training:
                 self.sparse.step()
             except FloatingPointError as error:
                 raise NotFinite(f"{error} in epoch {self.epochs_done + 1}, where the loss is {loss.item()}") from error
-            total += loss.detach() * len(x)
-        mean = float(total) / examples
+            losses.append(loss.detach())
+            sizes.append(len(x))
+        mean = float(torch.stack(losses).double().cpu() @ torch.tensor(sizes, dtype=torch.float64)) / sum(sizes)
         try:
             self.sparse.check_finite()
         except FloatingPointError as error:

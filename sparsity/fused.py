@@ -58,19 +58,16 @@ class FusedStep:
         self._rows, self._fan_in = state["v"].shape
         self._places = self._starts = None
         self._q: float | None = None  # of which "latent" is; None: of that which comes first
-        active = param.numel()
-        if self._mask is not None and self._mask.count_nonzero() <= _FEW * active:
+        if self._mask is not None and self._mask.count_nonzero() <= _FEW * param.numel():
             rows, columns = self._mask.flatten(1).nonzero().unbind(1)
-            self._places, active = columns.to(torch.int32), len(columns)
+            self._places = columns.to(torch.int32)
             self._starts = torch.zeros(self._rows + 1, dtype=torch.int64)
             torch.cumsum(torch.bincount(rows, minlength=self._rows), 0, out=self._starts[1:])
-        self._spare = torch.empty(active + 2 * self._rows + 2 * self._fan_in)  # d; rates, dots; one row twice
-        first = self._spare.data_ptr()
-        self._memory = (first, first + 4 * active, first + 4 * (active + 2 * self._rows))
+        self._memory = torch.empty(2 * max(kernel.NEAR, self._fan_in + kernel.LANES))
 
     def step(self, group: dict[str, Any]) -> Tensor | None:
         """One step with the settings of `group`. Where the gradient is NaN or infinite the parameter is returned, and
-        neither it nor v is changed; else None."""
+        nothing is changed; else None. (Where momentum overflows it is returned too, and rows may have been stepped.)"""
         state, q, momentum = self._state, float(dual_exponent(group["p"])), group["momentum"]
         grad = _gradient(self.param)
         self._follow_latent(q)
@@ -87,7 +84,7 @@ class FusedStep:
             _address(self._places),
             _address(self._starts),
             _address(state.get("latent")),
-            *self._memory,
+            self._memory.data_ptr(),
             group["lr"],
             q,
             momentum,

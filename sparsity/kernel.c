@@ -1,7 +1,7 @@
 /* A step of LpSGD on a CPU in float32, row by row: what sparsity/block.py does in some thirty passes over all weights.
  *
- * A row is brought into the processor's nearest cache once to find how far it is to be moved, and once to be moved; only
- * its active weights are, where most are masked. Called by sparsity/fused.py alone, which answers for every address.
+ * A few rows at a time are brought into the processor's nearest cache and stepped there; only their active weights are,
+ * where most are masked. Called by sparsity/fused.py alone, which answers for every address.
  * Powers are exp2(a log2 x) of values cut off from below, as in sparsity/rows.py. No call of this file depends on
  * another, and none waits or allocates.
  */
@@ -24,6 +24,22 @@ static const float SMALLEST_GRADIENT = 1e-38f; /* keeps 1/largest finite; smalle
 static const float LOWEST = -106.0f;           /* powers are cut off at 2^LOWEST: none is ever subnormal */
 static const float NO_NORM = 1e-30f;           /* a smaller sum of |v|^q is that of a row of zeros */
 static const float GAIN_MIN = 1e-6f;           /* a gain at zero would silence its neuron for good */
+
+/* Numbers below the smallest normal one count as 0 until `restore`: the momentum of a weight whose input is always zero
+ * decays into them for good, and each costs the processor as much as a hundred others. */
+#if defined(__SSE__)
+#include <xmmintrin.h>
+INLINE unsigned subnormals_away(void)
+{
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(before | 0x8040);
+    return before;
+}
+INLINE void restore(unsigned before) { _mm_setcsr(before); }
+#else
+INLINE unsigned subnormals_away(void) { return 0; }
+INLINE void restore(unsigned before) { (void)before; }
+#endif
 
 INLINE float larger(float a, float b) { return a > b ? a : b; }
 INLINE float smaller(float a, float b) { return a < b ? a : b; }
@@ -55,12 +71,9 @@ INLINE float log2_of(float x)
 /* 2^x for x in [-126, 127]: of the nearest whole number in the exponent's bits, and of the rest f as 1 + f P(f). */
 INLINE float exp2_of(float x)
 {
-    const float shift = 12582912.0f; /* 1.5 2^23: adding it rounds to whole numbers */
-    const float rounded = x + shift;
-    const float f = x - (rounded - shift);
-    int32_t whole, zero, bits;
-    memcpy(&whole, &rounded, 4);
-    memcpy(&zero, &shift, 4);
+    const int32_t whole = (int32_t)(x + 127.5f) - 127;
+    const float f = x - (float)whole;
+    int32_t bits;
     float sum = 0.000154614478f;
     sum = sum * f + 0.00133908668f;
     sum = sum * f + 0.00961805694f;
@@ -69,7 +82,7 @@ INLINE float exp2_of(float x)
     sum = sum * f + 0.693147182f;
     sum = 1.0f + f * sum;
     memcpy(&bits, &sum, 4);
-    bits += (whole - zero) * (1 << 23);
+    bits += whole * (1 << 23);
     memcpy(&sum, &bits, 4);
     return sum;
 }
@@ -80,168 +93,237 @@ INLINE float power_of(float x, float exponent)
     return exp2_of(smaller(larger(exponent * log2_of(larger(x, FLT_MIN)), LOWEST), 127.0f));
 }
 
+enum {
+    LANES = 16,  /* numbers in the widest registers: what is padded to a multiple needs no loop for what is over */
+    BLOCK = 16,  /* rows at most that are stepped together, so that what is one number a row is computed at once */
+    NEAR = 4096, /* numbers at most of a block's rows, unless it is one row: twice as many stay in the nearest cache */
+};
+
 typedef struct {
     int64_t rows, fan_in;
-    float *grad, *param, *v, *buffer;   /* (rows, fan-in); no buffer without momentum */
-    float *gain, *gain_buffer;          /* (rows), or none */
-    float *mask;                        /* (rows, fan-in) of zeros and ones, or none */
-    int32_t *places;                    /* the columns of the active weights, row after row, of which there may be 0 */
-    int64_t *starts;                    /* (rows + 1): where each row's places begin; none: all weights are stepped */
-    float *latent;                      /* (rows): the sum of |v|^q over the weights that are not active */
-    float *d;                           /* memory for one number a place */
-    float *rates, *dots;                /* memory for one number a row */
-    float *x, *u;                       /* memory for one row */
+    float *grad, *param, *v, *buffer; /* (rows, fan-in); no buffer without momentum */
+    float *gain, *gain_buffer;        /* (rows), or none */
+    float *mask;                      /* (rows, fan-in) of zeros and ones, or none */
+    int32_t *places;                  /* the columns of the active weights, row after row, of which there may be 0 */
+    int64_t *starts;                  /* (rows + 1): where each row's places begin; none: all weights are stepped */
+    float *latent;                    /* (rows): the sum of |v|^q over the weights that are not active */
+    float *memory;                    /* for 2 NEAR numbers, or for two rows with LANES more each */
     float lr, q, momentum, weight_decay, gain_lr;
     int nesterov;
 } Step;
 
+/* The largest magnitude's bits. Magnitudes are in the order of their bits; infinities and NaN come last. */
+INLINE int32_t largest_of(int64_t n, const float *x)
+{
+    int32_t bits, most = 0;
+    for (int64_t k = 0; k < n; k++) {
+        memcpy(&bits, x + k, 4);
+        bits &= 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    return most;
+}
+
+INLINE int bounded(int32_t bits) { return bits < 0x7f800000; }
+
 typedef struct {
     int64_t start;         /* its first entry in matrices of (rows, fan-in) */
-    int64_t at, n;         /* its first entry in d, and how many of its weights are stepped */
+    int64_t n, padded;     /* how many of its weights are stepped, and that to a multiple of LANES */
     const int32_t *places; /* their columns, where only some are */
+    float *d, *x;          /* memory for `padded` numbers each */
 } Row;
 
-INLINE Row row_at(const Step *s, int64_t row)
+INLINE int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+INLINE int rows_together(const Step *s)
 {
-    const int64_t start = row * s->fan_in;
-    if (!s->starts) return (Row){start, start, s->fan_in, NULL};
-    const int64_t at = s->starts[row], n = s->starts[row + 1] - at;
-    return (Row){start, at, n, n ? s->places + at : NULL};
+    const int64_t fit = NEAR / padded(s->fan_in);
+    return fit < 1 ? 1 : fit > BLOCK ? BLOCK : (int)fit;
 }
 
-/* The gradient after momentum, d, and how far each row is to move along it; the row whose gradient is not finite, or
- * -1. Of gains and weights nothing is changed. */
-FOR_EACH_PROCESSOR
-static int64_t find_directions(const Step *s)
+/* Row `first + k`, which is number k of its block. */
+INLINE Row row_at(const Step *s, int64_t first, int k)
 {
-    const float momentum = s->momentum, q = s->q;
-    for (int64_t row = 0; row < s->rows; row++) {
-        const Row here = row_at(s, row);
-        const int few = s->starts != NULL;
-        const int64_t start = here.start, at = here.at, n = here.n;
-        const int32_t *const places = here.places;
-        const float *const grad = s->grad + start, *const param = s->param + start;
-        float *const d = s->d + at, dot = 0, largest = 0, wrong = 0, total = 0;
-
-        if (few) {
-            for (int64_t k = 0; k < n; k++) d[k] = grad[places[k]];
-            if (s->gain)
-                for (int64_t k = 0; k < n; k++) dot += d[k] * param[places[k]];
-        } else {
-            if (s->mask) {
-                const float *const mask = s->mask + start;
-#pragma omp simd
-                for (int64_t k = 0; k < n; k++) d[k] = grad[k] * mask[k];
-            } else {
-                memcpy(d, grad, n * sizeof(float));
-            }
-            if (s->gain) {
-#pragma omp simd reduction(+ : dot)
-                for (int64_t k = 0; k < n; k++) dot += d[k] * param[k];
-            }
-        }
-        s->dots[row] = dot;
-
-        if (s->buffer) {
-            float *const buffer = s->buffer + start;
-            if (few) {
-                for (int64_t k = 0; k < n; k++) {
-                    const float after = momentum * buffer[places[k]] + d[k];
-                    buffer[places[k]] = after;
-                    d[k] = s->nesterov ? d[k] + momentum * after : after;
-                }
-            } else {
-                const float seen = s->nesterov ? 1.0f : 0.0f, ahead = s->nesterov ? momentum : 1.0f;
-#pragma omp simd
-                for (int64_t k = 0; k < n; k++) {
-                    const float after = momentum * buffer[k] + d[k];
-                    buffer[k] = after;
-                    d[k] = seen * d[k] + ahead * after;
-                }
-            }
-        }
-
-#pragma omp simd reduction(max : largest) reduction(+ : wrong)
-        for (int64_t k = 0; k < n; k++) {
-            largest = larger(magnitude(d[k]), largest);
-            wrong += d[k] * 0.0f;
-        }
-        if (wrong != 0) return row; /* NaN, of NaN and of an infinity */
-        const float inverse = 1.0f / larger(largest, SMALLEST_GRADIENT);
-#pragma omp simd reduction(+ : total)
-        for (int64_t k = 0; k < n; k++) total += power_of(magnitude(d[k]) * inverse, q);
-        /* total = ||d/largest||_q^q lies in [1, n], but for d = 0. */
-        s->rates[row] = -s->lr / (1.0f - s->lr) * inverse * exp2_of(-log2_of(larger(total, 1.0f)) / q);
+    const int64_t row = first + k, width = padded(s->fan_in);
+    Row r = {row * s->fan_in, s->fan_in, width, NULL, s->memory + k * width, NULL};
+    r.x = r.d + rows_together(s) * width;
+    if (s->starts) {
+        r.n = s->starts[row + 1] - s->starts[row];
+        r.padded = padded(r.n);
+        r.places = r.n ? s->places + s->starts[row] : NULL;
     }
-    return -1;
+    return r;
 }
 
-/* v <- v - lr/(1 - lr) d/||d||_q, normalised; gain by SGD; param <- gain sign(v)|v|^(q-1). With r = |v|^(q-2), v r is w
- * before it is scaled, and |v|^q = v (v r), so one power serves norm and weights. */
-FOR_EACH_PROCESSOR
-static void move(const Step *s)
+INLINE void pad(float *x, const Row *r)
 {
-    const float q = s->q;
-    float *const x = s->x, *const u = s->u;
-    for (int64_t row = 0; row < s->rows; row++) {
-        const Row here = row_at(s, row);
-        const int few = s->starts != NULL;
-        const int64_t start = here.start, at = here.at, n = here.n;
-        const int32_t *const places = here.places;
-        const float *const d = s->d + at, rate = s->rates[row];
-        float *const v = s->v + start, *const param = s->param + start, powers = 0;
+    for (int64_t k = r->n; k < r->padded; k++) x[k] = 0;
+}
 
-        if (few) {
-            for (int64_t k = 0; k < n; k++) x[k] = v[places[k]];
-        } else {
-            memcpy(x, v, n * sizeof(float));
-        }
-#pragma omp simd reduction(+ : powers)
-        for (int64_t k = 0; k < n; k++) {
-            x[k] += rate * d[k];
-            u[k] = x[k] * power_of(magnitude(x[k]), q - 2.0f);
-            powers += x[k] * u[k];
-        }
-        if (s->latent) {
-            powers = larger(powers + s->latent[row], NO_NORM);
-            s->latent[row] /= powers; /* as it is when the row has norm 1 again */
-        }
-        const float log_powers = log2_of(larger(powers, NO_NORM));
-        const float norm = exp2_of(-log_powers / q);
-        float scale = exp2_of((1.0f / q - 1.0f) * log_powers);
+/* The row's gradient into d; its product with the parameter, of which the gain's is made. */
+INLINE float take_gradient(const Step *s, const Row *r)
+{
+    const float *const grad = s->grad + r->start, *const param = s->param + r->start;
+    float *const d = r->d, dot = 0;
+    if (s->starts) {
+        for (int64_t k = 0; k < r->n; k++) d[k] = grad[r->places[k]];
+        if (s->gain)
+            for (int64_t k = 0; k < r->n; k++) dot += d[k] * param[r->places[k]];
+        return dot;
+    }
+    if (s->mask) {
+        const float *const mask = s->mask + r->start;
+#pragma omp simd
+        for (int64_t k = 0; k < r->n; k++) d[k] = grad[k] * mask[k];
+    } else {
+        memcpy(d, grad, r->n * sizeof(float));
+    }
+    if (s->gain) {
+        for (int64_t k = 0; k < r->n; k++) dot += d[k] * param[k];
+    }
+    return dot;
+}
 
-        if (s->gain) {
-            float d_gain = s->dots[row] / s->gain[row] + s->weight_decay * s->gain[row];
-            if (s->gain_buffer) {
-                const float after = s->gain_buffer[row] = s->momentum * s->gain_buffer[row] + d_gain;
-                d_gain = s->nesterov ? d_gain + s->momentum * after : after;
-            }
-            s->gain[row] = larger(s->gain[row] - s->gain_lr * d_gain, GAIN_MIN);
-            scale *= s->gain[row];
+/* Makes of the gradient in d the direction after momentum. */
+INLINE void add_momentum(const Step *s, const Row *r)
+{
+    const float momentum = s->momentum, seen = s->nesterov ? 1.0f : 0.0f, ahead = s->nesterov ? momentum : 1.0f;
+    float *const buffer = s->buffer + r->start, *const d = r->d;
+    if (s->starts) {
+        for (int64_t k = 0; k < r->n; k++) {
+            const float after = momentum * buffer[r->places[k]] + d[k];
+            buffer[r->places[k]] = after;
+            d[k] = seen * d[k] + ahead * after;
         }
+        return;
+    }
+#pragma omp simd
+    for (int64_t k = 0; k < r->n; k++) {
+        const float after = momentum * buffer[k] + d[k];
+        buffer[k] = after;
+        d[k] = seen * d[k] + ahead * after;
+    }
+}
 
-        if (few) {
+/* The sum of |d/largest|^q, in [1, n] but for d = 0, and 1/largest; 0 if d is not finite. */
+INLINE int measure(const Row *r, float q, float *inverse, float *total)
+{
+    const float *const d = r->d;
+    const int32_t bits = largest_of(r->n, d);
+    float largest, sum = 0;
+    memcpy(&largest, &bits, 4);
+    const float scale = 1.0f / larger(largest, SMALLEST_GRADIENT);
+    for (int64_t k = 0; k < r->padded; k++) sum += power_of(magnitude(d[k]) * scale, q);
+    *inverse = scale, *total = sum;
+    return bounded(bits);
+}
+
+/* v moved by `rate` along d into x, and x |x|^(q-2), which is w before it is scaled, into d; the sum of |x|^q, of which
+ * each is x x |x|^(q-2). */
+INLINE float advance(const Step *s, const Row *r, float rate)
+{
+    const float *const v = s->v + r->start, q = s->q;
+    float *const d = r->d, *const x = r->x, powers = 0;
+    if (s->starts) {
+        for (int64_t k = 0; k < r->n; k++) x[k] = v[r->places[k]];
+    } else {
+        memcpy(x, v, r->n * sizeof(float));
+    }
+    pad(x, r);
+    for (int64_t k = 0; k < r->padded; k++) {
+        x[k] += rate * d[k];
+        d[k] = x[k] * power_of(magnitude(x[k]), q - 2.0f);
+        powers += x[k] * d[k];
+    }
+    return powers;
+}
+
+/* SGD's step of a row's gain; the gain. */
+INLINE float descend_gain(const Step *s, int64_t row, float dot)
+{
+    float d = dot / s->gain[row] + s->weight_decay * s->gain[row];
+    if (s->gain_buffer) {
+        const float after = s->gain_buffer[row] = s->momentum * s->gain_buffer[row] + d;
+        d = s->nesterov ? d + s->momentum * after : after;
+    }
+    return s->gain[row] = larger(s->gain[row] - s->gain_lr * d, GAIN_MIN);
+}
+
+/* v and the parameter from x and d. */
+INLINE void put(const Step *s, const Row *r, float norm, float scale)
+{
+    const float *const x = r->x, *const u = r->d;
+    float *const v = s->v + r->start, *const param = s->param + r->start;
+    if (s->starts) {
 #pragma omp simd
-            for (int64_t k = 0; k < s->fan_in; k++) v[k] *= norm; /* masked weights share in their row's factor */
-            for (int64_t k = 0; k < n; k++) {
-                v[places[k]] = x[k] * norm;
-                param[places[k]] = u[k] * scale;
-            }
-        } else if (s->mask) {
-            const float *const mask = s->mask + start;
+        for (int64_t k = 0; k < s->fan_in; k++) v[k] *= norm; /* masked weights share in their row's factor */
+        for (int64_t k = 0; k < r->n; k++) {
+            v[r->places[k]] = x[k] * norm;
+            param[r->places[k]] = u[k] * scale;
+        }
+    } else if (s->mask) {
+        const float *const mask = s->mask + r->start;
 #pragma omp simd
-            for (int64_t k = 0; k < n; k++) {
-                v[k] = x[k] * norm;
-                param[k] = u[k] * scale * mask[k];
-            }
-        } else {
+        for (int64_t k = 0; k < r->n; k++) {
+            v[k] = x[k] * norm;
+            param[k] = u[k] * scale * mask[k];
+        }
+    } else {
 #pragma omp simd
-            for (int64_t k = 0; k < n; k++) {
-                v[k] = x[k] * norm;
-                param[k] = u[k] * scale;
-            }
+        for (int64_t k = 0; k < r->n; k++) {
+            v[k] = x[k] * norm;
+            param[k] = u[k] * scale;
         }
     }
+}
+
+/* The step of some rows: v <- v - lr/(1 - lr) d/||d||_q, normalised; gain by SGD; param <- gain sign(v)|v|^(q-1). 0, and
+ * v and the parameter are as they were, if momentum made d infinite. */
+INLINE int step_block(const Step *s, int64_t first, int rows)
+{
+    float dots[BLOCK], inverse[BLOCK] = {0}, total[BLOCK] = {0}, rate[BLOCK], powers[BLOCK] = {0}, norm[BLOCK], scale[BLOCK];
+    int good = 1;
+    for (int k = 0; k < rows; k++) {
+        const Row r = row_at(s, first, k);
+        dots[k] = take_gradient(s, &r);
+        if (s->buffer) add_momentum(s, &r);
+        pad(r.d, &r);
+        good &= measure(&r, s->q, &inverse[k], &total[k]);
+    }
+    if (!good) return 0;
+#pragma omp simd
+    for (int k = 0; k < BLOCK; k++)
+        rate[k] = -s->lr / (1.0f - s->lr) * inverse[k] * exp2_of(-log2_of(larger(total[k], 1.0f)) / s->q);
+    for (int k = 0; k < rows; k++) {
+        const Row r = row_at(s, first, k);
+        powers[k] = advance(s, &r, rate[k]);
+        if (s->latent) powers[k] += s->latent[first + k];
+    }
+#pragma omp simd
+    for (int k = 0; k < BLOCK; k++) {
+        powers[k] = larger(powers[k], NO_NORM);
+        norm[k] = exp2_of(-log2_of(powers[k]) / s->q);
+        scale[k] = exp2_of((1.0f / s->q - 1.0f) * log2_of(powers[k]));
+    }
+    for (int k = 0; k < rows; k++) {
+        const Row r = row_at(s, first, k);
+        if (s->latent) s->latent[first + k] /= powers[k]; /* as it is when the row has norm 1 again */
+        put(s, &r, norm[k], s->gain ? scale[k] * descend_gain(s, first + k, dots[k]) : scale[k]);
+    }
+    return 1;
+}
+
+/* 0 if the gradient is not finite, and then nothing is changed, or if momentum is not. */
+FOR_EACH_PROCESSOR
+static int step(const Step *s)
+{
+    if (!bounded(largest_of(s->rows * s->fan_in, s->grad))) return 0;
+    const int together = rows_together(s);
+    for (int64_t row = 0; row < s->rows; row += together) {
+        const int64_t left = s->rows - row;
+        if (!step_block(s, row, left < together ? (int)left : together)) return 0;
+    }
+    return 1;
 }
 
 FOR_EACH_PROCESSOR
@@ -249,7 +331,6 @@ static void sum_masked(int64_t rows, int64_t fan_in, const float *v, const float
 {
     for (int64_t row = 0; row < rows; row++, v += fan_in, mask += fan_in) {
         float total = 0;
-#pragma omp simd reduction(+ : total)
         for (int64_t k = 0; k < fan_in; k++) total += (mask[k] == 0 ? 1.0f : 0.0f) * power_of(magnitude(v[k]), q);
         latent[row] = total;
     }
@@ -260,10 +341,7 @@ FOR_EACH_PROCESSOR
 static int descend(int64_t n, const float *grad, float *param, float *buffer, float lr, float momentum, int nesterov,
                    float weight_decay)
 {
-    float wrong = 0;
-#pragma omp simd reduction(+ : wrong)
-    for (int64_t k = 0; k < n; k++) wrong += grad[k] * 0.0f;
-    if (wrong != 0) return 0;
+    if (!bounded(largest_of(n, grad))) return 0;
     if (!buffer) {
 #pragma omp simd
         for (int64_t k = 0; k < n; k++) param[k] -= lr * (grad[k] + weight_decay * param[k]);
@@ -292,24 +370,24 @@ static int has(Py_ssize_t given, Py_ssize_t wanted)
 
 static PyObject *call_step(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
-    if (!has(given, 21)) return NULL;
+    if (!has(given, 19)) return NULL;
     PyObject *const **a = &arguments;
     Step s;
     s.rows = whole(a), s.fan_in = whole(a);
     s.grad = address(a), s.param = address(a), s.v = address(a), s.buffer = address(a);
     s.gain = address(a), s.gain_buffer = address(a), s.mask = address(a);
     s.places = address(a), s.starts = address(a), s.latent = address(a);
-    s.d = address(a), s.rates = address(a), s.x = address(a);
-    s.dots = s.rates + s.rows, s.u = s.x + s.fan_in;
+    s.memory = address(a);
     s.lr = number(a), s.q = number(a), s.momentum = number(a), s.nesterov = (int)whole(a);
     s.weight_decay = number(a), s.gain_lr = number(a);
     if (PyErr_Occurred()) return NULL;
-    int64_t bad;
+    int done;
     Py_BEGIN_ALLOW_THREADS;
-    bad = find_directions(&s);
-    if (bad < 0) move(&s);
+    const unsigned before = subnormals_away();
+    done = step(&s);
+    restore(before);
     Py_END_ALLOW_THREADS;
-    return PyBool_FromLong(bad < 0);
+    return PyBool_FromLong(done);
 }
 
 static PyObject *call_sum_masked(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
@@ -336,7 +414,10 @@ static PyObject *call_descend(PyObject *self, PyObject *const *arguments, Py_ssi
     const int nesterov = (int)whole(a);
     const float weight_decay = number(a);
     if (PyErr_Occurred()) return NULL;
-    return PyBool_FromLong(descend(n, grad, param, buffer, lr, momentum, nesterov, weight_decay));
+    const unsigned before = subnormals_away();
+    const int done = descend(n, grad, param, buffer, lr, momentum, nesterov, weight_decay);
+    restore(before);
+    return PyBool_FromLong(done);
 }
 
 static PyMethodDef methods[] = {
@@ -348,4 +429,12 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__kernel(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__kernel(void)
+{
+    PyObject *const made = PyModule_Create(&module);
+    if (made && (PyModule_AddIntConstant(made, "NEAR", NEAR) || PyModule_AddIntConstant(made, "LANES", LANES))) {
+        Py_DECREF(made);
+        return NULL;
+    }
+    return made;
+}

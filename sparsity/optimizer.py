@@ -12,12 +12,15 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.optim import optimizer as optimizers
 
 from sparsity import fused
 from sparsity.block import Block
 from sparsity.fused import FusedStep
 from sparsity.rows import Rows
 from sparsity.sphere import check_p, from_dual, project, row_norm, to_dual
+
+_GLOBAL_HOOKS = (optimizers._global_optimizer_pre_hooks, optimizers._global_optimizer_post_hooks)
 
 LR_MAX = 0.25
 """Largest learning rate on the sphere: v keeps at least 1 - 2 x 0.25 = 1/2 of its norm in a step, so that the sum of
@@ -182,13 +185,25 @@ class LpSGD(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._step()
+        return loss
+
+    def quick_step(self) -> None:
+        """`step()`, called where gradients are off. Where nobody has hooked into that it goes without all that torch
+        wraps around a step, which costs a small network as much as its own update."""
+        hooks = (self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks, *_GLOBAL_HOOKS)
+        if "step" in self.__dict__ or any(hooks):  # a learning rate scheduler counts steps by replacing the method
+            self.step()
+        else:
+            self._step()
+
+    def _step(self) -> None:
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             steps = self._ordinary_step if group["p"] is None else self._sphere_step
             bad = steps(params, group)
             if bad is not None:
                 raise FloatingPointError(f"the gradient of {_name(bad, group)} is NaN or infinite")
-        return loss
 
     def _sphere_step(self, params: list[Tensor], group: dict[str, Any]) -> Tensor | None:
         """The parameter whose gradient is NaN or infinite, where that is asked for; else None."""

@@ -86,7 +86,8 @@ class SparseTraining:
         tracked = self.layers if getattr(topology, "needs_momentum", False) else []
         self.averages = [torch.zeros_like(layer.weight) for layer in tracked]
         self._give_masks()
-        self._apply_masks()
+        with torch.no_grad():
+            self._apply_masks()
 
     @property
     def progress(self) -> float:
@@ -114,7 +115,10 @@ class SparseTraining:
         self._average_gradients()
         self._move_masks()
         self._mask_gradients()
-        self.optimizer.step()
+        if isinstance(self.optimizer, LpSGD):
+            self.optimizer.quick_step()
+        else:
+            self.optimizer.step()
         self._apply_masks()
         self.steps += 1
         if self.steps >= self.total_steps:
@@ -163,6 +167,7 @@ class SparseTraining:
             return self.optimizer.saliency(layer.weight)
         return layer.weight.detach().abs().log2()
 
+    @torch.no_grad()
     def _set_masks(self, masks: Sequence[Tensor]) -> None:
         for layer, old, new in zip(self.layers, self.masks, masks, strict=True):
             if not (self.dense_latent and layer.sphere):
@@ -195,7 +200,6 @@ class SparseTraining:
         pairs = [(weight.grad, mask) for weight, mask in self._still if weight.grad is not None]
         _multiply(pairs)
 
-    @torch.no_grad()
     def _apply_masks(self) -> None:
         _multiply(self._own)
 

@@ -35,7 +35,15 @@ CHECKPOINTS = ".checkpoints"  # the folder of running trials' checkpoints in a s
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
-def leave_compiler_out() -> None:
+def make_quick() -> None:
+    """Settles how torch computes in a process for trials. One thread. Numbers below the smallest normal one are 0: the
+    momentum of a weight whose input is always zero decays into them for good, and each costs as much as a hundred."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    _leave_compiler_out()
+
+
+def _leave_compiler_out() -> None:
     """Keeps torch from loading its compiler, in two seconds, at the first call of an optimizer's method, only to have
     that method left alone by it: nobody compiles an optimizer's step here. What users compile is compiled as ever."""
     for method in vars(torch.optim.Optimizer).values():
@@ -90,8 +98,7 @@ class TrialTrainable(tune.Trainable):
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], shared: TrialSetup, arrays: Any
     ) -> None:
-        torch.set_num_threads(1)
-        leave_compiler_out()
+        make_quick()
         self._shared = shared
         self._data = _splits(shared, arrays)
         if shared.checkpoints is not None:
@@ -217,7 +224,7 @@ def one_line(error: BaseException) -> str:
 
 def train_to_the_end(shared: TrialSetup, arrays: Any, job: dict[str, Any]) -> dict[str, np.ndarray]:
     """One training without reports, for a worker: `job` is a trial's config. Returns the network's tensors."""
-    torch.set_num_threads(1)
+    make_quick()
     training = _training(shared, _splits(shared, arrays), job)
     while not training.finished:
         training.train()

@@ -213,3 +213,51 @@ def test_what_compiled_code_cannot_step_is_left_to_torch() -> None:
         param.grad = torch.ones_like(param)
         optimizer.step()
         assert blocks(optimizer) == [Block]
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (17, 16), (40, 300), (33, 129), (3, 5000)])
+@pytest.mark.parametrize("density", [2.0, 0.5, 0.1])
+def test_rows_are_stepped_together_as_they_are_alone(shape: tuple[int, int], density: float) -> None:
+    """Of blocks that are not full, rows that fill no register, and one that is too long for the nearest cache."""
+    start, noise, *grads = tensors(0, *[shape] * 5, dtype=torch.float64)
+    ends = []
+    for dtype in (torch.float32, torch.float64):
+        param = torch.nn.Parameter(start.to(dtype))
+        optimizer = LpSGD([param], lr=0.1, p=1.5, gain=True)
+        optimizer.set_masks({param: (noise.abs() < density).to(dtype)})
+        for grad in grads:
+            param.grad = grad.to(dtype)
+            optimizer.step()
+        ends.append([param.detach(), *(optimizer.state[param][key] for key in ("v", "gain", "momentum_buffer"))])
+    for single, double in zip(*ends, strict=True):
+        # Momentum behind the mask is never read, and only the dense step keeps it up.
+        on = (noise.abs() < density) if single.shape == shape else torch.tensor(True)
+        close(single * on, double * on)
+
+
+def test_a_late_row_whose_gradient_is_no_number_leaves_all_rows_as_they_were() -> None:
+    param = torch.nn.Parameter(tensors(0, (60, 200))[0])
+    optimizer = LpSGD([param], lr=0.1, p=1.5, gain=True)
+    param.grad = tensors(1, (60, 200))[0]
+    optimizer.step()
+    before = {"param": param.detach().clone(), **{key: x.clone() for key, x in optimizer.state[param].items()}}
+    param.grad[59, 199] = torch.inf
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        optimizer.step()
+    assert all(torch.equal(x, before[key]) for key, x in {"param": param, **optimizer.state[param]}.items())
+
+
+@pytest.mark.parametrize("p", [None, 1.5])
+def test_a_momentum_that_decays_ends_at_zero_and_no_setting_of_the_processor_is_left(p: float | None) -> None:
+    """As that of a weight whose input is always zero: else it stays among the numbers that cost a hundred others."""
+    param = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = LpSGD([param], lr=0.01, p=p)
+    param.grad = torch.ones(2, 3)
+    optimizer.step()
+    param.grad = torch.ones(2, 3) * torch.tensor([1.0, 1.0, 0.0])
+    for _ in range(1000):
+        optimizer.step()
+    momentum = optimizer.state[param]["momentum_buffer"]
+    assert momentum.view(2, 3)[:, 2].tolist() == [0.0, 0.0]
+    assert (momentum.view(2, 3)[:, :2] > 1).all()
+    assert (torch.tensor(1e-37) * torch.tensor(1e-3)).item() > 0

@@ -525,3 +525,27 @@ def test_many_dead_neurons_are_no_reason_to_stop() -> None:
     assert torch.isfinite(weight).all()
     assert torch.allclose(weight[1:], before[1:], rtol=1e-4)
     assert not torch.allclose(weight[0], before[0], rtol=1e-3)
+
+
+def test_a_quick_step_is_a_step_and_calls_whoever_hooked_into_it() -> None:
+    def made() -> tuple[nn.Sequential, LpSGD]:
+        model = mlp(20, 16, 4)
+        return model, LpSGD([{"params": [model[0].weight], "p": 1.5, "lr": 0.1}, {"params": [model[2].weight]}], 0.1)
+
+    (plain, by_step), (quick, by_quick) = made(), made()
+    called = list[str]()
+    for round_, (xs, ys) in enumerate(batches(*blobs(), 3)):
+        for model, optimizer in ((plain, by_step), (quick, by_quick)):
+            optimizer.zero_grad()
+            F.cross_entropy(model(xs), ys).backward()
+        by_step.step()
+        if round_ == 1:
+            by_quick.register_step_pre_hook(lambda *_: called.append("before"))
+            by_quick.register_step_post_hook(lambda *_: called.append("after"))
+        if round_ == 2:
+            torch.optim.lr_scheduler.StepLR(by_quick, 10)  # counts steps
+        with torch.no_grad():
+            by_quick.quick_step()
+        assert called == [[], ["before", "after"], ["before", "after"] * 2][round_]
+    assert "step" in vars(by_quick)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), quick.parameters(), strict=True))
