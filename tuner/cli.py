@@ -224,6 +224,7 @@ def _run(config: Any, *, as_json: bool, resume: bool) -> int:
 
 
 def _run_with(ray: Any, config: Any, *, as_json: bool, resume: bool) -> int:
+    ray.give_way()
     from tuner.prepare import prepare
     from tuner.run import STUDY_YAML, DiskFull, TakenOver, run_study
     from tuner.tracking_uri import stray_environment

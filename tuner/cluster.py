@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,8 +47,11 @@ _ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def connected(config: StudyConfig) -> Iterator[None]:
+def connected(config: StudyConfig, launched: Callable[[], object] = bool) -> Iterator[None]:
     """A connection to the cluster at the study's address, or to a private Ray on this machine, that ends with it.
+
+    Args:
+        launched: called when the processes of a private Ray have been started, though they are not up yet.
 
     Raises:
         UsageError: if no cluster answers at the address, or refuses this process.
@@ -58,7 +61,7 @@ def connected(config: StudyConfig) -> Iterator[None]:
     for name in ("ray.tune", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a failed trial's reason is in our own table, in one line
     if config.address is None:
-        _start_private(config)
+        _start_private(config, launched)
     else:
         _join(config.address)
     try:
@@ -67,13 +70,13 @@ def connected(config: StudyConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def _start_private(config: StudyConfig) -> None:
+def _start_private(config: StudyConfig, launched: Callable[[], object] = bool) -> None:
     """A Ray of our own. Ray gives its processes half a minute to start, which on a busy machine takes a second try. The
     later tries are with Ray's agents: another version of Ray may not do without."""
     cpus = _cpus_in_use(config)
-    for agents, last in ((_without_agents, False), (contextlib.nullcontext, False), (contextlib.nullcontext, True)):
+    for lean, last in ((True, False), (False, False), (False, True)):
         try:
-            with _on_loopback(), _without_onlookers(), agents(), _loading_ahead(config):
+            with _on_loopback(), _without_onlookers(), _raylet(launched, agents=not lean), _loading_ahead(config):
                 ray.init(
                     "local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
                 )
@@ -133,26 +136,33 @@ def _without_onlookers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_agents() -> Iterator[None]:
-    """The raylet without its two agents, for the dashboard and for runtime environments: Python processes that load for
-    seconds, for which it waits before it lets workers start. It insists on having them, and ends if they do; so they
-    are a process that waits for the end of its input, the raylet's own, and whose ports nobody asks for."""
-    waits, nowhere = shutil.which("cat"), "-1"  # the port of an agent that serves nothing
-    flags = {"--dashboard_agent_command": waits, "--runtime_env_agent_command": waits}
-    flags |= dict.fromkeys(("--metrics-agent-port", "--metrics_export_port", "--runtime_env_agent_port"), nowhere)
+def _raylet(launched: Callable[[], object], *, agents: bool) -> Iterator[None]:
+    """Tells when the raylet has been launched, and launches it without its two agents unless they are wanted."""
     start = services.start_ray_process
 
     def started(command: list[str], kind: str, *args: Any, **options: Any) -> Any:
-        if kind == ray_constants.PROCESS_TYPE_RAYLET:
-            names = (argument.partition("=")[0] for argument in command)
-            command = [
-                f"{name}={flags[name]}" if name in flags else given for name, given in zip(names, command, strict=True)
-            ]
-            command.append(f"--dashboard_agent_listen_port={nowhere}")
-        return start(command, kind, *args, **options)
+        if kind != ray_constants.PROCESS_TYPE_RAYLET:
+            return start(command, kind, *args, **options)
+        process = start(command if agents else _without_agents(command), kind, *args, **options)
+        launched()
+        return process
 
-    with replaced(services, "start_ray_process", started) if waits else contextlib.nullcontext():
+    with replaced(services, "start_ray_process", started):
         yield
+
+
+def _without_agents(command: list[str]) -> list[str]:
+    """The raylet's command without its agents for the dashboard and for runtime environments: Python processes that
+    load for seconds, for which it waits before it lets workers start. It insists on having them, and ends if they do;
+    so they are a process that waits for the end of its input, the raylet's own, at ports that nobody asks for."""
+    waits, nowhere = shutil.which("cat"), "-1"  # the port of an agent that serves nothing
+    if waits is None:
+        return command
+    flags = {"--dashboard_agent_command": waits, "--runtime_env_agent_command": waits}
+    flags |= dict.fromkeys(("--metrics-agent-port", "--metrics_export_port", "--runtime_env_agent_port"), nowhere)
+    names = [argument.partition("=")[0] for argument in command]
+    changed = [f"{name}={flags[name]}" if name in flags else given for name, given in zip(names, command, strict=True)]
+    return [*changed, f"--dashboard_agent_listen_port={nowhere}"]
 
 
 def _join(address: str) -> None:

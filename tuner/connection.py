@@ -30,6 +30,10 @@ class Connection(Protocol):
     def begin(self) -> None:
         """Ray will be needed soon. May be called again."""
 
+    def give_way(self) -> None:
+        """Until Ray's processes have been started, if they are being: they then load on other processors, while
+        whatever this thread did meanwhile would only keep the other one from starting them."""
+
     def wait(self) -> None:
         """Until Ray is there.
 
@@ -71,6 +75,9 @@ class RunningCluster:
     def begin(self) -> None:
         pass
 
+    def give_way(self) -> None:
+        pass
+
     def wait(self) -> None:
         from tuner.cluster import connected
         from tuner.nodes import check_nodes
@@ -96,7 +103,7 @@ class PrivateRay:
 
     def __init__(self, config: StudyConfig) -> None:
         self._config = config
-        self._up, self._unwanted = threading.Event(), threading.Event()
+        self._launched, self._up, self._unwanted = threading.Event(), threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self.lost = False
         self._thread = threading.Thread(target=self._live, name="ray", daemon=True)
@@ -105,12 +112,13 @@ class PrivateRay:
         try:
             from tuner.cluster import connected  # Ray is heavy, and this is the time to load it
 
-            with connected(self._config):
+            with connected(self._config, self._launched.set):
                 self._up.set()
                 self._watch()
         except BaseException as error:
             self._error = error
         finally:
+            self._launched.set()
             self._up.set()
 
     def _watch(self) -> None:
@@ -127,6 +135,10 @@ class PrivateRay:
     def begin(self) -> None:
         if self._thread.ident is None:
             self._thread.start()
+
+    def give_way(self) -> None:
+        if self._thread.ident is not None:
+            self._launched.wait()
 
     def wait(self) -> None:
         self.begin()
