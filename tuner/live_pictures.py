@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PARETO_HTML = "pareto.html"
 EVERY = 30.0  # seconds between two makings, at least
+_LOOK = 0.5  # seconds between two looks at whether the search is about to end
 _SHARE = 60  # and no more often than this part of the time that the study has run: a night's study changes slowly
 
 
@@ -38,6 +39,12 @@ def write_pictures(study: Pictured, folder: Path) -> list[Path]:
     return [front, pictures]
 
 
+def load() -> None:
+    """Loads what pictures are made with, which takes a second."""
+    import optuna.importance  # noqa: F401
+    import plotly.graph_objects  # noqa: F401
+
+
 class LivePictures:
     """Writes a study's pictures while it runs, and hands them to its tracker. Use it as a context manager.
 
@@ -48,10 +55,20 @@ class LivePictures:
         folder: the study's.
         tracker: takes the pictures for the parent run.
         every: seconds.
+        ending: whether the search is about to end: what pictures are made with is loaded then, while the last trials
+            train and processors become free, and not after them.
     """
 
-    def __init__(self, look: Callable[[], Pictured], folder: Path, tracker: Tracker, every: float = EVERY) -> None:
+    def __init__(
+        self,
+        look: Callable[[], Pictured],
+        folder: Path,
+        tracker: Tracker,
+        every: float = EVERY,
+        ending: Callable[[], bool] = bool,
+    ) -> None:
         self._look, self._folder, self._tracker, self._every = look, folder, tracker, every
+        self._ending, self._loaded = ending, False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="pictures", daemon=True)
         self.made = 0
@@ -68,7 +85,15 @@ class LivePictures:
 
     def _work(self) -> None:
         began, shown = time.monotonic(), -1
-        while not self._ended.wait(max(self._every, (time.monotonic() - began) / _SHARE)):
+        due = began + self._every
+        while not self._ended.wait(min(self._every, _LOOK)):
+            if not self._loaded and self._ending():
+                self._loaded = True
+                load()
+            now = time.monotonic()
+            if now < due:
+                continue
+            due = now + max(self._every, (now - began) / _SHARE)
             try:
                 study = self._look()
                 ended = sum(record.ended is not None for record in study.records)
@@ -87,7 +112,7 @@ def pictures_of(prepared: Prepared, study: StudyRun) -> LivePictures:
         records = [replace(record) for record in list(study.records.values())]
         return _pictured(prepared, records)
 
-    return LivePictures(look, prepared.config.folder, study.tracker)
+    return LivePictures(look, prepared.config.folder, study.tracker, ending=lambda: study.full)
 
 
 def final_pictures(prepared: Prepared, records: Sequence[TrialRecord]) -> list[Path]:

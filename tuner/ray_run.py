@@ -29,6 +29,7 @@ from tuner.replaced import replaced
 from tuner.scheduler import StudyScheduler
 from tuner.study import StudyRun
 from tuner.trial import (
+    AGAIN,
     DISK,
     EPOCHS,
     FAILURE,
@@ -123,7 +124,9 @@ class _Callback(_NotPickled, tune.Callback):
         if result.get(WEIGHTS):  # taken out, since Ray keeps the report
             self._stop.unless_disk_full(self._study.take_weights, self._names[trial.trial_id], result[WEIGHTS].pop())
         if EPOCHS in result:
-            self._stop.unless_disk_full(self._study.epochs, self._names[trial.trial_id], result[EPOCHS])
+            self._stop.unless_disk_full(
+                self._study.epochs, self._names[trial.trial_id], result[EPOCHS], AGAIN in result
+            )
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         number, last = self._names[trial.trial_id], trial.last_result or {}

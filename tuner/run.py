@@ -208,7 +208,14 @@ def _search(
     device = "cuda" if gpus else "cpu"
     left_in = weights_folder if mirror is None else None
     setup = TrialSetup(
-        prepared.experiment, prepared.epochs, config.seed, device, left_in, config.experiment, checkpoints
+        prepared.experiment,
+        prepared.epochs,
+        config.seed,
+        device,
+        left_in,
+        config.experiment,
+        checkpoints,
+        halving.rungs if halving else (),
     )
     ray_states: dict[str, str] = {}
     with progress, interruptible(stop, ray), pictures_of(prepared, study):
@@ -302,22 +309,18 @@ def _conclude(
     )
     if outcome.best is not None and outcome.best.number in networks:
         outcome = replace(outcome, sparsity_by_layer=networks[outcome.best.number].by_layer)
+    if folders:
+        best = next((folder for folder, record in folders.items() if record is outcome.best), None)
+        model = None if best is None else _model(prepared, outcome, config.folder / best)
+        tracker.log_networks([config.folder / top for top in dict.fromkeys(f.split("/")[0] for f in folders)], model)
     written = write_results(outcome)
     pictures = final_pictures(prepared, records)
     all_failed = bool(records) and all(record.state is TrialState.FAILED for record in records)
-    artifacts = [*written, *pictures, config.folder / STUDY_YAML]
-    model = None
-    if outcome.best is not None and (folder := next((f for f, r in folders.items() if r is outcome.best), None)):
-        model = _model(prepared, outcome, config.folder / folder)
     tracker.finish_study(
         status="KILLED" if stop.asked else "FAILED" if all_failed else "FINISHED",
         metrics=_metrics(outcome),
         pareto={record.number for record in outcome.front},
-        artifacts=[
-            *artifacts,
-            *(config.folder / name for name in dict.fromkeys(path.split("/")[0] for path in folders)),
-        ],
-        model=model,
+        artifacts=[*written, *pictures, config.folder / STUDY_YAML],
     )
     tracker.close()
     ended = time.monotonic()

@@ -121,12 +121,15 @@ class StudyRun:
         self._epochs.add(number, record.epochs, metrics)
         self.progress.update(self.records.values())
 
-    def epochs(self, number: int, reported: Sequence[tuple[int, dict[str, float]]]) -> None:
-        """A trial has trained one more epoch, the last one of those reported. Those before it, if there are any, it
-        trained before it was restarted from a checkpoint, perhaps in an earlier process."""
+    def epochs(self, number: int, reported: Sequence[tuple[int, dict[str, float]]], again: bool = False) -> None:
+        """A trial has trained some more epochs.
+
+        Args:
+            again: it trained them before it was restarted from a checkpoint, perhaps in an earlier process.
+        """
         known = self.records[number].epochs
         for epoch, metrics in reported:
-            if epoch > known and len(reported) > 1:
+            if again and epoch > known:
                 self._began[number] -= metrics["epoch_seconds"]
                 self.training_seconds -= metrics["epoch_seconds"]  # it was not in this process's time
             self.epoch(number, metrics, epoch)

@@ -149,6 +149,18 @@ class Tracker:
         self._note(PARENT, files=files)
 
     @_timed
+    def log_networks(self, folders: Iterable[Path], model: Mapping[str, Any] | None) -> None:
+        """Makes the networks that are reported artifacts of the parent run, at once: that takes a second, in which the
+        rest of what is to be told is made.
+
+        Args:
+            folders: the networks'.
+            model: the best network, as `tuner.mlflow_parts.model_note` gives it.
+        """
+        self._note(PARENT, files=folders, model=dict(model or {}))
+        self._ask(mlflow_writer.FLUSH)
+
+    @_timed
     def finish_study(
         self,
         *,
@@ -156,7 +168,6 @@ class Tracker:
         metrics: Mapping[str, float],
         pareto: Collection[int],
         artifacts: Iterable[Path] = (),
-        model: Mapping[str, Any] | None = None,
     ) -> None:
         """Ends the parent run, marks the trials on the front, and ends as KILLED the trials that still run.
 
@@ -165,13 +176,12 @@ class Tracker:
             metrics: the parent run's.
             pareto: the numbers of the trials on the front.
             artifacts: as `log_artifacts` takes them.
-            model: the best network, as `tuner.mlflow_parts.model_note` gives it.
         """
         front = {trial_name(number) for number in pareto}
         for name in sorted(self._outbox.pareto ^ front):
             self._note(name, tags={"pareto": str(name in front).lower()})
         self._kill_trials()
-        self._note(PARENT, metrics=metrics, files=artifacts, model=dict(model or {}), status=status)
+        self._note(PARENT, metrics=metrics, files=artifacts, status=status)
         self._finished = True
 
     @_timed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,13 +26,15 @@ from tuner.object_store import StoreError
 from tuner.tracking_uri import redact
 from tuner.travel import Parcel
 
-EPOCHS = "epochs"  # in a report: pairs of an epoch and what Training.epoch measured; more than one only after a restart
+EPOCHS = "epochs"  # in a report: pairs of an epoch and what Training.epoch measured
+AGAIN = "again"  # in a report: those epochs were trained before the trial was restarted from its checkpoint
 FINAL_SPARSITY = "final_sparsity"  # in a report: the sparsity that the trial is to end on
 FINAL = "final"  # in a report: the trial has trained all its epochs; without it a trial that ends was stopped
 FAILURE = "failure"  # in a report, instead of all these: why the trial failed, in one line
 WEIGHTS = "weights"  # in a final report: the trained network as [bytes], where workers and driver share no folder
 DISK = "disk"  # in a report, instead of all these: that the trial could not write, and why, in one line
 CHECKPOINTS = ".checkpoints"  # the folder of running trials' checkpoints in a study's folder
+TOGETHER = 0.25  # seconds of epochs that are reported at once, up to a rung: a report costs milliseconds
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
@@ -63,6 +66,7 @@ class TrialSetup:
     weights_folder: Path | None  # None: a trial's last report brings its network
     source: str = ""  # the name that the experiment was found by, from which its code travels to the workers
     checkpoints: Path | Place | None = None  # where they are, which is there; None: no trial is ever resumed
+    rungs: tuple[int, ...] = ()  # the epochs after which trials are judged
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "experiment": Parcel(self.experiment, self.source)}
@@ -120,8 +124,9 @@ class TrialTrainable(tune.Trainable):
             torch.cuda.empty_cache()
 
     def step(self) -> dict[str, Any]:
+        done: list[Any] = []
         try:
-            return self._report()
+            return self._report(done)
         except torch.AcceleratorError:
             raise  # the device is in an undefined state for this process: let Ray end it
         except Exception as error:
@@ -133,27 +138,32 @@ class TrialTrainable(tune.Trainable):
         if again:
             self._short_of_memory = True
             return self.step()
-        return {FAILURE: f"{reason} (twice)" if self._short_of_memory else reason, "done": True}
+        failed = {FAILURE: f"{reason} (twice)" if self._short_of_memory else reason, "done": True}
+        return {EPOCHS: done, **failed} if done else failed
 
-    def _report(self) -> dict[str, Any]:
-        """One more epoch, or, where the trial has a checkpoint, the epochs that it had before."""
+    def _report(self, done: list[Any]) -> dict[str, Any]:
+        """Some more epochs, which are in `done` as soon as they are trained. Where the trial has a checkpoint, first
+        those that it had before."""
         if self._training is None:
             self._training, self._past = self._begun()
             if self._past:
-                return self._reported(self._past)
-        training = self._training
-        metrics = training.epoch()
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise NotFinite(f"{name} is {value} after epoch {training.epochs_done}")
-        self._past.append((training.epochs_done, metrics))
-        if training.finished:
-            if self._writer is not None:
-                self._writer.finish()
-            return self._reported(self._past[-1:]) | self._left(training) | {FINAL: True, "done": True}
-        if self._writer is not None and self._writer.due:
-            self._writer.write(self._trial["number"], training.epochs_done, self._state(training))
-        return self._reported(self._past[-1:])
+                return self._reported(self._past) | {AGAIN: True}
+        training, until = self._training, time.monotonic() + TOGETHER
+        while True:
+            metrics = training.epoch()
+            for name, value in metrics.items():
+                if not math.isfinite(value):
+                    raise NotFinite(f"{name} is {value} after epoch {training.epochs_done}")
+            done.append((training.epochs_done, metrics))
+            self._past.append(done[-1])
+            if training.finished:
+                if self._writer is not None:
+                    self._writer.finish()
+                return self._reported(done) | self._left(training) | {FINAL: True, "done": True}
+            if self._writer is not None and self._writer.due:
+                self._writer.write(self._trial["number"], training.epochs_done, self._state(training))
+            if training.epochs_done in self._shared.rungs or time.monotonic() >= until:
+                return self._reported(done)
 
     def _reported(self, epochs: list[Any]) -> dict[str, Any]:
         assert self._training is not None

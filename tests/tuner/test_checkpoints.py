@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +224,9 @@ class Process:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint after every epoch, however long it takes."""
+    """A checkpoint and a report after every epoch, however long it takes."""
     monkeypatch.setenv(checkpoints.EVERY_VARIABLE, "0")
+    monkeypatch.setattr(trial, "TOGETHER", 0.0)
 
 
 @pytest.fixture
@@ -293,6 +295,38 @@ def test_a_process_that_is_ended_keeps_its_trial(whole: dict[str, Any], tmp_path
     reports = Process(tmp_path, "lpss").run(99)
     assert len(reports[0][EPOCHS]) == 3
     assert without_seconds(reports) == whole["lpss"][0]
+
+
+# Several epochs a report
+
+
+def test_epochs_are_reported_together_up_to_a_rung(
+    whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "TOGETHER", 3600.0)
+    process = Process(tmp_path, "lpss")
+    process.trial._shared = replace(process.trial._shared, rungs=(1, 3))
+    reports = process.run(99)
+    assert [[epoch for epoch, _ in report[EPOCHS]] for report in reports[:2]] == [[1], [2, 3]]
+    assert [epoch for epoch, _ in reports[-1][EPOCHS]] == list(range(4, EPOCHS_IN_ALL + 1))
+    assert [report.get(FINAL) for report in reports] == [None, None, True]
+    assert without_seconds(reports) == whole["lpss"][0]
+
+
+def test_what_was_trained_before_a_failure_is_reported_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "TOGETHER", 3600.0)
+    epoch = trial.Training.epoch
+
+    def breaks(training: trial.Training) -> dict[str, float]:
+        if training.epochs_done == 2:
+            raise ValueError("enough")
+        return epoch(training)
+
+    monkeypatch.setattr(trial.Training, "epoch", breaks)
+    (report,) = Process(tmp_path, "lpss").run(99)
+    assert report[FAILURE] == "ValueError: enough"
+    assert report["done"]
+    assert [at for at, _ in report[EPOCHS]] == [1, 2]
 
 
 # Failures

@@ -60,24 +60,28 @@ def test_a_private_ray_has_the_cpus_of_the_trials_that_run_at_once(
 def test_a_private_ray_that_was_slow_to_start_is_started_again(
     failures: int, tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, starts, plain = [], [], cluster.services.start_ray_process
+    calls, launched, commands = [], list[int](), list[list[str]]()
+    monkeypatch.setattr(cluster.services, "start_ray_process", lambda command, kind: commands.append(command))
 
     def init(*args: object, **options: object) -> None:
         calls.append(options["num_cpus"])
-        starts.append(cluster.services.start_ray_process)
+        cluster.services.start_ray_process(["gcs"], "gcs_server")
+        cluster.services.start_ray_process(["raylet", "--runtime_env_agent_command=python main.py"], "raylet")
         if len(calls) <= failures:
             raise Exception("The current node timed out during startup. This could happen because ...")
 
     monkeypatch.setattr(cluster.ray, "init", init)
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
     if failures < 3:
-        cluster._start_private(TWO_HALVES)
+        cluster._start_private(TWO_HALVES, lambda: launched.append(1))
     else:
         with pytest.raises(Exception, match="timed out"):
-            cluster._start_private(TWO_HALVES)
-    assert calls == [1] * tries
-    assert starts[0] is not plain  # without agents
-    assert starts[1:] == [plain] * (tries - 1)
+            cluster._start_private(TWO_HALVES, lambda: launched.append(1))
+    assert calls == launched == [1] * tries
+    with_agents = ["raylet", "--runtime_env_agent_command=python main.py"]
+    assert "python main.py" not in " ".join(commands[1])
+    assert commands[3::2] == [with_agents] * (tries - 1)
+    assert commands[::2] == [["gcs"]] * tries
 
 
 @pytest.mark.slow

@@ -62,11 +62,14 @@ def test_its_processes_are_few_and_have_loaded_what_trials_need() -> None:
 
 
 def test_what_goes_wrong_in_its_thread_is_raised_to_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(config: Any) -> Any:
+    def refuse(config: Any, launched: Any) -> Any:
         raise UsageError("no")
 
     monkeypatch.setattr("tuner.cluster.connected", refuse)
     with PrivateRay(make_config({"target": 0.9}).resolved()) as ray:
+        ray.give_way()  # to nobody: it has not begun
+        ray.begin()
+        ray.give_way()  # does not wait for what will never be
         for _ in range(2):
             with pytest.raises(UsageError, match="no"):
                 ray.wait()

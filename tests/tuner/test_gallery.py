@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -16,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tuner.studies import NoTracker, run_in_process
+from tuner import live_pictures
 from tuner.epoch_log import EPOCHS_CSV, read_epochs
 from tuner.gallery import Pictured, best_weights, figures, page, pictured, pictures_page
 from tuner.goal import Goal, along_front, at_targets
@@ -301,6 +304,26 @@ def test_pictures_are_made_while_the_study_runs_and_only_when_there_is_news(tmp_
     assert taken == [["pareto.html", "pictures.html"]] * 2
     assert "t0001" in (tmp_path / "pictures.html").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pareto.html", "pictures.html"]
+
+
+def test_what_pictures_need_is_loaded_once_when_the_search_is_about_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = list[int]()
+    monkeypatch.setattr(live_pictures, "load", lambda: loaded.append(1))
+    ending = list[bool]()
+    look = lambda: Pictured("live", GOAL, [])  # noqa: E731
+    with LivePictures(look, tmp_path, NoTracker(), every=0.05, ending=lambda: bool(ending)):  # type: ignore[arg-type]
+        time.sleep(0.3)
+        assert not loaded
+        ending.append(True)
+        _until(lambda: bool(loaded))
+        time.sleep(0.2)
+    assert loaded == [1]
+    assert (
+        subprocess.run([sys.executable, "-c", "from tuner.live_pictures import load; load()"], check=False).returncode
+        == 0
+    )
 
 
 def _until(condition: Any) -> None:

@@ -63,7 +63,7 @@ def train(study: StudyRun, number: int, first: int, last: int, past: int = 0) ->
     """Epochs as a worker reports them; whether the trial may go on."""
     reported = [(epoch, measured(accuracy(number) * epoch / 6)) for epoch in range(1, past + 1)]
     if reported:
-        study.epochs(number, reported)
+        study.epochs(number, reported, again=True)
         for epoch, metrics in reported[:-1]:
             study.passed(number, epoch=epoch, accuracy=metrics["val_accuracy_at_target"], final_sparsity=0.9)
     for epoch in range(first, last + 1):
@@ -119,7 +119,7 @@ def test_epochs_that_a_restarted_trial_reports_again_are_no_news(tmp_path: Path)
     assert asked is not None
     train(study, asked.number, 1, 5)
     before = told(study)
-    study.epochs(asked.number, [(epoch, measured(0.1)) for epoch in range(1, 4)])
+    study.epochs(asked.number, [(epoch, measured(0.1)) for epoch in range(1, 4)], again=True)
     study.epochs(asked.number, [(4, measured(0.1))])
     assert told(study) == before
     assert study.training_seconds == 5 * METRICS["epoch_seconds"]

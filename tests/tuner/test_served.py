@@ -82,11 +82,13 @@ def test_a_fresh_process_loads_the_logged_and_the_registered_model(
     one = InThread(uri, IDENTITY, folder)
     one.start_study({}, {})
     note = note_of(own, folder, register="sparse")
-    one.finish_study(status="FINISHED", metrics={}, pareto=[], model=note)
+    one.log_networks([], note)
+    one.finish_study(status="FINISHED", metrics={}, pareto=[])
     one.close(120)
     assert one.problems == []
     two = InThread(uri, IDENTITY, folder)  # a resumed study, with the same best network
-    two.finish_study(status="FINISHED", metrics={}, pareto=[], model=note)
+    two.log_networks([], note)
+    two.finish_study(status="FINISHED", metrics={}, pareto=[])
     two.close(120)
 
     from mlflow import MlflowClient
