@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 UPDATE_SECONDS = 0.25
+_UPDATE_SHARE = 50  # and no more often than once in so many times what an update takes: it looks at every trial
 LINE_SECONDS = 10.0
 
 FINISHED = (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)
@@ -221,8 +222,8 @@ class Progress:
         now = self._clock()
         before, records = self._summary, list(self._records)
         self._summary = Summary.of(records, self._goal, self._epochs)
-        self._next_update = now + UPDATE_SECONDS
         self._estimate(records, now)
+        self._next_update = now + max(UPDATE_SECONDS, _UPDATE_SHARE * (self._clock() - now))
         if self._live is None:
             news = self._summary.best is not None and self._summary.best_so_far() != before.best_so_far()
             if last or news or now >= self._next_line:

@@ -166,6 +166,23 @@ def test_updates_are_looked_at_no_more_than_four_times_a_second() -> None:
         shown.update(Untouchable())
 
 
+def test_updates_that_take_long_are_made_more_seldom() -> None:
+    clock = Clock()
+
+    class Many(list[TrialRecord]):
+        def __iter__(self) -> Iterator[TrialRecord]:
+            clock.now += 0.1
+            return super().__iter__()
+
+    shown, _ = progress(clock)
+    shown.update(Many([running(0)]))
+    clock.now += 4.8
+    shown.update(Untouchable())
+    clock.now += 0.2
+    with pytest.raises(AssertionError, match="looked at"):
+        shown.update(Untouchable())
+
+
 def test_the_last_state_is_shown_even_if_its_update_was_too_early() -> None:
     clock = Clock()
     with progress(clock, total=1)[0] as shown:
