@@ -20,7 +20,7 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-static const float SMALLEST_GRADIENT = 1e-38f; /* keeps 1/largest finite; smaller gradients are as good as none */
+static const float SMALLEST_GRADIENT = 2e-38f; /* normal, and 1/largest finite; smaller ones are as good as none */
 static const float LOWEST = -106.0f;           /* powers are cut off at 2^LOWEST: none is ever subnormal */
 static const float NO_NORM = 1e-30f;           /* a smaller sum of |v|^q is that of a row of zeros */
 static const float GAIN_MIN = 1e-6f;           /* a gain at zero would silence its neuron for good */

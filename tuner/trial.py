@@ -1,4 +1,4 @@
-"""One trial as Ray runs it: a worker process that is kept and reused, one thread, one report an epoch."""
+"""One trial as Ray runs it: a worker process that is kept and reused, one thread, epochs reported a few at a time."""
 
 from __future__ import annotations
 
