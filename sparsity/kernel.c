@@ -109,7 +109,7 @@ typedef struct {
     float *latent;                    /* (rows): the sum of |v|^q over the weights that are not active */
     float *memory;                    /* for 2 NEAR numbers, or for two rows with LANES more each */
     float lr, q, momentum, weight_decay, gain_lr;
-    int nesterov;
+    int nesterov, together;           /* together: the rows of a block */
 } Step;
 
 /* The largest magnitude's bits. Magnitudes are in the order of their bits; infinities and NaN come last. */
@@ -135,9 +135,9 @@ typedef struct {
 
 INLINE int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
-INLINE int rows_together(const Step *s)
+INLINE int rows_together(int64_t fan_in)
 {
-    const int64_t fit = NEAR / padded(s->fan_in);
+    const int64_t fit = NEAR / padded(fan_in);
     return fit < 1 ? 1 : fit > BLOCK ? BLOCK : (int)fit;
 }
 
@@ -146,7 +146,7 @@ INLINE Row row_at(const Step *s, int64_t first, int k)
 {
     const int64_t row = first + k, width = padded(s->fan_in);
     Row r = {row * s->fan_in, s->fan_in, width, NULL, s->memory + k * width, NULL};
-    r.x = r.d + rows_together(s) * width;
+    r.x = r.d + s->together * width;
     if (s->starts) {
         r.n = s->starts[row + 1] - s->starts[row];
         r.padded = padded(r.n);
@@ -318,10 +318,9 @@ FOR_EACH_PROCESSOR
 static int step(const Step *s)
 {
     if (!bounded(largest_of(s->rows * s->fan_in, s->grad))) return 0;
-    const int together = rows_together(s);
-    for (int64_t row = 0; row < s->rows; row += together) {
+    for (int64_t row = 0; row < s->rows; row += s->together) {
         const int64_t left = s->rows - row;
-        if (!step_block(s, row, left < together ? (int)left : together)) return 0;
+        if (!step_block(s, row, left < s->together ? (int)left : s->together)) return 0;
     }
     return 1;
 }
@@ -373,7 +372,7 @@ static PyObject *call_step(PyObject *self, PyObject *const *arguments, Py_ssize_
     if (!has(given, 19)) return NULL;
     PyObject *const **a = &arguments;
     Step s;
-    s.rows = whole(a), s.fan_in = whole(a);
+    s.rows = whole(a), s.fan_in = whole(a), s.together = rows_together(s.fan_in);
     s.grad = address(a), s.param = address(a), s.v = address(a), s.buffer = address(a);
     s.gain = address(a), s.gain_buffer = address(a), s.mask = address(a);
     s.places = address(a), s.starts = address(a), s.latent = address(a);

@@ -68,7 +68,7 @@ class LivePictures:
         ending: Callable[[], bool] = bool,
     ) -> None:
         self._look, self._folder, self._tracker, self._every = look, folder, tracker, every
-        self._ending, self._loaded = ending, False
+        self._ending = ending
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="pictures", daemon=True)
         self.made = 0
@@ -84,12 +84,12 @@ class LivePictures:
         self._thread.join()
 
     def _work(self) -> None:
-        began, shown = time.monotonic(), -1
+        began, shown, loaded = time.monotonic(), -1, False
         due = began + self._every
         while not self._ended.wait(min(self._every, _LOOK)):
-            if not self._loaded and self._ending():
-                self._loaded = True
+            if not loaded and self._ending():
                 load()
+                loaded = True
             now = time.monotonic()
             if now < due:
                 continue

@@ -179,13 +179,12 @@ def _search(
     spent = max((record.elapsed for record in ended), default=0.0)  # by earlier processes
     deadline = None if config.time_budget is None else times.began + config.time_budget - spent
     stop = ray_run.StopWhen(deadline, (lambda: mirror.lost) if mirror else str)
-    finished_before = len(ended)
     progress = Progress(
         config.trials,
         goal,
         quiet=quiet,
         deadline=deadline,
-        finished_before=finished_before,
+        finished_before=len(ended),
         epochs=prepared.epochs,
     )
     halving = _halving(config, goal, prepared.epochs)
@@ -205,17 +204,15 @@ def _search(
     )
     if mirror is not None:
         mirror.also = lambda: sweep(checkpoints, searcher.running)
-    device = "cuda" if gpus else "cpu"
-    left_in = weights_folder if mirror is None else None
     setup = TrialSetup(
         prepared.experiment,
         prepared.epochs,
         config.seed,
-        device,
-        left_in,
-        config.experiment,
-        checkpoints,
-        halving.rungs if halving else (),
+        device="cuda" if gpus else "cpu",
+        weights_folder=weights_folder if mirror is None else None,
+        source=config.experiment,
+        checkpoints=checkpoints,
+        rungs=halving.rungs,
     )
     ray_states: dict[str, str] = {}
     with progress, interruptible(stop, ray), pictures_of(prepared, study):
@@ -258,10 +255,10 @@ def _train_best_again(
     return summarise(chosen, accuracies, config.final_seeds)
 
 
-def _halving(config: StudyConfig, goal: Goal, epochs: int) -> Halving | None:
+def _halving(config: StudyConfig, goal: Goal, epochs: int) -> Halving:
     """Early stopping as the study wants it. Where more than one sparsity counts, its best trials cover the front."""
     if config.scheduler == "none":
-        return None
+        return Halving((), target=None)
     spread = goal.kind in (GoalKind.TARGETS, GoalKind.FRONT)
     return Halving(rung_epochs(epochs), target=goal.lowest, ceiling=goal.highest, spread=spread)
 
