@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,12 +24,14 @@ import ray
 from ray._private import node, parameter, ray_constants, services
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
+from tuner import forked_worker
 from tuner.config import JOB, StudyConfig, UsageError
 from tuner.node_probe import OURS
 from tuner.nodes import Node
 from tuner.replaced import replaced
 
 _CLIENT = "ray://"
+_NO_VARIABLES: Mapping[str, str] = {}
 # Our own records are the truth, and the driver writes them: Ray's loggers, its snapshots and its reporter only cost.
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -47,11 +49,14 @@ _ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def connected(config: StudyConfig, launched: Callable[[], object] = bool) -> Iterator[None]:
+def connected(
+    config: StudyConfig, launched: Callable[[], object] = bool, forking: Mapping[str, str] = _NO_VARIABLES
+) -> Iterator[None]:
     """A connection to the cluster at the study's address, or to a private Ray on this machine, that ends with it.
 
     Args:
         launched: called when the processes of a private Ray have been started, though they are not up yet.
+        forking: variables of the fork server (tuner.fork_server) of which a private Ray's workers are copies.
 
     Raises:
         UsageError: if no cluster answers at the address, or refuses this process.
@@ -61,7 +66,7 @@ def connected(config: StudyConfig, launched: Callable[[], object] = bool) -> Ite
     for name in ("ray.tune", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a failed trial's reason is in our own table, in one line
     if config.address is None:
-        _start_private(config, launched)
+        _start_private(config, launched, forking)
     else:
         _join(config.address)
     try:
@@ -70,13 +75,21 @@ def connected(config: StudyConfig, launched: Callable[[], object] = bool) -> Ite
         ray.shutdown()
 
 
-def _start_private(config: StudyConfig, launched: Callable[[], object] = bool) -> None:
+def _start_private(
+    config: StudyConfig, launched: Callable[[], object] = bool, forking: Mapping[str, str] = _NO_VARIABLES
+) -> None:
     """A Ray of our own. Ray gives its processes half a minute to start, which on a busy machine takes a second try. The
     later tries are with Ray's agents: another version of Ray may not do without."""
     cpus = _cpus_in_use(config)
     for lean, last in ((True, False), (False, False), (False, True)):
         try:
-            with _on_loopback(), _without_onlookers(), _raylet(launched, agents=not lean), _loading_ahead(config):
+            with (
+                _on_loopback(),
+                _without_onlookers(),
+                _raylet(launched, agents=not lean),
+                _loading_ahead(config),
+                _forked(forking),
+            ):
                 ray.init(
                     "local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
                 )
@@ -99,17 +112,38 @@ def _cpus_in_use(config: StudyConfig) -> int:
 
 @contextlib.contextmanager
 def _loading_ahead(config: StudyConfig) -> Iterator[None]:
-    """Ray's processes load what trials need as soon as they start, seconds before there is a trial to run, and are kept
-    until there is; not where only one of several processes would ever have one."""
-    settings = {"RAY_preload_python_modules": "tuner.trial", "RAY_idle_worker_killing_time_threshold_ms": "60000"}
-    missing = {name: value for name, value in settings.items() if name not in os.environ}
-    if config.cpus_per_trial > 1:
-        missing = {}
-    os.environ.update(missing)
+    """Ray's processes start, and load what trials need, seconds before there is a trial to run, and are kept until
+    there is; not where only one of several processes would ever have one. They start with the raylet: with the driver's
+    connection, as Ray has it, the driver would wait for them, and it has as much to load."""
+    settings = {"RAY_prestart_worker_first_driver": "0"}
+    if config.cpus_per_trial <= 1:
+        settings |= {
+            "RAY_enable_worker_prestart": "1",
+            "RAY_preload_python_modules": "tuner.trial",
+            "RAY_idle_worker_killing_time_threshold_ms": "60000",
+        }
+    with _variables({name: value for name, value in settings.items() if name not in os.environ}):
+        yield
+
+
+@contextlib.contextmanager
+def _forked(forking: Mapping[str, str]) -> Iterator[None]:
+    """Ray's workers are started by tuner/forked_worker.py, where there is a fork server for it to ask."""
+    if not forking:
+        yield
+        return
+    options: dict[str, Any] = {"setup_worker_path": forked_worker.__file__}
+    with replaced(parameter, "RayParams", functools.partial(parameter.RayParams, **options)), _variables(forking):
+        yield
+
+
+@contextlib.contextmanager
+def _variables(new: Mapping[str, str]) -> Iterator[None]:
+    os.environ.update(new)
     try:
         yield
     finally:
-        for name in missing:
+        for name in new:
             del os.environ[name]
 
 

@@ -13,9 +13,14 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from tuner.config import StudyConfig
+from tuner.fork_server import fork_server
 
 _LOOK_EVERY = 1.0  # seconds
-_CHECKED_LATER = ("experiment", "space", "method", "sampler", "front", "max_nonzero", "warm_start", "gpus_per_trial")
+_CHECKED_LATER = ("space", "warm_start", "gpus_per_trial")
+
+
+class _Unwanted(Exception):
+    """Ray is not needed after all."""
 
 
 class Connection(Protocol):
@@ -55,13 +60,14 @@ def connection(config: StudyConfig, *, ahead: bool = False) -> Connection:
     """To the cluster at --address, or to a Ray of our own.
 
     Args:
-        ahead: begin at once where hardly anything can be wrong with what is not checked yet: with what the default
-            study searches. Else Ray would have to end again, in seconds, before a mistake is told.
+        ahead: begin at once where little can be wrong with what is not checked yet, and no code of a user's is to be
+            loaded. Else Ray would be started for nothing whenever a mistake is told.
     """
     if config.address is not None:
         return RunningCluster(config)
     ray = PrivateRay(config)
-    if ahead and all(getattr(config, name) == StudyConfig.model_fields[name].default for name in _CHECKED_LATER):
+    sure = all(getattr(config, name) == StudyConfig.model_fields[name].default for name in _CHECKED_LATER)
+    if ahead and sure and ":" not in config.experiment:
         ray.begin()
     return ray
 
@@ -103,23 +109,35 @@ class PrivateRay:
 
     def __init__(self, config: StudyConfig) -> None:
         self._config = config
-        self._launched, self._up, self._unwanted = threading.Event(), threading.Event(), threading.Event()
+        self._launched, self._wanted = threading.Event(), threading.Event()
+        self._up, self._unwanted = threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self.lost = False
         self._thread = threading.Thread(target=self._live, name="ray", daemon=True)
 
     def _live(self) -> None:
         try:
-            from tuner.cluster import connected  # Ray is heavy, and this is the time to load it
+            with fork_server() as forking:
+                from tuner.cluster import connected  # Ray is heavy, and this is the time to load it
 
-            with connected(self._config, self._launched.set):
-                self._up.set()
-                self._watch()
+                with connected(self._config, self._hold, forking):
+                    self._up.set()
+                    self._watch()
+        except _Unwanted:
+            pass
         except BaseException as error:
             self._error = error
         finally:
             self._launched.set()
             self._up.set()
+
+    def _hold(self) -> None:
+        """Ray has been launched. To connect before its workers are there would keep all of this process waiting for
+        them, whose main thread has as much to load as they."""
+        self._launched.set()
+        self._wanted.wait()
+        if self._unwanted.is_set():
+            raise _Unwanted  # the kernel ends what was launched with this thread
 
     def _watch(self) -> None:
         """Until Ray is not needed any more. If one of its processes dies, as for want of memory, nothing that waits for
@@ -142,12 +160,14 @@ class PrivateRay:
 
     def wait(self) -> None:
         self.begin()
+        self._wanted.set()
         self._up.wait()
         if self._error is not None:
             raise self._error
 
     def end(self) -> None:
         self._unwanted.set()
+        self._wanted.set()
         if self._thread.ident is not None:
             self._thread.join()  # whoever lets go of something of Ray's meanwhile would be ended by it
 

@@ -1,0 +1,176 @@
+"""Workers as copies of one process: what they share, what is their own, and when Ray's own way is taken instead."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuner import fork_server as fork_server_module
+from tuner import forked_worker
+from tuner.fork_server import fork_server
+from tuner.forked_worker import FORKED, SERVER
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux alone")
+
+PROBE = """
+import json, os, random, signal, sys
+import numpy as np
+had = {name: name in sys.modules for name in ("torch", "ray", "tuner.trial")}
+import ray, threading
+names = [ray.ObjectRef.from_random().hex() for _ in range(3)]
+thread = threading.Thread(target=lambda: names.append(ray.ObjectRef.from_random().hex()))
+thread.start()
+thread.join()
+json.dump({
+    "had": had, "parent": os.getppid(), "leads": os.getpgid(0) == os.getpid(), "arguments": sys.argv,
+    "folder": os.getcwd(), "nice": os.nice(0), "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+    "drawn": [random.random(), np.random.random(), *names], "variables": dict(os.environ),
+    "descriptors": sorted(int(name) for name in os.listdir("/proc/self/fd")),
+}, sys.stdout)
+sys.stdout.flush()
+sys.exit(3)
+"""
+
+
+def workers(script: Path, server: dict[str, str], count: int = 1, **variables: str) -> list[dict[str, Any]]:
+    """What the workers say that forked_worker.py starts in place of Ray's script."""
+    command = [sys.executable, forked_worker.__file__, "--language=PYTHON", str(script), "--node-id=7"]
+    environment = {**os.environ, "RAY_JOB_ID": "ffffffff", **server, **variables}
+    started = [
+        subprocess.Popen(command, env=environment, cwd=script.parent, stdout=subprocess.PIPE, preexec_fn=_as_ray_does)
+        for _ in range(count)
+    ]
+    return [json.loads(one.communicate(timeout=120)[0]) for one in started]
+
+
+def _as_ray_does() -> None:
+    import signal
+
+    os.nice(7)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+@pytest.fixture(scope="module")
+def server() -> Any:
+    with fork_server() as variables:
+        yield variables
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    (tmp_path / "setup_worker.py").write_text("print('\"as Ray does\"')")
+    path = tmp_path / "worker.py"
+    path.write_text(PROBE)
+    return path
+
+
+@pytest.mark.slow
+def test_a_worker_has_what_was_loaded_and_is_a_process_of_its_own(server: dict[str, str], script: Path) -> None:
+    first, second = workers(script, server, 2, MINE="é")
+    assert first["had"] == {"torch": True, "ray": True, "tuner.trial": True}
+    assert first["parent"] == second["parent"]
+    assert first["leads"] is second["leads"] is True
+    assert first["arguments"] == [str(script), "--node-id=7"]
+    assert first["folder"] == str(script.parent)
+    assert first["nice"] == 7
+    assert first["blocked"] == [2]
+    assert first["variables"]["MINE"] == "é"
+    assert set(first["descriptors"]) <= {0, 1, 2, 3}  # the last is of the listing itself
+    assert not set(first["drawn"]) & set(second["drawn"])
+
+
+@pytest.mark.slow
+def test_a_worker_for_a_jobs_work_is_one_for_any(server: dict[str, str], script: Path) -> None:
+    (worker,) = workers(script, server, RAY_JOB_ID="01000000")
+    assert worker["had"]["ray"]
+    assert worker["variables"]["RAY_JOB_ID"] == "ffffffff"
+
+
+@pytest.mark.slow
+def test_another_environment_of_rays_is_left_to_ray(server: dict[str, str], script: Path) -> None:
+    assert workers(script, server)[0]["nice"] == 7
+    assert workers(script, server, RAY_SOMETHING="1") == ["as Ray does"]
+
+
+@pytest.mark.parametrize("option", ["--language=JAVA", '--serialized-runtime-env-context={"env_vars": {"A": "1"}}'])
+def test_another_kind_of_worker_is_left_to_ray(option: str, script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[list[str]] = []
+    monkeypatch.setattr(forked_worker, "ask", lambda *args: pytest.fail("asked"))
+    monkeypatch.setattr(os, "execv", lambda path, arguments: became.append(arguments))
+    monkeypatch.setenv(SERVER, "/nowhere")
+    forked_worker.main([option, str(script), "--node-id=7"])
+    assert became == [[sys.executable, str(script.parent / "setup_worker.py"), option, str(script), "--node-id=7"]]
+
+
+def test_without_a_server_workers_start_as_ray_starts_them(script: Path) -> None:
+    assert workers(script, {}) == ["as Ray does"]
+    assert workers(script, {SERVER: str(script.parent / "nobody")}) == ["as Ray does"]
+
+
+def test_a_server_that_dies_while_it_is_asked_leaves_the_worker_to_ray(script: Path) -> None:
+    path = script.parent / "dying"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def die() -> None:
+            listener.accept()[0].close()
+
+        thread = threading.Thread(target=die)
+        thread.start()
+        assert workers(script, {SERVER: str(path)}) == ["as Ray does"]
+        thread.join()
+
+
+@pytest.mark.slow
+def test_it_survives_whoever_leaves_without_having_asked(server: dict[str, str], script: Path) -> None:
+    for message in (b"", b" ", b" no json", b"[]"):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(server[SERVER])
+            client.sendall(message)
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(1) != FORKED
+    assert workers(script, server)[0]["had"]["torch"]
+
+
+def test_it_leaves_nothing_behind_and_dies_with_its_starter(tmp_path: Path) -> None:
+    with fork_server() as variables:
+        folder = Path(variables[SERVER]).parent
+        assert folder.stat().st_mode & 0o077 == 0
+    assert not folder.exists()
+
+    code = "import os; from tuner.fork_server import fork_server; s = fork_server(); print(s.__enter__(), flush=True)"
+    killed = subprocess.run([sys.executable, "-c", code + "; os.kill(os.getpid(), 9)"], stdout=subprocess.PIPE)
+    folder = Path(json.loads(killed.stdout.decode().replace("'", '"'))[SERVER]).parent
+    end = time.monotonic() + 120  # it is still loading
+    while folder.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not folder.exists()
+
+
+def test_a_ray_that_does_not_bear_to_be_copied_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[dict[str, str]] = []
+    monkeypatch.setattr(fork_server_module, "_load_ray", loaded.append)
+    monkeypatch.setattr(fork_server_module, "_differ", lambda: False)
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
+    with socket.socket(socket.AF_UNIX) as listener:
+        server = fork_server_module.Server(listener)
+        for _ in range(2):
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                socket.send_fds(theirs, [b" "], [0, 1, 2])
+                theirs.sendall(json.dumps({"environment": {"RAY_A": "1", "B": "2"}}).encode())
+                theirs.shutdown(socket.SHUT_WR)
+                server.answer(ours)
+                ours.close()
+                assert theirs.recv(1) == b""
+    assert loaded == [{"RAY_A": "1", "RAY_JOB_ID": "ffffffff"}]

@@ -1,0 +1,69 @@
+"""Starts a worker of a private Ray as a copy of the fork server (tuner.fork_server), or as Ray does where that fails.
+
+The raylet runs this file as a script, in place of Ray's own setup_worker.py and with its arguments: Ray's options, the
+script of its workers, and that one's options. It loads nothing but what it needs to ask.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+
+SERVER = "TUNE_SPARSITY_FORK_SERVER"  # the variable with the path of the server's socket
+FORKED = b"\1"  # its answer
+OOM_SCORE = "/proc/self/oom_score_adj"
+_CONTEXT = "--serialized-runtime-env-context="
+_LANGUAGE = "--language="
+
+
+def main(arguments: list[str]) -> None:
+    """Returns when the worker has been forked; else becomes it."""
+    try:
+        forked = _plain(arguments) and ask(os.environ[SERVER], arguments)
+    except (OSError, KeyError):
+        forked = False
+    if not forked:
+        script = next(argument for argument in arguments if not argument.startswith("-"))
+        own = os.path.join(os.path.dirname(script), "setup_worker.py")
+        os.execv(sys.executable, [sys.executable, own, *arguments])
+
+
+def _plain(arguments: list[str]) -> bool:
+    """Whether the worker is to be of this Python, in an environment like any other's."""
+    options = [argument for argument in arguments if argument.startswith((_CONTEXT, _LANGUAGE))]
+    return set(options) <= {_CONTEXT + "{}", _LANGUAGE + "PYTHON"}
+
+
+def ask(server: str, arguments: list[str]) -> bool:
+    """Asks the server for a worker in this process's place. Whether there is one.
+
+    Raises:
+        OSError: if no server answers.
+    """
+    with open(OOM_SCORE) as file:
+        oom_score = file.read()
+    wanted = {
+        "arguments": [argument for argument in arguments if not argument.startswith((_CONTEXT, _LANGUAGE))],
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+        "nice": os.nice(0),
+        "oom_score": oom_score,
+    }
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(server)
+        socket.send_fds(client, [b" "], [0, 1, 2])
+        client.sendall(json.dumps(wanted).encode())
+        client.shutdown(socket.SHUT_WR)
+        return client.recv(1) == FORKED
+
+
+def nothing() -> None:
+    """Work that a worker is started for, to be there when there is more."""
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
