@@ -222,8 +222,9 @@ def test_ctrl_c_says_how_to_resume_and_resuming_keeps_every_trial(experiment_fil
         text=True,
     )
     file = tmp_path / "studies" / "broken" / "trials.csv"
-    while not file.exists() and process.poll() is None:
-        time.sleep(0.2)
+    epochs = file.parent / "epochs.csv"
+    while not (epochs.exists() and len(epochs.read_text().splitlines()) > 10) and process.poll() is None:
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
