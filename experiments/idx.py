@@ -130,14 +130,14 @@ def load(data_set: str, data_dir: Path | None = None) -> Data:
     """The same images in the same splits as load_images gives, as (batch, 784) floats: (x/255 - mean)/std with the
     training images' mean and deviation."""
     data = load_images(data_set, Normalise((0.0,), (1.0,)), data_dir)
-    pixels = data.train.x
-    mean, std = float(pixels.float().mean()) / 255, float(pixels.float().std()) / 255
+    train, val, test = (Split(part.x.float(), part.y) for part in (data.train, data.val, data.test))
+    mean, std = float(train.x.mean()) / 255, float(train.x.std()) / 255
 
-    def split(part: Split) -> Split:
-        return Split((part.x.flatten(1).float().div_(255).sub_(mean)).div_(std), part.y)
+    def normalised(part: Split) -> Split:
+        return Split(part.x.div_(255).sub_(mean).div_(std).flatten(1), part.y)
 
     preprocessing = {"divide": 255, "mean": mean, "std": std, "flatten": 784}
-    return Data(split(data.train), split(data.val), split(data.test), preprocessing, data.classes)
+    return Data(normalised(train), normalised(val), normalised(test), preprocessing, data.classes)
 
 
 _RECIPE = Recipe(epochs=20, batch_size=128)
