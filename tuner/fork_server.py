@@ -158,8 +158,8 @@ class Server:
         self._sound = False
 
     def answer(self, client: socket.socket) -> None:
-        """Forks the worker that is asked for, unless it is to see other variables of Ray's than the first, or another
-        version of Ray does not bear to be copied.
+        """Forks the worker that is asked for, unless it is to see other variables of Ray's than the first, another
+        version of Ray does not bear to be copied, or the raylet has given up waiting for the worker meanwhile.
 
         Raises:
             one of _MISUNDERSTOOD: if the client did not ask.
@@ -171,7 +171,7 @@ class Server:
             if not self._variables:
                 _load_ray(variables)
                 self._variables, self._sound = variables, _differ()
-            if variables != self._variables or not self._sound:
+            if variables != self._variables or not self._sound or _has_left(client):
                 return
             if os.fork() == 0:
                 self._listener.close()
@@ -181,6 +181,13 @@ class Server:
         finally:
             for stream in streams:
                 os.close(stream)
+
+
+def _has_left(client: socket.socket) -> bool:
+    """Whether the other end is closed altogether, and not only for writing."""
+    poll = select.poll()
+    poll.register(client, 0)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 def _of_ray(environment: dict[str, str]) -> dict[str, str]:

@@ -157,11 +157,17 @@ def test_it_leaves_nothing_behind_and_dies_with_its_starter(tmp_path: Path) -> N
     assert not folder.exists()
 
 
-def test_a_ray_that_does_not_bear_to_be_copied_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("sound", "leaves", "forks"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_a_copy_is_made_where_it_can_work_and_is_waited_for(
+    sound: bool, leaves: bool, forks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded: list[dict[str, str]] = []
     monkeypatch.setattr(fork_server_module, "_load_ray", loaded.append)
-    monkeypatch.setattr(fork_server_module, "_differ", lambda: False)
-    monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
+    monkeypatch.setattr(fork_server_module, "_differ", lambda: sound)
+    forked: list[int] = []
+    monkeypatch.setattr(os, "fork", lambda: forked.append(1) or 1)
     with socket.socket(socket.AF_UNIX) as listener:
         server = fork_server_module.Server(listener)
         for _ in range(2):
@@ -170,7 +176,10 @@ def test_a_ray_that_does_not_bear_to_be_copied_is_left_alone(monkeypatch: pytest
                 socket.send_fds(theirs, [b" "], [0, 1, 2])
                 theirs.sendall(json.dumps({"environment": {"RAY_A": "1", "B": "2"}}).encode())
                 theirs.shutdown(socket.SHUT_WR)
+                if leaves:
+                    theirs.close()
                 server.answer(ours)
                 ours.close()
-                assert theirs.recv(1) == b""
-    assert loaded == [{"RAY_A": "1", "RAY_JOB_ID": "ffffffff"}]
+                assert leaves or theirs.recv(1) == (FORKED if forks else b"")
+    assert len(forked) == 2 * forks
+    assert loaded == [{"RAY_A": "1", "RAY_JOB_ID": "ffffffff"}]  # once
