@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuner.empty_store import make_store
 from tuner.outbox import PARENT, RUNNING, Note, StudyIdentity
 from tuner.tracking_uri import STRAY, is_server, redact, sqlite_file, with_driver
 
@@ -233,9 +234,8 @@ class Store:
 def prepare_sqlite(file: Path) -> None:
     """Fails early when an SQLite store cannot be written, and creates a new one whole or not at all.
 
-    MLflow builds a new file in place, in seconds. A study killed meanwhile would leave a file that MLflow refuses from
-    then on, and of two studies that start together one would fail. So the file is built elsewhere, and linked into
-    place complete.
+    MLflow builds a new file in place. A study killed meanwhile would leave a file that MLflow refuses from then on, and
+    of two studies that start together one would fail. So the file is built elsewhere, and linked into place complete.
     """
     if file.exists():
         # MLflow would try for over a minute and a half before it says the same.
@@ -243,18 +243,12 @@ def prepare_sqlite(file: Path) -> None:
             database.execute("BEGIN IMMEDIATE")
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-    from sqlalchemy import Engine, event
+    import mlflow  # noqa: F401  # which sets up its loggers
 
     quiet_loggers()
     with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=file.parent) as folder:
         new = Path(folder) / file.name
-        event.listen(Engine, "connect", _without_waiting)
-        try:
-            store = SqlAlchemyStore(f"sqlite:///{new}", (file.parent / "mlartifacts").absolute().as_uri())
-            store.engine.dispose()
-        finally:
-            event.remove(Engine, "connect", _without_waiting)
+        make_store(new, (file.parent / "mlartifacts").absolute().as_uri())
         with new.open("rb") as handle:
             os.fsync(handle.fileno())
         try:
@@ -264,11 +258,6 @@ def prepare_sqlite(file: Path) -> None:
         except OSError:  # a file system without hard links
             if not file.exists():
                 os.replace(new, file)
-
-
-def _without_waiting(connection: Any, _: Any) -> None:
-    """Of some hundred transactions on a file that nobody else has, only the last needs to be on the disk."""
-    connection.execute("PRAGMA synchronous=OFF")
 
 
 def own_environment() -> None:
