@@ -206,7 +206,7 @@ def _become(asked: dict[str, Any], streams: list[int]) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_SETMASK, asked["blocked"])
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
-        os.closerange(3, max(streams) + 1)
+            os.close(stream)
         os.chdir(asked["folder"])
         os.environ.clear()
         os.environ.update(asked["environment"] | _NO_JOB)
