@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 EXPERIMENT = """
+import time
 import torch
 from torch import nn
 from experiments import Data, Experiment, Recipe, Split
@@ -39,6 +40,12 @@ def load(data_dir):
 
 sometimes_nan = Experiment("sometimes-nan", load, Sometimes, Recipe(epochs=6, batch_size=30))
 steady = Experiment("steady", load, lambda: Sometimes(share=0.0), Recipe(epochs=6, batch_size=30))
+class Slow(Sometimes):
+    def forward(self, x):
+        time.sleep(0.004 * self.training)
+        return super().forward(x)
+
+slow = Experiment("slow", load, lambda: Slow(share=0.0), Recipe(epochs=6, batch_size=30))
 dense_head = Experiment("dense-head", load, steady.model, Recipe(6, 30), layers=LayerRules(dense=("net.2.*",)))
 def loss(outputs, targets):
     '''Raises in training only: what a study looks at before it begins are fewer examples.'''

@@ -36,10 +36,15 @@ with connection(config) as connected:
     idle = {p.pid for p in psutil.Process().children(recursive=True)}
     actors = [ray.remote(num_cpus=1)(Actor).remote() for _ in range(2)]
     facts = ray.get([actor.facts.remote() for actor in actors])
+    os.kill(facts[0][1], 9)
+    began = time.monotonic()
+    another = ray.get(ray.remote(num_cpus=1)(Actor).remote().facts.remote())
+    took = time.monotonic() - began
     started = trees()
     connected.end()
 print(json.dumps({
     "before": before, "facts": facts, "idle": sorted(idle), "started": started, "after": trees(),
+    "another": another, "took": took,
     "set": sorted(name for name in os.environ if "preload" in name or "prestart" in name or "FORK_" in name),
 }))
 """
@@ -55,6 +60,10 @@ def test_its_processes_are_few_and_have_loaded_what_trials_need() -> None:
     assert len({pid for _, pid, _, _ in found["facts"]}) == 2
     assert len({parent for _, _, _, parent in found["facts"]}) == 1  # copies of one
     assert [(had, threads) for had, _, threads, _ in found["facts"]] == [(True, "1")] * 2
+    had, pid, _, parent = found["another"]
+    assert (had, parent) == (True, found["facts"][0][3])
+    assert pid not in found["idle"]
+    assert found["took"] < 2, found["took"]  # where torch and Ray would take longer to load
     commands = [" ".join(command) for command in found["started"]]
     assert any("gcs_server" in command for command in commands)
     assert not [one for one in commands if "dashboard.py" in one or "monitor.py" in one]

@@ -35,7 +35,7 @@ def study(experiment_file: Path, tmp_path: Path, server: Server) -> Callable[...
     """Begins a study in `tmp_path`, and waits until a trial of it has reached the server."""
 
     def begin(name: str, trials: int) -> subprocess.Popen[str]:
-        arguments = ["--target", "0.5", "--experiment", f"{experiment_file}:steady", "--trials", str(trials)]
+        arguments = ["--target", "0.5", "--experiment", f"{experiment_file}:slow", "--trials", str(trials)]
         more = ["--study", name, "--concurrency", "1", "--tracking-uri", server.uri, "--scheduler", "none", "--json"]
         kept = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
         command = [sys.executable, "-m", "tuner.cli", *arguments, *more, "--epochs", "12"]
@@ -114,18 +114,18 @@ def test_a_server_that_never_comes_back_costs_no_trial_and_the_record_follows_wi
     server: Server, study: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     name = "gone"
-    process = study(name, 12)
+    process = study(name, 24)
     server.kill()
     try:
         _, stderr = process.communicate(timeout=240)
         assert process.returncode == 0, stderr
         assert f"tune-sparsity send {name}" in stderr
-        assert len((tmp_path / "studies" / name / "trials.csv").read_text().splitlines()) == 13
+        assert len((tmp_path / "studies" / name / "trials.csv").read_text().splitlines()) == 25
     finally:
         server.start()
     later = run_command(["resume", name, "--json"], tmp_path)
     assert later.code == 0, later.stderr
-    check_all_there(server.uri, name, 12)
+    check_all_there(server.uri, name, 24)
 
 
 def test_a_command_that_is_killed_and_resumed_has_a_run_a_trial_and_none_running(
