@@ -24,7 +24,6 @@ from tuner.mlflow_store import one_line, own_environment
 from tuner.outbox import end_abandoned
 
 FLUSH, CLOSE, DEAD = "flush", "close", "dead"
-FIRST = 2.5  # seconds before MLflow is loaded, which takes seconds itself: meanwhile the trials' processes load theirs
 GATHER = 1.0  # seconds for which notes are gathered into one part, since every part takes time from the trials
 LONGEST = 16.0  # seconds between two attempts
 SHARE = 1  # the pause after a part is so many times the processor time that it took, which the trials may have missed:
@@ -50,7 +49,7 @@ def serve(stdin: TextIO, stdout: TextIO) -> None:
     with only_one(folder, wait=True):
         delivery = Delivery(folder, uri)
         sampling = not asked["system_metrics"]
-        closing, failures, pause = False, 0, FIRST
+        closing, failures, pause = False, 0, 0.0
         while True:
             hurried = _wait(commands, pause)
             if hurried in (CLOSE, DEAD):
