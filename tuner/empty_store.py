@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-import tempfile
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
+
+from tuner.files import write_bytes
 
 
 def make_store(file: Path, artifacts: str) -> None:
@@ -75,15 +76,10 @@ def _without_waiting(connection: Any, _: Any) -> None:
 
 def _keep(file: Path, template: Path) -> None:
     """The default experiment stays out: it says where its artifacts are."""
+    tables = file.with_name(f"tables-{file.name}")
+    shutil.copyfile(file, tables)
+    with closing(sqlite3.connect(tables, isolation_level=None)) as database:
+        database.execute("DELETE FROM experiments")
+        database.execute("VACUUM")
     template.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".mlflow-", dir=template.parent)
-    os.close(handle)
-    try:
-        shutil.copyfile(file, name)
-        with closing(sqlite3.connect(name, isolation_level=None)) as database:
-            database.execute("DELETE FROM experiments")
-            database.execute("VACUUM")
-        os.replace(name, template)
-    finally:
-        with suppress(OSError):
-            os.unlink(name)
+    write_bytes(template, tables.read_bytes())

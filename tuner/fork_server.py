@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tuner.forked_worker import FORKED, OOM_SCORE, SERVER
+from tuner.own_process import own_process
 from tuner.replaced import replaced
 
 _BACKLOG = 1024  # workers that may wait for it to have loaded
@@ -59,12 +60,8 @@ def fork_server() -> Iterator[dict[str, str]]:
 
 
 def _start(listener: socket.socket, path: Path) -> subprocess.Popen[bytes]:
-    # -P: what lies in the current folder under a module's name is not meant. These packages may lie there, and then
-    # come last.
-    ours = str(Path(__file__).parents[1])
-    code = f"import sys; sys.path.append({ours!r}); from tuner.fork_server import main; main(*sys.argv[1:])"
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", code, str(listener.fileno()), path],
+        own_process(__name__, str(listener.fileno()), str(path)),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,  # ends with this process
         stdout=subprocess.DEVNULL,

@@ -61,9 +61,5 @@ def ask(server: str, arguments: list[str]) -> bool:
         return client.recv(1) == FORKED
 
 
-def nothing() -> None:
-    """Work that a worker is started for, to be there when there is more."""
-
-
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -20,6 +19,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from tuner import mlflow_writer
 from tuner.delivery import ATTEMPTS
 from tuner.outbox import KILLED, PARENT, RUNNING, UNENDED, Outbox, StudyIdentity
+from tuner.own_process import own_process
 from tuner.records import TrialRecord, TrialState, trial_name
 from tuner.tracking_uri import redact
 
@@ -251,13 +251,9 @@ class Tracker:
         return self._status["offset"] >= wanted and self.experiment_id is not None
 
     def _start(self, hello: dict[str, Any]) -> subprocess.Popen[str]:
-        # -P: what lies in the current folder under a module's name is not meant. These packages may lie there, and
-        # then come last.
-        ours = str(Path(__file__).parents[1])
-        code = f"import sys; sys.path.append({ours!r}); from tuner.mlflow_writer import main; main()"
         with self._log.open("w") as log:
             writer = subprocess.Popen(
-                [sys.executable, "-P", "-c", code],
+                own_process(mlflow_writer.__name__),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
