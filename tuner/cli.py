@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -217,26 +217,30 @@ def _list(arguments: list[str]) -> int:
 
 def _run(config: Any, *, as_json: bool, resume: bool) -> int:
     """Prepares and runs a study, and says how it went."""
-    from tuner.connection import connection
+    from tuner.connection import connection, is_sound
+    from tuner.tracking import writer_ahead
 
-    with connection(config, ahead=not resume) as ray:
-        return _run_with(ray, config, as_json=as_json, resume=resume)
+    ahead = not resume and is_sound(config)
+    with (
+        connection(config, ahead=ahead) as ray,
+        writer_ahead(config.tracking_uri) if ahead else nullcontext() as writer,
+    ):
+        return _run_with(ray, writer, config, as_json=as_json, resume=resume)
 
 
-def _run_with(ray: Any, config: Any, *, as_json: bool, resume: bool) -> int:
-    ray.give_way()
+def _run_with(ray: Any, writer: Any, config: Any, *, as_json: bool, resume: bool) -> int:
     from tuner.prepare import prepare
     from tuner.run import STUDY_YAML, DiskFull, TakenOver, run_study
     from tuner.tracking_uri import stray_environment
 
-    prepared = prepare(config, resume=resume)
+    prepared = prepare(config, resume=resume, share=ray.share)
     _say(f"{'Resuming' if resume else 'Starting'} {config.study}: {config.trials} trials, {prepared.goal}")
     if not isinstance(config.storage, Path):
         _say(f"Kept in {config.storage / config.study}, worked on in {config.folder}")
     if stray := stray_environment():
         _say(f"Ignoring {', '.join(stray)}: this study has runs of its own")
     try:
-        finished = run_study(prepared, ray, resume=resume, launched=LAUNCHED)
+        finished = run_study(prepared, ray, resume=resume, launched=LAUNCHED, writer=writer)
     except DiskFull as error:
         _say(f"{config.folder} cannot be written to: {error}. When there is room again: {_how_to_resume(config)}")
         return EXIT_FAILED

@@ -1,6 +1,6 @@
 """A study's connection to Ray, from before it is needed until it is no longer.
 
-A private Ray takes seconds to start. It does so in a thread beside whatever else the command has to do.
+A private Ray takes seconds to start. It does so in a process of its own, beside whatever else the command has to do.
 """
 
 from __future__ import annotations
@@ -13,14 +13,10 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from tuner.config import StudyConfig
-from tuner.fork_server import fork_server
+from tuner.fork_server import ForkServer
+from tuner.node_process import NodeProcess, settle_environment
 
-_LOOK_EVERY = 1.0  # seconds
 _CHECKED_LATER = ("space", "warm_start", "gpus_per_trial")
-
-
-class _Unwanted(Exception):
-    """Ray is not needed after all."""
 
 
 class Connection(Protocol):
@@ -35,9 +31,9 @@ class Connection(Protocol):
     def begin(self) -> None:
         """Ray will be needed soon. May be called again."""
 
-    def give_way(self) -> None:
-        """Until Ray's processes have been started, if they are being: they then load on other processors, while
-        whatever this thread did meanwhile would only keep the other one from starting them."""
+    def share(self) -> None:
+        """Ray's workers have what this process has loaded, and what they need is loaded here. May be called again; the
+        first call has to come before a user's code is run, and before there are other threads."""
 
     def wait(self) -> None:
         """Until Ray is there.
@@ -56,19 +52,24 @@ class Connection(Protocol):
     ) -> None: ...
 
 
+def is_sound(config: StudyConfig) -> bool:
+    """Whether little can be wrong with what is not checked yet: what the study needs may be started for it ahead."""
+    sure = all(getattr(config, name) == StudyConfig.model_fields[name].default for name in _CHECKED_LATER)
+    return sure and ":" not in config.experiment  # a user's code
+
+
 def connection(config: StudyConfig, *, ahead: bool = False) -> Connection:
     """To the cluster at --address, or to a Ray of our own.
 
     Args:
-        ahead: begin at once where little can be wrong with what is not checked yet, and no code of a user's is to be
-            loaded. Else Ray would be started for nothing whenever a mistake is told.
+        ahead: begin at once. `share` has to be called then.
     """
     if config.address is not None:
         return RunningCluster(config)
+    settle_environment()  # before torch is loaded, which has its threads from there
     ray = PrivateRay(config)
-    sure = all(getattr(config, name) == StudyConfig.model_fields[name].default for name in _CHECKED_LATER)
-    if ahead and sure and ":" not in config.experiment:
-        ray.begin()
+    if ahead:
+        ray.begin_shared()
     return ray
 
 
@@ -81,7 +82,7 @@ class RunningCluster:
     def begin(self) -> None:
         pass
 
-    def give_way(self) -> None:
+    def share(self) -> None:
         pass
 
     def wait(self) -> None:
@@ -104,72 +105,51 @@ class RunningCluster:
 
 
 class PrivateRay:
-    """A Ray on this machine for one study alone. Its thread lives as long as it does: the kernel ends Ray's processes
-    with the thread that started them."""
+    """A Ray on this machine for one study alone."""
 
     def __init__(self, config: StudyConfig) -> None:
         self._config = config
-        self._launched, self._wanted = threading.Event(), threading.Event()
-        self._up, self._unwanted = threading.Event(), threading.Event()
-        self._error: BaseException | None = None
+        self._stack = ExitStack()
+        self._forking: ForkServer | None = None
+        self._node: NodeProcess | None = None
+        self._needed = True
         self.lost = False
-        self._thread = threading.Thread(target=self._live, name="ray", daemon=True)
-
-    def _live(self) -> None:
-        try:
-            with fork_server() as forking:
-                from tuner.cluster import connected  # Ray is heavy, and this is the time to load it
-
-                with connected(self._config, self._hold, forking):
-                    self._up.set()
-                    self._watch()
-        except _Unwanted:
-            pass
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._launched.set()
-            self._up.set()
-
-    def _hold(self) -> None:
-        """Ray has been launched. To connect before its workers are there would keep all of this process waiting for
-        them, whose main thread has as much to load as they."""
-        self._launched.set()
-        self._wanted.wait()
-        if self._unwanted.is_set():
-            raise _Unwanted  # the kernel ends what was launched with this thread
-
-    def _watch(self) -> None:
-        """Until Ray is not needed any more. If one of its processes dies, as for want of memory, nothing that waits for
-        Ray would ever hear of it, and Ray itself would end this process without a word on how to go on."""
-        from ray._private.worker import _global_node
-
-        while not self._unwanted.wait(_LOOK_EVERY):
-            if _global_node is not None and _global_node.dead_processes():
-                self.lost = True
-                _thread.interrupt_main(signal.SIGTERM)
-                return
 
     def begin(self) -> None:
-        if self._thread.ident is None:
-            self._thread.start()
+        if self._node is None:
+            variables = self._forking.variables if self._forking else {}
+            self._node = self._stack.enter_context(NodeProcess(self._config, variables))
 
-    def give_way(self) -> None:
-        if self._thread.ident is not None:
-            self._launched.wait()
+    def begin_shared(self) -> None:
+        """The same, when `share` is going to be called."""
+        self._forking = self._stack.enter_context(ForkServer())
+        self.begin()
+
+    def share(self) -> None:
+        if self._node is None and self._forking is None:
+            self._forking = self._stack.enter_context(ForkServer())
+        if self._forking is not None:
+            self._forking.fork()
 
     def wait(self) -> None:
+        from tuner.cluster import connected  # Ray is heavy, and has to be loaded by `share`
+
         self.begin()
-        self._wanted.set()
-        self._up.wait()
-        if self._error is not None:
-            raise self._error
+        assert self._node is not None
+        self._stack.enter_context(connected(self._config, self._node))
+        threading.Thread(target=self._watch, args=(self._node,), name="ray", daemon=True).start()
+
+    def _watch(self, node: NodeProcess) -> None:
+        """If Ray dies, as for want of memory, nothing that waits for it would ever hear of it, and Ray itself would end
+        this process without a word on how to go on."""
+        node.wait()
+        if self._needed:
+            self.lost = True
+            _thread.interrupt_main(signal.SIGTERM)
 
     def end(self) -> None:
-        self._unwanted.set()
-        self._wanted.set()
-        if self._thread.ident is not None:
-            self._thread.join()  # whoever lets go of something of Ray's meanwhile would be ended by it
+        self._needed = False
+        self._stack.close()
 
     def __enter__(self) -> Self:
         return self

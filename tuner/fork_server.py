@@ -1,9 +1,12 @@
 """The process of which the workers of a private Ray are copies.
 
-A worker needs torch, Ray and our trials' code: seconds of a processor, and most of a gigabyte. The fork server loads
+A worker needs torch, Ray and our trials' code: seconds of a processor, and most of a gigabyte. The fork server has
 them once for all workers; each is forked from it in a moment, and shares the memory of what was loaded. It has no
 threads that a copy would lack, and runs no code of a user's. The raylet starts tuner/forked_worker.py in place of Ray's
 own script for workers, which asks here.
+
+The fork server is itself a copy of the command, which needs the same libraries, made before any of a user's code is run
+and before the command has talked to Ray.
 """
 
 from __future__ import annotations
@@ -16,94 +19,73 @@ import select
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from tuner.forked_worker import FORKED, OOM_SCORE, SERVER
-from tuner.own_process import own_process
 from tuner.replaced import replaced
 
 _BACKLOG = 1024  # workers that may wait for it to have loaded
 _MISUNDERSTOOD = (OSError, ValueError, TypeError, LookupError)  # from a client that has left, or is none of ours
-_RAY, _NO_JOB = "RAY_", {"RAY_JOB_ID": "ffffffff"}
+_RAY, _LIBRARY = "RAY_", "ray"
+_NO_JOB = {"RAY_JOB_ID": "ffffffff"}
 
 
-@contextmanager
-def fork_server() -> Iterator[dict[str, str]]:
-    """A fork server that ends with the block, or with this process.
+class ForkServer:
+    """A fork server from `fork` until the block ends, or this process does. Whoever asks before waits for it.
 
-    Yields:
-        the variables by which tuner/forked_worker.py finds it; none where processes are not safely copied.
+    Attributes:
+        variables: by which tuner/forked_worker.py finds it; none where processes are not safely copied.
     """
-    if sys.platform != "linux":
-        yield {}
-        return
-    folder = tempfile.mkdtemp(prefix="tune-sparsity-")  # only this user's, and so is what is asked for there
-    path = Path(folder, "workers")
-    try:
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
-            listener.listen(_BACKLOG)
-            process = _start(listener, path)
-        try:
-            yield {SERVER: str(path)}
-        finally:
-            process.kill()  # perhaps while it loads
-            process.wait()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+    def __init__(self) -> None:
+        self.variables: Mapping[str, str] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        if sys.platform == "linux" and _LIBRARY not in sys.modules:  # which `fork` has to load in its own way
+            folder = tempfile.mkdtemp(prefix="tune-sparsity-")  # only this user's, and so is what is asked for there
+            self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            self._path = Path(folder, "workers")
+            self._listener = self._stack.enter_context(socket.socket(socket.AF_UNIX))
+            self._listener.bind(str(self._path))
+            self._listener.listen(_BACKLOG)
+            self.variables = {SERVER: str(self._path)}
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._stack.close()
+
+    def fork(self) -> None:
+        """Loads what workers need, and copies this process, which must have no other threads."""
+        if not self.variables:
+            return
+        with self._listener:
+            if _LIBRARY not in sys.modules:  # else those who ask are refused
+                _load()
+                self._copy()
+
+    def _copy(self) -> None:
+        ended, alive = os.pipe()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        process = os.fork()
+        if process == 0:
+            _end_with(lambda: _serve(self._listener, self._path, ended))
+        os.close(ended)
+        self._stack.callback(os.close, alive)
+        self._stack.callback(os.waitpid, process, 0)
+        self._stack.callback(os.kill, process, signal.SIGKILL)
 
 
-def _start(listener: socket.socket, path: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        own_process(__name__, str(listener.fileno()), str(path)),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,  # ends with this process
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        pass_fds=[listener.fileno()],
-        process_group=0,  # an interrupt from the keyboard is for the driver alone
-    )
-
-
-def main(listener: str, path: str) -> None:
-    """The process: serves the listening socket of that file descriptor until its standard input ends, with the driver
-    that has not ended it. The folder of the socket's path is then nobody's."""
-    gc.disable()  # until a worker is forked: to look for garbage while libraries load takes a quarter of that
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody here waits for workers: they leave no zombies
-    with socket.socket(fileno=int(listener)) as asked:
-        _load_libraries()
-        server = Server(asked)
-        while True:
-            ready, _, _ = select.select([asked, sys.stdin], [], [])
-            if asked in ready:
-                with suppress(*_MISUNDERSTOOD), asked.accept()[0] as client:
-                    server.answer(client)
-            elif ready:
-                shutil.rmtree(Path(path).parent, ignore_errors=True)
-                return
-
-
-def _load_libraries() -> None:
-    """What takes longest of all that workers need, and reads nothing of Ray's variables."""
-    import pandas  # noqa: F401
-    import torch  # noqa: F401
-
-    import experiments  # noqa: F401
-    import sparsity  # noqa: F401
-
-
-def _load_ray(variables: dict[str, str]) -> None:
-    """The rest. Ray's library reads its variables when it is loaded, once for all."""
-    for name in [name for name in os.environ if name.startswith(_RAY)]:
-        del os.environ[name]
-    os.environ.update(variables)
-    import ray
+def _load() -> None:
+    """Loads Ray so that a copy can become its worker, and our trials' code."""
+    with _as_in_a_worker():
+        import ray
 
     with replaced(ray.actor, "ActorClassID", _ActorClassID):
         import ray._private.workers.default_worker
@@ -111,6 +93,67 @@ def _load_ray(variables: dict[str, str]) -> None:
         import tuner.trial  # noqa: F401
 
     gc.freeze()  # what a copy's collector never looks at stays shared
+
+
+@contextmanager
+def _as_in_a_worker() -> Iterator[None]:
+    """Ray's library reads two variables when it is loaded, and a driver's needs neither: whose work a worker does, any
+    job's, and the process with which it ends, for which this one does, since the raylet ends with it too."""
+    own = {**_NO_JOB, "RAY_RAYLET_PID": str(os.getpid())}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
+
+
+def _serve(asked: socket.socket, path: Path, ended: int) -> None:
+    """The process: serves the listening socket until `ended`, a pipe, does, with the driver that has not ended it. The
+    folder of the socket's path is then nobody's."""
+    os.setpgid(0, 0)  # an interrupt from the keyboard is for the driver alone
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody here waits for workers: they leave no zombies
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream, number in ((ended, 0), (nowhere, 1), (nowhere, 2)):
+        os.dup2(stream, number)
+    os.close(nowhere)
+    _close_pipes()
+    server = Server(asked)
+    while True:
+        ready, _, _ = select.select([asked.fileno(), 0], [], [])
+        if asked.fileno() in ready:
+            with suppress(*_MISUNDERSTOOD), asked.accept()[0] as client:
+                server.answer(client)
+        elif ready:
+            shutil.rmtree(path.parent, ignore_errors=True)
+            return
+
+
+def _close_pipes() -> None:
+    """Those of the driver, whose other processes are to see that they end with it. Libraries have none of their own."""
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the listing's own
+            if int(name) > 2 and os.readlink(f"/proc/self/fd/{name}").startswith("pipe:"):
+                os.close(int(name))
+
+
+def _end_with(last: Callable[[], object]) -> NoReturn:
+    """A forked process does this, and nothing of what its original would have done next."""
+    code = 1
+    try:
+        last()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with suppress(OSError):
+            sys.stderr.flush()
+        os._exit(code)
 
 
 class _ActorClassID:
@@ -166,14 +209,13 @@ class Server:
             asked = json.loads(first + b"".join(iter(lambda: client.recv(1 << 16), b"")))
             variables = _of_ray(asked["environment"])
             if not self._variables:
-                _load_ray(variables)
                 self._variables, self._sound = variables, _differ()
             if variables != self._variables or not self._sound or _has_left(client):
                 return
             if os.fork() == 0:
                 self._listener.close()
                 client.close()
-                _become(asked, streams)
+                _end_with(lambda: _become(asked, streams))
             client.sendall(FORKED)
         finally:
             for stream in streams:
@@ -193,35 +235,31 @@ def _of_ray(environment: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(_RAY)} | _NO_JOB
 
 
-def _become(asked: dict[str, Any], streams: list[int]) -> NoReturn:
+def _become(asked: dict[str, Any], streams: list[int]) -> None:
     """Ray's worker, as if it had been started as the raylet wanted."""
-    code = 1
-    try:
-        gc.enable()
-        os.setpgid(0, 0)  # the raylet ends a worker with its group
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, asked["blocked"])
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-            os.close(stream)
-        os.chdir(asked["folder"])
-        os.environ.clear()
-        os.environ.update(asked["environment"] | _NO_JOB)
-        os.nice(asked["nice"] - os.nice(0))
-        with suppress(OSError):
-            Path(OOM_SCORE).write_text(asked["oom_score"])
-        _own_randomness()
-        sys.argv = asked["arguments"]
-        runpy.run_path(sys.argv[0], run_name="__main__")
-        code = 0
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 1
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        with suppress(OSError):
-            sys.stderr.flush()
-        os._exit(code)
+    os.setpgid(0, 0)  # the raylet ends a worker with its group
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, asked["blocked"])
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(asked["folder"])
+    os.environ.clear()
+    os.environ.update(asked["environment"] | _NO_JOB)
+    os.nice(asked["nice"] - os.nice(0))
+    with suppress(OSError):
+        Path(OOM_SCORE).write_text(asked["oom_score"])
+    _settle_ray()
+    _own_randomness()
+    sys.argv = asked["arguments"]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _settle_ray() -> None:
+    """Ray's settings follow its variables, of which the driver had others when it loaded Ray, as for its token."""
+    from ray import _raylet
+
+    _raylet.Config.initialize("")  # type: ignore[attr-defined]
 
 
 def _own_randomness() -> None:

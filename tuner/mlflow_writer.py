@@ -16,33 +16,61 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
 from tuner.delivery import ATTEMPTS, Delivery, only_one
-from tuner.mlflow_store import one_line, own_environment
+from tuner.mlflow_store import one_line, own_environment, quiet_loggers
 from tuner.outbox import end_abandoned
 
 FLUSH, CLOSE, DEAD = "flush", "close", "dead"
+SERVER, DATABASE = "server", "database"
 GATHER = 1.0  # seconds for which notes are gathered into one part, since every part takes time from the trials
 LONGEST = 16.0  # seconds between two attempts
 SHARE = 1  # the pause after a part is so many times the processor time that it took, which the trials may have missed:
 # not more, since what is not sent while they run is sent after them, when nothing else is left to do
 
 
-def main() -> None:
-    """The process."""
+def main(kind: str) -> None:
+    """The process, which may be started before there is a study to tell of.
+
+    Args:
+        kind: of the store, a SERVER or a DATABASE.
+    """
     gc.set_threshold(100_000, 50, 100)  # to look for garbage while MLflow loads takes a quarter of that time
     own_environment()
     with suppress(OSError):
         os.nice(15)  # as Ray gives the trials, and no more: what they leave undone is done after them, on one core
-    serve(sys.stdin, sys.stdout)
+    with suppress(Exception):  # tried again, and told, when it is needed
+        _load(kind)
+    if hello := sys.stdin.readline():
+        asked = json.loads(hello)
+        with log_file(Path(asked["folder"])).open("w") as log:
+            os.dup2(log.fileno(), sys.stderr.fileno())
+        serve(asked, sys.stdin, sys.stdout)
     os._exit(0)  # the study waits for this process, and to take MLflow's objects apart takes a second
 
 
-def serve(stdin: TextIO, stdout: TextIO) -> None:
-    """Delivers until it is told to close, or the driver is dead, and all has arrived or the store is away."""
-    asked = json.loads(stdin.readline())
+def log_file(folder: Path) -> Path:
+    """What the process says on standard error, in a study's folder."""
+    return folder / "tracking" / "writer.log"
+
+
+def _load(kind: str) -> None:
+    """What takes seconds."""
+    import_module("mlflow")
+    quiet_loggers()
+    if kind == DATABASE:
+        import_module("mlflow.store.tracking.sqlalchemy_store")
+
+
+def serve(asked: dict[str, Any], stdin: TextIO, stdout: TextIO) -> None:
+    """Delivers until it is told to close, or the driver is dead, and all has arrived or the store is away.
+
+    Args:
+        asked: what to deliver, and where: the first line of standard input.
+    """
     folder, uri = Path(asked["folder"]), asked["uri"]
     commands: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(stdin, commands), daemon=True).start()

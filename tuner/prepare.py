@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -48,8 +49,11 @@ class Prepared:
         return self.data.checksum()
 
 
-def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
+def prepare(config: StudyConfig, *, resume: bool = False, share: Callable[[], object] = bool) -> Prepared:
     """Checks everything that a study needs and loads its data; writes nothing.
+
+    Args:
+        share: Connection.share. It takes a second, and is called as late as it may be: mistakes are told at once.
 
     Raises:
         UsageError: with one line about the first thing that is wrong.
@@ -59,6 +63,8 @@ def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
         check_driver(config.tracking_uri)
     except ValueError as error:
         raise UsageError(f"--tracking-uri: {error}") from None
+    if ":" in config.experiment:  # a user's code, which begins to run here
+        share()
     experiment = find_experiment(config.experiment)
     goal = config.goal(*_prunable(experiment))
     try:
@@ -76,6 +82,7 @@ def prepare(config: StudyConfig, *, resume: bool = False) -> Prepared:
             else f"study {config.study!r} exists in {config.storage}: choose another --study, or go on with it: "
             f"tune-sparsity resume {config.study}"
         )
+    share()
     data = sound_data(config, experiment)
     earlier = WarmStart()
     if config.warm_start and not resume:  # a study that goes on has it in its own journal

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
+from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
 from tuner.checkpoints import sweep
@@ -67,7 +68,13 @@ class Finished:
 
 
 def run_study(
-    prepared: Prepared, ray: Connection, *, resume: bool = False, quiet: bool = False, launched: float | None = None
+    prepared: Prepared,
+    ray: Connection,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    launched: float | None = None,
+    writer: Popen[str] | None = None,
 ) -> Finished:
     """Searches, judges the best network on the test data, and writes all files of the study.
 
@@ -77,6 +84,7 @@ def run_study(
         resume: go on with the study in its folder instead of beginning one.
         quiet: no progress on the terminal.
         launched: when the command was started, by time.monotonic(), from which its seconds count; now by default.
+        writer: the process that tells MLflow, if it has been started already.
 
     Raises:
         UsageError: if the cluster cannot be reached or cannot hold a trial, or if another process runs the study.
@@ -104,7 +112,7 @@ def run_study(
         with terminable(), _disk_errors_told():
             if not resume:
                 write_study_yaml(prepared, device="cuda" if gpus else "cpu")
-            tracker = _start_tracker(prepared)
+            tracker = _start_tracker(prepared, writer)
             try:
                 times = Times(launched, began)
                 finished = _search(
@@ -125,7 +133,7 @@ def run_study(
             return finished
 
 
-def _start_tracker(prepared: Prepared) -> Tracker:
+def _start_tracker(prepared: Prepared, writer: Popen[str] | None) -> Tracker:
     config = prepared.config
     identity = StudyIdentity(
         study=config.study,
@@ -133,7 +141,7 @@ def _start_tracker(prepared: Prepared) -> Tracker:
         target=prepared.goal.option,
         method=",".join(config.method),
     )
-    tracker = Tracker(config.tracking_uri, identity, config.folder, system_metrics=config.system_metrics)
+    tracker = Tracker(config.tracking_uri, identity, config.folder, system_metrics=config.system_metrics, writer=writer)
     options = {name: value for name, value in config.model_dump(mode="json").items() if value is not None}
     options["tracking_uri"] = redact(config.tracking_uri)
     tracker.start_study(

@@ -12,7 +12,8 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -21,7 +22,7 @@ from tuner.delivery import ATTEMPTS
 from tuner.outbox import KILLED, PARENT, RUNNING, UNENDED, Outbox, StudyIdentity
 from tuner.own_process import own_process
 from tuner.records import TrialRecord, TrialState, trial_name
-from tuner.tracking_uri import redact
+from tuner.tracking_uri import is_server, redact
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,6 +48,31 @@ def _timed(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate
     return timed
 
 
+def begin_writer(uri: str) -> subprocess.Popen[str]:
+    """Starts the process that will deliver a study's record to the store at this URI, and loads MLflow first."""
+    return subprocess.Popen(
+        own_process(mlflow_writer.__name__, mlflow_writer.SERVER if is_server(uri) else mlflow_writer.DATABASE),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # until it knows the study
+        text=True,
+        # An interrupt from the keyboard ends the search, whose record is still to come. Not a session of its own:
+        # Linux shares the processors between sessions before it looks at how nice a process is.
+        process_group=0,
+    )
+
+
+@contextmanager
+def writer_ahead(uri: str) -> Iterator[subprocess.Popen[str]]:
+    """The same for a study that is likely to begin: nothing is left of it when the block ends."""
+    writer = begin_writer(uri)
+    try:
+        yield writer
+    finally:
+        writer.kill()
+        writer.wait()
+
+
 class Tracker:
     """Notes one study's record, and has it delivered.
 
@@ -57,21 +83,30 @@ class Tracker:
         identity: the study; the same one in the same folder continues the same runs.
         folder: the study's. The outbox lies in it, and the files that become artifacts.
         system_metrics: also record this machine's load, on the parent run.
+        writer: the process that delivers, if it has been started already.
 
     Attributes:
         seconds: how long callers have spent in the public methods.
     """
 
-    def __init__(self, uri: str, identity: StudyIdentity, folder: Path, *, system_metrics: bool = False) -> None:
+    def __init__(
+        self,
+        uri: str,
+        identity: StudyIdentity,
+        folder: Path,
+        *,
+        system_metrics: bool = False,
+        writer: subprocess.Popen[str] | None = None,
+    ) -> None:
         self.seconds = 0.0
-        self._uri = uri
+        self._uri, self._early = uri, writer
         self._outbox = Outbox(folder, identity)
         self._lost = ""
         self._finished = self._closed = False
         self._noting = threading.Lock()  # pictures come from a thread of their own
         self._changed = threading.Condition()
         self._status: dict[str, Any] = {"offset": 0, "failures": 0, "error": "", "refused": [], "unsent": 0}
-        self._log = folder / "tracking" / "writer.log"
+        self._log = mlflow_writer.log_file(folder)
         session = self._outbox.session
         hello = {"uri": uri, "folder": str(folder.absolute()), "session": session, "system_metrics": system_metrics}
         self._writer = self._start(hello)
@@ -251,20 +286,9 @@ class Tracker:
         return self._status["offset"] >= wanted and self.experiment_id is not None
 
     def _start(self, hello: dict[str, Any]) -> subprocess.Popen[str]:
-        with self._log.open("w") as log:
-            writer = subprocess.Popen(
-                own_process(mlflow_writer.__name__),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                # An interrupt from the keyboard ends the search, whose record is still to come. Not a session of its
-                # own: Linux shares the processors between sessions before it looks at how nice a process is.
-                process_group=0,
-            )
-        self._writer = writer
+        self._writer = self._early or begin_writer(self._uri)
         self._ask(json.dumps(hello))
-        return writer
+        return self._writer
 
     def _ask(self, line: str) -> None:
         assert self._writer.stdin is not None

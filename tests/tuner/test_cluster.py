@@ -8,13 +8,15 @@ import sys
 import threading
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tuner import cluster, node_probe, nodes
+from tuner import node_probe, nodes, ray_node
 from tuner.cluster import refusal, runtime_environment
 from tuner.config import JOB, make_config
 from tuner.files import Folder
+from tuner.node_process import NodeProcess
 from tuner.nodes import Answer, Node, compared, differences
 
 HERE = node_probe.versions()
@@ -27,13 +29,13 @@ def answer(address: str = "10.0.0.2", **other: str) -> Answer:
 # Joining
 
 
-TWO_HALVES = make_config({"target": 0.9, "concurrency": 2, "gpus_per_trial": 0, "cpus_per_trial": 0.5})
+def cpus_wanted(monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, **options: Any) -> int:
+    monkeypatch.setattr(ray_node.os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setattr(ray_node.NvidiaGPUAcceleratorManager, "get_current_node_num_accelerators", lambda: gpus)
+    return ray_node.cpus_in_use(**{**ORDINARY, **options})
 
 
-def cpus_wanted(monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, **options: object) -> int:
-    monkeypatch.setattr(cluster.os, "sched_getaffinity", lambda process: set(range(cores)))
-    monkeypatch.setattr(cluster.NvidiaGPUAcceleratorManager, "get_current_node_num_accelerators", lambda: gpus)
-    return cluster._cpus_in_use(make_config({"target": 0.9, **options}))
+ORDINARY = {"cpus_per_trial": 1.0, "gpus_per_trial": "auto", "trials": 32, "concurrency": None}
 
 
 @pytest.mark.parametrize(
@@ -60,24 +62,28 @@ def test_a_private_ray_has_the_cpus_of_the_trials_that_run_at_once(
 def test_a_private_ray_that_was_slow_to_start_is_started_again(
     failures: int, tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, launched, commands = [], list[int](), list[list[str]]()
-    monkeypatch.setattr(cluster.services, "start_ray_process", lambda command, kind: commands.append(command))
+    calls, commands = list[ray_node.parameter.RayParams](), list[list[str]]()
+    monkeypatch.setattr(ray_node.services, "start_ray_process", lambda command, kind: commands.append(command))
+    monkeypatch.setattr(ray_node.tokens, "ensure_token_if_auth_enabled", lambda **options: None)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
-    def init(*args: object, **options: object) -> None:
-        calls.append(options["num_cpus"])
-        cluster.services.start_ray_process(["gcs"], "gcs_server")
-        cluster.services.start_ray_process(["raylet", "--runtime_env_agent_command=python main.py"], "raylet")
-        if len(calls) <= failures:
-            raise Exception("The current node timed out during startup. This could happen because ...")
+    class Node:
+        def __init__(self, params: Any, **options: object) -> None:
+            calls.append(params)
+            ray_node.services.start_ray_process(["gcs"], "gcs_server")
+            ray_node.services.start_ray_process(["raylet", "--runtime_env_agent_command=python main.py"], "raylet")
+            if len(calls) <= failures:
+                raise Exception("The current node timed out during startup. This could happen because ...")
 
-    monkeypatch.setattr(cluster.ray, "init", init)
-    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+        def start_api_server(self) -> None: ...
+
+    monkeypatch.setattr(ray_node.node, "Node", Node)
     if failures < 3:
-        cluster._start_private(TWO_HALVES, lambda: launched.append(1))
+        assert isinstance(ray_node.start(1, ahead=True), Node)
     else:
         with pytest.raises(Exception, match="timed out"):
-            cluster._start_private(TWO_HALVES, lambda: launched.append(1))
-    assert calls == launched == [1] * tries
+            ray_node.start(1, ahead=True)
+    assert [params.num_cpus for params in calls] == [1] * tries
     with_agents = ["raylet", "--runtime_env_agent_command=python main.py"]
     assert "python main.py" not in " ".join(commands[1])
     assert commands[3::2] == [with_agents] * (tries - 1)
@@ -92,7 +98,7 @@ from tuner.cluster import connected
 from tuner.config import make_config
 with connected(make_config({"target": 0.9, "concurrency": 1})):
     value = ray.get(ray.remote(lambda: 41).remote()) + 1
-    raylet = next(child for child in psutil.Process().children() if child.name() == "raylet")
+    raylet = next(child for child in psutil.Process().children(recursive=True) if child.name() == "raylet")
     helpers = {child.pid: " ".join(child.cmdline()) for child in raylet.children()}
 print(json.dumps([value, helpers]))
 """
@@ -108,14 +114,22 @@ print(json.dumps([value, helpers]))
 def test_another_error_at_the_start_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def init(*args: object, **options: object) -> None:
+    def refuse(*args: object, **options: object) -> None:
         calls.append(options)
         raise RuntimeError("no space left")
 
-    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(ray_node.node.Node, "__init__", refuse)
     with pytest.raises(RuntimeError, match="no space"):
-        cluster._start_private(TWO_HALVES)
+        ray_node.start(1, ahead=False)
     assert len(calls) == 1
+
+
+def test_why_a_private_ray_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
+    with NodeProcess(make_config({"target": 0.9})) as node:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"Ray did not start: .*nowhere"):
+                node.address()
 
 
 @pytest.mark.parametrize(

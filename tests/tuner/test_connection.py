@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tuner.config import UsageError, make_config
-from tuner.connection import PrivateRay, RunningCluster, connection
+from tuner.config import make_config
+from tuner.connection import PrivateRay, RunningCluster, connection, is_sound
 
 SCRIPT = """
 import json, os, sys, time, psutil
@@ -20,9 +20,10 @@ from tuner.connection import connection
 def trees():
     return [p.cmdline() for p in psutil.Process().children(recursive=True)]
 
-config = make_config({"target": 0.9, "concurrency": 2, "experiment": "x.py:x"}).resolved()
-with connection(config) as connected:
+ahead = sys.argv[1] == "ahead"
+with connection(make_config({"target": 0.9, "concurrency": 2}).resolved(), ahead=ahead) as connected:
     before = trees()
+    connected.share()
     connected.wait()
     import ray
 
@@ -51,11 +52,13 @@ print(json.dumps({
 
 
 @pytest.mark.slow
-def test_its_processes_are_few_and_have_loaded_what_trials_need() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=240, check=False)
+@pytest.mark.parametrize("begun", ["ahead", "late"])
+def test_its_processes_are_few_and_have_loaded_what_trials_need(begun: str) -> None:
+    command = [sys.executable, "-c", SCRIPT, begun]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["before"] == []  # nothing is started before somebody waits
+    assert bool(found["before"]) is (begun == "ahead")  # else nothing is started before somebody waits
     assert {pid for _, pid, _, _ in found["facts"]} <= set(found["idle"])  # in the processes that were there
     assert len({pid for _, pid, _, _ in found["facts"]}) == 2
     assert len({parent for _, _, _, parent in found["facts"]}) == 1  # copies of one
@@ -76,15 +79,15 @@ import psutil, time
 from tuner.config import make_config
 from tuner.connection import connection
 
-began = time.monotonic()
-with connection(make_config({"target": 0.9, "concurrency": 2}).resolved(), ahead=True) as connected:
-    connected.give_way()
-    all_started = psutil.Process().children(recursive=True)
-    started = {p.name() for p in all_started}
+with connection(make_config({"target": 0.9, "concurrency": 2}).resolved(), ahead=True):
+    end = time.monotonic() + 60
+    while not {"gcs_server", "raylet"} <= {p.name() for p in psutil.Process().children(recursive=True)}:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    started = psutil.Process().children(recursive=True)
     launched = time.monotonic()
-assert {"gcs_server", "raylet"} <= started, started
 took = time.monotonic() - launched
-left = [p for p in all_started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+left = [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 while left and time.monotonic() < launched + 10:
     time.sleep(0.1)
     left = [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
@@ -100,18 +103,40 @@ def test_what_turns_out_not_to_be_needed_ends_at_once() -> None:
     assert float(done.stdout) < 2  # where a worker alone would need longer to load
 
 
-def test_what_goes_wrong_in_its_thread_is_raised_to_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(config: Any, launched: Any, forking: Any) -> Any:
-        raise UsageError("no")
-
-    monkeypatch.setattr("tuner.cluster.connected", refuse)
+def test_why_ray_does_not_start_is_raised_to_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
     with PrivateRay(make_config({"target": 0.9}).resolved()) as ray:
-        ray.give_way()  # to nobody: it has not begun
         ray.begin()
-        ray.give_way()  # does not wait for what will never be
         for _ in range(2):
-            with pytest.raises(UsageError, match="no"):
+            with pytest.raises(RuntimeError, match="did not start"):
                 ray.wait()
+
+
+LOST = """
+import os, signal, sys, time, psutil
+from tuner.config import make_config
+from tuner.connection import connection
+
+with connection(make_config({"target": 0.9, "concurrency": 1}).resolved()) as connected:
+    connected.share()
+    connected.wait()
+    told = []
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    processes = psutil.Process().children(recursive=True)
+    next(p for p in processes if p.name() == sys.argv[1]).kill()
+    end = time.monotonic() + 20
+    while not told and time.monotonic() < end:
+        time.sleep(0.05)
+    print(connected.lost, told == [signal.SIGTERM], flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["gcs_server", "raylet"])
+def test_a_ray_that_dies_interrupts_the_driver(which: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LOST, which], capture_output=True, text=True, timeout=240, check=False)
+    assert done.stdout.split() == ["True", "True"], done.stderr
 
 
 @pytest.mark.parametrize(
@@ -127,16 +152,8 @@ def test_what_goes_wrong_in_its_thread_is_raised_to_who_waits(monkeypatch: pytes
         ({"gpus_per_trial": 1}, False),
     ],
 )
-def test_it_begins_ahead_where_little_can_be_wrong_any_more(
-    more: dict[str, Any], ahead: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun: list[PrivateRay] = []
-    monkeypatch.setattr(PrivateRay, "begin", lambda self: begun.append(self))
-    config = make_config({"target": 0.9, **more}).resolved()
-    connection(config, ahead=True)
-    assert bool(begun) is ahead
-    connection(config)
-    assert len(begun) == ahead
+def test_what_is_needed_is_started_ahead_where_little_can_be_wrong_any_more(more: dict[str, Any], ahead: bool) -> None:
+    assert is_sound(make_config({"target": 0.9, **more}).resolved()) is ahead
 
 
 def test_a_cluster_is_joined_by_who_waits() -> None:

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tuner import fork_server as fork_server_module
 from tuner import forked_worker
-from tuner.fork_server import fork_server
 from tuner.forked_worker import FORKED, SERVER
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux alone")
@@ -59,10 +59,29 @@ def _as_ray_does() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
+SERVING = """
+import sys
+from tuner.fork_server import ForkServer
+with ForkServer() as server:
+    print(*server.variables.values(), flush=True)
+    server.fork()
+    print("forked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def serving(code: str = SERVING) -> subprocess.Popen[str]:
+    """A process of which workers are copies: Ray is loaded in this one, and perhaps not as a worker loads it."""
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
 @pytest.fixture(scope="module")
 def server() -> Any:
-    with fork_server() as variables:
-        yield variables
+    with serving() as process:
+        assert process.stdout is not None
+        yield {SERVER: process.stdout.readline().strip()}
+        process.communicate("")
+    assert process.returncode == 0
 
 
 @pytest.fixture
@@ -142,19 +161,42 @@ def test_it_survives_whoever_leaves_without_having_asked(server: dict[str, str],
     assert workers(script, server)[0]["had"]["torch"]
 
 
-def test_it_leaves_nothing_behind_and_dies_with_its_starter(tmp_path: Path) -> None:
-    with fork_server() as variables:
-        folder = Path(variables[SERVER]).parent
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
+def test_it_leaves_nothing_behind_and_dies_with_its_original(killed: bool) -> None:
+    with serving() as process:
+        assert process.stdout is not None
+        folder = Path(process.stdout.readline().strip()).parent
         assert folder.stat().st_mode & 0o077 == 0
+        assert process.stdout.readline().strip() == "forked"
+        (copy,) = psutil.Process(process.pid).children()
+        assert copy.is_running()
+        if killed:
+            process.kill()
+        else:
+            process.communicate("")
+    end = time.monotonic() + 20
+    while (folder.exists() or copy.is_running()) and time.monotonic() < end:
+        time.sleep(0.05)
     assert not folder.exists()
+    assert not copy.is_running()
 
-    code = "import os; from tuner.fork_server import fork_server; s = fork_server(); print(s.__enter__(), flush=True)"
-    killed = subprocess.run([sys.executable, "-c", code + "; os.kill(os.getpid(), 9)"], stdout=subprocess.PIPE)
-    folder = Path(json.loads(killed.stdout.decode().replace("'", '"'))[SERVER]).parent
-    end = time.monotonic() + 120  # it is still loading
-    while folder.exists() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not folder.exists()
+
+def test_where_ray_is_loaded_already_workers_are_left_to_ray(tmp_path: Path) -> None:
+    code = "import ray; from tuner.fork_server import ForkServer\nwith ForkServer() as s: s.fork(); print(s.variables)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "{}", done.stderr
+
+
+@pytest.mark.slow
+def test_who_waits_is_refused_when_ray_was_loaded_otherwise(script: Path) -> None:
+    code = SERVING.replace("    server.fork()", "    import ray\n    server.fork()")
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert workers(script, {SERVER: process.stdout.readline().strip()}) == ["as Ray does"]
+        process.communicate("")
 
 
 @pytest.mark.parametrize(
@@ -163,8 +205,6 @@ def test_it_leaves_nothing_behind_and_dies_with_its_starter(tmp_path: Path) -> N
 def test_a_copy_is_made_where_it_can_work_and_is_waited_for(
     sound: bool, leaves: bool, forks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded: list[dict[str, str]] = []
-    monkeypatch.setattr(fork_server_module, "_load_ray", loaded.append)
     monkeypatch.setattr(fork_server_module, "_differ", lambda: sound)
     forked: list[int] = []
     monkeypatch.setattr(os, "fork", lambda: forked.append(1) or 1)
@@ -182,4 +222,3 @@ def test_a_copy_is_made_where_it_can_work_and_is_waited_for(
                 ours.close()
                 assert leaves or theirs.recv(1) == (FORKED if forks else b"")
     assert len(forked) == 2 * forks
-    assert loaded == [{"RAY_A": "1", "RAY_JOB_ID": "ffffffff"}]  # once

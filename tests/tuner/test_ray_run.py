@@ -20,10 +20,10 @@ from tuner.prepare import prepare
 from tuner.run import run_study
 options = {"target": 0.8, "experiment": sys.argv[1], "trials": 12, "concurrency": 2, "storage": sys.argv[2]}
 config = make_config({**options, "study": "s"}).resolved()
-with connection(config) as ray:
-    finished = run_study(prepare(config), ray, quiet=True)
+with connection(config, ahead=True) as ray:
+    finished = run_study(prepare(config, share=ray.share), ray, quiet=True)
 records = [[r.name, r.state, r.epochs, r.reason] for r in finished.outcome.records]
-(raylet,) = Path("/tmp/ray").glob(f"session_*_{os.getpid()}/logs/raylet.out")
+(raylet,) = Path("/tmp/ray").glob(f"session_*_{ray._node._process.pid}/logs/raylet.out")
 processes = raylet.read_text().count("Started worker process")
 print(json.dumps([records, finished.ray_states, finished.optuna_states, processes, "mlflow" in sys.modules]))
 """

@@ -337,7 +337,7 @@ def test_a_study_goes_on_whatever_ended_it(
         process.send_signal(number)
         time.sleep(0.3)
     if not signals:  # Ray itself dies, as for want of memory
-        (raylet,) = (one for one in psutil.Process(process.pid).children() if one.name() == "raylet")
+        (raylet,) = (one for one in psutil.Process(process.pid).children(recursive=True) if one.name() == "raylet")
         raylet.kill()
     _, stderr = process.communicate(timeout=120)
     if signals == [signal.SIGKILL]:

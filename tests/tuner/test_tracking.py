@@ -46,7 +46,7 @@ class WriterThread:
 
     def _serve(self, commands: TextIO, said: TextIO) -> None:
         with commands, said:
-            mlflow_writer.serve(commands, said)
+            mlflow_writer.serve(json.loads(commands.readline()), commands, said)
 
     def wait(self) -> None:
         self._thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,7 @@ def test_data_that_cannot_be_had_is_one_line(
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     for variable in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # which remembers the proxies that it was made with
     assert main(["--target", "0.9", "--experiment", "fashion-mnist", "--data-dir", "nowhere"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "--data-dir" in line

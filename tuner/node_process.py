@@ -1,0 +1,89 @@
+"""The process of a private Ray (tuner.ray_node), as the driver sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from typing import Self
+
+from tuner.config import StudyConfig
+from tuner.own_process import own_process
+
+_END_WITHIN = 30.0  # seconds
+_NOTHING: Mapping[str, str] = {}
+# Our own records are the truth, and the driver writes them: Ray's loggers, its snapshots and its reporter only cost.
+_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "PL_DISABLE_FORK": "1",  # which Tune sets for its actors
+    # One thread per trial process: two under contention make a one-second trial take 35 seconds.
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def settle_environment() -> None:
+    """Ray's, for this process and those that it starts; what a user has set stays."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+class NodeProcess:
+    """A Ray on this machine for one study alone, until the block ends, or this process does.
+
+    Args:
+        config: the study's.
+        variables: more of them for Ray's processes.
+    """
+
+    def __init__(self, config: StudyConfig, variables: Mapping[str, str] = _NOTHING) -> None:
+        settle_environment()
+        names = ("cpus_per_trial", "gpus_per_trial", "trials", "concurrency")
+        self._process = subprocess.Popen(
+            own_process("tuner.ray_node", json.dumps({name: getattr(config, name) for name in names})),
+            env={**os.environ, **variables},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            process_group=0,  # an interrupt from the keyboard is for the driver alone
+            text=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._input, self._output = self._process.stdin, self._process.stdout
+        self._said: dict[str, str] | None = None
+
+    def address(self) -> str:
+        """Ray's, as soon as it is up.
+
+        Raises:
+            RuntimeError: if it does not start.
+        """
+        if self._said is None:
+            self._said = json.loads(self._output.readline() or "{}")
+        if "address" not in self._said:
+            raise RuntimeError(f"Ray did not start: {self._said.get('error', 'its process died')}")
+        return self._said["address"]
+
+    def wait(self) -> None:
+        """Until Ray has ended, or is ended for want of one of its processes; not before `address`."""
+        self._output.read()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._input.close()
+        try:
+            self._process.wait(_END_WITHIN)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._output.close()
