@@ -80,6 +80,8 @@ class NodeProcess:
         return self
 
     def __exit__(self, *reason: object) -> None:
+        if self._said is None:  # nobody needs it, as where a mistake is told: the kernel ends what it has started
+            self._process.kill()
         self._input.close()
         try:
             self._process.wait(_END_WITHIN)
