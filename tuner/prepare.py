@@ -73,7 +73,6 @@ def prepare(config: StudyConfig, *, resume: bool = False, share: Callable[[], ob
     except (ValueError, OSError) as error:  # BadFile is a ValueError, a name too long for a path an OSError
         raise UsageError(str(error)) from None
     check_address(config.address)
-    check_gpus(config)
     check_storage(config.storage)
     if _exists(config) != resume:
         raise UsageError(
@@ -83,6 +82,7 @@ def prepare(config: StudyConfig, *, resume: bool = False, share: Callable[[], ob
             f"tune-sparsity resume {config.study}"
         )
     share()
+    check_gpus(config)  # may speak to the GPUs' driver, and no copy of a process that has could use one
     data = sound_data(config, experiment)
     earlier = WarmStart()
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
@@ -160,8 +160,8 @@ def check_address(address: str | None) -> None:
 def check_gpus(config: StudyConfig) -> None:
     """Raises UsageError if trials are to have more GPUs than this machine has: starting Ray to find out takes longer.
     What a cluster has, only the cluster knows."""
-    wanted, have = config.gpus_per_trial, torch.cuda.device_count()
-    if config.address is None and wanted != "auto" and wanted > have:
+    wanted = config.gpus_per_trial
+    if config.address is None and wanted != "auto" and wanted > (have := torch.cuda.device_count()):
         raise UsageError(
             f"--gpus-per-trial {wanted:g}: this machine has {have} that torch can use: give auto or 0, or the "
             "--address of a cluster that has some"
