@@ -21,13 +21,13 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from tuner.forked_worker import FORKED, OOM_SCORE, SERVER
-from tuner.replaced import replaced
+from tuner.replaced import replaced, variables
 
 _BACKLOG = 1024  # workers that may wait for it to have loaded
 _MISUNDERSTOOD = (OSError, ValueError, TypeError, LookupError)  # from a client that has left, or is none of ours
@@ -95,20 +95,10 @@ def _load() -> None:
     gc.freeze()  # what a copy's collector never looks at stays shared
 
 
-@contextmanager
-def _as_in_a_worker() -> Iterator[None]:
+def _as_in_a_worker() -> AbstractContextManager[None]:
     """Ray's library reads two variables when it is loaded, and a driver's needs neither: whose work a worker does, any
     job's, and the process with which it ends, for which this one does, since the raylet ends with it too."""
-    own = {**_NO_JOB, "RAY_RAYLET_PID": str(os.getpid())}
-    before = {name: os.environ.get(name) for name in own}
-    os.environ.update(own)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            del os.environ[name]
-            if value is not None:
-                os.environ[name] = value
+    return variables({**_NO_JOB, "RAY_RAYLET_PID": str(os.getpid())})
 
 
 def _serve(asked: socket.socket, path: Path, ended: int) -> None:

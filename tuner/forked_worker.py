@@ -11,10 +11,12 @@ import os
 import signal
 import socket
 import sys
+import time
 
 SERVER = "TUNE_SPARSITY_FORK_SERVER"  # the variable with the path of the server's socket
 FORKED = b"\1"  # its answer
 OOM_SCORE = "/proc/self/oom_score_adj"
+_ENDS_WITHIN = 0.2  # seconds
 _CONTEXT = "--serialized-runtime-env-context="
 _LANGUAGE = "--language="
 
@@ -25,10 +27,17 @@ def main(arguments: list[str]) -> None:
         forked = _plain(arguments) and ask(os.environ[SERVER], arguments)
     except (OSError, KeyError):
         forked = False
-    if not forked:
+    if not (forked or _alone()):
         script = next(argument for argument in arguments if not argument.startswith("-"))
         own = os.path.join(os.path.dirname(script), "setup_worker.py")
         os.execv(sys.executable, [sys.executable, own, *arguments])
+
+
+def _alone() -> bool:
+    """Whether the raylet has ended, as with a driver that tells a mistake, which refuses whom its end leaves waiting: a
+    worker would look for its raylet for a minute."""
+    time.sleep(_ENDS_WITHIN)
+    return os.environ.get("RAY_RAYLET_PID", str(os.getppid())) != str(os.getppid())
 
 
 def _plain(arguments: list[str]) -> bool:

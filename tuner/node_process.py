@@ -44,7 +44,6 @@ class NodeProcess:
     """
 
     def __init__(self, config: StudyConfig, variables: Mapping[str, str] = _NOTHING) -> None:
-        settle_environment()
         names = ("cpus_per_trial", "gpus_per_trial", "trials", "concurrency")
         self._process = subprocess.Popen(
             own_process("tuner.ray_node", json.dumps({name: getattr(config, name) for name in names})),

@@ -17,7 +17,7 @@ import resource
 import select
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from ray._private import node, parameter, ray_constants, services
@@ -26,7 +26,7 @@ from ray._private.authentication import authentication_token_setup as tokens
 
 from tuner import forked_worker
 from tuner.nodes import Node
-from tuner.replaced import replaced
+from tuner.replaced import replaced, variables
 
 _LOOK_EVERY = 0.2  # seconds
 _FILES = 65536  # that Ray's processes may have open, as Ray has it, where the system lets them
@@ -141,8 +141,7 @@ def _without_agents(command: list[str]) -> list[str]:
     return [*changed, f"--dashboard_agent_listen_port={nowhere}"]
 
 
-@contextlib.contextmanager
-def _loading_ahead(ahead: bool) -> Iterator[None]:
+def _loading_ahead(ahead: bool) -> contextlib.AbstractContextManager[None]:
     """Ray's processes start, and load what trials need, seconds before there is a trial to run, and are kept until
     there is; not where only one of several processes would ever have one. They start with the raylet: with the driver's
     connection, as Ray has it, the driver would wait for them, and it has as much to load."""
@@ -153,15 +152,4 @@ def _loading_ahead(ahead: bool) -> Iterator[None]:
             "RAY_preload_python_modules": "tuner.trial",
             "RAY_idle_worker_killing_time_threshold_ms": "60000",
         }
-    with _variables({name: value for name, value in settings.items() if name not in os.environ}):
-        yield
-
-
-@contextlib.contextmanager
-def _variables(new: Mapping[str, str]) -> Iterator[None]:
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for name in new:
-            del os.environ[name]
+    return variables({name: value for name, value in settings.items() if name not in os.environ})

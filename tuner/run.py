@@ -188,12 +188,7 @@ def _search(
     deadline = None if config.time_budget is None else times.began + config.time_budget - spent
     stop = ray_run.StopWhen(deadline, (lambda: mirror.lost) if mirror else str)
     progress = Progress(
-        config.trials,
-        goal,
-        quiet=quiet,
-        deadline=deadline,
-        finished_before=len(ended),
-        epochs=prepared.epochs,
+        config.trials, goal, quiet=quiet, deadline=deadline, finished_before=len(ended), epochs=prepared.epochs
     )
     halving = _halving(config, goal, prepared.epochs)
     checkpoints = config.storage / config.study / CHECKPOINTS

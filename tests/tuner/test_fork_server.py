@@ -191,9 +191,7 @@ def test_where_ray_is_loaded_already_workers_are_left_to_ray(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_who_waits_is_refused_when_ray_was_loaded_otherwise(script: Path) -> None:
     code = SERVING.replace("    server.fork()", "    import ray\n    server.fork()")
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+    with serving(code) as process:
         assert process.stdout is not None
         assert workers(script, {SERVER: process.stdout.readline().strip()}) == ["as Ray does"]
         process.communicate("")
