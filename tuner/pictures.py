@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,20 @@ class _Groups:
     def feasible(self) -> list[TrialRecord]:
         return [*self.front, *self.dominated]
 
+    def labels(self, records: Sequence[TrialRecord]) -> list[str]:
+        """What the records' points say. Trials may lie at one point (sparsities are exact), where only one can speak:
+        it names the others."""
+        names: dict[Point | None, list[str]] = defaultdict(list)
+        for one in self.drawn:
+            names[point_of(one)].append(one.name)
+
+        def label(record: TrialRecord) -> str:
+            others = [name for name in names[point_of(record)] if name != record.name]
+            more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+            return hover_text(record) + (f"<br>also here: {', '.join(others[:5])}{more}" if others else "")
+
+        return [label(record) for record in records]
+
 
 def _group(records: Sequence[TrialRecord], goal: Goal) -> _Groups:
     # Failed trials are not drawn: what was measured before a loss became NaN says nothing. Running ones will be.
@@ -123,7 +138,7 @@ def hover_text(record: TrialRecord) -> str:
     return "<br>".join([f"<b>{record.name}</b> {state}", *(html.escape(line) for line in lines + parameters)])
 
 
-def _trace(records: Sequence[TrialRecord], name: str, **look: Any) -> dict[str, Any]:
+def _trace(groups: _Groups, records: Sequence[TrialRecord], name: str, **look: Any) -> dict[str, Any]:
     points = points_of(records)
     return {
         "type": "scatter",
@@ -131,7 +146,7 @@ def _trace(records: Sequence[TrialRecord], name: str, **look: Any) -> dict[str, 
         "name": name,
         "x": [100 * x for x, _ in points],
         "y": [100 * y for _, y in points],
-        "text": [hover_text(record) for record in records],
+        "text": groups.labels(records),
         "hovertemplate": "%{text}<extra></extra>",
         **look,
     }
@@ -147,19 +162,16 @@ def _traces(groups: _Groups, best: Sequence[TrialRecord]) -> list[dict[str, Any]
         "line": {"color": blue, "width": 2, "shape": "vh"},
         "marker": {"color": blue, "size": 10},
     }
-    traces = [
-        (groups.stopped, _trace(groups.stopped, "stopped early", marker={**grey, "symbol": "x-open"})),
-        (groups.below, _trace(groups.below, "below the target", marker={**grey, "symbol": "circle-open"})),
-        (
-            groups.dominated,
-            _trace(groups.dominated, "dominated", marker={"color": sky, "size": 8, "symbol": "diamond"}),
-        ),
-        (groups.front, _trace(groups.front, "Pareto front", **front_look)),
-    ]
     outline = {"color": "black", "width": 1}
     star = {"color": red, "size": 18, "symbol": "star", "line": outline}
-    traces.append((list(best), _trace(best, f"best: {', '.join(one.name for one in best)}", marker=star)))
-    return [trace for members, trace in traces if members]
+    looks: list[tuple[Sequence[TrialRecord], str, dict[str, Any]]] = [
+        (groups.stopped, "stopped early", {"marker": {**grey, "symbol": "x-open"}}),
+        (groups.below, "below the target", {"marker": {**grey, "symbol": "circle-open"}}),
+        (groups.dominated, "dominated", {"marker": {"color": sky, "size": 8, "symbol": "diamond"}}),
+        (groups.front, "Pareto front", front_look),
+        (best, f"best: {', '.join(one.name for one in best)}", {"marker": star}),
+    ]
+    return [_trace(groups, members, name, **look) for members, name, look in looks if members]
 
 
 def _padded(values: Sequence[float], least: float) -> Range:

@@ -91,6 +91,17 @@ def test_the_hover_label_tells_all_and_escapes_what_users_wrote() -> None:
         assert trace["hovertemplate"] == "%{text}<extra></extra>"
 
 
+def test_a_trial_names_those_that_lie_at_its_point() -> None:
+    drawn = traces([*RECORDS, trial(8, 0.90, 0.97), *(trial(n, 0.95, 0.96) for n in range(9, 16))])
+    assert [text.count("also here") for text in drawn["Pareto front"]["text"]] == [1, 1]
+    assert drawn["Pareto front"]["text"][0].endswith("<br>also here: t0008")
+    assert drawn["Pareto front"]["text"][1].endswith("<br>also here: t0009, t0010, t0011, t0012, t0013 and 2 more")
+    assert drawn["best: t0000"]["text"][0].endswith("<br>also here: t0008")
+    at_once = dict(zip(drawn["dominated"]["x"], drawn["dominated"]["text"], strict=True))
+    assert at_once[95.0].endswith("<br>also here: t0001, t0009, t0010, t0011, t0012 and 2 more")
+    assert "also here" not in at_once[92.0]
+
+
 def test_the_subtitle_counts_every_trial() -> None:
     subtitle = figure(RECORDS)["layout"]["title"]["subtitle"]["text"]
     assert subtitle == "8 trials: 3 feasible, 1 below the target, 2 stopped early, 1 failed, 1 running"
