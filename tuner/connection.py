@@ -43,7 +43,10 @@ class Connection(Protocol):
         """
 
     def end(self) -> None:
-        """Ray is not needed any more."""
+        """Ray is not needed any more, and ends beside what is done next."""
+
+    def ended(self) -> None:
+        """Until it has, if it is to."""
 
     def __enter__(self) -> Self: ...
 
@@ -95,6 +98,9 @@ class RunningCluster:
     def end(self) -> None:
         pass  # others use it too
 
+    def ended(self) -> None:
+        pass
+
     def __enter__(self) -> Self:
         return self
 
@@ -112,6 +118,7 @@ class PrivateRay:
         self._stack = ExitStack()
         self._forking: ForkServer | None = None
         self._node: NodeProcess | None = None
+        self._ending: threading.Thread | None = None
         self._needed = True
         self.lost = False
 
@@ -149,7 +156,12 @@ class PrivateRay:
 
     def end(self) -> None:
         self._needed = False
-        self._stack.close()
+        self._ending = threading.Thread(target=self._stack.close, name="ray's end")
+        self._ending.start()
+
+    def ended(self) -> None:
+        if self._ending is not None:
+            self._ending.join()
 
     def __enter__(self) -> Self:
         return self
@@ -157,4 +169,6 @@ class PrivateRay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.end()
+        self._needed = False
+        self.ended()
+        self._stack.close()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PARETO_HTML = "pareto.html"
 EVERY = 30.0  # seconds between two makings, at least
-_LOOK = 0.5  # seconds between two looks at whether the search is about to end
+_LOOK = 0.1  # seconds between two looks at whether the search is about to end
 _SHARE = 60  # and no more often than this part of the time that the study has run: a night's study changes slowly
 
 
@@ -88,7 +88,7 @@ class LivePictures:
         due = began + self._every
         while not self._ended.wait(min(self._every, _LOOK)):
             if not loaded and self._ending():
-                load()
+                threading.Thread(target=load, name="load", daemon=True).start()  # what is done first does not wait
                 loaded = True
             now = time.monotonic()
             if now < due:

@@ -43,6 +43,7 @@ with connection(make_config({"target": 0.9, "concurrency": 2}).resolved(), ahead
     took = time.monotonic() - began
     started = trees()
     connected.end()
+    connected.ended()
 print(json.dumps({
     "before": before, "facts": facts, "idle": sorted(idle), "started": started, "after": trees(),
     "another": another, "took": took,
