@@ -8,6 +8,7 @@ from __future__ import annotations
 import _thread
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Protocol, Self
@@ -31,9 +32,14 @@ class Connection(Protocol):
     def begin(self) -> None:
         """Ray will be needed soon. May be called again."""
 
-    def share(self) -> None:
+    def share(self, alone: Callable[[], bool]) -> None:
         """Ray's workers have what this process has loaded, and what they need is loaded here. May be called again; the
-        first call has to come before a user's code is run, and before there are other threads."""
+        first call has to come before a user's code is run.
+
+        Args:
+            alone: whether this process has no other threads now, which a copy would lack; may wait until it has none.
+                Workers are started as Ray does it where it has some.
+        """
 
     def wait(self) -> None:
         """Until Ray is there.
@@ -85,7 +91,7 @@ class RunningCluster:
     def begin(self) -> None:
         pass
 
-    def share(self) -> None:
+    def share(self, alone: Callable[[], bool]) -> None:
         pass
 
     def wait(self) -> None:
@@ -132,11 +138,11 @@ class PrivateRay:
         self._forking = self._stack.enter_context(ForkServer())
         self.begin()
 
-    def share(self) -> None:
+    def share(self, alone: Callable[[], bool]) -> None:
         if self._node is None and self._forking is None:
             self._forking = self._stack.enter_context(ForkServer())
         if self._forking is not None:
-            self._forking.fork()
+            self._forking.fork(alone)
 
     def wait(self) -> None:
         from tuner.cluster import connected  # Ray is heavy, and has to be loaded by `share`

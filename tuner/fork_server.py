@@ -60,14 +60,19 @@ class ForkServer:
     def __exit__(self, *reason: object) -> None:
         self._stack.close()
 
-    def fork(self) -> None:
-        """Loads what workers need, and copies this process, which must have no other threads."""
+    def fork(self, alone: Callable[[], bool]) -> None:
+        """Loads what workers need, and copies this process.
+
+        Args:
+            alone: whether it has no other threads now; else those who ask are refused.
+        """
         if not self.variables:
             return
         with self._listener:
             if _LIBRARY not in sys.modules:  # else those who ask are refused
                 _load()
-                self._copy()
+                if alone():
+                    self._copy()
 
     def _copy(self) -> None:
         ended, alive = os.pipe()

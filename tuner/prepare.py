@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -26,6 +28,8 @@ from tuner.object_store import Store, StoreError
 from tuner.samplers import check_sampler
 from tuner.tracking_uri import check_driver, check_tracking_uri
 from tuner.warm_start import WarmStart, warm_start
+
+_A_WHILE = 20.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,14 @@ class Prepared:
         return self.data.checksum()
 
 
-def prepare(config: StudyConfig, *, resume: bool = False, share: Callable[[], object] = bool) -> Prepared:
+def prepare(
+    config: StudyConfig, *, resume: bool = False, share: Callable[[Callable[[], bool]], object] = bool
+) -> Prepared:
     """Checks everything that a study needs and loads its data; writes nothing.
 
     Args:
-        share: Connection.share. It takes a second, and is called as late as it may be: mistakes are told at once.
+        share: Connection.share. It takes a second, and is called as late as it may be: mistakes are told at once. Data
+            of our own load beside it.
 
     Raises:
         UsageError: with one line about the first thing that is wrong.
@@ -63,8 +70,9 @@ def prepare(config: StudyConfig, *, resume: bool = False, share: Callable[[], ob
         check_driver(config.tracking_uri)
     except ValueError as error:
         raise UsageError(f"--tracking-uri: {error}") from None
-    if ":" in config.experiment:  # a user's code, which begins to run here
-        share()
+    own = ":" not in config.experiment
+    if not own:  # a user's code, which begins to run here
+        share(lambda: True)
     experiment = find_experiment(config.experiment)
     goal = config.goal(*_prunable(experiment))
     try:
@@ -81,24 +89,52 @@ def prepare(config: StudyConfig, *, resume: bool = False, share: Callable[[], ob
             else f"study {config.study!r} exists in {config.storage}: choose another --study, or go on with it: "
             f"tune-sparsity resume {config.study}"
         )
-    share()
+    load: Callable[[], Data] = partial(experiment.load, config.data_dir)
+    if own:
+        loading = _Loading(load)
+        load = loading.data
+        share(loading.over)
     check_gpus(config)  # may speak to the GPUs' driver, and no copy of a process that has could use one
-    data = sound_data(config, experiment)
+    data = sound_data(config, experiment, load)
     earlier = WarmStart()
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
         alike = {"experiment": config.experiment, "epochs": config.epochs or experiment.recipe.epochs}
         earlier = warm_start(config.warm_start, config.storage, spaces, goal.lowest, alike)
-    return Prepared(config, experiment, data, spaces, goal, earlier)
+    prepared = Prepared(config, experiment, data, spaces, goal, earlier)
+    threading.Thread(target=getattr, args=(prepared, "checksum"), daemon=True).start()  # before somebody waits for it
+    return prepared
 
 
-def sound_data(config: StudyConfig, experiment: Experiment) -> Data:
+class _Loading:
+    """Data that load in a thread."""
+
+    def __init__(self, load: Callable[[], Data]) -> None:
+        self._executor = ThreadPoolExecutor(1)
+        self._loaded = self._executor.submit(load)
+
+    def data(self) -> Data:
+        """Raises what `load` does."""
+        return self._loaded.result()
+
+    def over(self) -> bool:
+        """Waits a while, since data may have to be downloaded. Whether the thread has ended."""
+        if wait([self._loaded], _A_WHILE).not_done:
+            return False
+        self._executor.shutdown()
+        return True
+
+
+def sound_data(config: StudyConfig, experiment: Experiment, load: Callable[[], Data] | None = None) -> Data:
     """The experiment's data, which its network, loss and metric can take.
+
+    Args:
+        load: what gives them, if they are being loaded already.
 
     Raises:
         UsageError: if they cannot be had, or do not fit: one line now, and not a failure of every trial.
     """
     try:
-        data = experiment.load(config.data_dir)
+        data = load() if load else experiment.load(config.data_dir)
     except DataUnavailable as error:
         raise UsageError(str(error)) from None
     except (Exception, SystemExit) as error:

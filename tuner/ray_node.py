@@ -145,7 +145,8 @@ def _loading_ahead(ahead: bool) -> contextlib.AbstractContextManager[None]:
     """Ray's processes start, and load what trials need, seconds before there is a trial to run, and are kept until
     there is; not where only one of several processes would ever have one. They start with the raylet: with the driver's
     connection, as Ray has it, the driver would wait for them, and it has as much to load."""
-    settings = {"RAY_prestart_worker_first_driver": "0"}
+    # A worker is there when the driver has loaded all: a raylet that gave up before would not take the driver either.
+    settings = {"RAY_prestart_worker_first_driver": "0", "RAY_worker_register_timeout_seconds": "600"}
     if ahead:
         settings |= {
             "RAY_enable_worker_prestart": "1",

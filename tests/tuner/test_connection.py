@@ -23,7 +23,7 @@ def trees():
 ahead = sys.argv[1] == "ahead"
 with connection(make_config({"target": 0.9, "concurrency": 2}).resolved(), ahead=ahead) as connected:
     before = trees()
-    connected.share()
+    connected.share(lambda: True)
     connected.wait()
     import ray
 
@@ -119,7 +119,7 @@ from tuner.config import make_config
 from tuner.connection import connection
 
 with connection(make_config({"target": 0.9, "concurrency": 1}).resolved()) as connected:
-    connected.share()
+    connected.share(lambda: True)
     connected.wait()
     told = []
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))

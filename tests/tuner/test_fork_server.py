@@ -64,7 +64,7 @@ import sys
 from tuner.fork_server import ForkServer
 with ForkServer() as server:
     print(*server.variables.values(), flush=True)
-    server.fork()
+    server.fork(lambda: True)
     print("forked", flush=True)
     sys.stdin.read()
 """
@@ -183,14 +183,18 @@ def test_it_leaves_nothing_behind_and_dies_with_its_original(killed: bool) -> No
 
 
 def test_where_ray_is_loaded_already_workers_are_left_to_ray(tmp_path: Path) -> None:
-    code = "import ray; from tuner.fork_server import ForkServer\nwith ForkServer() as s: s.fork(); print(s.variables)"
+    code = (
+        "import ray; from tuner.fork_server import ForkServer\nwith ForkServer() as s: s.fork(bool); print(s.variables)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "{}", done.stderr
 
 
 @pytest.mark.slow
-def test_who_waits_is_refused_when_ray_was_loaded_otherwise(script: Path) -> None:
-    code = SERVING.replace("    server.fork()", "    import ray\n    server.fork()")
+@pytest.mark.parametrize("fork", ["import ray; server.fork(lambda: True)", "server.fork(lambda: False)"])
+def test_who_waits_is_refused_when_ray_was_loaded_otherwise_or_there_are_threads(fork: str, script: Path) -> None:
+    code = SERVING.replace("server.fork(lambda: True)", fork)
+    assert fork in code
     with serving(code) as process:
         assert process.stdout is not None
         assert workers(script, {SERVER: process.stdout.readline().strip()}) == ["as Ray does"]

@@ -1,0 +1,57 @@
+"""What is loaded beside what, before a study begins. The mistakes that are told then are in test_usage.py."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments import find
+from tuner import prepare as module
+from tuner.config import make_config
+from tuner.prepare import prepare
+
+
+def test_data_of_our_own_have_loaded_and_their_thread_has_ended_when_a_copy_is_made(tmp_path: Path) -> None:
+    before, alone = threading.active_count(), list[bool]()
+
+    def share(is_alone: Callable[[], bool]) -> None:
+        alone.extend([is_alone(), threading.active_count() == before])
+
+    prepared = prepare(make_config({"target": 0.9, "storage": str(tmp_path)}).resolved(), share=share)
+    assert alone == [True, True]
+    assert prepared.checksum == find("digits").load(None).checksum()
+
+
+def test_data_that_take_long_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_A_WHILE", 0.05)
+    data, downloaded = find("digits").load(None), threading.Event()
+    loading = module._Loading(lambda: data if downloaded.wait(20) else find("digits").load(None))
+    assert not loading.over()
+    downloaded.set()
+    assert loading.data() is data
+    assert loading.over()
+
+
+def test_a_users_code_runs_after_a_copy_was_made_and_in_the_main_thread(tmp_path: Path) -> None:
+    source = "import threading\nTHREADS = []\nfrom experiments import digits as ours\n"
+    source += "from dataclasses import replace\n"
+    source += "def load(folder):\n    THREADS.append(threading.current_thread())\n    return ours.digits.load(folder)\n"
+    source += "mine = replace(ours.digits, name='mine', load=load)\n"
+    (tmp_path / "mine_of_a_user.py").write_text(source)
+    ran: list[bool] = []
+
+    def share(is_alone: Callable[[], bool]) -> None:
+        ran.append(any("mine_of_a_user" in name for name in sys.modules))
+        assert is_alone()
+
+    config = make_config(
+        {"target": 0.9, "storage": str(tmp_path), "experiment": f"{tmp_path}/mine_of_a_user.py:mine"}
+    ).resolved()
+    prepared = prepare(config, share=share)
+    assert ran[0] is False
+    threads = prepared.experiment.load.__globals__["THREADS"]  # type: ignore[attr-defined]
+    assert set(threads) == {threading.main_thread()}
