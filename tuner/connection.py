@@ -75,7 +75,7 @@ def connection(config: StudyConfig, *, ahead: bool = False) -> Connection:
     """
     if config.address is not None:
         return RunningCluster(config)
-    settle_environment()  # before torch is loaded, which has its threads from there
+    settle_environment(own=True)  # before torch is loaded, which has its threads from there
     ray = PrivateRay(config)
     if ahead:
         ray.begin_shared()
