@@ -49,10 +49,10 @@ class Connection(Protocol):
         """
 
     def end(self) -> None:
-        """Ray is not needed any more, and ends beside what is done next."""
+        """Ray is not needed any more. Its processes end beside what is done next."""
 
     def ended(self) -> None:
-        """Until it has, if it is to."""
+        """Until they have, if they are to."""
 
     def __enter__(self) -> Self: ...
 
@@ -121,7 +121,7 @@ class PrivateRay:
 
     def __init__(self, config: StudyConfig) -> None:
         self._config = config
-        self._stack = ExitStack()
+        self._connected, self._processes = ExitStack(), ExitStack()
         self._forking: ForkServer | None = None
         self._node: NodeProcess | None = None
         self._ending: threading.Thread | None = None
@@ -131,16 +131,16 @@ class PrivateRay:
     def begin(self) -> None:
         if self._node is None:
             variables = self._forking.variables if self._forking else {}
-            self._node = self._stack.enter_context(NodeProcess(self._config, variables))
+            self._node = self._processes.enter_context(NodeProcess(self._config, variables))
 
     def begin_shared(self) -> None:
         """The same, when `share` is going to be called."""
-        self._forking = self._stack.enter_context(ForkServer())
+        self._forking = self._processes.enter_context(ForkServer())
         self.begin()
 
     def share(self, alone: Callable[[], bool]) -> None:
         if self._node is None and self._forking is None:
-            self._forking = self._stack.enter_context(ForkServer())
+            self._forking = self._processes.enter_context(ForkServer())
         if self._forking is not None:
             self._forking.fork(alone)
 
@@ -149,7 +149,7 @@ class PrivateRay:
 
         self.begin()
         assert self._node is not None
-        self._stack.enter_context(connected(self._config, self._node))
+        self._connected.enter_context(connected(self._config, self._node))
         threading.Thread(target=self._watch, args=(self._node,), name="ray", daemon=True).start()
 
     def _watch(self, node: NodeProcess) -> None:
@@ -162,7 +162,8 @@ class PrivateRay:
 
     def end(self) -> None:
         self._needed = False
-        self._ending = threading.Thread(target=self._stack.close, name="ray's end")
+        self._connected.close()  # here: Ray ends a process one of whose threads drops an object of its meanwhile
+        self._ending = threading.Thread(target=self._processes.close, name="ray's end")
         self._ending.start()
 
     def ended(self) -> None:
@@ -175,6 +176,6 @@ class PrivateRay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._needed = False
+        if self._ending is None:
+            self.end()
         self.ended()
-        self._stack.close()
