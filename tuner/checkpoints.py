@@ -10,9 +10,9 @@ import hashlib
 import json
 import os
 import re
-import threading
 import time
 from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,9 @@ class Writer:
     def __init__(self, folder: Path | Place) -> None:
         self._folder = folder
         self._every = float(os.environ.get(EVERY_VARIABLE, EVERY))
-        self._thread: threading.Thread | None = None
+        # One thread for all: new ones would each be given a part of the process's memory, and leave it grown behind.
+        self._executor = ThreadPoolExecutor(1)
+        self._written: Future[None] | None = None
         self._error: OSError | None = None
         self._next = time.monotonic() + self._every
 
@@ -157,7 +159,7 @@ class Writer:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        return time.monotonic() >= self._next and not (self._thread and self._thread.is_alive())
+        return time.monotonic() >= self._next and (self._written is None or self._written.done())
 
     def write(self, number: int, epoch: int, state: Any) -> None:
         """Copies the state and has it written while training goes on. What cannot be kept is not."""
@@ -168,8 +170,7 @@ class Writer:
             self._next = float("inf")
             return
         self._next = float("inf")  # until it is known how long it takes
-        self._thread = threading.Thread(target=self._write, args=(start, number, epoch, packed), daemon=True)
-        self._thread.start()
+        self._written = self._executor.submit(self._write, start, number, epoch, packed)
 
     def finish(self) -> None:
         """Waits for the last write. Raises OSError."""
@@ -178,9 +179,9 @@ class Writer:
             raise self._error
 
     def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._written is not None:
+            wait([self._written])
+            self._written = None
 
     def _write(self, start: float, number: int, epoch: int, packed: tuple[dict[str, Tensor], str]) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -193,6 +194,24 @@ def test_the_writer_takes_no_more_than_its_share(tmp_path: Path, monkeypatch: py
     assert not writer.due
     clock[0] += 0.02 * 2.0 / checkpoints.SHARE
     assert writer.due
+
+
+def test_one_thread_writes_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, threads = checkpoints.write, list[threading.Thread]()
+
+    def told(*args: Any) -> str:
+        threads.append(threading.current_thread())
+        return write(*args)
+
+    monkeypatch.setattr(checkpoints, "write", told)
+    writer = checkpoints.Writer(tmp_path)
+    for number in range(4):
+        writer.begin()
+        writer.write(number, 1, {})
+    writer.finish()
+    assert len(threads) == 4
+    assert len(set(threads)) == 1
+    assert threads[0] is not threading.current_thread()
 
 
 # Trials
@@ -389,8 +408,8 @@ def test_a_full_disk_is_no_failure_of_the_trial(
     reports = []
     for _ in range(EPOCHS_IN_ALL):
         reports.append(process.trial.step())
-        if (thread := process.trial._writer._thread) is not None:  # type: ignore[union-attr]
-            thread.join()
+        if (written := process.trial._writer._written) is not None:  # type: ignore[union-attr]
+            written.result()
     told = [report for report in reports if DISK in report]
     assert told
     assert "No space left on device" in told[0][DISK]
