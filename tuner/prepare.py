@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -89,13 +89,11 @@ def prepare(
             else f"study {config.study!r} exists in {config.storage}: choose another --study, or go on with it: "
             f"tune-sparsity resume {config.study}"
         )
-    load: Callable[[], Data] = partial(experiment.load, config.data_dir)
-    if own:
-        loading = _Loading(load)
-        load = loading.data
+    loading = _Loading(lambda: experiment.load(config.data_dir)) if own else None
+    if loading is not None:
         share(loading.over)
     check_gpus(config)  # may speak to the GPUs' driver, and no copy of a process that has could use one
-    data = sound_data(config, experiment, load)
+    data = sound_data(config, experiment, loading.data if loading else None)
     earlier = WarmStart()
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
         alike = {"experiment": config.experiment, "epochs": config.epochs or experiment.recipe.epochs}

@@ -237,7 +237,7 @@ def _search(
     if mirror is not None:
         ray.ended()  # and nobody writes any more
         mirror.settle()
-    finished = _conclude(prepared, study, stop, ray, times, concurrency, retrained)
+    finished = _conclude(prepared, study, stop, times, concurrency, retrained)
     states = searcher.states()
     optuna_states = {record.name: states[number] for number, record in study.records.items()}
     return replace(finished, ray_states=ray_states, optuna_states=optuna_states)
@@ -281,13 +281,7 @@ def _disk_errors_told() -> Iterator[None]:
 
 
 def _conclude(
-    prepared: Prepared,
-    study: StudyRun,
-    stop: StopWhen,
-    ray: Connection,
-    times: Times,
-    concurrency: int,
-    retrained: list[Retrained],
+    prepared: Prepared, study: StudyRun, stop: StopWhen, times: Times, concurrency: int, retrained: list[Retrained]
 ) -> Finished:
     """Judges the best network, writes the files, and tells MLflow how the study ended."""
     from tuner.best import write_networks
@@ -330,7 +324,6 @@ def _conclude(
         artifacts=[*written, *pictures, config.folder / STUDY_YAML],
     )
     tracker.close()
-    ray.ended()
     ended = time.monotonic()
     seconds = StudySeconds(
         total=ended - times.launched,
