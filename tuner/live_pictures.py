@@ -88,7 +88,7 @@ class LivePictures:
         due = began + self._every
         while not self._ended.wait(min(self._every, _LOOK)):
             if not loaded and self._ending():
-                threading.Thread(target=load, name="load", daemon=True).start()  # what is done first does not wait
+                load()  # in this thread, which is waited for: two that import the same see it half done
                 loaded = True
             now = time.monotonic()
             if now < due:
