@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -86,19 +87,19 @@ class _Groups:
     def feasible(self) -> list[TrialRecord]:
         return [*self.front, *self.dominated]
 
-    def labels(self, records: Sequence[TrialRecord]) -> list[str]:
-        """What the records' points say. Trials may lie at one point (sparsities are exact), where only one can speak:
-        it names the others."""
+    @cached_property
+    def names(self) -> dict[Point | None, list[str]]:
+        """Of the trials at each point: several may lie at one, since sparsities are exact."""
         names: dict[Point | None, list[str]] = defaultdict(list)
         for one in self.drawn:
             names[point_of(one)].append(one.name)
+        return names
 
-        def label(record: TrialRecord) -> str:
-            others = [name for name in names[point_of(record)] if name != record.name]
-            more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-            return hover_text(record) + (f"<br>also here: {', '.join(others[:5])}{more}" if others else "")
-
-        return [label(record) for record in records]
+    def label(self, record: TrialRecord) -> str:
+        """What the record's point says. Where several lie at one, only one can speak: it names the others."""
+        others = [name for name in self.names[point_of(record)] if name != record.name]
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        return hover_text(record) + (f"<br>also here: {', '.join(others[:5])}{more}" if others else "")
 
 
 def _group(records: Sequence[TrialRecord], goal: Goal) -> _Groups:
@@ -146,7 +147,7 @@ def _trace(groups: _Groups, records: Sequence[TrialRecord], name: str, **look: A
         "name": name,
         "x": [100 * x for x, _ in points],
         "y": [100 * y for _, y in points],
-        "text": groups.labels(records),
+        "text": [groups.label(record) for record in records],
         "hovertemplate": "%{text}<extra></extra>",
         **look,
     }
