@@ -220,9 +220,13 @@ def _run(config: Any, *, as_json: bool, resume: bool) -> int:
     from tuner.connection import connection, is_sound
     from tuner.tracking import writer_ahead
 
+    def died() -> NoReturn:
+        _say(_ray_died(config))
+        os._exit(EXIT_FAILED)
+
     ahead = not resume and is_sound(config)
     with (
-        connection(config, ahead=ahead) as ray,
+        connection(config, ahead=ahead, died=died) as ray,
         writer_ahead(config.tracking_uri) if ahead else nullcontext() as writer,
     ):
         return _run_with(ray, writer, config, as_json=as_json, resume=resume)
@@ -251,7 +255,7 @@ def _run_with(ray: Any, writer: Any, config: Any, *, as_json: bool, resume: bool
         if not (config.folder / STUDY_YAML).exists():
             raise
         if ray.lost:
-            _say(f"Ray died, perhaps for want of memory. To go on: {_how_to_resume(config)}")
+            _say(_ray_died(config))
             return EXIT_FAILED
         _say(f"Interrupted. To go on: {_how_to_resume(config)}")
         return EXIT_INTERRUPTED
@@ -295,6 +299,10 @@ def _exit_code(finished: Any, config: Any) -> int:
         _say(f"No trial completed with a sparsity of at least {outcome.goal.lowest:g}: try more trials or epochs")
         return EXIT_INFEASIBLE
     return EXIT_DONE
+
+
+def _ray_died(config: Any) -> str:
+    return f"Ray died, perhaps for want of memory. To go on: {_how_to_resume(config)}"
 
 
 def _how_to_resume(config: Any) -> str:

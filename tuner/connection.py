@@ -17,6 +17,7 @@ from tuner.config import StudyConfig
 from tuner.fork_server import ForkServer
 from tuner.node_process import NodeProcess, settle_environment
 
+_ANSWER_WITHIN = 15.0  # seconds that the main thread may be in Ray's hands, once Ray has died
 _CHECKED_LATER = ("space", "warm_start", "gpus_per_trial")
 
 
@@ -67,16 +68,18 @@ def is_sound(config: StudyConfig) -> bool:
     return sure and ":" not in config.experiment  # a user's code
 
 
-def connection(config: StudyConfig, *, ahead: bool = False) -> Connection:
+def connection(config: StudyConfig, *, ahead: bool = False, died: Callable[[], object] = lambda: None) -> Connection:
     """To the cluster at --address, or to a Ray of our own.
 
     Args:
         ahead: begin at once. `share` has to be called then.
+        died: called, in a thread, where a Ray of our own has died and the main thread cannot be interrupted since it
+            waits for Ray: to say so, and to end the process.
     """
     if config.address is not None:
         return RunningCluster(config)
     settle_environment(own=True)  # before torch is loaded, which has its threads from there
-    ray = PrivateRay(config)
+    ray = PrivateRay(config, died)
     if ahead:
         ray.begin_shared()
     return ray
@@ -119,13 +122,13 @@ class RunningCluster:
 class PrivateRay:
     """A Ray on this machine for one study alone."""
 
-    def __init__(self, config: StudyConfig) -> None:
-        self._config = config
+    def __init__(self, config: StudyConfig, died: Callable[[], object]) -> None:
+        self._config, self._died = config, died
         self._connected, self._processes = ExitStack(), ExitStack()
         self._forking: ForkServer | None = None
         self._node: NodeProcess | None = None
         self._ending: threading.Thread | None = None
-        self._needed = True
+        self._not_needed = threading.Event()
         self.lost = False
 
     def begin(self) -> None:
@@ -156,12 +159,15 @@ class PrivateRay:
         """If Ray dies, as for want of memory, nothing that waits for it would ever hear of it, and Ray itself would end
         this process without a word on how to go on."""
         node.wait()
-        if self._needed:
-            self.lost = True
-            _thread.interrupt_main(signal.SIGTERM)
+        if self._not_needed.is_set():
+            return
+        self.lost = True
+        _thread.interrupt_main(signal.SIGTERM)
+        if not self._not_needed.wait(_ANSWER_WITHIN):
+            self._died()
 
     def end(self) -> None:
-        self._needed = False
+        self._not_needed.set()
         self._connected.close()  # here: Ray ends a process one of whose threads drops an object of its meanwhile
         self._ending = threading.Thread(target=self._processes.close, name="ray's end")
         self._ending.start()

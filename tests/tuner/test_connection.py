@@ -106,7 +106,7 @@ def test_what_turns_out_not_to_be_needed_ends_at_once() -> None:
 
 def test_why_ray_does_not_start_is_raised_to_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
-    with PrivateRay(make_config({"target": 0.9}).resolved()) as ray:
+    with PrivateRay(make_config({"target": 0.9}).resolved(), lambda: None) as ray:
         ray.begin()
         for _ in range(2):
             with pytest.raises(RuntimeError, match="did not start"):
@@ -138,6 +138,31 @@ with connection(make_config({"target": 0.9, "concurrency": 1}).resolved()) as co
 def test_a_ray_that_dies_interrupts_the_driver(which: str) -> None:
     done = subprocess.run([sys.executable, "-c", LOST, which], capture_output=True, text=True, timeout=240, check=False)
     assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+WAITING = """
+import os, psutil
+from tuner.config import make_config
+from tuner.connection import connection
+
+def died():
+    print("said", flush=True)
+    os._exit(7)
+
+with connection(make_config({"target": 0.9, "concurrency": 1}).resolved(), died=died) as connected:
+    connected.share(lambda: True)
+    connected.wait()
+    from ray.experimental import internal_kv
+
+    next(p for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server").kill()
+    internal_kv._internal_kv_get(b"x")  # an interrupt has no effect in it
+"""
+
+
+@pytest.mark.slow
+def test_a_driver_that_waits_for_a_dead_ray_is_told_too() -> None:
+    done = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stdout) == (7, "said\n"), done.stderr
 
 
 @pytest.mark.parametrize(
