@@ -5,7 +5,6 @@ A private Ray takes seconds to start. It does so in a process of its own, beside
 
 from __future__ import annotations
 
-import _thread
 import signal
 import threading
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from tuner.config import StudyConfig
 from tuner.fork_server import ForkServer
 from tuner.node_process import NodeProcess, settle_environment
 
-_ANSWER_WITHIN = 15.0  # seconds that the main thread may be in Ray's hands, once Ray has died
+_ANSWER_WITHIN = 15.0  # seconds that the main thread may wait for Ray, once that has died
 _CHECKED_LATER = ("space", "warm_start", "gpus_per_trial")
 
 
@@ -48,6 +47,9 @@ class Connection(Protocol):
         Raises:
             UsageError: if no cluster answers at the address, or if the study cannot run on its nodes.
         """
+
+    def heard(self) -> None:
+        """The main thread knows that it is lost, and ends the study."""
 
     def end(self) -> None:
         """Ray is not needed any more. Its processes end beside what is done next."""
@@ -104,6 +106,9 @@ class RunningCluster:
         self._stack.enter_context(connected(self._config))
         check_nodes(self._config.storage)
 
+    def heard(self) -> None:
+        pass
+
     def end(self) -> None:
         pass  # others use it too
 
@@ -122,13 +127,13 @@ class RunningCluster:
 class PrivateRay:
     """A Ray on this machine for one study alone."""
 
-    def __init__(self, config: StudyConfig, died: Callable[[], object]) -> None:
+    def __init__(self, config: StudyConfig, died: Callable[[], object] = lambda: None) -> None:
         self._config, self._died = config, died
         self._connected, self._processes = ExitStack(), ExitStack()
         self._forking: ForkServer | None = None
         self._node: NodeProcess | None = None
         self._ending: threading.Thread | None = None
-        self._not_needed = threading.Event()
+        self._needed, self._heard = True, threading.Event()
         self.lost = False
 
     def begin(self) -> None:
@@ -159,15 +164,20 @@ class PrivateRay:
         """If Ray dies, as for want of memory, nothing that waits for it would ever hear of it, and Ray itself would end
         this process without a word on how to go on."""
         node.wait()
-        if self._not_needed.is_set():
+        if not self._needed:
             return
         self.lost = True
-        _thread.interrupt_main(signal.SIGTERM)
-        if not self._not_needed.wait(_ANSWER_WITHIN):
+        if callable(signal.getsignal(signal.SIGTERM)):  # a real signal: else who sleeps would sleep on
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        if not self._heard.wait(_ANSWER_WITHIN):
             self._died()
 
+    def heard(self) -> None:
+        self._heard.set()
+
     def end(self) -> None:
-        self._not_needed.set()
+        self._needed = False
+        self.heard()
         self._connected.close()  # here: Ray ends a process one of whose threads drops an object of its meanwhile
         self._ending = threading.Thread(target=self._processes.close, name="ray's end")
         self._ending.start()

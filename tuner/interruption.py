@@ -18,6 +18,7 @@ def interruptible(stop: Any, ray: Connection) -> Iterator[None]:
 
     def ask(signum: int, frame: Any) -> None:
         if stop.asked or ray.lost:
+            ray.heard()
             raise KeyboardInterrupt
         stop.asked = True
         print("Interrupted: ending the running trials. Again to end at once.", file=sys.stderr, flush=True)
@@ -27,10 +28,11 @@ def interruptible(stop: Any, ray: Connection) -> Iterator[None]:
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
+def terminable(ray: Connection) -> Iterator[None]:
     """Where the search does not run, a request to terminate is as Ctrl-C is."""
 
     def ask(signum: int, frame: Any) -> None:
+        ray.heard()
         raise KeyboardInterrupt
 
     with handled(ask, signal.SIGTERM):

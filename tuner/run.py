@@ -109,7 +109,7 @@ def run_study(
         arrays = for_workers(prepared)
         if not resume:
             mirror = stack.enter_context(held(config, resume=False))
-        with terminable(), _disk_errors_told():
+        with terminable(ray), _disk_errors_told():
             if not resume:
                 write_study_yaml(prepared, device="cuda" if gpus else "cpu")
             tracker = _start_tracker(prepared, writer)

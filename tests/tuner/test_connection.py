@@ -106,7 +106,7 @@ def test_what_turns_out_not_to_be_needed_ends_at_once() -> None:
 
 def test_why_ray_does_not_start_is_raised_to_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
-    with PrivateRay(make_config({"target": 0.9}).resolved(), lambda: None) as ray:
+    with PrivateRay(make_config({"target": 0.9}).resolved()) as ray:
         ray.begin()
         for _ in range(2):
             with pytest.raises(RuntimeError, match="did not start"):
@@ -141,28 +141,38 @@ def test_a_ray_that_dies_interrupts_the_driver(which: str) -> None:
 
 
 WAITING = """
-import os, psutil
+import contextlib, os, sys, time, psutil
+from tuner import connection
 from tuner.config import make_config
-from tuner.connection import connection
+from tuner.interruption import terminable
 
 def died():
-    print("said", flush=True)
+    print("died", flush=True)
     os._exit(7)
 
-with connection(make_config({"target": 0.9, "concurrency": 1}).resolved(), died=died) as connected:
+connection._ANSWER_WITHIN = 1.0
+with connection.connection(make_config({"target": 0.9, "concurrency": 1}).resolved(), died=died) as connected:
     connected.share(lambda: True)
     connected.wait()
     from ray.experimental import internal_kv
 
     next(p for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server").kill()
-    internal_kv._internal_kv_get(b"x")  # an interrupt has no effect in it
+    with contextlib.suppress(KeyboardInterrupt), terminable(connected):
+        if sys.argv[1] == "deaf":
+            internal_kv._internal_kv_get(b"x")  # an interrupt has no effect in it
+        time.sleep(60)
+    time.sleep(3)  # what it still has to do
+    print("ended", flush=True)
+    os._exit(0)
 """
 
 
 @pytest.mark.slow
-def test_a_driver_that_waits_for_a_dead_ray_is_told_too() -> None:
-    done = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True, timeout=240, check=False)
-    assert (done.returncode, done.stdout) == (7, "said\n"), done.stderr
+@pytest.mark.parametrize(("how", "code", "said"), [("deaf", 7, "died"), ("listening", 0, "ended")])
+def test_a_driver_that_waits_for_a_dead_ray_is_told_too(how: str, code: int, said: str) -> None:
+    command = [sys.executable, "-c", WAITING, how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stdout.split()) == (code, [said]), done.stderr
 
 
 @pytest.mark.parametrize(
