@@ -72,14 +72,14 @@ def drop_smallest(layer: Pruned, share: float) -> Tensor:
     count = round(share * int(active.sum()))
     scores = layer.saliency().masked_fill(~active, torch.inf).flatten()
     mask = layer.mask.clone().flatten()
-    mask[scores.topk(count, largest=False).indices] = 0.0
+    mask[scores.topk(count, largest=False, sorted=False).indices] = 0.0
     return mask.view_as(layer.mask)
 
 
 def grow(mask: Tensor, score: Tensor, count: int) -> Tensor:
     """The mask with `count` more connections: the inactive ones of largest score, which must not be negative."""
     flat = mask.clone().flatten()
-    flat[score.float().masked_fill(mask != 0, -1.0).flatten().topk(count).indices] = 1.0
+    flat[score.float().masked_fill(mask != 0, -1.0).flatten().topk(count, sorted=False).indices] = 1.0
     return flat.view_as(mask)
 
 
