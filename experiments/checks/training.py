@@ -21,8 +21,7 @@ _LEARNING_STEPS, _LEARNING_BATCH = 15, 16
 def steps(subject: Subject) -> Iterator[Problem]:
     for method in _METHODS:
         try:
-            training = subject.training(method, epochs=1)
-            training.epoch()
+            subject.trained(method)
         except Exception as error:  # the user's, NotFinite included
             yield Problem(f"training with {method} fails: {described(error)}")
             return
@@ -81,11 +80,7 @@ def _differs(subject: Subject, first: Training, second: Training) -> str | None:
 
 
 def repeats(subject: Subject) -> Iterator[Problem]:
-    first, second = subject.training(), subject.training()
-    first.epoch()
-    torch.rand(3), copy.deepcopy(first.model.state_dict())  # what other code of the process may do in between
-    second.epoch()
-    if (name := _differs(subject, first, second)) is not None:
+    if (name := _differs(subject, *subject.twice)) is not None:
         yield Problem(
             f"an epoch repeated with the same seed ends with another {name}: something is random that is not drawn "
             "from torch's global generator, or is kept from one network to the next"
@@ -93,10 +88,8 @@ def repeats(subject: Subject) -> Iterator[Problem]:
 
 
 def resumes(subject: Subject) -> Iterator[Problem]:
-    unbroken, broken, resumed = (subject.training() for _ in range(3))
+    (unbroken, broken), resumed = subject.twice, subject.training()
     unbroken.epoch()
-    unbroken.epoch()
-    broken.epoch()
     state = copy.deepcopy(broken.state_dict())
     try:
         resumed.load_state_dict(state)
@@ -112,8 +105,7 @@ def resumes(subject: Subject) -> Iterator[Problem]:
 
 
 def exports(subject: Subject) -> Iterator[Problem]:
-    training = subject.training(epochs=1)
-    training.epoch()
+    training = subject.trained()
     tensors = {name: value.detach().contiguous().clone() for name, value in training.model.state_dict().items()}
     fresh: nn.Module = subject.model(seed=1)
     try:
