@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 DATA ?= $(or $(TUNE_SPARSITY_DATA),../shared/data)
 BIN := $(VENV)/bin
+TESTERS ?= 2
 INSTALLED := $(VENV)/.installed
 
 .PHONY: install compile tune test lint format bench wheel clean
@@ -21,7 +22,7 @@ tune: install
 	$(BIN)/tune-sparsity --target 0.9
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

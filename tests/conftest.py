@@ -18,6 +18,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     torch.set_num_threads(1)  # the tests' tensors are small: more threads only wait for each other
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that run whole studies come first: two processes that share the files then end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder that holds the real data sets (MNIST/raw, ...); the test is skipped where there is none."""
