@@ -234,7 +234,9 @@ def _run(config: Any, *, as_json: bool, resume: bool) -> int:
 
 def _run_with(ray: Any, writer: Any, config: Any, *, as_json: bool, resume: bool) -> int:
     from tuner.prepare import prepare
-    from tuner.run import STUDY_YAML, DiskFull, TakenOver, run_study
+    from tuner.run import DiskFull, run_study
+    from tuner.store_owner import TakenOver
+    from tuner.study_yaml import STUDY_YAML
     from tuner.tracking_uri import stray_environment
 
     prepared = prepare(config, resume=resume, share=ray.share)

@@ -11,13 +11,15 @@ import torch
 
 from experiments import Training
 from experiments.training import NotFinite
+from tuner.conclusion import Times, conclude
 from tuner.config import make_config
 from tuner.display import Progress
 from tuner.prepare import prepare
 from tuner.records import TrialState
-from tuner.run import Times, _conclude, _halving, write_study_yaml
+from tuner.run import _halving
 from tuner.searcher import OptunaSearcher
 from tuner.study import StudyRun
+from tuner.study_yaml import write_study_yaml
 from tuner.trial import save_weights, trial_seed, weights_file
 from tuner.warm_start import JOURNAL
 
@@ -54,7 +56,7 @@ def run_in_process(storage: Path, name: str, *, tracker: Any = None, **options: 
     while (asked := study.ask()) is not None:
         _train(study, prepared, asked, weights)
     torch.set_num_threads(threads)
-    _conclude(prepared, study, SimpleNamespace(asked=False, out_of_time=False), times, 1, [])
+    conclude(prepared, study, SimpleNamespace(asked=False, out_of_time=False), times, 1, [])
     return config.folder
 
 

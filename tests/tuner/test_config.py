@@ -19,7 +19,7 @@ from search_spaces import load_space
 from tuner.config import StudyConfig, UsageError, default_study_name, make_config, parse_duration
 from tuner.config_file import read_config, read_study
 from tuner.prepare import Prepared
-from tuner.run import write_study_yaml
+from tuner.study_yaml import write_study_yaml
 
 NAME_LETTERS = set(string.ascii_letters + string.digits + "._-")
 

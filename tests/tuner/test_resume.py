@@ -263,7 +263,7 @@ def test_a_password_is_not_written_and_asked_for_again(
 ) -> None:
     from tuner.config_file import check_withheld, read_study
     from tuner.prepare import Prepared
-    from tuner.run import write_study_yaml
+    from tuner.study_yaml import write_study_yaml
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

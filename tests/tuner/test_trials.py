@@ -1,0 +1,228 @@
+"""A trial in its process: that it goes on from a checkpoint bit for bit, what it reports, and what ends it."""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from experiments import find
+from tuner import checkpoints, files, trial
+from tuner.trial import DISK, EPOCHS, FAILURE, FINAL, TrialSetup, TrialTrainable, shared_arrays, weights_file
+
+EPOCHS_IN_ALL = 5
+PARAMS: dict[str, dict[str, Any]] = {
+    "lpss": {"p": 1.4, "lr": 0.1, "final_sparsity": 0.9},
+    "rigl": {"final_sparsity": 0.9},
+    "set": {"final_sparsity": 0.8},
+    "sparse-momentum": {"final_sparsity": 0.9},
+    "gmp": {"final_sparsity": 0.9},
+    "snip": {"final_sparsity": 0.9},
+}
+
+
+def setup_of(folder: Path) -> tuple[TrialSetup, dict[str, Any]]:
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    experiment = find("digits")
+    data = experiment.load(None)
+    setup = TrialSetup(experiment, EPOCHS_IN_ALL, 3, "cpu", folder / "weights", "digits", folder / "checkpoints")
+    return setup, shared_arrays(data)
+
+
+class Process:
+    """A worker process, but for the process."""
+
+    def __init__(self, folder: Path, method: str, number: int = 4) -> None:
+        self.trial = object.__new__(TrialTrainable)  # Ray's own part of a Trainable is not needed
+        self.trial.setup({"number": number, "method": method, "params": PARAMS[method]}, *setup_of(folder))
+
+    def run(self, epochs: int) -> list[dict[str, Any]]:
+        reports = []
+        while epochs > 0 and not (reports and reports[-1].get("done")):
+            reports.append(self.trial.step())
+            epochs -= 1
+        if self.trial._writer is not None:
+            self.trial._writer.finish()
+        return reports
+
+
+@pytest.fixture(autouse=True, scope="module")
+def as_before() -> Iterator[None]:
+    """The processor's setting, which a worker changes for good, is this process's own again."""
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint and a report after every epoch, however long it takes."""
+    monkeypatch.setenv(checkpoints.EVERY_VARIABLE, "0")
+    monkeypatch.setattr(trial, "TOGETHER", 0.0)
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "SHARE", math.inf)
+    monkeypatch.setattr(checkpoints.Writer, "due", property(lambda self: True))
+
+
+def without_seconds(reports: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
+    epochs = [pair for report in reports for pair in report[EPOCHS]]
+    return {epoch: {k: v for k, v in metrics.items() if k != "epoch_seconds"} for epoch, metrics in epochs}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[int, Any], bytes]]:
+    """What unbroken trials report, and the networks that they leave."""
+    found = {}
+    for method in PARAMS:
+        folder = tmp_path_factory.mktemp("whole")
+        reports = Process(folder, method).run(99)
+        found[method] = (without_seconds(reports), weights_file(folder / "weights", 4).read_bytes())
+    return found
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize(("method", "broken_after"), [*((method, 3) for method in PARAMS), ("lpss", 1), ("lpss", 4)])
+def test_a_trial_that_goes_on_equals_an_unbroken_one(
+    method: str, broken_after: int, whole: dict[str, Any], tmp_path: Path
+) -> None:
+    first = Process(tmp_path, method).run(broken_after)
+    second = Process(tmp_path, method).run(99)
+    assert [epoch for epoch, _ in second[0][EPOCHS]] == list(range(1, broken_after + 1))  # told again, not trained
+    assert second[0][EPOCHS] == [pair for report in first for pair in report[EPOCHS]]
+    assert second[-1][FINAL]
+    assert without_seconds(second) == whole[method][0]
+    assert weights_file(tmp_path / "weights", 4).read_bytes() == whole[method][1]
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("tenths", [0, 1, 5, 9])
+def test_a_damaged_checkpoint_never_gives_another_result(tenths: int, whole: dict[str, Any], tmp_path: Path) -> None:
+    Process(tmp_path, "lpss").run(3)
+    paths = sorted((tmp_path / "checkpoints").iterdir())
+    assert len(paths) == checkpoints.KEPT
+    for path in paths if tenths == 0 else paths[-1:]:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) * tenths // 10])
+    reports = Process(tmp_path, "lpss").run(99)
+    assert len(reports[0][EPOCHS]) == (1 if tenths == 0 else 2)
+    assert without_seconds(reports) == whole["lpss"][0]
+    assert weights_file(tmp_path / "weights", 4).read_bytes() == whole["lpss"][1]
+
+
+@pytest.mark.usefixtures("often")
+def test_another_trials_checkpoint_is_not_used(whole: dict[str, Any], tmp_path: Path) -> None:
+    Process(tmp_path, "rigl").run(3)  # the same number
+    assert without_seconds(Process(tmp_path, "lpss").run(99)) == whole["lpss"][0]
+
+
+def test_a_process_that_is_ended_keeps_its_trial(whole: dict[str, Any], tmp_path: Path) -> None:
+    process = Process(tmp_path, "lpss")
+    process.trial._writer._next = math.inf  # type: ignore[union-attr]
+    process.run(3)
+    assert not list((tmp_path / "checkpoints").iterdir())
+    process.trial.cleanup()
+    reports = Process(tmp_path, "lpss").run(99)
+    assert len(reports[0][EPOCHS]) == 3
+    assert without_seconds(reports) == whole["lpss"][0]
+
+
+# Several epochs a report
+
+
+def test_epochs_are_reported_together_up_to_a_rung(
+    whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "TOGETHER", 3600.0)
+    process = Process(tmp_path, "lpss")
+    process.trial._shared = replace(process.trial._shared, rungs=(1, 3))
+    reports = process.run(99)
+    assert [[epoch for epoch, _ in report[EPOCHS]] for report in reports[:2]] == [[1], [2, 3]]
+    assert [epoch for epoch, _ in reports[-1][EPOCHS]] == list(range(4, EPOCHS_IN_ALL + 1))
+    assert [report.get(FINAL) for report in reports] == [None, None, True]
+    assert without_seconds(reports) == whole["lpss"][0]
+
+
+def test_what_was_trained_before_a_failure_is_reported_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "TOGETHER", 3600.0)
+    epoch = trial.Training.epoch
+
+    def breaks(training: trial.Training) -> dict[str, float]:
+        if training.epochs_done == 2:
+            raise ValueError("enough")
+        return epoch(training)
+
+    monkeypatch.setattr(trial.Training, "epoch", breaks)
+    (report,) = Process(tmp_path, "lpss").run(99)
+    assert report[FAILURE] == "ValueError: enough"
+    assert report["done"]
+    assert [at for at, _ in report[EPOCHS]] == [1, 2]
+
+
+# Failures
+
+
+def test_out_of_memory_is_tried_once_more(
+    whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = Process(tmp_path, "lpss")
+    epoch, failures = trial.Training.epoch, [torch.OutOfMemoryError("CUDA out of memory")]
+
+    def short(training: trial.Training) -> dict[str, float]:
+        if training.epochs_done == 2 and failures:
+            raise failures.pop()
+        return epoch(training)
+
+    monkeypatch.setattr(trial.Training, "epoch", short)
+    reports = process.run(99)
+    assert reports[-1][FINAL]
+    assert without_seconds(reports) == whole["lpss"][0]
+    failures += [MemoryError("no memory"), MemoryError("no memory")]
+    last = Process(tmp_path, "lpss", number=5).run(99)[-1]
+    assert last == {FAILURE: "MemoryError: no memory (twice)", "done": True}
+
+
+def test_an_exception_of_the_users_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def broken(training: trial.Training) -> dict[str, float]:
+        calls.append(1)
+        raise ValueError("at postgresql://me:secret@host/db\nand more")
+
+    monkeypatch.setattr(trial.Training, "epoch", broken)
+    assert Process(tmp_path, "lpss").run(99) == [{FAILURE: "ValueError: at postgresql://***@host/db", "done": True}]
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("what", ["weights", "checkpoint"])
+def test_a_full_disk_is_no_failure_of_the_trial(
+    what: str, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = files.write_bytes
+    room = [False]
+
+    def full(path: Path, content: bytes) -> None:
+        if not room[0] and (path.parent.name == "weights") == (what == "weights"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(files, "write_bytes", full)
+    process = Process(tmp_path, "lpss")
+    reports = []
+    for _ in range(EPOCHS_IN_ALL):
+        reports.append(process.trial.step())
+        if (written := process.trial._writer._written) is not None:  # type: ignore[union-attr]
+            written.result()
+    told = [report for report in reports if DISK in report]
+    assert told
+    assert "No space left on device" in told[0][DISK]
+    assert not any(report.get("done") for report in told)
+    room[0] = True
+    assert without_seconds(Process(tmp_path, "lpss").run(99)) == whole["lpss"][0]

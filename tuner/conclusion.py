@@ -1,0 +1,175 @@
+"""How a study is concluded: its best network is judged, its files are written, and MLflow is told how it ended."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuner.final_seeds import Retrained
+from tuner.goal import GoalKind
+from tuner.mlflow_parts import model_note
+from tuner.prepare import Prepared
+from tuner.records import TrialState
+from tuner.results import StudyOutcome, StudySeconds, write_results
+from tuner.study_yaml import STUDY_YAML
+
+if TYPE_CHECKING:
+    from tuner.ray_run import StopWhen
+    from tuner.study import StudyRun
+
+
+@dataclass(frozen=True)
+class Times:
+    """When the command was launched, and when its study began, by time.monotonic()."""
+
+    launched: float
+    began: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A study's outcome and how it ended."""
+
+    outcome: StudyOutcome
+    interrupted: bool
+    problems: list[str]  # what MLflow did not get
+    ended: str  # why the search ended, in words
+    first_failure: str  # the first failed trial's reason, if any
+    ray_states: dict[str, str]  # Ray's own state of every trial that it ran, by its name
+    optuna_states: dict[str, str]  # Optuna's, of every trial that was begun
+
+
+def conclude(
+    prepared: Prepared, study: StudyRun, stop: StopWhen, times: Times, concurrency: int, retrained: list[Retrained]
+) -> Finished:
+    """Judges the best network, writes the files, and tells MLflow how the study ended.
+
+    Args:
+        prepared: the study's.
+        study: its search has ended.
+        stop: whether, and why, it ended before its time.
+        times: from which its seconds count.
+        concurrency: trials at once.
+        retrained: each method's best under fresh seeds.
+    """
+    from tuner.best import write_networks
+    from tuner.live_pictures import final_pictures
+    from tuner.trial import CHECKPOINTS
+
+    config, goal, tracker = prepared.config, prepared.goal, study.tracker
+    searched, tracked = time.monotonic(), tracker.seconds
+    records = [record for record in study.records.values() if record.state is not TrialState.RUNNING]
+    folders = {} if stop.asked else goal.folders(records)
+    networks = {}
+    if folders:
+        networks = write_networks(folders, study.weights, config.folder, prepared.experiment, prepared.data)
+    outcome = StudyOutcome(
+        study=config.study,
+        goal=goal,
+        experiment=prepared.experiment.name,
+        method=",".join(config.method),
+        records=records,
+        folder=config.folder,
+        test_accuracies={number: network.test_accuracy for number, network in networks.items()},
+        weights=next((network.weights for network in networks.values()), None),
+        store="" if isinstance(config.storage, Path) else str(config.storage / config.study),
+        tracking_uri=config.tracking_uri,
+        retrained=retrained,
+    )
+    if outcome.best is not None and outcome.best.number in networks:
+        outcome = replace(outcome, sparsity_by_layer=networks[outcome.best.number].by_layer)
+    if folders:
+        best = next((folder for folder, record in folders.items() if record is outcome.best), None)
+        model = None if best is None else _model(prepared, outcome, config.folder / best)
+        tracker.log_networks([config.folder / top for top in dict.fromkeys(f.split("/")[0] for f in folders)], model)
+    written = write_results(outcome)
+    pictures = final_pictures(prepared, records)
+    all_failed = bool(records) and all(record.state is TrialState.FAILED for record in records)
+    tracker.finish_study(
+        status="KILLED" if stop.asked else "FAILED" if all_failed else "FINISHED",
+        metrics=_metrics(outcome),
+        pareto={record.number for record in outcome.front},
+        artifacts=[*written, *pictures, config.folder / STUDY_YAML],
+    )
+    tracker.close()
+    ended = time.monotonic()
+    seconds = StudySeconds(
+        total=ended - times.launched,
+        startup=(study.first_epoch_began or searched) - times.launched,
+        training=study.training_seconds / concurrency,
+        sampling=study.sampling_seconds,
+        tracking=tracker.seconds,
+        finishing=ended - searched - (tracker.seconds - tracked),
+    ).without_overlap()
+    outcome = replace(
+        outcome, seconds=seconds, mlflow_experiment_id=tracker.experiment_id, mlflow_run_id=tracker.run_id
+    )
+    write_results(outcome)
+    if networks:
+        shutil.rmtree(config.folder / ".weights", ignore_errors=True)
+    if not stop.asked:
+        shutil.rmtree(config.folder / CHECKPOINTS, ignore_errors=True)
+    first_failure = next((record.reason for record in records if record.state is TrialState.FAILED), "")
+    return Finished(outcome, stop.asked, tracker.problems, _why(study, stop), first_failure, {}, {})
+
+
+def _model(prepared: Prepared, outcome: StudyOutcome, network: Path) -> dict[str, Any]:
+    """What MLflow's model of the best network is to hold."""
+    best = outcome.best
+    assert best is not None
+    measured = {
+        "val_accuracy": best.val_accuracy,
+        "test_accuracy": outcome.test_accuracy,
+        "sparsity": best.sparsity,
+        "sparsity_total": best.sparsity_total,
+        "nonzero_weights": best.nonzero_weights,
+    }
+    tags = {"study": outcome.study, "trial": best.name, "method": best.method, "target": prepared.goal.option}
+    return model_note(
+        prepared.config.folder,
+        network,
+        prepared.experiment,
+        prepared.config.experiment,
+        prepared.data,
+        tags={**tags, "experiment": outcome.experiment},
+        metrics={name: value for name, value in measured.items() if value is not None},
+        register=prepared.config.register,
+    )
+
+
+def _why(study: StudyRun, stop: StopWhen) -> str:
+    """Why the search ended."""
+    begun = len(study.records)
+    if stop.asked:
+        return f"The search was interrupted after {begun} trials."
+    if stop.out_of_time:
+        return f"The search ended after {begun} trials: the time budget was used up."
+    if study.out_of_patience and not study.full:
+        return (
+            f"The search ended after {begun} trials: the last {study.standing.since_gain} brought no gain, and "
+            f"--patience is {study.config.patience}."
+        )
+    return f"The search ended: it had all of its {begun} trials."
+
+
+def _metrics(outcome: StudyOutcome) -> dict[str, float]:
+    """What MLflow's parent run says of the study."""
+    goal, records = outcome.goal, outcome.records
+    area = goal.hypervolume(records)
+    metrics = {"hypervolume": area, "feasible_trials": float(sum(goal.feasible(record) for record in records))}
+    if goal.kind is GoalKind.FRONT:
+        metrics["front_mean_accuracy"] = goal.mean_accuracy(area)
+    found = {"": outcome.best}
+    if goal.kind is GoalKind.TARGETS:
+        found |= {f"_at_{target!r}": best for target, best in goal.best_at(records)}
+    for where, best in found.items():
+        if best is None:
+            continue
+        if best.val_accuracy is not None:
+            metrics[f"best_val_accuracy{where}"] = best.val_accuracy
+        if (accuracy := outcome.test_accuracies.get(best.number)) is not None:
+            metrics[f"best_test_accuracy{where}"] = accuracy
+    return metrics
