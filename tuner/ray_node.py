@@ -46,12 +46,11 @@ def main(sizes: str) -> None:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
         return
     print(json.dumps({"address": ours.gcs_address}), flush=True)
-    while not (wanted_no_more := select.select([sys.stdin], [], [], _LOOK_EVERY)[0]):
+    while not select.select([sys.stdin], [], [], _LOOK_EVERY)[0]:
         if ours.dead_processes():  # as for want of memory: nothing that waits for Ray would ever hear of it
             break
     os.close(sys.stdout.fileno())  # which says that it has ended
-    if not wanted_no_more:
-        sys.stdin.read()  # the driver would wait a minute for what it has just asked of a process that is ended
+    sys.stdin.read()  # the driver would wait a minute for what it has just asked of a process that is ended
     ours.kill_all_processes(check_alive=False, allow_graceful=True)
     os._exit(0)
 
