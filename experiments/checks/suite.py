@@ -68,7 +68,6 @@ class Subject:
 
     def __init__(self, experiment: Experiment, data_dir: Path | None = None, data: Data | None = None) -> None:
         self.experiment, self.data_dir = experiment, data_dir
-        self._trained: dict[str, Training] = {}
         if data is not None:
             self.data = data
 
@@ -102,17 +101,17 @@ class Subject:
         train, val = self.raw(size * _STEPS), spread(self.data.val, _VALIDATED)
         return Training(small, train, val, method, _PARAMS[method], epochs=epochs, seed=seed)
 
-    def trained(self, method: str = "lpss") -> Training:
-        """A training of one epoch, which has ended; the same one whenever it is asked for."""
-        if method not in self._trained:
-            training = self.training(method, epochs=1)
-            training.epoch()
-            self._trained[method] = training
-        return self._trained[method]
+    @cached_property
+    def trained(self) -> Training:
+        """A training of one epoch, which has ended."""
+        training = self.training(epochs=1)
+        training.epoch()
+        return training
 
     @cached_property
     def twice(self) -> tuple[Training, Training]:
-        """The same first epoch of two, twice; equal if the experiment is sound."""
+        """The same first epoch of two, twice; equal if the experiment is sound. Whoever goes on with them is the last
+        to look."""
         first, second = self.training(), self.training()
         first.epoch()
         torch.rand(3), copy.deepcopy(first.model.state_dict())  # what other code of the process may do in between
