@@ -304,7 +304,10 @@ def _exit_code(finished: Any, config: Any) -> int:
 
 
 def _ray_died(config: Any) -> str:
-    return f"Ray died, perhaps for want of memory. To go on: {_how_to_resume(config)}"
+    from tuner.study_yaml import STUDY_YAML
+
+    begun = (config.folder / STUDY_YAML).exists()
+    return "Ray died, perhaps for want of memory." + (f" To go on: {_how_to_resume(config)}" if begun else "")
 
 
 def _how_to_resume(config: Any) -> str:
