@@ -7,6 +7,7 @@ CPU, so that a training on any device draws the same ones and can be resumed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,12 +22,18 @@ class Normalise:
     std: tuple[float, ...]
 
     def __call__(self, x: Tensor) -> Tensor:
-        mean, std = (torch.tensor(values, device=x.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (_by_channel(values, x.device) for values in (self.mean, self.std))
         return (x.float() / 255 - mean) / std
 
     def description(self) -> dict[str, Any]:
         """For Data.preprocessing."""
         return {"divide": 255, "mean": list(self.mean), "std": list(self.std)}
+
+
+@cache
+def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(channels, 1, 1). Kept: to bring them to a GPU would make every batch wait for it."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def crop(x: Tensor, pad: int, top: Tensor, left: Tensor) -> Tensor:

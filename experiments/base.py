@@ -93,6 +93,11 @@ class Experiment:
             training batches only, on their device and before `prepare`; all its randomness must come from the
             generator, or a resumed training is another one.
         layers: which of the network's layers are pruned, and which of them lie on the sphere.
+        cuda_graph: whether a step on a GPU, from the batch to the new weights, may be recorded once and replayed from
+            then on. Small networks train several times as fast so. `prepare`, `model` and `loss` have to do the same
+            operations at every step: what Python decides or draws in them, torch's numbers on the CPU included, is
+            decided once and for all by the recording (what torch draws on the GPU is not), and nothing may wait for
+            the GPU, as `.item()` does.
         space: a search space, by name or .yaml file, that suits this data better than its method's own; a study takes
             it for that method unless it is given another.
     """
@@ -106,6 +111,7 @@ class Experiment:
     prepare: Callable[[Tensor], Tensor] = unchanged
     augment: Callable[[Tensor, Generator], Tensor] | None = None
     layers: LayerRules = PUBLISHED
+    cuda_graph: bool = False
     space: str | None = None
 
 

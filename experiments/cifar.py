@@ -67,8 +67,20 @@ def load_subset(data_dir: Path | None = None) -> Data:
 _AUGMENT = Augmentation(pad=4, mirror=True, hole=8)
 _wrn_22_2 = partial(wide_residual_net, (3, 4, 3), 32, channels=3, classes=10)
 cifar10 = Experiment(
-    "cifar10", load, _wrn_22_2, Recipe(epochs=250, batch_size=256), prepare=_NORMALISE, augment=_AUGMENT
+    "cifar10",
+    load,
+    _wrn_22_2,
+    Recipe(epochs=250, batch_size=256),
+    prepare=_NORMALISE,
+    augment=_AUGMENT,
+    cuda_graph=True,
 )
 cifar10_subset = Experiment(
-    "cifar10-subset", load_subset, _wrn_22_2, Recipe(epochs=100, batch_size=64), prepare=_NORMALISE, augment=_AUGMENT
+    "cifar10-subset",
+    load_subset,
+    _wrn_22_2,
+    Recipe(epochs=100, batch_size=64),
+    prepare=_NORMALISE,
+    augment=_AUGMENT,
+    cuda_graph=True,
 )

@@ -62,4 +62,6 @@ def smoothed_cross_entropy(outputs: torch.Tensor, labels: torch.Tensor) -> torch
     return F.cross_entropy(outputs, smoothed_targets(labels.device)[labels])
 
 
-digits = Experiment("digits", load, model, Recipe(epochs=30, batch_size=32), loss=smoothed_cross_entropy)
+digits = Experiment(
+    "digits", load, model, Recipe(epochs=30, batch_size=32), loss=smoothed_cross_entropy, cuda_graph=True
+)

@@ -141,8 +141,8 @@ def load(data_set: str, data_dir: Path | None = None) -> Data:
 
 
 _RECIPE = Recipe(epochs=20, batch_size=128)
-mnist = Experiment("mnist", partial(load, "MNIST"), lenet_300_100, _RECIPE)
-fashion_mnist = Experiment("fashion-mnist", partial(load, "FashionMNIST"), lenet_300_100, _RECIPE)
+mnist = Experiment("mnist", partial(load, "MNIST"), lenet_300_100, _RECIPE, cuda_graph=True)
+fashion_mnist = Experiment("fashion-mnist", partial(load, "FashionMNIST"), lenet_300_100, _RECIPE, cuda_graph=True)
 
 # The published normalisation, which is MNIST's on either set.
 _NORMALISE = Normalise((0.13,), (0.31,))
@@ -152,6 +152,7 @@ mnist_wrn = Experiment(
     partial(wide_residual_net, (1, 2, 2), 16, channels=1, classes=10),
     Recipe(epochs=40, batch_size=256),
     prepare=_NORMALISE,
+    cuda_graph=True,
 )
 fashion_mnist_wrn = Experiment(
     "fashion-mnist-wrn",
@@ -160,4 +161,5 @@ fashion_mnist_wrn = Experiment(
     Recipe(epochs=50, batch_size=256),
     prepare=_NORMALISE,
     augment=Augmentation(pad=4, mirror=True, hole=6),
+    cuda_graph=True,
 )

@@ -106,4 +106,5 @@ tiny_imagenet = Experiment(
     Recipe(epochs=250, batch_size=256),
     prepare=_NORMALISE,
     augment=Augmentation(pad=8, mirror=True, hole=16),
+    cuda_graph=True,
 )

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from experiments.base import Data, Experiment, Split, evaluate
 from experiments.normalisation import normalises, remeasured, sample
 from sparsity import METHODS, SparseTraining
+from sparsity.recorded import RecordedPasses
 
 _FETCHED_NUMBERS = 1 << 18  # at once: a megabyte of float32, which processors keep at hand
 
@@ -65,6 +66,9 @@ class Training:
             rules=experiment.layers,
             epochs=epochs,
         )
+        records = experiment.cuda_graph and torch.device(device).type == "cuda"
+        self._recorded = RecordedPasses(self.model.parameters()) if records else None
+        self._batch: tuple[Tensor, Tensor] | None = None  # where recorded passes find theirs
 
     @property
     def finished(self) -> bool:
@@ -126,19 +130,12 @@ class Training:
 
     def _train(self) -> float:
         """One pass over the training data in a fresh order; the mean loss. Raises NotFinite."""
-        prepare, augment = self.experiment.prepare, self.experiment.augment
+        augment = self.experiment.augment
         self.model.train()
         losses, sizes = list[Tensor](), list[int]()
         for x, y in self._batches():
             inputs = x if augment is None else augment(x, self.order)
-            loss = self.experiment.loss(self.model(prepare(inputs)), y)
-            self.sparse.zero_grad()
-            loss.backward()
-            try:
-                self.sparse.step()
-            except FloatingPointError as error:
-                raise NotFinite(f"{error} in epoch {self.epochs_done + 1}, where the loss is {loss.item()}") from error
-            losses.append(loss.detach())
+            losses.append(self._step(inputs, y))
             sizes.append(len(x))
         mean = float(torch.stack(losses).double().cpu() @ torch.tensor(sizes, dtype=torch.float64)) / sum(sizes)
         try:
@@ -148,6 +145,32 @@ class Training:
         if not math.isfinite(mean):
             raise NotFinite(f"the training loss is {mean} in epoch {self.epochs_done + 1}")
         return mean
+
+    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+        """One step on a batch; its loss."""
+        loss = self._passes(x, y)
+        try:
+            self.sparse.step()
+        except FloatingPointError as error:
+            raise NotFinite(f"{error} in epoch {self.epochs_done + 1}, where the loss is {loss.item()}") from error
+        return loss
+
+    def _passes(self, x: Tensor, y: Tensor) -> Tensor:
+        """Forward and backward; the loss. Recorded, where they are, but for a last batch that is smaller."""
+        if self._recorded is None or len(x) < self.experiment.recipe.batch_size:
+            return self._passes_now(x, y)
+        if self._batch is None:
+            self._batch = x.clone(), y.clone()
+        batch = self._batch
+        for held, new in zip(batch, (x, y), strict=True):
+            held.copy_(new)
+        return self._recorded(lambda: self._passes_now(*batch)).clone()
+
+    def _passes_now(self, x: Tensor, y: Tensor) -> Tensor:
+        loss = self.experiment.loss(self.model(self.experiment.prepare(x)), y)
+        self.sparse.zero_grad()
+        loss.backward()
+        return loss.detach()
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The training data in a fresh order. Small examples are fetched for several batches at once."""

@@ -109,12 +109,15 @@ def small_perceptron(features: int) -> nn.Sequential:
     return multilayer_perceptron(features, 128, 256, 128, 64, 2)
 
 
-dna = Experiment("uci-dna", load_dna, dna_perceptron, Recipe(epochs=40, batch_size=64))
-mushroom = Experiment("uci-mushroom", load_mushroom, partial(small_perceptron, 126), Recipe(epochs=20, batch_size=64))
+dna = Experiment("uci-dna", load_dna, dna_perceptron, Recipe(epochs=40, batch_size=64), cuda_graph=True)
+mushroom = Experiment(
+    "uci-mushroom", load_mushroom, partial(small_perceptron, 126), Recipe(epochs=20, batch_size=64), cuda_graph=True
+)
 climate = Experiment(
     "uci-climate",
     load_climate,
     partial(small_perceptron, 18),
     Recipe(epochs=20, batch_size=32),
+    cuda_graph=True,
     space="lpss-few-examples",
 )

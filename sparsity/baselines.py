@@ -97,8 +97,14 @@ def _training(
     **options: Any,
 ) -> SparseTraining:
     params = [param for param in model.parameters() if param.requires_grad]
-    nesterov = s.momentum > 0
-    optimizer = torch.optim.SGD(params, lr=s.lr, momentum=s.momentum, nesterov=nesterov, weight_decay=s.weight_decay)
+    optimizer = torch.optim.SGD(
+        params,
+        lr=s.lr,
+        momentum=s.momentum,
+        nesterov=s.momentum > 0,
+        weight_decay=s.weight_decay,
+        fused=True if params[0].device.type == "cuda" else None,
+    )
     return SparseTraining(
         model, layers, optimizer, topology, masks, total_steps=total_steps, learning_rate=warmup_cosine, **options
     )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsity.rows import Layout, Rows, inverse_norms, row_dot, times_own_power
+from sparsity.rows import Layout, Number, Rows, inverse_norms, row_dot, times_own_power
 from sparsity.sphere import dual_exponent
 
 _NO_NORM = 1e-30  # a smaller sum of |v|^q is that of a row that came onto the sphere as zeros: it has no norm yet
@@ -58,9 +58,10 @@ class Block:
         self._rates, self._powers, self._gain_grads = (self._layout.one_a_row(v.new_empty(rows)) for _ in range(3))
 
     def step(self, group: dict[str, Any]) -> Tensor | None:
-        """One step with the settings of `group`. On a CPU the parameter whose gradient is NaN or infinite is returned,
-        if there is one, and no parameter and no v is changed; else None."""
-        lr, q = group["lr"], float(dual_exponent(group["p"]))
+        """One step with the settings of `group`, of which lr, gain_lr and p may stand in the device's memory. On a CPU
+        the parameter whose gradient is NaN or infinite is returned, if there is one, and no parameter and no v is
+        changed; else None."""
+        lr, q = group["lr"], dual_exponent(group["p"])
         for state in self._states:
             state.pop("latent", None)  # the compiled step's; it would be wrong after this one
         v, grads = self._rows("v"), self._gradients()
@@ -81,7 +82,7 @@ class Block:
         scales = torch.pow(powers, 1 / q - 1, out=self._rates.flat)
         if group["gain"]:
             gain_d = self._momentum(self._pieces(self._gain_grads), "gain_momentum", group, self._gain_grads)
-            scales.mul_(self._rows("gain").flat.sub_(gain_d.flat, alpha=group["gain_lr"]).clamp_min_(_GAIN_MIN))
+            scales.mul_(descend(self._rows("gain").flat, gain_d.flat, group["gain_lr"]).clamp_min_(_GAIN_MIN))
         self._scatter(unscaled)
         powers.pow_(-1 / q)
         v.scale_(self._powers)
@@ -165,3 +166,8 @@ class Block:
                 torch.mul(rows, scale, out=param.detach().flatten(1))
             else:
                 param.copy_(torch.mul(rows, scale, out=spare).view_as(param))
+
+
+def descend(x: Tensor, d: Tensor, lr: Number) -> Tensor:
+    """x - lr d, in x."""
+    return x.addcmul_(d, lr, value=-1) if isinstance(lr, Tensor) else x.sub_(d, alpha=lr)

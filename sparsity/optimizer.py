@@ -87,6 +87,8 @@ class LpSGD(torch.optim.Optimizer):
     def _forget_blocks(self) -> None:
         # By group: the parameters that had gradients, and what steps them; and their memory.
         self._blocks: dict[int, tuple[list[Tensor], list[Block | FusedStep]]] = {}
+        # How often what a step works on came to lie elsewhere in memory.
+        self.arrangement: int = self.__dict__.get("arrangement", 0) + 1
         self._memory: dict[tuple[int, ...], dict[str, Rows]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -144,8 +146,16 @@ class LpSGD(torch.optim.Optimizer):
             states[param].pop("latent", None)
             if "momentum_buffer" in states[param]:
                 states[param]["momentum_buffer"].mul_(mask.flatten(1))
+        if not (self._stay(masks) and all(isinstance(block, Block) for _, of in self._blocks.values() for block in of)):
+            self._blocks.clear()
+            self.arrangement += 1
         self._masks = dict(masks)
-        self._blocks.clear()
+
+    def _stay(self, masks: Mapping[Tensor, Tensor]) -> bool:
+        """Whether these are the tensors that were the masks before, whatever is in them."""
+        return {id(param): id(mask) for param, mask in masks.items()} == {
+            id(param): id(mask) for param, mask in self._masks.items()
+        }
 
     def gain(self, param: Tensor) -> Tensor | None:
         """The gains of a sphere parameter, shape (rows, 1); None where it has none."""
@@ -191,11 +201,16 @@ class LpSGD(torch.optim.Optimizer):
     def quick_step(self) -> None:
         """`step()`, called where gradients are off. Where nobody has hooked into that it goes without all that torch
         wraps around a step, which costs a small network as much as its own update."""
-        hooks = (self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks, *_GLOBAL_HOOKS)
-        if "step" in self.__dict__ or any(hooks):  # a learning rate scheduler counts steps by replacing the method
+        if self.hooked:
             self.step()
         else:
             self._step()
+
+    @property
+    def hooked(self) -> bool:
+        """Whether somebody wants to be told of every step."""
+        hooks = (self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks, *_GLOBAL_HOOKS)
+        return "step" in self.__dict__ or any(hooks)  # a learning rate scheduler counts steps by replacing the method
 
     def _step(self) -> None:
         for group in self.param_groups:
@@ -243,7 +258,11 @@ class LpSGD(torch.optim.Optimizer):
             torch._foreach_mul_(buffers, momentum)
             torch._foreach_add_(buffers, grads)
             grads = list(torch._foreach_add(grads, buffers, alpha=momentum)) if group["nesterov"] else buffers
-        torch._foreach_add_(params, grads, alpha=-group["lr"])
+        lr = group["lr"]
+        if isinstance(lr, Tensor):
+            torch._foreach_sub_(params, torch._foreach_mul(grads, lr))
+        else:
+            torch._foreach_add_(params, grads, alpha=-lr)
 
     def _blocks_of(self, params: list[Tensor], group: dict[str, Any]) -> list[Block | FusedStep]:
         """What steps the parameters of a sphere group: compiled code one by one, or a block all of one device and dtype
@@ -260,6 +279,7 @@ class LpSGD(torch.optim.Optimizer):
                 alike.setdefault((v.device, v.dtype, mask is not None), []).append(param)
         blocks += [self._block_of(members, group["foreach"]) for members in alike.values()]
         self._blocks[id(group)] = params, blocks
+        self.arrangement += 1
         return blocks
 
     def _block_of(self, members: list[Tensor], foreach: bool | None) -> Block:

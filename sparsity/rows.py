@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Number = float | Tensor
+"""A number, or one in a device's memory, as a tensor of no dimensions: nothing then waits to know it."""
+
 _TINY = 1e-38  # keeps 1/largest finite in float32; smaller gradients are as good as none
 _HEADROOM = 20  # powers are cut off this many binary digits above the smallest normal number
 
@@ -79,7 +82,7 @@ def _shared(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
-def power_(x: Tensor, exponent: float) -> Tensor:
+def power_(x: Tensor, exponent: Number) -> Tensor:
     """x^exponent in place, for x >= 0 and exponent > 0. NaN stays NaN.
 
     On a CPU what is below 2^-106 in float32, 2^-1002 in float64, comes out as about that; an x below the smallest
@@ -87,7 +90,7 @@ def power_(x: Tensor, exponent: float) -> Tensor:
     """
     if x.device.type != "cpu":
         return x.pow_(exponent)
-    lowest = np.log2(torch.finfo(x.dtype).tiny)
+    lowest, exponent = np.log2(torch.finfo(x.dtype).tiny), float(exponent)
     x.clamp_min_(float(2.0 ** max(lowest, (lowest + _HEADROOM) / exponent)))
     return x.log2_().mul_(exponent).exp2_()
 
@@ -100,7 +103,7 @@ def row_dot(x: Tensor, y: Tensor, out: Tensor) -> None:
         torch.sum(x.to(out.dtype) * y.to(out.dtype), 1, keepdim=True, out=out)
 
 
-def inverse_norms(d: Rows, q: float, scratch: Rows, out: Rows) -> Tensor:
+def inverse_norms(d: Rows, q: Number, scratch: Rows, out: Rows) -> Tensor:
     """1/||d||_q of every row, into `out`, for finite d of any magnitude; returns it flat.
 
     It is huge but finite for a row of zeros, and NaN for a row that holds NaN or an infinity.
@@ -114,9 +117,9 @@ def inverse_norms(d: Rows, q: float, scratch: Rows, out: Rows) -> Tensor:
     return inverse.mul_(totals.clamp_min_(1.0).pow_(-1 / q))
 
 
-def times_own_power(v: Rows, exponent: float, scratch: Rows) -> Rows:
-    """v |v|^exponent, in `scratch`; v itself for exponent 0."""
-    if exponent == 0.0:
+def times_own_power(v: Rows, exponent: Number, scratch: Rows) -> Rows:
+    """v |v|^exponent, in `scratch`; v itself for exponent 0, where that is known without waiting for a device."""
+    if (isinstance(exponent, float) or exponent.device.type == "cpu") and exponent == 0.0:
         return v
     power_(torch.abs(v.flat, out=scratch.flat), exponent).mul_(v.flat)
     return scratch

@@ -13,6 +13,7 @@ from sparsity.distributions import most_salient
 from sparsity.hoyer import hoyer
 from sparsity.layers import Layer
 from sparsity.optimizer import LpSGD
+from sparsity.recorded import RecordedSteps
 from sparsity.topology import Pruned, Topology
 
 _SMALLEST = 2.0**-100  # an active weight ends at least this large: it counts as a weight, and adds nothing
@@ -85,6 +86,7 @@ class SparseTraining:
         # Kept only for a topology that grows by it: an average of the dense gradient, masked weights included.
         tracked = self.layers if getattr(topology, "needs_momentum", False) else []
         self.averages = [torch.zeros_like(layer.weight) for layer in tracked]
+        self._recorded = RecordedSteps(optimizer, p_moves=exponent is not None)
         self._give_masks()
         with torch.no_grad():
             self._apply_masks()
@@ -102,8 +104,20 @@ class SparseTraining:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One optimizer step, under masks that may move first, on the gradient at hand. Nothing in it waits for a GPU,
-        except in a step in which masks move. Raises what the optimizer raises: LpSGD, on a CPU, FloatingPointError."""
+        """One optimizer step, under masks that may move first, on the gradient at hand. On a GPU its kernels are begun
+        together, as a CUDA graph, and nothing in it waits for the device, except where masks move. Raises what the
+        optimizer raises: LpSGD, on a CPU, FloatingPointError."""
+        self._follow_schedules()
+        self._average_gradients()
+        if not self.fixed:
+            self._move_masks()
+        if not self._recorded(self._learn, self.fixed):
+            self._learn()
+        self.steps += 1
+        if self.steps >= self.total_steps:
+            self.project()
+
+    def _follow_schedules(self) -> None:
         factor = self.learning_rate(self.progress)
         if self.exponent is not None:
             self._move_exponent(self.exponent(self.progress))
@@ -112,17 +126,15 @@ class SparseTraining:
             if "gain_lr" in group:
                 group["gain_lr"] = gain_lr * factor
         self.travel += max((g["lr"] for g in self.optimizer.param_groups if g.get("p") is not None), default=0.0)
-        self._average_gradients()
-        self._move_masks()
+
+    def _learn(self) -> None:
+        """All that a step does to the network under masks that stay, on the gradient at hand."""
         self._mask_gradients()
         if isinstance(self.optimizer, LpSGD):
             self.optimizer.quick_step()
         else:
             self.optimizer.step()
         self._apply_masks()
-        self.steps += 1
-        if self.steps >= self.total_steps:
-            self.project()
 
     def _move_exponent(self, p: float) -> None:
         """The step that follows projects v, the state, onto the new sphere: where p falls, w concentrates on fewer
@@ -143,8 +155,6 @@ class SparseTraining:
             torch._foreach_add_(averages, grads, alpha=1 - _AVERAGE)
 
     def _move_masks(self) -> None:
-        if self.fixed:
-            return
         if self.progress >= self.fix_at:
             self.project()
         elif self.topology.due(self.steps, self.total_steps):

@@ -23,7 +23,8 @@ config = make_config({**options, "study": "s"}).resolved()
 with connection(config, ahead=True) as ray:
     finished = run_study(prepare(config, share=ray.share), ray, quiet=True)
 records = [[r.name, r.state, r.epochs, r.reason] for r in finished.outcome.records]
-(raylet,) = Path("/tmp/ray").glob(f"session_*_{ray._node._process.pid}/logs/raylet.out")
+sessions = Path("/tmp/ray").glob(f"session_*_{ray._node._process.pid}")  # and those of others that had its number
+raylet = max(sessions, key=lambda session: session.name) / "logs" / "raylet.out"
 processes = raylet.read_text().count("Started worker process")
 print(json.dumps([records, finished.ray_states, finished.optuna_states, processes, "mlflow" in sys.modules]))
 """

@@ -1,0 +1,135 @@
+"""What a step costs on a GPU: forward, backward and the optimizer's step, of plain SGD and of a sparse training.
+
+    python -m benchmarks.gpu_step
+
+Wall clock, since that is what a GPU takes; each side trains a network of its own on the same batches, in turns of 40
+steps, with the device waited for at both ends of a turn. The sides of LpSGD are trainings to 90 % sparsity whose masks
+move, so that their updates are in it: one every 40 steps for the first four fifths. The table shows means over all but
+the first two turns, in which recordings are made, and ratios to SGD as torch makes it by default. "Alone" is what users
+have who write the loop themselves (the step's kernels are started together); "recorded" is the built-in experiments'
+(so are those of the passes).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.step import Direct
+from experiments import find
+from sparsity import METHODS, LpssSettings, SparseTraining, lpss
+from sparsity.recorded import RecordedPasses
+
+TURNS, STEPS, WARM = 22, 40, 2
+NETWORKS = {"fashion-mnist": ((784,), 128), "fashion-mnist-wrn": ((1, 28, 28), 256)}
+P, LR = 1.4, 0.0078
+
+Step = Callable[[Tensor, Tensor], object]
+
+
+def plain(model: nn.Module, optimizer: torch.optim.Optimizer | Direct) -> Step:
+    def step(x: Tensor, y: Tensor) -> None:
+        model.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def sparse(training: SparseTraining, *, kind: str) -> Step:
+    """By the loop that users write, with its step started kernel by kernel or as one; or recorded as a whole."""
+    held, recorded = list[Tensor](), RecordedPasses(training.model.parameters())
+    if kind == "kernel by kernel":
+        training._recorded._can_record = lambda: False
+
+    def passes() -> Tensor:
+        x, y = held
+        loss = F.cross_entropy(training.model(x), y)
+        training.zero_grad()
+        loss.backward()
+        return loss
+
+    def step(x: Tensor, y: Tensor) -> None:
+        if not held:
+            held.extend((x.clone(), y.clone()))
+        if kind == "recorded":
+            held[0].copy_(x)
+            held[1].copy_(y)
+            recorded(passes)
+        else:
+            held[:] = x, y
+            passes()
+        training.step()
+
+    return step
+
+
+def sides(make: Callable[[], nn.Module]) -> dict[str, Step]:
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return make().cuda()
+
+    def sgd(**options: bool) -> Step:
+        model = network()
+        return plain(model, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, **options))
+
+    def ours(kind: str) -> Step:
+        return sparse(lpss(network(), LpssSettings(0.9, P, LR), total_steps=TURNS * STEPS), kind=kind)
+
+    dense = METHODS["dense"].build(
+        network(), {"lr": 1e-3}, total_steps=TURNS * STEPS, generator=torch.Generator().manual_seed(0)
+    )
+    direct = network()
+    return {
+        "SGD": sgd(),
+        "SGD, fused": sgd(fused=True),
+        "SGD, recorded": sparse(dense, kind="recorded"),
+        "LpSGD, direct": plain(direct, Direct(direct, P, LR)),
+        "LpSGD, ours, kernel by kernel": ours("kernel by kernel"),
+        "LpSGD, ours, alone": ours("alone"),
+        "LpSGD, ours, recorded": ours("recorded"),
+    }
+
+
+def measure(steps: dict[str, Step], batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, list[float]]:
+    """Milliseconds of a step in each turn after the first ones, by the side."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(TURNS):
+        for name, step in steps.items():
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for x, y in batches:
+                step(x, y)
+            torch.cuda.synchronize()
+            if turn >= WARM:
+                times[name].append(1e3 * (time.perf_counter() - start) / len(batches))
+    return times
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
+    print("| network | side | ms | of SGD's |\n| --- | --- | --- | --- |")
+    for name, (shape, size) in NETWORKS.items():
+        experiment = find(name)
+        generator = torch.Generator().manual_seed(0)
+        batches = [
+            (
+                torch.randn(size, *shape, generator=generator).cuda(),
+                torch.randint(0, 10, (size,), generator=generator).cuda(),
+            )
+            for _ in range(STEPS)
+        ]
+        times = measure(sides(experiment.model), batches)
+        for side, each in times.items():
+            ratio = statistics.mean(each) / statistics.mean(times["SGD"])
+            print(f"| {name} | {side} | {statistics.mean(each):.3f} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
