@@ -117,7 +117,7 @@ class Experiment:
 
 @torch.no_grad()
 def evaluate(experiment: Experiment, model: nn.Module, split: Split, batch: int | None = None) -> float:
-    """Mean metric of `model` over a split, in evaluation mode; the mode it was in is restored.
+    """Mean metric of `model` over a split, on its device and in evaluation mode; the mode it was in is restored.
 
     Args:
         batch: examples at once; by default 4096, and fewer where inputs are large.
@@ -125,9 +125,10 @@ def evaluate(experiment: Experiment, model: nn.Module, split: Split, batch: int 
     if batch is None:
         batch = max(1, min(4096, _EVALUATED_NUMBERS // max(1, split.x[:1].numel())))
     was_training = model.training
+    device = next((param.device for param in model.parameters()), split.x.device)
     model.eval()
     scores = [
-        experiment.metric(model(experiment.prepare(x)), y)
+        experiment.metric(model(experiment.prepare(x.to(device))), y.to(device))
         for x, y in zip(split.x.split(batch), split.y.split(batch), strict=True)
     ]
     model.train(was_training)

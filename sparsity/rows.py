@@ -18,7 +18,8 @@ from torch import Tensor
 Number = float | Tensor
 """A number, or one in a device's memory, as a tensor of no dimensions: nothing then waits to know it."""
 
-_TINY = 1e-38  # keeps 1/largest finite in float32; smaller gradients are as good as none
+# Keeps 1/largest finite: the smallest normal number, as smaller ones may count as zero (torch.set_flush_denormal).
+_TINY = 2.0**-126
 _HEADROOM = 20  # powers are cut off this many binary digits above the smallest normal number
 
 

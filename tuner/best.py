@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from experiments import Data, Experiment
 from experiments.base import evaluate
+from tuner.config import StudyConfig
 from tuner.records import TrialRecord
 from tuner.results import plain, write_atomically
 
@@ -31,12 +32,18 @@ class BestModel:
     by_layer: Mapping[str, float]  # the sparsity of each prunable weight, by its name
 
 
+def measuring_device(config: StudyConfig) -> str:
+    """Where the reported networks are measured: on a GPU, if trials have them and this machine has one."""
+    return "cuda" if config.gpus_per_trial != 0 and torch.cuda.is_available() else "cpu"
+
+
 def write_networks(
     folders: Mapping[str, TrialRecord],
     weights: Callable[[TrialRecord], Path],
     folder: Path,
     experiment: Experiment,
     data: Data,
+    device: str = "cpu",
 ) -> dict[int, BestModel]:
     """Writes every reported trial's network into its folders, and removes folders of trials no longer reported.
 
@@ -45,6 +52,7 @@ def write_networks(
         weights: a trial's record -> the file that it left. Where there is none, the study had ended before and goes
             on: then the network is where it was written at that time.
         folder: the study's.
+        device: on which they are measured.
 
     Returns:
         What was measured, by the trial's number. Each network is measured once, however many folders it has.
@@ -61,7 +69,7 @@ def write_networks(
                 raise RuntimeError(f"the network of {record.name} is gone: {own} was removed")
             own = earlier[record.name]
         known = measured.get(record.number)
-        measured[record.number] = write_best(own, folder / name, experiment, data, record, known)
+        measured[record.number] = write_best(own, folder / name, experiment, data, record, known, device)
     for stale in set(_networks(folder)) - {folder / name for name in folders}:
         shutil.rmtree(stale)
     return measured
@@ -84,11 +92,13 @@ def write_best(
     data: Data,
     record: TrialRecord,
     measured: BestModel | None = None,
+    device: str = "cpu",
 ) -> BestModel:
     """Reads a trial's network, measures it on the test data, and writes it into the folder `target`.
 
     Args:
         measured: what is known of the same network already: then it is written only.
+        device: on which it is measured.
 
     Raises:
         RuntimeError: if the file's sparsity or validation accuracy is not the one that the trial reported: then
@@ -97,7 +107,7 @@ def write_best(
     tensors, masks = split_masks(load_file(weights))
     model = experiment.model()
     model.load_state_dict(tensors)
-    best = measured or _measure(experiment, data, model, tensors, masks, record)
+    best = measured or _measure(experiment, data, model.to(device), tensors, masks, record)
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights, target / f".{MODEL}.tmp")
     (target / f".{MODEL}.tmp").replace(target / MODEL)
@@ -140,11 +150,11 @@ def _measure(
     return BestModel(evaluate(experiment, model, data.test), total, zeros, by_layer)
 
 
-def test_accuracy(experiment: Experiment, data: Data, tensors: dict[str, Any]) -> float:
-    """Accuracy on the test data of the network with these tensors (arrays, under the names of its state_dict)."""
+def test_accuracy(experiment: Experiment, data: Data, tensors: dict[str, Any], device: str) -> float:
+    """Accuracy on the test data, found on `device`, of the network with these tensors (arrays, under the names of its state_dict)."""
     model = experiment.model()
     model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
-    return evaluate(experiment, model, data.test)
+    return evaluate(experiment, model.to(device), data.test)
 
 
 def count_zeros(tensors: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]) -> tuple[int, int]:

@@ -55,7 +55,7 @@ def conclude(
         concurrency: trials at once.
         retrained: each method's best under fresh seeds.
     """
-    from tuner.best import write_networks
+    from tuner.best import measuring_device, write_networks
     from tuner.live_pictures import final_pictures
     from tuner.trial import CHECKPOINTS
 
@@ -65,7 +65,8 @@ def conclude(
     folders = {} if stop.asked else goal.folders(records)
     networks = {}
     if folders:
-        networks = write_networks(folders, study.weights, config.folder, prepared.experiment, prepared.data)
+        device = measuring_device(config)
+        networks = write_networks(folders, study.weights, config.folder, prepared.experiment, prepared.data, device)
     outcome = StudyOutcome(
         study=config.study,
         goal=goal,

@@ -224,14 +224,16 @@ def _train_best_again(
     prepared: Prepared, study: StudyRun, setup: TrialSetup, arrays: Any, gpus: float
 ) -> list[Retrained]:
     """Each method's best under fresh seeds, with its accuracies on the test data."""
-    from tuner.best import test_accuracy
+    from tuner.best import measuring_device, test_accuracy
     from tuner.ray_run import train_again
 
     config = prepared.config
     chosen = best_of_each(study.records.values(), config.method, prepared.goal)
     networks = train_again(setup, arrays, jobs(chosen, config.final_seeds), cpus=config.cpus_per_trial, gpus=gpus)
+    device = measuring_device(config)
     accuracies = [
-        None if network is None else test_accuracy(prepared.experiment, prepared.data, network) for network in networks
+        None if network is None else test_accuracy(prepared.experiment, prepared.data, network, device)
+        for network in networks
     ]
     return summarise(chosen, accuracies, config.final_seeds)
 

@@ -300,3 +300,20 @@ def test_an_ordinary_gradient_may_be_as_large_as_it_likes() -> None:
     param.grad = torch.full((4,), 3e38)  # finite, though its sum is not
     LpSGD([param], 1e-37, momentum=0.0).step()
     assert param.tolist() == pytest.approx([-30.0] * 4)
+
+
+@pytest.mark.parametrize("p", [1.07, 1.5, 2.0])
+def test_rows_without_gradient_stay_where_small_numbers_count_as_zero(p: float) -> None:
+    param = nn.Parameter(normal(0, 4, 30).float())
+    optimizer = LpSGD([param], p=p, lr=0.1, gain=True, foreach=True)
+    before = param.detach().clone()
+    param.grad = normal(1, 4, 30).float()
+    param.grad[1] = 0
+    torch.set_flush_denormal(True)  # as workers do, which makes 1e-38 a zero also where it is a number of a kernel's
+    try:
+        optimizer.step()
+    finally:
+        torch.set_flush_denormal(False)
+    torch.testing.assert_close(param[1], before[1])
+    assert not torch.equal(param[0], before[0])
+    assert param.isfinite().all()
