@@ -151,7 +151,8 @@ def _measure(
 
 
 def test_accuracy(experiment: Experiment, data: Data, tensors: dict[str, Any], device: str) -> float:
-    """Accuracy on the test data, found on `device`, of the network with these tensors (arrays, under the names of its state_dict)."""
+    """Accuracy on the test data of the network with these tensors (arrays, under the names of its state_dict), on
+    `device`."""
     model = experiment.model()
     model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
     return evaluate(experiment, model.to(device), data.test)
