@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from experiments.base import Data, Experiment, Split, evaluate
 from experiments.normalisation import normalises, remeasured, sample
 from sparsity import METHODS, SparseTraining
-from sparsity.recorded import RecordedPasses
+from sparsity.recorded import RecordedPasses, can_be_recorded
 
 _FETCHED_NUMBERS = 1 << 18  # at once: a megabyte of float32, which processors keep at hand
 
@@ -66,7 +66,7 @@ class Training:
             rules=experiment.layers,
             epochs=epochs,
         )
-        records = experiment.cuda_graph and torch.device(device).type == "cuda"
+        records = experiment.cuda_graph and can_be_recorded(self.model.parameters())
         self._recorded = RecordedPasses(self.model.parameters()) if records else None
         self._batch: tuple[Tensor, Tensor] | None = None  # where recorded passes find theirs
 

@@ -22,10 +22,23 @@ _KEPT = ("momentum", "nesterov", "weight_decay", "gain", "dampening", "maximize"
 _BEFORE = 2  # calls that are not recorded: libraries make ready in them what may not be made within a recording
 
 
-@cache
+def can_be_recorded(params: Iterable[Tensor]) -> bool:
+    """Whether work on these parameters can be: they are all on the GPU that is torch's current one. What is done on
+    another is no part of a recording."""
+    devices = {param.device for param in params}
+    return (
+        len(devices) == 1 and (device := devices.pop()).type == "cuda" and device.index == torch.cuda.current_device()
+    )
+
+
 def _side() -> torch.cuda.Stream:
+    return _side_of(torch.cuda.current_device())
+
+
+@cache
+def _side_of(device: int) -> torch.cuda.Stream:
     """On which everything is recorded: libraries keep memory for every stream that they have ever worked on."""
-    return torch.cuda.Stream()
+    return torch.cuda.Stream(device)
 
 
 def _free_generator() -> None:
@@ -44,6 +57,10 @@ class Recorded:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: Tensor | None = None
         self._refused = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which has other memory: nothing is recorded in it."""
+        return {**vars(self), "key": None, "_calls": 0, "_graph": None, "_result": None}
 
     @property
     def is_made(self) -> bool:
@@ -183,7 +200,7 @@ class RecordedSteps:
 
     def _can_record(self) -> bool:
         groups = self._optimizer.param_groups
-        if groups[0]["params"][0].device.type != "cuda":
+        if groups[0]["params"][0].device.type != "cuda" or not can_be_recorded(self._params()):
             return False
         if isinstance(self._optimizer, LpSGD):
             return not self._optimizer.hooked
@@ -217,7 +234,7 @@ class RecordedPasses:
 
     def __init__(self, params: Iterable[Tensor]) -> None:
         self._params, self._recorded = list(params), Recorded()
-        self._grads: list[Tensor | None] | None = None
+        self._grads: list[Tensor | None] = []
 
     def __call__(self, passes: Callable[[], Tensor]) -> Tensor:
         """Does what `passes()` does, which drops all gradients, puts new ones where they belong, and returns the loss.
@@ -226,11 +243,12 @@ class RecordedPasses:
         Returns:
             the loss, in memory that the next call may overwrite.
         """
+        replayed = self._recorded.is_made
         loss = self._recorded(passes, "passes")
-        if self._recorded.is_made:
-            if self._grads is None:
-                self._grads = [param.grad for param in self._params]
-            _give(self._params, self._grads)  # somebody may have dropped them, which drops no recording
+        if replayed:
+            _give(self._params, self._grads)  # which others have dropped meanwhile, as passes on a smaller batch do
+        elif self._recorded.is_made:
+            self._grads = [param.grad for param in self._params]
         assert loss is not None
         return loss
 

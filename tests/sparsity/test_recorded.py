@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsity import METHODS, LpSGD, SparseTraining
 from sparsity.block import Block
-from sparsity.recorded import Moving, Recorded, RecordedPasses
+from sparsity.recorded import Moving, Recorded, RecordedPasses, RecordedSteps, can_be_recorded
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SHAPES = [(6, 40), (5, 40), (4, 3, 2, 2)]
@@ -122,6 +122,14 @@ def test_an_optimizer_says_when_its_memory_is_another() -> None:
     assert after(optimizer.step)  # another set of parameters
     other = copy.deepcopy(optimizer)
     assert other.arrangement > 0
+
+
+def test_what_is_on_a_cpu_is_not_recorded() -> None:
+    params = [nn.Parameter(x) for x in tensors(0)]
+    assert not can_be_recorded(params)
+    assert not can_be_recorded([])
+    recorded = RecordedSteps(LpSGD(params, p=1.5), p_moves=False)
+    assert not recorded(lambda: pytest.fail("it was to say so"), fixed=True)
 
 
 class Net(nn.Sequential):
@@ -241,6 +249,20 @@ def test_dropout_is_drawn_anew_at_every_replay() -> None:
     drawn = [recorded(lambda: F.dropout(x), "key").clone() for _ in range(6)]
     assert recorded.is_made
     assert len({tuple(each.tolist()) for each in drawn}) == 6
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_copy_of_a_recorded_training_trains_apart_from_it() -> None:
+    batches = data(60, "cuda")
+    first, whole = begun("lpss", 60, "cuda"), begun("lpss", 60, "cuda")
+    train(whole, batches, whole=True)
+    train(first, batches[:23], whole=True)
+    second = copy.deepcopy(first)
+    train(first, batches[23:], whole=True)
+    train(second, batches[23:], whole=True)
+    same(whole, first)
+    same(whole, second)
 
 
 @pytest.mark.gpu
