@@ -1,4 +1,4 @@
-"""Small problems to train on."""
+"""Small problems to train on, and what tests of the optimizer share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sparsity import LpSGD
 
 
 def blobs(n: int = 400, features: int = 20, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -40,3 +42,17 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     model.eval()
     with torch.no_grad():
         return float((model(x).argmax(1) == y).double().mean())
+
+
+def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def norms(w: Tensor, p: float) -> Tensor:
+    """||w||_p of each row, in float64 by logarithms."""
+    return (torch.logsumexp(p * w.detach().double().flatten(1).abs().log(), -1) / p).exp()
+
+
+def step(optimizer: LpSGD, param: nn.Parameter, grad: Tensor) -> None:
+    param.grad = grad.to(param.dtype).view_as(param).clone()
+    optimizer.step()

@@ -1,0 +1,190 @@
+"""What is printed at the end of a study."""
+
+from __future__ import annotations
+
+import io
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuner.final_table import (
+    best_line,
+    command,
+    final_table,
+    layers_line,
+    print_result,
+    shown_path,
+    states_line,
+    tracking_line,
+    trial_columns,
+)
+from tuner.goal import Goal, along_front, at_targets
+from tuner.records import TrialRecord, TrialState
+from tuner.results import StudyOutcome, StudySeconds
+
+
+def trial(number: int, state: TrialState = TrialState.COMPLETED, **fields: Any) -> TrialRecord:
+    given = {"method": "lpss", "params": {"p": 1.1}, "val_accuracy": 0.9, "sparsity": 0.9, **fields}
+    return TrialRecord.from_dict({"number": number, "state": state, **given})
+
+
+RECORDS = [
+    trial(0, val_accuracy=0.97, nonzero_weights=1000, params={"p": 1.1, "lr": 0.0123456, "schedule": "[cosine]"}),
+    trial(1, val_accuracy=0.96, sparsity=0.95123, nonzero_weights=487, params={"p": 1.2, "lr": 0.1}),
+    trial(2, TrialState.FAILED, reason="loss is\nNaN"),
+    trial(3, TrialState.FAILED, reason="loss is\nNaN"),
+    trial(4, TrialState.FAILED, reason="a worker was lost"),
+    trial(5, TrialState.PRUNED),
+]
+
+
+def outcome(folder: Path, records: list[TrialRecord] = RECORDS, **fields: Any) -> StudyOutcome:
+    seconds = StudySeconds(total=41.0, startup=5.0, training=28.0, sampling=1.0, tracking=2.0, finishing=3.0)
+    uri = "sqlite:///mlflow.db"
+    return StudyOutcome("demo", at_targets(0.9), "digits", "lpss", records, folder, seconds, tracking_uri=uri, **fields)
+
+
+def printed(found: StudyOutcome) -> str:
+    stream = io.StringIO()
+    print_result(found, stream)
+    return stream.getvalue()
+
+
+def test_the_result_has_the_front_the_best_the_files_the_time_and_the_way_to_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "studies" / "demo"
+    folder.mkdir(parents=True)
+    (folder / "result.json").touch()
+    text = printed(outcome(folder, test_accuracies={0: 0.955}, weights=10000))
+    header, first, second, *_ = text.splitlines()
+    assert header.split() == ["trial", "accuracy", "sparsity", "nonzero", "p", "lr", "schedule"]
+    assert first.split() == ["t0000", "97.00%", "90.000%", "1,000", "1.1", "0.01235", "[cosine]"]
+    assert second.split() == ["t0001", "96.00%", "95.123%", "487", "1.2", "0.1"]
+    assert (
+        "best t0000: validation accuracy 97.00%, test accuracy 95.50%, "
+        "sparsity 90.0000% (9,000 of 10,000 weights are zero)\n"
+    ) in text
+    assert "2 completed, 1 stopped early, 3 failed (loss is NaN)\n" in text
+    parts = "startup 5.0 s, training 28.0 s, sampling 1.0 s, tracking 2.0 s, finishing 3.0 s, other 2.0 s"
+    assert f"41 s: {parts}\n" in text
+    assert f"{Path('studies/demo')}/  (result.json)\n" in text
+    assert f"{command('mlflow')} ui --backend-store-uri sqlite:///mlflow.db\n" in text
+    assert "\x1b" not in text
+
+
+def test_a_long_line_is_not_broken(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 40)
+    folder.mkdir()
+    assert f"files  {folder}/\n" in printed(outcome(folder))
+
+
+def test_without_a_feasible_trial_the_result_says_so(tmp_path: Path) -> None:
+    text = printed(outcome(tmp_path, RECORDS[2:]))
+    assert text.startswith("no feasible trial: none completed with a sparsity of 90% or more\n")
+
+
+def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
+    assert best_line(outcome(tmp_path)) == "best t0000: validation accuracy 97.00%, sparsity 90.0000%"
+    assert states_line(outcome(tmp_path, RECORDS[:1])) == "1 completed, 0 stopped early, 0 failed"
+
+
+def test_the_sparsity_is_shown_layer_by_layer_or_as_a_range(tmp_path: Path) -> None:
+    few = {"0.weight": 0.91234, "2.weight": 0.8, "4.weight": 0.25}
+    assert layers_line(outcome(tmp_path, sparsity_by_layer=few)) == "0.weight 91.2%, 2.weight 80.0%, 4.weight 25.0%"
+    assert "layers 0.weight 91.2%, " in printed(outcome(tmp_path, sparsity_by_layer=few))
+    many = {f"{k}.weight": 0.5 + k / 100 for k in range(7)}
+    line = layers_line(outcome(tmp_path, sparsity_by_layer=many))
+    assert line == "50.0% (0.weight) to 56.0% (6.weight) in 7 layers, each in model.json"
+    assert "layers" not in printed(outcome(tmp_path))
+
+
+def test_parameters_that_do_not_fit_are_left_out_and_counted(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    params = {f"a_long_parameter_{k}": 0.123 for k in range(9)}
+    front = [trial(0, params=params)]
+    for width, fitting in ((40, 0), (80, 2), (200, 8), (400, 9)):
+        columns, left_out = trial_columns(front, width)
+        assert (len(columns) - 4, left_out) == (fitting, 9 - fitting)
+        stream = io.StringIO()
+        Console(file=stream, width=width).print(final_table(outcome(tmp_path, front), width), crop=False)
+        header, *_ = stream.getvalue().splitlines()
+        assert len(header.rstrip()) <= width
+        assert ("and" in stream.getvalue().splitlines()[2]) == (left_out > 0)
+
+
+def test_the_method_is_shown_where_there_are_several() -> None:
+    columns, _ = trial_columns([trial(0), trial(1, method="rigl", sparsity=0.95)], 120)
+    assert ["method", "lpss", "rigl"] in columns
+
+
+def test_paths_are_as_short_as_they_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = tmp_path / "here"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    assert shown_path(inside / "studies") == "studies"
+    assert shown_path(Path("studies/demo")) == str(Path("studies/demo"))
+    assert shown_path(tmp_path / "elsewhere") == str(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("uri", "line"),
+    [
+        ("sqlite:///my runs/mlflow.db", "mlflow ui --backend-store-uri 'sqlite:///my runs/mlflow.db'"),
+        ("postgresql://ada:secret@host/db", "mlflow ui --backend-store-uri 'postgresql://***@host/db'"),
+        ("https://mlflow.example.org", "https://mlflow.example.org"),
+    ],
+)
+def test_the_way_to_mlflow(uri: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert tracking_line(uri) == line
+
+
+def test_a_command_that_the_shell_does_not_find_is_named_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "a venv" / "bin"
+    here.mkdir(parents=True)
+    for name in ("python", "mlflow"):
+        (here / name).touch(mode=0o755)
+    monkeypatch.setattr("sys.executable", str(here / "python"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert command("mlflow") == "'a venv/bin/mlflow'"
+    assert command("no-such-command") == "no-such-command"
+    monkeypatch.setenv("PATH", str(here))
+    assert command("mlflow") == "mlflow"
+
+
+# Goals other than one target
+
+FOUND = [
+    trial(0, val_accuracy=0.97, sparsity=0.8, nonzero_weights=200),
+    trial(1, val_accuracy=0.96, sparsity=0.9, nonzero_weights=100),
+    trial(2, val_accuracy=0.90, sparsity=0.95, nonzero_weights=50),
+]
+
+
+def with_goal(goal: Goal, folder: Path) -> StudyOutcome:
+    return replace(outcome(folder, FOUND, test_accuracies={0: 0.955, 1: 0.945}), goal=goal)
+
+
+def test_several_targets_have_a_row_each(tmp_path: Path) -> None:
+    lines = printed(with_goal(at_targets(0.8, 0.85, 0.99), tmp_path)).splitlines()
+    assert lines[0].split()[:4] == ["target", "trial", "accuracy", "sparsity"]
+    assert [line.split()[:3] for line in lines[1:3]] == [["0.8", "t0000", "97.00%"], ["0.85", "t0001", "96.00%"]]
+    assert any("at 0.85: t0001: validation accuracy 96.00%, test accuracy 94.50%" in line for line in lines)
+    assert any("at 0.99: no trial is as sparse" in line for line in lines)
+
+
+def test_a_front_ends_with_its_hypervolume(tmp_path: Path) -> None:
+    lines = printed(with_goal(along_front(0.8, 0.9), tmp_path)).splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["trial", "t0000", "t0001", "t0002"]
+    assert any(
+        "hypervolume 0.09600 above (sparsity 0.8, accuracy 0): a mean accuracy of 96.00%" in line for line in lines
+    )
