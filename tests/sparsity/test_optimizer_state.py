@@ -15,6 +15,8 @@ from torch import nn
 from sparsity.optimizer import LpSGD
 from tests.sparsity.problems import batches, blobs, mlp, normal, norms, step
 
+pytestmark = pytest.mark.usefixtures("either_step")
+
 
 def trained(dtype: torch.dtype, model: nn.Module, optimizer: LpSGD, seed: int, steps: int) -> None:
     x, y = blobs()
