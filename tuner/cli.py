@@ -253,14 +253,15 @@ def _run_with(ray: Any, writer: Any, config: Any, *, as_json: bool, resume: bool
     except TakenOver as error:
         _say(f"Ended, since the store could not be reached for too long: {error}")
         return EXIT_FAILED
-    except KeyboardInterrupt:
-        if not (config.folder / STUDY_YAML).exists():
-            raise
-        if ray.lost:
+    except (KeyboardInterrupt, Exception) as error:
+        begun = (config.folder / STUDY_YAML).exists()
+        if begun and ray.lost:  # whatever the interrupt, or what waited for Ray, came out as
             _say(_ray_died(config))
             return EXIT_FAILED
-        _say(f"Interrupted. To go on: {_how_to_resume(config)}")
-        return EXIT_INTERRUPTED
+        if begun and isinstance(error, KeyboardInterrupt):
+            _say(f"Interrupted. To go on: {_how_to_resume(config)}")
+            return EXIT_INTERRUPTED
+        raise
     _say(finished.ended)
     _report(finished, as_json)
     _tell(finished.problems, config)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tuner.connection import Connection
+if TYPE_CHECKING:
+    from tuner.connection import Connection
+
+_depth, _waiting = 0, False  # of blocks that are done whole, and whether an interrupt waits for their end
 
 
 @contextmanager
@@ -19,7 +23,8 @@ def interruptible(stop: Any, ray: Connection) -> Iterator[None]:
     def ask(signum: int, frame: Any) -> None:
         if stop.asked or ray.lost:
             ray.heard()
-            raise KeyboardInterrupt
+            _interrupt()
+            return
         stop.asked = True
         print("Interrupted: ending the running trials. Again to end at once.", file=sys.stderr, flush=True)
 
@@ -29,13 +34,13 @@ def interruptible(stop: Any, ray: Connection) -> Iterator[None]:
 
 @contextmanager
 def terminable(ray: Connection) -> Iterator[None]:
-    """Where the search does not run, a request to terminate is as Ctrl-C is."""
+    """Where the search does not run, Ctrl-C and a request to terminate end the command at once."""
 
     def ask(signum: int, frame: Any) -> None:
         ray.heard()
-        raise KeyboardInterrupt
+        _interrupt()
 
-    with handled(ask, signal.SIGTERM):
+    with handled(ask, signal.SIGINT, signal.SIGTERM):
         yield
 
 
@@ -48,3 +53,28 @@ def handled(handler: Callable[[int, Any], None], *signals: signal.Signals) -> It
     finally:
         for number, former in before.items():
             signal.signal(number, former)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """What is done within is done whole: an interrupt that comes meanwhile is raised at its end. For what others' code
+    leaves neither done nor undone, as the lock of Optuna's file."""
+    global _depth, _waiting
+    if threading.current_thread() is not threading.main_thread():  # no other is interrupted
+        yield
+        return
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1
+        if _waiting and _depth == 0:
+            _waiting = False
+            raise KeyboardInterrupt
+
+
+def _interrupt() -> None:
+    global _waiting
+    if _depth == 0:
+        raise KeyboardInterrupt
+    _waiting = True

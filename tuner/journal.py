@@ -11,6 +11,8 @@ from typing import Any
 
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
+from tuner.interruption import undisturbed
+
 
 class Journal(JournalFileBackend):
     """Optuna's file, of which Optuna's dashboard reads every line as soon as it is written.
@@ -33,15 +35,16 @@ class Journal(JournalFileBackend):
             OSError: if they cannot be written.
         """
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        self._turn.acquire()
-        try:
-            with self._path.open("ab") as file:
-                file.write(lines.encode())
-                if not self._gathering:
-                    file.flush()
-                    os.fsync(file.fileno())
-        finally:
-            self._turn.release()
+        with undisturbed():  # Optuna's lock cannot be let go of twice
+            self._turn.acquire()
+            try:
+                with self._path.open("ab") as file:
+                    file.write(lines.encode())
+                    if not self._gathering:
+                        file.flush()
+                        os.fsync(file.fileno())
+            finally:
+                self._turn.release()
         self._behind = self._gathering
 
     @contextmanager
