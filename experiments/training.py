@@ -179,7 +179,9 @@ class Training:
         several = max(1, _FETCHED_NUMBERS // (size * max(1, x[:1].numel())))
         order = torch.randperm(len(x), generator=self.order).to(x.device)
         for places in order.split(size * several):
-            yield from zip(x[places].split(size), y[places].split(size), strict=True)
+            # index_select is twice as quick as an index on a CPU.
+            fetched = (torch.index_select(part, 0, places).split(size) for part in (x, y))
+            yield from zip(*fetched, strict=True)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the training needs to go on: network, method, order of the data, noise, epochs done."""
