@@ -20,14 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.step import Direct
+from benchmarks.step import LR, SETTINGS, Direct, P
 from experiments import find
-from sparsity import METHODS, LpssSettings, SparseTraining, lpss
+from sparsity import METHODS, SparseTraining, lpss
 from sparsity.recorded import RecordedPasses
 
 TURNS, STEPS, WARM = 22, 40, 2
 NETWORKS = {"fashion-mnist": ((784,), 128), "fashion-mnist-wrn": ((1, 28, 28), 256)}
-P, LR = 1.4, 0.0078
 
 Step = Callable[[Tensor, Tensor], object]
 
@@ -79,7 +78,7 @@ def sides(make: Callable[[], nn.Module]) -> dict[str, Step]:
         return plain(model, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, **options))
 
     def ours(kind: str) -> Step:
-        return sparse(lpss(network(), LpssSettings(0.9, P, LR), total_steps=TURNS * STEPS), kind=kind)
+        return sparse(lpss(network(), SETTINGS, total_steps=TURNS * STEPS), kind=kind)
 
     dense = METHODS["dense"].build(
         network(), {"lr": 1e-3}, total_steps=TURNS * STEPS, generator=torch.Generator().manual_seed(0)

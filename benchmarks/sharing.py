@@ -13,9 +13,9 @@ import argparse
 import json
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
+
+from benchmarks.throughput import run
 
 
 def memory_in_use() -> int:
@@ -32,27 +32,11 @@ def study(options: argparse.Namespace, sharing: int) -> str:
     command += ["--scheduler", "none", "--gpus-per-trial", str(1 / sharing), "--concurrency", str(sharing)]
     command += ["--storage", str(folder), "--study", "study", "--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
     folder.mkdir(parents=True)
-    memory: list[int] = []
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(1.0):
-            memory.append(memory_in_use())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    start = time.monotonic()
-    with (folder / "log").open("w") as log:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, check=False)
-    wall = time.monotonic() - start
-    ended.set()
-    watcher.join()
-    if done.returncode not in (0, 3):
-        raise SystemExit(f"the study ended with {done.returncode}:\n{(folder / 'log').read_text()[-3000:]}")
-    document = json.loads(done.stdout)
+    wall, memory, output = run(command, {}, folder / "log", 1.0, lambda _: memory_in_use())
+    document = json.loads(output)
     trials = sum(document["states"].values())
     of_command, of_training = (3600 * trials / seconds for seconds in (wall, document["seconds"]["training"]))
-    best = document["best"]["val_accuracy"] if document.get("best") else float("nan")
+    best = document["best"]["val_accuracy"]
     states = " ".join(f"{count} {state}" for state, count in document["states"].items() if count)
     rates = f"{wall:.1f} | {of_command:.0f} | {of_training:.0f}"
     return f"| {sharing} | {states} | {rates} | {100 * best:.2f} | {max(memory)} |"

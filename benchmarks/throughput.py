@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,13 @@ def memory_of_tree(root: int) -> int:
     return 1024 * total
 
 
-def run(command: list[str], environment: dict[str, str], log: Path, every: float = 5.0) -> tuple[float, list[int], str]:
+def run(
+    command: list[str],
+    environment: dict[str, str],
+    log: Path,
+    every: float = 5.0,
+    memory_of: Callable[[int], int] = memory_of_tree,
+) -> tuple[float, list[int], str]:
     """Runs a command: seconds, memory of all its processes every so many seconds, and its standard output."""
     memory: list[int] = []
     start = time.monotonic()
@@ -73,7 +80,7 @@ def run(command: list[str], environment: dict[str, str], log: Path, every: float
 
         def watch() -> None:
             while not ended.wait(every):
-                memory.append(memory_of_tree(process.pid))
+                memory.append(memory_of(process.pid))
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -75,12 +76,4 @@ cifar10 = Experiment(
     augment=_AUGMENT,
     cuda_graph=True,
 )
-cifar10_subset = Experiment(
-    "cifar10-subset",
-    load_subset,
-    _wrn_22_2,
-    Recipe(epochs=100, batch_size=64),
-    prepare=_NORMALISE,
-    augment=_AUGMENT,
-    cuda_graph=True,
-)
+cifar10_subset = replace(cifar10, name="cifar10-subset", load=load_subset, recipe=Recipe(epochs=100, batch_size=64))

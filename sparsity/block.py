@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsity.rows import Layout, Number, Rows, inverse_norms, row_dot, times_own_power
+from sparsity.rows import Layout, Rows, descend, inverse_norms, row_dot, times_own_power
 from sparsity.sphere import dual_exponent
 
 _NO_NORM = 1e-30  # a smaller sum of |v|^q is that of a row that came onto the sphere as zeros: it has no norm yet
@@ -82,7 +82,9 @@ class Block:
         scales = torch.pow(powers, 1 / q - 1, out=self._rates.flat)
         if group["gain"]:
             gain_d = self._momentum(self._pieces(self._gain_grads), "gain_momentum", group, self._gain_grads)
-            scales.mul_(descend(self._rows("gain").flat, gain_d.flat, group["gain_lr"]).clamp_min_(_GAIN_MIN))
+            gains = self._rows("gain").flat
+            descend([gains], [gain_d.flat], group["gain_lr"])
+            scales.mul_(gains.clamp_min_(_GAIN_MIN))
         self._scatter(unscaled)
         powers.pow_(-1 / q)
         v.scale_(self._powers)
@@ -166,8 +168,3 @@ class Block:
                 torch.mul(rows, scale, out=param.detach().flatten(1))
             else:
                 param.copy_(torch.mul(rows, scale, out=spare).view_as(param))
-
-
-def descend(x: Tensor, d: Tensor, lr: Number) -> Tensor:
-    """x - lr d, in x."""
-    return x.addcmul_(d, lr, value=-1) if isinstance(lr, Tensor) else x.sub_(d, alpha=lr)

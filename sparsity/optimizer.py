@@ -17,7 +17,7 @@ from torch.optim import optimizer as optimizers
 from sparsity import fused
 from sparsity.block import Block
 from sparsity.fused import FusedStep
-from sparsity.rows import Rows
+from sparsity.rows import Rows, descend
 from sparsity.sphere import check_p, from_dual, project, row_norm, to_dual
 
 _GLOBAL_HOOKS = (optimizers._global_optimizer_pre_hooks, optimizers._global_optimizer_post_hooks)
@@ -258,11 +258,7 @@ class LpSGD(torch.optim.Optimizer):
             torch._foreach_mul_(buffers, momentum)
             torch._foreach_add_(buffers, grads)
             grads = list(torch._foreach_add(grads, buffers, alpha=momentum)) if group["nesterov"] else buffers
-        lr = group["lr"]
-        if isinstance(lr, Tensor):
-            torch._foreach_sub_(params, torch._foreach_mul(grads, lr))
-        else:
-            torch._foreach_add_(params, grads, alpha=-lr)
+        descend(params, grads, group["lr"])
 
     def _blocks_of(self, params: list[Tensor], group: dict[str, Any]) -> list[Block | FusedStep]:
         """What steps the parameters of a sphere group: compiled code one by one, or a block all of one device and dtype

@@ -121,7 +121,7 @@ class Moving:
         self, groups: Sequence[dict[str, Any]], names: Iterable[str], device: torch.device, dtype: torch.dtype
     ) -> None:
         self.groups, self._count = groups, len(groups)
-        pairs = [(group, name) for name in names for group in groups if isinstance(group.get(name), float | int)]
+        pairs = [(group, name) for name in names for group in groups if group.get(name) is not None]
         self._numbers = [(*pair, torch.zeros((), device=device, dtype=dtype)) for pair in pairs]
         self._values: list[float | None] = [None] * len(pairs)
 
@@ -199,12 +199,11 @@ class RecordedSteps:
         return [param for group in self._optimizer.param_groups for param in group["params"]]
 
     def _can_record(self) -> bool:
-        groups = self._optimizer.param_groups
-        if groups[0]["params"][0].device.type != "cuda" or not can_be_recorded(self._params()):
+        if not can_be_recorded(self._params()):
             return False
         if isinstance(self._optimizer, LpSGD):
             return not self._optimizer.hooked
-        return all(group.get("fused") for group in groups)
+        return all(group.get("fused") for group in self._optimizer.param_groups)
 
     def _moving_settings(self) -> Moving:
         groups = self._optimizer.param_groups

@@ -120,7 +120,16 @@ def inverse_norms(d: Rows, q: Number, scratch: Rows, out: Rows) -> Tensor:
 
 def times_own_power(v: Rows, exponent: Number, scratch: Rows) -> Rows:
     """v |v|^exponent, in `scratch`; v itself for exponent 0, where that is known without waiting for a device."""
-    if (isinstance(exponent, float) or exponent.device.type == "cpu") and exponent == 0.0:
+    known = not isinstance(exponent, Tensor) or exponent.device.type == "cpu"
+    if known and exponent == 0.0:
         return v
     power_(torch.abs(v.flat, out=scratch.flat), exponent).mul_(v.flat)
     return scratch
+
+
+def descend(xs: list[Tensor], ds: list[Tensor], lr: Number) -> None:
+    """x - lr d, in each x."""
+    if isinstance(lr, Tensor):
+        torch._foreach_sub_(xs, torch._foreach_mul(ds, lr))
+    else:
+        torch._foreach_add_(xs, ds, alpha=-lr)

@@ -236,7 +236,6 @@ def _run_with(ray: Any, writer: Any, config: Any, *, as_json: bool, resume: bool
     from tuner.prepare import prepare
     from tuner.run import DiskFull, run_study
     from tuner.store_owner import TakenOver
-    from tuner.study_yaml import STUDY_YAML
     from tuner.tracking_uri import stray_environment
 
     prepared = prepare(config, resume=resume, share=ray.share)
@@ -254,7 +253,7 @@ def _run_with(ray: Any, writer: Any, config: Any, *, as_json: bool, resume: bool
         _say(f"Ended, since the store could not be reached for too long: {error}")
         return EXIT_FAILED
     except (KeyboardInterrupt, Exception) as error:
-        begun = (config.folder / STUDY_YAML).exists()
+        begun = _begun(config)
         if begun and ray.lost:  # whatever the interrupt, or what waited for Ray, came out as
             _say(_ray_died(config))
             return EXIT_FAILED
@@ -304,11 +303,16 @@ def _exit_code(finished: Any, config: Any) -> int:
     return EXIT_DONE
 
 
-def _ray_died(config: Any) -> str:
+def _begun(config: Any) -> bool:
+    """Whether there is a study to go on with."""
     from tuner.study_yaml import STUDY_YAML
 
-    begun = (config.folder / STUDY_YAML).exists()
-    return "Ray died, perhaps for want of memory." + (f" To go on: {_how_to_resume(config)}" if begun else "")
+    return bool((config.folder / STUDY_YAML).exists())
+
+
+def _ray_died(config: Any) -> str:
+    to_go_on = f" To go on: {_how_to_resume(config)}" if _begun(config) else ""
+    return f"Ray died, perhaps for want of memory.{to_go_on}"
 
 
 def _how_to_resume(config: Any) -> str:

@@ -48,6 +48,12 @@ def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
+def tensors(seed: int, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Normal numbers, drawn in double precision, one shape after another."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
 def norms(w: Tensor, p: float) -> Tensor:
     """||w||_p of each row, in float64 by logarithms."""
     return (torch.logsumexp(p * w.detach().double().flatten(1).abs().log(), -1) / p).exp()

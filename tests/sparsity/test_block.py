@@ -13,16 +13,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsity.optimizer import LR_MAX, LpSGD
+from tests.sparsity.problems import normal
 
 pytestmark = pytest.mark.usefixtures("either_step")
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16]
 exponents = st.floats(1.02, 2.0)
 seeds = st.integers(0, 2**32 - 1)
-
-
-def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def unit(x: Tensor, order: float) -> Tensor:

@@ -16,15 +16,11 @@ from sparsity import fused
 from sparsity.block import Block
 from sparsity.fused import FusedStep
 from sparsity.optimizer import LpSGD
+from tests.sparsity.problems import tensors
 
 pytestmark = pytest.mark.skipif(fused.kernel is None, reason="the package was installed without a C compiler")
 
 seeds = st.integers(0, 2**32 - 1)
-
-
-def tensors(seed: int, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
 
 
 SHAPES = [(6, 40), (5, 40), (4, 3, 2, 2)]

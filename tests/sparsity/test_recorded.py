@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from sparsity import METHODS, LpSGD, SparseTraining
 from sparsity.block import Block
 from sparsity.recorded import Moving, Recorded, RecordedPasses, RecordedSteps, can_be_recorded
+from tests.sparsity.problems import tensors
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SHAPES = [(6, 40), (5, 40), (4, 3, 2, 2)]
@@ -26,16 +28,15 @@ PARAMS = {
 }
 
 
-def tensors(seed: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in SHAPES]
+def drawn(seed: int) -> list[Tensor]:
+    return tensors(seed, *SHAPES, dtype=torch.float64)
 
 
 def stepped(moving: bool, **options: Any) -> tuple[list[Tensor], list[dict[str, Any]]]:
     """Three steps at rates and exponents that change, these as numbers or as tensors; parameters and states."""
-    params = [nn.Parameter(x) for x in tensors(0)]
+    params = [nn.Parameter(x) for x in drawn(0)]
     optimizer = LpSGD(params, weight_decay=1e-2 if options["gain"] or options["p"] is None else 0.0, **options)
-    masks = [(x.abs() < 1).double() for x in tensors(1)]
+    masks = [(x.abs() < 1).double() for x in drawn(1)]
     if options["p"] is not None:
         optimizer.set_masks(dict(zip(params, masks, strict=True)))
     names = ("lr", "gain_lr", "p") if options["p"] is not None else ("lr", "gain_lr")
@@ -45,7 +46,7 @@ def stepped(moving: bool, **options: Any) -> tuple[list[Tensor], list[dict[str, 
         group["lr"], group["gain_lr"] = 0.1 / (1 + number), 0.2 / (1 + number)
         if options["p"] is not None:
             group["p"] = options["p"] + 0.01 * number if options["p"] < 2 else 2.0
-        for param, grad in zip(params, tensors(10 + number), strict=True):
+        for param, grad in zip(params, drawn(10 + number), strict=True):
             param.grad = grad
         if moving:
             numbers.follow()
@@ -70,8 +71,20 @@ def test_settings_in_memory_are_as_good_as_numbers(p: float | None, gain: bool) 
             torch.testing.assert_close(first[key], second[key], rtol=1e-12, atol=1e-14)
 
 
+def test_rates_of_any_kind_of_number_follow() -> None:
+    optimizer = LpSGD([nn.Parameter(x) for x in drawn(0)], p=1.5)
+    group = optimizer.param_groups[0]
+    group["lr"] = np.float32(0.25)
+    numbers = Moving(optimizer.param_groups, ("lr", "p"), torch.device("cpu"), torch.float64)
+    for lr in (0.25, 0.125):
+        group["lr"] = np.float32(lr)
+        numbers.follow()
+        with numbers.in_use():
+            assert (group["lr"].item(), group["p"].item()) == (lr, 1.5)
+
+
 def test_numbers_follow_only_groups_they_belong_to() -> None:
-    params = [nn.Parameter(x) for x in tensors(0)]
+    params = [nn.Parameter(x) for x in drawn(0)]
     optimizer = LpSGD(params[:2], p=1.5)
     numbers = Moving(optimizer.param_groups, ("lr",), torch.device("cpu"), torch.float64)
     assert numbers.belongs_to(optimizer.param_groups)
@@ -83,7 +96,7 @@ def test_numbers_follow_only_groups_they_belong_to() -> None:
 
 
 def test_groups_are_whole_again_after_a_step_that_failed() -> None:
-    optimizer = LpSGD([nn.Parameter(x) for x in tensors(0)], p=1.5)
+    optimizer = LpSGD([nn.Parameter(x) for x in drawn(0)], p=1.5)
     numbers = Moving(optimizer.param_groups, ("lr", "p"), torch.device("cpu"), torch.float64)
     with pytest.raises(ZeroDivisionError), numbers.in_use():
         raise ZeroDivisionError
@@ -92,7 +105,7 @@ def test_groups_are_whole_again_after_a_step_that_failed() -> None:
 
 
 def test_an_optimizer_says_when_its_memory_is_another() -> None:
-    params = [nn.Parameter(x) for x in tensors(0)]
+    params = [nn.Parameter(x) for x in drawn(0)]
     optimizer = LpSGD(params, p=1.5, foreach=True)
     masks = {param: torch.ones_like(param) for param in params}
 
@@ -125,7 +138,7 @@ def test_an_optimizer_says_when_its_memory_is_another() -> None:
 
 
 def test_what_is_on_a_cpu_is_not_recorded() -> None:
-    params = [nn.Parameter(x) for x in tensors(0)]
+    params = [nn.Parameter(x) for x in drawn(0)]
     assert not can_be_recorded(params)
     assert not can_be_recorded([])
     recorded = RecordedSteps(LpSGD(params, p=1.5), p_moves=False)
@@ -149,9 +162,11 @@ def data(steps: int, device: str) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def begun(method: str, steps: int, device: str, normalised: bool = False, **params: Any) -> SparseTraining:
+def begun(
+    method: str, steps: int, device: str, normalised: bool = False, network: type[Net] = Net, **params: Any
+) -> SparseTraining:
     torch.manual_seed(0)
-    model = Net(normalised).double().to(device)
+    model = network(normalised).double().to(device)
     generator = torch.Generator().manual_seed(1)
     return METHODS[method].build(model, PARAMS[method] | params, total_steps=steps, generator=generator)
 
@@ -232,10 +247,7 @@ def test_what_waits_for_the_gpu_is_not_recorded_and_trains() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(F.dropout(x, 0.0) * (1.0 if x.sum().item() else 2.0))
 
-    torch.manual_seed(0)
-    model = Waiting(False).double().cuda()
-    there = METHODS["lpss"].build(model, PARAMS["lpss"], total_steps=60, generator=torch.Generator().manual_seed(1))
-    here = begun("lpss", 60, "cpu")
+    here, there = begun("lpss", 60, "cpu"), begun("lpss", 60, "cuda", network=Waiting)
     train(here, data(60, "cpu"))
     train(there, data(60, "cuda"), whole=True, waits=True)
     same(here, there)

@@ -22,14 +22,11 @@ from sparsity.sphere import (
     to_dual,
     unit,
 )
+from tests.sparsity.problems import normal
 
 exponents = st.floats(P_MIN, P_MAX)
 seeds = st.integers(0, 2**32 - 1)
 fan_ins = st.integers(1, 300)
-
-
-def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def reference_norm(x: Tensor, order: float) -> Tensor:

@@ -20,13 +20,9 @@ from sparsity.recipes import LpssSettings, lpss
 from sparsity.schedules import Schedule
 from sparsity.topology import Pruned, Ramp, ThresholdAdaptation, drop_below, grow_by_gradient, sparsity_of
 from sparsity.training import SparseTraining
-from tests.sparsity.problems import batches, blobs, mlp
+from tests.sparsity.problems import batches, blobs, mlp, normal
 
 seeds = st.integers(0, 2**32 - 1)
-
-
-def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def some_mask(seed: int, density: float, *shape: int) -> Tensor:
