@@ -32,8 +32,8 @@ from typing import Any
 import psutil
 import yaml
 
-from tuner.epoch_log import EPOCHS_CSV, read_epochs
-from tuner.warm_start import records_of
+from tune_sparsity.tuner.epoch_log import EPOCHS_CSV, read_epochs
+from tune_sparsity.tuner.warm_start import records_of
 
 SHAPE = ["--target", "0.9", "--trials", "6", "--epochs", "24", "--concurrency", "1", "--seed", "0"]
 ENVIRONMENT = {"TUNE_SPARSITY_CHECKPOINT_SECONDS": "0.2"}  # trials of a second would never have one
@@ -81,7 +81,7 @@ class Chaos:
         options = ["--storage", str(storage), "--tracking-uri", self.uri]
         with log.open("wb") as file:
             return subprocess.Popen(
-                [sys.executable, "-m", "tuner.cli", *arguments, *options],
+                [sys.executable, "-m", "tune_sparsity", *arguments, *options],
                 stdout=subprocess.DEVNULL,
                 stderr=file,
                 env={**os.environ, **ENVIRONMENT},
@@ -236,7 +236,7 @@ def corrupted(folder: Path) -> list[str]:
     """Files that cannot be read as what they are, and files that should not be there."""
     from safetensors import safe_open
 
-    from tuner.checkpoints import read
+    from tune_sparsity.tuner.checkpoints import read
 
     def tensors(path: Path) -> None:
         if path.parent.name == ".checkpoints":

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from experiments import Data, find
-from experiments.training import Training
-from sparsity.hoyer import expected_gaussian_dual, expected_paper, expected_uniform, hoyer
-from sparsity.optimizer import LpSGD
+from tune_sparsity.experiments import Data, find
+from tune_sparsity.experiments.training import Training
+from tune_sparsity.sparsity.hoyer import expected_gaussian_dual, expected_paper, expected_uniform, hoyer
+from tune_sparsity.sparsity.optimizer import LpSGD
 
 EXPONENTS = (1.05, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0)
 RATES = {"short": 0.002, "middle": 0.008, "long": 0.05}
@@ -58,7 +58,7 @@ def draw(table: list[dict[str, float]], path: Path) -> None:
     """Markers for what was measured, lines for what is expected."""
     import plotly.graph_objects as go
 
-    from tuner.pictures import THEME, write_html
+    from tune_sparsity.tuner.pictures import THEME, write_html
 
     figure = go.Figure(layout={"template": THEME, "title": {"text": "Hoyer sparsity on the sphere, over p"}})
     for name in COLUMNS:

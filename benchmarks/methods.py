@@ -27,10 +27,10 @@ from typing import Any
 
 import torch
 
-from experiments import Data, Experiment, find
-from experiments.base import Split, evaluate
-from experiments.training import NotFinite, train_whole
-from sparsity import METHODS
+from tune_sparsity.experiments import Data, Experiment, find
+from tune_sparsity.experiments.base import Split, evaluate
+from tune_sparsity.experiments.training import NotFinite, train_whole
+from tune_sparsity.sparsity import METHODS
 
 TUNED_FOR = {0.95: (0.9, 0.95), 0.98: (0.98, 0.99)}  # the sparsity of a search: those that its best serves
 SPARSITIES = tuple(sparsity for served in TUNED_FOR.values() for sparsity in served)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from experiments import Training, find
+from tune_sparsity.experiments import Training, find
 
 LPSS = {"p_early": 1.4, "p": 1.7, "early_layers": 1}
 

@@ -28,12 +28,12 @@ from ray.air.execution._internal.tracked_actor import TrackedActor
 from ray.tune.execution import tune_controller
 
 from benchmarks.driver import Simulated, peak_mib, study_in
-from experiments import find
-from tuner import ray_run
-from tuner.cluster import connected
-from tuner.config import make_config
-from tuner.searcher import Asked
-from tuner.trial import EPOCHS, FAILURE, FINAL, FINAL_SPARSITY, TrialSetup
+from tune_sparsity.experiments import find
+from tune_sparsity.tuner import ray_run
+from tune_sparsity.tuner.cluster import connected
+from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.searcher import Asked
+from tune_sparsity.tuner.trial import EPOCHS, FAILURE, FINAL, FINAL_SPARSITY, TrialSetup
 
 
 class Clock:

@@ -34,15 +34,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import Data, Experiment, Training, find
-from experiments.training import NotFinite
-from search_spaces import Space, load_space
-from sparsity import METHODS
-from tuner.halving import Halving, rung_epochs
-from tuner.records import TrialRecord, TrialState
-from tuner.samplers import DEFAULT_SAMPLER, SAMPLERS
-from tuner.searcher import OptunaSearcher
-from tuner.trial import trial_seed
+from tune_sparsity.experiments import Data, Experiment, Training, find
+from tune_sparsity.experiments.training import NotFinite
+from tune_sparsity.search_spaces import Space, load_space
+from tune_sparsity.sparsity import METHODS
+from tune_sparsity.tuner.halving import Halving, rung_epochs
+from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.samplers import DEFAULT_SAMPLER, SAMPLERS
+from tune_sparsity.tuner.searcher import OptunaSearcher
+from tune_sparsity.tuner.trial import trial_seed
 
 TARGET = 0.9
 RANDOM_TRIALS, TRIALS = 64, 32

@@ -27,7 +27,16 @@ def memory_in_use() -> int:
 def study(options: argparse.Namespace, sharing: int) -> str:
     """One study; its row of the table."""
     folder = options.out / f"sharing-{sharing}"
-    command = [sys.executable, "-m", "tuner.cli", "--target", "0.9", "--experiment", options.experiment, "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "tune_sparsity.tuner.cli",
+        "--target",
+        "0.9",
+        "--experiment",
+        options.experiment,
+        "--json",
+    ]
     command += ["--data-dir", str(options.data_dir), "--trials", str(options.trials), "--epochs", str(options.epochs)]
     command += ["--scheduler", "none", "--gpus-per-trial", str(1 / sharing), "--concurrency", str(sharing)]
     command += ["--storage", str(folder), "--study", "study", "--tracking-uri", f"sqlite:///{folder}/mlflow.db"]

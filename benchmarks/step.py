@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.models import lenet_300_100
-from sparsity import LpSGD, LpssSettings, lpss, prunable_layers
+from tune_sparsity.experiments.models import lenet_300_100
+from tune_sparsity.sparsity import LpSGD, LpssSettings, lpss, prunable_layers
 
 BATCH, ROUNDS, REPEATS = 128, 15, 40
 P, LR = 1.4, 0.0078

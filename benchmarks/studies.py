@@ -35,7 +35,7 @@ def run(name: str, seed: int, out: Path, data_dir: Path) -> dict[str, Any]:
     result = out / study / "result.json"
     if not result.exists():
         options = ["--seed", str(seed), "--storage", str(out), "--study", study, "--data-dir", str(data_dir)]
-        command = [sys.executable, "-m", "tuner.cli", *STUDIES[name], *options]
+        command = [sys.executable, "-m", "tune_sparsity", *STUDIES[name], *options]
         subprocess.run([*command, "--tracking-uri", f"sqlite:///{out}/mlflow.db", "--json"], check=True, stdout=-3)
     document: dict[str, Any] = json.loads(result.read_text())
     return document

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from benchmarks.profile import profile, shares
-from tuner.results import RESULT_JSON
+from tune_sparsity.tuner.results import RESULT_JSON
 
 SIZES = {"digits": (32, 30), "fashion-mnist": (16, 8)}  # trials, epochs
 SIDES = ("user", "ours")
@@ -103,7 +103,17 @@ def study(side: str, options: argparse.Namespace, seed: int) -> Line:
     if side == "user":
         command = [sys.executable, "-m", "benchmarks.user_script", *given, "--out", str(folder)]
     else:
-        command = [sys.executable, "-m", "tuner.cli", *given, "--storage", str(folder), "--study", "study", "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "tune_sparsity.tuner.cli",
+            *given,
+            "--storage",
+            str(folder),
+            "--study",
+            "study",
+            "--json",
+        ]
         command += ["--tracking-uri", f"sqlite:///{folder}/mlflow.db"]
     launched = time.time()
     wall, memory, output = run(command, {}, options.out / f"{name}.log")

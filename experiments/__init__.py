@@ -5,9 +5,9 @@ This room may import `sparsity`, and neither Ray nor Optuna nor MLflow. It reads
 search.
 """
 
-from experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
-from experiments.registry import BUILT_IN, find
-from experiments.training import NotFinite, Training
+from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
+from tune_sparsity.experiments.registry import BUILT_IN, find
+from tune_sparsity.experiments.training import NotFinite, Training
 
 __all__ = [
     "BUILT_IN",
@@ -20,3 +20,6 @@ __all__ = [
     "Training",
     "find",
 ]
+
+if __name__ != "tune_sparsity.experiments":  # found in the current folder
+    raise ImportError(f"{__name__} is part of tune_sparsity: import tune_sparsity.experiments", name=__name__)

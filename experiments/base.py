@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from sparsity.layers import PUBLISHED, LayerRules
+from tune_sparsity.sparsity.layers import PUBLISHED, LayerRules
 
 _EVALUATED_NUMBERS = 1 << 22  # inputs' numbers in one batch: a wide residual net makes 16 to 64 times as many of them
 

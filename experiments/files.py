@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.base import DataUnavailable
+from tune_sparsity.experiments.base import DataUnavailable
 
 
 def default_data_dir() -> Path:

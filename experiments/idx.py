@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.augment import Augmentation, Normalise
-from experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
-from experiments.files import check_md5, default_data_dir, downloading
-from experiments.models import lenet_300_100
-from experiments.residual import wide_residual_net
+from tune_sparsity.experiments.augment import Augmentation, Normalise
+from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
+from tune_sparsity.experiments.files import check_md5, default_data_dir, downloading
+from tune_sparsity.experiments.models import lenet_300_100
+from tune_sparsity.experiments.residual import wide_residual_net
 
 _VALIDATION = 5000
 _FILES = {

@@ -10,12 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from experiments.base import Experiment
-from experiments.user_code import described, is_users_own
+from tune_sparsity.experiments.base import Experiment
+from tune_sparsity.experiments.user_code import described, is_users_own
 
 # Built-in experiments, imported when they are asked for: name -> module, attribute, what it is.
 BUILT_IN: dict[str, tuple[str, str, str]] = {
-    "digits": ("experiments.digits", "digits", "scikit-learn's 8x8 digits, multilayer perceptron 64-300-100-10"),
+    "digits": (
+        "experiments.digits",
+        "digits",
+        "scikit-learn's 8x8 digits, multilayer perceptron 64-300-100-10",
+    ),
     "mnist": ("experiments.idx", "mnist", "MNIST, LeNet-300-100"),
     "fashion-mnist": ("experiments.idx", "fashion_mnist", "Fashion-MNIST, LeNet-300-100"),
     "mnist-wrn": ("experiments.idx", "mnist_wrn", "MNIST, wide residual net of 12 layers"),
@@ -31,9 +35,21 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
         "a tenth of CIFAR-10 (not CIFAR-10), augmented, WRN-22-2",
     ),
     "tiny-imagenet": ("experiments.tiny_imagenet", "tiny_imagenet", "Tiny ImageNet augmented, WRN-22-4"),
-    "uci-dna": ("experiments.uci", "dna", "UCI splice junctions, multilayer perceptron 240-1024-512-256-128-3"),
-    "uci-mushroom": ("experiments.uci", "mushroom", "UCI Mushroom, multilayer perceptron 126-128-256-128-64-2"),
-    "uci-climate": ("experiments.uci", "climate", "UCI climate crashes, multilayer perceptron 18-128-256-128-64-2"),
+    "uci-dna": (
+        "experiments.uci",
+        "dna",
+        "UCI splice junctions, multilayer perceptron 240-1024-512-256-128-3",
+    ),
+    "uci-mushroom": (
+        "experiments.uci",
+        "mushroom",
+        "UCI Mushroom, multilayer perceptron 126-128-256-128-64-2",
+    ),
+    "uci-climate": (
+        "experiments.uci",
+        "climate",
+        "UCI climate crashes, multilayer perceptron 18-128-256-128-64-2",
+    ),
 }
 
 
@@ -49,7 +65,7 @@ def find(name: str) -> Experiment:
     """
     if name in BUILT_IN:
         module, attribute, _ = BUILT_IN[name]
-        return getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(f"tune_sparsity.{module}"), attribute)
     where, colon, attribute = name.rpartition(":")
     if not colon or not where or not attribute:
         known = ", ".join(BUILT_IN)

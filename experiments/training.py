@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from experiments.base import Data, Experiment, Split, evaluate
-from experiments.normalisation import normalises, remeasured, sample
-from sparsity import METHODS, SparseTraining
-from sparsity.recorded import RecordedPasses, can_be_recorded
+from tune_sparsity.experiments.base import Data, Experiment, Split, evaluate
+from tune_sparsity.experiments.normalisation import normalises, remeasured, sample
+from tune_sparsity.sparsity import METHODS, SparseTraining
+from tune_sparsity.sparsity.recorded import RecordedPasses, can_be_recorded
 
 _FETCHED_NUMBERS = 1 << 18  # at once: a megabyte of float32, which processors keep at hand
 

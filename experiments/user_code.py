@@ -7,6 +7,8 @@ import traceback
 from functools import cache
 from pathlib import Path
 
+import tune_sparsity
+
 _OURS = ("experiments", "search_spaces", "sparsity", "tuner")
 
 
@@ -22,8 +24,9 @@ def is_users_own(file: str | None) -> bool:
 def _foreign() -> tuple[str, ...]:
     """Folders that hold no user's code, as the beginnings of paths."""
     paths = sysconfig.get_paths()
-    here = Path(__file__).resolve().parent.parent
-    return tuple(f"{folder}/" for folder in (paths["stdlib"], paths["platstdlib"], *(here / name for name in _OURS)))
+    package = Path(str(tune_sparsity.__file__)).parent
+    ours = [package, *((package / name).resolve() for name in _OURS)]  # in a checkout, links lead to the folders
+    return tuple(f"{folder}/" for folder in (paths["stdlib"], paths["platstdlib"], *ours))
 
 
 def described(error: BaseException) -> str:

@@ -3,8 +3,11 @@
 This room may import `sparsity` (for the theory's suggestions) and Optuna's distributions. A space is data, never code.
 """
 
-from search_spaces.priors import Prior
-from search_spaces.reader import BadFile, read_mapping
-from search_spaces.space import BUILT_IN, Space, load_space, space_text
+from tune_sparsity.search_spaces.priors import Prior
+from tune_sparsity.search_spaces.reader import BadFile, read_mapping
+from tune_sparsity.search_spaces.space import BUILT_IN, Space, load_space, space_text
 
 __all__ = ["BUILT_IN", "BadFile", "Prior", "Space", "load_space", "read_mapping", "space_text"]
+
+if __name__ != "tune_sparsity.search_spaces":  # found in the current folder
+    raise ImportError(f"{__name__} is part of tune_sparsity: import tune_sparsity.search_spaces", name=__name__)

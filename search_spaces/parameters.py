@@ -8,9 +8,9 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search_spaces.priors import WIDTH, Prior
-from search_spaces.reader import shown
-from search_spaces.values import Place, Values
+from tune_sparsity.search_spaces.priors import WIDTH, Prior
+from tune_sparsity.search_spaces.reader import shown
+from tune_sparsity.search_spaces.values import Place, Values
 
 _RANGE = {"low", "high", "log", "step", "prior"}
 _KEYS = {

@@ -11,12 +11,12 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search_spaces.parameters import ParameterReader, Parsed, only
-from search_spaces.priors import middle
-from search_spaces.reader import read_mapping, shown
-from search_spaces.space import Space, applies
-from search_spaces.values import Place, Values
-from sparsity import METHODS
+from tune_sparsity.search_spaces.parameters import ParameterReader, Parsed, only
+from tune_sparsity.search_spaces.priors import middle
+from tune_sparsity.search_spaces.reader import read_mapping, shown
+from tune_sparsity.search_spaces.space import Space, applies
+from tune_sparsity.search_spaces.values import Place, Values
+from tune_sparsity.sparsity import METHODS
 
 Condition = dict[str, tuple[Any, ...]]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search_spaces.values import nearest
+from tune_sparsity.search_spaces.values import nearest
 
 WIDTH = 0.2
 _DRAWS = 100  # until a normal variate falls into the range; a centre at its edge needs two

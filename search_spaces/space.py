@@ -10,9 +10,9 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution
 
-from search_spaces.priors import Prior, middle
-from search_spaces.reader import BadFile
-from search_spaces.values import same
+from tune_sparsity.search_spaces.priors import Prior, middle
+from tune_sparsity.search_spaces.reader import BadFile
+from tune_sparsity.search_spaces.values import same
 
 _FOLDER = Path(__file__).parent
 BUILT_IN = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
@@ -77,7 +77,7 @@ def load_space(name: str, target: float) -> Space:
         BadFile: for a file that is not a valid space; the line is named.
         ValueError: for an unknown name, with the nearest ones.
     """
-    from search_spaces.parser import parse_space
+    from tune_sparsity.search_spaces.parser import parse_space
 
     return parse_space(name, space_file(name), target)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search_spaces.reader import BadFile, Lines, shown
-from sparsity import suggest_p
-from sparsity.published import published_p, published_p_early
+from tune_sparsity.search_spaces.reader import BadFile, Lines, shown
+from tune_sparsity.sparsity import suggest_p
+from tune_sparsity.sparsity.published import published_p, published_p_early
 
 # What a space may say instead of a number, as a function of the study's target.
 SYMBOLS: dict[str, Callable[[float], float]] = {

@@ -10,16 +10,16 @@ nothing else of this project, so that it serves alone in anybody's training loop
         sparse.step()
 """
 
-from sparsity.hoyer import hoyer, suggest_p
-from sparsity.layers import Layer, LayerRules, prunable_layers
-from sparsity.lp_spherical import LpssSettings, lpss
-from sparsity.masks import keep_largest, random_mask, zeros_for
-from sparsity.optimizer import LpSGD
-from sparsity.recipes import METHODS
-from sparsity.schedules import PiecewiseLinear, Schedule, published_learning_rate, warmup_cosine
-from sparsity.sphere import dual_exponent, from_dual, project, row_norm, stationary_dual, to_dual
-from sparsity.topology import Ramp, ThresholdAdaptation
-from sparsity.training import SparseTraining
+from tune_sparsity.sparsity.hoyer import hoyer, suggest_p
+from tune_sparsity.sparsity.layers import Layer, LayerRules, prunable_layers
+from tune_sparsity.sparsity.lp_spherical import LpssSettings, lpss
+from tune_sparsity.sparsity.masks import keep_largest, random_mask, zeros_for
+from tune_sparsity.sparsity.optimizer import LpSGD
+from tune_sparsity.sparsity.recipes import METHODS
+from tune_sparsity.sparsity.schedules import PiecewiseLinear, Schedule, published_learning_rate, warmup_cosine
+from tune_sparsity.sparsity.sphere import dual_exponent, from_dual, project, row_norm, stationary_dual, to_dual
+from tune_sparsity.sparsity.topology import Ramp, ThresholdAdaptation
+from tune_sparsity.sparsity.training import SparseTraining
 
 __all__ = [
     "METHODS",
@@ -48,3 +48,6 @@ __all__ = [
     "warmup_cosine",
     "zeros_for",
 ]
+
+if __name__ != "tune_sparsity.sparsity":  # found in the current folder
+    raise ImportError(f"{__name__} is part of tune_sparsity: import tune_sparsity.sparsity", name=__name__)

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
-from sparsity.checks import numbers, whole, within
-from sparsity.distributions import DISTRIBUTIONS, random_masks
-from sparsity.drop_grow import DropGrow
-from sparsity.layers import PUBLISHED, Layer, LayerRules, prunable_layers
-from sparsity.schedules import Schedule, warmup_cosine
-from sparsity.topology import AtStart, Fixed, Ramp, Topology
-from sparsity.training import SparseTraining
+from tune_sparsity.sparsity.checks import numbers, whole, within
+from tune_sparsity.sparsity.distributions import DISTRIBUTIONS, random_masks
+from tune_sparsity.sparsity.drop_grow import DropGrow
+from tune_sparsity.sparsity.layers import PUBLISHED, Layer, LayerRules, prunable_layers
+from tune_sparsity.sparsity.schedules import Schedule, warmup_cosine
+from tune_sparsity.sparsity.topology import AtStart, Fixed, Ramp, Topology
+from tune_sparsity.sparsity.training import SparseTraining
 
 
 @dataclass(frozen=True)

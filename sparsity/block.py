@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsity.rows import Layout, Rows, descend, inverse_norms, row_dot, times_own_power
-from sparsity.sphere import dual_exponent
+from tune_sparsity.sparsity.rows import Layout, Rows, descend, inverse_norms, row_dot, times_own_power
+from tune_sparsity.sparsity.sphere import dual_exponent
 
 _NO_NORM = 1e-30  # a smaller sum of |v|^q is that of a row that came onto the sphere as zeros: it has no norm yet
 _GAIN_MIN = 1e-6  # a gain at zero would silence its neuron for good, and the sign belongs to w

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from sparsity.masks import keep_largest, zeros_for
+from tune_sparsity.sparsity.masks import keep_largest, zeros_for
 
 DISTRIBUTIONS = ("uniform", "erk", "global")
 

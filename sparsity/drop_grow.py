@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from sparsity.distributions import rounded
-from sparsity.schedules import Schedule
-from sparsity.topology import Pruned, is_due
+from tune_sparsity.sparsity.distributions import rounded
+from tune_sparsity.sparsity.schedules import Schedule
+from tune_sparsity.sparsity.topology import Pruned, is_due
 
 
 @dataclass

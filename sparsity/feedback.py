@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sparsity.schedules import Schedule
+from tune_sparsity.sparsity.schedules import Schedule
 
 
 class Feedback(Protocol):

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from sparsity.sphere import P_MAX, P_MIN, row_norm
+from tune_sparsity.sparsity.sphere import P_MAX, P_MIN, row_norm
 
 
 def hoyer(w: Tensor) -> Tensor:

@@ -10,16 +10,23 @@ from typing import Any, cast
 import torch
 from torch import Generator, nn
 
-from sparsity.checks import numbers, whole, within
-from sparsity.feedback import Feedback, ProportionalIntegral, Published
-from sparsity.hoyer import suggest_p
-from sparsity.layers import PUBLISHED, Layer, LayerRules, has_normalisation, prunable_layers
-from sparsity.masks import random_mask
-from sparsity.optimizer import LR_MAX, LpSGD
-from sparsity.schedules import Curve, Schedule, extremes, published_learning_rate, schedule_from, warmup_cosine
-from sparsity.sphere import P_MAX, P_MIN
-from sparsity.topology import Ramp, ThresholdAdaptation, Topology
-from sparsity.training import SparseTraining
+from tune_sparsity.sparsity.checks import numbers, whole, within
+from tune_sparsity.sparsity.feedback import Feedback, ProportionalIntegral, Published
+from tune_sparsity.sparsity.hoyer import suggest_p
+from tune_sparsity.sparsity.layers import PUBLISHED, Layer, LayerRules, has_normalisation, prunable_layers
+from tune_sparsity.sparsity.masks import random_mask
+from tune_sparsity.sparsity.optimizer import LR_MAX, LpSGD
+from tune_sparsity.sparsity.schedules import (
+    Curve,
+    Schedule,
+    extremes,
+    published_learning_rate,
+    schedule_from,
+    warmup_cosine,
+)
+from tune_sparsity.sparsity.sphere import P_MAX, P_MIN
+from tune_sparsity.sparsity.topology import Ramp, ThresholdAdaptation, Topology
+from tune_sparsity.sparsity.training import SparseTraining
 
 DROPS = ("ramp", "threshold")
 FEEDBACKS = ("published", "pi")

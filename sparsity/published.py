@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsity.schedules import PiecewiseLinear
+from tune_sparsity.sparsity.schedules import PiecewiseLinear
 
 # Over the sparsity (arXiv 2103.16013: 1.4/1.3 for .5, 1.3/1.15 for .8, 1.2/1.07 for .9, first 4 layers/the rest);
 # linear between these, and constant beyond, where nothing was published.

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Generator, nn
 
-from sparsity import baselines
-from sparsity.layers import PUBLISHED, LayerRules
-from sparsity.lp_spherical import LpssSettings, lpss
-from sparsity.training import SparseTraining
+from tune_sparsity.sparsity import baselines
+from tune_sparsity.sparsity.layers import PUBLISHED, LayerRules
+from tune_sparsity.sparsity.lp_spherical import LpssSettings, lpss
+from tune_sparsity.sparsity.training import SparseTraining
 
 
 @dataclass(frozen=True)

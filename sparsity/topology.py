@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sparsity.distributions import most_salient
-from sparsity.feedback import Feedback
-from sparsity.masks import keep_largest, zeros_for
-from sparsity.schedules import Schedule
-from sparsity.sphere import unit
+from tune_sparsity.sparsity.distributions import most_salient
+from tune_sparsity.sparsity.feedback import Feedback
+from tune_sparsity.sparsity.masks import keep_largest, zeros_for
+from tune_sparsity.sparsity.schedules import Schedule
+from tune_sparsity.sparsity.sphere import unit
 
 
 @dataclass

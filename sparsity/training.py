@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsity.distributions import most_salient
-from sparsity.hoyer import hoyer
-from sparsity.layers import Layer
-from sparsity.optimizer import LpSGD
-from sparsity.recorded import RecordedSteps
-from sparsity.topology import Pruned, Topology
+from tune_sparsity.sparsity.distributions import most_salient
+from tune_sparsity.sparsity.hoyer import hoyer
+from tune_sparsity.sparsity.layers import Layer
+from tune_sparsity.sparsity.optimizer import LpSGD
+from tune_sparsity.sparsity.recorded import RecordedSteps
+from tune_sparsity.sparsity.topology import Pruned, Topology
 
 _SMALLEST = 2.0**-100  # an active weight ends at least this large: it counts as a weight, and adds nothing
 

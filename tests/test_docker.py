@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tuner.cli import _search_parser, main
+from tune_sparsity.tuner.cli import _search_parser, main
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = ROOT / "docker"

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import find
-from experiments.checks import first_fault
-from search_spaces import load_space
-from sparsity import METHODS
-from tuner.cli import _search_parser, main
-from tuner.searcher import OptunaSearcher
+from tune_sparsity.experiments import find
+from tune_sparsity.experiments.checks import first_fault
+from tune_sparsity.search_spaces import load_space
+from tune_sparsity.sparsity import METHODS
+from tune_sparsity.tuner.cli import _search_parser, main
+from tune_sparsity.tuner.searcher import OptunaSearcher
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -106,7 +106,7 @@ def test_the_example_of_an_own_experiment_is_sound_and_can_be_searched(
     assert "mine.py:mine is sound" in capsys.readouterr().err
     options = ["--target", "0.9", "--trials", "1", "--epochs", "1", "--study", "mine", "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "tuner.cli", "--experiment", "mine.py:mine", *options],
+        [sys.executable, "-m", "tune_sparsity", "--experiment", "mine.py:mine", *options],
         cwd=mine,
         capture_output=True,
         text=True,

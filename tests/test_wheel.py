@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from sparsity import fused
+from tune_sparsity.sparsity import fused
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMAND = [sys.executable, "-m", "tuner.cli"]
+COMMAND = [sys.executable, "-m", "tune_sparsity"]
 PACKAGES = ("tuner", "search_spaces", "experiments", "sparsity")
 
 
@@ -127,7 +127,7 @@ SAFETENSORS = """
 from torch import nn
 import torch
 from safetensors.torch import load_file
-from experiments.digits import load
+from tune_sparsity.experiments.digits import load
 net = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
 net.load_state_dict(load_file("net"))
 test = load().test
@@ -136,7 +136,7 @@ print(float((net(test.x).argmax(1) == test.y).double().mean()))
 LOGGED = """
 import sys
 import mlflow, tuner
-from experiments.digits import load
+from tune_sparsity.experiments.digits import load
 mlflow.set_tracking_uri(sys.argv[1])
 test = load().test
 outputs = mlflow.pyfunc.load_model(f"runs:/{sys.argv[2]}/best").predict(test.x.numpy())
@@ -145,7 +145,7 @@ print(tuner.__file__, file=sys.stderr)
 """
 ONNX = """
 import onnxruntime
-from experiments.digits import load
+from tune_sparsity.experiments.digits import load
 test = load().test
 (outputs,) = onnxruntime.InferenceSession("net").run(None, {"inputs": test.x.numpy()})
 print((outputs.argmax(1) == test.y.numpy()).mean())

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from experiments import Data, Experiment
-from experiments.base import evaluate
-from tuner.config import StudyConfig
-from tuner.records import TrialRecord
-from tuner.results import plain, write_atomically
+from tune_sparsity.experiments import Data, Experiment
+from tune_sparsity.experiments.base import evaluate
+from tune_sparsity.tuner.config import StudyConfig
+from tune_sparsity.tuner.records import TrialRecord
+from tune_sparsity.tuner.results import plain, write_atomically
 
 MODEL, DESCRIPTION = "model.safetensors", "model.json"
 _MASK = ".mask"

@@ -18,8 +18,8 @@ def check(arguments: list[str]) -> int:
         UsageError: when there is no experiment to check: no such file, an error while it is imported, no such name, or
             data that are not to be had.
     """
-    from tuner.arguments import Parser
-    from tuner.config import UsageError
+    from tune_sparsity.tuner.arguments import Parser
+    from tune_sparsity.tuner.config import UsageError
 
     parser = Parser(
         "tune-sparsity check",
@@ -35,8 +35,8 @@ def check(arguments: list[str]) -> int:
 
     import torch
 
-    from experiments import DataUnavailable, find
-    from experiments.checks import Finding, Level, inspect
+    from tune_sparsity.experiments import DataUnavailable, find
+    from tune_sparsity.experiments.checks import Finding, Level, inspect
 
     torch.set_num_threads(1)  # as in a trial
     found: list[Finding] = []

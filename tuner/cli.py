@@ -13,7 +13,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tuner.arguments import Parser
+from tune_sparsity.tuner.arguments import Parser
 
 LAUNCHED = time.monotonic()  # from which a study's seconds count: what it imports takes some of them
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    from tuner.config import UsageError
+    from tune_sparsity.tuner.config import UsageError
 
     try:
         if arguments and not arguments[0].startswith("-"):
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _subcommand(name: str, arguments: list[str]) -> int:
     from importlib import import_module
 
-    from tuner.config import UsageError, unknown
+    from tune_sparsity.tuner.config import UsageError, unknown
 
     commands = {"resume": _resume, "send": _send, "list": _list, "doctor": _doctor}
     modules = ("check", "export", "report", "compare", "ui")  # a command a module, of the same name
@@ -69,7 +69,7 @@ def _subcommand(name: str, arguments: list[str]) -> int:
         raise UsageError(
             unknown("command", name, (*commands, *modules)) + ", or options that begin a study: --target 0.9"
         )
-    run = commands[name] if name in commands else getattr(import_module(f"tuner.{name}"), name)
+    run = commands[name] if name in commands else getattr(import_module(f"tune_sparsity.tuner.{name}"), name)
     return int(run(arguments))
 
 
@@ -131,7 +131,7 @@ def _version() -> str:
 def _search(arguments: list[str]) -> int:
     options = vars(_search_parser().parse_args(arguments))
     as_json = options.pop("json", False)
-    from tuner.config_file import read_config
+    from tune_sparsity.tuner.config_file import read_config
 
     return _run(read_config(options).resolved(), as_json=as_json, resume=False)
 
@@ -150,8 +150,8 @@ def _resume(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     options = vars(parser.parse_args(arguments))
     as_json = options.pop("json")
-    from tuner.config import storage_of
-    from tuner.config_file import check_withheld, read_study
+    from tune_sparsity.tuner.config import storage_of
+    from tune_sparsity.tuner.config_file import check_withheld, read_study
 
     config = read_study(options.pop("study"), storage_of(options.pop("storage")), options)
     check_withheld(config)
@@ -170,8 +170,8 @@ def _doctor(arguments: list[str]) -> int:
     parser.add_argument("--cpus-per-trial", metavar="N", help="(1)")
     parser.add_argument("--gpus-per-trial", metavar="N", help="auto, 0, a share such as 0.25, or 1 (auto)")
     options = vars(parser.parse_args(arguments))
-    from tuner.config import make_config
-    from tuner.doctor import examine
+    from tune_sparsity.tuner.config import make_config
+    from tune_sparsity.tuner.doctor import examine
 
     well = True
     for finding in examine(make_config({"target": 0.9, **options}).resolved()):
@@ -186,9 +186,9 @@ def _send(arguments: list[str]) -> int:
     parser.add_argument("--storage", metavar="DIR", default="studies", help=_STORAGE)
     parser.add_argument("--tracking-uri", metavar="URI", default=argparse.SUPPRESS, help="another store than before")
     options = vars(parser.parse_args(arguments))
-    from tuner.config import storage_of
-    from tuner.config_file import read_study
-    from tuner.send import send_study
+    from tune_sparsity.tuner.config import storage_of
+    from tune_sparsity.tuner.config_file import read_study
+    from tune_sparsity.tuner.send import send_study
 
     config = read_study(options.pop("study"), storage_of(options.pop("storage")), options).resolved()
     where, problems = send_study(config, chosen="tracking_uri" in options)
@@ -204,8 +204,8 @@ def _list(arguments: list[str]) -> int:
     parser.add_argument("kind", metavar="|".join(_LISTS))
     parser.add_argument("--show", metavar="NAME", help="print one space, to start one's own from")
     options = parser.parse_args(arguments)
-    from tuner.config import UsageError, unknown
-    from tuner.listing import listing, show_space
+    from tune_sparsity.tuner.config import UsageError, unknown
+    from tune_sparsity.tuner.listing import listing, show_space
 
     if options.kind not in _LISTS:
         raise UsageError(unknown("list", options.kind, _LISTS))
@@ -217,8 +217,8 @@ def _list(arguments: list[str]) -> int:
 
 def _run(config: Any, *, as_json: bool, resume: bool) -> int:
     """Prepares and runs a study, and says how it went."""
-    from tuner.connection import connection, is_sound
-    from tuner.tracking import writer_ahead
+    from tune_sparsity.tuner.connection import connection, is_sound
+    from tune_sparsity.tuner.tracking import writer_ahead
 
     def died() -> NoReturn:
         _say(_ray_died(config))
@@ -233,10 +233,10 @@ def _run(config: Any, *, as_json: bool, resume: bool) -> int:
 
 
 def _run_with(ray: Any, writer: Any, config: Any, *, as_json: bool, resume: bool) -> int:
-    from tuner.prepare import prepare
-    from tuner.run import DiskFull, run_study
-    from tuner.store_owner import TakenOver
-    from tuner.tracking_uri import stray_environment
+    from tune_sparsity.tuner.prepare import prepare
+    from tune_sparsity.tuner.run import DiskFull, run_study
+    from tune_sparsity.tuner.store_owner import TakenOver
+    from tune_sparsity.tuner.tracking_uri import stray_environment
 
     prepared = prepare(config, resume=resume, share=ray.share)
     _say(f"{'Resuming' if resume else 'Starting'} {config.study}: {config.trials} trials, {prepared.goal}")
@@ -268,8 +268,8 @@ def _run_with(ray: Any, writer: Any, config: Any, *, as_json: bool, resume: bool
 
 
 def _report(finished: Any, as_json: bool) -> None:
-    from tuner.final_table import print_result
-    from tuner.results import result_document, to_json
+    from tune_sparsity.tuner.final_table import print_result
+    from tune_sparsity.tuner.results import result_document, to_json
 
     if as_json:
         print(to_json(result_document(finished.outcome)))
@@ -279,7 +279,7 @@ def _report(finished: Any, as_json: bool) -> None:
 
 def _tell(problems: list[str], config: Any) -> None:
     """What MLflow does not have, and how to send it."""
-    from tuner.final_table import command
+    from tune_sparsity.tuner.final_table import command
 
     for problem in problems:
         _say(f"Not in MLflow: {problem}")
@@ -305,7 +305,7 @@ def _exit_code(finished: Any, config: Any) -> int:
 
 def _begun(config: Any) -> bool:
     """Whether there is a study to go on with."""
-    from tuner.study_yaml import STUDY_YAML
+    from tune_sparsity.tuner.study_yaml import STUDY_YAML
 
     return bool((config.folder / STUDY_YAML).exists())
 
@@ -319,7 +319,7 @@ def _how_to_resume(config: Any) -> str:
     """The command that goes on with the study, as a shell takes it."""
     import shlex
 
-    from tuner.final_table import command
+    from tune_sparsity.tuner.final_table import command
 
     return f"{command('tune-sparsity')} resume {config.study} --storage {shlex.quote(str(config.storage))}"
 

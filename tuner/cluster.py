@@ -1,8 +1,8 @@
 """The connection to Ray: a private one on this machine, a running cluster, or one behind Ray Client.
 
-Whatever the cluster's nodes have installed, the code that they run is this process's: the four packages go there as
-Ray's runtime environment, from wherever they are imported here (a wheel, an editable checkout). A user's experiment
-travels with the trials (tuner.travel), and the data through Ray's object store, once to each node.
+Whatever the cluster's nodes have installed, the code that they run is this process's: the package `tune_sparsity` goes
+there as Ray's runtime environment, from the place that it is imported from (a wheel, an editable checkout). A user's
+experiment travels with the trials (tuner.travel), and the data through Ray's object store, once to each node.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import IO, Any
 import ray
 from ray._private.authentication import authentication_token_setup as tokens
 
-from tuner.config import JOB, StudyConfig, UsageError
-from tuner.node_probe import OURS
-from tuner.node_process import NodeProcess, settle_environment
-from tuner.ray_node import on_loopback
+import tune_sparsity
+from tune_sparsity.tuner.config import JOB, StudyConfig, UsageError
+from tune_sparsity.tuner.node_process import NodeProcess, settle_environment
+from tune_sparsity.tuner.ray_node import on_loopback
 
 _CLIENT = "ray://"
 
@@ -90,19 +90,12 @@ def refusal(message: str, said: str) -> str:
 
 
 def runtime_environment() -> dict[str, Any]:
-    """The four packages as modules that Ray brings to every node; nothing where a job already brings modules, which Ray
-    does not let us add to."""
+    """Return the setting with which Ray brings our package to every node. It is empty where a job already brings
+    modules: Ray does not let us add to those."""
     job = json.loads(os.environ.get(JOB) or "{}").get("runtime_env") or {}
     if "py_modules" in job:
         return {}
-    return {"py_modules": [str(_folder(package)) for package in OURS], "excludes": ["__pycache__", "*.pyc"]}
-
-
-def _folder(package: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent
+    return {"py_modules": [str(Path(str(tune_sparsity.__file__)).parent)], "excludes": ["__pycache__", "*.pyc"]}
 
 
 @contextlib.contextmanager

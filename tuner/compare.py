@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.config import UsageError, storage_of
-from tuner.final_table import shown_path
-from tuner.gallery import page, picture
-from tuner.pareto import best_trial, pareto_front, points_of
-from tuner.pictures import OKABE_ITO, hover_text, percent
-from tuner.records import TrialRecord
-from tuner.report import table, write_page
-from tuner.search_pictures import figure, titled
-from tuner.study_folder import EndedStudy, read_ended
+from tune_sparsity.tuner.config import UsageError, storage_of
+from tune_sparsity.tuner.final_table import shown_path
+from tune_sparsity.tuner.gallery import page, picture
+from tune_sparsity.tuner.pareto import best_trial, pareto_front, points_of
+from tune_sparsity.tuner.pictures import OKABE_ITO, hover_text, percent
+from tune_sparsity.tuner.records import TrialRecord
+from tune_sparsity.tuner.report import table, write_page
+from tune_sparsity.tuner.search_pictures import figure, titled
+from tune_sparsity.tuner.study_folder import EndedStudy, read_ended
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -30,7 +30,7 @@ _LOOKS = [
 
 def compare(arguments: list[str]) -> int:
     """Runs the subcommand."""
-    from tuner.arguments import Parser
+    from tune_sparsity.tuner.arguments import Parser
 
     parser = Parser("tune-sparsity compare", description="Compares studies of one experiment with the first of them.")
     parser.add_argument("studies", metavar="STUDY", nargs="+", help="names, or folders; two or more")

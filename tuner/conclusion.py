@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.final_seeds import Retrained
-from tuner.goal import GoalKind
-from tuner.mlflow_parts import model_note
-from tuner.prepare import Prepared
-from tuner.records import TrialState
-from tuner.results import StudyOutcome, StudySeconds, write_results
-from tuner.study_yaml import STUDY_YAML
+from tune_sparsity.tuner.final_seeds import Retrained
+from tune_sparsity.tuner.goal import GoalKind
+from tune_sparsity.tuner.mlflow_parts import model_note
+from tune_sparsity.tuner.prepare import Prepared
+from tune_sparsity.tuner.records import TrialState
+from tune_sparsity.tuner.results import StudyOutcome, StudySeconds, write_results
+from tune_sparsity.tuner.study_yaml import STUDY_YAML
 
 if TYPE_CHECKING:
-    from tuner.ray_run import StopWhen
-    from tuner.study import StudyRun
+    from tune_sparsity.tuner.ray_run import StopWhen
+    from tune_sparsity.tuner.study import StudyRun
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def conclude(
         concurrency: trials at once.
         retrained: each method's best under fresh seeds.
     """
-    from tuner.best import measuring_device, write_networks
-    from tuner.live_pictures import final_pictures
-    from tuner.trial import CHECKPOINTS
+    from tune_sparsity.tuner.best import measuring_device, write_networks
+    from tune_sparsity.tuner.live_pictures import final_pictures
+    from tune_sparsity.tuner.trial import CHECKPOINTS
 
     config, goal, tracker = prepared.config, prepared.goal, study.tracker
     searched, tracked = time.monotonic(), tracker.seconds

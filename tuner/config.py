@@ -25,13 +25,13 @@ from pydantic import (
     model_validator,
 )
 
-from tuner.goal_options import Front, Target, split
-from tuner.object_store import ACCEPTED, Store, parse_store
-from tuner.store_copy import working_folder
-from tuner.tracking_uri import check_tracking_uri, redact, resolve_tracking_uri
+from tune_sparsity.tuner.goal_options import Front, Target, split
+from tune_sparsity.tuner.object_store import ACCEPTED, Store, parse_store
+from tune_sparsity.tuner.store_copy import working_folder
+from tune_sparsity.tuner.tracking_uri import check_tracking_uri, redact, resolve_tracking_uri
 
 if TYPE_CHECKING:
-    from tuner.goal import Goal
+    from tune_sparsity.tuner.goal import Goal
 
 SAMPLERS = ("tpe", "gp", "nsgaii", "cmaes", "qmc", "random")
 SCHEDULERS = ("asha", "none")
@@ -152,7 +152,7 @@ class StudyConfig(BaseModel):
     @field_validator("method")
     @classmethod
     def _methods(cls, names: list[str]) -> list[str]:
-        from sparsity import METHODS
+        from tune_sparsity.sparsity import METHODS
 
         for name in names:
             if name not in METHODS:
@@ -232,8 +232,8 @@ class StudyConfig(BaseModel):
                 f"--max-nonzero {self.max_nonzero}: the network has {weights:,} prunable weights in {layers} layers: "
                 f"give a number from {layers} to {weights}"
             )
-        from sparsity import zeros_for
-        from tuner.goal import sparsity_of
+        from tune_sparsity.sparsity import zeros_for
+        from tune_sparsity.tuner.goal import sparsity_of
 
         goal = self._goal(weights)
         if (left := weights - zeros_for(goal.highest, weights)) < layers:
@@ -245,7 +245,7 @@ class StudyConfig(BaseModel):
         return goal
 
     def _goal(self, weights: int) -> Goal:
-        from tuner.goal import along_front, at_most, at_targets
+        from tune_sparsity.tuner.goal import along_front, at_most, at_targets
 
         if self.max_nonzero is not None:
             return at_most(self.max_nonzero, weights)

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tuner.config import GOALS, StudyConfig, UsageError, describe, make_config, study_in
-from tuner.object_store import Store
-from tuner.store_copy import file_of, working_folder
+from tune_sparsity.tuner.config import GOALS, StudyConfig, UsageError, describe, make_config, study_in
+from tune_sparsity.tuner.object_store import Store
+from tune_sparsity.tuner.store_copy import file_of, working_folder
 
 _ABOUT = "about"  # study.yaml's account of versions and data: no option
 WITHHELD = "tracking_uri_without_password"  # in that account, where the URI is not among the options for its password
@@ -68,7 +68,7 @@ def _file_in(store: Store, study: str) -> Path:
 def check_withheld(config: StudyConfig) -> None:
     """Raises UsageError if the study's tracking URI was not kept, for the password in it, and is not given again: its
     runs would go on in another store."""
-    from search_spaces import read_mapping
+    from tune_sparsity.search_spaces import read_mapping
 
     storage = config.storage
     file = _file_in(storage, config.study) if isinstance(storage, Store) else config.folder / "study.yaml"
@@ -93,7 +93,10 @@ def _is_file(path: Path) -> bool:
 
 
 def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:
-    from search_spaces import BadFile, read_mapping  # with torch, in seconds that a study without a file saves
+    from tune_sparsity.search_spaces import (  # with torch, in seconds that a study without a file saves
+        BadFile,
+        read_mapping,
+    )
 
     try:
         data, lines = read_mapping(path)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner.config import StudyConfig, UsageError
-from tuner.object_store import Store
-from tuner.tracking_uri import check_tracking_uri, redact, sqlite_file, stray_environment
+from tune_sparsity.tuner.config import StudyConfig, UsageError
+from tune_sparsity.tuner.object_store import Store
+from tune_sparsity.tuner.tracking_uri import check_tracking_uri, redact, sqlite_file, stray_environment
 
 if TYPE_CHECKING:
-    from tuner.nodes import Answer, Node
+    from tune_sparsity.tuner.nodes import Answer, Node
 
 _GPU_CONTEXT = 1024  # MiB that a trial on a GPU takes at the least: CUDA's context and libraries, and a small network
 
@@ -42,11 +42,11 @@ def examine(config: StudyConfig) -> Iterator[Finding]:
     yield step()
     yield tracking(config.tracking_uri)
     yield storage_here(config.storage)
-    from tuner.prepare import check_address
+    from tune_sparsity.tuner.prepare import check_address
 
     try:
         check_address(config.address)
-        from tuner.cluster import connected
+        from tune_sparsity.tuner.cluster import connected
 
         with connected(config.model_copy(update={"trials": os.cpu_count()})):  # the whole machine, if it is this one
             yield from _cluster(config)
@@ -64,17 +64,17 @@ def _environment() -> Finding:
 
 def step() -> Finding:
     """Whether this installation has the compiled step; asked without loading torch."""
-    package = importlib.util.find_spec("sparsity")
+    package = importlib.util.find_spec("tune_sparsity")
     folders = package.submodule_search_locations if package else None
     suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
-    if any(file.name.endswith(suffixes) for folder in folders or () for file in Path(folder).glob("_kernel*")):
+    if any(file.name.endswith(suffixes) for folder in folders or () for file in Path(folder).glob("sparsity/_kernel*")):
         return Finding("step on the sphere", "compiled")
     return Finding("step on the sphere", "not compiled, three times as slow", "install with a C compiler at hand")
 
 
 def storage_here(storage: Path | Store) -> Finding:
     """Whether this machine can write to the storage."""
-    from tuner.prepare import check_storage
+    from tune_sparsity.tuner.prepare import check_storage
 
     try:
         check_storage(storage)
@@ -135,8 +135,8 @@ def _database(uri: str, shown: str, here: str) -> Finding:
 
 def _cluster(config: StudyConfig) -> Iterator[Finding]:
     """Of the connected cluster."""
-    from tuner import nodes as cluster
-    from tuner.ray_run import gpus_per_trial
+    from tune_sparsity.tuner import nodes as cluster
+    from tune_sparsity.tuner.ray_run import gpus_per_trial
 
     there = cluster.nodes()
     gpus = gpus_per_trial(config)
@@ -181,8 +181,8 @@ def authentication(address: str | None) -> Finding:
 
 def versions(answers: Sequence[Answer]) -> Iterator[Finding]:
     """What each node runs beside what this process runs."""
-    from tuner.node_probe import versions as here
-    from tuner.nodes import differences
+    from tune_sparsity.tuner.node_probe import versions as here
+    from tune_sparsity.tuner.nodes import differences
 
     for answer in answers:
         topic = f"versions on {answer.node.address}"
@@ -199,7 +199,7 @@ def versions(answers: Sequence[Answer]) -> Iterator[Finding]:
 
 def shared_storage(storage: Path | Store, answers: Sequence[Answer]) -> Finding:
     """Whether all nodes see what the driver writes, and the driver what they write."""
-    from tuner.nodes import EACH_NODE
+    from tune_sparsity.tuner.nodes import EACH_NODE
 
     wrong = [f"{answer.node.address} {answer.storage}" for answer in answers if answer.storage]
     stored = isinstance(storage, Store)

@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.config import UsageError, storage_of, unknown
+from tune_sparsity.tuner.config import UsageError, storage_of, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from experiments import Data, Experiment
-    from tuner.study_folder import EndedStudy
+    from tune_sparsity.experiments import Data, Experiment
+    from tune_sparsity.tuner.study_folder import EndedStudy
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch": ".pt", "csr": ".csr.safetensors"}
 """The formats, and how the names of their files end."""
@@ -44,8 +44,8 @@ class Network:
 
 def export(arguments: list[str]) -> int:
     """Runs the subcommand. Returns 0, or 1 when the exported file is not the network."""
-    from tuner.arguments import Parser
-    from tuner.study_folder import read_ended
+    from tune_sparsity.tuner.arguments import Parser
+    from tune_sparsity.tuner.study_folder import read_ended
 
     parser = Parser("tune-sparsity export", description="Writes a study's network as a file, and checks it.")
     parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
@@ -67,7 +67,7 @@ def export(arguments: list[str]) -> int:
         there = ", ".join(study.networks) or "none, since no trial was feasible"
         raise UsageError(f"--network: study {options.study} has no network {options.network!r}: there is {there}")
     if options.format == "onnx":
-        from tuner.export_formats import require_onnx
+        from tune_sparsity.tuner.export_formats import require_onnx
 
         require_onnx()
     stem = options.network.replace("/", "-")
@@ -98,8 +98,8 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
     """
     import torch
 
-    from experiments.base import evaluate
-    from tuner.footprint import latencies, sizes
+    from tune_sparsity.experiments.base import evaluate
+    from tune_sparsity.tuner.footprint import latencies, sizes
 
     network = _read(study, name)
     val = network.data.val
@@ -136,8 +136,8 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
 def _read(study: EndedStudy, name: str) -> Network:
     from safetensors.torch import load_file
 
-    from tuner.best import DESCRIPTION, MODEL, split_masks
-    from tuner.prepare import find_experiment, sound_data
+    from tune_sparsity.tuner.best import DESCRIPTION, MODEL, split_masks
+    from tune_sparsity.tuner.prepare import find_experiment, sound_data
 
     experiment = find_experiment(study.config.experiment)
     data = sound_data(study.config, experiment)
@@ -169,7 +169,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _write(network: Network, kind: str, path: Path) -> None:
-    from tuner import export_formats as formats
+    from tune_sparsity.tuner import export_formats as formats
 
     if kind == "onnx":
         whole = formats.Whole(network.experiment.prepare, network.model)
@@ -188,7 +188,7 @@ def _reader(network: Network, kind: str, path: Path) -> Callable[[Tensor], Tenso
     import torch
     from safetensors.torch import load_file
 
-    from tuner import export_formats as formats
+    from tune_sparsity.tuner import export_formats as formats
 
     if kind == "onnx":
         return formats.onnx_function(path)

@@ -26,8 +26,8 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from tuner.forked_worker import FORKED, OOM_SCORE, SERVER
-from tuner.replaced import replaced, variables
+from tune_sparsity.tuner.forked_worker import FORKED, OOM_SCORE, SERVER
+from tune_sparsity.tuner.replaced import replaced, variables
 
 _BACKLOG = 1024  # workers that may wait for it to have loaded
 _MISUNDERSTOOD = (OSError, ValueError, TypeError, LookupError)  # from a client that has left, or is none of ours
@@ -95,7 +95,7 @@ def _load() -> None:
     with replaced(ray.actor, "ActorClassID", _ActorClassID):
         import ray._private.workers.default_worker
 
-        import tuner.trial  # noqa: F401
+        import tune_sparsity.tuner.trial  # noqa: F401
 
     gc.freeze()  # what a copy's collector never looks at stays shared
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from tuner.epoch_log import EPOCHS_CSV, Series, read_epochs
-from tuner.goal import Goal
-from tuner.network_pictures import hoyer_figure, layers_figure, training_figure, weights_figure
-from tuner.pictures import front_figure, html_page
-from tuner.records import TrialRecord
-from tuner.search_pictures import curves_figure, importance_figure, parallel_figure, progress_figure
+from tune_sparsity.tuner.epoch_log import EPOCHS_CSV, Series, read_epochs
+from tune_sparsity.tuner.goal import Goal
+from tune_sparsity.tuner.network_pictures import hoyer_figure, layers_figure, training_figure, weights_figure
+from tune_sparsity.tuner.pictures import front_figure, html_page
+from tune_sparsity.tuner.records import TrialRecord
+from tune_sparsity.tuner.search_pictures import curves_figure, importance_figure, parallel_figure, progress_figure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +46,7 @@ def best_weights(folder: Path, best: TrialRecord | None) -> dict[str, np.ndarray
     there is no such network."""
     from safetensors.numpy import load_file
 
-    from tuner.best import MODEL, mask_names
+    from tune_sparsity.tuner.best import MODEL, mask_names
 
     if best is None:
         return {}
@@ -66,7 +66,7 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
 
 def figures(study: Pictured) -> dict[str, go.Figure]:
     """The study's pictures by their short names, those left out that have nothing to show yet."""
-    from tuner.importance import importances
+    from tune_sparsity.tuner.importance import importances
 
     goal, records = study.goal, study.records
     best = goal.best(records)

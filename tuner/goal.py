@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
-from tuner.pareto import Point, best_trial, hypervolume, pareto_front, points_of
-from tuner.records import TrialRecord
+from tune_sparsity.tuner.pareto import Point, best_trial, hypervolume, pareto_front, points_of
+from tune_sparsity.tuner.records import TrialRecord
 
 
 class GoalKind(StrEnum):
@@ -192,7 +192,7 @@ def at_most(nonzero: int, weights: int) -> Goal:
 def sparsity_of(zeros: int, weights: int) -> float:
     """The largest sparsity that `zeros` zeros reach, of those that ask for no zero more: the quotient, or where that
     is rounded up the float below it."""
-    from sparsity import zeros_for  # here, since it brings torch, and the terminal's display needs none
+    from tune_sparsity.sparsity import zeros_for  # here, since it brings torch, and the terminal's display needs none
 
     sparsity = zeros / weights
     return sparsity if zeros_for(sparsity, weights) <= zeros else math.nextafter(sparsity, 0.0)

@@ -8,9 +8,9 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from search_spaces import BUILT_IN, Space, load_space
-from tuner.config import StudyConfig, UsageError, unknown
-from tuner.goal import Goal, GoalKind
+from tune_sparsity.search_spaces import BUILT_IN, Space, load_space
+from tune_sparsity.tuner.config import StudyConfig, UsageError, unknown
+from tune_sparsity.tuner.goal import Goal, GoalKind
 
 FINAL_SPARSITY = "final_sparsity"
 """The parameter that all methods but `dense` have: the sparsity that a trial ends on."""
@@ -82,7 +82,7 @@ def reaches(space: Space, sparsity: float) -> bool:
 
 
 def _default(method: str) -> float:
-    from sparsity import METHODS
+    from tune_sparsity.sparsity import METHODS
 
     return float(getattr(METHODS[method].settings, FINAL_SPARSITY, 0.0))
 

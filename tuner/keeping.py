@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tuner.config import StudyConfig, UsageError
-from tuner.mirror import Mirror
-from tuner.object_store import StoreError
-from tuner.store_copy import bring
-from tuner.store_owner import Owner
-from tuner.study_lock import alone, tidy
+from tune_sparsity.tuner.config import StudyConfig, UsageError
+from tune_sparsity.tuner.mirror import Mirror
+from tune_sparsity.tuner.object_store import StoreError
+from tune_sparsity.tuner.store_copy import bring
+from tune_sparsity.tuner.store_owner import Owner
+from tune_sparsity.tuner.study_lock import alone, tidy
 
 
 @contextmanager

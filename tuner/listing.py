@@ -17,8 +17,8 @@ def listing(kind: str) -> str:
 
 def show_space(name: str) -> str:
     """A space as it is written. Raises UsageError for an unknown name, or a file that is no usable space."""
-    from search_spaces import load_space, space_text
-    from tuner.config import UsageError
+    from tune_sparsity.search_spaces import load_space, space_text
+    from tune_sparsity.tuner.config import UsageError
 
     try:
         load_space(name, 0.9)
@@ -28,19 +28,19 @@ def show_space(name: str) -> str:
 
 
 def _experiments() -> dict[str, str]:
-    from experiments.registry import BUILT_IN
+    from tune_sparsity.experiments.registry import BUILT_IN
 
     return {name: what for name, (_, _, what) in BUILT_IN.items()}
 
 
 def _methods() -> dict[str, str]:
-    from sparsity import METHODS
+    from tune_sparsity.sparsity import METHODS
 
     return {name: (method.make.__doc__ or "").split("\n")[0] for name, method in METHODS.items()}
 
 
 def _spaces() -> dict[str, str]:
-    from search_spaces import BUILT_IN, load_space
+    from tune_sparsity.search_spaces import BUILT_IN, load_space
 
     return {
         name: f"{load_space(name, 0.9).method}: {len(load_space(name, 0.9).distributions)} parameters"
@@ -49,6 +49,6 @@ def _spaces() -> dict[str, str]:
 
 
 def _samplers() -> dict[str, str]:
-    from tuner.samplers import DEFAULT_SAMPLER, SAMPLERS
+    from tune_sparsity.tuner.samplers import DEFAULT_SAMPLER, SAMPLERS
 
     return {name: kind.what + (" (default)" if name == DEFAULT_SAMPLER else "") for name, kind in SAMPLERS.items()}

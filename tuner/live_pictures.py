@@ -11,15 +11,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from tuner.gallery import PICTURES_HTML, Pictured, pictured, pictures_page
-from tuner.pictures import front_figure, write_html
-from tuner.records import TrialRecord
-from tuner.results import write_atomically
-from tuner.tracking import Tracker
+from tune_sparsity.tuner.gallery import PICTURES_HTML, Pictured, pictured, pictures_page
+from tune_sparsity.tuner.pictures import front_figure, write_html
+from tune_sparsity.tuner.records import TrialRecord
+from tune_sparsity.tuner.results import write_atomically
+from tune_sparsity.tuner.tracking import Tracker
 
 if TYPE_CHECKING:
-    from tuner.prepare import Prepared
-    from tuner.study import StudyRun
+    from tune_sparsity.tuner.prepare import Prepared
+    from tune_sparsity.tuner.study import StudyRun
 
 PARETO_HTML = "pareto.html"
 EVERY = 30.0  # seconds between two makings, at least

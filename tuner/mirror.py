@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
-from tuner.object_store import Store
-from tuner.results import RESULT_JSON
-from tuner.store_copy import WEIGHTS, belongs
-from tuner.store_owner import Owner, TakenOver
-from tuner.warm_start import JOURNAL
+from tune_sparsity.tuner.object_store import Store
+from tune_sparsity.tuner.results import RESULT_JSON
+from tune_sparsity.tuner.store_copy import WEIGHTS, belongs
+from tune_sparsity.tuner.store_owner import Owner, TakenOver
+from tune_sparsity.tuner.warm_start import JOURNAL
 
 EVERY = 3.0  # seconds between two rounds, at least
 _SHARE = 10  # and so many times what the last round took

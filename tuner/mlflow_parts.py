@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tuner.replaced import replaced
+from tune_sparsity.tuner.replaced import replaced
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from experiments import Data, Experiment
+    from tune_sparsity.experiments import Data, Experiment
 
 MODEL_NAME = "best"
 ALIAS = "champion"
@@ -87,7 +87,7 @@ def model_note(
         metrics: what was measured of it.
         register: under which name it goes into the registry; None: it does not.
     """
-    from tuner.served import assemble, load
+    from tune_sparsity.tuner.served import assemble, load
 
     folder = study_folder / "tracking" / SERVED
     shutil.rmtree(folder, ignore_errors=True)
@@ -163,7 +163,7 @@ def _upload(client: MlflowClient, model: Any, run_id: str, study_folder: Path, n
     with tempfile.TemporaryDirectory() as folder, unneeded:
         mlflow.pyfunc.save_model(
             path=f"{folder}/model",
-            loader_module="tuner.served",
+            loader_module="tune_sparsity.tuner.served",
             data_path=str(study_folder / note["folder"]),
             mlflow_model=about,
             signature=signature,

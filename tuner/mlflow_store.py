@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.empty_store import make_store
-from tuner.outbox import PARENT, RUNNING, Note, StudyIdentity
-from tuner.tracking_uri import STRAY, is_server, redact, sqlite_file, with_driver
+from tune_sparsity.tuner.empty_store import make_store
+from tune_sparsity.tuner.outbox import PARENT, RUNNING, Note, StudyIdentity
+from tune_sparsity.tuner.tracking_uri import STRAY, is_server, redact, sqlite_file, with_driver
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -198,7 +198,7 @@ class Store:
         """
         from mlflow.entities import Metric, Param, RunTag
 
-        from tuner.mlflow_parts import log_dataset, log_model
+        from tune_sparsity.tuner.mlflow_parts import log_dataset, log_model
 
         refused = list[str]()
         run_id, new = self.ensure(name, owed.started, owed.tags)

@@ -7,11 +7,11 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tuner.epoch_log import Series
-from tuner.goal import Goal
-from tuner.pictures import OKABE_ITO, hover_text, percent
-from tuner.records import TrialRecord, TrialState
-from tuner.search_pictures import BLUE, PANEL_COLOURS, RED, SKY, figure, panels, titled
+from tune_sparsity.tuner.epoch_log import Series
+from tune_sparsity.tuner.goal import Goal
+from tune_sparsity.tuner.pictures import OKABE_ITO, hover_text, percent
+from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.search_pictures import BLUE, PANEL_COLOURS, RED, SKY, figure, panels, titled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,7 +174,7 @@ def hoyer_figure(records: Sequence[TrialRecord], goal: Goal, fan_in: int) -> go.
     Args:
         fan_in: weights of a neuron, for the curves.
     """
-    from sparsity.hoyer import expected_gaussian_dual, expected_paper, expected_uniform
+    from tune_sparsity.sparsity.hoyer import expected_gaussian_dual, expected_paper, expected_uniform
 
     done = [r for r in records if r.state is TrialState.COMPLETED and r.hoyer is not None and exponent(r) is not None]
     if not done:

@@ -16,12 +16,12 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from experiments import Experiment
-from tuner.config import UsageError
-from tuner.nodes import Node, nodes
-from tuner.prepare import Prepared
-from tuner.travel import Parcel
-from tuner.trial import shared_arrays
+from tune_sparsity.experiments import Experiment
+from tune_sparsity.tuner.config import UsageError
+from tune_sparsity.tuner.nodes import Node, nodes
+from tune_sparsity.tuner.prepare import Prepared
+from tune_sparsity.tuner.travel import Parcel
+from tune_sparsity.tuner.trial import shared_arrays
 
 Arrays = Mapping[str, np.ndarray]
 LARGE = 1 << 30

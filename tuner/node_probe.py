@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import subprocess
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 PACKAGES = ("ray", "torch", "numpy", "safetensors", "pydantic")
 """What a trial's process imports, beside Python and our own code; optuna and mlflow are the driver's alone."""
-OURS = ("tuner", "search_spaces", "experiments", "sparsity")
+OURS = "tune_sparsity"
 PATIENCE = 10.0  # seconds that a network file system may take to show what another machine wrote
 
 
@@ -40,14 +41,15 @@ def versions() -> dict[str, str]:
 
 
 def code() -> str:
-    """A digest of our own packages' code, as this process imports it; "" where one is missing."""
-    digest = hashlib.sha256()
-    for package in OURS:
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            return ""
-        for path in sorted(Path(spec.origin).parent.rglob("*.py")):
-            digest.update(path.relative_to(Path(spec.origin).parent).as_posix().encode() + path.read_bytes())
+    """Return a digest of our own package's code, as this process imports it; "" where it is missing."""
+    spec = importlib.util.find_spec(OURS)
+    if spec is None or spec.origin is None:
+        return ""
+    package, digest = Path(spec.origin).parent, hashlib.sha256()
+    # In a checkout the package's folders are links, which only os.walk follows.
+    files = [Path(folder, name) for folder, _, names in os.walk(package, followlinks=True) for name in names]
+    for path in sorted(file for file in files if file.suffix == ".py"):
+        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -76,7 +78,7 @@ def _version(package: str) -> str:
 def _storage(storage: Any, token: str, name: str) -> str:
     if storage is None:
         return ""
-    from tuner.files import Folder
+    from tune_sparsity.tuner.files import Folder
 
     place, end = Folder(Path(storage)) if isinstance(storage, str) else storage, time.monotonic() + PATIENCE
     while True:

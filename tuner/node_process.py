@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Mapping
 from typing import Self
 
-from tuner.config import StudyConfig
-from tuner.own_process import own_process
+from tune_sparsity.tuner.config import StudyConfig
+from tune_sparsity.tuner.own_process import own_process
 
 _END_WITHIN = 30.0  # seconds
 _NOTHING: Mapping[str, str] = {}
@@ -53,7 +53,7 @@ class NodeProcess:
     def __init__(self, config: StudyConfig, variables: Mapping[str, str] = _NOTHING) -> None:
         names = ("cpus_per_trial", "gpus_per_trial", "trials", "concurrency")
         self._process = subprocess.Popen(
-            own_process("tuner.ray_node", json.dumps({name: getattr(config, name) for name in names})),
+            own_process("tune_sparsity.tuner.ray_node", json.dumps({name: getattr(config, name) for name in names})),
             env={**os.environ, **variables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -13,10 +13,10 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tuner import node_probe
-from tuner.config import UsageError
-from tuner.files import Folder
-from tuner.object_store import Store
+from tune_sparsity.tuner import node_probe
+from tune_sparsity.tuner.config import UsageError
+from tune_sparsity.tuner.files import Folder
+from tune_sparsity.tuner.object_store import Store
 
 _ANSWER_WITHIN = 120.0  # seconds; a node may have to fetch the code and start a process first
 

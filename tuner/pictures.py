@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tuner.goal import Goal, GoalKind
-from tuner.pareto import Point, point_of, points_of
-from tuner.records import TrialRecord, TrialState
-from tuner.results import write_atomically
+from tune_sparsity.tuner.goal import Goal, GoalKind
+from tune_sparsity.tuner.pareto import Point, point_of, points_of
+from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.results import write_atomically
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

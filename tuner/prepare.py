@@ -14,20 +14,20 @@ from pathlib import Path
 
 import torch
 
-from experiments import Data, DataUnavailable, Experiment, find
-from experiments.checks import Subject, first_fault
-from experiments.checks.shapes import builds
-from experiments.registry import BUILT_IN as EXPERIMENTS
-from experiments.user_code import described
-from search_spaces import Space
-from sparsity import prunable_layers
-from tuner.config import StudyConfig, UsageError, unknown
-from tuner.goal import Goal
-from tuner.goal_spaces import spaces_of
-from tuner.object_store import Store, StoreError
-from tuner.samplers import check_sampler
-from tuner.tracking_uri import check_driver, check_tracking_uri
-from tuner.warm_start import WarmStart, warm_start
+from tune_sparsity.experiments import Data, DataUnavailable, Experiment, find
+from tune_sparsity.experiments.checks import Subject, first_fault
+from tune_sparsity.experiments.checks.shapes import builds
+from tune_sparsity.experiments.registry import BUILT_IN as EXPERIMENTS
+from tune_sparsity.experiments.user_code import described
+from tune_sparsity.search_spaces import Space
+from tune_sparsity.sparsity import prunable_layers
+from tune_sparsity.tuner.config import StudyConfig, UsageError, unknown
+from tune_sparsity.tuner.goal import Goal
+from tune_sparsity.tuner.goal_spaces import spaces_of
+from tune_sparsity.tuner.object_store import Store, StoreError
+from tune_sparsity.tuner.samplers import check_sampler
+from tune_sparsity.tuner.tracking_uri import check_driver, check_tracking_uri
+from tune_sparsity.tuner.warm_start import WarmStart, warm_start
 
 _A_WHILE = 20.0  # seconds
 

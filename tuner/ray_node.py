@@ -24,9 +24,9 @@ from ray._private import node, parameter, ray_constants, services
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
 from ray._private.authentication import authentication_token_setup as tokens
 
-from tuner import forked_worker
-from tuner.nodes import Node
-from tuner.replaced import replaced, variables
+from tune_sparsity.tuner import forked_worker
+from tune_sparsity.tuner.nodes import Node
+from tune_sparsity.tuner.replaced import replaced, variables
 
 _LOOK_EVERY = 0.2  # seconds
 _FILES = 65536  # that Ray's processes may have open, as Ray has it, where the system lets them
@@ -151,7 +151,7 @@ def _loading_ahead(ahead: bool) -> contextlib.AbstractContextManager[None]:
     if ahead:
         settings |= {
             "RAY_enable_worker_prestart": "1",
-            "RAY_preload_python_modules": "tuner.trial",
+            "RAY_preload_python_modules": "tune_sparsity.tuner.trial",
             "RAY_idle_worker_killing_time_threshold_ms": "60000",
         }
     return variables({name: value for name, value in settings.items() if name not in os.environ})

@@ -22,13 +22,13 @@ from ray.tune.experiment import Trial
 from ray.tune.impl.tuner_internal import TunerInternal
 from ray.tune.search import Searcher
 
-from tuner.config import StudyConfig, UsageError
-from tuner.nodes import nodes
-from tuner.records import TrialState, trial_name
-from tuner.replaced import replaced
-from tuner.scheduler import StudyScheduler
-from tuner.study import StudyRun
-from tuner.trial import (
+from tune_sparsity.tuner.config import StudyConfig, UsageError
+from tune_sparsity.tuner.nodes import nodes
+from tune_sparsity.tuner.records import TrialState, trial_name
+from tune_sparsity.tuner.replaced import replaced
+from tune_sparsity.tuner.scheduler import StudyScheduler
+from tune_sparsity.tuner.study import StudyRun
+from tune_sparsity.tuner.trial import (
     AGAIN,
     DISK,
     EPOCHS,

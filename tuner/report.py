@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tuner.config import UsageError, storage_of
-from tuner.display import duration
-from tuner.final_table import shown_path
-from tuner.gallery import figures, page, picture, pictured
-from tuner.goal import Goal, GoalKind
-from tuner.pictures import percent
-from tuner.records import TrialRecord, TrialState
-from tuner.results import write_atomically
-from tuner.study_folder import EndedStudy, read_ended
+from tune_sparsity.tuner.config import UsageError, storage_of
+from tune_sparsity.tuner.display import duration
+from tune_sparsity.tuner.final_table import shown_path
+from tune_sparsity.tuner.gallery import figures, page, picture, pictured
+from tune_sparsity.tuner.goal import Goal, GoalKind
+from tune_sparsity.tuner.pictures import percent
+from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.results import write_atomically
+from tune_sparsity.tuner.study_folder import EndedStudy, read_ended
 
 REPORT_HTML = "report.html"
 
 
 def report(arguments: list[str]) -> int:
     """Runs the subcommand."""
-    from tuner.arguments import Parser
+    from tune_sparsity.tuner.arguments import Parser
 
     parser = Parser("tune-sparsity report", description="Writes a study as one HTML page, whole in itself.")
     parser.add_argument("study", metavar="STUDY", help="its name, or its folder")

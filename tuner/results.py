@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tuner.files import write_bytes
-from tuner.final_seeds import Retrained
-from tuner.goal import Goal, GoalKind
-from tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.files import write_bytes
+from tune_sparsity.tuner.final_seeds import Retrained
+from tune_sparsity.tuner.goal import Goal, GoalKind
+from tune_sparsity.tuner.records import TrialRecord, TrialState
 
 TRIALS_CSV = "trials.csv"
 PARETO_CSV = "pareto.csv"

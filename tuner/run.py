@@ -11,31 +11,31 @@ from pathlib import Path
 from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
-from tuner.checkpoints import sweep
-from tuner.conclusion import Finished, Times, conclude
-from tuner.config import StudyConfig
-from tuner.connection import Connection
-from tuner.display import Progress
-from tuner.final_seeds import Retrained, best_of_each, jobs, summarise
-from tuner.goal import Goal, GoalKind
-from tuner.goal_spaces import turns
-from tuner.halving import Halving, rung_epochs
-from tuner.interruption import interruptible, terminable
-from tuner.keeping import held
-from tuner.mirror import Mirror
-from tuner.mlflow_parts import dataset_note
-from tuner.outbox import StudyIdentity
-from tuner.prepare import Prepared
-from tuner.records import TrialState
-from tuner.store_owner import TakenOver
-from tuner.study_yaml import write_study_yaml
-from tuner.tracking import Tracker
-from tuner.tracking_uri import redact
-from tuner.warm_start import JOURNAL
+from tune_sparsity.tuner.checkpoints import sweep
+from tune_sparsity.tuner.conclusion import Finished, Times, conclude
+from tune_sparsity.tuner.config import StudyConfig
+from tune_sparsity.tuner.connection import Connection
+from tune_sparsity.tuner.display import Progress
+from tune_sparsity.tuner.final_seeds import Retrained, best_of_each, jobs, summarise
+from tune_sparsity.tuner.goal import Goal, GoalKind
+from tune_sparsity.tuner.goal_spaces import turns
+from tune_sparsity.tuner.halving import Halving, rung_epochs
+from tune_sparsity.tuner.interruption import interruptible, terminable
+from tune_sparsity.tuner.keeping import held
+from tune_sparsity.tuner.mirror import Mirror
+from tune_sparsity.tuner.mlflow_parts import dataset_note
+from tune_sparsity.tuner.outbox import StudyIdentity
+from tune_sparsity.tuner.prepare import Prepared
+from tune_sparsity.tuner.records import TrialState
+from tune_sparsity.tuner.store_owner import TakenOver
+from tune_sparsity.tuner.study_yaml import write_study_yaml
+from tune_sparsity.tuner.tracking import Tracker
+from tune_sparsity.tuner.tracking_uri import redact
+from tune_sparsity.tuner.warm_start import JOURNAL
 
 if TYPE_CHECKING:
-    from tuner.study import StudyRun
-    from tuner.trial import TrialSetup
+    from tune_sparsity.tuner.study import StudyRun
+    from tune_sparsity.tuner.trial import TrialSetup
 
 AT_ONCE = 5.0  # seconds that MLflow has when a study ends unexpectedly; what it lacks then, resuming brings it
 
@@ -77,8 +77,8 @@ def run_study(
         # Ray says on standard output that a node has died: what is there is for --json alone.
         stack.enter_context(redirect_stdout(sys.stderr))
         ray.begin()
-        from tuner import ray_run  # takes seconds, in which a Ray of our own starts
-        from tuner.node_data import for_workers
+        from tune_sparsity.tuner import ray_run  # takes seconds, in which a Ray of our own starts
+        from tune_sparsity.tuner.node_data import for_workers
 
         ray.wait()
         gpus = ray_run.gpus_per_trial(config)
@@ -141,11 +141,11 @@ def _search(
     quiet: bool,
     mirror: Mirror | None,
 ) -> Finished:
-    from tuner import ray_run
-    from tuner.live_pictures import pictures_of
-    from tuner.searcher import OptunaSearcher
-    from tuner.study import StudyRun
-    from tuner.trial import CHECKPOINTS, TrialSetup, weights_file
+    from tune_sparsity.tuner import ray_run
+    from tune_sparsity.tuner.live_pictures import pictures_of
+    from tune_sparsity.tuner.searcher import OptunaSearcher
+    from tune_sparsity.tuner.study import StudyRun
+    from tune_sparsity.tuner.trial import CHECKPOINTS, TrialSetup, weights_file
 
     config, goal = prepared.config, prepared.goal
     weights_folder = config.folder / ".weights"
@@ -224,8 +224,8 @@ def _train_best_again(
     prepared: Prepared, study: StudyRun, setup: TrialSetup, arrays: Any, gpus: float
 ) -> list[Retrained]:
     """Each method's best under fresh seeds, with its accuracies on the test data."""
-    from tuner.best import measuring_device, test_accuracy
-    from tuner.ray_run import train_again
+    from tune_sparsity.tuner.best import measuring_device, test_accuracy
+    from tune_sparsity.tuner.ray_run import train_again
 
     config = prepared.config
     chosen = best_of_each(study.records.values(), config.method, prepared.goal)
@@ -249,7 +249,7 @@ def _halving(config: StudyConfig, goal: Goal, epochs: int) -> Halving:
 @contextmanager
 def _disk_errors_told() -> Iterator[None]:
     """A disk that is full, wherever that is found out, is no fault of this program's."""
-    from tuner.trial import disk_error, one_line
+    from tune_sparsity.tuner.trial import disk_error, one_line
 
     try:
         yield

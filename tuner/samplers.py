@@ -15,8 +15,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search_spaces import Prior
-from search_spaces.priors import draw
+from tune_sparsity.search_spaces import Prior
+from tune_sparsity.search_spaces.priors import draw
 
 DEFAULT_SAMPLER = "tpe"
 Learn = Callable[[int, Sequence[FrozenTrial], BaseSampler], BaseSampler]

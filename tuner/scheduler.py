@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tuner.study import StudyRun
-from tuner.trial import EPOCHS, FINAL_SPARSITY
+from tune_sparsity.tuner.study import StudyRun
+from tune_sparsity.tuner.trial import EPOCHS, FINAL_SPARSITY
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import Experiment, find
-from experiments.registry import import_from
+from tune_sparsity.experiments import Experiment, find
+from tune_sparsity.experiments.registry import import_from
 
 SERVED_JSON, CODE = "served.json", "code"
 _MASK = ".mask"
@@ -66,7 +66,7 @@ def assemble(folder: Path, network: Path, experiment: Experiment, name: str) -> 
         experiment: of the network.
         name: by which the experiment is found, as --experiment takes it.
     """
-    from tuner.travel import code_of  # here, since it brings Ray, which a served network does without
+    from tune_sparsity.tuner.travel import code_of  # here, since it brings Ray, which a served network does without
 
     folder.mkdir(parents=True)
     for file in ("model.safetensors", "model.json"):

@@ -10,18 +10,18 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tuner.checkpoints import sweep
-from tuner.config import StudyConfig
-from tuner.display import Progress
-from tuner.epoch_log import EPOCHS_CSV, EpochLog
-from tuner.files import write_bytes
-from tuner.goal import Goal
-from tuner.halving import Halving
-from tuner.records import TrialRecord, TrialState
-from tuner.results import write_trials
-from tuner.searcher import Asked, OptunaSearcher
-from tuner.standing import Standing
-from tuner.tracking import Tracker
+from tune_sparsity.tuner.checkpoints import sweep
+from tune_sparsity.tuner.config import StudyConfig
+from tune_sparsity.tuner.display import Progress
+from tune_sparsity.tuner.epoch_log import EPOCHS_CSV, EpochLog
+from tune_sparsity.tuner.files import write_bytes
+from tune_sparsity.tuner.goal import Goal
+from tune_sparsity.tuner.halving import Halving
+from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.results import write_trials
+from tune_sparsity.tuner.searcher import Asked, OptunaSearcher
+from tune_sparsity.tuner.standing import Standing
+from tune_sparsity.tuner.tracking import Tracker
 
 _FILES_EVERY = 5.0  # seconds between two writings of trials.csv while the study runs, at the least
 _FILES_SHARE = 20  # and so many times what the last took: the table of ten thousand trials takes seconds

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from tuner.config import StudyConfig, UsageError
-from tuner.config_file import read_study
-from tuner.goal import Goal
-from tuner.object_store import Store
-from tuner.records import TrialRecord
-from tuner.store_copy import looked_at
+from tune_sparsity.tuner.config import StudyConfig, UsageError
+from tune_sparsity.tuner.config_file import read_study
+from tune_sparsity.tuner.goal import Goal
+from tune_sparsity.tuner.object_store import Store
+from tune_sparsity.tuner.records import TrialRecord
+from tune_sparsity.tuner.store_copy import looked_at
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class EndedStudy:
 
     def records(self) -> list[TrialRecord]:
         """All ended trials, by number."""
-        from tuner.warm_start import records_of  # brings Optuna
+        from tune_sparsity.tuner.warm_start import records_of  # brings Optuna
 
         return records_of(self.folder)
 

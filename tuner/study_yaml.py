@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tuner.config_file import WITHHELD
-from tuner.results import write_atomically
-from tuner.tracking_uri import redact
+from tune_sparsity.tuner.config_file import WITHHELD
+from tune_sparsity.tuner.results import write_atomically
+from tune_sparsity.tuner.tracking_uri import redact
 
 if TYPE_CHECKING:
-    from tuner.prepare import Prepared
+    from tune_sparsity.tuner.prepare import Prepared
 
 STUDY_YAML = "study.yaml"
 _PACKAGES = ("tune-sparsity", "torch", "torchvision", "ray", "optuna", "mlflow", "numpy")

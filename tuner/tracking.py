@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from tuner import mlflow_writer
-from tuner.delivery import ATTEMPTS
-from tuner.outbox import KILLED, PARENT, RUNNING, UNENDED, Outbox, StudyIdentity
-from tuner.own_process import own_process
-from tuner.records import TrialRecord, TrialState, trial_name
-from tuner.tracking_uri import is_server, redact
+from tune_sparsity.tuner import mlflow_writer
+from tune_sparsity.tuner.delivery import ATTEMPTS
+from tune_sparsity.tuner.outbox import KILLED, PARENT, RUNNING, UNENDED, Outbox, StudyIdentity
+from tune_sparsity.tuner.own_process import own_process
+from tune_sparsity.tuner.records import TrialRecord, TrialState, trial_name
+from tune_sparsity.tuner.tracking_uri import is_server, redact
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -25,9 +25,9 @@ from typing import Any
 
 from ray import cloudpickle
 
-from experiments import Experiment, find
-from experiments.registry import BUILT_IN, import_from, module_name
-from experiments.user_code import is_users_own
+from tune_sparsity.experiments import Experiment, find
+from tune_sparsity.experiments.registry import BUILT_IN, import_from, module_name
+from tune_sparsity.experiments.user_code import is_users_own
 
 _LARGEST, _TOGETHER = 10 << 20, 32 << 20  # bytes of a file, and of all files, that travel beside the code
 

@@ -18,13 +18,13 @@ from ray import tune
 from safetensors.torch import save
 from torch import Tensor
 
-from experiments import Data, Experiment, Split, Training
-from experiments.training import NotFinite
-from tuner import checkpoints, files
-from tuner.files import Place
-from tuner.object_store import StoreError
-from tuner.tracking_uri import redact
-from tuner.travel import Parcel
+from tune_sparsity.experiments import Data, Experiment, Split, Training
+from tune_sparsity.experiments.training import NotFinite
+from tune_sparsity.tuner import checkpoints, files
+from tune_sparsity.tuner.files import Place
+from tune_sparsity.tuner.object_store import StoreError
+from tune_sparsity.tuner.tracking_uri import redact
+from tune_sparsity.tuner.travel import Parcel
 
 EPOCHS = "epochs"  # in a report: pairs of an epoch and what Training.epoch measured
 AGAIN = "again"  # in a report: those epochs were trained before the trial was restarted from its checkpoint

@@ -12,13 +12,13 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend
 
-from search_spaces import Space
-from search_spaces.values import nearest, same
-from tuner.config import UsageError, study_in
-from tuner.object_store import Store
-from tuner.pareto import best_trial
-from tuner.records import TrialRecord, TrialState
-from tuner.store_copy import looked_at
+from tune_sparsity.search_spaces import Space
+from tune_sparsity.search_spaces.values import nearest, same
+from tune_sparsity.tuner.config import UsageError, study_in
+from tune_sparsity.tuner.object_store import Store
+from tune_sparsity.tuner.pareto import best_trial
+from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.store_copy import looked_at
 
 RECORD = "record"
 """The user attribute of an Optuna trial that holds its record."""

@@ -8,7 +8,7 @@
 or, in a test of one's own: ``assert_sound(experiment)``.
 """
 
-from experiments.checks.suite import Check, Finding, Level, Subject
-from experiments.checks.suites import CHECKS, assert_sound, first_fault, inspect
+from tune_sparsity.experiments.checks.suite import Check, Finding, Level, Subject
+from tune_sparsity.experiments.checks.suites import CHECKS, assert_sound, first_fault, inspect
 
 __all__ = ["CHECKS", "Check", "Finding", "Level", "Subject", "assert_sound", "first_fault", "inspect"]

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from experiments.checks.shapes import is_classification
-from experiments.checks.suite import Check, Problem, Subject, count, same_random_numbers, warning
+from tune_sparsity.experiments.checks.shapes import is_classification
+from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, same_random_numbers, warning
 
 _MANY = 0.1  # of a split's examples in the training split too: a leak, unless the data are full of twins anyway
 _UNBALANCED = 0.9

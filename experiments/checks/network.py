@@ -10,8 +10,8 @@ from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from experiments.base import evaluate
-from experiments.checks.suite import (
+from tune_sparsity.experiments.base import evaluate
+from tune_sparsity.experiments.checks.suite import (
     Check,
     Problem,
     Subject,
@@ -22,7 +22,7 @@ from experiments.checks.suite import (
     spread,
     warning,
 )
-from experiments.user_code import described
+from tune_sparsity.experiments.user_code import described
 
 _SOME = 8  # examples
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from experiments.base import Data, Experiment, Recipe, correct
-from experiments.checks.suite import Check, Problem, Subject, count, warning
-from experiments.user_code import described
-from sparsity import LayerRules, prunable_layers
+from tune_sparsity.experiments.base import Data, Experiment, Recipe, correct
+from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, warning
+from tune_sparsity.experiments.user_code import described
+from tune_sparsity.sparsity import LayerRules, prunable_layers
 
 _FEW = 4  # examples that the quick checks push through the network
 _FUNCTIONS = ("load", "model", "loss", "metric", "prepare")

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
-from experiments.training import Training
-from experiments.user_code import described
+from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
+from tune_sparsity.experiments.training import Training
+from tune_sparsity.experiments.user_code import described
 
 _STEPS, _BATCH, _VALIDATED = 3, 16, 32  # of the trainings that checks make: steps an epoch, and examples
 

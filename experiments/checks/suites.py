@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.base import Data, Experiment
-from experiments.checks import data, network, shapes, training
-from experiments.checks.suite import Check, Finding, Level, Subject, run
+from tune_sparsity.experiments.base import Data, Experiment
+from tune_sparsity.experiments.checks import data, network, shapes, training
+from tune_sparsity.experiments.checks.suite import Check, Finding, Level, Subject, run
 
 CHECKS: tuple[Check, ...] = (*shapes.CHECKS, *data.CHECKS, *network.CHECKS, *training.CHECKS)
 

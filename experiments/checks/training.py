@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from experiments.checks.suite import Check, Problem, Subject, count, first_difference, same, warning
-from experiments.training import Training
-from experiments.user_code import described
-from sparsity import prunable_layers
+from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, first_difference, same, warning
+from tune_sparsity.experiments.training import Training
+from tune_sparsity.experiments.user_code import described
+from tune_sparsity.sparsity import prunable_layers
 
 _LEARNING_STEPS, _LEARNING_BATCH = 15, 16
 

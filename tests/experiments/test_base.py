@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.base import Data, Experiment, Recipe, Split, correct, evaluate
+from tune_sparsity.experiments.base import Data, Experiment, Recipe, Split, correct, evaluate
 
 
 def normal(seed: int, *shape: int) -> Tensor:

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from experiments import Data, Experiment, Recipe, Split, find
-from experiments.checks import CHECKS, Finding, Level, assert_sound, first_fault, inspect
-from sparsity import LayerRules
+from tune_sparsity.experiments import Data, Experiment, Recipe, Split, find
+from tune_sparsity.experiments.checks import CHECKS, Finding, Level, assert_sound, first_fault, inspect
+from tune_sparsity.sparsity import LayerRules
 
 
 def example_split(n: int, seed: int) -> Split:

@@ -12,8 +12,8 @@ import pytest
 import torch
 import torchvision.datasets
 
-from experiments.base import Data, DataUnavailable
-from experiments.cifar import cifar10, cifar10_subset, load, load_subset
+from tune_sparsity.experiments.base import Data, DataUnavailable
+from tune_sparsity.experiments.cifar import cifar10, cifar10_subset, load, load_subset
 
 SUBSET = "cifar10_subset.npz"
 

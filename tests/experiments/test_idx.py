@@ -19,11 +19,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from experiments.augment import Augmentation, Normalise
-from experiments.base import Data, DataUnavailable, Recipe, Split
-from experiments.files import default_data_dir
-from experiments.idx import fashion_mnist, fashion_mnist_wrn, load, load_images, mnist, mnist_wrn, parse_idx
-from experiments.training import Training
+from tune_sparsity.experiments.augment import Augmentation, Normalise
+from tune_sparsity.experiments.base import Data, DataUnavailable, Recipe, Split
+from tune_sparsity.experiments.files import default_data_dir
+from tune_sparsity.experiments.idx import (
+    fashion_mnist,
+    fashion_mnist_wrn,
+    load,
+    load_images,
+    mnist,
+    mnist_wrn,
+    parse_idx,
+)
+from tune_sparsity.experiments.training import Training
 
 FILES = [
     "train-images-idx3-ubyte.gz",

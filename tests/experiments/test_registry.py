@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments import BUILT_IN, Experiment, find
+from tune_sparsity.experiments import BUILT_IN, Experiment, find
 
 SOURCE = """
 from dataclasses import dataclass
 
 import torch
 
-from experiments import Data, Experiment, Recipe, Split
+from tune_sparsity.experiments import Data, Experiment, Recipe, Split
 
 
 @dataclass

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from experiments.augment import Augmentation, Normalise
-from experiments.base import Data, Experiment, Recipe, Split, evaluate
-from experiments.digits import digits
-from experiments.training import NotFinite, Training, train_whole
-from sparsity import LayerRules
-from sparsity.masks import zeros_for
+from tune_sparsity.experiments.augment import Augmentation, Normalise
+from tune_sparsity.experiments.base import Data, Experiment, Recipe, Split, evaluate
+from tune_sparsity.experiments.digits import digits
+from tune_sparsity.experiments.training import NotFinite, Training, train_whole
+from tune_sparsity.sparsity import LayerRules
+from tune_sparsity.sparsity.masks import zeros_for
 
 PARAMS = {"final_sparsity": 0.9, "p": 1.3, "threshold_interval": 3}
 

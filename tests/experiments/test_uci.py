@@ -8,11 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.base import Data, DataUnavailable, Experiment, evaluate
-from experiments.libsvm import parse_libsvm
-from experiments.training import train_whole
-from experiments.uci import climate, dna, dna_perceptron, load_climate, load_dna, load_mushroom, mushroom, nucleotides
-from sparsity.masks import zeros_for
+from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, evaluate
+from tune_sparsity.experiments.libsvm import parse_libsvm
+from tune_sparsity.experiments.training import train_whole
+from tune_sparsity.experiments.uci import (
+    climate,
+    dna,
+    dna_perceptron,
+    load_climate,
+    load_dna,
+    load_mushroom,
+    mushroom,
+    nucleotides,
+)
+from tune_sparsity.sparsity.masks import zeros_for
 
 FILES = {
     "dna": ["dna.scale", "dna.scale.t"],

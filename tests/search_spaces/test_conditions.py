@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from optuna.distributions import FloatDistribution
 
-from search_spaces import BadFile, Space, load_space
-from sparsity import METHODS
-from sparsity.schedules import PiecewiseLinear, Schedule
+from tune_sparsity.search_spaces import BadFile, Space, load_space
+from tune_sparsity.sparsity import METHODS
+from tune_sparsity.sparsity.schedules import PiecewiseLinear, Schedule
 
 BASE = """\
 method: lpss

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search_spaces import Prior
-from search_spaces.priors import draw, from_unit, to_unit
+from tune_sparsity.search_spaces import Prior
+from tune_sparsity.search_spaces.priors import draw, from_unit, to_unit
 
 
 def draws(distribution, prior, count=4000):

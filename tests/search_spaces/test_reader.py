@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from search_spaces import BadFile, load_space, read_mapping
+from tune_sparsity.search_spaces import BadFile, load_space, read_mapping
 
 SPACE = """\
 # a comment

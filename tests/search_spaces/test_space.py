@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search_spaces import BUILT_IN, BadFile, Space, load_space
-from sparsity import METHODS, suggest_p
+from tune_sparsity.search_spaces import BUILT_IN, BadFile, Space, load_space
+from tune_sparsity.sparsity import METHODS, suggest_p
 
 TARGETS = (0.0, 0.5, 0.9, 0.98, 0.999)
 SPARSE = [name for name in BUILT_IN if name not in ("dense", "lpss-published")]

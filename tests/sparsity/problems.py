@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsity import LpSGD
+from tune_sparsity.sparsity import LpSGD
 
 
 def blobs(n: int = 400, features: int = 20, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:

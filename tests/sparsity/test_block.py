@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsity.optimizer import LR_MAX, LpSGD
 from tests.sparsity.problems import normal
+from tune_sparsity.sparsity.optimizer import LR_MAX, LpSGD
 
 pytestmark = pytest.mark.usefixtures("either_step")
 

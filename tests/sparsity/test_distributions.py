@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsity.distributions import layer_counts, random_masks
-from sparsity.masks import zeros_for
+from tune_sparsity.sparsity.distributions import layer_counts, random_masks
+from tune_sparsity.sparsity.masks import zeros_for
 
 shapes = st.lists(
     st.one_of(

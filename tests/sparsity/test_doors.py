@@ -46,7 +46,7 @@ def test_imports_are_found_wherever_they_stand() -> None:
         "import ray.tune as t\nfrom mlflow.x import y\ndef f():\n  import optuna\n  import_module('a')\nfrom . import z"
     )
     assert imported(source) == {"ray", "mlflow", "optuna", "."}
-    assert imported("importlib.import_module('tuner.cli')") == {"tuner"}
+    assert imported("importlib.import_module('tune_sparsity.tuner.cli')") == {"tuner"}
 
 
 def test_every_package_has_files() -> None:
@@ -81,7 +81,7 @@ def run_blocked(blocked: tuple[str, ...], code: str, folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED.format(blocked=blocked) + code],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,
         timeout=300,
@@ -93,7 +93,7 @@ def test_sparsity_serves_alone(tmp_path: Path) -> None:
     blocked = ("ray", "optuna", "mlflow", "pandas", "plotly", "sklearn", "tuner", "experiments", "search_spaces")
     code = """
 import torch
-import sparsity
+import tune_sparsity.sparsity
 model = torch.nn.Sequential(torch.nn.Linear(9, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
 sparse = sparsity.lpss(model, total_steps=3, sparsity=0.5)
 for _ in range(3):

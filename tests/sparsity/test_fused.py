@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsity import fused
-from sparsity.block import Block
-from sparsity.fused import FusedStep
-from sparsity.optimizer import LpSGD
 from tests.sparsity.problems import tensors
+from tune_sparsity.sparsity import fused
+from tune_sparsity.sparsity.block import Block
+from tune_sparsity.sparsity.fused import FusedStep
+from tune_sparsity.sparsity.optimizer import LpSGD
 
 pytestmark = pytest.mark.skipif(fused.kernel is None, reason="the package was installed without a C compiler")
 

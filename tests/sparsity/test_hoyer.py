@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsity.hoyer import (
+from tune_sparsity.sparsity.hoyer import (
     expected_below,
     expected_gamma,
     expected_gaussian_dual,

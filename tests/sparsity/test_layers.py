@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from sparsity import METHODS, LayerRules
-from sparsity.layers import has_normalisation, prunable_layers
 from tests.sparsity.problems import mlp
+from tune_sparsity.sparsity import METHODS, LayerRules
+from tune_sparsity.sparsity.layers import has_normalisation, prunable_layers
 
 
 def on_sphere(model: nn.Module) -> dict[str, bool]:

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from sparsity.masks import keep_largest, random_mask, zeros_for
+from tune_sparsity.sparsity.masks import keep_largest, random_mask, zeros_for
 
 scores_lists = st.lists(
     st.lists(st.sampled_from([-math.inf, -2.0, 0.0, 0.0, 0.5, 1.0, 1.0, 7.0]), min_size=1, max_size=12),

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sparsity import METHODS, SparseTraining
-from sparsity.masks import zeros_for
+from tune_sparsity.sparsity import METHODS, SparseTraining
+from tune_sparsity.sparsity.masks import zeros_for
 
 STEPS = 80
 SPARSE = [name for name in METHODS if name != "dense"]

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparsity import fused
-from sparsity.optimizer import LR_MAX, LpSGD
 from tests.sparsity.problems import batches, blobs, mlp, normal, norms, step
+from tune_sparsity.sparsity import fused
+from tune_sparsity.sparsity.optimizer import LR_MAX, LpSGD
 
 pytestmark = pytest.mark.usefixtures("either_step")
 

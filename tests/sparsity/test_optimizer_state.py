@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparsity.optimizer import LpSGD
 from tests.sparsity.problems import batches, blobs, mlp, normal, norms, step
+from tune_sparsity.sparsity.optimizer import LpSGD
 
 pytestmark = pytest.mark.usefixtures("either_step")
 

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sparsity.distributions import layer_counts
-from sparsity.layers import prunable_layers
-from sparsity.masks import zeros_for
-from sparsity.recipes import LpssSettings, lpss
-from sparsity.schedules import KINDS, Schedule
-from sparsity.topology import Ramp
-from sparsity.training import SparseTraining
 from tests.sparsity.problems import mlp
 from tests.sparsity.trainings import scripted, train, without, zero_weights
+from tune_sparsity.sparsity.distributions import layer_counts
+from tune_sparsity.sparsity.layers import prunable_layers
+from tune_sparsity.sparsity.masks import zeros_for
+from tune_sparsity.sparsity.recipes import LpssSettings, lpss
+from tune_sparsity.sparsity.schedules import KINDS, Schedule
+from tune_sparsity.sparsity.topology import Ramp
+from tune_sparsity.sparsity.training import SparseTraining
 
 # ---- the final sparsity
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, nn
 
-from sparsity import METHODS, LpssSettings, lpss, suggest_p
-from sparsity.feedback import ProportionalIntegral, Published
-from sparsity.optimizer import LpSGD
-from sparsity.recipes import nested
-from sparsity.schedules import Schedule
-from sparsity.topology import Ramp
 from tests.sparsity.problems import accuracy, batches, blobs, mlp
+from tune_sparsity.sparsity import METHODS, LpssSettings, lpss, suggest_p
+from tune_sparsity.sparsity.feedback import ProportionalIntegral, Published
+from tune_sparsity.sparsity.optimizer import LpSGD
+from tune_sparsity.sparsity.recipes import nested
+from tune_sparsity.sparsity.schedules import Schedule
+from tune_sparsity.sparsity.topology import Ramp
 
 GOOD = {"final_sparsity": 0.9, "p": 1.3}
 

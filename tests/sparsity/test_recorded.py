@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsity import METHODS, LpSGD, SparseTraining
-from sparsity.block import Block
-from sparsity.recorded import Moving, Recorded, RecordedPasses, RecordedSteps, can_be_recorded
 from tests.sparsity.problems import tensors
+from tune_sparsity.sparsity import METHODS, LpSGD, SparseTraining
+from tune_sparsity.sparsity.block import Block
+from tune_sparsity.sparsity.recorded import Moving, Recorded, RecordedPasses, RecordedSteps, can_be_recorded
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SHAPES = [(6, 40), (5, 40), (4, 3, 2, 2)]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sparsity.schedules import KINDS, PiecewiseLinear, Schedule, published_learning_rate, warmup_cosine
+from tune_sparsity.sparsity.schedules import KINDS, PiecewiseLinear, Schedule, published_learning_rate, warmup_cosine
 
 units = st.floats(0, 1)
 values = st.floats(-10, 10)

@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsity.sphere import (
+from tests.sparsity.problems import normal
+from tune_sparsity.sparsity.sphere import (
     P_MAX,
     P_MIN,
     check_p,
@@ -22,7 +23,6 @@ from sparsity.sphere import (
     to_dual,
     unit,
 )
-from tests.sparsity.problems import normal
 
 exponents = st.floats(P_MIN, P_MAX)
 seeds = st.integers(0, 2**32 - 1)

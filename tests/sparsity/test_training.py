@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparsity.hoyer import hoyer
-from sparsity.layers import prunable_layers
-from sparsity.masks import zeros_for
-from sparsity.optimizer import LpSGD
-from sparsity.recipes import LpssSettings, lpss
-from sparsity.schedules import Schedule
-from sparsity.topology import Ramp
-from sparsity.training import SparseTraining
 from tests.sparsity.problems import accuracy, batches, mlp
 from tests.sparsity.trainings import Script, X, Y, scripted, train, without, zero_weights
+from tune_sparsity.sparsity.hoyer import hoyer
+from tune_sparsity.sparsity.layers import prunable_layers
+from tune_sparsity.sparsity.masks import zeros_for
+from tune_sparsity.sparsity.optimizer import LpSGD
+from tune_sparsity.sparsity.recipes import LpssSettings, lpss
+from tune_sparsity.sparsity.schedules import Schedule
+from tune_sparsity.sparsity.topology import Ramp
+from tune_sparsity.sparsity.training import SparseTraining
 
 # ---- gradients, momentum and the latent
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsity.layers import prunable_layers
-from sparsity.optimizer import LpSGD
-from sparsity.topology import Pruned
-from sparsity.training import SparseTraining
 from tests.sparsity.problems import batches, blobs, mlp
+from tune_sparsity.sparsity.layers import prunable_layers
+from tune_sparsity.sparsity.optimizer import LpSGD
+from tune_sparsity.sparsity.topology import Pruned
+from tune_sparsity.sparsity.training import SparseTraining
 
 X, Y = blobs()
 

@@ -16,8 +16,8 @@ EXPERIMENT = """
 import time
 import torch
 from torch import nn
-from experiments import Data, Experiment, Recipe, Split
-from sparsity import LayerRules
+from tune_sparsity.experiments import Data, Experiment, Recipe, Split
+from tune_sparsity.sparsity import LayerRules
 
 class Sometimes(nn.Module):
     '''Its weights decide whether it diverges: a third of all seeds do, in the first epoch.'''
@@ -75,7 +75,7 @@ def run_command(arguments: Sequence[str], cwd: Path, **environment: str) -> Ran:
     """`tune-sparsity` in a process of its own, in the folder `cwd`."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     done = subprocess.run(
-        [sys.executable, "-m", "tuner.cli", *arguments],
+        [sys.executable, "-m", "tune_sparsity", *arguments],
         cwd=cwd,
         env={**env, **environment},
         capture_output=True,

@@ -95,9 +95,9 @@ class TwoNodes:
     def command(self, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
         """`tune-sparsity` on the head's machine."""
         return subprocess.Popen(
-            self.inside("head", [sys.executable, "-m", "tuner.cli", *arguments]),
+            self.inside("head", [sys.executable, "-m", "tune_sparsity", *arguments]),
             cwd=self.folder,
-            env={**self.environment, "PYTHONPATH": str(ROOT), **environment},
+            env={**self.environment, "PYTHONPATH": str(ROOT / "src"), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

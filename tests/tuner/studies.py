@@ -9,19 +9,19 @@ from typing import Any
 
 import torch
 
-from experiments import Training
-from experiments.training import NotFinite
-from tuner.conclusion import Times, conclude
-from tuner.config import make_config
-from tuner.display import Progress
-from tuner.prepare import prepare
-from tuner.records import TrialState
-from tuner.run import _halving
-from tuner.searcher import OptunaSearcher
-from tuner.study import StudyRun
-from tuner.study_yaml import write_study_yaml
-from tuner.trial import save_weights, trial_seed, weights_file
-from tuner.warm_start import JOURNAL
+from tune_sparsity.experiments import Training
+from tune_sparsity.experiments.training import NotFinite
+from tune_sparsity.tuner.conclusion import Times, conclude
+from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.display import Progress
+from tune_sparsity.tuner.prepare import prepare
+from tune_sparsity.tuner.records import TrialState
+from tune_sparsity.tuner.run import _halving
+from tune_sparsity.tuner.searcher import OptunaSearcher
+from tune_sparsity.tuner.study import StudyRun
+from tune_sparsity.tuner.study_yaml import write_study_yaml
+from tune_sparsity.tuner.trial import save_weights, trial_seed, weights_file
+from tune_sparsity.tuner.warm_start import JOURNAL
 
 
 class NoTracker:

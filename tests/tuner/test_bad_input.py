@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.tuner.test_usage import tree
-from tuner.cli import main
+from tune_sparsity.tuner.cli import main
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
 Refuse = Callable[..., str]
@@ -27,7 +27,7 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     def begun(*arguments: Any, **options: Any) -> None:
         raise AssertionError("a study was begun")
 
-    monkeypatch.setattr("tuner.run.run_study", begun)
+    monkeypatch.setattr("tune_sparsity.tuner.run.run_study", begun)
 
     def run(arguments: list[str], names: str, **files: str) -> str:
         for name, text in files.items():
@@ -258,7 +258,7 @@ def test_a_space_that_never_reaches_the_goal(final_sparsity: str, goal: list[str
 
 SOUND = """import torch
 from torch import nn
-from experiments import Data, Experiment, Recipe, Split
+from tune_sparsity.experiments import Data, Experiment, Recipe, Split
 
 def split(n):
     return Split(torch.randn(n, 6), torch.arange(n) % 3)

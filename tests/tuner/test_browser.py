@@ -26,7 +26,7 @@ import pytest
 from PIL import Image
 
 from tests.tuner.conftest import Ran
-from tuner.cli import main
+from tune_sparsity.tuner.cli import main
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SCREENSHOTS = Path(__file__).resolve().parents[1] / "screenshots"
@@ -92,7 +92,7 @@ def served(nan_study: Ran) -> Iterator[Served]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tuner.cli", "ui", "nan", "--port", str(port)]
+    command = [sys.executable, "-m", "tune_sparsity", "ui", "nan", "--port", str(port)]
     process = subprocess.Popen(command, cwd=nan_study.cwd, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments.checks import CHECKS
-from tuner.cli import main
+from tune_sparsity.experiments.checks import CHECKS
+from tune_sparsity.tuner.cli import main
 
 SOUND = """
 import torch
 from torch import nn
-from experiments import Data, Experiment, Recipe, Split
+from tune_sparsity.experiments import Data, Experiment, Recipe, Split
 
 def load(data_dir):
     g = torch.Generator().manual_seed(0)

@@ -13,12 +13,12 @@ from typing import Any
 import psutil
 import pytest
 
-from tuner import node_probe, nodes, ray_node
-from tuner.cluster import refusal, runtime_environment
-from tuner.config import JOB, make_config
-from tuner.files import Folder
-from tuner.node_process import NodeProcess
-from tuner.nodes import Answer, Node, compared, differences
+from tune_sparsity.tuner import node_probe, nodes, ray_node
+from tune_sparsity.tuner.cluster import refusal, runtime_environment
+from tune_sparsity.tuner.config import JOB, make_config
+from tune_sparsity.tuner.files import Folder
+from tune_sparsity.tuner.node_process import NodeProcess
+from tune_sparsity.tuner.nodes import Answer, Node, compared, differences
 
 HERE = node_probe.versions()
 
@@ -95,8 +95,8 @@ def test_a_private_ray_that_was_slow_to_start_is_started_again(
 def test_a_private_ray_has_no_agents_and_leaves_nothing_behind() -> None:
     code = """
 import json, psutil, ray
-from tuner.cluster import connected
-from tuner.config import make_config
+from tune_sparsity.tuner.cluster import connected
+from tune_sparsity.tuner.config import make_config
 with connected(make_config({"target": 0.9, "concurrency": 1})):
     value = ray.get(ray.remote(lambda: 41).remote()) + 1
     raylet = next(child for child in psutil.Process().children(recursive=True) if child.name() == "raylet")

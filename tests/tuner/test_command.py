@@ -215,7 +215,7 @@ def test_a_time_budget_ends_the_study_with_what_there_is(experiment_file: Path, 
 def test_ctrl_c_says_how_to_resume_and_resuming_keeps_every_trial(experiment_file: Path, tmp_path: Path) -> None:
     arguments = ["--target", "0.5", "--experiment", f"{experiment_file}:steady", "--trials", "60"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tuner.cli", *arguments, "--study", "broken"],
+        [sys.executable, "-m", "tune_sparsity", *arguments, "--study", "broken"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -14,12 +14,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from experiments import Data, Experiment, Recipe, Split
-from search_spaces import load_space
-from tuner.config import StudyConfig, UsageError, default_study_name, make_config, parse_duration
-from tuner.config_file import read_config, read_study
-from tuner.prepare import Prepared
-from tuner.study_yaml import write_study_yaml
+from tune_sparsity.experiments import Data, Experiment, Recipe, Split
+from tune_sparsity.search_spaces import load_space
+from tune_sparsity.tuner.config import StudyConfig, UsageError, default_study_name, make_config, parse_duration
+from tune_sparsity.tuner.config_file import read_config, read_study
+from tune_sparsity.tuner.prepare import Prepared
+from tune_sparsity.tuner.study_yaml import write_study_yaml
 
 NAME_LETTERS = set(string.ascii_letters + string.digits + "._-")
 

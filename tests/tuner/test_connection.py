@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from tuner.config import make_config
-from tuner.connection import PrivateRay, RunningCluster, connection, is_sound
+from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.connection import PrivateRay, RunningCluster, connection, is_sound
 
 SCRIPT = """
 import json, os, sys, time, psutil
-from tuner.config import make_config
-from tuner.connection import connection
+from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.connection import connection
 
 def trees():
     return [p.cmdline() for p in psutil.Process().children(recursive=True)]
@@ -29,7 +29,7 @@ with connection(make_config({"target": 0.9, "concurrency": 2}).resolved(), ahead
 
     class Actor:
         def __init__(self):
-            self.had = "tuner.trial" in sys.modules  # before anybody asked for it
+            self.had = "tune_sparsity.tuner.trial" in sys.modules  # before anybody asked for it
         def facts(self):
             return self.had, os.getpid(), os.environ["OMP_NUM_THREADS"], os.getppid()
 
@@ -77,8 +77,8 @@ def test_its_processes_are_few_and_have_loaded_what_trials_need(begun: str) -> N
 
 ABANDONED = """
 import psutil, time
-from tuner.config import make_config
-from tuner.connection import connection
+from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.connection import connection
 
 with connection(make_config({"target": 0.9, "concurrency": 2}).resolved(), ahead=True):
     end = time.monotonic() + 60
@@ -115,8 +115,8 @@ def test_why_ray_does_not_start_is_raised_to_who_waits(monkeypatch: pytest.Monke
 
 LOST = """
 import os, signal, sys, time, psutil
-from tuner.config import make_config
-from tuner.connection import connection
+from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.connection import connection
 
 with connection(make_config({"target": 0.9, "concurrency": 1}).resolved()) as connected:
     connected.share(lambda: True)
@@ -142,9 +142,9 @@ def test_a_ray_that_dies_interrupts_the_driver(which: str) -> None:
 
 WAITING = """
 import contextlib, os, sys, time, psutil
-from tuner import connection
-from tuner.config import make_config
-from tuner.interruption import terminable
+from tune_sparsity.tuner import connection
+from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.interruption import terminable
 
 def died():
     print("died", flush=True)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tuner.display import Progress, Summary, duration, time_left, work_done
-from tuner.goal import Goal, along_front, at_most, at_targets
-from tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.display import Progress, Summary, duration, time_left, work_done
+from tune_sparsity.tuner.goal import Goal, along_front, at_most, at_targets
+from tune_sparsity.tuner.records import TrialRecord, TrialState
 
 
 class Clock:
@@ -270,7 +270,8 @@ def test_the_result_of_standard_output_is_not_touched(capsys: pytest.CaptureFixt
 
 def test_importing_the_display_imports_nothing_heavy() -> None:
     heavy = {"rich", "plotly", "pandas", "optuna", "ray", "mlflow", "torch", "numpy"}
-    code = f"import sys, tuner.display, tuner.pictures; print(sorted({heavy!r} & set(sys.modules)))"
+    loaded = "import sys, tune_sparsity.tuner.display, tune_sparsity.tuner.pictures"
+    code = f"{loaded}; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

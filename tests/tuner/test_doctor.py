@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from sparsity import fused
 from tests.tuner.conftest import run_command
-from tuner import node_probe
-from tuner.cli import main
-from tuner.doctor import (
+from tune_sparsity.sparsity import fused
+from tune_sparsity.tuner import node_probe
+from tune_sparsity.tuner.cli import main
+from tune_sparsity.tuner.doctor import (
     Finding,
     authentication,
     gpu_memory,
@@ -26,7 +26,7 @@ from tuner.doctor import (
     tracking,
     versions,
 )
-from tuner.nodes import Answer, Node
+from tune_sparsity.tuner.nodes import Answer, Node
 
 NODE = Node("id", "10.0.0.2", 4, 1)
 

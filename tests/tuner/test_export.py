@@ -19,14 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.tuner.studies import run_in_process
-from tuner.cli import main
-from tuner.export_formats import csr_bytes, load_csr, save_csr
-from tuner.footprint import latencies, medians, sizes, sparse_copy
+from tune_sparsity.tuner.cli import main
+from tune_sparsity.tuner.export_formats import csr_bytes, load_csr, save_csr
+from tune_sparsity.tuner.footprint import latencies, medians, sizes, sparse_copy
 
 EXPERIMENT = """
 import torch
 from torch import nn
-from experiments import Data, Experiment, Recipe, Split
+from tune_sparsity.experiments import Data, Experiment, Recipe, Split
 
 def load(data_dir):
     g = torch.Generator().manual_seed(0)
@@ -109,7 +109,7 @@ def test_the_gains_are_folded_into_ordinary_layers(storage: Path) -> None:
 def test_another_program_runs_the_onnx_file_on_raw_inputs_of_any_number(storage: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    from experiments import find
+    from tune_sparsity.experiments import find
 
     path = tmp_path / "net.onnx"
     assert run(storage, "images", "--format", "onnx", "--out", str(path)) == 0
@@ -185,7 +185,7 @@ def test_a_network_that_is_not_the_one_reported_is_not_exported(
 def test_a_file_that_computes_something_else_is_removed(
     storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import tuner.export_formats as formats
+    import tune_sparsity.tuner.export_formats as formats
 
     whole = formats.save_safetensors
 
@@ -201,7 +201,7 @@ def test_a_file_that_computes_something_else_is_removed(
 def test_export_needs_onnx_only_for_onnx(storage: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('onnx', 'onnxruntime', 'onnxscript')));"
-        "from tuner.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from tune_sparsity.tuner.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "export", "gains", "--storage", str(storage), "--format"]
     done = subprocess.run([*command, "onnx"], capture_output=True, text=True, timeout=120, check=False)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tuner.final_table import (
+from tune_sparsity.tuner.final_table import (
     best_line,
     command,
     final_table,
@@ -21,9 +21,9 @@ from tuner.final_table import (
     tracking_line,
     trial_columns,
 )
-from tuner.goal import Goal, along_front, at_targets
-from tuner.records import TrialRecord, TrialState
-from tuner.results import StudyOutcome, StudySeconds
+from tune_sparsity.tuner.goal import Goal, along_front, at_targets
+from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.results import StudyOutcome, StudySeconds
 
 
 def trial(number: int, state: TrialState = TrialState.COMPLETED, **fields: Any) -> TrialRecord:

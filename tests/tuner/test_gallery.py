@@ -18,16 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tuner.studies import NoTracker, run_in_process
-from tuner import live_pictures
-from tuner.epoch_log import EPOCHS_CSV, read_epochs
-from tuner.gallery import Pictured, best_weights, figures, page, pictured, pictures_page
-from tuner.goal import Goal, along_front, at_targets
-from tuner.importance import importances
-from tuner.live_pictures import LivePictures
-from tuner.network_pictures import hoyer_figure, layers_figure, training_figure, weights_figure
-from tuner.pictures import OKABE_ITO
-from tuner.records import TrialRecord, TrialState
-from tuner.search_pictures import (
+from tune_sparsity.tuner import live_pictures
+from tune_sparsity.tuner.epoch_log import EPOCHS_CSV, read_epochs
+from tune_sparsity.tuner.gallery import Pictured, best_weights, figures, page, pictured, pictures_page
+from tune_sparsity.tuner.goal import Goal, along_front, at_targets
+from tune_sparsity.tuner.importance import importances
+from tune_sparsity.tuner.live_pictures import LivePictures
+from tune_sparsity.tuner.network_pictures import hoyer_figure, layers_figure, training_figure, weights_figure
+from tune_sparsity.tuner.pictures import OKABE_ITO
+from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.search_pictures import (
     MOST_LINES,
     curves_figure,
     importance_figure,
@@ -35,7 +35,7 @@ from tuner.search_pictures import (
     parallel_figure,
     progress_figure,
 )
-from tuner.study_folder import read_ended
+from tune_sparsity.tuner.study_folder import read_ended
 
 GOAL = at_targets(0.8)
 
@@ -235,7 +235,7 @@ def test_layers_come_in_the_networks_order(tmp_path: Path) -> None:
 
 
 def test_hoyer_sparsity_is_shown_over_p_beside_what_theory_expects() -> None:
-    from sparsity.hoyer import expected_paper
+    from tune_sparsity.sparsity.hoyer import expected_paper
 
     made = hoyer_figure([trial(0, 0.9), trial(1, 0.8), trial(2, 0.7, params={"p": {"shape": "x"}})], GOAL, 50)
     assert made is not None
@@ -321,7 +321,9 @@ def test_what_pictures_need_is_loaded_once_when_the_search_is_about_to_end(
         time.sleep(0.2)
     assert loaded == [1]
     assert (
-        subprocess.run([sys.executable, "-c", "from tuner.live_pictures import load; load()"], check=False).returncode
+        subprocess.run(
+            [sys.executable, "-c", "from tune_sparsity.tuner.live_pictures import load; load()"], check=False
+        ).returncode
         == 0
     )
 

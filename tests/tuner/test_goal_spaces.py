@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search_spaces import BUILT_IN, load_space
-from tuner.config import UsageError, make_config
-from tuner.goal import Goal, along_front, at_most, at_targets
-from tuner.goal_spaces import FINAL_SPARSITY, space_for, spaces_of, turns
-from tuner.records import TrialRecord, TrialState
-from tuner.searcher import OptunaSearcher
+from tune_sparsity.search_spaces import BUILT_IN, load_space
+from tune_sparsity.tuner.config import UsageError, make_config
+from tune_sparsity.tuner.goal import Goal, along_front, at_most, at_targets
+from tune_sparsity.tuner.goal_spaces import FINAL_SPARSITY, space_for, spaces_of, turns
+from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.searcher import OptunaSearcher
 
 SEVERAL, FRONT = at_targets(0.8, 0.9, 0.95), along_front(0.5, 0.99)
 PRUNING = [name for name in BUILT_IN if name != "dense"]

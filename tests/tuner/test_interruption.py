@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tuner.config import make_config
-from tuner.connection import PrivateRay
-from tuner.interruption import handled, interruptible, terminable, undisturbed
-from tuner.journal import Journal
+from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.connection import PrivateRay
+from tune_sparsity.tuner.interruption import handled, interruptible, terminable, undisturbed
+from tune_sparsity.tuner.journal import Journal
 
 
 def test_a_first_signal_asks_and_a_second_one_ends_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from tests.tuner.s3_servers import S3Server
-from tuner import checkpoints, mirror, object_store, store_owner
-from tuner.config import UsageError, make_config, study_in
-from tuner.mirror import Mirror
-from tuner.object_store import Store, StoreError, parse_store
-from tuner.store_copy import CACHE_VARIABLE, belongs, bring, working_folder
-from tuner.store_owner import OWNER, Owner, TakenOver
+from tune_sparsity.tuner import checkpoints, mirror, object_store, store_owner
+from tune_sparsity.tuner.config import UsageError, make_config, study_in
+from tune_sparsity.tuner.mirror import Mirror
+from tune_sparsity.tuner.object_store import Store, StoreError, parse_store
+from tune_sparsity.tuner.store_copy import CACHE_VARIABLE, belongs, bring, working_folder
+from tune_sparsity.tuner.store_owner import OWNER, Owner, TakenOver
 
 
 @pytest.fixture(scope="module")
@@ -249,10 +249,9 @@ def test_a_driver_that_is_silent_is_followed_and_learns_it(store: Store, tmp_pat
 def test_a_driver_that_was_killed_on_this_machine_is_not_waited_for(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = (
-        f"from tuner.store_owner import *; import os; Owner({store!r}, Path({str(tmp_path)!r})).take(); os._exit(9)"
-    )
-    script = f"from tuner.object_store import Store; {script}"
+    script = "from tune_sparsity.tuner.store_owner import *; import os; "
+    script += f"Owner({store!r}, Path({str(tmp_path)!r})).take(); os._exit(9)"
+    script = f"from tune_sparsity.tuner.object_store import Store; {script}"
     assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 9
     assert json.loads(store.read(OWNER))["ended"] is False
     monkeypatch.setattr(store_owner, "LAPSE", 60.0)

@@ -12,8 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.mlflow_store import by_run
-from tuner.outbox import KILLED, PARENT, Note, Outbox, StudyIdentity, append, end_abandoned, outbox_file, read_notes
+from tune_sparsity.tuner.mlflow_store import by_run
+from tune_sparsity.tuner.outbox import (
+    KILLED,
+    PARENT,
+    Note,
+    Outbox,
+    StudyIdentity,
+    append,
+    end_abandoned,
+    outbox_file,
+    read_notes,
+)
 
 IDENTITY = StudyIdentity("study", "digits", 0.9, "lpss")
 NAMES = st.text("abc_/.- ", min_size=1, max_size=8)

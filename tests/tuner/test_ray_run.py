@@ -14,10 +14,10 @@ OPTUNA = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
-from tuner.config import make_config
-from tuner.connection import connection
-from tuner.prepare import prepare
-from tuner.run import run_study
+from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.connection import connection
+from tune_sparsity.tuner.prepare import prepare
+from tune_sparsity.tuner.run import run_study
 options = {"target": 0.8, "experiment": sys.argv[1], "trials": 12, "concurrency": 2, "storage": sys.argv[2]}
 config = make_config({**options, "study": "s"}).resolved()
 with connection(config, ahead=True) as ray:
@@ -33,7 +33,7 @@ import os
 import sys
 import torch
 from torch import nn
-from experiments import Data, Experiment, Recipe, Split
+from tune_sparsity.experiments import Data, Experiment, Recipe, Split
 
 class Net(nn.Sequential):
     '''Leaves its process id behind. In workers a third fail when they are built, a third in the second epoch.'''
@@ -88,7 +88,7 @@ def test_states_agree_everywhere_and_failed_trials_cost_no_new_process(tmp_path:
 
 LOSS = """
 import psutil
-from tuner import ray_run
+from tune_sparsity.tuner import ray_run
 suggest = ray_run._Searcher.suggest
 def lose_the_waiting(searcher, trial_id):
     # All processes of trials end, and so that in which the trial that is asked for is to run.
@@ -117,8 +117,8 @@ def test_a_trial_whose_process_is_lost_before_it_begins_gets_another(tmp_path: P
 def test_no_trial_loads_torchs_compiler() -> None:
     code = """
 import sys, torch
-from tuner.trial import make_quick
-from experiments import Training, find
+from tune_sparsity.tuner.trial import make_quick
+from tune_sparsity.experiments import Training, find
 make_quick()
 digits = find("digits")
 data = digits.load(None)

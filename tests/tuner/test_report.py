@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.tuner.studies import run_in_process
-from tuner.cli import main
+from tune_sparsity.tuner.cli import main
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.goal import Goal, along_front, at_most, at_targets
-from tuner.records import TrialRecord, TrialState
-from tuner.results import (
+from tune_sparsity.tuner.goal import Goal, along_front, at_most, at_targets
+from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.results import (
     StudyOutcome,
     StudySeconds,
     plain,

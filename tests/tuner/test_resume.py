@@ -15,17 +15,17 @@ import psutil
 import pytest
 import yaml
 
-from search_spaces import load_space
 from tests.tuner.conftest import run_command
-from tuner.cli import main
-from tuner.config import UsageError, make_config
-from tuner.display import Progress
-from tuner.goal import at_targets
-from tuner.halving import Halving
-from tuner.records import TrialState
-from tuner.searcher import OptunaSearcher
-from tuner.study import StudyRun
-from tuner.study_lock import alone, tidy
+from tune_sparsity.search_spaces import load_space
+from tune_sparsity.tuner.cli import main
+from tune_sparsity.tuner.config import UsageError, make_config
+from tune_sparsity.tuner.display import Progress
+from tune_sparsity.tuner.goal import at_targets
+from tune_sparsity.tuner.halving import Halving
+from tune_sparsity.tuner.records import TrialState
+from tune_sparsity.tuner.searcher import OptunaSearcher
+from tune_sparsity.tuner.study import StudyRun
+from tune_sparsity.tuner.study_lock import alone, tidy
 
 METRICS = {"train_loss": 0.5, "sparsity": 0.9, "sparsity_total": 0.8, "hoyer": 0.5, "epoch_seconds": 2.0}
 
@@ -143,7 +143,7 @@ def test_seconds_go_on(tmp_path: Path) -> None:
 
 
 def test_checkpoints_of_trials_that_wait_to_be_taken_up_stay(tmp_path: Path) -> None:
-    from tuner import checkpoints
+    from tune_sparsity.tuner import checkpoints
 
     first = study_in(tmp_path)
     numbers = [asked.number for _ in range(3) if (asked := first.ask()) is not None]
@@ -162,7 +162,8 @@ def test_checkpoints_of_trials_that_wait_to_be_taken_up_stay(tmp_path: Path) -> 
 
 def test_a_study_is_run_by_one_process_at_a_time(tmp_path: Path) -> None:
     with alone(tmp_path):
-        code = "import sys, pathlib; from tuner.study_lock import alone; alone(pathlib.Path(sys.argv[1])).__enter__()"
+        code = "import sys, pathlib; from tune_sparsity.tuner.study_lock import alone\n"
+        code += "alone(pathlib.Path(sys.argv[1])).__enter__()"
         command = [sys.executable, "-c", code, str(tmp_path)]
         other = subprocess.run(command, capture_output=True, text=True, check=False)
         assert "is being run by another process" in other.stderr
@@ -188,7 +189,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
 
 
 def test_after_a_disk_error_nothing_is_written_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tuner.ray_run import StopWhen
+    from tune_sparsity.tuner.ray_run import StopWhen
 
     study, stop = study_in(tmp_path), StopWhen(None)
     asked = stop.unless_disk_full(study.ask)
@@ -221,14 +222,14 @@ SECRET = "postgresql://me:hunter2@db.example/mlflow"
 def test_a_password_is_not_written_and_asked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tuner.config_file import check_withheld, read_study
-    from tuner.prepare import Prepared
-    from tuner.study_yaml import write_study_yaml
+    from tune_sparsity.tuner.config_file import check_withheld, read_study
+    from tune_sparsity.tuner.prepare import Prepared
+    from tune_sparsity.tuner.study_yaml import write_study_yaml
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     config = make_config({"target": 0.9, "study": "s", "storage": tmp_path, "tracking_uri": SECRET}).resolved()
-    from experiments import find
+    from tune_sparsity.experiments import find
 
     experiment = find("digits")
     write_study_yaml(Prepared(config, experiment, experiment.load(None), [], at_targets(0.9)), "cpu")
@@ -267,8 +268,8 @@ def test_yaml_makes_no_objects(tmp_path: Path) -> None:
 def test_our_ray_listens_on_loopback() -> None:
     code = """
 import os, psutil, ray
-from tuner.cluster import connected
-from tuner.config import make_config
+from tune_sparsity.tuner.cluster import connected
+from tune_sparsity.tuner.config import make_config
 with connected(make_config({'target': 0.9})):
     ray.get(ray.remote(lambda: os.getpid()).remote())
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
@@ -288,7 +289,7 @@ def test_a_study_goes_on_whatever_ended_it(
     signals: list[signal.Signals], experiment_file: Path, tmp_path: Path
 ) -> None:
     arguments = ["--target", "0.5", "--experiment", f"{experiment_file}:steady", "--trials", "40"]
-    command = [sys.executable, "-m", "tuner.cli", *arguments, "--concurrency", "1", "--study", "s"]
+    command = [sys.executable, "-m", "tune_sparsity", *arguments, "--concurrency", "1", "--study", "s"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "studies" / "s"
     while not (folder / ".weights").exists() and process.poll() is None:

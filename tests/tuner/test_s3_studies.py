@@ -22,8 +22,8 @@ from safetensors.torch import load, load_file
 
 from tests.tuner.conftest import EXPERIMENT, Ran, run_command
 from tests.tuner.s3_servers import S3Server
-from tuner.object_store import Store, parse_store
-from tuner.store_copy import CACHE_VARIABLE
+from tune_sparsity.tuner.object_store import Store, parse_store
+from tune_sparsity.tuner.store_copy import CACHE_VARIABLE
 
 pytestmark = pytest.mark.slow
 STORAGE = "s3://studies/team/a"
@@ -55,7 +55,7 @@ class Bench:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         return subprocess.Popen(
-            [sys.executable, "-m", "tuner.cli", *arguments],
+            [sys.executable, "-m", "tune_sparsity", *arguments],
             cwd=self.cwd,
             env={**kept, **self.environment, "TUNE_SPARSITY_CHECKPOINT_SECONDS": "1"},
             stdout=subprocess.DEVNULL,

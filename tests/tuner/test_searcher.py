@@ -13,11 +13,11 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search_spaces import Space, load_space
-from sparsity import METHODS
-from tuner.records import TrialRecord, TrialState
-from tuner.samplers import SAMPLERS
-from tuner.searcher import Asked, OptunaSearcher
+from tune_sparsity.search_spaces import Space, load_space
+from tune_sparsity.sparsity import METHODS
+from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.samplers import SAMPLERS
+from tune_sparsity.tuner.searcher import Asked, OptunaSearcher
 
 TARGET = 0.9
 USABLE = list(SAMPLERS)

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from experiments import Data, Experiment, find
-from experiments.base import evaluate
 from tests.tuner.test_tracking import IDENTITY, InThread
-from tuner.mlflow_parts import ALIAS, model_note, requirements
-from tuner.served import assemble, load
+from tune_sparsity.experiments import Data, Experiment, find
+from tune_sparsity.experiments.base import evaluate
+from tune_sparsity.tuner.mlflow_parts import ALIAS, model_note, requirements
+from tune_sparsity.tuner.served import assemble, load
 
 LOAD = """
 import json, sys, mlflow, numpy as np

@@ -38,7 +38,7 @@ def study(experiment_file: Path, tmp_path: Path, server: Server) -> Callable[...
         arguments = ["--target", "0.5", "--experiment", f"{experiment_file}:slow", "--trials", str(trials)]
         more = ["--study", name, "--concurrency", "1", "--tracking-uri", server.uri, "--scheduler", "none", "--json"]
         kept = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-        command = [sys.executable, "-m", "tuner.cli", *arguments, *more, "--epochs", "12"]
+        command = [sys.executable, "-m", "tune_sparsity", *arguments, *more, "--epochs", "12"]
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = subprocess.Popen(command, cwd=tmp_path, env=kept, text=True, **streams)
         sent = tmp_path / "studies" / name / "tracking" / "sent.json"

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "numpy", "ray", "optuna", "mlflow", "pandas", "plotly", "sklearn", "scipy", "torchvision"}
 SCRIPT = """
 import json, sys
-from tuner.cli import main
+from tune_sparsity.tuner.cli import main
 try:
     code = main(sys.argv[1:])
 except SystemExit as ended:
@@ -37,7 +37,7 @@ def test_the_command_answers_without_heavy_imports(arguments: list[str], code: i
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *arguments],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,
         timeout=200,

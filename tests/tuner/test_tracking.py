@@ -21,15 +21,15 @@ from typing import Any, TextIO
 import pytest
 import torch
 
-from experiments import Data, Split
-from tuner import mlflow_writer
-from tuner.delivery import only_one
-from tuner.mlflow_parts import dataset_note
-from tuner.mlflow_store import Owed, Store, prepare_sqlite
-from tuner.outbox import StudyIdentity
-from tuner.records import TrialRecord, TrialState
-from tuner.tracking import Tracker
-from tuner.tracking_uri import stray_environment
+from tune_sparsity.experiments import Data, Split
+from tune_sparsity.tuner import mlflow_writer
+from tune_sparsity.tuner.delivery import only_one
+from tune_sparsity.tuner.mlflow_parts import dataset_note
+from tune_sparsity.tuner.mlflow_store import Owed, Store, prepare_sqlite
+from tune_sparsity.tuner.outbox import StudyIdentity
+from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.tracking import Tracker
+from tune_sparsity.tuner.tracking_uri import stray_environment
 
 IDENTITY = StudyIdentity(study="digits-90", experiment="digits", target=0.9, method="lpss,rigl")
 MakeTracker = Callable[..., Tracker]
@@ -449,9 +449,9 @@ def test_standard_streams_stay_clean_and_mlflow_stays_out_of_the_drivers_process
     script = """
 import sys, time
 from pathlib import Path
-from tuner.outbox import StudyIdentity
-from tuner.tracking import Tracker
-from tuner.tracking_uri import check_tracking_uri
+from tune_sparsity.tuner.outbox import StudyIdentity
+from tune_sparsity.tuner.tracking import Tracker
+from tune_sparsity.tuner.tracking_uri import check_tracking_uri
 check_tracking_uri(sys.argv[1])
 tracker = Tracker(sys.argv[1], StudyIdentity("s", "e", 0.9, "lpss"), Path(sys.argv[2]), system_metrics=True)
 tracker.start_study({}, {})
@@ -492,7 +492,7 @@ def test_the_runs_of_a_driver_that_is_killed_end_as_killed(store: Path, tmp_path
 import os, signal, sys
 from pathlib import Path
 from tests.tuner.test_tracking import IDENTITY, begun
-from tuner.tracking import Tracker
+from tune_sparsity.tuner.tracking import Tracker
 one = Tracker(sys.argv[1], IDENTITY, Path(sys.argv[2]))
 begun(one)
 one.log_epoch(0, 2, {"val_accuracy": 0.6})

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import experiments.registry as registry
-from experiments import Experiment, find
-from experiments.base import correct
-from tuner.travel import Code, Parcel, by_value, code_of, unpack
+import tune_sparsity.experiments.registry as registry
+from tune_sparsity.experiments import Experiment, find
+from tune_sparsity.experiments.base import correct
+from tune_sparsity.tuner.travel import Code, Parcel, by_value, code_of, unpack
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {
@@ -27,7 +27,7 @@ import json
 from pathlib import Path
 import torch
 from blocks import SIZE, Block
-from experiments import Data, Experiment, Recipe, Split
+from tune_sparsity.experiments import Data, Experiment, Recipe, Split
 
 HERE = Path(__file__).parent
 MANY = torch.zeros(500_000)  # only the loader reads it
@@ -61,7 +61,7 @@ class Block(Core):
 }
 TRAIN = """
 import sys
-from experiments import Split, Training
+from tune_sparsity.experiments import Split, Training
 import torch
 def train(experiment):
     part = Split(torch.zeros(12, 5) + torch.arange(12.0)[:, None], torch.arange(12) % 3)
@@ -101,7 +101,7 @@ print(int(train(experiment)), experiment.model.__code__.co_filename, flush=True)
 ZYGOTE = f"""
 import json, os, sys, tempfile
 import torch._dynamo  # optimizers import it at their first step
-from tuner import travel
+from tune_sparsity.tuner import travel
 {TRAIN}
 for line in sys.stdin:
     cwd, arguments, code = json.loads(line)
@@ -122,7 +122,7 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Pope
     process = subprocess.Popen(
         [sys.executable, "-c", ZYGOTE],
         cwd=tmp_path_factory.mktemp("zygote"),
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -312,8 +312,8 @@ def test_code_that_cannot_be_imported_on_a_worker_is_one_line(tmp_path: Path, mo
 RAY = """
 import os, pickle, shutil, tempfile
 import ray
-from experiments import find
-from tuner.travel import Parcel
+from tune_sparsity.experiments import find
+from tune_sparsity.tuner.travel import Parcel
 
 folder, scratch = sys.argv[1:]
 experiment = find(f"{folder}/mine.py:mine")
@@ -347,7 +347,7 @@ def test_rays_workers_get_the_code(folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", TRAIN + RAY, str(folder), str(tmp_path)],
         cwd=tmp_path / "empty",
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=500,

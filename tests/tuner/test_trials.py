@@ -12,9 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import find
-from tuner import checkpoints, files, trial
-from tuner.trial import DISK, EPOCHS, FAILURE, FINAL, TrialSetup, TrialTrainable, shared_arrays, weights_file
+from tune_sparsity.experiments import find
+from tune_sparsity.tuner import checkpoints, files, trial
+from tune_sparsity.tuner.trial import (
+    DISK,
+    EPOCHS,
+    FAILURE,
+    FINAL,
+    TrialSetup,
+    TrialTrainable,
+    shared_arrays,
+    weights_file,
+)
 
 EPOCHS_IN_ALL = 5
 PARAMS: dict[str, dict[str, Any]] = {

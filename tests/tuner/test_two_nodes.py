@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from tests.tuner.namespaces import ADDRESS, CLIENT, HEAD, S3_PORT, WORKER, TwoNodes, two_nodes
 from tests.tuner.s3_servers import BUCKET, S3Server
-from tuner.store_copy import CACHE_VARIABLE
+from tune_sparsity.tuner.store_copy import CACHE_VARIABLE
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from experiments import Data, Experiment, Recipe, Split
+from tune_sparsity.experiments import Data, Experiment, Recipe, Split
 from beside import HIDDEN
 
 class Net(nn.Sequential):

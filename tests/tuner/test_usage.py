@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.cli import main
+from tune_sparsity.tuner.cli import main
 
 SPACE = "method: lpss\nparameters:\n  p: {type: float, low: 1.1, high: 1.9}\n  final_sparsity: target\n"
 

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from search_spaces import Space
-from tuner.config import UsageError
-from tuner.records import TrialRecord, TrialState
-from tuner.searcher import OptunaSearcher
-from tuner.warm_start import JOURNAL, WarmStart, warm_start
+from tune_sparsity.search_spaces import Space
+from tune_sparsity.tuner.config import UsageError
+from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.searcher import OptunaSearcher
+from tune_sparsity.tuner.warm_start import JOURNAL, WarmStart, warm_start
 
 TARGET = 0.9
 ALIKE = {"experiment": "digits", "epochs": 30}
