@@ -14,8 +14,8 @@ FLAGS = ["-O3", "-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno", "-fno-
 setup(
     ext_modules=[
         Extension(
-            "tune_sparsity.sparsity._kernel",
-            ["src/tune_sparsity/sparsity/kernel.c"],
+            "tune_sparsity.sparsity.optim._kernel",
+            ["src/tune_sparsity/sparsity/optim/kernel.c"],
             extra_compile_args=FLAGS,
             py_limited_api=True,
             optional="MUST_COMPILE" not in os.environ,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from benchmarks.step import LR, SETTINGS, Direct, P
 from tune_sparsity.experiments import find
 from tune_sparsity.sparsity import METHODS, SparseTraining, lpss
-from tune_sparsity.sparsity.recorded import RecordedPasses
+from tune_sparsity.sparsity.optim.cuda_graph import RecordedPasses
 
 TURNS, STEPS, WARM = 22, 40, 2
 NETWORKS = {"fashion-mnist": ((784,), 128), "fashion-mnist-wrn": ((1, 28, 28), 256)}

@@ -19,7 +19,7 @@ import torch
 from tune_sparsity.experiments import Data, find
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.sparsity.hoyer import expected_gaussian_dual, expected_paper, expected_uniform, hoyer
-from tune_sparsity.sparsity.optimizer import LpSGD
+from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 
 EXPONENTS = (1.05, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0)
 RATES = {"short": 0.002, "middle": 0.008, "long": 0.05}

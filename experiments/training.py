@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from tune_sparsity.experiments.base import Data, Experiment, Split, evaluate
 from tune_sparsity.experiments.normalisation import normalises, remeasured, sample
 from tune_sparsity.sparsity import METHODS, SparseTraining
-from tune_sparsity.sparsity.recorded import RecordedPasses, can_be_recorded
+from tune_sparsity.sparsity.optim.cuda_graph import RecordedPasses, can_be_recorded
 
 _FETCHED_NUMBERS = 1 << 18  # at once: a megabyte of float32, which processors keep at hand
 

@@ -9,7 +9,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from tune_sparsity.search_spaces.reader import BadFile, Lines, shown
 from tune_sparsity.sparsity import suggest_p
-from tune_sparsity.sparsity.published import published_p, published_p_early
+from tune_sparsity.sparsity.methods.lpss import published_p, published_p_early
 
 # What a space may say instead of a number, as a function of the study's target.
 SYMBOLS: dict[str, Callable[[float], float]] = {

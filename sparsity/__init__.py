@@ -12,13 +12,14 @@ nothing else of this project, so that it serves alone in anybody's training loop
 
 from tune_sparsity.sparsity.hoyer import hoyer, suggest_p
 from tune_sparsity.sparsity.layers import Layer, LayerRules, prunable_layers
-from tune_sparsity.sparsity.lp_spherical import LpssSettings, lpss
 from tune_sparsity.sparsity.masks import keep_largest, random_mask, zeros_for
-from tune_sparsity.sparsity.optimizer import LpSGD
-from tune_sparsity.sparsity.recipes import METHODS
+from tune_sparsity.sparsity.methods.lpss import LpssSettings, lpss
+from tune_sparsity.sparsity.methods.registry import METHODS
+from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.schedules import PiecewiseLinear, Schedule, published_learning_rate, warmup_cosine
 from tune_sparsity.sparsity.sphere import dual_exponent, from_dual, project, row_norm, stationary_dual, to_dual
-from tune_sparsity.sparsity.topology import Ramp, ThresholdAdaptation
+from tune_sparsity.sparsity.topology.magnitude import Ramp
+from tune_sparsity.sparsity.topology.threshold_adaptation import ThresholdAdaptation
 from tune_sparsity.sparsity.training import SparseTraining
 
 __all__ = [

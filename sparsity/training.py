@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from tune_sparsity.sparsity.distributions import most_salient
 from tune_sparsity.sparsity.hoyer import hoyer
 from tune_sparsity.sparsity.layers import Layer
-from tune_sparsity.sparsity.optimizer import LpSGD
-from tune_sparsity.sparsity.recorded import RecordedSteps
-from tune_sparsity.sparsity.topology import Pruned, Topology
+from tune_sparsity.sparsity.optim.cuda_graph import RecordedSteps
+from tune_sparsity.sparsity.optim.lpsgd import LpSGD
+from tune_sparsity.sparsity.topology.base import Pruned, Topology
 
 _SMALLEST = 2.0**-100  # an active weight ends at least this large: it counts as a weight, and adds nothing
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tune_sparsity.sparsity import fused
+from tune_sparsity.sparsity.optim import fused
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +73,7 @@ def test_the_wheel_holds_the_four_packages_their_data_and_nothing_else(wheel: Pa
     if fused.kernel is not None:  # where there is a compiler
         expected.add("sparsity/_kernel.abi3.so")
     assert names == expected
-    assert {"search_spaces/lpss.yaml", "tuner/cli.py", "sparsity/optimizer.py", "experiments/digits.py"} <= names
+    assert {"search_spaces/lpss.yaml", "tuner/cli.py", "sparsity/optim/lpsgd.py", "experiments/digits.py"} <= names
 
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:

@@ -67,7 +67,11 @@ def step() -> Finding:
     package = importlib.util.find_spec("tune_sparsity")
     folders = package.submodule_search_locations if package else None
     suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
-    if any(file.name.endswith(suffixes) for folder in folders or () for file in Path(folder).glob("sparsity/_kernel*")):
+    if any(
+        file.name.endswith(suffixes)
+        for folder in folders or ()
+        for file in Path(folder).glob("sparsity/optim/_kernel*")
+    ):
         return Finding("step on the sphere", "compiled")
     return Finding("step on the sphere", "not compiled, three times as slow", "install with a C compiler at hand")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tune_sparsity.sparsity import fused
+from tune_sparsity.sparsity.optim import fused
 
 
 @pytest.fixture(scope="module", params=["compiled", "torch"])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.sparsity.problems import normal
-from tune_sparsity.sparsity.optimizer import LR_MAX, LpSGD
+from tune_sparsity.sparsity.optim.lpsgd import LR_MAX, LpSGD
 
 pytestmark = pytest.mark.usefixtures("either_step")
 

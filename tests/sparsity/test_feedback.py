@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_sparsity.sparsity.feedback import ProportionalIntegral, Published
 from tune_sparsity.sparsity.schedules import Schedule
+from tune_sparsity.sparsity.topology.controller import ProportionalIntegral, Published
 
 # ---- published
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.sparsity.problems import tensors
-from tune_sparsity.sparsity import fused
-from tune_sparsity.sparsity.block import Block
-from tune_sparsity.sparsity.fused import FusedStep
-from tune_sparsity.sparsity.optimizer import LpSGD
+from tune_sparsity.sparsity.optim import fused
+from tune_sparsity.sparsity.optim.foreach import Block
+from tune_sparsity.sparsity.optim.fused import FusedStep
+from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 
 pytestmark = pytest.mark.skipif(fused.kernel is None, reason="the package was installed without a C compiler")
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.sparsity.problems import batches, blobs, mlp, normal, norms, step
-from tune_sparsity.sparsity import fused
-from tune_sparsity.sparsity.optimizer import LR_MAX, LpSGD
+from tune_sparsity.sparsity.optim import fused
+from tune_sparsity.sparsity.optim.lpsgd import LR_MAX, LpSGD
 
 pytestmark = pytest.mark.usefixtures("either_step")
 

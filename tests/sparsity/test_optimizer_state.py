@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.sparsity.problems import batches, blobs, mlp, normal, norms, step
-from tune_sparsity.sparsity.optimizer import LpSGD
+from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 
 pytestmark = pytest.mark.usefixtures("either_step")
 

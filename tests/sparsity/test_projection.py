@@ -16,9 +16,9 @@ from tests.sparsity.trainings import scripted, train, without, zero_weights
 from tune_sparsity.sparsity.distributions import layer_counts
 from tune_sparsity.sparsity.layers import prunable_layers
 from tune_sparsity.sparsity.masks import zeros_for
-from tune_sparsity.sparsity.recipes import LpssSettings, lpss
+from tune_sparsity.sparsity.methods.registry import LpssSettings, lpss
 from tune_sparsity.sparsity.schedules import KINDS, Schedule
-from tune_sparsity.sparsity.topology import Ramp
+from tune_sparsity.sparsity.topology.magnitude import Ramp
 from tune_sparsity.sparsity.training import SparseTraining
 
 # ---- the final sparsity

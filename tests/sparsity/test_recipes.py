@@ -14,11 +14,11 @@ from torch import Generator, nn
 
 from tests.sparsity.problems import accuracy, batches, blobs, mlp
 from tune_sparsity.sparsity import METHODS, LpssSettings, lpss, suggest_p
-from tune_sparsity.sparsity.feedback import ProportionalIntegral, Published
-from tune_sparsity.sparsity.optimizer import LpSGD
-from tune_sparsity.sparsity.recipes import nested
+from tune_sparsity.sparsity.methods.registry import nested
+from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.schedules import Schedule
-from tune_sparsity.sparsity.topology import Ramp
+from tune_sparsity.sparsity.topology.controller import ProportionalIntegral, Published
+from tune_sparsity.sparsity.topology.magnitude import Ramp
 
 GOOD = {"final_sparsity": 0.9, "p": 1.3}
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from tests.sparsity.problems import tensors
 from tune_sparsity.sparsity import METHODS, LpSGD, SparseTraining
-from tune_sparsity.sparsity.block import Block
-from tune_sparsity.sparsity.recorded import Moving, Recorded, RecordedPasses, RecordedSteps, can_be_recorded
+from tune_sparsity.sparsity.optim.cuda_graph import Moving, Recorded, RecordedPasses, RecordedSteps, can_be_recorded
+from tune_sparsity.sparsity.optim.foreach import Block
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SHAPES = [(6, 40), (5, 40), (4, 3, 2, 2)]

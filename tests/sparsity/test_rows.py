@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tune_sparsity.sparsity.rows import Layout, power_, row_dot
+from tune_sparsity.sparsity.optim.row_ops import Layout, power_, row_dot
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.sparsity.problems import batches, blobs, mlp, normal
-from tune_sparsity.sparsity.feedback import ProportionalIntegral, Published
 from tune_sparsity.sparsity.layers import prunable_layers
 from tune_sparsity.sparsity.masks import zeros_for
-from tune_sparsity.sparsity.optimizer import LpSGD
-from tune_sparsity.sparsity.recipes import LpssSettings, lpss
+from tune_sparsity.sparsity.methods.registry import LpssSettings, lpss
+from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.schedules import Schedule
-from tune_sparsity.sparsity.topology import Pruned, Ramp, ThresholdAdaptation, drop_below, grow_by_gradient, sparsity_of
+from tune_sparsity.sparsity.topology.base import Pruned, sparsity_of
+from tune_sparsity.sparsity.topology.controller import ProportionalIntegral, Published
+from tune_sparsity.sparsity.topology.magnitude import Ramp
+from tune_sparsity.sparsity.topology.threshold_adaptation import ThresholdAdaptation, drop_below, grow_by_gradient
 from tune_sparsity.sparsity.training import SparseTraining
 
 seeds = st.integers(0, 2**32 - 1)

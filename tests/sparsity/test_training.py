@@ -16,10 +16,10 @@ from tests.sparsity.trainings import Script, X, Y, scripted, train, without, zer
 from tune_sparsity.sparsity.hoyer import hoyer
 from tune_sparsity.sparsity.layers import prunable_layers
 from tune_sparsity.sparsity.masks import zeros_for
-from tune_sparsity.sparsity.optimizer import LpSGD
-from tune_sparsity.sparsity.recipes import LpssSettings, lpss
+from tune_sparsity.sparsity.methods.registry import LpssSettings, lpss
+from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.schedules import Schedule
-from tune_sparsity.sparsity.topology import Ramp
+from tune_sparsity.sparsity.topology.magnitude import Ramp
 from tune_sparsity.sparsity.training import SparseTraining
 
 # ---- gradients, momentum and the latent

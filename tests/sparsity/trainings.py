@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tests.sparsity.problems import batches, blobs, mlp
 from tune_sparsity.sparsity.layers import prunable_layers
-from tune_sparsity.sparsity.optimizer import LpSGD
-from tune_sparsity.sparsity.topology import Pruned
+from tune_sparsity.sparsity.optim.lpsgd import LpSGD
+from tune_sparsity.sparsity.topology.base import Pruned
 from tune_sparsity.sparsity.training import SparseTraining
 
 X, Y = blobs()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.tuner.conftest import run_command
-from tune_sparsity.sparsity import fused
+from tune_sparsity.sparsity.optim import fused
 from tune_sparsity.tuner import node_probe
 from tune_sparsity.tuner.cli import main
 from tune_sparsity.tuner.doctor import (

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tune_sparsity.sparsity.rows import Layout, Rows, descend, inverse_norms, row_dot, times_own_power
+from tune_sparsity.sparsity.optim.row_ops import Layout, Rows, descend, inverse_norms, row_dot, times_own_power
 from tune_sparsity.sparsity.sphere import dual_exponent
 
 _NO_NORM = 1e-30  # a smaller sum of |v|^q is that of a row that came onto the sphere as zeros: it has no norm yet

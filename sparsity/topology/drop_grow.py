@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from tune_sparsity.sparsity.distributions import rounded
 from tune_sparsity.sparsity.schedules import Schedule
-from tune_sparsity.sparsity.topology import Pruned, is_due
+from tune_sparsity.sparsity.topology.base import Pruned, is_due
 
 
 @dataclass

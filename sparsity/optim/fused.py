@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tune_sparsity.sparsity.block import State
+from tune_sparsity.sparsity.optim.foreach import State
 from tune_sparsity.sparsity.sphere import dual_exponent
 
 try:
-    from tune_sparsity.sparsity import _kernel as kernel
+    from tune_sparsity.sparsity.optim import _kernel as kernel
 except ImportError:  # installed without a C compiler, or on another kind of processor
     kernel = None  # type: ignore[assignment]
 

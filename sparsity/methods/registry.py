@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Generator, nn
 
-from tune_sparsity.sparsity import baselines
 from tune_sparsity.sparsity.layers import PUBLISHED, LayerRules
-from tune_sparsity.sparsity.lp_spherical import LpssSettings, lpss
+from tune_sparsity.sparsity.methods import baselines
+from tune_sparsity.sparsity.methods.lpss import LpssSettings, lpss
 from tune_sparsity.sparsity.training import SparseTraining
 
 

@@ -10,14 +10,14 @@ from typing import Any, cast
 import torch
 from torch import Generator, nn
 
-from tune_sparsity.sparsity.checks import numbers, whole, within
-from tune_sparsity.sparsity.feedback import Feedback, ProportionalIntegral, Published
 from tune_sparsity.sparsity.hoyer import suggest_p
 from tune_sparsity.sparsity.layers import PUBLISHED, Layer, LayerRules, has_normalisation, prunable_layers
 from tune_sparsity.sparsity.masks import random_mask
-from tune_sparsity.sparsity.optimizer import LR_MAX, LpSGD
+from tune_sparsity.sparsity.methods.validation import numbers, whole, within
+from tune_sparsity.sparsity.optim.lpsgd import LR_MAX, LpSGD
 from tune_sparsity.sparsity.schedules import (
     Curve,
+    PiecewiseLinear,
     Schedule,
     extremes,
     published_learning_rate,
@@ -25,8 +25,17 @@ from tune_sparsity.sparsity.schedules import (
     warmup_cosine,
 )
 from tune_sparsity.sparsity.sphere import P_MAX, P_MIN
-from tune_sparsity.sparsity.topology import Ramp, ThresholdAdaptation, Topology
+from tune_sparsity.sparsity.topology.base import Topology
+from tune_sparsity.sparsity.topology.controller import Feedback, ProportionalIntegral, Published
+from tune_sparsity.sparsity.topology.magnitude import Ramp
+from tune_sparsity.sparsity.topology.threshold_adaptation import ThresholdAdaptation
 from tune_sparsity.sparsity.training import SparseTraining
+
+# Over the sparsity (arXiv 2103.16013: 1.4/1.3 for .5, 1.3/1.15 for .8, 1.2/1.07 for .9, first 4 layers/the rest);
+# linear between these, and constant beyond, where nothing was published.
+published_p_early = PiecewiseLinear(((0.5, 1.4), (0.8, 1.3), (0.9, 1.2)))
+published_p = PiecewiseLinear(((0.5, 1.3), (0.8, 1.15), (0.9, 1.07)))
+
 
 DROPS = ("ramp", "threshold")
 FEEDBACKS = ("published", "pi")

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as optimizers
 
-from tune_sparsity.sparsity import fused
-from tune_sparsity.sparsity.block import Block
-from tune_sparsity.sparsity.fused import FusedStep
-from tune_sparsity.sparsity.rows import Rows, descend
+from tune_sparsity.sparsity.optim import fused
+from tune_sparsity.sparsity.optim.foreach import Block
+from tune_sparsity.sparsity.optim.fused import FusedStep
+from tune_sparsity.sparsity.optim.row_ops import Rows, descend
 from tune_sparsity.sparsity.sphere import check_p, from_dual, project, row_norm, to_dual
 
 _GLOBAL_HOOKS = (optimizers._global_optimizer_pre_hooks, optimizers._global_optimizer_post_hooks)

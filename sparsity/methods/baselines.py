@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
-from tune_sparsity.sparsity.checks import numbers, whole, within
 from tune_sparsity.sparsity.distributions import DISTRIBUTIONS, random_masks
-from tune_sparsity.sparsity.drop_grow import DropGrow
 from tune_sparsity.sparsity.layers import PUBLISHED, Layer, LayerRules, prunable_layers
+from tune_sparsity.sparsity.methods.validation import numbers, whole, within
 from tune_sparsity.sparsity.schedules import Schedule, warmup_cosine
-from tune_sparsity.sparsity.topology import AtStart, Fixed, Ramp, Topology
+from tune_sparsity.sparsity.topology.base import Topology
+from tune_sparsity.sparsity.topology.drop_grow import DropGrow
+from tune_sparsity.sparsity.topology.magnitude import Ramp
+from tune_sparsity.sparsity.topology.static import AtStart, Fixed
 from tune_sparsity.sparsity.training import SparseTraining
 
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from tune_sparsity.sparsity.optimizer import LpSGD
+from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 
 _MOVING = ("lr", "gain_lr")  # what the schedules change in an optimizer's groups, and what nothing changes:
 _KEPT = ("momentum", "nesterov", "weight_decay", "gain", "dampening", "maximize")

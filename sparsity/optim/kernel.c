@@ -1,8 +1,8 @@
-/* A step of LpSGD on a CPU in float32, row by row: what sparsity/block.py does in some thirty passes over all weights.
+/* A step of LpSGD on a CPU in float32, row by row: what sparsity/optim/foreach.py does in some thirty passes over all weights.
  *
  * A few rows at a time are brought into the processor's nearest cache and stepped there; only their active weights are,
- * where most are masked. Called by sparsity/fused.py alone, which answers for every address.
- * Powers are exp2(a log2 x) of values cut off from below, as in sparsity/rows.py. No call of this file depends on
+ * where most are masked. Called by sparsity/optim/fused.py alone, which answers for every address.
+ * Powers are exp2(a log2 x) of values cut off from below, as in sparsity/optim/row_ops.py. No call of this file depends on
  * another, and none waits or allocates.
  */
 

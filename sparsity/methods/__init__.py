@@ -1,0 +1,1 @@
+"""The methods by name: what each consists of, and its settings."""

@@ -1,0 +1,1 @@
+"""How the set of active connections changes during training: what drops, what grows, and when."""

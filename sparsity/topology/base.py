@@ -1,0 +1,69 @@
+"""How the set of active connections moves during training: what is dropped, what grows back, and when.
+
+A topology sees the layers through `Pruned`, changes their masks, and keeps what state it has in a plain dictionary.
+Progress is the fraction of training steps done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tune_sparsity.sparsity.schedules import Schedule
+
+
+@dataclass
+class Pruned:
+    """One prunable layer at an update: its mask, the saliency of every weight (log2 of its magnitude, masked ones
+    included where they live on) and the dense gradient, all in the weight's shape; whether it lies on the sphere."""
+
+    name: str
+    mask: Tensor
+    saliency: Callable[[], Tensor]
+    gradient: Callable[[], Tensor]
+    sphere: bool = True
+    momentum: Callable[[], Tensor] = lambda: torch.zeros(())  # average of the dense gradient, where it is kept
+
+
+class Topology(Protocol):
+    """The rule of one method."""
+
+    def due(self, step: int, total: int) -> bool:
+        """Whether the masks are to change at this step of `total`."""
+
+    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
+        """The new masks, in the order of the layers. One that drops by a threshold keeps it as `applied`: a multiple of
+        the neuron's mean magnitude."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def sparsity_of(masks: Sequence[Tensor]) -> float:
+    """Zeros over all entries."""
+    return 1.0 - count_active(masks) / sum(mask.numel() for mask in masks)
+
+
+def count_active(masks: Sequence[Tensor]) -> int:
+    """How many entries are not zero: counted, since a sum of ones in a half precision is not exact."""
+    return sum(int(mask.count_nonzero()) for mask in masks)
+
+
+def is_due(step: int, total: int, schedule: Schedule, interval: int) -> bool:
+    """Whether a step is one of every `interval` between the schedule's begin and end."""
+    return step % interval == 0 and schedule.begin <= step / total <= schedule.end
+
+
+class Stateless:
+    """The state of a topology that has none."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass

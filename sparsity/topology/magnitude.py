@@ -1,0 +1,28 @@
+"""Gradual magnitude pruning: the largest weights are kept, at a sparsity that rises by a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tune_sparsity.sparsity.distributions import most_salient
+from tune_sparsity.sparsity.schedules import Schedule
+from tune_sparsity.sparsity.topology.base import Pruned, Stateless, is_due
+
+
+@dataclass
+class Ramp(Stateless):
+    """Keeps the most salient weights over all layers, at a sparsity that follows a schedule; masked weights that gain
+    saliency come back. With magnitudes and a cubic schedule this is gradual magnitude pruning (arXiv 1710.01878)."""
+
+    sparsity: Schedule
+    interval: int = 40
+
+    def due(self, step: int, total: int) -> bool:
+        return is_due(step, total, self.sparsity, self.interval)
+
+    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
+        scores = [layer.saliency() for layer in layers]
+        return most_salient(scores, [layer.sphere for layer in layers], self.sparsity(progress))

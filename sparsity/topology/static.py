@@ -1,0 +1,36 @@
+"""Masks that are chosen once: at random before training, or by SNIP at its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tune_sparsity.sparsity.masks import keep_largest, zeros_for
+from tune_sparsity.sparsity.topology.base import Pruned, Stateless
+
+
+class Fixed(Stateless):
+    """The masks that training began with."""
+
+    def due(self, step: int, total: int) -> bool:
+        return False
+
+    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
+        return [layer.mask for layer in layers]
+
+
+@dataclass
+class AtStart(Stateless):
+    """Keeps the connections of largest |weight x gradient| at the first step (SNIP, arXiv 1810.02340)."""
+
+    sparsity: float
+
+    def due(self, step: int, total: int) -> bool:
+        return step == 0
+
+    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
+        scores = [layer.saliency() + layer.gradient().abs().log2() for layer in layers]
+        weights = sum(score.numel() for score in scores)
+        return keep_largest(scores, weights - zeros_for(self.sparsity, weights))

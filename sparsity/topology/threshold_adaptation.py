@@ -1,0 +1,77 @@
+"""Threshold adaptation, LPSS's own rule: small connections drop, those of large gradient grow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tune_sparsity.sparsity.masks import keep_largest
+from tune_sparsity.sparsity.schedules import Schedule
+from tune_sparsity.sparsity.sphere import unit
+from tune_sparsity.sparsity.topology.base import Pruned, count_active, is_due, sparsity_of
+from tune_sparsity.sparsity.topology.controller import Feedback
+
+
+@dataclass
+class ThresholdAdaptation:
+    """Semi-pruning with threshold adaptation (arXiv 2103.16013, section 3 of the method).
+
+    Drop: an active connection of a neuron goes where |w| < rho x the mean |w| of the neuron's active connections,
+    rho following `threshold`; layers off the sphere keep theirs until the projection. With rho <= 1 the largest
+    connection of a neuron always stays, so no neuron dies.
+    Grow: gamma x (number dropped) of the connections inactive before, those of largest |gradient| after dividing by
+    the neuron's norm, come back. gamma is what `feedback` answers to the measured sparsity.
+    """
+
+    threshold: Schedule
+    feedback: Feedback
+    interval: int = 40
+    applied: float | None = field(default=None, init=False)  # the threshold of the last update
+
+    def due(self, step: int, total: int) -> bool:
+        return is_due(step, total, self.threshold, self.interval)
+
+    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
+        masks = [layer.mask for layer in layers]
+        rho = self.threshold(progress)
+        lowest = self.applied = min(1.0, rho + self.feedback.raised)
+        kept = [drop_below(layer.saliency(), layer.mask, lowest) if layer.sphere else layer.mask for layer in layers]
+        dropped = count_active(masks) - count_active(kept)
+        weights = sum(mask.numel() for mask in masks)
+        gamma = self.feedback.update(sparsity_of(masks), dropped / weights, rho, progress)
+        return grow_by_gradient(kept, masks, [layer.gradient() for layer in layers], round(gamma * dropped))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.feedback.state_dict(), "applied": self.applied}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.feedback.load_state_dict(state)
+        self.applied = state.get("applied")
+
+
+def drop_below(saliency: Tensor, mask: Tensor, rho: float) -> Tensor:
+    """The mask without the active connections whose magnitude 2^saliency is below rho x the neuron's active mean."""
+    active = mask.flatten(1)
+    # Relative to the row's largest active magnitude, so that nothing underflows.
+    logs = saliency.flatten(1).masked_fill(active == 0, -torch.inf)
+    magnitude = (logs - logs.amax(1, keepdim=True)).nan_to_num(nan=-torch.inf).exp2()
+    mean = magnitude.sum(1, keepdim=True) / active.count_nonzero(1).clamp_min(1).unsqueeze(1)
+    return (active * (magnitude >= rho * mean)).view_as(mask)
+
+
+def grow_by_gradient(
+    masks: Sequence[Tensor], before: Sequence[Tensor], gradients: Sequence[Tensor], count: int
+) -> list[Tensor]:
+    """The masks with `count` more connections: of those inactive `before`, the ones of largest |gradient|, each
+    neuron's gradient divided by its norm. What this update dropped cannot come back in it."""
+    scores = []
+    for old, gradient in zip(before, gradients, strict=True):
+        score = unit(gradient.flatten(1), 2.0).abs().view_as(old)
+        scores.append(score.masked_fill(old != 0, -torch.inf))
+    candidates = sum(int((old == 0).sum()) for old in before)
+    grown = keep_largest(scores, min(count, candidates), at_least=0)
+    return [torch.maximum(mask, new) for mask, new in zip(masks, grown, strict=True)]
