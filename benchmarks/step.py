@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tune_sparsity.experiments.models import lenet_300_100
+from tune_sparsity.experiments.builtin.mlp import lenet_300_100
 from tune_sparsity.sparsity import LpSGD, LpssSettings, lpss, prunable_layers
 
 BATCH, ROUNDS, REPEATS = 128, 15, 40

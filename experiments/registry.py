@@ -16,37 +16,37 @@ from tune_sparsity.experiments.user_code import described, is_users_own
 # Built-in experiments, imported when they are asked for: name -> module, attribute, what it is.
 BUILT_IN: dict[str, tuple[str, str, str]] = {
     "digits": (
-        "experiments.digits",
+        "experiments.builtin.digits",
         "digits",
         "scikit-learn's 8x8 digits, multilayer perceptron 64-300-100-10",
     ),
-    "mnist": ("experiments.idx", "mnist", "MNIST, LeNet-300-100"),
-    "fashion-mnist": ("experiments.idx", "fashion_mnist", "Fashion-MNIST, LeNet-300-100"),
-    "mnist-wrn": ("experiments.idx", "mnist_wrn", "MNIST, wide residual net of 12 layers"),
+    "mnist": ("experiments.builtin.mnist", "mnist", "MNIST, LeNet-300-100"),
+    "fashion-mnist": ("experiments.builtin.mnist", "fashion_mnist", "Fashion-MNIST, LeNet-300-100"),
+    "mnist-wrn": ("experiments.builtin.mnist", "mnist_wrn", "MNIST, wide residual net of 12 layers"),
     "fashion-mnist-wrn": (
-        "experiments.idx",
+        "experiments.builtin.mnist",
         "fashion_mnist_wrn",
         "Fashion-MNIST augmented, wide residual net of 18 layers",
     ),
-    "cifar10": ("experiments.cifar", "cifar10", "CIFAR-10 augmented, WRN-22-2"),
+    "cifar10": ("experiments.builtin.cifar", "cifar10", "CIFAR-10 augmented, WRN-22-2"),
     "cifar10-subset": (
-        "experiments.cifar",
+        "experiments.builtin.cifar",
         "cifar10_subset",
         "a tenth of CIFAR-10 (not CIFAR-10), augmented, WRN-22-2",
     ),
-    "tiny-imagenet": ("experiments.tiny_imagenet", "tiny_imagenet", "Tiny ImageNet augmented, WRN-22-4"),
+    "tiny-imagenet": ("experiments.builtin.tiny_imagenet", "tiny_imagenet", "Tiny ImageNet augmented, WRN-22-4"),
     "uci-dna": (
-        "experiments.uci",
+        "experiments.builtin.uci",
         "dna",
         "UCI splice junctions, multilayer perceptron 240-1024-512-256-128-3",
     ),
     "uci-mushroom": (
-        "experiments.uci",
+        "experiments.builtin.uci",
         "mushroom",
         "UCI Mushroom, multilayer perceptron 126-128-256-128-64-2",
     ),
     "uci-climate": (
-        "experiments.uci",
+        "experiments.builtin.uci",
         "climate",
         "UCI climate crashes, multilayer perceptron 18-128-256-128-64-2",
     ),

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from tune_sparsity.experiments.base import Data, Experiment, Split, evaluate
-from tune_sparsity.experiments.normalisation import normalises, remeasured, sample
+from tune_sparsity.experiments.batchnorm import normalises, remeasured, sample
 from tune_sparsity.sparsity import METHODS, SparseTraining
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedPasses, can_be_recorded
 

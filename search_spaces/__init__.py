@@ -3,9 +3,10 @@
 This room may import `sparsity` (for the theory's suggestions) and Optuna's distributions. A space is data, never code.
 """
 
+from tune_sparsity.search_spaces.loading import BUILT_IN, load_space, space_text
 from tune_sparsity.search_spaces.priors import Prior
-from tune_sparsity.search_spaces.reader import BadFile, read_mapping
-from tune_sparsity.search_spaces.space import BUILT_IN, Space, load_space, space_text
+from tune_sparsity.search_spaces.space import Space
+from tune_sparsity.search_spaces.yaml_file import BadFile, read_mapping
 
 __all__ = ["BUILT_IN", "BadFile", "Prior", "Space", "load_space", "read_mapping", "space_text"]
 

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from tune_sparsity.search_spaces.values import nearest
-
 WIDTH = 0.2
 _DRAWS = 100  # until a normal variate falls into the range; a centre at its edge needs two
 
@@ -76,3 +74,19 @@ def from_unit(distribution: FloatDistribution | IntDistribution, at: float) -> f
 def _ends(distribution: FloatDistribution | IntDistribution) -> tuple[float, float]:
     low, high = float(distribution.low), float(distribution.high)
     return (math.log(low), math.log(high)) if distribution.log else (low, high)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equality, but true is not the number 1, which it is in Python."""
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+def nearest(distribution: FloatDistribution | IntDistribution, value: float) -> float | int:
+    """The value that the distribution has nearest to `value`."""
+    low, high, step = distribution.low, distribution.high, distribution.step
+    value = min(max(value, low), high)
+    if step is not None and not distribution.log:
+        value = min(low + round((value - low) / step) * step, high)
+    elif isinstance(distribution, IntDistribution):
+        value = round(value)
+    return type(low)(value)

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from optuna.distributions import BaseDistribution
 
-from tune_sparsity.search_spaces.priors import Prior, middle
-from tune_sparsity.search_spaces.reader import BadFile
-from tune_sparsity.search_spaces.values import same
-
-_FOLDER = Path(__file__).parent
-BUILT_IN = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
+from tune_sparsity.search_spaces.priors import Prior, middle, same
 
 
 @dataclass(frozen=True)
@@ -68,37 +61,3 @@ def applies(condition: Mapping[str, tuple[Any, ...]], values: Mapping[str, Any])
         parent in values and any(same(values[parent], value) for value in accepted)
         for parent, accepted in condition.items()
     )
-
-
-def load_space(name: str, target: float) -> Space:
-    """The built-in space of that name, or the one in the file of that name, laid out for `target` in [0, 1).
-
-    Raises:
-        BadFile: for a file that is not a valid space; the line is named.
-        ValueError: for an unknown name, with the nearest ones.
-    """
-    from tune_sparsity.search_spaces.parser import parse_space
-
-    return parse_space(name, space_file(name), target)
-
-
-def space_text(name: str) -> str:
-    """A space as it is written, with its comments: what one of one's own can start from. Raises as load_space does."""
-    path = space_file(name)
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise BadFile(
-            f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not text in UTF-8'}"
-        ) from error
-
-
-def space_file(name: str) -> Path:
-    """The file of a space. Raises ValueError for an unknown name, with the nearest ones."""
-    if name in BUILT_IN:
-        return _FOLDER / f"{name}.yaml"
-    if Path(name).suffix in {".yaml", ".yml"}:
-        return Path(name)
-    near = difflib.get_close_matches(name, BUILT_IN, n=2)
-    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    raise ValueError(f"unknown space {name!r}{hint}: a .yaml file or one of {', '.join(BUILT_IN)}")

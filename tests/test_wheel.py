@@ -73,7 +73,12 @@ def test_the_wheel_holds_the_four_packages_their_data_and_nothing_else(wheel: Pa
     if fused.kernel is not None:  # where there is a compiler
         expected.add("sparsity/_kernel.abi3.so")
     assert names == expected
-    assert {"search_spaces/lpss.yaml", "tuner/cli.py", "sparsity/optim/lpsgd.py", "experiments/digits.py"} <= names
+    assert {
+        "search_spaces/lpss.yaml",
+        "tuner/cli.py",
+        "sparsity/optim/lpsgd.py",
+        "experiments/builtin/digits.py",
+    } <= names
 
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:
@@ -127,7 +132,7 @@ SAFETENSORS = """
 from torch import nn
 import torch
 from safetensors.torch import load_file
-from tune_sparsity.experiments.digits import load
+from tune_sparsity.experiments.builtin.digits import load
 net = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
 net.load_state_dict(load_file("net"))
 test = load().test
@@ -136,7 +141,7 @@ print(float((net(test.x).argmax(1) == test.y).double().mean()))
 LOGGED = """
 import sys
 import mlflow, tuner
-from tune_sparsity.experiments.digits import load
+from tune_sparsity.experiments.builtin.digits import load
 mlflow.set_tracking_uri(sys.argv[1])
 test = load().test
 outputs = mlflow.pyfunc.load_model(f"runs:/{sys.argv[2]}/best").predict(test.x.numpy())
@@ -145,7 +150,7 @@ print(tuner.__file__, file=sys.stderr)
 """
 ONNX = """
 import onnxruntime
-from tune_sparsity.experiments.digits import load
+from tune_sparsity.experiments.builtin.digits import load
 test = load().test
 (outputs,) = onnxruntime.InferenceSession("net").run(None, {"inputs": test.x.numpy()})
 print((outputs.argmax(1) == test.y.numpy()).mean())

@@ -44,7 +44,7 @@ def kept_tables() -> Path:
     """The tables that this version of MLflow works with, without content; not there before it first made them."""
     import mlflow
 
-    # The folder in which experiments.files keeps data, which would load torch.
+    # The folder in which experiments.data.files keeps data, which would load torch.
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "tune-sparsity" / f"mlflow-{mlflow.__version__}.db"
 

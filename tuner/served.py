@@ -66,7 +66,9 @@ def assemble(folder: Path, network: Path, experiment: Experiment, name: str) -> 
         experiment: of the network.
         name: by which the experiment is found, as --experiment takes it.
     """
-    from tune_sparsity.tuner.travel import code_of  # here, since it brings Ray, which a served network does without
+    from tune_sparsity.experiments.user_files import (
+        code_of,  # here, since it brings Ray, which a served network does without
+    )
 
     folder.mkdir(parents=True)
     for file in ("model.safetensors", "model.json"):

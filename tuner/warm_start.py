@@ -13,7 +13,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages.journal import JournalFileBackend
 
 from tune_sparsity.search_spaces import Space
-from tune_sparsity.search_spaces.values import nearest, same
+from tune_sparsity.search_spaces.priors import nearest, same
 from tune_sparsity.tuner.config import UsageError, study_in
 from tune_sparsity.tuner.object_store import Store
 from tune_sparsity.tuner.pareto import best_trial

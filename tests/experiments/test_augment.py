@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from tune_sparsity.experiments.augment import Augmentation, Normalise, crop, cutout, flip
+from tune_sparsity.experiments.data.augment import Augmentation, Normalise, crop, cutout, flip
 
 
 def images(n: int, channels: int = 3, height: int = 9, width: int = 7) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torchvision.datasets
 
 from tune_sparsity.experiments.base import Data, DataUnavailable
-from tune_sparsity.experiments.cifar import cifar10, cifar10_subset, load, load_subset
+from tune_sparsity.experiments.builtin.cifar import cifar10, cifar10_subset, load, load_subset
 
 SUBSET = "cifar10_subset.npz"
 

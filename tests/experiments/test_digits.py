@@ -10,8 +10,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from tune_sparsity.experiments.base import Data
-from tune_sparsity.experiments.digits import digits, load
-from tune_sparsity.experiments.digits import model as network
+from tune_sparsity.experiments.builtin.digits import digits, load
+from tune_sparsity.experiments.builtin.digits import model as network
 
 
 @pytest.fixture(scope="module")
@@ -78,5 +78,5 @@ def test_the_split_is_scikit_learns(data: Data) -> None:
 
 
 def test_read_where_scikit_learn_keeps_them_elsewhere(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tune_sparsity.experiments.digits.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("tune_sparsity.experiments.builtin.digits.importlib.util.find_spec", lambda name: None)
     assert load().checksum() == data.checksum()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tune_sparsity.experiments.base import DataUnavailable
-from tune_sparsity.experiments.files import check_md5, downloading, read_checked
+from tune_sparsity.experiments.data.files import check_md5, downloading, read_checked
 
 CONTENT = b"1 2:3\n"
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -19,10 +19,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from tune_sparsity.experiments.augment import Augmentation, Normalise
 from tune_sparsity.experiments.base import Data, DataUnavailable, Recipe, Split
-from tune_sparsity.experiments.files import default_data_dir
-from tune_sparsity.experiments.idx import (
+from tune_sparsity.experiments.builtin.mnist import (
     fashion_mnist,
     fashion_mnist_wrn,
     load,
@@ -31,6 +29,8 @@ from tune_sparsity.experiments.idx import (
     mnist_wrn,
     parse_idx,
 )
+from tune_sparsity.experiments.data.augment import Augmentation, Normalise
+from tune_sparsity.experiments.data.files import default_data_dir
 from tune_sparsity.experiments.training import Training
 
 FILES = [

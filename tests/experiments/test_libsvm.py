@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from tune_sparsity.experiments.libsvm import parse_libsvm
+from tune_sparsity.experiments.data.libsvm import parse_libsvm
 
 tables = npst.arrays(
     np.float32,

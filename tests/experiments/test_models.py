@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tune_sparsity.experiments.models import lenet_300_100, multilayer_perceptron
+from tune_sparsity.experiments.builtin.mlp import lenet_300_100, multilayer_perceptron
 
 
 def test_lenet_has_its_published_size() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tune_sparsity.experiments.normalisation import normalises, remeasured, sample
+from tune_sparsity.experiments.batchnorm import normalises, remeasured, sample
 
 
 def network() -> nn.Sequential:

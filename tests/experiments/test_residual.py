@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tune_sparsity.experiments.residual import BasicBlock, wide_residual_net
+from tune_sparsity.experiments.builtin.wide_resnet import BasicBlock, wide_residual_net
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_sparsity.experiments.splits import hold_out, occurs_once
+from tune_sparsity.experiments.data.splits import hold_out, occurs_once
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.data())

@@ -10,7 +10,13 @@ import torch
 from PIL import Image
 
 from tune_sparsity.experiments.base import DataUnavailable
-from tune_sparsity.experiments.tiny_imagenet import image_folder, judging_files, load, read_images, tiny_imagenet
+from tune_sparsity.experiments.builtin.tiny_imagenet import (
+    image_folder,
+    judging_files,
+    load,
+    read_images,
+    tiny_imagenet,
+)
 
 CLASSES = ("n01443537", "n01629819", "n02977058")
 

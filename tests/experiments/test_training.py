@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from tune_sparsity.experiments.augment import Augmentation, Normalise
 from tune_sparsity.experiments.base import Data, Experiment, Recipe, Split, evaluate
-from tune_sparsity.experiments.digits import digits
+from tune_sparsity.experiments.builtin.digits import digits
+from tune_sparsity.experiments.data.augment import Augmentation, Normalise
 from tune_sparsity.experiments.training import NotFinite, Training, train_whole
 from tune_sparsity.sparsity import LayerRules
 from tune_sparsity.sparsity.masks import zeros_for

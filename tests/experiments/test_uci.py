@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, evaluate
-from tune_sparsity.experiments.libsvm import parse_libsvm
-from tune_sparsity.experiments.training import train_whole
-from tune_sparsity.experiments.uci import (
+from tune_sparsity.experiments.builtin.uci import (
     climate,
     dna,
     dna_perceptron,
@@ -21,6 +19,8 @@ from tune_sparsity.experiments.uci import (
     mushroom,
     nucleotides,
 )
+from tune_sparsity.experiments.data.libsvm import parse_libsvm
+from tune_sparsity.experiments.training import train_whole
 from tune_sparsity.sparsity.masks import zeros_for
 
 FILES = {

@@ -18,7 +18,8 @@ import torch
 import tune_sparsity.experiments.registry as registry
 from tune_sparsity.experiments import Experiment, find
 from tune_sparsity.experiments.base import correct
-from tune_sparsity.tuner.travel import Code, Parcel, by_value, code_of, unpack
+from tune_sparsity.experiments.user_files import Code, code_of
+from tune_sparsity.tuner.travel import Parcel, by_value, unpack
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {

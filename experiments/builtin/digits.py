@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from tune_sparsity.experiments.base import Data, Experiment, Recipe, Split
-from tune_sparsity.experiments.models import multilayer_perceptron
+from tune_sparsity.experiments.builtin.mlp import multilayer_perceptron
 
 TRAIN, VAL, TEST = 1257, 180, 360
 ORDER = Path(__file__).with_name("digits_order.npy")

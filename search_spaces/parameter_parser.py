@@ -9,8 +9,8 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tune_sparsity.search_spaces.priors import WIDTH, Prior
-from tune_sparsity.search_spaces.reader import shown
-from tune_sparsity.search_spaces.values import Place, Values
+from tune_sparsity.search_spaces.value_parser import Place, Values
+from tune_sparsity.search_spaces.yaml_file import shown
 
 _RANGE = {"low", "high", "log", "step", "prior"}
 _KEYS = {

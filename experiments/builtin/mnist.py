@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tune_sparsity.experiments.augment import Augmentation, Normalise
 from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
-from tune_sparsity.experiments.files import check_md5, default_data_dir, downloading
-from tune_sparsity.experiments.models import lenet_300_100
-from tune_sparsity.experiments.residual import wide_residual_net
+from tune_sparsity.experiments.builtin.mlp import lenet_300_100
+from tune_sparsity.experiments.builtin.wide_resnet import wide_residual_net
+from tune_sparsity.experiments.data.augment import Augmentation, Normalise
+from tune_sparsity.experiments.data.files import check_md5, default_data_dir, downloading
 
 _VALIDATION = 5000
 _FILES = {

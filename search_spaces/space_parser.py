@@ -11,11 +11,11 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from tune_sparsity.search_spaces.parameters import ParameterReader, Parsed, only
+from tune_sparsity.search_spaces.parameter_parser import ParameterReader, Parsed, only
 from tune_sparsity.search_spaces.priors import middle
-from tune_sparsity.search_spaces.reader import read_mapping, shown
 from tune_sparsity.search_spaces.space import Space, applies
-from tune_sparsity.search_spaces.values import Place, Values
+from tune_sparsity.search_spaces.value_parser import Place, Values
+from tune_sparsity.search_spaces.yaml_file import read_mapping, shown
 from tune_sparsity.sparsity import METHODS
 
 Condition = dict[str, tuple[Any, ...]]

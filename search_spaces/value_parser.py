@@ -7,7 +7,8 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from tune_sparsity.search_spaces.reader import BadFile, Lines, shown
+from tune_sparsity.search_spaces.priors import nearest, same
+from tune_sparsity.search_spaces.yaml_file import BadFile, Lines, shown
 from tune_sparsity.sparsity import suggest_p
 from tune_sparsity.sparsity.methods.lpss import published_p, published_p_early
 
@@ -66,19 +67,3 @@ class Values:
             if same(choice, value):
                 return choice
         raise self.error(place, f"{shown(value)} is not one of {', '.join(map(str, distribution.choices))}")
-
-
-def same(one: Any, other: Any) -> bool:
-    """Equality, but true is not the number 1, which it is in Python."""
-    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
-
-
-def nearest(distribution: FloatDistribution | IntDistribution, value: float) -> float | int:
-    """The value that the distribution has nearest to `value`."""
-    low, high, step = distribution.low, distribution.high, distribution.step
-    value = min(max(value, low), high)
-    if step is not None and not distribution.log:
-        value = min(low + round((value - low) / step) * step, high)
-    elif isinstance(distribution, IntDistribution):
-        value = round(value)
-    return type(low)(value)

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tune_sparsity.experiments.augment import Augmentation, Normalise
 from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
-from tune_sparsity.experiments.files import default_data_dir
-from tune_sparsity.experiments.residual import wide_residual_net
-from tune_sparsity.experiments.splits import hold_out
+from tune_sparsity.experiments.builtin.wide_resnet import wide_residual_net
+from tune_sparsity.experiments.data.augment import Augmentation, Normalise
+from tune_sparsity.experiments.data.files import default_data_dir
+from tune_sparsity.experiments.data.splits import hold_out
 
 _FOLDER = "tiny-imagenet-200"
 _VALIDATION = 5000

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tune_sparsity.experiments.augment import Augmentation, Normalise
 from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
-from tune_sparsity.experiments.files import default_data_dir, downloading, read_checked
-from tune_sparsity.experiments.residual import wide_residual_net
-from tune_sparsity.experiments.splits import hold_out
+from tune_sparsity.experiments.builtin.wide_resnet import wide_residual_net
+from tune_sparsity.experiments.data.augment import Augmentation, Normalise
+from tune_sparsity.experiments.data.files import default_data_dir, downloading, read_checked
+from tune_sparsity.experiments.data.splits import hold_out
 
 _FOLDER = "cifar-10-batches-py"
 _SUBSET, _SUBSET_MD5 = "cifar10_subset.npz", "56cd74c20ccc8a8b1c42ed1c424ef32b"

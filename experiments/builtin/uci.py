@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tune_sparsity.experiments.base import Data, Experiment, Recipe, Split
-from tune_sparsity.experiments.files import default_data_dir, read_checked
-from tune_sparsity.experiments.libsvm import parse_libsvm
-from tune_sparsity.experiments.models import multilayer_perceptron
-from tune_sparsity.experiments.splits import hold_out, occurs_once
+from tune_sparsity.experiments.builtin.mlp import multilayer_perceptron
+from tune_sparsity.experiments.data.files import default_data_dir, read_checked
+from tune_sparsity.experiments.data.libsvm import parse_libsvm
+from tune_sparsity.experiments.data.splits import hold_out, occurs_once
 
 _MD5 = {
     "dna.scale": "c9b68bff3cdf6b9b02dd894f17a0b421",

@@ -1,0 +1,1 @@
+"""The built-in experiments, a module a data set, and their networks."""

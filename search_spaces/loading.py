@@ -1,0 +1,46 @@
+"""Search spaces by name or by file."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from tune_sparsity.search_spaces.space import Space
+from tune_sparsity.search_spaces.yaml_file import BadFile
+
+FOLDER = Path(__file__).parent
+BUILT_IN = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+
+
+def load_space(name: str, target: float) -> Space:
+    """The built-in space of that name, or the one in the file of that name, laid out for `target` in [0, 1).
+
+    Raises:
+        BadFile: for a file that is not a valid space; the line is named.
+        ValueError: for an unknown name, with the nearest ones.
+    """
+    from tune_sparsity.search_spaces.space_parser import parse_space
+
+    return parse_space(name, space_file(name), target)
+
+
+def space_text(name: str) -> str:
+    """A space as it is written, with its comments: what one of one's own can start from. Raises as load_space does."""
+    path = space_file(name)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise BadFile(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not text in UTF-8'}"
+        ) from error
+
+
+def space_file(name: str) -> Path:
+    """The file of a space. Raises ValueError for an unknown name, with the nearest ones."""
+    if name in BUILT_IN:
+        return FOLDER / f"{name}.yaml"
+    if Path(name).suffix in {".yaml", ".yml"}:
+        return Path(name)
+    near = difflib.get_close_matches(name, BUILT_IN, n=2)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    raise ValueError(f"unknown space {name!r}{hint}: a .yaml file or one of {', '.join(BUILT_IN)}")
