@@ -17,6 +17,6 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
 
     def error(self, message: str) -> NoReturn:
-        from tune_sparsity.tuner.config import UsageError
+        from tune_sparsity.tuner.errors import UsageError
 
         raise UsageError(f"{message} (tune-sparsity --help shows all options)")

@@ -16,7 +16,7 @@ from tune_sparsity.experiments import Data, Experiment
 from tune_sparsity.experiments.base import evaluate
 from tune_sparsity.tuner.config import StudyConfig
 from tune_sparsity.tuner.records import TrialRecord
-from tune_sparsity.tuner.results import plain, write_atomically
+from tune_sparsity.tuner.system.files import plain, write_atomically
 
 MODEL, DESCRIPTION = "model.safetensors", "model.json"
 _MASK = ".mask"

@@ -19,7 +19,7 @@ def check(arguments: list[str]) -> int:
             data that are not to be had.
     """
     from tune_sparsity.tuner.arguments import Parser
-    from tune_sparsity.tuner.config import UsageError
+    from tune_sparsity.tuner.errors import UsageError
 
     parser = Parser(
         "tune-sparsity check",

@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from tune_sparsity.tuner.files import Place, place_of
-from tune_sparsity.tuner.object_store import StoreError
+from tune_sparsity.tuner.storage.places import Place, place_of
+from tune_sparsity.tuner.storage.s3 import StoreError
 
 EVERY = 5.0  # seconds between two checkpoints of a trial, at least
 SHARE = 0.01  # of a trial's time that checkpoints may take: where writing is slow there are fewer

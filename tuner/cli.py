@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    from tune_sparsity.tuner.config import UsageError
+    from tune_sparsity.tuner.errors import UsageError
 
     try:
         if arguments and not arguments[0].startswith("-"):
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _subcommand(name: str, arguments: list[str]) -> int:
     from importlib import import_module
 
-    from tune_sparsity.tuner.config import UsageError, unknown
+    from tune_sparsity.tuner.errors import UsageError, unknown
 
     commands = {"resume": _resume, "send": _send, "list": _list, "doctor": _doctor}
     modules = ("check", "export", "report", "compare", "ui")  # a command a module, of the same name
@@ -204,7 +204,7 @@ def _list(arguments: list[str]) -> int:
     parser.add_argument("kind", metavar="|".join(_LISTS))
     parser.add_argument("--show", metavar="NAME", help="print one space, to start one's own from")
     options = parser.parse_args(arguments)
-    from tune_sparsity.tuner.config import UsageError, unknown
+    from tune_sparsity.tuner.errors import UsageError, unknown
     from tune_sparsity.tuner.listing import listing, show_space
 
     if options.kind not in _LISTS:
@@ -235,7 +235,7 @@ def _run(config: Any, *, as_json: bool, resume: bool) -> int:
 def _run_with(ray: Any, writer: Any, config: Any, *, as_json: bool, resume: bool) -> int:
     from tune_sparsity.tuner.prepare import prepare
     from tune_sparsity.tuner.run import DiskFull, run_study
-    from tune_sparsity.tuner.store_owner import TakenOver
+    from tune_sparsity.tuner.storage.lease import TakenOver
     from tune_sparsity.tuner.tracking_uri import stray_environment
 
     prepared = prepare(config, resume=resume, share=ray.share)
@@ -269,7 +269,8 @@ def _run_with(ray: Any, writer: Any, config: Any, *, as_json: bool, resume: bool
 
 def _report(finished: Any, as_json: bool) -> None:
     from tune_sparsity.tuner.final_table import print_result
-    from tune_sparsity.tuner.results import result_document, to_json
+    from tune_sparsity.tuner.results import result_document
+    from tune_sparsity.tuner.system.files import to_json
 
     if as_json:
         print(to_json(result_document(finished.outcome)))

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune_sparsity.tuner.config import UsageError, storage_of
+from tune_sparsity.tuner.config import storage_of
+from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.final_table import shown_path
 from tune_sparsity.tuner.gallery import page, picture
 from tune_sparsity.tuner.pareto import best_trial, pareto_front, points_of

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import warnings
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,10 +23,11 @@ from pydantic import (
     model_validator,
 )
 
+from tune_sparsity.tuner.errors import UsageError, redact, unknown
 from tune_sparsity.tuner.goal_options import Front, Target, split
-from tune_sparsity.tuner.object_store import ACCEPTED, Store, parse_store
-from tune_sparsity.tuner.store_copy import working_folder
-from tune_sparsity.tuner.tracking_uri import check_tracking_uri, redact, resolve_tracking_uri
+from tune_sparsity.tuner.storage.local_copy import working_folder
+from tune_sparsity.tuner.storage.s3 import ACCEPTED, Store, parse_store
+from tune_sparsity.tuner.tracking_uri import check_tracking_uri, resolve_tracking_uri
 
 if TYPE_CHECKING:
     from tune_sparsity.tuner.goal import Goal
@@ -44,18 +43,6 @@ FLAGS = ("system_metrics",)
 _MILLION = 1_000_000  # more trials, epochs or whatever else is a slip of the keyboard
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-class UsageError(Exception):
-    """A mistake of the user's: one line that says what is wrong and what is accepted. The command exits with 2."""
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that is not known, with the nearest ones first."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    return f"unknown {kind} {name!r}{hint}: accepted are {', '.join(known)}"
 
 
 def parse_duration(value: Any) -> Any:

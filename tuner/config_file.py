@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tune_sparsity.tuner.config import GOALS, StudyConfig, UsageError, describe, make_config, study_in
-from tune_sparsity.tuner.object_store import Store
-from tune_sparsity.tuner.store_copy import file_of, working_folder
+from tune_sparsity.tuner.config import GOALS, StudyConfig, describe, make_config, study_in
+from tune_sparsity.tuner.errors import UsageError
+from tune_sparsity.tuner.storage.local_copy import file_of, working_folder
+from tune_sparsity.tuner.storage.s3 import Store
 
 _ABOUT = "about"  # study.yaml's account of versions and data: no option
 WITHHELD = "tracking_uri_without_password"  # in that account, where the URI is not among the options for its password

@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from tune_sparsity.tuner.files import write_bytes
+from tune_sparsity.tuner.system.files import write_bytes
 
 
 def make_store(file: Path, artifacts: str) -> None:

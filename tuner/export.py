@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune_sparsity.tuner.config import UsageError, storage_of, unknown
+from tune_sparsity.tuner.config import storage_of
+from tune_sparsity.tuner.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

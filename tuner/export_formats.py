@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tune_sparsity.tuner.config import UsageError
+from tune_sparsity.tuner.errors import UsageError
 
 Tensors = Mapping[str, Tensor]
 _HEADER = 250  # bytes, at most, that three more entries take in a safetensors file's header

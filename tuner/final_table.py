@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tune_sparsity.tuner.display import duration, is_terminal
+from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.final_seeds import Retrained, verdicts
 from tune_sparsity.tuner.goal import GoalKind
 from tune_sparsity.tuner.records import TrialRecord, TrialState
 from tune_sparsity.tuner.results import StudyOutcome
-from tune_sparsity.tuner.tracking_uri import redact
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

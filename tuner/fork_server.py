@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from tune_sparsity.tuner.forked_worker import FORKED, OOM_SCORE, SERVER
-from tune_sparsity.tuner.replaced import replaced, variables
+from tune_sparsity.tuner.system.patching import replaced, variables
 
 _BACKLOG = 1024  # workers that may wait for it to have loaded
 _MISUNDERSTOOD = (OSError, ValueError, TypeError, LookupError)  # from a client that has left, or is none of ours

@@ -9,7 +9,8 @@ from typing import Any
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 from tune_sparsity.search_spaces import BUILT_IN, Space, load_space
-from tune_sparsity.tuner.config import StudyConfig, UsageError, unknown
+from tune_sparsity.tuner.config import StudyConfig
+from tune_sparsity.tuner.errors import UsageError, unknown
 from tune_sparsity.tuner.goal import Goal, GoalKind
 
 FINAL_SPARSITY = "final_sparsity"

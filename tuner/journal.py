@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-from tune_sparsity.tuner.interruption import undisturbed
+from tune_sparsity.tuner.system.signals import undisturbed
 
 
 class Journal(JournalFileBackend):

@@ -18,7 +18,7 @@ def listing(kind: str) -> str:
 def show_space(name: str) -> str:
     """A space as it is written. Raises UsageError for an unknown name, or a file that is no usable space."""
     from tune_sparsity.search_spaces import load_space, space_text
-    from tune_sparsity.tuner.config import UsageError
+    from tune_sparsity.tuner.errors import UsageError
 
     try:
         load_space(name, 0.9)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tune_sparsity.tuner.gallery import PICTURES_HTML, Pictured, pictured, pictures_page
 from tune_sparsity.tuner.pictures import front_figure, write_html
 from tune_sparsity.tuner.records import TrialRecord
-from tune_sparsity.tuner.results import write_atomically
+from tune_sparsity.tuner.system.files import write_atomically
 from tune_sparsity.tuner.tracking import Tracker
 
 if TYPE_CHECKING:

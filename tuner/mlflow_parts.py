@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tune_sparsity.tuner.replaced import replaced
+from tune_sparsity.tuner.system.patching import replaced
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -17,7 +17,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_sparsity.experiments import Experiment
-from tune_sparsity.tuner.config import UsageError
+from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.nodes import Node, nodes
 from tune_sparsity.tuner.prepare import Prepared
 from tune_sparsity.tuner.travel import Parcel

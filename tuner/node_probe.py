@@ -22,7 +22,7 @@ def probe(storage: Any, token: str, name: str) -> dict[str, Any]:
     """The node's versions, GPUs and view of the storage.
 
     Args:
-        storage: a folder's path or a tuner.object_store.Store, in which the driver has left a file "driver" with the
+        storage: a folder's path or a tuner.storage.s3.Store, in which the driver has left a file "driver" with the
             token; None: not looked at.
         token: what the file holds.
         name: of the file that this node leaves beside it, with the same content.
@@ -78,7 +78,7 @@ def _version(package: str) -> str:
 def _storage(storage: Any, token: str, name: str) -> str:
     if storage is None:
         return ""
-    from tune_sparsity.tuner.files import Folder
+    from tune_sparsity.tuner.storage.places import Folder
 
     place, end = Folder(Path(storage)) if isinstance(storage, str) else storage, time.monotonic() + PATIENCE
     while True:

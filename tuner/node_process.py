@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Self
 
 from tune_sparsity.tuner.config import StudyConfig
-from tune_sparsity.tuner.own_process import own_process
+from tune_sparsity.tuner.system.processes import own_process
 
 _END_WITHIN = 30.0  # seconds
 _NOTHING: Mapping[str, str] = {}

@@ -14,9 +14,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_sparsity.tuner import node_probe
-from tune_sparsity.tuner.config import UsageError
-from tune_sparsity.tuner.files import Folder
-from tune_sparsity.tuner.object_store import Store
+from tune_sparsity.tuner.errors import UsageError
+from tune_sparsity.tuner.storage.places import Folder
+from tune_sparsity.tuner.storage.s3 import Store
 
 _ANSWER_WITHIN = 120.0  # seconds; a node may have to fetch the code and start a process first
 

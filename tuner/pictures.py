@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tune_sparsity.tuner.goal import Goal, GoalKind
 from tune_sparsity.tuner.pareto import Point, point_of, points_of
 from tune_sparsity.tuner.records import TrialRecord, TrialState
-from tune_sparsity.tuner.results import write_atomically
+from tune_sparsity.tuner.system.files import write_atomically
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -21,11 +21,12 @@ from tune_sparsity.experiments.registry import BUILT_IN as EXPERIMENTS
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.search_spaces import Space
 from tune_sparsity.sparsity import prunable_layers
-from tune_sparsity.tuner.config import StudyConfig, UsageError, unknown
+from tune_sparsity.tuner.config import StudyConfig
+from tune_sparsity.tuner.errors import UsageError, unknown
 from tune_sparsity.tuner.goal import Goal
 from tune_sparsity.tuner.goal_spaces import spaces_of
-from tune_sparsity.tuner.object_store import Store, StoreError
 from tune_sparsity.tuner.samplers import check_sampler
+from tune_sparsity.tuner.storage.s3 import Store, StoreError
 from tune_sparsity.tuner.tracking_uri import check_driver, check_tracking_uri
 from tune_sparsity.tuner.warm_start import WarmStart, warm_start
 

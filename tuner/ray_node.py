@@ -26,7 +26,7 @@ from ray._private.authentication import authentication_token_setup as tokens
 
 from tune_sparsity.tuner import forked_worker
 from tune_sparsity.tuner.nodes import Node
-from tune_sparsity.tuner.replaced import replaced, variables
+from tune_sparsity.tuner.system.patching import replaced, variables
 
 _LOOK_EVERY = 0.2  # seconds
 _FILES = 65536  # that Ray's processes may have open, as Ray has it, where the system lets them

@@ -9,17 +9,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tune_sparsity.tuner.files import write_bytes
 from tune_sparsity.tuner.final_seeds import Retrained
 from tune_sparsity.tuner.goal import Goal, GoalKind
 from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.system.files import plain, to_json, write_atomically
 
 TRIALS_CSV = "trials.csv"
 PARETO_CSV = "pareto.csv"
@@ -103,44 +102,6 @@ class StudyOutcome:
         """The number of trials in each final state; a trial that is still running is in none of them."""
         counts = Counter(record.state for record in self.records)
         return {str(s): counts[s] for s in (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces the file by one with this text (UTF-8, line ends as they are), creating its folder where needed.
-
-    A reader sees the old file or the new one, and a crash leaves one of the two.
-
-    Raises:
-        OSError: if the folder cannot be written to; the old file is then untouched.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # An exception's text may hold bytes that no encoding takes: they are escaped rather than lose the file.
-    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
-
-
-def plain(value: Any) -> Any:
-    """The value as strictly valid JSON can hold it: NumPy scalars as Python's, NaN and infinities as None."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return str(value)  # a StrEnum becomes its value
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):  # NumPy scalars and arrays, tensors
-        listed = value.tolist()
-        return plain(listed) if isinstance(listed, bool | int | float | str | list) else str(value)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return str(value)
-
-
-def to_json(document: dict[str, Any]) -> str:
-    """The document as strictly valid, indented JSON with a line end."""
-    return json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _by_number(records: Iterable[TrialRecord]) -> list[TrialRecord]:

@@ -16,21 +16,21 @@ from tune_sparsity.tuner.conclusion import Finished, Times, conclude
 from tune_sparsity.tuner.config import StudyConfig
 from tune_sparsity.tuner.connection import Connection
 from tune_sparsity.tuner.display import Progress
+from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.final_seeds import Retrained, best_of_each, jobs, summarise
 from tune_sparsity.tuner.goal import Goal, GoalKind
 from tune_sparsity.tuner.goal_spaces import turns
 from tune_sparsity.tuner.halving import Halving, rung_epochs
-from tune_sparsity.tuner.interruption import interruptible, terminable
-from tune_sparsity.tuner.keeping import held
-from tune_sparsity.tuner.mirror import Mirror
 from tune_sparsity.tuner.mlflow_parts import dataset_note
 from tune_sparsity.tuner.outbox import StudyIdentity
 from tune_sparsity.tuner.prepare import Prepared
 from tune_sparsity.tuner.records import TrialState
-from tune_sparsity.tuner.store_owner import TakenOver
+from tune_sparsity.tuner.storage.claim import held
+from tune_sparsity.tuner.storage.lease import TakenOver
+from tune_sparsity.tuner.storage.sync import Mirror
 from tune_sparsity.tuner.study_yaml import write_study_yaml
+from tune_sparsity.tuner.system.signals import interruptible, terminable
 from tune_sparsity.tuner.tracking import Tracker
-from tune_sparsity.tuner.tracking_uri import redact
 from tune_sparsity.tuner.warm_start import JOURNAL
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def _halving(config: StudyConfig, goal: Goal, epochs: int) -> Halving:
 @contextmanager
 def _disk_errors_told() -> Iterator[None]:
     """A disk that is full, wherever that is found out, is no fault of this program's."""
-    from tune_sparsity.tuner.trial import disk_error, one_line
+    from tune_sparsity.tuner.errors import disk_error, one_line
 
     try:
         yield

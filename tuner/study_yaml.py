@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tune_sparsity.tuner.config_file import WITHHELD
-from tune_sparsity.tuner.results import write_atomically
-from tune_sparsity.tuner.tracking_uri import redact
+from tune_sparsity.tuner.errors import redact
+from tune_sparsity.tuner.system.files import write_atomically
 
 if TYPE_CHECKING:
     from tune_sparsity.tuner.prepare import Prepared

@@ -8,6 +8,8 @@ import os
 import re
 from pathlib import Path
 
+from tune_sparsity.tuner.errors import redact
+
 ACCEPTED = "sqlite:///FILE, postgresql://..., mysql://..., mssql://..., http(s)://HOST or databricks"
 STRAY = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -38,12 +40,6 @@ def check_tracking_uri(uri: str) -> None:
         return
     folder = "MLflow no longer writes to plain folders: " if plain == "file" or "://" not in uri else ""
     raise ValueError(f"tracking URI {redact(uri)!r}: {folder}use {ACCEPTED}")
-
-
-def redact(text: str) -> str:
-    """`text` without the user names and passwords of the URIs in it."""
-    text = re.sub(r"://(?:[^\s/@]*:[^\s]*|[^\s/?#]*)@", "://***@", text)
-    return re.sub(r"(?i)\b(\w*(?:password|token|secret)\w*)=[^&\s']+", r"\1=***", text)
 
 
 def stray_environment() -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import time
 import warnings
@@ -20,10 +19,11 @@ from torch import Tensor
 
 from tune_sparsity.experiments import Data, Experiment, Split, Training
 from tune_sparsity.experiments.training import NotFinite
-from tune_sparsity.tuner import checkpoints, files
-from tune_sparsity.tuner.files import Place
-from tune_sparsity.tuner.object_store import StoreError
-from tune_sparsity.tuner.tracking_uri import redact
+from tune_sparsity.tuner import checkpoints
+from tune_sparsity.tuner.errors import disk_error, one_line
+from tune_sparsity.tuner.storage.places import Place
+from tune_sparsity.tuner.storage.s3 import StoreError
+from tune_sparsity.tuner.system import files
 from tune_sparsity.tuner.travel import Parcel
 
 EPOCHS = "epochs"  # in a report: pairs of an epoch and what Training.epoch measured
@@ -35,7 +35,6 @@ WEIGHTS = "weights"  # in a final report: the trained network as [bytes], where 
 DISK = "disk"  # in a report, instead of all these: that the trial could not write, and why, in one line
 CHECKPOINTS = ".checkpoints"  # the folder of running trials' checkpoints in a study's folder
 TOGETHER = 0.25  # seconds of epochs that are reported at once, up to a rung: a report costs milliseconds
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
 def make_quick() -> None:
@@ -212,24 +211,9 @@ class TrialTrainable(tune.Trainable):
             )
 
 
-def disk_error(error: BaseException | None) -> bool:
-    """Whether what went wrong is, at the bottom of it, the disk: no room, or not writable any more."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory was short, which may have been another trial's doing: it is worth another try."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as a trial's reason: its type and the first line of what it says."""
-    text = " ".join((str(error).splitlines() or [""])[0].split())
-    return redact(f"{type(error).__name__}: {text}")[:300]
 
 
 def train_to_the_end(shared: TrialSetup, arrays: Any, job: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from tune_sparsity.tuner.config import UsageError, storage_of
+from tune_sparsity.tuner.config import storage_of
+from tune_sparsity.tuner.errors import UsageError
 
 HOST = "127.0.0.1"
 PORT = 5000

@@ -16,9 +16,9 @@ import pytest
 from tune_sparsity.tuner import node_probe, nodes, ray_node
 from tune_sparsity.tuner.cluster import refusal, runtime_environment
 from tune_sparsity.tuner.config import JOB, make_config
-from tune_sparsity.tuner.files import Folder
 from tune_sparsity.tuner.node_process import NodeProcess
 from tune_sparsity.tuner.nodes import Answer, Node, compared, differences
+from tune_sparsity.tuner.storage.places import Folder
 
 HERE = node_probe.versions()
 

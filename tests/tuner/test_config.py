@@ -16,8 +16,9 @@ from torch import nn
 
 from tune_sparsity.experiments import Data, Experiment, Recipe, Split
 from tune_sparsity.search_spaces import load_space
-from tune_sparsity.tuner.config import StudyConfig, UsageError, default_study_name, make_config, parse_duration
+from tune_sparsity.tuner.config import StudyConfig, default_study_name, make_config, parse_duration
 from tune_sparsity.tuner.config_file import read_config, read_study
+from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.prepare import Prepared
 from tune_sparsity.tuner.study_yaml import write_study_yaml
 

@@ -144,7 +144,7 @@ WAITING = """
 import contextlib, os, sys, time, psutil
 from tune_sparsity.tuner import connection
 from tune_sparsity.tuner.config import make_config
-from tune_sparsity.tuner.interruption import terminable
+from tune_sparsity.tuner.system.signals import terminable
 
 def died():
     print("died", flush=True)

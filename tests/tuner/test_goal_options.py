@@ -10,8 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tune_sparsity.tuner.config import StudyConfig, UsageError, make_config
+from tune_sparsity.tuner.config import StudyConfig, make_config
 from tune_sparsity.tuner.config_file import read_config
+from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.goal import along_front, at_most, at_targets
 
 

@@ -9,7 +9,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tune_sparsity.search_spaces import BUILT_IN, load_space
-from tune_sparsity.tuner.config import UsageError, make_config
+from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.goal import Goal, along_front, at_most, at_targets
 from tune_sparsity.tuner.goal_spaces import FINAL_SPARSITY, space_for, spaces_of, turns
 from tune_sparsity.tuner.records import TrialRecord, TrialState

@@ -11,8 +11,8 @@ import pytest
 
 from tune_sparsity.tuner.config import make_config
 from tune_sparsity.tuner.connection import PrivateRay
-from tune_sparsity.tuner.interruption import handled, interruptible, terminable, undisturbed
 from tune_sparsity.tuner.journal import Journal
+from tune_sparsity.tuner.system.signals import handled, interruptible, terminable, undisturbed
 
 
 def test_a_first_signal_asks_and_a_second_one_ends_at_once(capsys: pytest.CaptureFixture[str]) -> None:

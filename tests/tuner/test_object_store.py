@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from tests.tuner.s3_servers import S3Server
-from tune_sparsity.tuner import checkpoints, mirror, object_store, store_owner
-from tune_sparsity.tuner.config import UsageError, make_config, study_in
-from tune_sparsity.tuner.mirror import Mirror
-from tune_sparsity.tuner.object_store import Store, StoreError, parse_store
-from tune_sparsity.tuner.store_copy import CACHE_VARIABLE, belongs, bring, working_folder
-from tune_sparsity.tuner.store_owner import OWNER, Owner, TakenOver
+from tune_sparsity.tuner import checkpoints
+from tune_sparsity.tuner.config import make_config, study_in
+from tune_sparsity.tuner.errors import UsageError
+from tune_sparsity.tuner.storage import lease, s3, sync
+from tune_sparsity.tuner.storage.lease import OWNER, Owner, TakenOver
+from tune_sparsity.tuner.storage.local_copy import CACHE_VARIABLE, belongs, bring, working_folder
+from tune_sparsity.tuner.storage.s3 import Store, StoreError, parse_store
+from tune_sparsity.tuner.storage.sync import Mirror
 
 
 @pytest.fixture(scope="module")
@@ -159,12 +161,12 @@ def test_credentials_that_nobody_made_are_told(tmp_path: Path, monkeypatch: pyte
                 call()
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-        object_store._client.cache_clear()
+        s3._client.cache_clear()
         with pytest.raises(StoreError, match="AWS_ACCESS_KEY_ID"):
             store.reach()
     finally:
         guarded.kill()
-        object_store._client.cache_clear()
+        s3._client.cache_clear()
 
 
 # Checkpoints
@@ -202,13 +204,13 @@ def test_a_checkpoint_that_a_store_does_not_take_ends_no_trial(monkeypatch: pyte
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("BEAT", 0.1), ("LAPSE", 2.0), ("_LOOK", 0.2), ("_SETTLE", 0.05)):
-        monkeypatch.setattr(store_owner, name, value)
+        monkeypatch.setattr(lease, name, value)
 
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether another driver lives cannot be seen on this machine."""
-    monkeypatch.setattr(store_owner, "_is_gone", lambda owner: False)
+    monkeypatch.setattr(lease, "_is_gone", lambda owner: False)
 
 
 @pytest.mark.usefixtures("quick", "elsewhere")
@@ -249,12 +251,12 @@ def test_a_driver_that_is_silent_is_followed_and_learns_it(store: Store, tmp_pat
 def test_a_driver_that_was_killed_on_this_machine_is_not_waited_for(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = "from tune_sparsity.tuner.store_owner import *; import os; "
+    script = "from tune_sparsity.tuner.storage.lease import *; import os; "
     script += f"Owner({store!r}, Path({str(tmp_path)!r})).take(); os._exit(9)"
-    script = f"from tune_sparsity.tuner.object_store import Store; {script}"
+    script = f"from tune_sparsity.tuner.storage.s3 import Store; {script}"
     assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 9
     assert json.loads(store.read(OWNER))["ended"] is False
-    monkeypatch.setattr(store_owner, "LAPSE", 60.0)
+    monkeypatch.setattr(lease, "LAPSE", 60.0)
     start = time.monotonic()
     Owner(store, tmp_path).take()
     assert time.monotonic() - start < 10
@@ -369,12 +371,12 @@ def test_a_store_that_is_away_is_tried_again_and_what_is_missing_is_told(
     watched: Watched, server: S3Server, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module, name, value in (
-        (mirror, "EVERY", 0.2),
-        (mirror, "PATIENCE", 1.0),
-        (object_store, "_SILENCE", 1.0),
+        (sync, "EVERY", 0.2),
+        (sync, "PATIENCE", 1.0),
+        (s3, "_SILENCE", 1.0),
     ):
         monkeypatch.setattr(module, name, value)
-    object_store._client.cache_clear()
+    s3._client.cache_clear()
     owner = Owner(watched, folder)
     owner.take()
     with Mirror(watched, folder, owner) as copy:
@@ -396,7 +398,7 @@ def test_a_store_that_is_away_is_tried_again_and_what_is_missing_is_told(
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"Not in {watched}: 2 files, since {watched}: the store does not answer.")
     assert f"tune-sparsity resume {folder.name} --storage {watched.parent} brings them" in line
-    object_store._client.cache_clear()
+    s3._client.cache_clear()
 
 
 def _until(condition: Any) -> None:

@@ -20,14 +20,12 @@ from tune_sparsity.tuner.records import TrialRecord, TrialState
 from tune_sparsity.tuner.results import (
     StudyOutcome,
     StudySeconds,
-    plain,
     result_document,
-    to_json,
     trials_csv,
-    write_atomically,
     write_results,
     write_trials,
 )
+from tune_sparsity.tuner.system.files import plain, to_json, write_atomically
 
 
 def trial(number: int, **fields: Any) -> TrialRecord:

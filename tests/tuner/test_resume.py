@@ -18,14 +18,15 @@ import yaml
 from tests.tuner.conftest import run_command
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.cli import main
-from tune_sparsity.tuner.config import UsageError, make_config
+from tune_sparsity.tuner.config import make_config
 from tune_sparsity.tuner.display import Progress
+from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.goal import at_targets
 from tune_sparsity.tuner.halving import Halving
 from tune_sparsity.tuner.records import TrialState
 from tune_sparsity.tuner.searcher import OptunaSearcher
+from tune_sparsity.tuner.storage.lock import alone, tidy
 from tune_sparsity.tuner.study import StudyRun
-from tune_sparsity.tuner.study_lock import alone, tidy
 
 METRICS = {"train_loss": 0.5, "sparsity": 0.9, "sparsity_total": 0.8, "hoyer": 0.5, "epoch_seconds": 2.0}
 
@@ -162,7 +163,7 @@ def test_checkpoints_of_trials_that_wait_to_be_taken_up_stay(tmp_path: Path) -> 
 
 def test_a_study_is_run_by_one_process_at_a_time(tmp_path: Path) -> None:
     with alone(tmp_path):
-        code = "import sys, pathlib; from tune_sparsity.tuner.study_lock import alone\n"
+        code = "import sys, pathlib; from tune_sparsity.tuner.storage.lock import alone\n"
         code += "alone(pathlib.Path(sys.argv[1])).__enter__()"
         command = [sys.executable, "-c", code, str(tmp_path)]
         other = subprocess.run(command, capture_output=True, text=True, check=False)

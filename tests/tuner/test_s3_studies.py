@@ -22,8 +22,8 @@ from safetensors.torch import load, load_file
 
 from tests.tuner.conftest import EXPERIMENT, Ran, run_command
 from tests.tuner.s3_servers import S3Server
-from tune_sparsity.tuner.object_store import Store, parse_store
-from tune_sparsity.tuner.store_copy import CACHE_VARIABLE
+from tune_sparsity.tuner.storage.local_copy import CACHE_VARIABLE
+from tune_sparsity.tuner.storage.s3 import Store, parse_store
 
 pytestmark = pytest.mark.slow
 STORAGE = "s3://studies/team/a"

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from tune_sparsity.experiments import find
-from tune_sparsity.tuner import checkpoints, files, trial
+from tune_sparsity.tuner import checkpoints, trial
+from tune_sparsity.tuner.storage import places
+from tune_sparsity.tuner.system import files
 from tune_sparsity.tuner.trial import (
     DISK,
     EPOCHS,
@@ -222,7 +224,7 @@ def test_a_full_disk_is_no_failure_of_the_trial(
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(files, "write_bytes", full)
+    monkeypatch.setattr(places, "write_bytes", full)
     process = Process(tmp_path, "lpss")
     reports = []
     for _ in range(EPOCHS_IN_ALL):

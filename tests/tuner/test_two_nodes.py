@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from tests.tuner.namespaces import ADDRESS, CLIENT, HEAD, S3_PORT, WORKER, TwoNodes, two_nodes
 from tests.tuner.s3_servers import BUCKET, S3Server
-from tune_sparsity.tuner.store_copy import CACHE_VARIABLE
+from tune_sparsity.tuner.storage.local_copy import CACHE_VARIABLE
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from tune_sparsity.search_spaces import Space
-from tune_sparsity.tuner.config import UsageError
+from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.records import TrialRecord, TrialState
 from tune_sparsity.tuner.searcher import OptunaSearcher
 from tune_sparsity.tuner.warm_start import JOURNAL, WarmStart, warm_start

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
-from tune_sparsity.tuner.object_store import Store, parts_of
+from tune_sparsity.tuner.storage.s3 import Store, parts_of
 
 CACHE_VARIABLE = "TUNE_SPARSITY_CACHE"  # the folder of working copies, in the place of ~/.cache/tune-sparsity
 WEIGHTS = ".weights"  # the one hidden folder that belongs to a study: the networks that would be reported

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
-from tune_sparsity.tuner.object_store import Store
 from tune_sparsity.tuner.results import RESULT_JSON
-from tune_sparsity.tuner.store_copy import WEIGHTS, belongs
-from tune_sparsity.tuner.store_owner import Owner, TakenOver
+from tune_sparsity.tuner.storage.lease import Owner, TakenOver
+from tune_sparsity.tuner.storage.local_copy import WEIGHTS, belongs
+from tune_sparsity.tuner.storage.s3 import Store
 from tune_sparsity.tuner.warm_start import JOURNAL
 
 EVERY = 3.0  # seconds between two rounds, at least

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tune_sparsity.tuner.config import StudyConfig, UsageError
-from tune_sparsity.tuner.mirror import Mirror
-from tune_sparsity.tuner.object_store import StoreError
-from tune_sparsity.tuner.store_copy import bring
-from tune_sparsity.tuner.store_owner import Owner
-from tune_sparsity.tuner.study_lock import alone, tidy
+from tune_sparsity.tuner.config import StudyConfig
+from tune_sparsity.tuner.errors import UsageError
+from tune_sparsity.tuner.storage.lease import Owner
+from tune_sparsity.tuner.storage.local_copy import bring
+from tune_sparsity.tuner.storage.lock import alone, tidy
+from tune_sparsity.tuner.storage.s3 import StoreError
+from tune_sparsity.tuner.storage.sync import Mirror
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
-from tune_sparsity.tuner.config import UsageError
-from tune_sparsity.tuner.object_store import Store
+from tune_sparsity.tuner.errors import UsageError
+from tune_sparsity.tuner.storage.s3 import Store
 
 OWNER = ".owner.json"
 MARK = ".owner"  # in the working folder: the last driver that wrote there

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tune_sparsity.tuner.config import UsageError
+from tune_sparsity.tuner.errors import UsageError
 
 
 @contextmanager

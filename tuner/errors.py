@@ -1,0 +1,43 @@
+"""Mistakes and failures, as one line for the user."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import re
+from collections.abc import Iterable
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+
+
+class UsageError(Exception):
+    """A mistake of the user's: one line that says what is wrong and what is accepted. The command exits with 2."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that is not known, with the nearest ones first."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    return f"unknown {kind} {name!r}{hint}: accepted are {', '.join(known)}"
+
+
+def disk_error(error: BaseException | None) -> bool:
+    """Whether what went wrong is, at the bottom of it, the disk: no room, or not writable any more."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as a trial's reason: its type and the first line of what it says."""
+    text = " ".join((str(error).splitlines() or [""])[0].split())
+    return redact(f"{type(error).__name__}: {text}")[:300]
+
+
+def redact(text: str) -> str:
+    """`text` without the user names and passwords of the URIs in it."""
+    text = re.sub(r"://(?:[^\s/@]*:[^\s]*|[^\s/?#]*)@", "://***@", text)
+    return re.sub(r"(?i)\b(\w*(?:password|token|secret)\w*)=[^&\s']+", r"\1=***", text)

@@ -1,0 +1,1 @@
+"""What the operating system and other libraries are asked for: files, signals, processes, patches."""
