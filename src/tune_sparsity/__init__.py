@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tune_sparsity.experiments import Data, DataUnavailable, Experiment, Recipe, Split
-    from tune_sparsity.experiments.augment import Augmentation, Normalise
+    from tune_sparsity.experiments.data.augment import Augmentation, Normalise
     from tune_sparsity.sparsity import (
         METHODS,
         LayerRules,
@@ -55,7 +55,7 @@ _AUGMENT = ("Augmentation", "Normalise")
 _HOMES = {
     **dict.fromkeys(__all__, "tune_sparsity.sparsity"),
     **dict.fromkeys(_EXPERIMENTS, "tune_sparsity.experiments"),
-    **dict.fromkeys(_AUGMENT, "tune_sparsity.experiments.augment"),
+    **dict.fromkeys(_AUGMENT, "tune_sparsity.experiments.data.augment"),
 }
 
 
