@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from benchmarks.profile import profile, shares
-from tune_sparsity.tuner.results import RESULT_JSON
+from tune_sparsity.tuner.study.layout import RESULT_JSON
 
 SIZES = {"digits": (32, 30), "fashion-mnist": (16, 8)}  # trials, epochs
 SIDES = ("user", "ours")

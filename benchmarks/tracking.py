@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.tuner.mlflow_servers import Server
 from tune_sparsity.tuner.outbox import StudyIdentity
-from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.tracking import Tracker
 
 TRIALS, EPOCHS, METRICS = 50, 20, 12

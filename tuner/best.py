@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from tune_sparsity.experiments import Data, Experiment
 from tune_sparsity.experiments.base import evaluate
-from tune_sparsity.tuner.config import StudyConfig
-from tune_sparsity.tuner.records import TrialRecord
+from tune_sparsity.tuner.config.study_config import StudyConfig
+from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL
+from tune_sparsity.tuner.study.trial import TrialRecord
 from tune_sparsity.tuner.system.files import plain, write_atomically
 
-MODEL, DESCRIPTION = "model.safetensors", "model.json"
 _MASK = ".mask"
 
 

@@ -131,7 +131,7 @@ def _version() -> str:
 def _search(arguments: list[str]) -> int:
     options = vars(_search_parser().parse_args(arguments))
     as_json = options.pop("json", False)
-    from tune_sparsity.tuner.config_file import read_config
+    from tune_sparsity.tuner.config.files import read_config
 
     return _run(read_config(options).resolved(), as_json=as_json, resume=False)
 
@@ -150,8 +150,8 @@ def _resume(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     options = vars(parser.parse_args(arguments))
     as_json = options.pop("json")
-    from tune_sparsity.tuner.config import storage_of
-    from tune_sparsity.tuner.config_file import check_withheld, read_study
+    from tune_sparsity.tuner.config.files import check_withheld, read_study
+    from tune_sparsity.tuner.config.study_config import storage_of
 
     config = read_study(options.pop("study"), storage_of(options.pop("storage")), options)
     check_withheld(config)
@@ -170,7 +170,7 @@ def _doctor(arguments: list[str]) -> int:
     parser.add_argument("--cpus-per-trial", metavar="N", help="(1)")
     parser.add_argument("--gpus-per-trial", metavar="N", help="auto, 0, a share such as 0.25, or 1 (auto)")
     options = vars(parser.parse_args(arguments))
-    from tune_sparsity.tuner.config import make_config
+    from tune_sparsity.tuner.config.study_config import make_config
     from tune_sparsity.tuner.doctor import examine
 
     well = True
@@ -186,8 +186,8 @@ def _send(arguments: list[str]) -> int:
     parser.add_argument("--storage", metavar="DIR", default="studies", help=_STORAGE)
     parser.add_argument("--tracking-uri", metavar="URI", default=argparse.SUPPRESS, help="another store than before")
     options = vars(parser.parse_args(arguments))
-    from tune_sparsity.tuner.config import storage_of
-    from tune_sparsity.tuner.config_file import read_study
+    from tune_sparsity.tuner.config.files import read_study
+    from tune_sparsity.tuner.config.study_config import storage_of
     from tune_sparsity.tuner.send import send_study
 
     config = read_study(options.pop("study"), storage_of(options.pop("storage")), options).resolved()
@@ -233,10 +233,10 @@ def _run(config: Any, *, as_json: bool, resume: bool) -> int:
 
 
 def _run_with(ray: Any, writer: Any, config: Any, *, as_json: bool, resume: bool) -> int:
+    from tune_sparsity.tuner.config.tracking_uri import stray_environment
     from tune_sparsity.tuner.prepare import prepare
     from tune_sparsity.tuner.run import DiskFull, run_study
     from tune_sparsity.tuner.storage.lease import TakenOver
-    from tune_sparsity.tuner.tracking_uri import stray_environment
 
     prepared = prepare(config, resume=resume, share=ray.share)
     _say(f"{'Resuming' if resume else 'Starting'} {config.study}: {config.trials} trials, {prepared.goal}")
@@ -306,7 +306,7 @@ def _exit_code(finished: Any, config: Any) -> int:
 
 def _begun(config: Any) -> bool:
     """Whether there is a study to go on with."""
-    from tune_sparsity.tuner.study_yaml import STUDY_YAML
+    from tune_sparsity.tuner.study.layout import STUDY_YAML
 
     return bool((config.folder / STUDY_YAML).exists())
 

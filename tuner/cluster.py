@@ -21,7 +21,7 @@ import ray
 from ray._private.authentication import authentication_token_setup as tokens
 
 import tune_sparsity
-from tune_sparsity.tuner.config import JOB, StudyConfig
+from tune_sparsity.tuner.config.study_config import JOB, StudyConfig
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.node_process import NodeProcess, settle_environment
 from tune_sparsity.tuner.ray_node import on_loopback

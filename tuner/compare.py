@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune_sparsity.tuner.config import storage_of
+from tune_sparsity.tuner.config.study_config import storage_of
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.final_table import shown_path
 from tune_sparsity.tuner.gallery import page, picture
-from tune_sparsity.tuner.pareto import best_trial, pareto_front, points_of
 from tune_sparsity.tuner.pictures import OKABE_ITO, hover_text, percent
-from tune_sparsity.tuner.records import TrialRecord
 from tune_sparsity.tuner.report import table, write_page
 from tune_sparsity.tuner.search_pictures import figure, titled
+from tune_sparsity.tuner.study.pareto import best_trial, pareto_front, points_of
+from tune_sparsity.tuner.study.trial import TrialRecord
 from tune_sparsity.tuner.study_folder import EndedStudy, read_ended
 
 if TYPE_CHECKING:

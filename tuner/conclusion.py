@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_sparsity.tuner.final_seeds import Retrained
-from tune_sparsity.tuner.goal import GoalKind
 from tune_sparsity.tuner.mlflow_parts import model_note
 from tune_sparsity.tuner.prepare import Prepared
-from tune_sparsity.tuner.records import TrialState
 from tune_sparsity.tuner.results import StudyOutcome, StudySeconds, write_results
-from tune_sparsity.tuner.study_yaml import STUDY_YAML
+from tune_sparsity.tuner.study.goal import GoalKind
+from tune_sparsity.tuner.study.layout import STUDY_YAML
+from tune_sparsity.tuner.study.trial import TrialState
 
 if TYPE_CHECKING:
+    from tune_sparsity.tuner.driver.study_run import StudyRun
     from tune_sparsity.tuner.ray_run import StopWhen
-    from tune_sparsity.tuner.study import StudyRun
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def conclude(
     """
     from tune_sparsity.tuner.best import measuring_device, write_networks
     from tune_sparsity.tuner.live_pictures import final_pictures
-    from tune_sparsity.tuner.trial import CHECKPOINTS
+    from tune_sparsity.tuner.study.layout import CHECKPOINTS
 
     config, goal, tracker = prepared.config, prepared.goal, study.tracker
     searched, tracked = time.monotonic(), tracker.seconds

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Protocol, Self
 
-from tune_sparsity.tuner.config import StudyConfig
+from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.fork_server import ForkServer
 from tune_sparsity.tuner.node_process import NodeProcess, settle_environment
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from tune_sparsity.tuner.goal import Goal, GoalKind
-from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.study.goal import Goal, GoalKind
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

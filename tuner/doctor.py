@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune_sparsity.tuner.config import StudyConfig
+from tune_sparsity.tuner.config.study_config import StudyConfig
+from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri, sqlite_file, stray_environment
 from tune_sparsity.tuner.errors import UsageError, redact
 from tune_sparsity.tuner.storage.s3 import Store
-from tune_sparsity.tuner.tracking_uri import check_tracking_uri, sqlite_file, stray_environment
 
 if TYPE_CHECKING:
     from tune_sparsity.tuner.nodes import Answer, Node

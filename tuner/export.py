@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune_sparsity.tuner.config import storage_of
+from tune_sparsity.tuner.config.study_config import storage_of
 from tune_sparsity.tuner.errors import UsageError, unknown
 
 if TYPE_CHECKING:
@@ -137,8 +137,9 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
 def _read(study: EndedStudy, name: str) -> Network:
     from safetensors.torch import load_file
 
-    from tune_sparsity.tuner.best import DESCRIPTION, MODEL, split_masks
-    from tune_sparsity.tuner.prepare import find_experiment, sound_data
+    from tune_sparsity.tuner.best import split_masks
+    from tune_sparsity.tuner.config.experiment import find_experiment, sound_data
+    from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL
 
     experiment = find_experiment(study.config.experiment)
     data = sound_data(study.config, experiment)

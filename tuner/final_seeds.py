@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tune_sparsity.tuner.goal import Goal
-from tune_sparsity.tuner.pareto import best_trial
-from tune_sparsity.tuner.records import TrialRecord
+from tune_sparsity.tuner.study.goal import Goal
+from tune_sparsity.tuner.study.pareto import best_trial
+from tune_sparsity.tuner.study.trial import TrialRecord
 
 _FIRST_SEED = 1_000_000  # as a trial's number: beyond every trial of a search, so that no seed is used twice
 

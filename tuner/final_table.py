@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tune_sparsity.tuner.display import duration, is_terminal
 from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.final_seeds import Retrained, verdicts
-from tune_sparsity.tuner.goal import GoalKind
-from tune_sparsity.tuner.records import TrialRecord, TrialState
 from tune_sparsity.tuner.results import StudyOutcome
+from tune_sparsity.tuner.study.goal import GoalKind
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -10,18 +10,18 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from tune_sparsity.tuner.epoch_log import EPOCHS_CSV, Series, read_epochs
-from tune_sparsity.tuner.goal import Goal
 from tune_sparsity.tuner.network_pictures import hoyer_figure, layers_figure, training_figure, weights_figure
 from tune_sparsity.tuner.pictures import front_figure, html_page
-from tune_sparsity.tuner.records import TrialRecord
 from tune_sparsity.tuner.search_pictures import curves_figure, importance_figure, parallel_figure, progress_figure
+from tune_sparsity.tuner.study.epochs import Series, read_epochs
+from tune_sparsity.tuner.study.goal import Goal
+from tune_sparsity.tuner.study.layout import EPOCHS_CSV
+from tune_sparsity.tuner.study.trial import TrialRecord
 
 if TYPE_CHECKING:
     import numpy as np
     import plotly.graph_objects as go
 
-PICTURES_HTML = "pictures.html"
 _FAN_IN = 100  # where no network is there to ask
 
 
@@ -46,7 +46,8 @@ def best_weights(folder: Path, best: TrialRecord | None) -> dict[str, np.ndarray
     there is no such network."""
     from safetensors.numpy import load_file
 
-    from tune_sparsity.tuner.best import MODEL, mask_names
+    from tune_sparsity.tuner.best import mask_names
+    from tune_sparsity.tuner.study.layout import MODEL
 
     if best is None:
         return {}

@@ -9,9 +9,9 @@ from typing import Any
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 from tune_sparsity.search_spaces import BUILT_IN, Space, load_space
-from tune_sparsity.tuner.config import StudyConfig
+from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError, unknown
-from tune_sparsity.tuner.goal import Goal, GoalKind
+from tune_sparsity.tuner.study.goal import Goal, GoalKind
 
 FINAL_SPARSITY = "final_sparsity"
 """The parameter that all methods but `dense` have: the sparsity that a trial ends on."""

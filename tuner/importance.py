@@ -15,7 +15,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 _LEAST, _MOST = 4, 300  # trials: with fewer the answer is noise, with more it takes long
 

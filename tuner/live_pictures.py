@@ -11,17 +11,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from tune_sparsity.tuner.gallery import PICTURES_HTML, Pictured, pictured, pictures_page
+from tune_sparsity.tuner.gallery import Pictured, pictured, pictures_page
 from tune_sparsity.tuner.pictures import front_figure, write_html
-from tune_sparsity.tuner.records import TrialRecord
+from tune_sparsity.tuner.study.layout import PARETO_HTML, PICTURES_HTML
+from tune_sparsity.tuner.study.trial import TrialRecord
 from tune_sparsity.tuner.system.files import write_atomically
 from tune_sparsity.tuner.tracking import Tracker
 
 if TYPE_CHECKING:
+    from tune_sparsity.tuner.driver.study_run import StudyRun
     from tune_sparsity.tuner.prepare import Prepared
-    from tune_sparsity.tuner.study import StudyRun
 
-PARETO_HTML = "pareto.html"
 EVERY = 30.0  # seconds between two makings, at least
 _LOOK = 0.1  # seconds between two looks at whether the search is about to end
 _SHARE = 60  # and no more often than this part of the time that the study has run: a night's study changes slowly

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tune_sparsity.tuner.config.tracking_uri import STRAY, is_server, sqlite_file, with_driver
 from tune_sparsity.tuner.empty_store import make_store
 from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.outbox import PARENT, RUNNING, Note, StudyIdentity
-from tune_sparsity.tuner.tracking_uri import STRAY, is_server, sqlite_file, with_driver
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

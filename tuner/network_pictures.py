@@ -7,11 +7,11 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tune_sparsity.tuner.epoch_log import Series
-from tune_sparsity.tuner.goal import Goal
 from tune_sparsity.tuner.pictures import OKABE_ITO, hover_text, percent
-from tune_sparsity.tuner.records import TrialRecord, TrialState
 from tune_sparsity.tuner.search_pictures import BLUE, PANEL_COLOURS, RED, SKY, figure, panels, titled
+from tune_sparsity.tuner.study.epochs import Series
+from tune_sparsity.tuner.study.goal import Goal
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from typing import Self
 
-from tune_sparsity.tuner.config import StudyConfig
+from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.system.processes import own_process
 
 _END_WITHIN = 30.0  # seconds

@@ -15,9 +15,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tune_sparsity.tuner.goal import Goal, GoalKind
-from tune_sparsity.tuner.pareto import Point, point_of, points_of
-from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.study.goal import Goal, GoalKind
+from tune_sparsity.tuner.study.pareto import Point, point_of, points_of
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.system.files import write_atomically
 
 if TYPE_CHECKING:

@@ -14,20 +14,20 @@ from pathlib import Path
 
 import torch
 
-from tune_sparsity.experiments import Data, DataUnavailable, Experiment, find
-from tune_sparsity.experiments.checks import Subject, first_fault
+from tune_sparsity.experiments import Data, Experiment
+from tune_sparsity.experiments.checks import Subject
 from tune_sparsity.experiments.checks.shapes import builds
-from tune_sparsity.experiments.registry import BUILT_IN as EXPERIMENTS
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.search_spaces import Space
 from tune_sparsity.sparsity import prunable_layers
-from tune_sparsity.tuner.config import StudyConfig
-from tune_sparsity.tuner.errors import UsageError, unknown
-from tune_sparsity.tuner.goal import Goal
+from tune_sparsity.tuner.config.experiment import find_experiment, sound_data
+from tune_sparsity.tuner.config.study_config import StudyConfig
+from tune_sparsity.tuner.config.tracking_uri import check_driver, check_tracking_uri
+from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.goal_spaces import spaces_of
 from tune_sparsity.tuner.samplers import check_sampler
 from tune_sparsity.tuner.storage.s3 import Store, StoreError
-from tune_sparsity.tuner.tracking_uri import check_driver, check_tracking_uri
+from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.warm_start import WarmStart, warm_start
 
 _A_WHILE = 20.0  # seconds
@@ -121,41 +121,6 @@ class _Loading:
             return False
         self._executor.shutdown()
         return True
-
-
-def sound_data(config: StudyConfig, experiment: Experiment, load: Callable[[], Data] | None = None) -> Data:
-    """The experiment's data, which its network, loss and metric can take.
-
-    Args:
-        load: what gives them, if they are being loaded already.
-
-    Raises:
-        UsageError: if they cannot be had, or do not fit: one line now, and not a failure of every trial.
-    """
-    try:
-        data = load() if load else experiment.load(config.data_dir)
-    except DataUnavailable as error:
-        raise UsageError(str(error)) from None
-    except (Exception, SystemExit) as error:
-        if config.experiment in EXPERIMENTS:
-            raise
-        raise UsageError(f"--experiment: the data of {config.experiment} do not load: {described(error)}") from None
-    if fault := first_fault(experiment, data):
-        raise UsageError(
-            f"--experiment {config.experiment}: {fault.check}: {fault.text} "
-            f"(tune-sparsity check {config.experiment} says more)"
-        )
-    return data
-
-
-def find_experiment(name: str) -> Experiment:
-    if ":" not in name and name not in EXPERIMENTS:
-        accepted = f"{unknown('experiment', name, EXPERIMENTS)}, path/to/file.py:name or module:name"
-        raise UsageError(f"--experiment: {accepted}")
-    try:
-        return find(name)
-    except (ValueError, OSError) as error:
-        raise UsageError(f"--experiment: {error}") from None
 
 
 def _prunable(experiment: Experiment) -> tuple[int, int]:

@@ -22,12 +22,12 @@ from ray.tune.experiment import Trial
 from ray.tune.impl.tuner_internal import TunerInternal
 from ray.tune.search import Searcher
 
-from tune_sparsity.tuner.config import StudyConfig
+from tune_sparsity.tuner.config.study_config import StudyConfig
+from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.errors import UsageError, disk_error, one_line
 from tune_sparsity.tuner.nodes import nodes
-from tune_sparsity.tuner.records import TrialState, trial_name
 from tune_sparsity.tuner.scheduler import StudyScheduler
-from tune_sparsity.tuner.study import StudyRun
+from tune_sparsity.tuner.study.trial import TrialState, trial_name
 from tune_sparsity.tuner.system.patching import replaced
 from tune_sparsity.tuner.trial import (
     AGAIN,

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tune_sparsity.tuner.config import storage_of
+from tune_sparsity.tuner.config.study_config import storage_of
 from tune_sparsity.tuner.display import duration
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.final_table import shown_path
 from tune_sparsity.tuner.gallery import figures, page, picture, pictured
-from tune_sparsity.tuner.goal import Goal, GoalKind
 from tune_sparsity.tuner.pictures import percent
-from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.study.goal import Goal, GoalKind
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.study_folder import EndedStudy, read_ended
 from tune_sparsity.tuner.system.files import write_atomically
 

@@ -16,13 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from tune_sparsity.tuner.final_seeds import Retrained
-from tune_sparsity.tuner.goal import Goal, GoalKind
-from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.study.goal import Goal, GoalKind
+from tune_sparsity.tuner.study.layout import PARETO_CSV, RESULT_JSON, TRIALS_CSV
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.system.files import plain, to_json, write_atomically
-
-TRIALS_CSV = "trials.csv"
-PARETO_CSV = "pareto.csv"
-RESULT_JSON = "result.json"
 
 LEADING_COLUMNS = ("number", "state")
 TRAILING_COLUMNS = (

@@ -13,28 +13,28 @@ from typing import TYPE_CHECKING, Any
 
 from tune_sparsity.tuner.checkpoints import sweep
 from tune_sparsity.tuner.conclusion import Finished, Times, conclude
-from tune_sparsity.tuner.config import StudyConfig
+from tune_sparsity.tuner.config.files import write_study_yaml
+from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.connection import Connection
 from tune_sparsity.tuner.display import Progress
 from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.final_seeds import Retrained, best_of_each, jobs, summarise
-from tune_sparsity.tuner.goal import Goal, GoalKind
 from tune_sparsity.tuner.goal_spaces import turns
 from tune_sparsity.tuner.halving import Halving, rung_epochs
 from tune_sparsity.tuner.mlflow_parts import dataset_note
 from tune_sparsity.tuner.outbox import StudyIdentity
 from tune_sparsity.tuner.prepare import Prepared
-from tune_sparsity.tuner.records import TrialState
 from tune_sparsity.tuner.storage.claim import held
 from tune_sparsity.tuner.storage.lease import TakenOver
 from tune_sparsity.tuner.storage.sync import Mirror
-from tune_sparsity.tuner.study_yaml import write_study_yaml
+from tune_sparsity.tuner.study.goal import Goal, GoalKind
+from tune_sparsity.tuner.study.layout import JOURNAL
+from tune_sparsity.tuner.study.trial import TrialState
 from tune_sparsity.tuner.system.signals import interruptible, terminable
 from tune_sparsity.tuner.tracking import Tracker
-from tune_sparsity.tuner.warm_start import JOURNAL
 
 if TYPE_CHECKING:
-    from tune_sparsity.tuner.study import StudyRun
+    from tune_sparsity.tuner.driver.study_run import StudyRun
     from tune_sparsity.tuner.trial import TrialSetup
 
 AT_ONCE = 5.0  # seconds that MLflow has when a study ends unexpectedly; what it lacks then, resuming brings it
@@ -142,10 +142,11 @@ def _search(
     mirror: Mirror | None,
 ) -> Finished:
     from tune_sparsity.tuner import ray_run
+    from tune_sparsity.tuner.driver.study_run import StudyRun
     from tune_sparsity.tuner.live_pictures import pictures_of
     from tune_sparsity.tuner.searcher import OptunaSearcher
-    from tune_sparsity.tuner.study import StudyRun
-    from tune_sparsity.tuner.trial import CHECKPOINTS, TrialSetup, weights_file
+    from tune_sparsity.tuner.study.layout import CHECKPOINTS, weights_file
+    from tune_sparsity.tuner.trial import TrialSetup
 
     config, goal = prepared.config, prepared.goal
     weights_folder = config.folder / ".weights"

@@ -8,12 +8,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tune_sparsity.tuner.epoch_log import Series
-from tune_sparsity.tuner.goal import Goal
-from tune_sparsity.tuner.pareto import point_of
 from tune_sparsity.tuner.pictures import GREY, OKABE_ITO, THEME, hover_text, percent
-from tune_sparsity.tuner.records import TrialRecord, TrialState
-from tune_sparsity.tuner.standing import Standing
+from tune_sparsity.tuner.study.epochs import Series
+from tune_sparsity.tuner.study.front import Standing
+from tune_sparsity.tuner.study.goal import Goal
+from tune_sparsity.tuner.study.pareto import point_of
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -22,9 +22,9 @@ from optuna.trial import FrozenTrial, create_trial
 from tune_sparsity.search_spaces import Prior, Space
 from tune_sparsity.tuner.goal_spaces import FINAL_SPARSITY
 from tune_sparsity.tuner.journal import Journal
-from tune_sparsity.tuner.records import TrialRecord, TrialState
 from tune_sparsity.tuner.samplers import DEFAULT_SAMPLER, SAMPLERS, check_sampler, make_sampler
 from tune_sparsity.tuner.sampling import CONSTRAINT, SamplingStudy, View, suggest
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.warm_start import RECORD, WarmStart, read_records
 
 _METHOD = "method"

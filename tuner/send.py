@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tune_sparsity.tuner.config import StudyConfig
+from tune_sparsity.tuner.config.study_config import StudyConfig
+from tune_sparsity.tuner.config.tracking_uri import check_driver
 from tune_sparsity.tuner.delivery import Sent, deliver, only_one, written_to
 from tune_sparsity.tuner.errors import UsageError, redact
 from tune_sparsity.tuner.mlflow_store import own_environment
 from tune_sparsity.tuner.outbox import end_abandoned, outbox_file
-from tune_sparsity.tuner.results import RESULT_JSON
 from tune_sparsity.tuner.storage.claim import held
+from tune_sparsity.tuner.study.layout import RESULT_JSON
 from tune_sparsity.tuner.system.files import to_json, write_atomically
-from tune_sparsity.tuner.tracking_uri import check_driver
 
 
 def send_study(config: StudyConfig, *, chosen: bool) -> tuple[str, list[str]]:

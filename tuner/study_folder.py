@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
-from tune_sparsity.tuner.config import StudyConfig
-from tune_sparsity.tuner.config_file import read_study
+from tune_sparsity.tuner.config.files import read_study
+from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.goal import Goal
-from tune_sparsity.tuner.records import TrialRecord
 from tune_sparsity.tuner.storage.local_copy import looked_at
 from tune_sparsity.tuner.storage.s3 import Store
+from tune_sparsity.tuner.study.goal import Goal
+from tune_sparsity.tuner.study.trial import TrialRecord
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from tune_sparsity.tuner import mlflow_writer
+from tune_sparsity.tuner.config.tracking_uri import is_server
 from tune_sparsity.tuner.delivery import ATTEMPTS
 from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.outbox import KILLED, PARENT, RUNNING, UNENDED, Outbox, StudyIdentity
-from tune_sparsity.tuner.records import TrialRecord, TrialState, trial_name
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState, trial_name
 from tune_sparsity.tuner.system.processes import own_process
-from tune_sparsity.tuner.tracking_uri import is_server
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -23,6 +23,7 @@ from tune_sparsity.tuner import checkpoints
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.storage.places import Place
 from tune_sparsity.tuner.storage.s3 import StoreError
+from tune_sparsity.tuner.study.layout import weights_file
 from tune_sparsity.tuner.system import files
 from tune_sparsity.tuner.travel import Parcel
 
@@ -33,7 +34,6 @@ FINAL = "final"  # in a report: the trial has trained all its epochs; without it
 FAILURE = "failure"  # in a report, instead of all these: why the trial failed, in one line
 WEIGHTS = "weights"  # in a final report: the trained network as [bytes], where workers and driver share no folder
 DISK = "disk"  # in a report, instead of all these: that the trial could not write, and why, in one line
-CHECKPOINTS = ".checkpoints"  # the folder of running trials' checkpoints in a study's folder
 TOGETHER = 0.25  # seconds of epochs that are reported at once, up to a rung: a report costs milliseconds
 
 
@@ -81,11 +81,6 @@ def shared_arrays(data: Data) -> dict[str, np.ndarray]:
 def trial_seed(study_seed: int, number: int) -> int:
     """A trial's own seed: different for every trial, the same whenever the study is run again."""
     return int(np.random.SeedSequence([study_seed, number]).generate_state(1)[0])
-
-
-def weights_file(folder: Path, number: int) -> Path:
-    """Where trial `number` leaves its trained network until the driver has judged it."""
-    return folder / f"{number}.safetensors"
 
 
 class TrialTrainable(tune.Trainable):

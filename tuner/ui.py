@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from tune_sparsity.tuner.config import storage_of
+from tune_sparsity.tuner.config.study_config import storage_of
 from tune_sparsity.tuner.errors import UsageError
 
 HOST = "127.0.0.1"
@@ -27,8 +27,8 @@ _PATIENCE = 180.0  # seconds: MLflow imports for a while, and longer on a busy m
 def ui(arguments: list[str]) -> int:
     """Runs the subcommand: returns when the server ended, or when it was asked to."""
     from tune_sparsity.tuner.arguments import Parser
+    from tune_sparsity.tuner.config.tracking_uri import resolve_tracking_uri
     from tune_sparsity.tuner.study_folder import read_ended
-    from tune_sparsity.tuner.tracking_uri import resolve_tracking_uri
 
     parser = Parser("tune-sparsity ui", description="Starts MLflow's UI on a study's store, for this machine only.")
     parser.add_argument("study", metavar="STUDY", nargs="?", help="its name, or its folder (any: the store as a whole)")
@@ -62,7 +62,7 @@ def ui(arguments: list[str]) -> int:
 
 def check_store(uri: str) -> None:
     """Raises UsageError for a URI that is none, and for an SQLite file that is not there: MLflow would make one."""
-    from tune_sparsity.tuner.tracking_uri import check_tracking_uri, sqlite_file
+    from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri, sqlite_file
 
     try:
         check_tracking_uri(uri)

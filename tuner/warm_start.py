@@ -14,16 +14,16 @@ from optuna.storages.journal import JournalFileBackend
 
 from tune_sparsity.search_spaces import Space
 from tune_sparsity.search_spaces.priors import nearest, same
-from tune_sparsity.tuner.config import study_in
+from tune_sparsity.tuner.config.study_config import study_in
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.pareto import best_trial
-from tune_sparsity.tuner.records import TrialRecord, TrialState
 from tune_sparsity.tuner.storage.local_copy import looked_at
 from tune_sparsity.tuner.storage.s3 import Store
+from tune_sparsity.tuner.study.layout import JOURNAL
+from tune_sparsity.tuner.study.pareto import best_trial
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 RECORD = "record"
 """The user attribute of an Optuna trial that holds its record."""
-JOURNAL = "optuna.journal"
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ import torch
 from tune_sparsity.experiments import Training
 from tune_sparsity.experiments.training import NotFinite
 from tune_sparsity.tuner.conclusion import Times, conclude
-from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.config.files import write_study_yaml
+from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.display import Progress
+from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.prepare import prepare
-from tune_sparsity.tuner.records import TrialState
 from tune_sparsity.tuner.run import _halving
 from tune_sparsity.tuner.searcher import OptunaSearcher
-from tune_sparsity.tuner.study import StudyRun
-from tune_sparsity.tuner.study_yaml import write_study_yaml
-from tune_sparsity.tuner.trial import save_weights, trial_seed, weights_file
-from tune_sparsity.tuner.warm_start import JOURNAL
+from tune_sparsity.tuner.study.layout import JOURNAL, weights_file
+from tune_sparsity.tuner.study.trial import TrialState
+from tune_sparsity.tuner.trial import save_weights, trial_seed
 
 
 class NoTracker:

@@ -15,7 +15,7 @@ import pytest
 
 from tune_sparsity.tuner import node_probe, nodes, ray_node
 from tune_sparsity.tuner.cluster import refusal, runtime_environment
-from tune_sparsity.tuner.config import JOB, make_config
+from tune_sparsity.tuner.config.study_config import JOB, make_config
 from tune_sparsity.tuner.node_process import NodeProcess
 from tune_sparsity.tuner.nodes import Answer, Node, compared, differences
 from tune_sparsity.tuner.storage.places import Folder
@@ -96,7 +96,7 @@ def test_a_private_ray_has_no_agents_and_leaves_nothing_behind() -> None:
     code = """
 import json, psutil, ray
 from tune_sparsity.tuner.cluster import connected
-from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.config.study_config import make_config
 with connected(make_config({"target": 0.9, "concurrency": 1})):
     value = ray.get(ray.remote(lambda: 41).remote()) + 1
     raylet = next(child for child in psutil.Process().children(recursive=True) if child.name() == "raylet")

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.connection import PrivateRay, RunningCluster, connection, is_sound
 
 SCRIPT = """
 import json, os, sys, time, psutil
-from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.connection import connection
 
 def trees():
@@ -77,7 +77,7 @@ def test_its_processes_are_few_and_have_loaded_what_trials_need(begun: str) -> N
 
 ABANDONED = """
 import psutil, time
-from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.connection import connection
 
 with connection(make_config({"target": 0.9, "concurrency": 2}).resolved(), ahead=True):
@@ -115,7 +115,7 @@ def test_why_ray_does_not_start_is_raised_to_who_waits(monkeypatch: pytest.Monke
 
 LOST = """
 import os, signal, sys, time, psutil
-from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.connection import connection
 
 with connection(make_config({"target": 0.9, "concurrency": 1}).resolved()) as connected:
@@ -143,7 +143,7 @@ def test_a_ray_that_dies_interrupts_the_driver(which: str) -> None:
 WAITING = """
 import contextlib, os, sys, time, psutil
 from tune_sparsity.tuner import connection
-from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.system.signals import terminable
 
 def died():

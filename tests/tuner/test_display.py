@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tune_sparsity.tuner.display import Progress, Summary, duration, time_left, work_done
-from tune_sparsity.tuner.goal import Goal, along_front, at_most, at_targets
-from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.study.goal import Goal, along_front, at_most, at_targets
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 
 class Clock:

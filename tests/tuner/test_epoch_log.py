@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_sparsity.tuner.epoch_log import METRICS, EpochLog, read_epochs
+from tune_sparsity.tuner.study.epochs import METRICS, EpochLog, read_epochs
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 

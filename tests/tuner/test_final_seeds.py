@@ -7,7 +7,7 @@ import pytest
 from tests.tuner.test_pareto import trial
 from tune_sparsity.tuner.final_seeds import best_of_each, jobs, summarise, verdicts
 from tune_sparsity.tuner.final_table import retrained_line
-from tune_sparsity.tuner.goal import along_front, at_targets
+from tune_sparsity.tuner.study.goal import along_front, at_targets
 
 RECORDS = [
     trial(0, 0.9, 0.95, method="lpss"),

@@ -21,9 +21,9 @@ from tune_sparsity.tuner.final_table import (
     tracking_line,
     trial_columns,
 )
-from tune_sparsity.tuner.goal import Goal, along_front, at_targets
-from tune_sparsity.tuner.records import TrialRecord, TrialState
 from tune_sparsity.tuner.results import StudyOutcome, StudySeconds
+from tune_sparsity.tuner.study.goal import Goal, along_front, at_targets
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 
 def trial(number: int, state: TrialState = TrialState.COMPLETED, **fields: Any) -> TrialRecord:

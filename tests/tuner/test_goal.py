@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from tests.tuner.test_pareto import trial
 from tune_sparsity.sparsity import zeros_for
-from tune_sparsity.tuner.goal import Goal, GoalKind, along_front, at_most, at_targets, sparsity_of
-from tune_sparsity.tuner.pareto import pareto_front
-from tune_sparsity.tuner.records import TrialRecord, TrialState
-from tune_sparsity.tuner.standing import Standing
+from tune_sparsity.tuner.study.front import Standing
+from tune_sparsity.tuner.study.goal import Goal, GoalKind, along_front, at_most, at_targets, sparsity_of
+from tune_sparsity.tuner.study.pareto import pareto_front
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 GOALS = (at_targets(0.5), at_targets(0.25, 0.5, 0.75), along_front(0.25, 0.75), at_most(40, 80))
 

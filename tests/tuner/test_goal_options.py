@@ -10,10 +10,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tune_sparsity.tuner.config import StudyConfig, make_config
-from tune_sparsity.tuner.config_file import read_config
+from tune_sparsity.tuner.config.files import read_config
+from tune_sparsity.tuner.config.study_config import StudyConfig, make_config
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.goal import along_front, at_most, at_targets
+from tune_sparsity.tuner.study.goal import along_front, at_most, at_targets
 
 
 def refusal(**options: Any) -> str:
@@ -158,6 +158,6 @@ def test_the_default_name_says_what_is_wanted() -> None:
 
 
 def test_every_goal_is_a_field() -> None:
-    from tune_sparsity.tuner.config import GOALS
+    from tune_sparsity.tuner.config.study_config import GOALS
 
     assert set(GOALS) <= set(StudyConfig.model_fields)

@@ -9,12 +9,12 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tune_sparsity.search_spaces import BUILT_IN, load_space
-from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.goal import Goal, along_front, at_most, at_targets
 from tune_sparsity.tuner.goal_spaces import FINAL_SPARSITY, space_for, spaces_of, turns
-from tune_sparsity.tuner.records import TrialRecord, TrialState
 from tune_sparsity.tuner.searcher import OptunaSearcher
+from tune_sparsity.tuner.study.goal import Goal, along_front, at_most, at_targets
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 SEVERAL, FRONT = at_targets(0.8, 0.9, 0.95), along_front(0.5, 0.99)
 PRUNING = [name for name in BUILT_IN if name != "dense"]

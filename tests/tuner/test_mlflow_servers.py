@@ -13,11 +13,11 @@ from tests.tuner.mlflow_servers import PASSWORD, Server, door, postgresql
 from tests.tuner.test_tracking import IDENTITY, InThread, begun, record
 from tune_sparsity.tuner import mlflow_writer
 from tune_sparsity.tuner.cli import main
+from tune_sparsity.tuner.config.tracking_uri import with_driver
 from tune_sparsity.tuner.delivery import deliver
 from tune_sparsity.tuner.outbox import end_abandoned
-from tune_sparsity.tuner.records import TrialState
+from tune_sparsity.tuner.study.trial import TrialState
 from tune_sparsity.tuner.tracking import Tracker
-from tune_sparsity.tuner.tracking_uri import with_driver
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ import torch
 
 from tests.tuner.s3_servers import S3Server
 from tune_sparsity.tuner import checkpoints
-from tune_sparsity.tuner.config import make_config, study_in
+from tune_sparsity.tuner.config.study_config import make_config, study_in
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.storage import lease, s3, sync
 from tune_sparsity.tuner.storage.lease import OWNER, Owner, TakenOver

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tune_sparsity.tuner.pareto import Point, best_trial, hypervolume, pareto_front, point_of, points_of
-from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.study.pareto import Point, best_trial, hypervolume, pareto_front, point_of, points_of
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 TARGET = 0.5
 

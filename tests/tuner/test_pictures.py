@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tune_sparsity.tuner.goal import along_front, at_targets
 from tune_sparsity.tuner.pictures import OKABE_ITO, THEME, front_figure, hover_text, percent, write_html
-from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.study.goal import along_front, at_targets
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 pytest.importorskip("plotly")
 

@@ -11,7 +11,7 @@ import pytest
 
 from tune_sparsity.experiments import find
 from tune_sparsity.tuner import prepare as module
-from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.prepare import prepare
 
 

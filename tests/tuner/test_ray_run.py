@@ -14,7 +14,7 @@ OPTUNA = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
-from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.connection import connection
 from tune_sparsity.tuner.prepare import prepare
 from tune_sparsity.tuner.run import run_study

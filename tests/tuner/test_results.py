@@ -15,8 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_sparsity.tuner.goal import Goal, along_front, at_most, at_targets
-from tune_sparsity.tuner.records import TrialRecord, TrialState
 from tune_sparsity.tuner.results import (
     StudyOutcome,
     StudySeconds,
@@ -25,6 +23,8 @@ from tune_sparsity.tuner.results import (
     write_results,
     write_trials,
 )
+from tune_sparsity.tuner.study.goal import Goal, along_front, at_most, at_targets
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.system.files import plain, to_json, write_atomically
 
 

@@ -18,15 +18,15 @@ import yaml
 from tests.tuner.conftest import run_command
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.cli import main
-from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.display import Progress
+from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.goal import at_targets
 from tune_sparsity.tuner.halving import Halving
-from tune_sparsity.tuner.records import TrialState
 from tune_sparsity.tuner.searcher import OptunaSearcher
 from tune_sparsity.tuner.storage.lock import alone, tidy
-from tune_sparsity.tuner.study import StudyRun
+from tune_sparsity.tuner.study.goal import at_targets
+from tune_sparsity.tuner.study.trial import TrialState
 
 METRICS = {"train_loss": 0.5, "sparsity": 0.9, "sparsity_total": 0.8, "hoyer": 0.5, "epoch_seconds": 2.0}
 
@@ -223,9 +223,8 @@ SECRET = "postgresql://me:hunter2@db.example/mlflow"
 def test_a_password_is_not_written_and_asked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tune_sparsity.tuner.config_file import check_withheld, read_study
+    from tune_sparsity.tuner.config.files import check_withheld, read_study, write_study_yaml
     from tune_sparsity.tuner.prepare import Prepared
-    from tune_sparsity.tuner.study_yaml import write_study_yaml
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -270,7 +269,7 @@ def test_our_ray_listens_on_loopback() -> None:
     code = """
 import os, psutil, ray
 from tune_sparsity.tuner.cluster import connected
-from tune_sparsity.tuner.config import make_config
+from tune_sparsity.tuner.config.study_config import make_config
 with connected(make_config({'target': 0.9})):
     ray.get(ray.remote(lambda: os.getpid()).remote())
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:

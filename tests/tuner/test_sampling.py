@@ -13,11 +13,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from tune_sparsity.search_spaces import Prior, Space, load_space
-from tune_sparsity.tuner.records import TrialRecord
-from tune_sparsity.tuner.records import TrialState as State
 from tune_sparsity.tuner.samplers import SAMPLERS, check_sampler
 from tune_sparsity.tuner.sampling import SamplingStudy, View, _places
 from tune_sparsity.tuner.searcher import Asked, OptunaSearcher
+from tune_sparsity.tuner.study.trial import TrialRecord
+from tune_sparsity.tuner.study.trial import TrialState as State
 
 TARGET = 0.9
 SPACE = Space(

@@ -23,13 +23,13 @@ import torch
 
 from tune_sparsity.experiments import Data, Split
 from tune_sparsity.tuner import mlflow_writer
+from tune_sparsity.tuner.config.tracking_uri import stray_environment
 from tune_sparsity.tuner.delivery import only_one
 from tune_sparsity.tuner.mlflow_parts import dataset_note
 from tune_sparsity.tuner.mlflow_store import Owed, Store, prepare_sqlite
 from tune_sparsity.tuner.outbox import StudyIdentity
-from tune_sparsity.tuner.records import TrialRecord, TrialState
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.tracking import Tracker
-from tune_sparsity.tuner.tracking_uri import stray_environment
 
 IDENTITY = StudyIdentity(study="digits-90", experiment="digits", target=0.9, method="lpss,rigl")
 MakeTracker = Callable[..., Tracker]
@@ -451,7 +451,7 @@ import sys, time
 from pathlib import Path
 from tune_sparsity.tuner.outbox import StudyIdentity
 from tune_sparsity.tuner.tracking import Tracker
-from tune_sparsity.tuner.tracking_uri import check_tracking_uri
+from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri
 check_tracking_uri(sys.argv[1])
 tracker = Tracker(sys.argv[1], StudyIdentity("s", "e", 0.9, "lpss"), Path(sys.argv[2]), system_metrics=True)
 tracker.start_study({}, {})

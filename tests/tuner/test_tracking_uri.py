@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri, resolve_tracking_uri
 from tune_sparsity.tuner.errors import redact
-from tune_sparsity.tuner.tracking_uri import check_tracking_uri, resolve_tracking_uri
 
 
 @pytest.mark.parametrize(

@@ -15,17 +15,9 @@ import torch
 from tune_sparsity.experiments import find
 from tune_sparsity.tuner import checkpoints, trial
 from tune_sparsity.tuner.storage import places
+from tune_sparsity.tuner.study.layout import weights_file
 from tune_sparsity.tuner.system import files
-from tune_sparsity.tuner.trial import (
-    DISK,
-    EPOCHS,
-    FAILURE,
-    FINAL,
-    TrialSetup,
-    TrialTrainable,
-    shared_arrays,
-    weights_file,
-)
+from tune_sparsity.tuner.trial import DISK, EPOCHS, FAILURE, FINAL, TrialSetup, TrialTrainable, shared_arrays
 
 EPOCHS_IN_ALL = 5
 PARAMS: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tune_sparsity.tuner.config import StudyConfig
+from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.storage.lease import Owner
 from tune_sparsity.tuner.storage.local_copy import bring

@@ -10,9 +10,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tune_sparsity.tuner.storage.s3 import Store, parts_of
+from tune_sparsity.tuner.study.layout import WEIGHTS
 
 CACHE_VARIABLE = "TUNE_SPARSITY_CACHE"  # the folder of working copies, in the place of ~/.cache/tune-sparsity
-WEIGHTS = ".weights"  # the one hidden folder that belongs to a study: the networks that would be reported
 _COPIES: list[tempfile.TemporaryDirectory[str]] = []  # each is removed when this process ends
 
 

@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
-from tune_sparsity.tuner.results import RESULT_JSON
 from tune_sparsity.tuner.storage.lease import Owner, TakenOver
-from tune_sparsity.tuner.storage.local_copy import WEIGHTS, belongs
+from tune_sparsity.tuner.storage.local_copy import belongs
 from tune_sparsity.tuner.storage.s3 import Store
-from tune_sparsity.tuner.warm_start import JOURNAL
+from tune_sparsity.tuner.study.layout import JOURNAL, RESULT_JSON, WEIGHTS
 
 EVERY = 3.0  # seconds between two rounds, at least
 _SHARE = 10  # and so many times what the last round took

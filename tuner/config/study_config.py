@@ -23,14 +23,14 @@ from pydantic import (
     model_validator,
 )
 
+from tune_sparsity.tuner.config.fields import Front, Target, split
+from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri, resolve_tracking_uri
 from tune_sparsity.tuner.errors import UsageError, redact, unknown
-from tune_sparsity.tuner.goal_options import Front, Target, split
 from tune_sparsity.tuner.storage.local_copy import working_folder
 from tune_sparsity.tuner.storage.s3 import ACCEPTED, Store, parse_store
-from tune_sparsity.tuner.tracking_uri import check_tracking_uri, resolve_tracking_uri
 
 if TYPE_CHECKING:
-    from tune_sparsity.tuner.goal import Goal
+    from tune_sparsity.tuner.study.goal import Goal
 
 SAMPLERS = ("tpe", "gp", "nsgaii", "cmaes", "qmc", "random")
 SCHEDULERS = ("asha", "none")
@@ -220,7 +220,7 @@ class StudyConfig(BaseModel):
                 f"give a number from {layers} to {weights}"
             )
         from tune_sparsity.sparsity import zeros_for
-        from tune_sparsity.tuner.goal import sparsity_of
+        from tune_sparsity.tuner.study.goal import sparsity_of
 
         goal = self._goal(weights)
         if (left := weights - zeros_for(goal.highest, weights)) < layers:
@@ -232,7 +232,7 @@ class StudyConfig(BaseModel):
         return goal
 
     def _goal(self, weights: int) -> Goal:
-        from tune_sparsity.tuner.goal import along_front, at_most, at_targets
+        from tune_sparsity.tuner.study.goal import along_front, at_most, at_targets
 
         if self.max_nonzero is not None:
             return at_most(self.max_nonzero, weights)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from tune_sparsity.tuner.records import TrialRecord
+from tune_sparsity.tuner.study.trial import TrialRecord
 
 Point = tuple[float, float]
 """(sparsity, validation accuracy), both fractions in [0, 1]."""

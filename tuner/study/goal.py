@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
-from tune_sparsity.tuner.pareto import Point, best_trial, hypervolume, pareto_front, points_of
-from tune_sparsity.tuner.records import TrialRecord
+from tune_sparsity.tuner.study.pareto import Point, best_trial, hypervolume, pareto_front, points_of
+from tune_sparsity.tuner.study.trial import TrialRecord
 
 
 class GoalKind(StrEnum):

@@ -6,7 +6,6 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-EPOCHS_CSV = "epochs.csv"
 METRICS = (
     *("train_loss", "val_accuracy", "val_accuracy_at_target", "sparsity", "hoyer"),
     *("threshold", "grow_rate", "travel", "epoch_seconds"),

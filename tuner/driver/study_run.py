@@ -11,15 +11,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tune_sparsity.tuner.checkpoints import sweep
-from tune_sparsity.tuner.config import StudyConfig
+from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.display import Progress
-from tune_sparsity.tuner.epoch_log import EPOCHS_CSV, EpochLog
-from tune_sparsity.tuner.goal import Goal
 from tune_sparsity.tuner.halving import Halving
-from tune_sparsity.tuner.records import TrialRecord, TrialState
 from tune_sparsity.tuner.results import write_trials
 from tune_sparsity.tuner.searcher import Asked, OptunaSearcher
-from tune_sparsity.tuner.standing import Standing
+from tune_sparsity.tuner.study.epochs import EpochLog
+from tune_sparsity.tuner.study.front import Standing
+from tune_sparsity.tuner.study.goal import Goal
+from tune_sparsity.tuner.study.layout import EPOCHS_CSV
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.system.files import write_bytes
 from tune_sparsity.tuner.tracking import Tracker
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 
-from tune_sparsity.tuner.goal import Goal
-from tune_sparsity.tuner.pareto import point_of
-from tune_sparsity.tuner.records import TrialRecord
+from tune_sparsity.tuner.study.goal import Goal
+from tune_sparsity.tuner.study.pareto import point_of
+from tune_sparsity.tuner.study.trial import TrialRecord
 
 
 class Standing:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import yaml
 from pydantic import ValidationError
 
-from tune_sparsity.tuner.config import GOALS, StudyConfig, describe, make_config, study_in
-from tune_sparsity.tuner.errors import UsageError
+from tune_sparsity.tuner.config.study_config import GOALS, StudyConfig, describe, make_config, study_in
+from tune_sparsity.tuner.errors import UsageError, redact
 from tune_sparsity.tuner.storage.local_copy import file_of, working_folder
 from tune_sparsity.tuner.storage.s3 import Store
+from tune_sparsity.tuner.study.layout import STUDY_YAML
+from tune_sparsity.tuner.system.files import write_atomically
+
+if TYPE_CHECKING:
+    from tune_sparsity.tuner.prepare import Prepared
+
+
+_PACKAGES = ("tune-sparsity", "torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
+
 
 _ABOUT = "about"  # study.yaml's account of versions and data: no option
 WITHHELD = "tracking_uri_without_password"  # in that account, where the URI is not among the options for its password
@@ -121,3 +133,27 @@ def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:
         if field in named and field not in options:
             raise UsageError(str(lines.error((named[field],), describe(error)))) from None
         raise UsageError(describe(error)) from None
+
+
+def write_study_yaml(prepared: Prepared, device: str) -> None:
+    """The whole resolved configuration, enough to run the study again with --config, and what it ran on."""
+    config, withheld = prepared.config.model_dump(mode="json"), {}
+    if redact(config["tracking_uri"]) != config["tracking_uri"]:
+        del config["tracking_uri"]  # it holds a password: a resume takes it from the environment or the command line
+        withheld = {WITHHELD: redact(prepared.config.tracking_uri)}
+    config["epochs"] = prepared.epochs
+    about: dict[str, Any] = {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "device": device,
+        "data_sha256": prepared.checksum,
+        **withheld,
+    }
+    text = yaml.safe_dump({**config, "about": about}, sort_keys=False)
+    write_atomically(prepared.config.folder / STUDY_YAML, text)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,1 @@
+"""What a user gives: options and files, checked once."""

@@ -1,0 +1,47 @@
+"""The experiment and the data that a configuration names, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tune_sparsity.experiments import Data, DataUnavailable, Experiment, find
+from tune_sparsity.experiments.checks import first_fault
+from tune_sparsity.experiments.registry import BUILT_IN as EXPERIMENTS
+from tune_sparsity.experiments.user_code import described
+from tune_sparsity.tuner.config.study_config import StudyConfig
+from tune_sparsity.tuner.errors import UsageError, unknown
+
+
+def sound_data(config: StudyConfig, experiment: Experiment, load: Callable[[], Data] | None = None) -> Data:
+    """The experiment's data, which its network, loss and metric can take.
+
+    Args:
+        load: what gives them, if they are being loaded already.
+
+    Raises:
+        UsageError: if they cannot be had, or do not fit: one line now, and not a failure of every trial.
+    """
+    try:
+        data = load() if load else experiment.load(config.data_dir)
+    except DataUnavailable as error:
+        raise UsageError(str(error)) from None
+    except (Exception, SystemExit) as error:
+        if config.experiment in EXPERIMENTS:
+            raise
+        raise UsageError(f"--experiment: the data of {config.experiment} do not load: {described(error)}") from None
+    if fault := first_fault(experiment, data):
+        raise UsageError(
+            f"--experiment {config.experiment}: {fault.check}: {fault.text} "
+            f"(tune-sparsity check {config.experiment} says more)"
+        )
+    return data
+
+
+def find_experiment(name: str) -> Experiment:
+    if ":" not in name and name not in EXPERIMENTS:
+        accepted = f"{unknown('experiment', name, EXPERIMENTS)}, path/to/file.py:name or module:name"
+        raise UsageError(f"--experiment: {accepted}")
+    try:
+        return find(name)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"--experiment: {error}") from None

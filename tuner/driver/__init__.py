@@ -1,0 +1,1 @@
+"""Runs a study: prepares it, runs its trials, judges the best, writes its files."""

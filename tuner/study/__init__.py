@@ -1,0 +1,1 @@
+"""What a study is: its trials, its goal, its front, its files. Pure data: no Ray, Optuna or MLflow."""

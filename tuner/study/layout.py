@@ -1,0 +1,22 @@
+"""The names of all files and folders in a study's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CHECKPOINTS = ".checkpoints"  # the folder of running trials' checkpoints in a study's folder
+TRIALS_CSV = "trials.csv"
+PARETO_CSV = "pareto.csv"
+RESULT_JSON = "result.json"
+JOURNAL = "optuna.journal"
+STUDY_YAML = "study.yaml"
+EPOCHS_CSV = "epochs.csv"
+PARETO_HTML = "pareto.html"
+PICTURES_HTML = "pictures.html"
+WEIGHTS = ".weights"  # the one hidden folder that belongs to a study: the networks that would be reported
+MODEL, DESCRIPTION = "model.safetensors", "model.json"
+
+
+def weights_file(folder: Path, number: int) -> Path:
+    """Where trial `number` leaves its trained network until the driver has judged it."""
+    return folder / f"{number}.safetensors"
