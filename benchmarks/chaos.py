@@ -32,9 +32,9 @@ from typing import Any
 import psutil
 import yaml
 
+from tune_sparsity.tuner.search.journal import records_of
 from tune_sparsity.tuner.study.epochs import read_epochs
 from tune_sparsity.tuner.study.layout import EPOCHS_CSV
-from tune_sparsity.tuner.warm_start import records_of
 
 SHAPE = ["--target", "0.9", "--trials", "6", "--epochs", "24", "--concurrency", "1", "--seed", "0"]
 ENVIRONMENT = {"TUNE_SPARSITY_CHECKPOINT_SECONDS": "0.2"}  # trials of a second would never have one

@@ -28,13 +28,13 @@ from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.display import Progress
 from tune_sparsity.tuner.driver.study_run import StudyRun
-from tune_sparsity.tuner.halving import Halving, rung_epochs
-from tune_sparsity.tuner.outbox import StudyIdentity
-from tune_sparsity.tuner.searcher import Asked, OptunaSearcher
+from tune_sparsity.tuner.search.asha import Halving, rung_epochs
+from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
 from tune_sparsity.tuner.study.goal import along_front, at_targets
 from tune_sparsity.tuner.study.layout import weights_file
 from tune_sparsity.tuner.study.trial import TrialState
-from tune_sparsity.tuner.tracking import Tracker
+from tune_sparsity.tuner.tracking.outbox import StudyIdentity
+from tune_sparsity.tuner.tracking.tracker import Tracker
 
 WEIGHTS = 266_200  # of the simulated network
 

@@ -32,7 +32,7 @@ from tune_sparsity.experiments import find
 from tune_sparsity.tuner import ray_run
 from tune_sparsity.tuner.cluster import connected
 from tune_sparsity.tuner.config.study_config import make_config
-from tune_sparsity.tuner.searcher import Asked
+from tune_sparsity.tuner.search.searcher import Asked
 from tune_sparsity.tuner.trial import EPOCHS, FAILURE, FINAL, FINAL_SPARSITY, TrialSetup
 
 

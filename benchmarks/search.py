@@ -38,9 +38,9 @@ from tune_sparsity.experiments import Data, Experiment, Training, find
 from tune_sparsity.experiments.training import NotFinite
 from tune_sparsity.search_spaces import Space, load_space
 from tune_sparsity.sparsity import METHODS
-from tune_sparsity.tuner.halving import Halving, rung_epochs
-from tune_sparsity.tuner.samplers import DEFAULT_SAMPLER, SAMPLERS
-from tune_sparsity.tuner.searcher import OptunaSearcher
+from tune_sparsity.tuner.search.asha import Halving, rung_epochs
+from tune_sparsity.tuner.search.samplers import DEFAULT_SAMPLER, SAMPLERS
+from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.trial import trial_seed
 

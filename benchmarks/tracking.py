@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.tuner.mlflow_servers import Server
-from tune_sparsity.tuner.outbox import StudyIdentity
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
-from tune_sparsity.tuner.tracking import Tracker
+from tune_sparsity.tuner.tracking.outbox import StudyIdentity
+from tune_sparsity.tuner.tracking.tracker import Tracker
 
 TRIALS, EPOCHS, METRICS = 50, 20, 12
 WITHOUT = 6.0  # seconds that the reports take without a record

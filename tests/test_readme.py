@@ -19,7 +19,7 @@ from tune_sparsity.experiments.checks import first_fault
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.sparsity import METHODS
 from tune_sparsity.tuner.cli import _search_parser, main
-from tune_sparsity.tuner.searcher import OptunaSearcher
+from tune_sparsity.tuner.search.searcher import OptunaSearcher
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_sparsity.tuner.final_seeds import Retrained
-from tune_sparsity.tuner.mlflow_parts import model_note
 from tune_sparsity.tuner.prepare import Prepared
 from tune_sparsity.tuner.results import StudyOutcome, StudySeconds, write_results
 from tune_sparsity.tuner.study.goal import GoalKind
 from tune_sparsity.tuner.study.layout import STUDY_YAML
 from tune_sparsity.tuner.study.trial import TrialState
+from tune_sparsity.tuner.tracking.model import model_note
 
 if TYPE_CHECKING:
     from tune_sparsity.tuner.driver.study_run import StudyRun

@@ -67,7 +67,7 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
 
 def figures(study: Pictured) -> dict[str, go.Figure]:
     """The study's pictures by their short names, those left out that have nothing to show yet."""
-    from tune_sparsity.tuner.importance import importances
+    from tune_sparsity.tuner.search.importance import importances
 
     goal, records = study.goal, study.records
     best = goal.best(records)

@@ -49,6 +49,6 @@ def _spaces() -> dict[str, str]:
 
 
 def _samplers() -> dict[str, str]:
-    from tune_sparsity.tuner.samplers import DEFAULT_SAMPLER, SAMPLERS
+    from tune_sparsity.tuner.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 
     return {name: kind.what + (" (default)" if name == DEFAULT_SAMPLER else "") for name, kind in SAMPLERS.items()}

@@ -16,7 +16,7 @@ from tune_sparsity.tuner.pictures import front_figure, write_html
 from tune_sparsity.tuner.study.layout import PARETO_HTML, PICTURES_HTML
 from tune_sparsity.tuner.study.trial import TrialRecord
 from tune_sparsity.tuner.system.files import write_atomically
-from tune_sparsity.tuner.tracking import Tracker
+from tune_sparsity.tuner.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from tune_sparsity.tuner.driver.study_run import StudyRun

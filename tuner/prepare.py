@@ -24,11 +24,11 @@ from tune_sparsity.tuner.config.experiment import find_experiment, sound_data
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_driver, check_tracking_uri
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.goal_spaces import spaces_of
-from tune_sparsity.tuner.samplers import check_sampler
+from tune_sparsity.tuner.search.samplers import check_sampler
+from tune_sparsity.tuner.search.spaces import spaces_of
+from tune_sparsity.tuner.search.warm_start import WarmStart, warm_start
 from tune_sparsity.tuner.storage.s3 import Store, StoreError
 from tune_sparsity.tuner.study.goal import Goal
-from tune_sparsity.tuner.warm_start import WarmStart, warm_start
 
 _A_WHILE = 20.0  # seconds
 

@@ -19,11 +19,9 @@ from tune_sparsity.tuner.connection import Connection
 from tune_sparsity.tuner.display import Progress
 from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.final_seeds import Retrained, best_of_each, jobs, summarise
-from tune_sparsity.tuner.goal_spaces import turns
-from tune_sparsity.tuner.halving import Halving, rung_epochs
-from tune_sparsity.tuner.mlflow_parts import dataset_note
-from tune_sparsity.tuner.outbox import StudyIdentity
 from tune_sparsity.tuner.prepare import Prepared
+from tune_sparsity.tuner.search.asha import Halving, rung_epochs
+from tune_sparsity.tuner.search.spaces import turns
 from tune_sparsity.tuner.storage.claim import held
 from tune_sparsity.tuner.storage.lease import TakenOver
 from tune_sparsity.tuner.storage.sync import Mirror
@@ -31,7 +29,9 @@ from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.layout import JOURNAL
 from tune_sparsity.tuner.study.trial import TrialState
 from tune_sparsity.tuner.system.signals import interruptible, terminable
-from tune_sparsity.tuner.tracking import Tracker
+from tune_sparsity.tuner.tracking.dataset import dataset_note
+from tune_sparsity.tuner.tracking.outbox import StudyIdentity
+from tune_sparsity.tuner.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from tune_sparsity.tuner.driver.study_run import StudyRun
@@ -144,7 +144,7 @@ def _search(
     from tune_sparsity.tuner import ray_run
     from tune_sparsity.tuner.driver.study_run import StudyRun
     from tune_sparsity.tuner.live_pictures import pictures_of
-    from tune_sparsity.tuner.searcher import OptunaSearcher
+    from tune_sparsity.tuner.search.searcher import OptunaSearcher
     from tune_sparsity.tuner.study.layout import CHECKPOINTS, weights_file
     from tune_sparsity.tuner.trial import TrialSetup
 

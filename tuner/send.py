@@ -7,13 +7,13 @@ from pathlib import Path
 
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_driver
-from tune_sparsity.tuner.delivery import Sent, deliver, only_one, written_to
 from tune_sparsity.tuner.errors import UsageError, redact
-from tune_sparsity.tuner.mlflow_store import own_environment
-from tune_sparsity.tuner.outbox import end_abandoned, outbox_file
 from tune_sparsity.tuner.storage.claim import held
 from tune_sparsity.tuner.study.layout import RESULT_JSON
 from tune_sparsity.tuner.system.files import to_json, write_atomically
+from tune_sparsity.tuner.tracking.client import own_environment
+from tune_sparsity.tuner.tracking.delivery import Sent, deliver, only_one, written_to
+from tune_sparsity.tuner.tracking.outbox import end_abandoned, outbox_file
 
 
 def send_study(config: StudyConfig, *, chosen: bool) -> tuple[str, list[str]]:

@@ -51,7 +51,7 @@ class EndedStudy:
 
     def records(self) -> list[TrialRecord]:
         """All ended trials, by number."""
-        from tune_sparsity.tuner.warm_start import records_of  # brings Optuna
+        from tune_sparsity.tuner.search.journal import records_of  # brings Optuna
 
         return records_of(self.folder)
 

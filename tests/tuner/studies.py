@@ -18,7 +18,7 @@ from tune_sparsity.tuner.display import Progress
 from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.prepare import prepare
 from tune_sparsity.tuner.run import _halving
-from tune_sparsity.tuner.searcher import OptunaSearcher
+from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.study.layout import JOURNAL, weights_file
 from tune_sparsity.tuner.study.trial import TrialState
 from tune_sparsity.tuner.trial import save_weights, trial_seed

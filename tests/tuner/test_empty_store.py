@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.store.db import utils
 
-from tune_sparsity.tuner.empty_store import kept_tables, make_store
+from tune_sparsity.tuner.tracking.sqlite_template import kept_tables, make_store
 
 
 @pytest.fixture(autouse=True)

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from tests.tuner.studies import NoTracker, run_in_process
 from tune_sparsity.tuner import live_pictures
 from tune_sparsity.tuner.gallery import Pictured, best_weights, figures, page, pictured, pictures_page
-from tune_sparsity.tuner.importance import importances
 from tune_sparsity.tuner.live_pictures import LivePictures
 from tune_sparsity.tuner.network_pictures import hoyer_figure, layers_figure, training_figure, weights_figure
 from tune_sparsity.tuner.pictures import OKABE_ITO
+from tune_sparsity.tuner.search.importance import importances
 from tune_sparsity.tuner.search_pictures import (
     MOST_LINES,
     curves_figure,

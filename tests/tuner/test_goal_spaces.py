@@ -11,8 +11,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from tune_sparsity.search_spaces import BUILT_IN, load_space
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.goal_spaces import FINAL_SPARSITY, space_for, spaces_of, turns
-from tune_sparsity.tuner.searcher import OptunaSearcher
+from tune_sparsity.tuner.search.searcher import OptunaSearcher
+from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY, space_for, spaces_of, turns
 from tune_sparsity.tuner.study.goal import Goal, along_front, at_most, at_targets
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tune_sparsity.tuner.halving import Entry, Halving, Value, fronts, ranked, rung_epochs
+from tune_sparsity.tuner.search.asha import Entry, Halving, Value, fronts, ranked, rung_epochs
 
 EPOCHS = 20
 TARGET = 0.9

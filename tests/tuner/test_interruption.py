@@ -11,7 +11,7 @@ import pytest
 
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.connection import PrivateRay
-from tune_sparsity.tuner.journal import Journal
+from tune_sparsity.tuner.search.journal import Journal
 from tune_sparsity.tuner.system.signals import handled, interruptible, terminable, undisturbed
 
 

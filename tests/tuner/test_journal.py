@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
-from tune_sparsity.tuner.journal import Journal
+from tune_sparsity.tuner.search.journal import Journal
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         wait(file)
         sizes.append(os.fstat(file).st_size)
 
-    monkeypatch.setattr("tune_sparsity.tuner.journal.os.fsync", counted)
+    monkeypatch.setattr("tune_sparsity.tuner.search.journal.os.fsync", counted)
     return sizes
 
 

@@ -11,21 +11,21 @@ import pytest
 
 from tests.tuner.mlflow_servers import PASSWORD, Server, door, postgresql
 from tests.tuner.test_tracking import IDENTITY, InThread, begun, record
-from tune_sparsity.tuner import mlflow_writer
 from tune_sparsity.tuner.cli import main
 from tune_sparsity.tuner.config.tracking_uri import with_driver
-from tune_sparsity.tuner.delivery import deliver
-from tune_sparsity.tuner.outbox import end_abandoned
 from tune_sparsity.tuner.study.trial import TrialState
-from tune_sparsity.tuner.tracking import Tracker
+from tune_sparsity.tuner.tracking import writer
+from tune_sparsity.tuner.tracking.delivery import deliver
+from tune_sparsity.tuner.tracking.outbox import end_abandoned
+from tune_sparsity.tuner.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
 def _quick_writer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_writer, "GATHER", 0.1)
-    monkeypatch.setattr(mlflow_writer, "SHARE", 0)
+    monkeypatch.setattr(writer, "GATHER", 0.1)
+    monkeypatch.setattr(writer, "SHARE", 0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_sparsity.tuner.mlflow_store import by_run
-from tune_sparsity.tuner.outbox import (
+from tune_sparsity.tuner.tracking.client import by_run
+from tune_sparsity.tuner.tracking.outbox import (
     KILLED,
     PARENT,
     Note,

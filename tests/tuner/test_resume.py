@@ -22,8 +22,8 @@ from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.display import Progress
 from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.halving import Halving
-from tune_sparsity.tuner.searcher import OptunaSearcher
+from tune_sparsity.tuner.search.asha import Halving
+from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.storage.lock import alone, tidy
 from tune_sparsity.tuner.study.goal import at_targets
 from tune_sparsity.tuner.study.trial import TrialState

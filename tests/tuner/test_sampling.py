@@ -13,9 +13,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from tune_sparsity.search_spaces import Prior, Space, load_space
-from tune_sparsity.tuner.samplers import SAMPLERS, check_sampler
-from tune_sparsity.tuner.sampling import SamplingStudy, View, _places
-from tune_sparsity.tuner.searcher import Asked, OptunaSearcher
+from tune_sparsity.tuner.search.sampler_view import SamplingStudy, View, _places
+from tune_sparsity.tuner.search.samplers import SAMPLERS, check_sampler
+from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
 from tune_sparsity.tuner.study.trial import TrialRecord
 from tune_sparsity.tuner.study.trial import TrialState as State
 

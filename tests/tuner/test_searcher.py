@@ -15,8 +15,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from tune_sparsity.search_spaces import Space, load_space
 from tune_sparsity.sparsity import METHODS
-from tune_sparsity.tuner.samplers import SAMPLERS
-from tune_sparsity.tuner.searcher import Asked, OptunaSearcher
+from tune_sparsity.tuner.search.samplers import SAMPLERS
+from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 TARGET = 0.9

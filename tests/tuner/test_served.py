@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from tests.tuner.test_tracking import IDENTITY, InThread
 from tune_sparsity.experiments import Data, Experiment, find
 from tune_sparsity.experiments.base import evaluate
-from tune_sparsity.tuner.mlflow_parts import ALIAS, model_note, requirements
-from tune_sparsity.tuner.served import assemble, load
+from tune_sparsity.tuner.tracking.model import ALIAS, model_note, requirements
+from tune_sparsity.tuner.tracking.pyfunc_model import assemble, load
 
 LOAD = """
 import json, sys, mlflow, numpy as np

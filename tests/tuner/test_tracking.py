@@ -22,14 +22,14 @@ import pytest
 import torch
 
 from tune_sparsity.experiments import Data, Split
-from tune_sparsity.tuner import mlflow_writer
 from tune_sparsity.tuner.config.tracking_uri import stray_environment
-from tune_sparsity.tuner.delivery import only_one
-from tune_sparsity.tuner.mlflow_parts import dataset_note
-from tune_sparsity.tuner.mlflow_store import Owed, Store, prepare_sqlite
-from tune_sparsity.tuner.outbox import StudyIdentity
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
-from tune_sparsity.tuner.tracking import Tracker
+from tune_sparsity.tuner.tracking import writer
+from tune_sparsity.tuner.tracking.client import Owed, Store, prepare_sqlite
+from tune_sparsity.tuner.tracking.dataset import dataset_note
+from tune_sparsity.tuner.tracking.delivery import only_one
+from tune_sparsity.tuner.tracking.outbox import StudyIdentity
+from tune_sparsity.tuner.tracking.tracker import Tracker
 
 IDENTITY = StudyIdentity(study="digits-90", experiment="digits", target=0.9, method="lpss,rigl")
 MakeTracker = Callable[..., Tracker]
@@ -46,7 +46,7 @@ class WriterThread:
 
     def _serve(self, commands: TextIO, said: TextIO) -> None:
         with commands, said:
-            mlflow_writer.serve(json.loads(commands.readline()), commands, said)
+            writer.serve(json.loads(commands.readline()), commands, said)
 
     def wait(self) -> None:
         self._thread.join()
@@ -92,8 +92,8 @@ def tracker(store: Path, tmp_path: Path) -> Iterator[MakeTracker]:
 
 @pytest.fixture(autouse=True)
 def _quick_writer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_writer, "GATHER", 0.02)
-    monkeypatch.setattr(mlflow_writer, "SHARE", 0)
+    monkeypatch.setattr(writer, "GATHER", 0.02)
+    monkeypatch.setattr(writer, "SHARE", 0)
 
 
 def record(number: int, state: TrialState = TrialState.RUNNING, **known: Any) -> TrialRecord:
@@ -449,8 +449,8 @@ def test_standard_streams_stay_clean_and_mlflow_stays_out_of_the_drivers_process
     script = """
 import sys, time
 from pathlib import Path
-from tune_sparsity.tuner.outbox import StudyIdentity
-from tune_sparsity.tuner.tracking import Tracker
+from tune_sparsity.tuner.tracking.outbox import StudyIdentity
+from tune_sparsity.tuner.tracking.tracker import Tracker
 from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri
 check_tracking_uri(sys.argv[1])
 tracker = Tracker(sys.argv[1], StudyIdentity("s", "e", 0.9, "lpss"), Path(sys.argv[2]), system_metrics=True)
@@ -492,7 +492,7 @@ def test_the_runs_of_a_driver_that_is_killed_end_as_killed(store: Path, tmp_path
 import os, signal, sys
 from pathlib import Path
 from tests.tuner.test_tracking import IDENTITY, begun
-from tune_sparsity.tuner.tracking import Tracker
+from tune_sparsity.tuner.tracking.tracker import Tracker
 one = Tracker(sys.argv[1], IDENTITY, Path(sys.argv[2]))
 begun(one)
 one.log_epoch(0, 2, {"val_accuracy": 0.6})

@@ -13,10 +13,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from tune_sparsity.search_spaces import Space
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.searcher import OptunaSearcher
+from tune_sparsity.tuner.search.searcher import OptunaSearcher
+from tune_sparsity.tuner.search.warm_start import WarmStart, warm_start
 from tune_sparsity.tuner.study.layout import JOURNAL
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
-from tune_sparsity.tuner.warm_start import WarmStart, warm_start
 
 TARGET = 0.9
 ALIKE = {"experiment": "digits", "epochs": 30}

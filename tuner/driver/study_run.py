@@ -13,16 +13,16 @@ from pathlib import Path
 from tune_sparsity.tuner.checkpoints import sweep
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.display import Progress
-from tune_sparsity.tuner.halving import Halving
 from tune_sparsity.tuner.results import write_trials
-from tune_sparsity.tuner.searcher import Asked, OptunaSearcher
+from tune_sparsity.tuner.search.asha import Halving
+from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
 from tune_sparsity.tuner.study.epochs import EpochLog
 from tune_sparsity.tuner.study.front import Standing
 from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.study.layout import EPOCHS_CSV
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.system.files import write_bytes
-from tune_sparsity.tuner.tracking import Tracker
+from tune_sparsity.tuner.tracking.tracker import Tracker
 
 _FILES_EVERY = 5.0  # seconds between two writings of trials.csv while the study runs, at the least
 _FILES_SHARE = 20  # and so many times what the last took: the table of ten thousand trials takes seconds

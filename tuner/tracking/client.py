@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_sparsity.tuner.config.tracking_uri import STRAY, is_server, sqlite_file, with_driver
-from tune_sparsity.tuner.empty_store import make_store
 from tune_sparsity.tuner.errors import redact
-from tune_sparsity.tuner.outbox import PARENT, RUNNING, Note, StudyIdentity
+from tune_sparsity.tuner.tracking.outbox import PARENT, RUNNING, Note, StudyIdentity
+from tune_sparsity.tuner.tracking.sqlite_template import make_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -199,7 +199,8 @@ class Store:
         """
         from mlflow.entities import Metric, Param, RunTag
 
-        from tune_sparsity.tuner.mlflow_parts import log_dataset, log_model
+        from tune_sparsity.tuner.tracking.dataset import log_dataset
+        from tune_sparsity.tuner.tracking.model import log_model
 
         refused = list[str]()
         run_id, new = self.ensure(name, owed.started, owed.tags)

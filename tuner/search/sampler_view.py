@@ -21,7 +21,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tune_sparsity.tuner.halving import fronts
+from tune_sparsity.tuner.search.asha import fronts
 
 CONSTRAINT = "target"
 _WORST = -2.0  # below the worst of all: accuracies are at least 0, and what is missing to a target is less than 1

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tune_sparsity.tuner.outbox import PARENT, Note, append
+from tune_sparsity.tuner.tracking.outbox import PARENT, Note, append
 
 EVERY = 10.0  # seconds between two samples; MLflow's variable for it is honoured
 

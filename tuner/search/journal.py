@@ -9,9 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
+from tune_sparsity.tuner.errors import UsageError
+from tune_sparsity.tuner.study.layout import JOURNAL
+from tune_sparsity.tuner.study.trial import TrialRecord
 from tune_sparsity.tuner.system.signals import undisturbed
+
+RECORD = "record"
+"""The user attribute of an Optuna trial that holds its record."""
 
 
 class Journal(JournalFileBackend):
@@ -66,3 +73,22 @@ def _drop_torn_line(file: Path) -> None:
     text = file.read_bytes() if file.exists() else b""
     if text and not text.endswith(b"\n"):
         os.truncate(file, text.rfind(b"\n") + 1)
+
+
+def read_records(study: optuna.Study) -> list[TrialRecord]:
+    """The records of all ended trials of a study, by number."""
+    records = [
+        TrialRecord.from_dict(frozen.user_attrs[RECORD])
+        for frozen in study.get_trials(deepcopy=False)
+        if frozen.state.is_finished() and RECORD in frozen.user_attrs
+    ]
+    return sorted(records, key=lambda record: record.number)
+
+
+def records_of(folder: Path) -> list[TrialRecord]:
+    try:
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+        names = optuna.get_all_study_names(storage)
+        return read_records(optuna.load_study(study_name=names[0], storage=storage)) if names else []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder / JOURNAL} cannot be read: {error}") from None

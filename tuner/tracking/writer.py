@@ -20,9 +20,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
-from tune_sparsity.tuner.delivery import ATTEMPTS, Delivery, only_one
-from tune_sparsity.tuner.mlflow_store import one_line, own_environment, quiet_loggers
-from tune_sparsity.tuner.outbox import end_abandoned
+from tune_sparsity.tuner.tracking.client import one_line, own_environment, quiet_loggers
+from tune_sparsity.tuner.tracking.delivery import ATTEMPTS, Delivery, only_one
+from tune_sparsity.tuner.tracking.outbox import end_abandoned
 
 FLUSH, CLOSE, DEAD = "flush", "close", "dead"
 SERVER, DATABASE = "server", "database"
@@ -96,7 +96,7 @@ def serve(asked: dict[str, Any], stdin: TextIO, stdout: TextIO) -> None:
             if not (
                 sampling or failures
             ):  # not before: two threads that import MLflow at once stand in each other's way
-                from tune_sparsity.tuner.system_metrics import sample_forever
+                from tune_sparsity.tuner.tracking.system_metrics import sample_forever
 
                 threading.Thread(target=sample_forever, args=(folder,), daemon=True).start()
                 sampling = True

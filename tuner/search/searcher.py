@@ -2,7 +2,7 @@
 
 It knows nothing of Ray: whoever runs the trials asks, reports and tells. All that it knows is in Optuna's study, the
 record, which is kept in a file of the study's folder: a search that died goes on where it was, and Optuna's dashboard
-opens it. Samplers that learn do so in a study of their own (tuner.sampling).
+opens it. Samplers that learn do so in a study of their own (tuner.search.sampler_view).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, create_trial
 
 from tune_sparsity.search_spaces import Prior, Space
-from tune_sparsity.tuner.goal_spaces import FINAL_SPARSITY
-from tune_sparsity.tuner.journal import Journal
-from tune_sparsity.tuner.samplers import DEFAULT_SAMPLER, SAMPLERS, check_sampler, make_sampler
-from tune_sparsity.tuner.sampling import CONSTRAINT, SamplingStudy, View, suggest
+from tune_sparsity.tuner.search.journal import RECORD, Journal, read_records
+from tune_sparsity.tuner.search.sampler_view import CONSTRAINT, SamplingStudy, View, suggest
+from tune_sparsity.tuner.search.samplers import DEFAULT_SAMPLER, SAMPLERS, check_sampler, make_sampler
+from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY
+from tune_sparsity.tuner.search.warm_start import WarmStart
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
-from tune_sparsity.tuner.warm_start import RECORD, WarmStart, read_records
 
 _METHOD = "method"
 _EARLIER = "earlier"  # the study's attribute that holds the records of other studies' trials
@@ -47,7 +47,7 @@ class OptunaSearcher:
         spaces: one for each method; with several, the method itself is a searched parameter and every method's
             parameters are named METHOD.PARAMETER in Optuna.
         target: the constraint, in [0, 1).
-        sampler: one of tuner.samplers.SAMPLERS.
+        sampler: one of tuner.search.samplers.SAMPLERS.
         front: whether the whole front is wanted; else the sampler looks for the best accuracy that is feasible. The
             record has both objectives in either case.
         seed: of the sampler.

@@ -1,7 +1,7 @@
 """The study's record in MLflow: one parent run a study, one nested run a trial.
 
 Nothing here holds the search up. `Tracker` notes what there is to tell in the study's outbox, in microseconds, and a
-process beside it delivers the notes in batches (tuner.mlflow_writer). What cannot arrive now is tried again, and what
+process beside it delivers the notes in batches (tuner.tracking.writer). What cannot arrive now is tried again, and what
 has not arrived at the end stays in the outbox and is told in `Tracker.problems`, never raised into the search.
 """
 
@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from tune_sparsity.tuner import mlflow_writer
 from tune_sparsity.tuner.config.tracking_uri import is_server
-from tune_sparsity.tuner.delivery import ATTEMPTS
 from tune_sparsity.tuner.errors import redact
-from tune_sparsity.tuner.outbox import KILLED, PARENT, RUNNING, UNENDED, Outbox, StudyIdentity
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState, trial_name
 from tune_sparsity.tuner.system.processes import own_process
+from tune_sparsity.tuner.tracking import writer
+from tune_sparsity.tuner.tracking.delivery import ATTEMPTS
+from tune_sparsity.tuner.tracking.outbox import KILLED, PARENT, RUNNING, UNENDED, Outbox, StudyIdentity
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,7 +52,7 @@ def _timed(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate
 def begin_writer(uri: str) -> subprocess.Popen[str]:
     """Starts the process that will deliver a study's record to the store at this URI, and loads MLflow first."""
     return subprocess.Popen(
-        own_process(mlflow_writer.__name__, mlflow_writer.SERVER if is_server(uri) else mlflow_writer.DATABASE),
+        own_process(writer.__name__, writer.SERVER if is_server(uri) else writer.DATABASE),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # until it knows the study
@@ -107,7 +107,7 @@ class Tracker:
         self._noting = threading.Lock()  # pictures come from a thread of their own
         self._changed = threading.Condition()
         self._status: dict[str, Any] = {"offset": 0, "failures": 0, "error": "", "refused": [], "unsent": 0}
-        self._log = mlflow_writer.log_file(folder)
+        self._log = writer.log_file(folder)
         session = self._outbox.session
         hello = {"uri": uri, "folder": str(folder.absolute()), "session": session, "system_metrics": system_metrics}
         self._writer = self._start(hello)
@@ -147,7 +147,7 @@ class Tracker:
         """Begins the parent run, or takes it up again.
 
         Args:
-            more: `dataset`, as `tuner.mlflow_parts.dataset_note` gives it.
+            more: `dataset`, as `tuner.tracking.dataset.dataset_note` gives it.
         """
         self._note(PARENT, params=params, tags=tags, status=RUNNING, **more)
 
@@ -191,10 +191,10 @@ class Tracker:
 
         Args:
             folders: the networks'.
-            model: the best network, as `tuner.mlflow_parts.model_note` gives it.
+            model: the best network, as `tuner.tracking.model.model_note` gives it.
         """
         self._note(PARENT, files=folders, model=dict(model or {}))
-        self._ask(mlflow_writer.FLUSH)
+        self._ask(writer.FLUSH)
 
     @_timed
     def finish_study(
@@ -228,7 +228,7 @@ class Tracker:
             Whether all has arrived.
         """
         wanted = self._outbox.size()
-        self._ask(mlflow_writer.FLUSH)
+        self._ask(writer.FLUSH)
         with self._changed:
             self._changed.wait_for(
                 lambda: self._arrived(wanted) or self._status["failures"] >= ATTEMPTS or not self._thread.is_alive(),
@@ -250,7 +250,7 @@ class Tracker:
         if not self._finished:
             self._kill_trials()
             self._note(PARENT, status=KILLED)
-        self._ask(mlflow_writer.CLOSE)
+        self._ask(writer.CLOSE)
         self._heard, deadline = time.monotonic(), None if timeout is None else time.monotonic() + timeout
         while self._thread.is_alive():
             self._thread.join(0.2)
@@ -296,7 +296,7 @@ class Tracker:
         try:
             self._writer.stdin.write(f"{line}\n")
             self._writer.stdin.flush()
-            if line == mlflow_writer.CLOSE:
+            if line == writer.CLOSE:
                 self._writer.stdin.close()
         except (OSError, ValueError):  # it died, or has been closed: `problems` says so
             pass

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tune_sparsity.tuner.system.patching import replaced
+from tune_sparsity.tuner.tracking.dataset import tensor_spec
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,41 +29,7 @@ ALIAS = "champion"
 SERVED = "model"  # the folder, under STUDY/tracking, of what the logged model holds
 EXAMPLE = "example.npy"
 _EXAMPLES = 2  # inputs in the input example
-_DIGEST = 36  # MLflow's limit, in characters
 _REQUIRED = ("tune-sparsity", "mlflow", "numpy", "safetensors", "scikit-learn", "torch", "torchvision")
-
-
-def dataset_note(experiment: str, data: Data, checksum: str) -> dict[str, Any]:
-    """The data set: its name, sizes and types, and its checksum, of which MLflow's digest has the first 36 digits."""
-    x, y = data.train
-    return {
-        "name": experiment,
-        "digest": checksum[:_DIGEST],
-        "checksum": checksum,
-        "features": [_dtype(x), list(x.shape[1:])],
-        "targets": [_dtype(y), list(y.shape[1:])],
-        "examples": {"train": len(x), "validation": len(data.val.x), "test": len(data.test.x)},
-    }
-
-
-def log_dataset(client: MlflowClient, run_id: str, note: Mapping[str, Any]) -> None:
-    """Logs the data set as the run's input."""
-    from mlflow.data.code_dataset_source import CodeDatasetSource
-    from mlflow.data.schema import TensorDatasetSchema
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-    from mlflow.types import Schema
-
-    features, targets = (Schema([_spec(*note[name])]) for name in ("features", "targets"))
-    source = CodeDatasetSource({"mlflow.source.name": f"experiment {note['name']}", "sha256": note["checksum"]})
-    dataset = Dataset(
-        name=note["name"],
-        digest=note["digest"],
-        source_type="code",
-        source=source.to_json(),
-        schema=json.dumps(TensorDatasetSchema(features=features, targets=targets).to_dict()),
-        profile=json.dumps({"examples": note["examples"], "sha256": note["checksum"]}),
-    )
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
 def model_note(
@@ -87,7 +53,7 @@ def model_note(
         metrics: what was measured of it.
         register: under which name it goes into the registry; None: it does not.
     """
-    from tune_sparsity.tuner.served import assemble, load
+    from tune_sparsity.tuner.tracking.pyfunc_model import assemble, load
 
     folder = study_folder / "tracking" / SERVED
     shutil.rmtree(folder, ignore_errors=True)
@@ -156,14 +122,14 @@ def _upload(client: MlflowClient, model: Any, run_id: str, study_folder: Path, n
     about = Model(
         artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id
     )
-    signature = ModelSignature(Schema([_spec(*note["inputs"])]), Schema([_spec(*note["outputs"])]))
+    signature = ModelSignature(Schema([tensor_spec(*note["inputs"])]), Schema([tensor_spec(*note["outputs"])]))
     # MLflow would look for two seconds through all that is installed for versions other than those required: they are
     # those that are installed.
     unneeded = replaced(mlflow.utils.environment, "warn_dependency_requirement_mismatches", lambda required: None)
     with tempfile.TemporaryDirectory() as folder, unneeded:
         mlflow.pyfunc.save_model(
             path=f"{folder}/model",
-            loader_module="tune_sparsity.tuner.served",
+            loader_module="tune_sparsity.tuner.tracking.pyfunc_model",
             data_path=str(study_folder / note["folder"]),
             mlflow_model=about,
             signature=signature,
@@ -206,13 +172,3 @@ def _current_store(uri: str) -> Iterator[None]:
         yield
     finally:
         mlflow.set_tracking_uri(before)
-
-
-def _spec(dtype: str, shape: list[int]) -> Any:
-    from mlflow.types import TensorSpec
-
-    return TensorSpec(np.dtype(dtype), (-1, *shape))
-
-
-def _dtype(tensor: Any) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

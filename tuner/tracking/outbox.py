@@ -51,8 +51,8 @@ class Note:
     metrics: dict[str, float] = field(default_factory=dict)
     status: str = ""  # MLflow's
     files: list[str] = field(default_factory=list)  # artifacts, relative to the study's folder; a folder keeps its name
-    dataset: dict[str, Any] = field(default_factory=dict)  # as tuner.mlflow_parts takes it
-    model: dict[str, Any] = field(default_factory=dict)  # as tuner.mlflow_parts takes it
+    dataset: dict[str, Any] = field(default_factory=dict)  # as tuner.tracking.model takes it
+    model: dict[str, Any] = field(default_factory=dict)  # as tuner.tracking.model takes it
     begin: str = ""  # a process of the driver's begins: it is this one that appends from here on
 
     def line(self) -> str:

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tune_sparsity.tuner.errors import redact
-from tune_sparsity.tuner.mlflow_store import Store, by_run, one_line
-from tune_sparsity.tuner.outbox import PARENT, outbox_file, read_identity, read_notes
 from tune_sparsity.tuner.system.files import write_atomically
+from tune_sparsity.tuner.tracking.client import Store, by_run, one_line
+from tune_sparsity.tuner.tracking.outbox import PARENT, outbox_file, read_identity, read_notes
 
 SENT, LOCK = "sent.json", "lock"
 PART = 1 << 20  # bytes of the outbox that are sent together

@@ -32,10 +32,10 @@ class SamplerKind:
         front: whether it can search a whole front, that is two objectives at once. Those that cannot search the best
             accuracy at a target.
         methods: whether it can search several methods in one study.
-        own_study: whether it learns from a study of its own (tuner.sampling) instead of from the record.
+        own_study: whether it learns from a study of its own (tuner.search.sampler_view) instead of from the record.
         constraint: whether it takes the constraint itself. Where it does not, an infeasible trial is told to it as
             worse than every feasible one (Deb's rule).
-        most: trials that it sees; see tuner.sampling.
+        most: trials that it sees; see tuner.search.sampler_view.
         startup: trials from the priors before it learns.
         anew: whether it is made anew for every trial, keeping nothing but the trials themselves: a search that goes on
             after a crash then proposes what it would have proposed.

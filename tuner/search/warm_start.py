@@ -7,23 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import optuna
 import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages.journal import JournalFileBackend
 
 from tune_sparsity.search_spaces import Space
 from tune_sparsity.search_spaces.priors import nearest, same
 from tune_sparsity.tuner.config.study_config import study_in
 from tune_sparsity.tuner.errors import UsageError
+from tune_sparsity.tuner.search.journal import records_of
 from tune_sparsity.tuner.storage.local_copy import looked_at
 from tune_sparsity.tuner.storage.s3 import Store
 from tune_sparsity.tuner.study.layout import JOURNAL
 from tune_sparsity.tuner.study.pareto import best_trial
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
-
-RECORD = "record"
-"""The user attribute of an Optuna trial that holds its record."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +71,6 @@ def warm_start(
     return WarmStart(tuple(trials), tuple(points))
 
 
-def read_records(study: optuna.Study) -> list[TrialRecord]:
-    """The records of all ended trials of a study, by number."""
-    records = [
-        TrialRecord.from_dict(frozen.user_attrs[RECORD])
-        for frozen in study.get_trials(deepcopy=False)
-        if frozen.state.is_finished() and RECORD in frozen.user_attrs
-    ]
-    return sorted(records, key=lambda record: record.number)
-
-
 def _folder(study: str, storage: Path | Store) -> Path:
     if isinstance(storage, Store):
         return _copied(study, storage)
@@ -120,15 +106,6 @@ def _config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError):
         config = None
     return config if isinstance(config, dict) else {}
-
-
-def records_of(folder: Path) -> list[TrialRecord]:
-    try:
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-        names = optuna.get_all_study_names(storage)
-        return read_records(optuna.load_study(study_name=names[0], storage=storage)) if names else []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder / JOURNAL} cannot be read: {error}") from None
 
 
 def _agrees(params: dict[str, Any], space: Space) -> bool:

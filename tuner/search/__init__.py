@@ -1,0 +1,1 @@
+"""Proposes trials and stops hopeless ones. The only package that imports Optuna."""
