@@ -237,7 +237,7 @@ def corrupted(folder: Path) -> list[str]:
     """Files that cannot be read as what they are, and files that should not be there."""
     from safetensors import safe_open
 
-    from tune_sparsity.tuner.checkpoints import read
+    from tune_sparsity.tuner.worker.checkpoints import read
 
     def tensors(path: Path) -> None:
         if path.parent.name == ".checkpoints":

@@ -30,10 +30,10 @@ from ray.tune.execution import tune_controller
 from benchmarks.driver import Simulated, peak_mib, study_in
 from tune_sparsity.experiments import find
 from tune_sparsity.tuner import ray_run
-from tune_sparsity.tuner.cluster import connected
+from tune_sparsity.tuner.cluster.join import connected
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.search.searcher import Asked
-from tune_sparsity.tuner.trial import EPOCHS, FAILURE, FINAL, FINAL_SPARSITY, TrialSetup
+from tune_sparsity.tuner.worker.trainable import EPOCHS, FAILURE, FINAL, FINAL_SPARSITY, TrialSetup
 
 
 class Clock:

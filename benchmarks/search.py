@@ -42,7 +42,7 @@ from tune_sparsity.tuner.search.asha import Halving, rung_epochs
 from tune_sparsity.tuner.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
-from tune_sparsity.tuner.trial import trial_seed
+from tune_sparsity.tuner.worker.trainable import trial_seed
 
 TARGET = 0.9
 RANDOM_TRIALS, TRIALS = 64, 32

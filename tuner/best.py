@@ -122,7 +122,7 @@ def mask_names(stored: Mapping[str, Any]) -> list[str]:
 
 
 def split_masks(stored: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """What `tuner.trial.save_weights` wrote, as the network's state_dict and the masks by their weights' names."""
+    """What `tuner.worker.trainable.save_weights` wrote, as the network's state_dict and the masks by their weights' names."""
     masks = {name: stored[f"{name}{_MASK}"] for name in mask_names(stored)}
     return {name: tensor for name, tensor in stored.items() if not name.endswith(_MASK)}, masks
 

@@ -217,7 +217,7 @@ def _list(arguments: list[str]) -> int:
 
 def _run(config: Any, *, as_json: bool, resume: bool) -> int:
     """Prepares and runs a study, and says how it went."""
-    from tune_sparsity.tuner.connection import connection, is_sound
+    from tune_sparsity.tuner.cluster.connection import connection, is_sound
     from tune_sparsity.tuner.tracking.tracker import writer_ahead
 
     def died() -> NoReturn:

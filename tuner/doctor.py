@@ -19,7 +19,8 @@ from tune_sparsity.tuner.errors import UsageError, redact
 from tune_sparsity.tuner.storage.s3 import Store
 
 if TYPE_CHECKING:
-    from tune_sparsity.tuner.nodes import Answer, Node
+    from tune_sparsity.tuner.cluster.node import Node
+    from tune_sparsity.tuner.cluster.nodes import Answer
 
 _GPU_CONTEXT = 1024  # MiB that a trial on a GPU takes at the least: CUDA's context and libraries, and a small network
 
@@ -47,7 +48,7 @@ def examine(config: StudyConfig) -> Iterator[Finding]:
 
     try:
         check_address(config.address)
-        from tune_sparsity.tuner.cluster import connected
+        from tune_sparsity.tuner.cluster.join import connected
 
         with connected(config.model_copy(update={"trials": os.cpu_count()})):  # the whole machine, if it is this one
             yield from _cluster(config)
@@ -140,7 +141,7 @@ def _database(uri: str, shown: str, here: str) -> Finding:
 
 def _cluster(config: StudyConfig) -> Iterator[Finding]:
     """Of the connected cluster."""
-    from tune_sparsity.tuner import nodes as cluster
+    from tune_sparsity.tuner.cluster import nodes as cluster
     from tune_sparsity.tuner.ray_run import gpus_per_trial
 
     there = cluster.nodes()
@@ -186,8 +187,8 @@ def authentication(address: str | None) -> Finding:
 
 def versions(answers: Sequence[Answer]) -> Iterator[Finding]:
     """What each node runs beside what this process runs."""
-    from tune_sparsity.tuner.node_probe import versions as here
-    from tune_sparsity.tuner.nodes import differences
+    from tune_sparsity.tuner.cluster.node_probe import versions as here
+    from tune_sparsity.tuner.cluster.nodes import differences
 
     for answer in answers:
         topic = f"versions on {answer.node.address}"
@@ -204,7 +205,7 @@ def versions(answers: Sequence[Answer]) -> Iterator[Finding]:
 
 def shared_storage(storage: Path | Store, answers: Sequence[Answer]) -> Finding:
     """Whether all nodes see what the driver writes, and the driver what they write."""
-    from tune_sparsity.tuner.nodes import EACH_NODE
+    from tune_sparsity.tuner.cluster.nodes import EACH_NODE
 
     wrong = [f"{answer.node.address} {answer.storage}" for answer in answers if answer.storage]
     stored = isinstance(storage, Store)

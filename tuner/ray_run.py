@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import ray
 from ray import cloudpickle, tune
-from ray.air._internal import usage
-from ray.train._internal import storage
 from ray.tune.error import TuneError
-from ray.tune.execution.class_cache import _ActorClassCache
-from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
-from ray.tune.impl.tuner_internal import TunerInternal
 from ray.tune.search import Searcher
 
+from tune_sparsity.tuner.cluster.nodes import nodes
+from tune_sparsity.tuner.cluster.ray_patches import in_waiting_processes, lost_while_waiting, tuner_here, without_mlflow
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.errors import UsageError, disk_error, one_line
-from tune_sparsity.tuner.nodes import nodes
 from tune_sparsity.tuner.scheduler import StudyScheduler
 from tune_sparsity.tuner.study.trial import TrialState, trial_name
-from tune_sparsity.tuner.system.patching import replaced
-from tune_sparsity.tuner.trial import (
+from tune_sparsity.tuner.worker.trainable import (
     AGAIN,
     DISK,
     EPOCHS,
@@ -220,8 +213,8 @@ def run_trials(
         tune.with_parameters(TrialTrainable, shared=setup, arrays=arrays), {"cpu": config.cpus_per_trial, "gpu": gpus}
     )
     try:
-        with _in_waiting_processes(config), _without_mlflow(), _lost_while_waiting():
-            results = _tuner(scratch)(
+        with in_waiting_processes(config), without_mlflow(), lost_while_waiting():
+            results = tuner_here(scratch)(
                 trainable=trainable,
                 tune_config=tune.TuneConfig(
                     search_alg=_Searcher(study, names, stop),
@@ -250,50 +243,6 @@ def run_trials(
         return {}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _without_mlflow() -> AbstractContextManager[None]:
-    """Tune, which counts the callbacks of every kind for Ray's statistics, would load MLflow to know its own for it."""
-    return replaced(usage, "tag_callbacks", lambda callbacks: False)
-
-
-def _lost_while_waiting() -> AbstractContextManager[None]:
-    """A trial that waits for a process which is gone, because the trial before it, or all of the node, took it along,
-    gets another one, as a trial that runs does. Tune would take it for failed, and count the one loss twice."""
-    process_failure = TuneController._process_trial_failure
-
-    def process(tune: TuneController, trial: Trial, exception: Any) -> None:
-        tune._resetting_trials.discard(trial)  # else it would wait for the lost process for good
-        if trial.status == Trial.PENDING and isinstance(exception, ray.exceptions.RayActorError):
-            if trial not in tune._trial_to_actor:
-                return  # it has been told of the loss, and waits for a process already
-            if trial in tune._staged_trials:
-                tune._unstage_trial_with_resources(trial)
-            tune._set_trial_status(trial, Trial.RUNNING)  # of which Tune tries again what is lost
-        process_failure(tune, trial, exception)
-
-    return replaced(TuneController, "_process_trial_failure", process)
-
-
-@contextmanager
-def _in_waiting_processes(config: StudyConfig) -> Iterator[None]:
-    """On a Ray of our own, trials run in the processes that are there and have loaded their libraries. Tune would have
-    Ray start others, since it gives its actors an environment; in a Ray of our own all have it anyway."""
-    if config.address is not None:
-        yield
-        return
-    plain = replaced(_ActorClassCache, "get", lambda cache, cls: cache._cache.setdefault(cls, ray.remote(cls)))
-    with plain:
-        yield
-
-
-def _tuner(scratch: Path) -> Callable[..., Any]:
-    """Ray Tune's controller in this process. Under Ray Client it would run on the cluster, where our threads, files and
-    MLflow are not; and here there is no node of Ray's whose folder it could use."""
-    if not ray.util.client.ray.is_connected():
-        return tune.Tuner
-    storage._get_ray_train_session_dir = lambda: str(scratch / "client")
-    return partial(TunerInternal, _tuner_kwargs={"_remote": False})
 
 
 def train_again(

@@ -11,11 +11,10 @@ from pathlib import Path
 from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
-from tune_sparsity.tuner.checkpoints import sweep
+from tune_sparsity.tuner.cluster.connection import Connection
 from tune_sparsity.tuner.conclusion import Finished, Times, conclude
 from tune_sparsity.tuner.config.files import write_study_yaml
 from tune_sparsity.tuner.config.study_config import StudyConfig
-from tune_sparsity.tuner.connection import Connection
 from tune_sparsity.tuner.display import Progress
 from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.final_seeds import Retrained, best_of_each, jobs, summarise
@@ -32,10 +31,11 @@ from tune_sparsity.tuner.system.signals import interruptible, terminable
 from tune_sparsity.tuner.tracking.dataset import dataset_note
 from tune_sparsity.tuner.tracking.outbox import StudyIdentity
 from tune_sparsity.tuner.tracking.tracker import Tracker
+from tune_sparsity.tuner.worker.checkpoints import sweep
 
 if TYPE_CHECKING:
     from tune_sparsity.tuner.driver.study_run import StudyRun
-    from tune_sparsity.tuner.trial import TrialSetup
+    from tune_sparsity.tuner.worker.trainable import TrialSetup
 
 AT_ONCE = 5.0  # seconds that MLflow has when a study ends unexpectedly; what it lacks then, resuming brings it
 
@@ -78,7 +78,7 @@ def run_study(
         stack.enter_context(redirect_stdout(sys.stderr))
         ray.begin()
         from tune_sparsity.tuner import ray_run  # takes seconds, in which a Ray of our own starts
-        from tune_sparsity.tuner.node_data import for_workers
+        from tune_sparsity.tuner.cluster.node_data import for_workers
 
         ray.wait()
         gpus = ray_run.gpus_per_trial(config)
@@ -146,7 +146,7 @@ def _search(
     from tune_sparsity.tuner.live_pictures import pictures_of
     from tune_sparsity.tuner.search.searcher import OptunaSearcher
     from tune_sparsity.tuner.study.layout import CHECKPOINTS, weights_file
-    from tune_sparsity.tuner.trial import TrialSetup
+    from tune_sparsity.tuner.worker.trainable import TrialSetup
 
     config, goal = prepared.config, prepared.goal
     weights_folder = config.folder / ".weights"

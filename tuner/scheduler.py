@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune_sparsity.tuner.driver.study_run import StudyRun
-from tune_sparsity.tuner.trial import EPOCHS, FINAL_SPARSITY
+from tune_sparsity.tuner.worker.trainable import EPOCHS, FINAL_SPARSITY
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController

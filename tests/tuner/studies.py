@@ -21,7 +21,7 @@ from tune_sparsity.tuner.run import _halving
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.study.layout import JOURNAL, weights_file
 from tune_sparsity.tuner.study.trial import TrialState
-from tune_sparsity.tuner.trial import save_weights, trial_seed
+from tune_sparsity.tuner.worker.trainable import save_weights, trial_seed
 
 
 class NoTracker:

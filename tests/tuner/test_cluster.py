@@ -13,11 +13,12 @@ from typing import Any
 import psutil
 import pytest
 
-from tune_sparsity.tuner import node_probe, nodes, ray_node
-from tune_sparsity.tuner.cluster import refusal, runtime_environment
+from tune_sparsity.tuner.cluster import node_probe, nodes, private_ray_main
+from tune_sparsity.tuner.cluster.join import refusal, runtime_environment
+from tune_sparsity.tuner.cluster.node import Node
+from tune_sparsity.tuner.cluster.nodes import Answer, compared, differences
+from tune_sparsity.tuner.cluster.private_ray import NodeProcess
 from tune_sparsity.tuner.config.study_config import JOB, make_config
-from tune_sparsity.tuner.node_process import NodeProcess
-from tune_sparsity.tuner.nodes import Answer, Node, compared, differences
 from tune_sparsity.tuner.storage.places import Folder
 
 HERE = node_probe.versions()
@@ -31,9 +32,9 @@ def answer(address: str = "10.0.0.2", **other: str) -> Answer:
 
 
 def cpus_wanted(monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, **options: Any) -> int:
-    monkeypatch.setattr(ray_node.os, "sched_getaffinity", lambda process: set(range(cores)))
-    monkeypatch.setattr(ray_node.NvidiaGPUAcceleratorManager, "get_current_node_num_accelerators", lambda: gpus)
-    return ray_node.cpus_in_use(**{**ORDINARY, **options})
+    monkeypatch.setattr(private_ray_main.os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setattr(private_ray_main.NvidiaGPUAcceleratorManager, "get_current_node_num_accelerators", lambda: gpus)
+    return private_ray_main.cpus_in_use(**{**ORDINARY, **options})
 
 
 ORDINARY = {"cpus_per_trial": 1.0, "gpus_per_trial": "auto", "trials": 32, "concurrency": None}
@@ -63,27 +64,29 @@ def test_a_private_ray_has_the_cpus_of_the_trials_that_run_at_once(
 def test_a_private_ray_that_was_slow_to_start_is_started_again(
     failures: int, tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, commands = list[ray_node.parameter.RayParams](), list[list[str]]()
-    monkeypatch.setattr(ray_node.services, "start_ray_process", lambda command, kind: commands.append(command))
-    monkeypatch.setattr(ray_node.tokens, "ensure_token_if_auth_enabled", lambda **options: None)
+    calls, commands = list[private_ray_main.parameter.RayParams](), list[list[str]]()
+    monkeypatch.setattr(private_ray_main.services, "start_ray_process", lambda command, kind: commands.append(command))
+    monkeypatch.setattr(private_ray_main.tokens, "ensure_token_if_auth_enabled", lambda **options: None)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
     class Node:
         def __init__(self, params: Any, **options: object) -> None:
             calls.append(params)
-            ray_node.services.start_ray_process(["gcs"], "gcs_server")
-            ray_node.services.start_ray_process(["raylet", "--runtime_env_agent_command=python main.py"], "raylet")
+            private_ray_main.services.start_ray_process(["gcs"], "gcs_server")
+            private_ray_main.services.start_ray_process(
+                ["raylet", "--runtime_env_agent_command=python main.py"], "raylet"
+            )
             if len(calls) <= failures:
                 raise Exception("The current node timed out during startup. This could happen because ...")
 
         def start_api_server(self) -> None: ...
 
-    monkeypatch.setattr(ray_node.node, "Node", Node)
+    monkeypatch.setattr(private_ray_main.node, "Node", Node)
     if failures < 3:
-        assert isinstance(ray_node.start(1, ahead=True), Node)
+        assert isinstance(private_ray_main.start(1, ahead=True), Node)
     else:
         with pytest.raises(Exception, match="timed out"):
-            ray_node.start(1, ahead=True)
+            private_ray_main.start(1, ahead=True)
     assert [params.num_cpus for params in calls] == [1] * tries
     with_agents = ["raylet", "--runtime_env_agent_command=python main.py"]
     assert "python main.py" not in " ".join(commands[1])
@@ -95,7 +98,7 @@ def test_a_private_ray_that_was_slow_to_start_is_started_again(
 def test_a_private_ray_has_no_agents_and_leaves_nothing_behind() -> None:
     code = """
 import json, psutil, ray
-from tune_sparsity.tuner.cluster import connected
+from tune_sparsity.tuner.cluster.join import connected
 from tune_sparsity.tuner.config.study_config import make_config
 with connected(make_config({"target": 0.9, "concurrency": 1})):
     value = ray.get(ray.remote(lambda: 41).remote()) + 1
@@ -127,9 +130,9 @@ def test_another_error_at_the_start_is_not_tried_again(monkeypatch: pytest.Monke
         calls.append(options)
         raise RuntimeError("no space left")
 
-    monkeypatch.setattr(ray_node.node.Node, "__init__", refuse)
+    monkeypatch.setattr(private_ray_main.node.Node, "__init__", refuse)
     with pytest.raises(RuntimeError, match="no space"):
-        ray_node.start(1, ahead=False)
+        private_ray_main.start(1, ahead=False)
     assert len(calls) == 1
 
 

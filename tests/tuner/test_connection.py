@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from tune_sparsity.tuner.cluster.connection import PrivateRay, RunningCluster, connection, is_sound
 from tune_sparsity.tuner.config.study_config import make_config
-from tune_sparsity.tuner.connection import PrivateRay, RunningCluster, connection, is_sound
 
 SCRIPT = """
 import json, os, sys, time, psutil
 from tune_sparsity.tuner.config.study_config import make_config
-from tune_sparsity.tuner.connection import connection
+from tune_sparsity.tuner.cluster.connection import connection
 
 def trees():
     return [p.cmdline() for p in psutil.Process().children(recursive=True)]
@@ -29,7 +29,7 @@ with connection(make_config({"target": 0.9, "concurrency": 2}).resolved(), ahead
 
     class Actor:
         def __init__(self):
-            self.had = "tune_sparsity.tuner.trial" in sys.modules  # before anybody asked for it
+            self.had = "tune_sparsity.tuner.worker.trainable" in sys.modules  # before anybody asked for it
         def facts(self):
             return self.had, os.getpid(), os.environ["OMP_NUM_THREADS"], os.getppid()
 
@@ -78,7 +78,7 @@ def test_its_processes_are_few_and_have_loaded_what_trials_need(begun: str) -> N
 ABANDONED = """
 import psutil, time
 from tune_sparsity.tuner.config.study_config import make_config
-from tune_sparsity.tuner.connection import connection
+from tune_sparsity.tuner.cluster.connection import connection
 
 with connection(make_config({"target": 0.9, "concurrency": 2}).resolved(), ahead=True):
     end = time.monotonic() + 60
@@ -116,7 +116,7 @@ def test_why_ray_does_not_start_is_raised_to_who_waits(monkeypatch: pytest.Monke
 LOST = """
 import os, signal, sys, time, psutil
 from tune_sparsity.tuner.config.study_config import make_config
-from tune_sparsity.tuner.connection import connection
+from tune_sparsity.tuner.cluster.connection import connection
 
 with connection(make_config({"target": 0.9, "concurrency": 1}).resolved()) as connected:
     connected.share(lambda: True)

@@ -13,8 +13,10 @@ import pytest
 
 from tests.tuner.conftest import run_command
 from tune_sparsity.sparsity.optim import fused
-from tune_sparsity.tuner import node_probe
 from tune_sparsity.tuner.cli import main
+from tune_sparsity.tuner.cluster import node_probe
+from tune_sparsity.tuner.cluster.node import Node
+from tune_sparsity.tuner.cluster.nodes import Answer
 from tune_sparsity.tuner.doctor import (
     Finding,
     authentication,
@@ -26,7 +28,6 @@ from tune_sparsity.tuner.doctor import (
     tracking,
     versions,
 )
-from tune_sparsity.tuner.nodes import Answer, Node
 
 NODE = Node("id", "10.0.0.2", 4, 1)
 

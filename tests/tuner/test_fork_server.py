@@ -15,16 +15,16 @@ from typing import Any
 import psutil
 import pytest
 
-from tune_sparsity.tuner import fork_server as fork_server_module
-from tune_sparsity.tuner import forked_worker
-from tune_sparsity.tuner.forked_worker import FORKED, SERVER
+from tune_sparsity.tuner.cluster import fork_client
+from tune_sparsity.tuner.cluster import fork_server as fork_server_module
+from tune_sparsity.tuner.cluster.fork_client import FORKED, SERVER
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux alone")
 
 PROBE = """
 import json, os, random, signal, sys
 import numpy as np
-had = {name: name in sys.modules for name in ("torch", "ray", "tune_sparsity.tuner.trial")}
+had = {name: name in sys.modules for name in ("torch", "ray", "tune_sparsity.tuner.worker.trainable")}
 import ray, threading
 names = [ray.ObjectRef.from_random().hex() for _ in range(3)]
 thread = threading.Thread(target=lambda: names.append(ray.ObjectRef.from_random().hex()))
@@ -43,7 +43,7 @@ sys.exit(3)
 
 def workers(script: Path, server: dict[str, str], count: int = 1, **variables: str) -> list[dict[str, Any]]:
     """What the workers say that forked_worker.py starts in place of Ray's script."""
-    command = [sys.executable, forked_worker.__file__, "--language=PYTHON", str(script), "--node-id=7"]
+    command = [sys.executable, fork_client.__file__, "--language=PYTHON", str(script), "--node-id=7"]
     environment = {**os.environ, "RAY_JOB_ID": "ffffffff", **server, **variables}
     started = [
         subprocess.Popen(command, env=environment, cwd=script.parent, stdout=subprocess.PIPE, preexec_fn=_as_ray_does)
@@ -61,7 +61,7 @@ def _as_ray_does() -> None:
 
 SERVING = """
 import sys
-from tune_sparsity.tuner.fork_server import ForkServer
+from tune_sparsity.tuner.cluster.fork_server import ForkServer
 with ForkServer() as server:
     print(*server.variables.values(), flush=True)
     server.fork(lambda: True)
@@ -95,7 +95,7 @@ def script(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_a_worker_has_what_was_loaded_and_is_a_process_of_its_own(server: dict[str, str], script: Path) -> None:
     first, second = workers(script, server, 2, MINE="é")
-    assert first["had"] == {"torch": True, "ray": True, "tune_sparsity.tuner.trial": True}
+    assert first["had"] == {"torch": True, "ray": True, "tune_sparsity.tuner.worker.trainable": True}
     assert first["parent"] == second["parent"]
     assert first["leads"] is second["leads"] is True
     assert first["arguments"] == [str(script), "--node-id=7"]
@@ -123,10 +123,10 @@ def test_another_environment_of_rays_is_left_to_ray(server: dict[str, str], scri
 @pytest.mark.parametrize("option", ["--language=JAVA", '--serialized-runtime-env-context={"env_vars": {"A": "1"}}'])
 def test_another_kind_of_worker_is_left_to_ray(option: str, script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     became: list[list[str]] = []
-    monkeypatch.setattr(forked_worker, "ask", lambda *args: pytest.fail("asked"))
+    monkeypatch.setattr(fork_client, "ask", lambda *args: pytest.fail("asked"))
     monkeypatch.setattr(os, "execv", lambda path, arguments: became.append(arguments))
     monkeypatch.setenv(SERVER, "/nowhere")
-    forked_worker.main([option, str(script), "--node-id=7"])
+    fork_client.main([option, str(script), "--node-id=7"])
     assert became == [[sys.executable, str(script.parent / "setup_worker.py"), option, str(script), "--node-id=7"]]
 
 
@@ -183,7 +183,7 @@ def test_it_leaves_nothing_behind_and_dies_with_its_original(killed: bool) -> No
 
 
 def test_where_ray_is_loaded_already_workers_are_left_to_ray(tmp_path: Path) -> None:
-    code = "import ray; from tune_sparsity.tuner.fork_server import ForkServer\n"
+    code = "import ray; from tune_sparsity.tuner.cluster.fork_server import ForkServer\n"
     code += "with ForkServer() as s: s.fork(bool); print(s.variables)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "{}", done.stderr

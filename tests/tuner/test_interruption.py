@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from tune_sparsity.tuner.cluster.connection import PrivateRay
 from tune_sparsity.tuner.config.study_config import make_config
-from tune_sparsity.tuner.connection import PrivateRay
 from tune_sparsity.tuner.search.journal import Journal
 from tune_sparsity.tuner.system.signals import handled, interruptible, terminable, undisturbed
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from tests.tuner.s3_servers import S3Server
-from tune_sparsity.tuner import checkpoints
 from tune_sparsity.tuner.config.study_config import make_config, study_in
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.storage import lease, s3, sync
@@ -23,6 +22,7 @@ from tune_sparsity.tuner.storage.lease import OWNER, Owner, TakenOver
 from tune_sparsity.tuner.storage.local_copy import CACHE_VARIABLE, belongs, bring, working_folder
 from tune_sparsity.tuner.storage.s3 import Store, StoreError, parse_store
 from tune_sparsity.tuner.storage.sync import Mirror
+from tune_sparsity.tuner.worker import checkpoints
 
 
 @pytest.fixture(scope="module")

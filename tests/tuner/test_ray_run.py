@@ -15,7 +15,7 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 from tune_sparsity.tuner.config.study_config import make_config
-from tune_sparsity.tuner.connection import connection
+from tune_sparsity.tuner.cluster.connection import connection
 from tune_sparsity.tuner.prepare import prepare
 from tune_sparsity.tuner.run import run_study
 options = {"target": 0.8, "experiment": sys.argv[1], "trials": 12, "concurrency": 2, "storage": sys.argv[2]}
@@ -117,7 +117,7 @@ def test_a_trial_whose_process_is_lost_before_it_begins_gets_another(tmp_path: P
 def test_no_trial_loads_torchs_compiler() -> None:
     code = """
 import sys, torch
-from tune_sparsity.tuner.trial import make_quick
+from tune_sparsity.tuner.worker.trainable import make_quick
 from tune_sparsity.experiments import Training, find
 make_quick()
 digits = find("digits")

@@ -144,7 +144,7 @@ def test_seconds_go_on(tmp_path: Path) -> None:
 
 
 def test_checkpoints_of_trials_that_wait_to_be_taken_up_stay(tmp_path: Path) -> None:
-    from tune_sparsity.tuner import checkpoints
+    from tune_sparsity.tuner.worker import checkpoints
 
     first = study_in(tmp_path)
     numbers = [asked.number for _ in range(3) if (asked := first.ask()) is not None]
@@ -268,7 +268,7 @@ def test_yaml_makes_no_objects(tmp_path: Path) -> None:
 def test_our_ray_listens_on_loopback() -> None:
     code = """
 import os, psutil, ray
-from tune_sparsity.tuner.cluster import connected
+from tune_sparsity.tuner.cluster.join import connected
 from tune_sparsity.tuner.config.study_config import make_config
 with connected(make_config({'target': 0.9})):
     ray.get(ray.remote(lambda: os.getpid()).remote())

@@ -19,7 +19,7 @@ import tune_sparsity.experiments.registry as registry
 from tune_sparsity.experiments import Experiment, find
 from tune_sparsity.experiments.base import correct
 from tune_sparsity.experiments.user_files import Code, code_of
-from tune_sparsity.tuner.travel import Parcel, by_value, unpack
+from tune_sparsity.tuner.worker.shipping import Parcel, by_value, unpack
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {
@@ -314,7 +314,7 @@ RAY = """
 import os, pickle, shutil, tempfile
 import ray
 from tune_sparsity.experiments import find
-from tune_sparsity.tuner.travel import Parcel
+from tune_sparsity.tuner.worker.shipping import Parcel
 
 folder, scratch = sys.argv[1:]
 experiment = find(f"{folder}/mine.py:mine")

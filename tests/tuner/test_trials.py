@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from tune_sparsity.experiments import find
-from tune_sparsity.tuner import checkpoints, trial
 from tune_sparsity.tuner.storage import places
 from tune_sparsity.tuner.study.layout import weights_file
 from tune_sparsity.tuner.system import files
-from tune_sparsity.tuner.trial import DISK, EPOCHS, FAILURE, FINAL, TrialSetup, TrialTrainable, shared_arrays
+from tune_sparsity.tuner.worker import checkpoints, trainable
+from tune_sparsity.tuner.worker.trainable import DISK, EPOCHS, FAILURE, FINAL, TrialSetup, TrialTrainable, shared_arrays
 
 EPOCHS_IN_ALL = 5
 PARAMS: dict[str, dict[str, Any]] = {
@@ -66,7 +66,7 @@ def as_before() -> Iterator[None]:
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint and a report after every epoch, however long it takes."""
     monkeypatch.setenv(checkpoints.EVERY_VARIABLE, "0")
-    monkeypatch.setattr(trial, "TOGETHER", 0.0)
+    monkeypatch.setattr(trainable, "TOGETHER", 0.0)
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_a_process_that_is_ended_keeps_its_trial(whole: dict[str, Any], tmp_path
 def test_epochs_are_reported_together_up_to_a_rung(
     whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "TOGETHER", 3600.0)
+    monkeypatch.setattr(trainable, "TOGETHER", 3600.0)
     process = Process(tmp_path, "lpss")
     process.trial._shared = replace(process.trial._shared, rungs=(1, 3))
     reports = process.run(99)
@@ -154,15 +154,15 @@ def test_epochs_are_reported_together_up_to_a_rung(
 
 
 def test_what_was_trained_before_a_failure_is_reported_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "TOGETHER", 3600.0)
-    epoch = trial.Training.epoch
+    monkeypatch.setattr(trainable, "TOGETHER", 3600.0)
+    epoch = trainable.Training.epoch
 
-    def breaks(training: trial.Training) -> dict[str, float]:
+    def breaks(training: trainable.Training) -> dict[str, float]:
         if training.epochs_done == 2:
             raise ValueError("enough")
         return epoch(training)
 
-    monkeypatch.setattr(trial.Training, "epoch", breaks)
+    monkeypatch.setattr(trainable.Training, "epoch", breaks)
     (report,) = Process(tmp_path, "lpss").run(99)
     assert report[FAILURE] == "ValueError: enough"
     assert report["done"]
@@ -176,14 +176,14 @@ def test_out_of_memory_is_tried_once_more(
     whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = Process(tmp_path, "lpss")
-    epoch, failures = trial.Training.epoch, [torch.OutOfMemoryError("CUDA out of memory")]
+    epoch, failures = trainable.Training.epoch, [torch.OutOfMemoryError("CUDA out of memory")]
 
-    def short(training: trial.Training) -> dict[str, float]:
+    def short(training: trainable.Training) -> dict[str, float]:
         if training.epochs_done == 2 and failures:
             raise failures.pop()
         return epoch(training)
 
-    monkeypatch.setattr(trial.Training, "epoch", short)
+    monkeypatch.setattr(trainable.Training, "epoch", short)
     reports = process.run(99)
     assert reports[-1][FINAL]
     assert without_seconds(reports) == whole["lpss"][0]
@@ -195,11 +195,11 @@ def test_out_of_memory_is_tried_once_more(
 def test_an_exception_of_the_users_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def broken(training: trial.Training) -> dict[str, float]:
+    def broken(training: trainable.Training) -> dict[str, float]:
         calls.append(1)
         raise ValueError("at postgresql://me:secret@host/db\nand more")
 
-    monkeypatch.setattr(trial.Training, "epoch", broken)
+    monkeypatch.setattr(trainable.Training, "epoch", broken)
     assert Process(tmp_path, "lpss").run(99) == [{FAILURE: "ValueError: at postgresql://***@host/db", "done": True}]
     assert len(calls) == 1
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tune_sparsity.tuner.checkpoints import sweep
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.display import Progress
 from tune_sparsity.tuner.results import write_trials
@@ -23,6 +22,7 @@ from tune_sparsity.tuner.study.layout import EPOCHS_CSV
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.system.files import write_bytes
 from tune_sparsity.tuner.tracking.tracker import Tracker
+from tune_sparsity.tuner.worker.checkpoints import sweep
 
 _FILES_EVERY = 5.0  # seconds between two writings of trials.csv while the study runs, at the least
 _FILES_SHARE = 20  # and so many times what the last took: the table of ten thousand trials takes seconds

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tune_sparsity.tuner.connection import Connection
+    from tune_sparsity.tuner.cluster.connection import Connection
 
 _depth, _waiting = 0, False  # of blocks that are done whole, and whether an interrupt waits for their end
 

@@ -13,7 +13,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tune_sparsity.tuner import node_probe
+from tune_sparsity.tuner.cluster import node_probe
+from tune_sparsity.tuner.cluster.node import Node
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.storage.places import Folder
 from tune_sparsity.tuner.storage.s3 import Store
@@ -22,23 +23,6 @@ _ANSWER_WITHIN = 120.0  # seconds; a node may have to fetch the code and start a
 
 EACH_NODE = "every node needs a way to the store, and credentials of its own"
 _ALIKE = ("python", "ray", "torch", "numpy", "tune-sparsity")  # of the rest, any version will do
-
-
-@dataclass(frozen=True)
-class Node:
-    """One that can run trials."""
-
-    id: str
-    address: str
-    cpus: float
-    gpus: float
-
-    def room(self, cpus: float, gpus: float) -> int:
-        """How many trials fit, when each takes so many CPUs and GPUs of one node."""
-        fit = int(self.cpus / cpus + 1e-9)
-        # A trial that shares a GPU has its share of one: what is left of two is no room for it.
-        whole = int(self.gpus) * int(1 / gpus + 1e-9) if 0 < gpus < 1 else int(self.gpus / gpus + 1e-9) if gpus else fit
-        return min(fit, whole)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The process of a private Ray (tuner.ray_node), as the driver sees it."""
+"""The process of a private Ray (tuner.cluster.private_ray_main), as the driver sees it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ class NodeProcess:
     def __init__(self, config: StudyConfig, variables: Mapping[str, str] = _NOTHING) -> None:
         names = ("cpus_per_trial", "gpus_per_trial", "trials", "concurrency")
         self._process = subprocess.Popen(
-            own_process("tune_sparsity.tuner.ray_node", json.dumps({name: getattr(config, name) for name in names})),
+            own_process(
+                "tune_sparsity.tuner.cluster.private_ray_main",
+                json.dumps({name: getattr(config, name) for name in names}),
+            ),
             env={**os.environ, **variables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,7 +1,7 @@
 """The process that a private Ray on this machine belongs to: starts it, watches it, and ends it.
 
-It is not the driver, since workers are copies of that (tuner.fork_server), and who has talked to Ray has threads that
-a copy would lack. The driver has it started (tuner.node_process), reads Ray's address from it, and ends it by closing
+It is not the driver, since workers are copies of that (tuner.cluster.fork_server), and who has talked to Ray has threads that
+a copy would lack. The driver has it started (tuner.cluster.private_ray), reads Ray's address from it, and ends it by closing
 its standard input, as the kernel does for a driver that is killed.
 """
 
@@ -15,18 +15,17 @@ import math
 import os
 import resource
 import select
-import shutil
 import sys
-from collections.abc import Iterator
 from typing import Any
 
-from ray._private import node, parameter, ray_constants, services
+from ray._private import node, parameter
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
 from ray._private.authentication import authentication_token_setup as tokens
 
-from tune_sparsity.tuner import forked_worker
-from tune_sparsity.tuner.nodes import Node
-from tune_sparsity.tuner.system.patching import replaced, variables
+from tune_sparsity.tuner.cluster import fork_client
+from tune_sparsity.tuner.cluster.node import Node
+from tune_sparsity.tuner.cluster.ray_patches import on_loopback, raylet, without_dashboard
+from tune_sparsity.tuner.system.patching import variables
 
 _LOOK_EVERY = 0.2  # seconds
 _FILES = 65536  # that Ray's processes may have open, as Ray has it, where the system lets them
@@ -78,7 +77,7 @@ def start(cpus: int, *, ahead: bool) -> node.Node:
     _allow_files()
     for lean, last in ((True, False), (False, False), (False, True)):
         try:
-            with on_loopback(), _without_dashboard(), _raylet(agents=not lean), _loading_ahead(ahead):
+            with on_loopback(), without_dashboard(), raylet(agents=not lean), _loading_ahead(ahead):
                 return node.Node(_params(cpus), head=True, shutdown_at_exit=False, ray_init_cluster=True)
         except Exception as error:
             if last or "timed out during startup" not in str(error):
@@ -95,51 +94,11 @@ def _allow_files() -> None:
 def _params(cpus: int) -> parameter.RayParams:
     """Ray without what nobody looks at here: its dashboard's server, its autoscaler and what collects workers' logs.
     Each is a Python process of its own, and together they take as long to start as all the rest of Ray. Workers are
-    started by tuner/forked_worker.py, where there is a fork server for it to ask."""
+    started by tuner/cluster/fork_client.py, where there is a fork server for it to ask."""
     options: dict[str, Any] = {"include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
-    if forked_worker.SERVER in os.environ:
-        options["setup_worker_path"] = forked_worker.__file__
+    if fork_client.SERVER in os.environ:
+        options["setup_worker_path"] = fork_client.__file__
     return parameter.RayParams(num_cpus=cpus, **options)
-
-
-@contextlib.contextmanager
-def on_loopback() -> Iterator[None]:
-    """Ray listens on all interfaces unless its node's address is 127.0.0.1; given that one, it takes the machine's own
-    instead. It takes 127.0.0.1 by itself only where it knows that there can be no cluster."""
-    with replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):
-        yield
-
-
-def _without_dashboard() -> contextlib.AbstractContextManager[None]:
-    """Ray has no option for it that spares the process."""
-    return replaced(node.Node, "start_api_server", lambda self, **options: None)
-
-
-@contextlib.contextmanager
-def _raylet(*, agents: bool) -> Iterator[None]:
-    """The raylet is launched without its two agents, unless they are wanted."""
-    launch = services.start_ray_process
-
-    def started(command: list[str], kind: str, *args: Any, **options: Any) -> Any:
-        lean = kind == ray_constants.PROCESS_TYPE_RAYLET and not agents
-        return launch(_without_agents(command) if lean else command, kind, *args, **options)
-
-    with replaced(services, "start_ray_process", started):
-        yield
-
-
-def _without_agents(command: list[str]) -> list[str]:
-    """The raylet's command without its agents for the dashboard and for runtime environments: Python processes that
-    load for seconds, for which it waits before it lets workers start. It insists on having them, and ends if they do;
-    so they are a process that waits for the end of its input, the raylet's own, at ports that nobody asks for."""
-    waits, nowhere = shutil.which("cat"), "-1"  # the port of an agent that serves nothing
-    if waits is None:
-        return command
-    flags = {"--dashboard_agent_command": waits, "--runtime_env_agent_command": waits}
-    flags |= dict.fromkeys(("--metrics-agent-port", "--metrics_export_port", "--runtime_env_agent_port"), nowhere)
-    names = [argument.partition("=")[0] for argument in command]
-    changed = [f"{name}={flags[name]}" if name in flags else given for name, given in zip(names, command, strict=True)]
-    return [*changed, f"--dashboard_agent_listen_port={nowhere}"]
 
 
 def _loading_ahead(ahead: bool) -> contextlib.AbstractContextManager[None]:
@@ -151,7 +110,7 @@ def _loading_ahead(ahead: bool) -> contextlib.AbstractContextManager[None]:
     if ahead:
         settings |= {
             "RAY_enable_worker_prestart": "1",
-            "RAY_preload_python_modules": "tune_sparsity.tuner.trial",
+            "RAY_preload_python_modules": "tune_sparsity.tuner.worker.trainable",
             "RAY_idle_worker_killing_time_threshold_ms": "60000",
         }
     return variables({name: value for name, value in settings.items() if name not in os.environ})

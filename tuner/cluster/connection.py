@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Protocol, Self
 
+from tune_sparsity.tuner.cluster.fork_server import ForkServer
+from tune_sparsity.tuner.cluster.private_ray import NodeProcess, settle_environment
 from tune_sparsity.tuner.config.study_config import StudyConfig
-from tune_sparsity.tuner.fork_server import ForkServer
-from tune_sparsity.tuner.node_process import NodeProcess, settle_environment
 
 _ANSWER_WITHIN = 15.0  # seconds that the main thread may wait for Ray, once that has died
 _CHECKED_LATER = ("space", "warm_start", "gpus_per_trial")
@@ -100,8 +100,8 @@ class RunningCluster:
         pass
 
     def wait(self) -> None:
-        from tune_sparsity.tuner.cluster import connected
-        from tune_sparsity.tuner.nodes import check_nodes
+        from tune_sparsity.tuner.cluster.join import connected
+        from tune_sparsity.tuner.cluster.nodes import check_nodes
 
         self._stack.enter_context(connected(self._config))
         check_nodes(self._config.storage)
@@ -153,7 +153,7 @@ class PrivateRay:
             self._forking.fork(alone)
 
     def wait(self) -> None:
-        from tune_sparsity.tuner.cluster import connected  # Ray is heavy, and has to be loaded by `share`
+        from tune_sparsity.tuner.cluster.join import connected  # Ray is heavy, and has to be loaded by `share`
 
         self.begin()
         assert self._node is not None

@@ -2,7 +2,7 @@
 
 Whatever the cluster's nodes have installed, the code that they run is this process's: the package `tune_sparsity` goes
 there as Ray's runtime environment, from the place that it is imported from (a wheel, an editable checkout). A user's
-experiment travels with the trials (tuner.travel), and the data through Ray's object store, once to each node.
+experiment travels with the trials (tuner.worker.shipping), and the data through Ray's object store, once to each node.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import ray
 from ray._private.authentication import authentication_token_setup as tokens
 
 import tune_sparsity
+from tune_sparsity.tuner.cluster.private_ray import NodeProcess, settle_environment
+from tune_sparsity.tuner.cluster.ray_patches import on_loopback
 from tune_sparsity.tuner.config.study_config import JOB, StudyConfig
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.node_process import NodeProcess, settle_environment
-from tune_sparsity.tuner.ray_node import on_loopback
 
 _CLIENT = "ray://"
 

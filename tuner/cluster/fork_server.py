@@ -2,7 +2,7 @@
 
 A worker needs torch, Ray and our trials' code: seconds of a processor, and most of a gigabyte. The fork server has
 them once for all workers; each is forked from it in a moment, and shares the memory of what was loaded. It has no
-threads that a copy would lack, and runs no code of a user's. The raylet starts tuner/forked_worker.py in place of Ray's
+threads that a copy would lack, and runs no code of a user's. The raylet starts tuner/cluster/fork_client.py in place of Ray's
 own script for workers, which asks here.
 
 The fork server is itself a copy of the command, which needs the same libraries, made before any of a user's code is run
@@ -26,7 +26,8 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from tune_sparsity.tuner.forked_worker import FORKED, OOM_SCORE, SERVER
+from tune_sparsity.tuner.cluster.fork_client import FORKED, OOM_SCORE, SERVER
+from tune_sparsity.tuner.cluster.ray_patches import ActorClassID, settle_ray
 from tune_sparsity.tuner.system.patching import replaced, variables
 
 _BACKLOG = 1024  # workers that may wait for it to have loaded
@@ -39,7 +40,7 @@ class ForkServer:
     """A fork server from `fork` until the block ends, or this process does. Whoever asks before waits for it.
 
     Attributes:
-        variables: by which tuner/forked_worker.py finds it; none where processes are not safely copied.
+        variables: by which tuner/cluster/fork_client.py finds it; none where processes are not safely copied.
     """
 
     def __init__(self) -> None:
@@ -92,10 +93,10 @@ def _load() -> None:
     with _as_in_a_worker():
         import ray
 
-    with replaced(ray.actor, "ActorClassID", _ActorClassID):
+    with replaced(ray.actor, "ActorClassID", ActorClassID):
         import ray._private.workers.default_worker
 
-        import tune_sparsity.tuner.trial  # noqa: F401
+        import tune_sparsity.tuner.worker.trainable  # noqa: F401
 
     gc.freeze()  # what a copy's collector never looks at stays shared
 
@@ -149,17 +150,6 @@ def _end_with(last: Callable[[], object]) -> NoReturn:
         with suppress(OSError):
             sys.stderr.flush()
         os._exit(code)
-
-
-class _ActorClassID:
-    """Ray's, but that its generator is not begun: all workers would go on with it, and give out the same names. Ray's
-    modules name their actors when they are loaded."""
-
-    @staticmethod
-    def from_random() -> Any:
-        from ray._raylet import ActorClassID
-
-        return ActorClassID(os.urandom(ActorClassID.size()))
 
 
 def _differ() -> bool:
@@ -244,17 +234,10 @@ def _become(asked: dict[str, Any], streams: list[int]) -> None:
     os.nice(asked["nice"] - os.nice(0))
     with suppress(OSError):
         Path(OOM_SCORE).write_text(asked["oom_score"])
-    _settle_ray()
+    settle_ray()
     _own_randomness()
     sys.argv = asked["arguments"]
     runpy.run_path(sys.argv[0], run_name="__main__")
-
-
-def _settle_ray() -> None:
-    """Ray's settings follow its variables, of which the driver had others when it loaded Ray, as for its token."""
-    from ray import _raylet
-
-    _raylet.Config.initialize("")  # type: ignore[attr-defined]
 
 
 def _own_randomness() -> None:

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from tune_sparsity.experiments import Data, Experiment, Split, Training
 from tune_sparsity.experiments.training import NotFinite
-from tune_sparsity.tuner import checkpoints
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.storage.places import Place
 from tune_sparsity.tuner.storage.s3 import StoreError
 from tune_sparsity.tuner.study.layout import weights_file
 from tune_sparsity.tuner.system import files
-from tune_sparsity.tuner.travel import Parcel
+from tune_sparsity.tuner.worker import checkpoints
+from tune_sparsity.tuner.worker.shipping import Parcel
 
 EPOCHS = "epochs"  # in a report: pairs of an epoch and what Training.epoch measured
 AGAIN = "again"  # in a report: those epochs were trained before the trial was restarted from its checkpoint
@@ -221,7 +221,7 @@ def train_to_the_end(shared: TrialSetup, arrays: Any, job: dict[str, Any]) -> di
 
 
 def _splits(shared: TrialSetup, arrays: Any) -> tuple[Split, Split]:
-    """The training and the validation data, on the device; `arrays` as tuner.node_data.for_workers gives them."""
+    """The training and the validation data, on the device; `arrays` as tuner.cluster.node_data.for_workers gives them."""
     arrays = arrays if isinstance(arrays, dict) else arrays.here()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the arrays are read-only, and nobody writes to them
