@@ -26,8 +26,8 @@ import numpy as np
 
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.config.study_config import make_config
-from tune_sparsity.tuner.display import Progress
 from tune_sparsity.tuner.driver.study_run import StudyRun
+from tune_sparsity.tuner.reports.progress import Progress
 from tune_sparsity.tuner.search.asha import Halving, rung_epochs
 from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
 from tune_sparsity.tuner.study.goal import along_front, at_targets

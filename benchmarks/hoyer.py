@@ -58,7 +58,8 @@ def draw(table: list[dict[str, float]], path: Path) -> None:
     """Markers for what was measured, lines for what is expected."""
     import plotly.graph_objects as go
 
-    from tune_sparsity.tuner.pictures import THEME, write_html
+    from tune_sparsity.tuner.reports.page import write_html
+    from tune_sparsity.tuner.reports.plots.theme import THEME
 
     figure = go.Figure(layout={"template": THEME, "title": {"text": "Hoyer sparsity on the sphere, over p"}})
     for name in COLUMNS:

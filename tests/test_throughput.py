@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from benchmarks.throughput import PARTS, memory_of, memory_of_tree, our_split, table, user_split
-from tune_sparsity.tuner.results import StudySeconds
+from tune_sparsity.tuner.results.tables import StudySeconds
 
 MIB = 2**20
 

@@ -268,8 +268,8 @@ def _run_with(ray: Any, writer: Any, config: Any, *, as_json: bool, resume: bool
 
 
 def _report(finished: Any, as_json: bool) -> None:
-    from tune_sparsity.tuner.final_table import print_result
-    from tune_sparsity.tuner.results import result_document
+    from tune_sparsity.tuner.reports.summary import print_result
+    from tune_sparsity.tuner.results.tables import result_document
     from tune_sparsity.tuner.system.files import to_json
 
     if as_json:
@@ -280,7 +280,7 @@ def _report(finished: Any, as_json: bool) -> None:
 
 def _tell(problems: list[str], config: Any) -> None:
     """What MLflow does not have, and how to send it."""
-    from tune_sparsity.tuner.final_table import command
+    from tune_sparsity.tuner.reports.text import command
 
     for problem in problems:
         _say(f"Not in MLflow: {problem}")
@@ -320,7 +320,7 @@ def _how_to_resume(config: Any) -> str:
     """The command that goes on with the study, as a shell takes it."""
     import shlex
 
-    from tune_sparsity.tuner.final_table import command
+    from tune_sparsity.tuner.reports.text import command
 
     return f"{command('tune-sparsity')} resume {config.study} --storage {shlex.quote(str(config.storage))}"
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune_sparsity.tuner.final_seeds import Retrained
 from tune_sparsity.tuner.prepare import Prepared
-from tune_sparsity.tuner.results import StudyOutcome, StudySeconds, write_results
+from tune_sparsity.tuner.results.retraining import Retrained
+from tune_sparsity.tuner.results.tables import StudyOutcome, StudySeconds, write_results
 from tune_sparsity.tuner.study.goal import GoalKind
 from tune_sparsity.tuner.study.layout import STUDY_YAML
 from tune_sparsity.tuner.study.trial import TrialState
@@ -55,8 +55,8 @@ def conclude(
         concurrency: trials at once.
         retrained: each method's best under fresh seeds.
     """
-    from tune_sparsity.tuner.best import measuring_device, write_networks
     from tune_sparsity.tuner.live_pictures import final_pictures
+    from tune_sparsity.tuner.results.networks import measuring_device, write_networks
     from tune_sparsity.tuner.study.layout import CHECKPOINTS
 
     config, goal, tracker = prepared.config, prepared.goal, study.tracker

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from tune_sparsity.tuner.gallery import Pictured, pictured, pictures_page
-from tune_sparsity.tuner.pictures import front_figure, write_html
+from tune_sparsity.tuner.reports.page import write_html
+from tune_sparsity.tuner.reports.plots.front import front_figure
+from tune_sparsity.tuner.reports.plots.gallery import Pictured, pictured, pictures_page
 from tune_sparsity.tuner.study.layout import PARETO_HTML, PICTURES_HTML
 from tune_sparsity.tuner.study.trial import TrialRecord
 from tune_sparsity.tuner.system.files import write_atomically

@@ -15,10 +15,10 @@ from tune_sparsity.tuner.cluster.connection import Connection
 from tune_sparsity.tuner.conclusion import Finished, Times, conclude
 from tune_sparsity.tuner.config.files import write_study_yaml
 from tune_sparsity.tuner.config.study_config import StudyConfig
-from tune_sparsity.tuner.display import Progress
 from tune_sparsity.tuner.errors import redact
-from tune_sparsity.tuner.final_seeds import Retrained, best_of_each, jobs, summarise
 from tune_sparsity.tuner.prepare import Prepared
+from tune_sparsity.tuner.reports.progress import Progress
+from tune_sparsity.tuner.results.retraining import Retrained, best_of_each, jobs, summarise
 from tune_sparsity.tuner.search.asha import Halving, rung_epochs
 from tune_sparsity.tuner.search.spaces import turns
 from tune_sparsity.tuner.storage.claim import held
@@ -225,8 +225,8 @@ def _train_best_again(
     prepared: Prepared, study: StudyRun, setup: TrialSetup, arrays: Any, gpus: float
 ) -> list[Retrained]:
     """Each method's best under fresh seeds, with its accuracies on the test data."""
-    from tune_sparsity.tuner.best import measuring_device, test_accuracy
     from tune_sparsity.tuner.ray_run import train_again
+    from tune_sparsity.tuner.results.networks import measuring_device, test_accuracy
 
     config = prepared.config
     chosen = best_of_each(study.records.values(), config.method, prepared.goal)

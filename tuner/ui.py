@@ -28,7 +28,7 @@ def ui(arguments: list[str]) -> int:
     """Runs the subcommand: returns when the server ended, or when it was asked to."""
     from tune_sparsity.tuner.arguments import Parser
     from tune_sparsity.tuner.config.tracking_uri import resolve_tracking_uri
-    from tune_sparsity.tuner.study_folder import read_ended
+    from tune_sparsity.tuner.results.finished_study import read_ended
 
     parser = Parser("tune-sparsity ui", description="Starts MLflow's UI on a study's store, for this machine only.")
     parser.add_argument("study", metavar="STUDY", nargs="?", help="its name, or its folder (any: the store as a whole)")

@@ -14,9 +14,9 @@ from tune_sparsity.experiments.training import NotFinite
 from tune_sparsity.tuner.conclusion import Times, conclude
 from tune_sparsity.tuner.config.files import write_study_yaml
 from tune_sparsity.tuner.config.study_config import make_config
-from tune_sparsity.tuner.display import Progress
 from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.prepare import prepare
+from tune_sparsity.tuner.reports.progress import Progress
 from tune_sparsity.tuner.run import _halving
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.study.layout import JOURNAL, weights_file

@@ -19,7 +19,7 @@ from torch import nn
 
 from tune_sparsity.experiments import Data, Experiment, Recipe, Split, Training
 from tune_sparsity.experiments.training import train_whole
-from tune_sparsity.tuner.best import count_zeros, write_best, write_networks
+from tune_sparsity.tuner.results.networks import count_zeros, write_best, write_networks
 from tune_sparsity.tuner.study.layout import weights_file
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.worker.trainable import save_weights

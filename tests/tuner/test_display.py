@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tune_sparsity.tuner.display import Progress, Summary, duration, time_left, work_done
+from tune_sparsity.tuner.reports.progress import Progress, Summary, work_done
+from tune_sparsity.tuner.reports.text import duration, time_left
 from tune_sparsity.tuner.study.goal import Goal, along_front, at_most, at_targets
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
@@ -270,7 +271,7 @@ def test_the_result_of_standard_output_is_not_touched(capsys: pytest.CaptureFixt
 
 def test_importing_the_display_imports_nothing_heavy() -> None:
     heavy = {"rich", "plotly", "pandas", "optuna", "ray", "mlflow", "torch", "numpy"}
-    loaded = "import sys, tune_sparsity.tuner.display, tune_sparsity.tuner.pictures"
+    loaded = "import sys, tune_sparsity.tuner.reports.progress, tune_sparsity.tuner.reports.plots.front"
     code = f"{loaded}; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -20,8 +20,8 @@ from torch import nn
 
 from tests.tuner.studies import run_in_process
 from tune_sparsity.tuner.cli import main
-from tune_sparsity.tuner.export_formats import csr_bytes, load_csr, save_csr
-from tune_sparsity.tuner.footprint import latencies, medians, sizes, sparse_copy
+from tune_sparsity.tuner.results.export_formats import csr_bytes, load_csr, save_csr
+from tune_sparsity.tuner.results.inference_cost import latencies, medians, sizes, sparse_copy
 
 EXPERIMENT = """
 import torch
@@ -185,7 +185,7 @@ def test_a_network_that_is_not_the_one_reported_is_not_exported(
 def test_a_file_that_computes_something_else_is_removed(
     storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import tune_sparsity.tuner.export_formats as formats
+    import tune_sparsity.tuner.results.export_formats as formats
 
     whole = formats.save_safetensors
 

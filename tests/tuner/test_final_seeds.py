@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.tuner.test_pareto import trial
-from tune_sparsity.tuner.final_seeds import best_of_each, jobs, summarise, verdicts
-from tune_sparsity.tuner.final_table import retrained_line
+from tune_sparsity.tuner.reports.summary import retrained_line
+from tune_sparsity.tuner.results.retraining import best_of_each, jobs, summarise, verdicts
 from tune_sparsity.tuner.study.goal import along_front, at_targets
 
 RECORDS = [

@@ -10,18 +10,17 @@ from typing import Any
 
 import pytest
 
-from tune_sparsity.tuner.final_table import (
+from tune_sparsity.tuner.reports.summary import (
     best_line,
-    command,
     final_table,
     layers_line,
     print_result,
-    shown_path,
     states_line,
     tracking_line,
     trial_columns,
 )
-from tune_sparsity.tuner.results import StudyOutcome, StudySeconds
+from tune_sparsity.tuner.reports.text import command, shown_path
+from tune_sparsity.tuner.results.tables import StudyOutcome, StudySeconds
 from tune_sparsity.tuner.study.goal import Goal, along_front, at_targets
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 

@@ -19,24 +19,24 @@ from hypothesis import strategies as st
 
 from tests.tuner.studies import NoTracker, run_in_process
 from tune_sparsity.tuner import live_pictures
-from tune_sparsity.tuner.gallery import Pictured, best_weights, figures, page, pictured, pictures_page
 from tune_sparsity.tuner.live_pictures import LivePictures
-from tune_sparsity.tuner.network_pictures import hoyer_figure, layers_figure, training_figure, weights_figure
-from tune_sparsity.tuner.pictures import OKABE_ITO
-from tune_sparsity.tuner.search.importance import importances
-from tune_sparsity.tuner.search_pictures import (
+from tune_sparsity.tuner.reports.page import page
+from tune_sparsity.tuner.reports.plots.gallery import Pictured, best_weights, figures, pictured, pictures_page
+from tune_sparsity.tuner.reports.plots.network import hoyer_figure, layers_figure, training_figure, weights_figure
+from tune_sparsity.tuner.reports.plots.search import (
     MOST_LINES,
     curves_figure,
     importance_figure,
-    panels,
     parallel_figure,
     progress_figure,
 )
+from tune_sparsity.tuner.reports.plots.theme import OKABE_ITO, panels
+from tune_sparsity.tuner.results.finished_study import read_ended
+from tune_sparsity.tuner.search.importance import importances
 from tune_sparsity.tuner.study.epochs import read_epochs
 from tune_sparsity.tuner.study.goal import Goal, along_front, at_targets
 from tune_sparsity.tuner.study.layout import EPOCHS_CSV
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
-from tune_sparsity.tuner.study_folder import read_ended
 
 GOAL = at_targets(0.8)
 

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from tune_sparsity.tuner.pictures import OKABE_ITO, THEME, front_figure, hover_text, percent, write_html
+from tune_sparsity.tuner.reports.page import write_html
+from tune_sparsity.tuner.reports.plots.front import front_figure
+from tune_sparsity.tuner.reports.plots.theme import OKABE_ITO, THEME, hover_text
+from tune_sparsity.tuner.reports.text import percent
 from tune_sparsity.tuner.study.goal import along_front, at_targets
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 

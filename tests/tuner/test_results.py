@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_sparsity.tuner.results import (
+from tune_sparsity.tuner.results.tables import (
     StudyOutcome,
     StudySeconds,
     result_document,

@@ -19,9 +19,9 @@ from tests.tuner.conftest import run_command
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.cli import main
 from tune_sparsity.tuner.config.study_config import make_config
-from tune_sparsity.tuner.display import Progress
 from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.errors import UsageError
+from tune_sparsity.tuner.reports.progress import Progress
 from tune_sparsity.tuner.search.asha import Halving
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.storage.lock import alone, tidy

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tune_sparsity.tuner.config.study_config import StudyConfig
-from tune_sparsity.tuner.display import Progress
-from tune_sparsity.tuner.results import write_trials
+from tune_sparsity.tuner.reports.progress import Progress
+from tune_sparsity.tuner.results.tables import write_trials
 from tune_sparsity.tuner.search.asha import Halving
 from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
 from tune_sparsity.tuner.study.epochs import EpochLog

@@ -8,46 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tune_sparsity.tuner.config.study_config import storage_of
-from tune_sparsity.tuner.display import duration
-from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.final_table import shown_path
-from tune_sparsity.tuner.gallery import figures, page, picture, pictured
-from tune_sparsity.tuner.pictures import percent
+from tune_sparsity.tuner.reports.page import page, picture, table
+from tune_sparsity.tuner.reports.plots.gallery import figures, pictured
+from tune_sparsity.tuner.reports.text import duration, percent, shown_path
+from tune_sparsity.tuner.results.finished_study import EndedStudy
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
-from tune_sparsity.tuner.study_folder import EndedStudy, read_ended
-from tune_sparsity.tuner.system.files import write_atomically
-
-REPORT_HTML = "report.html"
-
-
-def report(arguments: list[str]) -> int:
-    """Runs the subcommand."""
-    from tune_sparsity.tuner.arguments import Parser
-
-    parser = Parser("tune-sparsity report", description="Writes a study as one HTML page, whole in itself.")
-    parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
-    parser.add_argument(
-        "--out", metavar="FILE", type=Path, help="(report.html in the study's folder; STUDY/ here for s3://)"
-    )
-    parser.add_argument(
-        "--storage", metavar="DIR", type=storage_of, default="studies", help="folder of studies, or s3://BUCKET/PREFIX"
-    )
-    options = parser.parse_args(arguments)
-    study = read_ended(options.study, options.storage)
-    path = options.out or study.results / REPORT_HTML
-    write_page(path, report_page(study))
-    print(shown_path(path))
-    return 0
-
-
-def write_page(path: Path, text: str) -> None:
-    """Raises UsageError if the file cannot be written."""
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        raise UsageError(f"--out {path}: cannot be written ({error.strerror or error})") from None
 
 
 def report_page(study: EndedStudy) -> str:
@@ -69,26 +35,6 @@ def report_page(study: EndedStudy) -> str:
     ]
     drawn = figures(pictured(f"{study.result['experiment']}: accuracy against sparsity", goal, records, study.folder))
     return page(title, "\n".join([*parts, *(picture(name, figure) for name, figure in drawn.items())]))
-
-
-def table(rows: Sequence[Sequence[Any]], header: Sequence[str] = (), best: int | None = None) -> str:
-    """Rows as an HTML table, their text escaped. Without a header, and where they are long, cells are aligned as text.
-
-    Args:
-        best: the row to set off.
-    """
-
-    def kind(cell: Any) -> str:
-        return ' class="text"' if not header or len(str(cell)) > 40 else ""
-
-    head = "<tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in header) + "</tr>\n" if header else ""
-    lines = [
-        f"<tr{' class=best' if i == best else ''}>"
-        + "".join(f"<td{kind(cell)}>{html.escape('' if cell is None else str(cell))}</td>" for cell in row)
-        + "</tr>"
-        for i, row in enumerate(rows)
-    ]
-    return f'<div class="wide"><table>\n{head}' + "\n".join(lines) + "\n</table></div>"
 
 
 def _wanted(goal: Goal) -> str:

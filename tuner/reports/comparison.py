@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune_sparsity.tuner.config.study_config import storage_of
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.final_table import shown_path
-from tune_sparsity.tuner.gallery import page, picture
-from tune_sparsity.tuner.pictures import OKABE_ITO, hover_text, percent
-from tune_sparsity.tuner.report import table, write_page
-from tune_sparsity.tuner.search_pictures import figure, titled
+from tune_sparsity.tuner.reports.page import page, picture, table
+from tune_sparsity.tuner.reports.plots.theme import OKABE_ITO, figure, hover_text, titled
+from tune_sparsity.tuner.reports.text import percent
+from tune_sparsity.tuner.results.finished_study import EndedStudy
 from tune_sparsity.tuner.study.pareto import best_trial, pareto_front, points_of
 from tune_sparsity.tuner.study.trial import TrialRecord
-from tune_sparsity.tuner.study_folder import EndedStudy, read_ended
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -27,35 +22,6 @@ _LOOKS = [
     *(("reddish purple", "cross"), ("sky blue", "star"), ("black", "x")),
 ]
 """A colour and a shape for each study."""
-
-
-def compare(arguments: list[str]) -> int:
-    """Runs the subcommand."""
-    from tune_sparsity.tuner.arguments import Parser
-
-    parser = Parser("tune-sparsity compare", description="Compares studies of one experiment with the first of them.")
-    parser.add_argument("studies", metavar="STUDY", nargs="+", help="names, or folders; two or more")
-    parser.add_argument(
-        "--out", metavar="FILE", type=Path, help="the page (compare-A-B.html in the folder of studies; here for s3://)"
-    )
-    parser.add_argument(
-        "--storage", metavar="DIR", type=storage_of, default="studies", help="folder of studies, or s3://BUCKET/PREFIX"
-    )
-    parser.add_argument("--json", action="store_true", help="print the table as JSON on stdout")
-    options = parser.parse_args(arguments)
-    studies = [read_ended(name, options.storage) for name in options.studies]
-    check_alike(studies)
-    records = [study.records() for study in studies]
-    rows = differences(studies, records)
-    names = "-".join(study.config.study for study in studies)
-    folder = options.storage if isinstance(options.storage, Path) else Path()
-    path = options.out or folder / f"compare-{names[:150]}.html"
-    write_page(path, compare_page(studies, records, rows))
-    if options.json:
-        print(json.dumps({"experiment": studies[0].result["experiment"], "page": str(path), "rows": rows}, indent=2))
-    else:
-        print("\n".join([*as_lines(rows), *data_note(studies), "", shown_path(path)]))
-    return 0
 
 
 def check_alike(studies: Sequence[EndedStudy]) -> None:

@@ -6,68 +6,25 @@ plotly is imported where a figure is made, because importing it takes longer tha
 from __future__ import annotations
 
 import html
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from tune_sparsity.tuner.reports.plots.theme import GREY, OKABE_ITO, THEME, hover_text
+from tune_sparsity.tuner.reports.text import percent
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.pareto import Point, point_of, points_of
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
-from tune_sparsity.tuner.system.files import write_atomically
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-OKABE_ITO = {
-    "black": "#000000",
-    "orange": "#E69F00",
-    "sky blue": "#56B4E9",
-    "bluish green": "#009E73",
-    "yellow": "#F0E442",
-    "blue": "#0072B2",
-    "vermillion": "#D55E00",
-    "reddish purple": "#CC79A7",
-}
-"""The eight colours of Okabe and Ito (2008), which people of every kind of colour vision can tell apart."""
 
 Range = tuple[float, float]
 """Of an axis, in percent."""
-
-GREY = "#8C8C8C"
-"""For what does not count as a result."""
-
-_AXIS = {
-    **{"showline": True, "linecolor": "#444444", "ticks": "outside", "tickcolor": "#444444"},
-    **{"gridcolor": "#E5E5E5", "zeroline": False, "automargin": True},
-    "title": {"standoff": 12, "font": {"size": 14}},  # without a standoff it runs into the longest tick's label
-}
-THEME: dict[str, Any] = {
-    "layout": {
-        "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif", "size": 14},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "colorway": [
-            OKABE_ITO[name]
-            for name in ("blue", "vermillion", "bluish green", "orange", "sky blue", "reddish purple", "black")
-        ],
-        "xaxis": _AXIS,
-        "yaxis": _AXIS,
-        # Small enough that "EXPERIMENT: accuracy against sparsity" is whole on a telephone.
-        "title": {"x": 0.02, "xanchor": "left", "font": {"size": 17}, "subtitle": {"font": {"size": 12}}},
-        # The legend below: above it would run into the title where the page is narrow, as in MLflow's UI.
-        "margin": {"l": 70, "r": 30, "t": 105, "b": 105},
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 0.01, "yanchor": "bottom", "yref": "container"},
-        "hoverlabel": {"align": "left", "bgcolor": "white"},
-        "hovermode": "closest",
-    }
-}
-"""The look of every picture, as a plotly template: `go.Figure(layout={"template": THEME})`. Fonts of the reader's
-system only, since a web font would be fetched."""
 
 
 @dataclass(frozen=True)
@@ -113,30 +70,6 @@ def _group(records: Sequence[TrialRecord], goal: Goal) -> _Groups:
         below=[r for r in located if r.state is TrialState.COMPLETED and not goal.feasible(r)],
         stopped=[r for r in located if r.state is TrialState.PRUNED],
     )
-
-
-def percent(fraction: float) -> str:
-    """A fraction such as a target as people write it: 0.9 is "90%", 0.985 is "98.5%"."""
-    return f"{100 * fraction:.6g}%"
-
-
-def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def hover_text(record: TrialRecord) -> str:
-    """What is known of a trial, as the lines of a hover label. Text of the user's is escaped: plotly reads tags."""
-    known: dict[str, Any] = {
-        "accuracy": None if record.val_accuracy is None else f"{record.val_accuracy:.2%}",
-        "sparsity": None if record.sparsity is None else f"{record.sparsity:.3%}",
-        "nonzero weights": None if record.nonzero_weights is None else f"{record.nonzero_weights:,}",
-        "epochs": record.epochs,
-        "method": record.method,
-    }
-    lines = [f"{key} {_value(value)}" for key, value in known.items() if value is not None]
-    parameters = [f"{name} = {_value(value)}" for name, value in record.params.items()]
-    state = "stopped early" if record.state is TrialState.PRUNED else record.state
-    return "<br>".join([f"<b>{record.name}</b> {state}", *(html.escape(line) for line in lines + parameters)])
 
 
 def _trace(groups: _Groups, records: Sequence[TrialRecord], name: str, **look: Any) -> dict[str, Any]:
@@ -299,51 +232,3 @@ def front_figure(records: Iterable[TrialRecord], goal: Goal, title: str) -> go.F
             "showlegend": True,
         },
     )
-
-
-_STYLE = "html, body { margin: 0; height: 100%; } main { height: max(100vh, 420px); }"
-
-
-def html_page(title: str, style: str, body: str, script: str = "") -> str:
-    """A whole page.
-
-    Args:
-        title: plain text.
-        body: what its main part holds.
-        script: that runs first.
-    """
-    lines = [
-        "<!DOCTYPE html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(title)}</title>",
-        f"<style>{style}</style>",
-        *([f"<script>{script}</script>"] if script else []),
-        "</head>",
-        "<body>",
-        f'<main aria-label="{html.escape(title)}">',
-        body,
-        "</main>",
-        "<noscript>The pictures are interactive and need JavaScript; their numbers are also in the tables.</noscript>",
-        "</body>",
-        "</html>",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def write_html(figure: go.Figure, path: Path) -> None:
-    """Writes the figure as one self-contained page (about 5 MB: plotly.js is in it) that asks the network for nothing.
-
-    The page's title is the figure's, or the file's name if it has none. An existing file is replaced in one step.
-
-    Raises:
-        OSError: if the folder cannot be written to.
-    """
-    written = re.sub(r"<[^>]*>", " ", figure.layout.title.text or path.stem)
-    # Not displaylogo: a link to a web site has no place in a page that is read offline.
-    config = {"displaylogo": False, "responsive": True}
-    # A fixed id, so that the same study gives the same file.
-    body = figure.to_html(config=config, full_html=False, include_plotlyjs=True, div_id="figure")
-    write_atomically(path, html_page(html.unescape(written), _STYLE, body))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tune_sparsity.tuner.export_formats import csr_bytes, dense_bytes
+from tune_sparsity.tuner.results.export_formats import csr_bytes, dense_bytes
 
 _TOLERANCE = 1e-3  # of the largest output: sums in another order round differently
 

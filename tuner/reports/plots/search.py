@@ -8,7 +8,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tune_sparsity.tuner.pictures import GREY, OKABE_ITO, THEME, hover_text, percent
+from tune_sparsity.tuner.reports.plots.theme import (
+    BLUE,
+    GREY,
+    OKABE_ITO,
+    RED,
+    SKY,
+    figure,
+    hover_text,
+    panels,
+    titled,
+)
+from tune_sparsity.tuner.reports.text import percent
 from tune_sparsity.tuner.study.epochs import Series
 from tune_sparsity.tuner.study.front import Standing
 from tune_sparsity.tuner.study.goal import Goal
@@ -18,28 +29,7 @@ from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-BLUE, SKY, RED = OKABE_ITO["blue"], OKABE_ITO["sky blue"], OKABE_ITO["vermillion"]
-PANEL_COLOURS = (BLUE, OKABE_ITO["bluish green"], OKABE_ITO["orange"], OKABE_ITO["reddish purple"])
 MOST_LINES = 200  # more lines than these are a blot: the most accurate trials are drawn
-
-
-def titled(title: str, subtitle: str = "") -> dict[str, Any]:
-    """A picture's title in plotly's form, both as plain text."""
-    return {"text": html.escape(title), "subtitle": {"text": html.escape(subtitle)}}
-
-
-def figure(data: Sequence[Mapping[str, Any]], title: dict[str, Any], **layout: Any) -> go.Figure:
-    """A plotly figure in the project's look."""
-    import plotly.graph_objects as go
-
-    room = {"margin": {"l": 70, "r": 30, "t": 80, "b": 105 if layout.get("showlegend") else 60}}
-    return go.Figure(data=list(data), layout={"template": THEME, "title": title, **room, **layout})
-
-
-def panels(count: int) -> list[list[float]]:
-    """The heights of so many panels, one above the other, the first on top."""
-    each = 1 / count
-    return [[max(0.0, 1 - (i + 1) * each + 0.09 * (i + 1 < count)), 1 - i * each] for i in range(count)]
 
 
 def _in_order(records: Sequence[TrialRecord]) -> tuple[list[tuple[float, TrialRecord]], str]:

@@ -6,7 +6,6 @@ imported only where something is drawn.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
+from tune_sparsity.tuner.reports.text import duration, is_terminal, time_left
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
@@ -28,28 +28,6 @@ _UPDATE_SHARE = 50  # and no more often than once in so many times what an updat
 LINE_SECONDS = 10.0
 
 FINISHED = (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)
-
-
-def duration(seconds: float) -> str:
-    """A duration in the largest two units that matter: "41 s", "3 min 20 s", "2 h 05 min"."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def time_left(seconds: float, word: str = "about") -> str:
-    """An estimate in words that claim no more than it knows: "about 40 s left", "a few seconds left"."""
-    if seconds < 7.5:
-        return "a few seconds left"
-    if seconds < 90:
-        return f"{word} {5 * round(seconds / 5)} s left"
-    if seconds < 3600 - 30:
-        return f"{word} {round(seconds / 60)} min left"
-    return f"{word} {duration(600 * round(seconds / 600))} left"
 
 
 @dataclass(frozen=True)
@@ -272,7 +250,3 @@ class Progress:
         counts = Text(summary.counts(), no_wrap=True, overflow="ellipsis")
         style = "dim" if summary.best is None else "bold green"
         return Group(bar, counts, Text(summary.best_so_far(), style=style, no_wrap=True, overflow="ellipsis"))
-
-
-def is_terminal(stream: TextIO) -> bool:
-    return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")

@@ -7,8 +7,18 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tune_sparsity.tuner.pictures import OKABE_ITO, hover_text, percent
-from tune_sparsity.tuner.search_pictures import BLUE, PANEL_COLOURS, RED, SKY, figure, panels, titled
+from tune_sparsity.tuner.reports.plots.theme import (
+    BLUE,
+    OKABE_ITO,
+    PANEL_COLOURS,
+    RED,
+    SKY,
+    figure,
+    hover_text,
+    panels,
+    titled,
+)
+from tune_sparsity.tuner.reports.text import percent
 from tune_sparsity.tuner.study.epochs import Series
 from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState

@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune_sparsity.tuner.config.study_config import storage_of
-from tune_sparsity.tuner.errors import UsageError, unknown
+from tune_sparsity.tuner.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tune_sparsity.experiments import Data, Experiment
-    from tune_sparsity.tuner.study_folder import EndedStudy
+    from tune_sparsity.tuner.results.finished_study import EndedStudy
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch": ".pt", "csr": ".csr.safetensors"}
 """The formats, and how the names of their files end."""
@@ -43,45 +41,6 @@ class Network:
     val_accuracy: float  # as the trial reported it
 
 
-def export(arguments: list[str]) -> int:
-    """Runs the subcommand. Returns 0, or 1 when the exported file is not the network."""
-    from tune_sparsity.tuner.arguments import Parser
-    from tune_sparsity.tuner.study_folder import read_ended
-
-    parser = Parser("tune-sparsity export", description="Writes a study's network as a file, and checks it.")
-    parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
-    parser.add_argument("--format", metavar="F", required=True, help=", ".join(SUFFIXES))
-    parser.add_argument("--network", metavar="NAME", default="best", help="best, best-0.9, front/t0003, ... (best)")
-    parser.add_argument(
-        "--out", metavar="FILE", type=Path, help="(export/ in the study's folder; STUDY/export/ here for s3://)"
-    )
-    parser.add_argument(
-        "--storage", metavar="DIR", type=storage_of, default="studies", help="folder of studies, or s3://BUCKET/PREFIX"
-    )
-    parser.add_argument("--data-dir", metavar="DIR", help="where the data set is")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON on stdout")
-    options = parser.parse_args(arguments)
-    if options.format not in SUFFIXES:
-        raise UsageError(f"--format: {unknown('format', options.format, SUFFIXES)}")
-    study = read_ended(options.study, options.storage, {"data_dir": options.data_dir} if options.data_dir else None)
-    if options.network not in study.networks:
-        there = ", ".join(study.networks) or "none, since no trial was feasible"
-        raise UsageError(f"--network: study {options.study} has no network {options.network!r}: there is {there}")
-    if options.format == "onnx":
-        from tune_sparsity.tuner.export_formats import require_onnx
-
-        require_onnx()
-    stem = options.network.replace("/", "-")
-    path = options.out or study.results / "export" / f"{stem}{SUFFIXES[options.format]}"
-    try:
-        document = export_network(study, options.network, options.format, path)
-    except ExportFailed as error:
-        print(f"tune-sparsity: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(document, indent=2) if options.json else as_text(document))
-    return 0
-
-
 def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[str, Any]:
     """Writes one network of a study, checks the file on the validation data, and measures what its zeros save.
 
@@ -100,7 +59,7 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
     import torch
 
     from tune_sparsity.experiments.base import evaluate
-    from tune_sparsity.tuner.footprint import latencies, sizes
+    from tune_sparsity.tuner.results.inference_cost import latencies, sizes
 
     network = _read(study, name)
     val = network.data.val
@@ -137,8 +96,8 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
 def _read(study: EndedStudy, name: str) -> Network:
     from safetensors.torch import load_file
 
-    from tune_sparsity.tuner.best import split_masks
     from tune_sparsity.tuner.config.experiment import find_experiment, sound_data
+    from tune_sparsity.tuner.results.networks import split_masks
     from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL
 
     experiment = find_experiment(study.config.experiment)
@@ -171,7 +130,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _write(network: Network, kind: str, path: Path) -> None:
-    from tune_sparsity.tuner import export_formats as formats
+    from tune_sparsity.tuner.results import export_formats as formats
 
     if kind == "onnx":
         whole = formats.Whole(network.experiment.prepare, network.model)
@@ -190,7 +149,7 @@ def _reader(network: Network, kind: str, path: Path) -> Callable[[Tensor], Tenso
     import torch
     from safetensors.torch import load_file
 
-    from tune_sparsity.tuner import export_formats as formats
+    from tune_sparsity.tuner.results import export_formats as formats
 
     if kind == "onnx":
         return formats.onnx_function(path)

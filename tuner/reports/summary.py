@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from tune_sparsity.tuner.display import duration, is_terminal
 from tune_sparsity.tuner.errors import redact
-from tune_sparsity.tuner.final_seeds import Retrained, verdicts
-from tune_sparsity.tuner.results import StudyOutcome
+from tune_sparsity.tuner.reports.text import command, duration, is_terminal, short_number, shown_path
+from tune_sparsity.tuner.results.retraining import Retrained, verdicts
+from tune_sparsity.tuner.results.tables import StudyOutcome
 from tune_sparsity.tuner.study.goal import GoalKind
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
@@ -24,18 +22,6 @@ if TYPE_CHECKING:
 
 _LAYERS_SHOWN = 6
 PLAIN_WIDTH = 120  # of a result that is not written to a terminal
-
-
-def shown_path(path: Path) -> str:
-    """The path as it is shortest to type: relative to the current folder if it lies in it."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except (OSError, ValueError):
-        return str(path)
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _fitting(columns: Sequence[Sequence[str]], width: int) -> int:
@@ -71,7 +57,7 @@ def trial_columns(
     if len({record.method for record in rows}) > 1:
         columns.append(["method", *(record.method for record in rows)])
     names = list(dict.fromkeys(name for record in rows for name in record.params))
-    parameters = [[name, *(_number(r.params.get(name, "")) for r in rows)] for name in names]
+    parameters = [[name, *(short_number(r.params.get(name, "")) for r in rows)] for name in names]
     room = max(len(columns), _fitting([*columns, *parameters], width))
     shown = [*columns, *parameters][:room]
     return shown, len(columns) + len(parameters) - len(shown)
@@ -157,13 +143,6 @@ def files_line(outcome: StudyOutcome) -> str:
     there = [f"{name}/" for name in networks if (outcome.folder / name).exists()]
     there += [name for name in tables if (outcome.folder / name).exists()]
     return f"{outcome.store or shown_path(outcome.folder)}{os.sep}" + (f"  ({', '.join(there)})" if there else "")
-
-
-def command(name: str) -> str:
-    """How to call a command of this installation from here: by its name if the shell finds it, else by its path, as
-    in a virtual environment that is not activated."""
-    beside = Path(sys.executable).with_name(name)
-    return name if shutil.which(name) or not beside.is_file() else shlex.quote(shown_path(beside))
 
 
 def tracking_line(tracking_uri: str) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from tune_sparsity.tuner.network_pictures import hoyer_figure, layers_figure, training_figure, weights_figure
-from tune_sparsity.tuner.pictures import front_figure, html_page
-from tune_sparsity.tuner.search_pictures import curves_figure, importance_figure, parallel_figure, progress_figure
+from tune_sparsity.tuner.reports.page import page, picture
+from tune_sparsity.tuner.reports.plots.front import front_figure
+from tune_sparsity.tuner.reports.plots.network import hoyer_figure, layers_figure, training_figure, weights_figure
+from tune_sparsity.tuner.reports.plots.search import curves_figure, importance_figure, parallel_figure, progress_figure
 from tune_sparsity.tuner.study.epochs import Series, read_epochs
 from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.study.layout import EPOCHS_CSV
@@ -46,7 +47,7 @@ def best_weights(folder: Path, best: TrialRecord | None) -> dict[str, np.ndarray
     there is no such network."""
     from safetensors.numpy import load_file
 
-    from tune_sparsity.tuner.best import mask_names
+    from tune_sparsity.tuner.results.networks import mask_names
     from tune_sparsity.tuner.study.layout import MODEL
 
     if best is None:
@@ -84,43 +85,6 @@ def figures(study: Pictured) -> dict[str, go.Figure]:
         "importances": importance_figure(*importances(records, None if best is None else best.method)),
     }
     return {name: figure for name, figure in made.items() if figure is not None}
-
-
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif; color: #222; background: #fff;
-  max-width: 1080px; margin: 0 auto; padding: 1.5rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
-p { margin: .5rem 0; max-width: 46rem; } .lead { font-size: 1.15rem; } .quiet { color: #555; }
-table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
-th:first-child, td:first-child, td.text { text-align: left; }
-td.text:not(:first-child), p { overflow-wrap: anywhere; } tr:has(th) ~ tr td.text { min-width: 28rem; }
-th { font-weight: 600; border-bottom-color: #888; }
-tr.best td { font-weight: 600; } tr.best td.text { font-weight: 400; } .wide { overflow-x: auto; }
-pre { background: #f4f4f4; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; line-height: 1.45; }
-code { font-family: ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace; }
-figure { margin: 1.2rem 0; border: 1px solid #ddd; padding: .3rem; }
-@media print { figure, pre, table { break-inside: avoid; } }
-"""
-
-
-def picture(name: str, figure: go.Figure) -> str:
-    """A figure as a part of a page; its text is its accessible name."""
-    label = html.escape(html.unescape(re.sub(r"<[^>]*>", " ", figure.layout.title.text or name)))
-    config = {"displaylogo": False, "responsive": True}
-    height = figure.layout.height or 480
-    body = figure.to_html(
-        config=config, full_html=False, include_plotlyjs=False, div_id=name, default_height=f"{height}px"
-    )
-    return f'<figure id="picture-{name}" aria-label="{label}">\n{body}\n</figure>'
-
-
-def page(title: str, body: str) -> str:
-    """A whole page that opens without a network: plotly.js is in it, once."""
-    from plotly.offline import get_plotlyjs
-
-    return html_page(title, _STYLE, body, get_plotlyjs())
 
 
 def pictures_page(study: Pictured, heading: str) -> str:

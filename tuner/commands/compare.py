@@ -1,0 +1,41 @@
+"""`tune-sparsity compare`: studies of one experiment beside each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tune_sparsity.tuner.commands.console import write_page
+from tune_sparsity.tuner.config.study_config import storage_of
+from tune_sparsity.tuner.reports.comparison import as_lines, check_alike, compare_page, data_note, differences
+from tune_sparsity.tuner.reports.text import shown_path
+from tune_sparsity.tuner.results.finished_study import read_ended
+
+
+def compare(arguments: list[str]) -> int:
+    """Runs the subcommand."""
+    from tune_sparsity.tuner.arguments import Parser
+
+    parser = Parser("tune-sparsity compare", description="Compares studies of one experiment with the first of them.")
+    parser.add_argument("studies", metavar="STUDY", nargs="+", help="names, or folders; two or more")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="the page (compare-A-B.html in the folder of studies; here for s3://)"
+    )
+    parser.add_argument(
+        "--storage", metavar="DIR", type=storage_of, default="studies", help="folder of studies, or s3://BUCKET/PREFIX"
+    )
+    parser.add_argument("--json", action="store_true", help="print the table as JSON on stdout")
+    options = parser.parse_args(arguments)
+    studies = [read_ended(name, options.storage) for name in options.studies]
+    check_alike(studies)
+    records = [study.records() for study in studies]
+    rows = differences(studies, records)
+    names = "-".join(study.config.study for study in studies)
+    folder = options.storage if isinstance(options.storage, Path) else Path()
+    path = options.out or folder / f"compare-{names[:150]}.html"
+    write_page(path, compare_page(studies, records, rows))
+    if options.json:
+        print(json.dumps({"experiment": studies[0].result["experiment"], "page": str(path), "rows": rows}, indent=2))
+    else:
+        print("\n".join([*as_lines(rows), *data_note(studies), "", shown_path(path)]))
+    return 0

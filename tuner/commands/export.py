@@ -1,0 +1,50 @@
+"""`tune-sparsity export`: a network as a file for other programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from tune_sparsity.tuner.config.study_config import storage_of
+from tune_sparsity.tuner.errors import UsageError, unknown
+from tune_sparsity.tuner.results.export import SUFFIXES, ExportFailed, as_text, export_network
+
+
+def export(arguments: list[str]) -> int:
+    """Runs the subcommand. Returns 0, or 1 when the exported file is not the network."""
+    from tune_sparsity.tuner.arguments import Parser
+    from tune_sparsity.tuner.results.finished_study import read_ended
+
+    parser = Parser("tune-sparsity export", description="Writes a study's network as a file, and checks it.")
+    parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
+    parser.add_argument("--format", metavar="F", required=True, help=", ".join(SUFFIXES))
+    parser.add_argument("--network", metavar="NAME", default="best", help="best, best-0.9, front/t0003, ... (best)")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="(export/ in the study's folder; STUDY/export/ here for s3://)"
+    )
+    parser.add_argument(
+        "--storage", metavar="DIR", type=storage_of, default="studies", help="folder of studies, or s3://BUCKET/PREFIX"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="where the data set is")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON on stdout")
+    options = parser.parse_args(arguments)
+    if options.format not in SUFFIXES:
+        raise UsageError(f"--format: {unknown('format', options.format, SUFFIXES)}")
+    study = read_ended(options.study, options.storage, {"data_dir": options.data_dir} if options.data_dir else None)
+    if options.network not in study.networks:
+        there = ", ".join(study.networks) or "none, since no trial was feasible"
+        raise UsageError(f"--network: study {options.study} has no network {options.network!r}: there is {there}")
+    if options.format == "onnx":
+        from tune_sparsity.tuner.results.export_formats import require_onnx
+
+        require_onnx()
+    stem = options.network.replace("/", "-")
+    path = options.out or study.results / "export" / f"{stem}{SUFFIXES[options.format]}"
+    try:
+        document = export_network(study, options.network, options.format, path)
+    except ExportFailed as error:
+        print(f"tune-sparsity: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(document, indent=2) if options.json else as_text(document))
+    return 0

@@ -1,0 +1,33 @@
+"""`tune-sparsity report`: a study as a page for a colleague."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tune_sparsity.tuner.commands.console import write_page
+from tune_sparsity.tuner.config.study_config import storage_of
+from tune_sparsity.tuner.reports.study_page import report_page
+from tune_sparsity.tuner.reports.text import shown_path
+from tune_sparsity.tuner.results.finished_study import read_ended
+
+REPORT_HTML = "report.html"
+
+
+def report(arguments: list[str]) -> int:
+    """Runs the subcommand."""
+    from tune_sparsity.tuner.arguments import Parser
+
+    parser = Parser("tune-sparsity report", description="Writes a study as one HTML page, whole in itself.")
+    parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="(report.html in the study's folder; STUDY/ here for s3://)"
+    )
+    parser.add_argument(
+        "--storage", metavar="DIR", type=storage_of, default="studies", help="folder of studies, or s3://BUCKET/PREFIX"
+    )
+    options = parser.parse_args(arguments)
+    study = read_ended(options.study, options.storage)
+    path = options.out or study.results / REPORT_HTML
+    write_page(path, report_page(study))
+    print(shown_path(path))
+    return 0

@@ -1,0 +1,94 @@
+"""The look of every picture: colours, template, titles, panels."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+OKABE_ITO = {
+    "black": "#000000",
+    "orange": "#E69F00",
+    "sky blue": "#56B4E9",
+    "bluish green": "#009E73",
+    "yellow": "#F0E442",
+    "blue": "#0072B2",
+    "vermillion": "#D55E00",
+    "reddish purple": "#CC79A7",
+}
+"""The eight colours of Okabe and Ito (2008), which people of every kind of colour vision can tell apart."""
+GREY = "#8C8C8C"
+"""For what does not count as a result."""
+_AXIS = {
+    **{"showline": True, "linecolor": "#444444", "ticks": "outside", "tickcolor": "#444444"},
+    **{"gridcolor": "#E5E5E5", "zeroline": False, "automargin": True},
+    "title": {"standoff": 12, "font": {"size": 14}},  # without a standoff it runs into the longest tick's label
+}
+THEME: dict[str, Any] = {
+    "layout": {
+        "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif", "size": 14},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "colorway": [
+            OKABE_ITO[name]
+            for name in ("blue", "vermillion", "bluish green", "orange", "sky blue", "reddish purple", "black")
+        ],
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        # Small enough that "EXPERIMENT: accuracy against sparsity" is whole on a telephone.
+        "title": {"x": 0.02, "xanchor": "left", "font": {"size": 17}, "subtitle": {"font": {"size": 12}}},
+        # The legend below: above it would run into the title where the page is narrow, as in MLflow's UI.
+        "margin": {"l": 70, "r": 30, "t": 105, "b": 105},
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 0.01, "yanchor": "bottom", "yref": "container"},
+        "hoverlabel": {"align": "left", "bgcolor": "white"},
+        "hovermode": "closest",
+    }
+}
+"""The look of every picture, as a plotly template: `go.Figure(layout={"template": THEME})`. Fonts of the reader's
+system only, since a web font would be fetched."""
+BLUE, SKY, RED = OKABE_ITO["blue"], OKABE_ITO["sky blue"], OKABE_ITO["vermillion"]
+PANEL_COLOURS = (BLUE, OKABE_ITO["bluish green"], OKABE_ITO["orange"], OKABE_ITO["reddish purple"])
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def hover_text(record: TrialRecord) -> str:
+    """What is known of a trial, as the lines of a hover label. Text of the user's is escaped: plotly reads tags."""
+    known: dict[str, Any] = {
+        "accuracy": None if record.val_accuracy is None else f"{record.val_accuracy:.2%}",
+        "sparsity": None if record.sparsity is None else f"{record.sparsity:.3%}",
+        "nonzero weights": None if record.nonzero_weights is None else f"{record.nonzero_weights:,}",
+        "epochs": record.epochs,
+        "method": record.method,
+    }
+    lines = [f"{key} {_value(value)}" for key, value in known.items() if value is not None]
+    parameters = [f"{name} = {_value(value)}" for name, value in record.params.items()]
+    state = "stopped early" if record.state is TrialState.PRUNED else record.state
+    return "<br>".join([f"<b>{record.name}</b> {state}", *(html.escape(line) for line in lines + parameters)])
+
+
+def titled(title: str, subtitle: str = "") -> dict[str, Any]:
+    """A picture's title in plotly's form, both as plain text."""
+    return {"text": html.escape(title), "subtitle": {"text": html.escape(subtitle)}}
+
+
+def figure(data: Sequence[Mapping[str, Any]], title: dict[str, Any], **layout: Any) -> go.Figure:
+    """A plotly figure in the project's look."""
+    import plotly.graph_objects as go
+
+    room = {"margin": {"l": 70, "r": 30, "t": 80, "b": 105 if layout.get("showlegend") else 60}}
+    return go.Figure(data=list(data), layout={"template": THEME, "title": title, **room, **layout})
+
+
+def panels(count: int) -> list[list[float]]:
+    """The heights of so many panels, one above the other, the first on top."""
+    each = 1 / count
+    return [[max(0.0, 1 - (i + 1) * each + 0.09 * (i + 1 < count)), 1 - i * each] for i in range(count)]

@@ -1,0 +1,60 @@
+"""Numbers, times, paths and commands as text."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+
+def duration(seconds: float) -> str:
+    """A duration in the largest two units that matter: "41 s", "3 min 20 s", "2 h 05 min"."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def time_left(seconds: float, word: str = "about") -> str:
+    """An estimate in words that claim no more than it knows: "about 40 s left", "a few seconds left"."""
+    if seconds < 7.5:
+        return "a few seconds left"
+    if seconds < 90:
+        return f"{word} {5 * round(seconds / 5)} s left"
+    if seconds < 3600 - 30:
+        return f"{word} {round(seconds / 60)} min left"
+    return f"{word} {duration(600 * round(seconds / 600))} left"
+
+
+def is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+
+
+def shown_path(path: Path) -> str:
+    """The path as it is shortest to type: relative to the current folder if it lies in it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except (OSError, ValueError):
+        return str(path)
+
+
+def short_number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def command(name: str) -> str:
+    """How to call a command of this installation from here: by its name if the shell finds it, else by its path, as
+    in a virtual environment that is not activated."""
+    beside = Path(sys.executable).with_name(name)
+    return name if shutil.which(name) or not beside.is_file() else shlex.quote(shown_path(beside))
+
+
+def percent(fraction: float) -> str:
+    """A fraction such as a target as people write it: 0.9 is "90%", 0.985 is "98.5%"."""
+    return f"{100 * fraction:.6g}%"

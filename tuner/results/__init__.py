@@ -1,0 +1,1 @@
+"""What a study has found: tables, networks, exported files, what they cost to run."""
