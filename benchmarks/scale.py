@@ -3,7 +3,7 @@
     python -m benchmarks.scale [--trials 10000] [--slots 200] [--seconds 60] [--epochs 8]
 
 The driver is the real one: Ray Tune's controller, our searcher, early stopping, records, journal and tracker, as
-`tuner.ray_run` puts them together. Only the workers are simulated: an epoch takes its seconds on the simulated clock,
+`tuner.driver.ray_tune` puts them together. Only the workers are simulated: an epoch takes its seconds on the simulated clock,
 and none here. The clock also moves by the processor time (all threads) that the driver takes, and a worker that has
 reported waits until the driver comes to it. So the figures are of a driver with one core of its own; what Ray's own
 processes do to carry a message is not in them, nor the wait for the disk.
@@ -29,9 +29,9 @@ from ray.tune.execution import tune_controller
 
 from benchmarks.driver import Simulated, peak_mib, study_in
 from tune_sparsity.experiments import find
-from tune_sparsity.tuner import ray_run
 from tune_sparsity.tuner.cluster.join import connected
 from tune_sparsity.tuner.config.study_config import make_config
+from tune_sparsity.tuner.driver import ray_tune
 from tune_sparsity.tuner.search.searcher import Asked
 from tune_sparsity.tuner.worker.trainable import EPOCHS, FAILURE, FINAL, FINAL_SPARSITY, TrialSetup
 
@@ -172,8 +172,8 @@ def measure(trials: int, slots: int, seconds: float, epochs: int) -> dict[str, f
         with connected(config), mock.patch.object(tune_controller, "RayActorManager", SimulatedActors):
             clock = SimulatedActors.clock = Clock()
             arrays = {"none": np.zeros(1)}
-            stop = ray_run.StopWhen(None)
-            ray_run.run_trials(study, setup, arrays, gpus=0, concurrency=slots, stop=stop)
+            stop = ray_tune.StopWhen(None)
+            ray_tune.run_trials(study, setup, arrays, gpus=0, concurrency=slots, stop=stop)
             took, busy = clock.now(), clock.busy
         study.tracker.close()
         assert len(study.records) == trials

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tune_sparsity.tuner.cli import _search_parser, main
+from tune_sparsity.tuner.cli import main
+from tune_sparsity.tuner.commands.search import search_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = ROOT / "docker"
@@ -230,7 +231,7 @@ def test_every_tune_sparsity_command_would_be_understood(capsys: pytest.CaptureF
     assert any(command[0] == "doctor" for command in shown)
     for arguments in shown:
         if arguments[0].startswith("-"):
-            _search_parser().parse_args(arguments)
+            search_parser().parse_args(arguments)
             continue
         with pytest.raises(SystemExit) as ended:
             main([arguments[0], "--help"])

@@ -18,7 +18,8 @@ from tune_sparsity.experiments import find
 from tune_sparsity.experiments.checks import first_fault
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.sparsity import METHODS
-from tune_sparsity.tuner.cli import _search_parser, main
+from tune_sparsity.tuner.cli import main
+from tune_sparsity.tuner.commands.search import search_parser
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,7 +120,7 @@ def test_the_example_of_an_own_experiment_is_sound_and_can_be_searched(
 
 
 def test_every_option_that_is_named_exists() -> None:
-    known = {*_search_parser()._option_string_actions, "--show", "--format", "--network"}  # of subcommands
+    known = {*search_parser()._option_string_actions, "--show", "--format", "--network"}  # of subcommands
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
     assert {"--target", "--config", "--json"} <= named
     assert named <= known
@@ -131,7 +132,7 @@ def test_every_command_that_is_shown_would_be_understood(capsys: pytest.CaptureF
     for arguments in shown:
         if arguments[0].startswith("--"):
             if "--help" not in arguments:
-                assert {"target", "front", "max_nonzero"} & set(vars(_search_parser().parse_args(arguments)))
+                assert {"target", "front", "max_nonzero"} & set(vars(search_parser().parse_args(arguments)))
         else:
             with pytest.raises(SystemExit) as ended:
                 main([arguments[0], "--help"])

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
-import shlex
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
-from pathlib import Path
-from typing import Any, NoReturn
+from contextlib import suppress
+from typing import NoReturn
 
-from tune_sparsity.tuner.arguments import Parser
-
-LAUNCHED = time.monotonic()  # from which a study's seconds count: what it imports takes some of them
-EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
-_EPILOG = """\
-also:
-  tune-sparsity resume STUDY    go on with a study that was interrupted
-  tune-sparsity export STUDY --format safetensors|onnx|torch|csr    a checked file, and what its zeros save
-  tune-sparsity report STUDY    a page to send to a colleague
-  tune-sparsity compare STUDY STUDY    studies of one experiment beside each other
-  tune-sparsity ui STUDY    MLflow's UI on the study's store
-  tune-sparsity send STUDY      bring to MLflow what has not arrived there
-  tune-sparsity check mine.py:mine    say what is wrong with an experiment of your own
-  tune-sparsity doctor          say what a study would run on, and what to mend
-  tune-sparsity list experiments|methods|spaces|samplers
-
-exit codes: 0 done, 1 the study failed, 2 wrong use, 3 no trial meets the target, 130 interrupted"""
-_STORAGE = "folder of studies, or s3://BUCKET/PREFIX (./studies)"
-_LISTS = ("experiments", "methods", "spaces", "samplers")
+from tune_sparsity.tuner.commands.console import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE
+from tune_sparsity.tuner.commands.doctor import doctor
+from tune_sparsity.tuner.commands.list import list_names
+from tune_sparsity.tuner.commands.resume import resume
+from tune_sparsity.tuner.commands.search import search
+from tune_sparsity.tuner.commands.send import send
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments and not arguments[0].startswith("-"):
             return _subcommand(arguments[0], arguments[1:])
-        return _search(arguments)
+        return search(arguments)
     except UsageError as error:
         print(f"tune-sparsity: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE
@@ -63,7 +46,7 @@ def _subcommand(name: str, arguments: list[str]) -> int:
 
     from tune_sparsity.tuner.errors import UsageError, unknown
 
-    commands = {"resume": _resume, "send": _send, "list": _list, "doctor": _doctor}
+    commands = {"resume": resume, "send": send, "list": list_names, "doctor": doctor}
     modules = ("check", "export", "report", "compare", "ui")  # a command a module, of the same name
     if name not in (*commands, *modules):
         raise UsageError(
@@ -71,262 +54,6 @@ def _subcommand(name: str, arguments: list[str]) -> int:
         )
     run = commands[name] if name in commands else getattr(import_module(f"tune_sparsity.tuner.{name}"), name)
     return int(run(arguments))
-
-
-def _search_parser() -> Parser:
-    """The options of a study. Values stay text here: the configuration checks them, wherever they come from."""
-    parser = Parser(
-        description="Finds the most accurate network that is at least S sparse, and the whole front beside it.",
-        epilog=_EPILOG,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--version", action="version", version=_version())
-    what = parser.add_argument_group("what to find")
-    what.add_argument("--target", metavar="S", help="fraction of zero weights to reach, e.g. 0.9, or several: 0.8,0.9")
-    what.add_argument("--front", metavar="S:S", help="the whole front between two sparsities, e.g. 0.5:0.99")
-    what.add_argument("--max-nonzero", metavar="N", help="the target as a count: weights that may be other than zero")
-    what.add_argument(
-        "--experiment", metavar="NAME", help="built-in name, path/to/file.py:name or module:name (digits)"
-    )
-    what.add_argument("--method", metavar="NAME", help="one or several, with commas: lpss, rigl, gmp, ... (lpss)")
-    what.add_argument("--space", metavar="NAME|FILE", help="search space (the method's own)")
-    what.add_argument("--data-dir", metavar="DIR", help="where data sets are, or are downloaded to")
-    how = parser.add_argument_group("how to search")
-    how.add_argument("--trials", metavar="N", help="number of trials (32)")
-    how.add_argument("--time-budget", metavar="T", help="end after 90s, 30m, 1h30m, ...")
-    how.add_argument("--patience", metavar="N", help="end after N trials without gain in what the goal judges")
-    how.add_argument("--epochs", metavar="N", help="epochs of a trial (the experiment's own)")
-    how.add_argument("--seed", metavar="N", help="of the sampler, the weights and the order of examples (0)")
-    how.add_argument("--final-seeds", metavar="N", help="train each method's best again under N seeds at the end (0)")
-    how.add_argument("--sampler", metavar="NAME", help="tpe, gp, nsgaii, cmaes, qmc or random (tpe)")
-    how.add_argument("--warm-start", metavar="STUDY", nargs="+", help="begin with what earlier studies know")
-    how.add_argument("--scheduler", metavar="NAME", help="asha stops hopeless trials early, none does not (asha)")
-    where = parser.add_argument_group("where to run")
-    where.add_argument("--concurrency", metavar="N", help="trials at once (as many as fit)")
-    where.add_argument("--cpus-per-trial", metavar="N", help="(1)")
-    where.add_argument("--gpus-per-trial", metavar="N", help="auto, 0, a share such as 0.25, or 1 (auto)")
-    where.add_argument(
-        "--address", metavar="ADDRESS", help="of a running Ray: auto, HOST:PORT, ray://HOST:PORT (a private one)"
-    )
-    record = parser.add_argument_group("where to keep it")
-    record.add_argument("--storage", metavar="DIR", help=_STORAGE)
-    record.add_argument("--study", metavar="NAME", help="the study's name (from experiment, target and time)")
-    record.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (sqlite:///mlflow.db)")
-    record.add_argument("--register", metavar="NAME", help="put the best network into MLflow's registry")
-    record.add_argument("--system-metrics", action="store_true", help="also record this machine's load in MLflow")
-    record.add_argument("--config", metavar="FILE", help="YAML with any of these options; the command line wins")
-    record.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
-    return parser
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return f"tune-sparsity {version('tune-sparsity')}"
-    except PackageNotFoundError:
-        return "tune-sparsity (not installed)"
-
-
-def _search(arguments: list[str]) -> int:
-    options = vars(_search_parser().parse_args(arguments))
-    as_json = options.pop("json", False)
-    from tune_sparsity.tuner.config.files import read_config
-
-    return _run(read_config(options).resolved(), as_json=as_json, resume=False)
-
-
-def _resume(arguments: list[str]) -> int:
-    parser = Parser("tune-sparsity resume", description="Goes on with a study: finished trials stay as they are.")
-    parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
-    parser.add_argument("--storage", metavar="DIR", default="studies", help=_STORAGE)
-    parser.add_argument("--trials", metavar="N", default=argparse.SUPPRESS, help="a new number of trials in all")
-    parser.add_argument("--time-budget", metavar="T", default=argparse.SUPPRESS, help="a new budget for all of it")
-    parser.add_argument("--patience", metavar="N", default=argparse.SUPPRESS, help="trials without gain to end after")
-    parser.add_argument("--data-dir", metavar="DIR", default=argparse.SUPPRESS)
-    parser.add_argument("--address", metavar="ADDRESS", default=argparse.SUPPRESS, help="of the cluster to go on with")
-    parser.add_argument("--tracking-uri", metavar="URI", default=argparse.SUPPRESS)
-    parser.add_argument("--register", metavar="NAME", default=argparse.SUPPRESS, help="in MLflow's registry")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
-    options = vars(parser.parse_args(arguments))
-    as_json = options.pop("json")
-    from tune_sparsity.tuner.config.files import check_withheld, read_study
-    from tune_sparsity.tuner.config.study_config import storage_of
-
-    config = read_study(options.pop("study"), storage_of(options.pop("storage")), options)
-    check_withheld(config)
-    return _run(config.resolved(), as_json=as_json, resume=True)
-
-
-def _doctor(arguments: list[str]) -> int:
-    parser = Parser(
-        "tune-sparsity doctor",
-        description="Says of everything that a study would run on that it is ok, or what to do.",
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--address", metavar="ADDRESS", help="of a running Ray: auto, HOST:PORT, ray://HOST:PORT")
-    parser.add_argument("--storage", metavar="DIR", help=_STORAGE)
-    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (sqlite:///mlflow.db)")
-    parser.add_argument("--cpus-per-trial", metavar="N", help="(1)")
-    parser.add_argument("--gpus-per-trial", metavar="N", help="auto, 0, a share such as 0.25, or 1 (auto)")
-    options = vars(parser.parse_args(arguments))
-    from tune_sparsity.tuner.config.study_config import make_config
-    from tune_sparsity.tuner.doctor import examine
-
-    well = True
-    for finding in examine(make_config({"target": 0.9, **options}).resolved()):
-        well &= not finding.remedy
-        print(finding, flush=True)
-    return EXIT_DONE if well else EXIT_FAILED
-
-
-def _send(arguments: list[str]) -> int:
-    parser = Parser("tune-sparsity send", description="Brings to MLflow what a study could not tell it.")
-    parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
-    parser.add_argument("--storage", metavar="DIR", default="studies", help=_STORAGE)
-    parser.add_argument("--tracking-uri", metavar="URI", default=argparse.SUPPRESS, help="another store than before")
-    options = vars(parser.parse_args(arguments))
-    from tune_sparsity.tuner.config.files import read_study
-    from tune_sparsity.tuner.config.study_config import storage_of
-    from tune_sparsity.tuner.send import send_study
-
-    config = read_study(options.pop("study"), storage_of(options.pop("storage")), options).resolved()
-    where, problems = send_study(config, chosen="tracking_uri" in options)
-    _tell(problems, config)
-    if problems:
-        return EXIT_FAILED
-    _say(f"MLflow has all of {config.study}: {where}")
-    return EXIT_DONE
-
-
-def _list(arguments: list[str]) -> int:
-    parser = Parser("tune-sparsity list", description="Names that the options accept.")
-    parser.add_argument("kind", metavar="|".join(_LISTS))
-    parser.add_argument("--show", metavar="NAME", help="print one space, to start one's own from")
-    options = parser.parse_args(arguments)
-    from tune_sparsity.tuner.errors import UsageError, unknown
-    from tune_sparsity.tuner.listing import listing, show_space
-
-    if options.kind not in _LISTS:
-        raise UsageError(unknown("list", options.kind, _LISTS))
-    if options.show is not None and options.kind != "spaces":
-        raise UsageError(f"--show is for spaces, not for {options.kind}: tune-sparsity list spaces --show NAME")
-    print(listing(options.kind) if options.show is None else show_space(options.show))
-    return EXIT_DONE
-
-
-def _run(config: Any, *, as_json: bool, resume: bool) -> int:
-    """Prepares and runs a study, and says how it went."""
-    from tune_sparsity.tuner.cluster.connection import connection, is_sound
-    from tune_sparsity.tuner.tracking.tracker import writer_ahead
-
-    def died() -> NoReturn:
-        _say(_ray_died(config))
-        os._exit(EXIT_FAILED)
-
-    ahead = not resume and is_sound(config)
-    with (
-        connection(config, ahead=ahead, died=died) as ray,
-        writer_ahead(config.tracking_uri) if ahead else nullcontext() as writer,
-    ):
-        return _run_with(ray, writer, config, as_json=as_json, resume=resume)
-
-
-def _run_with(ray: Any, writer: Any, config: Any, *, as_json: bool, resume: bool) -> int:
-    from tune_sparsity.tuner.config.tracking_uri import stray_environment
-    from tune_sparsity.tuner.prepare import prepare
-    from tune_sparsity.tuner.run import DiskFull, run_study
-    from tune_sparsity.tuner.storage.lease import TakenOver
-
-    prepared = prepare(config, resume=resume, share=ray.share)
-    _say(f"{'Resuming' if resume else 'Starting'} {config.study}: {config.trials} trials, {prepared.goal}")
-    if not isinstance(config.storage, Path):
-        _say(f"Kept in {config.storage / config.study}, worked on in {config.folder}")
-    if stray := stray_environment():
-        _say(f"Ignoring {', '.join(stray)}: this study has runs of its own")
-    try:
-        finished = run_study(prepared, ray, resume=resume, launched=LAUNCHED, writer=writer)
-    except DiskFull as error:
-        _say(f"{config.folder} cannot be written to: {error}. When there is room again: {_how_to_resume(config)}")
-        return EXIT_FAILED
-    except TakenOver as error:
-        _say(f"Ended, since the store could not be reached for too long: {error}")
-        return EXIT_FAILED
-    except (KeyboardInterrupt, Exception) as error:
-        begun = _begun(config)
-        if begun and ray.lost:  # whatever the interrupt, or what waited for Ray, came out as
-            _say(_ray_died(config))
-            return EXIT_FAILED
-        if begun and isinstance(error, KeyboardInterrupt):
-            _say(f"Interrupted. To go on: {_how_to_resume(config)}")
-            return EXIT_INTERRUPTED
-        raise
-    _say(finished.ended)
-    _report(finished, as_json)
-    _tell(finished.problems, config)
-    return _exit_code(finished, config)
-
-
-def _report(finished: Any, as_json: bool) -> None:
-    from tune_sparsity.tuner.reports.summary import print_result
-    from tune_sparsity.tuner.results.tables import result_document
-    from tune_sparsity.tuner.system.files import to_json
-
-    if as_json:
-        print(to_json(result_document(finished.outcome)))
-    else:
-        print_result(finished.outcome)
-
-
-def _tell(problems: list[str], config: Any) -> None:
-    """What MLflow does not have, and how to send it."""
-    from tune_sparsity.tuner.reports.text import command
-
-    for problem in problems:
-        _say(f"Not in MLflow: {problem}")
-    if problems:
-        where = f"{config.study} --storage {shlex.quote(str(config.storage))}"
-        waits = f"{config.storage / config.study}/tracking"
-        _say(f"It waits in {waits}. To send it: {command('tune-sparsity')} send {where}")
-
-
-def _exit_code(finished: Any, config: Any) -> int:
-    outcome = finished.outcome
-    if finished.interrupted:
-        _say(f"Interrupted. To go on: {_how_to_resume(config)}")
-        return EXIT_INTERRUPTED
-    if outcome.records and all(record.state == "failed" for record in outcome.records):
-        _say(f"Every trial failed. The first: {finished.first_failure}")
-        return EXIT_FAILED
-    if outcome.best is None:
-        _say(f"No trial completed with a sparsity of at least {outcome.goal.lowest:g}: try more trials or epochs")
-        return EXIT_INFEASIBLE
-    return EXIT_DONE
-
-
-def _begun(config: Any) -> bool:
-    """Whether there is a study to go on with."""
-    from tune_sparsity.tuner.study.layout import STUDY_YAML
-
-    return bool((config.folder / STUDY_YAML).exists())
-
-
-def _ray_died(config: Any) -> str:
-    to_go_on = f" To go on: {_how_to_resume(config)}" if _begun(config) else ""
-    return f"Ray died, perhaps for want of memory.{to_go_on}"
-
-
-def _how_to_resume(config: Any) -> str:
-    """The command that goes on with the study, as a shell takes it."""
-    import shlex
-
-    from tune_sparsity.tuner.reports.text import command
-
-    return f"{command('tune-sparsity')} resume {config.study} --storage {shlex.quote(str(config.storage))}"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def entry() -> NoReturn:

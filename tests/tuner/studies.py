@@ -11,13 +11,13 @@ import torch
 
 from tune_sparsity.experiments import Training
 from tune_sparsity.experiments.training import NotFinite
-from tune_sparsity.tuner.conclusion import Times, conclude
 from tune_sparsity.tuner.config.files import write_study_yaml
 from tune_sparsity.tuner.config.study_config import make_config
+from tune_sparsity.tuner.driver.finish import Times, conclude
+from tune_sparsity.tuner.driver.prepare import prepare
+from tune_sparsity.tuner.driver.run import _halving
 from tune_sparsity.tuner.driver.study_run import StudyRun
-from tune_sparsity.tuner.prepare import prepare
 from tune_sparsity.tuner.reports.progress import Progress
-from tune_sparsity.tuner.run import _halving
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.study.layout import JOURNAL, weights_file
 from tune_sparsity.tuner.study.trial import TrialState
@@ -61,7 +61,7 @@ def run_in_process(storage: Path, name: str, *, tracker: Any = None, **options: 
 
 
 def _train(study: StudyRun, prepared: Any, asked: Any, weights: Path) -> None:
-    """One trial, stopped early where the study says so, as tuner.ray_run does it."""
+    """One trial, stopped early where the study says so, as tuner.driver.ray_tune does it."""
     training = Training(
         prepared.experiment,
         prepared.data.train,

@@ -27,7 +27,7 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     def begun(*arguments: Any, **options: Any) -> None:
         raise AssertionError("a study was begun")
 
-    monkeypatch.setattr("tune_sparsity.tuner.run.run_study", begun)
+    monkeypatch.setattr("tune_sparsity.tuner.driver.run.run_study", begun)
 
     def run(arguments: list[str], names: str, **files: str) -> str:
         for name, text in files.items():

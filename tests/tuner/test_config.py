@@ -18,8 +18,8 @@ from tune_sparsity.experiments import Data, Experiment, Recipe, Split
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.config.files import read_config, read_study, write_study_yaml
 from tune_sparsity.tuner.config.study_config import StudyConfig, default_study_name, make_config, parse_duration
+from tune_sparsity.tuner.driver.prepare import Prepared
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.prepare import Prepared
 
 NAME_LETTERS = set(string.ascii_letters + string.digits + "._-")
 

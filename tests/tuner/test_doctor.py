@@ -17,7 +17,7 @@ from tune_sparsity.tuner.cli import main
 from tune_sparsity.tuner.cluster import node_probe
 from tune_sparsity.tuner.cluster.node import Node
 from tune_sparsity.tuner.cluster.nodes import Answer
-from tune_sparsity.tuner.doctor import (
+from tune_sparsity.tuner.commands.doctor import (
     Finding,
     authentication,
     gpu_memory,

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tuner.studies import NoTracker, run_in_process
-from tune_sparsity.tuner import live_pictures
-from tune_sparsity.tuner.live_pictures import LivePictures
+from tune_sparsity.tuner.driver import live_plots
+from tune_sparsity.tuner.driver.live_plots import LivePictures
 from tune_sparsity.tuner.reports.page import page
 from tune_sparsity.tuner.reports.plots.gallery import Pictured, best_weights, figures, pictured, pictures_page
 from tune_sparsity.tuner.reports.plots.network import hoyer_figure, layers_figure, training_figure, weights_figure
@@ -311,7 +311,7 @@ def test_what_pictures_need_is_loaded_once_when_the_search_is_about_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = list[int]()
-    monkeypatch.setattr(live_pictures, "load", lambda: loaded.append(1))
+    monkeypatch.setattr(live_plots, "load", lambda: loaded.append(1))
     ending = list[bool]()
     look = lambda: Pictured("live", GOAL, [])  # noqa: E731
     with LivePictures(look, tmp_path, NoTracker(), every=0.05, ending=lambda: bool(ending)):  # type: ignore[arg-type]
@@ -323,7 +323,7 @@ def test_what_pictures_need_is_loaded_once_when_the_search_is_about_to_end(
     assert loaded == [1]
     assert (
         subprocess.run(
-            [sys.executable, "-c", "from tune_sparsity.tuner.live_pictures import load; load()"], check=False
+            [sys.executable, "-c", "from tune_sparsity.tuner.driver.live_plots import load; load()"], check=False
         ).returncode
         == 0
     )

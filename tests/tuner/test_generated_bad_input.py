@@ -150,7 +150,7 @@ def test_generated_bad_input(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("tune_sparsity.tuner.run.run_study", begun)
+    monkeypatch.setattr("tune_sparsity.tuner.driver.run.run_study", begun)
     file = tmp_path / "c.yaml"
     file.touch()
     for index in range(part * PART, (part + 1) * PART):

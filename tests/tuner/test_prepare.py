@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tune_sparsity.experiments import find
-from tune_sparsity.tuner import prepare as module
 from tune_sparsity.tuner.config.study_config import make_config
-from tune_sparsity.tuner.prepare import prepare
+from tune_sparsity.tuner.driver import prepare as module
+from tune_sparsity.tuner.driver.prepare import prepare
 
 
 def test_data_of_our_own_have_loaded_and_their_thread_has_ended_when_a_copy_is_made(tmp_path: Path) -> None:

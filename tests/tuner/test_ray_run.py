@@ -16,8 +16,8 @@ import json, os, sys
 from pathlib import Path
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.cluster.connection import connection
-from tune_sparsity.tuner.prepare import prepare
-from tune_sparsity.tuner.run import run_study
+from tune_sparsity.tuner.driver.prepare import prepare
+from tune_sparsity.tuner.driver.run import run_study
 options = {"target": 0.8, "experiment": sys.argv[1], "trials": 12, "concurrency": 2, "storage": sys.argv[2]}
 config = make_config({**options, "study": "s"}).resolved()
 with connection(config, ahead=True) as ray:

@@ -190,7 +190,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
 
 
 def test_after_a_disk_error_nothing_is_written_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tune_sparsity.tuner.ray_run import StopWhen
+    from tune_sparsity.tuner.driver.ray_tune import StopWhen
 
     study, stop = study_in(tmp_path), StopWhen(None)
     asked = stop.unless_disk_full(study.ask)
@@ -224,7 +224,7 @@ def test_a_password_is_not_written_and_asked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tune_sparsity.tuner.config.files import check_withheld, read_study, write_study_yaml
-    from tune_sparsity.tuner.prepare import Prepared
+    from tune_sparsity.tuner.driver.prepare import Prepared
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -19,8 +19,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tune_sparsity.experiments import Experiment
 from tune_sparsity.tuner.cluster.node import Node
 from tune_sparsity.tuner.cluster.nodes import nodes
+from tune_sparsity.tuner.driver.prepare import Prepared
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.prepare import Prepared
 from tune_sparsity.tuner.worker.shipping import Parcel
 from tune_sparsity.tuner.worker.trainable import shared_arrays
 

@@ -14,7 +14,7 @@ from tune_sparsity.tuner.results.finished_study import read_ended
 
 def compare(arguments: list[str]) -> int:
     """Runs the subcommand."""
-    from tune_sparsity.tuner.arguments import Parser
+    from tune_sparsity.tuner.commands.arguments import Parser
 
     parser = Parser("tune-sparsity compare", description="Compares studies of one experiment with the first of them.")
     parser.add_argument("studies", metavar="STUDY", nargs="+", help="names, or folders; two or more")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
+from typing import Any
 
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.system.files import write_atomically
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def write_page(path: Path, text: str) -> None:
@@ -14,3 +19,19 @@ def write_page(path: Path, text: str) -> None:
         write_atomically(path, text)
     except OSError as error:
         raise UsageError(f"--out {path}: cannot be written ({error.strerror or error})") from None
+
+
+def say_missing(problems: list[str], config: Any) -> None:
+    """What MLflow does not have, and how to send it."""
+    from tune_sparsity.tuner.reports.text import command
+
+    for problem in problems:
+        say(f"Not in MLflow: {problem}")
+    if problems:
+        where = f"{config.study} --storage {shlex.quote(str(config.storage))}"
+        waits = f"{config.storage / config.study}/tracking"
+        say(f"It waits in {waits}. To send it: {command('tune-sparsity')} send {where}")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

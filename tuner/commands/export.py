@@ -13,7 +13,7 @@ from tune_sparsity.tuner.results.export import SUFFIXES, ExportFailed, as_text, 
 
 def export(arguments: list[str]) -> int:
     """Runs the subcommand. Returns 0, or 1 when the exported file is not the network."""
-    from tune_sparsity.tuner.arguments import Parser
+    from tune_sparsity.tuner.commands.arguments import Parser
     from tune_sparsity.tuner.results.finished_study import read_ended
 
     parser = Parser("tune-sparsity export", description="Writes a study's network as a file, and checks it.")

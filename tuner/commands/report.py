@@ -15,7 +15,7 @@ REPORT_HTML = "report.html"
 
 def report(arguments: list[str]) -> int:
     """Runs the subcommand."""
-    from tune_sparsity.tuner.arguments import Parser
+    from tune_sparsity.tuner.commands.arguments import Parser
 
     parser = Parser("tune-sparsity report", description="Writes a study as one HTML page, whole in itself.")
     parser.add_argument("study", metavar="STUDY", help="its name, or its folder")

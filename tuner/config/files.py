@@ -19,7 +19,7 @@ from tune_sparsity.tuner.study.layout import STUDY_YAML
 from tune_sparsity.tuner.system.files import write_atomically
 
 if TYPE_CHECKING:
-    from tune_sparsity.tuner.prepare import Prepared
+    from tune_sparsity.tuner.driver.prepare import Prepared
 
 
 _PACKAGES = ("tune-sparsity", "torch", "torchvision", "ray", "optuna", "mlflow", "numpy")

@@ -26,7 +26,7 @@ _PATIENCE = 180.0  # seconds: MLflow imports for a while, and longer on a busy m
 
 def ui(arguments: list[str]) -> int:
     """Runs the subcommand: returns when the server ended, or when it was asked to."""
-    from tune_sparsity.tuner.arguments import Parser
+    from tune_sparsity.tuner.commands.arguments import Parser
     from tune_sparsity.tuner.config.tracking_uri import resolve_tracking_uri
     from tune_sparsity.tuner.results.finished_study import read_ended
 

@@ -20,8 +20,8 @@ from tune_sparsity.tuner.system.files import write_atomically
 from tune_sparsity.tuner.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
+    from tune_sparsity.tuner.driver.prepare import Prepared
     from tune_sparsity.tuner.driver.study_run import StudyRun
-    from tune_sparsity.tuner.prepare import Prepared
 
 EVERY = 30.0  # seconds between two makings, at least
 _LOOK = 0.1  # seconds between two looks at whether the search is about to end

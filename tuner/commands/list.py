@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from tune_sparsity.tuner.commands.arguments import Parser
+from tune_sparsity.tuner.commands.console import EXIT_DONE
+
+_LISTS = ("experiments", "methods", "spaces", "samplers")
+
 
 def listing(kind: str) -> str:
     """The names of a kind, one a line, with what each is."""
@@ -52,3 +57,19 @@ def _samplers() -> dict[str, str]:
     from tune_sparsity.tuner.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 
     return {name: kind.what + (" (default)" if name == DEFAULT_SAMPLER else "") for name, kind in SAMPLERS.items()}
+
+
+def list_names(arguments: list[str]) -> int:
+    parser = Parser("tune-sparsity list", description="Names that the options accept.")
+    parser.add_argument("kind", metavar="|".join(_LISTS))
+    parser.add_argument("--show", metavar="NAME", help="print one space, to start one's own from")
+    options = parser.parse_args(arguments)
+    from tune_sparsity.tuner.commands.list import listing, show_space
+    from tune_sparsity.tuner.errors import UsageError, unknown
+
+    if options.kind not in _LISTS:
+        raise UsageError(unknown("list", options.kind, _LISTS))
+    if options.show is not None and options.kind != "spaces":
+        raise UsageError(f"--show is for spaces, not for {options.kind}: tune-sparsity list spaces --show NAME")
+    print(listing(options.kind) if options.show is None else show_space(options.show))
+    return EXIT_DONE

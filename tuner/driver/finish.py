@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune_sparsity.tuner.prepare import Prepared
+from tune_sparsity.tuner.driver.prepare import Prepared
 from tune_sparsity.tuner.results.retraining import Retrained
 from tune_sparsity.tuner.results.tables import StudyOutcome, StudySeconds, write_results
 from tune_sparsity.tuner.study.goal import GoalKind
@@ -17,8 +17,8 @@ from tune_sparsity.tuner.study.trial import TrialState
 from tune_sparsity.tuner.tracking.model import model_note
 
 if TYPE_CHECKING:
+    from tune_sparsity.tuner.driver.ray_tune import StopWhen
     from tune_sparsity.tuner.driver.study_run import StudyRun
-    from tune_sparsity.tuner.ray_run import StopWhen
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def conclude(
         concurrency: trials at once.
         retrained: each method's best under fresh seeds.
     """
-    from tune_sparsity.tuner.live_pictures import final_pictures
+    from tune_sparsity.tuner.driver.live_plots import final_pictures
     from tune_sparsity.tuner.results.networks import measuring_device, write_networks
     from tune_sparsity.tuner.study.layout import CHECKPOINTS
 

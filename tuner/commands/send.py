@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
+from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
+from tune_sparsity.tuner.commands.console import EXIT_DONE, EXIT_FAILED, say, say_missing
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_driver
 from tune_sparsity.tuner.errors import UsageError, redact
@@ -23,12 +26,12 @@ def send_study(config: StudyConfig, *, chosen: bool) -> tuple[str, list[str]]:
         UsageError: also if the study is running elsewhere, or the store does not answer.
     """
     if isinstance(config.storage, Path):
-        return send(config.folder, config.tracking_uri, chosen=chosen)
+        return send_folder(config.folder, config.tracking_uri, chosen=chosen)
     with held(config, resume=True):
-        return send(config.folder, config.tracking_uri, chosen=chosen)
+        return send_folder(config.folder, config.tracking_uri, chosen=chosen)
 
 
-def send(study_folder: Path, uri: str, *, chosen: bool = True) -> tuple[str, list[str]]:
+def send_folder(study_folder: Path, uri: str, *, chosen: bool = True) -> tuple[str, list[str]]:
     """Sends what waits in a study's outbox, and ends as KILLED the runs of a study that was cut off.
 
     Args:
@@ -69,3 +72,22 @@ def _tell_result(study_folder: Path, sent: Sent) -> None:
     document = json.loads(file.read_text())
     document["mlflow"] = {"experiment_id": sent.experiment_id, "run_id": sent.run_id}
     write_atomically(file, to_json(document))
+
+
+def send(arguments: list[str]) -> int:
+    parser = Parser("tune-sparsity send", description="Brings to MLflow what a study could not tell it.")
+    parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
+    parser.add_argument("--storage", metavar="DIR", default="studies", help=STORAGE_HELP)
+    parser.add_argument("--tracking-uri", metavar="URI", default=argparse.SUPPRESS, help="another store than before")
+    options = vars(parser.parse_args(arguments))
+    from tune_sparsity.tuner.commands.send import send_study
+    from tune_sparsity.tuner.config.files import read_study
+    from tune_sparsity.tuner.config.study_config import storage_of
+
+    config = read_study(options.pop("study"), storage_of(options.pop("storage")), options).resolved()
+    where, problems = send_study(config, chosen="tracking_uri" in options)
+    say_missing(problems, config)
+    if problems:
+        return EXIT_FAILED
+    say(f"MLflow has all of {config.study}: {where}")
+    return EXIT_DONE

@@ -18,7 +18,7 @@ def check(arguments: list[str]) -> int:
         UsageError: when there is no experiment to check: no such file, an error while it is imported, no such name, or
             data that are not to be had.
     """
-    from tune_sparsity.tuner.arguments import Parser
+    from tune_sparsity.tuner.commands.arguments import Parser
     from tune_sparsity.tuner.errors import UsageError
 
     parser = Parser(

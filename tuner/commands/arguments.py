@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
+STORAGE_HELP = "folder of studies, or s3://BUCKET/PREFIX (./studies)"
+
 
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are one line. Options are not abbreviated: a new one would make others unclear.

@@ -12,13 +12,14 @@ from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
 from tune_sparsity.tuner.cluster.connection import Connection
-from tune_sparsity.tuner.conclusion import Finished, Times, conclude
 from tune_sparsity.tuner.config.files import write_study_yaml
 from tune_sparsity.tuner.config.study_config import StudyConfig
+from tune_sparsity.tuner.driver.finish import Finished, Times, conclude
+from tune_sparsity.tuner.driver.prepare import Prepared
+from tune_sparsity.tuner.driver.retrain import train_best_again
 from tune_sparsity.tuner.errors import redact
-from tune_sparsity.tuner.prepare import Prepared
 from tune_sparsity.tuner.reports.progress import Progress
-from tune_sparsity.tuner.results.retraining import Retrained, best_of_each, jobs, summarise
+from tune_sparsity.tuner.results.retraining import Retrained
 from tune_sparsity.tuner.search.asha import Halving, rung_epochs
 from tune_sparsity.tuner.search.spaces import turns
 from tune_sparsity.tuner.storage.claim import held
@@ -34,8 +35,7 @@ from tune_sparsity.tuner.tracking.tracker import Tracker
 from tune_sparsity.tuner.worker.checkpoints import sweep
 
 if TYPE_CHECKING:
-    from tune_sparsity.tuner.driver.study_run import StudyRun
-    from tune_sparsity.tuner.worker.trainable import TrialSetup
+    pass
 
 AT_ONCE = 5.0  # seconds that MLflow has when a study ends unexpectedly; what it lacks then, resuming brings it
 
@@ -77,12 +77,12 @@ def run_study(
         # Ray says on standard output that a node has died: what is there is for --json alone.
         stack.enter_context(redirect_stdout(sys.stderr))
         ray.begin()
-        from tune_sparsity.tuner import ray_run  # takes seconds, in which a Ray of our own starts
         from tune_sparsity.tuner.cluster.node_data import for_workers
+        from tune_sparsity.tuner.driver import ray_tune  # takes seconds, in which a Ray of our own starts
 
         ray.wait()
-        gpus = ray_run.gpus_per_trial(config)
-        concurrency = ray_run.slots(config, gpus)
+        gpus = ray_tune.gpus_per_trial(config)
+        concurrency = ray_tune.slots(config, gpus)
         arrays = for_workers(prepared)
         if not resume:
             mirror = stack.enter_context(held(config, resume=False))
@@ -141,9 +141,9 @@ def _search(
     quiet: bool,
     mirror: Mirror | None,
 ) -> Finished:
-    from tune_sparsity.tuner import ray_run
+    from tune_sparsity.tuner.driver import ray_tune
+    from tune_sparsity.tuner.driver.live_plots import pictures_of
     from tune_sparsity.tuner.driver.study_run import StudyRun
-    from tune_sparsity.tuner.live_pictures import pictures_of
     from tune_sparsity.tuner.search.searcher import OptunaSearcher
     from tune_sparsity.tuner.study.layout import CHECKPOINTS, weights_file
     from tune_sparsity.tuner.worker.trainable import TrialSetup
@@ -164,7 +164,7 @@ def _search(
     ended = searcher.finished()
     spent = max((record.elapsed for record in ended), default=0.0)  # by earlier processes
     deadline = None if config.time_budget is None else times.began + config.time_budget - spent
-    stop = ray_run.StopWhen(deadline, (lambda: mirror.lost) if mirror else str)
+    stop = ray_tune.StopWhen(deadline, (lambda: mirror.lost) if mirror else str)
     progress = Progress(
         config.trials, goal, quiet=quiet, deadline=deadline, finished_before=len(ended), epochs=prepared.epochs
     )
@@ -198,7 +198,7 @@ def _search(
     ray_states: dict[str, str] = {}
     with progress, interruptible(stop, ray), pictures_of(prepared, study):
         if not (study.full or study.out_of_patience):
-            ray_states = ray_run.run_trials(study, setup, arrays, gpus=gpus, concurrency=concurrency, stop=stop)
+            ray_states = ray_tune.run_trials(study, setup, arrays, gpus=gpus, concurrency=concurrency, stop=stop)
     if stop.disk:
         raise DiskFull(stop.disk)
     if stop.lost:
@@ -209,7 +209,7 @@ def _search(
     retrained: list[Retrained] = []
     if config.final_seeds and not stop.asked:
         start = time.monotonic()
-        retrained = _train_best_again(prepared, study, setup, arrays, gpus)
+        retrained = train_best_again(prepared, study, setup, arrays, gpus)
         study.training_seconds += (time.monotonic() - start) * concurrency
     ray.end()
     if mirror is not None:
@@ -219,24 +219,6 @@ def _search(
     states = searcher.states()
     optuna_states = {record.name: states[number] for number, record in study.records.items()}
     return replace(finished, ray_states=ray_states, optuna_states=optuna_states)
-
-
-def _train_best_again(
-    prepared: Prepared, study: StudyRun, setup: TrialSetup, arrays: Any, gpus: float
-) -> list[Retrained]:
-    """Each method's best under fresh seeds, with its accuracies on the test data."""
-    from tune_sparsity.tuner.ray_run import train_again
-    from tune_sparsity.tuner.results.networks import measuring_device, test_accuracy
-
-    config = prepared.config
-    chosen = best_of_each(study.records.values(), config.method, prepared.goal)
-    networks = train_again(setup, arrays, jobs(chosen, config.final_seeds), cpus=config.cpus_per_trial, gpus=gpus)
-    device = measuring_device(config)
-    accuracies = [
-        None if network is None else test_accuracy(prepared.experiment, prepared.data, network, device)
-        for network in networks
-    ]
-    return summarise(chosen, accuracies, config.final_seeds)
 
 
 def _halving(config: StudyConfig, goal: Goal, epochs: int) -> Halving:

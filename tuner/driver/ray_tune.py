@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import ray
 from ray import cloudpickle, tune
 from ray.tune.error import TuneError
@@ -18,9 +17,9 @@ from ray.tune.search import Searcher
 from tune_sparsity.tuner.cluster.nodes import nodes
 from tune_sparsity.tuner.cluster.ray_patches import in_waiting_processes, lost_while_waiting, tuner_here, without_mlflow
 from tune_sparsity.tuner.config.study_config import StudyConfig
+from tune_sparsity.tuner.driver.scheduler import StudyScheduler
 from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.errors import UsageError, disk_error, one_line
-from tune_sparsity.tuner.scheduler import StudyScheduler
 from tune_sparsity.tuner.study.trial import TrialState, trial_name
 from tune_sparsity.tuner.worker.trainable import (
     AGAIN,
@@ -31,7 +30,6 @@ from tune_sparsity.tuner.worker.trainable import (
     WEIGHTS,
     TrialSetup,
     TrialTrainable,
-    train_to_the_end,
 )
 
 R = TypeVar("R")
@@ -243,25 +241,3 @@ def run_trials(
         return {}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def train_again(
-    setup: TrialSetup,
-    arrays: Any,
-    jobs: list[dict[str, Any]],
-    *,
-    cpus: float,
-    gpus: float,
-) -> list[dict[str, np.ndarray] | None]:
-    """Trains the jobs (a trial's number, method and params each) side by side; their networks' tensors, in order, and
-    None for a training that failed."""
-    worker = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=0)(train_to_the_end)
-    shared, data = ray.put(setup), ray.put(arrays)
-    return [_trained(reference) for reference in [worker.remote(shared, data, job) for job in jobs]]
-
-
-def _trained(reference: Any) -> dict[str, np.ndarray] | None:
-    try:
-        return dict(ray.get(reference))
-    except ray.exceptions.RayError:  # NaN under this seed, an exception of the user's, a lost worker
-        return None

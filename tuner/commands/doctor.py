@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.machinery
 import importlib.metadata
 import importlib.util
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
+from tune_sparsity.tuner.commands.console import EXIT_DONE, EXIT_FAILED
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri, sqlite_file, stray_environment
 from tune_sparsity.tuner.errors import UsageError, redact
@@ -44,7 +47,7 @@ def examine(config: StudyConfig) -> Iterator[Finding]:
     yield step()
     yield tracking(config.tracking_uri)
     yield storage_here(config.storage)
-    from tune_sparsity.tuner.prepare import check_address
+    from tune_sparsity.tuner.driver.prepare import check_address
 
     try:
         check_address(config.address)
@@ -80,7 +83,7 @@ def step() -> Finding:
 
 def storage_here(storage: Path | Store) -> Finding:
     """Whether this machine can write to the storage."""
-    from tune_sparsity.tuner.prepare import check_storage
+    from tune_sparsity.tuner.driver.prepare import check_storage
 
     try:
         check_storage(storage)
@@ -142,7 +145,7 @@ def _database(uri: str, shown: str, here: str) -> Finding:
 def _cluster(config: StudyConfig) -> Iterator[Finding]:
     """Of the connected cluster."""
     from tune_sparsity.tuner.cluster import nodes as cluster
-    from tune_sparsity.tuner.ray_run import gpus_per_trial
+    from tune_sparsity.tuner.driver.ray_tune import gpus_per_trial
 
     there = cluster.nodes()
     gpus = gpus_per_trial(config)
@@ -227,3 +230,25 @@ def gpu_memory(answers: Sequence[Answer], gpus: float) -> Iterator[Finding]:
             enough = each >= _GPU_CONTEXT
             remedy = f"give --gpus-per-trial {1 / few:.2g} or more, or free its memory (nvidia-smi lists who has it)"
             yield Finding(topic, found, "" if enough else remedy)
+
+
+def doctor(arguments: list[str]) -> int:
+    parser = Parser(
+        "tune-sparsity doctor",
+        description="Says of everything that a study would run on that it is ok, or what to do.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--address", metavar="ADDRESS", help="of a running Ray: auto, HOST:PORT, ray://HOST:PORT")
+    parser.add_argument("--storage", metavar="DIR", help=STORAGE_HELP)
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (sqlite:///mlflow.db)")
+    parser.add_argument("--cpus-per-trial", metavar="N", help="(1)")
+    parser.add_argument("--gpus-per-trial", metavar="N", help="auto, 0, a share such as 0.25, or 1 (auto)")
+    options = vars(parser.parse_args(arguments))
+    from tune_sparsity.tuner.commands.doctor import examine
+    from tune_sparsity.tuner.config.study_config import make_config
+
+    well = True
+    for finding in examine(make_config({"target": 0.9, **options}).resolved()):
+        well &= not finding.remedy
+        print(finding, flush=True)
+    return EXIT_DONE if well else EXIT_FAILED
