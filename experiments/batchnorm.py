@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from tune_sparsity.sparsity.torch_internals import BatchNorm
 
 _SAMPLE, _BATCH = 1024, 128  # examples
 
@@ -30,7 +31,7 @@ def remeasured(model: nn.Module, inputs: Iterable[Tensor]) -> Iterator[None]:
     """Within it the running statistics are the means over the given batches, of two examples and more, for the weights
     that the network has now; afterwards they are what they were. Nothing but batch normalisation is in training mode
     meanwhile, so that nothing random is drawn."""
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and _tracks(layer)]
+    layers = [layer for layer in model.modules() if isinstance(layer, BatchNorm) and _tracks(layer)]
     kept = [{name: value.clone() for name, value in layer.named_buffers()} for layer in layers]
     momenta = [layer.momentum for layer in layers]
     modes = [(module, module.training) for module in model.modules()]
@@ -56,4 +57,4 @@ def remeasured(model: nn.Module, inputs: Iterable[Tensor]) -> Iterator[None]:
 
 
 def _tracks(layer: nn.Module) -> bool:
-    return isinstance(layer, _BatchNorm) and layer.track_running_stats
+    return isinstance(layer, BatchNorm) and layer.track_running_stats

@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from tune_sparsity.sparsity.torch_internals import NormBase
+
 _Prunable = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
@@ -96,5 +98,5 @@ def _one_channel(module: nn.Module) -> bool:
 
 def has_normalisation(model: nn.Module) -> bool:
     """Whether any layer normalises its input's scale away, so that the neurons need no gain of their own."""
-    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+    kinds = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     return any(isinstance(module, kinds) for module in model.modules())

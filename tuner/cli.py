@@ -7,14 +7,18 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import NoReturn
 
 from tune_sparsity.tuner.commands.console import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE
-from tune_sparsity.tuner.commands.doctor import doctor
-from tune_sparsity.tuner.commands.list import list_names
-from tune_sparsity.tuner.commands.resume import resume
 from tune_sparsity.tuner.commands.search import search
-from tune_sparsity.tuner.commands.send import send
+from tune_sparsity.tuner.errors import UsageError, unknown
+
+_SUBCOMMANDS = {
+    **{"resume": "resume", "send": "send", "list": "list_names", "doctor": "doctor", "check": "check"},
+    **{"export": "export", "report": "report", "compare": "compare", "ui": "ui"},
+}
+"""Each subcommand, and its function in the module of `tuner.commands` of the same name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,8 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    from tune_sparsity.tuner.errors import UsageError
-
     try:
         if arguments and not arguments[0].startswith("-"):
             return _subcommand(arguments[0], arguments[1:])
@@ -42,18 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _subcommand(name: str, arguments: list[str]) -> int:
-    from importlib import import_module
-
-    from tune_sparsity.tuner.errors import UsageError, unknown
-
-    commands = {"resume": resume, "send": send, "list": list_names, "doctor": doctor}
-    modules = ("check", "export", "report", "compare", "ui")  # a command a module, of the same name
-    if name not in (*commands, *modules):
-        raise UsageError(
-            unknown("command", name, (*commands, *modules)) + ", or options that begin a study: --target 0.9"
-        )
-    run = commands[name] if name in commands else getattr(import_module(f"tune_sparsity.tuner.{name}"), name)
-    return int(run(arguments))
+    if name not in _SUBCOMMANDS:
+        raise UsageError(unknown("command", name, _SUBCOMMANDS) + ", or options that begin a study: --target 0.9")
+    module = import_module(f"tune_sparsity.tuner.commands.{name}")
+    return int(getattr(module, _SUBCOMMANDS[name])(arguments))
 
 
 def entry() -> NoReturn:

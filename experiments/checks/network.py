@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from tune_sparsity.experiments.base import evaluate
 from tune_sparsity.experiments.checks.suite import (
@@ -23,6 +21,7 @@ from tune_sparsity.experiments.checks.suite import (
     warning,
 )
 from tune_sparsity.experiments.user_code import described
+from tune_sparsity.sparsity.torch_internals import TorchDispatchMode, tree_leaves
 
 _SOME = 8  # examples
 

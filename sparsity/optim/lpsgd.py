@@ -12,15 +12,13 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.optim import optimizer as optimizers
 
 from tune_sparsity.sparsity.optim import fused
 from tune_sparsity.sparsity.optim.foreach import Block
 from tune_sparsity.sparsity.optim.fused import FusedStep
 from tune_sparsity.sparsity.optim.row_ops import Rows, descend
 from tune_sparsity.sparsity.sphere import check_p, from_dual, project, row_norm, to_dual
-
-_GLOBAL_HOOKS = (optimizers._global_optimizer_pre_hooks, optimizers._global_optimizer_post_hooks)
+from tune_sparsity.sparsity.torch_internals import GLOBAL_STEP_HOOKS
 
 LR_MAX = 0.25
 """Largest learning rate on the sphere: v keeps at least 1 - 2 x 0.25 = 1/2 of its norm in a step, so that the sum of
@@ -209,7 +207,7 @@ class LpSGD(torch.optim.Optimizer):
     @property
     def hooked(self) -> bool:
         """Whether somebody wants to be told of every step."""
-        hooks = (self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks, *_GLOBAL_HOOKS)
+        hooks = (self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks, *GLOBAL_STEP_HOOKS)
         return "step" in self.__dict__ or any(hooks)  # a learning rate scheduler counts steps by replacing the method
 
     def _step(self) -> None:

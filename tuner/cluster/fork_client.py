@@ -1,4 +1,4 @@
-"""Starts a worker of a private Ray as a copy of the fork server (tuner.cluster.fork_server), or as Ray does where that fails.
+"""Start a worker of a private Ray as a copy of the fork server (tuner.cluster.fork_server), or as Ray does.
 
 The raylet runs this file as a script, in place of Ray's own setup_worker.py and with its arguments: Ray's options, the
 script of its workers, and that one's options. It loads nothing but what it needs to ask.

@@ -2,8 +2,8 @@
 
 A worker needs torch, Ray and our trials' code: seconds of a processor, and most of a gigabyte. The fork server has
 them once for all workers; each is forked from it in a moment, and shares the memory of what was loaded. It has no
-threads that a copy would lack, and runs no code of a user's. The raylet starts tuner/cluster/fork_client.py in place of Ray's
-own script for workers, which asks here.
+threads that a copy would lack, and runs no code of a user's. The raylet starts tuner/cluster/fork_client.py
+in place of Ray's own script for workers. That script asks here.
 
 The fork server is itself a copy of the command, which needs the same libraries, made before any of a user's code is run
 and before the command has talked to Ray.
@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from tune_sparsity.tuner.cluster.fork_client import FORKED, OOM_SCORE, SERVER
-from tune_sparsity.tuner.cluster.ray_patches import ActorClassID, settle_ray
-from tune_sparsity.tuner.system.patching import replaced, variables
+from tune_sparsity.tuner.cluster.ray_patches import loading_a_worker, settle_ray
+from tune_sparsity.tuner.system.patching import variables
 
 _BACKLOG = 1024  # workers that may wait for it to have loaded
 _MISUNDERSTOOD = (OSError, ValueError, TypeError, LookupError)  # from a client that has left, or is none of ours
@@ -91,11 +91,9 @@ class ForkServer:
 def _load() -> None:
     """Loads Ray so that a copy can become its worker, and our trials' code."""
     with _as_in_a_worker():
-        import ray
+        import ray  # noqa: F401
 
-    with replaced(ray.actor, "ActorClassID", ActorClassID):
-        import ray._private.workers.default_worker
-
+    with loading_a_worker():
         import tune_sparsity.tuner.worker.trainable  # noqa: F401
 
     gc.freeze()  # what a copy's collector never looks at stays shared

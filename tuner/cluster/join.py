@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import ray
-from ray._private.authentication import authentication_token_setup as tokens
 
 import tune_sparsity
 from tune_sparsity.tuner.cluster.private_ray import NodeProcess, settle_environment
-from tune_sparsity.tuner.cluster.ray_patches import on_loopback
+from tune_sparsity.tuner.cluster.ray_patches import ask_for_token, on_loopback
 from tune_sparsity.tuner.config.study_config import JOB, StudyConfig
 from tune_sparsity.tuner.errors import UsageError
 
@@ -54,8 +53,7 @@ def connected(config: StudyConfig, node: NodeProcess | None = None) -> Iterator[
 
 def _join_own(node: NodeProcess) -> None:
     address = node.address()
-    logging.getLogger(tokens.__name__).setLevel(logging.ERROR)
-    tokens.enable_token_auth_by_default()  # as the node did
+    ask_for_token(make=False)  # as the node did
     with on_loopback():
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
 

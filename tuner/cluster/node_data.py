@@ -7,7 +7,7 @@ from the same path, before the study begins: a node without them, or with others
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tune_sparsity.experiments import Experiment
+from tune_sparsity.experiments import Data, Experiment
 from tune_sparsity.tuner.cluster.node import Node
 from tune_sparsity.tuner.cluster.nodes import nodes
-from tune_sparsity.tuner.driver.prepare import Prepared
+from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.worker.shipping import Parcel
 from tune_sparsity.tuner.worker.trainable import shared_arrays
@@ -42,17 +42,22 @@ class NodeArrays:
         return found
 
 
-def for_workers(prepared: Prepared) -> Arrays | NodeArrays:
+def for_workers(
+    config: StudyConfig, experiment: Experiment, data: Data, checksum: Callable[[], str]
+) -> Arrays | NodeArrays:
     """What the processes that train are given. Ray is connected.
+
+    Args:
+        checksum: gives the data's, which takes a while.
 
     Raises:
         UsageError: if the data are large and a node has not the same.
     """
-    config, arrays = prepared.config, shared_arrays(prepared.data)
+    arrays = shared_arrays(data)
     large = int(os.environ.get("TUNE_SPARSITY_LARGE_DATA") or LARGE)
     if config.address is None or sum(array.nbytes for array in arrays.values()) <= large:
         return arrays
-    return loaded_by(nodes(), prepared.experiment, config.experiment, config.data_dir, prepared.checksum)
+    return loaded_by(nodes(), experiment, config.experiment, config.data_dir, checksum())
 
 
 def loaded_by(where: list[Node], experiment: Experiment, source: str, folder: Path | None, checksum: str) -> NodeArrays:

@@ -1,8 +1,8 @@
 """The process that a private Ray on this machine belongs to: starts it, watches it, and ends it.
 
-It is not the driver, since workers are copies of that (tuner.cluster.fork_server), and who has talked to Ray has threads that
-a copy would lack. The driver has it started (tuner.cluster.private_ray), reads Ray's address from it, and ends it by closing
-its standard input, as the kernel does for a driver that is killed.
+It is not the driver: workers are copies of the driver (tuner.cluster.fork_server), and a process that has talked to Ray
+has threads that a copy would lack. The driver has it started (tuner.cluster.private_ray), reads Ray's address from it,
+and ends it by closing its standard input. The kernel does the same for a driver that is killed.
 """
 
 from __future__ import annotations
@@ -10,22 +10,20 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import logging
 import math
 import os
 import resource
 import select
 import sys
-from typing import Any
-
-from ray._private import node, parameter
-from ray._private.accelerators import NvidiaGPUAcceleratorManager
-from ray._private.authentication import authentication_token_setup as tokens
+from typing import TYPE_CHECKING, Any
 
 from tune_sparsity.tuner.cluster import fork_client
 from tune_sparsity.tuner.cluster.node import Node
-from tune_sparsity.tuner.cluster.ray_patches import on_loopback, raylet, without_dashboard
+from tune_sparsity.tuner.cluster.ray_patches import ask_for_token, count_gpus, start_node
 from tune_sparsity.tuner.system.patching import variables
+
+if TYPE_CHECKING:
+    from ray._private.node import Node as RayNode
 
 _LOOK_EVERY = 0.2  # seconds
 _FILES = 65536  # that Ray's processes may have open, as Ray has it, where the system lets them
@@ -56,29 +54,25 @@ def main(sizes: str) -> None:
 
 def cpus_in_use(cpus_per_trial: float, gpus_per_trial: float | str, trials: int, concurrency: int | None) -> int:
     """CPUs of the trials that run at once: Ray starts a process for each."""
-    # As Ray itself will count them; torch, which knows too, would have to be loaded for it.
-    devices = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
-    here = Node("", "", max(len(os.sched_getaffinity(0)), cpus_per_trial), devices)
+    here = Node("", "", max(len(os.sched_getaffinity(0)), cpus_per_trial), count_gpus())
     gpus = gpus_per_trial if not isinstance(gpus_per_trial, str) else float(here.gpus > 0)
     at_once = max(1, here.room(cpus_per_trial, gpus))
     return math.ceil(min(at_once, trials, concurrency or at_once) * cpus_per_trial)
 
 
-def start(cpus: int, *, ahead: bool) -> node.Node:
+def start(cpus: int, *, ahead: bool) -> RayNode:
     """A Ray of our own. Ray gives its processes half a minute to start, which on a busy machine takes a second try. The
     later tries are with Ray's agents: another version of Ray may not do without.
 
     Args:
         ahead: workers load what trials need, and are kept until there is a trial.
     """
-    logging.getLogger(tokens.__name__).setLevel(logging.ERROR)
-    tokens.enable_token_auth_by_default()
-    tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
+    ask_for_token(make=True)
     _allow_files()
     for lean, last in ((True, False), (False, False), (False, True)):
         try:
-            with on_loopback(), without_dashboard(), raylet(agents=not lean), _loading_ahead(ahead):
-                return node.Node(_params(cpus), head=True, shutdown_at_exit=False, ray_init_cluster=True)
+            with _loading_ahead(ahead):
+                return start_node(cpus, agents=not lean, **_params())
         except Exception as error:
             if last or "timed out during startup" not in str(error):
                 raise
@@ -91,14 +85,14 @@ def _allow_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _FILES)), hard))
 
 
-def _params(cpus: int) -> parameter.RayParams:
+def _params() -> dict[str, Any]:
     """Ray without what nobody looks at here: its dashboard's server, its autoscaler and what collects workers' logs.
     Each is a Python process of its own, and together they take as long to start as all the rest of Ray. Workers are
     started by tuner/cluster/fork_client.py, where there is a fork server for it to ask."""
     options: dict[str, Any] = {"include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
     if fork_client.SERVER in os.environ:
         options["setup_worker_path"] = fork_client.__file__
-    return parameter.RayParams(num_cpus=cpus, **options)
+    return options
 
 
 def _loading_ahead(ahead: bool) -> contextlib.AbstractContextManager[None]:

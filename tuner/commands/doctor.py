@@ -174,10 +174,10 @@ def resources(there: Sequence[Node], cpus: float, gpus: float) -> Finding:
 
 def authentication(address: str | None) -> Finding:
     """Whether Ray asks for a token. We are connected: a cluster that asks for one has had it from us."""
-    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+    from tune_sparsity.tuner.cluster.ray_patches import asks_for_token
 
     topic = "ray's token authentication"
-    if is_token_auth_enabled():
+    if asks_for_token():
         return Finding(topic, "on")
     if address is None:
         return Finding(topic, "off", "unset RAY_AUTH_MODE: a private Ray then makes itself a token")
@@ -233,6 +233,7 @@ def gpu_memory(answers: Sequence[Answer], gpus: float) -> Iterator[Finding]:
 
 
 def doctor(arguments: list[str]) -> int:
+    """Run the subcommand. Return the exit code."""
     parser = Parser(
         "tune-sparsity doctor",
         description="Says of everything that a study would run on that it is ok, or what to do.",
@@ -244,7 +245,6 @@ def doctor(arguments: list[str]) -> int:
     parser.add_argument("--cpus-per-trial", metavar="N", help="(1)")
     parser.add_argument("--gpus-per-trial", metavar="N", help="auto, 0, a share such as 0.25, or 1 (auto)")
     options = vars(parser.parse_args(arguments))
-    from tune_sparsity.tuner.commands.doctor import examine
     from tune_sparsity.tuner.config.study_config import make_config
 
     well = True

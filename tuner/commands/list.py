@@ -60,11 +60,11 @@ def _samplers() -> dict[str, str]:
 
 
 def list_names(arguments: list[str]) -> int:
+    """Run the subcommand. Return the exit code."""
     parser = Parser("tune-sparsity list", description="Names that the options accept.")
     parser.add_argument("kind", metavar="|".join(_LISTS))
     parser.add_argument("--show", metavar="NAME", help="print one space, to start one's own from")
     options = parser.parse_args(arguments)
-    from tune_sparsity.tuner.commands.list import listing, show_space
     from tune_sparsity.tuner.errors import UsageError, unknown
 
     if options.kind not in _LISTS:

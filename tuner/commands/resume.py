@@ -9,6 +9,7 @@ from tune_sparsity.tuner.commands.search import run
 
 
 def resume(arguments: list[str]) -> int:
+    """Run the subcommand. Return the exit code."""
     parser = Parser("tune-sparsity resume", description="Goes on with a study: finished trials stay as they are.")
     parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
     parser.add_argument("--storage", metavar="DIR", default="studies", help=STORAGE_HELP)

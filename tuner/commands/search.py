@@ -92,6 +92,7 @@ def _version() -> str:
 
 
 def search(arguments: list[str]) -> int:
+    """Run the command without a subcommand: begin a study. Return the exit code."""
     options = vars(search_parser().parse_args(arguments))
     as_json = options.pop("json", False)
     from tune_sparsity.tuner.config.files import read_config
@@ -190,7 +191,6 @@ def _ray_died(config: Any) -> str:
 
 def _how_to_resume(config: Any) -> str:
     """The command that goes on with the study, as a shell takes it."""
-
     from tune_sparsity.tuner.reports.text import command
 
     return f"{command('tune-sparsity')} resume {config.study} --storage {shlex.quote(str(config.storage))}"

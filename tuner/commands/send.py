@@ -27,7 +27,7 @@ def send_study(config: StudyConfig, *, chosen: bool) -> tuple[str, list[str]]:
     """
     if isinstance(config.storage, Path):
         return send_folder(config.folder, config.tracking_uri, chosen=chosen)
-    with held(config, resume=True):
+    with held(config.storage, config.study, config.folder, resume=True):
         return send_folder(config.folder, config.tracking_uri, chosen=chosen)
 
 
@@ -75,12 +75,12 @@ def _tell_result(study_folder: Path, sent: Sent) -> None:
 
 
 def send(arguments: list[str]) -> int:
+    """Run the subcommand. Return the exit code."""
     parser = Parser("tune-sparsity send", description="Brings to MLflow what a study could not tell it.")
     parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
     parser.add_argument("--storage", metavar="DIR", default="studies", help=STORAGE_HELP)
     parser.add_argument("--tracking-uri", metavar="URI", default=argparse.SUPPRESS, help="another store than before")
     options = vars(parser.parse_args(arguments))
-    from tune_sparsity.tuner.commands.send import send_study
     from tune_sparsity.tuner.config.files import read_study
     from tune_sparsity.tuner.config.study_config import storage_of
 

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -17,10 +17,6 @@ from tune_sparsity.tuner.storage.local_copy import file_of, working_folder
 from tune_sparsity.tuner.storage.s3 import Store
 from tune_sparsity.tuner.study.layout import STUDY_YAML
 from tune_sparsity.tuner.system.files import write_atomically
-
-if TYPE_CHECKING:
-    from tune_sparsity.tuner.driver.prepare import Prepared
-
 
 _PACKAGES = ("tune-sparsity", "torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
 
@@ -135,21 +131,27 @@ def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:
         raise UsageError(describe(error)) from None
 
 
-def write_study_yaml(prepared: Prepared, device: str) -> None:
-    """The whole resolved configuration, enough to run the study again with --config, and what it ran on."""
-    config, withheld = prepared.config.model_dump(mode="json"), {}
-    if redact(config["tracking_uri"]) != config["tracking_uri"]:
-        del config["tracking_uri"]  # it holds a password: a resume takes it from the environment or the command line
-        withheld = {WITHHELD: redact(prepared.config.tracking_uri)}
-    config["epochs"] = prepared.epochs
+def write_study_yaml(config: StudyConfig, *, epochs: int, checksum: str, device: str) -> None:
+    """Write the whole resolved configuration, enough to run the study again with --config, and what it ran on.
+
+    Args:
+        epochs: of a trial, with the experiment's own where the options give none.
+        checksum: of the data.
+        device: that the trials train on, "cpu" or "cuda".
+    """
+    options, withheld = config.model_dump(mode="json"), {}
+    if redact(options["tracking_uri"]) != options["tracking_uri"]:
+        del options["tracking_uri"]  # it holds a password: a resume takes it from the environment or the command line
+        withheld = {WITHHELD: redact(config.tracking_uri)}
+    options["epochs"] = epochs
     about: dict[str, Any] = {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "device": device,
-        "data_sha256": prepared.checksum,
+        "data_sha256": checksum,
         **withheld,
     }
-    text = yaml.safe_dump({**config, "about": about}, sort_keys=False)
-    write_atomically(prepared.config.folder / STUDY_YAML, text)
+    text = yaml.safe_dump({**options, "about": about}, sort_keys=False)
+    write_atomically(config.folder / STUDY_YAML, text)
 
 
 def _version(package: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,13 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from tune_sparsity.tuner.cluster.nodes import nodes
-from tune_sparsity.tuner.cluster.ray_patches import in_waiting_processes, lost_while_waiting, tuner_here, without_mlflow
+from tune_sparsity.tuner.cluster.ray_patches import (
+    ended_trials,
+    in_waiting_processes,
+    lost_while_waiting,
+    tuner_here,
+    without_mlflow,
+)
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.driver.scheduler import StudyScheduler
 from tune_sparsity.tuner.driver.study_run import StudyRun
@@ -196,6 +203,10 @@ class StopWhen(_NotPickled, tune.Stopper):
             return None
 
 
+def _waiting_processes(config: StudyConfig) -> AbstractContextManager[None]:
+    return in_waiting_processes() if config.address is None else nullcontext()
+
+
 def run_trials(
     study: StudyRun, setup: TrialSetup, arrays: Any, *, gpus: float, concurrency: int, stop: StopWhen
 ) -> dict[str, str]:
@@ -211,7 +222,7 @@ def run_trials(
         tune.with_parameters(TrialTrainable, shared=setup, arrays=arrays), {"cpu": config.cpus_per_trial, "gpu": gpus}
     )
     try:
-        with in_waiting_processes(config), without_mlflow(), lost_while_waiting():
+        with _waiting_processes(config), without_mlflow(), lost_while_waiting():
             results = tuner_here(scratch)(
                 trainable=trainable,
                 tune_config=tune.TuneConfig(
@@ -233,7 +244,7 @@ def run_trials(
                     verbose=0,
                 ),
             ).fit()
-        return {trial_name(names[trial.trial_id]): trial.status for trial in results._experiment_analysis.trials}
+        return {trial_name(names[trial.trial_id]): trial.status for trial in ended_trials(results)}
     except Exception as error:
         if not (stop.disk or disk_error(error)):
             raise

@@ -41,7 +41,6 @@ def train_best_again(
     prepared: Prepared, study: StudyRun, setup: TrialSetup, arrays: Any, gpus: float
 ) -> list[Retrained]:
     """Each method's best under fresh seeds, with its accuracies on the test data."""
-    from tune_sparsity.tuner.driver.retrain import train_again
     from tune_sparsity.tuner.results.networks import measuring_device, test_accuracy
 
     config = prepared.config

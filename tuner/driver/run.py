@@ -73,7 +73,7 @@ def run_study(
     launched = began if launched is None else launched
     with ExitStack() as stack:
         if resume:  # before anything is started
-            mirror = stack.enter_context(held(config, resume=True))
+            mirror = stack.enter_context(held(config.storage, config.study, config.folder, resume=True))
         # Ray says on standard output that a node has died: what is there is for --json alone.
         stack.enter_context(redirect_stdout(sys.stderr))
         ray.begin()
@@ -83,12 +83,13 @@ def run_study(
         ray.wait()
         gpus = ray_tune.gpus_per_trial(config)
         concurrency = ray_tune.slots(config, gpus)
-        arrays = for_workers(prepared)
+        arrays = for_workers(config, prepared.experiment, prepared.data, lambda: prepared.checksum)
         if not resume:
-            mirror = stack.enter_context(held(config, resume=False))
+            mirror = stack.enter_context(held(config.storage, config.study, config.folder, resume=False))
         with terminable(ray), _disk_errors_told():
             if not resume:
-                write_study_yaml(prepared, device="cuda" if gpus else "cpu")
+                device = "cuda" if gpus else "cpu"
+                write_study_yaml(config, epochs=prepared.epochs, checksum=prepared.checksum, device=device)
             tracker = _start_tracker(prepared, writer)
             try:
                 times = Times(launched, began)

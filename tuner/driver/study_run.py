@@ -1,7 +1,7 @@
 """A study in progress: the one place where a trial begins, reports and ends, whoever runs it.
 
-Ray's events arrive here through tuner.driver.ray_tune. From here the searcher learns what to conclude, the tracker what to
-write, the display what to show; all from the same record, so that their states cannot differ.
+Ray's events arrive here through tuner.driver.ray_tune. From here the searcher learns what to conclude, the tracker
+what to write, the display what to show; all from the same record, so that their states cannot differ.
 """
 
 from __future__ import annotations

@@ -7,18 +7,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.storage.lease import Owner
 from tune_sparsity.tuner.storage.local_copy import bring
 from tune_sparsity.tuner.storage.lock import alone, tidy
-from tune_sparsity.tuner.storage.s3 import StoreError
+from tune_sparsity.tuner.storage.s3 import Store, StoreError
 from tune_sparsity.tuner.storage.sync import Mirror
 
 
 @contextmanager
-def held(config: StudyConfig, *, resume: bool) -> Iterator[Mirror | None]:
+def held(storage: Path | Store, name: str, folder: Path, *, resume: bool) -> Iterator[Mirror | None]:
     """Within it the study is this process's; in an object store it is kept up to date there.
+
+    Args:
+        storage: the place of studies.
+        name: the study's.
+        folder: the study's own on this machine.
+        resume: go on with a study that is there.
 
     Yields:
         What brings the study's folder to the store; None where the folder is the place.
@@ -26,7 +31,6 @@ def held(config: StudyConfig, *, resume: bool) -> Iterator[Mirror | None]:
     Raises:
         UsageError: if another process runs the study, or if the store cannot be read or written.
     """
-    folder, storage = config.folder, config.storage
     if not resume or not isinstance(storage, Path):
         folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
@@ -35,11 +39,11 @@ def held(config: StudyConfig, *, resume: bool) -> Iterator[Mirror | None]:
                 tidy(folder)
             yield None
             return
-        study = storage / config.study
+        study = storage / name
         owner = Owner(study, folder)
         try:
             newer = owner.take()
-            arrived = _fetched(config) if newer else []
+            arrived = _fetched(study, folder) if newer else []
             owner.mark()
             mirror = Mirror(study, folder, owner, arrived)
         except StoreError as error:
@@ -50,12 +54,11 @@ def held(config: StudyConfig, *, resume: bool) -> Iterator[Mirror | None]:
             yield mirror
 
 
-def _fetched(config: StudyConfig) -> list[str]:
+def _fetched(study: Store, folder: Path) -> list[str]:
     """Makes the folder what the store has; the folder itself stays, since the lock is on it."""
-    assert not isinstance(config.storage, Path)
-    for old in config.folder.iterdir():
+    for old in folder.iterdir():
         if old.is_dir() and not old.is_symlink():
             shutil.rmtree(old)
         else:
             old.unlink()
-    return bring(config.storage / config.study, config.folder)
+    return bring(study, folder)

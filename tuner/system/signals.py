@@ -7,10 +7,17 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from tune_sparsity.tuner.cluster.connection import Connection
+
+class Connection(Protocol):
+    """What is asked of the connection to Ray: whether Ray died, and that the main thread has heard of it."""
+
+    @property
+    def lost(self) -> bool: ...
+
+    def heard(self) -> None: ...
+
 
 _depth, _waiting = 0, False  # of blocks that are done whole, and whether an interrupt waits for their end
 

@@ -21,7 +21,7 @@ from tune_sparsity.tuner.config.tracking_uri import is_server
 from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState, trial_name
 from tune_sparsity.tuner.system.processes import own_process
-from tune_sparsity.tuner.tracking import writer
+from tune_sparsity.tuner.tracking import writer as writer_process
 from tune_sparsity.tuner.tracking.delivery import ATTEMPTS
 from tune_sparsity.tuner.tracking.outbox import KILLED, PARENT, RUNNING, UNENDED, Outbox, StudyIdentity
 
@@ -52,7 +52,7 @@ def _timed(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate
 def begin_writer(uri: str) -> subprocess.Popen[str]:
     """Starts the process that will deliver a study's record to the store at this URI, and loads MLflow first."""
     return subprocess.Popen(
-        own_process(writer.__name__, writer.SERVER if is_server(uri) else writer.DATABASE),
+        own_process(writer_process.__name__, writer_process.SERVER if is_server(uri) else writer_process.DATABASE),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # until it knows the study
@@ -107,7 +107,7 @@ class Tracker:
         self._noting = threading.Lock()  # pictures come from a thread of their own
         self._changed = threading.Condition()
         self._status: dict[str, Any] = {"offset": 0, "failures": 0, "error": "", "refused": [], "unsent": 0}
-        self._log = writer.log_file(folder)
+        self._log = writer_process.log_file(folder)
         session = self._outbox.session
         hello = {"uri": uri, "folder": str(folder.absolute()), "session": session, "system_metrics": system_metrics}
         self._writer = self._start(hello)
@@ -194,7 +194,7 @@ class Tracker:
             model: the best network, as `tuner.tracking.model.model_note` gives it.
         """
         self._note(PARENT, files=folders, model=dict(model or {}))
-        self._ask(writer.FLUSH)
+        self._ask(writer_process.FLUSH)
 
     @_timed
     def finish_study(
@@ -228,7 +228,7 @@ class Tracker:
             Whether all has arrived.
         """
         wanted = self._outbox.size()
-        self._ask(writer.FLUSH)
+        self._ask(writer_process.FLUSH)
         with self._changed:
             self._changed.wait_for(
                 lambda: self._arrived(wanted) or self._status["failures"] >= ATTEMPTS or not self._thread.is_alive(),
@@ -250,7 +250,7 @@ class Tracker:
         if not self._finished:
             self._kill_trials()
             self._note(PARENT, status=KILLED)
-        self._ask(writer.CLOSE)
+        self._ask(writer_process.CLOSE)
         self._heard, deadline = time.monotonic(), None if timeout is None else time.monotonic() + timeout
         while self._thread.is_alive():
             self._thread.join(0.2)
@@ -296,7 +296,7 @@ class Tracker:
         try:
             self._writer.stdin.write(f"{line}\n")
             self._writer.stdin.flush()
-            if line == writer.CLOSE:
+            if line == writer_process.CLOSE:
                 self._writer.stdin.close()
         except (OSError, ValueError):  # it died, or has been closed: `problems` says so
             pass

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tune_sparsity.experiments import Data, Experiment, Split, Training
 from tune_sparsity.experiments.training import NotFinite
+from tune_sparsity.sparsity.torch_internals import leave_compiler_out
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.storage.places import Place
 from tune_sparsity.tuner.storage.s3 import StoreError
@@ -42,16 +43,7 @@ def make_quick() -> None:
     momentum of a weight whose input is always zero decays into them for good, and each costs as much as a hundred."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    _leave_compiler_out()
-
-
-def _leave_compiler_out() -> None:
-    """Keeps torch from loading its compiler, in two seconds, at the first call of an optimizer's method, only to have
-    that method left alone by it: nobody compiles an optimizer's step here. What users compile is compiled as ever."""
-    for method in vars(torch.optim.Optimizer).values():
-        function = getattr(method, "__wrapped__", None)
-        if function is not None:
-            function.__dict__.setdefault("__dynamo_disable", function)  # where torch._disable_dynamo looks
+    leave_compiler_out()
 
 
 @dataclass(frozen=True)
@@ -221,7 +213,11 @@ def train_to_the_end(shared: TrialSetup, arrays: Any, job: dict[str, Any]) -> di
 
 
 def _splits(shared: TrialSetup, arrays: Any) -> tuple[Split, Split]:
-    """The training and the validation data, on the device; `arrays` as tuner.cluster.node_data.for_workers gives them."""
+    """The training and the validation data, on the device.
+
+    Args:
+        arrays: as tuner.cluster.node_data.for_workers gives them.
+    """
     arrays = arrays if isinstance(arrays, dict) else arrays.here()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the arrays are read-only, and nobody writes to them

@@ -1,0 +1,26 @@
+"""Every use of a private name of torch, except the operations `torch._foreach_*`, each with its reason."""
+
+from __future__ import annotations
+
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.optim import Optimizer, optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["GLOBAL_STEP_HOOKS", "BatchNorm", "NormBase", "TorchDispatchMode", "leave_compiler_out", "tree_leaves"]
+
+BatchNorm = _BatchNorm
+"""The class of all batch normalisations, which has no public name."""
+NormBase = _NormBase
+"""The class of all batch and instance normalisations."""
+GLOBAL_STEP_HOOKS = (optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks)
+"""What is called before and after the steps of all optimizers: a step with such hooks is no recording."""
+
+
+def leave_compiler_out() -> None:
+    """Keeps torch from loading its compiler, in two seconds, at the first call of an optimizer's method, only to have
+    that method left alone by it: nobody compiles an optimizer's step here. What users compile is compiled as ever."""
+    for method in vars(Optimizer).values():
+        function = getattr(method, "__wrapped__", None)
+        if function is not None:
+            function.__dict__.setdefault("__dynamo_disable", function)  # where torch._disable_dynamo looks
