@@ -4,8 +4,8 @@
 
 The driver is the real one: Ray Tune's controller, our searcher, early stopping, records, journal and tracker, as
 `tuner.driver.ray_tune` puts them together. Only the workers are simulated: an epoch takes its seconds on the simulated
-clock, and none here. The clock also moves by the processor time (all threads) that the driver takes, and a worker that has
-reported waits until the driver comes to it. So the figures are of a driver with one core of its own; what Ray's own
+clock, and none here. The clock also moves by the processor time (all threads) that the driver takes, and a worker that
+has reported waits until the driver comes to it. So the figures are of a driver with one core of its own; what Ray's own
 processes do to carry a message is not in them, nor the wait for the disk.
 
 "Over the ideal" compares the clock at the end with the seconds of all epochs divided by the slots.

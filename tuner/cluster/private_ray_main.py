@@ -23,7 +23,7 @@ from tune_sparsity.tuner.cluster.ray_patches import ask_for_token, count_gpus, s
 from tune_sparsity.tuner.system.patching import variables
 
 if TYPE_CHECKING:
-    from ray._private.node import Node as RayNode
+    from tune_sparsity.tuner.cluster.ray_patches import RayNode
 
 _LOOK_EVERY = 0.2  # seconds
 _FILES = 65536  # that Ray's processes may have open, as Ray has it, where the system lets them

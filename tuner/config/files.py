@@ -8,7 +8,6 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from tune_sparsity.tuner.config.study_config import GOALS, StudyConfig, describe, make_config, study_in
@@ -150,6 +149,8 @@ def write_study_yaml(config: StudyConfig, *, epochs: int, checksum: str, device:
         "data_sha256": checksum,
         **withheld,
     }
+    import yaml
+
     text = yaml.safe_dump({**options, "about": about}, sort_keys=False)
     write_atomically(config.folder / STUDY_YAML, text)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,14 @@ from tune_sparsity.tuner.driver.prepare import Prepared
 from tune_sparsity.tuner.results.retraining import Retrained
 from tune_sparsity.tuner.results.tables import StudyOutcome, StudySeconds, write_results
 from tune_sparsity.tuner.study.goal import GoalKind
-from tune_sparsity.tuner.study.layout import STUDY_YAML
-from tune_sparsity.tuner.study.trial import TrialState
+from tune_sparsity.tuner.study.layout import CHECKPOINTS, STUDY_YAML
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.tracking.model import model_note
 
 if TYPE_CHECKING:
     from tune_sparsity.tuner.driver.ray_tune import StopWhen
     from tune_sparsity.tuner.driver.study_run import StudyRun
+    from tune_sparsity.tuner.results.networks import BestModel
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,6 @@ def conclude(
     """
     from tune_sparsity.tuner.driver.live_plots import final_pictures
     from tune_sparsity.tuner.results.networks import measuring_device, write_networks
-    from tune_sparsity.tuner.study.layout import CHECKPOINTS
 
     config, goal, tracker = prepared.config, prepared.goal, study.tracker
     searched, tracked = time.monotonic(), tracker.seconds
@@ -67,21 +68,7 @@ def conclude(
     if folders:
         device = measuring_device(config)
         networks = write_networks(folders, study.weights, config.folder, prepared.experiment, prepared.data, device)
-    outcome = StudyOutcome(
-        study=config.study,
-        goal=goal,
-        experiment=prepared.experiment.name,
-        method=",".join(config.method),
-        records=records,
-        folder=config.folder,
-        test_accuracies={number: network.test_accuracy for number, network in networks.items()},
-        weights=next((network.weights for network in networks.values()), None),
-        store="" if isinstance(config.storage, Path) else str(config.storage / config.study),
-        tracking_uri=config.tracking_uri,
-        retrained=retrained,
-    )
-    if outcome.best is not None and outcome.best.number in networks:
-        outcome = replace(outcome, sparsity_by_layer=networks[outcome.best.number].by_layer)
+    outcome = _outcome(prepared, records, networks, retrained)
     if folders:
         best = next((folder for folder, record in folders.items() if record is outcome.best), None)
         model = None if best is None else _model(prepared, outcome, config.folder / best)
@@ -115,6 +102,33 @@ def conclude(
         shutil.rmtree(config.folder / CHECKPOINTS, ignore_errors=True)
     first_failure = next((record.reason for record in records if record.state is TrialState.FAILED), "")
     return Finished(outcome, stop.asked, tracker.problems, _why(study, stop), first_failure, {}, {})
+
+
+def _outcome(
+    prepared: Prepared, records: list[TrialRecord], networks: Mapping[int, BestModel], retrained: list[Retrained]
+) -> StudyOutcome:
+    """Return what the study has found.
+
+    Args:
+        networks: those that were judged on the test data, by their trials' numbers.
+    """
+    config = prepared.config
+    outcome = StudyOutcome(
+        study=config.study,
+        goal=prepared.goal,
+        experiment=prepared.experiment.name,
+        method=",".join(config.method),
+        records=records,
+        folder=config.folder,
+        test_accuracies={number: network.test_accuracy for number, network in networks.items()},
+        weights=next((network.weights for network in networks.values()), None),
+        store="" if isinstance(config.storage, Path) else str(config.storage / config.study),
+        tracking_uri=config.tracking_uri,
+        retrained=retrained,
+    )
+    if outcome.best is not None and outcome.best.number in networks:
+        return replace(outcome, sparsity_by_layer=networks[outcome.best.number].by_layer)
+    return outcome
 
 
 def _model(prepared: Prepared, outcome: StudyOutcome, network: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from subprocess import Popen
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from tune_sparsity.tuner.config.files import write_study_yaml
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.driver.finish import Finished, Times, conclude
 from tune_sparsity.tuner.driver.prepare import Prepared
-from tune_sparsity.tuner.driver.retrain import train_best_again
 from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.reports.progress import Progress
 from tune_sparsity.tuner.results.retraining import Retrained
@@ -26,7 +25,7 @@ from tune_sparsity.tuner.storage.claim import held
 from tune_sparsity.tuner.storage.lease import TakenOver
 from tune_sparsity.tuner.storage.sync import Mirror
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
-from tune_sparsity.tuner.study.layout import JOURNAL
+from tune_sparsity.tuner.study.layout import CHECKPOINTS, JOURNAL, weights_file
 from tune_sparsity.tuner.study.trial import TrialState
 from tune_sparsity.tuner.system.signals import interruptible, terminable
 from tune_sparsity.tuner.tracking.dataset import dataset_note
@@ -35,7 +34,10 @@ from tune_sparsity.tuner.tracking.tracker import Tracker
 from tune_sparsity.tuner.worker.checkpoints import sweep
 
 if TYPE_CHECKING:
-    pass
+    from tune_sparsity.tuner.driver.ray_tune import StopWhen
+    from tune_sparsity.tuner.driver.study_run import StudyRun
+    from tune_sparsity.tuner.search.searcher import OptunaSearcher
+    from tune_sparsity.tuner.worker.trainable import TrialSetup
 
 AT_ONCE = 5.0  # seconds that MLflow has when a study ends unexpectedly; what it lacks then, resuming brings it
 
@@ -90,25 +92,30 @@ def run_study(
             if not resume:
                 device = "cuda" if gpus else "cpu"
                 write_study_yaml(config, epochs=prepared.epochs, checksum=prepared.checksum, device=device)
-            tracker = _start_tracker(prepared, writer)
-            try:
-                times = Times(launched, began)
-                finished = _search(
+            with _tracked(prepared, writer) as tracker:
+                return _search(
                     prepared,
                     tracker,
                     ray,
                     arrays,
-                    times,
+                    Times(launched, began),
                     gpus=gpus,
                     concurrency=concurrency,
                     quiet=quiet,
                     mirror=mirror,
                 )
-            except BaseException:
-                tracker.close(AT_ONCE)
-                raise
-            tracker.close()
-            return finished
+
+
+@contextmanager
+def _tracked(prepared: Prepared, writer: Popen[str] | None) -> Iterator[Tracker]:
+    """Tell MLflow of the study within the block. A block that fails leaves it little time."""
+    tracker = _start_tracker(prepared, writer)
+    try:
+        yield tracker
+    except BaseException:
+        tracker.close(AT_ONCE)
+        raise
+    tracker.close()
 
 
 def _start_tracker(prepared: Prepared, writer: Popen[str] | None) -> Tracker:
@@ -130,23 +137,24 @@ def _start_tracker(prepared: Prepared, writer: Popen[str] | None) -> Tracker:
     return tracker
 
 
-def _search(
-    prepared: Prepared,
-    tracker: Tracker,
-    ray: Connection,
-    arrays: Any,
-    times: Times,
-    *,
-    gpus: float,
-    concurrency: int,
-    quiet: bool,
-    mirror: Mirror | None,
-) -> Finished:
-    from tune_sparsity.tuner.driver import ray_tune
-    from tune_sparsity.tuner.driver.live_plots import pictures_of
+@dataclass(frozen=True)
+class _Built:
+    """A study that is ready for its trials, and the parts that it is made of."""
+
+    study: StudyRun
+    setup: TrialSetup
+    searcher: OptunaSearcher
+    stop: StopWhen
+    progress: Progress
+
+
+def _build(
+    prepared: Prepared, tracker: Tracker, times: Times, *, gpus: float, quiet: bool, mirror: Mirror | None
+) -> _Built:
+    """Build the study, and what its trials are given."""
+    from tune_sparsity.tuner.driver.ray_tune import StopWhen
     from tune_sparsity.tuner.driver.study_run import StudyRun
     from tune_sparsity.tuner.search.searcher import OptunaSearcher
-    from tune_sparsity.tuner.study.layout import CHECKPOINTS, weights_file
     from tune_sparsity.tuner.worker.trainable import TrialSetup
 
     config, goal = prepared.config, prepared.goal
@@ -165,7 +173,7 @@ def _search(
     ended = searcher.finished()
     spent = max((record.elapsed for record in ended), default=0.0)  # by earlier processes
     deadline = None if config.time_budget is None else times.began + config.time_budget - spent
-    stop = ray_tune.StopWhen(deadline, (lambda: mirror.lost) if mirror else str)
+    stop = StopWhen(deadline, (lambda: mirror.lost) if mirror else str)
     progress = Progress(
         config.trials, goal, quiet=quiet, deadline=deadline, finished_before=len(ended), epochs=prepared.epochs
     )
@@ -196,10 +204,26 @@ def _search(
         checkpoints=checkpoints,
         rungs=halving.rungs,
     )
+    return _Built(study, setup, searcher, stop, progress)
+
+
+def _run_trials(
+    prepared: Prepared, built: _Built, ray: Connection, arrays: Any, *, gpus: float, concurrency: int
+) -> dict[str, str]:
+    """Run the trials that the study still has to have. Return Ray's own state of each, by its name.
+
+    Raises:
+        DiskFull: if the study's folder cannot be written to.
+        TakenOver: if another process runs the study meanwhile.
+    """
+    from tune_sparsity.tuner.driver.live_plots import pictures_of
+    from tune_sparsity.tuner.driver.ray_tune import run_trials
+
+    study, stop = built.study, built.stop
     ray_states: dict[str, str] = {}
-    with progress, interruptible(stop, ray), pictures_of(prepared, study):
+    with built.progress, interruptible(stop, ray), pictures_of(prepared, study):
         if not (study.full or study.out_of_patience):
-            ray_states = ray_tune.run_trials(study, setup, arrays, gpus=gpus, concurrency=concurrency, stop=stop)
+            ray_states = run_trials(study, built.setup, arrays, gpus=gpus, concurrency=concurrency, stop=stop)
     if stop.disk:
         raise DiskFull(stop.disk)
     if stop.lost:
@@ -207,17 +231,38 @@ def _search(
     if stop.out_of_time:
         for record in study.running():
             study.end(record.number, TrialState.PRUNED, "the time budget was used up")
+    return ray_states
+
+
+def _search(
+    prepared: Prepared,
+    tracker: Tracker,
+    ray: Connection,
+    arrays: Any,
+    times: Times,
+    *,
+    gpus: float,
+    concurrency: int,
+    quiet: bool,
+    mirror: Mirror | None,
+) -> Finished:
+    """Run the study's trials, train the best again where that is asked for, and conclude the study."""
+    from tune_sparsity.tuner.driver.retrain import train_best_again
+
+    built = _build(prepared, tracker, times, gpus=gpus, quiet=quiet, mirror=mirror)
+    ray_states = _run_trials(prepared, built, ray, arrays, gpus=gpus, concurrency=concurrency)
+    study, stop = built.study, built.stop
     retrained: list[Retrained] = []
-    if config.final_seeds and not stop.asked:
+    if prepared.config.final_seeds and not stop.asked:
         start = time.monotonic()
-        retrained = train_best_again(prepared, study, setup, arrays, gpus)
+        retrained = train_best_again(prepared, study, built.setup, arrays, gpus)
         study.training_seconds += (time.monotonic() - start) * concurrency
     ray.end()
     if mirror is not None:
         ray.ended()  # and nobody writes any more
         mirror.settle()
     finished = conclude(prepared, study, stop, times, concurrency, retrained)
-    states = searcher.states()
+    states = built.searcher.states()
     optuna_states = {record.name: states[number] for number, record in study.records.items()}
     return replace(finished, ray_states=ray_states, optuna_states=optuna_states)
 

@@ -122,8 +122,8 @@ def mask_names(stored: Mapping[str, Any]) -> list[str]:
 
 
 def split_masks(stored: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Split what `tuner.worker.trainable.save_weights` wrote into the network's state_dict and the masks, which are named
-    as their weights."""
+    """Split what `tuner.worker.trainable.save_weights` wrote into the network's state_dict and the masks, which have
+    their weights' names."""
     masks = {name: stored[f"{name}{_MASK}"] for name in mask_names(stored)}
     return {name: tensor for name, tensor in stored.items() if not name.endswith(_MASK)}, masks
 

@@ -177,6 +177,29 @@ def exponent(record: TrialRecord) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+def _measured(done: Sequence[TrialRecord], best: TrialRecord | None) -> list[dict[str, Any]]:
+    """Return the trials' measured Hoyer sparsity as points, the best trial's apart."""
+    looks = (
+        ("measured", False, {"color": SKY, "size": 9, "line": {"color": BLUE, "width": 1}}),
+        (f"best: {best.name}" if best else "", True, {"color": RED, "size": 17, "symbol": "star"}),
+    )
+    groups = [(name, [r for r in done if (r is best) is is_best], look) for name, is_best, look in looks]
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": name,
+            "x": [exponent(r) for r in members],
+            "y": [r.hoyer for r in members],
+            "marker": look,
+            "text": [hover_text(r) for r in members],
+            "hovertemplate": "Hoyer sparsity %{y:.3f}<br>%{text}<extra></extra>",
+        }
+        for name, members, look in groups
+        if members
+    ]
+
+
 def hoyer_figure(records: Sequence[TrialRecord], goal: Goal, fan_in: int) -> go.Figure | None:
     """Measured Hoyer sparsity of the completed trials over their p, beside what theory expects of rows that nobody
     pruned. None where no trial has a p.
@@ -208,31 +231,7 @@ def hoyer_figure(records: Sequence[TrialRecord], goal: Goal, fan_in: int) -> go.
         }
         for name, expected, colour, dash in curves
     ]
-    for name, members, look in (
-        (
-            "measured",
-            [r for r in done if r is not best],
-            {"color": SKY, "size": 9, "line": {"color": BLUE, "width": 1}},
-        ),
-        (
-            f"best: {best.name}" if best else "",
-            [r for r in done if r is best],
-            {"color": RED, "size": 17, "symbol": "star"},
-        ),
-    ):
-        if members:
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "name": name,
-                    "x": [exponent(r) for r in members],
-                    "y": [r.hoyer for r in members],
-                    "marker": look,
-                    "text": [hover_text(r) for r in members],
-                    "hovertemplate": "Hoyer sparsity %{y:.3f}<br>%{text}<extra></extra>",
-                }
-            )
+    data += _measured(done, best)
     note = f"expected of {fan_in} weights before pruning; measured where {percent(goal.lowest)} or more are pruned"
     return figure(
         data,

@@ -147,14 +147,43 @@ def _searched(records: Sequence[TrialRecord]) -> list[str]:
     return [name for name in names if len({repr(record.params.get(name)) for record in records}) > 1]
 
 
+def _lines(
+    done: Sequence[TrialRecord], best: TrialRecord | None, heights: Sequence[Sequence[float]]
+) -> list[dict[str, Any]]:
+    """Return a line for each trial, of rising accuracy.
+
+    Args:
+        heights: on each axis, those of the trials.
+    """
+    from plotly.colors import sample_colorscale
+
+    # By rank, since one collapsed trial would leave all others one colour; light ones would be lost on white.
+    ranks = [0.85 * (1 - i / (len(done) - 1)) for i in range(len(done))]
+    colours = sample_colorscale("Cividis", ranks)
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines+markers" if record is best else "lines",
+            "x": list(range(len(heights))),
+            "y": [of_axis[i] for of_axis in heights],
+            "line": {"color": RED, "width": 3.5} if record is best else {"color": colours[i], "width": 1.5},
+            "opacity": 1.0 if record is best else 0.75,
+            "text": hover_text(record),
+            "hovertemplate": "%{text}<extra></extra>",
+            "name": f"best: {record.name}",
+            "showlegend": record is best,
+            "zorder": 1 if record is best else 0,
+        }
+        for i, record in enumerate(done)
+    ]
+
+
 def parallel_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure | None:
     """Every completed trial as a line over its parameters, its sparsity and its accuracy, coloured by the accuracy.
 
     Returns:
         None with fewer than two completed trials, or where they differ in nothing.
     """
-    from plotly.colors import sample_colorscale
-
     done = [record for record in records if record.state is TrialState.COMPLETED and point_of(record) is not None]
     done = sorted(done, key=lambda record: record.val_accuracy or 0.0)[-MOST_LINES:]  # the best on top of the others
     names = _searched(done)
@@ -169,28 +198,10 @@ def parallel_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure | N
         _Scale(name, values, logarithmic=False if name in ("sparsity", "accuracy") else None)
         for name, values in columns
     ]
-    # By rank, since one collapsed trial would leave all others one colour; light ones would be lost on white.
-    ranks = [0.85 * (1 - i / (len(done) - 1)) for i in range(len(done))]
-    colours = sample_colorscale("Cividis", ranks)
     best = goal.best(done)
-    data: list[dict[str, Any]] = []
-    for i, record in enumerate(done):
-        look = {"color": RED, "width": 3.5} if record is best else {"color": colours[i], "width": 1.5}
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers" if record is best else "lines",
-                "x": list(range(len(scales))),
-                "y": [scale(values[i]) for scale, (_, values) in zip(scales, columns, strict=True)],
-                "line": look,
-                "opacity": 1.0 if record is best else 0.75,
-                "text": hover_text(record),
-                "hovertemplate": "%{text}<extra></extra>",
-                "name": f"best: {record.name}",
-                "showlegend": record is best,
-                "zorder": 1 if record is best else 0,
-            }
-        )
+    data = _lines(
+        done, best, [[scale(value) for value in values] for scale, (_, values) in zip(scales, columns, strict=True)]
+    )
     ticks = [
         {"text": html.escape(text), "x": x, "y": y, "xanchor": "left", "xshift": 5, "showarrow": False}
         | {"font": {"size": 11}, "bgcolor": "rgba(255,255,255,0.75)", "xref": "x", "yref": "y"}
