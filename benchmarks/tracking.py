@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.tuner.mlflow_servers import Server
+from tests.helpers.mlflow_servers import Server
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.tracking.outbox import StudyIdentity
 from tune_sparsity.tuner.tracking.tracker import Tracker

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.helpers.command import EXPERIMENT, Ran, run_command
+
 # No deadline: the machine may be busy with something else.
 settings.register_profile("tests", deadline=None, max_examples=50)
 settings.load_profile("tests")
@@ -19,7 +21,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that run whole studies come first: two processes that share the files then end at about the same time."""
+    """Give each test the marker of its folder, and put files that run whole studies first: two processes that share the
+    files then end at about the same time."""
+    here = Path(__file__).parent
+    for item in items:
+        tier = item.path.relative_to(here).parts[0]
+        item.add_marker(getattr(pytest.mark, tier))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -32,3 +39,25 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data: set TUNE_SPARSITY_DATA to the folder that holds MNIST/raw and FashionMNIST/raw")
     return folder
+
+
+@pytest.fixture(scope="session")
+def experiment_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's own experiment, in a file that is no package."""
+    path = tmp_path_factory.mktemp("own") / "own_experiment.py"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+@pytest.fixture(scope="session")
+def nan_study(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -> Ran:
+    """A study of ten trials, some stopped early and some that diverge."""
+    cwd = tmp_path_factory.mktemp("nan")
+    arguments = ["--target", "0.8", "--experiment", f"{experiment_file}:sometimes_nan", "--trials", "10"]
+    return run_command([*arguments, "--study", "nan", "--json"], cwd, MLFLOW_EXPERIMENT_ID="77")
+
+
+@pytest.fixture(scope="session")
+def digits_study(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """The default study, as README's first command runs it."""
+    return run_command(["--target", "0.9", "--study", "default", "--json"], tmp_path_factory.mktemp("digits"))

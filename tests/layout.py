@@ -75,20 +75,20 @@ def read(root: Path, folders: tuple[str, ...] = OURS) -> dict[str, Module]:
         text = path.read_text(encoding="utf-8")
         module = Module(module_name(path.relative_to(root)), path, len(text.splitlines()))
         tree = ast.parse(text)
-        for dotted in _imported(tree):
+        for dotted in imported(tree):
             own = _own(dotted.removeprefix(f"{NAME}."), names)
             if own:
                 module.imports.add(own)
             else:
                 module.libraries.add(dotted.partition(".")[0])
         module.imports.discard(module.name)
-        module.private = set(_private(tree))
+        module.private = set(private_names(tree))
         module.functions = dict(_functions(tree))
         modules[module.name] = module
     return modules
 
 
-def _imported(tree: ast.AST) -> Iterator[str]:
+def imported(tree: ast.AST) -> Iterator[str]:
     """Yield what a source imports, anywhere in it: `a.b` for `import a.b`, `a.b.c` for `from a.b import c`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -106,7 +106,7 @@ def _own(dotted: str, names: set[str]) -> str:
     return dotted
 
 
-def _private(tree: ast.AST) -> Iterator[str]:
+def private_names(tree: ast.AST) -> Iterator[str]:
     """Yield the private names of other libraries that a source uses, as far as they begin at an imported name."""
     known: dict[str, str] = {}
     for node in ast.walk(tree):

@@ -1,0 +1,226 @@
+"""A study on two Ray nodes in two network namespaces, with token authentication: as on two machines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages.journal import JournalFileBackend
+
+from tests.helpers.namespaces import ADDRESS, CLIENT, HEAD, S3_PORT, WORKER, TwoNodes, two_nodes
+from tests.helpers.s3_servers import BUCKET, S3Server
+from tune_sparsity.tuner.storage.local_copy import CACHE_VARIABLE
+
+pytestmark = pytest.mark.slow
+
+EXPERIMENT = """
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from tune_sparsity.experiments import Data, Experiment, Recipe, Split
+from beside import HIDDEN
+
+class Net(nn.Sequential):
+    '''Leaves a file behind in a folder of the machine that it is built on.'''
+    def __init__(self):
+        super().__init__(nn.Linear(12, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 3))
+        if "default_worker" in sys.argv[0]:
+            built = Path({where!r}, str(os.stat("/proc/self/ns/net").st_ino))
+            built.mkdir(parents=True, exist_ok=True)
+            (built / str(time.time_ns())).touch()
+
+def loss(outputs, targets):
+    time.sleep(0.05 if len(targets) == 30 else 0)  # ten batches: half a second an epoch
+    return nn.functional.cross_entropy(outputs, targets)
+
+def load(data_dir):
+    if data_dir is not None:
+        (data_dir / "there").read_text()
+        loads = Path({where!r}).parent / "loads"
+        loads.mkdir(exist_ok=True)
+        (loads / str(os.stat("/proc/self/ns/net").st_ino)).touch()
+    g = torch.Generator().manual_seed(0)
+    means = 2 * torch.randn(3, 12, generator=g)
+    def split(n):
+        y = torch.randint(0, 3, (n,), generator=g)
+        return Split(means[y] + torch.randn(n, 12, generator=g), y)
+    return Data(split(300), split(120), split(120), classes=("a", "b", "c"))
+
+mine = Experiment("mine", load, Net, Recipe(epochs=2, batch_size=30), loss=loss)
+"""
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[TwoNodes]:
+    with two_nodes() as started:
+        own = started.hidden / "own"
+        own.mkdir()
+        (own / "mine.py").write_text(EXPERIMENT.format(where=str(started.folder / "where")))
+        (own / "beside.py").write_text("HIDDEN = 40\n")
+        yield started
+
+
+def options(nodes: TwoNodes, study: str, trials: int) -> list[str]:
+    search = ["--target", "0.8", "--experiment", f"{nodes.hidden}/own/mine.py:mine", "--trials", str(trials)]
+    where = ["--address", ADDRESS, "--storage", f"{nodes.folder}/studies", "--study", study]
+    return [*search, "--scheduler", "none", *where, "--json"]
+
+
+def built(nodes: TwoNodes) -> dict[str, int]:
+    """How many networks each machine has built."""
+    return {machine.name: len(list(machine.iterdir())) for machine in (nodes.folder / "where").glob("*")}
+
+
+def finished(study: Path) -> dict[int, list[float]]:
+    """The completed trials and their values, as the record has them."""
+    if not (study / "optuna.journal").exists():
+        return {}
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(study / "optuna.journal")))
+    if study.name not in (name.study_name for name in storage.get_all_studies()):
+        return {}
+    trials = optuna.load_study(study_name=study.name, storage=storage).trials
+    return {trial.number: trial.values for trial in trials if trial.state is optuna.trial.TrialState.COMPLETE}
+
+
+def test_a_study_uses_both_nodes_and_brings_its_code(nodes: TwoNodes) -> None:
+    process = nodes.command(*options(nodes, "both", 6))
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout)["states"] == {"completed": 6, "pruned": 0, "failed": 0}
+    assert sum(built(nodes).values()) >= 6
+    assert len(built(nodes)) == 2, "one node has built all networks"
+    assert (nodes.folder / "studies" / "both" / "best" / "model.safetensors").is_file()
+
+
+def test_large_data_are_loaded_by_every_node_from_the_same_path(nodes: TwoNodes) -> None:
+    for folder in (nodes.folder / "data", nodes.hidden / "data"):  # the other machine does not see the second
+        folder.mkdir()
+        (folder / "there").touch()
+    sizes = {"TUNE_SPARSITY_LARGE_DATA": "1000"}
+    process = nodes.command(*options(nodes, "large", 4), "--data-dir", nodes.folder / "data", **sizes)
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout)["states"] == {"completed": 4, "pruned": 0, "failed": 0}
+    assert len(list((nodes.folder / "loads").iterdir())) == 2
+    process = nodes.command(*options(nodes, "nowhere", 4), "--data-dir", nodes.hidden / "data", **sizes)
+    stdout, stderr = process.communicate(timeout=240)
+    assert (process.returncode, stdout) == (2, "")
+    (line,) = [line for line in stderr.splitlines() if not line.startswith("Starting")]
+    assert line.startswith(f"tune-sparsity: node {WORKER} has not the data of mine that this machine has: FileNotFound")
+    assert not (nodes.folder / "studies" / "nowhere").exists()
+
+
+def test_a_study_runs_through_ray_client(nodes: TwoNodes) -> None:
+    pytest.importorskip("grpc")
+    process = nodes.command(*options(nodes, "client", 4), "--address", CLIENT, "--final-seeds", "1")
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    result = json.loads(stdout)
+    assert result["states"] == {"completed": 4, "pruned": 0, "failed": 0}
+    assert result["final_seeds"][0]["test_accuracy"]["mean"] > 0.5
+    assert (nodes.folder / "studies" / "client" / "best" / "model.safetensors").is_file()
+
+
+def test_doctor_finds_both_nodes_well(nodes: TwoNodes) -> None:
+    process = nodes.command("doctor", "--address", ADDRESS, "--storage", nodes.folder / "studies")
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stdout + stderr
+    assert stderr == ""
+    assert all(line.startswith("ok   ") for line in stdout.splitlines())
+    assert f"ok   nodes: 2: {HEAD} (1 CPUs, 0 GPUs), {WORKER} (1 CPUs, 0 GPUs): room for 2 trials at once" in stdout
+    assert "ok   ray's token authentication: on" in stdout
+    assert f"ok   versions on {WORKER}: python 3." in stdout
+
+
+def test_storage_that_the_nodes_do_not_share_is_refused_at_the_start(nodes: TwoNodes) -> None:
+    apart = nodes.hidden / "studies"
+    process = nodes.command(*options(nodes, "apart", 2), "--storage", apart)
+    stdout, stderr = process.communicate(timeout=240)
+    assert (process.returncode, stdout) == (2, "")
+    (line,) = [line for line in stderr.splitlines() if not line.startswith("Starting")]
+    assert line.startswith(f"tune-sparsity: --storage {apart}: node {WORKER} does not see what the driver writes")
+    assert not apart.exists()
+
+
+@pytest.fixture
+def store(nodes: TwoNodes) -> Iterator[str]:
+    """A bucket on a server that both machines reach; its URI."""
+    server = S3Server(nodes.folder, HEAD, before=nodes.inside("head", []), port=S3_PORT)
+    script = f"""
+import time, urllib.request
+for left in reversed(range(300)):
+    try:
+        urllib.request.urlopen(urllib.request.Request("{server.endpoint}/{BUCKET}", method="PUT"), timeout=10).close()
+        break
+    except OSError:
+        if not left:
+            raise
+        time.sleep(0.1)
+"""
+    try:
+        subprocess.run(nodes.inside("head", [sys.executable, "-c", script]), check=True, timeout=120)
+        yield f"s3://{BUCKET}"
+    finally:
+        server.kill()
+
+
+def test_a_study_on_both_nodes_is_kept_in_an_object_store_alone(nodes: TwoNodes, store: str) -> None:
+    before, cache = built(nodes), nodes.hidden / "cache"  # which the other machine does not see
+    aside = {CACHE_VARIABLE: str(cache)}
+    process = nodes.command(*options(nodes, "stored", 6), "--storage", f"{store}/team", **aside)
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout)["states"] == {"completed": 6, "pruned": 0, "failed": 0}
+    assert len(built(nodes)) == 2
+    assert all(count > before.get(machine, 0) for machine, count in built(nodes).items())
+    assert not (nodes.folder / "studies" / "stored").exists()
+    shutil.rmtree(cache)
+    page = nodes.folder / "stored.html"
+    process = nodes.command("report", "stored", "--storage", f"{store}/team", "--out", page, **aside)
+    assert process.wait(240) == 0, process.communicate()[1]
+    assert "t0005" in page.read_text()
+
+
+def test_a_client_without_the_token_is_refused(nodes: TwoNodes) -> None:
+    for given in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+        process = nodes.command(*options(nodes, "refused", 2), RAY_NUM_REDIS_GET_RETRIES="2", **given)
+        stdout, stderr = process.communicate(timeout=240)
+        assert (process.returncode, stdout) == (2, "")
+        assert "the cluster asks for a token" in stderr
+        assert "Traceback" not in stderr
+        assert len([line for line in stderr.splitlines() if not line.startswith("Starting")]) == 1
+        assert not (nodes.folder / "studies" / "refused").exists()
+
+
+def test_a_node_that_dies_in_mid_study_costs_no_finished_trial(nodes: TwoNodes) -> None:
+    trials, study = 10, nodes.folder / "studies" / "killed"
+    process = nodes.command(*options(nodes, "killed", trials))
+    end = time.monotonic() + 200
+    before = dict.fromkeys(built(nodes), 0) | built(nodes)
+    while time.monotonic() < end and process.poll() is None:  # until both nodes are in their second trial
+        if len(finished(study)) >= 2 and all(built(nodes)[machine] > count + 1 for machine, count in before.items()):
+            break
+        time.sleep(0.1)
+    assert process.poll() is None, process.communicate()[1]
+    kept = finished(study)
+    nodes.kill("worker")
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    states = json.loads(stdout)["states"]
+    assert sum(states.values()) == trials
+    assert states["failed"] == 0  # what the node was at, or was about to begin, another one did
+    after = finished(study)
+    assert len(kept) >= 2
+    assert {number: after[number] for number in kept} == kept
+    assert len(after) == states["completed"]

@@ -1,0 +1,144 @@
+"""Two machines on one: network namespaces joined by a cable, a Ray node in each, and a folder that only one can see."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+from tests.helpers.s3_servers import credentials
+
+HEAD, WORKER = "10.201.7.1", "10.201.7.2"
+ADDRESS, CLIENT = f"{HEAD}:6379", f"ray://{HEAD}:10001"
+S3_PORT = 5000  # on the head's machine, where a test starts a server; both nodes know it
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+_NODE = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats", "--log-color=false"]
+
+
+@dataclass
+class TwoNodes:
+    """A Ray cluster of two nodes with one CPU each.
+
+    Attributes:
+        folder: seen by both, but for `folder/hidden`, which the worker node has as an empty folder of its own.
+        environment: with the cluster's token.
+    """
+
+    folder: Path
+    environment: dict[str, str]
+    name: str = field(default_factory=lambda: f"ts{os.getpid() % 100000}")
+
+    @property
+    def hidden(self) -> Path:
+        return self.folder / "hidden"
+
+    def inside(self, side: str, command: Sequence[str | Path]) -> list[str]:
+        """The command as it runs in the namespace of the "head" or the "worker"."""
+        return ["ip", "netns", "exec", f"{self.name}{side}", *map(str, command)]
+
+    def start_head(self) -> None:
+        # Sockets have names of 107 characters at most: Ray's folder needs a short path.
+        where = ["--head", f"--node-ip-address={HEAD}", "--port=6379", "--include-dashboard=false"]
+        where += ["--ray-client-server-port=10001"] * (find_spec("grpc") is not None)
+        self._start(self.inside("head", [*RAY, "start", *where, f"--temp-dir={self.folder}/ray", *_NODE]))
+
+    def start_worker(self) -> None:
+        """With a `tuner` of its own that must never be imported: the code comes from the driver."""
+        stale = self.folder / "stale" / "tuner"
+        stale.mkdir(parents=True, exist_ok=True)
+        (stale / "__init__.py").write_text("raise ImportError('this is what the node has, and not the driver')\n")
+        start = [*RAY, "start", f"--address={ADDRESS}", f"--node-ip-address={WORKER}", *_NODE]
+        script = f'mount -t tmpfs none "{self.hidden}" && exec "$@"'
+        self._start(self.inside("worker", ["sh", "-c", script, "sh", *start]), PYTHONPATH=str(stale.parent))
+
+    def _start(self, command: list[str], **more: str) -> None:
+        done = subprocess.run(
+            command,
+            env={**self.environment, **more},
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def processes(self, side: str) -> list[int]:
+        listed = subprocess.run(["ip", "netns", "pids", f"{self.name}{side}"], capture_output=True, text=True)
+        return [int(pid) for pid in listed.stdout.split()]
+
+    def kill(self, side: str) -> None:
+        """Every process of a node at once, as a power cut does."""
+        for _ in range(50):
+            if not (pids := self.processes(side)):
+                return
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+        raise AssertionError(f"processes of the {side} do not end")
+
+    def command(self, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+        """`tune-sparsity` on the head's machine."""
+        return subprocess.Popen(
+            self.inside("head", [sys.executable, "-m", "tune_sparsity", *arguments]),
+            cwd=self.folder,
+            env={**self.environment, "PYTHONPATH": str(ROOT / "src"), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+@contextlib.contextmanager
+def two_nodes() -> Iterator[TwoNodes]:
+    """Started, and taken away afterwards. The test is skipped where namespaces cannot be made."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("two nodes in network namespaces need root and the command ip")
+    folder = Path(tempfile.mkdtemp(prefix="ts-", dir="/tmp"))
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    ours = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_", "PYTHONPATH"))}
+    ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+    quick = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "3000"}  # to notice a dead node
+    store = credentials(f"http://{HEAD}:{S3_PORT}")
+    nodes = TwoNodes(folder, {**ours, **ray, **quick, **store, "OMP_NUM_THREADS": "1"})
+    nodes.hidden.mkdir()
+    try:
+        _cable(nodes.name)
+        nodes.start_head()
+        nodes.start_worker()
+        yield nodes
+    finally:
+        for side in ("worker", "head"):
+            nodes.kill(side)
+            subprocess.run(["ip", "netns", "del", f"{nodes.name}{side}"], capture_output=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cable(name: str) -> None:
+    """Two namespaces and a pair of network devices between them."""
+    head, worker = f"{name}head", f"{name}worker"
+    for namespace in (head, worker):
+        made = subprocess.run(["ip", "netns", "add", namespace], capture_output=True, text=True)
+        if made.returncode != 0:
+            pytest.skip(f"network namespaces cannot be made here: {made.stderr.strip()}")
+    ip = ["ip", "link", "add", "cable", "netns", head, "type", "veth", "peer", "name", "cable", "netns", worker]
+    subprocess.run(ip, check=True)
+    for namespace, address in ((head, HEAD), (worker, WORKER)):
+        for command in (f"addr add {address}/24 dev cable", "link set cable up", "link set lo up"):
+            subprocess.run(["ip", "-n", namespace, *command.split()], check=True)

@@ -1,0 +1,86 @@
+"""Sparse trainings that tests share, and a topology that does what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.helpers.problems import batches, blobs, mlp
+from tune_sparsity.sparsity.layers import prunable_layers
+from tune_sparsity.sparsity.optim.lpsgd import LpSGD
+from tune_sparsity.sparsity.topology.base import Pruned
+from tune_sparsity.sparsity.training import SparseTraining
+
+X, Y = blobs()
+
+
+def train(model: nn.Module, sparse: SparseTraining, start: int, stop: int, total: int = 400) -> None:
+    """The steps start..stop-1 of one fixed sequence of batches."""
+    dtype = next(model.parameters()).dtype
+    for k, (xs, ys) in enumerate(batches(X.to(dtype), Y, total)):
+        if start <= k < stop:
+            sparse.zero_grad()
+            F.cross_entropy(model(xs), ys).backward()
+            sparse.step()
+
+
+def zero_weights(sparse: SparseTraining) -> int:
+    """Counted from the network's own weights."""
+    return sum(int((layer.weight == 0).sum()) for layer in sparse.layers)
+
+
+class Script:
+    """A topology that sets the masks it is told to, by step, and remembers the gradients it was shown."""
+
+    def __init__(self, masks: dict[int, list[Tensor]]) -> None:
+        self.masks, self.step = masks, 0
+        self.seen: dict[int, list[Tensor]] = {}
+
+    def due(self, step: int, total: int) -> bool:
+        self.step = step
+        return step in self.masks
+
+    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
+        self.seen[self.step] = [layer.gradient().clone() for layer in layers]
+        return self.masks[self.step]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def scripted(
+    script: dict[int, list[Tensor]], *, momentum: float = 0.9, total: int = 100, **options: Any
+) -> tuple[nn.Module, SparseTraining, Script]:
+    """A network of one sphere layer (10 neurons of 20 weights) and an ordinary one, all connections active."""
+    model = mlp(20, 10, 4).double()
+    layers = prunable_layers(model)
+    rest = [model[0].bias, *model[2].parameters()]
+    groups = [{"params": [layers[0].weight], "p": 1.4, "lr": 0.05, "gain": True}, {"params": rest, "lr": 0.1}]
+    topology = Script(script)
+    masks = [torch.ones_like(layer.weight) for layer in layers]
+    sparse = SparseTraining(
+        model,
+        layers,
+        LpSGD(groups, momentum=momentum),
+        topology,
+        masks,
+        sparsity=options.pop("sparsity", 0.0),
+        total_steps=total,
+        fix_at=options.pop("fix_at", 1.0),
+        **options,
+    )
+    return model, sparse, topology
+
+
+def without(*places: tuple[int, int]) -> list[Tensor]:
+    masks = [torch.ones(10, 20).double(), torch.ones(4, 10).double()]
+    for i, j in places:
+        masks[0][i, j] = 0
+    return masks

@@ -1,0 +1,27 @@
+"""An S3 server, and a prefix on it for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers.s3_servers import S3Server
+from tune_sparsity.tuner.storage.s3 import Store, parse_store
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    started = S3Server(tmp_path_factory.mktemp("s3"))
+    try:
+        yield started
+    finally:
+        started.kill()
+
+
+@pytest.fixture
+def store(server: S3Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Store:
+    """A prefix that no other test writes to."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return parse_store(f"s3://studies/{abs(hash(request.node.name))}/s")

@@ -1,0 +1,292 @@
+"""Exported files: they are the network, in every format, and what is said of their size and speed is so."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tests.helpers.in_process import run_in_process
+from tune_sparsity.tuner.cli import main
+from tune_sparsity.tuner.results.export_formats import csr_bytes, load_csr, save_csr
+from tune_sparsity.tuner.results.inference_cost import latencies, medians, sizes, sparse_copy
+
+EXPERIMENT = """
+import torch
+from torch import nn
+from tune_sparsity.experiments import Data, Experiment, Recipe, Split
+
+def load(data_dir):
+    g = torch.Generator().manual_seed(0)
+    means = torch.randint(0, 200, (3, 1, 8, 8), generator=g)
+    def split(n):
+        y = torch.randint(0, 3, (n,), generator=g)
+        noise = torch.randint(0, 50, (n, 1, 8, 8), generator=g)
+        return Split((means[y] + noise).to(torch.uint8), y)
+    return Data(split(240), split(90), split(90), classes=("a", "b", "c"))
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3),
+    )
+
+def plain():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 3))
+
+def scale(x):
+    return x.float() / 255 - 0.4
+
+images = Experiment("images", load, network, Recipe(epochs=3, batch_size=30), prepare=scale)
+dense_layers = Experiment("dense-layers", load, plain, Recipe(epochs=3, batch_size=30), prepare=scale)
+"""
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ended studies: "images" has convolutions on bytes, "gains" a network whose neurons had gains in training."""
+    cwd = tmp_path_factory.mktemp("export")
+    (cwd / "own.py").write_text(EXPERIMENT)
+    for study, experiment in (("images", "images"), ("gains", "dense_layers")):
+        run_in_process(cwd / "studies", study, experiment=f"{cwd}/own.py:{experiment}", trials=2, epochs=3)
+    return cwd / "studies"
+
+
+def run(storage: Path, study: str, *more: str) -> int:
+    return main(["export", study, "--storage", str(storage), *more])
+
+
+@pytest.mark.parametrize("study", ["images", "gains"])
+@pytest.mark.parametrize("kind", ["safetensors", "torch", "csr", "onnx"])
+def test_every_format_is_the_network_and_no_larger_than_without_zeros(
+    storage: Path, study: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    path = tmp_path / f"net.{kind}"
+    assert run(storage, study, "--format", kind, "--out", str(path), "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    description = json.loads((storage / study / "best" / "model.json").read_text())
+    assert said["val_accuracy"] == pytest.approx(description["metrics"]["val_accuracy"], abs=1e-12)
+    assert said["bytes"] == path.stat().st_size
+    assert json.loads((tmp_path / f"net.{kind}.json").read_text()) == description
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, f"{path.name}.json"]
+
+    stored = load_file(storage / study / "best" / "model.safetensors")
+    plain = {name: tensor for name, tensor in stored.items() if not name.endswith(".mask")}
+    if kind != "onnx":
+        load = {"safetensors": load_file, "csr": load_csr, "torch": lambda p: torch.load(p, weights_only=True)}[kind]
+        read = load(path)
+        assert read.keys() == plain.keys()
+        assert all(torch.equal(read[name], plain[name]) for name in plain)
+        assert all(read[name].dtype == plain[name].dtype for name in plain)
+    # The same network without a zero, in the same format: in CSR nothing of it would gain, and it stays dense.
+    full = {name: torch.randn_like(t) if t.is_floating_point() else t for name, t in plain.items()}
+    dense = tmp_path / "dense"
+    (torch.save if kind == "torch" else save_file)(full, dense)
+    graph = 12_000 if kind == "onnx" else 300  # the graph itself, or a header's names
+    assert path.stat().st_size <= dense.stat().st_size + graph
+
+
+def test_the_gains_are_folded_into_ordinary_layers(storage: Path) -> None:
+    names = {name for name in load_file(storage / "gains" / "best" / "model.safetensors") if not name.endswith("mask")}
+    assert names == {"1.weight", "1.bias", "3.weight", "3.bias"}
+
+
+def test_another_program_runs_the_onnx_file_on_raw_inputs_of_any_number(storage: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from tune_sparsity.experiments import find
+
+    path = tmp_path / "net.onnx"
+    assert run(storage, "images", "--format", "onnx", "--out", str(path)) == 0
+    session = onnxruntime.InferenceSession(str(path))
+    val = find(f"{storage.parent}/own.py:images").load(None).val
+    for count in (1, 2, 90):
+        (outputs,) = session.run(None, {"inputs": val.x[:count].numpy()})
+        assert outputs.shape == (count, 3)
+    reported = json.loads((storage / "images" / "best" / "model.json").read_text())["metrics"]["val_accuracy"]
+    assert (outputs.argmax(1) == val.y.numpy()).mean() == pytest.approx(reported, abs=1e-9)
+
+
+def test_the_default_place_is_in_the_studys_folder_and_readable_by_a_group(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(storage, "images", "--format", "safetensors") == 0
+    path = storage / "images" / "export" / "best.safetensors"
+    assert path.stat().st_mode == (storage / "images" / "result.json").stat().st_mode
+    text = capsys.readouterr().out
+    assert str(path) in text
+    for words in ("checked on the validation data", "bitmask and values", "csr", "zip", "batch 1 ", "batch 256"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nope", "--format", "csr"], ["no study 'nope'", "gains, images"]),
+        (["images", "--format", "pickle"], ["unknown format 'pickle'", "safetensors, onnx, torch, csr"]),
+        (["images", "--format", "csr", "--network", "best-0.9"], ["no network 'best-0.9'", "there is best"]),
+        (["images"], ["--format"]),
+        (["images", "--format", "csr", "--out", "/proc/nowhere/net"], ["--out", "cannot be written"]),
+    ],
+)
+def test_a_mistake_is_one_line(
+    storage: Path, arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", *arguments, "--storage", str(storage)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert all(word in said.err for word in words)
+
+
+def test_a_study_that_has_not_ended_is_told_so(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = storage / "gains" / "result.json"
+    text = result.read_text()
+    result.unlink()
+    try:
+        assert run(storage, "gains", "--format", "csr") == 2
+    finally:
+        result.write_text(text)
+    assert "has not ended" in capsys.readouterr().err
+
+
+def test_a_network_that_is_not_the_one_reported_is_not_exported(
+    storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = storage / "gains" / "best" / "model.safetensors"
+    before = weights.read_bytes()
+    broken = {name: -t if name == "3.weight" else t for name, t in load_file(weights).items()}
+    save_file(broken, weights)
+    try:
+        assert run(storage, "gains", "--format", "torch", "--out", str(tmp_path / "net.pt")) == 1
+    finally:
+        weights.write_bytes(before)
+    said = capsys.readouterr()
+    assert "validation accuracy" in said.err
+    assert said.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_computes_something_else_is_removed(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import tune_sparsity.tuner.results.export_formats as formats
+
+    whole = formats.save_safetensors
+
+    def wrong(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        whole({name: t * 1.001 if t.is_floating_point() else t for name, t in tensors.items()}, path)
+
+    monkeypatch.setattr(formats, "save_safetensors", wrong)
+    assert run(storage, "gains", "--format", "safetensors", "--out", str(tmp_path / "net")) == 1
+    assert "computes something else" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_needs_onnx_only_for_onnx(storage: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('onnx', 'onnxruntime', 'onnxscript')));"
+        "from tune_sparsity.tuner.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "export", "gains", "--storage", str(storage), "--format"]
+    done = subprocess.run([*command, "onnx"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "pip install 'tune-sparsity[onnx]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@given(st.integers(1, 6), st.sampled_from([1, 3, 255, 256, 257, 300]), st.floats(0, 1), st.integers(0, 2**31 - 1))
+def test_csr_reads_back_what_was_written(rows: int, columns: int, density: float, seed: int) -> None:
+    import tempfile
+
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator)
+    weight *= torch.rand(rows, columns, generator=generator) < density
+    tensors = {"a.weight": weight, "b.weight": weight.clone().view(rows, columns, 1, 1), "bias": torch.arange(3)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net"
+        save_csr(tensors, {"a.weight", "b.weight"}, path)
+        read = load_csr(path)
+        save_file(tensors, dense := Path(folder) / "dense")
+        assert path.stat().st_size <= dense.stat().st_size + 100  # the metadata's own two entries
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+
+
+def test_sizes_are_those_of_the_numbers_themselves() -> None:
+    weight = torch.zeros(10, 40)
+    weight[:, 3] = torch.arange(10) + 1.5
+    found = sizes({"w": weight, "bias": torch.ones(10)}, {"w"})
+    assert found["dense"] == 4 * 400 + 40
+    assert found["bitmask_and_values"] == 50 + 10 * 4 + 40
+    assert found["csr"] == 10 * (4 + 1) + 4 * 11 + 40 == csr_bytes(weight) + 40
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
+        file.writestr("x", weight.numpy().tobytes() + torch.ones(10).numpy().tobytes())
+    with zipfile.ZipFile(archive) as file:
+        assert found["zip"] == pytest.approx(file.getinfo("x").compress_size, abs=16)
+
+
+def test_a_form_that_would_grow_counts_dense() -> None:
+    found = sizes({"w": torch.randn(30, 30)}, {"w"})
+    assert found["dense"] == found["bitmask_and_values"] == found["csr"] == 3600
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(12, 5), (7, 12)),
+        (nn.Linear(12, 5, bias=False), (2, 3, 12)),
+        (nn.Conv2d(3, 5, 3, stride=2, padding=1), (4, 3, 9, 8)),
+        (nn.Conv2d(3, 5, (3, 2), dilation=(1, 2), padding=(0, 1), bias=False), (1, 3, 7, 7)),
+    ],
+)
+def test_products_over_sparse_matrices_are_the_layers_own(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    with torch.no_grad():
+        layer.weight.mul_(torch.rand_like(layer.weight) < 0.3)
+        x = torch.randn(shape)
+        sparse, made = sparse_copy(layer, {"weight"})
+        assert made == 1
+        assert torch.allclose(sparse(x), layer(x), atol=1e-5)
+        nested, made = sparse_copy(nn.Sequential(nn.Identity(), nn.Sequential(layer)), {"1.0.weight"})
+        assert made == 1
+        assert torch.allclose(nested(x), layer(x), atol=1e-5)
+
+
+def test_layers_without_a_sparse_product_stay_dense_and_are_told() -> None:
+    model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Flatten(), nn.Linear(24, 3))
+    one, many = latencies(model, {"0.weight", "2.weight"}, torch.randn(5, 2, 8), batches=(1, 7))
+    assert (one.batch, many.batch) == (1, 7)
+    assert one.sparse is not None
+    assert "1 of 2 prunable layers stay dense" in one.note
+    (only,) = latencies(nn.Conv1d(2, 4, 3), {"weight"}, torch.randn(5, 2, 8), batches=(1,))
+    assert only.sparse is None
+    assert only.dense > 0
+
+
+def test_a_median_is_of_calls_that_took_turns() -> None:
+    order: list[str] = []
+
+    def call(name: str, seconds: float) -> None:
+        order.append(name)
+        time.sleep(seconds)
+
+    found = medians({"a": lambda: call("a", 0.002), "b": lambda: call("b", 0.0)}, seconds=0.0, least=3)
+    assert order == ["a", "b"] * 4  # the first round warms up
+    assert found["a"] >= 2.0
+    assert math.isfinite(found["b"])

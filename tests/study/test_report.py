@@ -1,0 +1,151 @@
+"""The report of a study and the comparison of several: they say what the study's own files say."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.in_process import run_in_process
+from tune_sparsity.tuner.cli import main
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -> Path:
+    """Three ended studies: one target and two targets of one experiment, and one of another."""
+    storage = tmp_path_factory.mktemp("report") / "studies"
+    steady = f"{experiment_file}:steady"
+    run_in_process(storage, "one", experiment=steady, trials=5, seed=1)
+    run_in_process(storage, "two", experiment=steady, trials=4, target=(0.7, 0.9), method="lpss,gmp")
+    run_in_process(storage, "other", experiment=f"{experiment_file}:sometimes_nan", trials=1, seed=3, method="static")
+    return storage
+
+
+class Page(HTMLParser):
+    """A page's text, tables' cells, and all that a browser would fetch for it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+        self.text = ""
+        self.fetched: list[str] = []
+        self._skip = self._cell = False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._skip = tag in ("script", "style")
+        self._cell = tag in ("td", "th")
+        if self._cell:
+            self.cells.append("")
+        self.fetched += [f"{tag} {name}={value}" for name, value in attrs if name in ("src", "href", "srcset")]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._skip = self._cell = False
+
+    def handle_data(self, data: str) -> None:
+        if self._cell:
+            self.cells[-1] += data
+        if not self._skip:
+            self.text += data
+
+
+def test_a_report_says_what_was_asked_found_and_spent_and_fetches_nothing(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", "one", "--storage", str(storage)]) == 0
+    path = storage / "one" / "report.html"
+    assert str(path) in capsys.readouterr().out
+    page, result = Page(path), json.loads((storage / "one" / "result.json").read_text())
+    best = result["best"]
+    assert page.fetched == []
+    assert "steady: the most accurate network at least 80% sparse" in page.text
+    assert f"{best['test_accuracy']:.2%}" in page.text
+    assert f"{best['nonzero_weights']:,} of {best['weights']:,} are left" in page.text
+    for one in result["pareto"]:
+        assert {one["trial"], f"{one['val_accuracy']:.2%}", f"{one['sparsity']:.3%}"} <= set(page.cells)
+    assert "target 0.8" in page.cells
+    assert f"{result['states']['completed']} completed" in page.text
+    assert "tune-sparsity export one --format onnx" in page.text
+    assert path.read_text().count("plotly.js v") == 1
+    assert path.read_text().count("<figure id=") >= 7
+
+
+def test_a_report_of_several_targets_has_each_ones_best(storage: Path) -> None:
+    assert main(["report", "two", "--storage", str(storage)]) == 0
+    page = Page(storage / "two" / "report.html")
+    for one in json.loads((storage / "two" / "result.json").read_text())["targets"]:
+        if one["best"]:
+            assert {f"{one['target']:.0%}", one["best"]["trial"], f"{one['best']['test_accuracy']:.2%}"} <= set(
+                page.cells
+            )
+
+
+def test_studies_of_one_experiment_are_compared_at_every_target(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "one", "two", "--storage", str(storage), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    rows = {(row["target"], row["study"]): row for row in document["rows"]}
+    assert set(rows) == {(target, study) for target in (0.7, 0.8, 0.9) for study in ("one", "two")}
+    best = json.loads((storage / "one" / "result.json").read_text())["best"]
+    mine, theirs = rows[0.8, "one"], rows[0.8, "two"]
+    assert (mine["val_accuracy"], mine["trial"], mine["difference"]) == (best["val_accuracy"], best["trial"], 0.0)
+    if theirs["val_accuracy"] is not None:
+        assert theirs["difference"] == pytest.approx(theirs["val_accuracy"] - mine["val_accuracy"])
+        assert theirs["sparsity"] >= 0.8
+    page = Page(Path(document["page"]))
+    assert page.fetched == []
+    assert {"one", "two", "70%", "80%", "90%"} <= set(page.cells)
+    assert "data differ" not in page.text
+
+
+def test_the_comparison_is_a_table_on_the_terminal(
+    storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "page.html"
+    assert main(["compare", "two", "one", "--storage", str(storage), "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["target", "study", "trial"]
+    assert len([line for line in lines if line.split()[:1] in (["70%"], ["80%"], ["90%"])]) == 6
+    assert lines[-1].endswith("page.html")
+    assert out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compare", "one", "other"], ["different experiments", "one of steady", "other of sometimes-nan"]),
+        (["compare", "one"], ["two or more"]),
+        (["compare", "one", "one"], ["two or more different"]),
+        (["compare", "one", "nope"], ["no study 'nope'"]),
+        (["report", "nope"], ["no study 'nope'", "one, other, two"]),
+        (["report", "one", "--out", "/proc/nowhere/page.html"], ["--out", "cannot be written"]),
+        (["ui", "nope"], ["no study 'nope'"]),
+        (["ui", "one"], ["no MLflow store at"]),  # these studies ran without one
+        (["ui", "--tracking-uri", "sqlite:////nowhere/at/all.db"], ["no MLflow store at"]),
+        (["ui", "--tracking-uri", "folder"], ["--tracking-uri"]),
+    ],
+)
+def test_a_mistake_is_one_line(
+    storage: Path, arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--storage", str(storage)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert all(word in said.err for word in words), said.err
+
+
+def test_a_study_without_a_feasible_trial_has_a_report_too(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = storage / "other" / "result.json"
+    text = result.read_text()
+    document = json.loads(text)
+    result.write_text(json.dumps({**document, "best": None, "pareto": []}))
+    try:
+        assert main(["report", "other", "--storage", str(storage)]) == 0
+    finally:
+        result.write_text(text)
+    assert "No trial completed with a sparsity" in Page(storage / "other" / "report.html").text
+    assert capsys.readouterr().err == ""

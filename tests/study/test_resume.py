@@ -1,0 +1,314 @@
+"""A study that broke off: its records, its lock and its secrets, and that it goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from tests.helpers.command import run_command
+from tune_sparsity.search_spaces import load_space
+from tune_sparsity.tuner.cli import main
+from tune_sparsity.tuner.config.study_config import make_config
+from tune_sparsity.tuner.driver.study_run import StudyRun
+from tune_sparsity.tuner.errors import UsageError
+from tune_sparsity.tuner.reports.progress import Progress
+from tune_sparsity.tuner.search.asha import Halving
+from tune_sparsity.tuner.search.searcher import OptunaSearcher
+from tune_sparsity.tuner.storage.lock import alone, tidy
+from tune_sparsity.tuner.study.goal import at_targets
+from tune_sparsity.tuner.study.trial import TrialState
+
+METRICS = {"train_loss": 0.5, "sparsity": 0.9, "sparsity_total": 0.8, "hoyer": 0.5, "epoch_seconds": 2.0}
+
+
+class Silent:
+    """A tracker of nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **options: None
+
+
+def measured(accuracy: float) -> dict[str, float]:
+    return {**METRICS, "val_accuracy": accuracy, "val_accuracy_at_target": accuracy, "nonzero_weights": 10.0}
+
+
+def study_in(folder: Path, clock: Any = time.monotonic, sampler: str = "tpe") -> StudyRun:
+    config = make_config({"target": 0.9, "trials": 8, "storage": folder, "study": "s"})
+    (folder / "s" / ".checkpoints").mkdir(parents=True, exist_ok=True)
+    searcher = OptunaSearcher([load_space("lpss", 0.9)], 0.9, journal=folder / "s" / "optuna.journal", sampler=sampler)
+    progress, goal = Progress(8, at_targets(0.9), quiet=True), at_targets(0.9)
+    where = folder / "s" / ".checkpoints"
+    return StudyRun(
+        config, goal, searcher, Silent(), progress, folder / "w", lambda f, n: f / str(n),  # type: ignore[arg-type]
+        Halving((2, 4), target=0.9), clock, where,
+    )  # fmt: skip
+
+
+def accuracy(number: int) -> float:
+    return (number * 37 % 11) / 11
+
+
+def train(study: StudyRun, number: int, first: int, last: int, past: int = 0) -> bool:
+    """Epochs as a worker reports them; whether the trial may go on."""
+    reported = [(epoch, measured(accuracy(number) * epoch / 6)) for epoch in range(1, past + 1)]
+    if reported:
+        study.epochs(number, reported, again=True)
+        for epoch, metrics in reported[:-1]:
+            study.passed(number, epoch=epoch, accuracy=metrics["val_accuracy_at_target"], final_sparsity=0.9)
+    for epoch in range(first, last + 1):
+        metrics = measured(accuracy(number) * epoch / 6)
+        if epoch > past:
+            study.epochs(number, [(epoch, metrics)])
+        at_target = metrics["val_accuracy_at_target"]
+        if not study.goes_on(number, epoch=epoch, accuracy=at_target, final_sparsity=0.9):
+            return False
+    return True
+
+
+def finish(study: StudyRun, number: int, first: int = 1, past: int = 0) -> None:
+    goes_on = train(study, number, first, 6, past)
+    study.end(number, TrialState.COMPLETED if goes_on else TrialState.PRUNED)
+
+
+def told(study: StudyRun) -> list[dict[str, Any]]:
+    ignored = ("seconds", "ended", "elapsed")
+    return [
+        {name: value for name, value in record.to_dict().items() if name not in ignored}
+        for _, record in sorted(study.records.items())
+    ]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("trial", [0, 3, 6])
+@pytest.mark.parametrize(("epoch", "kept"), [(1, 0), (2, 2), (3, 2), (5, 5), (5, 3)])
+def test_a_study_that_was_killed_ends_as_an_unbroken_one(
+    sampler: str, trial: int, epoch: int, kept: int, tmp_path: Path
+) -> None:
+    whole = study_in(tmp_path / "whole", sampler=sampler)
+    while (asked := whole.ask()) is not None:
+        finish(whole, asked.number)
+    broken = study_in(tmp_path / "broken", sampler=sampler)
+    while (asked := broken.ask()) is not None and asked.number < trial:
+        finish(broken, asked.number)
+    assert asked is not None
+    train(broken, trial, 1, epoch)  # then the process dies, with a checkpoint after `kept` epochs
+    kept = min(kept, broken.records[trial].epochs)  # early stopping may have been quicker
+    resumed = study_in(tmp_path / "broken", sampler=sampler)
+    assert resumed.ask() == asked
+    finish(resumed, trial, max(kept, 1), kept)
+    while (asked := resumed.ask()) is not None:
+        finish(resumed, asked.number)
+    assert told(resumed) == told(whole)
+    assert set(resumed.searcher.states().values()) <= {"COMPLETE", "PRUNED", "WAITING"}
+
+
+def test_epochs_that_a_restarted_trial_reports_again_are_no_news(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    asked = study.ask()
+    assert asked is not None
+    train(study, asked.number, 1, 5)
+    before = told(study)
+    study.epochs(asked.number, [(epoch, measured(0.1)) for epoch in range(1, 4)], again=True)
+    study.epochs(asked.number, [(4, measured(0.1))])
+    assert told(study) == before
+    assert study.training_seconds == 5 * METRICS["epoch_seconds"]
+
+
+def test_seconds_go_on(tmp_path: Path) -> None:
+    now = [100.0]
+    first = study_in(tmp_path, lambda: now[0])
+    asked = first.ask()
+    assert asked is not None
+    now[0] += 30
+    finish(first, asked.number)
+    now[0] = 5.0  # another process, another clock
+    second = study_in(tmp_path, lambda: now[0])
+    assert second.elapsed_before == 30
+    asked = second.ask()
+    assert asked is not None
+    train(second, asked.number, 4, 5, past=3)
+    now[0] += 10
+    second.end(asked.number, TrialState.FAILED, "why")
+    assert second.records[asked.number].seconds == 3 * METRICS["epoch_seconds"] + 10
+    assert study_in(tmp_path).elapsed_before == 40
+
+
+def test_checkpoints_of_trials_that_wait_to_be_taken_up_stay(tmp_path: Path) -> None:
+    from tune_sparsity.tuner.worker import checkpoints
+
+    first = study_in(tmp_path)
+    numbers = [asked.number for _ in range(3) if (asked := first.ask()) is not None]
+    folder = tmp_path / "s" / ".checkpoints"
+    for number in numbers:
+        checkpoints.write(folder, number, 1, checkpoints.pack({}))
+    second = study_in(tmp_path)
+    asked = second.ask()
+    assert asked is not None
+    finish(second, asked.number)
+    assert [len(list(checkpoints.newest(folder, number))) for number in numbers] == [0, 1, 1]
+
+
+# One process at a time, and what a killed one leaves
+
+
+def test_a_study_is_run_by_one_process_at_a_time(tmp_path: Path) -> None:
+    with alone(tmp_path):
+        code = "import sys, pathlib; from tune_sparsity.tuner.storage.lock import alone\n"
+        code += "alone(pathlib.Path(sys.argv[1])).__enter__()"
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        other = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "is being run by another process" in other.stderr
+    with alone(tmp_path):
+        pass
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    keep = ["optuna.journal", "study.yaml", "best/model.safetensors", ".checkpoints/t0001-1-aa.safetensors", "tmp"]
+    gone = [".trials.csv.abc.tmp", "best/.model.safetensors.tmp", ".checkpoints/.t0001.tmp", ".ray/trials/x"]
+    for name in (*keep, *gone):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    os.symlink("optuna.journal", tmp_path / "optuna.journal.lock")
+    tidy(tmp_path)
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if not p.is_dir()} == set(keep)
+    start = time.monotonic()
+    OptunaSearcher([load_space("lpss", 0.9)], 0.9, journal=tmp_path / "new.journal")
+    assert time.monotonic() - start < 20
+
+
+# A disk without room
+
+
+def test_after_a_disk_error_nothing_is_written_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tune_sparsity.tuner.driver.ray_tune import StopWhen
+
+    study, stop = study_in(tmp_path), StopWhen(None)
+    asked = stop.unless_disk_full(study.ask)
+    assert asked is not None
+    journal = tmp_path / "s" / "optuna.journal"
+    before, write = journal.read_bytes(), study.searcher.tell
+
+    def torn(record: Any) -> None:
+        with journal.open("ab") as file:
+            file.write(b'{"op_code": 6, "torn')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(study.searcher, "tell", torn)
+    stop.unless_disk_full(finish, study, asked.number)
+    assert stop.stop_all()
+    assert "No space left" in stop.disk
+    monkeypatch.setattr(study.searcher, "tell", write)
+    assert stop.unless_disk_full(study.ask) is None
+    assert journal.read_bytes().startswith(before)
+    assert study_in(tmp_path).ask() == asked
+    with pytest.raises(OSError, match="other"):
+        StopWhen(None).unless_disk_full(lambda: (_ for _ in ()).throw(OSError(errno.ENOENT, "other")))
+
+
+# Secrets
+
+SECRET = "postgresql://me:hunter2@db.example/mlflow"
+
+
+def test_a_password_is_not_written_and_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tune_sparsity.tuner.config.files import check_withheld, read_study, write_study_yaml
+    from tune_sparsity.tuner.driver.prepare import Prepared
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = make_config({"target": 0.9, "study": "s", "storage": tmp_path, "tracking_uri": SECRET}).resolved()
+    from tune_sparsity.experiments import find
+
+    experiment = find("digits")
+    write_study_yaml(Prepared(config, experiment, experiment.load(None), [], at_targets(0.9)), "cpu")
+    text = (tmp_path / "s" / "study.yaml").read_text()
+    assert "hunter2" not in text
+    assert "db.example" in text
+    assert main(["resume", "s", "--storage", "."]) == 2
+    said = capsys.readouterr().err
+    assert "db.example" in said
+    assert "MLFLOW_TRACKING_URI" in said
+    again = read_study("s", tmp_path, {"tracking_uri": SECRET})
+    check_withheld(again)
+    assert again.tracking_uri == SECRET
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", SECRET)
+    check_withheld(read_study("s", tmp_path, {}))
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", "/etc", "~", "a\\b", "x\n", ".x", "a" * 101, "x\0"])
+def test_a_studys_name_is_never_a_path(name: str) -> None:
+    with pytest.raises(UsageError):
+        make_config({"target": 0.9, "study": name})
+
+
+def test_yaml_makes_no_objects(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    evil = f"target: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{tmp_path}/ran']]"
+    (tmp_path / "s" / "study.yaml").write_text(evil)
+    assert main(["resume", "s", "--storage", str(tmp_path)]) == 2
+    assert main(["--config", str(tmp_path / "s" / "study.yaml")]) == 2
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(yaml.YAMLError):
+        yaml.safe_load(evil)
+
+
+@pytest.mark.slow
+def test_our_ray_listens_on_loopback() -> None:
+    code = """
+import os, psutil, ray
+from tune_sparsity.tuner.cluster.join import connected
+from tune_sparsity.tuner.config.study_config import make_config
+with connected(make_config({'target': 0.9})):
+    ray.get(ray.remote(lambda: os.getpid()).remote())
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        for c in process.net_connections("tcp"):
+            if c.status == "LISTEN":
+                print("listens", c.laddr.ip)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False)
+    found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("listens")]
+    assert len(found) >= 4, done.stderr
+    assert {address.removeprefix("::ffff:") for address in found} == {"127.0.0.1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT], [signal.SIGKILL], []])
+def test_a_study_goes_on_whatever_ended_it(
+    signals: list[signal.Signals], experiment_file: Path, tmp_path: Path
+) -> None:
+    arguments = ["--target", "0.5", "--experiment", f"{experiment_file}:steady", "--trials", "40"]
+    command = [sys.executable, "-m", "tune_sparsity", *arguments, "--concurrency", "1", "--study", "s"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "studies" / "s"
+    while not (folder / ".weights").exists() and process.poll() is None:
+        time.sleep(0.1)
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.3)
+    if not signals:  # Ray itself dies, as for want of memory
+        (raylet,) = (one for one in psutil.Process(process.pid).children(recursive=True) if one.name() == "raylet")
+        raylet.kill()
+    _, stderr = process.communicate(timeout=120)
+    if signals == [signal.SIGKILL]:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == (130 if signals else 1), stderr
+        assert ("Ray died" in stderr) is not bool(signals)
+        assert f"tune-sparsity resume s --storage {tmp_path / 'studies'}" in stderr
+        assert "Traceback" not in stderr
+    resumed = run_command(["resume", "s", "--json"], tmp_path)
+    assert resumed.code == 0, resumed.stderr
+    assert sum(resumed.result()["states"].values()) == 40
+    assert not list(folder.glob(".*"))

@@ -1,0 +1,156 @@
+"""What is prunable, and what of it lies on the sphere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers.problems import mlp
+from tune_sparsity.sparsity import METHODS, LayerRules
+from tune_sparsity.sparsity.layers import has_normalisation, prunable_layers
+
+
+def on_sphere(model: nn.Module) -> dict[str, bool]:
+    return {layer.name: layer.sphere for layer in prunable_layers(model)}
+
+
+def test_all_but_the_last_linear_layer_lie_on_the_sphere() -> None:
+    model = mlp(20, 16, 8, 4)
+    assert on_sphere(model) == {"0.weight": True, "2.weight": True, "4.weight": False}
+    assert not any(layer.sphere for layer in prunable_layers(model, sphere=False))
+
+
+def test_names_are_those_of_the_state_dict() -> None:
+    model = nn.Sequential(mlp(6, 5, 4), nn.Linear(4, 3))
+    for layer in prunable_layers(model):
+        assert model.state_dict()[layer.name].data_ptr() == layer.weight.data_ptr()
+
+
+def test_convolutions_of_one_channel_stay_off_the_sphere() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 8, 3),
+        nn.Conv1d(8, 4, 3),
+        nn.Conv3d(4, 4, 1),
+        nn.Linear(4, 2),
+    )
+    assert on_sphere(model) == {
+        "0.weight": False,
+        "2.weight": True,
+        "3.weight": True,
+        "4.weight": True,
+        "5.weight": False,
+    }
+
+
+def test_biases_and_other_layers_are_not_prunable() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.PReLU(), nn.Linear(4, 2))
+    assert list(on_sphere(model)) == ["1.weight", "4.weight"]
+
+
+def test_shared_weight_is_listed_once() -> None:
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(4, 2))
+    assert on_sphere(model) == {"0.weight": True, "3.weight": False}
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    tied[1].weight = tied[0].weight
+    assert on_sphere(tied) == {"0.weight": True, "2.weight": False}
+
+
+def test_a_layer_alone_is_the_last_one() -> None:
+    assert on_sphere(nn.Linear(4, 2)) == {"weight": False}
+
+
+def test_networks_without_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match="no linear or convolution layer"):
+        prunable_layers(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3)))
+
+
+def test_computed_weights_are_refused_by_name() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"0\.weight is computed"):
+        prunable_layers(model)
+
+
+@pytest.mark.parametrize(
+    ("layer", "normalises"),
+    [
+        (nn.BatchNorm1d(3), True),
+        (nn.BatchNorm2d(3), True),
+        (nn.InstanceNorm2d(3), True),
+        (nn.SyncBatchNorm(3), True),
+        (nn.LayerNorm(3), True),
+        (nn.GroupNorm(1, 3), True),
+        (nn.RMSNorm(3), True),
+        (nn.Dropout(), False),
+        (nn.PReLU(), False),
+    ],
+)
+def test_normalisation_is_found_at_any_depth(layer: nn.Module, normalises: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.ReLU(), nn.Sequential(layer)))
+    assert has_normalisation(model) == normalises
+    assert not has_normalisation(torch.nn.Linear(3, 3))
+
+
+def perceptron() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2))
+
+
+def small_convolutional() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 2))
+
+
+def test_patterns_leave_weights_dense_or_take_them_off_the_sphere() -> None:
+    layers = prunable_layers(perceptron(), LayerRules(dense=("0.*",), off_sphere=("2.weight",)))
+    assert [(layer.name, layer.sphere) for layer in layers] == [("2.weight", False), ("4.weight", True)]
+    assert [layer.sphere for layer in prunable_layers(perceptron(), LayerRules(off_sphere=()))] == [True, True, True]
+
+
+def test_kinds_of_layers_are_rules_too() -> None:
+    layers = prunable_layers(small_convolutional(), LayerRules(dense=(nn.Conv2d,)))
+    assert [(layer.name, layer.sphere) for layer in layers] == [("3.weight", True), ("4.weight", False)]
+    layers = prunable_layers(small_convolutional(), LayerRules(dense=("1.*",), off_sphere=(nn.Linear,)))
+    assert [(layer.name, layer.sphere) for layer in layers] == [
+        ("0.weight", True),
+        ("3.weight", False),
+        ("4.weight", False),
+    ]
+
+
+def test_the_last_layer_is_the_networks_even_if_it_stays_dense() -> None:
+    layers = prunable_layers(perceptron(), LayerRules(dense=("4.*",)))
+    assert [(layer.name, layer.sphere) for layer in layers] == [("0.weight", True), ("2.weight", True)]
+
+
+@pytest.mark.parametrize("rules", [LayerRules(dense=("head.*",)), LayerRules(off_sphere=("0.bias",))])
+def test_a_rule_that_fits_nothing_is_refused_with_the_names_there_are(rules: LayerRules) -> None:
+    with pytest.raises(ValueError, match=r"'(head\.\*|0\.bias)': there are 0\.weight \(Linear\), 2\.weight \(Linear\)"):
+        prunable_layers(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), rules)
+
+
+def test_a_kind_that_fits_nothing_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"^no weight fits 'Conv2d': there are 0\.weight \(Linear\)"):
+        prunable_layers(perceptron(), LayerRules(off_sphere=(nn.Conv2d,)))
+
+
+def test_nothing_left_to_prune_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to prune"):
+        prunable_layers(nn.Sequential(nn.Linear(4, 5)), LayerRules(dense=("*",)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_leaves_the_dense_weights_alone(name: str) -> None:
+    rules = LayerRules(dense=("2.*",))
+    model, params = perceptron(), {"p": 1.3} if name == "lpss" else {}
+    if name != "dense":
+        params["final_sparsity"] = 0.5
+    sparse = METHODS[name].build(model, params, total_steps=4, generator=torch.Generator(), rules=rules)
+    for _ in range(4):
+        sparse.zero_grad()
+        nn.functional.cross_entropy(model(torch.randn(8, 4)), torch.randint(2, (8,))).backward()
+        sparse.step()
+    assert sparse.zeros() == (0 if name == "dense" else 16, 32)  # 4 x 5 and 6 x 2
+    assert list(sparse.by_layer()) == ["0.weight", "4.weight"]
+    assert bool((model[2].weight != 0).all())

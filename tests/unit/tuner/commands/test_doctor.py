@@ -1,0 +1,221 @@
+"""What doctor says of each thing: ok when it is well, and what to do when it is not."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.command import run_command
+from tune_sparsity.sparsity.optim import fused
+from tune_sparsity.tuner.cli import main
+from tune_sparsity.tuner.cluster import node_probe
+from tune_sparsity.tuner.cluster.node import Node
+from tune_sparsity.tuner.cluster.nodes import Answer
+from tune_sparsity.tuner.commands.doctor import (
+    Finding,
+    authentication,
+    gpu_memory,
+    resources,
+    shared_storage,
+    step,
+    storage_here,
+    tracking,
+    versions,
+)
+
+NODE = Node("id", "10.0.0.2", 4, 1)
+
+
+def answer(**other: object) -> Answer:
+    return Answer(**{"node": NODE, "versions": node_probe.versions(), "gpus": [], **other})  # type: ignore[arg-type]
+
+
+def test_a_line_says_ok_or_what_to_do() -> None:
+    assert str(Finding("mlflow", "3.17\nhere")) == "ok   mlflow: 3.17 here"
+    assert str(Finding("mlflow", "gone", "start it")) == "fix  mlflow: gone: start it"
+
+
+def test_whether_the_step_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert bool(step().remedy) == (fused.kernel is None)
+    (tmp_path / "sparsity").mkdir()
+    (tmp_path / "sparsity" / "__init__.py").touch()
+    (tmp_path / "sparsity" / "_kernel.pyi").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sparsity")
+    assert str(step()).startswith("fix  step on the sphere: not compiled")
+
+
+# MLflow
+
+
+@pytest.fixture
+def server() -> Iterator[list]:
+    """[its URI, the status and the text that it answers /version with]."""
+    what: list = ["", 200, version("mlflow")]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(what[1] if self.path == "/version" else 404)
+            self.end_headers()
+            self.wfile.write(what[2].encode())
+
+        def log_message(self, *text: object) -> None:
+            pass
+
+    served = HTTPServer(("127.0.0.1", 0), Handler)
+    what[0] = f"http://127.0.0.1:{served.server_port}/"
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    yield what
+    served.shutdown()
+    served.server_close()
+
+
+def test_a_server_of_the_same_version_is_ok(server: list) -> None:
+    assert str(tracking(server[0])).startswith(f"ok   mlflow: {version('mlflow')} at {server[0]}")
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "remedy"),
+    [(200, "1.30.0", "same major version"), (401, "", "MLFLOW_TRACKING_USERNAME"), (404, "", "is it MLflow's?")],
+)
+def test_a_server_that_will_not_do_is_told_with_its_remedy(server: list, status: int, text: str, remedy: str) -> None:
+    server[1:] = [status, text]
+    assert remedy in tracking(server[0]).remedy
+
+
+def test_a_server_that_is_not_there_is_found_and_no_password_is_shown() -> None:
+    finding = tracking("http://user:secret@127.0.0.1:9")
+    assert "does not answer" in finding.found
+    assert finding.remedy
+    assert "secret" not in str(finding)
+
+
+def test_a_database_is_opened_if_it_is_there_and_not_made_if_not(tmp_path: Path) -> None:
+    assert "will be made" in tracking(f"sqlite:///{tmp_path}/mlflow.db").found
+    assert "cannot be made" in tracking(f"sqlite:///{tmp_path}/no/mlflow.db").found
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "empty.db").touch()
+    assert tracking(f"sqlite:///{tmp_path}/empty.db").remedy == ""
+    (tmp_path / "text.db").write_text("no database at all, " * 100)
+    assert "does not answer" in tracking(f"sqlite:///{tmp_path}/text.db").found
+    assert tracking("mlruns").remedy == "see --tracking-uri"
+
+
+def test_a_database_without_its_driver_names_the_package() -> None:
+    finding = tracking("mysql+nosuchdriver://u:secret@127.0.0.1:9/mlflow")
+    assert finding.remedy
+    assert "secret" not in str(finding)
+
+
+# Nodes
+
+
+def test_nodes_are_listed_with_the_room_for_trials() -> None:
+    assert str(resources([NODE], 2, 0)) == "ok   nodes: 1: 10.0.0.2 (4 CPUs, 1 GPUs): room for 2 trials at once"
+    assert "lower --cpus-per-trial" in resources([NODE], 8, 0).remedy
+    assert resources([], 1, 0).remedy
+
+
+def test_versions_are_listed_or_what_differs() -> None:
+    (same,) = versions([answer()])
+    assert same.remedy == ""
+    assert f"torch {version('torch')}" in same.found
+    (other,) = versions([answer(versions={**node_probe.versions(), "torch": "1.0.0"})])
+    assert other.topic == "versions on 10.0.0.2"
+    assert other.found.startswith("torch 1.0.0, and this process ")
+    assert other.remedy
+    (silent,) = versions([answer(silent="did not answer")])
+    assert silent.remedy
+
+
+def test_storage_is_shared_or_the_nodes_that_do_not_see_it_are_named(tmp_path: Path) -> None:
+    assert shared_storage(tmp_path, [answer()]).remedy == ""
+    finding = shared_storage(tmp_path, [answer(), answer(storage="does not see it")])
+    assert "10.0.0.2 does not see it" in finding.found
+    assert finding.remedy
+    assert storage_here(tmp_path).remedy == ""
+    assert storage_here(Path("/proc/no")).remedy
+
+
+@pytest.mark.parametrize(("share", "enough"), [(1, True), (0.5, True), (0.25, True), (0.125, False)])
+def test_gpu_memory_is_set_against_the_trials_that_share_it(share: float, enough: bool) -> None:
+    gpu = {"name": "H", "total": 8192, "free": 4096}
+    (finding,) = gpu_memory([answer(gpus=[gpu])], share)
+    assert (finding.remedy == "") == enough
+    assert f"for each of {round(1 / share)} trials" in finding.found
+    if not enough:
+        assert "--gpus-per-trial 0.25 " in finding.remedy
+
+
+def test_gpus_are_no_matter_to_trials_without_one() -> None:
+    assert list(gpu_memory([answer(gpus=[{"name": "H", "total": 8192, "free": 1}])], 0)) == []
+
+
+def test_what_nvidia_smi_lists_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771, 143000'\necho 'Odd, [N/A], [N/A]'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert node_probe.gpus() == [{"name": "NVIDIA H200", "total": 143771, "free": 143000}]
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert node_probe.gpus() == []
+
+
+def test_without_authentication_the_remedy_is_where_ray_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.authentication import authentication_utils
+
+    monkeypatch.setattr(authentication_utils, "is_token_auth_enabled", lambda: False)
+    assert "unset RAY_AUTH_MODE" in authentication(None).remedy
+    assert "start its nodes with RAY_AUTH_MODE=token" in authentication("auto").remedy
+    monkeypatch.setattr(authentication_utils, "is_token_auth_enabled", lambda: True)
+    assert authentication("auto").remedy == ""
+
+
+# The command
+
+
+def test_a_wrong_option_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--storage", "gs://bucket"]) == 2
+    assert main(["doctor", "--trials", "3"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "no other object stores are known" in said.err
+    assert len(said.err.splitlines()) == 2
+
+
+def test_an_address_where_nothing_answers_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "7")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["doctor", "--address", "127.0.0.1:9"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        lines[0]
+        == "fix  environment: MLFLOW_EXPERIMENT_ID set: unset MLFLOW_EXPERIMENT_ID: a study has runs of its own"
+    )
+    assert lines[1].endswith("step on the sphere: compiled") == (fused.kernel is not None)
+    assert lines[2].startswith("ok   mlflow: ")
+    assert lines[3] == f"ok   storage: this machine can write to {tmp_path}/studies"
+    assert lines[4].startswith("fix  cluster: --address '127.0.0.1:9': nothing answers there")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_well_is_ok_line_by_line(tmp_path: Path) -> None:
+    ran = run_command(["doctor"], tmp_path)
+    if fused.kernel is None:
+        pytest.skip("the package was installed without a C compiler, of which it says so")
+    assert ran.code == 0, ran.stdout + ran.stderr
+    assert all(line.startswith("ok   ") for line in ran.stdout.splitlines())
+    topics = [line[5:].partition(":")[0].partition(" on ")[0] for line in ran.stdout.splitlines()]
+    wanted = ["environment", "step", "mlflow", "storage", "nodes", "ray's token authentication", "shared storage"]
+    assert topics[:8] == [*wanted, "versions"]
+    assert not list(tmp_path.iterdir())

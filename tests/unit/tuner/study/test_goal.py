@@ -1,0 +1,156 @@
+"""Goals: what is feasible, best and a gain under each kind, against their definitions."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.helpers.trials import trial
+from tune_sparsity.sparsity import zeros_for
+from tune_sparsity.tuner.study.front import Standing
+from tune_sparsity.tuner.study.goal import Goal, GoalKind, along_front, at_most, at_targets, sparsity_of
+from tune_sparsity.tuner.study.pareto import pareto_front
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
+
+GOALS = (at_targets(0.5), at_targets(0.25, 0.5, 0.75), along_front(0.25, 0.75), at_most(40, 80))
+
+quick = settings(deadline=None, max_examples=100)
+# A coarse grid, so that ties and equal points are common.
+measures = st.sampled_from([None, 0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 1.0])
+ended = st.sampled_from([TrialState.PRUNED, TrialState.FAILED, *[TrialState.COMPLETED] * 6])
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[TrialRecord]:
+    """Trials in the order in which they end, which is not that of their numbers where several run at once."""
+    drawn = draw(st.lists(st.tuples(ended, measures, measures), max_size=14))
+    numbers = draw(st.permutations(range(len(drawn))))
+    return [
+        TrialRecord(number, "lpss", {}, state, val_accuracy=accuracy, sparsity=sparsity)
+        for number, (state, accuracy, sparsity) in zip(numbers, drawn, strict=True)
+    ]
+
+
+def test_each_kind_says_what_it_is() -> None:
+    single, several, front, count = (
+        at_targets(0.9),
+        at_targets(0.8, 0.95),
+        along_front(0.5, 0.99),
+        at_most(20_000, 50_200),
+    )
+    assert [goal.kind for goal in (single, several, front, count)] == list(GoalKind)
+    assert [goal.lowest for goal in (single, several, front)] == [0.9, 0.8, 0.5]
+    assert [goal.highest for goal in (single, several, front)] == [0.9, 0.95, 0.99]
+    assert single.searched == (0.9, pytest.approx(0.92))
+    assert several.searched == (0.8, 0.95)
+    assert front.searched == (0.5, 0.99)
+    assert several.starts == (0.8, 0.95)
+    assert front.starts == (0.5, pytest.approx(1 - (0.5 * 0.01) ** 0.5), 0.99)
+    assert str(single) == "target 0.9"
+    assert str(several) == "targets 0.8, 0.95"
+    assert str(front) == "front 0.5:0.99"
+    assert "20,000" in str(count)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: at_targets(),
+        lambda: at_targets(1.0),
+        lambda: at_targets(-0.1),
+        lambda: at_targets(float("nan")),
+        lambda: at_targets(0.9, 0.8),
+        lambda: at_targets(0.9, 0.9),
+        lambda: along_front(0.9, 0.9),
+        lambda: along_front(0.5, 1.0),
+        lambda: Goal((0.1, 0.2), ceiling=0.3),
+        lambda: at_most(0, 10),
+        lambda: at_most(11, 10),
+    ],
+)
+def test_what_is_no_goal_is_refused(made: object) -> None:
+    with pytest.raises(ValueError, match=r"must|one target"):
+        made()  # type: ignore[operator]
+
+
+def test_several_targets_have_equal_shares_of_the_trials() -> None:
+    goal = at_targets(0.8, 0.9, 0.95)
+    assert [goal.due(number) for number in range(6)] == [0.8, 0.9, 0.95] * 2
+    assert at_targets(0.9).due(3) is None
+    assert along_front(0.5, 0.9).due(3) is None
+
+
+@quick
+@given(weights=st.integers(1, 10**9), data=st.data())
+def test_a_count_is_the_sparsity_that_leaves_exactly_so_many_weights(weights: int, data: st.DataObject) -> None:
+    nonzero = data.draw(st.integers(1, weights))
+    sparsity = at_most(nonzero, weights).lowest
+    assert zeros_for(sparsity, weights) == weights - nonzero  # what a trial is projected to
+    assert (weights - nonzero) / weights >= sparsity  # and as such it is feasible
+    if nonzero < weights:
+        assert (weights - nonzero - 1) / weights < sparsity  # one weight more would not be
+
+
+def test_a_count_whose_quotient_is_rounded_up_does_not_ask_for_one_zero_more() -> None:
+    rounded = next(w for w in range(3, 10**6) if Fraction(repr(1 / w)) > Fraction(1, w))
+    assert zeros_for(1 / rounded, rounded) == 2
+    assert zeros_for(sparsity_of(1, rounded), rounded) == 1
+
+
+@quick
+@given(histories(), st.sampled_from(GOALS))
+def test_the_best_are_the_most_accurate_that_are_sparse_enough(records: list[TrialRecord], goal: Goal) -> None:
+    for target, best in goal.best_at(records):
+        accuracies = [
+            r.val_accuracy
+            for r in records
+            if r.state is TrialState.COMPLETED and r.val_accuracy is not None and (r.sparsity or 0.0) >= target
+        ]
+        assert (None if best is None else best.val_accuracy) == max(accuracies, default=None)
+    assert goal.best(records) == goal.best_at(records)[0][1]
+    reported = goal.reported(records)
+    assert len({record.number for record in reported}) == len(reported)
+    assert reported[:1] == ([] if goal.best(records) is None else [goal.best(records)])
+
+
+@quick
+@given(histories(), st.sampled_from(GOALS))
+def test_a_standing_kept_up_to_date_is_that_of_all_records(records: list[TrialRecord], goal: Goal) -> None:
+    standing, seen, since = Standing(goal), [], 0
+    for record in records:
+        before = goal.merit(goal.front(seen))
+        seen.append(record)
+        after = goal.merit(goal.front(seen))
+        assert all(now >= then for now, then in zip(after, before, strict=True))  # nothing that was gained is lost
+        gained = after != before
+        since = 0 if gained else since + 1
+        assert standing.add(record) == gained
+        assert standing.front == pareto_front(seen, goal.lowest)
+        assert standing.since_gain == since
+        assert standing.best == goal.best(seen)
+        assert standing.reported == goal.reported(seen)
+    again = Standing(goal, records)
+    assert (again.front, again.since_gain) == (standing.front, standing.since_gain)
+
+
+def test_what_is_a_gain_depends_on_the_goal() -> None:
+    first, sparser, better = trial(0, 0.9, 0.95), trial(1, 0.97, 0.90), trial(2, 0.8, 0.96)
+    assert [Standing(at_targets(0.8), [first]).add(record) for record in (sparser, better)] == [False, True]
+    several = Standing(at_targets(0.8, 0.95), [first])
+    assert several.add(sparser)  # the first at 0.95
+    assert several.add(better)
+    assert several.since_gain == 0
+    assert not several.add(trial(3, 0.85, 0.955))  # on the front, and best nowhere
+    assert Standing(along_front(0.5, 0.99), [first]).add(sparser)
+    assert not Standing(along_front(0.5, 0.9), [first]).add(sparser)  # beyond the front's end
+
+
+def test_a_fronts_hypervolume_ends_at_its_upper_end_and_is_a_mean_accuracy() -> None:
+    goal = along_front(0.5, 0.9)
+    records = [trial(0, 0.7, 1.0), trial(1, 0.95, 0.5), trial(2, 0.4, 1.0)]
+    area = 0.2 * 1.0 + 0.2 * 0.5
+    assert goal.hypervolume(records) == pytest.approx(area)
+    assert goal.mean_accuracy(area) == pytest.approx(0.75)  # 1 on the first half of the range, a half on the second

@@ -1,0 +1,50 @@
+"""Stores and trackers for the tests of the record."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.tracking import IDENTITY, InThread, MakeTracker
+from tune_sparsity.tuner.tracking import writer
+from tune_sparsity.tuner.tracking.client import prepare_sqlite
+from tune_sparsity.tuner.tracking.outbox import StudyIdentity
+from tune_sparsity.tuner.tracking.tracker import Tracker
+
+
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store without experiments: creating one takes MLflow seconds."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    prepare_sqlite(file)
+    return file
+
+
+@pytest.fixture
+def store(new_store: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "a folder"  # a space, since users' folders have them
+    folder.mkdir()
+    return Path(shutil.copy(new_store, folder / "mlflow.db"))
+
+
+@pytest.fixture
+def tracker(store: Path, tmp_path: Path) -> Iterator[MakeTracker]:
+    """Makes trackers of the same store and study, and closes them."""
+    made: list[Tracker] = []
+
+    def make(identity: StudyIdentity = IDENTITY) -> Tracker:
+        made.append(InThread(f"sqlite:///{store}", identity, tmp_path / "studies" / identity.study))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close(30)
+
+
+@pytest.fixture(autouse=True)
+def _quick_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "GATHER", 0.02)
+    monkeypatch.setattr(writer, "SHARE", 0)
