@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tune_sparsity.experiments.base import Experiment
-from tune_sparsity.experiments.user_code import described, is_users_own
+from tune_sparsity.experiments.user_code import OURS, described, is_users_own, place_of
 
 # Built-in experiments, imported when they are asked for: name -> module, attribute, what it is.
 BUILT_IN: dict[str, tuple[str, str, str]] = {
@@ -115,8 +115,19 @@ def _importing(what: str, folder: Path) -> Iterator[None]:
         for name in set(sys.modules) - before:
             if is_users_own(getattr(sys.modules[name], "__file__", None)):
                 del sys.modules[name]
+        if (old := _old_name(error)) and (place := place_of(error)):
+            told = f"{place} imports {old}, which is a part of tune_sparsity now"
+            raise ValueError(f"{told}: write `from tune_sparsity import ...`") from error
         hint = " (give a file of a package as package.module:name)" if "relative import" in str(error) else ""
         raise ValueError(f"{what} cannot be imported: {described(error)}{hint}") from error
+
+
+def _old_name(error: BaseException) -> str:
+    """Return the module that a user's file imports as it did when ours had no common package; else an empty string.
+    A package of that name that is the user's own is meant as it is."""
+    name = str(error.name or "") if isinstance(error, ImportError) else ""
+    own = isinstance(error, ImportError) and is_users_own(error.path)
+    return name if name.partition(".")[0] in OURS and not own else ""
 
 
 _added: list[str] = []  # folders of users' own code that were put on sys.path here, the latest first

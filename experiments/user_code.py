@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tune_sparsity
 
-_OURS = ("experiments", "search_spaces", "sparsity", "tuner")
+OURS = ("experiments", "search_spaces", "sparsity", "tuner")
 
 
 def is_users_own(file: str | None) -> bool:
@@ -25,8 +25,14 @@ def _foreign() -> tuple[str, ...]:
     """Folders that hold no user's code, as the beginnings of paths."""
     paths = sysconfig.get_paths()
     package = Path(str(tune_sparsity.__file__)).parent
-    ours = [package, *((package / name).resolve() for name in _OURS)]  # in a checkout, links lead to the folders
+    ours = [package, *((package / name).resolve() for name in OURS)]  # in a checkout, links lead to the folders
     return tuple(f"{folder}/" for folder in (paths["stdlib"], paths["platstdlib"], *ours))
+
+
+def place_of(error: BaseException) -> str:
+    """Return FILE:LINE of the innermost line of the user's own code that an error passed through, "" without one."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users_own(frame.filename)]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
 
 
 def described(error: BaseException) -> str:

@@ -24,7 +24,7 @@ _FUNCTIONS = ("load", "model", "loss", "metric", "prepare")
 def well_formed(subject: Subject) -> Iterator[Problem]:
     experiment = subject.experiment
     if not isinstance(experiment, Experiment):
-        yield Problem(f"this is a {type(experiment).__name__}: give an experiments.Experiment")
+        yield Problem(f"this is a {type(experiment).__name__}: give a tune_sparsity.Experiment")
         return
     if not isinstance(experiment.name, str) or not experiment.name:
         yield Problem(f"its name is {experiment.name!r}: give a text")
@@ -37,7 +37,7 @@ def well_formed(subject: Subject) -> Iterator[Problem]:
         elif not callable(value):
             yield Problem(f"its {name} is a {type(value).__name__}: give a function")
     if not isinstance(experiment.layers, LayerRules):
-        yield Problem(f"its layers are a {type(experiment.layers).__name__}: give sparsity.LayerRules(...)")
+        yield Problem(f"its layers are a {type(experiment.layers).__name__}: give tune_sparsity.LayerRules(...)")
     if experiment.augment is not None and not callable(experiment.augment):
         yield Problem(f"its augment is a {type(experiment.augment).__name__}: give a function, or None")
 
@@ -45,7 +45,7 @@ def well_formed(subject: Subject) -> Iterator[Problem]:
 def loads(subject: Subject) -> Iterator[Problem]:
     data = subject.data
     if not isinstance(data, Data):
-        yield Problem(f"load() returns a {type(data).__name__}: return experiments.Data(train, val, test)")
+        yield Problem(f"load() returns a {type(data).__name__}: return tune_sparsity.Data(train, val, test)")
         return
     for name in ("train", "val", "test"):
         yield from _split(name, getattr(data, name))

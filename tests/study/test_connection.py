@@ -142,7 +142,7 @@ def test_a_ray_that_dies_interrupts_the_driver(which: str) -> None:
 
 WAITING = """
 import contextlib, os, sys, time, psutil
-from tune_sparsity.tuner import connection
+from tune_sparsity.tuner.cluster import connection
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.system.signals import terminable
 

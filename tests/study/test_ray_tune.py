@@ -88,8 +88,8 @@ def test_states_agree_everywhere_and_failed_trials_cost_no_new_process(tmp_path:
 
 LOSS = """
 import psutil
-from tune_sparsity.tuner import ray_run
-suggest = ray_run._Searcher.suggest
+from tune_sparsity.tuner.driver import ray_tune
+suggest = ray_tune._Searcher.suggest
 def lose_the_waiting(searcher, trial_id):
     # All processes of trials end, and so that in which the trial that is asked for is to run.
     answer = suggest(searcher, trial_id)
@@ -98,7 +98,7 @@ def lose_the_waiting(searcher, trial_id):
             if "TrialTrainable" in " ".join(child.cmdline()):
                 child.kill()
     return answer
-ray_run._Searcher.suggest = lose_the_waiting
+ray_tune._Searcher.suggest = lose_the_waiting
 """
 
 

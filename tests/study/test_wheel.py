@@ -41,8 +41,9 @@ def run(arguments: Sequence[str | Path], cwd: Path, **environment: str) -> subpr
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy: what lies about in the checkout, such as an old build folder, must not get into it."""
     source = tmp_path_factory.mktemp("source")
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    ignored = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
+    for folder in ("src", *PACKAGES):
+        shutil.copytree(ROOT / folder, source / folder, ignore=ignored, symlinks=True)
     shutil.copytree(ROOT / "tests", source / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -59,25 +60,26 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_wheel_holds_the_four_packages_their_data_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_our_package_its_data_and_one_shim(wheel: Path) -> None:
     assert wheel.name.startswith("tune_sparsity-")
     assert "-cp311-abi3-" in wheel.name  # one for every Python from 3.11 on
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = {
-        str(path.relative_to(ROOT))
+        f"tune_sparsity/{path.relative_to(ROOT)}"
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
         if path.is_file() and path.suffix not in (".pyc", ".so") and not path.name.startswith(".")
     }
+    expected |= {f"tune_sparsity/{name}" for name in ("__init__.py", "__main__.py", "py.typed")} | {"tuner/served.py"}
     if fused.kernel is not None:  # where there is a compiler
-        expected.add("sparsity/_kernel.abi3.so")
+        expected.add("tune_sparsity/sparsity/optim/_kernel.abi3.so")
     assert names == expected
     assert {
-        "search_spaces/lpss.yaml",
-        "tuner/cli.py",
-        "sparsity/optim/lpsgd.py",
-        "experiments/builtin/digits.py",
+        "tune_sparsity/search_spaces/lpss.yaml",
+        "tune_sparsity/tuner/cli.py",
+        "tune_sparsity/sparsity/optim/lpsgd.py",
+        "tune_sparsity/experiments/builtin/digits.py",
     } <= names
 
 
@@ -86,7 +88,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
         about = {name.partition(".dist-info/")[2]: name for name in archive.namelist() if ".dist-info/" in name}
         texts = {name: archive.read(path).decode() for name, path in about.items()}
     assert texts["licenses/LICENSE"] == (ROOT / "LICENSE").read_text()
-    assert "tune-sparsity = tuner.cli:entry" in texts["entry_points.txt"]
+    assert "tune-sparsity = tune_sparsity.tuner.cli:entry" in texts["entry_points.txt"]
     metadata = texts["METADATA"]
     assert "\nName: tune-sparsity\n" in metadata
     assert "\nLicense-Expression: Apache-2.0\n" in metadata
@@ -95,9 +97,9 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
 
 
 def test_the_installed_code_is_the_wheels(installed: Path, tmp_path: Path) -> None:
-    code = f"import {', '.join(PACKAGES)}; print(*[m.__file__ for m in ({', '.join(PACKAGES)})])"
+    code = f"from tune_sparsity import {', '.join(PACKAGES)}; print(*[m.__file__ for m in ({', '.join(PACKAGES)})])"
     files = run([sys.executable, "-c", code], tmp_path, PYTHONPATH=str(installed)).stdout.split()
-    assert [Path(file).parent for file in files] == [installed / package for package in PACKAGES]
+    assert [Path(file).parent for file in files] == [installed / "tune_sparsity" / package for package in PACKAGES]
 
 
 def test_the_entry_point_works(installed: Path, tmp_path: Path) -> None:
@@ -140,13 +142,13 @@ print(float((net(test.x).argmax(1) == test.y).double().mean()))
 """
 LOGGED = """
 import sys
-import mlflow, tuner
+import mlflow, tune_sparsity
 from tune_sparsity.experiments.builtin.digits import load
 mlflow.set_tracking_uri(sys.argv[1])
 test = load().test
 outputs = mlflow.pyfunc.load_model(f"runs:/{sys.argv[2]}/best").predict(test.x.numpy())
 print((outputs.argmax(1) == test.y.numpy()).mean())
-print(tuner.__file__, file=sys.stderr)
+print(tune_sparsity.__file__, file=sys.stderr)
 """
 ONNX = """
 import onnxruntime
@@ -177,5 +179,5 @@ def test_a_fresh_process_gets_the_reported_accuracy_from_the_logged_model(
     folder, result = studied
     where = [f"sqlite:///{folder / 'mlflow.db'}", result["mlflow"]["run_id"]]
     done = run([sys.executable, "-c", LOGGED, *where], tmp_path, PYTHONPATH=str(installed))
-    assert str(installed / "tuner" / "__init__.py") in done.stderr  # the wheel's code, not the checkout's
+    assert str(installed / "tune_sparsity" / "__init__.py") in done.stderr  # the wheel's code, not the checkout's
     assert float(done.stdout) == pytest.approx(result["best"]["test_accuracy"], abs=1e-12)

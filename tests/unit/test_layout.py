@@ -51,7 +51,7 @@ def test_imports_are_found_wherever_they_stand() -> None:
 
 
 def test_private_names_are_found() -> None:
-    source = "import torch\nfrom ray._private import node\nimport mlflow.a as m\nm._b(torch._foreach_add_, torch.c._d.e)"
+    source = "import torch\nfrom ray._private import node\nimport mlflow.a as m\nm._b(torch._foreach_add_, torch.c._d)"
     assert set(private_names(ast.parse(source))) == {"ray._private.node", "mlflow.a._b", "torch.c._d"}
 
 

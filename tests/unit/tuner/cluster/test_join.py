@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -12,7 +13,10 @@ from typing import Any
 
 import psutil
 import pytest
+from ray._private import node, services
+from ray._private.authentication import authentication_token_setup
 
+import tune_sparsity
 from tune_sparsity.tuner.cluster import node_probe, nodes, private_ray_main
 from tune_sparsity.tuner.cluster.join import refusal, runtime_environment
 from tune_sparsity.tuner.cluster.node import Node
@@ -33,7 +37,7 @@ def answer(address: str = "10.0.0.2", **other: str) -> Answer:
 
 def cpus_wanted(monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, **options: Any) -> int:
     monkeypatch.setattr(private_ray_main.os, "sched_getaffinity", lambda process: set(range(cores)))
-    monkeypatch.setattr(private_ray_main.NvidiaGPUAcceleratorManager, "get_current_node_num_accelerators", lambda: gpus)
+    monkeypatch.setattr(private_ray_main, "count_gpus", lambda: gpus)
     return private_ray_main.cpus_in_use(**{**ORDINARY, **options})
 
 
@@ -64,24 +68,22 @@ def test_a_private_ray_has_the_cpus_of_the_trials_that_run_at_once(
 def test_a_private_ray_that_was_slow_to_start_is_started_again(
     failures: int, tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, commands = list[private_ray_main.parameter.RayParams](), list[list[str]]()
-    monkeypatch.setattr(private_ray_main.services, "start_ray_process", lambda command, kind: commands.append(command))
-    monkeypatch.setattr(private_ray_main.tokens, "ensure_token_if_auth_enabled", lambda **options: None)
+    calls, commands = list[Any](), list[list[str]]()
+    monkeypatch.setattr(services, "start_ray_process", lambda command, kind: commands.append(command))
+    monkeypatch.setattr(authentication_token_setup, "ensure_token_if_auth_enabled", lambda **options: None)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
     class Node:
         def __init__(self, params: Any, **options: object) -> None:
             calls.append(params)
-            private_ray_main.services.start_ray_process(["gcs"], "gcs_server")
-            private_ray_main.services.start_ray_process(
-                ["raylet", "--runtime_env_agent_command=python main.py"], "raylet"
-            )
+            services.start_ray_process(["gcs"], "gcs_server")
+            services.start_ray_process(["raylet", "--runtime_env_agent_command=python main.py"], "raylet")
             if len(calls) <= failures:
                 raise Exception("The current node timed out during startup. This could happen because ...")
 
         def start_api_server(self) -> None: ...
 
-    monkeypatch.setattr(private_ray_main.node, "Node", Node)
+    monkeypatch.setattr(node, "Node", Node)
     if failures < 3:
         assert isinstance(private_ray_main.start(1, ahead=True), Node)
     else:
@@ -130,7 +132,7 @@ def test_another_error_at_the_start_is_not_tried_again(monkeypatch: pytest.Monke
         calls.append(options)
         raise RuntimeError("no space left")
 
-    monkeypatch.setattr(private_ray_main.node.Node, "__init__", refuse)
+    monkeypatch.setattr(node.Node, "__init__", refuse)
     with pytest.raises(RuntimeError, match="no space"):
         private_ray_main.start(1, ahead=False)
     assert len(calls) == 1
@@ -168,19 +170,20 @@ def test_why_a_cluster_was_not_joined_is_one_line(message: str, said: str, expec
     assert len(line) < 320
 
 
-def test_the_four_packages_are_what_travels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_package_is_what_travels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(JOB, raising=False)
     folders = [Path(folder) for folder in runtime_environment()["py_modules"]]
-    assert [folder.name for folder in folders] == ["tuner", "search_spaces", "experiments", "sparsity"]
-    assert all((folder / "__init__.py").is_file() for folder in folders)
-    assert (folders[1] / "lpss.yaml").is_file()
+    assert [folder.name for folder in folders] == ["tune_sparsity"]
+    packages = [folders[0] / name for name in ("tuner", "search_spaces", "experiments", "sparsity")]
+    assert all((folder / "__init__.py").is_file() for folder in (*folders, *packages))
+    assert (packages[1] / "lpss.yaml").is_file()
 
 
 def test_a_job_that_brings_modules_of_its_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(JOB, json.dumps({"runtime_env": {"py_modules": ["gcs://x.zip"]}, "metadata": {}}))
     assert runtime_environment() == {}
     monkeypatch.setenv(JOB, json.dumps({"runtime_env": {"working_dir": "gcs://x.zip"}, "metadata": {}}))
-    assert len(runtime_environment()["py_modules"]) == 4
+    assert len(runtime_environment()["py_modules"]) == 1
 
 
 def test_inside_a_job_the_cluster_is_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,10 +229,10 @@ def test_builds_and_patch_releases_do_not_matter() -> None:
 def test_the_codes_digest_is_of_the_code_wherever_it_is_imported_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = Path(node_probe.__file__).parents[1]
+    root = Path(str(tune_sparsity.__file__)).parents[1]
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        for package in node_probe.OURS:
-            for path in (root / package).rglob("*.py"):
+        for folder, _, names in os.walk(root / node_probe.OURS, followlinks=True):
+            for path in (Path(folder, name) for name in names if name.endswith(".py")):
                 archive.write(path, path.relative_to(root))
     with zipfile.ZipFile(tmp_path / "x.zip") as archive:
         archive.extractall(tmp_path / "elsewhere")
@@ -243,7 +246,7 @@ def test_the_codes_digest_is_of_the_code_wherever_it_is_imported_from(
     before = node_probe.code()
     monkeypatch.setattr(node_probe.importlib.util, "find_spec", found)
     assert node_probe.code() == before != ""
-    with (tmp_path / "elsewhere" / "tuner" / "trial.py").open("a") as file:
+    with (tmp_path / "elsewhere" / "tune_sparsity" / "tuner" / "worker" / "trainable.py").open("a") as file:
         file.write("\n")
     assert node_probe.code() != before
 

@@ -102,7 +102,8 @@ print(int(train(experiment)), experiment.model.__code__.co_filename, flush=True)
 ZYGOTE = f"""
 import json, os, sys, tempfile
 import torch._dynamo  # optimizers import it at their first step
-from tune_sparsity.tuner import travel
+from tune_sparsity.experiments import user_files
+from tune_sparsity.tuner.worker import shipping
 {TRAIN}
 for line in sys.stdin:
     cwd, arguments, code = json.loads(line)
