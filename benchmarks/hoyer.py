@@ -38,7 +38,7 @@ def measured(data: Data, p: float, rate: float, seed: int) -> tuple[float, float
     before = float(hoyer(optimizer.sphere_weights(weight)).mean())
     while not training.finished:
         training.epoch()
-    return before, float(hoyer(optimizer.sphere_weights(weight)).mean()), training.sparse.travel
+    return before, float(hoyer(optimizer.sphere_weights(weight)).mean()), training.sparse.lr_sum
 
 
 def rows(data: Data) -> list[dict[str, float]]:

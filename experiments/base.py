@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from tune_sparsity.sparsity.layers import PUBLISHED, LayerRules
+from tune_sparsity.sparsity.layers import PAPER_RULES, LayerRules
 
 _EVALUATED_NUMBERS = 1 << 22  # inputs' numbers in one batch: a wide residual net makes 16 to 64 times as many of them
 
@@ -110,7 +110,7 @@ class Experiment:
     metric: Callable[[Tensor, Tensor], Tensor] = correct
     prepare: Callable[[Tensor], Tensor] = unchanged
     augment: Callable[[Tensor, Generator], Tensor] | None = None
-    layers: LayerRules = PUBLISHED
+    layers: LayerRules = PAPER_RULES
     cuda_graph: bool = False
     space: str | None = None
 

@@ -105,7 +105,7 @@ class Training:
             "sparsity_total": zeros / sum(param.numel() for param in self.model.parameters()),
             "hoyer": self.sparse.hoyer(),
             "nonzero_weights": weights - zeros,
-            "travel": self.sparse.travel,
+            "travel": self.sparse.lr_sum,
             **self.sparse.adaptation(),
             "epoch_seconds": time.perf_counter() - start,
         }

@@ -18,18 +18,18 @@ from tune_sparsity.sparsity.methods.registry import METHODS
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.schedules import PiecewiseLinear, Schedule, published_learning_rate, warmup_cosine
 from tune_sparsity.sparsity.sphere import dual_exponent, from_dual, project, row_norm, stationary_dual, to_dual
-from tune_sparsity.sparsity.topology.magnitude import Ramp
+from tune_sparsity.sparsity.topology.magnitude import GlobalMagnitude
 from tune_sparsity.sparsity.topology.threshold_adaptation import ThresholdAdaptation
 from tune_sparsity.sparsity.training import SparseTraining
 
 __all__ = [
     "METHODS",
+    "GlobalMagnitude",
     "Layer",
     "LayerRules",
     "LpSGD",
     "LpssSettings",
     "PiecewiseLinear",
-    "Ramp",
     "Schedule",
     "SparseTraining",
     "ThresholdAdaptation",

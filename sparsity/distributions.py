@@ -62,7 +62,7 @@ def rounded(wanted: Sequence[float], sizes: Sequence[int], keep: int) -> list[in
     return counts
 
 
-def most_salient(scores: Sequence[Tensor], on_sphere: Sequence[bool], sparsity: float) -> list[Tensor]:
+def keep_largest_magnitude(scores: Sequence[Tensor], on_sphere: Sequence[bool], sparsity: float) -> list[Tensor]:
     """Masks of exactly `sparsity` over all layers that keep the largest scores, wherever they are.
 
     Where some layers lie on the sphere and others do not, magnitudes do not compare: with p near 1 the few large

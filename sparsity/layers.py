@@ -40,10 +40,10 @@ class LayerRules:
     off_sphere: tuple[Rule, ...] | None = None
 
 
-PUBLISHED = LayerRules()
+PAPER_RULES = LayerRules()
 
 
-def prunable_layers(model: nn.Module, rules: LayerRules = PUBLISHED, *, sphere: bool = True) -> list[Layer]:
+def prunable_layers(model: nn.Module, rules: LayerRules = PAPER_RULES, *, sphere: bool = True) -> list[Layer]:
     """The weights of the linear and convolution layers, in the network's order; a shared weight is listed once.
 
     Biases and normalisation layers are neither prunable nor on the sphere.

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tune_sparsity.sparsity.distributions import most_salient
+from tune_sparsity.sparsity.distributions import keep_largest_magnitude
 from tune_sparsity.sparsity.hoyer import hoyer
 from tune_sparsity.sparsity.layers import Layer
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedSteps
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
-from tune_sparsity.sparsity.topology.base import Pruned, Topology
+from tune_sparsity.sparsity.topology.base import LayerView, Topology
 
 _SMALLEST = 2.0**-100  # an active weight ends at least this large: it counts as a weight, and adds nothing
 
@@ -65,7 +65,7 @@ class SparseTraining:
         *,
         sparsity: float,
         total_steps: int,
-        fix_at: float = 0.8,
+        mask_frozen_at: float = 0.8,
         learning_rate: Callable[[float], float] = lambda progress: 1.0,
         dense_latent: bool = False,
         exponent: Callable[[float], float] | None = None,
@@ -75,11 +75,11 @@ class SparseTraining:
         if total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, got {total_steps}")
         self.model, self.layers, self.optimizer, self.topology = model, list(layers), optimizer, topology
-        self.final_sparsity, self.total_steps, self.fix_at = sparsity, total_steps, fix_at
+        self.final_sparsity, self.total_steps, self.mask_frozen_at = sparsity, total_steps, mask_frozen_at
         self.learning_rate, self.dense_latent, self.exponent = learning_rate, dense_latent, exponent
         self.steps, self.fixed = 0, False
         self.grow_rate: float | None = None  # connections that the last update grew over those that it dropped
-        self.travel = 0.0  # sum of the sphere's learning rates: how far the running average has left the start
+        self.lr_sum = 0.0  # sum of the sphere's learning rates: how far the running average has left the start
         self.masks = [mask.to(layer.weight, copy=True) for mask, layer in zip(masks, self.layers, strict=True)]
         self._base_lr = [group["lr"] for group in optimizer.param_groups]
         self._base_gain_lr = [group.get("gain_lr", 0.0) for group in optimizer.param_groups]
@@ -125,7 +125,7 @@ class SparseTraining:
             group["lr"] = lr * factor
             if "gain_lr" in group:
                 group["gain_lr"] = gain_lr * factor
-        self.travel += max((g["lr"] for g in self.optimizer.param_groups if g.get("p") is not None), default=0.0)
+        self.lr_sum += max((g["lr"] for g in self.optimizer.param_groups if g.get("p") is not None), default=0.0)
 
     def _learn(self) -> None:
         """All that a step does to the network under masks that stay, on the gradient at hand."""
@@ -155,18 +155,18 @@ class SparseTraining:
             torch._foreach_add_(averages, grads, alpha=1 - _AVERAGE)
 
     def _move_masks(self) -> None:
-        if self.progress >= self.fix_at:
+        if self.progress >= self.mask_frozen_at:
             self.project()
         elif self.topology.due(self.steps, self.total_steps):
             masks = self.topology.update([self._view(i) for i in range(len(self.layers))], self.progress)
             self.grow_rate = _grow_rate(self.masks, masks)
             self._set_masks(masks)
 
-    def _view(self, index: int) -> Pruned:
+    def _view(self, index: int) -> LayerView:
         layer = self.layers[index]
         grad = layer.weight.grad
         gradient = torch.zeros_like(layer.weight) if grad is None else grad.clone()
-        pruned = Pruned(layer.name, self.masks[index], lambda: self._saliency(layer), lambda: gradient, layer.sphere)
+        pruned = LayerView(layer.name, self.masks[index], lambda: self._saliency(layer), lambda: gradient, layer.sphere)
         if self.averages:
             pruned.momentum = lambda: self.averages[index]
         return pruned
@@ -174,7 +174,7 @@ class SparseTraining:
     def _saliency(self, layer: Layer) -> Tensor:
         """log2 of the weight's magnitude in the network, as it would be without a mask where that is known."""
         if layer.sphere and isinstance(self.optimizer, LpSGD):
-            return self.optimizer.saliency(layer.weight)
+            return self.optimizer.log_magnitude(layer.weight)
         return layer.weight.detach().abs().log2()
 
     @torch.no_grad()
@@ -219,7 +219,7 @@ class SparseTraining:
         for layer, mask in zip(self.layers, self.masks, strict=True):
             score = self._saliency(layer).clamp_min(-_AFTER / 2)  # an active weight of 0 too comes before masked ones
             scores.append(score if self.dense_latent else score - _AFTER * (mask == 0))
-        return most_salient(scores, [layer.sphere for layer in self.layers], self.final_sparsity)
+        return keep_largest_magnitude(scores, [layer.sphere for layer in self.layers], self.final_sparsity)
 
     @torch.no_grad()
     def project(self) -> None:
@@ -269,7 +269,7 @@ class SparseTraining:
         return total - sum(int(mask.sum(dtype=torch.float64)) for mask in self.masks), total
 
     def sparsity(self) -> float:
-        """Pruned weights over prunable weights, in [0, 1]."""
+        """LayerView weights over prunable weights, in [0, 1]."""
         zeros, total = self.zeros()
         return zeros / total
 
@@ -299,14 +299,14 @@ class SparseTraining:
             "averages": [average.clone() for average in self.averages],
             "topology": self.topology.state_dict(),
             "steps": self.steps,
-            "travel": self.travel,
+            "travel": self.lr_sum,
             "grow_rate": self.grow_rate,
             "fixed": self.fixed,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
-        self.steps, self.travel, self.fixed = state["steps"], state["travel"], state["fixed"]
+        self.steps, self.lr_sum, self.fixed = state["steps"], state["travel"], state["fixed"]
         for mask, saved in zip(self.masks, state["masks"], strict=True):
             mask.copy_(saved)
         self._give_masks(as_loaded=True)

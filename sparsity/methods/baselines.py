@@ -10,13 +10,13 @@ import torch
 from torch import Generator, nn
 
 from tune_sparsity.sparsity.distributions import DISTRIBUTIONS, random_masks
-from tune_sparsity.sparsity.layers import PUBLISHED, Layer, LayerRules, prunable_layers
+from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, prunable_layers
 from tune_sparsity.sparsity.methods.validation import numbers, whole, within
 from tune_sparsity.sparsity.schedules import Schedule, warmup_cosine
 from tune_sparsity.sparsity.topology.base import Topology
 from tune_sparsity.sparsity.topology.drop_grow import DropGrow
-from tune_sparsity.sparsity.topology.magnitude import Ramp
-from tune_sparsity.sparsity.topology.static import AtStart, Fixed
+from tune_sparsity.sparsity.topology.magnitude import GlobalMagnitude
+from tune_sparsity.sparsity.topology.static import SnipAtInit, StaticMask
 from tune_sparsity.sparsity.training import SparseTraining
 
 
@@ -121,49 +121,60 @@ def _weights(layers: list[Layer]) -> list[torch.Tensor]:
 
 
 def dense(
-    model: nn.Module, s: DenseSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PUBLISHED
+    model: nn.Module, s: DenseSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PAPER_RULES
 ) -> SparseTraining:
     """No sparsity at all: what the others are measured against."""
     layers = prunable_layers(model, rules, sphere=False)
-    return _training(model, layers, s, Fixed(), _ones(layers), total_steps, sparsity=0.0, fix_at=0.0)
+    return _training(model, layers, s, StaticMask(), _ones(layers), total_steps, sparsity=0.0, mask_frozen_at=0.0)
 
 
 def static(
-    model: nn.Module, s: StaticSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PUBLISHED
+    model: nn.Module, s: StaticSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PAPER_RULES
 ) -> SparseTraining:
     """A random mask that never changes."""
     layers = prunable_layers(model, rules, sphere=False)
     masks = random_masks(_weights(layers), s.final_sparsity, s.distribution, generator)
-    return _training(model, layers, s, Fixed(), masks, total_steps, sparsity=s.final_sparsity, fix_at=0.0)
+    return _training(model, layers, s, StaticMask(), masks, total_steps, sparsity=s.final_sparsity, mask_frozen_at=0.0)
 
 
 def snip(
-    model: nn.Module, s: SnipSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PUBLISHED
+    model: nn.Module, s: SnipSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PAPER_RULES
 ) -> SparseTraining:
     """The connections of largest |weight x gradient| on the first batch (Lee et al. 2019, arXiv 1810.02340)."""
     layers = prunable_layers(model, rules, sphere=False)
-    topology = AtStart(s.final_sparsity)
-    fix_at = 1 / total_steps  # the step after the one at which the topology chooses
-    return _training(model, layers, s, topology, _ones(layers), total_steps, sparsity=s.final_sparsity, fix_at=fix_at)
+    topology = SnipAtInit(s.final_sparsity)
+    mask_frozen_at = 1 / total_steps  # the step after the one at which the topology chooses
+    return _training(
+        model, layers, s, topology, _ones(layers), total_steps, sparsity=s.final_sparsity, mask_frozen_at=mask_frozen_at
+    )
 
 
 def gmp(
-    model: nn.Module, s: GmpSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PUBLISHED
+    model: nn.Module, s: GmpSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PAPER_RULES
 ) -> SparseTraining:
     """Gradual magnitude pruning: a cubic ramp of the sparsity (Zhu and Gupta 2017, arXiv 1710.01878)."""
     layers = prunable_layers(model, rules, sphere=False)
-    topology = Ramp(Schedule("cubic", 0.0, s.final_sparsity, s.begin, s.end), s.interval)
-    return _training(model, layers, s, topology, _ones(layers), total_steps, sparsity=s.final_sparsity, fix_at=s.end)
+    topology = GlobalMagnitude(Schedule("cubic", 0.0, s.final_sparsity, s.begin, s.end), s.interval)
+    return _training(
+        model, layers, s, topology, _ones(layers), total_steps, sparsity=s.final_sparsity, mask_frozen_at=s.end
+    )
 
 
 def _drop_grow(growth: str, doc: str) -> Callable[..., SparseTraining]:
     def make(
-        model: nn.Module, s: DropGrowSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PUBLISHED
+        model: nn.Module,
+        s: DropGrowSettings,
+        *,
+        total_steps: int,
+        generator: Generator,
+        rules: LayerRules = PAPER_RULES,
     ) -> SparseTraining:
         layers = prunable_layers(model, rules, sphere=False)
         masks = random_masks(_weights(layers), s.final_sparsity, s.distribution, generator)
         topology = DropGrow(Schedule("cosine", s.drop_fraction, 0.0, 0.0, s.end), growth, s.interval, generator)
-        return _training(model, layers, s, topology, masks, total_steps, sparsity=s.final_sparsity, fix_at=s.end)
+        return _training(
+            model, layers, s, topology, masks, total_steps, sparsity=s.final_sparsity, mask_frozen_at=s.end
+        )
 
     make.__doc__ = doc
     return make

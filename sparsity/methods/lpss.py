@@ -11,7 +11,7 @@ import torch
 from torch import Generator, nn
 
 from tune_sparsity.sparsity.hoyer import suggest_p
-from tune_sparsity.sparsity.layers import PUBLISHED, Layer, LayerRules, has_normalisation, prunable_layers
+from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, has_normalisation, prunable_layers
 from tune_sparsity.sparsity.masks import random_mask
 from tune_sparsity.sparsity.methods.validation import numbers, whole, within
 from tune_sparsity.sparsity.optim.lpsgd import LR_MAX, LpSGD
@@ -26,8 +26,8 @@ from tune_sparsity.sparsity.schedules import (
 )
 from tune_sparsity.sparsity.sphere import P_MAX, P_MIN
 from tune_sparsity.sparsity.topology.base import Topology
-from tune_sparsity.sparsity.topology.controller import Feedback, ProportionalIntegral, Published
-from tune_sparsity.sparsity.topology.magnitude import Ramp
+from tune_sparsity.sparsity.topology.controller import Feedback, PaperFeedback, ProportionalIntegral
+from tune_sparsity.sparsity.topology.magnitude import GlobalMagnitude
 from tune_sparsity.sparsity.topology.threshold_adaptation import ThresholdAdaptation
 from tune_sparsity.sparsity.training import SparseTraining
 
@@ -159,7 +159,7 @@ def lpss(
     total_steps: int,
     sparsity: float = 0.9,
     generator: Generator | None = None,
-    rules: LayerRules = PUBLISHED,
+    rules: LayerRules = PAPER_RULES,
 ) -> SparseTraining:
     """Lp-spherical sparse training with semi-pruning and threshold adaptation (arXiv 2103.16013).
 
@@ -183,7 +183,7 @@ def lpss(
         _random_masks(layers, initial, generator or Generator().manual_seed(0)),
         sparsity=s.final_sparsity,
         total_steps=total_steps,
-        fix_at=_threshold(s).end,
+        mask_frozen_at=_threshold(s).end,
         learning_rate=_learning_rate(s),
         exponent=None if isinstance(s.p, Real) else cast("Curve", s.p),
     )
@@ -220,13 +220,13 @@ def _topology(s: LpssSettings, initial: float) -> Topology:
     falling = _threshold(s)
     rising = Schedule("cubic", initial, s.final_sparsity, falling.begin, falling.end)
     if s.drop == "ramp":
-        return Ramp(rising, s.threshold_interval)
+        return GlobalMagnitude(rising, s.threshold_interval)
     return ThresholdAdaptation(falling, _feedback(s, rising), s.threshold_interval)
 
 
 def _feedback(s: LpssSettings, rising: Schedule) -> Feedback:
     if s.feedback == "published":
-        return Published(s.final_sparsity, s.feedback_gain)
+        return PaperFeedback(s.final_sparsity, s.feedback_gain)
     return ProportionalIntegral(rising, ki=s.feedback_gain)
 
 

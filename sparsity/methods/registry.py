@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Generator, nn
 
-from tune_sparsity.sparsity.layers import PUBLISHED, LayerRules
+from tune_sparsity.sparsity.layers import PAPER_RULES, LayerRules
 from tune_sparsity.sparsity.methods import baselines
 from tune_sparsity.sparsity.methods.lpss import LpssSettings, lpss
 from tune_sparsity.sparsity.training import SparseTraining
@@ -42,7 +42,7 @@ class Method:
         *,
         total_steps: int,
         generator: Generator,
-        rules: LayerRules = PUBLISHED,
+        rules: LayerRules = PAPER_RULES,
         epochs: int | None = None,
     ) -> SparseTraining:
         """The SparseTraining for `params`.

@@ -108,7 +108,7 @@ class Recorded:
         return result
 
 
-class Moving:
+class DeviceScalars:
     """Settings of an optimizer's groups that change from step to step, as numbers in the device's memory.
 
     Args:
@@ -161,7 +161,7 @@ class RecordedSteps:
     def __init__(self, optimizer: torch.optim.Optimizer, *, p_moves: bool) -> None:
         self._optimizer, self._p_moves, self._recorded = optimizer, p_moves, Recorded()
         self._copies: list[Tensor] = []
-        self._moving: Moving | None = None
+        self._moving: DeviceScalars | None = None
 
     def __call__(self, learn: Callable[[], None], fixed: bool) -> bool:
         """Does what `learn()` does with the gradients at hand, if that can be recorded. They may lie elsewhere at every
@@ -205,13 +205,13 @@ class RecordedSteps:
             return not self._optimizer.hooked
         return all(group.get("fused") for group in self._optimizer.param_groups)
 
-    def _moving_settings(self) -> Moving:
+    def _moving_settings(self) -> DeviceScalars:
         groups = self._optimizer.param_groups
         if self._moving is None or not self._moving.belongs_to(groups):
             # In double precision what LpSGD makes of a rate is no rounder than what it makes of a number.
             dtype = torch.float64 if isinstance(self._optimizer, LpSGD) else torch.float32
             names = (*_MOVING, "p") if self._p_moves else _MOVING
-            self._moving = Moving(groups, names, groups[0]["params"][0].device, dtype)
+            self._moving = DeviceScalars(groups, names, groups[0]["params"][0].device, dtype)
         return self._moving
 
     def _state(self) -> tuple[Hashable, ...]:

@@ -20,7 +20,7 @@ _ONE_A_ROW = ("gain", "gain_momentum")  # the other states have an entry for eve
 State = dict[str, Tensor]
 
 
-class Block:
+class ForeachStep:
     """Some parameters of a sphere group, of one device and one dtype of their state.
 
     Their states become views of memory that the block owns, in order of fan-in, so that what is done to every entry is

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tune_sparsity.sparsity.optim import fused
-from tune_sparsity.sparsity.optim.foreach import Block
+from tune_sparsity.sparsity.optim.foreach import ForeachStep
 from tune_sparsity.sparsity.optim.fused import FusedStep
 from tune_sparsity.sparsity.optim.row_ops import Rows, descend
 from tune_sparsity.sparsity.sphere import check_p, from_dual, project, row_norm, to_dual
@@ -84,7 +84,7 @@ class LpSGD(torch.optim.Optimizer):
 
     def _forget_blocks(self) -> None:
         # By group: the parameters that had gradients, and what steps them; and their memory.
-        self._blocks: dict[int, tuple[list[Tensor], list[Block | FusedStep]]] = {}
+        self._blocks: dict[int, tuple[list[Tensor], list[ForeachStep | FusedStep]]] = {}
         # How often what a step works on came to lie elsewhere in memory.
         self.arrangement: int = self.__dict__.get("arrangement", 0) + 1
         self._memory: dict[tuple[int, ...], dict[str, Rows]] = {}
@@ -144,7 +144,9 @@ class LpSGD(torch.optim.Optimizer):
             states[param].pop("latent", None)
             if "momentum_buffer" in states[param]:
                 states[param]["momentum_buffer"].mul_(mask.flatten(1))
-        if not (self._stay(masks) and all(isinstance(block, Block) for _, of in self._blocks.values() for block in of)):
+        if not (
+            self._stay(masks) and all(isinstance(block, ForeachStep) for _, of in self._blocks.values() for block in of)
+        ):
             self._blocks.clear()
             self.arrangement += 1
         self._masks = dict(masks)
@@ -159,7 +161,7 @@ class LpSGD(torch.optim.Optimizer):
         """The gains of a sphere parameter, shape (rows, 1); None where it has none."""
         return self.state[param].get("gain")
 
-    def saliency(self, param: Tensor) -> Tensor:
+    def log_magnitude(self, param: Tensor) -> Tensor:
         """log2(gain |w|) of a sphere parameter, in its shape: comparable across rows and layers, and free of the
         underflow of |v|^(1/(p-1))."""
         p, state = self._group_of(param)["p"], self.state[param]
@@ -258,7 +260,7 @@ class LpSGD(torch.optim.Optimizer):
             grads = list(torch._foreach_add(grads, buffers, alpha=momentum)) if group["nesterov"] else buffers
         descend(params, grads, group["lr"])
 
-    def _blocks_of(self, params: list[Tensor], group: dict[str, Any]) -> list[Block | FusedStep]:
+    def _blocks_of(self, params: list[Tensor], group: dict[str, Any]) -> list[ForeachStep | FusedStep]:
         """What steps the parameters of a sphere group: compiled code one by one, or a block all of one device and dtype
         of their state."""
         known, blocks = self._blocks.get(id(group), ([], []))
@@ -276,10 +278,10 @@ class LpSGD(torch.optim.Optimizer):
         self.arrangement += 1
         return blocks
 
-    def _block_of(self, members: list[Tensor], foreach: bool | None) -> Block:
+    def _block_of(self, members: list[Tensor], foreach: bool | None) -> ForeachStep:
         masks = [self._masks[param] for param in members] if members[0] in self._masks else None
         memory = self._memory.setdefault(tuple(id(param) for param in members), {})
-        return Block(members, [self.state[param] for param in members], masks, foreach, memory)
+        return ForeachStep(members, [self.state[param] for param in members], masks, foreach, memory)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but state keeps its own dtype, where torch would cast v to that of a half-precision parameter,

@@ -1,6 +1,6 @@
 """How the set of active connections moves during training: what is dropped, what grows back, and when.
 
-A topology sees the layers through `Pruned`, changes their masks, and keeps what state it has in a plain dictionary.
+A topology sees the layers through `LayerView`, changes their masks, and keeps what state it has in a plain dictionary.
 Progress is the fraction of training steps done.
 """
 
@@ -17,13 +17,13 @@ from tune_sparsity.sparsity.schedules import Schedule
 
 
 @dataclass
-class Pruned:
+class LayerView:
     """One prunable layer at an update: its mask, the saliency of every weight (log2 of its magnitude, masked ones
     included where they live on) and the dense gradient, all in the weight's shape; whether it lies on the sphere."""
 
     name: str
     mask: Tensor
-    saliency: Callable[[], Tensor]
+    log_magnitude: Callable[[], Tensor]
     gradient: Callable[[], Tensor]
     sphere: bool = True
     momentum: Callable[[], Tensor] = lambda: torch.zeros(())  # average of the dense gradient, where it is kept
@@ -35,7 +35,7 @@ class Topology(Protocol):
     def due(self, step: int, total: int) -> bool:
         """Whether the masks are to change at this step of `total`."""
 
-    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
+    def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:
         """The new masks, in the order of the layers. One that drops by a threshold keeps it as `applied`: a multiple of
         the neuron's mean magnitude."""
 

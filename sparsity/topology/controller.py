@@ -33,7 +33,7 @@ class Feedback(Protocol):
 
 
 @dataclass
-class Published:
+class PaperFeedback:
     """gamma = (1 - delta) s/S while s < S(1 - rho/2), else (1 + delta) s/S (arXiv 2103.16013; published delta .1).
 
     Its only actuator is the regrowth: as rho falls to 0 nothing is dropped any more and the sparsity stays where it

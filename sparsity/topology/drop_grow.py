@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from tune_sparsity.sparsity.distributions import rounded
 from tune_sparsity.sparsity.schedules import Schedule
-from tune_sparsity.sparsity.topology.base import Pruned, is_due
+from tune_sparsity.sparsity.topology.base import LayerView, is_due
 
 
 @dataclass
@@ -45,7 +45,7 @@ class DropGrow:
         # Not at the first step: nothing has been learnt yet that would tell a weight to drop from one to keep.
         return step > 0 and is_due(step, total, self.fraction, self.interval)
 
-    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
+    def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:
         share = self.fraction(progress)
         kept = [drop_smallest(layer, share) for layer in layers]
         dropped = [int(layer.mask.count_nonzero() - k.count_nonzero()) for layer, k in zip(layers, kept, strict=True)]
@@ -54,7 +54,7 @@ class DropGrow:
             dropped = _by_momentum(layers, sum(dropped), room)
         return [grow(mask, self._score(layer), n) for mask, layer, n in zip(kept, layers, dropped, strict=True)]
 
-    def _score(self, layer: Pruned) -> Tensor:
+    def _score(self, layer: LayerView) -> Tensor:
         if self.growth == "random":
             return torch.rand(layer.mask.shape, generator=self.generator).to(layer.mask.device)
         return (layer.gradient() if self.growth == "gradient" else layer.momentum()).abs()
@@ -66,11 +66,11 @@ class DropGrow:
         self.generator.set_state(state["generator"])
 
 
-def drop_smallest(layer: Pruned, share: float) -> Tensor:
+def drop_smallest(layer: LayerView, share: float) -> Tensor:
     """The layer's mask without the round(share x active) active connections of least magnitude."""
     active = layer.mask != 0
     count = round(share * int(active.sum()))
-    scores = layer.saliency().masked_fill(~active, torch.inf).flatten()
+    scores = layer.log_magnitude().masked_fill(~active, torch.inf).flatten()
     mask = layer.mask.clone().flatten()
     mask[scores.topk(count, largest=False, sorted=False).indices] = 0.0
     return mask.view_as(layer.mask)
@@ -83,7 +83,7 @@ def grow(mask: Tensor, score: Tensor, count: int) -> Tensor:
     return flat.view_as(mask)
 
 
-def _by_momentum(layers: Sequence[Pruned], total: int, room: Sequence[int]) -> list[int]:
+def _by_momentum(layers: Sequence[LayerView], total: int, room: Sequence[int]) -> list[int]:
     """`total` new connections shared out by the layers' mean |momentum|; what a full layer cannot take goes on."""
     strength = [float((layer.momentum() * layer.mask).abs().sum() / layer.mask.sum().clamp_min(1)) for layer in layers]
     given, open_layers = [0.0] * len(layers), set(range(len(layers)))

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tune_sparsity.sparsity.distributions import most_salient
+from tune_sparsity.sparsity.distributions import keep_largest_magnitude
 from tune_sparsity.sparsity.schedules import Schedule
-from tune_sparsity.sparsity.topology.base import Pruned, Stateless, is_due
+from tune_sparsity.sparsity.topology.base import LayerView, Stateless, is_due
 
 
 @dataclass
-class Ramp(Stateless):
+class GlobalMagnitude(Stateless):
     """Keeps the most salient weights over all layers, at a sparsity that follows a schedule; masked weights that gain
     saliency come back. With magnitudes and a cubic schedule this is gradual magnitude pruning (arXiv 1710.01878)."""
 
@@ -23,6 +23,6 @@ class Ramp(Stateless):
     def due(self, step: int, total: int) -> bool:
         return is_due(step, total, self.sparsity, self.interval)
 
-    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
-        scores = [layer.saliency() for layer in layers]
-        return most_salient(scores, [layer.sphere for layer in layers], self.sparsity(progress))
+    def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:
+        scores = [layer.log_magnitude() for layer in layers]
+        return keep_largest_magnitude(scores, [layer.sphere for layer in layers], self.sparsity(progress))

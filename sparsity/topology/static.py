@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tune_sparsity.sparsity.masks import keep_largest, zeros_for
-from tune_sparsity.sparsity.topology.base import Pruned, Stateless
+from tune_sparsity.sparsity.topology.base import LayerView, Stateless
 
 
-class Fixed(Stateless):
+class StaticMask(Stateless):
     """The masks that training began with."""
 
     def due(self, step: int, total: int) -> bool:
         return False
 
-    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
+    def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:
         return [layer.mask for layer in layers]
 
 
 @dataclass
-class AtStart(Stateless):
+class SnipAtInit(Stateless):
     """Keeps the connections of largest |weight x gradient| at the first step (SNIP, arXiv 1810.02340)."""
 
     sparsity: float
@@ -30,7 +30,7 @@ class AtStart(Stateless):
     def due(self, step: int, total: int) -> bool:
         return step == 0
 
-    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
-        scores = [layer.saliency() + layer.gradient().abs().log2() for layer in layers]
+    def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:
+        scores = [layer.log_magnitude() + layer.gradient().abs().log2() for layer in layers]
         weights = sum(score.numel() for score in scores)
         return keep_largest(scores, weights - zeros_for(self.sparsity, weights))

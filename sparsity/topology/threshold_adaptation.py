@@ -12,7 +12,7 @@ from torch import Tensor
 from tune_sparsity.sparsity.masks import keep_largest
 from tune_sparsity.sparsity.schedules import Schedule
 from tune_sparsity.sparsity.sphere import unit
-from tune_sparsity.sparsity.topology.base import Pruned, count_active, is_due, sparsity_of
+from tune_sparsity.sparsity.topology.base import LayerView, count_active, is_due, sparsity_of
 from tune_sparsity.sparsity.topology.controller import Feedback
 
 
@@ -35,11 +35,13 @@ class ThresholdAdaptation:
     def due(self, step: int, total: int) -> bool:
         return is_due(step, total, self.threshold, self.interval)
 
-    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
+    def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:
         masks = [layer.mask for layer in layers]
         rho = self.threshold(progress)
         lowest = self.applied = min(1.0, rho + self.feedback.raised)
-        kept = [drop_below(layer.saliency(), layer.mask, lowest) if layer.sphere else layer.mask for layer in layers]
+        kept = [
+            drop_below(layer.log_magnitude(), layer.mask, lowest) if layer.sphere else layer.mask for layer in layers
+        ]
         dropped = count_active(masks) - count_active(kept)
         weights = sum(mask.numel() for mask in masks)
         gamma = self.feedback.update(sparsity_of(masks), dropped / weights, rho, progress)
@@ -53,11 +55,11 @@ class ThresholdAdaptation:
         self.applied = state.get("applied")
 
 
-def drop_below(saliency: Tensor, mask: Tensor, rho: float) -> Tensor:
+def drop_below(log_magnitude: Tensor, mask: Tensor, rho: float) -> Tensor:
     """The mask without the active connections whose magnitude 2^saliency is below rho x the neuron's active mean."""
     active = mask.flatten(1)
     # Relative to the row's largest active magnitude, so that nothing underflows.
-    logs = saliency.flatten(1).masked_fill(active == 0, -torch.inf)
+    logs = log_magnitude.flatten(1).masked_fill(active == 0, -torch.inf)
     magnitude = (logs - logs.amax(1, keepdim=True)).nan_to_num(nan=-torch.inf).exp2()
     mean = magnitude.sum(1, keepdim=True) / active.count_nonzero(1).clamp_min(1).unsqueeze(1)
     return (active * (magnitude >= rho * mean)).view_as(mask)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.helpers.problems import batches, blobs, mlp
 from tune_sparsity.sparsity.layers import prunable_layers
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
-from tune_sparsity.sparsity.topology.base import Pruned
+from tune_sparsity.sparsity.topology.base import LayerView
 from tune_sparsity.sparsity.training import SparseTraining
 
 X, Y = blobs()
@@ -44,7 +44,7 @@ class Script:
         self.step = step
         return step in self.masks
 
-    def update(self, layers: Sequence[Pruned], progress: float) -> list[Tensor]:
+    def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:
         self.seen[self.step] = [layer.gradient().clone() for layer in layers]
         return self.masks[self.step]
 
@@ -73,7 +73,7 @@ def scripted(
         masks,
         sparsity=options.pop("sparsity", 0.0),
         total_steps=total,
-        fix_at=options.pop("fix_at", 1.0),
+        mask_frozen_at=options.pop("mask_frozen_at", 1.0),
         **options,
     )
     return model, sparse, topology

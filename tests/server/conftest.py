@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.helpers.s3_servers import S3Server
-from tune_sparsity.tuner.storage.s3 import Store, parse_store
+from tune_sparsity.tuner.storage.s3 import S3Prefix, parse_store
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def store(server: S3Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Store:
+def store(server: S3Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> S3Prefix:
     """A prefix that no other test writes to."""
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)

@@ -13,13 +13,13 @@ import pytest
 
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.storage import lease
-from tune_sparsity.tuner.storage.lease import OWNER, Owner, TakenOver
-from tune_sparsity.tuner.storage.s3 import Store
+from tune_sparsity.tuner.storage.lease import OWNER, Lease, TakenOver
+from tune_sparsity.tuner.storage.s3 import S3Prefix
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("BEAT", 0.1), ("LAPSE", 2.0), ("_LOOK", 0.2), ("_SETTLE", 0.05)):
+    for name, value in (("BEAT", 0.1), ("TTL", 2.0), ("_LOOK", 0.2), ("_SETTLE", 0.05)):
         monkeypatch.setattr(lease, name, value)
 
 
@@ -30,8 +30,8 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick", "elsewhere")
-def test_a_second_driver_is_refused_while_the_first_lives(store: Store, tmp_path: Path) -> None:
-    first, over = Owner(store, tmp_path), threading.Event()
+def test_a_second_driver_is_refused_while_the_first_lives(store: S3Prefix, tmp_path: Path) -> None:
+    first, over = Lease(store, tmp_path), threading.Event()
     assert first.take() is False
 
     def live() -> None:
@@ -42,20 +42,20 @@ def test_a_second_driver_is_refused_while_the_first_lives(store: Store, tmp_path
     alive.start()
     try:
         with pytest.raises(UsageError, match=r"study 's' is being run by another process, on \S+: wait, or end it"):
-            Owner(store, tmp_path).take()
+            Lease(store, tmp_path).take()
         first.renew()
     finally:
         over.set()
         alive.join()
     first.release()
     start = time.monotonic()
-    assert Owner(store, tmp_path).take() is True
+    assert Lease(store, tmp_path).take() is True
     assert time.monotonic() - start < 1  # nothing to wait for
 
 
 @pytest.mark.usefixtures("quick", "elsewhere")
-def test_a_driver_that_is_silent_is_followed_and_learns_it(store: Store, tmp_path: Path) -> None:
-    first, second = Owner(store, tmp_path / "a"), Owner(store, tmp_path / "b")
+def test_a_driver_that_is_silent_is_followed_and_learns_it(store: S3Prefix, tmp_path: Path) -> None:
+    first, second = Lease(store, tmp_path / "a"), Lease(store, tmp_path / "b")
     first.take()
     assert second.take() is True
     with pytest.raises(TakenOver, match="is being run by another process"):
@@ -65,35 +65,35 @@ def test_a_driver_that_is_silent_is_followed_and_learns_it(store: Store, tmp_pat
 
 @pytest.mark.usefixtures("quick")
 def test_a_driver_that_was_killed_on_this_machine_is_not_waited_for(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: S3Prefix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = "from tune_sparsity.tuner.storage.lease import *; import os; "
-    script += f"Owner({store!r}, Path({str(tmp_path)!r})).take(); os._exit(9)"
-    script = f"from tune_sparsity.tuner.storage.s3 import Store; {script}"
+    script += f"Lease({store!r}, Path({str(tmp_path)!r})).take(); os._exit(9)"
+    script = f"from tune_sparsity.tuner.storage.s3 import S3Prefix; {script}"
     assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 9
     assert json.loads(store.read(OWNER))["ended"] is False
-    monkeypatch.setattr(lease, "LAPSE", 60.0)
+    monkeypatch.setattr(lease, "TTL", 60.0)
     start = time.monotonic()
-    Owner(store, tmp_path).take()
+    Lease(store, tmp_path).take()
     assert time.monotonic() - start < 10
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_damaged_mark_is_taken_for_a_driver_that_may_live(store: Store, tmp_path: Path) -> None:
+def test_a_damaged_mark_is_taken_for_a_driver_that_may_live(store: S3Prefix, tmp_path: Path) -> None:
     store.write(OWNER, b"not JSON")
     start = time.monotonic()
-    Owner(store, tmp_path).take()
+    Lease(store, tmp_path).take()
     assert 1.9 < time.monotonic() - start < 10  # it was waited for
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_folder_knows_whether_it_is_the_newest(store: Store, tmp_path: Path) -> None:
+def test_the_folder_knows_whether_it_is_the_newest(store: S3Prefix, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()
 
     def run(folder: Path) -> bool:
-        owner = Owner(store, folder)
+        owner = Lease(store, folder)
         newer = owner.take()
         owner.mark()
         owner.release()

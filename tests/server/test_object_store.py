@@ -13,7 +13,7 @@ from tune_sparsity.tuner.config.study_config import make_config, study_in
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.storage import s3
 from tune_sparsity.tuner.storage.local_copy import CACHE_VARIABLE, belongs, working_folder
-from tune_sparsity.tuner.storage.s3 import Store, StoreError, parse_store
+from tune_sparsity.tuner.storage.s3 import S3Prefix, StoreError, parse_store
 from tune_sparsity.tuner.worker import checkpoints
 
 # URIs and names
@@ -54,12 +54,12 @@ def test_a_uri_is_written_down_as_it_was_given(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://somewhere:9000")
     config = make_config({"target": 0.9, "storage": "s3://bucket/a/b/", "study": "s"}).resolved()
     assert config.model_dump(mode="json")["storage"] == "s3://bucket/a/b"
-    assert config.storage == Store("bucket", "a/b", "http://somewhere:9000", config.storage.region)  # type: ignore[union-attr]
+    assert config.storage == S3Prefix("bucket", "a/b", "http://somewhere:9000", config.storage.region)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/../../b", "/a", "a/", "a\nb", "a\\b", "", "x" * 201])
 def test_no_name_leads_out_of_the_prefix(name: str) -> None:
-    store = Store("bucket", "prefix")
+    store = S3Prefix("bucket", "prefix")
     if name:
         with pytest.raises(ValueError, match="a name in an object store"):
             store / name
@@ -70,8 +70,14 @@ def test_no_name_leads_out_of_the_prefix(name: str) -> None:
 
 def test_working_folders_are_apart_and_below_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    stores = [Store("b"), Store("b", "a"), Store("b", "a/s"), Store("c", "a"), Store("b", "a", "http://x:1")]
-    long = [Store("b", "/".join(["p" * 100] * n)) for n in (2, 3)]
+    stores = [
+        S3Prefix("b"),
+        S3Prefix("b", "a"),
+        S3Prefix("b", "a/s"),
+        S3Prefix("c", "a"),
+        S3Prefix("b", "a", "http://x:1"),
+    ]
+    long = [S3Prefix("b", "/".join(["p" * 100] * n)) for n in (2, 3)]
     folders = [working_folder(store, "s") for store in (*stores, *long)]
     assert len(set(folders)) == len(folders)
     for folder in folders:
@@ -83,7 +89,7 @@ def test_working_folders_are_apart_and_below_the_cache(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("size", [0, 1, 30_000_000])
-def test_what_is_read_is_what_was_written(store: Store, size: int) -> None:
+def test_what_is_read_is_what_was_written(store: S3Prefix, size: int) -> None:
     content = torch.arange(size, dtype=torch.uint8).numpy().tobytes()
     store.write("a/b", content)
     assert store.read("a/b") == content
@@ -91,7 +97,7 @@ def test_what_is_read_is_what_was_written(store: Store, size: int) -> None:
     assert store.read("a/b") == b"new"
 
 
-def test_names_are_those_below_the_prefix(store: Store) -> None:
+def test_names_are_those_below_the_prefix(store: S3Prefix) -> None:
     for name in ("a", "b/c", "b/d/e", ".f/g"):
         store.write(name, b"")
     (store.parent / "beside").write("x", b"")
@@ -106,7 +112,7 @@ def test_names_are_those_below_the_prefix(store: Store) -> None:
 
 
 def test_what_is_wrong_with_a_store_is_told_within_seconds(
-    store: Store, server: S3Server, monkeypatch: pytest.MonkeyPatch
+    store: S3Prefix, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.reach()
     start = time.monotonic()
@@ -146,7 +152,7 @@ def test_credentials_that_nobody_made_are_told(tmp_path: Path, monkeypatch: pyte
 # Checkpoints
 
 
-def test_checkpoints_are_kept_checked_and_swept_in_a_store(store: Store) -> None:
+def test_checkpoints_are_kept_checked_and_swept_in_a_store(store: S3Prefix) -> None:
     def stored(number: int, epoch: int) -> str:
         return checkpoints.write(store, number, epoch, checkpoints.pack({"w": torch.ones(9), "epoch": epoch}))
 
@@ -163,7 +169,7 @@ def test_checkpoints_are_kept_checked_and_swept_in_a_store(store: Store) -> None
 
 
 def test_a_checkpoint_that_a_store_does_not_take_ends_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    away = Store("studies", "x", "http://127.0.0.1:9", "us-east-1")
+    away = S3Prefix("studies", "x", "http://127.0.0.1:9", "us-east-1")
     monkeypatch.setenv(checkpoints.EVERY_VARIABLE, "0")
     writer = checkpoints.Writer(away)
     writer.write(1, 1, {"a": 1})

@@ -23,7 +23,7 @@ from safetensors.torch import load, load_file
 from tests.helpers.command import EXPERIMENT, Ran, run_command
 from tests.helpers.s3_servers import S3Server
 from tune_sparsity.tuner.storage.local_copy import CACHE_VARIABLE
-from tune_sparsity.tuner.storage.s3 import Store, parse_store
+from tune_sparsity.tuner.storage.s3 import S3Prefix, parse_store
 
 pytestmark = pytest.mark.slow
 STORAGE = "s3://studies/team/a"
@@ -68,7 +68,7 @@ class Bench:
         what = ["--target", "0.8", "--experiment", f"{self.cwd}/own.py:{experiment}", "--trials", str(trials)]
         return [*what, "--study", name, "--storage", STORAGE]
 
-    def study(self, name: str) -> Store:
+    def study(self, name: str) -> S3Prefix:
         return parse_store(f"{STORAGE}/{name}")
 
 
@@ -173,7 +173,7 @@ def test_a_killed_study_goes_on_from_the_store_alone(bench: Bench) -> None:
     assert not [name for name in study.names() if name.startswith(".checkpoints/")]
 
 
-def finished(study: Store, file: Path) -> dict[int, list[float]]:
+def finished(study: S3Prefix, file: Path) -> dict[int, list[float]]:
     """The completed trials and their values, as the journal in the store has them."""
     file.write_bytes(study.read("optuna.journal"))
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(file)))
@@ -189,7 +189,7 @@ def test_a_store_that_goes_away_does_not_stop_the_study(bench: Bench) -> None:
     try:
         lonely = Bench(own, bench.cwd)
         process = lonely.start(*bench.options("lonely", 3, "slowly"), "--scheduler", "none")
-        study = Store("studies", "team/a/lonely", own.endpoint, "us-east-1")
+        study = S3Prefix("studies", "team/a/lonely", own.endpoint, "us-east-1")
         end = time.monotonic() + 200
         while "optuna.journal" not in study.names():
             assert time.monotonic() < end

@@ -10,13 +10,13 @@ import pytest
 from tests.helpers.s3_servers import S3Server
 from tests.helpers.waiting import until
 from tune_sparsity.tuner.storage import s3, sync
-from tune_sparsity.tuner.storage.lease import OWNER, Owner
-from tune_sparsity.tuner.storage.local_copy import bring
-from tune_sparsity.tuner.storage.s3 import Store
+from tune_sparsity.tuner.storage.lease import OWNER, Lease
+from tune_sparsity.tuner.storage.local_copy import download
+from tune_sparsity.tuner.storage.s3 import S3Prefix
 from tune_sparsity.tuner.storage.sync import Mirror
 
 
-class Watched(Store):
+class Watched(S3Prefix):
     """Notes the order in which objects are put and removed."""
 
     told: list[str] = []  # noqa: RUF012
@@ -39,7 +39,7 @@ def put(folder: Path, **files: str) -> None:
 
 
 @pytest.fixture
-def watched(store: Store) -> Watched:
+def watched(store: S3Prefix) -> Watched:
     Watched.told.clear()
     return Watched(store.bucket, store.prefix, store.endpoint, store.region)
 
@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_what_arrives_can_be_resumed_at_every_moment(watched: Watched, folder: Path, tmp_path: Path) -> None:
-    copy = Mirror(watched, folder, Owner(watched, folder))
+    copy = Mirror(watched, folder, Lease(watched, folder))
     assert copy.round()
     order = watched.told.copy()
     assert order[:3] == ["study.yaml", "tracking/outbox.jsonl", "tracking/sent.json"]
@@ -70,7 +70,7 @@ def test_what_arrives_can_be_resumed_at_every_moment(watched: Watched, folder: P
     (folder / ".weights" / "3.safetensors").unlink()
     assert copy.round()
     assert watched.told == [".weights/5.safetensors", "optuna.journal", "-.weights/3.safetensors"]
-    bring(watched, tmp_path / "again")
+    download(watched, tmp_path / "again")
     found = {path.relative_to(tmp_path / "again").as_posix() for path in (tmp_path / "again").rglob("*.*")}
     assert {".weights/5.safetensors", "optuna.journal", "best/model.json", "result.json"} <= found
     assert not {name for name in found if "ray" in name or "tmp" in name or "outside" in name}
@@ -79,7 +79,7 @@ def test_what_arrives_can_be_resumed_at_every_moment(watched: Watched, folder: P
 def test_the_journal_waits_for_networks_that_were_removed_meanwhile(
     watched: Watched, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = Mirror(watched, folder, Owner(watched, folder))
+    copy = Mirror(watched, folder, Lease(watched, folder))
     content = copy._content
 
     def gone(name: str) -> Any:
@@ -104,7 +104,7 @@ def test_a_store_that_is_away_is_tried_again_and_what_is_missing_is_told(
     ):
         monkeypatch.setattr(module, name, value)
     s3._client.cache_clear()
-    owner = Owner(watched, folder)
+    owner = Lease(watched, folder)
     owner.take()
     with Mirror(watched, folder, owner) as copy:
         until(lambda: copy.complete)
@@ -115,7 +115,7 @@ def test_a_store_that_is_away_is_tried_again_and_what_is_missing_is_told(
         until(lambda: copy.complete)
     assert watched.read("pareto.csv") == b"p"
     assert capfd.readouterr().err == ""
-    owner = Owner(watched, folder)
+    owner = Lease(watched, folder)
     owner.take()
     with Mirror(watched, folder, owner) as copy:
         until(lambda: copy.complete)

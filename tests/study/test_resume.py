@@ -24,7 +24,7 @@ from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.reports.progress import Progress
 from tune_sparsity.tuner.search.asha import Halving
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
-from tune_sparsity.tuner.storage.lock import alone, tidy
+from tune_sparsity.tuner.storage.lock import lock_study, tidy
 from tune_sparsity.tuner.study.goal import at_targets
 from tune_sparsity.tuner.study.trial import TrialState
 
@@ -162,13 +162,13 @@ def test_checkpoints_of_trials_that_wait_to_be_taken_up_stay(tmp_path: Path) -> 
 
 
 def test_a_study_is_run_by_one_process_at_a_time(tmp_path: Path) -> None:
-    with alone(tmp_path):
-        code = "import sys, pathlib; from tune_sparsity.tuner.storage.lock import alone\n"
-        code += "alone(pathlib.Path(sys.argv[1])).__enter__()"
+    with lock_study(tmp_path):
+        code = "import sys, pathlib; from tune_sparsity.tuner.storage.lock import lock_study\n"
+        code += "lock_study(pathlib.Path(sys.argv[1])).__enter__()"
         command = [sys.executable, "-c", code, str(tmp_path)]
         other = subprocess.run(command, capture_output=True, text=True, check=False)
         assert "is being run by another process" in other.stderr
-    with alone(tmp_path):
+    with lock_study(tmp_path):
         pass
 
 

@@ -17,7 +17,7 @@ from tune_sparsity.tuner.cluster import node_probe
 from tune_sparsity.tuner.cluster.node import Node
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.storage.places import Folder
-from tune_sparsity.tuner.storage.s3 import Store
+from tune_sparsity.tuner.storage.s3 import S3Prefix
 
 _ANSWER_WITHIN = 120.0  # seconds; a node may have to fetch the code and start a process first
 
@@ -53,7 +53,7 @@ def nodes() -> list[Node]:
     return sorted((node for node in found if node.cpus > 0), key=lambda node: (node.address, node.id))
 
 
-def ask(asked: Sequence[Node], storage: Path | Store | None) -> list[Answer]:
+def ask(asked: Sequence[Node], storage: Path | S3Prefix | None) -> list[Answer]:
     """What each node says of itself; all are asked at once.
 
     Args:
@@ -88,7 +88,7 @@ def _answer(node: Node, reference: Any, end: float) -> Answer:
     return Answer(node, **said)
 
 
-def _read_back(answer: Answer, place: Folder | Store | None) -> Answer:
+def _read_back(answer: Answer, place: Folder | S3Prefix | None) -> Answer:
     """With the storage found wanting where the node's file does not arrive here."""
     if place is None or answer.silent or answer.storage:
         return answer
@@ -101,20 +101,20 @@ def _read_back(answer: Answer, place: Folder | Store | None) -> Answer:
 
 
 @contextlib.contextmanager
-def _left_behind(storage: Path | Store | None, token: str) -> Iterator[Folder | Store | None]:
+def _left_behind(storage: Path | S3Prefix | None, token: str) -> Iterator[Folder | S3Prefix | None]:
     """A place in the storage with the driver's file; afterwards there is no trace of it."""
     if storage is None:
         yield None
         return
     place = storage / f".tune-sparsity-probe-{token[:8]}"
-    with _emptied(place) if isinstance(place, Store) else _made(place):
-        there = place if isinstance(place, Store) else Folder(place)
+    with _emptied(place) if isinstance(place, S3Prefix) else _made(place):
+        there = place if isinstance(place, S3Prefix) else Folder(place)
         there.write("driver", token.encode())
         yield there
 
 
 @contextlib.contextmanager
-def _emptied(place: Store) -> Iterator[None]:
+def _emptied(place: S3Prefix) -> Iterator[None]:
     try:
         yield
     finally:
@@ -160,7 +160,7 @@ def compared(package: str, version: str) -> str:
     return release if parts is None else ".".join(release.split(".")[:parts])
 
 
-def check_nodes(storage: Path | Store) -> None:
+def check_nodes(storage: Path | S3Prefix) -> None:
     """Before a study begins on a cluster: every node runs what the driver runs, and shares or reaches its storage.
 
     Raises:
@@ -173,7 +173,7 @@ def check_nodes(storage: Path | Store) -> None:
     if different := differences(answers):
         raise UsageError(f"node {different[0]}: all nodes need the same (tune-sparsity doctor lists them all)")
     for answer in answers:
-        if answer.storage and isinstance(storage, Store):
+        if answer.storage and isinstance(storage, S3Prefix):
             raise UsageError(f"--storage {storage}: node {answer.node.address} {answer.storage}: {EACH_NODE}")
         if answer.storage:
             raise UsageError(

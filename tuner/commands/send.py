@@ -11,7 +11,7 @@ from tune_sparsity.tuner.commands.console import EXIT_DONE, EXIT_FAILED, say, sa
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_driver
 from tune_sparsity.tuner.errors import UsageError, redact
-from tune_sparsity.tuner.storage.claim import held
+from tune_sparsity.tuner.storage.claim import claim_study
 from tune_sparsity.tuner.study.layout import RESULT_JSON
 from tune_sparsity.tuner.system.files import to_json, write_atomically
 from tune_sparsity.tuner.tracking.client import own_environment
@@ -27,7 +27,7 @@ def send_study(config: StudyConfig, *, chosen: bool) -> tuple[str, list[str]]:
     """
     if isinstance(config.storage, Path):
         return send_folder(config.folder, config.tracking_uri, chosen=chosen)
-    with held(config.storage, config.study, config.folder, resume=True):
+    with claim_study(config.storage, config.study, config.folder, resume=True):
         return send_folder(config.folder, config.tracking_uri, chosen=chosen)
 
 

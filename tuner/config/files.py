@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from tune_sparsity.tuner.config.study_config import GOALS, StudyConfig, describe, make_config, study_in
 from tune_sparsity.tuner.errors import UsageError, redact
 from tune_sparsity.tuner.storage.local_copy import file_of, working_folder
-from tune_sparsity.tuner.storage.s3 import Store
+from tune_sparsity.tuner.storage.s3 import S3Prefix
 from tune_sparsity.tuner.study.layout import STUDY_YAML
 from tune_sparsity.tuner.system.files import write_atomically
 
@@ -37,13 +37,13 @@ def read_config(options: dict[str, Any]) -> StudyConfig:
     return _from_file(Path(file), options)
 
 
-def read_study(study: str, storage: Path | Store, options: dict[str, Any]) -> StudyConfig:
+def read_study(study: str, storage: Path | S3Prefix, options: dict[str, Any]) -> StudyConfig:
     """The configuration of an existing study, by its name in `storage` or by its folder.
 
     Raises:
         UsageError: if there is none, or if the object store cannot be read.
     """
-    if isinstance(storage, Store):
+    if isinstance(storage, S3Prefix):
         return _from_file(_file_in(storage, study), {**options, "storage": storage, "study": study})
     folder = storage / study
     if not _is_file(folder / "study.yaml") and _is_file(Path(study) / "study.yaml"):
@@ -55,7 +55,7 @@ def read_study(study: str, storage: Path | Store, options: dict[str, Any]) -> St
     return _from_file(folder / "study.yaml", {**options, **place})
 
 
-def _file_in(store: Store, study: str) -> Path:
+def _file_in(store: S3Prefix, study: str) -> Path:
     """A copy of the study.yaml in the store, or the one that waits on this machine to be brought there."""
     try:
         return file_of(study_in(store, study), "study.yaml")
@@ -79,7 +79,7 @@ def check_withheld(config: StudyConfig) -> None:
     from tune_sparsity.search_spaces import read_mapping
 
     storage = config.storage
-    file = _file_in(storage, config.study) if isinstance(storage, Store) else config.folder / "study.yaml"
+    file = _file_in(storage, config.study) if isinstance(storage, S3Prefix) else config.folder / "study.yaml"
     data, _ = read_mapping(file)
     uri = (data.get(_ABOUT) or {}).get(WITHHELD)
     if uri and not (config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()):

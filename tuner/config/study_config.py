@@ -27,7 +27,7 @@ from tune_sparsity.tuner.config.fields import Front, Target, split
 from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri, resolve_tracking_uri
 from tune_sparsity.tuner.errors import UsageError, redact, unknown
 from tune_sparsity.tuner.storage.local_copy import working_folder
-from tune_sparsity.tuner.storage.s3 import ACCEPTED, Store, parse_store
+from tune_sparsity.tuner.storage.s3 import ACCEPTED, S3Prefix, parse_store
 
 if TYPE_CHECKING:
     from tune_sparsity.tuner.study.goal import Goal
@@ -61,7 +61,7 @@ def parse_duration(value: Any) -> Any:
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=3650 * 86400, allow_inf_nan=False)]
 
 
-def _place(text: str) -> Path | Store:
+def _place(text: str) -> Path | S3Prefix:
     if text.startswith("s3:") or "://" in text:
         return parse_store(text)
     if not text or "\0" in text:
@@ -69,7 +69,7 @@ def _place(text: str) -> Path | Store:
     return Path(text)
 
 
-def storage_of(text: str) -> Path | Store:
+def storage_of(text: str) -> Path | S3Prefix:
     """The value of a subcommand's --storage. Raises UsageError."""
     try:
         return _place(text)
@@ -77,7 +77,7 @@ def storage_of(text: str) -> Path | Store:
         raise UsageError(f"--storage {redact(text)!r}: {error}") from None
 
 
-def study_in(store: Store, study: str) -> Store:
+def study_in(store: S3Prefix, study: str) -> S3Prefix:
     """The prefix of a study. Raises UsageError for what is no study's name: it must not lead out of the store's."""
     if not _STUDY_NAME.fullmatch(study):
         raise UsageError(f"{study[:100]!r} is no study's name: a study in {store} is given by its name alone")
@@ -118,7 +118,7 @@ class StudyConfig(BaseModel):
     cpus_per_trial: float = Field(default=1, gt=0, le=1024, allow_inf_nan=False)
     gpus_per_trial: Literal["auto"] | Annotated[float, Field(ge=0, le=1024, allow_inf_nan=False)] = "auto"
     address: str | None = None
-    storage: Annotated[Path | InstanceOf[Store], PlainSerializer(str, return_type=str)] = Path("studies")
+    storage: Annotated[Path | InstanceOf[S3Prefix], PlainSerializer(str, return_type=str)] = Path("studies")
     study: str = ""
     tracking_uri: str = ""
     data_dir: Path | None = None
@@ -254,7 +254,7 @@ class StudyConfig(BaseModel):
     @property
     def folder(self) -> Path:
         """The study's own folder; of a study in an object store, the one on this machine that it is worked on in."""
-        if isinstance(self.storage, Store):
+        if isinstance(self.storage, S3Prefix):
             return working_folder(self.storage, self.study)
         return self.storage / self.study
 

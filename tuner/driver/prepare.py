@@ -27,7 +27,7 @@ from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.search.samplers import check_sampler
 from tune_sparsity.tuner.search.spaces import spaces_of
 from tune_sparsity.tuner.search.warm_start import WarmStart, warm_start
-from tune_sparsity.tuner.storage.s3 import Store, StoreError
+from tune_sparsity.tuner.storage.s3 import S3Prefix, StoreError
 from tune_sparsity.tuner.study.goal import Goal
 
 _A_WHILE = 20.0  # seconds
@@ -172,18 +172,18 @@ def _exists(config: StudyConfig) -> bool:
     """Whether there is a study of that name: of one in an object store also what waits here to be brought there."""
     if config.folder.exists():
         return True
-    return isinstance(config.storage, Store) and bool((config.storage / config.study).names())
+    return isinstance(config.storage, S3Prefix) and bool((config.storage / config.study).names())
 
 
-def check_storage(storage: Path | Store) -> None:
+def check_storage(storage: Path | S3Prefix) -> None:
     """Raises UsageError unless files can be made in the storage; leaves no trace."""
-    if isinstance(storage, Store):
+    if isinstance(storage, S3Prefix):
         _check_store(storage)
     else:
         _check_folder(storage)
 
 
-def _check_store(store: Store) -> None:
+def _check_store(store: S3Prefix) -> None:
     probe = f".tune-sparsity-probe-{secrets.token_hex(4)}"
     try:
         store.reach()

@@ -21,7 +21,7 @@ from tune_sparsity.tuner.reports.progress import Progress
 from tune_sparsity.tuner.results.retraining import Retrained
 from tune_sparsity.tuner.search.asha import Halving, rung_epochs
 from tune_sparsity.tuner.search.spaces import turns
-from tune_sparsity.tuner.storage.claim import held
+from tune_sparsity.tuner.storage.claim import claim_study
 from tune_sparsity.tuner.storage.lease import TakenOver
 from tune_sparsity.tuner.storage.sync import Mirror
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
@@ -75,7 +75,7 @@ def run_study(
     launched = began if launched is None else launched
     with ExitStack() as stack:
         if resume:  # before anything is started
-            mirror = stack.enter_context(held(config.storage, config.study, config.folder, resume=True))
+            mirror = stack.enter_context(claim_study(config.storage, config.study, config.folder, resume=True))
         # Ray says on standard output that a node has died: what is there is for --json alone.
         stack.enter_context(redirect_stdout(sys.stderr))
         ray.begin()
@@ -87,7 +87,7 @@ def run_study(
         concurrency = ray_tune.slots(config, gpus)
         arrays = for_workers(config, prepared.experiment, prepared.data, lambda: prepared.checksum)
         if not resume:
-            mirror = stack.enter_context(held(config.storage, config.study, config.folder, resume=False))
+            mirror = stack.enter_context(claim_study(config.storage, config.study, config.folder, resume=False))
         with terminable(ray), _disk_errors_told():
             if not resume:
                 device = "cuda" if gpus else "cpu"

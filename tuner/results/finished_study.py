@@ -13,7 +13,7 @@ from tune_sparsity.tuner.config.files import read_study
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.storage.local_copy import looked_at
-from tune_sparsity.tuner.storage.s3 import Store
+from tune_sparsity.tuner.storage.s3 import S3Prefix
 from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.study.trial import TrialRecord
 
@@ -62,7 +62,7 @@ class EndedStudy:
         return sorted(path.relative_to(self.folder).as_posix() for path in found)
 
 
-def read_ended(study: str, storage: Path | Store, options: dict[str, Any] | None = None) -> EndedStudy:
+def read_ended(study: str, storage: Path | S3Prefix, options: dict[str, Any] | None = None) -> EndedStudy:
     """An ended study, by its name in `storage` or by its folder.
 
     Args:
@@ -73,7 +73,7 @@ def read_ended(study: str, storage: Path | Store, options: dict[str, Any] | None
     """
     config = read_study(study, storage, options or {})
     try:
-        folder = looked_at(config.storage / config.study) if isinstance(config.storage, Store) else config.folder
+        folder = looked_at(config.storage / config.study) if isinstance(config.storage, S3Prefix) else config.folder
     except OSError as error:
         raise UsageError(f"--storage {error}") from None
     result = folder / "result.json"

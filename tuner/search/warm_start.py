@@ -16,7 +16,7 @@ from tune_sparsity.tuner.config.study_config import study_in
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.search.journal import records_of
 from tune_sparsity.tuner.storage.local_copy import looked_at
-from tune_sparsity.tuner.storage.s3 import Store
+from tune_sparsity.tuner.storage.s3 import S3Prefix
 from tune_sparsity.tuner.study.layout import JOURNAL
 from tune_sparsity.tuner.study.pareto import best_trial
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
@@ -37,7 +37,7 @@ class WarmStart:
 
 
 def warm_start(
-    studies: Sequence[str], storage: Path | Store, spaces: Sequence[Space], target: float, alike: dict[str, Any]
+    studies: Sequence[str], storage: Path | S3Prefix, spaces: Sequence[Space], target: float, alike: dict[str, Any]
 ) -> WarmStart:
     """What earlier studies have to say to a new one.
 
@@ -71,8 +71,8 @@ def warm_start(
     return WarmStart(tuple(trials), tuple(points))
 
 
-def _folder(study: str, storage: Path | Store) -> Path:
-    if isinstance(storage, Store):
+def _folder(study: str, storage: Path | S3Prefix) -> Path:
+    if isinstance(storage, S3Prefix):
         return _copied(study, storage)
     for folder in (storage / study, Path(study)):
         try:
@@ -85,7 +85,7 @@ def _folder(study: str, storage: Path | Store) -> Path:
     raise UsageError(f"--warm-start {study}: no such study in {storage}, nor a study's folder: {known}")
 
 
-def _copied(study: str, store: Store) -> Path:
+def _copied(study: str, store: S3Prefix) -> Path:
     """A copy of a study in an object store, or a study's folder on this machine."""
     if (Path(study) / JOURNAL).is_file():
         return Path(study)

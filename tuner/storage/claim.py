@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.storage.lease import Owner
-from tune_sparsity.tuner.storage.local_copy import bring
-from tune_sparsity.tuner.storage.lock import alone, tidy
-from tune_sparsity.tuner.storage.s3 import Store, StoreError
+from tune_sparsity.tuner.storage.lease import Lease
+from tune_sparsity.tuner.storage.local_copy import download
+from tune_sparsity.tuner.storage.lock import lock_study, tidy
+from tune_sparsity.tuner.storage.s3 import S3Prefix, StoreError
 from tune_sparsity.tuner.storage.sync import Mirror
 
 
 @contextmanager
-def held(storage: Path | Store, name: str, folder: Path, *, resume: bool) -> Iterator[Mirror | None]:
+def claim_study(storage: Path | S3Prefix, name: str, folder: Path, *, resume: bool) -> Iterator[Mirror | None]:
     """Within it the study is this process's; in an object store it is kept up to date there.
 
     Args:
@@ -33,14 +33,14 @@ def held(storage: Path | Store, name: str, folder: Path, *, resume: bool) -> Ite
     """
     if not resume or not isinstance(storage, Path):
         folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder):
+    with lock_study(folder):
         if isinstance(storage, Path):
             if resume:
                 tidy(folder)
             yield None
             return
         study = storage / name
-        owner = Owner(study, folder)
+        owner = Lease(study, folder)
         try:
             newer = owner.take()
             arrived = _fetched(study, folder) if newer else []
@@ -54,11 +54,11 @@ def held(storage: Path | Store, name: str, folder: Path, *, resume: bool) -> Ite
             yield mirror
 
 
-def _fetched(study: Store, folder: Path) -> list[str]:
+def _fetched(study: S3Prefix, folder: Path) -> list[str]:
     """Makes the folder what the store has; the folder itself stays, since the lock is on it."""
     for old in folder.iterdir():
         if old.is_dir() and not old.is_symlink():
             shutil.rmtree(old)
         else:
             old.unlink()
-    return bring(study, folder)
+    return download(study, folder)

@@ -1,7 +1,7 @@
 """Whose a study in an object store is: an object that its driver renews, since such a store has no locks.
 
 What it can do: a second driver sees that the first one renews it, and is refused; a driver that finds another's mark in
-the place of its own stops writing. What it cannot: a driver that could not reach the store for longer than LAPSE is
+the place of its own stops writing. What it cannot: a driver that could not reach the store for longer than TTL is
 taken for dead; should it live, both may train for a while, until it reaches the store again and stops.
 """
 
@@ -19,12 +19,12 @@ from typing import Any
 import psutil
 
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.storage.s3 import Store
+from tune_sparsity.tuner.storage.s3 import S3Prefix
 
 OWNER = ".owner.json"
 MARK = ".owner"  # in the working folder: the last driver that wrote there
 BEAT = 10.0  # seconds between two renewals
-LAPSE = 40.0  # seconds without one after which the driver is taken for dead
+TTL = 40.0  # seconds without one after which the driver is taken for dead
 _LOOK = 2.0  # seconds between two looks at another's mark
 _SETTLE = 1.0  # seconds after which the last one of several that took it at once is to be seen
 
@@ -33,7 +33,7 @@ class TakenOver(Exception):
     """Another driver runs the study now."""
 
 
-class Owner:
+class Lease:
     """This process as a study's driver.
 
     Args:
@@ -41,7 +41,7 @@ class Owner:
         folder: where this process works on it.
     """
 
-    def __init__(self, study: Store, folder: Path) -> None:
+    def __init__(self, study: S3Prefix, folder: Path) -> None:
         self._study, self._folder = study, folder
         self._token, self._beat, self._next = secrets.token_hex(16), 0, 0.0
 
@@ -90,8 +90,8 @@ class Owner:
 
     def _wait_for(self, before: dict[str, Any]) -> None:
         host = before.get("host", "another machine")
-        print(f"Looking whether {host} still runs the study, {LAPSE:.0f} seconds at most", file=sys.stderr, flush=True)
-        end = time.monotonic() + LAPSE
+        print(f"Looking whether {host} still runs the study, {TTL:.0f} seconds at most", file=sys.stderr, flush=True)
+        end = time.monotonic() + TTL
         while time.monotonic() < end:
             time.sleep(_LOOK)
             now = self._read() or before
@@ -117,7 +117,7 @@ class Owner:
         self._next = time.monotonic() + BEAT
 
 
-def _taken(study: Store, by: dict[str, Any]) -> str:
+def _taken(study: S3Prefix, by: dict[str, Any]) -> str:
     name = study.prefix.rpartition("/")[2]
     return f"study {name!r} is being run by another process, on {by.get('host', 'another machine')}: wait, or end it"
 

@@ -9,14 +9,14 @@ import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
-from tune_sparsity.tuner.storage.s3 import Store, parts_of
+from tune_sparsity.tuner.storage.s3 import S3Prefix, parts_of
 from tune_sparsity.tuner.study.layout import WEIGHTS
 
 CACHE_VARIABLE = "TUNE_SPARSITY_CACHE"  # the folder of working copies, in the place of ~/.cache/tune-sparsity
 _COPIES: list[tempfile.TemporaryDirectory[str]] = []  # each is removed when this process ends
 
 
-def working_folder(store: Store, study: str) -> Path:
+def working_folder(store: S3Prefix, study: str) -> Path:
     """Where a driver on this machine works on a study of the store: the same one whenever it is called."""
     home = os.environ.get(CACHE_VARIABLE)
     base = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tune-sparsity"
@@ -38,7 +38,7 @@ def belongs(name: str) -> bool:
     return parts != ("tracking", "lock") and ".journal.lock" not in name
 
 
-def bring(study: Store, folder: Path, *, hidden: bool = True) -> list[str]:
+def download(study: S3Prefix, folder: Path, *, hidden: bool = True) -> list[str]:
     """Writes the study's files into the folder.
 
     Args:
@@ -60,15 +60,15 @@ def bring(study: Store, folder: Path, *, hidden: bool = True) -> list[str]:
 
 
 @functools.lru_cache
-def looked_at(study: Store) -> Path:
+def looked_at(study: S3Prefix) -> Path:
     """A copy of the study to look at, which is gone when this process ends. Raises OSError."""
     folder = _temporary() / study.prefix.rpartition("/")[2]
-    bring(study, folder, hidden=False)
+    download(study, folder, hidden=False)
     return folder
 
 
 @functools.lru_cache
-def file_of(study: Store, name: str) -> Path:
+def file_of(study: S3Prefix, name: str) -> Path:
     """A copy of one file of the study, which is gone when this process ends. Raises OSError."""
     path = _temporary() / name
     path.write_bytes(study.read(name))

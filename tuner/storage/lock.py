@@ -13,7 +13,7 @@ from tune_sparsity.tuner.errors import UsageError
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def lock_study(folder: Path) -> Iterator[None]:
     """Within it no other process runs the study in this folder. However this one ends, the system lets go of it.
 
     Raises:

@@ -38,7 +38,7 @@ class StoreError(OSError):
 
 
 @dataclass(frozen=True)
-class Store:
+class S3Prefix:
     """A prefix in a bucket; objects are named relative to it, with "/" between the parts of a name.
 
     It can be sent to other machines: it holds no credentials, and each machine uses its own.
@@ -57,12 +57,12 @@ class Store:
     def __str__(self) -> str:
         return f"{SCHEME}{self._path()}"
 
-    def __truediv__(self, name: str) -> Store:
+    def __truediv__(self, name: str) -> S3Prefix:
         """The prefix below this one. Raises ValueError for a name that would lead out of it."""
         return replace(self, prefix="/".join(part for part in (self.prefix, *parts_of(name)) if part))
 
     @property
-    def parent(self) -> Store:
+    def parent(self) -> S3Prefix:
         """The prefix that this one is in."""
         return replace(self, prefix=self.prefix.rpartition("/")[0])
 
@@ -121,7 +121,7 @@ class Store:
         return _client(self.bucket, self.endpoint, self.region, at_once)
 
 
-def parse_store(uri: str) -> Store:
+def parse_store(uri: str) -> S3Prefix:
     """The store that a URI names, at the endpoint and in the region that the environment names.
 
     Raises:
@@ -141,7 +141,7 @@ def parse_store(uri: str) -> Store:
     region = environment("AWS_REGION") or environment("AWS_DEFAULT_REGION") or ""
     if endpoint and (urlsplit(endpoint).scheme not in ("http", "https") or "@" in endpoint):
         raise ValueError("AWS_ENDPOINT_URL has to be http://HOST:PORT or https://HOST, without a password")
-    return Store(bucket, "/".join(parts_of(prefix.strip("/"))), endpoint.rstrip("/"), region)
+    return S3Prefix(bucket, "/".join(parts_of(prefix.strip("/"))), endpoint.rstrip("/"), region)
 
 
 def parts_of(name: str) -> tuple[str, ...]:
@@ -154,7 +154,7 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def told(store: Store) -> Iterator[None]:
+def told(store: S3Prefix) -> Iterator[None]:
     """What goes wrong within it is a StoreError of one line, or a FileNotFoundError."""
     try:
         yield

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
-from tune_sparsity.tuner.storage.lease import Owner, TakenOver
+from tune_sparsity.tuner.storage.lease import Lease, TakenOver
 from tune_sparsity.tuner.storage.local_copy import belongs
-from tune_sparsity.tuner.storage.s3 import Store
+from tune_sparsity.tuner.storage.s3 import S3Prefix
 from tune_sparsity.tuner.study.layout import JOURNAL, RESULT_JSON, WEIGHTS
 
 EVERY = 3.0  # seconds between two rounds, at least
@@ -44,7 +44,7 @@ class Mirror:
         complete: whether at the end all had arrived.
     """
 
-    def __init__(self, study: Store, folder: Path, owner: Owner, arrived: Iterable[str] = ()) -> None:
+    def __init__(self, study: S3Prefix, folder: Path, owner: Lease, arrived: Iterable[str] = ()) -> None:
         self.study, self._folder, self._owner = study, folder, owner
         self.also: Callable[[], object] = lambda: None
         self.lost, self.complete = "", False

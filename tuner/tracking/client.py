@@ -64,7 +64,7 @@ def by_run(notes: Iterable[Note]) -> dict[str, Owed]:
     return owed
 
 
-class Store:
+class RunWriter:
     """A study's runs in one MLflow store. Every method may raise whatever MLflow raises, and may be called again.
 
     Args:

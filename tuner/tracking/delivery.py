@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.system.files import write_atomically
-from tune_sparsity.tuner.tracking.client import Store, by_run, one_line
+from tune_sparsity.tuner.tracking.client import RunWriter, by_run, one_line
 from tune_sparsity.tuner.tracking.outbox import PARENT, outbox_file, read_identity, read_notes
 
 SENT, LOCK = "sent.json", "lock"
@@ -74,7 +74,7 @@ class Delivery:
     def __init__(self, study_folder: Path, uri: str) -> None:
         self.folder, self.file = study_folder, outbox_file(study_folder)
         self.sent = read_sent(study_folder, uri)
-        self._store = Store(uri, read_identity(self.file), study_folder, self.sent.runs)
+        self._store = RunWriter(uri, read_identity(self.file), study_folder, self.sent.runs)
         self._opened = False
         if not (self.file.parent / SENT).exists():
             self._note()

@@ -165,7 +165,7 @@ def test_measurements_are_those_of_the_network() -> None:
         assert measured["nonzero_weights"] == 300 - training.sparse.zeros()[0]
         assert measured["sparsity_total"] == pytest.approx(training.sparse.zeros()[0] / 323)
         assert measured["val_accuracy"] == evaluate(training.experiment, training.model, data.val)
-        assert measured["travel"] == training.sparse.travel > 0
+        assert measured["travel"] == training.sparse.lr_sum > 0
         assert 0 < measured["hoyer"] <= 1
         assert measured["epoch_seconds"] > 0
         with training.sparse.projected():

@@ -18,7 +18,7 @@ from tune_sparsity.sparsity.layers import prunable_layers
 from tune_sparsity.sparsity.masks import zeros_for
 from tune_sparsity.sparsity.methods.registry import LpssSettings, lpss
 from tune_sparsity.sparsity.schedules import KINDS, Schedule
-from tune_sparsity.sparsity.topology.magnitude import Ramp
+from tune_sparsity.sparsity.topology.magnitude import GlobalMagnitude
 from tune_sparsity.sparsity.training import SparseTraining
 
 # ---- the final sparsity
@@ -166,7 +166,7 @@ def test_mask_projected_by_hand_does_not_move_either() -> None:
     sparse.project()
     fixed = [mask.clone() for mask in sparse.masks]
     train(model, sparse, 30, 60)
-    assert sparse.progress < sparse.fix_at
+    assert sparse.progress < sparse.mask_frozen_at
     assert all(torch.equal(mask, old) for mask, old in zip(sparse.masks, fixed, strict=True))
 
 
@@ -223,7 +223,7 @@ def test_masks_given_are_not_the_masks_kept() -> None:
     layers = prunable_layers(model)
     given_masks = [torch.ones_like(layer.weight) for layer in layers]
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    ramp = Ramp(Schedule("constant", 0.5), 1)
+    ramp = GlobalMagnitude(Schedule("constant", 0.5), 1)
     sparse = SparseTraining(model, layers, optimizer, ramp, given_masks, sparsity=0.5, total_steps=10)
     train(model, sparse, 0, 1)
     assert sparse.sparsity() == 0.5

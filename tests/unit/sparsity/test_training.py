@@ -19,7 +19,7 @@ from tune_sparsity.sparsity.masks import zeros_for
 from tune_sparsity.sparsity.methods.registry import LpssSettings, lpss
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.schedules import Schedule
-from tune_sparsity.sparsity.topology.magnitude import Ramp
+from tune_sparsity.sparsity.topology.magnitude import GlobalMagnitude
 from tune_sparsity.sparsity.training import SparseTraining
 
 # ---- gradients, momentum and the latent
@@ -124,7 +124,7 @@ def test_momentum_of_ordinary_layers_is_cleared_with_a_dense_latent_too() -> Non
 def magnitude_pruning(model: nn.Module, optimizer: torch.optim.Optimizer, total: int) -> SparseTraining:
     layers = prunable_layers(model, sphere=False)
     masks = [torch.ones_like(layer.weight) for layer in layers]
-    ramp = Ramp(Schedule("cubic", 0.0, 0.9, 0.1, 0.7), 10)
+    ramp = GlobalMagnitude(Schedule("cubic", 0.0, 0.9, 0.1, 0.7), 10)
     return SparseTraining(
         model, layers, optimizer, ramp, masks, sparsity=0.9, total_steps=total, learning_rate=lambda u: 1 - u
     )
@@ -142,7 +142,7 @@ def test_gradual_magnitude_pruning_with_torchs_optimizers(kind: str) -> None:
     train(model, sparse, 0, 200)
     assert zero_weights(sparse) == sparse.zeros()[0] == zeros_for(0.9, 3456)
     assert accuracy(model, X, Y) > 0.95
-    assert sparse.travel == 0.0  # there is no sphere
+    assert sparse.lr_sum == 0.0  # there is no sphere
 
 
 def test_learning_rates_follow_the_schedule_from_their_own_peaks() -> None:
@@ -162,7 +162,7 @@ def test_learning_rates_follow_the_schedule_from_their_own_peaks() -> None:
         assert (sphere["lr"], sphere["gain_lr"], rest["lr"]) == pytest.approx(
             (0.04 * (1 - k / 10), 0.5 * (1 - k / 10), 0.2 * (1 - k / 10))
         )
-    assert sparse.travel == pytest.approx(0.04 * 5.5)  # 1 + .9 + ... + .1
+    assert sparse.lr_sum == pytest.approx(0.04 * 5.5)  # 1 + .9 + ... + .1
 
 
 def test_hoyer_is_the_mean_over_the_rows_of_all_layers() -> None:
@@ -213,7 +213,7 @@ def test_resumed_at_any_step_equals_the_unbroken_run(make: Callable[[], tuple[nn
         for name, value in other.state_dict().items():
             assert torch.equal(value, unbroken[name]), (k, name)
         assert all(torch.equal(mask, old) for mask, old in zip(again.masks, sparse.masks, strict=True))
-        assert (again.steps, again.travel, again.fixed) == (sparse.steps, sparse.travel, sparse.fixed)
+        assert (again.steps, again.lr_sum, again.fixed) == (sparse.steps, sparse.lr_sum, sparse.fixed)
         assert again.topology.state_dict() == sparse.topology.state_dict()
 
 

@@ -17,8 +17,8 @@ from tune_sparsity.sparsity import METHODS, LpssSettings, lpss, suggest_p
 from tune_sparsity.sparsity.methods.registry import nested
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.schedules import Schedule
-from tune_sparsity.sparsity.topology.controller import ProportionalIntegral, Published
-from tune_sparsity.sparsity.topology.magnitude import Ramp
+from tune_sparsity.sparsity.topology.controller import PaperFeedback, ProportionalIntegral
+from tune_sparsity.sparsity.topology.magnitude import GlobalMagnitude
 
 GOOD = {"final_sparsity": 0.9, "p": 1.3}
 
@@ -86,7 +86,7 @@ def test_method_builds_what_its_parameters_say() -> None:
     sphere, rest = sparse.optimizer.param_groups
     assert (sphere["p"], sphere["lr"], sphere["gain_lr"], sphere["momentum"]) == (1.3, 0.02, 0.3, 0.5)
     assert (rest["p"], rest["lr"], rest["momentum"]) == (None, 0.3, 0.5)
-    assert (sparse.final_sparsity, sparse.total_steps, sparse.fix_at) == (0.9, 10, 0.6)
+    assert (sparse.final_sparsity, sparse.total_steps, sparse.mask_frozen_at) == (0.9, 10, 0.6)
 
 
 # ---- networks
@@ -141,7 +141,7 @@ def test_feedback_by_name() -> None:
         return lpss(mlp(20, 8, 4), settings, total_steps=10).topology
 
     published, pi = feedback("published").feedback, feedback("pi").feedback
-    assert isinstance(published, Published)
+    assert isinstance(published, PaperFeedback)
     assert (published.target, published.delta) == (0.9, 0.2)
     assert isinstance(pi, ProportionalIntegral)
     assert pi.ki == pytest.approx(0.2)
@@ -151,7 +151,7 @@ def test_feedback_by_name() -> None:
 def test_ramp_rises_from_the_initial_to_the_final_sparsity() -> None:
     settings = LpssSettings(0.9, 1.3, threshold={"begin": 0.2, "end": 0.6}, threshold_interval=7)
     topology = lpss(mlp(20, 8, 4), settings, total_steps=10).topology
-    assert isinstance(topology, Ramp)
+    assert isinstance(topology, GlobalMagnitude)
     assert topology.interval == 7
     assert [topology.sparsity(at) for at in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([0.2, 0.2, 0.8125, 0.9, 0.9])
 

@@ -13,8 +13,14 @@ from torch import Tensor, nn
 
 from tests.helpers.problems import tensors
 from tune_sparsity.sparsity import METHODS, LpSGD, SparseTraining
-from tune_sparsity.sparsity.optim.cuda_graph import Moving, Recorded, RecordedPasses, RecordedSteps, can_be_recorded
-from tune_sparsity.sparsity.optim.foreach import Block
+from tune_sparsity.sparsity.optim.cuda_graph import (
+    DeviceScalars,
+    Recorded,
+    RecordedPasses,
+    RecordedSteps,
+    can_be_recorded,
+)
+from tune_sparsity.sparsity.optim.foreach import ForeachStep
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SHAPES = [(6, 40), (5, 40), (4, 3, 2, 2)]
@@ -40,7 +46,7 @@ def stepped(moving: bool, **options: Any) -> tuple[list[Tensor], list[dict[str, 
     if options["p"] is not None:
         optimizer.set_masks(dict(zip(params, masks, strict=True)))
     names = ("lr", "gain_lr", "p") if options["p"] is not None else ("lr", "gain_lr")
-    numbers = Moving(optimizer.param_groups, names, torch.device("cpu"), torch.float64)
+    numbers = DeviceScalars(optimizer.param_groups, names, torch.device("cpu"), torch.float64)
     for number in range(3):
         group = optimizer.param_groups[0]
         group["lr"], group["gain_lr"] = 0.1 / (1 + number), 0.2 / (1 + number)
@@ -75,7 +81,7 @@ def test_rates_of_any_kind_of_number_follow() -> None:
     optimizer = LpSGD([nn.Parameter(x) for x in drawn(0)], p=1.5)
     group = optimizer.param_groups[0]
     group["lr"] = np.float32(0.25)
-    numbers = Moving(optimizer.param_groups, ("lr", "p"), torch.device("cpu"), torch.float64)
+    numbers = DeviceScalars(optimizer.param_groups, ("lr", "p"), torch.device("cpu"), torch.float64)
     for lr in (0.25, 0.125):
         group["lr"] = np.float32(lr)
         numbers.follow()
@@ -86,18 +92,18 @@ def test_rates_of_any_kind_of_number_follow() -> None:
 def test_numbers_follow_only_groups_they_belong_to() -> None:
     params = [nn.Parameter(x) for x in drawn(0)]
     optimizer = LpSGD(params[:2], p=1.5)
-    numbers = Moving(optimizer.param_groups, ("lr",), torch.device("cpu"), torch.float64)
+    numbers = DeviceScalars(optimizer.param_groups, ("lr",), torch.device("cpu"), torch.float64)
     assert numbers.belongs_to(optimizer.param_groups)
     optimizer.add_param_group({"params": params[2:]})
     assert not numbers.belongs_to(optimizer.param_groups)
-    numbers = Moving(optimizer.param_groups, ("lr",), torch.device("cpu"), torch.float64)
+    numbers = DeviceScalars(optimizer.param_groups, ("lr",), torch.device("cpu"), torch.float64)
     optimizer.load_state_dict(optimizer.state_dict())
     assert not numbers.belongs_to(optimizer.param_groups)
 
 
 def test_groups_are_whole_again_after_a_step_that_failed() -> None:
     optimizer = LpSGD([nn.Parameter(x) for x in drawn(0)], p=1.5)
-    numbers = Moving(optimizer.param_groups, ("lr", "p"), torch.device("cpu"), torch.float64)
+    numbers = DeviceScalars(optimizer.param_groups, ("lr", "p"), torch.device("cpu"), torch.float64)
     with pytest.raises(ZeroDivisionError), numbers.in_use():
         raise ZeroDivisionError
     assert optimizer.param_groups[0]["p"] == 1.5
@@ -123,7 +129,7 @@ def test_an_optimizer_says_when_its_memory_is_another() -> None:
     assert after(step)  # makes the blocks
     assert not after(step)
     (block,) = optimizer._blocks[id(optimizer.param_groups[0])][1]
-    assert isinstance(block, Block)
+    assert isinstance(block, ForeachStep)
     masks[params[0]][0] = 0
     assert not after(lambda: optimizer.set_masks(masks))  # the same tensors with something else in them
     assert not after(step)

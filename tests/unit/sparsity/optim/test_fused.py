@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.helpers.problems import tensors
 from tune_sparsity.sparsity.optim import fused
-from tune_sparsity.sparsity.optim.foreach import Block
+from tune_sparsity.sparsity.optim.foreach import ForeachStep
 from tune_sparsity.sparsity.optim.fused import FusedStep
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 
@@ -71,7 +71,7 @@ def test_steps_are_those_on_masked_gradients(seed: int, p: float, momentum: floa
                 for other, mask in zip(others, on, strict=True):
                     other.mul_(mask)
         assert blocks(optimizer) == [FusedStep] * 3
-        assert blocks(plain) == [Block]
+        assert blocks(plain) == [ForeachStep]
         for param, other in zip(params, others, strict=True):
             close(param, other)
             assert set(plain.state[other]) == set(optimizer.state[param]) - {"latent"}
@@ -158,7 +158,7 @@ def test_without_a_compiler_the_step_is_the_same(monkeypatch: pytest.MonkeyPatch
         for k in range(5):
             step(params, optimizer, k)
         monkeypatch.setattr(fused, "kernel", None)
-    assert (blocks(compiled[1]), blocks(plain[1])) == ([FusedStep] * 3, [Block])
+    assert (blocks(compiled[1]), blocks(plain[1])) == ([FusedStep] * 3, [ForeachStep])
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(compiled[0], plain[0], strict=True))
 
 
@@ -208,7 +208,7 @@ def test_what_compiled_code_cannot_step_is_left_to_torch() -> None:
         optimizer = LpSGD([param], p=1.5)
         param.grad = torch.ones_like(param)
         optimizer.step()
-        assert blocks(optimizer) == [Block]
+        assert blocks(optimizer) == [ForeachStep]
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (17, 16), (40, 300), (33, 129), (3, 5000)])

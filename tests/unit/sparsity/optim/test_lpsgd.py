@@ -179,7 +179,7 @@ def test_weights_with_four_dimensions_are_rows() -> None:
             conv.grad = g.clone().to(memory_format=memory)
             optimizer.step()
         assert optimizer.sphere_weights(conv).shape == (6, 27)
-        assert optimizer.saliency(conv).shape == conv.shape
+        assert optimizer.log_magnitude(conv).shape == conv.shape
         ends.append(conv.detach())
     optimizer = LpSGD([flat], 0.1, p=1.3, gain=True)
     for g in grads:
@@ -194,9 +194,9 @@ def test_weights_with_four_dimensions_are_rows() -> None:
 def test_saliency_is_the_logarithm_of_what_the_network_multiplies_with() -> None:
     param = nn.Parameter(normal(0, 4, 30))
     optimizer = LpSGD([param], p=1.3, gain=True)
-    assert torch.allclose(optimizer.saliency(param), param.detach().abs().log2(), rtol=1e-9)
+    assert torch.allclose(optimizer.log_magnitude(param), param.detach().abs().log2(), rtol=1e-9)
     plain = nn.Parameter(normal(0, 4, 30))
-    assert torch.allclose(LpSGD([plain], p=1.3).saliency(plain), plain.detach().abs().log2(), rtol=1e-9)
+    assert torch.allclose(LpSGD([plain], p=1.3).log_magnitude(plain), plain.detach().abs().log2(), rtol=1e-9)
 
 
 def test_saliency_does_not_underflow() -> None:
@@ -204,11 +204,11 @@ def test_saliency_does_not_underflow() -> None:
     optimizer = LpSGD([param], 0.1, p=1.02)
     for k in range(100):
         step(optimizer, param, normal(k + 1, 2, 300, dtype=torch.float32) * torch.linspace(0.001, 1, 300))
-    saliency = optimizer.saliency(param)
+    log_magnitude = optimizer.log_magnitude(param)
     assert (param.abs() < 2.0**-100).any()  # as good as zero
-    assert torch.isfinite(saliency).all()
+    assert torch.isfinite(log_magnitude).all()
     v = optimizer.state[param]["v"].abs()
-    assert torch.equal(saliency.argsort(dim=1)[:, -50:], v.argsort(dim=1)[:, -50:])
+    assert torch.equal(log_magnitude.argsort(dim=1)[:, -50:], v.argsort(dim=1)[:, -50:])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -123,7 +123,7 @@ def test_gain_stays_positive() -> None:
     optimizer = LpSGD([param], 0.0, p=2.0, gain=True, gain_lr=10.0)
     step(optimizer, param, torch.tensor([[1.0, 0.0]]))
     assert 0 < optimizer.state[param]["gain"].item() < 1e-5
-    assert torch.isfinite(optimizer.saliency(param)[0, 0])
+    assert torch.isfinite(optimizer.log_magnitude(param)[0, 0])
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_ordinary_parameters_have_no_sphere_weights() -> None:
     param = nn.Parameter(torch.ones(2, 3))
     optimizer = LpSGD([param])
     with pytest.raises(ValueError, match="lies on no sphere"):
-        optimizer.saliency(param)
+        optimizer.log_magnitude(param)
     with pytest.raises(ValueError, match="lies on no sphere"):
         optimizer.sphere_weights(param)
     assert not optimizer.state

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_sparsity.sparsity.schedules import Schedule
-from tune_sparsity.sparsity.topology.controller import ProportionalIntegral, Published
+from tune_sparsity.sparsity.topology.controller import PaperFeedback, ProportionalIntegral
 
 # ---- published
 
 
 def test_published_formula_on_both_sides_of_its_threshold() -> None:
-    feedback = Published(0.8, delta=0.1)
+    feedback = PaperFeedback(0.8, delta=0.1)
     # S (1 - rho/2) = 0.72 for rho = 0.2.
     assert feedback.update(0.6, 0.1, 0.2, 0.5) == pytest.approx(0.9 * 0.6 / 0.8)
     assert feedback.update(0.7199, 0.1, 0.2, 0.5) == pytest.approx(0.9 * 0.7199 / 0.8)
@@ -22,15 +22,15 @@ def test_published_formula_on_both_sides_of_its_threshold() -> None:
 
 
 def test_published_formula_with_another_delta() -> None:
-    assert Published(0.5, delta=0.3).update(0.25, 0.1, 0.0, 0.0) == pytest.approx(0.7 * 0.5)
-    assert Published(0.5, delta=0.3).update(0.5, 0.1, 0.0, 0.0) == pytest.approx(1.3)
+    assert PaperFeedback(0.5, delta=0.3).update(0.25, 0.1, 0.0, 0.0) == pytest.approx(0.7 * 0.5)
+    assert PaperFeedback(0.5, delta=0.3).update(0.5, 0.1, 0.0, 0.0) == pytest.approx(1.3)
 
 
 @given(st.floats(0, 0.99), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_published_share_is_a_share_and_never_raises_the_threshold(
     target: float, sparsity: float, dropped: float, rho: float
 ) -> None:
-    feedback = Published(target)
+    feedback = PaperFeedback(target)
     assert 0.0 <= feedback.update(sparsity, dropped, rho, 0.5) <= 2.0
     assert feedback.raised == 0.0
 

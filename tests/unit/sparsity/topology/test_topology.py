@@ -18,9 +18,9 @@ from tune_sparsity.sparsity.masks import zeros_for
 from tune_sparsity.sparsity.methods.registry import LpssSettings, lpss
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.schedules import Schedule
-from tune_sparsity.sparsity.topology.base import Pruned, sparsity_of
-from tune_sparsity.sparsity.topology.controller import ProportionalIntegral, Published
-from tune_sparsity.sparsity.topology.magnitude import Ramp
+from tune_sparsity.sparsity.topology.base import LayerView, sparsity_of
+from tune_sparsity.sparsity.topology.controller import PaperFeedback, ProportionalIntegral
+from tune_sparsity.sparsity.topology.magnitude import GlobalMagnitude
 from tune_sparsity.sparsity.topology.threshold_adaptation import ThresholdAdaptation, drop_below, grow_by_gradient
 from tune_sparsity.sparsity.training import SparseTraining
 
@@ -142,7 +142,9 @@ def test_neurons_without_gradient_grow_last() -> None:
 # ---- when
 
 
-@pytest.mark.parametrize("topology", [Ramp, lambda *args: ThresholdAdaptation(args[0], Published(0.5), args[1])])
+@pytest.mark.parametrize(
+    "topology", [GlobalMagnitude, lambda *args: ThresholdAdaptation(args[0], PaperFeedback(0.5), args[1])]
+)
 def test_due_every_interval_between_begin_and_end(topology: Any) -> None:
     rule = topology(Schedule("cubic", 0.2, 0.0, 0.1, 0.5), 30)
     assert [step for step in range(1000) if rule.due(step, 1000)] == list(range(120, 501, 30))
@@ -151,20 +153,20 @@ def test_due_every_interval_between_begin_and_end(topology: Any) -> None:
 # ---- the topologies by themselves
 
 
-def pruned(saliency: Tensor, mask: Tensor, gradient: Tensor) -> Pruned:
-    return Pruned("layer", mask, lambda: saliency, lambda: gradient)
+def pruned(log_magnitude: Tensor, mask: Tensor, gradient: Tensor) -> LayerView:
+    return LayerView("layer", mask, lambda: log_magnitude, lambda: gradient)
 
 
 @given(seeds, st.floats(0, 1))
 def test_ramp_keeps_the_largest_at_exactly_its_schedules_sparsity(seed: int, progress: float) -> None:
     schedule = Schedule("cubic", 0.2, 0.95)
     layers = [pruned(normal(seed + k, 6, 8), torch.ones(6, 8), torch.zeros(6, 8)) for k in range(2)]
-    masks = Ramp(schedule).update(layers, progress)
+    masks = GlobalMagnitude(schedule).update(layers, progress)
     zeros = sum(int((mask == 0).sum()) for mask in masks)
     assert zeros == zeros_for(schedule(progress), 96)
-    cut = torch.cat([layer.saliency().flatten() for layer in layers]).sort(descending=True).values[96 - zeros - 1]
+    cut = torch.cat([layer.log_magnitude().flatten() for layer in layers]).sort(descending=True).values[96 - zeros - 1]
     for mask, layer in zip(masks, layers, strict=True):
-        expected = (layer.saliency() >= cut).to(mask)
+        expected = (layer.log_magnitude() >= cut).to(mask)
         if expected.sum() >= 1:  # a layer all below the cut keeps one connection of its own
             assert (mask != expected).sum() <= 1
 
@@ -174,7 +176,7 @@ def test_threshold_adaptation_grows_gamma_times_what_it_drops() -> None:
     logs = torch.arange(1.0, 11.0).log2().expand(4, 10)
     dense = pruned(logs, torch.ones(4, 10), torch.zeros(4, 10))
     idle = pruned(torch.zeros(1, 10), torch.zeros(1, 10), torch.arange(10.0).view(1, 10) - 20)
-    feedback = Published(0.4)
+    feedback = PaperFeedback(0.4)
     topology = ThresholdAdaptation(Schedule("constant", 0.5), feedback)
     first, second = topology.update([dense, idle], 0.3)
     assert first.tolist() == [[0.0, 0.0] + [1.0] * 8] * 4
@@ -210,7 +212,14 @@ def test_ramp_on_a_training_follows_its_schedule_exactly() -> None:
     schedule = Schedule("cubic", 0.0, 0.9, 0.1, 0.7)
     masks = [torch.ones_like(layer.weight) for layer in layers]
     sparse = SparseTraining(
-        model, layers, optimizer, Ramp(schedule, 10), masks, sparsity=0.9, total_steps=200, fix_at=0.75
+        model,
+        layers,
+        optimizer,
+        GlobalMagnitude(schedule, 10),
+        masks,
+        sparsity=0.9,
+        total_steps=200,
+        mask_frozen_at=0.75,
     )
     current = 0
     for k, (xs, ys) in enumerate(batches(x, y, 200)):

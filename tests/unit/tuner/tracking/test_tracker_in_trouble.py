@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.tracking import IDENTITY, InThread, MakeTracker, begun, client, finish, read, record
 from tune_sparsity.tuner.config.tracking_uri import stray_environment
 from tune_sparsity.tuner.study.trial import TrialState
-from tune_sparsity.tuner.tracking.client import Owed, Store
+from tune_sparsity.tuner.tracking.client import Owed, RunWriter
 from tune_sparsity.tuner.tracking.outbox import StudyIdentity
 
 
@@ -122,14 +122,14 @@ def test_a_store_that_comes_back_gets_everything(
     one.start_trial(record(0))
     assert one.flush(30)
     away = [True]
-    write = Store.write
+    write = RunWriter.write
 
-    def perhaps(self: Store, name: str, owed: Owed) -> list[str]:
+    def perhaps(self: RunWriter, name: str, owed: Owed) -> list[str]:
         if away:
             raise ConnectionError("nobody there")
         return write(self, name, owed)
 
-    monkeypatch.setattr(Store, "write", perhaps)
+    monkeypatch.setattr(RunWriter, "write", perhaps)
     one.log_epoch(0, 1, {"val_accuracy": 0.5})
     one.start_trial(record(1))
     assert not one.flush(30)
