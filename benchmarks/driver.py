@@ -76,11 +76,11 @@ def study_in(folder: Path, trials: int, epochs: int, front: bool) -> StudyRun:
     goal = along_front(*wanted["front"]) if front else at_targets(wanted["target"])
     space = load_space("lpss", goal.lowest)
     journal = config.folder / "optuna.journal"
-    searcher = OptunaSearcher([space], goal.lowest, front=goal.spans, journal=journal, name="simulated")
+    searcher = OptunaSearcher([space], goal.lowest, front=goal.multi_objective, journal=journal, name="simulated")
     tracker = Tracker(config.tracking_uri, StudyIdentity("simulated", "simulated", goal.option, "lpss"), config.folder)
     tracker.start_study({"trials": trials}, {})
     progress = Progress(trials, goal, stream=io.StringIO(), live=False)
-    halving = Halving(rung_epochs(epochs), target=goal.lowest, ceiling=goal.highest, spread=goal.spans)
+    halving = Halving(rung_epochs(epochs), target=goal.lowest, ceiling=goal.highest, spread=goal.multi_objective)
     return StudyRun(config, goal, searcher, tracker, progress, config.folder / ".weights", weights_file, halving)
 
 

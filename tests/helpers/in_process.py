@@ -45,7 +45,7 @@ def run_in_process(storage: Path, name: str, *, tracker: Any = None, **options: 
     write_study_yaml(config, epochs=prepared.epochs, checksum=prepared.checksum, device="cpu")
     goal, times = prepared.goal, Times(time.monotonic(), time.monotonic())
     searcher = OptunaSearcher(
-        prepared.spaces, goal.lowest, front=goal.spans, journal=config.folder / JOURNAL, name=name
+        prepared.spaces, goal.lowest, front=goal.multi_objective, journal=config.folder / JOURNAL, name=name
     )
     progress = Progress(config.trials, goal, quiet=True)
     halving = _halving(config, goal, prepared.epochs)

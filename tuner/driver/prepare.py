@@ -78,7 +78,7 @@ def prepare(
     goal = config.goal(*_prunable(experiment))
     try:
         spaces = spaces_of(config, goal, experiment.space)
-        check_sampler(config.sampler, front=goal.spans, methods=len(spaces))
+        check_sampler(config.sampler, front=goal.multi_objective, methods=len(spaces))
     except (ValueError, OSError) as error:  # BadFile is a ValueError, a name too long for a path an OSError
         raise UsageError(str(error)) from None
     check_address(config.address)

@@ -20,7 +20,7 @@ from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.reports.progress import Progress
 from tune_sparsity.tuner.results.retraining import Retrained
 from tune_sparsity.tuner.search.asha import Halving, rung_epochs
-from tune_sparsity.tuner.search.spaces import turns
+from tune_sparsity.tuner.search.spaces import target_rotation
 from tune_sparsity.tuner.storage.claim import claim_study
 from tune_sparsity.tuner.storage.lease import TakenOver
 from tune_sparsity.tuner.storage.sync import Mirror
@@ -163,11 +163,11 @@ def _build(
         prepared.spaces,
         goal.lowest,
         sampler=config.sampler,
-        front=goal.spans,
+        front=goal.multi_objective,
         seed=config.seed,
         journal=config.folder / JOURNAL,
         name=config.study,
-        turns=turns(prepared.spaces, goal),
+        turns=target_rotation(prepared.spaces, goal),
         earlier=prepared.earlier,
     )
     ended = searcher.finished()

@@ -16,7 +16,7 @@ from tune_sparsity.tuner.results.tables import write_trials
 from tune_sparsity.tuner.search.asha import Halving
 from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
 from tune_sparsity.tuner.study.epochs import EpochLog
-from tune_sparsity.tuner.study.front import Standing
+from tune_sparsity.tuner.study.front import FrontTracker
 from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.study.layout import EPOCHS_CSV
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
@@ -65,7 +65,7 @@ class StudyRun:
         for record in self.records.values():
             self._recall(record)
             tracker.recall(record)
-        self.standing = Standing(goal, self.records.values())
+        self.standing = FrontTracker(goal, self.records.values())
         self._began: dict[int, float] = {}
         self._pause = _FILES_EVERY
         self._epochs = EpochLog(config.folder / EPOCHS_CSV)

@@ -50,9 +50,9 @@ def space_for(name: str, goal: Goal) -> Space:
     """The space of that name or file. What it says in terms of the target spans all of the goal: a parameter's range
     reaches from where it begins for the lowest sparsity to where it ends for the highest, and the first points are
     laid out for each of the goal's starts in turn."""
-    if not goal.spans:
+    if not goal.multi_objective:
         return load_space(name, goal.lowest)
-    laid_out = [load_space(name, target) for target in goal.starts]
+    laid_out = [load_space(name, target) for target in goal.anchor_sparsities]
     base = laid_out[0]
     distributions = {key: _union([space.distributions[key] for space in laid_out]) for key in base.distributions}
     fixed = {}
@@ -68,7 +68,7 @@ def space_for(name: str, goal: Goal) -> Space:
     first = tuple(
         _clipped({**point, **_start(spanning, target)}, distributions)
         for points in zip(*(space.first for space in laid_out), strict=True)
-        for target, point in zip(goal.starts, points, strict=True)
+        for target, point in zip(goal.anchor_sparsities, points, strict=True)
     )
     return replace(spanning, first=first)
 
@@ -88,7 +88,7 @@ def _default(method: str) -> float:
     return float(getattr(METHODS[method].settings, FINAL_SPARSITY, 0.0))
 
 
-def turns(spaces: list[Space], goal: Goal) -> list[dict[str, float]]:
+def target_rotation(spaces: list[Space], goal: Goal) -> list[dict[str, float]]:
     """With several targets, what trials have to end on in turn, so that each target gets its share of them: the final
     sparsity of every method that has one. Empty where the sampler chooses."""
     if goal.kind is not GoalKind.TARGETS:

@@ -10,7 +10,7 @@ from tune_sparsity.tuner.study.pareto import point_of
 from tune_sparsity.tuner.study.trial import TrialRecord
 
 
-class Standing:
+class FrontTracker:
     """The feasible front, kept up to date at a cost that grows with the front and not with the trials.
 
     Args:
@@ -23,7 +23,7 @@ class Standing:
         self.front: list[TrialRecord] = []
         self.since_gain = 0
         """Trials that ended, in whatever state, since the goal's merit rose last."""
-        self._merit = goal.merit(())
+        self._score = goal.score(())
         for record in records:
             self.add(record)
 
@@ -42,9 +42,9 @@ class Standing:
         self.since_gain += 1
         if not self._enter(record):
             return False
-        merit = self.goal.merit(self.front)
-        gained = any(now > before for now, before in zip(merit, self._merit, strict=True))
-        self._merit = merit
+        score = self.goal.score(self.front)
+        gained = any(now > before for now, before in zip(score, self._score, strict=True))
+        self._score = score
         if gained:
             self.since_gain = 0
         return gained

@@ -55,7 +55,7 @@ class Goal:
         return GoalKind.TARGETS if len(self.targets) > 1 else GoalKind.TARGET
 
     @property
-    def spans(self) -> bool:
+    def multi_objective(self) -> bool:
         """Whether networks of several sparsities are wanted: then sparsity is an objective beside the accuracy."""
         return self.kind in (GoalKind.TARGETS, GoalKind.FRONT)
 
@@ -78,12 +78,12 @@ class Goal:
     def searched(self) -> tuple[float, float]:
         """The range of the final sparsity, for spaces that say `target` and `above`. With one target it reaches a
         fifth of the way from it to 1: what lies beyond shows what more sparsity would cost."""
-        if self.spans:
+        if self.multi_objective:
             return self.lowest, self.highest
         return self.lowest, self.lowest + 0.2 * (1 - self.lowest)
 
     @property
-    def starts(self) -> tuple[float, ...]:
+    def anchor_sparsities(self) -> tuple[float, ...]:
         """The sparsities that a space's first points are laid out for: the targets, or a front's ends and the point
         between them that lies as many times sparser than the one as the other than it."""
         if self.ceiling is None:
@@ -147,7 +147,7 @@ class Goal:
         best accuracy that is to be had at that sparsity or a higher one (0 where nothing is)."""
         return area / (self.highest - self.lowest)
 
-    def merit(self, front: Sequence[TrialRecord]) -> tuple[float, ...]:
+    def score(self, front: Sequence[TrialRecord]) -> tuple[float, ...]:
         """What the goal judges, of a study with this feasible front: the best accuracy at each target (-1 where there
         is none), and a front's hypervolume. It is a gain if any of the numbers rises; none ever falls. (The
         accuracy counts for a front too: what lies exactly at its lower end has an area of zero.)"""

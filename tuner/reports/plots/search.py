@@ -21,7 +21,7 @@ from tune_sparsity.tuner.reports.plots.theme import (
 )
 from tune_sparsity.tuner.reports.text import percent
 from tune_sparsity.tuner.study.epochs import Series
-from tune_sparsity.tuner.study.front import Standing
+from tune_sparsity.tuner.study.front import FrontTracker
 from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.study.pareto import point_of
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
@@ -46,7 +46,7 @@ def _in_order(records: Sequence[TrialRecord]) -> tuple[list[tuple[float, TrialRe
 def progress_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure:
     """The best accuracy at each target, and the hypervolume, as they rose while the trials ended."""
     timed, name = _in_order(records)
-    standing = Standing(goal)
+    standing = FrontTracker(goal)
     steps: list[tuple[float, list[float | None], float, str]] = []
     for when, record in timed:
         standing.add(record)

@@ -12,7 +12,7 @@ from tune_sparsity.search_spaces import BUILT_IN, load_space
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
-from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY, space_for, spaces_of, turns
+from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY, space_for, spaces_of, target_rotation
 from tune_sparsity.tuner.study.goal import Goal, along_front, at_most, at_targets
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
@@ -49,9 +49,9 @@ def test_a_built_in_space_spans_the_goal_and_starts_along_it(name: str, goal: Go
     others = {key: own for key, own in space.distributions.items() if key != FINAL_SPARSITY}
     assert {key: own for key, own in alone.distributions.items() if key != FINAL_SPARSITY}.items() <= others.items()
     assert set(others) - set(alone.distributions) <= set(alone.fixed)  # what the space fixes to the target is searched
-    assert len(space.first) == len(goal.starts) * len(alone.first)
+    assert len(space.first) == len(goal.anchor_sparsities) * len(alone.first)
     starts = [point[FINAL_SPARSITY] for point in space.first]
-    assert starts == pytest.approx(list(goal.starts) * len(alone.first))
+    assert starts == pytest.approx(list(goal.anchor_sparsities) * len(alone.first))
     for point in space.first:
         assert set(point) <= set(space.distributions)
         for key, value in point.items():
@@ -91,8 +91,8 @@ def test_a_turn_is_the_least_searched_value_that_serves(
     final_sparsity: str, expected: list[float], space_file: Any
 ) -> None:
     space = space_for(space_file(final_sparsity), SEVERAL)
-    assert [turn["lpss"] for turn in turns([space], SEVERAL)] == pytest.approx(expected)
-    assert turns([space], FRONT) == []
+    assert [turn["lpss"] for turn in target_rotation([space], SEVERAL)] == pytest.approx(expected)
+    assert target_rotation([space], FRONT) == []
     assert isinstance(
         space.distributions[FINAL_SPARSITY], FloatDistribution | CategoricalDistribution | IntDistribution
     )
@@ -102,11 +102,13 @@ def test_a_turn_is_the_least_searched_value_that_serves(
 def test_every_target_gets_its_share_and_all_else_is_the_samplers(sampler: str, tmp_path: Path) -> None:
     methods = ["lpss", "gmp", "dense"]
     both = spaces(SEVERAL, method=methods)
-    searcher = OptunaSearcher(both, 0.8, sampler=sampler, journal=tmp_path / "j", turns=turns(both, SEVERAL))
+    searcher = OptunaSearcher(both, 0.8, sampler=sampler, journal=tmp_path / "j", turns=target_rotation(both, SEVERAL))
     asked = []
     for number in range(30):
         if number == 15:  # a resumed search goes on with the turns
-            searcher = OptunaSearcher(both, 0.8, sampler=sampler, journal=tmp_path / "j", turns=turns(both, SEVERAL))
+            searcher = OptunaSearcher(
+                both, 0.8, sampler=sampler, journal=tmp_path / "j", turns=target_rotation(both, SEVERAL)
+            )
         asked.append(searcher.ask())
         final = asked[-1].params.get(FINAL_SPARSITY, 0.0)
         measured = {"val_accuracy": 0.5, "sparsity": final}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.trials import trial
 from tune_sparsity.sparsity import zeros_for
-from tune_sparsity.tuner.study.front import Standing
+from tune_sparsity.tuner.study.front import FrontTracker
 from tune_sparsity.tuner.study.goal import Goal, GoalKind, along_front, at_most, at_targets, sparsity_of
 from tune_sparsity.tuner.study.pareto import pareto_front
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
@@ -47,8 +47,8 @@ def test_each_kind_says_what_it_is() -> None:
     assert single.searched == (0.9, pytest.approx(0.92))
     assert several.searched == (0.8, 0.95)
     assert front.searched == (0.5, 0.99)
-    assert several.starts == (0.8, 0.95)
-    assert front.starts == (0.5, pytest.approx(1 - (0.5 * 0.01) ** 0.5), 0.99)
+    assert several.anchor_sparsities == (0.8, 0.95)
+    assert front.anchor_sparsities == (0.5, pytest.approx(1 - (0.5 * 0.01) ** 0.5), 0.99)
     assert str(single) == "target 0.9"
     assert str(several) == "targets 0.8, 0.95"
     assert str(front) == "front 0.5:0.99"
@@ -119,11 +119,11 @@ def test_the_best_are_the_most_accurate_that_are_sparse_enough(records: list[Tri
 @quick
 @given(histories(), st.sampled_from(GOALS))
 def test_a_standing_kept_up_to_date_is_that_of_all_records(records: list[TrialRecord], goal: Goal) -> None:
-    standing, seen, since = Standing(goal), [], 0
+    standing, seen, since = FrontTracker(goal), [], 0
     for record in records:
-        before = goal.merit(goal.front(seen))
+        before = goal.score(goal.front(seen))
         seen.append(record)
-        after = goal.merit(goal.front(seen))
+        after = goal.score(goal.front(seen))
         assert all(now >= then for now, then in zip(after, before, strict=True))  # nothing that was gained is lost
         gained = after != before
         since = 0 if gained else since + 1
@@ -132,20 +132,20 @@ def test_a_standing_kept_up_to_date_is_that_of_all_records(records: list[TrialRe
         assert standing.since_gain == since
         assert standing.best == goal.best(seen)
         assert standing.reported == goal.reported(seen)
-    again = Standing(goal, records)
+    again = FrontTracker(goal, records)
     assert (again.front, again.since_gain) == (standing.front, standing.since_gain)
 
 
 def test_what_is_a_gain_depends_on_the_goal() -> None:
     first, sparser, better = trial(0, 0.9, 0.95), trial(1, 0.97, 0.90), trial(2, 0.8, 0.96)
-    assert [Standing(at_targets(0.8), [first]).add(record) for record in (sparser, better)] == [False, True]
-    several = Standing(at_targets(0.8, 0.95), [first])
+    assert [FrontTracker(at_targets(0.8), [first]).add(record) for record in (sparser, better)] == [False, True]
+    several = FrontTracker(at_targets(0.8, 0.95), [first])
     assert several.add(sparser)  # the first at 0.95
     assert several.add(better)
     assert several.since_gain == 0
     assert not several.add(trial(3, 0.85, 0.955))  # on the front, and best nowhere
-    assert Standing(along_front(0.5, 0.99), [first]).add(sparser)
-    assert not Standing(along_front(0.5, 0.9), [first]).add(sparser)  # beyond the front's end
+    assert FrontTracker(along_front(0.5, 0.99), [first]).add(sparser)
+    assert not FrontTracker(along_front(0.5, 0.9), [first]).add(sparser)  # beyond the front's end
 
 
 def test_a_fronts_hypervolume_ends_at_its_upper_end_and_is_a_mean_accuracy() -> None:
