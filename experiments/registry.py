@@ -53,6 +53,10 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
 }
 
 
+class OldImport(ValueError):
+    """A user's file imports `experiments` or another part of `tune_sparsity` as earlier versions had it."""
+
+
 def find(name: str) -> Experiment:
     """The experiment of that name.
 
@@ -117,7 +121,7 @@ def _importing(what: str, folder: Path) -> Iterator[None]:
                 del sys.modules[name]
         if (old := _old_name(error)) and (place := place_of(error)):
             told = f"{place} imports {old}, which is a part of tune_sparsity now"
-            raise ValueError(f"{told}: write `from tune_sparsity import ...`") from error
+            raise OldImport(f"{told}: write `from tune_sparsity import ...`") from error
         hint = " (give a file of a package as package.module:name)" if "relative import" in str(error) else ""
         raise ValueError(f"{what} cannot be imported: {described(error)}{hint}") from error
 

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 
 from tune_sparsity.experiments import Experiment, find
-from tune_sparsity.experiments.registry import import_from
+from tune_sparsity.experiments.registry import OldImport, import_from
+from tune_sparsity.experiments.user_files import code_of
+from tune_sparsity.tuner.tracking.old_names import make_known
 
 SERVED_JSON, CODE = "served.json", "code"
 _MASK = ".mask"
@@ -66,10 +68,6 @@ def assemble(folder: Path, network: Path, experiment: Experiment, name: str) -> 
         experiment: of the network.
         name: by which the experiment is found, as --experiment takes it.
     """
-    from tune_sparsity.experiments.user_files import (
-        code_of,  # here, since it brings Ray, which a served network does without
-    )
-
     folder.mkdir(parents=True)
     for file in ("model.safetensors", "model.json"):
         shutil.copyfile(network / file, folder / file)
@@ -91,4 +89,8 @@ def _load_pyfunc(path: str) -> Served:
         import_from(code)
         if name.partition(":")[0].endswith(".py"):
             name = f"{code}/{name}"
-    return load(find(name), folder)
+    try:
+        return load(find(name), folder)
+    except OldImport:  # of a study that an earlier version began
+        make_known()
+        return load(find(name), folder)
