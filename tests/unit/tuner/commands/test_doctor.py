@@ -43,11 +43,11 @@ def test_a_line_says_ok_or_what_to_do() -> None:
 
 def test_whether_the_step_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert bool(step().remedy) == (fused.kernel is None)
-    (tmp_path / "sparsity").mkdir()
-    (tmp_path / "sparsity" / "__init__.py").touch()
-    (tmp_path / "sparsity" / "_kernel.pyi").touch()
+    (tmp_path / "tune_sparsity" / "sparsity" / "optim").mkdir(parents=True)
+    (tmp_path / "tune_sparsity" / "__init__.py").touch()
+    (tmp_path / "tune_sparsity" / "sparsity" / "optim" / "_kernel.pyi").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "sparsity")
+    monkeypatch.delitem(sys.modules, "tune_sparsity")
     assert str(step()).startswith("fix  step on the sphere: not compiled")
 
 

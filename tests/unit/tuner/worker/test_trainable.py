@@ -216,7 +216,8 @@ def test_a_full_disk_is_no_failure_of_the_trial(
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(places, "write_bytes", full)
+    for module in (places, files):  # of checkpoints, and of networks
+        monkeypatch.setattr(module, "write_bytes", full)
     process = Process(tmp_path, "lpss")
     reports = []
     for _ in range(EPOCHS_IN_ALL):
