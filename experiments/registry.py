@@ -35,16 +35,8 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
         "a tenth of CIFAR-10 (not CIFAR-10), augmented, WRN-22-2",
     ),
     "tiny-imagenet": ("experiments.builtin.tiny_imagenet", "tiny_imagenet", "Tiny ImageNet augmented, WRN-22-4"),
-    "uci-dna": (
-        "experiments.builtin.uci",
-        "dna",
-        "UCI splice junctions, multilayer perceptron 240-1024-512-256-128-3",
-    ),
-    "uci-mushroom": (
-        "experiments.builtin.uci",
-        "mushroom",
-        "UCI Mushroom, multilayer perceptron 126-128-256-128-64-2",
-    ),
+    "uci-dna": ("experiments.builtin.uci", "dna", "UCI splice junctions, multilayer perceptron 240-1024-512-256-128-3"),
+    "uci-mushroom": ("experiments.builtin.uci", "mushroom", "UCI Mushroom, multilayer perceptron 126-128-256-128-64-2"),
     "uci-climate": (
         "experiments.builtin.uci",
         "climate",

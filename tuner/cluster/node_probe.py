@@ -22,7 +22,7 @@ def probe(storage: Any, token: str, name: str) -> dict[str, Any]:
     """The node's versions, GPUs and view of the storage.
 
     Args:
-        storage: a folder's path or a tuner.storage.s3.Store, in which the driver has left a file "driver" with the
+        storage: a folder's path or a tuner.storage.s3.S3Prefix, in which the driver has left a file "driver" with the
             token; None: not looked at.
         token: what the file holds.
         name: of the file that this node leaves beside it, with the same content.
