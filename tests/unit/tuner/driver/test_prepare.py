@@ -37,7 +37,7 @@ def test_data_that_take_long_are_not_waited_for(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_users_code_runs_after_a_copy_was_made_and_in_the_main_thread(tmp_path: Path) -> None:
-    source = "import threading\nTHREADS = []\nfrom experiments import digits as ours\n"
+    source = "import threading\nTHREADS = []\nfrom tune_sparsity.experiments.builtin import digits as ours\n"
     source += "from dataclasses import replace\n"
     source += "def load(folder):\n    THREADS.append(threading.current_thread())\n    return ours.digits.load(folder)\n"
     source += "mine = replace(ours.digits, name='mine', load=load)\n"
