@@ -224,7 +224,6 @@ def test_a_password_is_not_written_and_asked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tune_sparsity.tuner.config.files import check_withheld, read_study, write_study_yaml
-    from tune_sparsity.tuner.driver.prepare import Prepared
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -232,7 +231,8 @@ def test_a_password_is_not_written_and_asked_for_again(
     from tune_sparsity.experiments import find
 
     experiment = find("digits")
-    write_study_yaml(Prepared(config, experiment, experiment.load(None), [], at_targets(0.9)), "cpu")
+    epochs, checksum = experiment.recipe.epochs, experiment.load(None).checksum()
+    write_study_yaml(config, epochs=epochs, checksum=checksum, device="cpu")
     text = (tmp_path / "s" / "study.yaml").read_text()
     assert "hunter2" not in text
     assert "db.example" in text

@@ -231,6 +231,10 @@ def prepared(config: StudyConfig) -> Prepared:
     return Prepared(config, experiment, data, [load_space("lpss", 0.85)], config.goal(2, 48))
 
 
+def write(study: Prepared) -> None:
+    write_study_yaml(study.config, epochs=study.epochs, checksum=study.checksum, device="cpu")
+
+
 def test_a_study_loads_again_from_its_own_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {
         "target": "0.85", "experiment": "mine.py:mine", "trials": "9", "time_budget": "2m", "seed": "3",
@@ -238,7 +242,7 @@ def test_a_study_loads_again_from_its_own_file(folder: Path, monkeypatch: pytest
         "storage": "s", "study": "first", "tracking_uri": "sqlite:///m.db", "data_dir": "d",
     }  # fmt: skip
     config = make_config(options).resolved()
-    write_study_yaml(prepared(config), device="cpu")
+    write(prepared(config))
     file = config.folder / "study.yaml"
     written = yaml.safe_load(file.read_text())
     assert written["about"]["device"] == "cpu"
@@ -256,7 +260,7 @@ def test_a_study_loads_again_from_its_own_file(folder: Path, monkeypatch: pytest
 
 def test_a_study_in_a_folder_that_was_renamed_is_the_one_in_that_folder(folder: Path) -> None:
     config = make_config({"target": 0.9, "study": "before"}).resolved()
-    write_study_yaml(prepared(config), device="cpu")
+    write(prepared(config))
     config.folder.rename(folder / "after")
     found = read_study("after", folder, {}).resolved()
     assert found.folder == folder / "after"
@@ -277,7 +281,7 @@ def test_a_password_is_not_written_and_the_environment_gives_it_again(
 ) -> None:
     config = make_config({"target": 0.9, "study": "secret", "tracking_uri": uri}).resolved()
     assert config.tracking_uri == uri
-    write_study_yaml(prepared(config), device="cpu")
+    write(prepared(config))
     assert "hush-9" not in (config.folder / "study.yaml").read_text()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert read_study("secret", Path("studies"), {}).resolved().tracking_uri == uri
