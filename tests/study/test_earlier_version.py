@@ -63,4 +63,4 @@ def test_a_study_goes_on_and_is_reported_and_exported(tmp_path: Path) -> None:
     assert reported.code == 0, reported.stderr
     exported = run_command(["export", "cut", "--format", "safetensors", "--json"], tmp_path)
     assert exported.code == 0, exported.stderr
-    assert Path(json.loads(exported.stdout)["file"]).is_file()
+    assert (tmp_path / json.loads(exported.stdout)["file"]).is_file()
