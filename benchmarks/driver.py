@@ -24,13 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces import load_space
 from tuner.config import make_config
 from tuner.display import Progress
 from tuner.goal import along_front, at_targets
-from tuner.halving import Halving, rung_epochs
+from tuner.goal_spaces import spaces_of
+from tuner.layout import layout_of
 from tuner.outbox import StudyIdentity
 from tuner.records import TrialState
+from tuner.run import halving_for
 from tuner.searcher import Asked, OptunaSearcher
 from tuner.study import StudyRun
 from tuner.tracking import Tracker
@@ -74,13 +75,13 @@ def study_in(folder: Path, trials: int, epochs: int, front: bool) -> StudyRun:
     config = make_config({**options, "tracking_uri": f"sqlite:///{folder}/mlflow.db"}).resolved()
     config.folder.mkdir()
     goal = along_front(*wanted["front"]) if front else at_targets(wanted["target"])
-    space = load_space("lpss", goal.lowest)
+    spaces = spaces_of(config, goal)
     journal = config.folder / "optuna.journal"
-    searcher = OptunaSearcher([space], goal.lowest, front=goal.spans, journal=journal, name="simulated")
+    searcher = OptunaSearcher(spaces, goal.lowest, layout=layout_of(spaces, goal), journal=journal, name="simulated")
     tracker = Tracker(config.tracking_uri, StudyIdentity("simulated", "simulated", goal.option, "lpss"), config.folder)
     tracker.start_study({"trials": trials}, {})
     progress = Progress(trials, goal, stream=io.StringIO(), live=False)
-    halving = Halving(rung_epochs(epochs), target=goal.lowest, ceiling=goal.highest, spread=goal.spans)
+    halving = halving_for(config, goal, epochs)
     return StudyRun(config, goal, searcher, tracker, progress, config.folder / ".weights", weights_file, halving)
 
 

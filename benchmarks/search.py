@@ -38,7 +38,10 @@ from experiments import Data, Experiment, Training, find
 from experiments.training import NotFinite
 from search_spaces import Space, load_space
 from sparsity import METHODS
+from tuner.goal import along_front, at_targets
+from tuner.goal_spaces import space_for
 from tuner.halving import Halving, rung_epochs
+from tuner.layout import layout_of
 from tuner.records import TrialRecord, TrialState
 from tuner.samplers import DEFAULT_SAMPLER, SAMPLERS
 from tuner.searcher import OptunaSearcher
@@ -141,7 +144,6 @@ def searches() -> dict[str, Callable[[int, Space], Propose]]:
         "Ray's OptunaSearch": lambda seed, space: rays(seed, space, points=False),
         "Ray's OptunaSearch, our first points": lambda seed, space: rays(seed, space, points=True),
         f"{DEFAULT_SAMPLER}, no priors or first points": lambda seed, space: ours(seed, without_priors(space)),
-        f"{DEFAULT_SAMPLER}, for the front": _with(front=True),
         **samplers,
     }
 
@@ -239,15 +241,13 @@ def cost(trials: int = 1000) -> None:
     import tempfile
 
     print(f"| sampler | goal | ms a trial, mean of {trials} | last 100 |\n| --- | --- | --- | --- |")
-    for front in (False, True):
+    for goal in (at_targets(TARGET), along_front(TARGET, 0.92)):
         with tempfile.TemporaryDirectory() as folder:
             journal = Path(folder) / "optuna.journal"
-            searcher = OptunaSearcher([load_space("lpss", TARGET)], TARGET, front=front, journal=journal)
+            space = space_for("lpss", goal)
+            searcher = OptunaSearcher([space], TARGET, layout=layout_of([space], goal), journal=journal)
             seconds = _seconds(searcher.ask, searcher.tell, trials)
-        print(
-            f"| {DEFAULT_SAMPLER} | {'front' if front else 'target'} | {_ms(seconds)} | {_ms(seconds[-100:])} |",
-            flush=True,
-        )
+        print(f"| {DEFAULT_SAMPLER} | {goal} | {_ms(seconds)} | {_ms(seconds[-100:])} |", flush=True)
 
 
 def _seconds(ask: Callable[[], Any], tell: Callable[[TrialRecord], None], trials: int) -> list[float]:

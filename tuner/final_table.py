@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from tuner.display import duration, is_terminal
+from tuner.display import duration, is_terminal, missing_above
 from tuner.final_seeds import Retrained, verdicts
 from tuner.goal import GoalKind
 from tuner.records import TrialRecord, TrialState
@@ -114,6 +114,7 @@ def front_line(outcome: StudyOutcome) -> str:
     return (
         f"hypervolume {area:.5f} above (sparsity {goal.lowest:g}, accuracy 0): a mean accuracy of "
         f"{goal.mean_accuracy(area):.2%} over the sparsities from {goal.lowest:g} to {goal.highest:g}"
+        f"{missing_above(goal, outcome.records, '')}"
     )
 
 

@@ -17,11 +17,11 @@ from tuner.config import StudyConfig
 from tuner.connection import Connection
 from tuner.display import Progress
 from tuner.final_seeds import Retrained, best_of_each, jobs, summarise
-from tuner.goal import Goal, GoalKind
-from tuner.goal_spaces import turns
-from tuner.halving import Halving, rung_epochs
+from tuner.goal import Goal
+from tuner.halving import Halving, LikeStopping, rung_epochs
 from tuner.interruption import interruptible, terminable
 from tuner.keeping import held
+from tuner.layout import layout_of
 from tuner.mirror import Mirror
 from tuner.mlflow_parts import dataset_note
 from tuner.outbox import StudyIdentity
@@ -153,11 +153,10 @@ def _search(
         prepared.spaces,
         goal.lowest,
         sampler=config.sampler,
-        front=goal.spans,
         seed=config.seed,
         journal=config.folder / JOURNAL,
         name=config.study,
-        turns=turns(prepared.spaces, goal),
+        layout=layout_of(prepared.spaces, goal),
         earlier=prepared.earlier,
     )
     ended = searcher.finished()
@@ -167,7 +166,7 @@ def _search(
     progress = Progress(
         config.trials, goal, quiet=quiet, deadline=deadline, finished_before=len(ended), epochs=prepared.epochs
     )
-    halving = _halving(config, goal, prepared.epochs)
+    halving = halving_for(config, goal, prepared.epochs)
     checkpoints = config.storage / config.study / CHECKPOINTS
     if isinstance(checkpoints, Path):
         checkpoints.mkdir(exist_ok=True)
@@ -238,12 +237,13 @@ def _train_best_again(
     return summarise(chosen, accuracies, config.final_seeds)
 
 
-def _halving(config: StudyConfig, goal: Goal, epochs: int) -> Halving:
-    """Early stopping as the study wants it. Where more than one sparsity counts, its best trials cover the front."""
+def halving_for(config: StudyConfig, goal: Goal, epochs: int) -> Halving:
+    """Early stopping as the study wants it."""
     if config.scheduler == "none":
         return Halving((), target=None)
-    spread = goal.kind in (GoalKind.TARGETS, GoalKind.FRONT)
-    return Halving(rung_epochs(epochs), target=goal.lowest, ceiling=goal.highest, spread=spread)
+    if goal.spans:
+        return LikeStopping(rung_epochs(epochs), low=goal.lowest, high=goal.highest)
+    return Halving(rung_epochs(epochs), target=goal.lowest)
 
 
 @contextmanager

@@ -14,9 +14,10 @@ from experiments.training import NotFinite
 from tuner.conclusion import Times, conclude
 from tuner.config import make_config
 from tuner.display import Progress
+from tuner.layout import layout_of
 from tuner.prepare import prepare
 from tuner.records import TrialState
-from tuner.run import _halving
+from tuner.run import halving_for
 from tuner.searcher import OptunaSearcher
 from tuner.study import StudyRun
 from tuner.study_yaml import write_study_yaml
@@ -45,10 +46,14 @@ def run_in_process(storage: Path, name: str, *, tracker: Any = None, **options: 
     write_study_yaml(prepared, device="cpu")
     goal, times = prepared.goal, Times(time.monotonic(), time.monotonic())
     searcher = OptunaSearcher(
-        prepared.spaces, goal.lowest, front=goal.spans, journal=config.folder / JOURNAL, name=name
+        prepared.spaces,
+        goal.lowest,
+        layout=layout_of(prepared.spaces, goal),
+        journal=config.folder / JOURNAL,
+        name=name,
     )
     progress = Progress(config.trials, goal, quiet=True)
-    halving = _halving(config, goal, prepared.epochs)
+    halving = halving_for(config, goal, prepared.epochs)
     weights = config.folder / ".weights"
     study = StudyRun(config, goal, searcher, tracker or NoTracker(), progress, weights, weights_file, halving)
     threads = torch.get_num_threads()
