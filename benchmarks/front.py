@@ -2,15 +2,18 @@
 
     python -m benchmarks.front digits [--seeds 5] [--samplers tpe gp ...] [--trials 10 40 100]
     python -m benchmarks.front mnist fashion-mnist --data-dir DIR [--seeds 3]
-    python -m benchmarks.front targets [--seeds 5]
+    python -m benchmarks.front targets ways [--seeds 5]
 
 A study runs as the command that a user would type, in a folder of its own. Beside it stand grids: the first points of
-lpss's space, trained at sparsities that are even in the logarithm of the density, or even in the sparsity, as many of
-them as fit into the epochs that the study trained. `mnist` and `fashion-mnist` also have random search without early
-stopping, in as many trials as fit. The figure is the mean, over the sparsities of the range, of the best validation
-accuracy that is to be had at that sparsity or a higher one: the hypervolume divided by the range.
+lpss's space, trained at sparsities that are even in the logarithm of the density (with 10 trials also even in the
+sparsity), as many of them as fit into the epochs that the study trained. `mnist` and `fashion-mnist` also have random
+search without early stopping, in as many trials as fit. The figure is the mean, over the sparsities of the range, of
+the best validation accuracy that is to be had at that sparsity or a higher one: the hypervolume divided by the range.
 
 `targets` compares a study of four targets and 40 trials with four studies of 10 trials, one for each target.
+
+`ways` holds other ways of asking, on digits, against a simple alternative in the same number of trials: early stopping
+against none, three methods in one study against each alone, a warm start against going on.
 
 Every finished study and every finished training of a grid is kept below OUT and is not run again: the benchmark can be
 stopped at any time. Tables are printed in Markdown.
@@ -42,6 +45,7 @@ FRONT = along_front(0.5, 0.99)
 TARGETS = (0.8, 0.9, 0.95, 0.98)
 POINTS = {"default": 0, "near 1": 1}
 """The first points of lpss's space that grids are made of: the defaults, and the point for targets near 1."""
+EVEN_LOG = "log density"
 FRONTS = [name for name, kind in SAMPLERS.items() if kind.front]
 SHORT = {"mnist": (24, 8), "fashion-mnist": (24, 8)}
 """Trials and epochs of the studies on larger data."""
@@ -123,7 +127,7 @@ def mean_accuracy(result: dict[str, Any]) -> float:
 def digits(bench: Bench, seeds: range, samplers: list[str], counts: list[int]) -> None:
     """The front on digits, for every sampler and number of trials, beside grids of as many epochs."""
     epochs = find("digits").recipe.epochs
-    grids = [(name, even) for name in POINTS for even in ("log density", "sparsity")]
+    grids = [(name, even) for name in POINTS for even in (EVEN_LOG, "sparsity")]
     print(f"| sampler | trials | trainings' worth | mean accuracy % | {' | '.join(f'{n}, {e}' for n, e in grids)} |")
     print("| --- | --- | --- | --- |" + " --- |" * len(grids))
     for sampler in samplers:
@@ -143,6 +147,8 @@ def digits(bench: Bench, seeds: range, samplers: list[str], counts: list[int]) -
                         for seed, n in zip(seeds, worth, strict=True)
                     ]
                 )
+                if even == EVEN_LOG or count == 10
+                else ""
                 for name, even in grids
             ]
             found = shown([mean_accuracy(result) for result in results])
@@ -164,7 +170,7 @@ def larger(bench: Bench, name: str, seeds: range) -> None:
         worth.append(count)
         rows["--front"].append(mean_accuracy(result))
         for point, index in POINTS.items():
-            rows[f"grid, {point}"].append(bench.grid(name, seed, count, epochs, index, "log density"))
+            rows[f"grid, {point}"].append(bench.grid(name, seed, count, epochs, index, EVEN_LOG))
         plain = ("--trials", str(count), "--sampler", "random", "--scheduler", "none")
         rows["random"].append(mean_accuracy(bench.study(f"{name}-random-seed{seed}", *options, *plain)))
     print(f"\n{name}, {trials} trials of {epochs} epochs, worth {worth} trainings\n")
@@ -190,9 +196,51 @@ def targets(bench: Bench, seeds: range) -> None:
         print(f"| {target} | {shown(together[target])} | {shown(alone[target])} |", flush=True)
 
 
+def ways(bench: Bench, seeds: range) -> None:
+    """Other ways of asking beside their simple alternatives; validation accuracy, and epochs where they differ."""
+
+    def found(name: str, *options: str) -> tuple[str, float]:
+        results = [bench.study(f"{name}-seed{seed}", *options, "--seed", str(seed)) for seed in seeds]
+        best = [mean_accuracy(one) if "front" in one else one["best"]["val_accuracy"] for one in results]
+        return shown(best), statistics.mean(result["epochs"] for result in results)
+
+    front, target = ("--front", FRONT.option, "--trials", "40"), ("--target", "0.9")
+    rows = {
+        "--front, 40 trials": found("digits-tpe-40", *front),
+        "--front, 40 trials, --scheduler none": found("front-none", *front, "--scheduler", "none"),
+        "--target 0.9 --method lpss,rigl,gmp, 30 trials": found(
+            "methods", *target, "--method", "lpss,rigl,gmp", "--trials", "30"
+        ),
+        **{
+            f"--target 0.9 --method {method}, 10 trials": found(
+                f"method-{method}", *target, "--method", method, "--trials", "10"
+            )
+            for method in ("lpss", "rigl", "gmp")
+        },
+        "--target 0.9, 20 trials": found("cold", *target, "--trials", "20"),
+        "--target 0.9, 32 trials": found("default", *target),
+        "--target 0.9, 32 trials, --patience 10": found("patience", *target, "--patience", "10"),
+        "--target 0.9, 32 trials, --scheduler none": found("target-none", *target, "--scheduler", "none"),
+    }
+    warm = [
+        bench.study(
+            f"warm-seed{seed}",
+            *(*target, "--trials", "10", "--seed", str(seed + 1000), "--warm-start", f"method-lpss-seed{seed}"),
+        )
+        for seed in seeds
+    ]
+    first = [bench.study(f"method-lpss-seed{seed}") for seed in seeds]
+    together = [max(a["best"]["val_accuracy"], b["best"]["val_accuracy"]) for a, b in zip(warm, first, strict=True)]
+    epochs = statistics.mean(a["epochs"] + b["epochs"] for a, b in zip(warm, first, strict=True))
+    rows["--target 0.9, 10 trials and 10 more by --warm-start"] = shown(together), epochs
+    print("| way | validation accuracy % | epochs |\n| --- | --- | --- |")
+    for name, (accuracy, trained) in rows.items():
+        print(f"| {name} | {accuracy} | {trained:.0f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=["digits", "targets", *SHORT])
+    parser.add_argument("what", nargs="+", choices=["digits", "targets", "ways", *SHORT])
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--samplers", nargs="+", choices=FRONTS, default=FRONTS)
@@ -207,6 +255,8 @@ def main() -> None:
             digits(bench, seeds, options.samplers, options.trials)
         elif what == "targets":
             targets(bench, seeds)
+        elif what == "ways":
+            ways(bench, seeds)
         else:
             larger(bench, what, seeds)
 
