@@ -24,12 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.reports.progress import Progress
-from tune_sparsity.tuner.search.asha import Halving, rung_epochs
+from tune_sparsity.tuner.search.asha import halving_for
+from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
+from tune_sparsity.tuner.search.spaces import spaces_of
 from tune_sparsity.tuner.study.goal import along_front, at_targets
 from tune_sparsity.tuner.study.layout import weights_file
 from tune_sparsity.tuner.study.trial import TrialState
@@ -74,13 +75,13 @@ def study_in(folder: Path, trials: int, epochs: int, front: bool) -> StudyRun:
     config = make_config({**options, "tracking_uri": f"sqlite:///{folder}/mlflow.db"}).resolved()
     config.folder.mkdir()
     goal = along_front(*wanted["front"]) if front else at_targets(wanted["target"])
-    space = load_space("lpss", goal.lowest)
+    spaces = spaces_of(config, goal)
     journal = config.folder / "optuna.journal"
-    searcher = OptunaSearcher([space], goal.lowest, front=goal.multi_objective, journal=journal, name="simulated")
+    searcher = OptunaSearcher(spaces, goal.lowest, planner=planner_for(spaces, goal), journal=journal, name="simulated")
     tracker = Tracker(config.tracking_uri, StudyIdentity("simulated", "simulated", goal.option, "lpss"), config.folder)
     tracker.start_study({"trials": trials}, {})
     progress = Progress(trials, goal, stream=io.StringIO(), live=False)
-    halving = Halving(rung_epochs(epochs), target=goal.lowest, ceiling=goal.highest, spread=goal.multi_objective)
+    halving = halving_for(config.scheduler, goal, epochs)
     return StudyRun(config, goal, searcher, tracker, progress, config.folder / ".weights", weights_file, halving)
 
 

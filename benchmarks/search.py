@@ -39,8 +39,11 @@ from tune_sparsity.experiments.training import NotFinite
 from tune_sparsity.search_spaces import Space, load_space
 from tune_sparsity.sparsity import METHODS
 from tune_sparsity.tuner.search.asha import Halving, rung_epochs
+from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
+from tune_sparsity.tuner.search.spaces import space_for
+from tune_sparsity.tuner.study.goal import along_front, at_targets
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.worker.trainable import trial_seed
 
@@ -141,7 +144,6 @@ def searches() -> dict[str, Callable[[int, Space], Propose]]:
         "Ray's OptunaSearch": lambda seed, space: rays(seed, space, points=False),
         "Ray's OptunaSearch, our first points": lambda seed, space: rays(seed, space, points=True),
         f"{DEFAULT_SAMPLER}, no priors or first points": lambda seed, space: ours(seed, without_priors(space)),
-        f"{DEFAULT_SAMPLER}, for the front": _with(front=True),
         **samplers,
     }
 
@@ -239,15 +241,13 @@ def cost(trials: int = 1000) -> None:
     import tempfile
 
     print(f"| sampler | goal | ms a trial, mean of {trials} | last 100 |\n| --- | --- | --- | --- |")
-    for front in (False, True):
+    for goal in (at_targets(TARGET), along_front(TARGET, 0.92)):
         with tempfile.TemporaryDirectory() as folder:
             journal = Path(folder) / "optuna.journal"
-            searcher = OptunaSearcher([load_space("lpss", TARGET)], TARGET, front=front, journal=journal)
+            space = space_for("lpss", goal)
+            searcher = OptunaSearcher([space], TARGET, planner=planner_for([space], goal), journal=journal)
             seconds = _seconds(searcher.ask, searcher.tell, trials)
-        print(
-            f"| {DEFAULT_SAMPLER} | {'front' if front else 'target'} | {_ms(seconds)} | {_ms(seconds[-100:])} |",
-            flush=True,
-        )
+        print(f"| {DEFAULT_SAMPLER} | {goal} | {_ms(seconds)} | {_ms(seconds[-100:])} |", flush=True)
 
 
 def _seconds(ask: Callable[[], Any], tell: Callable[[TrialRecord], None], trials: int) -> list[float]:

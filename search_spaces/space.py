@@ -23,6 +23,7 @@ class Space:
         distributions: the searched parameters, as Optuna's distributions; those that others depend on come first.
         fixed: parameters with one value.
         first: points to try first, within the distributions and without parameters that do not apply to them.
+        near: for each first point the target that it is for, None where it is for any.
         priors: of those searched parameters that have one.
         when: by the name of a parameter that applies only sometimes: the parameters that decide, each with the values
             at which it applies.
@@ -35,6 +36,7 @@ class Space:
     first: tuple[dict[str, Any], ...]
     priors: dict[str, Prior] = field(default_factory=dict)
     when: dict[str, dict[str, tuple[Any, ...]]] = field(default_factory=dict)
+    near: tuple[float | None, ...] = ()
 
     def applies(self, name: str, values: Mapping[str, Any]) -> bool:
         """Whether a parameter applies, given the values of all searched ones that apply among those it depends on."""

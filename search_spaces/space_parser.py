@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import MISSING
+from dataclasses import MISSING, replace
 from dataclasses import fields as dataclass_fields
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from tune_sparsity.search_spaces.value_parser import Place, Values
 from tune_sparsity.search_spaces.yaml_file import read_mapping, shown
 from tune_sparsity.sparsity import METHODS
 
+NEAR = "near"
+"""A first point's own key: the target that the point is for. A study of several sparsities tries it there."""
 Condition = dict[str, tuple[Any, ...]]
 
 
@@ -65,7 +68,8 @@ class _Parser:
             priors={key: p.prior for key, p in parsed.items() if p.prior is not None},
             when=when,
         )
-        return _with_first(space, self._first(data.get("first", []), space))
+        first = data.get("first", [])
+        return replace(space, first=self._first(first, space), near=tuple(map(self._near, count(), first)))
 
     def _known(self, place: Place, method: str, key: Any) -> None:
         known = {field.name for field in dataclass_fields(METHODS[method].settings)}
@@ -166,10 +170,21 @@ class _Parser:
             raise self._values.error(("first",), "first must be a list of mappings of parameters to values")
         return tuple(self._point(("first", index), point, space) for index, point in enumerate(points))
 
+    def _near(self, index: int, point: dict[str, Any]) -> float | None:
+        """The target that a point is for."""
+        if NEAR not in point:
+            return None
+        target = self._values.number(("first", index, NEAR), point[NEAR])
+        if not 0 <= target < 1:
+            raise self._values.error(("first", index, NEAR), f"{NEAR} is a target in [0, 1), not {shown(point[NEAR])}")
+        return float(target)
+
     def _point(self, place: Place, point: dict[str, Any], space: Space) -> dict[str, Any]:
         """The point within the space; what it leaves open is at its prior's centre where it has one."""
         given: dict[str, Any] = {}
         for key, value in point.items():
+            if key == NEAR:
+                continue
             parts = value.items() if isinstance(value, dict) else [(None, value)]
             for part, inner in parts:
                 at, name = ((*place, key), key) if part is None else ((*place, key, part), f"{key}.{part}")
@@ -188,12 +203,6 @@ class _Parser:
             elif name in space.priors and space.applies(name, complete):
                 complete[name] = space.priors[name].centre
         return complete
-
-
-def _with_first(space: Space, first: tuple[dict[str, Any], ...]) -> Space:
-    from dataclasses import replace
-
-    return replace(space, first=first)
 
 
 def _base(name: str) -> str:

@@ -15,9 +15,10 @@ from tune_sparsity.tuner.config.files import write_study_yaml
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.driver.finish import Times, conclude
 from tune_sparsity.tuner.driver.prepare import prepare
-from tune_sparsity.tuner.driver.run import _halving
 from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.reports.progress import Progress
+from tune_sparsity.tuner.search.asha import halving_for
+from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.study.layout import JOURNAL, weights_file
 from tune_sparsity.tuner.study.trial import TrialState
@@ -45,10 +46,14 @@ def run_in_process(storage: Path, name: str, *, tracker: Any = None, **options: 
     write_study_yaml(config, epochs=prepared.epochs, checksum=prepared.checksum, device="cpu")
     goal, times = prepared.goal, Times(time.monotonic(), time.monotonic())
     searcher = OptunaSearcher(
-        prepared.spaces, goal.lowest, front=goal.multi_objective, journal=config.folder / JOURNAL, name=name
+        prepared.spaces,
+        goal.lowest,
+        planner=planner_for(prepared.spaces, goal),
+        journal=config.folder / JOURNAL,
+        name=name,
     )
     progress = Progress(config.trials, goal, quiet=True)
-    halving = _halving(config, goal, prepared.epochs)
+    halving = halving_for(config.scheduler, goal, prepared.epochs)
     weights = config.folder / ".weights"
     study = StudyRun(config, goal, searcher, tracker or NoTracker(), progress, weights, weights_file, halving)
     threads = torch.get_num_threads()

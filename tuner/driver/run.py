@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from tune_sparsity.tuner.cluster.connection import Connection
 from tune_sparsity.tuner.config.files import write_study_yaml
-from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.driver.finish import Finished, Times, conclude
 from tune_sparsity.tuner.driver.prepare import Prepared
 from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.reports.progress import Progress
 from tune_sparsity.tuner.results.retraining import Retrained
-from tune_sparsity.tuner.search.asha import Halving, rung_epochs
-from tune_sparsity.tuner.search.spaces import target_rotation
+from tune_sparsity.tuner.search.asha import halving_for
+from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.storage.claim import claim_study
 from tune_sparsity.tuner.storage.lease import TakenOver
 from tune_sparsity.tuner.storage.sync import Mirror
-from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.layout import CHECKPOINTS, JOURNAL, weights_file
 from tune_sparsity.tuner.study.trial import TrialState
 from tune_sparsity.tuner.system.signals import interruptible, terminable
@@ -163,11 +161,10 @@ def _build(
         prepared.spaces,
         goal.lowest,
         sampler=config.sampler,
-        front=goal.multi_objective,
         seed=config.seed,
         journal=config.folder / JOURNAL,
         name=config.study,
-        turns=target_rotation(prepared.spaces, goal),
+        planner=planner_for(prepared.spaces, goal),
         earlier=prepared.earlier,
     )
     ended = searcher.finished()
@@ -177,7 +174,7 @@ def _build(
     progress = Progress(
         config.trials, goal, quiet=quiet, deadline=deadline, finished_before=len(ended), epochs=prepared.epochs
     )
-    halving = _halving(config, goal, prepared.epochs)
+    halving = halving_for(config.scheduler, goal, prepared.epochs)
     checkpoints = config.storage / config.study / CHECKPOINTS
     if isinstance(checkpoints, Path):
         checkpoints.mkdir(exist_ok=True)
@@ -265,14 +262,6 @@ def _search(
     states = built.searcher.states()
     optuna_states = {record.name: states[number] for number, record in study.records.items()}
     return replace(finished, ray_states=ray_states, optuna_states=optuna_states)
-
-
-def _halving(config: StudyConfig, goal: Goal, epochs: int) -> Halving:
-    """Early stopping as the study wants it. Where more than one sparsity counts, its best trials cover the front."""
-    if config.scheduler == "none":
-        return Halving((), target=None)
-    spread = goal.kind in (GoalKind.TARGETS, GoalKind.FRONT)
-    return Halving(rung_epochs(epochs), target=goal.lowest, ceiling=goal.highest, spread=spread)
 
 
 @contextmanager

@@ -159,12 +159,10 @@ class StudyRun:
 
     def _recall(self, record: TrialRecord) -> None:
         """Takes up a trial of an earlier process in the rungs that it reached."""
-        if record.final_sparsity is None:
-            return
-        values = [(epoch, (accuracy, record.final_sparsity)) for epoch, accuracy in record.rungs.items()]
-        self._halving.recall(record.number, record.method, values)
-        if record.state is TrialState.FAILED:
-            self._halving.forget(record.number)
+        if record.final_sparsity is not None:
+            values = [(epoch, (accuracy, record.final_sparsity)) for epoch, accuracy in record.rungs.items()]
+            self._halving.recall(record.number, record.method, values)
+        self._ended(record)
 
     def end(self, number: int, state: TrialState, reason: str = "") -> None:
         """A trial is over: concluded once, in the same way everywhere."""
@@ -174,8 +172,7 @@ class StudyRun:
         record.state, record.reason = state, reason
         record.seconds, record.ended = self._clock() - self._began[number], time.time()
         record.elapsed = self.elapsed_before + self._clock() - self._started
-        if state is TrialState.FAILED:
-            self._halving.forget(number)
+        self._ended(record)
         start = self._clock()
         self.searcher.tell(record)
         self.sampling_seconds += self._clock() - start
@@ -187,6 +184,15 @@ class StudyRun:
         self.progress.update(self.records.values())
         if self._clock() - self._written > self._pause:
             self.write_files()
+
+    def _ended(self, record: TrialRecord) -> None:
+        """Tells early stopping how a trial ended."""
+        if record.state is TrialState.FAILED:
+            self._halving.forget(record.number)
+        else:
+            sparsity = record.sparsity if record.final_sparsity is None else record.final_sparsity
+            completed = record.state is TrialState.COMPLETED
+            self._halving.ended(record.number, record.method, sparsity, completed)
 
     def write_files(self) -> None:
         """trials.csv and pareto.csv as they stand."""

@@ -75,11 +75,21 @@ def _found(records: Sequence[TrialRecord], goal: Goal) -> str:
     """What there is so far at each of several targets, or of a front."""
     if goal.kind is GoalKind.TARGETS:
         found = [(target, best) for target, best in goal.best_at(records) if best is not None]
-        return "best " + ", ".join(f"{best.val_accuracy:.2%} at {target:g} ({best.name})" for target, best in found)
+        best = ", ".join(f"{best.val_accuracy:.2%} at {target:g} ({best.name})" for target, best in found)
+        return f"best {best}{missing_above(goal, records)}"
     if goal.kind is GoalKind.FRONT:
         mean = goal.mean_accuracy(goal.hypervolume(records))
-        return f"front of {len(goal.front(records))}, mean accuracy {mean:.2%} from {goal.lowest:g} to {goal.highest:g}"
+        front = (
+            f"front of {len(goal.front(records))}, mean accuracy {mean:.2%} from {goal.lowest:g} to {goal.highest:g}"
+        )
+        return front + missing_above(goal, records)
     return ""
+
+
+def missing_above(goal: Goal, records: Sequence[TrialRecord], word: str = " yet") -> str:
+    """Return the part of a goal's range that no trial covers, as the end of a sentence; nothing if all is covered."""
+    above = goal.missing_above(records)
+    return "" if above is None else f", nothing above {above:.4g}{word}"
 
 
 def saved_epochs(records: Iterable[TrialRecord], epochs: int) -> float:

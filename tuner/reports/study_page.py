@@ -110,6 +110,10 @@ def _found(study: EndedStudy, goal: Goal, records: Sequence[TrialRecord]) -> lis
     parts = [table(cells, header, marked)]
     if goal.kind is not GoalKind.TARGETS:
         parts.append('<p class="quiet">These are the Pareto front: no other feasible trial is better in both.</p>')
+    if (above := goal.missing_above(records)) is not None and goal.multi_objective:
+        parts.append(
+            f"<p>No trial was completed above a sparsity of {percent(above)}: more trials may reach further.</p>"
+        )
     if again := study.result.get("final_seeds"):
         rows_again = [[str(value) for value in one.values()] for one in again]
         parts += ["<h3>Each method's best, trained again</h3>", table(rows_again, list(again[0]))]

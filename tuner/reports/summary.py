@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from tune_sparsity.tuner.errors import redact
+from tune_sparsity.tuner.reports.progress import missing_above
 from tune_sparsity.tuner.reports.text import command, duration, is_terminal, short_number, shown_path
 from tune_sparsity.tuner.results.retraining import Retrained, verdicts
 from tune_sparsity.tuner.results.tables import StudyOutcome
@@ -100,6 +101,7 @@ def front_line(outcome: StudyOutcome) -> str:
     return (
         f"hypervolume {area:.5f} above (sparsity {goal.lowest:g}, accuracy 0): a mean accuracy of "
         f"{goal.mean_accuracy(area):.2%} over the sparsities from {goal.lowest:g} to {goal.highest:g}"
+        f"{missing_above(goal, outcome.records, '')}"
     )
 
 

@@ -3,15 +3,16 @@
 The record is a study in a file, with two objectives, that keeps every trial for ever. A sampler that learns from it
 pays for all of that at every proposal: sorting by domination, and a kernel for every trial ever made. Here it gets
 
-- one objective, the accuracy, where the goal is the best network at a target: sparsity beyond it is no gain then;
-- the trials that matter: the best ones and the latest;
+- one objective: the accuracy, where the goal is the best network at a target; where several sparsities are wanted, by
+  how much the accuracy is above what other trials of like sparsity have;
+- the trials that matter: the best ones and the latest, or those of like sparsity;
 - stopped and failed trials as what they are to a search: places where not to go again.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,9 +22,12 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tune_sparsity.tuner.search.asha import fronts
+from tune_sparsity.tuner.search.cover import log_sparsity
+from tune_sparsity.tuner.search.monotone import residuals
 
 CONSTRAINT = "target"
+LIKE, LIKE_SHARE = 24, 3
+"""Trials of like sparsity that a sampler learns from: a third of them, and no fewer than so many."""
 _WORST = -2.0  # below the worst of all: accuracies are at least 0, and what is missing to a target is less than 1
 
 
@@ -32,7 +36,6 @@ class View:
     """What a sampler gets to see.
 
     Attributes:
-        front: both objectives, for a search for the whole front; else the accuracy alone.
         constraint: the constraint as such. If not, infeasible trials have a value below every feasible one's, and
             stopped ones a value below those: Deb's rules (2000), for samplers that go by rank.
         most: ended trials; beyond it the `best` ones stay, and of the others the latest.
@@ -41,7 +44,6 @@ class View:
         centre: values for those of them that a trial from elsewhere does not have.
     """
 
-    front: bool = False
     constraint: bool = True
     most: int = 256
     best: int = 64
@@ -66,8 +68,7 @@ class SamplingStudy(BaseSampler):
         self._study = self._new_study()
 
     def _new_study(self) -> optuna.Study:
-        directions = [StudyDirection.MAXIMIZE] * (2 if self._view.front else 1)
-        return optuna.create_study(sampler=self._sampler, directions=directions)
+        return optuna.create_study(sampler=self._sampler, direction=StudyDirection.MAXIMIZE)
 
     # As a sampler of the record's study
 
@@ -132,8 +133,6 @@ class SamplingStudy(BaseSampler):
         """The state and the values that the sampler is told."""
         if state is TrialState.COMPLETE:
             assert values is not None
-            if self._view.front:
-                return state, list(values)
             missing = _missing(constraints)
             return state, [values[0] if self._view.constraint or missing <= 0 else -missing]
         return (TrialState.PRUNED, None) if self._view.constraint else (TrialState.COMPLETE, [_WORST])
@@ -188,25 +187,110 @@ def _missing(constraints: Mapping[str, float]) -> float:
     return sum(max(0.0, value) for value in constraints.values())
 
 
-def _ranks(trials: Sequence[FrozenTrial]) -> list[tuple[float, ...]]:
-    """Sorts the best first: feasible ones by value or by their front's number, infeasible ones, stopped ones."""
-    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
-    feasible = {trial.number: trial.values for trial in complete if _missing(trial.constraints) <= 0}
-    places = _places(feasible)
-    return [
-        (0.0, places[trial.number])
-        if trial.number in places
-        else (1.0, _missing(trial.constraints))
-        if trial.state is TrialState.COMPLETE
-        else (2.0, 0.0)
-        for trial in trials
-    ]
+def _ranks(trials: Sequence[FrozenTrial]) -> list[tuple[float, float]]:
+    """Sorts the best first: feasible ones by value, infeasible ones, stopped ones."""
+    ranks = []
+    for trial in trials:
+        if trial.state is not TrialState.COMPLETE:
+            ranks.append((2.0, 0.0))
+        elif (missing := _missing(trial.constraints)) > 0:
+            ranks.append((1.0, missing))
+        else:
+            ranks.append((0.0, -trial.values[0]))
+    return ranks
 
 
-def _places(points: Mapping[int, Sequence[float]]) -> dict[int, float]:
-    """For one objective the negative value; for two the number of the non-dominated front that a point lies on."""
-    if any(len(values) == 1 for values in points.values()):
-        return {number: -values[0] for number, values in points.items()}
-    pairs = {number: (values[0], values[1]) for number, values in points.items()}
-    place = {value: float(index) for index, front in enumerate(fronts(pairs.values())) for value in front}
-    return {number: place[pair] for number, pair in pairs.items()}
+@dataclass(frozen=True)
+class _Ended:
+    """A trial that has ended, as the next proposals see it."""
+
+    params: dict[str, Any]
+    distributions: dict[str, BaseDistribution]
+    position: float  # log_sparsity of what it was to end on
+    accuracy: float | None  # None: it was stopped or failed
+
+
+class LikeSparsityStudy(SamplingStudy):
+    """A sampling study for trials whose final sparsity has been decided before the sampler is asked.
+
+    The sampler learns anew for every trial, from the ended trials whose sparsity is nearest on the logarithm of the
+    density. Their value is by how much their accuracy is above the monotone fit of the others: what is left of it once
+    the sparsity has been accounted for.
+
+    Args:
+        sampler: asked for all parameters but the final sparsity.
+        view: as it is for `SamplingStudy`.
+        sparsity_of: (a trial's parameters in the record, or those that are fixed so far) -> its final sparsity.
+        sparsities: the names that the final sparsity has in the record, which the sampler does not see.
+    """
+
+    def __init__(
+        self,
+        sampler: BaseSampler,
+        view: View,
+        sparsity_of: Callable[[Mapping[str, Any]], float],
+        sparsities: Collection[str],
+    ) -> None:
+        super().__init__(sampler, view)
+        self._sparsity_of, self._sparsities = sparsity_of, sparsities
+        self._ended: list[_Ended] = []
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        given = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        self._study = self._near(log_sparsity(self._sparsity_of(given)))
+        self._begin(trial.number, self._seen_params(given))
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        del self._open[trial.number]
+        self._take(trial.params, trial.distributions, values if state is TrialState.COMPLETE else None)
+
+    def settle(self, trial: optuna.Trial) -> None:
+        own = self._open[trial.number]
+        for name, distribution in {**self._view.everything, **trial.distributions}.items():
+            if name not in self._sparsities:
+                suggest(own, name, distribution)
+
+    def add(self, trials: Iterable[FrozenTrial]) -> None:
+        for trial in trials:
+            if trial.params:
+                self._take(trial.params, trial.distributions, trial.values)
+
+    def _take(
+        self, params: dict[str, Any], distributions: dict[str, BaseDistribution], values: Sequence[float] | None
+    ) -> None:
+        seen = {**self._view.centre, **self._seen_params(params)}
+        known = {name: own for name, own in {**self._view.everything, **distributions}.items() if name in seen}
+        position = log_sparsity(self._sparsity_of(params))
+        self._ended.append(_Ended(seen, known, position, None if values is None else values[0]))
+
+    def _seen_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in params.items() if name not in self._sparsities}
+
+    def _near(self, position: float) -> optuna.Study:
+        """A study of the ended trials next to this position, and of those that run."""
+
+        def nearest(trials: list[_Ended]) -> list[_Ended]:
+            most = max(LIKE, len(trials) // LIKE_SHARE)
+            return sorted(trials, key=lambda trial: abs(trial.position - position))[: min(most, self._view.most)]
+
+        completed = nearest([trial for trial in self._ended if trial.accuracy is not None])
+        others = nearest([trial for trial in self._ended if trial.accuracy is None])
+        points = [(trial.position, trial.accuracy or 0.0) for trial in completed]
+        values = residuals(points) if len(points) > 2 else [0.0] * len(points)
+        study = self._new_study()
+        for trial, value in zip(completed, values, strict=True):
+            study.add_trial(self._created(TrialState.COMPLETE, trial.params, trial.distributions, value))
+        for trial in others:
+            state, told = self._told(TrialState.PRUNED, None, {})
+            study.add_trial(self._created(state, trial.params, trial.distributions, told[0] if told else None))
+        for own in self._open.values():
+            study.add_trial(self._created(TrialState.RUNNING, own.params, own.distributions, None))
+        return study
+
+    @staticmethod
+    def _created(
+        state: TrialState, params: dict[str, Any], distributions: dict[str, BaseDistribution], value: float | None
+    ) -> FrozenTrial:
+        return create_trial(state=state, params=params, distributions=distributions, value=value)

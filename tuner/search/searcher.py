@@ -16,18 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, create_trial
 
 from tune_sparsity.search_spaces import Prior, Space
 from tune_sparsity.tuner.search.journal import RECORD, Journal, read_records
-from tune_sparsity.tuner.search.sampler_view import CONSTRAINT, SamplingStudy, View, suggest
-from tune_sparsity.tuner.search.samplers import DEFAULT_SAMPLER, SAMPLERS, check_sampler, make_sampler
+from tune_sparsity.tuner.search.planner import Planner
+from tune_sparsity.tuner.search.sampler_view import CONSTRAINT, LikeSparsityStudy, SamplingStudy, View, suggest
+from tune_sparsity.tuner.search.samplers import DEFAULT_SAMPLER, SAMPLERS, SamplerKind, check_sampler, make_sampler
 from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY
 from tune_sparsity.tuner.search.warm_start import WarmStart
-from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState, trial_name
 
 _METHOD = "method"
+_CONFIGURATION = "configuration"  # a trial's attribute: the name of the configuration that it repeats
 _EARLIER = "earlier"  # the study's attribute that holds the records of other studies' trials
 
 
@@ -47,14 +50,12 @@ class OptunaSearcher:
         spaces: one for each method; with several, the method itself is a searched parameter and every method's
             parameters are named METHOD.PARAMETER in Optuna.
         target: the constraint, in [0, 1).
-        sampler: one of tuner.search.samplers.SAMPLERS.
-        front: whether the whole front is wanted; else the sampler looks for the best accuracy that is feasible. The
-            record has both objectives in either case.
+        sampler: one of tuner.samplers.SAMPLERS.
         seed: of the sampler.
         journal: Optuna's journal file; None keeps the study in memory. An existing file is continued.
         name: of the study in that file.
-        turns: final sparsities, by the method, that the trials have to have in turn; none: the sampler chooses them.
-
+        planner: decides the final sparsity of every trial, for studies of several sparsities; None: the sampler
+            proposes it, and looks for the best accuracy that is feasible.
         earlier: what earlier studies know; of use to a new study only, since it keeps it.
 
     Raises:
@@ -67,14 +68,13 @@ class OptunaSearcher:
         target: float,
         *,
         sampler: str = DEFAULT_SAMPLER,
-        front: bool = False,
         seed: int = 0,
         journal: Path | None = None,
         name: str = "study",
-        turns: Sequence[Mapping[str, float]] = (),
+        planner: Planner | None = None,
         earlier: WarmStart | None = None,
     ) -> None:
-        check_sampler(sampler, front=front, methods=len(spaces))
+        check_sampler(sampler, front=planner is not None, methods=len(spaces))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("optuna").setLevel(logging.ERROR)
         self.target = target
@@ -85,15 +85,20 @@ class OptunaSearcher:
         trials = self.study.get_trials(deepcopy=False)
         begun = sum(trial.state is not optuna.trial.TrialState.WAITING for trial in trials)
         inner = make_sampler(sampler, seed, self._priors(), begun)
-        self._sampling = SamplingStudy(inner, self._view(sampler, front)) if SAMPLERS[sampler].own_study else None
+        self._planner = planner
+        self._sampling = self._sampling_study(inner, SAMPLERS[sampler])
         self.study.sampler = self._sampling or inner
         if not trials:
             with self._together():
                 self._line_up(earlier or WarmStart())
+        ended = [trial for trial in trials if trial.state.is_finished()]
         if self._sampling is not None:
             self._sampling.add(self._earlier())
-            self._sampling.add(trial for trial in trials if trial.state.is_finished())
-        self._turns = turns
+            self._sampling.add(ended)
+        for trial in ended:
+            self._begun(trial.params)
+            if trial.values:
+                self._completed(trial, *trial.values)
         self._running: dict[int, optuna.Trial] = {}
         self._left = self._unfinished()
 
@@ -112,7 +117,7 @@ class OptunaSearcher:
         self.study.set_user_attr(_EARLIER, [record.to_dict() for record in earlier.trials])
         for method, point in earlier.points:
             self._enqueue(method, point)
-        if not earlier.trials:
+        if not earlier.trials and self._planner is None:
             for space in self.spaces.values():
                 for point in space.first:
                     self._enqueue(space.method, point)
@@ -120,6 +125,10 @@ class OptunaSearcher:
     def _earlier(self) -> list[FrozenTrial]:
         """Other studies' trials as this study's sampler learns from them."""
         return [self._frozen(TrialRecord.from_dict(data)) for data in self.study.user_attrs.get(_EARLIER, [])]
+
+    @property
+    def _has_earlier(self) -> bool:
+        return bool(self.study.user_attrs.get(_EARLIER))
 
     def _frozen(self, record: TrialRecord) -> FrozenTrial:
         space = self.spaces[record.method]
@@ -150,12 +159,35 @@ class OptunaSearcher:
             for name, prior in space.priors.items()
         }
 
-    def _view(self, sampler: str, front: bool) -> View:
-        """What the sampler sees. Those that search one method only see all its parameters in every trial."""
-        kind, space = SAMPLERS[sampler], next(iter(self.spaces.values()))
-        if kind.methods:
-            return View(front, kind.constraint, kind.most)
-        return View(front, kind.constraint, kind.most, everything=space.distributions, centre=space.centre())
+    def _sampling_study(self, sampler: BaseSampler, kind: SamplerKind) -> SamplingStudy | None:
+        """Where the sampler learns; None where it learns from the record. One that searches one method only needs all
+        its parameters in every trial."""
+        if not kind.own_study:
+            return None
+        sparsities = {self._key(method, FINAL_SPARSITY) for method in self.spaces}
+        everything: dict[str, BaseDistribution] = {}
+        centre: dict[str, Any] = {}
+        if not kind.methods:
+            space = next(iter(self.spaces.values()))
+            everything, centre = space.distributions, space.centre()
+        if self._planner is None:
+            return SamplingStudy(sampler, View(kind.constraint, kind.most, everything=everything, centre=centre))
+        everything, centre = ({k: v for k, v in one.items() if k not in sparsities} for one in (everything, centre))
+        view = View(kind.constraint, kind.most, everything=everything, centre=centre)
+        return LikeSparsityStudy(sampler, view, self._sparsity_of, sparsities)
+
+    def _method_of(self, params: Mapping[str, Any]) -> str | None:
+        """The method of parameters as Optuna names them; None while it is to be chosen."""
+        return params.get(_METHOD) if len(self.spaces) > 1 else next(iter(self.spaces))
+
+    def _sparsity_of(self, params: Mapping[str, Any]) -> float:
+        """The final sparsity that parameters as Optuna names them decide on; while their method is to be chosen, that
+        of any method that has one."""
+        method = self._method_of(params)
+        methods = self.spaces if method is None else [method]
+        found = (params.get(self._key(one, FINAL_SPARSITY)) for one in methods)
+        fixed = (self.spaces[one].fixed.get(FINAL_SPARSITY) for one in methods)
+        return next((float(one) for one in (*found, *fixed) if one is not None), 0.0)
 
     def _key(self, method: str, parameter: str) -> str:
         return f"{method}.{parameter}" if len(self.spaces) > 1 else parameter
@@ -172,10 +204,38 @@ class OptunaSearcher:
             return self._suggest(trial)
 
     def _take_turns(self) -> None:
-        """Fixes the next trial's final sparsity where it is not the sampler's to choose; all else is."""
-        if self._turns and not self.study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.WAITING]):
-            turn = self._turns[len(self.study.get_trials(deepcopy=False)) % len(self._turns)]
-            self.study.enqueue_trial({self._key(method, FINAL_SPARSITY): sparsity for method, sparsity in turn.items()})
+        """Fix the next trial's final sparsity where it is laid out; all else is the sampler's."""
+        waiting = self.study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.WAITING])
+        if self._planner is None or waiting:
+            return
+        number = len(self.study.get_trials(deepcopy=False))
+        plan = self._planner.plan(number, first_points=not self._has_earlier)
+        if plan is None:
+            return
+        given: dict[str, Any] = {
+            self._key(method, FINAL_SPARSITY): sparsity for method, sparsity in plan.sparsities.items()
+        }
+        if plan.method is not None and len(self.spaces) > 1:
+            given[_METHOD] = plan.method
+        if plan.method is not None and plan.configuration is not None:
+            given |= {self._key(plan.method, name): value for name, value in plan.configuration.params.items()}
+        self.study.enqueue_trial(given, {_CONFIGURATION: plan.configuration.name} if plan.configuration else None)
+
+    def _begun(self, params: Mapping[str, Any]) -> None:
+        """Tell the layout of a trial whose parameters, as Optuna names them, are known."""
+        method = self._method_of(params)
+        if self._planner is not None and method is not None and (key := self._key(method, FINAL_SPARSITY)) in params:
+            self._planner.begun(method, params[key])
+
+    def _completed(self, trial: FrozenTrial, accuracy: float, sparsity: float) -> None:
+        """Tell the layout of a completed trial."""
+        method = self._method_of(trial.params)
+        if self._planner is not None and method is not None:
+            space = self.spaces[method]
+            params = {name: trial.params.get(self._key(method, name)) for name in space.distributions}
+            known = {name: value for name, value in params.items() if self._key(method, name) in trial.params}
+            name = trial.user_attrs.get(_CONFIGURATION) or trial_name(trial.number)
+            self._planner.completed(method, known, name, (sparsity, accuracy))
 
     def _suggest(self, trial: optuna.Trial) -> Asked:
         """The trial's parameters; those already in the storage come from there."""
@@ -189,6 +249,7 @@ class OptunaSearcher:
                 params[name] = suggest(trial, self._key(method, name), distribution)
         if self._sampling is not None:
             self._sampling.settle(trial)
+        self._begun(trial.params)
         return Asked(trial.number, method, {**params, **space.fixed_for(params)})
 
     def tell(self, record: TrialRecord) -> None:
@@ -208,6 +269,8 @@ class OptunaSearcher:
                 warnings.simplefilter("ignore")  # a crash between these two lines leaves the constraint, and it holds
                 trial.set_constraint(CONSTRAINT, self.target - record.sparsity)
             self.study.tell(trial, [record.val_accuracy, record.sparsity])
+            frozen = self.study.get_trials(deepcopy=False)[trial.number]
+            self._completed(frozen, record.val_accuracy, record.sparsity)
         elif record.state is TrialState.PRUNED:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:

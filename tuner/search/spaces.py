@@ -11,6 +11,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from tune_sparsity.search_spaces import BUILT_IN, Space, load_space
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError, unknown
+from tune_sparsity.tuner.search.cover import Range
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 
 FINAL_SPARSITY = "final_sparsity"
@@ -48,11 +49,11 @@ def spaces_of(config: StudyConfig, goal: Goal, suited: str | None = None) -> lis
 
 def space_for(name: str, goal: Goal) -> Space:
     """The space of that name or file. What it says in terms of the target spans all of the goal: a parameter's range
-    reaches from where it begins for the lowest sparsity to where it ends for the highest, and the first points are
-    laid out for each of the goal's starts in turn."""
+    reaches from where it begins for the lowest sparsity to where it ends for the highest. Such a space has no first
+    points: they depend on the sparsity that a trial is for (tuner.search.planner)."""
     if not goal.multi_objective:
         return load_space(name, goal.lowest)
-    laid_out = [load_space(name, target) for target in goal.anchor_sparsities]
+    laid_out = [load_space(name, target) for target in goal.ends]
     base = laid_out[0]
     distributions = {key: _union([space.distributions[key] for space in laid_out]) for key in base.distributions}
     fixed = {}
@@ -64,13 +65,7 @@ def space_for(name: str, goal: Goal) -> Space:
             distributions[key] = FloatDistribution(min(values), max(values))
     if (own := distributions.get(FINAL_SPARSITY)) is not None:
         distributions[FINAL_SPARSITY] = _within(own, *goal.searched)
-    spanning = replace(base, distributions=distributions, fixed=fixed, first=())
-    first = tuple(
-        _clipped({**point, **_start(spanning, target)}, distributions)
-        for points in zip(*(space.first for space in laid_out), strict=True)
-        for target, point in zip(goal.anchor_sparsities, points, strict=True)
-    )
-    return replace(spanning, first=first)
+    return replace(base, distributions=distributions, fixed=fixed, first=())
 
 
 def reaches(space: Space, sparsity: float) -> bool:
@@ -88,31 +83,31 @@ def _default(method: str) -> float:
     return float(getattr(METHODS[method].settings, FINAL_SPARSITY, 0.0))
 
 
-def target_rotation(spaces: list[Space], goal: Goal) -> list[dict[str, float]]:
-    """With several targets, what trials have to end on in turn, so that each target gets its share of them: the final
-    sparsity of every method that has one. Empty where the sampler chooses."""
-    if goal.kind is not GoalKind.TARGETS:
-        return []
-    return [
-        {space.method: pin for space in spaces for pin in _start(space, target).values()} for target in goal.targets
-    ]
+def range_of(distribution: BaseDistribution) -> Range:
+    """Return the values of a final sparsity."""
+    values = _values(distribution)
+    if not values:
+        assert isinstance(distribution, FloatDistribution)
+        return Range(distribution.low, distribution.high)
+    return Range.of(values)
 
 
-def _start(space: Space, target: float) -> dict[str, float]:
-    own = space.distributions.get(FINAL_SPARSITY)
-    return {} if own is None else {FINAL_SPARSITY: _least(own, target)}
-
-
-def _least(distribution: BaseDistribution, target: float) -> float:
+def least(distribution: BaseDistribution, target: float) -> float:
     """The least value of a parameter that is `target` or more; the greatest, where there is none."""
-    if isinstance(distribution, FloatDistribution):
-        if distribution.step is None:
-            return min(max(target, distribution.low), distribution.high)
-        steps = round((distribution.high - distribution.low) / distribution.step)
-        values = [distribution.low + n * distribution.step for n in range(steps)] + [distribution.high]
-    else:
-        values = list(getattr(distribution, "choices", ()))
-    return min((value for value in values if value >= target), default=max(values))
+    if values := _values(distribution):
+        return min((value for value in values if value >= target), default=max(values))
+    assert isinstance(distribution, FloatDistribution)
+    return min(max(target, distribution.low), distribution.high)
+
+
+def _values(distribution: BaseDistribution) -> list[float]:
+    """All values of a parameter that has a number of them; none for a range of real numbers."""
+    if not isinstance(distribution, FloatDistribution | IntDistribution):
+        return list(getattr(distribution, "choices", ()))
+    if distribution.step is None:
+        return []
+    steps = round((distribution.high - distribution.low) / distribution.step)
+    return [distribution.low + n * distribution.step for n in range(steps)] + [distribution.high]
 
 
 def _union(those: list[BaseDistribution]) -> BaseDistribution:
@@ -133,7 +128,7 @@ def _within(distribution: BaseDistribution, low: float, high: float) -> BaseDist
     return FloatDistribution(low, high, log=distribution.log) if low <= high else distribution
 
 
-def _clipped(point: dict[str, Any], distributions: dict[str, BaseDistribution]) -> dict[str, Any]:
+def clipped(point: dict[str, Any], distributions: dict[str, BaseDistribution]) -> dict[str, Any]:
     """The point with its numbers moved into the ranges: each was laid out for a range of its own target."""
     return {
         key: min(max(value, own.low), own.high)

@@ -82,20 +82,6 @@ class Goal:
             return self.lowest, self.highest
         return self.lowest, self.lowest + 0.2 * (1 - self.lowest)
 
-    @property
-    def anchor_sparsities(self) -> tuple[float, ...]:
-        """The sparsities that a space's first points are laid out for: the targets, or a front's ends and the point
-        between them that lies as many times sparser than the one as the other than it."""
-        if self.ceiling is None:
-            return self.targets
-        middle = 1 - math.sqrt((1 - self.lowest) * (1 - self.ceiling))
-        return self.lowest, middle, self.ceiling
-
-    def due(self, number: int) -> float | None:
-        """The final sparsity that trial `number` has to have: with several targets each has its turn, so that each
-        gets its share of the trials. None: the sampler chooses."""
-        return self.targets[number % len(self.targets)] if len(self.targets) > 1 else None
-
     def feasible(self, record: TrialRecord) -> bool:
         return record.feasible(self.lowest)
 
@@ -129,6 +115,12 @@ class Goal:
         if self.kind is GoalKind.FRONT:
             found |= {f"front/{record.name}": record for record in self.front(records)}
         return found
+
+    def missing_above(self, records: Iterable[TrialRecord]) -> float | None:
+        """Return the sparsity above which no completed trial lies, though the goal reaches further; None if the goal's
+        whole range is covered, or if nothing is feasible yet."""
+        sparsest = max((record.sparsity or 0.0 for record in records if self.feasible(record)), default=None)
+        return None if sparsest is None or sparsest >= self.highest else sparsest
 
     @property
     def reference(self) -> Point:

@@ -101,6 +101,8 @@ MALFORMED: dict[str, tuple[str, int, str]] = {
     "a first point of what does not apply": (
         BASE + FEEDBACK + GAIN + "first:\n  - feedback: published\n    feedback_gain: 0.2\n", 9, "does not apply",
     ),
+    "a first point near no target": (BASE + "first:\n  - {near: 1.5, p: 1.5}\n", 6, "near is a target in [0, 1)"),
+    "a first point near a word": (BASE + "first:\n  - {near: high, p: 1.5}\n", 6, "near must be a number"),
     "a prior without a centre": (more("lr: {type: float, low: 0.1, high: 1, prior: {width: 1}}"), 5, "centre"),
     "a prior of another choice": (
         more("feedback: {type: categorical, choices: [pi], prior: published}"), 5, "'published' is not one of pi",
@@ -168,3 +170,12 @@ first:
     assert first.learning_rate == "cosine"
     assert second.threshold == Schedule("cosine", 0.4, 0.0, 0.1, 0.6)
     assert second.learning_rate == PiecewiseLinear(((0.0, 0.1), (0.2, 1.0), (1.0, 0.0)))
+
+
+def test_a_first_point_says_the_target_that_it_is_for(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(BASE + "first:\n  - {near: 0.95, p: 1.5}\n  - {near: target, p: 1.6}\n  - {p: 1.7}\n")
+    space = load_space(str(file), 0.9)
+    assert space.near == (0.95, 0.9, None)
+    assert [point["p"] for point in space.first] == [1.5, 1.6, 1.7]
+    assert all("near" not in point for point in space.first)

@@ -288,7 +288,12 @@ def test_so_far_is_told_as_the_goal_judges() -> None:
     def told(goal: Goal, records: list[TrialRecord] = FOUND) -> str:
         return Summary.of(records, goal).best_so_far()
 
-    assert told(at_targets(0.8, 0.9, 0.99)) == "best 97.00% at 0.8 (t0000), 96.00% at 0.9 (t0001)"
+    assert told(at_targets(0.8, 0.9)) == "best 97.00% at 0.8 (t0000), 96.00% at 0.9 (t0001)"
+    met = "best 97.00% at 0.8 (t0000), 96.00% at 0.9 (t0001), nothing above 0.95 yet"
+    assert told(at_targets(0.8, 0.9, 0.99)) == met
+    assert told(along_front(0.8, 0.96), FOUND[:1]) == (
+        "front of 1, mean accuracy 0.00% from 0.8 to 0.96, nothing above 0.8 yet"
+    )
     assert told(along_front(0.8, 0.9)) == "front of 3, mean accuracy 96.00% from 0.8 to 0.9"
     assert told(at_most(100, 1000)) == "best 96.00% at 90.00% sparsity (t0001)"
     assert told(at_targets(0.8, 0.9), []) == "no feasible trial yet"

@@ -187,3 +187,6 @@ def test_a_front_ends_with_its_hypervolume(tmp_path: Path) -> None:
     assert any(
         "hypervolume 0.09600 above (sparsity 0.8, accuracy 0): a mean accuracy of 96.00%" in line for line in lines
     )
+    assert "nothing above" not in "\n".join(lines)
+    short = printed(with_goal(along_front(0.8, 0.97), tmp_path))
+    assert "over the sparsities from 0.8 to 0.97, nothing above 0.95" in short

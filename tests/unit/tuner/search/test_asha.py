@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tune_sparsity.tuner.search.asha import Entry, Halving, Value, fronts, ranked, rung_epochs
+from tune_sparsity.tuner.search.asha import Entry, Halving, LikeStopping, Value, rung_epochs
+from tune_sparsity.tuner.search.cover import Cover, Range, from_log, log_sparsity
+from tune_sparsity.tuner.study.goal import along_front
 
 EPOCHS = 20
 TARGET = 0.9
@@ -61,60 +63,18 @@ def test_rungs_rise_and_end_before_the_last_epoch(epochs: int, first: float, spa
     assert all(1 <= rung < epochs for rung in rungs)
 
 
-@given(values)
-def test_fronts_are_those_of_the_definition(points: list[Value]) -> None:
-    left = set(points)
-    for front in fronts(points):
-        assert set(front) == {p for p in left if not any(dominates(q, p) for q in left)}
-        assert len(front) == len(set(front))
-        left -= set(front)
-    assert not left
-
-
 def entries(points: list[Value]) -> list[Entry]:
     return [Entry(*point, number) for number, point in enumerate(points)]
 
 
-@given(values, st.sampled_from([None, 0.0, 0.5, 0.9]), st.sampled_from([None, 0.5, 0.95]), st.booleans())
-def test_the_ranking_is_feasible_first_then_by_fronts(
-    points: list[Value], target: float | None, ceiling: float | None, spread: bool
-) -> None:
-    ranking = list(ranked(entries(points), target, ceiling, spread))
-    assert sorted(ranking) == sorted(entries(points))
-    counted = [(e.accuracy, e.sparsity if ceiling is None else min(e.sparsity, ceiling)) for e in ranking]
-    feasible = [target is None or e.sparsity >= target for e in ranking]
+@given(values, st.sampled_from([None, 0.0, 0.5, 0.9]))
+def test_feasible_trials_rank_first_and_then_by_accuracy(points: list[Value], target: float | None) -> None:
+    ranking = sorted(entries(points), key=Halving((5,), target=target)._rank)
+    feasible = [target is None or entry.sparsity >= target for entry in ranking]
     assert feasible == sorted(feasible, reverse=True)
-    for one, other in itertools.combinations(range(len(ranking)), 2):
-        if feasible[one] == feasible[other]:
-            assert not dominates(counted[other], counted[one])
-            if counted[one] == counted[other]:
-                assert (-ranking[one].sparsity, ranking[one].lot) < (-ranking[other].sparsity, ranking[other].lot)
-    for group in (True, False):  # every front whole before the next one
-        here = [value for value, f in zip(counted, feasible, strict=True) if f == group]
-        depth = {value: index for index, front in enumerate(fronts(here)) for value in front}
-        assert [depth[value] for value in here] == sorted(depth[value] for value in here)
-
-
-@given(values)
-def test_with_one_target_accuracy_ranks_the_feasible_ones(points: list[Value]) -> None:
-    halving = Halving((5,), target=0.5)
-    ranking = [entry for entry in halving._ranked(entries(points)) if entry.sparsity >= 0.5]
-    assert [entry.accuracy for entry in ranking] == sorted((entry.accuracy for entry in ranking), reverse=True)
-
-
-@given(values, st.booleans())
-def test_the_most_accurate_feasible_one_is_first(points: list[Value], spread: bool) -> None:
-    feasible = [p for p in points if p[1] >= 0.5]
-    if feasible:
-        first = next(ranked(entries(points), 0.5, None, spread))
-        assert (first.accuracy, first.sparsity) == max(feasible)
-
-
-def test_a_front_is_ranked_by_accuracy_or_so_that_its_best_cover_it() -> None:
-    front = [(0.9, 0.90), (0.89, 0.901), (0.88, 0.902), (0.5, 0.98), (0.7, 0.94)]
-    assert [tuple(e[:2]) for e in ranked(entries(front), TARGET)] == sorted(front, reverse=True)
-    covering = [tuple(e[:2]) for e in ranked(entries(front), TARGET, spread=True)]
-    assert covering[:3] == [(0.9, 0.90), (0.5, 0.98), (0.7, 0.94)]
+    for group in (True, False):
+        here = [entry for entry, f in zip(ranking, feasible, strict=True) if f == group]
+        assert here == sorted(here, key=lambda entry: (-entry.accuracy, -entry.sparsity, entry.lot))
 
 
 @pytest.mark.parametrize("reduction", [2.0, 3.0, 4.0])
@@ -133,10 +93,10 @@ def test_an_infeasible_trial_never_goes_on_in_place_of_a_feasible_one() -> None:
     assert Halving((5,), target=None, reduction=2).goes_on(10, "lpss", 5, (0.99, 0.5))
 
 
-@given(st.lists(value, min_size=1, max_size=40), st.sampled_from([2.0, 3.0, 4.0]), st.booleans())
-def test_nobody_goes_on_while_a_better_one_is_stopped(points: list[Value], reduction: float, spread: bool) -> None:
+@given(st.lists(value, min_size=1, max_size=40), st.sampled_from([2.0, 3.0, 4.0]))
+def test_nobody_goes_on_while_a_better_one_is_stopped(points: list[Value], reduction: float) -> None:
     """Of trials judged against the same others, none that is dominated or infeasible survives one that is not."""
-    halving = Halving((5,), target=0.5, ceiling=1.0, reduction=reduction, spread=spread, window=1000)
+    halving = Halving((5,), target=0.5, reduction=reduction, window=1000)
     for number, point in enumerate(points):
         halving.goes_on(number, "lpss", 5, point)
     # Judged again, now against all: an answer does not depend on how often it was asked for.
@@ -151,15 +111,14 @@ def test_nobody_goes_on_while_a_better_one_is_stopped(points: list[Value], reduc
 @given(
     st.lists(st.floats(0.3, 1.0), min_size=1, max_size=60, unique=True),
     st.integers(1, 8),
-    st.booleans(),
     st.randoms(use_true_random=False),
 )
 def test_the_best_of_curves_that_do_not_cross_is_never_stopped(
-    finals: list[float], slots: int, spread: bool, rng: random.Random
+    finals: list[float], slots: int, rng: random.Random
 ) -> None:
     sparsities = [rng.choice([0.9, 0.91, 0.92, 0.5]) for _ in finals]
     sparsities[finals.index(max(finals))] = 0.9
-    halving = Halving(rung_epochs(EPOCHS), target=TARGET, spread=spread)
+    halving = Halving(rung_epochs(EPOCHS), target=TARGET)
     trained = run(halving, [saturating(final) for final in finals], sparsities, slots)
     feasible = [number for number, sparsity in enumerate(sparsities) if sparsity >= TARGET]
     best = max(feasible, key=lambda number: finals[number])
@@ -286,3 +245,113 @@ def test_memory_is_bounded_by_the_window() -> None:
         halving.goes_on(number, "lpss", 5, (number / 1000, 0.9))
     assert {len(values) for values in halving._values.values()} == {100}
     assert min(halving._values["lpss", 5]) == 900
+
+
+# Trials of several sparsities
+
+LOW, HIGH = 0.5, 0.99
+
+
+def like(**options: object) -> LikeStopping:
+    return LikeStopping((5, 10), low=LOW, high=HIGH, **options)  # type: ignore[arg-type]
+
+
+def falling(sparsity: float) -> float:
+    """The accuracy that a trial of this sparsity usually has at a rung: from .98 down to .3."""
+    return 0.98 - 0.68 * (log_sparsity(sparsity) - log_sparsity(LOW)) / (log_sparsity(HIGH) - log_sparsity(LOW))
+
+
+def evenly(count: int) -> list[float]:
+    low, high = log_sparsity(LOW), log_sparsity(HIGH)
+    return [min(from_log(low + (high - low) * i / (count - 1)), HIGH) for i in range(count)]
+
+
+def train(halving: LikeStopping, trials: Sequence[tuple[float, float]], slots: int = 1) -> list[bool]:
+    """Train (sparsity, accuracy at both rungs) trials in order; whether each finished."""
+    finished = [False] * len(trials)
+    running: list[int] = []
+
+    def end(number: int) -> None:
+        sparsity, accuracy = trials[number]
+        value = (accuracy, sparsity)
+        finished[number] = all(halving.goes_on(number, "lpss", epoch, value) for epoch in (5, 10))
+        halving.ended(number, "lpss", sparsity, finished[number])
+
+    for number in range(len(trials)):
+        running.append(number)
+        if len(running) == slots:
+            end(running.pop(0))
+    for number in running:
+        end(number)
+    return finished
+
+
+def test_a_sparse_trial_is_not_stopped_for_being_sparse() -> None:
+    """All trials are as accurate as their sparsity lets them be, but for every fourth, which is worse."""
+    order = evenly(64)
+    random.Random(0).shuffle(order)
+    bad = [number % 4 == 3 for number in range(64)]
+    finished = train(like(), [(s, falling(s) - 0.1 * worse) for s, worse in zip(order, bad, strict=True)])
+    good_share = {
+        half: [done for done, s, worse in zip(finished, order, bad, strict=True) if not worse and (s > 0.93) == half]
+        for half in (True, False)
+    }
+    assert min(sum(share) / len(share) for share in good_share.values()) > 0.8
+    late_and_bad = [done for number, done in enumerate(finished) if bad[number] and number >= 16]
+    assert sum(late_and_bad) <= len(late_and_bad) / 2
+
+
+def test_nothing_is_stopped_before_there_is_evidence() -> None:
+    assert train(like(), [(0.9, 0.9 - number / 10) for number in range(5)]) == [True] * 5
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 1000), st.integers(9, 70), st.integers(1, 6))
+def test_of_a_cover_at_least_one_trial_in_three_finishes_in_every_part(seed: int, trials: int, slots: int) -> None:
+    rng = random.Random(seed)
+    cover, placed = Cover(along_front(LOW, HIGH), {"lpss": Range(LOW, HIGH)}), []
+    for number in range(trials):
+        turn = cover.next(number, {"lpss": placed}, [])
+        assert turn is not None
+        placed.append(turn.sparsity)
+    finished = train(like(), [(s, rng.random()) for s in placed], slots)
+    assert sum(finished) >= trials / 3
+    extent = log_sparsity(HIGH) - log_sparsity(LOW)
+    done = sorted(log_sparsity(s) for s, f in zip(placed, finished, strict=True) if f)
+    ends = [log_sparsity(LOW), *done, log_sparsity(HIGH)]
+    # Between two that finish lies no part of the range, 3/n wide, in which trials were laid out and none finished.
+    assert max(later - earlier for earlier, later in itertools.pairwise(ends)) <= 2 * 3.0 / trials * extent + 1e-9
+
+
+def test_the_only_trial_of_a_part_goes_on_however_bad_it_is() -> None:
+    halving = like()
+    train(halving, [(s, 0.9) for s in evenly(10)[:6] * 3])
+    assert halving.goes_on(50, "lpss", 5, (0.2, HIGH))
+    assert halving.goes_on(51, "lpss", 5, (0.01, HIGH)) is False  # the other one there may still finish
+    halving.ended(51, "lpss", HIGH, False)
+    halving.forget(50)  # it failed: the next one is the only one again
+    assert halving.goes_on(52, "lpss", 5, (0.01, HIGH))
+
+
+def test_methods_have_parts_of_their_own() -> None:
+    halving = like()
+    train(halving, [(s, 0.9) for s in evenly(30)])
+    assert all(halving.goes_on(100 + n, "gmp", 5, (0.1, s)) for n, s in enumerate((0.5, 0.9, 0.99)))
+
+
+def test_like_trials_decide_after_a_restart_as_if_there_had_been_none() -> None:
+    rng = random.Random(3)
+    trials = [(s, rng.random()) for s in evenly(24)]
+    unbroken = train(like(), trials)
+    before = train(first := like(), trials[:14])
+    again = like()
+    for number, ((sparsity, accuracy), done) in enumerate(zip(trials, before, strict=False)):
+        reached = [epoch for epoch in (5, 10) if number in first._values.get(("lpss", epoch), {})]
+        again.recall(number, "lpss", [(epoch, (accuracy, sparsity)) for epoch in reached])
+        again.ended(number, "lpss", sparsity, done)
+    after = []
+    for number in range(14, 24):
+        sparsity, accuracy = trials[number]
+        after.append(all(again.goes_on(number, "lpss", epoch, (accuracy, sparsity)) for epoch in (5, 10)))
+        again.ended(number, "lpss", sparsity, after[-1])
+    assert before + after == unbroken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from tune_sparsity.search_spaces import BUILT_IN, load_space
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.search.searcher import OptunaSearcher
-from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY, space_for, spaces_of, target_rotation
+from tune_sparsity.tuner.search.cover import log_sparsity
+from tune_sparsity.tuner.search.planner import Planner, planner_for
+from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
+from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY, space_for, spaces_of
 from tune_sparsity.tuner.study.goal import Goal, along_front, at_most, at_targets
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
@@ -43,19 +46,13 @@ def test_one_target_leaves_a_space_as_it_is(name: str, goal: Goal) -> None:
 
 @pytest.mark.parametrize("name", PRUNING)
 @pytest.mark.parametrize("goal", [SEVERAL, FRONT])
-def test_a_built_in_space_spans_the_goal_and_starts_along_it(name: str, goal: Goal) -> None:
+def test_a_built_in_space_spans_the_goal(name: str, goal: Goal) -> None:
     space, alone = space_for(name, goal), load_space(name, goal.lowest)
     assert space.distributions[FINAL_SPARSITY] == FloatDistribution(goal.lowest, goal.highest)
     others = {key: own for key, own in space.distributions.items() if key != FINAL_SPARSITY}
     assert {key: own for key, own in alone.distributions.items() if key != FINAL_SPARSITY}.items() <= others.items()
     assert set(others) - set(alone.distributions) <= set(alone.fixed)  # what the space fixes to the target is searched
-    assert len(space.first) == len(goal.anchor_sparsities) * len(alone.first)
-    starts = [point[FINAL_SPARSITY] for point in space.first]
-    assert starts == pytest.approx(list(goal.anchor_sparsities) * len(alone.first))
-    for point in space.first:
-        assert set(point) <= set(space.distributions)
-        for key, value in point.items():
-            assert space.distributions[key]._contains(space.distributions[key].to_internal_repr(value))
+    assert space.first == ()
 
 
 def test_an_experiments_own_space_takes_the_place_of_its_methods() -> None:
@@ -63,12 +60,6 @@ def test_an_experiments_own_space_takes_the_place_of_its_methods() -> None:
     assert [one.name for one in spaces_of(config, at_targets(0.9), "lpss-few-examples")] == ["gmp", "lpss-few-examples"]
     told = make_config({"target": 0.9, "space": "lpss"})
     assert [one.name for one in spaces_of(told, at_targets(0.9), "lpss-few-examples")] == ["lpss"]
-
-
-def test_each_start_has_what_theory_says_of_its_own_sparsity() -> None:
-    suggested = [point["p"] for point in space_for("lpss", SEVERAL).first if point["drop"] == "threshold"]
-    assert suggested == [load_space("lpss", target).first[-1]["p"] for target in SEVERAL.targets]
-    assert suggested == sorted(suggested, reverse=True)
 
 
 def test_what_a_space_fixes_to_the_target_is_searched_over_the_targets(space_file: Any) -> None:
@@ -87,40 +78,61 @@ def test_what_a_space_fixes_to_the_target_is_searched_over_the_targets(space_fil
         ("{type: categorical, choices: [0.96, 0.8, 0.92]}", [0.8, 0.92, 0.96]),
     ],
 )
-def test_a_turn_is_the_least_searched_value_that_serves(
+def test_a_target_is_pinned_to_the_least_searched_value_that_serves(
     final_sparsity: str, expected: list[float], space_file: Any
 ) -> None:
     space = space_for(space_file(final_sparsity), SEVERAL)
-    assert [turn["lpss"] for turn in target_rotation([space], SEVERAL)] == pytest.approx(expected)
-    assert target_rotation([space], FRONT) == []
+    layout = Planner([space], SEVERAL)
+    plans = [layout.plan(number, first_points=True) for number in range(3)]
+    assert [plan and plan.sparsities["lpss"] for plan in plans] == pytest.approx(expected)
     assert isinstance(
         space.distributions[FINAL_SPARSITY], FloatDistribution | CategoricalDistribution | IntDistribution
     )
 
 
+def tell(searcher: OptunaSearcher, asked: Asked, state: TrialState = TrialState.COMPLETED) -> None:
+    measured = {"val_accuracy": 0.5, "sparsity": asked.params.get(FINAL_SPARSITY, 0.0)}
+    searcher.tell(TrialRecord(asked.number, asked.method, asked.params, state, **measured))
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsgaii"])
-def test_every_target_gets_its_share_and_all_else_is_the_samplers(sampler: str, tmp_path: Path) -> None:
+def test_every_target_and_method_gets_its_share_and_all_else_is_the_samplers(sampler: str, tmp_path: Path) -> None:
     methods = ["lpss", "gmp", "dense"]
     both = spaces(SEVERAL, method=methods)
-    searcher = OptunaSearcher(both, 0.8, sampler=sampler, journal=tmp_path / "j", turns=target_rotation(both, SEVERAL))
-    asked = []
-    for number in range(30):
+
+    def searcher_now() -> OptunaSearcher:
+        return OptunaSearcher(both, 0.8, sampler=sampler, journal=tmp_path / "j", planner=planner_for(both, SEVERAL))
+
+    searcher, asked = searcher_now(), []
+    for number in range(36):
         if number == 15:  # a resumed search goes on with the turns
-            searcher = OptunaSearcher(
-                both, 0.8, sampler=sampler, journal=tmp_path / "j", turns=target_rotation(both, SEVERAL)
-            )
+            searcher = searcher_now()
         asked.append(searcher.ask())
-        final = asked[-1].params.get(FINAL_SPARSITY, 0.0)
-        measured = {"val_accuracy": 0.5, "sparsity": final}
-        searcher.tell(TrialRecord(number, asked[-1].method, asked[-1].params, TrialState.COMPLETED, **measured))
-    assert [one.number for one in asked] == list(range(30))
-    first = sum(len(space.first) for space in both)
-    for one in asked[first:]:
+        tell(searcher, asked[-1])
+    assert [one.number for one in asked] == list(range(36))
+    for one in asked:
         if one.method != "dense":
-            assert one.params[FINAL_SPARSITY] == SEVERAL.due(one.number)
-    shares = [sum(one.params.get(FINAL_SPARSITY) == target for one in asked) for target in SEVERAL.targets]
-    assert min(shares) >= 4
-    assert len({one.method for one in asked}) > 1
+            assert one.params[FINAL_SPARSITY] == SEVERAL.targets[one.number % 3]
+    for target in SEVERAL.targets:
+        for method in ("lpss", "gmp"):
+            assert sum((one.method, one.params.get(FINAL_SPARSITY)) == (method, target) for one in asked) >= 4
+    assert all(one.method != "dense" for one in asked if one.number // 3 % 3 != 2)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "nsgaii"])
+def test_a_front_is_covered_by_every_method_whatever_the_sampler(sampler: str) -> None:
+    both = spaces(FRONT, method=["lpss", "gmp"])
+    searcher = OptunaSearcher(both, 0.5, sampler=sampler, planner=planner_for(both, FRONT))
+    for number in range(40):
+        asked = searcher.ask()
+        tell(searcher, asked, TrialState.FAILED if number % 10 == 9 else TrialState.COMPLETED)
+    for method in ("lpss", "gmp"):
+        mine = [trial.params for trial in searcher.study.trials if trial.params["method"] == method]
+        placed = sorted(log_sparsity(params[f"{method}.{FINAL_SPARSITY}"]) for params in mine)
+        assert placed[0] == pytest.approx(log_sparsity(0.5))
+        assert placed[-1] == pytest.approx(log_sparsity(0.99))
+        widest = max(later - earlier for earlier, later in pairwise(placed)) / (placed[-1] - placed[0])
+        assert widest <= 3 / 20
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,6 @@ def test_each_kind_says_what_it_is() -> None:
     assert single.searched == (0.9, pytest.approx(0.92))
     assert several.searched == (0.8, 0.95)
     assert front.searched == (0.5, 0.99)
-    assert several.anchor_sparsities == (0.8, 0.95)
-    assert front.anchor_sparsities == (0.5, pytest.approx(1 - (0.5 * 0.01) ** 0.5), 0.99)
     assert str(single) == "target 0.9"
     assert str(several) == "targets 0.8, 0.95"
     assert str(front) == "front 0.5:0.99"
@@ -74,13 +72,6 @@ def test_each_kind_says_what_it_is() -> None:
 def test_what_is_no_goal_is_refused(made: object) -> None:
     with pytest.raises(ValueError, match=r"must|one target"):
         made()  # type: ignore[operator]
-
-
-def test_several_targets_have_equal_shares_of_the_trials() -> None:
-    goal = at_targets(0.8, 0.9, 0.95)
-    assert [goal.due(number) for number in range(6)] == [0.8, 0.9, 0.95] * 2
-    assert at_targets(0.9).due(3) is None
-    assert along_front(0.5, 0.9).due(3) is None
 
 
 @quick
@@ -154,3 +145,12 @@ def test_a_fronts_hypervolume_ends_at_its_upper_end_and_is_a_mean_accuracy() -> 
     area = 0.2 * 1.0 + 0.2 * 0.5
     assert goal.hypervolume(records) == pytest.approx(area)
     assert goal.mean_accuracy(area) == pytest.approx(0.75)  # 1 on the first half of the range, a half on the second
+
+
+def test_what_no_trial_covers_yet_is_said() -> None:
+    goal = along_front(0.5, 0.9)
+    assert goal.missing_above([]) is None
+    assert goal.missing_above([trial(0, 0.4, 0.9)]) is None  # nothing is feasible yet: that is said otherwise
+    assert goal.missing_above([trial(0, 0.6, 0.9), trial(1, 0.81, 0.8)]) == 0.81
+    assert goal.missing_above([trial(0, 0.6, 0.9), trial(1, 0.9, 0.1)]) is None
+    assert at_targets(0.5, 0.8).missing_above([trial(0, 0.6, 0.9)]) == 0.6

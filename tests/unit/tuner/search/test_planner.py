@@ -1,0 +1,132 @@
+"""The plan of a study of several sparsities: first points, configurations that are repeated, and what is searched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tune_sparsity.search_spaces import BUILT_IN, load_space
+from tune_sparsity.tuner.search.configurations import Outcome, best_configuration
+from tune_sparsity.tuner.search.cover import from_log, log_sparsity
+from tune_sparsity.tuner.search.planner import FIRST_ROUNDS, SEARCHED, Plan, Planner, planner_for
+from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY, space_for
+from tune_sparsity.tuner.study.goal import along_front, at_targets
+
+FRONT = along_front(0.5, 0.99)
+PRUNING = [name for name in BUILT_IN if name != "dense"]
+
+
+def planned(planner: Planner, number: int, first_points: bool = True) -> Plan:
+    plan = planner.plan(number, first_points=first_points)
+    assert plan is not None
+    return plan
+
+
+def run(planner: Planner, method: str, trials: int, accuracy: float = 0.9) -> list[Plan]:
+    """The plans of a study whose trials all have this accuracy."""
+    plans = []
+    for number in range(trials):
+        plans.append(planned(planner, number))
+        sparsity = plans[-1].sparsities[method]
+        planner.begun(method, sparsity)
+        name, params = plans[-1].configuration or (f"t{number}", {"lr": 0.1})
+        planner.completed(method, {**params, FINAL_SPARSITY: sparsity}, name, (sparsity, accuracy))
+    return plans
+
+
+def test_with_one_target_nothing_is_laid_out() -> None:
+    goal = at_targets(0.9)
+    assert planner_for([space_for("lpss", goal)], goal) is None
+
+
+@pytest.mark.parametrize("name", PRUNING)
+def test_first_points_are_laid_out_for_the_sparsity_that_a_trial_is_for(name: str) -> None:
+    space = space_for(name, FRONT)
+    count = FIRST_ROUNDS * len(load_space(name, 0.5).first)
+    for plan in run(Planner([space], FRONT), space.method, count):
+        sparsity = plan.sparsities[space.method]
+        first = load_space(name, sparsity)
+        assert plan.configuration is not None
+        index = int(plan.configuration.name.removeprefix("first "))
+        if first.near and None not in first.near:
+            away = [abs(log_sparsity(near) - log_sparsity(sparsity)) for near in first.near if near is not None]
+            assert away[index] == min(away)
+        assert set(plan.configuration.params) == set(first.first[index]) - {FINAL_SPARSITY}
+        for key, value in plan.configuration.params.items():
+            distribution = space.distributions[key]
+            assert distribution._contains(distribution.to_internal_repr(value))
+            ends = (getattr(distribution, "low", None), getattr(distribution, "high", None))
+            assert value == first.first[index][key] or value in ends
+
+
+def test_the_point_that_theory_suggests_has_the_p_of_the_trials_own_sparsity() -> None:
+    plans = run(Planner([space_for("lpss", FRONT)], FRONT), "lpss", 2)
+    assert [plan.configuration and plan.configuration.name for plan in plans] == ["first 1", "first 2"]
+    assert plans[1].configuration is not None
+    assert plans[1].configuration.params["p"] == load_space("lpss", 0.5).first[2]["p"]
+
+
+def test_points_that_do_not_say_their_target_take_turns(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(
+        "method: gmp\nparameters:\n  lr: {type: float, low: 0.01, high: 0.3}\n"
+        "  final_sparsity: {type: float, low: target, high: above}\nfirst:\n  - {lr: 0.1}\n  - {lr: 0.2, near: 0.9}\n"
+    )
+    plans = run(Planner([space_for(str(file), FRONT)], FRONT), "gmp", 4)
+    assert [plan.configuration and plan.configuration.params["lr"] for plan in plans] == [0.1, 0.2, 0.1, 0.2]
+
+
+def test_after_the_first_points_one_of_three_trials_is_the_samplers() -> None:
+    plans = run(Planner([space_for("lpss", FRONT)], FRONT), "lpss", 36)
+    searched = [number for number, plan in enumerate(plans) if plan.configuration is None]
+    assert searched == list(range(8, 36, SEARCHED))
+
+
+def test_without_first_points_the_sampler_begins() -> None:
+    planner = Planner([space_for("lpss", FRONT)], FRONT)
+    assert planned(planner, 0, first_points=False).configuration is None
+
+
+def test_a_plan_for_any_method_pins_the_sparsity_of_all() -> None:
+    planner = Planner([space_for("lpss", FRONT), space_for("gmp", FRONT)], FRONT)
+    plans = []
+    for number in range(40):
+        plans.append(planned(planner, number))
+        planner.begun(plans[-1].method or "lpss", plans[-1].sparsities[plans[-1].method or "lpss"])
+        planner.completed(plans[-1].method or "lpss", {}, "x", (plans[-1].sparsities[plans[-1].method or "lpss"], 0.9))
+    free = [plan for plan in plans if plan.method is None]
+    assert free
+    assert all(set(plan.sparsities) == {"lpss", "gmp"} and plan.configuration is None for plan in free)
+    assert all(set(plan.sparsities) == {plan.method} for plan in plans if plan.method is not None)
+
+
+def outcomes(merits: dict[str, list[tuple[float, float]]]) -> list[Outcome]:
+    """Trials at shares of the range, above a curve that falls from .9 to .6 by so much."""
+    low, high = log_sparsity(0.5), log_sparsity(0.99)
+    return [
+        Outcome(name, from_log(low + share * (high - low)), 0.9 - 0.3 * share + merit)
+        for name, trials in merits.items()
+        for share, merit in trials
+    ]
+
+
+def test_a_configuration_that_is_good_on_average_is_ahead_of_a_lucky_one() -> None:
+    usual = [(share / 20, 0.0) for share in range(21)]
+    good = [(share / 10 + 0.02, 0.004) for share in range(10)]
+    known = outcomes({"usual": usual, "good": good, "lucky": [(0.43, 0.007)], "bad": [(0.5, -0.1)]})
+    assert best_configuration(known, 0.9) == "good"
+
+
+def test_a_configuration_is_good_where_it_was_good() -> None:
+    spread = [share / 20 for share in range(21)]
+    known = outcomes(
+        {"dense": [(x, 0.05 - 0.1 * x) for x in spread], "sparse": [(x + 0.01, 0.1 * x - 0.05) for x in spread]}
+    )
+    assert best_configuration(known, 0.55) == "dense"
+    assert best_configuration(known, 0.985) == "sparse"
+
+
+def test_without_outcomes_no_configuration_is_the_best() -> None:
+    assert best_configuration([], 0.9) is None
+    assert best_configuration([Outcome("only", 0.5, 0.1)], 0.9) == "only"

@@ -1,0 +1,56 @@
+"""The monotone fit of accuracy on sparsity: the accuracy that can be expected of a trial of a given sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+NOISE = 0.003  # least standard deviation of accuracies: a few trials can agree by chance
+_NORMAL = 1.4826  # times the median absolute deviation is the standard deviation, of a normal distribution
+
+
+class FallingFit:
+    """The non-increasing function that is nearest to the points in least squares, by pooling adjacent violators
+    (Ayer et al. 1955). It is linear between the points and constant beyond them.
+
+    Args:
+        points: (x, y) pairs in any order, at least one; several may have the same x.
+
+    Raises:
+        ValueError: if there is no point.
+    """
+
+    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
+        if not points:
+            raise ValueError("a fit needs at least one point")
+        x, y = np.array(points, dtype=float).T
+        self._x, where, weights = np.unique(x, return_inverse=True, return_counts=True)
+        means = np.bincount(where, weights=y) / weights
+        blocks: list[tuple[float, float, int]] = []  # (mean of y, points, different x)
+        for mean, weight in zip(means.tolist(), weights.tolist(), strict=True):
+            block = (mean, weight, 1)
+            while blocks and blocks[-1][0] <= block[0]:
+                before = blocks.pop()
+                weight = before[1] + block[1]
+                block = ((before[0] * before[1] + block[0] * block[1]) / weight, weight, before[2] + block[2])
+            blocks.append(block)
+        self._y = np.repeat([mean for mean, _, _ in blocks], [count for _, _, count in blocks])
+
+    def __call__(self, x: float) -> float:
+        return float(np.interp(x, self._x, self._y))
+
+
+def residuals(points: Sequence[tuple[float, float]]) -> list[float]:
+    """Return by how much each y lies above the falling fit of all other points, at least two of them.
+
+    A fit that includes the point itself would pass through most points of a falling curve, and tell nothing of them.
+    """
+    return [y - FallingFit([*points[:i], *points[i + 1 :]])(x) for i, (x, y) in enumerate(points)]
+
+
+def deviation(values: Iterable[float]) -> float:
+    """Return a robust standard deviation, from the median absolute deviation: diverged trainings are no noise. It is at
+    least NOISE."""
+    known = np.fromiter(values, dtype=float)
+    return max(NOISE, _NORMAL * float(np.median(np.abs(known - np.median(known)))))

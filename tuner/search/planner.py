@@ -1,0 +1,129 @@
+"""How the trials of a study of several sparsities are laid out: their sparsity, their method, and which of them repeat
+a configuration that is known to be good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tune_sparsity.search_spaces import Space, load_space
+from tune_sparsity.tuner.search.configurations import Configuration, Outcome, best_configuration
+from tune_sparsity.tuner.search.cover import Cover, log_sparsity
+from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY, clipped, least, range_of
+from tune_sparsity.tuner.study.goal import Goal
+from tune_sparsity.tuner.study.pareto import Point
+
+FIRST_ROUNDS = 2
+"""A method begins with so many trials for each of its space's first points."""
+_FIRST = "first "
+SEARCHED = 3
+"""After that one of so many trials has parameters that the sampler proposes; the others repeat the configuration that
+has surely done best at like sparsity. On digits half of the trials for the sampler found less: a trial that repeats a
+good configuration at another sparsity gains more than most proposals."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is decided of a trial before the sampler proposes the rest.
+
+    Attributes:
+        sparsities: the final sparsity by method, for every method that may have the trial.
+        method: None if the sampler chooses it.
+        configuration: that the trial repeats; None if the sampler proposes the other parameters.
+    """
+
+    sparsities: dict[str, float]
+    method: str | None
+    configuration: Configuration | None
+
+
+class Planner:
+    """Plans the trials of a study of several sparsities, from those that it has been told of.
+
+    Args:
+        spaces: one for each method, from `spaces_of`.
+        goal: with several targets, or a front.
+    """
+
+    def __init__(self, spaces: Sequence[Space], goal: Goal) -> None:
+        self._spaces = {space.method: space for space in spaces}
+        self._searched = {
+            method: space.distributions[FINAL_SPARSITY]
+            for method, space in self._spaces.items()
+            if FINAL_SPARSITY in space.distributions
+        }
+        self._cover = Cover(goal, {method: range_of(own) for method, own in self._searched.items()})
+        self._placed: dict[str, list[float]] = {method: [] for method in self._searched}
+        self._completed: list[Point] = []
+        self._outcomes: dict[str, list[Outcome]] = {method: [] for method in self._searched}
+        self._params: dict[str, dict[str, Any]] = {}
+
+    def begun(self, method: str, sparsity: float) -> None:
+        """Take note of a trial that has begun: of where in the cover it lies."""
+        if method in self._searched:
+            self._placed[method].append(sparsity)
+
+    def completed(self, method: str, params: dict[str, Any], configuration: str, point: Point) -> None:
+        """Take note of a completed trial.
+
+        Args:
+            params: its searched parameters.
+            configuration: the name of the configuration that it repeats, or its own.
+            point: (sparsity, validation accuracy).
+        """
+        self._completed.append(point)
+        if method in self._searched:
+            self._outcomes[method].append(Outcome(configuration, *point))
+            self._params.setdefault(configuration, {k: v for k, v in params.items() if k != FINAL_SPARSITY})
+
+    def plan(self, number: int, *, first_points: bool) -> Plan | None:
+        """Return what is decided of the next trial; None if no method has a final sparsity.
+
+        Args:
+            number: of the trial.
+            first_points: whether the spaces' first points are to be tried.
+        """
+        turn = self._cover.next(number, self._placed, self._completed)
+        if turn is None:
+            return None
+        sparsities = {method: least(own, turn.sparsity) for method, own in self._searched.items()}
+        method = next(iter(self._spaces)) if len(self._spaces) == 1 else turn.method
+        if method is None:
+            return Plan(sparsities, None, None)
+        configuration = self._configuration(method, turn.sparsity, first_points)
+        return Plan({method: sparsities[method]}, method, configuration)
+
+    def _configuration(self, method: str, sparsity: float, first_points: bool) -> Configuration | None:
+        space, number = self._spaces[method], len(self._placed[method])
+        first = load_space(space.name, sparsity)
+        if first_points and number < FIRST_ROUNDS * len(first.first):
+            return self._first_point(space, first, _nearest(first, sparsity, number))
+        if number % SEARCHED == SEARCHED - 1:
+            return None
+        name = best_configuration(self._outcomes[method], sparsity)
+        if name is None:
+            return None
+        if name.startswith(_FIRST):
+            return self._first_point(space, first, int(name.removeprefix(_FIRST)))
+        return Configuration(name, self._params[name])
+
+    @staticmethod
+    def _first_point(space: Space, laid_out: Space, index: int) -> Configuration:
+        """Return a first point as it is laid out for a sparsity, within the whole study's ranges."""
+        params = clipped(laid_out.first[index], space.distributions)
+        return Configuration(f"{_FIRST}{index}", {k: v for k, v in params.items() if k != FINAL_SPARSITY})
+
+
+def _nearest(space: Space, sparsity: float, number: int) -> int:
+    """Return which first point to try: that for the nearest target, or where points do not say theirs each in turn."""
+    targets = [target for target in space.near if target is not None]
+    if len(targets) < len(space.first):
+        return number % len(space.first)
+    away = [abs(log_sparsity(target) - log_sparsity(sparsity)) for target in targets]
+    return away.index(min(away))
+
+
+def planner_for(spaces: Sequence[Space], goal: Goal) -> Planner | None:
+    """Return the layout of a study's trials; None with one target, where the sampler chooses their sparsities."""
+    return Planner(spaces, goal) if goal.multi_objective else None
