@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from search_spaces import Space, load_space
-from tuner.configurations import Configuration, Outcome, best_configuration
+from tuner.configurations import FIRST, Configuration, Outcome, best_configuration
 from tuner.cover import Cover, log_sparsity
 from tuner.goal import Goal
 from tuner.goal_spaces import FINAL_SPARSITY, clipped, least, range_of
@@ -16,7 +16,6 @@ from tuner.pareto import Point
 
 FIRST_ROUNDS = 2
 """A method begins with so many trials for each of its space's first points."""
-_FIRST = "first "
 SEARCHED = 3
 """After that one of so many trials has parameters that the sampler proposes; the others repeat the configuration that
 has surely done best at like sparsity. On digits half of the trials for the sampler found less: a trial that repeats a
@@ -104,15 +103,15 @@ class Layout:
         name = best_configuration(self._outcomes[method], sparsity)
         if name is None:
             return None
-        if name.startswith(_FIRST):
-            return self._first_point(space, first, int(name.removeprefix(_FIRST)))
+        if name.startswith(FIRST):
+            return self._first_point(space, first, int(name.removeprefix(FIRST)))
         return Configuration(name, self._params[name])
 
     @staticmethod
     def _first_point(space: Space, laid_out: Space, index: int) -> Configuration:
         """Return a first point as it is laid out for a sparsity, within the whole study's ranges."""
         params = clipped(laid_out.first[index], space.distributions)
-        return Configuration(f"{_FIRST}{index}", {k: v for k, v in params.items() if k != FINAL_SPARSITY})
+        return Configuration(f"{FIRST}{index}", {k: v for k, v in params.items() if k != FINAL_SPARSITY})
 
 
 def _nearest(space: Space, sparsity: float, number: int) -> int:
