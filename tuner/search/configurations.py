@@ -10,6 +10,8 @@ from tune_sparsity.tuner.search.cover import log_sparsity
 from tune_sparsity.tuner.search.monotone import deviation, residuals
 
 NEIGHBOURS = 64  # completed trials that configurations are judged by
+FIRST = "first "
+"""What the names of configurations that are a space's first points begin with."""
 LIKE = 0.7  # trials whose densities differ by a factor of two count e times less
 
 
@@ -34,12 +36,12 @@ class Outcome(NamedTuple):
 
 
 def best_configuration(outcomes: Sequence[Outcome], sparsity: float) -> str | None:
-    """Return the configuration that has surely done best at like sparsity; None if there is no outcome.
+    """Return the configuration to repeat at a sparsity; None if there is no outcome.
 
     A trial's merit is by how much its accuracy is above the monotone fit of the others. A configuration's merit is the
-    mean of its trials', those of like sparsity counting more, less one standard error. Without the latter the luckiest
-    of many configurations with one trial each would always be ahead of a good one. To repeat a lucky configuration
-    shows what it is worth.
+    mean of its trials', those of like sparsity counting more. A first point is judged by the upper end of what it may
+    be worth (one standard error above its mean), a configuration that the sampler found by the lower end (two below):
+    else the luckiest of many that had one trial each would be ahead of a good one.
     """
     at = log_sparsity(sparsity)
     near = sorted(outcomes, key=lambda one: abs(log_sparsity(one.sparsity) - at))[:NEIGHBOURS]
@@ -53,4 +55,9 @@ def best_configuration(outcomes: Sequence[Outcome], sparsity: float) -> str | No
         weight = math.exp(-abs(log_sparsity(one.sparsity) - at) / LIKE)
         weights[one.configuration] = weights.get(one.configuration, 0.0) + weight
         sums[one.configuration] = sums.get(one.configuration, 0.0) + weight * merit
-    return max(weights, key=lambda name: sums[name] / weights[name] - noise / math.sqrt(weights[name]))
+
+    def worth(name: str) -> float:
+        errors = 1 if name.startswith(FIRST) else -2
+        return sums[name] / weights[name] + errors * noise / math.sqrt(weights[name])
+
+    return max(weights, key=worth)

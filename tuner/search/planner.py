@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tune_sparsity.search_spaces import Space, load_space
-from tune_sparsity.tuner.search.configurations import Configuration, Outcome, best_configuration
+from tune_sparsity.tuner.search.configurations import FIRST, Configuration, Outcome, best_configuration
 from tune_sparsity.tuner.search.cover import Cover, log_sparsity
 from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY, clipped, least, range_of
 from tune_sparsity.tuner.study.goal import Goal
@@ -16,7 +16,6 @@ from tune_sparsity.tuner.study.pareto import Point
 
 FIRST_ROUNDS = 2
 """A method begins with so many trials for each of its space's first points."""
-_FIRST = "first "
 SEARCHED = 3
 """After that one of so many trials has parameters that the sampler proposes; the others repeat the configuration that
 has surely done best at like sparsity. On digits half of the trials for the sampler found less: a trial that repeats a
@@ -104,15 +103,15 @@ class Planner:
         name = best_configuration(self._outcomes[method], sparsity)
         if name is None:
             return None
-        if name.startswith(_FIRST):
-            return self._first_point(space, first, int(name.removeprefix(_FIRST)))
+        if name.startswith(FIRST):
+            return self._first_point(space, first, int(name.removeprefix(FIRST)))
         return Configuration(name, self._params[name])
 
     @staticmethod
     def _first_point(space: Space, laid_out: Space, index: int) -> Configuration:
         """Return a first point as it is laid out for a sparsity, within the whole study's ranges."""
         params = clipped(laid_out.first[index], space.distributions)
-        return Configuration(f"{_FIRST}{index}", {k: v for k, v in params.items() if k != FINAL_SPARSITY})
+        return Configuration(f"{FIRST}{index}", {k: v for k, v in params.items() if k != FINAL_SPARSITY})
 
 
 def _nearest(space: Space, sparsity: float, number: int) -> int:
@@ -125,5 +124,5 @@ def _nearest(space: Space, sparsity: float, number: int) -> int:
 
 
 def planner_for(spaces: Sequence[Space], goal: Goal) -> Planner | None:
-    """Return the layout of a study's trials; None with one target, where the sampler chooses their sparsities."""
+    """Return the planner of a study's trials; None with one target, where the sampler chooses their sparsities."""
     return Planner(spaces, goal) if goal.multi_objective else None

@@ -222,13 +222,13 @@ class OptunaSearcher:
         self.study.enqueue_trial(given, {_CONFIGURATION: plan.configuration.name} if plan.configuration else None)
 
     def _begun(self, params: Mapping[str, Any]) -> None:
-        """Tell the layout of a trial whose parameters, as Optuna names them, are known."""
+        """Tell the planner of a trial whose parameters, as Optuna names them, are known."""
         method = self._method_of(params)
         if self._planner is not None and method is not None and (key := self._key(method, FINAL_SPARSITY)) in params:
             self._planner.begun(method, params[key])
 
     def _completed(self, trial: FrozenTrial, accuracy: float, sparsity: float) -> None:
-        """Tell the layout of a completed trial."""
+        """Tell the planner of a completed trial."""
         method = self._method_of(trial.params)
         if self._planner is not None and method is not None:
             space = self.spaces[method]

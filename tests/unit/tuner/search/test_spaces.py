@@ -82,8 +82,8 @@ def test_a_target_is_pinned_to_the_least_searched_value_that_serves(
     final_sparsity: str, expected: list[float], space_file: Any
 ) -> None:
     space = space_for(space_file(final_sparsity), SEVERAL)
-    layout = Planner([space], SEVERAL)
-    plans = [layout.plan(number, first_points=True) for number in range(3)]
+    planner = Planner([space], SEVERAL)
+    plans = [planner.plan(number, first_points=True) for number in range(3)]
     assert [plan and plan.sparsities["lpss"] for plan in plans] == pytest.approx(expected)
     assert isinstance(
         space.distributions[FINAL_SPARSITY], FloatDistribution | CategoricalDistribution | IntDistribution
