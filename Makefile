@@ -1,12 +1,14 @@
 # make tune: install and run the default study. make test: install and run all tests. make bench: the benchmarks.
+# make lowest, make newest: quick tests and the default study with the lowest and the newest versions that are allowed.
 PYTHON ?= python3
 VENV := .venv
 DATA ?= $(or $(TUNE_SPARSITY_DATA),../shared/data)
 BIN := $(VENV)/bin
 TESTERS ?= 2
 INSTALLED := $(VENV)/.installed
+NEWEST ?= $(or $(shell python3.13 -c 'import sys; print(sys.executable)' 2>/dev/null),$(PYTHON))
 
-.PHONY: install compile tune test lint format bench wheel clean
+.PHONY: install compile tune test lint format bench wheel clean lowest newest
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
@@ -40,6 +42,25 @@ bench: install
 	$(BIN)/python -m benchmarks.search --cost
 	$(BIN)/python -m benchmarks.driver --trials 1000
 	$(BIN)/python -m benchmarks.studies --data-dir $(DATA)
+
+# $(call with,VENV,PYTHON,OPTIONS): installs with these options of pip, runs the quick tests but those of docker/, which
+# is for the versions of constraints.txt, and the default study, whose record must hold its 32 trials and itself.
+define with
+	$(2) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --upgrade pip
+	$(1)/bin/python -m pip install --quiet $(3) --editable '.[cluster,dev]'
+	$(1)/bin/python -m pytest -m "not slow" -k "not docker"
+	rm -rf $(1)/run && mkdir $(1)/run
+	cd $(1)/run && ../bin/tune-sparsity --target 0.9
+	cd $(1)/run && ../bin/python -c 'import mlflow; mlflow.set_tracking_uri("sqlite:///mlflow.db"); \
+		assert len(mlflow.search_runs(search_all_experiments=True)) == 33, "the record is not complete"'
+endef
+
+lowest:
+	$(call with,.venv-lowest,$(PYTHON),--constraint constraints-lowest.txt)
+
+newest:
+	$(call with,.venv-newest,$(NEWEST),--upgrade --upgrade-strategy eager)
 
 wheel: install
 	$(BIN)/python -m build --wheel --outdir dist .
