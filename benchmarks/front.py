@@ -64,7 +64,7 @@ class Bench:
         if not (folder / "result.json").exists():
             data = [] if self.data_dir is None else ["--data-dir", str(self.data_dir)]
             places = ["--storage", str(self.out), "--study", name, "--tracking-uri", f"sqlite:///{self.out}/mlflow.db"]
-            command = [sys.executable, "-m", "tuner.cli", *options, *places, *data, "--json"]
+            command = [sys.executable, "-m", "tune_sparsity", *options, *places, *data, "--json"]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         result: dict[str, Any] = json.loads((folder / "result.json").read_text())
         rows = (folder / "epochs.csv").read_text().splitlines()[1:]

@@ -14,17 +14,16 @@ from itertools import pairwise
 
 import numpy as np
 
-from tune_sparsity.tuner.search.monotone import FallingFit, deviation
+from tune_sparsity.tuner.search.monotone import NOISE, FallingFit
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.pareto import Point
 
 SLACK = 1.9
 """A gap that is wider than SLACK / n of the range, for a method's share n of the trials, is filled first:
 no gap stays wider than (SLACK + 1) / n."""
-SMOOTH = 9
-"""So many neighbouring trials are averaged for the accuracy that is expected of one more. Before as many are completed,
-trials only cover the range."""
+FIRST_COVER = 9  # completed trials before which the range is only covered
 SAME = 1e-9  # two positions that differ by no more are one
+NEIGHBOURS = 5  # completed trials that say how much accuracies differ at a sparsity
 CANDIDATES = 64  # sparsities of which the one with most to gain is taken
 
 
@@ -114,7 +113,7 @@ class Cover:
         gaps = [(*widest_gap(own, placed.get(method, ())), method) for method, own in self._ranges.items()]
         width, sparsity, method = max(gaps, key=lambda gap: gap[0])
         share = (sum(map(len, placed.values())) + 1) / len(self._ranges)
-        if width * share > SLACK or len(completed) < SMOOTH:
+        if width * share > SLACK or len(completed) < FIRST_COVER:
             return Turn(sparsity, method)
         return Turn(most_to_gain(self._goal, completed))
 
@@ -154,21 +153,21 @@ def most_to_gain(goal: Goal, completed: Sequence[Point]) -> float:
     normal density f and distribution F (expected improvement, Mockus 1978), times the width of the step.
     """
     points = [(log_sparsity(sparsity), accuracy) for sparsity, accuracy in completed]
-    fit = FallingFit(_averaged(sorted(points)))
-    spread = deviation(accuracy - fit(position) for position, accuracy in points)
-    positions = np.linspace(log_sparsity(goal.lowest), log_sparsity(goal.highest), CANDIDATES + 1)[1:]
+    fit = FallingFit(points)
+    positions = np.linspace(log_sparsity(goal.lowest), log_sparsity(goal.highest), CANDIDATES + 1)[1:].tolist()
     steps = _steps(goal, completed)
-    gains = [_gain(from_log(float(at)), fit(float(at)), spread, goal.lowest, steps) for at in positions]
-    return min(from_log(float(positions[int(np.argmax(gains))])), goal.highest)
+    spreads = _spreads(points, fit, positions)
+    gains = [_gain(from_log(at), fit(at), d, goal.lowest, steps) for at, d in zip(positions, spreads, strict=True)]
+    return min(from_log(positions[int(np.argmax(gains))]), goal.highest)
 
 
-def _averaged(points: list[Point]) -> list[Point]:
-    """Return the running means of neighbouring points, and the last point, towards which accuracies may fall steeply:
-    what single trials owe to luck must not draw others to their place."""
-    if len(points) <= SMOOTH:
-        return points
-    means = [np.mean(points[first : first + SMOOTH], axis=0) for first in range(len(points) - SMOOTH + 1)]
-    return [*((float(x), float(y)) for x, y in means), points[-1]]
+def _spreads(points: Sequence[Point], fit: FallingFit, positions: Sequence[float]) -> list[float]:
+    """Return the standard deviation of the accuracies around their fit, at each position that of its neighbours: sparse
+    networks differ more than others."""
+    at = np.array([position for position, _ in points])
+    squares = np.array([(accuracy - fit(position)) ** 2 for position, accuracy in points])
+    near = (np.argsort(np.abs(at - position))[:NEIGHBOURS] for position in positions)
+    return [max(NOISE, math.sqrt(float(squares[some].mean()))) for some in near]
 
 
 def _steps(goal: Goal, completed: Sequence[Point]) -> list[Point]:

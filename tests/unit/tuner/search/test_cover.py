@@ -135,7 +135,7 @@ def expected_gain(sparsity: float, mean: float, deviation: float, completed: lis
 
 
 def test_the_expected_gain_is_that_of_simulated_trials() -> None:
-    from tuner.cover import _gain, _steps
+    from tune_sparsity.tuner.search.cover import _gain, _steps
 
     completed = [(0.6, 0.95), (0.9, 0.9), (0.97, 0.6), (0.7, 0.5)]
     for sparsity, mean, deviation in [(0.95, 0.8, 0.1), (0.65, 0.95, 0.02), (0.99, 0.3, 0.05), (0.55, 0.7, 0.01)]:
