@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.helpers.s3_servers import S3Server
+from tune_sparsity.tuner.storage import lease
 from tune_sparsity.tuner.storage.s3 import S3Prefix, parse_store
 
 
@@ -25,3 +26,9 @@ def store(server: S3Server, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     return parse_store(f"s3://studies/{abs(hash(request.node.name))}/s")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("BEAT", 0.1), ("TTL", 2.0), ("_LOOK", 0.2), ("_SETTLE", 0.05)):
+        monkeypatch.setattr(lease, name, value)

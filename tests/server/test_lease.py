@@ -18,12 +18,6 @@ from tune_sparsity.tuner.storage.s3 import S3Prefix
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("BEAT", 0.1), ("TTL", 2.0), ("_LOOK", 0.2), ("_SETTLE", 0.05)):
-        monkeypatch.setattr(lease, name, value)
-
-
-@pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether another driver lives cannot be seen on this machine."""
     monkeypatch.setattr(lease, "_is_gone", lambda owner: False)
