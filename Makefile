@@ -1,4 +1,5 @@
 # make tune: install and run the default study. make test: install and run all tests. make bench: the benchmarks.
+# make quick: the tests of single modules alone, without the slow ones.
 # make lowest, make newest: quick tests and the default study with the lowest and the newest versions that are allowed.
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ TESTERS ?= 2
 INSTALLED := $(VENV)/.installed
 NEWEST ?= $(or $(shell python3.13 -c 'import sys; print(sys.executable)' 2>/dev/null),$(PYTHON))
 
-.PHONY: install compile tune test lint format bench wheel clean lowest newest
+.PHONY: install compile tune test quick lint format bench wheel clean lowest newest
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
@@ -25,6 +26,9 @@ tune: install
 
 test: install lint
 	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
+
+quick: install
+	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder -m "unit and not slow"
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(getattr(pytest.mark, tier))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Counts what was skipped, by what it wants, in the last lines."""
+    yield
+    wants = Counter[str]()
+    for report in terminalreporter.stats.get("skipped", []):
+        if isinstance(report.longrepr, tuple):
+            wants[report.longrepr[2].removeprefix("Skipped: ")] += 1
+    if wants:
+        terminalreporter.section("skipped, and what it wants")
+    for reason, count in sorted(wants.items()):
+        terminalreporter.line(f"{count:5d}  {reason}")
 
 
 @pytest.fixture(scope="session")

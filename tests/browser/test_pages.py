@@ -41,7 +41,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: make install")
     with sync_api.sync_playwright() as playwright:
         # Its sandbox refuses to run as root, as which continuous integration does.
         options = ["--no-sandbox"] if os.geteuid() == 0 else []
@@ -102,7 +102,7 @@ def served(nan_study: Ran) -> Iterator[Served]:
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)):

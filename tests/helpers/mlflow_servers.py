@@ -120,7 +120,7 @@ def postgresql() -> Iterator[str]:
         try:
             user = pwd.getpwnam("postgres")
         except KeyError:
-            pytest.skip("no user postgres, and PostgreSQL refuses to run as root")
+            pytest.skip("no user postgres, as whom root runs PostgreSQL: apt-get install postgresql")
     as_user = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
     folder = Path(tempfile.mkdtemp(prefix="tune-sparsity-postgresql-"))
     if user is not None:

@@ -108,7 +108,7 @@ class TwoNodes:
 def two_nodes() -> Iterator[TwoNodes]:
     """Started, and taken away afterwards. The test is skipped where namespaces cannot be made."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("two nodes in network namespaces need root and the command ip")
+        pytest.skip("two nodes in network namespaces: run as root, and apt-get install iproute2")
     folder = Path(tempfile.mkdtemp(prefix="ts-", dir="/tmp"))
     token = folder / "token"
     token.write_text(secrets.token_hex(32))

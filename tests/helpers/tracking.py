@@ -50,7 +50,7 @@ def record(number: int, state: TrialState = TrialState.RUNNING, **known: Any) ->
 
 def finish(tracker: Tracker, status: str = "FINISHED", **known: Any) -> None:
     tracker.finish_study(**{"status": status, "metrics": {"hypervolume": 0.8}, "pareto": [], "artifacts": [], **known})
-    tracker.close(30)
+    tracker.close(120)
     assert tracker.problems == []
 
 
@@ -75,4 +75,4 @@ def begun(tracker: Tracker) -> None:
     tracker.start_study({}, {})
     tracker.start_trial(record(0))
     tracker.log_epoch(0, 1, {"val_accuracy": 0.5})
-    assert tracker.flush(60), tracker.problems
+    assert tracker.flush(120), tracker.problems

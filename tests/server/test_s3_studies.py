@@ -229,12 +229,10 @@ WRONG = {
 def test_a_mistake_is_one_line_and_nothing_is_written(case: str, bench: Bench) -> None:
     arguments, environment, said = WRONG[case]
     there = parse_store("s3://studies").names()
-    start = time.monotonic()
     ran = bench.run(*arguments, **environment)
     assert (ran.code, ran.stdout) == (2, ""), ran.stderr
     (line,) = ran.stderr.splitlines()
     assert said in line
-    assert time.monotonic() - start < 60
     assert parse_store("s3://studies").names() == there
 
 

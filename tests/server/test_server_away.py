@@ -88,19 +88,18 @@ def test_a_server_that_is_killed_for_half_a_minute_in_mid_study_has_everything_i
     server: Server, study: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = study("away", 60)
-    began = time.monotonic()
     server.kill()
-    back: list[float] = []
+    back = threading.Event()
 
     def bring_back() -> None:
         server.start()
-        back.append(time.monotonic())
+        back.set()
 
     timer = threading.Timer(AWAY, bring_back)
     timer.start()
     _, stderr = process.communicate(timeout=240)
     timer.join()
-    assert back[0] - began >= AWAY
+    assert back.is_set()
     assert process.returncode == 0, stderr
     assert "Traceback" not in stderr
     csv = (tmp_path / "studies" / "away" / "trials.csv").read_text().splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -33,20 +34,24 @@ with connection(make_config({"target": 0.9, "concurrency": 2}).resolved(), ahead
         def facts(self):
             return self.had, os.getpid(), os.environ["OMP_NUM_THREADS"], os.getppid()
 
-    time.sleep(6)
+    def idle_workers():
+        return [line for line in trees() if line and line[0].startswith("ray::IDLE")]
+
+    end = time.monotonic() + 120
+    while len(idle_workers()) < 2:
+        assert time.monotonic() < end, trees()
+        time.sleep(0.1)
     idle = {p.pid for p in psutil.Process().children(recursive=True)}
     actors = [ray.remote(num_cpus=1)(Actor).remote() for _ in range(2)]
     facts = ray.get([actor.facts.remote() for actor in actors])
     os.kill(facts[0][1], 9)
-    began = time.monotonic()
     another = ray.get(ray.remote(num_cpus=1)(Actor).remote().facts.remote())
-    took = time.monotonic() - began
     started = trees()
     connected.end()
     connected.ended()
 print(json.dumps({
     "before": before, "facts": facts, "idle": sorted(idle), "started": started, "after": trees(),
-    "another": another, "took": took,
+    "another": another,
     "set": sorted(name for name in os.environ if "preload" in name or "prestart" in name or "FORK_" in name),
 }))
 """
@@ -65,9 +70,8 @@ def test_its_processes_are_few_and_have_loaded_what_trials_need(begun: str) -> N
     assert len({parent for _, _, _, parent in found["facts"]}) == 1  # copies of one
     assert [(had, threads) for had, _, threads, _ in found["facts"]] == [(True, "1")] * 2
     had, pid, _, parent = found["another"]
-    assert (had, parent) == (True, found["facts"][0][3])
+    assert (had, parent) == (True, found["facts"][0][3])  # a copy too: torch and Ray are not loaded again
     assert pid not in found["idle"]
-    assert found["took"] < 2, found["took"]  # where torch and Ray would take longer to load
     commands = [" ".join(command) for command in found["started"]]
     assert any("gcs_server" in command for command in commands)
     assert not [one for one in commands if "dashboard.py" in one or "monitor.py" in one]
@@ -76,24 +80,32 @@ def test_its_processes_are_few_and_have_loaded_what_trials_need(begun: str) -> N
 
 
 ABANDONED = """
-import psutil, time
+import psutil, subprocess, time
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.cluster.connection import connection
 
+class Kept(subprocess.Popen):
+    made = []
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.made.append(self)
+
+subprocess.Popen = Kept
 with connection(make_config({"target": 0.9, "concurrency": 2}).resolved(), ahead=True):
     end = time.monotonic() + 60
     while not {"gcs_server", "raylet"} <= {p.name() for p in psutil.Process().children(recursive=True)}:
         assert time.monotonic() < end
         time.sleep(0.05)
     started = psutil.Process().children(recursive=True)
-    launched = time.monotonic()
-took = time.monotonic() - launched
+(node,) = [one for one in Kept.made if "private_ray_main" in " ".join(map(str, one.args))]
 left = [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-while left and time.monotonic() < launched + 10:
+end = time.monotonic() + 60
+while left and time.monotonic() < end:
     time.sleep(0.1)
     left = [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 assert not left, left
-print(took)
+print(node.returncode)
 """
 
 
@@ -101,7 +113,7 @@ print(took)
 def test_what_turns_out_not_to_be_needed_ends_at_once() -> None:
     done = subprocess.run([sys.executable, "-c", ABANDONED], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 2  # where a worker alone would need longer to load
+    assert int(done.stdout) == -signal.SIGKILL  # and not asked to end, which it does when its workers have loaded
 
 
 def test_why_ray_does_not_start_is_raised_to_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +137,7 @@ with connection(make_config({"target": 0.9, "concurrency": 1}).resolved()) as co
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     processes = psutil.Process().children(recursive=True)
     next(p for p in processes if p.name() == sys.argv[1]).kill()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not told and time.monotonic() < end:
         time.sleep(0.05)
     print(connected.lost, told == [signal.SIGTERM], flush=True)
@@ -141,7 +153,7 @@ def test_a_ray_that_dies_interrupts_the_driver(which: str) -> None:
 
 
 WAITING = """
-import contextlib, os, sys, time, psutil
+import contextlib, os, sys, threading, time, psutil
 from tune_sparsity.tuner.cluster import connection
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.system.signals import terminable
@@ -150,7 +162,7 @@ def died():
     print("died", flush=True)
     os._exit(7)
 
-connection._ANSWER_WITHIN = 1.0
+connection._ANSWER_WITHIN = 1.0 if sys.argv[1] == "deaf" else 60.0
 with connection.connection(make_config({"target": 0.9, "concurrency": 1}).resolved(), died=died) as connected:
     connected.share(lambda: True)
     connected.wait()
@@ -160,8 +172,9 @@ with connection.connection(make_config({"target": 0.9, "concurrency": 1}).resolv
     with contextlib.suppress(KeyboardInterrupt), terminable(connected):
         if sys.argv[1] == "deaf":
             internal_kv._internal_kv_get(b"x")  # an interrupt has no effect in it
-        time.sleep(60)
-    time.sleep(3)  # what it still has to do
+        time.sleep(200)
+    for watching in [thread for thread in threading.enumerate() if thread.name == "ray"]:
+        watching.join()  # it has been answered, or it says that the driver died
     print("ended", flush=True)
     os._exit(0)
 """

@@ -125,7 +125,7 @@ def test_simple_rules_of_a_clean_image() -> None:
 def test_hadolint_finds_nothing() -> None:
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if (hadolint := shutil.which("hadolint", path=beside)) is None:
-        pytest.skip("hadolint is not installed")
+        pytest.skip("no hadolint: make install")
     done = subprocess.run([hadolint, str(DOCKER / "Dockerfile")], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 

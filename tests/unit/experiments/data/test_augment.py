@@ -124,7 +124,7 @@ def test_normalise() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: a CUDA device, and torch built for it")
 def test_same_images_on_a_gpu() -> None:
     augment, x = Augmentation(4, True, 3), images(64)
     assert torch.equal(augment(x.cuda(), seeded()).cpu(), augment(x, seeded()))

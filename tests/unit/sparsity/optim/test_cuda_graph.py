@@ -22,7 +22,7 @@ from tune_sparsity.sparsity.optim.cuda_graph import (
 )
 from tune_sparsity.sparsity.optim.foreach import ForeachStep
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: a CUDA device, and torch built for it")
 SHAPES = [(6, 40), (5, 40), (4, 3, 2, 2)]
 PARAMS = {
     "lpss": {"final_sparsity": 0.8, "p": 1.4, "threshold_interval": 5},

@@ -18,7 +18,9 @@ from tune_sparsity.sparsity.optim.foreach import ForeachStep
 from tune_sparsity.sparsity.optim.fused import FusedStep
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 
-pytestmark = pytest.mark.skipif(fused.kernel is None, reason="the package was installed without a C compiler")
+pytestmark = pytest.mark.skipif(
+    fused.kernel is None, reason="no compiled step: apt-get install gcc libc6-dev, then make compile"
+)
 
 seeds = st.integers(0, 2**32 - 1)
 

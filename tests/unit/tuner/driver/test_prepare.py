@@ -29,7 +29,7 @@ def test_data_of_our_own_have_loaded_and_their_thread_has_ended_when_a_copy_is_m
 def test_data_that_take_long_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_A_WHILE", 0.05)
     data, downloaded = find("digits").load(None), threading.Event()
-    loading = module._Loading(lambda: data if downloaded.wait(20) else find("digits").load(None))
+    loading = module._Loading(lambda: data if downloaded.wait(120) else find("digits").load(None))
     assert not loading.over()
     downloaded.set()
     assert loading.data() is data

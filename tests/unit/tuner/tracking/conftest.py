@@ -41,7 +41,7 @@ def tracker(store: Path, tmp_path: Path) -> Iterator[MakeTracker]:
 
     yield make
     for each in made:
-        each.close(30)
+        each.close(120)
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,15 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
-from contextlib import closing
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -104,7 +108,7 @@ def test_a_resumed_study_continues_the_same_runs(tracker: MakeTracker, store: Pa
         one.log_epoch(number, 1, {"val_accuracy": 0.5})
         one.log_epoch(number, 2, {"val_accuracy": 0.6, "train_loss": math.nan})
     one.end_trial(record(0, TrialState.COMPLETED, epochs=2))
-    one.close(30)  # as if the process had been killed: the study and two trials are left running
+    one.close(120)  # as if the process had been killed: the study and two trials are left running
     ids = {name: run.info.run_id for name, run in read(store)[1].items()}
 
     two = tracker()
@@ -137,7 +141,7 @@ def test_a_finished_study_runs_again_while_it_is_resumed(tracker: MakeTracker, s
     two = tracker()
     two.start_study({}, {})
     two.start_trial(record(0))
-    assert two.flush(30)
+    assert two.flush(120)
     (parent,), trials = read(store)
     assert parent.info.status == trials["t0000"].info.status == trials["t0000"].data.tags["state"].upper() == "RUNNING"
     two.end_trial(record(0, TrialState.COMPLETED))
@@ -174,25 +178,58 @@ def test_trials_left_running_are_killed(tracker: MakeTracker, store: Path, statu
         assert trials[name].data.tags["state"] == "failed"
 
 
+@contextmanager
+def stopped(writer: subprocess.Popen[str]) -> Iterator[None]:
+    """Whoever waited for the writer in this block would wait for a minute, and the test fails."""
+    writer.send_signal(signal.SIGSTOP)
+    late = threading.Timer(60, writer.send_signal, [signal.SIGCONT])
+    late.start()
+    try:
+        yield
+        assert psutil.Process(writer.pid).status() == psutil.STATUS_STOPPED
+    finally:
+        late.cancel()
+        writer.send_signal(signal.SIGCONT)
+
+
+def calls(act: Callable[[], object]) -> Counter[str]:
+    """How often each function was called, by its name."""
+    counted = Counter[str]()
+
+    def note(frame: FrameType, event: str, what: Any) -> None:
+        if event in ("call", "c_call"):
+            counted[frame.f_code.co_name if event == "call" else what.__name__] += 1
+
+    sys.setprofile(note)
+    try:
+        act()
+    finally:
+        sys.setprofile(None)
+    return counted
+
+
 @pytest.mark.slow
-def test_a_thousand_reports_hold_the_caller_up_for_less_than_half_a_second(
+def test_a_thousand_reports_wait_for_nobody_and_cost_the_same_each(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()  # the writer at its own pace
     one = Tracker(f"sqlite:///{store}", IDENTITY, tmp_path / "study")
     one.start_study({}, {})
-    assert one.flush(60)
-    before, cpu = one.seconds, time.process_time()
-    for number in range(50):
-        one.start_trial(record(number))
-    for epoch, number in itertools.product(range(1, 21), range(50)):
-        one.log_epoch(number, epoch, {f"metric_{n}": number + n / epoch for n in range(12)})
-    for number in range(50):
-        one.end_trial(record(number, TrialState.COMPLETED, epochs=20))
-    held_up, cpu = one.seconds - before, time.process_time() - cpu
+    assert one.flush(120)
+    costs: list[Counter[str]] = []
+    with stopped(one._writer):
+        for number in range(50):
+            one.start_trial(record(number))
+        for epoch, number in itertools.product(range(1, 21), range(50)):
+            metrics = {f"metric_{n}": number + n / epoch for n in range(12)}
+            costs.append(calls(lambda n=number, e=epoch, m=metrics: one.log_epoch(n, e, m)))
+        for number in range(50):
+            one.end_trial(record(number, TrialState.COMPLETED, epochs=20))
     finish(one)
-    print(f"1,000 reports of 12 metrics: caller {held_up:.3f} s, processor {cpu:.3f} s")
-    assert cpu < 0.5  # of the driver's process; processor time, since others make wall clock a matter of luck
+    assert all(cost == costs[50] for cost in costs[50:])  # from the second epoch on: it does not grow with the study
+    assert costs[50]["write"] == 1
+    assert costs[50]["fsync"] == costs[50]["flush"] == 0
+    assert costs[50].total() < 400  # a millisecond at the very most; benchmarks.tracking measures it
     with closing(sqlite3.connect(store)) as database:
         (rows,) = database.execute("SELECT count(*) FROM metrics WHERE key LIKE 'metric_%'").fetchone()
     assert rows == 12_000
@@ -227,7 +264,7 @@ assert not {"mlflow", "torch", "ray"} & set(sys.modules)
 def test_a_study_that_is_left_unfinished_ends_as_killed(tracker: MakeTracker, store: Path) -> None:
     one = tracker()
     begun(one)
-    one.close(30)
+    one.close(120)
     (parent,), trials = read(store)
     assert parent.info.status == trials["t0000"].info.status == "KILLED"
     assert (trials["t0000"].data.tags["state"], trials["t0000"].data.tags["pareto"]) == ("failed", "false")
@@ -258,7 +295,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_trial_that_ended_unnoticed_is_told_of_by_the_next_process(tracker: MakeTracker, store: Path) -> None:
     one = tracker()
     begun(one)
-    one.close(30)
+    one.close(120)
     two = tracker()
     two.start_study({}, {})
     for number in (0, 1):

@@ -53,7 +53,7 @@ def test_artifacts_lie_beside_the_store(
     missing = tmp_path / "missing.html"
     artifacts = [tmp_path / "pareto.csv", missing, tmp_path / "best"]
     one.finish_study(status="FINISHED", metrics={}, pareto=[], artifacts=artifacts)
-    one.close(30)
+    one.close(120)
     (parent,), _ = read(store)
     folder = store.parent / "mlartifacts" / "tune-sparsity" / "digits" / parent.info.run_id / "artifacts"
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
@@ -92,10 +92,10 @@ def test_an_unwritable_store_is_told_and_not_raised(tmp_path: Path) -> None:
     one.start_study({}, {})
     one.start_trial(record(0))
     one.log_epoch(0, 1, {"val_accuracy": 0.5})
-    assert not one.flush(30)
+    assert not one.flush(120)
     one.end_trial(record(0, TrialState.COMPLETED))
     one.finish_study(status="FINISHED", metrics={}, pareto=[0], artifacts=[])
-    one.close(30)
+    one.close(120)
     (problem,) = one.problems
     assert "2 runs are not fully recorded" in problem
     assert "\n" not in problem
@@ -109,7 +109,7 @@ def test_a_file_that_is_no_store_is_told_and_left_alone(tmp_path: Path) -> None:
     file.write_text("someone's notes, not a database\n" * 100)
     one = InThread(f"sqlite:///{file}", IDENTITY, tmp_path / "study")
     one.start_study({}, {})
-    one.close(30)
+    one.close(120)
     assert "not a database" in one.problems[0]
     assert file.read_text().startswith("someone's notes")
 
@@ -120,7 +120,7 @@ def test_a_store_that_comes_back_gets_everything(
     one = tracker()
     one.start_study({}, {})
     one.start_trial(record(0))
-    assert one.flush(30)
+    assert one.flush(120)
     away = [True]
     write = RunWriter.write
 
@@ -132,7 +132,7 @@ def test_a_store_that_comes_back_gets_everything(
     monkeypatch.setattr(RunWriter, "write", perhaps)
     one.log_epoch(0, 1, {"val_accuracy": 0.5})
     one.start_trial(record(1))
-    assert not one.flush(30)
+    assert not one.flush(120)
     assert len(one.problems) == 1
     assert one.waiting
     assert "2 runs are not fully recorded" in one.problems[0]
@@ -152,12 +152,12 @@ def test_what_the_store_refuses_for_good_is_told_and_the_rest_written(tracker: M
     one.start_study({}, {})
     for number in (0, 1):
         one.start_trial(record(number))
-    assert one.flush(30)
+    assert one.flush(120)
     client(store).delete_run(read(store)[1]["t0000"].info.run_id)
     for number in (0, 1):
         one.end_trial(record(number, TrialState.COMPLETED))
     one.finish_study(status="FINISHED", metrics={}, pareto=[1], artifacts=[])
-    one.close(30)
+    one.close(120)
     assert one.problems
     assert all("t0000" in line for line in one.problems)
     assert read(store)[0][0].info.status == read(store)[1]["t0001"].info.status == "FINISHED"
