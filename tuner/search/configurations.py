@@ -28,11 +28,17 @@ class Configuration(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A completed trial of a configuration."""
+    """A trial of a configuration that has ended.
+
+    Attributes:
+        configuration: its name.
+        sparsity: that the trial was to end on.
+        accuracy: None if the trial was stopped early, as one that was clearly worse than others.
+    """
 
     configuration: str
     sparsity: float
-    accuracy: float
+    accuracy: float | None
 
 
 def best_configuration(outcomes: Sequence[Outcome], sparsity: float) -> str | None:
@@ -41,17 +47,21 @@ def best_configuration(outcomes: Sequence[Outcome], sparsity: float) -> str | No
     A trial's merit is by how much its accuracy is above the monotone fit of the others. A configuration's merit is the
     mean of its trials', those of like sparsity counting more. A first point is judged by the upper end of what it may
     be worth (one standard error above its mean), a configuration that the sampler found by the lower end (two below):
-    else the luckiest of many that had one trial each would be ahead of a good one.
+    else the luckiest of many that had one trial each would be ahead of a good one. A trial that was stopped early
+    counts as two standard deviations below the fit.
     """
     at = log_sparsity(sparsity)
     near = sorted(outcomes, key=lambda one: abs(log_sparsity(one.sparsity) - at))[:NEIGHBOURS]
-    if len(near) < 3:
-        return near[0].configuration if near else None
-    merits = residuals([(log_sparsity(one.sparsity), one.accuracy) for one in near])
-    noise = deviation(merits)
+    points = [(log_sparsity(one.sparsity), one.accuracy) for one in near if one.accuracy is not None]
+    if len(points) < 3:
+        return next((one.configuration for one in near if one.accuracy is not None), None)
+    known = iter(residuals(points))
+    merits = [None if one.accuracy is None else next(known) for one in near]
+    noise = deviation(merit for merit in merits if merit is not None)
     weights: dict[str, float] = {}
     sums: dict[str, float] = {}
-    for one, merit in zip(near, merits, strict=True):
+    for one, found in zip(near, merits, strict=True):
+        merit = -2 * noise if found is None else found
         weight = math.exp(-abs(log_sparsity(one.sparsity) - at) / LIKE)
         weights[one.configuration] = weights.get(one.configuration, 0.0) + weight
         sums[one.configuration] = sums.get(one.configuration, 0.0) + weight * merit

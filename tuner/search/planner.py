@@ -63,17 +63,21 @@ class Planner:
         if method in self._searched:
             self._placed[method].append(sparsity)
 
-    def completed(self, method: str, params: dict[str, Any], configuration: str, point: Point) -> None:
-        """Take note of a completed trial.
+    def ended(
+        self, method: str, params: dict[str, Any], configuration: str, sparsity: float, accuracy: float | None
+    ) -> None:
+        """Take note of a trial that was completed or stopped.
 
         Args:
             params: its searched parameters.
             configuration: the name of the configuration that it repeats, or its own.
-            point: (sparsity, validation accuracy).
+            sparsity: that it ended on, or was to end on.
+            accuracy: its validation accuracy; None if it was stopped.
         """
-        self._completed.append(point)
+        if accuracy is not None:
+            self._completed.append((sparsity, accuracy))
         if method in self._searched:
-            self._outcomes[method].append(Outcome(configuration, *point))
+            self._outcomes[method].append(Outcome(configuration, sparsity, accuracy))
             self._params.setdefault(configuration, {k: v for k, v in params.items() if k != FINAL_SPARSITY})
 
     def plan(self, number: int, *, first_points: bool) -> Plan | None:

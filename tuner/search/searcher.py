@@ -97,8 +97,7 @@ class OptunaSearcher:
             self._sampling.add(ended)
         for trial in ended:
             self._begun(trial.params)
-            if trial.values:
-                self._completed(trial, *trial.values)
+            self._ended(trial)
         self._running: dict[int, optuna.Trial] = {}
         self._left = self._unfinished()
 
@@ -227,15 +226,17 @@ class OptunaSearcher:
         if self._planner is not None and method is not None and (key := self._key(method, FINAL_SPARSITY)) in params:
             self._planner.begun(method, params[key])
 
-    def _completed(self, trial: FrozenTrial, accuracy: float, sparsity: float) -> None:
-        """Tell the planner of a completed trial."""
+    def _ended(self, trial: FrozenTrial) -> None:
+        """Tell the planner of a trial that was completed or stopped: a failed one says nothing of its parameters."""
         method = self._method_of(trial.params)
-        if self._planner is not None and method is not None:
-            space = self.spaces[method]
-            params = {name: trial.params.get(self._key(method, name)) for name in space.distributions}
-            known = {name: value for name, value in params.items() if self._key(method, name) in trial.params}
-            name = trial.user_attrs.get(_CONFIGURATION) or trial_name(trial.number)
-            self._planner.completed(method, known, name, (sparsity, accuracy))
+        if self._planner is None or method is None or trial.state is optuna.trial.TrialState.FAIL:
+            return
+        space, prefix = self.spaces[method], self._key(method, "")
+        named = {key.removeprefix(prefix): value for key, value in trial.params.items()}
+        params = {name: value for name, value in named.items() if name in space.distributions}
+        configuration = trial.user_attrs.get(_CONFIGURATION) or trial_name(trial.number)
+        accuracy, sparsity = trial.values or (None, self._sparsity_of(trial.params))
+        self._planner.ended(method, params, configuration, sparsity, accuracy)
 
     def _suggest(self, trial: optuna.Trial) -> Asked:
         """The trial's parameters; those already in the storage come from there."""
@@ -269,12 +270,11 @@ class OptunaSearcher:
                 warnings.simplefilter("ignore")  # a crash between these two lines leaves the constraint, and it holds
                 trial.set_constraint(CONSTRAINT, self.target - record.sparsity)
             self.study.tell(trial, [record.val_accuracy, record.sparsity])
-            frozen = self.study.get_trials(deepcopy=False)[trial.number]
-            self._completed(frozen, record.val_accuracy, record.sparsity)
         elif record.state is TrialState.PRUNED:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        self._ended(self.study.get_trials(deepcopy=False)[trial.number])
 
     @property
     def running(self) -> KeysView[int]:

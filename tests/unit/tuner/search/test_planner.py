@@ -31,7 +31,7 @@ def run(planner: Planner, method: str, trials: int, accuracy: float = 0.9) -> li
         sparsity = plans[-1].sparsities[method]
         planner.begun(method, sparsity)
         name, params = plans[-1].configuration or (f"t{number}", {"lr": 0.1})
-        planner.completed(method, {**params, FINAL_SPARSITY: sparsity}, name, (sparsity, accuracy))
+        planner.ended(method, {**params, FINAL_SPARSITY: sparsity}, name, sparsity, accuracy)
     return plans
 
 
@@ -94,7 +94,7 @@ def test_a_plan_for_any_method_pins_the_sparsity_of_all() -> None:
     for number in range(40):
         plans.append(planned(planner, number))
         planner.begun(plans[-1].method or "lpss", plans[-1].sparsities[plans[-1].method or "lpss"])
-        planner.completed(plans[-1].method or "lpss", {}, "x", (plans[-1].sparsities[plans[-1].method or "lpss"], 0.9))
+        planner.ended(plans[-1].method or "lpss", {}, "x", plans[-1].sparsities[plans[-1].method or "lpss"], 0.9)
     free = [plan for plan in plans if plan.method is None]
     assert free
     assert all(set(plan.sparsities) == {"lpss", "gmp"} and plan.configuration is None for plan in free)
@@ -130,3 +130,11 @@ def test_a_configuration_is_good_where_it_was_good() -> None:
 def test_without_outcomes_no_configuration_is_the_best() -> None:
     assert best_configuration([], 0.9) is None
     assert best_configuration([Outcome("only", 0.5, 0.1)], 0.9) == "only"
+
+
+def test_a_configuration_whose_trials_are_stopped_is_left_alone() -> None:
+    spread = [share / 20 for share in range(21)]
+    known = outcomes({"first 1": [(x, 0.0) for x in spread], "first 0": [(0.4, 0.001)]})
+    assert best_configuration(known, 0.9) == "first 0"  # it has had one trial only
+    stopped = [Outcome("first 0", 0.9, None)] * 3
+    assert best_configuration([*known, *stopped], 0.9) == "first 1"

@@ -50,9 +50,9 @@ def ended(asked: Asked, state: State = State.COMPLETED, accuracy: float | None =
 
 def search(searcher: OptunaSearcher, trials: int) -> list[Asked]:
     done = []
-    for number in range(trials):
+    for _ in range(trials):
         done.append(searcher.ask())
-        searcher.tell(ended(done[-1], State.PRUNED if number % 4 == 3 else State.COMPLETED))
+        searcher.tell(ended(done[-1], State.PRUNED if done[-1].number % 4 == 3 else State.COMPLETED))
     return done
 
 
