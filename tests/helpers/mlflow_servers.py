@@ -57,7 +57,7 @@ class Server:
                 env={**kept, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5):
                 return
@@ -150,7 +150,7 @@ def postgresql() -> Iterator[str]:
             stderr=subprocess.DEVNULL,
             **as_user,  # type: ignore[call-overload]
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         ready = [home / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
         while subprocess.run(ready, capture_output=True).returncode and time.monotonic() < deadline:
             time.sleep(0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import math
@@ -180,9 +181,9 @@ def test_trials_left_running_are_killed(tracker: MakeTracker, store: Path, statu
 
 @contextmanager
 def stopped(writer: subprocess.Popen[str]) -> Iterator[None]:
-    """Whoever waited for the writer in this block would wait for a minute, and the test fails."""
+    """Whoever waited for the writer in this block would wait for five minutes, and the test fails."""
     writer.send_signal(signal.SIGSTOP)
-    late = threading.Timer(60, writer.send_signal, [signal.SIGCONT])
+    late = threading.Timer(300, writer.send_signal, [signal.SIGCONT])
     late.start()
     try:
         yield
@@ -200,11 +201,13 @@ def calls(act: Callable[[], object]) -> Counter[str]:
         if event in ("call", "c_call"):
             counted[frame.f_code.co_name if event == "call" else what.__name__] += 1
 
+    gc.disable()  # it has callbacks, as of hypothesis, that would be counted now and then
     sys.setprofile(note)
     try:
         act()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return counted
 
 
@@ -229,7 +232,7 @@ def test_a_thousand_reports_wait_for_nobody_and_cost_the_same_each(
     assert all(cost == costs[50] for cost in costs[50:])  # from the second epoch on: it does not grow with the study
     assert costs[50]["write"] == 1
     assert costs[50]["fsync"] == costs[50]["flush"] == 0
-    assert costs[50].total() < 400  # a millisecond at the very most; benchmarks.tracking measures it
+    assert costs[50].total() < 1000  # of any function, many of them for each metric; benchmarks.tracking has the time
     with closing(sqlite3.connect(store)) as database:
         (rows,) = database.execute("SELECT count(*) FROM metrics WHERE key LIKE 'metric_%'").fetchone()
     assert rows == 12_000
