@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import tune_sparsity
 from tests.helpers.in_process import run_in_process
 from tests.helpers.waiting import Clock
 from tune_sparsity.tuner.cli import main
 from tune_sparsity.tuner.results import inference_cost
-from tune_sparsity.tuner.results.export_formats import csr_bytes, load_csr, save_csr
+from tune_sparsity.tuner.results.export_formats import Whole, clear_notes, csr_bytes, load_csr, save_csr
 from tune_sparsity.tuner.results.inference_cost import latencies, medians, sizes, sparse_copy
 
 EXPERIMENT = """
@@ -97,7 +99,7 @@ def test_every_format_is_the_network_and_no_larger_than_without_zeros(
     full = {name: torch.randn_like(t) if t.is_floating_point() else t for name, t in plain.items()}
     dense = tmp_path / "dense"
     (torch.save if kind == "torch" else save_file)(full, dense)
-    graph = 16_000 if kind == "onnx" else 300  # the graph and the notes in it, or a header's names
+    graph = 1_500 if kind == "onnx" else 300  # ten nodes, or a header's names
     assert path.stat().st_size <= dense.stat().st_size + graph
 
 
@@ -120,6 +122,54 @@ def test_another_program_runs_the_onnx_file_on_raw_inputs_of_any_number(storage:
         assert outputs.shape == (count, 3)
     reported = json.loads((storage / "images" / "best" / "model.json").read_text())["metrics"]["val_accuracy"]
     assert (outputs.argmax(1) == val.y.numpy()).mean() == pytest.approx(reported, abs=1e-9)
+
+
+def test_an_onnx_file_says_nothing_of_the_machine_that_wrote_it(storage: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from tune_sparsity.experiments import find
+
+    path = tmp_path / "net.onnx"
+    assert run(storage, "images", "--format", "onnx", "--out", str(path)) == 0
+    ours = path.read_bytes()
+    # What the exporter itself writes of the same network.
+    experiment = find(f"{storage.parent}/own.py:images")
+    whole = Whole(experiment.prepare, experiment.model()).eval()
+    torch.onnx.export(whole, (experiment.load(None).val.x[:2],), tmp_path / "plain.onnx", external_data=False)
+    plain = (tmp_path / "plain.onnx").read_bytes()
+    assert len(ours) < len(plain)
+    package = str(Path(str(tune_sparsity.__file__)).parent)
+    for words in ("site-packages", package, str(storage.parent), '.py"', "return self.network("):
+        assert words.encode() not in ours
+    assert package.encode() in plain
+
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    parts = [model, model.graph, *model.graph.node, *model.functions, *(n for f in model.functions for n in f.node)]
+    parts += [*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer]
+    assert not any(part.metadata_props or part.doc_string for part in parts)
+
+
+def test_notes_are_cleared_in_functions_and_in_graphs_within_nodes() -> None:
+    onnx = pytest.importorskip("onnx")
+    from onnx import helper
+
+    def noted() -> Any:
+        node = helper.make_node("Identity", ["x"], ["y"], doc_string='File "/home/me/net.py", line 3')
+        helper.set_metadata_props(node, {"stack": 'File "/home/me/net.py", line 3'})
+        return node
+
+    value = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1], doc_string="/home/me")
+    branch = helper.make_graph([noted()], "branch", [], [value], doc_string="/home/me")
+    choice = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    function = helper.make_function("own", "f", ["x"], ["y"], [noted()], [helper.make_opsetid("", 20)])
+    model = helper.make_model(helper.make_graph([choice], "main", [], [value]), functions=[function])
+    assert model.SerializeToString().count(b"/home/me") == 11
+    clear_notes(model)
+    assert b"/home/me" not in model.SerializeToString()
+    assert [each.name for each in model.graph.node[0].attribute] == ["else_branch", "then_branch"]
+    assert model.functions[0].node[0].op_type == "Identity"
 
 
 def test_the_default_place_is_in_the_studys_folder_and_readable_by_a_group(

@@ -102,13 +102,30 @@ def tracking(uri: str) -> Finding:
     here = importlib.metadata.version("mlflow")
     if uri.lower().startswith("http"):
         return _server(uri, shown, here)
-    if (file := sqlite_file(uri)) is not None and not file.exists():
-        if file.parent.is_dir() and os.access(file.parent, os.W_OK):
-            return Finding("mlflow", f"{here}, {shown} will be made by the first study")
-        return Finding("mlflow", f"{shown} cannot be made", f"make the folder {file.parent}, and writable")
+    if (file := sqlite_file(uri)) is not None:
+        new = not file.exists()
+        if new and not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
+            return Finding("mlflow", f"{shown} cannot be made", f"make the folder {file.parent}, and writable")
+        if wrong := _without_a_record(here):
+            return wrong
+        if new:
+            return Finding("mlflow", f"{here} keeps a record, {shown} will be made by the first study")
     if "://" not in uri:
         return Finding("mlflow", f"{here}, {shown}")
     return _database(uri, shown, here)
+
+
+def _without_a_record(here: str) -> Finding | None:
+    """Tells what is wrong if MLflow, as it is installed here, cannot keep a record in an SQLite file."""
+    from tune_sparsity.tuner.tracking.sqlite_trial import try_sqlite
+
+    try:
+        wrong = try_sqlite()
+    except OSError as error:
+        return Finding("mlflow", f"no place to try it ({error.strerror or error})", "set TMPDIR to a folder with room")
+    if not wrong:
+        return None
+    return Finding("mlflow", f"cannot keep a record ({wrong}), it is {here}", "pip install -U mlflow")
 
 
 def _server(uri: str, shown: str, here: str) -> Finding:

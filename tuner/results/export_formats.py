@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -106,7 +107,9 @@ def require_onnx() -> None:
 
 
 def save_onnx(model: nn.Module, inputs: Tensor, path: Path) -> None:
-    """The network as an ONNX graph from "inputs" to "outputs", for any number of examples at once.
+    """Writes the network as an ONNX graph from "inputs" to "outputs", for any number of examples at once.
+
+    The exporter's notes are left out: they hold paths and source lines of this machine.
 
     Args:
         inputs: two examples or more.
@@ -117,21 +120,37 @@ def save_onnx(model: nn.Module, inputs: Tensor, path: Path) -> None:
     batch = torch.export.Dim("batch", min=1)
     try:
         with _quiet():
-            torch.onnx.export(
+            program: Any = torch.onnx.export(
                 model.eval(),
                 (inputs,),
-                path,
                 input_names=["inputs"],
                 output_names=["outputs"],
                 dynamic_shapes={"inputs": {0: batch}},
-                external_data=False,
                 verbose=False,
             )
+            graph = program.model_proto
+            clear_notes(graph)
+            content = graph.SerializeToString()
     except Exception as error:
         last = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise RuntimeError(
             f"torch cannot export this network to ONNX: {(last or [type(error).__name__])[0]}"
         ) from error
+    path.write_bytes(content)
+
+
+def clear_notes(part: Any) -> None:
+    """Clears what only people read in a message of ONNX and in all messages within it, such as nodes and functions.
+
+    An exporter writes there the stack in which a node came about.
+    """
+    for note in ("metadata_props", "doc_string"):
+        if note in part.DESCRIPTOR.fields_by_name:
+            part.ClearField(note)
+    for field, value in part.ListFields():
+        if field.message_type is not None:
+            for inner in value if isinstance(value, Sequence) else [value]:
+                clear_notes(inner)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """An empty MLflow store in an SQLite file.
 
 MLflow makes its tables by going through all versions that they ever had, in seconds of a processor that a study's first
-trials need. So it does it once for each of its versions and each user: the tables are kept in the user's cache, and a
-new store begins as a copy of them.
+trials need. So it does it once for each user and each set of versions, its own and those of the packages that it makes
+them with: the tables are kept in the user's cache, and a new store begins as a copy of them.
 """
 
 from __future__ import annotations
@@ -41,12 +41,18 @@ def make_store(file: Path, artifacts: str) -> None:
 
 
 def kept_tables() -> Path:
-    """The tables that this version of MLflow works with, without content; not there before it first made them."""
+    """Says where the tables are that MLflow makes with the versions installed; they have no content.
+
+    The file is not there before MLflow first made them.
+    """
+    import alembic
     import mlflow
+    import sqlalchemy
 
     # The folder in which experiments.data.files keeps data, which would load torch.
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "tune-sparsity" / f"mlflow-{mlflow.__version__}.db"
+    made_by = "-".join(f"{each.__name__}-{each.__version__}" for each in (mlflow, sqlalchemy, alembic))
+    return cache / "tune-sparsity" / f"{made_by}.db"
 
 
 def _check(file: Path) -> None:

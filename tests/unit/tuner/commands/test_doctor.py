@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -96,8 +97,10 @@ def test_a_server_that_is_not_there_is_found_and_no_password_is_shown() -> None:
     assert "secret" not in str(finding)
 
 
+@pytest.mark.slow
 def test_a_database_is_opened_if_it_is_there_and_not_made_if_not(tmp_path: Path) -> None:
-    assert "will be made" in tracking(f"sqlite:///{tmp_path}/mlflow.db").found
+    assert "keeps a record" in (found := tracking(f"sqlite:///{tmp_path}/mlflow.db").found)
+    assert "will be made" in found
     assert "cannot be made" in tracking(f"sqlite:///{tmp_path}/no/mlflow.db").found
     assert not list(tmp_path.iterdir())
     (tmp_path / "empty.db").touch()
@@ -105,6 +108,46 @@ def test_a_database_is_opened_if_it_is_there_and_not_made_if_not(tmp_path: Path)
     (tmp_path / "text.db").write_text("no database at all, " * 100)
     assert "does not answer" in tracking(f"sqlite:///{tmp_path}/text.db").found
     assert tracking("mlruns").remedy == "see --tracking-uri"
+
+
+def environment_without(module: str, folder: Path) -> dict[str, str]:
+    """A PYTHONPATH with which a new process cannot import the module, as if it went wrong in there."""
+    (folder / "sitecustomize.py").write_text(f"""
+import sys
+
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise ImportError("cannot import name 'Pool' from 'sqlalchemy.pool'")
+
+sys.meta_path.insert(0, Broken())
+""")
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "new"), [("mlflow.store.tracking.sqlalchemy_store", True), ("sqlalchemy", False)])
+def test_an_mlflow_that_cannot_keep_a_record_is_told(module: str, new: bool, tmp_path: Path) -> None:
+    site, cwd, temporary = (tmp_path / name for name in ("site", "cwd", "tmp"))
+    for folder in (site, cwd, temporary):
+        folder.mkdir()
+    if not new:
+        (cwd / "mlflow.db").touch()
+    broken = environment_without(module, site)
+    ran = run_command(["doctor", "--address", "127.0.0.1:9"], cwd, TMPDIR=str(temporary), **broken)
+    assert ran.code == 1
+    assert ran.stderr == ""
+    (line,) = [line for line in ran.stdout.splitlines() if " mlflow: " in line]
+    assert line.startswith("fix  mlflow: cannot keep a record (ImportError: cannot import name 'Pool'")
+    assert line.endswith(f"it is {version('mlflow')}: pip install -U mlflow")
+    assert list(temporary.iterdir()) == []
+
+
+def test_no_place_to_try_mlflow_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    finding = tracking(f"sqlite:///{tmp_path}/mlflow.db")
+    assert "No such file" in finding.found
+    assert "TMPDIR" in finding.remedy
 
 
 def test_a_database_without_its_driver_names_the_package() -> None:

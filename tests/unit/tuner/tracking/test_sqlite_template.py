@@ -106,8 +106,9 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, cache: P
     assert len(migrations) == 2
 
 
-def test_another_version_of_mlflow_has_tables_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("package", ["mlflow", "sqlalchemy", "alembic"])
+def test_another_version_has_tables_of_its_own(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = kept_tables()
-    monkeypatch.setattr("mlflow.__version__", "99.0")
+    monkeypatch.setattr(f"{package}.__version__", "99.0")
     assert kept_tables() != before
     assert kept_tables().parent == before.parent
