@@ -33,7 +33,7 @@ def finite(subject: Subject) -> Iterator[Problem]:
 
 
 def loads_the_same(subject: Subject) -> Iterator[Problem]:
-    with same_random_numbers(1):  # as in a process that has drawn others
+    with same_random_numbers((torch.initial_seed() + 1) % 2**32):  # as in a process that was seeded otherwise
         again = subject.experiment.load(subject.data_dir)
     for name in ("train", "val", "test"):
         for part, first, second in zip("xy", getattr(subject.data, name), getattr(again, name), strict=True):

@@ -274,6 +274,12 @@ def test_a_sound_experiment_passes_all() -> None:
     assert_sound(SOUND)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_random_data_are_found_whatever_the_process_was_seeded_with(seed: int) -> None:
+    torch.manual_seed(seed)
+    assert findings(BROKEN["random data"][0])["loading"].level is Level.FAILED
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_broken_is_found(name: str) -> None:
     experiment, check, said = BROKEN[name]
