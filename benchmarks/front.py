@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.studies import spread
 from tune_sparsity.experiments import Training, find
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.search.samplers import SAMPLERS
@@ -57,6 +58,7 @@ class Bench:
     def __init__(self, out: Path, data_dir: Path | None) -> None:
         self.out, self.data_dir = out.absolute(), data_dir and data_dir.absolute()
         self.out.mkdir(parents=True, exist_ok=True)
+        self._grids: dict[str, dict[str, Any]] = {}  # the trainings of an experiment's grids, by their keys
 
     def study(self, name: str, *options: str) -> dict[str, Any]:
         """Return the result of the command with these options, and the epochs that it trained under `epochs`."""
@@ -86,8 +88,10 @@ class Bench:
         """Return the validation accuracy and the sparsity that a first point ends on."""
         path = self.out / f"grid-{experiment}.jsonl"
         key = f"{seed} {number} {epochs} {point} {sparsity!r}"
-        lines = path.read_text().splitlines() if path.exists() else []
-        done = {line["key"]: line for line in map(json.loads, lines)}
+        if experiment not in self._grids:
+            lines = path.read_text().splitlines() if path.exists() else []
+            self._grids[experiment] = {line["key"]: line for line in map(json.loads, lines)}
+        done = self._grids[experiment]
         if key not in done:
             done[key] = {"key": key, **_train(experiment, self.data_dir, seed, number, epochs, point, sparsity)}
             with path.open("a") as file:
@@ -115,11 +119,6 @@ def _loaded(name: str, data_dir: Path | None) -> Any:
     return experiment, experiment.load(data_dir)
 
 
-def shown(values: list[float]) -> str:
-    """Mean and the range from least to most, in per cent."""
-    return f"{100 * statistics.mean(values):.2f} ({100 * min(values):.2f} to {100 * max(values):.2f})"
-
-
 def mean_accuracy(result: dict[str, Any]) -> float:
     return float(result["front"]["mean_accuracy"])
 
@@ -141,7 +140,7 @@ def digits(bench: Bench, seeds: range, samplers: list[str], counts: list[int]) -
             ]
             worth = [max(2, round(result["epochs"] / epochs)) for result in results]
             beside = [
-                shown(
+                spread(
                     [
                         bench.grid("digits", seed, n, epochs, POINTS[name], even)
                         for seed, n in zip(seeds, worth, strict=True)
@@ -151,7 +150,7 @@ def digits(bench: Bench, seeds: range, samplers: list[str], counts: list[int]) -
                 else ""
                 for name, even in grids
             ]
-            found = shown([mean_accuracy(result) for result in results])
+            found = spread([mean_accuracy(result) for result in results])
             print(
                 f"| {sampler} | {count} | {statistics.mean(worth):.0f} | {found} | {' | '.join(beside)} |", flush=True
             )
@@ -176,7 +175,7 @@ def larger(bench: Bench, name: str, seeds: range) -> None:
     print(f"\n{name}, {trials} trials of {epochs} epochs, worth {worth} trainings\n")
     print("| search | mean accuracy over the front % |\n| --- | --- |")
     for label, values in rows.items():
-        print(f"| {label} | {shown(values)} |", flush=True)
+        print(f"| {label} | {spread(values)} |", flush=True)
 
 
 def targets(bench: Bench, seeds: range) -> None:
@@ -193,7 +192,7 @@ def targets(bench: Bench, seeds: range) -> None:
             alone[target].append(own["best"]["val_accuracy"])
     print("| target | four targets, 40 trials % | alone, 10 trials % |\n| --- | --- | --- |")
     for target in TARGETS:
-        print(f"| {target} | {shown(together[target])} | {shown(alone[target])} |", flush=True)
+        print(f"| {target} | {spread(together[target])} | {spread(alone[target])} |", flush=True)
 
 
 def ways(bench: Bench, seeds: range) -> None:
@@ -202,7 +201,7 @@ def ways(bench: Bench, seeds: range) -> None:
     def found(name: str, *options: str) -> tuple[str, float]:
         results = [bench.study(f"{name}-seed{seed}", *options, "--seed", str(seed)) for seed in seeds]
         best = [mean_accuracy(one) if "front" in one else one["best"]["val_accuracy"] for one in results]
-        return shown(best), statistics.mean(result["epochs"] for result in results)
+        return spread(best), statistics.mean(result["epochs"] for result in results)
 
     front, target = ("--front", FRONT.option, "--trials", "40"), ("--target", "0.9")
     rows = {
@@ -232,7 +231,7 @@ def ways(bench: Bench, seeds: range) -> None:
     first = [bench.study(f"method-lpss-seed{seed}") for seed in seeds]
     together = [max(a["best"]["val_accuracy"], b["best"]["val_accuracy"]) for a, b in zip(warm, first, strict=True)]
     epochs = statistics.mean(a["epochs"] + b["epochs"] for a, b in zip(warm, first, strict=True))
-    rows["--target 0.9, 10 trials and 10 more by --warm-start"] = shown(together), epochs
+    rows["--target 0.9, 10 trials and 10 more by --warm-start"] = spread(together), epochs
     print("| way | validation accuracy % | epochs |\n| --- | --- | --- |")
     for name, (accuracy, trained) in rows.items():
         print(f"| {name} | {accuracy} | {trained:.0f} |", flush=True)

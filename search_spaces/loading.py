@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
 
 from tune_sparsity.search_spaces.space import Space
@@ -19,9 +20,15 @@ def load_space(name: str, target: float) -> Space:
         BadFile: for a file that is not a valid space; the line is named.
         ValueError: for an unknown name, with the nearest ones.
     """
-    from tune_sparsity.search_spaces.space_parser import parse_space
+    return space_layout(name)(target)
 
-    return parse_space(name, space_file(name), target)
+
+def space_layout(name: str) -> Callable[[float], Space]:
+    """Return the function that lays a space out for a target, as `load_space` does. The file is read now, and not
+    again: it may change while the function is in use. Raises as `load_space` does."""
+    from tune_sparsity.search_spaces.space_parser import read_space
+
+    return read_space(name, space_file(name))
 
 
 def space_text(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, replace
 from dataclasses import fields as dataclass_fields
 from itertools import count
@@ -24,10 +24,11 @@ NEAR = "near"
 Condition = dict[str, tuple[Any, ...]]
 
 
-def parse_space(name: str, path: Path, target: float) -> Space:
-    """The space in a file, laid out for `target`. Raises BadFile with the line of what is wrong."""
+def read_space(name: str, path: Path) -> Callable[[float], Space]:
+    """Read a space's file once, and return the function that lays the space out for a target. Both raise BadFile with
+    the line of what is wrong."""
     data, lines = read_mapping(path)
-    return _Parser(Values(lines, target)).space(name, data)
+    return lambda target: _Parser(Values(lines, target)).space(name, data)
 
 
 class _Parser:

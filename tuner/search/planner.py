@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tune_sparsity.search_spaces import Space, load_space
+from tune_sparsity.search_spaces import Space, space_layout
 from tune_sparsity.tuner.search.configurations import FIRST, Configuration, Outcome, best_configuration
 from tune_sparsity.tuner.search.cover import Cover, log_sparsity
 from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY, clipped, least, range_of
@@ -52,6 +52,8 @@ class Planner:
             for method, space in self._spaces.items()
             if FINAL_SPARSITY in space.distributions
         }
+        self._layouts = {method: space_layout(self._spaces[method].name) for method in self._searched}
+        self._first_points = {method: len(laid_out(goal.lowest).first) for method, laid_out in self._layouts.items()}
         self._cover = Cover(goal, {method: range_of(own) for method, own in self._searched.items()})
         self._placed: dict[str, list[float]] = {method: [] for method in self._searched}
         self._completed: list[Point] = []
@@ -98,23 +100,21 @@ class Planner:
         return Plan({method: sparsities[method]}, method, configuration)
 
     def _configuration(self, method: str, sparsity: float, first_points: bool) -> Configuration | None:
-        space, number = self._spaces[method], len(self._placed[method])
-        first = load_space(space.name, sparsity)
-        if first_points and number < FIRST_ROUNDS * len(first.first):
-            return self._first_point(space, first, _nearest(first, sparsity, number))
+        number = len(self._placed[method])
+        if first_points and number < FIRST_ROUNDS * self._first_points[method]:
+            return self._first_point(method, sparsity, _nearest(self._layouts[method](sparsity), sparsity, number))
         if number % SEARCHED == SEARCHED - 1:
             return None
         name = best_configuration(self._outcomes[method], sparsity)
         if name is None:
             return None
         if name.startswith(FIRST):
-            return self._first_point(space, first, int(name.removeprefix(FIRST)))
+            return self._first_point(method, sparsity, int(name.removeprefix(FIRST)))
         return Configuration(name, self._params[name])
 
-    @staticmethod
-    def _first_point(space: Space, laid_out: Space, index: int) -> Configuration:
+    def _first_point(self, method: str, sparsity: float, index: int) -> Configuration:
         """Return a first point as it is laid out for a sparsity, within the whole study's ranges."""
-        params = clipped(laid_out.first[index], space.distributions)
+        params = clipped(self._layouts[method](sparsity).first[index], self._spaces[method].distributions)
         return Configuration(f"{FIRST}{index}", {k: v for k, v in params.items() if k != FINAL_SPARSITY})
 
 

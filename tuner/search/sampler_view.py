@@ -108,7 +108,7 @@ class SamplingStudy(BaseSampler):
     def settle(self, trial: optuna.Trial) -> None:
         """All parameters of the record's trial are known: those that were given in it become known here."""
         own = self._open[trial.number]
-        for name, distribution in {**self._view.everything, **trial.distributions}.items():
+        for name, distribution in self._seen_params({**self._view.everything, **trial.distributions}).items():
             suggest(own, name, distribution)
 
     def add(self, trials: Iterable[FrozenTrial]) -> None:
@@ -119,6 +119,10 @@ class SamplingStudy(BaseSampler):
         self._forget()
 
     # Inside
+
+    def _seen_params(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the named parameters, or of their distributions, that the sampler gets to see."""
+        return dict(named)
 
     def _begin(self, number: int, given: Mapping[str, Any]) -> None:
         if isinstance(self._sampler, Numbered):
@@ -246,12 +250,6 @@ class LikeSparsityStudy(SamplingStudy):
         del self._open[trial.number]
         self._take(trial.params, trial.distributions, values if state is TrialState.COMPLETE else None)
 
-    def settle(self, trial: optuna.Trial) -> None:
-        own = self._open[trial.number]
-        for name, distribution in {**self._view.everything, **trial.distributions}.items():
-            if name not in self._sparsities:
-                suggest(own, name, distribution)
-
     def add(self, trials: Iterable[FrozenTrial]) -> None:
         for trial in trials:
             if trial.params:
@@ -265,8 +263,8 @@ class LikeSparsityStudy(SamplingStudy):
         position = log_sparsity(self._sparsity_of(params))
         self._ended.append(_Ended(seen, known, position, None if values is None else values[0]))
 
-    def _seen_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in params.items() if name not in self._sparsities}
+    def _seen_params(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in named.items() if name not in self._sparsities}
 
     def _near(self, position: float) -> optuna.Study:
         """A study of the ended trials next to this position, and of those that run."""
@@ -281,16 +279,12 @@ class LikeSparsityStudy(SamplingStudy):
         values = residuals(points) if len(points) > 2 else [0.0] * len(points)
         study = self._new_study()
         for trial, value in zip(completed, values, strict=True):
-            study.add_trial(self._created(TrialState.COMPLETE, trial.params, trial.distributions, value))
+            study.add_trial(create_trial(value=value, params=trial.params, distributions=trial.distributions))
         for trial in others:
             state, told = self._told(TrialState.PRUNED, None, {})
-            study.add_trial(self._created(state, trial.params, trial.distributions, told[0] if told else None))
+            study.add_trial(
+                create_trial(state=state, values=told, params=trial.params, distributions=trial.distributions)
+            )
         for own in self._open.values():
-            study.add_trial(self._created(TrialState.RUNNING, own.params, own.distributions, None))
+            study.add_trial(create_trial(state=TrialState.RUNNING, params=own.params, distributions=own.distributions))
         return study
-
-    @staticmethod
-    def _created(
-        state: TrialState, params: dict[str, Any], distributions: dict[str, BaseDistribution], value: float | None
-    ) -> FrozenTrial:
-        return create_trial(state=state, params=params, distributions=distributions, value=value)

@@ -204,11 +204,12 @@ class OptunaSearcher:
 
     def _take_turns(self) -> None:
         """Fix the next trial's final sparsity where it is laid out; all else is the sampler's."""
-        waiting = self.study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.WAITING])
-        if self._planner is None or waiting:
+        if self._planner is None:
             return
-        number = len(self.study.get_trials(deepcopy=False))
-        plan = self._planner.plan(number, first_points=not self._has_earlier)
+        trials = self.study.get_trials(deepcopy=False)
+        if any(trial.state is optuna.trial.TrialState.WAITING for trial in trials):
+            return
+        plan = self._planner.plan(len(trials), first_points=not self._has_earlier)
         if plan is None:
             return
         given: dict[str, Any] = {
@@ -274,7 +275,8 @@ class OptunaSearcher:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        self._ended(self.study.get_trials(deepcopy=False)[trial.number])
+        if self._planner is not None:
+            self._ended(self.study.get_trials(deepcopy=False)[trial.number])
 
     @property
     def running(self) -> KeysView[int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tune_sparsity.search_spaces import BUILT_IN, load_space
+from tune_sparsity.search_spaces.loading import FOLDER
 from tune_sparsity.tuner.search.configurations import Outcome, best_configuration
 from tune_sparsity.tuner.search.cover import from_log, log_sparsity
 from tune_sparsity.tuner.search.planner import FIRST_ROUNDS, SEARCHED, Plan, Planner, planner_for
@@ -138,3 +139,11 @@ def test_a_configuration_whose_trials_are_stopped_is_left_alone() -> None:
     assert best_configuration(known, 0.9) == "first 0"  # it has had one trial only
     stopped = [Outcome("first 0", 0.9, None)] * 3
     assert best_configuration([*known, *stopped], 0.9) == "first 1"
+
+
+def test_a_space_is_read_once_and_its_file_may_go_while_the_study_runs(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text((FOLDER / "lpss.yaml").read_text())
+    planner, expected = (Planner([space_for(name, FRONT)], FRONT) for name in (str(file), "lpss"))
+    file.unlink()
+    assert run(planner, "lpss", 12) == run(expected, "lpss", 12)
