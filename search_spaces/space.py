@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 
 from tune_sparsity.search_spaces.priors import Prior, middle, same
+
+NEAREST = 3
+"""So many of the first points that say which target they are for are tried in a study of one target."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,21 @@ class Space:
     def fixed_for(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The fixed parameters that apply beside the searched ones' values."""
         return {name: value for name, value in self.fixed.items() if self.applies(name, values)}
+
+    def first_for(self, target: float) -> list[dict[str, Any]]:
+        """Return the first points that a study of one target tries, in their order.
+
+        They are all that do not say which target they are for, and of the others those for the nearest three.
+        """
+        apart = self.apart_from(target)
+        left_out = sorted(apart, key=lambda index: apart[index])[NEAREST:]
+        return [point for index, point in enumerate(self.first) if index not in left_out]
+
+    def apart_from(self, target: float) -> dict[int, float]:
+        """Return by the index of each first point that says its target how far that is from this one, in the logarithm
+        of the density."""
+        said = {index: near for index, near in enumerate(self.near) if near is not None}
+        return {index: abs(math.log1p(-near) - math.log1p(-target)) for index, near in said.items()}
 
     def centre(self) -> dict[str, Any]:
         """Every searched parameter, applying or not, at its prior's centre, else in the middle of its range."""

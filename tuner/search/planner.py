@@ -9,7 +9,7 @@ from typing import Any
 
 from tune_sparsity.search_spaces import Space, space_layout
 from tune_sparsity.tuner.search.configurations import FIRST, Configuration, Outcome, best_configuration
-from tune_sparsity.tuner.search.cover import Cover, log_sparsity
+from tune_sparsity.tuner.search.cover import Cover
 from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY, clipped, least, range_of
 from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.study.pareto import Point
@@ -120,11 +120,8 @@ class Planner:
 
 def _nearest(space: Space, sparsity: float, number: int) -> int:
     """Return which first point to try: that for the nearest target, or where points do not say theirs each in turn."""
-    targets = [target for target in space.near if target is not None]
-    if len(targets) < len(space.first):
-        return number % len(space.first)
-    away = [abs(log_sparsity(target) - log_sparsity(sparsity)) for target in targets]
-    return away.index(min(away))
+    apart = space.apart_from(sparsity)
+    return number % len(space.first) if len(apart) < len(space.first) else min(apart, key=lambda index: apart[index])
 
 
 def planner_for(spaces: Sequence[Space], goal: Goal) -> Planner | None:

@@ -118,7 +118,7 @@ class OptunaSearcher:
             self._enqueue(method, point)
         if not earlier.trials and self._planner is None:
             for space in self.spaces.values():
-                for point in space.first:
+                for point in space.first_for(self.target):
                     self._enqueue(space.method, point)
 
     def _earlier(self) -> list[FrozenTrial]:

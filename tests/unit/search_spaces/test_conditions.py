@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -179,3 +181,14 @@ def test_a_first_point_says_the_target_that_it_is_for(tmp_path: Path) -> None:
     assert space.near == (0.95, 0.9, None)
     assert [point["p"] for point in space.first] == [1.5, 1.6, 1.7]
     assert all("near" not in point for point in space.first)
+
+
+def test_one_target_tries_the_points_for_the_nearest_targets(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    points = [{"near": 0.7, "p": 1.1}, {"near": 0.95, "p": 1.2}, {"near": 0.5, "p": 1.3}, {"near": 0.985, "p": 1.4}]
+    file.write_text(BASE + "first:\n" + "".join(f"  - {json.dumps(point)}\n" for point in [*points, {"p": 1.5}]))
+    space = load_space(str(file), 0.9)
+    apart = {0: math.log(3), 1: math.log(2), 2: math.log(5), 3: math.log(20 / 3)}
+    assert space.apart_from(0.9) == pytest.approx(apart)
+    tried = {target: [point["p"] for point in space.first_for(target)] for target in (0.0, 0.9, 0.98)}
+    assert tried == {0.0: [1.1, 1.2, 1.3, 1.5], 0.9: [1.1, 1.2, 1.3, 1.5], 0.98: [1.1, 1.2, 1.4, 1.5]}

@@ -63,7 +63,7 @@ def test_first_points_are_laid_out_for_the_sparsity_that_a_trial_is_for(name: st
 
 def test_the_point_that_theory_suggests_has_the_p_of_the_trials_own_sparsity() -> None:
     plans = run(Planner([space_for("lpss", FRONT)], FRONT), "lpss", 2)
-    assert [plan.configuration and plan.configuration.name for plan in plans] == ["first 1", "first 2"]
+    assert [plan.configuration and plan.configuration.name for plan in plans] == ["first 3", "first 2"]
     assert plans[1].configuration is not None
     assert plans[1].configuration.params["p"] == load_space("lpss", 0.5).first[2]["p"]
 
