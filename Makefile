@@ -1,5 +1,6 @@
 # make tune: install and run the default study. make test: install and run all tests. make bench: the benchmarks.
 # make quick: the tests of single modules alone, without the slow ones.
+# make long: all tests with ten times as many generated cases, those that are only run there, and studies that are broken.
 # make lowest, make newest: quick tests and the default study with the lowest and the newest versions that are allowed.
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ TESTERS ?= 2
 INSTALLED := $(VENV)/.installed
 NEWEST ?= $(or $(shell python3.13 -c 'import sys; print(sys.executable)' 2>/dev/null),$(PYTHON))
 
-.PHONY: install compile tune test quick lint format bench wheel clean lowest newest
+.PHONY: install compile tune test quick lint format bench wheel clean long lowest newest
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
@@ -29,6 +30,11 @@ test: install lint
 
 quick: install
 	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder -m "unit and not slow"
+
+long: install lint
+	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder --hypothesis-profile long
+	rm -rf benchmarks/out/long
+	$(BIN)/python -m benchmarks.chaos --driver 4 --worker 2 --disk 1 --out benchmarks/out/long
 
 lint: install
 	$(BIN)/ruff check .

@@ -12,23 +12,26 @@ import torch
 from hypothesis import settings
 
 from tests.helpers.command import EXPERIMENT, Ran, run_command
+from tests.helpers.examples import is_long
 
-# No deadline: the machine may be busy with something else.
-settings.register_profile("tests", deadline=None, max_examples=50)
-settings.load_profile("tests")
+settings.load_profile("usual")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     torch.set_num_threads(1)  # the tests' tensors are small: more threads only wait for each other
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give each test the marker of its folder, and put files that run whole studies first: two processes that share the
     files then end at about the same time."""
     here = Path(__file__).parent
     for item in items:
         tier = item.path.relative_to(here).parts[0]
         item.add_marker(getattr(pytest.mark, tier))
+    if not is_long():
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

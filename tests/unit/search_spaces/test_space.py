@@ -9,10 +9,11 @@ from typing import Any
 import optuna
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from tests.helpers.examples import examples
 from tune_sparsity.search_spaces import BUILT_IN, BadFile, Space, load_space
 from tune_sparsity.sparsity import METHODS, suggest_p
 
@@ -98,7 +99,7 @@ def test_every_first_point_is_complete_within_its_space_and_accepted_by_the_meth
 
 @pytest.mark.parametrize("name", BUILT_IN)
 @given(target=st.sampled_from(TARGETS) | st.floats(0, 0.9999), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=40)
+@examples(40)
 def test_whatever_is_drawn_from_the_space_is_accepted_by_the_method(name: str, target: float, seed: int) -> None:
     space = load_space(name, target)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
@@ -316,7 +317,7 @@ POINTS = st.lists(st.dictionaries(st.sampled_from(["p", "lr", "threshold_interva
     target=st.sampled_from(TARGETS),
     both=st.booleans(),
 )
-@settings(max_examples=500)
+@examples(500)
 def test_any_data_makes_a_usable_space_or_one_line(
     key: str, value: Any, points: Any, target: float, both: bool, file: Path
 ) -> None:

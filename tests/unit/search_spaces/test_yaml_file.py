@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.helpers.examples import examples
 from tune_sparsity.search_spaces import BadFile, load_space, read_mapping
 
 SPACE = """\
@@ -181,14 +182,14 @@ def loads_or_refuses(file: Path) -> None:
 @given(text=st.text(max_size=200))
 @example(text="\ufeffmethod: lpss")
 @example(text="a: !!int 0b")
-@settings(max_examples=300)
+@examples(300)
 def test_any_text_loads_or_is_refused(text: str, file: Path) -> None:
     file.write_bytes(text.encode())
     loads_or_refuses(file)
 
 
 @given(raw=st.binary(max_size=100))
-@settings(max_examples=100)
+@examples(100)
 def test_any_bytes_load_or_are_refused(raw: bytes, file: Path) -> None:
     file.write_bytes(raw)
     loads_or_refuses(file)
@@ -208,7 +209,7 @@ SNIPPETS = st.sampled_from([
         max_size=4,
     )
 )
-@settings(max_examples=500)
+@examples(500)
 def test_any_slip_in_a_good_file_loads_or_is_refused(edits: list[tuple[int, int, str]], file: Path) -> None:
     text = SPACE
     for start, length, instead in edits:

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.examples import examples
 from tune_sparsity.sparsity.distributions import layer_counts, random_masks
 from tune_sparsity.sparsity.masks import zeros_for
 
@@ -22,7 +23,7 @@ shapes = st.lists(
 )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(shapes, st.floats(0, 0.999), st.sampled_from(["uniform", "erk"]))
 def test_counts_are_exact_in_all_and_possible_in_each(shapes: list[tuple], sparsity: float, distribution: str) -> None:
     sizes = [math.prod(shape) for shape in shapes]

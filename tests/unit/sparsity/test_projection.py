@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.helpers.examples import examples
 from tests.helpers.problems import mlp
 from tests.helpers.trainings import scripted, train, without, zero_weights
 from tune_sparsity.sparsity.distributions import layer_counts
@@ -52,7 +53,7 @@ def test_final_sparsity_is_exact_to_the_weight(network: Callable[[], nn.Module],
     assert sparse.sparsity() >= target > sparse.sparsity() - 1 / total
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(
     target=st.integers(0, 99).map(lambda k: k / 100),
     p=st.floats(1.02, 2.0),

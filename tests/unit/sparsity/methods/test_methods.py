@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from tests.helpers.examples import examples
 from tune_sparsity.sparsity import METHODS, SparseTraining
 from tune_sparsity.sparsity.masks import zeros_for
 
@@ -173,7 +174,7 @@ def same(one: Any, other: Any) -> bool:
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-@settings(max_examples=7)
+@examples(7)
 @given(stop=st.integers(0, STEPS), used=st.integers(0, 2))
 @pytest.mark.parametrize("name", list(METHODS))
 def test_resumed_at_any_step_equals_unbroken_bit_for_bit(name: str, stop: int, used: int) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.helpers.examples import examples
 from tests.helpers.problems import normal
 from tune_sparsity.sparsity.optim.lpsgd import LR_MAX, LpSGD
 
@@ -55,7 +56,7 @@ def rounding(dtype: torch.dtype) -> float:
     return 2.0**-8 if dtype == torch.bfloat16 else 0.0
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(
     p=exponents,
     dtype=st.sampled_from(FLOATS),
@@ -122,7 +123,7 @@ def test_fan_in_from_two_to_a_hundred_thousand(fan_in: int, p: float, dtype: tor
     assert torch.allclose((v.abs() ** q).sum(1) ** (1 / q), torch.ones(2, dtype=torch.float64), atol=1e-5)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(exponents, st.sampled_from(FLOATS), st.integers(-12, 12), st.sampled_from([0.0, 0.9]), st.booleans(), seeds)
 def test_linear_loss_ends_at_hoelders_minimiser_and_stays_there(
     p: float, dtype: torch.dtype, magnitude: int, momentum: float, foreach: bool, seed: int

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.helpers.examples import examples
 from tests.helpers.problems import tensors
 from tune_sparsity.sparsity.optim import fused
 from tune_sparsity.sparsity.optim.foreach import ForeachStep
@@ -50,7 +51,7 @@ def blocks(optimizer: LpSGD) -> list[type]:
     return [type(block) for _, found in optimizer._blocks.values() for block in found]
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(seeds, st.floats(1.05, 2.0) | st.just(2.0), st.sampled_from([0.0, 0.9]), st.booleans(), st.booleans())
 def test_steps_are_those_on_masked_gradients(seed: int, p: float, momentum: float, nesterov: bool, gain: bool) -> None:
     options = {"p": p, "momentum": momentum, "nesterov": nesterov, "gain": gain}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.helpers.examples import examples
 from tests.helpers.problems import batches, blobs, mlp, normal, norms, step
 from tune_sparsity.sparsity.optim.lpsgd import LR_MAX, LpSGD
 
@@ -122,7 +123,7 @@ def test_neuron_without_a_gradient_stays_as_it_is(p: float) -> None:
     assert torch.isfinite(param).all()
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(
     st.sampled_from([1.02, 1.05, 1.07, 1.5, 2.0]), st.floats(0.05, LR_MAX), st.sampled_from([0.0, 0.9]), st.booleans()
 )
@@ -141,7 +142,7 @@ def test_row_of_zero_weights_comes_onto_the_sphere(p: float, lr: float, momentum
     assert w[1].tolist() == [0.0] * 5
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(st.floats(1.02, 2.0), st.sampled_from([0.0, 0.9]), seeds)
 def test_a_linear_loss_is_minimised_where_the_conditions_of_optimality_say(
     p: float, momentum: float, seed: int

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.examples import examples
 from tune_sparsity.tuner.config.files import read_config
 from tune_sparsity.tuner.config.study_config import StudyConfig, make_config
 from tune_sparsity.tuner.errors import UsageError
@@ -116,7 +117,7 @@ def test_a_goal_that_the_network_cannot_have_is_refused(options: dict[str, Any],
 
 
 @given(layers=st.integers(1, 40), more=st.integers(0, 10**7))
-@settings(max_examples=100)
+@examples(100)
 def test_the_sparsity_that_a_refusal_names_is_accepted(layers: int, more: int) -> None:
     weights = layers + more
     with pytest.raises(UsageError) as caught:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.helpers.examples import examples
 from tune_sparsity.experiments import Data, Experiment, Recipe, Split
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.config.files import read_config, read_study, write_study_yaml
@@ -46,7 +47,7 @@ def refusal(options: dict[str, Any]) -> str:
 
 
 @given(days=st.integers(0, 9), hours=st.integers(0, 99), minutes=st.integers(0, 999), seconds=st.integers(0, 9999))
-@settings(max_examples=100)
+@examples(100)
 def test_a_duration_is_the_sum_of_its_parts(days: int, hours: int, minutes: int, seconds: int) -> None:
     total = days * 86400 + hours * 3600 + minutes * 60 + seconds
     assert parse_duration(f"{days}d{hours}h{minutes}m{seconds}s") == total
@@ -80,7 +81,7 @@ def test_what_is_no_duration_is_refused(given_: Any) -> None:
 @example(experiment="a/b.py:" + "x" * 500, target=5e-324)
 @example(experiment="--_--", target=1e-5)
 @example(experiment="C:\\experiments\\mine.py:..\\up", target=0.123456789)
-@settings(max_examples=300)
+@examples(300)
 def test_the_default_name_is_accepted_and_safe_as_a_folder(experiment: str, target: float) -> None:
     name = default_study_name(experiment, f"{target:g}", datetime(2031, 2, 3, 4, 5, 6))
     assert set(name) <= NAME_LETTERS
@@ -98,7 +99,7 @@ def test_the_default_name_says_what_the_study_is() -> None:
 
 
 @given(name=st.text(max_size=120))
-@settings(max_examples=200)
+@examples(200)
 def test_a_name_that_is_accepted_is_a_folder_of_its_own(name: str) -> None:
     try:
         config = make_config({"target": 0.9, "study": name, "storage": "/studies"})
@@ -318,7 +319,7 @@ VALUES = st.recursive(
 
 
 @given(options=st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=6), VALUES, max_size=4), valid=st.booleans())
-@settings(max_examples=600)
+@examples(600)
 def test_any_options_make_a_configuration_or_one_line(options: dict[str, Any], valid: bool) -> None:
     if valid:
         options = {**options, "target": 0.9}

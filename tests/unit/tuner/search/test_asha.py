@@ -8,9 +8,10 @@ import random
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.examples import examples
 from tune_sparsity.tuner.search.asha import Entry, Halving, LikeStopping, Value, rung_epochs
 from tune_sparsity.tuner.search.cover import Cover, Range, from_log, log_sparsity
 from tune_sparsity.tuner.study.goal import along_front
@@ -107,7 +108,7 @@ def test_nobody_goes_on_while_a_better_one_is_stopped(points: list[Value], reduc
             assert not (dominates(q, p) and (q[1] >= 0.5) == (p[1] >= 0.5))
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(
     st.lists(st.floats(0.3, 1.0), min_size=1, max_size=60, unique=True),
     st.integers(1, 8),
@@ -305,7 +306,7 @@ def test_nothing_is_stopped_before_there_is_evidence() -> None:
     assert train(like(), [(0.9, 0.9 - number / 10) for number in range(5)]) == [True] * 5
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(st.integers(0, 1000), st.integers(9, 70), st.integers(1, 6))
 def test_of_a_cover_at_least_one_trial_in_three_finishes_in_every_part(seed: int, trials: int, slots: int) -> None:
     rng = random.Random(seed)

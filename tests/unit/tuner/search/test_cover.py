@@ -7,9 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.examples import examples
 from tune_sparsity.tuner.search.cover import Cover, Range, Turn, from_log, log_sparsity, most_to_gain, widest_gap
 from tune_sparsity.tuner.study.goal import along_front, at_targets
 from tune_sparsity.tuner.study.pareto import hypervolume
@@ -30,7 +31,7 @@ def test_positions_are_the_logarithm_of_the_density(sparsity: float) -> None:
     assert from_log(log_sparsity(sparsity)) == pytest.approx(sparsity, abs=1e-12)
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(
     low=st.floats(0, 0.9),
     width=st.floats(0.01, 0.99),

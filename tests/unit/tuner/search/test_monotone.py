@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
@@ -14,7 +14,6 @@ coarse = st.integers(0, 8).map(lambda n: n / 8)  # so that ties are common
 points = st.lists(st.tuples(coarse, coarse | st.floats(0, 1)), min_size=1, max_size=25)
 
 
-@settings(deadline=None)
 @given(points)
 def test_it_is_scikit_learns_isotonic_regression(drawn: list[tuple[float, float]]) -> None:
     x, y = np.array(drawn).T

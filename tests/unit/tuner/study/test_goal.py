@@ -5,9 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.examples import examples
 from tests.helpers.trials import trial
 from tune_sparsity.sparsity import zeros_for
 from tune_sparsity.tuner.study.front import FrontTracker
@@ -17,7 +18,7 @@ from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 GOALS = (at_targets(0.5), at_targets(0.25, 0.5, 0.75), along_front(0.25, 0.75), at_most(40, 80))
 
-quick = settings(deadline=None, max_examples=100)
+quick = examples(100)
 # A coarse grid, so that ties and equal points are common.
 measures = st.sampled_from([None, 0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 1.0])
 ended = st.sampled_from([TrialState.PRUNED, TrialState.FAILED, *[TrialState.COMPLETED] * 6])

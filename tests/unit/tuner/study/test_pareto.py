@@ -6,16 +6,17 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.examples import examples
 from tests.helpers.trials import trial
 from tune_sparsity.tuner.study.pareto import Point, best_trial, hypervolume, pareto_front, point_of, points_of
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 TARGET = 0.5
 
-quick = settings(deadline=None, max_examples=60)  # no deadline: the machine may be busy with something else
+quick = examples(60)  # no deadline: the machine may be busy with something else
 
 # A coarse grid, mostly feasible, so that ties and equal points are common; None and NaN, because records hold them.
 measures = st.sampled_from([0.25, 0.5, 0.5, 0.625, 0.75, 0.75, 0.875, 1.0, None, math.nan])
