@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tune_sparsity.cache import cache_folder
 from tune_sparsity.experiments.base import DataUnavailable
 
 
@@ -16,8 +17,7 @@ def default_data_dir() -> Path:
     """Where data sets are kept when no --data-dir is given: TUNE_SPARSITY_DATA, else a folder in the user's cache."""
     if folder := os.environ.get("TUNE_SPARSITY_DATA"):
         return Path(folder)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "tune-sparsity" / "data"
+    return cache_folder() / "data"
 
 
 def check_md5(raw: bytes, expected: str) -> None:

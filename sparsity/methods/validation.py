@@ -1,4 +1,8 @@
-"""One-line refusals of settings, shared by the methods."""
+"""One-line refusals of settings, shared by the methods.
+
+Pydantic would need the same checks and a translation of its errors, and double the time that this package takes to load
+behind torch.
+"""
 
 from __future__ import annotations
 

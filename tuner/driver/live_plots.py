@@ -42,6 +42,7 @@ def write_pictures(study: Pictured, folder: Path) -> list[Path]:
 
 def load() -> None:
     """Loads what pictures are made with, which takes a second."""
+    import jinja2  # noqa: F401
     import optuna.importance  # noqa: F401
     import plotly.graph_objects  # noqa: F401
 

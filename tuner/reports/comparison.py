@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.reports.page import page, picture, table
+from tune_sparsity.tuner.reports.page import page
 from tune_sparsity.tuner.reports.plots.theme import OKABE_ITO, figure, hover_text, titled
 from tune_sparsity.tuner.reports.text import percent
 from tune_sparsity.tuner.results.finished_study import EndedStudy
@@ -146,13 +146,12 @@ def compare_page(
         [one.study, study.goal, ", ".join(one.method), one.trials, one.epochs, one.sampler, one.seed]
         for study, one in zip(studies, configs, strict=True)
     ]
-    parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        "<h2>What each reaches</h2>",
-        table([_cells(row) for row in rows], _HEADER),
-        *(f"<p>{note}</p>" for note in data_note(studies)),
-        picture("fronts", fronts_figure(studies, records)),
-        "<h2>What each was asked</h2>",
-        table(asked, ("study", "goal", "methods", "trials", "epochs", "sampler", "seed")),
-    ]
-    return page(title, "\n".join(parts))
+    return page(
+        "comparison.html",
+        title,
+        {"fronts": fronts_figure(studies, records)},
+        reached=[_cells(row) for row in rows],
+        header=_HEADER,
+        notes=data_note(studies),
+        asked=asked,
+    )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import html
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tune_sparsity.tuner.reports.page import page, picture, table
+from tune_sparsity.tuner.reports.page import page
 from tune_sparsity.tuner.reports.plots.gallery import figures, pictured
-from tune_sparsity.tuner.reports.text import duration, percent, shown_path
+from tune_sparsity.tuner.reports.text import duration, percent, short_number, shown_path
 from tune_sparsity.tuner.results.finished_study import EndedStudy
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
@@ -19,22 +17,17 @@ from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 def report_page(study: EndedStudy) -> str:
     """The whole page."""
     records, goal = study.records(), study.goal
-    title = f"{study.result['experiment']}: {_wanted(goal)}"
-    parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f'<p class="lead">{_verdict(study, goal)}</p>',
-        "<h2>What was asked</h2>",
-        table(_asked(study)),
-        "<h2>What was found</h2>",
-        *_found(study, goal, records),
-        "<h2>At what cost</h2>",
-        table(_cost(study, records)),
-        "<h2>How to use it</h2>",
-        *_use(study),
-        "<h2>Pictures</h2>",
-    ]
-    drawn = figures(pictured(f"{study.result['experiment']}: accuracy against sparsity", goal, records, study.folder))
-    return page(title, "\n".join([*parts, *(picture(name, figure) for name, figure in drawn.items())]))
+    experiment = study.result["experiment"]
+    return page(
+        "study.html",
+        f"{experiment}: {_wanted(goal)}",
+        figures(pictured(f"{experiment}: accuracy against sparsity", goal, records, study.folder)),
+        verdict=_verdict(study, goal),
+        asked=_asked(study),
+        **_found(study, goal, records),
+        cost=_cost(study, records),
+        **_use(study),
+    )
 
 
 def _wanted(goal: Goal) -> str:
@@ -44,10 +37,6 @@ def _wanted(goal: Goal) -> str:
         return f"the most accurate network with at most {goal.max_nonzero:,} nonzero weights"
     targets = " and ".join(percent(target) for target in goal.targets)
     return f"the most accurate network{'s' if len(goal.targets) > 1 else ''} at least {targets} sparse"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _share(value: float | None, digits: int = 2) -> str:
@@ -63,8 +52,7 @@ def _verdict(study: EndedStudy, goal: Goal) -> str:
     if best["weights"] and best["nonzero_weights"] is not None:
         zero += f": {best['nonzero_weights']:,} of {best['weights']:,} are left"
     accuracy = f"has an accuracy of {_share(best['val_accuracy'])} on the validation data"
-    text = f"The best network, {best['trial']}, {accuracy}{test if best['test_accuracy'] is not None else ''}. {zero}."
-    return html.escape(text)
+    return f"The best network, {best['trial']}, {accuracy}{test if best['test_accuracy'] is not None else ''}. {zero}."
 
 
 def _asked(study: EndedStudy) -> list[tuple[str, Any]]:
@@ -85,39 +73,36 @@ def _asked(study: EndedStudy) -> list[tuple[str, Any]]:
     return [row for row in rows if row[1] is not None]
 
 
-def _found(study: EndedStudy, goal: Goal, records: Sequence[TrialRecord]) -> list[str]:
+def _found(study: EndedStudy, goal: Goal, records: Sequence[TrialRecord]) -> dict[str, Any]:
     """The front, or each target's best; and the methods' best trained again."""
     tests = _test_accuracies(study)
     best = goal.best(records)
-    if goal.kind is GoalKind.TARGETS:
-        met = [(percent(target), one) for target, one in goal.best_at(records) if one is not None]
-        leading, rows = ["target"], met
+    by_target = goal.kind is GoalKind.TARGETS
+    if by_target:
+        rows = [(percent(target), one) for target, one in goal.best_at(records) if one is not None]
     else:
-        leading, rows = [], [("", record) for record in goal.front(records)]
-    if not rows:
-        return ["<p>No trial is feasible: more trials, more epochs or a lower target may give one.</p>"]
-    header = [*leading, "trial", "method", "validation", "test", "sparsity", "weights left", "parameters"]
+        rows = [("", record) for record in goal.front(records)]
     cells = [
         [
-            *([target] if leading else []),
+            *([target] if by_target else []),
             *(record.name, record.method, _share(record.val_accuracy), _share(tests.get(record.name))),
             *(_share(record.sparsity, 3), "" if record.nonzero_weights is None else f"{record.nonzero_weights:,}"),
-            ", ".join(f"{name} {_number(value)}" for name, value in record.params.items()),
+            ", ".join(f"{name} {short_number(value)}" for name, value in record.params.items()),
         ]
         for target, record in rows
     ]
-    marked = next((i for i, (_, record) in enumerate(rows) if record is best), None)
-    parts = [table(cells, header, marked)]
-    if goal.kind is not GoalKind.TARGETS:
-        parts.append('<p class="quiet">These are the Pareto front: no other feasible trial is better in both.</p>')
-    if (above := goal.missing_above(records)) is not None and goal.multi_objective:
-        parts.append(
-            f"<p>No trial was completed above a sparsity of {percent(above)}: more trials may reach further.</p>"
-        )
-    if again := study.result.get("final_seeds"):
-        rows_again = [[str(value) for value in one.values()] for one in again]
-        parts += ["<h3>Each method's best, trained again</h3>", table(rows_again, list(again[0]))]
-    return parts
+    header = ["trial", "method", "validation", "test", "sparsity", "weights left", "parameters"]
+    above = goal.missing_above(records) if goal.multi_objective else None
+    again = study.result.get("final_seeds") or []
+    return {
+        "rows": cells,
+        "header": ["target", *header] if by_target else header,
+        "best_row": next((i for i, (_, record) in enumerate(rows) if record is best), None),
+        "is_front": not by_target,
+        "missing_above": None if above is None else percent(above),
+        "again": [list(one.values()) for one in again],
+        "again_header": list(again[0]) if again else [],
+    }
 
 
 def _test_accuracies(study: EndedStudy) -> dict[str, float]:
@@ -144,30 +129,15 @@ def _cost(study: EndedStudy, records: Sequence[TrialRecord]) -> list[tuple[str, 
     ]
 
 
-def _use(study: EndedStudy) -> list[str]:
-    """What to type, to use the best network and to have the study again."""
-    name, call = study.config.study, "tune-sparsity"  # not where it lies here: the page is read elsewhere
-    place = study.config.storage
+def _use(study: EndedStudy) -> dict[str, Any]:
+    """What the commands need that use the best network and have the study again."""
+    name, place = study.config.study, study.config.storage
     stored, storage = (False, shown_path(place)) if isinstance(place, Path) else (True, str(place))
-    where = "" if storage == "studies" else f" --storage {storage}"
-    folder = name if stored else shown_path(study.folder)
-    again = f"{call} --config {folder}/study.yaml --study {name}-again"
-    if study.result["best"] is None:
-        return [f"<p>Run it again with other options:</p><pre>{html.escape(again)}</pre>"]
-    file = f"{folder}/best/model.safetensors"
-    code = (
-        "from safetensors.torch import load_file\n\n"
-        f'stored = load_file("{file}")\n'
-        "network.load_state_dict({name: t for name, t in stored.items() if not name.endswith('.mask')})"
-    )
-    described = f"its layers, preprocessing and classes are in {os.path.dirname(file)}/model.json."
-    commands = f"{call} export {name} --format onnx{where}\n{call} ui {name}{where}"
-    fetch = f"<p>Here {html.escape(folder)}/ is a copy of {html.escape(storage)}/{html.escape(name)}/.</p>"
-    return [
-        *([fetch] if stored else []),
-        f"<p>The weights are ordinary dense tensors with exact zeros; {html.escape(described)}</p>",
-        f"<pre>{html.escape(code)}</pre>",
-        "<p>As a file for other programs (also --format safetensors, torch or csr), and all runs side by side:</p>",
-        f"<pre>{html.escape(commands)}</pre>",
-        f"<p>The same study again:</p><pre>{html.escape(again)}</pre>",
-    ]
+    return {
+        "network": study.result["best"],
+        "name": name,
+        "stored": stored,
+        "storage": storage,
+        "folder": name if stored else shown_path(study.folder),
+        "where": "" if storage == "studies" else f" --storage {storage}",
+    }

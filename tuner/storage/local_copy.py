@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
+from tune_sparsity.cache import cache_folder
 from tune_sparsity.tuner.storage.s3 import S3Prefix, parts_of
 from tune_sparsity.tuner.study.layout import WEIGHTS
 
@@ -19,7 +20,7 @@ _COPIES: list[tempfile.TemporaryDirectory[str]] = []  # each is removed when thi
 def working_folder(store: S3Prefix, study: str) -> Path:
     """Where a driver on this machine works on a study of the store: the same one whenever it is called."""
     home = os.environ.get(CACHE_VARIABLE)
-    base = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tune-sparsity"
+    base = Path(home) if home else cache_folder()
     # One folder for each place: a study's name may be another study's prefix in the store, and not here.
     where = quote(f"{store.endpoint.partition('://')[2] or 's3'}/{store.bucket}/{store.prefix}", safe="")
     if len(where) > 150:

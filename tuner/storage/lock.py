@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tune_sparsity.tuner.errors import UsageError
+from tune_sparsity.tuner.system.locks import lock
 
 
 @contextmanager
@@ -21,12 +21,8 @@ def lock_study(folder: Path) -> Iterator[None]:
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"study {folder.name!r} is being run by another process: wait for it, or end it") from None
-        except OSError:  # a file system without locks on folders
-            pass
+        if not lock(descriptor, wait=False):
+            raise UsageError(f"study {folder.name!r} is being run by another process: wait for it, or end it")
         yield
     finally:
         os.close(descriptor)

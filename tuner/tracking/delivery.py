@@ -6,7 +6,6 @@ the sending and the note, does no harm: the same points, parameters and tags are
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.system.files import write_atomically
+from tune_sparsity.tuner.system.locks import lock
 from tune_sparsity.tuner.tracking.client import RunWriter, by_run, one_line
 from tune_sparsity.tuner.tracking.outbox import PARENT, outbox_file, read_identity, read_notes
 
@@ -145,11 +145,4 @@ def only_one(study_folder: Path, *, wait: bool) -> Iterator[bool]:
         wait: until it is so.
     """
     with (outbox_file(study_folder).parent / LOCK).open("w") as handle:
-        alone = True
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            alone = False
-        except OSError:  # a file system without locks
-            pass
-        yield alone
+        yield lock(handle.fileno(), wait=wait)

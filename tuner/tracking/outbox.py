@@ -7,7 +7,6 @@ appended, each with a single write. A line that a crash of the machine tore is p
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -19,6 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from tune_sparsity.tuner.system.locks import lock
 
 FOLDER, OUTBOX = "tracking", "outbox.jsonl"
 PARENT = ""  # the name of the parent run in notes; a trial's run has the trial's
@@ -237,8 +238,7 @@ def _appending(file: Path) -> Iterator[Callable[[str], None]]:
     """A function that appends, while no other process does."""
     handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle, wait=True)
         yield lambda text: _write(handle, text)
     finally:
         os.close(handle)

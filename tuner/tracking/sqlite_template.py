@@ -7,13 +7,13 @@ them with: the tables are kept in the user's cache, and a new store begins as a 
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from tune_sparsity.cache import cache_folder
 from tune_sparsity.tuner.system.files import write_bytes
 
 
@@ -49,10 +49,8 @@ def kept_tables() -> Path:
     import mlflow
     import sqlalchemy
 
-    # The folder in which experiments.data.files keeps data, which would load torch.
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     made_by = "-".join(f"{each.__name__}-{each.__version__}" for each in (mlflow, sqlalchemy, alembic))
-    return cache / "tune-sparsity" / f"{made_by}.db"
+    return cache_folder() / f"{made_by}.db"
 
 
 def _check(file: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from tune_sparsity.tuner.reports.page import page, picture
+from tune_sparsity.tuner.reports.page import page
 from tune_sparsity.tuner.reports.plots.front import front_figure
 from tune_sparsity.tuner.reports.plots.network import hoyer_figure, layers_figure, training_figure, weights_figure
 from tune_sparsity.tuner.reports.plots.search import curves_figure, importance_figure, parallel_figure, progress_figure
@@ -89,5 +88,4 @@ def figures(study: Pictured) -> dict[str, go.Figure]:
 
 def pictures_page(study: Pictured, heading: str) -> str:
     """All pictures of a study as a page."""
-    parts = [picture(name, figure) for name, figure in figures(study).items()]
-    return page(heading, "\n".join([f"<h1>{html.escape(heading)}</h1>", *parts]))
+    return page("pictures.html", heading, figures(study))

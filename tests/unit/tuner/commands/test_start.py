@@ -12,7 +12,7 @@ import pytest
 
 from tests import ROOT
 
-HEAVY = {"torch", "numpy", "ray", "optuna", "mlflow", "pandas", "plotly", "sklearn", "scipy", "torchvision"}
+HEAVY = {"torch", "numpy", "ray", "optuna", "mlflow", "pandas", "plotly", "jinja2", "sklearn", "scipy", "torchvision"}
 SCRIPT = """
 import json, sys
 from tune_sparsity.tuner.cli import main

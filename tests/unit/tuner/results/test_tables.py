@@ -112,6 +112,11 @@ def test_parameters_of_every_kind() -> None:
     assert [cells[name] for name in params] == ["True", 'a,"b" c', "[0.1, 2]", "", '{"k": null}']
 
 
+def test_text_that_no_encoding_takes_is_written_escaped(tmp_path: Path) -> None:
+    path = write_trials(tmp_path, [trial(0, state=TrialState.FAILED, reason="file \udc80")], at_targets(0.9))[0]
+    assert rows(path)[0]["reason"] == "file \\udc80"
+
+
 def test_numpy_numbers_are_written_as_numbers() -> None:
     np = pytest.importorskip("numpy")
     numbers = {"a": np.float64(0.1), "b": np.int64(3), "c": np.float32("nan"), "d": np.array([1, 2]), "e": np.bool_(1)}

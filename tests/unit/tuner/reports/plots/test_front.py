@@ -224,7 +224,7 @@ def test_the_page_has_a_title_a_language_and_a_viewport(page: Page) -> None:
     assert page.texts["title"] == "digits at 90% </script> & more"
     assert ("html", {"lang": "en"}) in page.tags
     assert any(attributes.get("name") == "viewport" for tag, attributes in page.tags if tag == "meta")
-    assert sum(tag == "script" for tag, _ in page.tags) == 3  # plotly's settings, plotly, the figure: none broken off
+    assert sum(tag == "script" for tag, _ in page.tags) == 2  # plotly, the figure: none is broken off
 
 
 def test_the_same_figure_gives_the_same_page(path: Path) -> None:

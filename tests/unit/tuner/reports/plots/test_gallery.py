@@ -112,7 +112,11 @@ def test_the_page_has_every_picture_once_plotly_once_and_nothing_to_fetch(folder
 def test_a_title_of_the_users_is_no_markup() -> None:
     study = Pictured("<script>alert(1)</script>", GOAL, [trial(0, 0.9)])
     assert "<script>alert" not in pictures_page(study, study.title)
-    assert "<title>&lt;script&gt;" in page("<script>", "")
+    assert "<title>&lt;script&gt;" in page("pictures.html", "<script>", {})
+    cells = {"reached": [["<i>", None]], "header": ["<h>", "b"], "notes": ["<n>"], "asked": [["<q>"]]}
+    shown = page("comparison.html", "any", {}, **cells).rpartition("</script>")[2]
+    assert not [word for word in ("<i>", "<h>", "<n>", "<q>", "None") if word in shown]
+    assert "<td>&lt;i&gt;</td><td></td>" in "".join(line.strip() for line in shown.splitlines())
 
 
 def test_a_study_without_any_trial_has_a_page_all_the_same() -> None:
