@@ -59,7 +59,7 @@ define with
 	$(2) -m venv $(1)
 	$(1)/bin/python -m pip install --quiet --upgrade pip
 	$(1)/bin/python -m pip install --quiet $(3) --editable '.[cluster,dev]'
-	$(1)/bin/python -m pytest -m "not slow" -k "not docker"
+	$(1)/bin/python -m pytest -m "unit and not slow" -k "not docker"
 	rm -rf $(1)/run && mkdir $(1)/run
 	cd $(1)/run && ../bin/tune-sparsity --target 0.9
 	cd $(1)/run && ../bin/python -c 'import mlflow; mlflow.set_tracking_uri("sqlite:///mlflow.db"); \
