@@ -26,6 +26,8 @@ from tune_sparsity.tuner.reports.progress import Progress
 from tune_sparsity.tuner.search.asha import Halving
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.storage.lock import lock_study, tidy
+from tune_sparsity.tuner.storage.places import Folder
+from tune_sparsity.tuner.storage.study_storage import LocalStorage
 from tune_sparsity.tuner.study.goal import at_targets
 from tune_sparsity.tuner.study.trial import TrialState
 
@@ -48,7 +50,7 @@ def study_in(folder: Path, clock: Any = time.monotonic, sampler: str = "tpe") ->
     (folder / "s" / ".checkpoints").mkdir(parents=True, exist_ok=True)
     searcher = OptunaSearcher([load_space("lpss", 0.9)], 0.9, journal=folder / "s" / "optuna.journal", sampler=sampler)
     progress, goal = Progress(8, at_targets(0.9), quiet=True), at_targets(0.9)
-    where = folder / "s" / ".checkpoints"
+    where = Folder(folder / "s" / ".checkpoints")
     return StudyRun(
         config, goal, searcher, Silent(), progress, folder / "w", lambda f, n: f / str(n),  # type: ignore[arg-type]
         Halving((2, 4), target=0.9), clock, where,
@@ -149,7 +151,7 @@ def test_checkpoints_of_trials_that_wait_to_be_taken_up_stay(tmp_path: Path) -> 
 
     first = study_in(tmp_path)
     numbers = [asked.number for _ in range(3) if (asked := first.ask()) is not None]
-    folder = tmp_path / "s" / ".checkpoints"
+    folder = Folder(tmp_path / "s" / ".checkpoints")
     for number in numbers:
         checkpoints.write(folder, number, 1, checkpoints.pack({}))
     second = study_in(tmp_path)
@@ -243,11 +245,11 @@ def test_a_password_is_not_written_and_asked_for_again(
     said = capsys.readouterr().err
     assert "db.example" in said
     assert "MLFLOW_TRACKING_URI" in said
-    again = read_study("s", tmp_path, {"tracking_uri": SECRET})
+    again = read_study("s", LocalStorage(tmp_path), {"tracking_uri": SECRET})
     check_withheld(again)
     assert again.tracking_uri == SECRET
     monkeypatch.setenv("MLFLOW_TRACKING_URI", SECRET)
-    check_withheld(read_study("s", tmp_path, {}))
+    check_withheld(read_study("s", LocalStorage(tmp_path), {}))
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", "/etc", "~", "a\\b", "x\n", ".x", "a" * 101, "x\0"])

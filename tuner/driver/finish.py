@@ -122,7 +122,7 @@ def _outcome(
         folder=config.folder,
         test_accuracies={number: network.test_accuracy for number, network in networks.items()},
         weights=next((network.weights for network in networks.values()), None),
-        store="" if isinstance(config.storage, Path) else str(config.storage / config.study),
+        store=config.storage.address(config.study) if config.storage.synced else "",
         tracking_uri=config.tracking_uri,
         retrained=retrained,
     )

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
-from pathlib import Path
 from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +19,9 @@ from tune_sparsity.tuner.reports.progress import Progress
 from tune_sparsity.tuner.results.retraining import Retrained
 from tune_sparsity.tuner.search.asha import halving_for
 from tune_sparsity.tuner.search.planner import planner_for
-from tune_sparsity.tuner.storage.claim import claim_study
 from tune_sparsity.tuner.storage.lease import TakenOver
 from tune_sparsity.tuner.storage.sync import Mirror
-from tune_sparsity.tuner.study.layout import CHECKPOINTS, JOURNAL, weights_file
+from tune_sparsity.tuner.study.layout import JOURNAL, weights_file
 from tune_sparsity.tuner.study.trial import TrialState
 from tune_sparsity.tuner.system.signals import interruptible, terminable
 from tune_sparsity.tuner.tracking.dataset import dataset_note
@@ -73,7 +71,7 @@ def run_study(
     launched = began if launched is None else launched
     with ExitStack() as stack:
         if resume:  # before anything is started
-            mirror = stack.enter_context(claim_study(config.storage, config.study, config.folder, resume=True))
+            mirror = stack.enter_context(config.storage.claim(config.study, resume=True))
         # Ray says on standard output that a node has died: what is there is for --json alone.
         stack.enter_context(redirect_stdout(sys.stderr))
         ray.begin()
@@ -85,7 +83,7 @@ def run_study(
         concurrency = ray_tune.slots(config, gpus)
         arrays = for_workers(config, prepared.experiment, prepared.data, lambda: prepared.checksum)
         if not resume:
-            mirror = stack.enter_context(claim_study(config.storage, config.study, config.folder, resume=False))
+            mirror = stack.enter_context(config.storage.claim(config.study, resume=False))
         with terminable(ray), _disk_errors_told():
             if not resume:
                 device = "cuda" if gpus else "cpu"
@@ -175,9 +173,7 @@ def _build(
         config.trials, goal, quiet=quiet, deadline=deadline, finished_before=len(ended), epochs=prepared.epochs
     )
     halving = halving_for(config.scheduler, goal, prepared.epochs)
-    checkpoints = config.storage / config.study / CHECKPOINTS
-    if isinstance(checkpoints, Path):
-        checkpoints.mkdir(exist_ok=True)
+    checkpoints = config.storage.checkpoints(config.study)
     study = StudyRun(
         config,
         goal,
@@ -187,7 +183,7 @@ def _build(
         weights_folder,
         weights_file,
         halving,
-        checkpoints=checkpoints if isinstance(checkpoints, Path) else None,
+        checkpoints=checkpoints if mirror is None else None,
     )
     if mirror is not None:
         mirror.also = lambda: sweep(checkpoints, searcher.running)

@@ -15,6 +15,7 @@ from tune_sparsity.tuner.reports.progress import Progress
 from tune_sparsity.tuner.results.tables import write_trials
 from tune_sparsity.tuner.search.asha import Halving
 from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
+from tune_sparsity.tuner.storage.places import Place
 from tune_sparsity.tuner.study.epochs import EpochLog
 from tune_sparsity.tuner.study.front import FrontTracker
 from tune_sparsity.tuner.study.goal import Goal
@@ -54,7 +55,7 @@ class StudyRun:
         weights_file: Callable[[Path, int], Path],
         halving: Halving | None = None,
         clock: Callable[[], float] = time.monotonic,
-        checkpoints: Path | None = None,
+        checkpoints: Place | None = None,
     ) -> None:
         self.config, self.goal = config, goal
         self.searcher, self.tracker, self.progress = searcher, tracker, progress

@@ -148,7 +148,8 @@ def _use(study: EndedStudy) -> list[str]:
     """What to type, to use the best network and to have the study again."""
     name, call = study.config.study, "tune-sparsity"  # not where it lies here: the page is read elsewhere
     place = study.config.storage
-    stored, storage = (False, shown_path(place)) if isinstance(place, Path) else (True, str(place))
+    stored = place.synced
+    storage = str(place) if stored else shown_path(Path(str(place)))
     where = "" if storage == "studies" else f" --storage {storage}"
     folder = name if stored else shown_path(study.folder)
     again = f"{call} --config {folder}/study.yaml --study {name}-again"

@@ -56,7 +56,7 @@ class TrialSetup:
     device: str  # "cpu" or "cuda"
     weights_folder: Path | None  # None: a trial's last report brings its network
     source: str = ""  # the name that the experiment was found by, from which its code travels to the workers
-    checkpoints: Path | Place | None = None  # where they are, which is there; None: no trial is ever resumed
+    checkpoints: Place | None = None  # where they are, which is there; None: no trial is ever resumed
     rungs: tuple[int, ...] = ()  # the epochs after which trials are judged
 
     def __getstate__(self) -> dict[str, Any]:
@@ -186,15 +186,13 @@ class TrialTrainable(tune.Trainable):
 
     def cleanup(self) -> None:
         """Ray ends this process. A trial that has not ended is kept as it stands, for whoever resumes it."""
-        training, folder = self._training, self._shared.checkpoints
-        if training is None or training.finished or self._writer is None or folder is None:
-            return
-        if isinstance(folder, Path) and not folder.is_dir():
+        training, place = self._training, self._shared.checkpoints
+        if training is None or training.finished or self._writer is None or place is None:
             return
         with suppress(OSError, TypeError, checkpoints.SafetensorError):
             self._writer.begin()
             checkpoints.write(
-                folder, self._trial["number"], training.epochs_done, checkpoints.pack(self._state(training))
+                place, self._trial["number"], training.epochs_done, checkpoints.pack(self._state(training))
             )
 
 
@@ -237,10 +235,10 @@ def _training(shared: TrialSetup, data: tuple[Split, Split], config: dict[str, A
     )
 
 
-def _states(folder: Path | Place, number: int) -> Iterator[Any]:
+def _states(place: Place, number: int) -> Iterator[Any]:
     """A trial's sound checkpoints; none where an object store does not answer: then it begins anew."""
     with suppress(StoreError):
-        yield from checkpoints.newest(folder, number)
+        yield from checkpoints.newest(place, number)
 
 
 def save_weights(training: Training, path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from tune_sparsity.experiments import find
 from tune_sparsity.tuner.storage import places
+from tune_sparsity.tuner.storage.places import Folder
 from tune_sparsity.tuner.study.layout import weights_file
 from tune_sparsity.tuner.system import files
 from tune_sparsity.tuner.worker import checkpoints, trainable
@@ -34,7 +35,9 @@ def setup_of(folder: Path) -> tuple[TrialSetup, dict[str, Any]]:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     experiment = find("digits")
     data = experiment.load(None)
-    setup = TrialSetup(experiment, EPOCHS_IN_ALL, 3, "cpu", folder / "weights", "digits", folder / "checkpoints")
+    setup = TrialSetup(
+        experiment, EPOCHS_IN_ALL, 3, "cpu", folder / "weights", "digits", Folder(folder / "checkpoints")
+    )
     return setup, shared_arrays(data)
 
 

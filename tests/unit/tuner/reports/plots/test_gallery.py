@@ -33,6 +33,7 @@ from tune_sparsity.tuner.reports.plots.search import (
 from tune_sparsity.tuner.reports.plots.theme import OKABE_ITO, panels
 from tune_sparsity.tuner.results.finished_study import read_ended
 from tune_sparsity.tuner.search.importance import importances
+from tune_sparsity.tuner.storage.study_storage import LocalStorage
 from tune_sparsity.tuner.study.epochs import read_epochs
 from tune_sparsity.tuner.study.goal import Goal, along_front, at_targets
 from tune_sparsity.tuner.study.layout import EPOCHS_CSV
@@ -56,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -> P
 
 
 def test_a_study_has_all_its_pictures_and_they_show_its_own_figures(folder: Path) -> None:
-    study = read_ended(str(folder), folder.parent)
+    study = read_ended(str(folder), LocalStorage(folder.parent))
     records = study.records()
     shown = figures(pictured("<b>a</b> study", study.goal, records, folder))
     assert list(shown) == [
