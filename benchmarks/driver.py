@@ -33,7 +33,7 @@ from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
 from tune_sparsity.tuner.search.spaces import spaces_of
 from tune_sparsity.tuner.study.goal import along_front, at_targets
 from tune_sparsity.tuner.study.layout import weights_file
-from tune_sparsity.tuner.study.trial import TrialState
+from tune_sparsity.tuner.study.trial import Epoch, TrialState
 from tune_sparsity.tuner.tracking.outbox import StudyIdentity
 from tune_sparsity.tuner.tracking.tracker import Tracker
 
@@ -97,16 +97,15 @@ def run(study: StudyRun, slots: int, epochs: int) -> None:
 
 
 def _goes_on(study: StudyRun, trial: Simulated) -> bool:
-    metrics = trial.train()
+    epoch = Epoch(trial.epoch + 1, trial.train())
     if trial.epoch == trial.fails_at:
         study.end(trial.number, TrialState.FAILED, "simulated")
         return False
-    study.epoch(trial.number, metrics)
+    study.epoch(trial.number, epoch)
     if trial.epoch == trial.epochs:
         study.end(trial.number, TrialState.COMPLETED)
         return False
-    accuracy = metrics["val_accuracy_at_target"]
-    if study.goes_on(trial.number, epoch=trial.epoch, accuracy=accuracy, final_sparsity=trial.final_sparsity):
+    if study.goes_on(trial.number, epoch, trial.final_sparsity):
         return True
     study.end(trial.number, TrialState.PRUNED)
     return False

@@ -33,7 +33,9 @@ from tune_sparsity.tuner.cluster.join import connected
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.driver import ray_tune
 from tune_sparsity.tuner.search.searcher import Asked
-from tune_sparsity.tuner.worker.trainable import EPOCHS, FAILURE, FINAL, FINAL_SPARSITY, TrialSetup
+from tune_sparsity.tuner.study.trial import Epoch
+from tune_sparsity.tuner.worker.report import Report
+from tune_sparsity.tuner.worker.trainable import TrialSetup
 
 
 class Clock:
@@ -106,9 +108,10 @@ class SimulatedActors:
         metrics = {**trial.train(), "epoch_seconds": self.seconds}
         common = {"training_iteration": state["iteration"], "timestamp": 0, "time_total_s": 0.0, "done": False}
         if trial.epoch == trial.fails_at:
-            return {**common, FAILURE: "simulated", "done": True}
-        report = {**common, EPOCHS: [(trial.epoch, metrics)], FINAL_SPARSITY: trial.final_sparsity}
-        return {**report, FINAL: True, "done": True} if trial.epoch == trial.epochs else report
+            return {**common, **Report(failure="simulated").to_dict()}
+        finished = trial.epoch == trial.epochs
+        report = Report((Epoch(trial.epoch, metrics),), final_sparsity=trial.final_sparsity, finished=finished)
+        return {**common, **report.to_dict()}
 
     def _after(self, seconds: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._events, (self.clock.now() + seconds, next(self._order), act))

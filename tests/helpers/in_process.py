@@ -21,7 +21,7 @@ from tune_sparsity.tuner.search.asha import halving_for
 from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.study.layout import JOURNAL, weights_file
-from tune_sparsity.tuner.study.trial import TrialState
+from tune_sparsity.tuner.study.trial import Epoch, TrialState
 from tune_sparsity.tuner.worker.trainable import save_weights, trial_seed
 
 
@@ -82,11 +82,11 @@ def _train(study: StudyRun, prepared: Any, asked: Any, weights: Path) -> None:
         except NotFinite as error:
             study.end(asked.number, TrialState.FAILED, str(error))
             return
-        study.epoch(asked.number, metrics)
+        epoch = Epoch(training.epochs_done, metrics)
+        study.epoch(asked.number, epoch)
         if training.finished:
             break
-        accuracy, final = metrics["val_accuracy_at_target"], training.sparse.final_sparsity
-        if not study.goes_on(asked.number, epoch=training.epochs_done, accuracy=accuracy, final_sparsity=final):
+        if not study.goes_on(asked.number, epoch, training.sparse.final_sparsity):
             study.end(asked.number, TrialState.PRUNED)
             return
     save_weights(training, weights_file(weights, asked.number))

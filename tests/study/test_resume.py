@@ -29,7 +29,7 @@ from tune_sparsity.tuner.storage.lock import lock_study, tidy
 from tune_sparsity.tuner.storage.places import Folder
 from tune_sparsity.tuner.storage.study_storage import LocalStorage
 from tune_sparsity.tuner.study.goal import at_targets
-from tune_sparsity.tuner.study.trial import TrialState
+from tune_sparsity.tuner.study.trial import Epoch, TrialState
 
 METRICS = {"train_loss": 0.5, "sparsity": 0.9, "sparsity_total": 0.8, "hoyer": 0.5, "epoch_seconds": 2.0}
 
@@ -63,17 +63,15 @@ def accuracy(number: int) -> float:
 
 def train(study: StudyRun, number: int, first: int, last: int, past: int = 0) -> bool:
     """Epochs as a worker reports them; whether the trial may go on."""
-    reported = [(epoch, measured(accuracy(number) * epoch / 6)) for epoch in range(1, past + 1)]
-    if reported:
-        study.epochs(number, reported, again=True)
-        for epoch, metrics in reported[:-1]:
-            study.passed(number, epoch=epoch, accuracy=metrics["val_accuracy_at_target"], final_sparsity=0.9)
-    for epoch in range(first, last + 1):
-        metrics = measured(accuracy(number) * epoch / 6)
-        if epoch > past:
-            study.epochs(number, [(epoch, metrics)])
-        at_target = metrics["val_accuracy_at_target"]
-        if not study.goes_on(number, epoch=epoch, accuracy=at_target, final_sparsity=0.9):
+    epochs = [Epoch(at, measured(accuracy(number) * at / 6)) for at in range(1, max(past, last) + 1)]
+    if past:
+        study.epochs(number, epochs[:past], again=True)
+        for epoch in epochs[: past - 1]:
+            study.passed(number, epoch, 0.9)
+    for epoch in epochs[first - 1 : last]:
+        if epoch.number > past:
+            study.epochs(number, [epoch])
+        if not study.goes_on(number, epoch, 0.9):
             return False
     return True
 
@@ -121,8 +119,8 @@ def test_epochs_that_a_restarted_trial_reports_again_are_no_news(tmp_path: Path)
     assert asked is not None
     train(study, asked.number, 1, 5)
     before = told(study)
-    study.epochs(asked.number, [(epoch, measured(0.1)) for epoch in range(1, 4)], again=True)
-    study.epochs(asked.number, [(4, measured(0.1))])
+    study.epochs(asked.number, [Epoch(at, measured(0.1)) for at in range(1, 4)], again=True)
+    study.epochs(asked.number, [Epoch(4, measured(0.1))])
     assert told(study) == before
     assert study.training_seconds == 5 * METRICS["epoch_seconds"]
 

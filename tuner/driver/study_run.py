@@ -20,14 +20,13 @@ from tune_sparsity.tuner.study.epochs import EpochLog
 from tune_sparsity.tuner.study.front import FrontTracker
 from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.study.layout import EPOCHS_CSV
-from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
+from tune_sparsity.tuner.study.trial import Epoch, TrialRecord, TrialState
 from tune_sparsity.tuner.system.files import write_bytes
 from tune_sparsity.tuner.tracking.tracker import Tracker
 from tune_sparsity.tuner.worker.checkpoints import sweep
 
 _FILES_EVERY = 5.0  # seconds between two writings of trials.csv while the study runs, at the least
 _FILES_SHARE = 20  # and so many times what the last took: the table of ten thousand trials takes seconds
-_MEASURES = ("val_accuracy", "sparsity", "sparsity_total", "hoyer")
 
 
 class StudyRun:
@@ -100,63 +99,56 @@ class StudyRun:
         """Whether as many trials as --patience says have ended without a gain in what the goal judges."""
         return self.config.patience is not None and self.standing.since_gain >= self.config.patience
 
-    def epoch(self, number: int, metrics: dict[str, float], at: int | None = None) -> None:
-        """A trial has trained one more epoch. An epoch that is known, from before the trial was restarted, is no news.
-
-        Args:
-            at: which one; by default the next.
-        """
+    def epoch(self, number: int, epoch: Epoch) -> None:
+        """Take note of an epoch that a trial has trained. One that is known, from before the trial was restarted, is no
+        news."""
         record = self.records[number]
-        at = record.epochs + 1 if at is None else at
-        if at <= record.epochs:
+        if epoch.number <= record.epochs:
             return
-        record.epochs = at
+        record.add(epoch)
         record.seconds = self._clock() - self._began[number]
-        record.metrics = metrics
-        for name in _MEASURES:
-            setattr(record, name, metrics[name])
-        record.nonzero_weights = int(metrics["nonzero_weights"])
-        self.training_seconds += metrics["epoch_seconds"]
+        self.training_seconds += epoch.seconds
         if self.first_epoch_began is None:
-            self.first_epoch_began = self._clock() - metrics["epoch_seconds"]
-        self.tracker.log_epoch(number, record.epochs, metrics)
-        self._epochs.add(number, record.epochs, metrics)
+            self.first_epoch_began = self._clock() - epoch.seconds
+        self.tracker.log_epoch(number, epoch.number, epoch.metrics)
+        self._epochs.add(number, epoch.number, epoch.metrics)
         self.progress.update(self.records.values())
 
-    def epochs(self, number: int, reported: Sequence[tuple[int, dict[str, float]]], again: bool = False) -> None:
-        """A trial has trained some more epochs.
+    def epochs(self, number: int, epochs: Sequence[Epoch], again: bool = False) -> None:
+        """Take note of some more epochs of a trial.
 
         Args:
             again: it trained them before it was restarted from a checkpoint, perhaps in an earlier process.
         """
         known = self.records[number].epochs
-        for epoch, metrics in reported:
-            if again and epoch > known:
-                self._began[number] -= metrics["epoch_seconds"]
-                self.training_seconds -= metrics["epoch_seconds"]  # it was not in this process's time
-            self.epoch(number, metrics, epoch)
+        for epoch in epochs:
+            if again and epoch.number > known:
+                self._began[number] -= epoch.seconds
+                self.training_seconds -= epoch.seconds  # it was not in this process's time
+            self.epoch(number, epoch)
 
-    def goes_on(self, number: int, *, epoch: int, accuracy: float, final_sparsity: float) -> bool:
-        """Whether a trial that has trained `epoch` epochs, and not all, may train on.
+    def goes_on(self, number: int, epoch: Epoch, final_sparsity: float) -> bool:
+        """Return whether a trial may train on after this epoch, which is not its last.
 
         Args:
-            accuracy: val_accuracy_at_target: of the network as projected to its final sparsity now.
             final_sparsity: the sparsity that the trial is to end on.
         """
         record = self.records[number]
-        if epoch not in self._halving.rungs or epoch in record.rungs:  # once decided it stays so
+        if epoch.number not in self._halving.rungs or epoch.number in record.rungs:  # once decided it stays so
             return True
         record.final_sparsity = final_sparsity
-        record.rungs[epoch] = accuracy
-        return self._halving.goes_on(number, record.method, epoch, (accuracy, final_sparsity))
+        record.rungs[epoch.number] = epoch.accuracy_at_target
+        reached = epoch.accuracy_at_target, final_sparsity
+        return self._halving.goes_on(number, record.method, epoch.number, reached)
 
-    def passed(self, number: int, *, epoch: int, accuracy: float, final_sparsity: float) -> None:
-        """A trial that was restarted had gone on after this epoch: nothing is decided again."""
+    def passed(self, number: int, epoch: Epoch, final_sparsity: float) -> None:
+        """Take note that a trial, which was restarted, had gone on after this epoch: nothing is decided again."""
         record = self.records[number]
-        if epoch in self._halving.rungs and epoch not in record.rungs:
+        if epoch.number in self._halving.rungs and epoch.number not in record.rungs:
             record.final_sparsity = final_sparsity
-            record.rungs[epoch] = accuracy
-            self._halving.recall(number, record.method, [(epoch, (accuracy, final_sparsity))])
+            record.rungs[epoch.number] = epoch.accuracy_at_target
+            reached = epoch.accuracy_at_target, final_sparsity
+            self._halving.recall(number, record.method, [(epoch.number, reached)])
 
     def _recall(self, record: TrialRecord) -> None:
         """Takes up a trial of an earlier process in the rungs that it reached."""
