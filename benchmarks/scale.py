@@ -169,7 +169,7 @@ def measure(trials: int, slots: int, seconds: float, epochs: int) -> dict[str, f
     SimulatedActors.clock, SimulatedActors.seconds, SimulatedActors.epochs = Clock(), seconds / epochs, epochs
     SimulatedActors.training = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        study = study_in(Path(folder), trials, epochs, front=False)
+        study, tracker = study_in(Path(folder), trials, epochs, front=False)
         setup = TrialSetup(find("digits"), epochs, 0, "cpu", study.config.folder / ".weights")
         config = make_config({"target": 0.9}).resolved()
         with connected(config), mock.patch.object(tune_controller, "RayActorManager", SimulatedActors):
@@ -178,7 +178,7 @@ def measure(trials: int, slots: int, seconds: float, epochs: int) -> dict[str, f
             stop = ray_tune.StopWhen(None)
             ray_tune.run_trials(study, setup, arrays, gpus=0, concurrency=slots, stop=stop)
             took, busy = clock.now(), clock.busy
-        study.tracker.close()
+        tracker.close()
         assert len(study.records) == trials
         assert not study.running()
     ideal = SimulatedActors.training / slots

@@ -20,9 +20,9 @@ from tests.helpers.command import run_command
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.cli import main
 from tune_sparsity.tuner.config.study_config import make_config
+from tune_sparsity.tuner.driver.listeners import SweepCheckpoints
 from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.reports.progress import Progress
 from tune_sparsity.tuner.search.asha import Halving
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.storage.lock import lock_study, tidy
@@ -34,13 +34,6 @@ from tune_sparsity.tuner.study.trial import Epoch, TrialState
 METRICS = {"train_loss": 0.5, "sparsity": 0.9, "sparsity_total": 0.8, "hoyer": 0.5, "epoch_seconds": 2.0}
 
 
-class Silent:
-    """A tracker of nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *arguments, **options: None
-
-
 def measured(accuracy: float) -> dict[str, float]:
     return {**METRICS, "val_accuracy": accuracy, "val_accuracy_at_target": accuracy, "nonzero_weights": 10.0}
 
@@ -49,12 +42,8 @@ def study_in(folder: Path, clock: Any = time.monotonic, sampler: str = "tpe") ->
     config = make_config({"target": 0.9, "trials": 8, "storage": folder, "study": "s"})
     (folder / "s" / ".checkpoints").mkdir(parents=True, exist_ok=True)
     searcher = OptunaSearcher([load_space("lpss", 0.9)], 0.9, journal=folder / "s" / "optuna.journal", sampler=sampler)
-    progress, goal = Progress(8, at_targets(0.9), quiet=True), at_targets(0.9)
-    where = Folder(folder / "s" / ".checkpoints")
-    return StudyRun(
-        config, goal, searcher, Silent(), progress, folder / "w", lambda f, n: f / str(n),  # type: ignore[arg-type]
-        Halving((2, 4), target=0.9), clock, where,
-    )  # fmt: skip
+    listeners = [SweepCheckpoints(Folder(folder / "s" / ".checkpoints"))]
+    return StudyRun(config, at_targets(0.9), searcher, listeners, Halving((2, 4), target=0.9), clock)
 
 
 def accuracy(number: int) -> float:

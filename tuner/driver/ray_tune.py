@@ -110,8 +110,8 @@ class _Callback(_NotPickled, tune.Callback):
     ) -> None:
         number, report = self._names[trial.trial_id], Report.from_dict(result)
         self._stop.disk = self._stop.disk or report.disk
-        if (weights := take_weights(result)) is not None:
-            self._stop.unless_disk_full(self._study.take_weights, number, weights)
+        if (network := take_weights(result)) is not None:
+            self._stop.unless_disk_full(self._study.network_sent, number, network)
         self._stop.unless_disk_full(self._study.epochs, number, report.epochs, report.again)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

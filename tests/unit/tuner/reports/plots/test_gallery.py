@@ -6,10 +6,13 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -289,19 +292,20 @@ def test_pictures_are_made_while_the_study_runs_and_only_when_there_is_news(tmp_
         def log_artifacts(self, paths: list[Path]) -> None:
             taken.append([path.name for path in paths])
 
-    records = [trial(0, 0.9)]
+    study = SimpleNamespace(records={0: trial(0, 0.9)}, full=False)
     fails = [True]
 
-    def look() -> Pictured:
+    def drawn(records: Sequence[TrialRecord]) -> Pictured:
         if fails:
             raise RuntimeError(fails.pop())  # a making that fails is made up for by the next
-        return Pictured("live", GOAL, list(records))
+        return Pictured("live", GOAL, records)
 
-    with LivePictures(look, tmp_path, Tracker(), every=0.05) as live:  # type: ignore[arg-type]
+    live = LivePictures(drawn, tmp_path, Tracker(), every=0.05)  # type: ignore[arg-type]
+    with _begun(live, study):
         _until(lambda: live.made == 1)
         time.sleep(0.3)
         assert live.made == 1
-        records.append(trial(1, 0.95))
+        study.records[1] = trial(1, 0.95)
         _until(lambda: live.made == 2)
     assert taken == [["pareto.html", "pictures.html"]] * 2
     assert "t0001" in (tmp_path / "pictures.html").read_text()
@@ -313,12 +317,12 @@ def test_what_pictures_need_is_loaded_once_when_the_search_is_about_to_end(
 ) -> None:
     loaded = list[int]()
     monkeypatch.setattr(live_plots, "load", lambda: loaded.append(1))
-    ending = list[bool]()
-    look = lambda: Pictured("live", GOAL, [])  # noqa: E731
-    with LivePictures(look, tmp_path, NoTracker(), every=0.05, ending=lambda: bool(ending)):  # type: ignore[arg-type]
+    study = SimpleNamespace(records={}, full=False)
+    live = LivePictures(lambda records: Pictured("live", GOAL, records), tmp_path, NoTracker(), every=0.05)  # type: ignore[arg-type]
+    with _begun(live, study):
         time.sleep(0.3)
         assert not loaded
-        ending.append(True)
+        study.full = True
         _until(lambda: bool(loaded))
         time.sleep(0.2)
     assert loaded == [1]
@@ -328,6 +332,15 @@ def test_what_pictures_need_is_loaded_once_when_the_search_is_about_to_end(
         ).returncode
         == 0
     )
+
+
+@contextmanager
+def _begun(live: LivePictures, study: Any) -> Iterator[None]:
+    live.study_begun(study)
+    try:
+        yield
+    finally:
+        live.study_ended(study)
 
 
 def _until(condition: Any) -> None:
