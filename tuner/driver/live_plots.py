@@ -52,20 +52,16 @@ class LivePictures(Listener):
     A failure of its own ends nothing but that one making: pictures are made again at the study's end.
 
     Args:
-        pictured: makes of copies of the records what is drawn. It is called in a thread.
+        drawn: makes of copies of the records what is to be drawn. It is called in a thread.
         folder: the study's.
         tracker: takes the pictures for the parent run.
         every: seconds.
     """
 
     def __init__(
-        self,
-        pictured: Callable[[Sequence[TrialRecord]], Pictured],
-        folder: Path,
-        tracker: Tracker,
-        every: float = EVERY,
+        self, drawn: Callable[[Sequence[TrialRecord]], Pictured], folder: Path, tracker: Tracker, every: float = EVERY
     ) -> None:
-        self._pictured, self._folder, self._tracker, self._every = pictured, folder, tracker, every
+        self._drawn, self._folder, self._tracker, self._every = drawn, folder, tracker, every
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self.made = 0
@@ -96,7 +92,7 @@ class LivePictures(Listener):
                 ended = sum(record.ended is not None for record in records)
                 if ended == shown:
                     continue
-                self._tracker.log_artifacts(write_pictures(self._pictured(records), self._folder))
+                self._tracker.log_artifacts(write_pictures(self._drawn(records), self._folder))
                 self.made, shown = self.made + 1, ended
             except Exception:  # whatever it is, the search goes on, and the study's end will say it
                 continue
