@@ -25,15 +25,17 @@ from typing import Any
 import numpy as np
 
 from tune_sparsity.tuner.config.study_config import make_config
+from tune_sparsity.tuner.driver.listeners import KeepNetworks, LogEpochs, ShowProgress, TrackTrials, WriteTables
 from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.reports.progress import Progress
+from tune_sparsity.tuner.results.tables import write_trials
 from tune_sparsity.tuner.search.asha import halving_for
 from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
 from tune_sparsity.tuner.search.spaces import spaces_of
 from tune_sparsity.tuner.study.goal import along_front, at_targets
-from tune_sparsity.tuner.study.layout import weights_file
-from tune_sparsity.tuner.study.trial import TrialState
+from tune_sparsity.tuner.study.layout import WEIGHTS as WEIGHTS_FOLDER
+from tune_sparsity.tuner.study.trial import Epoch, TrialState
 from tune_sparsity.tuner.tracking.outbox import StudyIdentity
 from tune_sparsity.tuner.tracking.tracker import Tracker
 
@@ -68,8 +70,8 @@ class Simulated:
         }
 
 
-def study_in(folder: Path, trials: int, epochs: int, front: bool) -> StudyRun:
-    """A study's driver, with everything on disk below `folder`."""
+def study_in(folder: Path, trials: int, epochs: int, front: bool) -> tuple[StudyRun, Tracker]:
+    """A study's driver and its tracker, with everything on disk below `folder`."""
     wanted: dict[str, Any] = {"front": (0.5, 0.99)} if front else {"target": 0.9}
     options = {**wanted, "trials": trials, "storage": folder, "study": "simulated"}
     config = make_config({**options, "tracking_uri": f"sqlite:///{folder}/mlflow.db"}).resolved()
@@ -82,7 +84,14 @@ def study_in(folder: Path, trials: int, epochs: int, front: bool) -> StudyRun:
     tracker.start_study({"trials": trials}, {})
     progress = Progress(trials, goal, stream=io.StringIO(), live=False)
     halving = halving_for(config.scheduler, goal, epochs)
-    return StudyRun(config, goal, searcher, tracker, progress, config.folder / ".weights", weights_file, halving)
+    listeners = [
+        TrackTrials(tracker),
+        LogEpochs(config.folder),
+        KeepNetworks(config.folder / WEIGHTS_FOLDER),
+        ShowProgress(progress),
+        WriteTables(config.folder),
+    ]
+    return StudyRun(config, goal, searcher, listeners, halving), tracker
 
 
 def run(study: StudyRun, slots: int, epochs: int) -> None:
@@ -97,16 +106,15 @@ def run(study: StudyRun, slots: int, epochs: int) -> None:
 
 
 def _goes_on(study: StudyRun, trial: Simulated) -> bool:
-    metrics = trial.train()
+    epoch = Epoch(trial.epoch + 1, trial.train())
     if trial.epoch == trial.fails_at:
         study.end(trial.number, TrialState.FAILED, "simulated")
         return False
-    study.epoch(trial.number, metrics)
+    study.epoch(trial.number, epoch)
     if trial.epoch == trial.epochs:
         study.end(trial.number, TrialState.COMPLETED)
         return False
-    accuracy = metrics["val_accuracy_at_target"]
-    if study.goes_on(trial.number, epoch=trial.epoch, accuracy=accuracy, final_sparsity=trial.final_sparsity):
+    if study.goes_on(trial.number, epoch, trial.final_sparsity):
         return True
     study.end(trial.number, TrialState.PRUNED)
     return False
@@ -120,20 +128,21 @@ def peak_mib() -> float:
 def measure(trials: int, slots: int, epochs: int, front: bool) -> dict[str, float]:
     """What `trials` simulated trials take in this process; see the module's text."""
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as folder:
-        warm = study_in(Path(first), 100, epochs, front)
+        warm, tracker = study_in(Path(first), 100, epochs, front)
         run(warm, slots, epochs)
-        warm.tracker.close()
-        base, study = peak_mib(), study_in(Path(folder), trials, epochs, front)
-        study.tracker.flush()
+        tracker.close()
+        base = peak_mib()
+        study, tracker = study_in(Path(folder), trials, epochs, front)
+        tracker.flush()
         start, cpu = time.monotonic(), time.process_time()
         run(study, slots, epochs)
         searched = time.monotonic() - start
         pareto = {record.number for record in study.standing.front}
-        study.tracker.finish_study(status="FINISHED", metrics={}, pareto=pareto)
-        study.tracker.close()
-        study.write_files()
+        tracker.finish_study(status="FINISHED", metrics={}, pareto=pareto)
+        tracker.close()
+        write_trials(study.config.folder, list(study.records.values()), study.goal)
         states = [record.state for record in study.records.values()]
-        assert not study.tracker.problems, study.tracker.problems
+        assert not tracker.problems, tracker.problems
         return {
             "trials": len(states),
             "stopped": states.count(TrialState.PRUNED),

@@ -33,7 +33,9 @@ from tune_sparsity.tuner.cluster.join import connected
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.driver import ray_tune
 from tune_sparsity.tuner.search.searcher import Asked
-from tune_sparsity.tuner.worker.trainable import EPOCHS, FAILURE, FINAL, FINAL_SPARSITY, TrialSetup
+from tune_sparsity.tuner.study.trial import Epoch
+from tune_sparsity.tuner.worker.report import Report
+from tune_sparsity.tuner.worker.trainable import TrialSetup
 
 
 class Clock:
@@ -106,9 +108,10 @@ class SimulatedActors:
         metrics = {**trial.train(), "epoch_seconds": self.seconds}
         common = {"training_iteration": state["iteration"], "timestamp": 0, "time_total_s": 0.0, "done": False}
         if trial.epoch == trial.fails_at:
-            return {**common, FAILURE: "simulated", "done": True}
-        report = {**common, EPOCHS: [(trial.epoch, metrics)], FINAL_SPARSITY: trial.final_sparsity}
-        return {**report, FINAL: True, "done": True} if trial.epoch == trial.epochs else report
+            return {**common, **Report(failure="simulated").to_dict()}
+        finished = trial.epoch == trial.epochs
+        report = Report((Epoch(trial.epoch, metrics),), final_sparsity=trial.final_sparsity, finished=finished)
+        return {**common, **report.to_dict()}
 
     def _after(self, seconds: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._events, (self.clock.now() + seconds, next(self._order), act))
@@ -166,7 +169,7 @@ def measure(trials: int, slots: int, seconds: float, epochs: int) -> dict[str, f
     SimulatedActors.clock, SimulatedActors.seconds, SimulatedActors.epochs = Clock(), seconds / epochs, epochs
     SimulatedActors.training = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        study = study_in(Path(folder), trials, epochs, front=False)
+        study, tracker = study_in(Path(folder), trials, epochs, front=False)
         setup = TrialSetup(find("digits"), epochs, 0, "cpu", study.config.folder / ".weights")
         config = make_config({"target": 0.9}).resolved()
         with connected(config), mock.patch.object(tune_controller, "RayActorManager", SimulatedActors):
@@ -175,7 +178,7 @@ def measure(trials: int, slots: int, seconds: float, epochs: int) -> dict[str, f
             stop = ray_tune.StopWhen(None)
             ray_tune.run_trials(study, setup, arrays, gpus=0, concurrency=slots, stop=stop)
             took, busy = clock.now(), clock.busy
-        study.tracker.close()
+        tracker.close()
         assert len(study.records) == trials
         assert not study.running()
     ideal = SimulatedActors.training / slots

@@ -14,14 +14,15 @@ from tune_sparsity.experiments.training import NotFinite
 from tune_sparsity.tuner.config.files import write_study_yaml
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.driver.finish import Times, conclude
+from tune_sparsity.tuner.driver.listeners import KeepNetworks, LogEpochs, ShowProgress, TrackTrials
 from tune_sparsity.tuner.driver.prepare import prepare
 from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.reports.progress import Progress
 from tune_sparsity.tuner.search.asha import halving_for
 from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
-from tune_sparsity.tuner.study.layout import JOURNAL, weights_file
-from tune_sparsity.tuner.study.trial import TrialState
+from tune_sparsity.tuner.study.layout import JOURNAL, WEIGHTS, weights_file
+from tune_sparsity.tuner.study.trial import Epoch, TrialState
 from tune_sparsity.tuner.worker.trainable import save_weights, trial_seed
 
 
@@ -54,14 +55,15 @@ def run_in_process(storage: Path, name: str, *, tracker: Any = None, **options: 
     )
     progress = Progress(config.trials, goal, quiet=True)
     halving = halving_for(config.scheduler, goal, prepared.epochs)
-    weights = config.folder / ".weights"
-    study = StudyRun(config, goal, searcher, tracker or NoTracker(), progress, weights, weights_file, halving)
+    weights, tracker = config.folder / WEIGHTS, tracker or NoTracker()
+    listeners = [TrackTrials(tracker), LogEpochs(config.folder), KeepNetworks(weights), ShowProgress(progress)]
+    study = StudyRun(config, goal, searcher, listeners, halving)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     while (asked := study.ask()) is not None:
         _train(study, prepared, asked, weights)
     torch.set_num_threads(threads)
-    conclude(prepared, study, SimpleNamespace(asked=False, out_of_time=False), times, 1, [])
+    conclude(prepared, study, tracker, SimpleNamespace(asked=False, out_of_time=False), times, 1, [])
     return config.folder
 
 
@@ -82,11 +84,11 @@ def _train(study: StudyRun, prepared: Any, asked: Any, weights: Path) -> None:
         except NotFinite as error:
             study.end(asked.number, TrialState.FAILED, str(error))
             return
-        study.epoch(asked.number, metrics)
+        epoch = Epoch(training.epochs_done, metrics)
+        study.epoch(asked.number, epoch)
         if training.finished:
             break
-        accuracy, final = metrics["val_accuracy_at_target"], training.sparse.final_sparsity
-        if not study.goes_on(asked.number, epoch=training.epochs_done, accuracy=accuracy, final_sparsity=final):
+        if not study.goes_on(asked.number, epoch, training.sparse.final_sparsity):
             study.end(asked.number, TrialState.PRUNED)
             return
     save_weights(training, weights_file(weights, asked.number))

@@ -11,11 +11,12 @@ import torch
 from pyarrow import fs
 
 from tests.helpers.s3_servers import S3Server
-from tune_sparsity.tuner.config.study_config import make_config, study_in
+from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.storage import s3
 from tune_sparsity.tuner.storage.local_copy import CACHE_VARIABLE, belongs, working_folder
 from tune_sparsity.tuner.storage.s3 import S3Prefix, StoreError, parse_store
+from tune_sparsity.tuner.storage.study_storage import S3Storage
 from tune_sparsity.tuner.worker import checkpoints
 
 # URIs and names
@@ -56,7 +57,9 @@ def test_a_uri_is_written_down_as_it_was_given(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://somewhere:9000")
     config = make_config({"target": 0.9, "storage": "s3://bucket/a/b/", "study": "s"}).resolved()
     assert config.model_dump(mode="json")["storage"] == "s3://bucket/a/b"
-    assert config.storage == S3Prefix("bucket", "a/b", "http://somewhere:9000", config.storage.region)  # type: ignore[union-attr]
+    assert isinstance(config.storage, S3Storage)
+    region = config.storage.prefix.region
+    assert config.storage.prefix == S3Prefix("bucket", "a/b", "http://somewhere:9000", region)
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/../../b", "/a", "a/", "a\nb", "a\\b", "", "x" * 201])
@@ -66,7 +69,7 @@ def test_no_name_leads_out_of_the_prefix(name: str) -> None:
         with pytest.raises(ValueError, match="a name in an object store"):
             store / name
     with pytest.raises(UsageError, match="no study's name"):
-        study_in(store, name)
+        S3Storage(store).study(name)
     assert not name or not belongs(name)
 
 

@@ -20,23 +20,18 @@ from tests.helpers.command import run_command
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.cli import main
 from tune_sparsity.tuner.config.study_config import make_config
+from tune_sparsity.tuner.driver.listeners import SweepCheckpoints
 from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.reports.progress import Progress
 from tune_sparsity.tuner.search.asha import Halving
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.storage.lock import lock_study, tidy
+from tune_sparsity.tuner.storage.places import Folder
+from tune_sparsity.tuner.storage.study_storage import LocalStorage
 from tune_sparsity.tuner.study.goal import at_targets
-from tune_sparsity.tuner.study.trial import TrialState
+from tune_sparsity.tuner.study.trial import Epoch, TrialState
 
 METRICS = {"train_loss": 0.5, "sparsity": 0.9, "sparsity_total": 0.8, "hoyer": 0.5, "epoch_seconds": 2.0}
-
-
-class Silent:
-    """A tracker of nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *arguments, **options: None
 
 
 def measured(accuracy: float) -> dict[str, float]:
@@ -47,12 +42,8 @@ def study_in(folder: Path, clock: Any = time.monotonic, sampler: str = "tpe") ->
     config = make_config({"target": 0.9, "trials": 8, "storage": folder, "study": "s"})
     (folder / "s" / ".checkpoints").mkdir(parents=True, exist_ok=True)
     searcher = OptunaSearcher([load_space("lpss", 0.9)], 0.9, journal=folder / "s" / "optuna.journal", sampler=sampler)
-    progress, goal = Progress(8, at_targets(0.9), quiet=True), at_targets(0.9)
-    where = folder / "s" / ".checkpoints"
-    return StudyRun(
-        config, goal, searcher, Silent(), progress, folder / "w", lambda f, n: f / str(n),  # type: ignore[arg-type]
-        Halving((2, 4), target=0.9), clock, where,
-    )  # fmt: skip
+    listeners = [SweepCheckpoints(Folder(folder / "s" / ".checkpoints"))]
+    return StudyRun(config, at_targets(0.9), searcher, listeners, Halving((2, 4), target=0.9), clock)
 
 
 def accuracy(number: int) -> float:
@@ -61,17 +52,15 @@ def accuracy(number: int) -> float:
 
 def train(study: StudyRun, number: int, first: int, last: int, past: int = 0) -> bool:
     """Epochs as a worker reports them; whether the trial may go on."""
-    reported = [(epoch, measured(accuracy(number) * epoch / 6)) for epoch in range(1, past + 1)]
-    if reported:
-        study.epochs(number, reported, again=True)
-        for epoch, metrics in reported[:-1]:
-            study.passed(number, epoch=epoch, accuracy=metrics["val_accuracy_at_target"], final_sparsity=0.9)
-    for epoch in range(first, last + 1):
-        metrics = measured(accuracy(number) * epoch / 6)
-        if epoch > past:
-            study.epochs(number, [(epoch, metrics)])
-        at_target = metrics["val_accuracy_at_target"]
-        if not study.goes_on(number, epoch=epoch, accuracy=at_target, final_sparsity=0.9):
+    epochs = [Epoch(at, measured(accuracy(number) * at / 6)) for at in range(1, max(past, last) + 1)]
+    if past:
+        study.epochs(number, epochs[:past], again=True)
+        for epoch in epochs[: past - 1]:
+            study.passed(number, epoch, 0.9)
+    for epoch in epochs[first - 1 : last]:
+        if epoch.number > past:
+            study.epochs(number, [epoch])
+        if not study.goes_on(number, epoch, 0.9):
             return False
     return True
 
@@ -119,8 +108,8 @@ def test_epochs_that_a_restarted_trial_reports_again_are_no_news(tmp_path: Path)
     assert asked is not None
     train(study, asked.number, 1, 5)
     before = told(study)
-    study.epochs(asked.number, [(epoch, measured(0.1)) for epoch in range(1, 4)], again=True)
-    study.epochs(asked.number, [(4, measured(0.1))])
+    study.epochs(asked.number, [Epoch(at, measured(0.1)) for at in range(1, 4)], again=True)
+    study.epochs(asked.number, [Epoch(4, measured(0.1))])
     assert told(study) == before
     assert study.training_seconds == 5 * METRICS["epoch_seconds"]
 
@@ -149,7 +138,7 @@ def test_checkpoints_of_trials_that_wait_to_be_taken_up_stay(tmp_path: Path) -> 
 
     first = study_in(tmp_path)
     numbers = [asked.number for _ in range(3) if (asked := first.ask()) is not None]
-    folder = tmp_path / "s" / ".checkpoints"
+    folder = Folder(tmp_path / "s" / ".checkpoints")
     for number in numbers:
         checkpoints.write(folder, number, 1, checkpoints.pack({}))
     second = study_in(tmp_path)
@@ -243,11 +232,11 @@ def test_a_password_is_not_written_and_asked_for_again(
     said = capsys.readouterr().err
     assert "db.example" in said
     assert "MLFLOW_TRACKING_URI" in said
-    again = read_study("s", tmp_path, {"tracking_uri": SECRET})
+    again = read_study("s", LocalStorage(tmp_path), {"tracking_uri": SECRET})
     check_withheld(again)
     assert again.tracking_uri == SECRET
     monkeypatch.setenv("MLFLOW_TRACKING_URI", SECRET)
-    check_withheld(read_study("s", tmp_path, {}))
+    check_withheld(read_study("s", LocalStorage(tmp_path), {}))
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", "/etc", "~", "a\\b", "x\n", ".x", "a" * 101, "x\0"])

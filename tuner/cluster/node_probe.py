@@ -22,8 +22,8 @@ def probe(storage: Any, token: str, name: str) -> dict[str, Any]:
     """The node's versions, GPUs and view of the storage.
 
     Args:
-        storage: a folder's path or a tuner.storage.s3.S3Prefix, in which the driver has left a file "driver" with the
-            token; None: not looked at.
+        storage: a tuner.storage.places.Place, in which the driver has left a file "driver" with the token; None: not
+            looked at.
         token: what the file holds.
         name: of the file that this node leaves beside it, with the same content.
 
@@ -75,12 +75,10 @@ def _version(package: str) -> str:
         return ""
 
 
-def _storage(storage: Any, token: str, name: str) -> str:
-    if storage is None:
+def _storage(place: Any, token: str, name: str) -> str:
+    if place is None:
         return ""
-    from tune_sparsity.tuner.storage.places import Folder
-
-    place, end = Folder(Path(storage)) if isinstance(storage, str) else storage, time.monotonic() + PATIENCE
+    end = time.monotonic() + PATIENCE
     while True:
         try:
             seen = place.read("driver") == token.encode()

@@ -7,7 +7,6 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,8 +15,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tune_sparsity.tuner.cluster import node_probe
 from tune_sparsity.tuner.cluster.node import Node
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.storage.places import Folder
-from tune_sparsity.tuner.storage.s3 import S3Prefix
+from tune_sparsity.tuner.storage.places import Place
+from tune_sparsity.tuner.storage.study_storage import StudyStorage
 
 _ANSWER_WITHIN = 120.0  # seconds; a node may have to fetch the code and start a process first
 
@@ -53,7 +52,7 @@ def nodes() -> list[Node]:
     return sorted((node for node in found if node.cpus > 0), key=lambda node: (node.address, node.id))
 
 
-def ask(asked: Sequence[Node], storage: Path | S3Prefix | None) -> list[Answer]:
+def ask(asked: Sequence[Node], storage: StudyStorage | None) -> list[Answer]:
     """What each node says of itself; all are asked at once.
 
     Args:
@@ -66,10 +65,9 @@ def ask(asked: Sequence[Node], storage: Path | S3Prefix | None) -> list[Answer]:
     token = secrets.token_hex(16)
     with _left_behind(storage, token) as place:
         remote = ray.remote(num_cpus=0, max_retries=1)(node_probe.probe)
-        path = str(place.path) if isinstance(place, Folder) else place
         waiting = {
             node: remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
-                path, token, node.id
+                place, token, node.id
             )
             for node in asked
         }
@@ -88,7 +86,7 @@ def _answer(node: Node, reference: Any, end: float) -> Answer:
     return Answer(node, **said)
 
 
-def _read_back(answer: Answer, place: Folder | S3Prefix | None) -> Answer:
+def _read_back(answer: Answer, place: Place | None) -> Answer:
     """With the storage found wanting where the node's file does not arrive here."""
     if place is None or answer.silent or answer.storage:
         return answer
@@ -101,42 +99,14 @@ def _read_back(answer: Answer, place: Folder | S3Prefix | None) -> Answer:
 
 
 @contextlib.contextmanager
-def _left_behind(storage: Path | S3Prefix | None, token: str) -> Iterator[Folder | S3Prefix | None]:
+def _left_behind(storage: StudyStorage | None, token: str) -> Iterator[Place | None]:
     """A place in the storage with the driver's file; afterwards there is no trace of it."""
     if storage is None:
         yield None
         return
-    place = storage / f".tune-sparsity-probe-{token[:8]}"
-    with _emptied(place) if isinstance(place, S3Prefix) else _made(place):
-        there = place if isinstance(place, S3Prefix) else Folder(place)
-        there.write("driver", token.encode())
-        yield there
-
-
-@contextlib.contextmanager
-def _emptied(place: S3Prefix) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            for name in place.names():
-                place.remove(name)
-
-
-@contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    storage = folder.parent
-    made = [folder for folder in (storage, *storage.parents) if not folder.exists()]
-    try:
-        folder.mkdir(parents=True)
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            for file in folder.iterdir():
-                file.unlink()
-            folder.rmdir()
-            for one in made:
-                one.rmdir()
+    with storage.probe(f".tune-sparsity-probe-{token[:8]}") as place:
+        place.write("driver", token.encode())
+        yield place
 
 
 def differences(answers: Sequence[Answer]) -> list[str]:
@@ -160,7 +130,7 @@ def compared(package: str, version: str) -> str:
     return release if parts is None else ".".join(release.split(".")[:parts])
 
 
-def check_nodes(storage: Path | S3Prefix) -> None:
+def check_nodes(storage: StudyStorage) -> None:
     """Before a study begins on a cluster: every node runs what the driver runs, and shares or reaches its storage.
 
     Raises:
@@ -173,10 +143,7 @@ def check_nodes(storage: Path | S3Prefix) -> None:
     if different := differences(answers):
         raise UsageError(f"node {different[0]}: all nodes need the same (tune-sparsity doctor lists them all)")
     for answer in answers:
-        if answer.storage and isinstance(storage, S3Prefix):
-            raise UsageError(f"--storage {storage}: node {answer.node.address} {answer.storage}: {EACH_NODE}")
         if answer.storage:
-            raise UsageError(
-                f"--storage {storage}: node {answer.node.address} {answer.storage}: give a folder that all "
-                f"{len(answers)} nodes and this machine share"
-            )
+            shared = f"give a folder that all {len(answers)} nodes and this machine share"
+            remedy = EACH_NODE if storage.synced else shared
+            raise UsageError(f"--storage {storage}: node {answer.node.address} {answer.storage}: {remedy}")

@@ -31,8 +31,7 @@ def compare(arguments: list[str]) -> int:
     records = [study.records() for study in studies]
     rows = differences(studies, records)
     names = "-".join(study.config.study for study in studies)
-    folder = options.storage if isinstance(options.storage, Path) else Path()
-    path = options.out or folder / f"compare-{names[:150]}.html"
+    path = options.out or options.storage.results(f"compare-{names[:150]}.html")
     write_page(path, compare_page(studies, records, rows))
     if options.json:
         print(json.dumps({"experiment": studies[0].result["experiment"], "page": str(path), "rows": rows}, indent=2))

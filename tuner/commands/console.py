@@ -29,7 +29,7 @@ def say_missing(problems: list[str], config: Any) -> None:
         say(f"Not in MLflow: {problem}")
     if problems:
         where = f"{config.study} --storage {shlex.quote(str(config.storage))}"
-        waits = f"{config.storage / config.study}/tracking"
+        waits = f"{config.storage.address(config.study)}/tracking"
         say(f"It waits in {waits}. To send it: {command('tune-sparsity')} send {where}")
 
 

@@ -19,7 +19,7 @@ from tune_sparsity.tuner.commands.console import EXIT_DONE, EXIT_FAILED
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri, sqlite_file, stray_environment
 from tune_sparsity.tuner.errors import UsageError, redact
-from tune_sparsity.tuner.storage.s3 import S3Prefix
+from tune_sparsity.tuner.storage.study_storage import StudyStorage
 
 if TYPE_CHECKING:
     from tune_sparsity.tuner.cluster.node import Node
@@ -81,12 +81,10 @@ def step() -> Finding:
     return Finding("step on the sphere", "not compiled, three times as slow", "install with a C compiler at hand")
 
 
-def storage_here(storage: Path | S3Prefix) -> Finding:
+def storage_here(storage: StudyStorage) -> Finding:
     """Whether this machine can write to the storage."""
-    from tune_sparsity.tuner.driver.prepare import check_storage
-
     try:
-        check_storage(storage)
+        storage.check()
     except UsageError as error:
         return Finding("storage", str(error), "see --storage")
     return Finding("storage", f"this machine can write to {storage}")
@@ -223,16 +221,16 @@ def versions(answers: Sequence[Answer]) -> Iterator[Finding]:
             )
 
 
-def shared_storage(storage: Path | S3Prefix, answers: Sequence[Answer]) -> Finding:
+def shared_storage(storage: StudyStorage, answers: Sequence[Answer]) -> Finding:
     """Whether all nodes see what the driver writes, and the driver what they write."""
     from tune_sparsity.tuner.cluster.nodes import EACH_NODE
 
     wrong = [f"{answer.node.address} {answer.storage}" for answer in answers if answer.storage]
-    stored = isinstance(storage, S3Prefix)
     if wrong:
-        remedy = EACH_NODE if stored else "give a --storage that all nodes share"
+        remedy = EACH_NODE if storage.synced else "give a --storage that all nodes share"
         return Finding("shared storage", f"{storage}: {', '.join(wrong)}", remedy)
-    return Finding("shared storage", f"{storage} is {'reached from' if stored else 'the same folder on'} all nodes")
+    how = "reached from" if storage.synced else "the same folder on"
+    return Finding("shared storage", f"{storage} is {how} all nodes")
 
 
 def gpu_memory(answers: Sequence[Answer], gpus: float) -> Iterator[Finding]:

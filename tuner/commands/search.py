@@ -7,7 +7,6 @@ import os
 import shlex
 import time
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, NoReturn
 
 from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
@@ -125,8 +124,8 @@ def _run_with(ray: Any, writer: Any, config: Any, *, as_json: bool, resume: bool
 
     prepared = prepare(config, resume=resume, share=ray.share)
     say(f"{'Resuming' if resume else 'Starting'} {config.study}: {config.trials} trials, {prepared.goal}")
-    if not isinstance(config.storage, Path):
-        say(f"Kept in {config.storage / config.study}, worked on in {config.folder}")
+    if config.storage.synced:
+        say(f"Kept in {config.storage.address(config.study)}, worked on in {config.folder}")
     if stray := stray_environment():
         say(f"Ignoring {', '.join(stray)}: this study has runs of its own")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
@@ -11,7 +12,6 @@ from tune_sparsity.tuner.commands.console import EXIT_DONE, EXIT_FAILED, say, sa
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_driver
 from tune_sparsity.tuner.errors import UsageError, redact
-from tune_sparsity.tuner.storage.claim import claim_study
 from tune_sparsity.tuner.study.layout import RESULT_JSON
 from tune_sparsity.tuner.system.files import to_json, write_atomically
 from tune_sparsity.tuner.tracking.client import own_environment
@@ -25,9 +25,7 @@ def send_study(config: StudyConfig, *, chosen: bool) -> tuple[str, list[str]]:
     Raises:
         UsageError: also if the study is running elsewhere, or the store does not answer.
     """
-    if isinstance(config.storage, Path):
-        return send_folder(config.folder, config.tracking_uri, chosen=chosen)
-    with claim_study(config.storage, config.study, config.folder, resume=True):
+    with config.storage.claim(config.study, resume=True) if config.storage.synced else nullcontext():
         return send_folder(config.folder, config.tracking_uri, chosen=chosen)
 
 

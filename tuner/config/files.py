@@ -10,10 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tune_sparsity.tuner.config.study_config import GOALS, StudyConfig, describe, make_config, study_in
+from tune_sparsity.tuner.config.study_config import GOALS, StudyConfig, describe, make_config
 from tune_sparsity.tuner.errors import UsageError, redact
-from tune_sparsity.tuner.storage.local_copy import file_of, working_folder
-from tune_sparsity.tuner.storage.s3 import S3Prefix
+from tune_sparsity.tuner.storage.study_storage import StudyStorage
 from tune_sparsity.tuner.study.layout import STUDY_YAML
 from tune_sparsity.tuner.system.files import write_atomically
 
@@ -37,40 +36,14 @@ def read_config(options: dict[str, Any]) -> StudyConfig:
     return _from_file(Path(file), options)
 
 
-def read_study(study: str, storage: Path | S3Prefix, options: dict[str, Any]) -> StudyConfig:
-    """The configuration of an existing study, by its name in `storage` or by its folder.
+def read_study(study: str, storage: StudyStorage, options: dict[str, Any]) -> StudyConfig:
+    """Return the configuration of an existing study, by its name in `storage` or by its folder.
 
     Raises:
         UsageError: if there is none, or if the object store cannot be read.
     """
-    if isinstance(storage, S3Prefix):
-        return _from_file(_file_in(storage, study), {**options, "storage": storage, "study": study})
-    folder = storage / study
-    if not _is_file(folder / "study.yaml") and _is_file(Path(study) / "study.yaml"):
-        folder = Path(study).absolute()
-    if not _is_file(folder / "study.yaml"):
-        there = sorted(path.parent.name for path in storage.glob("*/study.yaml"))
-        raise UsageError(f"no study {study!r} in {storage}: there {'is ' + ', '.join(there) if there else 'are none'}")
-    place = {"storage": folder.parent, "study": folder.name}
-    return _from_file(folder / "study.yaml", {**options, **place})
-
-
-def _file_in(store: S3Prefix, study: str) -> Path:
-    """A copy of the study.yaml in the store, or the one that waits on this machine to be brought there."""
-    try:
-        return file_of(study_in(store, study), "study.yaml")
-    except FileNotFoundError:
-        waiting = working_folder(store, study) / "study.yaml"
-        if _is_file(waiting):
-            return waiting
-        try:
-            store.reach()
-            there = ", ".join(store.children())
-        except OSError as error:
-            raise UsageError(f"--storage {error}") from None
-        raise UsageError(f"no study {study!r} in {store}: there {'is ' + there if there else 'are none'}") from None
-    except OSError as error:
-        raise UsageError(f"--storage {error}") from None
+    place, name = storage.find(study)
+    return _from_file(place.study_yaml(name), {**options, "storage": place, "study": name})
 
 
 def check_withheld(config: StudyConfig) -> None:
@@ -78,9 +51,7 @@ def check_withheld(config: StudyConfig) -> None:
     runs would go on in another store."""
     from tune_sparsity.search_spaces import read_mapping
 
-    storage = config.storage
-    file = _file_in(storage, config.study) if isinstance(storage, S3Prefix) else config.folder / "study.yaml"
-    data, _ = read_mapping(file)
+    data, _ = read_mapping(config.storage.study_yaml(config.study))
     uri = (data.get(_ABOUT) or {}).get(WITHHELD)
     if uri and not (config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()):
         raise UsageError(
@@ -91,13 +62,6 @@ def check_withheld(config: StudyConfig) -> None:
 
 def _is_option(name: str) -> bool:
     return name in StudyConfig.model_fields
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that is too long for a file, a folder that may not be entered
-        return False
 
 
 def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:

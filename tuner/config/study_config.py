@@ -26,8 +26,7 @@ from pydantic import (
 from tune_sparsity.tuner.config.fields import Front, Target, split
 from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri, resolve_tracking_uri
 from tune_sparsity.tuner.errors import UsageError, redact, unknown
-from tune_sparsity.tuner.storage.local_copy import working_folder
-from tune_sparsity.tuner.storage.s3 import ACCEPTED, S3Prefix, parse_store
+from tune_sparsity.tuner.storage.study_storage import STUDY_NAME, LocalStorage, StudyStorage, parse_storage
 
 if TYPE_CHECKING:
     from tune_sparsity.tuner.study.goal import Goal
@@ -41,7 +40,6 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 FLAGS = ("system_metrics",)
 """The options that are given or not."""
 _MILLION = 1_000_000  # more trials, epochs or whatever else is a slip of the keyboard
-_STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -61,27 +59,12 @@ def parse_duration(value: Any) -> Any:
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=3650 * 86400, allow_inf_nan=False)]
 
 
-def _place(text: str) -> Path | S3Prefix:
-    if text.startswith("s3:") or "://" in text:
-        return parse_store(text)
-    if not text or "\0" in text:
-        raise ValueError(ACCEPTED)
-    return Path(text)
-
-
-def storage_of(text: str) -> Path | S3Prefix:
-    """The value of a subcommand's --storage. Raises UsageError."""
+def storage_of(text: str) -> StudyStorage:
+    """Return the storage that a subcommand's --storage names. Raises UsageError."""
     try:
-        return _place(text)
+        return parse_storage(text)
     except ValueError as error:
         raise UsageError(f"--storage {redact(text)!r}: {error}") from None
-
-
-def study_in(store: S3Prefix, study: str) -> S3Prefix:
-    """The prefix of a study. Raises UsageError for what is no study's name: it must not lead out of the store's."""
-    if not _STUDY_NAME.fullmatch(study):
-        raise UsageError(f"{study[:100]!r} is no study's name: a study in {store} is given by its name alone")
-    return store / study
 
 
 def _registered_name(name: str) -> str:
@@ -118,7 +101,7 @@ class StudyConfig(BaseModel):
     cpus_per_trial: float = Field(default=1, gt=0, le=1024, allow_inf_nan=False)
     gpus_per_trial: Literal["auto"] | Annotated[float, Field(ge=0, le=1024, allow_inf_nan=False)] = "auto"
     address: str | None = None
-    storage: Annotated[Path | InstanceOf[S3Prefix], PlainSerializer(str, return_type=str)] = Path("studies")
+    storage: Annotated[InstanceOf[StudyStorage], PlainSerializer(str, return_type=str)] = LocalStorage(Path("studies"))
     study: str = ""
     tracking_uri: str = ""
     data_dir: Path | None = None
@@ -165,7 +148,7 @@ class StudyConfig(BaseModel):
     @field_validator("study")
     @classmethod
     def _study(cls, name: str) -> str:
-        if name and not _STUDY_NAME.fullmatch(name):
+        if name and not STUDY_NAME.fullmatch(name):
             raise ValueError("a study's name has letters, digits, '.', '_' and '-' only, and starts with the first two")
         return name
 
@@ -179,7 +162,7 @@ class StudyConfig(BaseModel):
     @field_validator("storage", mode="before")
     @classmethod
     def _storage(cls, value: Any) -> Any:
-        return _place(value) if isinstance(value, str) else value
+        return value if isinstance(value, StudyStorage) else parse_storage(value)
 
     @field_validator("gpus_per_trial")
     @classmethod
@@ -254,9 +237,7 @@ class StudyConfig(BaseModel):
     @property
     def folder(self) -> Path:
         """The study's own folder; of a study in an object store, the one on this machine that it is worked on in."""
-        if isinstance(self.storage, S3Prefix):
-            return working_folder(self.storage, self.study)
-        return self.storage / self.study
+        return self.storage.folder(self.study)
 
     def resolved(self) -> StudyConfig:
         """With the defaults that depend on the rest filled in, the study's name and the tracking URI, and with
@@ -264,7 +245,7 @@ class StudyConfig(BaseModel):
         where, _, attribute = self.experiment.rpartition(":")
         is_file = self.space is not None and Path(self.space).suffix in {".yaml", ".yml"}
         paths = {
-            "storage": self.storage.absolute() if isinstance(self.storage, Path) else self.storage,
+            "storage": self.storage.absolute(),
             "data_dir": self.data_dir and self.data_dir.absolute(),
             "experiment": f"{Path(where).absolute()}:{attribute}" if where.endswith(".py") else self.experiment,
             "space": str(Path(self.space).absolute()) if self.space and is_file else self.space,

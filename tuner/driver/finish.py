@@ -13,7 +13,7 @@ from tune_sparsity.tuner.driver.prepare import Prepared
 from tune_sparsity.tuner.results.retraining import Retrained
 from tune_sparsity.tuner.results.tables import StudyOutcome, StudySeconds, write_results
 from tune_sparsity.tuner.study.goal import GoalKind
-from tune_sparsity.tuner.study.layout import CHECKPOINTS, STUDY_YAML
+from tune_sparsity.tuner.study.layout import CHECKPOINTS, STUDY_YAML, WEIGHTS, weights_file
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.tracking.model import model_note
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tune_sparsity.tuner.driver.ray_tune import StopWhen
     from tune_sparsity.tuner.driver.study_run import StudyRun
     from tune_sparsity.tuner.results.networks import BestModel
+    from tune_sparsity.tuner.tracking.tracker import Tracker
 
 
 @dataclass(frozen=True)
@@ -45,34 +46,35 @@ class Finished:
 
 
 def conclude(
-    prepared: Prepared, study: StudyRun, stop: StopWhen, times: Times, concurrency: int, retrained: list[Retrained]
+    prepared: Prepared,
+    study: StudyRun,
+    tracker: Tracker,
+    stop: StopWhen,
+    times: Times,
+    concurrency: int,
+    retrained: list[Retrained],
 ) -> Finished:
     """Judges the best network, writes the files, and tells MLflow how the study ended.
 
     Args:
         prepared: the study's.
         study: its search has ended.
+        tracker: has told MLflow of the trials.
         stop: whether, and why, it ended before its time.
         times: from which its seconds count.
         concurrency: trials at once.
         retrained: each method's best under fresh seeds.
     """
     from tune_sparsity.tuner.driver.live_plots import final_pictures
-    from tune_sparsity.tuner.results.networks import measuring_device, write_networks
 
-    config, goal, tracker = prepared.config, prepared.goal, study.tracker
+    config, goal = prepared.config, prepared.goal
     searched, tracked = time.monotonic(), tracker.seconds
     records = [record for record in study.records.values() if record.state is not TrialState.RUNNING]
     folders = {} if stop.asked else goal.folders(records)
-    networks = {}
-    if folders:
-        device = measuring_device(config)
-        networks = write_networks(folders, study.weights, config.folder, prepared.experiment, prepared.data, device)
+    networks = _networks(prepared, folders) if folders else {}
     outcome = _outcome(prepared, records, networks, retrained)
     if folders:
-        best = next((folder for folder, record in folders.items() if record is outcome.best), None)
-        model = None if best is None else _model(prepared, outcome, config.folder / best)
-        tracker.log_networks([config.folder / top for top in dict.fromkeys(f.split("/")[0] for f in folders)], model)
+        _log_networks(prepared, outcome, folders, tracker)
     written = write_results(outcome)
     pictures = final_pictures(prepared, records)
     all_failed = bool(records) and all(record.state is TrialState.FAILED for record in records)
@@ -97,11 +99,24 @@ def conclude(
     )
     write_results(outcome)
     if networks:
-        shutil.rmtree(config.folder / ".weights", ignore_errors=True)
+        shutil.rmtree(config.folder / WEIGHTS, ignore_errors=True)
     if not stop.asked:
         shutil.rmtree(config.folder / CHECKPOINTS, ignore_errors=True)
     first_failure = next((record.reason for record in records if record.state is TrialState.FAILED), "")
     return Finished(outcome, stop.asked, tracker.problems, _why(study, stop), first_failure, {}, {})
+
+
+def _networks(prepared: Prepared, folders: dict[str, TrialRecord]) -> dict[int, BestModel]:
+    """Judge the reported networks on the test data and write them into their folders. Return them by trial number."""
+    from tune_sparsity.tuner.results.networks import measuring_device, write_networks
+
+    config = prepared.config
+
+    def left_by(record: TrialRecord) -> Path:  # it is there only if the trial ended since this process began
+        return weights_file(config.folder / WEIGHTS, record.number)
+
+    device = measuring_device(config)
+    return write_networks(folders, left_by, config.folder, prepared.experiment, prepared.data, device)
 
 
 def _outcome(
@@ -122,13 +137,23 @@ def _outcome(
         folder=config.folder,
         test_accuracies={number: network.test_accuracy for number, network in networks.items()},
         weights=next((network.weights for network in networks.values()), None),
-        store="" if isinstance(config.storage, Path) else str(config.storage / config.study),
+        store=config.storage.address(config.study) if config.storage.synced else "",
         tracking_uri=config.tracking_uri,
         retrained=retrained,
     )
     if outcome.best is not None and outcome.best.number in networks:
         return replace(outcome, sparsity_by_layer=networks[outcome.best.number].by_layer)
     return outcome
+
+
+def _log_networks(
+    prepared: Prepared, outcome: StudyOutcome, folders: Mapping[str, TrialRecord], tracker: Tracker
+) -> None:
+    """Tell MLflow of the reported networks, and of the best one as a model."""
+    folder = prepared.config.folder
+    best = next((name for name, record in folders.items() if record is outcome.best), None)
+    model = None if best is None else _model(prepared, outcome, folder / best)
+    tracker.log_networks([folder / top for top in dict.fromkeys(name.split("/")[0] for name in folders)], model)
 
 
 def _model(prepared: Prepared, outcome: StudyOutcome, network: Path) -> dict[str, Any]:

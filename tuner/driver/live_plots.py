@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
+from tune_sparsity.tuner.driver.study_run import Listener, StudyRun
 from tune_sparsity.tuner.reports.page import write_html
 from tune_sparsity.tuner.reports.plots.front import front_figure
 from tune_sparsity.tuner.reports.plots.gallery import Pictured, pictured, pictures_page
@@ -21,7 +22,6 @@ from tune_sparsity.tuner.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from tune_sparsity.tuner.driver.prepare import Prepared
-    from tune_sparsity.tuner.driver.study_run import StudyRun
 
 EVERY = 30.0  # seconds between two makings, at least
 _LOOK = 0.1  # seconds between two looks at whether the search is about to end
@@ -47,49 +47,41 @@ def load() -> None:
     import plotly.graph_objects  # noqa: F401
 
 
-class LivePictures:
-    """Writes a study's pictures while it runs, and hands them to its tracker. Use it as a context manager.
+class LivePictures(Listener):
+    """Writes a study's pictures while it runs, and hands them to its tracker.
 
     A failure of its own ends nothing but that one making: pictures are made again at the study's end.
 
     Args:
-        look: the study as it stands, called in this thread: it must not hand out what others change.
+        drawn: makes of copies of the records what is to be drawn. It is called in a thread.
         folder: the study's.
         tracker: takes the pictures for the parent run.
         every: seconds.
-        ending: whether the search is about to end: what pictures are made with is loaded then, while the last trials
-            train and processors become free, and not after them.
     """
 
     def __init__(
-        self,
-        look: Callable[[], Pictured],
-        folder: Path,
-        tracker: Tracker,
-        every: float = EVERY,
-        ending: Callable[[], bool] = bool,
+        self, drawn: Callable[[Sequence[TrialRecord]], Pictured], folder: Path, tracker: Tracker, every: float = EVERY
     ) -> None:
-        self._look, self._folder, self._tracker, self._every = look, folder, tracker, every
-        self._ending = ending
+        self._drawn, self._folder, self._tracker, self._every = drawn, folder, tracker, every
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="pictures", daemon=True)
+        self._thread: threading.Thread | None = None
         self.made = 0
 
-    def __enter__(self) -> LivePictures:
+    def study_begun(self, study: StudyRun) -> None:
+        self._thread = threading.Thread(target=self._work, args=(study,), name="pictures", daemon=True)
         self._thread.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def study_ended(self, study: StudyRun) -> None:
+        assert self._thread is not None
         self._ended.set()
         self._thread.join()
 
-    def _work(self) -> None:
+    def _work(self, study: StudyRun) -> None:
         began, shown, loaded = time.monotonic(), -1, False
         due = began + self._every
         while not self._ended.wait(min(self._every, _LOOK)):
-            if not loaded and self._ending():
+            # What pictures are made with is loaded while the last trials train and processors become free.
+            if not loaded and study.full:
                 load()  # in this thread, which is waited for: two that import the same see it half done
                 loaded = True
             now = time.monotonic()
@@ -97,24 +89,19 @@ class LivePictures:
                 continue
             due = now + max(self._every, (now - began) / _SHARE)
             try:
-                study = self._look()
-                ended = sum(record.ended is not None for record in study.records)
+                records = [replace(record) for record in list(study.records.values())]
+                ended = sum(record.ended is not None for record in records)
                 if ended == shown:
                     continue
-                self._tracker.log_artifacts(write_pictures(study, self._folder))
+                self._tracker.log_artifacts(write_pictures(self._drawn(records), self._folder))
                 self.made, shown = self.made + 1, ended
             except Exception:  # whatever it is, the search goes on, and the study's end will say it
                 continue
 
 
-def pictures_of(prepared: Prepared, study: StudyRun) -> LivePictures:
-    """Keeps a study's pictures up to date while it runs."""
-
-    def look() -> Pictured:
-        records = [replace(record) for record in list(study.records.values())]
-        return _pictured(prepared, records)
-
-    return LivePictures(look, prepared.config.folder, study.tracker, ending=lambda: study.full)
+def live_pictures(prepared: Prepared, tracker: Tracker) -> LivePictures:
+    """Return what keeps a study's pictures up to date while it runs."""
+    return LivePictures(partial(_pictured, prepared), prepared.config.folder, tracker)
 
 
 def final_pictures(prepared: Prepared, records: Sequence[TrialRecord]) -> list[Path]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import torch
 
@@ -27,7 +24,6 @@ from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.search.samplers import check_sampler
 from tune_sparsity.tuner.search.spaces import spaces_of
 from tune_sparsity.tuner.search.warm_start import WarmStart, warm_start
-from tune_sparsity.tuner.storage.s3 import S3Prefix, StoreError
 from tune_sparsity.tuner.study.goal import Goal
 
 _A_WHILE = 20.0  # seconds
@@ -82,8 +78,8 @@ def prepare(
     except (ValueError, OSError) as error:  # BadFile is a ValueError, a name too long for a path an OSError
         raise UsageError(str(error)) from None
     check_address(config.address)
-    check_storage(config.storage)
-    if _exists(config) != resume:
+    config.storage.check()
+    if config.storage.exists(config.study) != resume:
         raise UsageError(
             f"no study {config.study!r} in {config.storage}"
             if resume
@@ -166,42 +162,3 @@ def check_gpus(config: StudyConfig) -> None:
             f"--gpus-per-trial {wanted:g}: this machine has {have} that torch can use: give auto or 0, or the "
             "--address of a cluster that has some"
         )
-
-
-def _exists(config: StudyConfig) -> bool:
-    """Whether there is a study of that name: of one in an object store also what waits here to be brought there."""
-    if config.folder.exists():
-        return True
-    return isinstance(config.storage, S3Prefix) and bool((config.storage / config.study).names())
-
-
-def check_storage(storage: Path | S3Prefix) -> None:
-    """Raises UsageError unless files can be made in the storage; leaves no trace."""
-    if isinstance(storage, S3Prefix):
-        _check_store(storage)
-    else:
-        _check_folder(storage)
-
-
-def _check_store(store: S3Prefix) -> None:
-    probe = f".tune-sparsity-probe-{secrets.token_hex(4)}"
-    try:
-        store.reach()
-        store.write(probe, b"")
-        store.remove(probe)
-    except StoreError as error:
-        raise UsageError(f"--storage {error}") from None
-
-
-def _check_folder(folder: Path) -> None:
-    try:
-        existing = folder
-        while not existing.exists():
-            existing = existing.parent
-        probe = existing / f".tune-sparsity-{os.getpid()}"
-        probe.mkdir()
-        probe.rmdir()
-    except OSError as error:
-        raise UsageError(
-            f"--storage {folder}: cannot write there ({error.strerror}): give a folder that can be written to"
-        ) from None

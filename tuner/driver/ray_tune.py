@@ -28,16 +28,8 @@ from tune_sparsity.tuner.driver.scheduler import StudyScheduler
 from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.errors import UsageError, disk_error, one_line
 from tune_sparsity.tuner.study.trial import TrialState, trial_name
-from tune_sparsity.tuner.worker.trainable import (
-    AGAIN,
-    DISK,
-    EPOCHS,
-    FAILURE,
-    FINAL,
-    WEIGHTS,
-    TrialSetup,
-    TrialTrainable,
-)
+from tune_sparsity.tuner.worker.report import Report, take_weights
+from tune_sparsity.tuner.worker.trainable import TrialSetup, TrialTrainable
 
 R = TypeVar("R")
 LOST_WORKERS = 3  # times that a trial whose process was lost is begun again, from its checkpoint
@@ -116,22 +108,19 @@ class _Callback(_NotPickled, tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        if DISK in result:
-            self._stop.disk = self._stop.disk or result[DISK]
-        if result.get(WEIGHTS):  # taken out, since Ray keeps the report
-            self._stop.unless_disk_full(self._study.take_weights, self._names[trial.trial_id], result[WEIGHTS].pop())
-        if EPOCHS in result:
-            self._stop.unless_disk_full(
-                self._study.epochs, self._names[trial.trial_id], result[EPOCHS], AGAIN in result
-            )
+        number, report = self._names[trial.trial_id], Report.from_dict(result)
+        self._stop.disk = self._stop.disk or report.disk
+        if (network := take_weights(result)) is not None:
+            self._stop.unless_disk_full(self._study.network_sent, number, network)
+        self._stop.unless_disk_full(self._study.epochs, number, report.epochs, report.again)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        number, last = self._names[trial.trial_id], trial.last_result or {}
-        if FAILURE in last:
-            self._end(number, TrialState.FAILED, last[FAILURE])
+        number, last = self._names[trial.trial_id], Report.from_dict(trial.last_result or {})
+        if last.failure:
+            self._end(number, TrialState.FAILED, last.failure)
             self._failed.append(trial)
         else:
-            self._end(number, TrialState.COMPLETED if last.get(FINAL) else TrialState.PRUNED)
+            self._end(number, TrialState.COMPLETED if last.finished else TrialState.PRUNED)
         self._ended.append(trial)
 
     def _end(self, number: int, state: TrialState, reason: str = "") -> None:
@@ -142,7 +131,7 @@ class _Callback(_NotPickled, tune.Callback):
         that has ended the books keep no measures: they are in ours, and Ray's are ten times as large."""
         while self._failed:
             trial = self._failed.pop()
-            trial.handle_error(TuneError(trial.last_result[FAILURE]))
+            trial.handle_error(TuneError(Report.from_dict(trial.last_result).failure))
             trial.set_status(Trial.ERROR)
         while self._ended:
             books = self._ended.pop().run_metadata

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
-from pathlib import Path
 from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +19,9 @@ from tune_sparsity.tuner.reports.progress import Progress
 from tune_sparsity.tuner.results.retraining import Retrained
 from tune_sparsity.tuner.search.asha import halving_for
 from tune_sparsity.tuner.search.planner import planner_for
-from tune_sparsity.tuner.storage.claim import claim_study
 from tune_sparsity.tuner.storage.lease import TakenOver
 from tune_sparsity.tuner.storage.sync import Mirror
-from tune_sparsity.tuner.study.layout import CHECKPOINTS, JOURNAL, weights_file
+from tune_sparsity.tuner.study.layout import JOURNAL, WEIGHTS
 from tune_sparsity.tuner.study.trial import TrialState
 from tune_sparsity.tuner.system.signals import interruptible, terminable
 from tune_sparsity.tuner.tracking.dataset import dataset_note
@@ -34,7 +32,6 @@ from tune_sparsity.tuner.worker.checkpoints import sweep
 if TYPE_CHECKING:
     from tune_sparsity.tuner.driver.ray_tune import StopWhen
     from tune_sparsity.tuner.driver.study_run import StudyRun
-    from tune_sparsity.tuner.search.searcher import OptunaSearcher
     from tune_sparsity.tuner.worker.trainable import TrialSetup
 
 AT_ONCE = 5.0  # seconds that MLflow has when a study ends unexpectedly; what it lacks then, resuming brings it
@@ -73,7 +70,7 @@ def run_study(
     launched = began if launched is None else launched
     with ExitStack() as stack:
         if resume:  # before anything is started
-            mirror = stack.enter_context(claim_study(config.storage, config.study, config.folder, resume=True))
+            mirror = stack.enter_context(config.storage.claim(config.study, resume=True))
         # Ray says on standard output that a node has died: what is there is for --json alone.
         stack.enter_context(redirect_stdout(sys.stderr))
         ray.begin()
@@ -85,7 +82,7 @@ def run_study(
         concurrency = ray_tune.slots(config, gpus)
         arrays = for_workers(config, prepared.experiment, prepared.data, lambda: prepared.checksum)
         if not resume:
-            mirror = stack.enter_context(claim_study(config.storage, config.study, config.folder, resume=False))
+            mirror = stack.enter_context(config.storage.claim(config.study, resume=False))
         with terminable(ray), _disk_errors_told():
             if not resume:
                 device = "cuda" if gpus else "cpu"
@@ -141,22 +138,22 @@ class _Built:
 
     study: StudyRun
     setup: TrialSetup
-    searcher: OptunaSearcher
     stop: StopWhen
-    progress: Progress
 
 
 def _build(
     prepared: Prepared, tracker: Tracker, times: Times, *, gpus: float, quiet: bool, mirror: Mirror | None
 ) -> _Built:
     """Build the study, and what its trials are given."""
+    from tune_sparsity.tuner.driver import listeners
+    from tune_sparsity.tuner.driver.live_plots import live_pictures
     from tune_sparsity.tuner.driver.ray_tune import StopWhen
     from tune_sparsity.tuner.driver.study_run import StudyRun
     from tune_sparsity.tuner.search.searcher import OptunaSearcher
     from tune_sparsity.tuner.worker.trainable import TrialSetup
 
     config, goal = prepared.config, prepared.goal
-    weights_folder = config.folder / ".weights"
+    weights_folder = config.folder / WEIGHTS
     searcher = OptunaSearcher(
         prepared.spaces,
         goal.lowest,
@@ -175,21 +172,18 @@ def _build(
         config.trials, goal, quiet=quiet, deadline=deadline, finished_before=len(ended), epochs=prepared.epochs
     )
     halving = halving_for(config.scheduler, goal, prepared.epochs)
-    checkpoints = config.storage / config.study / CHECKPOINTS
-    if isinstance(checkpoints, Path):
-        checkpoints.mkdir(exist_ok=True)
-    study = StudyRun(
-        config,
-        goal,
-        searcher,
-        tracker,
-        progress,
-        weights_folder,
-        weights_file,
-        halving,
-        checkpoints=checkpoints if isinstance(checkpoints, Path) else None,
-    )
-    if mirror is not None:
+    checkpoints = config.storage.checkpoints(config.study)
+    told = [
+        listeners.TrackTrials(tracker),
+        listeners.LogEpochs(config.folder),
+        listeners.KeepNetworks(weights_folder),
+        *([listeners.SweepCheckpoints(checkpoints)] if mirror is None else []),
+        listeners.ShowProgress(progress),
+        listeners.WriteTables(config.folder),
+        live_pictures(prepared, tracker),
+    ]
+    study = StudyRun(config, goal, searcher, told, halving)
+    if mirror is not None:  # in an object store its thread sweeps
         mirror.also = lambda: sweep(checkpoints, searcher.running)
     setup = TrialSetup(
         prepared.experiment,
@@ -201,24 +195,21 @@ def _build(
         checkpoints=checkpoints,
         rungs=halving.rungs,
     )
-    return _Built(study, setup, searcher, stop, progress)
+    return _Built(study, setup, stop)
 
 
-def _run_trials(
-    prepared: Prepared, built: _Built, ray: Connection, arrays: Any, *, gpus: float, concurrency: int
-) -> dict[str, str]:
+def _run_trials(built: _Built, ray: Connection, arrays: Any, *, gpus: float, concurrency: int) -> dict[str, str]:
     """Run the trials that the study still has to have. Return Ray's own state of each, by its name.
 
     Raises:
         DiskFull: if the study's folder cannot be written to.
         TakenOver: if another process runs the study meanwhile.
     """
-    from tune_sparsity.tuner.driver.live_plots import pictures_of
     from tune_sparsity.tuner.driver.ray_tune import run_trials
 
     study, stop = built.study, built.stop
     ray_states: dict[str, str] = {}
-    with built.progress, interruptible(stop, ray), pictures_of(prepared, study):
+    with interruptible(stop, ray), study.lasting():
         if not (study.full or study.out_of_patience):
             ray_states = run_trials(study, built.setup, arrays, gpus=gpus, concurrency=concurrency, stop=stop)
     if stop.disk:
@@ -247,7 +238,7 @@ def _search(
     from tune_sparsity.tuner.driver.retrain import train_best_again
 
     built = _build(prepared, tracker, times, gpus=gpus, quiet=quiet, mirror=mirror)
-    ray_states = _run_trials(prepared, built, ray, arrays, gpus=gpus, concurrency=concurrency)
+    ray_states = _run_trials(built, ray, arrays, gpus=gpus, concurrency=concurrency)
     study, stop = built.study, built.stop
     retrained: list[Retrained] = []
     if prepared.config.final_seeds and not stop.asked:
@@ -258,8 +249,8 @@ def _search(
     if mirror is not None:
         ray.ended()  # and nobody writes any more
         mirror.settle()
-    finished = conclude(prepared, study, stop, times, concurrency, retrained)
-    states = built.searcher.states()
+    finished = conclude(prepared, study, tracker, stop, times, concurrency, retrained)
+    states = study.searcher.states()
     optuna_states = {record.name: states[number] for number, record in study.records.items()}
     return replace(finished, ray_states=ray_states, optuna_states=optuna_states)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune_sparsity.tuner.driver.study_run import StudyRun
-from tune_sparsity.tuner.worker.trainable import EPOCHS, FINAL_SPARSITY
+from tune_sparsity.tuner.worker.report import Report
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -32,17 +32,13 @@ class StudyScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Called for every report but a trial's last: a finished trial is never stopped."""
         number = self._names[trial.trial_id]
-        if EPOCHS not in result:  # the disk is full: the study ends
+        report = Report.from_dict(result)
+        if not report.epochs:  # the disk is full: the study ends
             return TrialScheduler.CONTINUE
-        final_sparsity = result[FINAL_SPARSITY]
-        *past, (epoch, metrics) = result[EPOCHS]
-        for earlier, had in past:
-            self._study.passed(
-                number, epoch=earlier, accuracy=had["val_accuracy_at_target"], final_sparsity=final_sparsity
-            )
-        goes_on = self._study.goes_on(
-            number, epoch=epoch, accuracy=metrics["val_accuracy_at_target"], final_sparsity=final_sparsity
-        )
+        *past, last = report.epochs
+        for epoch in past:
+            self._study.passed(number, epoch, report.final_sparsity)
+        goes_on = self._study.goes_on(number, last, report.final_sparsity)
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:

@@ -162,6 +162,11 @@ class Progress:
         self._live: Live | None = None
 
     def __enter__(self) -> Progress:
+        self.open()
+        return self
+
+    def open(self) -> None:
+        """Begin to show something, if only that nothing is known yet."""
         if self._live_wanted and not self._quiet:
             from rich.console import Console
             from rich.live import Live
@@ -170,7 +175,6 @@ class Progress:
             console = Console(file=self._stream, force_terminal=True)
             self._live = Live(get_renderable=self._drawing, console=console, refresh_per_second=1 / UPDATE_SECONDS)
             self._live.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -132,7 +132,8 @@ def _cost(study: EndedStudy, records: Sequence[TrialRecord]) -> list[tuple[str, 
 def _use(study: EndedStudy) -> dict[str, Any]:
     """What the commands need that use the best network and have the study again."""
     name, place = study.config.study, study.config.storage
-    stored, storage = (False, shown_path(place)) if isinstance(place, Path) else (True, str(place))
+    stored = place.synced
+    storage = str(place) if stored else shown_path(Path(str(place)))
     return {
         "network": study.result["best"],
         "name": name,

@@ -12,8 +12,7 @@ import yaml
 from tune_sparsity.tuner.config.files import read_study
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.storage.local_copy import looked_at
-from tune_sparsity.tuner.storage.s3 import S3Prefix
+from tune_sparsity.tuner.storage.study_storage import StudyStorage
 from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.study.trial import TrialRecord
 
@@ -37,7 +36,7 @@ class EndedStudy:
     @property
     def results(self) -> Path:
         """Where files go that are made from the study: its folder, or one of its name here if it is in a store."""
-        return self.folder if isinstance(self.config.storage, Path) else Path(self.config.study)
+        return self.config.storage.results(self.config.study)
 
     @property
     def goal(self) -> Goal:
@@ -62,7 +61,7 @@ class EndedStudy:
         return sorted(path.relative_to(self.folder).as_posix() for path in found)
 
 
-def read_ended(study: str, storage: Path | S3Prefix, options: dict[str, Any] | None = None) -> EndedStudy:
+def read_ended(study: str, storage: StudyStorage, options: dict[str, Any] | None = None) -> EndedStudy:
     """An ended study, by its name in `storage` or by its folder.
 
     Args:
@@ -73,7 +72,7 @@ def read_ended(study: str, storage: Path | S3Prefix, options: dict[str, Any] | N
     """
     config = read_study(study, storage, options or {})
     try:
-        folder = looked_at(config.storage / config.study) if isinstance(config.storage, S3Prefix) else config.folder
+        folder = config.storage.readable(config.study)
     except OSError as error:
         raise UsageError(f"--storage {error}") from None
     result = folder / "result.json"

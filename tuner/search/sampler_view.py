@@ -12,6 +12,7 @@ pays for all of that at every proposal: sorting by domination, and a kernel for 
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -24,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tune_sparsity.tuner.search.cover import log_sparsity
 from tune_sparsity.tuner.search.monotone import residuals
+from tune_sparsity.tuner.search.samplers import OneByOne
 
 CONSTRAINT = "target"
 LIKE, LIKE_SHARE = 24, 3
@@ -59,7 +61,7 @@ class Numbered(Protocol):
     def begin(self, number: int) -> None: ...
 
 
-class SamplingStudy(BaseSampler):
+class OwnStudy(OneByOne):
     """To the record's study this is a sampler; it passes every question on to another one, in a study of its own."""
 
     def __init__(self, sampler: BaseSampler, view: View) -> None:
@@ -70,20 +72,39 @@ class SamplingStudy(BaseSampler):
     def _new_study(self) -> optuna.Study:
         return optuna.create_study(sampler=self._sampler, direction=StudyDirection.MAXIMIZE)
 
-    # As a sampler of the record's study
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
-
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         return suggest(self._open[trial.number], param_name, param_distribution)
+
+    def settle(self, trial: optuna.Trial) -> None:
+        """All parameters of the record's trial are known: those that were given in it become known here."""
+        own = self._open[trial.number]
+        for name, distribution in self._seen_params({**self._view.everything, **trial.distributions}).items():
+            suggest(own, name, distribution)
+
+    @abstractmethod
+    def add(self, trials: Iterable[FrozenTrial]) -> None:
+        """Take up trials that ended elsewhere: in an earlier process, or in another study."""
+
+    def _seen_params(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the named parameters, or of their distributions, that the sampler gets to see."""
+        return dict(named)
+
+    def _begin(self, number: int, given: Mapping[str, Any]) -> None:
+        if isinstance(self._sampler, Numbered):
+            self._sampler.begin(number)
+        if given:
+            self._study.enqueue_trial(dict(given))
+        self._open[number] = self._study.ask()
+
+    def _stopped(self) -> tuple[TrialState, list[float] | None]:
+        """The state and the values that the sampler is told of a trial that was stopped or that failed."""
+        return (TrialState.PRUNED, None) if self._view.constraint else (TrialState.COMPLETE, [_WORST])
+
+
+class SamplingStudy(OwnStudy):
+    """The sampler learns from the best trials and the latest."""
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Begins the trial here too, with what is given in it: a point to try, or what an earlier process proposed."""
@@ -103,33 +124,11 @@ class SamplingStudy(BaseSampler):
             self._study.tell(own, told, state=state)
         self._forget()
 
-    # What the searcher says beside that
-
-    def settle(self, trial: optuna.Trial) -> None:
-        """All parameters of the record's trial are known: those that were given in it become known here."""
-        own = self._open[trial.number]
-        for name, distribution in self._seen_params({**self._view.everything, **trial.distributions}).items():
-            suggest(own, name, distribution)
-
     def add(self, trials: Iterable[FrozenTrial]) -> None:
-        """Trials that ended elsewhere: in an earlier process, or in another study."""
         for trial in trials:
             if trial.params:
                 self._study.add_trial(self._seen(trial))
         self._forget()
-
-    # Inside
-
-    def _seen_params(self, named: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the named parameters, or of their distributions, that the sampler gets to see."""
-        return dict(named)
-
-    def _begin(self, number: int, given: Mapping[str, Any]) -> None:
-        if isinstance(self._sampler, Numbered):
-            self._sampler.begin(number)
-        if given:
-            self._study.enqueue_trial(dict(given))
-        self._open[number] = self._study.ask()
 
     def _told(
         self, state: TrialState, values: Sequence[float] | None, constraints: Mapping[str, float]
@@ -139,7 +138,7 @@ class SamplingStudy(BaseSampler):
             assert values is not None
             missing = _missing(constraints)
             return state, [values[0] if self._view.constraint or missing <= 0 else -missing]
-        return (TrialState.PRUNED, None) if self._view.constraint else (TrialState.COMPLETE, [_WORST])
+        return self._stopped()
 
     def _seen(self, trial: FrozenTrial) -> FrozenTrial:
         state, values = self._told(trial.state, trial.values, trial.constraints)
@@ -214,8 +213,8 @@ class _Ended:
     accuracy: float | None  # None: it was stopped or failed
 
 
-class LikeSparsityStudy(SamplingStudy):
-    """A sampling study for trials whose final sparsity has been decided before the sampler is asked.
+class LikeSparsityStudy(OwnStudy):
+    """A study for trials whose final sparsity has been decided before the sampler is asked.
 
     The sampler learns anew for every trial, from the ended trials whose sparsity is nearest on the logarithm of the
     density. Their value is by how much their accuracy is above the monotone fit of the others: what is left of it once
@@ -223,7 +222,7 @@ class LikeSparsityStudy(SamplingStudy):
 
     Args:
         sampler: asked for all parameters but the final sparsity.
-        view: as it is for `SamplingStudy`.
+        view: what the sampler gets to see.
         sparsity_of: (a trial's parameters in the record, or those that are fixed so far) -> its final sparsity.
         sparsities: the names that the final sparsity has in the record, which the sampler does not see.
     """
@@ -280,8 +279,8 @@ class LikeSparsityStudy(SamplingStudy):
         study = self._new_study()
         for trial, value in zip(completed, values, strict=True):
             study.add_trial(create_trial(value=value, params=trial.params, distributions=trial.distributions))
+        state, told = self._stopped()
         for trial in others:
-            state, told = self._told(TrialState.PRUNED, None, {})
             study.add_trial(
                 create_trial(state=state, values=told, params=trial.params, distributions=trial.distributions)
             )

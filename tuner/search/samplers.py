@@ -149,7 +149,19 @@ def _those(can: Callable[[SamplerKind], bool]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-class PriorSampler(BaseSampler):
+class OneByOne(BaseSampler):
+    """A sampler that is asked for each parameter alone."""
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+
+class PriorSampler(OneByOne):
     """Draws every parameter from its prior, and evenly where it has none."""
 
     def __init__(self, priors: Mapping[str, Prior], seed: int) -> None:
@@ -159,14 +171,6 @@ class PriorSampler(BaseSampler):
     def begin(self, number: int) -> None:
         """Draws for trial `number` from now on: the same whatever was drawn before."""
         self._rng = np.random.default_rng([self._seed, number])
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

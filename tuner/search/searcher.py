@@ -23,7 +23,14 @@ from optuna.trial import FrozenTrial, create_trial
 from tune_sparsity.search_spaces import Prior, Space
 from tune_sparsity.tuner.search.journal import RECORD, Journal, read_records
 from tune_sparsity.tuner.search.planner import Planner
-from tune_sparsity.tuner.search.sampler_view import CONSTRAINT, LikeSparsityStudy, SamplingStudy, View, suggest
+from tune_sparsity.tuner.search.sampler_view import (
+    CONSTRAINT,
+    LikeSparsityStudy,
+    OwnStudy,
+    SamplingStudy,
+    View,
+    suggest,
+)
 from tune_sparsity.tuner.search.samplers import DEFAULT_SAMPLER, SAMPLERS, SamplerKind, check_sampler, make_sampler
 from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY
 from tune_sparsity.tuner.search.warm_start import WarmStart
@@ -158,7 +165,7 @@ class OptunaSearcher:
             for name, prior in space.priors.items()
         }
 
-    def _sampling_study(self, sampler: BaseSampler, kind: SamplerKind) -> SamplingStudy | None:
+    def _sampling_study(self, sampler: BaseSampler, kind: SamplerKind) -> OwnStudy | None:
         """Where the sampler learns; None where it learns from the record. One that searches one method only needs all
         its parameters in every trial."""
         if not kind.own_study:

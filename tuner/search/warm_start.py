@@ -12,11 +12,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from tune_sparsity.search_spaces import Space
 from tune_sparsity.search_spaces.priors import nearest, same
-from tune_sparsity.tuner.config.study_config import study_in
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.search.journal import records_of
-from tune_sparsity.tuner.storage.local_copy import looked_at
-from tune_sparsity.tuner.storage.s3 import S3Prefix
+from tune_sparsity.tuner.storage.study_storage import StudyStorage
 from tune_sparsity.tuner.study.layout import JOURNAL
 from tune_sparsity.tuner.study.pareto import best_trial
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
@@ -37,7 +35,7 @@ class WarmStart:
 
 
 def warm_start(
-    studies: Sequence[str], storage: Path | S3Prefix, spaces: Sequence[Space], target: float, alike: dict[str, Any]
+    studies: Sequence[str], storage: StudyStorage, spaces: Sequence[Space], target: float, alike: dict[str, Any]
 ) -> WarmStart:
     """What earlier studies have to say to a new one.
 
@@ -71,32 +69,16 @@ def warm_start(
     return WarmStart(tuple(trials), tuple(points))
 
 
-def _folder(study: str, storage: Path | S3Prefix) -> Path:
-    if isinstance(storage, S3Prefix):
-        return _copied(study, storage)
-    for folder in (storage / study, Path(study)):
-        try:
-            if (folder / JOURNAL).is_file():
-                return folder
-        except (OSError, ValueError):  # a name too long for a file
-            continue
-    there = sorted(path.parent.name for path in storage.glob(f"*/{JOURNAL}"))
-    known = f"there {'is ' + ', '.join(there) if there else 'are none'}"
-    raise UsageError(f"--warm-start {study}: no such study in {storage}, nor a study's folder: {known}")
-
-
-def _copied(study: str, store: S3Prefix) -> Path:
-    """A copy of a study in an object store, or a study's folder on this machine."""
-    if (Path(study) / JOURNAL).is_file():
-        return Path(study)
+def _folder(study: str, storage: StudyStorage) -> Path:
+    """Return the folder of a study, or a copy of it on this machine."""
     try:
-        folder = looked_at(study_in(store, study))
-        there = store.children()
+        folder = storage.folder_with(study, JOURNAL)
+        there = ", ".join(storage.studies(JOURNAL)) if folder is None else ""
     except OSError as error:
         raise UsageError(f"--warm-start {study}: {error}") from None
-    if not (folder / JOURNAL).is_file():
-        known = f"there {'is ' + ', '.join(there) if there else 'are none'}"
-        raise UsageError(f"--warm-start {study}: no such study in {store}, nor a study's folder: {known}")
+    if folder is None:
+        known = f"there {'is ' + there if there else 'are none'}"
+        raise UsageError(f"--warm-start {study}: no such study in {storage}, nor a study's folder: {known}")
     return folder
 
 

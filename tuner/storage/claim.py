@@ -1,4 +1,4 @@
-"""The place that a study is kept in, held by this process: its folder, or its prefix in an object store."""
+"""A study that this process holds: its folder, or its prefix in an object store."""
 
 from __future__ import annotations
 
@@ -16,30 +16,21 @@ from tune_sparsity.tuner.storage.sync import Mirror
 
 
 @contextmanager
-def claim_study(storage: Path | S3Prefix, name: str, folder: Path, *, resume: bool) -> Iterator[Mirror | None]:
-    """Within it the study is this process's; in an object store it is kept up to date there.
-
-    Args:
-        storage: the place of studies.
-        name: the study's.
-        folder: the study's own on this machine.
-        resume: go on with a study that is there.
-
-    Yields:
-        What brings the study's folder to the store; None where the folder is the place.
-
-    Raises:
-        UsageError: if another process runs the study, or if the store cannot be read or written.
-    """
-    if not resume or not isinstance(storage, Path):
+def claim_folder(folder: Path, *, resume: bool) -> Iterator[None]:
+    """Hold the study in this folder. See StudyStorage.claim."""
+    if not resume:
         folder.mkdir(parents=True, exist_ok=True)
     with lock_study(folder):
-        if isinstance(storage, Path):
-            if resume:
-                tidy(folder)
-            yield None
-            return
-        study = storage / name
+        if resume:
+            tidy(folder)
+        yield
+
+
+@contextmanager
+def claim_prefix(study: S3Prefix, folder: Path, *, resume: bool) -> Iterator[Mirror]:
+    """Hold the study below this prefix, and keep what the folder has of it up to date there. See StudyStorage.claim."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_study(folder):
         owner = Lease(study, folder)
         try:
             newer = owner.take()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tune_sparsity.tuner.system.files import write_bytes
 
@@ -31,6 +31,9 @@ class Folder:
 
     path: Path
 
+    def __reduce__(self) -> tuple[Any, ...]:  # as text: versions of Python pickle a Path in ways of their own
+        return _folder, (str(self.path),)
+
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
@@ -44,6 +47,5 @@ class Folder:
         return [path.name for path in self.path.glob("*")]
 
 
-def place_of(where: Path | Place) -> Place:
-    """A path is the folder there."""
-    return Folder(where) if isinstance(where, Path) else where
+def _folder(path: str) -> Folder:
+    return Folder(Path(path))

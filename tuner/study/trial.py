@@ -21,6 +21,23 @@ def trial_name(number: int) -> str:
     return f"t{number:04d}"
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """What a trial measured after one of its epochs."""
+
+    number: int  # from 1
+    metrics: dict[str, float]  # as experiments.Training.epoch names them, and MLflow shows them
+
+    @property
+    def accuracy_at_target(self) -> float:
+        """The accuracy of the network as projected to its final sparsity now."""
+        return self.metrics["val_accuracy_at_target"]
+
+    @property
+    def seconds(self) -> float:
+        return self.metrics["epoch_seconds"]
+
+
 @dataclass
 class TrialRecord:
     """One trial. Accuracies and sparsities are fractions in [0, 1]; measures are None until the first epoch ended."""
@@ -50,6 +67,13 @@ class TrialRecord:
     def feasible(self, target: float) -> bool:
         """Completed, and at least `target` sparse. Stopped and failed trials never are."""
         return self.state is TrialState.COMPLETED and self.sparsity is not None and self.sparsity >= target
+
+    def add(self, epoch: Epoch) -> None:
+        """Take over what the trial measured after its last epoch."""
+        self.epochs, self.metrics = epoch.number, epoch.metrics
+        self.val_accuracy, self.hoyer = epoch.metrics["val_accuracy"], epoch.metrics["hoyer"]
+        self.sparsity, self.sparsity_total = epoch.metrics["sparsity"], epoch.metrics["sparsity_total"]
+        self.nonzero_weights = int(epoch.metrics["nonzero_weights"])
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -13,14 +13,13 @@ import re
 import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from tune_sparsity.tuner.storage.places import Place, place_of
+from tune_sparsity.tuner.storage.places import Place
 from tune_sparsity.tuner.storage.s3 import StoreError
 
 EVERY = 5.0  # seconds between two checkpoints of a trial, at least
@@ -76,10 +75,10 @@ def _decoded(value: Any, tensors: Any) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
-def write(folder: Path | Place, number: int, epoch: int, packed: tuple[dict[str, Tensor], str]) -> str:
+def write(place: Place, number: int, epoch: int, packed: tuple[dict[str, Tensor], str]) -> str:
     """Writes a checkpoint of trial `number` after `epoch` epochs; only the last KEPT stay. Returns the file's name.
     Raises OSError."""
-    place, (tensors, text) = place_of(folder), packed
+    tensors, text = packed
     content = save(tensors, {_STATE: text})
     name = f"t{number:04d}-{epoch}-{hashlib.sha256(content).hexdigest()}.safetensors"
     place.write(name, content)
@@ -88,9 +87,9 @@ def write(folder: Path | Place, number: int, epoch: int, packed: tuple[dict[str,
     return name
 
 
-def read(folder: Path | Place, name: str) -> Any:
+def read(place: Place, name: str) -> Any:
     """A checkpoint's state. Raises Damaged, or OSError."""
-    match, content = _NAME.fullmatch(name), place_of(folder).read(name)
+    match, content = _NAME.fullmatch(name), place.read(name)
     if match is None or hashlib.sha256(content).hexdigest() != match[3]:
         raise Damaged(f"{name} is not what was written")
     try:
@@ -101,9 +100,8 @@ def read(folder: Path | Place, name: str) -> Any:
         raise Damaged(f"{name} is no checkpoint") from error
 
 
-def newest(folder: Path | Place, number: int) -> Iterator[Any]:
+def newest(place: Place, number: int) -> Iterator[Any]:
     """The states of trial `number`'s sound checkpoints, the newest first. Damaged ones are removed."""
-    place = place_of(folder)
     for _, name in sorted(_of(place, number), reverse=True):
         try:
             yield read(place, name)
@@ -113,13 +111,12 @@ def newest(folder: Path | Place, number: int) -> Iterator[Any]:
             continue
 
 
-def sweep(folder: Path | Place, running: Collection[int]) -> None:
+def sweep(place: Place, running: Collection[int]) -> None:
     """Removes all checkpoints but those of the trials that run.
 
     Args:
         running: looked at after the files are, so that another thread may add to it meanwhile.
     """
-    place = place_of(folder)
     for name in place.names():
         match = _NAME.fullmatch(name)
         if name.endswith(".safetensors") and (match is None or int(match[1]) not in running):
@@ -136,11 +133,11 @@ class Writer:
     """Writes checkpoints in a thread of its own, one at a time and as seldom as EVERY and SHARE say.
 
     Args:
-        folder: of checkpoints, which is there; in an object store, one that cannot be written now is left out.
+        place: of checkpoints, which is there; in an object store, one that cannot be written now is left out.
     """
 
-    def __init__(self, folder: Path | Place) -> None:
-        self._folder = folder
+    def __init__(self, place: Place) -> None:
+        self._place = place
         self._every = float(os.environ.get(EVERY_VARIABLE, EVERY))
         # One thread for all: new ones would each be given a part of the process's memory, and leave it grown behind.
         self._executor = ThreadPoolExecutor(1)
@@ -185,7 +182,7 @@ class Writer:
 
     def _write(self, start: float, number: int, epoch: int, packed: tuple[dict[str, Tensor], str]) -> None:
         try:
-            write(self._folder, number, epoch, packed)
+            write(self._place, number, epoch, packed)
         except StoreError:  # it may answer again: the study goes on, with an older checkpoint
             pass
         except OSError as error:

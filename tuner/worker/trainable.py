@@ -24,17 +24,12 @@ from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.storage.places import Place
 from tune_sparsity.tuner.storage.s3 import StoreError
 from tune_sparsity.tuner.study.layout import weights_file
+from tune_sparsity.tuner.study.trial import Epoch
 from tune_sparsity.tuner.system import files
 from tune_sparsity.tuner.worker import checkpoints
+from tune_sparsity.tuner.worker.report import Report
 from tune_sparsity.tuner.worker.shipping import Parcel
 
-EPOCHS = "epochs"  # in a report: pairs of an epoch and what Training.epoch measured
-AGAIN = "again"  # in a report: those epochs were trained before the trial was restarted from its checkpoint
-FINAL_SPARSITY = "final_sparsity"  # in a report: the sparsity that the trial is to end on
-FINAL = "final"  # in a report: the trial has trained all its epochs; without it a trial that ends was stopped
-FAILURE = "failure"  # in a report, instead of all these: why the trial failed, in one line
-WEIGHTS = "weights"  # in a final report: the trained network as [bytes], where workers and driver share no folder
-DISK = "disk"  # in a report, instead of all these: that the trial could not write, and why, in one line
 TOGETHER = 0.25  # seconds of epochs that are reported at once, up to a rung: a report costs milliseconds
 
 
@@ -56,7 +51,7 @@ class TrialSetup:
     device: str  # "cpu" or "cuda"
     weights_folder: Path | None  # None: a trial's last report brings its network
     source: str = ""  # the name that the experiment was found by, from which its code travels to the workers
-    checkpoints: Path | Place | None = None  # where they are, which is there; None: no trial is ever resumed
+    checkpoints: Place | None = None  # where they are, which is there; None: no trial is ever resumed
     rungs: tuple[int, ...] = ()  # the epochs after which trials are judged
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,7 +92,7 @@ class TrialTrainable(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begins another trial in this process, with nothing left of the one before."""
-        self._trial, self._past, self._short_of_memory = new_config, list[Any](), False
+        self._trial, self._past, self._short_of_memory = new_config, list[Epoch](), False
         self._let_go()
         if self._writer is not None:
             self._writer.begin()
@@ -110,9 +105,12 @@ class TrialTrainable(tune.Trainable):
             torch.cuda.empty_cache()
 
     def step(self) -> dict[str, Any]:
-        done: list[Any] = []
+        return self._step().to_dict()
+
+    def _step(self) -> Report:
+        done: list[Epoch] = []
         try:
-            return self._report(done)
+            return self._train(done)
         except torch.AcceleratorError:
             raise  # the device is in an undefined state for this process: let Ray end it
         except Exception as error:
@@ -120,50 +118,49 @@ class TrialTrainable(tune.Trainable):
             reason, full = one_line(error), disk_error(error)
         self._let_go()  # here, where the exception no longer holds what was in use
         if full:
-            return {DISK: reason}
+            return Report(disk=reason)
         if again:
             self._short_of_memory = True
-            return self.step()
-        failed = {FAILURE: f"{reason} (twice)" if self._short_of_memory else reason, "done": True}
-        return {EPOCHS: done, **failed} if done else failed
+            return self._step()
+        return Report(tuple(done), failure=f"{reason} (twice)" if self._short_of_memory else reason)
 
-    def _report(self, done: list[Any]) -> dict[str, Any]:
-        """Some more epochs, which are in `done` as soon as they are trained. Where the trial has a checkpoint, first
-        those that it had before."""
+    def _train(self, done: list[Epoch]) -> Report:
+        """Train some more epochs, which are in `done` as soon as they are trained. Where the trial has a checkpoint,
+        report those first that it had before."""
         if self._training is None:
             self._training, self._past = self._begun()
             if self._past:
-                return self._reported(self._past) | {AGAIN: True}
+                return self._reported(self._past, again=True)
         training, until = self._training, time.monotonic() + TOGETHER
         while True:
             metrics = training.epoch()
             for name, value in metrics.items():
                 if not math.isfinite(value):
                     raise NotFinite(f"{name} is {value} after epoch {training.epochs_done}")
-            done.append((training.epochs_done, metrics))
+            done.append(Epoch(training.epochs_done, metrics))
             self._past.append(done[-1])
             if training.finished:
                 if self._writer is not None:
                     self._writer.finish()
-                return self._reported(done) | self._left(training) | {FINAL: True, "done": True}
+                return self._reported(done, finished=True, weights=self._left(training))
             if self._writer is not None and self._writer.due:
                 self._writer.write(self._trial["number"], training.epochs_done, self._state(training))
             if training.epochs_done in self._shared.rungs or time.monotonic() >= until:
                 return self._reported(done)
 
-    def _reported(self, epochs: list[Any]) -> dict[str, Any]:
+    def _reported(self, epochs: list[Epoch], **more: Any) -> Report:
         assert self._training is not None
-        return {EPOCHS: list(epochs), FINAL_SPARSITY: self._training.sparse.final_sparsity}
+        return Report(tuple(epochs), final_sparsity=self._training.sparse.final_sparsity, **more)
 
-    def _left(self, training: Training) -> dict[str, Any]:
-        """Leaves the trained network in its file, or in the report."""
+    def _left(self, training: Training) -> bytes | None:
+        """Leave the trained network in its file, or return it for the report."""
         folder = self._shared.weights_folder
-        if folder is None:  # in a list: Ray keeps every trial's last report, and the driver takes the bytes out of it
-            return {WEIGHTS: [packed_weights(training)]}
+        if folder is None:
+            return packed_weights(training)
         save_weights(training, weights_file(folder, self._trial["number"]))
-        return {}
+        return None
 
-    def _begun(self) -> tuple[Training, list[Any]]:
+    def _begun(self) -> tuple[Training, list[Epoch]]:
         """The training and its past: from the newest checkpoint that is sound and this trial's, else anew."""
         if self._shared.checkpoints is not None:
             for state in _states(self._shared.checkpoints, self._trial["number"]):
@@ -172,11 +169,12 @@ class TrialTrainable(tune.Trainable):
                 training = _training(self._shared, self._data, self._trial)
                 with suppress(KeyError, ValueError, RuntimeError):  # of a network that was changed since
                     training.load_state_dict(state["training"])
-                    return training, state["past"]
+                    return training, [Epoch(*epoch) for epoch in state["past"]]
         return _training(self._shared, self._data, self._trial), []
 
     def _state(self, training: Training) -> dict[str, Any]:
-        return {"trial": self._identity(), "training": training.state_dict(), "past": list(self._past)}
+        past = [(epoch.number, epoch.metrics) for epoch in self._past]
+        return {"trial": self._identity(), "training": training.state_dict(), "past": past}
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint's trial must be the same in."""
@@ -186,15 +184,13 @@ class TrialTrainable(tune.Trainable):
 
     def cleanup(self) -> None:
         """Ray ends this process. A trial that has not ended is kept as it stands, for whoever resumes it."""
-        training, folder = self._training, self._shared.checkpoints
-        if training is None or training.finished or self._writer is None or folder is None:
-            return
-        if isinstance(folder, Path) and not folder.is_dir():
+        training, place = self._training, self._shared.checkpoints
+        if training is None or training.finished or self._writer is None or place is None:
             return
         with suppress(OSError, TypeError, checkpoints.SafetensorError):
             self._writer.begin()
             checkpoints.write(
-                folder, self._trial["number"], training.epochs_done, checkpoints.pack(self._state(training))
+                place, self._trial["number"], training.epochs_done, checkpoints.pack(self._state(training))
             )
 
 
@@ -237,10 +233,10 @@ def _training(shared: TrialSetup, data: tuple[Split, Split], config: dict[str, A
     )
 
 
-def _states(folder: Path | Place, number: int) -> Iterator[Any]:
+def _states(place: Place, number: int) -> Iterator[Any]:
     """A trial's sound checkpoints; none where an object store does not answer: then it begins anew."""
     with suppress(StoreError):
-        yield from checkpoints.newest(folder, number)
+        yield from checkpoints.newest(place, number)
 
 
 def save_weights(training: Training, path: Path) -> None:

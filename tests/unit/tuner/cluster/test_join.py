@@ -24,6 +24,7 @@ from tune_sparsity.tuner.cluster.nodes import Answer, compared, differences
 from tune_sparsity.tuner.cluster.private_ray import NodeProcess
 from tune_sparsity.tuner.config.study_config import JOB, make_config
 from tune_sparsity.tuner.storage.places import Folder
+from tune_sparsity.tuner.storage.study_storage import LocalStorage
 
 HERE = node_probe.versions()
 
@@ -278,14 +279,14 @@ def test_room_is_counted_on_each_node(cpus: float, gpus: float, each: float, sha
 
 def test_a_node_that_sees_the_drivers_file_leaves_one_beside_it(tmp_path: Path) -> None:
     (tmp_path / "driver").write_text("token")
-    assert node_probe.probe(str(tmp_path), "token", "node")["storage"] == ""
+    assert node_probe.probe(Folder(tmp_path), "token", "node")["storage"] == ""
     assert (tmp_path / "node").read_text() == "token"
 
 
 def test_a_file_that_arrives_late_is_waited_for(tmp_path: Path) -> None:
     late = threading.Timer(0.5, lambda: (tmp_path / "driver").write_text("token"))
     late.start()
-    assert node_probe.probe(str(tmp_path), "token", "node")["storage"] == ""
+    assert node_probe.probe(Folder(tmp_path), "token", "node")["storage"] == ""
     late.join()
 
 
@@ -293,16 +294,16 @@ def test_storage_that_is_another_is_told_from_one_that_is_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(node_probe, "PATIENCE", 0.1)
-    assert "does not see" in node_probe.probe(str(tmp_path), "token", "node")["storage"]
+    assert "does not see" in node_probe.probe(Folder(tmp_path), "token", "node")["storage"]
     (tmp_path / "driver").write_text("of another study")
-    assert "another folder" in node_probe.probe(str(tmp_path), "token", "node")["storage"]
-    assert "cannot read" in node_probe.probe(str(tmp_path / "driver"), "token", "node")["storage"]
+    assert "another folder" in node_probe.probe(Folder(tmp_path), "token", "node")["storage"]
+    assert "cannot read" in node_probe.probe(Folder(tmp_path / "driver"), "token", "node")["storage"]
     assert not (tmp_path / "node").exists()
 
 
 def test_the_probe_leaves_no_trace_even_of_the_folders_that_it_made(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
-    with nodes._left_behind(tmp_path / "kept" / "new" / "studies", "0123456789") as place:
+    with nodes._left_behind(LocalStorage(tmp_path / "kept" / "new" / "studies"), "0123456789") as place:
         assert place is not None
         assert place.read("driver") == b"0123456789"
         place.write("node", b"0123456789")

@@ -29,6 +29,7 @@ from tune_sparsity.tuner.commands.doctor import (
     tracking,
     versions,
 )
+from tune_sparsity.tuner.storage.study_storage import LocalStorage
 
 NODE = Node("id", "10.0.0.2", 4, 1)
 
@@ -178,12 +179,12 @@ def test_versions_are_listed_or_what_differs() -> None:
 
 
 def test_storage_is_shared_or_the_nodes_that_do_not_see_it_are_named(tmp_path: Path) -> None:
-    assert shared_storage(tmp_path, [answer()]).remedy == ""
-    finding = shared_storage(tmp_path, [answer(), answer(storage="does not see it")])
+    assert shared_storage(LocalStorage(tmp_path), [answer()]).remedy == ""
+    finding = shared_storage(LocalStorage(tmp_path), [answer(), answer(storage="does not see it")])
     assert "10.0.0.2 does not see it" in finding.found
     assert finding.remedy
-    assert storage_here(tmp_path).remedy == ""
-    assert storage_here(Path("/proc/no")).remedy
+    assert storage_here(LocalStorage(tmp_path)).remedy == ""
+    assert storage_here(LocalStorage(Path("/proc/no"))).remedy
 
 
 @pytest.mark.parametrize(("share", "enough"), [(1, True), (0.5, True), (0.25, True), (0.125, False)])

@@ -21,6 +21,7 @@ from tune_sparsity.tuner.config.files import read_config, read_study, write_stud
 from tune_sparsity.tuner.config.study_config import StudyConfig, default_study_name, make_config, parse_duration
 from tune_sparsity.tuner.driver.prepare import Prepared
 from tune_sparsity.tuner.errors import UsageError
+from tune_sparsity.tuner.storage.study_storage import LocalStorage
 
 NAME_LETTERS = set(string.ascii_letters + string.digits + "._-")
 
@@ -123,7 +124,7 @@ def test_what_is_resolved_holds_in_any_folder(folder: Path, monkeypatch: pytest.
         "tracking_uri": "sqlite:///runs/mlflow.db",
     }
     config = make_config(options).resolved()
-    assert config.storage == folder / "kept" / "here"
+    assert config.storage == LocalStorage(folder / "kept" / "here")
     assert config.data_dir == folder / "data"
     assert config.tracking_uri == f"sqlite:///{folder}/runs/mlflow.db"
     assert config.experiment == f"{folder}/own/mine.py:mine"
@@ -138,7 +139,7 @@ def test_what_is_resolved_holds_in_any_folder(folder: Path, monkeypatch: pytest.
 def test_names_are_not_taken_for_paths(folder: Path) -> None:
     config = make_config({"target": 0.9, "space": "lpss", "experiment": "package.module:mine"}).resolved()
     assert (config.space, config.experiment, config.data_dir) == ("lpss", "package.module:mine", None)
-    assert config.storage == folder / "studies"
+    assert config.storage == LocalStorage(folder / "studies")
     assert config.tracking_uri == f"sqlite:///{folder}/mlflow.db"
     assert not any(folder.iterdir())
 
@@ -253,8 +254,8 @@ def test_a_study_loads_again_from_its_own_file(folder: Path, monkeypatch: pytest
     monkeypatch.chdir(folder / "elsewhere")
     whole = config.model_copy(update={"epochs": 7})  # the experiment's own, now in the file
     assert read_config({"config": str(file)}).resolved() == whole
-    assert read_study("first", folder / "s", {}).resolved() == whole
-    assert read_study(str(file.parent), Path("studies"), {"trials": "20"}).resolved() == whole.model_copy(
+    assert read_study("first", LocalStorage(folder / "s"), {}).resolved() == whole
+    assert read_study(str(file.parent), LocalStorage(Path("studies")), {"trials": "20"}).resolved() == whole.model_copy(
         update={"trials": 20}
     )
 
@@ -263,7 +264,7 @@ def test_a_study_in_a_folder_that_was_renamed_is_the_one_in_that_folder(folder: 
     config = make_config({"target": 0.9, "study": "before"}).resolved()
     write(prepared(config))
     config.folder.rename(folder / "after")
-    found = read_study("after", folder, {}).resolved()
+    found = read_study("after", LocalStorage(folder), {}).resolved()
     assert found.folder == folder / "after"
 
 
@@ -285,7 +286,7 @@ def test_a_password_is_not_written_and_the_environment_gives_it_again(
     write(prepared(config))
     assert "hush-9" not in (config.folder / "study.yaml").read_text()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert read_study("secret", Path("studies"), {}).resolved().tracking_uri == uri
+    assert read_study("secret", LocalStorage(Path("studies")), {}).resolved().tracking_uri == uri
 
 
 @pytest.mark.parametrize("study", ["none", "", ".", "..", "a/b", "x" * 300, "../" * 50, "null\0byte", "ß*?["])
@@ -293,7 +294,7 @@ def test_a_study_that_is_not_there_is_told_in_one_line(study: str, folder: Path)
     (folder / "studies" / "known").mkdir(parents=True)
     (folder / "studies" / "known" / "study.yaml").write_text("target: 0.9\n")
     with pytest.raises(UsageError) as caught:
-        read_study(study, Path("studies"), {})
+        read_study(study, LocalStorage(Path("studies")), {})
     assert len(str(caught.value).splitlines()) == 1
     assert "known" in str(caught.value)
 
@@ -302,8 +303,8 @@ def test_a_studys_own_file_can_be_wrong_too(folder: Path) -> None:
     (folder / "studies" / "known").mkdir(parents=True)
     (folder / "studies" / "known" / "study.yaml").write_text("target: 0.9\ntrials: few\n")
     with pytest.raises(UsageError, match=r"study\.yaml:2: --trials 'few'"):
-        read_study("known", Path("studies"), {})
-    assert read_study("known", Path("studies"), {"trials": "5"}).trials == 5
+        read_study("known", LocalStorage(Path("studies")), {})
+    assert read_study("known", LocalStorage(Path("studies")), {"trials": "5"}).trials == 5
 
 
 # Any options at all

@@ -15,6 +15,7 @@ from tune_sparsity.search_spaces import Space
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.search.warm_start import WarmStart, warm_start
+from tune_sparsity.tuner.storage.study_storage import LocalStorage
 from tune_sparsity.tuner.study.layout import JOURNAL
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
@@ -58,10 +59,10 @@ def earlier(tmp_path: Path) -> Callable[..., list[TrialRecord]]:
 
 def test_trials_of_the_same_space_are_carried_over(earlier: Any, tmp_path: Path) -> None:
     records = earlier()
-    found = warm_start(["before"], tmp_path, [SPACE], TARGET, ALIKE)
+    found = warm_start(["before"], LocalStorage(tmp_path), [SPACE], TARGET, ALIKE)
     assert list(found.trials) == [r for r in records if r.state is not TrialState.FAILED]
     assert found.points == ()
-    assert warm_start([str(tmp_path / "before")], tmp_path / "elsewhere", [SPACE], TARGET, ALIKE) == found
+    assert warm_start([str(tmp_path / "before")], LocalStorage(tmp_path / "elsewhere"), [SPACE], TARGET, ALIKE) == found
 
 
 @pytest.mark.parametrize("other", [{"experiment": "mnist"}, {"epochs": 10}])
@@ -69,7 +70,7 @@ def test_of_another_experiment_or_length_only_the_best_point_comes(
     other: dict[str, Any], earlier: Any, tmp_path: Path
 ) -> None:
     records = earlier(**other)
-    found = warm_start(["before"], tmp_path, [SPACE], TARGET, ALIKE)
+    found = warm_start(["before"], LocalStorage(tmp_path), [SPACE], TARGET, ALIKE)
     assert found.trials == ()
     best = {name: value for name, value in records[7].params.items() if name != "momentum"}
     assert found.points == (("lpss", best),)
@@ -88,7 +89,7 @@ def test_where_spaces_do_not_agree_the_best_point_is_moved_inside(earlier: Any, 
         first=(),
         when={},
     )
-    found = warm_start(["before"], tmp_path, [narrow], 0.95, ALIKE)
+    found = warm_start(["before"], LocalStorage(tmp_path), [narrow], 0.95, ALIKE)
     assert found.trials == ()
     assert found.points == (("lpss", {"p": 3.0, "lr": pytest.approx(0.55), "final_sparsity": 0.95}),)
     assert records[7].sparsity < 0.95
@@ -96,14 +97,14 @@ def test_where_spaces_do_not_agree_the_best_point_is_moved_inside(earlier: Any, 
 
 def test_trials_with_another_fixed_value_are_not_carried_over(earlier: Any, tmp_path: Path) -> None:
     earlier()
-    found = warm_start(["before"], tmp_path, [replace(SPACE, fixed={"momentum": 0.8})], TARGET, ALIKE)
+    found = warm_start(["before"], LocalStorage(tmp_path), [replace(SPACE, fixed={"momentum": 0.8})], TARGET, ALIKE)
     assert found.trials == ()
     assert len(found.points) == 1
 
 
 def test_what_is_carried_over_teaches_the_sampler_and_is_none_of_the_study_s_own(earlier: Any, tmp_path: Path) -> None:
     earlier()
-    found = warm_start(["before"], tmp_path, [SPACE], TARGET, ALIKE)
+    found = warm_start(["before"], LocalStorage(tmp_path), [SPACE], TARGET, ALIKE)
     journal = tmp_path / "new.journal"
     searcher = OptunaSearcher([SPACE], TARGET, journal=journal, earlier=found)
     assert searcher.finished() == []
@@ -131,7 +132,7 @@ def test_points_are_tried_first_with_any_sampler(sampler: str) -> None:
 def test_carried_trials_name_their_method_where_there_are_several(earlier: Any, tmp_path: Path) -> None:
     earlier()
     spaces = [SPACE, replace(SPACE, method="gmp", fixed={})]
-    found = warm_start(["before"], tmp_path, spaces, TARGET, ALIKE)
+    found = warm_start(["before"], LocalStorage(tmp_path), spaces, TARGET, ALIKE)
     searcher = OptunaSearcher(spaces, TARGET, earlier=found)
     assert searcher._sampling is not None
     assert all("lpss.p" in t.params and t.params["method"] == "lpss" for t in searcher._sampling._study.trials)
@@ -145,13 +146,13 @@ def test_carried_trials_name_their_method_where_there_are_several(earlier: Any, 
 def test_an_unknown_study_is_refused(study: str, said: str, earlier: Any, tmp_path: Path) -> None:
     earlier()
     with pytest.raises(UsageError, match=said):
-        warm_start([study], tmp_path, [SPACE], TARGET, ALIKE)
+        warm_start([study], LocalStorage(tmp_path), [SPACE], TARGET, ALIKE)
 
 
 def test_a_study_that_has_nothing_to_say_is_refused(earlier: Any, tmp_path: Path) -> None:
     earlier()
     with pytest.raises(UsageError, match="no completed trial of gmp"):
-        warm_start(["before"], tmp_path, [replace(SPACE, method="gmp")], TARGET, ALIKE)
+        warm_start(["before"], LocalStorage(tmp_path), [replace(SPACE, method="gmp")], TARGET, ALIKE)
     (tmp_path / "before" / JOURNAL).write_text("no journal\n")
     with pytest.raises(UsageError, match="before"):
-        warm_start(["before"], tmp_path, [SPACE], TARGET, ALIKE)
+        warm_start(["before"], LocalStorage(tmp_path), [SPACE], TARGET, ALIKE)

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tune_sparsity.tuner.storage.places import Folder
 from tune_sparsity.tuner.worker import checkpoints
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -25,13 +26,14 @@ STATES = st.recursive(
 
 
 def stored(folder: Path, number: int, epoch: int, state: Any) -> Path:
-    return folder / checkpoints.write(folder, number, epoch, checkpoints.pack(state))
+    return folder / checkpoints.write(Folder(folder), number, epoch, checkpoints.pack(state))
 
 
 @given(state=STATES)
 def test_what_is_read_is_what_was_written(state: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = stored(tmp_path_factory.mktemp("state"), 1, 1, state)
-    assert repr(checkpoints.read(path.parent, path.name)) == repr(state)  # repr: a tuple is no list, 1 is not 1.0
+    # As text: a tuple is no list, and 1 is not 1.0.
+    assert repr(checkpoints.read(Folder(path.parent), path.name)) == repr(state)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_what_is_read_is_what_was_written(state: Any, tmp_path_factory: pytest.T
 def test_tensors_keep_every_bit(tensor: torch.Tensor, tmp_path: Path) -> None:
     shared = OrderedDict(a=tensor, b=tensor)
     path = stored(tmp_path, 1, 1, [shared, {3: tensor}])
-    state = checkpoints.read(path.parent, path.name)
+    state = checkpoints.read(Folder(path.parent), path.name)
     for got in (state[0]["a"], state[0]["b"], state[1][3]):
         assert got.dtype == tensor.dtype
         assert got.shape == tensor.shape
@@ -89,7 +91,7 @@ def test_a_file_of_pickled_code_is_not_run(tmp_path: Path) -> None:
     content = pickle.dumps(Evil())
     path = tmp_path / f"t0001-1-{hashlib.sha256(content).hexdigest()}.safetensors"
     path.write_bytes(content)
-    assert list(checkpoints.newest(tmp_path, 1)) == []
+    assert list(checkpoints.newest(Folder(tmp_path), 1)) == []
     assert not (tmp_path / "ran").exists()
 
 
@@ -106,7 +108,7 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def epochs_of(folder: Path) -> list[int]:
-    return [state["epoch"] for state in checkpoints.newest(folder, 7)]
+    return [state["epoch"] for state in checkpoints.newest(Folder(folder), 7)]
 
 
 @pytest.mark.parametrize("tenths", range(10))
@@ -136,12 +138,13 @@ def test_a_longer_or_renamed_file_is_noticed(two: tuple[Path, Path], tmp_path: P
 
 
 def test_trials_are_told_apart_and_ended_ones_are_swept(tmp_path: Path) -> None:
+    place = Folder(tmp_path)
     for number in (1, 2, 10000, 10001):
         stored(tmp_path, number, 1, number)
-    assert list(checkpoints.newest(tmp_path, 1)) == [1]
-    assert list(checkpoints.newest(tmp_path, 10001)) == [10001]
-    checkpoints.sweep(tmp_path, {2, 10001})
-    assert [list(checkpoints.newest(tmp_path, number)) for number in (1, 2, 10000, 10001)] == [[], [2], [], [10001]]
+    assert list(checkpoints.newest(place, 1)) == [1]
+    assert list(checkpoints.newest(place, 10001)) == [10001]
+    checkpoints.sweep(place, {2, 10001})
+    assert [list(checkpoints.newest(place, number)) for number in (1, 2, 10000, 10001)] == [[], [2], [], [10001]]
 
 
 def test_a_write_that_fails_leaves_nothing_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,11 +153,11 @@ def test_a_write_that_fails_leaves_nothing_and_is_told(tmp_path: Path, monkeypat
 
     stored(tmp_path, 1, 1, "old")
     monkeypatch.setattr("os.fsync", full)
-    writer = checkpoints.Writer(tmp_path)
+    writer = checkpoints.Writer(Folder(tmp_path))
     writer.write(1, 2, "new")
     with pytest.raises(OSError, match="No space"):
         writer.finish()
-    assert list(checkpoints.newest(tmp_path, 1)) == ["old"]
+    assert list(checkpoints.newest(Folder(tmp_path), 1)) == ["old"]
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -169,7 +172,7 @@ def test_the_writer_takes_no_more_than_its_share(tmp_path: Path, monkeypatch: py
         return slow(*args)
 
     monkeypatch.setattr(checkpoints, "write", write)
-    writer = checkpoints.Writer(tmp_path)
+    writer = checkpoints.Writer(Folder(tmp_path))
     assert not writer.due
     clock[0] += checkpoints.EVERY
     assert writer.due
@@ -190,7 +193,7 @@ def test_one_thread_writes_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return write(*args)
 
     monkeypatch.setattr(checkpoints, "write", told)
-    writer = checkpoints.Writer(tmp_path)
+    writer = checkpoints.Writer(Folder(tmp_path))
     for number in range(4):
         writer.begin()
         writer.write(number, 1, {})

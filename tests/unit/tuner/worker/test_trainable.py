@@ -14,10 +14,13 @@ import torch
 
 from tune_sparsity.experiments import find
 from tune_sparsity.tuner.storage import places
+from tune_sparsity.tuner.storage.places import Folder
 from tune_sparsity.tuner.study.layout import weights_file
+from tune_sparsity.tuner.study.trial import Epoch
 from tune_sparsity.tuner.system import files
 from tune_sparsity.tuner.worker import checkpoints, trainable
-from tune_sparsity.tuner.worker.trainable import DISK, EPOCHS, FAILURE, FINAL, TrialSetup, TrialTrainable, shared_arrays
+from tune_sparsity.tuner.worker.report import Report, take_weights
+from tune_sparsity.tuner.worker.trainable import TrialSetup, TrialTrainable, shared_arrays
 
 EPOCHS_IN_ALL = 5
 PARAMS: dict[str, dict[str, Any]] = {
@@ -34,7 +37,9 @@ def setup_of(folder: Path) -> tuple[TrialSetup, dict[str, Any]]:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     experiment = find("digits")
     data = experiment.load(None)
-    setup = TrialSetup(experiment, EPOCHS_IN_ALL, 3, "cpu", folder / "weights", "digits", folder / "checkpoints")
+    setup = TrialSetup(
+        experiment, EPOCHS_IN_ALL, 3, "cpu", folder / "weights", "digits", Folder(folder / "checkpoints")
+    )
     return setup, shared_arrays(data)
 
 
@@ -45,11 +50,13 @@ class Process:
         self.trial = object.__new__(TrialTrainable)  # Ray's own part of a Trainable is not needed
         self.trial.setup({"number": number, "method": method, "params": PARAMS[method]}, *setup_of(folder))
 
-    def run(self, epochs: int) -> list[dict[str, Any]]:
+    def run(self, epochs: int) -> list[Report]:
         reports = []
-        while epochs > 0 and not (reports and reports[-1].get("done")):
-            reports.append(self.trial.step())
-            epochs -= 1
+        for _ in range(epochs):
+            told = self.trial.step()
+            reports.append(Report.from_dict(told))
+            if told.get("done"):  # which ends the trial for Ray
+                break
         if self.trial._writer is not None:
             self.trial._writer.finish()
         return reports
@@ -75,9 +82,13 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints.Writer, "due", property(lambda self: True))
 
 
-def without_seconds(reports: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
-    epochs = [pair for report in reports for pair in report[EPOCHS]]
-    return {epoch: {k: v for k, v in metrics.items() if k != "epoch_seconds"} for epoch, metrics in epochs}
+def without_seconds(reports: list[Report]) -> dict[int, dict[str, float]]:
+    epochs = [epoch for report in reports for epoch in report.epochs]
+    return {epoch.number: {k: v for k, v in epoch.metrics.items() if k != "epoch_seconds"} for epoch in epochs}
+
+
+def numbers(report: Report) -> list[int]:
+    return [epoch.number for epoch in report.epochs]
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +109,10 @@ def test_a_trial_that_goes_on_equals_an_unbroken_one(
 ) -> None:
     first = Process(tmp_path, method).run(broken_after)
     second = Process(tmp_path, method).run(99)
-    assert [epoch for epoch, _ in second[0][EPOCHS]] == list(range(1, broken_after + 1))  # told again, not trained
-    assert second[0][EPOCHS] == [pair for report in first for pair in report[EPOCHS]]
-    assert second[-1][FINAL]
+    assert numbers(second[0]) == list(range(1, broken_after + 1))  # told again, not trained
+    assert second[0].epochs == tuple(epoch for report in first for epoch in report.epochs)
+    assert [report.again for report in second] == [True] + [False] * (len(second) - 1)
+    assert second[-1].finished
     assert without_seconds(second) == whole[method][0]
     assert weights_file(tmp_path / "weights", 4).read_bytes() == whole[method][1]
 
@@ -115,7 +127,7 @@ def test_a_damaged_checkpoint_never_gives_another_result(tenths: int, whole: dic
         content = path.read_bytes()
         path.write_bytes(content[: len(content) * tenths // 10])
     reports = Process(tmp_path, "lpss").run(99)
-    assert len(reports[0][EPOCHS]) == (1 if tenths == 0 else 2)
+    assert len(reports[0].epochs) == (1 if tenths == 0 else 2)
     assert without_seconds(reports) == whole["lpss"][0]
     assert weights_file(tmp_path / "weights", 4).read_bytes() == whole["lpss"][1]
 
@@ -133,7 +145,7 @@ def test_a_process_that_is_ended_keeps_its_trial(whole: dict[str, Any], tmp_path
     assert not list((tmp_path / "checkpoints").iterdir())
     process.trial.cleanup()
     reports = Process(tmp_path, "lpss").run(99)
-    assert len(reports[0][EPOCHS]) == 3
+    assert len(reports[0].epochs) == 3
     assert without_seconds(reports) == whole["lpss"][0]
 
 
@@ -147,9 +159,8 @@ def test_epochs_are_reported_together_up_to_a_rung(
     process = Process(tmp_path, "lpss")
     process.trial._shared = replace(process.trial._shared, rungs=(1, 3))
     reports = process.run(99)
-    assert [[epoch for epoch, _ in report[EPOCHS]] for report in reports[:2]] == [[1], [2, 3]]
-    assert [epoch for epoch, _ in reports[-1][EPOCHS]] == list(range(4, EPOCHS_IN_ALL + 1))
-    assert [report.get(FINAL) for report in reports] == [None, None, True]
+    assert [numbers(report) for report in reports] == [[1], [2, 3], list(range(4, EPOCHS_IN_ALL + 1))]
+    assert [report.finished for report in reports] == [False, False, True]
     assert without_seconds(reports) == whole["lpss"][0]
 
 
@@ -164,9 +175,37 @@ def test_what_was_trained_before_a_failure_is_reported_with_it(tmp_path: Path, m
 
     monkeypatch.setattr(trainable.Training, "epoch", breaks)
     (report,) = Process(tmp_path, "lpss").run(99)
-    assert report[FAILURE] == "ValueError: enough"
-    assert report["done"]
-    assert [at for at, _ in report[EPOCHS]] == [1, 2]
+    assert report.failure == "ValueError: enough"
+    assert numbers(report) == [1, 2]
+
+
+# The report as Ray's dict
+
+
+def test_a_report_arrives_as_it_was_sent() -> None:
+    epochs = (Epoch(3, {"val_accuracy": 0.5}), Epoch(4, {"val_accuracy": 0.6}))
+    for report, done in (
+        (Report(epochs, again=True, final_sparsity=0.9), None),
+        (Report(epochs, final_sparsity=0.9, finished=True), True),
+        (Report(epochs, failure="why"), True),
+        (Report(failure="why"), True),
+        (Report(disk="why"), None),
+    ):
+        told = report.to_dict()
+        assert told.get("done") == done
+        assert Report.from_dict({**told, "training_iteration": 7, "pid": 1}) == report
+
+
+def test_a_network_is_taken_out_of_every_copy_of_the_report(whole: dict[str, Any], tmp_path: Path) -> None:
+    process = Process(tmp_path, "lpss")
+    process.trial._shared = replace(process.trial._shared, weights_folder=None)
+    told = process.trial.step()
+    while not told.get("done"):
+        assert take_weights(told) is None
+        told = process.trial.step()
+    kept = dict(told)
+    assert take_weights(told) == whole["lpss"][1]
+    assert take_weights(kept) is None
 
 
 # Failures
@@ -185,11 +224,11 @@ def test_out_of_memory_is_tried_once_more(
 
     monkeypatch.setattr(trainable.Training, "epoch", short)
     reports = process.run(99)
-    assert reports[-1][FINAL]
+    assert reports[-1].finished
     assert without_seconds(reports) == whole["lpss"][0]
     failures += [MemoryError("no memory"), MemoryError("no memory")]
     last = Process(tmp_path, "lpss", number=5).run(99)[-1]
-    assert last == {FAILURE: "MemoryError: no memory (twice)", "done": True}
+    assert last == Report(failure="MemoryError: no memory (twice)")
 
 
 def test_an_exception_of_the_users_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +239,7 @@ def test_an_exception_of_the_users_is_not_tried_again(tmp_path: Path, monkeypatc
         raise ValueError("at postgresql://me:secret@host/db\nand more")
 
     monkeypatch.setattr(trainable.Training, "epoch", broken)
-    assert Process(tmp_path, "lpss").run(99) == [{FAILURE: "ValueError: at postgresql://***@host/db", "done": True}]
+    assert Process(tmp_path, "lpss").run(99) == [Report(failure="ValueError: at postgresql://***@host/db")]
     assert len(calls) == 1
 
 
@@ -221,12 +260,12 @@ def test_a_full_disk_is_no_failure_of_the_trial(
     process = Process(tmp_path, "lpss")
     reports = []
     for _ in range(EPOCHS_IN_ALL):
-        reports.append(process.trial.step())
+        reports.append(Report.from_dict(process.trial.step()))
         if (written := process.trial._writer._written) is not None:  # type: ignore[union-attr]
             written.result()
-    told = [report for report in reports if DISK in report]
+    told = [report for report in reports if report.disk]
     assert told
-    assert "No space left on device" in told[0][DISK]
-    assert not any(report.get("done") for report in told)
+    assert "No space left on device" in told[0].disk
+    assert told == [Report(disk=report.disk) for report in told]  # so none of them ends the trial
     room[0] = True
     assert without_seconds(Process(tmp_path, "lpss").run(99)) == whole["lpss"][0]

@@ -6,10 +6,13 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,7 @@ from tune_sparsity.tuner.reports.plots.search import (
 from tune_sparsity.tuner.reports.plots.theme import OKABE_ITO, panels
 from tune_sparsity.tuner.results.finished_study import read_ended
 from tune_sparsity.tuner.search.importance import importances
+from tune_sparsity.tuner.storage.study_storage import LocalStorage
 from tune_sparsity.tuner.study.epochs import read_epochs
 from tune_sparsity.tuner.study.goal import Goal, along_front, at_targets
 from tune_sparsity.tuner.study.layout import EPOCHS_CSV
@@ -56,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -> P
 
 
 def test_a_study_has_all_its_pictures_and_they_show_its_own_figures(folder: Path) -> None:
-    study = read_ended(str(folder), folder.parent)
+    study = read_ended(str(folder), LocalStorage(folder.parent))
     records = study.records()
     shown = figures(pictured("<b>a</b> study", study.goal, records, folder))
     assert list(shown) == [
@@ -292,19 +296,20 @@ def test_pictures_are_made_while_the_study_runs_and_only_when_there_is_news(tmp_
         def log_artifacts(self, paths: list[Path]) -> None:
             taken.append([path.name for path in paths])
 
-    records = [trial(0, 0.9)]
+    study = SimpleNamespace(records={0: trial(0, 0.9)}, full=False)
     fails = [True]
 
-    def look() -> Pictured:
+    def drawn(records: Sequence[TrialRecord]) -> Pictured:
         if fails:
             raise RuntimeError(fails.pop())  # a making that fails is made up for by the next
-        return Pictured("live", GOAL, list(records))
+        return Pictured("live", GOAL, records)
 
-    with LivePictures(look, tmp_path, Tracker(), every=0.05) as live:  # type: ignore[arg-type]
+    live = LivePictures(drawn, tmp_path, Tracker(), every=0.05)  # type: ignore[arg-type]
+    with _begun(live, study):
         _until(lambda: live.made == 1)
         time.sleep(0.3)
         assert live.made == 1
-        records.append(trial(1, 0.95))
+        study.records[1] = trial(1, 0.95)
         _until(lambda: live.made == 2)
     assert taken == [["pareto.html", "pictures.html"]] * 2
     assert "t0001" in (tmp_path / "pictures.html").read_text()
@@ -316,12 +321,12 @@ def test_what_pictures_need_is_loaded_once_when_the_search_is_about_to_end(
 ) -> None:
     loaded = list[int]()
     monkeypatch.setattr(live_plots, "load", lambda: loaded.append(1))
-    ending = list[bool]()
-    look = lambda: Pictured("live", GOAL, [])  # noqa: E731
-    with LivePictures(look, tmp_path, NoTracker(), every=0.05, ending=lambda: bool(ending)):  # type: ignore[arg-type]
+    study = SimpleNamespace(records={}, full=False)
+    live = LivePictures(lambda records: Pictured("live", GOAL, records), tmp_path, NoTracker(), every=0.05)  # type: ignore[arg-type]
+    with _begun(live, study):
         time.sleep(0.3)
         assert not loaded
-        ending.append(True)
+        study.full = True
         _until(lambda: bool(loaded))
         time.sleep(0.2)
     assert loaded == [1]
@@ -331,6 +336,15 @@ def test_what_pictures_need_is_loaded_once_when_the_search_is_about_to_end(
         ).returncode
         == 0
     )
+
+
+@contextmanager
+def _begun(live: LivePictures, study: Any) -> Iterator[None]:
+    live.study_begun(study)
+    try:
+        yield
+    finally:
+        live.study_ended(study)
 
 
 def _until(condition: Any) -> None:
