@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.command import Ran, run_command
-from tests.helpers.outcome import mlflow_runs, optuna_states, trials_of
+from tests.helpers.outcome import optuna_states, trials_of
 from tests.helpers.renamed_ray import renamed_ray
 from tune_sparsity.tuner.cluster.ray_patches import PLAIN, PRIVATE
 
@@ -36,7 +36,7 @@ with connection(config, ahead=how != "late", say=said.append) as connected:
     names = sorted(p.name() for p in servers)
     connections = [c for p in servers for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
     listening = {c.laddr.ip.removeprefix("::ffff:") for c in connections}
-    agents = [line for p in psutil.Process().children(recursive=True) if "Agent" in (line := " ".join(p.cmdline()))]
+    agents = [p.name() for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::Dashboard")]
 print(json.dumps({
     "said": said, "plain": connected.plain, "found": found, "servers": names, "listening": sorted(listening),
     "agents": agents, "mode": os.environ["RAY_AUTH_MODE"],
@@ -49,7 +49,9 @@ def environment(home: Path, ray: Path | None = None) -> dict[str, str]:
     """Return the variables of a user whose home is empty, and perhaps with another Ray."""
     home.mkdir(exist_ok=True)
     paths = [str(ray)] if ray else []
-    return {"HOME": str(home), "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
+    path = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
+    # Workers load here, which on a busy machine takes minutes at the low priority that Ray gives them.
+    return {"HOME": str(home), "PYTHONPATH": path, "RAY_worker_niceness": "0"}
 
 
 def started(how: str, home: Path, ray: Path | None = None) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def started(how: str, home: Path, ray: Path | None = None) -> dict[str, Any]:
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         env.pop(name, None)
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, how], env=env, capture_output=True, text=True, timeout=290, check=False
+        [sys.executable, "-c", SCRIPT, how], env=env, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -122,7 +124,7 @@ def test_a_raylet_that_does_not_come_up_is_told(tmp_path: Path) -> None:
     node.unlink()
     node.write_text(hurried)
     env = {**os.environ, **environment(tmp_path / "home", ray)}
-    done = subprocess.run([sys.executable, "-c", LATE], env=env, capture_output=True, text=True, timeout=290)
+    done = subprocess.run([sys.executable, "-c", LATE], env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     said, error, after = json.loads(done.stdout.splitlines()[-1])
     assert [line.partition(" (")[0] for line in said] == [SAID.rstrip(" ("), "Ray is started once more"]
@@ -142,7 +144,9 @@ def plain_study(tmp_path_factory: pytest.TempPathFactory, other_ray: Path) -> Ra
     """The default study with that Ray."""
     cwd = tmp_path_factory.mktemp("plain")
     env = environment(cwd / "home", other_ray)
-    return run_command(["--target", "0.9", "--study", "s", "--json"], cwd, **env)
+    return run_command(
+        ["--target", "0.9", "--study", "s", "--json"], cwd, timeout=900, **env
+    )  # workers load at low priority
 
 
 @pytest.mark.slow
@@ -153,8 +157,6 @@ def test_a_study_ends_well_without_any_private_name(plain_study: Ran) -> None:
     assert [int(row["number"]) for row in rows] == list(range(32))
     assert {row["state"] for row in rows} <= {"completed", "pruned"}
     assert set(optuna_states(plain_study.cwd / "studies" / "s").values()) <= {"COMPLETE", "PRUNED"}
-    parents, children = mlflow_runs(plain_study.cwd, plain_study.result())
-    assert (len(parents), len(children)) == (1, 32)
     assert not (plain_study.cwd / "home" / ".ray").exists()
 
 

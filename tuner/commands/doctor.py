@@ -7,6 +7,7 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import os
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -60,7 +61,7 @@ def _own_ray(config: StudyConfig) -> Iterator[Finding]:
     from tune_sparsity.tuner.cluster.connection import connection
 
     with connection(config.model_copy(update={"trials": os.cpu_count()}), ahead=True) as ray:  # the whole machine
-        ray.share(lambda: True)
+        ray.share(lambda: threading.active_count() == 1)
         ray.wait()
         yield private_ray(ray.plain)
         yield from _cluster(config)
