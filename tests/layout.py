@@ -106,8 +106,8 @@ def _own(dotted: str, names: set[str]) -> str:
     return dotted
 
 
-def private_names(tree: ast.AST) -> Iterator[str]:
-    """Yield the private names of other libraries that a source uses, as far as they begin at an imported name."""
+def used_names(tree: ast.AST) -> set[str]:
+    """Return the dotted names that a source uses, as far as they begin at an imported name."""
     known: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -120,7 +120,12 @@ def private_names(tree: ast.AST) -> Iterator[str]:
             root, _, rest = ast.unparse(node).partition(".")
             if root in known:
                 used.add(f"{known[root] if '.' in known[root] else root}.{rest}")
-    for dotted in used:
+    return used
+
+
+def private_names(tree: ast.AST) -> Iterator[str]:
+    """Yield the private names of other libraries that a source uses, as far as they begin at an imported name."""
+    for dotted in used_names(tree):
         parts = dotted.split(".")
         private = [i for i, part in enumerate(parts) if part.startswith("_") and not part.startswith("__")]
         if parts[0] in LIBRARIES and private and not parts[private[0]].startswith("_foreach_"):

@@ -69,7 +69,7 @@ class Ran:
 Command = Callable[..., Ran]
 
 
-def run_command(arguments: Sequence[str], cwd: Path, **environment: str) -> Ran:
+def run_command(arguments: Sequence[str], cwd: Path, *, timeout: float = 300, **environment: str) -> Ran:
     """`tune-sparsity` in a process of its own, in the folder `cwd`."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     done = subprocess.run(
@@ -78,7 +78,7 @@ def run_command(arguments: Sequence[str], cwd: Path, **environment: str) -> Ran:
         env={**env, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         check=False,
     )
     return Ran(done.returncode, done.stdout, done.stderr, cwd)

@@ -14,6 +14,7 @@ from typing import Protocol, Self
 
 from tune_sparsity.tuner.cluster.fork_server import ForkServer
 from tune_sparsity.tuner.cluster.private_ray import NodeProcess, settle_environment
+from tune_sparsity.tuner.cluster.ray_patches import in_waiting_processes, why_not
 from tune_sparsity.tuner.config.study_config import StudyConfig
 
 _ANSWER_WITHIN = 15.0  # seconds that the main thread may wait for Ray, once that has died
@@ -25,9 +26,11 @@ class Connection(Protocol):
 
     Attributes:
         lost: whether Ray died; the main thread is then interrupted, as by a request to terminate.
+        plain: why a Ray of our own was started with public calls, which takes longer; else empty.
     """
 
     lost: bool
+    plain: str
 
     def begin(self) -> None:
         """Ray will be needed soon. May be called again."""
@@ -38,7 +41,7 @@ class Connection(Protocol):
 
         Args:
             alone: whether this process has no other threads now, which a copy would lack; may wait until it has none.
-                Workers are started as Ray does it where it has some.
+                Ray is started with public calls where it has some.
         """
 
     def wait(self) -> None:
@@ -70,18 +73,25 @@ def is_sound(config: StudyConfig) -> bool:
     return sure and ":" not in config.experiment  # a user's code
 
 
-def connection(config: StudyConfig, *, ahead: bool = False, died: Callable[[], object] = lambda: None) -> Connection:
+def connection(
+    config: StudyConfig,
+    *,
+    ahead: bool = False,
+    died: Callable[[], object] = lambda: None,
+    say: Callable[[str], object] = lambda line: None,
+) -> Connection:
     """To the cluster at --address, or to a Ray of our own.
 
     Args:
         ahead: begin at once. `share` has to be called then.
         died: called, in a thread, where a Ray of our own has died and the main thread cannot be interrupted since it
             waits for Ray: to say so, and to end the process.
+        say: called with a line for the user where a Ray of our own is not started in the quick way.
     """
     if config.address is not None:
         return RunningCluster(config)
     settle_environment(own=True)  # before torch is loaded, which has its threads from there
-    ray = PrivateRay(config, died)
+    ray = PrivateRay(config, died, say)
     if ahead:
         ray.begin_shared()
     return ray
@@ -91,7 +101,7 @@ class RunningCluster:
     """The cluster at --address, whose nodes have to run what we run and to share the storage."""
 
     def __init__(self, config: StudyConfig) -> None:
-        self._config, self._stack, self.lost = config, ExitStack(), False
+        self._config, self._stack, self.lost, self.plain = config, ExitStack(), False, ""
 
     def begin(self) -> None:
         pass
@@ -125,21 +135,33 @@ class RunningCluster:
 
 
 class PrivateRay:
-    """A Ray on this machine for one study alone."""
+    """A Ray on this machine for one study alone.
 
-    def __init__(self, config: StudyConfig, died: Callable[[], object] = lambda: None) -> None:
-        self._config, self._died = config, died
+    Its workers are copies of this process, and it is started with private names of Ray. Where anything is wrong with
+    that, what there is of it is ended, and Ray is started with public calls.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        died: Callable[[], object] = lambda: None,
+        say: Callable[[str], object] = lambda line: None,
+    ) -> None:
+        self._config, self._died, self._say = config, died, say
         self._connected, self._processes = ExitStack(), ExitStack()
         self._forking: ForkServer | None = None
         self._node: NodeProcess | None = None
         self._ending: threading.Thread | None = None
         self._needed, self._heard = True, threading.Event()
-        self.lost = False
+        self.lost, self.plain = False, ""
+        self._others = ""  # why trials run in other processes than those that wait for them
 
     def begin(self) -> None:
         if self._node is None:
             variables = self._forking.variables if self._forking else {}
-            self._node = self._processes.enter_context(NodeProcess(self._config, variables))
+            ahead = not self._others
+            node = NodeProcess(self._config, variables, plain=self.plain, ahead=ahead, say=self._say)
+            self._node = self._processes.enter_context(node)
 
     def begin_shared(self) -> None:
         """The same, when `share` is going to be called."""
@@ -151,13 +173,29 @@ class PrivateRay:
             self._forking = self._processes.enter_context(ForkServer())
         if self._forking is not None:
             self._forking.fork(alone)
+            self._check(self._forking.refused)
+
+    def _check(self, wrong: str = "") -> None:
+        """Start Ray with public calls if something is wrong with the quick way. End first what has been started."""
+        self._others = why_not(in_waiting_processes)  # a quick Ray has no agents, for which they would wait for good
+        wrong = wrong or self._others
+        if wrong and not self.plain:
+            self.plain, begun = wrong, self._node is not None
+            self._processes.close()
+            self._forking = self._node = None
+            if begun:
+                self.begin()
 
     def wait(self) -> None:
         from tune_sparsity.tuner.cluster.join import connected  # Ray is heavy, and has to be loaded by `share`
 
+        self._check()
         self.begin()
         assert self._node is not None
         self._connected.enter_context(connected(self._config, self._node))
+        self.plain = self._node.plain
+        if self.plain and self._forking is not None:
+            self._forking.end()
         threading.Thread(target=self._watch, args=(self._node,), name="ray", daemon=True).start()
 
     def _watch(self, node: NodeProcess) -> None:

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from tune_sparsity.tuner.cluster.fork_client import FORKED, OOM_SCORE, SERVER
-from tune_sparsity.tuner.cluster.ray_patches import loading_a_worker, settle_ray
+from tune_sparsity.tuner.cluster.ray_patches import MISSING, loading_a_worker, settle_ray
+from tune_sparsity.tuner.errors import one_line
 from tune_sparsity.tuner.system.patching import variables
 
 _BACKLOG = 1024  # workers that may wait for it to have loaded
@@ -41,10 +42,12 @@ class ForkServer:
 
     Attributes:
         variables: by which tuner/cluster/fork_client.py finds it; none where processes are not safely copied.
+        refused: why there is no copy after `fork`, in one line; empty where there is one.
     """
 
     def __init__(self) -> None:
         self.variables: Mapping[str, str] = {}
+        self.refused = ""
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -59,21 +62,27 @@ class ForkServer:
         return self
 
     def __exit__(self, *reason: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End it before the block does."""
         self._stack.close()
 
     def fork(self, alone: Callable[[], bool]) -> None:
-        """Loads what workers need, and copies this process.
+        """Load what workers need, and copy this process; only the first time.
 
         Args:
             alone: whether it has no other threads now; else those who ask are refused.
         """
-        if not self.variables:
+        if not self.variables or self._listener.fileno() < 0:
             return
         with self._listener:
-            if _LIBRARY not in sys.modules:  # else those who ask are refused
-                _load()
-                if alone():
+            self.refused = _refusal(alone)
+            try:
+                if not self.refused:
                     self._copy()
+            except OSError as error:  # too many processes, or no memory
+                self.refused = one_line(error)
 
     def _copy(self) -> None:
         ended, alive = os.pipe()
@@ -86,6 +95,19 @@ class ForkServer:
         self._stack.callback(os.close, alive)
         self._stack.callback(os.waitpid, process, 0)
         self._stack.callback(os.kill, process, signal.SIGKILL)
+
+
+def _refusal(alone: Callable[[], bool]) -> str:
+    """Load what workers need. Return why this process is not to be copied, in one line, or an empty string."""
+    if _LIBRARY in sys.modules:
+        return "Ray was loaded before"
+    try:
+        _load()
+    except MISSING as error:
+        return one_line(error)
+    if not alone():
+        return "the command has threads, which a copy would lack"
+    return "" if _differ() else "copies of the command would give out the same names"
 
 
 def _load() -> None:
@@ -157,7 +179,8 @@ def _differ() -> bool:
 
 def _name_of_a_copy() -> bytes:
     read, write = os.pipe()
-    if os.fork() == 0:
+    process = os.fork()
+    if process == 0:
         try:
             from ray import ObjectRef
 
@@ -166,7 +189,9 @@ def _name_of_a_copy() -> bytes:
             os._exit(0)
     os.close(write)
     with open(read, "rb") as name:
-        return name.read()
+        found = name.read()
+    os.waitpid(process, 0)
+    return found
 
 
 class Server:
@@ -178,11 +203,10 @@ class Server:
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener, self._variables = listener, dict[str, str]()
-        self._sound = False
 
     def answer(self, client: socket.socket) -> None:
-        """Forks the worker that is asked for, unless it is to see other variables of Ray's than the first, another
-        version of Ray does not bear to be copied, or the raylet has given up waiting for the worker meanwhile.
+        """Fork the worker that is asked for, unless it is to see other variables of Ray's than the first, or the raylet
+        has given up waiting for it meanwhile.
 
         Raises:
             one of _MISUNDERSTOOD: if the client did not ask.
@@ -191,9 +215,8 @@ class Server:
         try:
             asked = json.loads(first + b"".join(iter(lambda: client.recv(1 << 16), b"")))
             variables = _of_ray(asked["environment"])
-            if not self._variables:
-                self._variables, self._sound = variables, _differ()
-            if variables != self._variables or not self._sound or _has_left(client):
+            self._variables = self._variables or variables
+            if variables != self._variables or _has_left(client):
                 return
             if os.fork() == 0:
                 self._listener.close()

@@ -17,11 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import ray
-
 import tune_sparsity
 from tune_sparsity.tuner.cluster.private_ray import NodeProcess, settle_environment
-from tune_sparsity.tuner.cluster.ray_patches import ask_for_token, on_loopback
+from tune_sparsity.tuner.cluster.ray_patches import on_loopback, patched, settle_ray, tuner_here, why_not
 from tune_sparsity.tuner.config.study_config import JOB, StudyConfig
 from tune_sparsity.tuner.errors import UsageError
 
@@ -39,34 +37,44 @@ def connected(config: StudyConfig, node: NodeProcess | None = None) -> Iterator[
         UsageError: if no cluster answers at the address, or refuses this process.
         RuntimeError: if a private Ray does not start.
     """
-    settle_environment()
+    settle_environment(own=config.address is None)
+    import ray  # after its variables are set
+
     for name in ("ray.tune", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a failed trial's reason is in our own table, in one line
     with contextlib.ExitStack() as stack:
+        stack.callback(ray.shutdown)
         if config.address is None:
             _join_own(node or stack.enter_context(NodeProcess(config)))
         else:
             _join(config.address)
-        stack.callback(ray.shutdown)
         yield
 
 
 def _join_own(node: NodeProcess) -> None:
+    import ray
+
     address = node.address()
-    ask_for_token(make=False)  # as the node did
-    with on_loopback():
+    settle_ray()
+    with patched(on_loopback):
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def _join(address: str) -> None:
     if address.startswith(_CLIENT) and importlib.util.find_spec("grpc") is None:
         raise UsageError(f"--address {address!r}: Ray Client needs grpcio: pip install 'tune-sparsity[client]'")
+    import ray
+
     with _standard_error_aside() as said:
         try:
             ray.init(address, runtime_env=runtime_environment(), log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # Ray's own, gRPC's and Python's, as the way of connecting has it
             said.seek(0)
             raise UsageError(f"--address {address!r}: {refusal(str(error), said.read())}") from error
+    if missing := why_not(lambda: tuner_here(Path())):
+        raise UsageError(
+            f"--address {address!r}: this version of Ray cannot run a study so ({missing}): give HOST:PORT"
+        )
 
 
 def refusal(message: str, said: str) -> str:

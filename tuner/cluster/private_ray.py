@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Self
 
 from tune_sparsity.tuner.config.study_config import StudyConfig
@@ -13,6 +14,7 @@ from tune_sparsity.tuner.system.processes import own_process
 
 _END_WITHIN = 30.0  # seconds
 _NOTHING: Mapping[str, str] = {}
+MODE, _TOKENS = "RAY_AUTH_MODE", ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # Our own records are the truth, and the driver writes them: Ray's loggers, its snapshots and its reporter only cost.
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -29,17 +31,28 @@ _ENVIRONMENT = {
 }
 
 # In a Ray of our own nobody asks what ran when: to be told of it, and to keep it, takes 15 KiB a trial.
-_OWN = {"RAY_task_events_report_interval_ms": "0"}
+_OWN = {"RAY_task_events_report_interval_ms": "0", MODE: "token"}
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # without it Ray listens on all interfaces
 
 
 def settle_environment(*, own: bool = False) -> None:
     """Ray's, for this process and those that it starts; what a user has set stays.
 
     Args:
-        own: for a Ray of our own, and before Ray is loaded.
+        own: for a Ray of our own, and before Ray is loaded. It listens on loopback alone, and asks for a token that
+            only these processes have, unless the user has said otherwise.
     """
     for name, value in (_ENVIRONMENT | (_OWN if own else {})).items():
         os.environ.setdefault(name, value)
+    if own:
+        os.environ.update(_LOOPBACK)
+        if asks_for_token() and not any(name in os.environ for name in _TOKENS):
+            os.environ[_TOKENS[0]] = secrets.token_hex()
+
+
+def asks_for_token() -> bool:
+    """Return whether Ray asks for a token, as soon as this process is connected."""
+    return os.environ.get(MODE, "").lower() == "token"
 
 
 class NodeProcess:
@@ -48,15 +61,27 @@ class NodeProcess:
     Args:
         config: the study's.
         variables: more of them for Ray's processes.
+        plain: why Ray is to be started with public calls, in one line; it is also where the quick way fails.
+        ahead: whether workers load what trials need before there is one.
+        say: called with each line for the user, by who asks for the address.
+
+    Attributes:
+        plain: why Ray was started with public calls; empty where it was not, and until the address is known.
     """
 
-    def __init__(self, config: StudyConfig, variables: Mapping[str, str] = _NOTHING) -> None:
+    def __init__(
+        self,
+        config: StudyConfig,
+        variables: Mapping[str, str] = _NOTHING,
+        *,
+        plain: str = "",
+        ahead: bool = True,
+        say: Callable[[str], object] = lambda line: None,
+    ) -> None:
         names = ("cpus_per_trial", "gpus_per_trial", "trials", "concurrency")
+        wanted = {"ahead": ahead, "sizes": {name: getattr(config, name) for name in names}}
         self._process = subprocess.Popen(
-            own_process(
-                "tune_sparsity.tuner.cluster.private_ray_main",
-                json.dumps({name: getattr(config, name) for name in names}),
-            ),
+            own_process("tune_sparsity.tuner.cluster.private_ray_main", json.dumps(wanted), plain),
             env={**os.environ, **variables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -68,6 +93,7 @@ class NodeProcess:
         assert self._process.stdout is not None
         self._input, self._output = self._process.stdin, self._process.stdout
         self._said: dict[str, str] | None = None
+        self._say, self.plain = say, ""
 
     def address(self) -> str:
         """Ray's, as soon as it is up.
@@ -75,8 +101,15 @@ class NodeProcess:
         Raises:
             RuntimeError: if it does not start.
         """
-        if self._said is None:
-            self._said = json.loads(self._output.readline() or "{}")
+        while self._said is None:
+            message = json.loads(self._output.readline() or "{}")
+            if "plain" in message:
+                self.plain = message["plain"]
+                self._say(f"Ray is started with public calls, which takes longer ({self.plain})")
+            elif "again" in message:
+                self._say(f"Ray is started once more ({message['again']})")
+            else:
+                self._said = message
         if "address" not in self._said:
             raise RuntimeError(f"Ray did not start: {self._said.get('error', 'its process died')}")
         return self._said["address"]

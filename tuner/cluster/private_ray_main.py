@@ -3,6 +3,9 @@
 It is not the driver: workers are copies of the driver (tuner.cluster.fork_server), and a process that has talked to Ray
 has threads that a copy would lack. The driver has it started (tuner.cluster.private_ray), reads Ray's address from it,
 and ends it by closing its standard input. The kernel does the same for a driver that is killed.
+
+Ray is started in a quick way, with private names of its own. If anything goes wrong there, this process ends what it
+has started, begins again as a fresh one, and starts Ray with public calls.
 """
 
 from __future__ import annotations
@@ -15,41 +18,107 @@ import os
 import resource
 import select
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import psutil
 
 from tune_sparsity.tuner.cluster import fork_client
 from tune_sparsity.tuner.cluster.node import Node
-from tune_sparsity.tuner.cluster.ray_patches import ask_for_token, count_gpus, start_node
+from tune_sparsity.tuner.cluster.ray_patches import count_gpus, start_node
+from tune_sparsity.tuner.errors import one_line
 from tune_sparsity.tuner.system.patching import variables
-
-if TYPE_CHECKING:
-    from tune_sparsity.tuner.cluster.ray_patches import RayNode
+from tune_sparsity.tuner.system.processes import own_process
 
 _LOOK_EVERY = 0.2  # seconds
+_ENDS_WITHIN = 10.0  # seconds, for a process that was killed
 _FILES = 65536  # that Ray's processes may have open, as Ray has it, where the system lets them
+_LATE = "timed out during startup"  # Ray's words: it gives its processes half a minute
+_SERVERS = ("gcs_server", "raylet")  # without one of which Ray is dead
 
 
-def main(sizes: str) -> None:
+@dataclass(frozen=True)
+class Started:
+    """A Ray that has started.
+
+    Attributes:
+        end: ends it.
+    """
+
+    address: str
+    end: Callable[[], object]
+
+
+def main(wanted: str, plain: str = "", tried: str = "") -> None:
     """The process.
 
     Args:
-        sizes: the arguments of `cpus_in_use` as JSON.
+        wanted: as JSON: `sizes`, the arguments of `cpus_in_use`, and whether workers load `ahead`.
+        plain: why Ray is started with public calls, in one line; empty where it is not.
+        tried: why that has to be tried again, in one line; empty where it has not been tried.
     """
     gc.set_threshold(100_000, 50, 100)
+    if plain:
+        _tell(again=tried) if tried else _tell(plain=plain)
     try:
-        wanted = json.loads(sizes)
-        ours = start(cpus_in_use(**wanted), ahead=wanted["cpus_per_trial"] <= 1)
+        _allow_files()
+        asked = json.loads(wanted)
+        start = start_plainly if plain else start_quickly
+        with _loading_ahead(asked["ahead"] and asked["sizes"]["cpus_per_trial"] <= 1):
+            ray = start(cpus_in_use(**asked["sizes"]))
     except Exception as error:
-        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
+        end_all(psutil.Process().children(recursive=True))
+        if not plain:
+            _again(wanted, one_line(error))
+        if _LATE in str(error) and not tried:
+            _again(wanted, plain, one_line(error))
+        _tell(error=f"{type(error).__name__}: {error}")
         return
-    print(json.dumps({"address": ours.gcs_address}), flush=True)
-    while not select.select([sys.stdin], [], [], _LOOK_EVERY)[0]:
-        if ours.dead_processes():  # as for want of memory: nothing that waits for Ray would ever hear of it
-            break
+    _tell(address=ray.address)
+    _watch(ray)
+
+
+def _again(*arguments: str) -> NoReturn:
+    """Be a fresh process, in which nothing of Ray is replaced."""
+    command = own_process("tune_sparsity.tuner.cluster.private_ray_main", *arguments)
+    os.execv(command[0], command)
+
+
+def _tell(**message: str) -> None:
+    """Write a message to the driver."""
+    print(json.dumps(message), flush=True)
+
+
+def _watch(ray: Started) -> None:
+    """Wait until the driver has ended, or one of Ray's processes, as for want of memory: nothing that waits for Ray
+    would ever hear of it. End Ray, and this process."""
+    servers = [child for child in psutil.Process().children() if child.name() in _SERVERS]
+    alive = True
+    while alive and not select.select([sys.stdin], [], [], _LOOK_EVERY)[0]:
+        alive = all(map(_runs, servers))
     os.close(sys.stdout.fileno())  # which says that it has ended
     sys.stdin.read()  # the driver would wait a minute for what it has just asked of a process that is ended
-    ours.kill_all_processes(check_alive=False, allow_graceful=True)
+    if alive:  # else it would wait for the other one
+        with contextlib.suppress(Exception):
+            ray.end()
+    end_all(psutil.Process().children(recursive=True))
     os._exit(0)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def end_all(processes: list[psutil.Process]) -> None:
+    """Kill these processes, and wait until they have ended."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, _ENDS_WITHIN)
 
 
 def cpus_in_use(cpus_per_trial: float, gpus_per_trial: float | str, trials: int, concurrency: int | None) -> int:
@@ -60,39 +129,42 @@ def cpus_in_use(cpus_per_trial: float, gpus_per_trial: float | str, trials: int,
     return math.ceil(min(at_once, trials, concurrency or at_once) * cpus_per_trial)
 
 
-def start(cpus: int, *, ahead: bool) -> RayNode:
-    """A Ray of our own. Ray gives its processes half a minute to start, which on a busy machine takes a second try. The
-    later tries are with Ray's agents: another version of Ray may not do without.
+def start_quickly(cpus: int) -> Started:
+    """Start Ray without what nobody looks at here: its dashboard's server, its agents, its autoscaler and what collects
+    workers' logs. Each is a Python process of its own, and together they take as long to start as all the rest of Ray.
+    Workers are started by tuner/cluster/fork_client.py, where there is a fork server for it to ask."""
+    options: dict[str, Any] = {"include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
+    if fork_client.SERVER in os.environ:
+        options["setup_worker_path"] = fork_client.__file__
+    node = start_node(cpus, **options)
+    return Started(node.gcs_address, lambda: node.kill_all_processes(check_alive=False, allow_graceful=True))
 
-    Args:
-        ahead: workers load what trials need, and are kept until there is a trial.
-    """
-    ask_for_token(make=True)
-    _allow_files()
-    for lean, last in ((True, False), (False, False), (False, True)):
-        try:
-            with _loading_ahead(ahead):
-                return start_node(cpus, agents=not lean, **_params())
-        except Exception as error:
-            if last or "timed out during startup" not in str(error):
-                raise
-    raise AssertionError  # the last try returns or raises
+
+def start_plainly(cpus: int) -> Started:
+    """Start Ray with public calls."""
+    with _standard_output_aside():
+        import ray
+
+        ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+    return Started(ray.get_runtime_context().gcs_address, ray.shutdown)
+
+
+@contextlib.contextmanager
+def _standard_output_aside() -> Iterator[None]:
+    """Send what Ray and its libraries write to standard output to standard error: the driver reads the former."""
+    before = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
 
 
 def _allow_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _FILES)), hard))
-
-
-def _params() -> dict[str, Any]:
-    """Ray without what nobody looks at here: its dashboard's server, its autoscaler and what collects workers' logs.
-    Each is a Python process of its own, and together they take as long to start as all the rest of Ray. Workers are
-    started by tuner/cluster/fork_client.py, where there is a fork server for it to ask."""
-    options: dict[str, Any] = {"include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
-    if fork_client.SERVER in os.environ:
-        options["setup_worker_path"] = fork_client.__file__
-    return options
 
 
 def _loading_ahead(ahead: bool) -> contextlib.AbstractContextManager[None]:

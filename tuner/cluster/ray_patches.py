@@ -1,122 +1,284 @@
-"""Every use of a private name of Ray, each with its reason.
+"""Every use of a private name of Ray. `PRIVATE` says of each why it is used, and how a study runs without it.
 
 Ray is loaded inside the functions, and by each only the part that it needs: the process of a private Ray does without
-Ray Tune, and the fork server has to load Ray in a way of its own.
+Ray Tune, and the fork server has to load Ray in a way of its own. A function raises one of `MISSING` where Ray has no
+such name; `patched` then does without, and `why_not` tells what is missing.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tune_sparsity.tuner.errors import one_line
 from tune_sparsity.tuner.system.patching import replaced
 
 if TYPE_CHECKING:
     from ray._private.node import Node as RayNode
-    from ray.tune import ResultGrid
     from ray.tune.execution.tune_controller import TuneController
     from ray.tune.experiment import Trial
 
+MISSING = (ImportError, AttributeError)
+"""What is raised where Ray has no such name."""
+PLAIN = "Ray is started with public calls"
+"""What happens without most names."""
+_ONLY_LOADED_BEFORE = "nothing is lost unless Ray was loaded before the study set Ray's variables"
+_ONE_LOSS_TWICE = "Tune counts the loss of a process twice for a trial that waits for it"
+_CLIENT = "a study with --address ray://... ends with a message"
+
+
+class PrivateName(NamedTuple):
+    """A private name of Ray.
+
+    Attributes:
+        name: in full, from `ray`.
+        reason: why it is used.
+        gain: what it saves, or makes possible.
+        without: what happens where Ray does not have it.
+    """
+
+    name: str
+    reason: str
+    gain: str
+    without: str
+
+
+_CONTROLLER = "ray.tune.execution.tune_controller.TuneController"
+PRIVATE = (
+    PrivateName(
+        "ray._private.node.Node",
+        "starts Ray's processes from a process that does not talk to Ray",
+        "workers are copies of the command, and four Python processes are spared: with the next four names, start-up "
+        "takes 9 s and not 26 s on two cores",
+        PLAIN,
+    ),
+    PrivateName("ray._private.parameter.RayParams", "is the argument of Node", "as of Node", PLAIN),
+    PrivateName(
+        "ray._private.node.Node.start_api_server",
+        "starts the dashboard's process, which no option spares",
+        "a Python process less",
+        PLAIN,
+    ),
+    PrivateName(
+        "ray._private.services.start_ray_process",
+        "launches the raylet, whose two agents are left out",
+        "two Python processes less, for which the raylet waits before it starts workers",
+        PLAIN,
+    ),
+    PrivateName(
+        "ray._private.workers.default_worker",
+        "is the script of Ray's workers, which is loaded before a process is copied",
+        "copies share its memory, and do not load it",
+        PLAIN,
+    ),
+    PrivateName(
+        "ray.actor.ActorClassID",
+        "names actors when Ray's modules are loaded, from a generator that all copies would share",
+        "processes can be copied: each worker starts in a moment, and shares most of its memory",
+        PLAIN,
+    ),
+    PrivateName(
+        "ray.tune.execution.class_cache._ActorClassCache",
+        "gives Tune's actors an environment, for which Ray starts other processes than those that wait",
+        "trials run in the processes that have loaded their libraries",
+        f"{PLAIN}, and its processes load the libraries when the trials begin",
+    ),
+    PrivateName(
+        "ray._private.accelerators.NvidiaGPUAcceleratorManager",
+        "counts the GPUs as Ray does",
+        "torch need not be loaded, which takes seconds",
+        "torch counts them",
+    ),
+    PrivateName(
+        "ray._private.ray_constants.ENABLE_RAY_CLUSTER",
+        "keeps Ray on loopback, though it was loaded before the study began",
+        "a program that has loaded Ray itself can run a study",
+        _ONLY_LOADED_BEFORE,
+    ),
+    PrivateName(
+        "ray._raylet.Config",
+        "reads Ray's variables again, for one that was loaded before they were set",
+        "a program that has loaded Ray itself can run a study",
+        _ONLY_LOADED_BEFORE,
+    ),
+    PrivateName(
+        "ray.air._internal.usage.tag_callbacks",
+        "counts callbacks for Ray's statistics, and loads MLflow to know its own",
+        "seconds and memory of the command: another process has MLflow",
+        "the command loads MLflow",
+    ),
+    PrivateName(
+        f"{_CONTROLLER}._process_trial_failure",
+        "decides about a trial whose process is lost before it begins",
+        "the loss counts once",
+        _ONE_LOSS_TWICE,
+    ),
+    *(
+        PrivateName(f"{_CONTROLLER}.{name}", "holds the state of a trial that waits", "as above", _ONE_LOSS_TWICE)
+        for name in (
+            "_resetting_trials",
+            "_trial_to_actor",
+            "_staged_trials",
+            "_unstage_trial_with_resources",
+            "_set_trial_status",
+        )
+    ),
+    PrivateName(
+        "ray.tune.impl.tuner_internal.TunerInternal",
+        "runs Tune's controller in this process under Ray Client",
+        "studies with --address ray://...: our threads, files and MLflow are here",
+        _CLIENT,
+    ),
+    PrivateName(
+        "ray.train._internal.storage._get_ray_train_session_dir",
+        "names a folder of a node of Ray, which there is none of under Ray Client",
+        "studies with --address ray://...",
+        _CLIENT,
+    ),
+)
+
+
+@contextmanager
+def patched(*patches: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    """Apply these patches inside the block, but those for which Ray has no such name."""
+    with ExitStack() as stack:
+        for patch in patches:
+            with suppress(*MISSING):
+                stack.enter_context(patch())
+        yield
+
+
+def why_not(patch: Callable[[], AbstractContextManager[object]]) -> str:
+    """Return what Ray lacks for this patch in one line, or an empty string."""
+    try:
+        with patch():
+            return ""
+    except MISSING as error:
+        return one_line(error)
+
+
+# Where trials run
+
 
 def without_mlflow() -> AbstractContextManager[None]:
-    """Tune, which counts the callbacks of every kind for Ray's statistics, would load MLflow to know its own for it."""
+    """Keep Tune from loading MLflow in this process."""
     from ray.air._internal import usage
 
     return replaced(usage, "tag_callbacks", lambda callbacks: False)
 
 
 def lost_while_waiting() -> AbstractContextManager[None]:
-    """A trial that waits for a process which is gone, because the trial before it, or all of the node, took it along,
-    gets another one, as a trial that runs does. Tune would take it for failed, and count the one loss twice."""
-    import ray
+    """Give a trial another process if the one that it waits for is gone, because the trial before it, or all of the
+    node, took it along. A trial that runs gets one, too. Tune would take it for failed, and count the one loss twice.
+    """
     from ray.tune.execution.tune_controller import TuneController
-    from ray.tune.experiment import Trial
 
     process_failure = TuneController._process_trial_failure
 
-    def process(tune: TuneController, trial: Trial, exception: Any) -> None:
-        tune._resetting_trials.discard(trial)  # else it would wait for the lost process for good
-        if trial.status == Trial.PENDING and isinstance(exception, ray.exceptions.RayActorError):
-            if trial not in tune._trial_to_actor:
-                return  # it has been told of the loss, and waits for a process already
-            if trial in tune._staged_trials:
-                tune._unstage_trial_with_resources(trial)
-            tune._set_trial_status(trial, Trial.RUNNING)  # of which Tune tries again what is lost
-        process_failure(tune, trial, exception)
+    def process(controller: TuneController, trial: Trial, exception: Any) -> None:
+        with suppress(AttributeError):
+            if _waits_already(controller, trial, exception):
+                return
+        process_failure(controller, trial, exception)
 
     return replaced(TuneController, "_process_trial_failure", process)
 
 
+def _waits_already(controller: TuneController, trial: Trial, exception: Any) -> bool:
+    """Return whether a trial was told of its loss before, and waits for a process. Prepare it for that otherwise."""
+    import ray
+    from ray.tune.experiment import Trial
+
+    controller._resetting_trials.discard(trial)  # else it would wait for the lost process for good
+    if trial.status != Trial.PENDING or not isinstance(exception, ray.exceptions.RayActorError):
+        return False
+    if trial not in controller._trial_to_actor:
+        return True
+    if trial in controller._staged_trials:
+        controller._unstage_trial_with_resources(trial)
+    controller._set_trial_status(trial, Trial.RUNNING)  # of which Tune tries again what is lost
+    return False
+
+
 def in_waiting_processes() -> AbstractContextManager[None]:
-    """On a Ray of our own, trials run in the processes that are there and have loaded their libraries. Tune would have
-    Ray start others, since it gives its actors an environment; in a Ray of our own all have it anyway."""
+    """Run trials in the processes that are there and have loaded their libraries. Tune would have Ray start others,
+    since it gives its actors an environment; in a Ray of our own all have it anyway."""
     import ray
     from ray.tune.execution.class_cache import _ActorClassCache
 
-    return replaced(_ActorClassCache, "get", lambda cache, cls: cache._cache.setdefault(cls, ray.remote(cls)))
-
-
-def tuner_here(scratch: Path) -> Callable[..., Any]:
-    """Ray Tune's controller in this process. Under Ray Client it would run on the cluster, where our threads, files and
-    MLflow are not; and here there is no node of Ray's whose folder it could use."""
-    import ray
-    from ray import tune
-    from ray.train._internal import storage
-    from ray.tune.impl.tuner_internal import TunerInternal
-
-    if not ray.util.client.ray.is_connected():
-        return tune.Tuner
-    storage._get_ray_train_session_dir = lambda: str(scratch / "client")
-    return partial(TunerInternal, _tuner_kwargs={"_remote": False})
-
-
-def ended_trials(results: ResultGrid) -> Sequence[Trial]:
-    """Return Ray Tune's own trials, whose states its results do not show."""
-    return list(results._experiment_analysis.trials)
+    made = cache(ray.remote)
+    return replaced(_ActorClassCache, "get", lambda ours, trainable: made(trainable))
 
 
 @contextmanager
-def on_loopback() -> Iterator[None]:
-    """Ray listens on all interfaces unless its node's address is 127.0.0.1; given that one, it takes the machine's own
-    instead. It takes 127.0.0.1 by itself only where it knows that there can be no cluster."""
+def tuner_here(scratch: Path) -> Iterator[Callable[..., Any]]:
+    """Provide a Tuner of Ray Tune whose controller runs in this process. Under Ray Client it would run on the cluster,
+    where our threads, files and MLflow are not; and here there is no node of Ray's whose folder it could use.
+
+    Raises:
+        one of MISSING: if Ray has no such Tuner.
+    """
+    import ray
+    from ray import tune
+
+    if not ray.util.client.ray.is_connected():
+        yield tune.Tuner
+        return
+    from ray.train._internal import storage
+    from ray.tune.impl.tuner_internal import TunerInternal
+
+    with replaced(storage, "_get_ray_train_session_dir", lambda: str(scratch / "client")):
+        yield partial(TunerInternal, _tuner_kwargs={"_remote": False})
+
+
+# A Ray of our own
+
+
+def on_loopback() -> AbstractContextManager[None]:
+    """Let Ray take 127.0.0.1 as the address of this process inside the block. It would take the machine's own where
+    it believes that there can be a cluster, and was loaded before its variable said otherwise."""
     from ray._private import ray_constants
 
-    with replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):
-        yield
+    return replaced(ray_constants, "ENABLE_RAY_CLUSTER", False)
+
+
+def settle_ray() -> None:
+    """Let Ray read its variables again. The driver may have had others when it loaded Ray."""
+    with suppress(*MISSING):
+        from ray import _raylet
+
+        _raylet.Config.initialize("")  # type: ignore[attr-defined]
 
 
 def without_dashboard() -> AbstractContextManager[None]:
-    """Ray has no option for it that spares the process."""
+    """Keep Ray from starting the dashboard's process."""
     from ray._private import node
 
     return replaced(node.Node, "start_api_server", lambda self, **options: None)
 
 
-@contextmanager
-def raylet(*, agents: bool) -> Iterator[None]:
-    """The raylet is launched without its two agents, unless they are wanted."""
-    from ray._private import ray_constants, services
+def without_agents() -> AbstractContextManager[None]:
+    """Launch the raylet without its two agents."""
+    from ray._private import services
 
     launch = services.start_ray_process
 
     def started(command: list[str], kind: str, *args: Any, **options: Any) -> Any:
-        lean = kind == ray_constants.PROCESS_TYPE_RAYLET and not agents
-        return launch(_without_agents(command) if lean else command, kind, *args, **options)
+        return launch(_without_agents(command) if kind == "raylet" else command, kind, *args, **options)
 
-    with replaced(services, "start_ray_process", started):
-        yield
+    return replaced(services, "start_ray_process", started)
 
 
 def _without_agents(command: list[str]) -> list[str]:
-    """The raylet's command without its agents for the dashboard and for runtime environments: Python processes that
-    load for seconds, for which it waits before it lets workers start. It insists on having them, and ends if they do;
-    so they are a process that waits for the end of its input, the raylet's own, at ports that nobody asks for."""
+    """Return the raylet's command without its agents for the dashboard and for runtime environments. They are Python
+    processes that load for seconds, for which the raylet waits before it lets workers start. It insists on having them,
+    and ends if they do. So each is a process that waits for the end of its input, the raylet's own, at ports that
+    nobody asks for."""
     waits, nowhere = shutil.which("cat"), "-1"  # the port of an agent that serves nothing
     if waits is None:
         return command
@@ -127,47 +289,30 @@ def _without_agents(command: list[str]) -> list[str]:
     return [*changed, f"--dashboard_agent_listen_port={nowhere}"]
 
 
-def start_node(cpus: int, *, agents: bool, **options: Any) -> RayNode:
+def start_node(cpus: int, **options: Any) -> RayNode:
     """Start Ray's processes on this machine. `ray.init` would start them as children of a process that talks to Ray.
 
     Args:
         cpus: that Ray is to have.
-        agents: whether the raylet has its two agents.
         options: more of Ray's parameters.
     """
     from ray._private import node, parameter
 
-    with on_loopback(), without_dashboard(), raylet(agents=agents):
+    with without_dashboard(), without_agents():
         params = parameter.RayParams(num_cpus=cpus, **options)
         return node.Node(params, head=True, shutdown_at_exit=False, ray_init_cluster=True)
 
 
 def count_gpus() -> int:
-    """Return the number of GPUs as Ray counts them. torch, which knows it too, would take seconds to load."""
-    from ray._private.accelerators import NvidiaGPUAcceleratorManager
+    """Return the number of GPUs as Ray counts them."""
+    try:
+        from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
-    return int(NvidiaGPUAcceleratorManager.get_current_node_num_accelerators())
+        return int(NvidiaGPUAcceleratorManager.get_current_node_num_accelerators())
+    except MISSING:
+        import torch
 
-
-def ask_for_token(*, make: bool) -> None:
-    """Make a private Ray ask for a token, unless the user has said otherwise.
-
-    Args:
-        make: whether to make a token where there is none.
-    """
-    from ray._private.authentication import authentication_token_setup as tokens
-
-    logging.getLogger(tokens.__name__).setLevel(logging.ERROR)
-    tokens.enable_token_auth_by_default()
-    if make:
-        tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
-
-
-def asks_for_token() -> bool:
-    """Return whether the connected Ray asks for a token."""
-    from ray._private.authentication.authentication_utils import is_token_auth_enabled
-
-    return bool(is_token_auth_enabled())
+        return torch.cuda.device_count()
 
 
 @contextmanager
@@ -188,13 +333,6 @@ class ActorClassID:
 
     @staticmethod
     def from_random() -> Any:
-        from ray._raylet import ActorClassID
+        from ray import ActorClassID
 
         return ActorClassID(os.urandom(ActorClassID.size()))
-
-
-def settle_ray() -> None:
-    """Ray's settings follow its variables, of which the driver had others when it loaded Ray, as for its token."""
-    from ray import _raylet
-
-    _raylet.Config.initialize("")  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import os
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -51,12 +52,26 @@ def examine(config: StudyConfig) -> Iterator[Finding]:
 
     try:
         check_address(config.address)
-        from tune_sparsity.tuner.cluster.join import connected
-
-        with connected(config.model_copy(update={"trials": os.cpu_count()})):  # the whole machine, if it is this one
-            yield from _cluster(config)
+        yield from _own_ray(config) if config.address is None else _running_cluster(config)
     except UsageError as error:
         yield Finding("cluster", str(error), "mend that, and ask again")
+
+
+def _own_ray(config: StudyConfig) -> Iterator[Finding]:
+    from tune_sparsity.tuner.cluster.connection import connection
+
+    with connection(config.model_copy(update={"trials": os.cpu_count()}), ahead=True) as ray:  # the whole machine
+        ray.share(lambda: threading.active_count() == 1)
+        ray.wait()
+        yield private_ray(ray.plain)
+        yield from _cluster(config)
+
+
+def _running_cluster(config: StudyConfig) -> Iterator[Finding]:
+    from tune_sparsity.tuner.cluster.join import connected
+
+    with connected(config):
+        yield from _cluster(config)
 
 
 def _environment() -> Finding:
@@ -187,9 +202,21 @@ def resources(there: Sequence[Node], cpus: float, gpus: float) -> Finding:
     return Finding("nodes", found, "lower --cpus-per-trial or --gpus-per-trial, or add nodes")
 
 
+def private_ray(plain: str) -> Finding:
+    """Tell which of two ways a Ray of our own starts in.
+
+    Args:
+        plain: why with public calls; empty where it is the quick way.
+    """
+    topic = "start of a private ray"
+    if not plain:
+        return Finding(topic, "quick, its workers are copies of the command")
+    return Finding(topic, f"with public calls, which takes longer ({plain})")
+
+
 def authentication(address: str | None) -> Finding:
     """Whether Ray asks for a token. We are connected: a cluster that asks for one has had it from us."""
-    from tune_sparsity.tuner.cluster.ray_patches import asks_for_token
+    from tune_sparsity.tuner.cluster.private_ray import asks_for_token
 
     topic = "ray's token authentication"
     if asks_for_token():

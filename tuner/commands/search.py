@@ -110,7 +110,7 @@ def run(config: Any, *, as_json: bool, resume: bool) -> int:
 
     ahead = not resume and is_sound(config)
     with (
-        connection(config, ahead=ahead, died=died) as ray,
+        connection(config, ahead=ahead, died=died, say=say) as ray,
         writer_ahead(config.tracking_uri) if ahead else nullcontext() as writer,
     ):
         return _run_with(ray, writer, config, as_json=as_json, resume=resume)

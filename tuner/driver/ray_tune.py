@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,9 +16,9 @@ from ray.tune.search import Searcher
 
 from tune_sparsity.tuner.cluster.nodes import nodes
 from tune_sparsity.tuner.cluster.ray_patches import (
-    ended_trials,
     in_waiting_processes,
     lost_while_waiting,
+    patched,
     tuner_here,
     without_mlflow,
 )
@@ -99,10 +98,15 @@ class _Searcher(_NotPickled, Searcher):
 
 
 class _Callback(_NotPickled, tune.Callback):
-    """Passes the events of Ray's trials on to the study."""
+    """Passes the events of Ray's trials on to the study.
+
+    Attributes:
+        states: Ray's own state of every trial, by its name, when all have ended.
+    """
 
     def __init__(self, study: StudyRun, names: dict[str, int], stop: StopWhen) -> None:
         self._study, self._names, self._stop = study, names, stop
+        self.states: dict[str, str] = {}
         self._failed, self._ended = list[Trial](), list[Trial]()
 
     def on_trial_result(
@@ -141,6 +145,9 @@ class _Callback(_NotPickled, tune.Callback):
         tries = trial.run_metadata.num_failures
         times = f" ({tries} times)" if tries > 1 else ""
         self._end(self._names[trial.trial_id], TrialState.FAILED, failure_reason(trial) + times)
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        self.states = {trial_name(self._names[trial.trial_id]): trial.status for trial in trials}
 
 
 def failure_reason(trial: Trial) -> str:
@@ -192,10 +199,6 @@ class StopWhen(_NotPickled, tune.Stopper):
             return None
 
 
-def _waiting_processes(config: StudyConfig) -> AbstractContextManager[None]:
-    return in_waiting_processes() if config.address is None else nullcontext()
-
-
 def run_trials(
     study: StudyRun, setup: TrialSetup, arrays: Any, *, gpus: float, concurrency: int, stop: StopWhen
 ) -> dict[str, str]:
@@ -206,13 +209,15 @@ def run_trials(
     """
     config = study.config
     names: dict[str, int] = {}
+    callback = _Callback(study, names, stop)
     scratch = config.folder / ".ray"
+    patches = (without_mlflow, lost_while_waiting, *([in_waiting_processes] if config.address is None else []))
     trainable = tune.with_resources(
         tune.with_parameters(TrialTrainable, shared=setup, arrays=arrays), {"cpu": config.cpus_per_trial, "gpu": gpus}
     )
     try:
-        with _waiting_processes(config), without_mlflow(), lost_while_waiting():
-            results = tuner_here(scratch)(
+        with patched(*patches), tuner_here(scratch) as tuner:
+            tuner(
                 trainable=trainable,
                 tune_config=tune.TuneConfig(
                     search_alg=_Searcher(study, names, stop),
@@ -226,14 +231,14 @@ def run_trials(
                 run_config=tune.RunConfig(
                     name="trials",
                     storage_path=str(scratch),
-                    callbacks=[_Callback(study, names, stop)],
+                    callbacks=[callback],
                     stop=stop,
                     failure_config=tune.FailureConfig(max_failures=LOST_WORKERS),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                     verbose=0,
                 ),
             ).fit()
-        return {trial_name(names[trial.trial_id]): trial.status for trial in ended_trials(results)}
+        return callback.states
     except Exception as error:
         if not (stop.disk or disk_error(error)):
             raise

@@ -13,15 +13,13 @@ from typing import Any
 
 import psutil
 import pytest
-from ray._private import node, services
-from ray._private.authentication import authentication_token_setup
 
 import tune_sparsity
 from tune_sparsity.tuner.cluster import node_probe, nodes, private_ray_main
 from tune_sparsity.tuner.cluster.join import refusal, runtime_environment
 from tune_sparsity.tuner.cluster.node import Node
 from tune_sparsity.tuner.cluster.nodes import Answer, compared, differences
-from tune_sparsity.tuner.cluster.private_ray import NodeProcess
+from tune_sparsity.tuner.cluster.private_ray import NodeProcess, asks_for_token, settle_environment
 from tune_sparsity.tuner.config.study_config import JOB, make_config
 from tune_sparsity.tuner.storage.places import Folder
 from tune_sparsity.tuner.storage.study_storage import LocalStorage
@@ -65,38 +63,6 @@ def test_a_private_ray_has_the_cpus_of_the_trials_that_run_at_once(
     assert cpus_wanted(monkeypatch, cores, gpus, **options) == cpus
 
 
-@pytest.mark.parametrize(("failures", "tries"), [(0, 1), (2, 3), (3, 3)])
-def test_a_private_ray_that_was_slow_to_start_is_started_again(
-    failures: int, tries: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls, commands = list[Any](), list[list[str]]()
-    monkeypatch.setattr(services, "start_ray_process", lambda command, kind: commands.append(command))
-    monkeypatch.setattr(authentication_token_setup, "ensure_token_if_auth_enabled", lambda **options: None)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-
-    class Node:
-        def __init__(self, params: Any, **options: object) -> None:
-            calls.append(params)
-            services.start_ray_process(["gcs"], "gcs_server")
-            services.start_ray_process(["raylet", "--runtime_env_agent_command=python main.py"], "raylet")
-            if len(calls) <= failures:
-                raise Exception("The current node timed out during startup. This could happen because ...")
-
-        def start_api_server(self) -> None: ...
-
-    monkeypatch.setattr(node, "Node", Node)
-    if failures < 3:
-        assert isinstance(private_ray_main.start(1, ahead=True), Node)
-    else:
-        with pytest.raises(Exception, match="timed out"):
-            private_ray_main.start(1, ahead=True)
-    assert [params.num_cpus for params in calls] == [1] * tries
-    with_agents = ["raylet", "--runtime_env_agent_command=python main.py"]
-    assert "python main.py" not in " ".join(commands[1])
-    assert commands[3::2] == [with_agents] * (tries - 1)
-    assert commands[::2] == [["gcs"]] * tries
-
-
 @pytest.mark.slow
 def test_a_private_ray_has_no_agents_and_leaves_nothing_behind() -> None:
     code = """
@@ -126,17 +92,20 @@ def _runs(process: int) -> bool:
         return False
 
 
-def test_another_error_at_the_start_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def refuse(*args: object, **options: object) -> None:
-        calls.append(options)
-        raise RuntimeError("no space left")
-
-    monkeypatch.setattr(node.Node, "__init__", refuse)
-    with pytest.raises(RuntimeError, match="no space"):
-        private_ray_main.start(1, ahead=False)
-    assert len(calls) == 1
+@pytest.mark.parametrize(
+    ("given", "token"),
+    [({}, True), ({"RAY_AUTH_MODE": "disabled"}, False), ({"RAY_AUTH_TOKEN_PATH": "/mine"}, False)],
+)
+def test_a_private_ray_is_this_users_alone(given: dict[str, str], token: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", **given})
+    settle_environment(own=True)
+    first = dict(os.environ)
+    assert first["RAY_AUTH_MODE"] == given.get("RAY_AUTH_MODE", "token")
+    assert ("RAY_AUTH_TOKEN" in first) is token
+    assert asks_for_token() is ("RAY_AUTH_MODE" not in given)
+    assert first["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"  # on loopback
+    settle_environment(own=True)
+    assert dict(os.environ) == first
 
 
 def test_why_a_private_ray_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

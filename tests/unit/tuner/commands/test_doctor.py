@@ -212,12 +212,10 @@ def test_what_nvidia_smi_lists_is_read(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_without_authentication_the_remedy_is_where_ray_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray._private.authentication import authentication_utils
-
-    monkeypatch.setattr(authentication_utils, "is_token_auth_enabled", lambda: False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     assert "unset RAY_AUTH_MODE" in authentication(None).remedy
     assert "start its nodes with RAY_AUTH_MODE=token" in authentication("auto").remedy
-    monkeypatch.setattr(authentication_utils, "is_token_auth_enabled", lambda: True)
+    monkeypatch.setenv("RAY_AUTH_MODE", "Token")
     assert authentication("auto").remedy == ""
 
 
@@ -260,6 +258,7 @@ def test_a_machine_that_is_well_is_ok_line_by_line(tmp_path: Path) -> None:
     assert ran.code == 0, ran.stdout + ran.stderr
     assert all(line.startswith("ok   ") for line in ran.stdout.splitlines())
     topics = [line[5:].partition(":")[0].partition(" on ")[0] for line in ran.stdout.splitlines()]
-    wanted = ["environment", "step", "mlflow", "storage", "nodes", "ray's token authentication", "shared storage"]
-    assert topics[:8] == [*wanted, "versions"]
+    ray = ["start of a private ray", "nodes", "ray's token authentication"]
+    assert topics[:9] == ["environment", "step", "mlflow", "storage", *ray, "shared storage", "versions"]
+    assert "start of a private ray: quick, " in ran.stdout
     assert not list(tmp_path.iterdir())

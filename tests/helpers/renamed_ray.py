@@ -1,0 +1,70 @@
+"""The installed Ray, but that some of its names are others everywhere in it, as another version might have them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+_LOADS_COMPILED = "import ray._raylet  # noqa: E402\n"
+_RENAMES_COMPILED = """
+for _name in {names}:
+    if hasattr(ray._raylet, _name):
+        setattr(ray._raylet, _name + "_", getattr(ray._raylet, _name))
+        delattr(ray._raylet, _name)
+"""
+
+
+def installed_ray() -> Path:
+    """Return the folder of the installed package, which is found without loading it."""
+    spec = importlib.util.find_spec("ray")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def renamed_ray(names: Sequence[str], folder: Path) -> Path:
+    """Make a package `ray` in a folder, for the front of PYTHONPATH.
+
+    Args:
+        names: full names. The last part of each becomes another one in all of Ray's sources, and in its library.
+        folder: that is to hold the package.
+    """
+    words = sorted({name.rpartition(".")[2] for name in names})
+    old = re.compile(rf"\b({'|'.join(words) or '$^'})\b")
+    _copy(installed_ray(), folder / "ray", old)
+    first = folder / "ray" / "__init__.py"
+    text = first.read_text()
+    assert _LOADS_COMPILED in text
+    first.unlink()
+    first.write_text(text.replace(_LOADS_COMPILED, _LOADS_COMPILED + _RENAMES_COMPILED.format(names=words)))
+    return folder
+
+
+def _copy(source: Path, target: Path, old: re.Pattern[str]) -> None:
+    """Copy a folder's tree: what does not change is a link."""
+    target.mkdir(parents=True)
+    for entry in source.iterdir():
+        if entry.is_dir():
+            if entry.name != "__pycache__":
+                _copy(entry, target / entry.name, old)
+        elif entry.suffix == ".py":
+            text = entry.read_text(encoding="utf-8")
+            new = text if entry.stem.endswith("_pb2") else old.sub(r"\1_", text)  # messages have names of their own
+            path = target / (old.sub(r"\1_", entry.stem) + ".py")
+            if new == text and path.name == entry.name:
+                path.symlink_to(entry)
+                _link_compiled(entry, target)
+            else:
+                path.write_text(new, encoding="utf-8")
+        else:
+            (target / entry.name).symlink_to(entry)
+
+
+def _link_compiled(source: Path, target: Path) -> None:
+    """Link a module's compiled form, which loads faster."""
+    compiled = Path(importlib.util.cache_from_source(str(source)))
+    if compiled.exists():
+        (target / compiled.parent.name).mkdir(exist_ok=True)
+        (target / compiled.parent.name / compiled.name).symlink_to(compiled)

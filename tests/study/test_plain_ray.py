@@ -1,0 +1,170 @@
+"""A private Ray whose quick start goes wrong: what is started instead, what is said, and what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.command import Ran, run_command
+from tests.helpers.outcome import optuna_states, trials_of
+from tests.helpers.renamed_ray import renamed_ray
+from tune_sparsity.tuner.cluster.ray_patches import PLAIN, PRIVATE
+
+SAID = "Ray is started with public calls, which takes longer ("
+SCRIPT = """
+import json, os, sys, psutil
+from tune_sparsity.tuner.config.study_config import make_config
+from tune_sparsity.tuner.cluster.connection import connection
+
+said = []
+how = sys.argv[1]
+config = make_config({"target": 0.9, "concurrency": 1}).resolved()
+with connection(config, ahead=how != "late", say=said.append) as connected:
+    if how != "unshared":
+        connected.share(lambda: how != "threads")
+    connected.wait()
+    import ray
+
+    found = ray.get(ray.remote(lambda: 41).remote()) + 1
+    servers = [p for p in psutil.Process().children(recursive=True) if p.name() in ("gcs_server", "raylet")]
+    names = sorted(p.name() for p in servers)
+    connections = [c for p in servers for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    listening = {c.laddr.ip.removeprefix("::ffff:") for c in connections}
+    agents = [p.name() for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::Dashboard")]
+print(json.dumps({
+    "said": said, "plain": connected.plain, "found": found, "servers": names, "listening": sorted(listening),
+    "agents": agents, "mode": os.environ["RAY_AUTH_MODE"],
+    "after": [p.cmdline() for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE],
+}))
+"""
+
+
+def environment(home: Path, ray: Path | None = None) -> dict[str, str]:
+    """Return the variables of a user whose home is empty, and perhaps with another Ray."""
+    home.mkdir(exist_ok=True)
+    paths = [str(ray)] if ray else []
+    path = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
+    # Workers load here, which on a busy machine takes minutes at the low priority that Ray gives them.
+    return {"HOME": str(home), "PYTHONPATH": path, "RAY_worker_niceness": "0"}
+
+
+def started(how: str, home: Path, ray: Path | None = None) -> dict[str, Any]:
+    """Start a private Ray, and run a task in it. Return what was found; nothing is left of it."""
+    env = {**os.environ, **environment(home, ray)}
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        env.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, how], env=env, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["after"] == []
+    assert not (home / ".ray").exists()
+    return dict(found)
+
+
+def check(found: dict[str, Any], plain: bool) -> None:
+    assert found["found"] == 42
+    assert found["servers"] == ["gcs_server", "raylet"]  # one Ray: what another try had started is gone
+    assert found["listening"] == ["127.0.0.1"]
+    assert found["mode"] == "token"
+    assert bool(found["agents"]) is plain  # a plain Ray has them
+    assert bool(found["plain"]) is plain
+    assert found["said"] == ([f"{SAID}{found['plain']})"] if plain else [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["late", "threads"])
+def test_a_copy_that_is_refused_leads_to_a_plain_ray(how: str, tmp_path: Path) -> None:
+    found = started(how, tmp_path)
+    check(found, plain=how == "threads")
+    assert "threads" in found["plain"] or how == "late"
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("private", PRIVATE, ids=lambda private: private.name)
+def test_a_missing_name_leads_to_a_plain_ray_or_is_done_without(private: Any, tmp_path: Path) -> None:
+    found = started("ahead", tmp_path / "home", renamed_ray([private.name], tmp_path / "ray"))
+    check(found, plain=private.without.startswith(PLAIN))
+    assert private.name.rpartition(".")[2] in found["plain"] or not found["plain"]
+
+
+LATE = """
+import json, psutil
+from tune_sparsity.tuner.config.study_config import make_config
+from tune_sparsity.tuner.cluster.connection import connection
+
+said = []
+with connection(make_config({"target": 0.9, "concurrency": 1}).resolved(), ahead=True, say=said.append) as connected:
+    connected.share(lambda: True)
+    try:
+        connected.wait()
+    except RuntimeError as error:
+        told = str(error)
+processes = psutil.Process().children(recursive=True)
+print(json.dumps([said, told, [p.cmdline() for p in processes if p.status() != psutil.STATUS_ZOMBIE]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_raylet_that_does_not_come_up_is_told(tmp_path: Path) -> None:
+    ray = renamed_ray([], tmp_path / "ray")
+    node = ray / "ray" / "_private" / "node.py"
+    text = node.read_text()
+    patient, hasty = "raylet_start_wait_time_s = 30", "raylet_start_wait_time_s = -1"
+    assert patient in text
+    hurried = text.replace(patient, hasty).replace("node_info = ray._private.services.get_node(", "raise RuntimeError(")
+    node.unlink()
+    node.write_text(hurried)
+    env = {**os.environ, **environment(tmp_path / "home", ray)}
+    done = subprocess.run([sys.executable, "-c", LATE], env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    said, error, after = json.loads(done.stdout.splitlines()[-1])
+    assert [line.partition(" (")[0] for line in said] == [SAID.rstrip(" ("), "Ray is started once more"]
+    assert all("timed out during startup" in line for line in (*said, error))
+    assert error.startswith("Ray did not start: ")
+    assert after == []
+
+
+@pytest.fixture(scope="module")
+def other_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Ray that has none of its private names."""
+    return renamed_ray([private.name for private in PRIVATE], tmp_path_factory.mktemp("other") / "ray")
+
+
+@pytest.fixture(scope="module")
+def plain_study(tmp_path_factory: pytest.TempPathFactory, other_ray: Path) -> Ran:
+    """The default study with that Ray."""
+    cwd = tmp_path_factory.mktemp("plain")
+    env = environment(cwd / "home", other_ray)
+    return run_command(
+        ["--target", "0.9", "--study", "s", "--json"], cwd, timeout=900, **env
+    )  # workers load at low priority
+
+
+@pytest.mark.slow
+def test_a_study_ends_well_without_any_private_name(plain_study: Ran) -> None:
+    assert plain_study.code == 0, plain_study.stderr
+    assert sum(line.startswith(SAID) for line in plain_study.stderr.splitlines()) == 1
+    rows = trials_of(plain_study.cwd / "studies" / "s")
+    assert [int(row["number"]) for row in rows] == list(range(32))
+    assert {row["state"] for row in rows} <= {"completed", "pruned"}
+    assert set(optuna_states(plain_study.cwd / "studies" / "s").values()) <= {"COMPLETE", "PRUNED"}
+    assert not (plain_study.cwd / "home" / ".ray").exists()
+
+
+@pytest.mark.slow
+def test_doctor_tells_which_ray_is_used_and_why(tmp_path: Path, other_ray: Path) -> None:
+    ran = run_command(["doctor"], tmp_path, **environment(tmp_path / "home", other_ray))
+    (line,) = [line for line in ran.stdout.splitlines() if "start of a private ray" in line]
+    assert line.startswith("ok   start of a private ray: with public calls, which takes longer (")
+    assert "has no attribute" in line or "cannot import name" in line or "No module named" in line
+    assert "ok   ray's token authentication: on" in ran.stdout
+    assert not (tmp_path / "home" / ".ray").exists()
