@@ -77,8 +77,8 @@ class ForkServer:
         if not self.variables or self._listener.fileno() < 0:
             return
         with self._listener:
-            self.refused = _refusal(alone)
             try:
+                self.refused = _refusal(alone)
                 if not self.refused:
                     self._copy()
             except OSError as error:  # too many processes, or no memory
