@@ -7,6 +7,7 @@ VENV := .venv
 DATA ?= $(or $(TUNE_SPARSITY_DATA),../shared/data)
 BIN := $(VENV)/bin
 TESTERS ?= 2
+TEST := -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 NEWEST ?= $(or $(shell python3.13 -c 'import sys; print(sys.executable)' 2>/dev/null),$(PYTHON))
 
@@ -26,13 +27,13 @@ tune: install
 	$(BIN)/tune-sparsity --target 0.9
 
 test: install lint
-	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python $(TEST)
 
 quick: install
-	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder -m "unit and not slow"
+	$(BIN)/python $(TEST) -m "unit and not slow"
 
 long: install lint
-	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder --hypothesis-profile long
+	$(BIN)/python $(TEST) --hypothesis-profile long
 	rm -rf benchmarks/out/long
 	$(BIN)/python -m benchmarks.chaos --driver 4 --worker 2 --disk 1 --out benchmarks/out/long
 
@@ -59,7 +60,7 @@ define with
 	$(2) -m venv $(1)
 	$(1)/bin/python -m pip install --quiet --upgrade pip
 	$(1)/bin/python -m pip install --quiet $(3) --editable '.[cluster,dev]'
-	$(1)/bin/python -m pytest -m "unit and not slow" -k "not docker"
+	$(1)/bin/python $(TEST) -m "unit and not slow" -k "not docker"
 	rm -rf $(1)/run && mkdir $(1)/run
 	cd $(1)/run && ../bin/tune-sparsity --target 0.9
 	cd $(1)/run && ../bin/python -c 'import mlflow; mlflow.set_tracking_uri("sqlite:///mlflow.db"); \
