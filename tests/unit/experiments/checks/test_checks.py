@@ -93,6 +93,12 @@ def constant() -> nn.Module:
     return model
 
 
+def with_a_spare_layer() -> nn.Module:
+    model = network()
+    model[0].spare = nn.Linear(3, 3)
+    return model
+
+
 def frozen(*layers: int) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         model = network()
@@ -218,7 +224,7 @@ BROKEN: dict[str, tuple[Experiment, str, str]] = {
     "a loss with weights on the CPU": (
         replace(SOUND, loss=partial(F.cross_entropy, weight=torch.ones(3))), "devices", "loss would mix"
     ),
-    "all frozen": (replace(SOUND, model=frozen(0, 4)), "gradients", "no prunable weight"),
+    "all frozen": (replace(SOUND, model=frozen(0, 4)), "prunable", "0.weight stays dense, frozen"),
     "a last batch of one": (replace(SOUND, recipe=Recipe(2, 59)), "steps", "has 1 example (60 examples by 59)"),
     "training raises": (with_forward(lambda m, x: raises() if m.training and m.calls else counts_calls(m, x)), "steps",
                         "broken on purpose"),
@@ -254,7 +260,8 @@ SUSPECT: dict[str, tuple[Experiment, str, str]] = {
         with_data(**{name: one_in_thirty(name) for name in ("train", "val", "test")}), "classes", "balanced"
     ),
     "the same weights always": (replace(SOUND, model=constant), "seeds", "every seed"),
-    "partly frozen": (replace(SOUND, model=frozen(0)), "gradients", "0.weight"),
+    "partly frozen": (replace(SOUND, model=frozen(0)), "prunable", "0.weight (frozen, "),
+    "a layer that is not used": (replace(SOUND, model=with_a_spare_layer), "gradients", "spare.weight"),
     "nothing to learn": (replace(SOUND, loss=lambda o, t: F.cross_entropy(o * 0, t)), "learning", "did not fall"),
 }  # fmt: skip
 
