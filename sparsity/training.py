@@ -14,6 +14,7 @@ from tune_sparsity.sparsity.hoyer import hoyer
 from tune_sparsity.sparsity.layers import Layer
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedSteps
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
+from tune_sparsity.sparsity.orientation import STANDARD
 from tune_sparsity.sparsity.topology.base import LayerView, Topology
 
 _SMALLEST = 2.0**-100  # an active weight ends at least this large: it counts as a weight, and adds nothing
@@ -116,6 +117,7 @@ class SparseTraining:
         self.steps += 1
         if self.steps >= self.total_steps:
             self.project()
+            self._restore_order()
 
     def _follow_schedules(self) -> None:
         factor = self.learning_rate(self.progress)
@@ -245,6 +247,13 @@ class SparseTraining:
             smallest = max(_SMALLEST, info.tiny * info.eps)  # of float16, which has no 2^-100
             small = (layer.weight.abs() < smallest) & (mask != 0)
             layer.weight.masked_fill_(small, smallest)
+
+    def _restore_order(self) -> None:
+        """Puts weights back into the usual order of memory, which LpSGD changes where neurons are not the first
+        dimension. A network with the same weights then computes the same, to the last bit."""
+        for layer in self.layers:
+            if layer.orientation != STANDARD:
+                layer.weight.data = layer.weight.data.contiguous()
 
     @contextmanager
     def projected(self) -> Iterator[None]:

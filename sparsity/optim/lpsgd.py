@@ -53,7 +53,8 @@ class LpSGD(torch.optim.Optimizer):
         foreach: sphere groups only: whether gradients are gathered and parameters scattered as one. None for the usual
             choice: on a GPU, where it makes few kernels of many layers; not on a CPU.
         orientation: sphere groups only: (fan-in dimensions, groups), as `Orientation` has them, for parameters whose
-            neurons are not their first dimension. None for those of nn.Linear and nn.Conv2d.
+            neurons are not their first dimension; their memory is then put in the order of their rows, where one is.
+            None for those of nn.Linear and nn.Conv2d.
 
     Raises:
         ValueError: for a value outside its range, or a sphere parameter with fewer than 2 dimensions.
@@ -129,6 +130,8 @@ class LpSGD(torch.optim.Optimizer):
             norm = row_norm(w, 2.0)
             state["gain"] = 2**0.5 / torch.where(norm > 0, norm, torch.ones_like(norm))
             w = w * state["gain"]
+        if orientation != STANDARD:  # so that its rows are a view, and no step copies them: with groups there is none
+            param.data = orientation.turned_back(torch.empty_like(w, dtype=param.dtype), param.shape)
         param.copy_(orientation.turned_back(w, param.shape))
 
     def sphere_weights(self, param: Tensor) -> Tensor:
@@ -277,7 +280,7 @@ class LpSGD(torch.optim.Optimizer):
         blocks, alike, orientation = [], dict[Any, list[Tensor]](), _orientation(group)
         for param in params:
             v, mask = self.state[param]["v"], self._masks.get(param)
-            if fused.fits(param) and fused.fits(v) and not group["foreach"]:
+            if fused.fits(orientation.rows(param)) and fused.fits(v) and not group["foreach"]:
                 blocks.append(FusedStep(param, self.state[param], mask, orientation))
             else:
                 alike.setdefault((v.device, v.dtype, mask is not None), []).append(param)

@@ -21,12 +21,12 @@ from tune_sparsity.tuner.worker import checkpoints
 from tune_sparsity.tuner.worker.trainable import packed_weights
 
 SPARSITY, STEPS = 0.6, 4
+SLOW = {"lr": 0.01}
 PARAMS: dict[str, dict[str, Any]] = {
     "lpss": {"p": 1.4, "threshold_interval": 1, "threshold.begin": 0.0, "threshold.end": 0.75},
-    "gmp": {"begin": 0.0, "end": 0.75, "interval": 1},
-    "dense": {},
-    **{name: {"interval": 1} for name in ("rigl", "set", "sparse-momentum")},
-    **{name: {} for name in ("snip", "static")},
+    "gmp": {"begin": 0.0, "end": 0.75, "interval": 1, **SLOW},
+    **{name: {"interval": 1, **SLOW} for name in ("rigl", "set", "sparse-momentum")},
+    **dict.fromkeys(("dense", "snip", "static"), SLOW),
 }
 NETWORKS = STRANGERS | TORCHVISION
 EACH_NETWORK = [pytest.param(name, marks=pytest.mark.slow if name == "resnet18" else ()) for name in NETWORKS]

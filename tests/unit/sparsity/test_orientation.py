@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.helpers.layers import Conv1D
 from tests.helpers.problems import normal
-from tune_sparsity.sparsity import METHODS
+from tune_sparsity.sparsity import METHODS, lpss
 from tune_sparsity.sparsity.layers import prunable_layers
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation, oriented
@@ -115,6 +115,22 @@ def test_a_step_is_that_of_the_rows_alone(name: str, foreach: bool | None, dtype
         close(orientation.rows(turned), matrix)
     close(ours.state[turned]["v"], plain.state[matrix]["v"])
     close(orientation.rows(ours.log_magnitude(turned)), plain.log_magnitude(matrix))
+
+
+@pytest.mark.parametrize("name", ["Conv1D", "ConvTranspose2d", "ConvTranspose2d grouped"])
+def test_memory_lies_in_the_order_of_the_rows_until_the_last_step(name: str) -> None:
+    layer, shape, _ = LAYERS[name]
+    model = nn.Sequential(layer(), nn.Flatten())
+    model.append(nn.Linear(model(torch.ones(shape)).shape[1], 2))
+    sparse = lpss(model, total_steps=2, sparsity=0.5)
+    turned = sparse.layers[0]
+    for step in range(2):
+        rows = turned.rows()
+        assert (rows.data_ptr() == turned.weight.data_ptr() and rows.is_contiguous()) == ("grouped" not in name)
+        sparse.zero_grad()
+        model(torch.rand(shape) + step).square().sum().backward()
+        sparse.step()
+    assert turned.weight.is_contiguous()
 
 
 def test_the_orientation_outlives_a_state_dict() -> None:
