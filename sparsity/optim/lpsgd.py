@@ -280,7 +280,8 @@ class LpSGD(torch.optim.Optimizer):
         blocks, alike, orientation = [], dict[Any, list[Tensor]](), _orientation(group)
         for param in params:
             v, mask = self.state[param]["v"], self._masks.get(param)
-            if fused.fits(orientation.rows(param)) and fused.fits(v) and not group["foreach"]:
+            rows = param if orientation == STANDARD else orientation.rows(param)
+            if fused.fits(rows) and fused.fits(v) and not group["foreach"]:
                 blocks.append(FusedStep(param, self.state[param], mask, orientation))
             else:
                 alike.setdefault((v.device, v.dtype, mask is not None), []).append(param)
