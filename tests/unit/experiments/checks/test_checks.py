@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tune_sparsity.experiments import Data, Experiment, Recipe, Split, find
 from tune_sparsity.experiments.checks import CHECKS, Finding, Level, assert_sound, first_fault, inspect
@@ -261,6 +262,10 @@ SUSPECT: dict[str, tuple[Experiment, str, str]] = {
     ),
     "the same weights always": (replace(SOUND, model=constant), "seeds", "every seed"),
     "partly frozen": (replace(SOUND, model=frozen(0)), "prunable", "0.weight (frozen, "),
+    "a last layer that hides": (
+        with_forward(lambda m, x: checkpoint(m.net, x.clone().requires_grad_(), use_reentrant=True)),
+        "gradients", "registered last",
+    ),
     "a layer that is not used": (replace(SOUND, model=with_a_spare_layer), "gradients", "spare.weight"),
     "nothing to learn": (replace(SOUND, loss=lambda o, t: F.cross_entropy(o * 0, t)), "learning", "did not fall"),
 }  # fmt: skip
