@@ -54,7 +54,7 @@ class LayerRules:
 
     dense: tuple[Rule, ...] = ()
     off_sphere: tuple[Rule, ...] | None = None
-    prune: Mapping[Rule, FanIn] = field(default_factory=dict)
+    prune: Mapping[Rule, FanIn] = field(default_factory=dict, hash=False)
     last: tuple[str, ...] | None = None
 
 

@@ -35,8 +35,8 @@ def output_layers(model: nn.Module, layers: Sequence[Matrix], example: Any) -> t
 
 
 def _followed(x: Any) -> Any:
-    """Return an input that autograd follows, where it can."""
-    return x.detach().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
+    """Return an input that autograd follows, where it can: a copy, which the network may change in place."""
+    return x.detach().requires_grad_().clone() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 @contextmanager

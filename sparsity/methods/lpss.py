@@ -246,4 +246,7 @@ def _feedback(s: LpssSettings, rising: Schedule) -> Feedback:
 
 
 def _random_masks(layers: list[Layer], sparsity: float, generator: Generator) -> list[torch.Tensor]:
-    return [random_mask(layer.weight.shape, sparsity, generator, layer.weight.dtype) for layer in layers]
+    return [
+        layer.turned_back(random_mask(layer.turned(layer.weight).shape, sparsity, generator, layer.weight.dtype))
+        for layer in layers
+    ]

@@ -26,6 +26,11 @@ class HeadFirst(nn.Module):
         return self.head(self.norm(torch.relu(self.two(torch.dropout(self.one(x).relu(), 0.5, self.training)))))
 
 
+class InPlace(HeadFirst):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(2).sub_(1))
+
+
 class Shortcut(HeadFirst):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.two(self.one(x)).relu()) + self.one(x)[:, :3]
@@ -81,6 +86,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "no bias": (lambda: nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 3, bias=False)), {"1.weight"}),
     "head first": (HeadFirst, {"head.weight"}),
     "head first, no bias": (lambda: HeadFirst(bias=False), {"head.weight"}),
+    "inputs changed in place": (InPlace, {"head.weight"}),
     "shortcut": (Shortcut, {"head.weight", "one.weight"}),
     "two heads": (TwoHeads, {"head.weight", "other.0.weight"}),
     "weight norm": (normed, {"head.weight"}),
