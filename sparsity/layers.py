@@ -132,12 +132,12 @@ def _last(found: list[Matrix], rules: LayerRules) -> set[str]:
     """The names of the last layer's weights."""
     if rules.last is not None:
         return set(rules.last)
-    layers = [one for one in found if one.is_layer]
-    return {one.name for one in layers if one.module is layers[-1].module}
+    last = next((one.module for one in reversed(found) if one.is_layer), None)
+    return {one.name for one in found if one.module is last}
 
 
 def _off_sphere(one: Matrix, rules: LayerRules, last: set[str]) -> bool:
-    (param,), orientation = one.params, one.orientation or STANDARD
+    param, orientation = one.params[0], one.orientation or STANDARD
     if not param.requires_grad:
         return True
     if rules.off_sphere is not None:

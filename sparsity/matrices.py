@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ class Matrix:
     Attributes:
         name: in the network's state_dict; of a weight that is computed, where its layer has it.
         module: the module that has it.
-        params: the parameters that it is made of: one, but for a weight that is computed.
+        params: the parameters that it is made of: one, but for a weight that is computed, or of which a rule names a
+            part; then that part comes first.
         orientation: None where no kind of layer and no rule tells it.
         is_layer: whether it is a layer's weight, of a kind that is known.
         reason: why it stays dense unless it is asked for; empty if it is prunable.
@@ -46,6 +47,10 @@ class Matrix:
         """How many weights it has."""
         return max(param.numel() for param in self.params)
 
+    def better_known(self, other: Matrix) -> bool:
+        """Return whether more is known of the same parameter here than there."""
+        return (self.orientation is not None, not self.reason) > (other.orientation is not None, not other.reason)
+
     def fits(self, rule: Rule) -> bool:
         return fnmatchcase(self.name, rule) if isinstance(rule, str) else isinstance(self.module, rule)
 
@@ -62,24 +67,28 @@ def weight_matrices(model: nn.Module, prune: Mapping[Rule, FanIn]) -> list[Matri
     """
     found: dict[int, Matrix] = {}
     used: set[Rule] = set()
-    explained: set[int] = set()  # what weights that are computed are made of
+    computed: dict[int, Matrix] = {}  # by what they are computed from
     for prefix, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         known = _weights_of(module)
         for name, orientation in known.items():
             if name not in own and (sources := _sources(module, name, own)):
-                explained |= {id(source) for source in sources}
-                full = _joined(prefix, name)
-                found[id(sources[0])] = Matrix(full, module, sources, orientation, True, "computed from others")
+                one = Matrix(_joined(prefix, name), module, sources, orientation, True, "computed from others")
+                found[id(sources[0])] = one
+                computed |= {id(source): one for source in sources}
         for name, param in own.items():
             one = Matrix(_joined(prefix, name), module, (param,), known.get(name), name in known)
             one, rule = _asked(one, prune)
             if rule is not None:
                 used.add(rule)
-            elif name not in known and (id(param) in explained or not _is_matrix(param)):
+                if (whole := computed.get(id(param))) is not None:
+                    found.pop(id(whole.params[0]), None)
+                    others = (other for other in whole.params if other is not param)
+                    one = replace(one, params=(param, *others), is_layer=True)
+            elif name not in known and (id(param) in computed or not _is_matrix(param)):
                 continue
             earlier = found.get(id(param))
-            if earlier is None or (earlier.reason and not one.reason):
+            if earlier is None or one.better_known(earlier):
                 found.pop(id(param), None)
                 found[id(param)] = one
     for rule in prune:
@@ -110,8 +119,8 @@ def _asked(one: Matrix, prune: Mapping[Rule, FanIn]) -> tuple[Matrix, Rule | Non
                 orientation = oriented(fan_in, param.dim())
             except ValueError as error:
                 raise ValueError(f"prune: {one.name} has the shape {tuple(param.shape)}: {error}") from None
-            return Matrix(one.name, one.module, one.params, orientation, one.is_layer), rule
-    return Matrix(one.name, one.module, one.params, one.orientation, one.is_layer, _reason(one, param)), None
+            return replace(one, orientation=orientation), rule
+    return replace(one, reason=_reason(one, param)), None
 
 
 def _reason(one: Matrix, param: nn.Parameter) -> str:

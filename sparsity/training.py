@@ -252,7 +252,7 @@ class SparseTraining:
         """Puts weights back into the usual order of memory, which LpSGD changes where neurons are not the first
         dimension. A network with the same weights then computes the same, to the last bit."""
         for layer in self.layers:
-            if layer.orientation != STANDARD:
+            if layer.sphere and layer.orientation != STANDARD:
                 layer.weight.data = layer.weight.data.contiguous()
 
     @contextmanager

@@ -103,6 +103,12 @@ def test_what_a_weight_is_computed_from_can_be_named() -> None:
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 4)), nn.Linear(4, 2))
     name = "0.parametrizations.weight.original1"
     assert list(map(attrgetter("name"), prunable_layers(model, LayerRules(prune={name: 1})))) == [name, "1.weight"]
+    assert left_dense(model, LayerRules(prune={name: 1})) == []
+    backwards = nn.Sequential(nn.Linear(2, 5), model[0])
+    name = name.replace("0", "1", 1)
+    for example in (None, torch.ones(3, 2)):
+        layers = prunable_layers(backwards, LayerRules(prune={name: 1}), example=example)
+        assert [(layer.name, layer.sphere) for layer in layers] == [("0.weight", True), (name, False)]
     with pytest.raises(ValueError, match=r"^prune: no parameter .* fits '0\.weight': there are 0\.weight, 1\.weight$"):
         prunable_layers(model, LayerRules(prune={"0.weight": 1}))
 
@@ -118,6 +124,12 @@ def test_frozen_weights_stay_dense_unless_they_are_named() -> None:
         ("2.weight", True),
         ("4.weight", False),
     ]
+
+
+def test_a_network_of_parameters_alone() -> None:
+    model = nn.ParameterDict({"mine": torch.ones(4, 3)})
+    (layer,) = prunable_layers(model, LayerRules(prune={"mine": 0}))
+    assert (layer.name, layer.sphere, layer.rows().shape) == ("mine", True, (3, 4))
 
 
 def test_embeddings_and_parameters_are_pruned_when_they_are_named() -> None:
