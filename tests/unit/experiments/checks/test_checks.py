@@ -94,12 +94,6 @@ def constant() -> nn.Module:
     return model
 
 
-def with_a_spare_layer() -> nn.Module:
-    model = network()
-    model[0].spare = nn.Linear(3, 3)
-    return model
-
-
 def frozen(*layers: int) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         model = network()
@@ -266,7 +260,7 @@ SUSPECT: dict[str, tuple[Experiment, str, str]] = {
         with_forward(lambda m, x: checkpoint(m.net, x.clone().requires_grad_(), use_reentrant=True)),
         "gradients", "registered last",
     ),
-    "a layer that is not used": (replace(SOUND, model=with_a_spare_layer), "gradients", "spare.weight"),
+    "a layer that is not used": (with_forward(lambda m, x: m.net[4](x.repeat(1, 2))), "gradients", "net.0.weight"),
     "nothing to learn": (replace(SOUND, loss=lambda o, t: F.cross_entropy(o * 0, t)), "learning", "did not fall"),
 }  # fmt: skip
 
