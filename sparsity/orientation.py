@@ -20,6 +20,10 @@ class Orientation(NamedTuple):
     fan_in: tuple[int, ...] | None = None
     groups: int = 1
 
+    def suits(self, shape: torch.Size) -> bool:
+        """Return whether a weight of this shape can have it."""
+        return self.fan_in is None or (set(self.fan_in) < set(range(len(shape))) and shape[0] % self.groups == 0)
+
     def turned(self, x: Tensor) -> Tensor:
         """Return a tensor of the weight's shape as (neurons, fan-in...): a view where one exists, else a copy."""
         if self.fan_in is None:

@@ -327,6 +327,9 @@ def _check_group(group: dict[str, Any]) -> None:
         raise ValueError("weight_decay has no meaning on a sphere without gains, every row having norm 1: set it to 0")
     if sphere and any(param.dim() < 2 for param in group["params"]):
         raise ValueError("a sphere parameter needs at least 2 dimensions: its rows are the neurons' fan-in weights")
+    for param in group["params"] if sphere else ():
+        if not _orientation(group).suits(param.shape):
+            raise ValueError(f"orientation {group['orientation']} is not one of a parameter of {tuple(param.shape)}")
 
 
 def _name(param: Tensor, group: dict[str, Any]) -> str:

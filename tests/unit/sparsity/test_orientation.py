@@ -12,6 +12,7 @@ from tests.helpers.layers import Conv1D
 from tests.helpers.problems import normal
 from tune_sparsity.sparsity import METHODS, lpss
 from tune_sparsity.sparsity.layers import prunable_layers
+from tune_sparsity.sparsity.optim.foreach import ForeachStep
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation, oriented
 
@@ -131,6 +132,22 @@ def test_memory_lies_in_the_order_of_the_rows_until_the_last_step(name: str) -> 
         model(torch.rand(shape) + step).square().sum().backward()
         sparse.step()
     assert turned.weight.is_contiguous()
+
+
+@pytest.mark.parametrize("orientation", [((2,), 1), ((0, 1), 1), ((0,), 3)])
+def test_an_orientation_that_a_parameter_cannot_have_is_refused(orientation: tuple[tuple[int, ...], int]) -> None:
+    with pytest.raises(ValueError, match=r"^orientation .* is not one of a parameter of \(4, 6\)$"):
+        LpSGD([{"params": [nn.Parameter(torch.ones(4, 6))], "p": 1.4, "orientation": orientation}])
+
+
+def test_a_usual_weight_in_another_order_of_memory_keeps_it() -> None:
+    weight = nn.Parameter(normal(0, 4, 3, 2, 2, dtype=torch.float32).to(memory_format=torch.channels_last))
+    optimizer, before = LpSGD([weight], p=1.4), weight.stride()
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert weight.stride() == before
+    ((_, (block,)),) = optimizer._blocks.values()
+    assert isinstance(block, ForeachStep)  # the compiled one rounds otherwise
 
 
 def test_the_orientation_outlives_a_state_dict() -> None:
