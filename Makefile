@@ -1,5 +1,5 @@
 # make tune: install and run the default study. make test: install and run all tests. make bench: the benchmarks.
-# make quick: the tests of single modules alone, without the slow ones.
+# make quick: the tests of single modules and of strangers' networks, without the slow ones.
 # make long: all tests with ten times as many generated cases, those that are only run there, and studies that are broken.
 # make lowest, make newest: quick tests and the default study with the lowest and the newest versions that are allowed.
 PYTHON ?= python3
@@ -30,7 +30,7 @@ test: install lint
 	$(BIN)/python $(TEST)
 
 quick: install
-	$(BIN)/python $(TEST) -m "unit and not slow"
+	$(BIN)/python $(TEST) -m "(unit or strangers) and not slow"
 
 long: install lint
 	$(BIN)/python $(TEST) --hypothesis-profile long

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from tune_sparsity.experiments.base import Data, Experiment, Split, evaluate
 from tune_sparsity.experiments.batchnorm import normalises, remeasured, sample
-from tune_sparsity.sparsity import METHODS, SparseTraining
+from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedPasses, can_be_recorded
 
 _FETCHED_NUMBERS = 1 << 18  # at once: a megabyte of float32, which processors keep at hand
@@ -58,12 +58,13 @@ class Training:
             torch.manual_seed(seed)
             self.model = experiment.model().to(device)
             self.noise = torch.get_rng_state()  # for dropout and the like, apart from what others draw
+            rules = with_last_layer(experiment.layers, self.model, experiment.prepare(self.train_split.x[:2]))
         self.sparse: SparseTraining = METHODS[method].build(
             self.model,
             params,
             total_steps=epochs * self._steps_per_epoch(),
             generator=self.order,
-            rules=experiment.layers,
+            rules=rules,
             epochs=epochs,
         )
         records = experiment.cuda_graph and can_be_recorded(self.model.parameters())

@@ -11,11 +11,12 @@ nothing else of this project, so that it serves alone in anybody's training loop
 """
 
 from tune_sparsity.sparsity.hoyer import hoyer, suggest_p
-from tune_sparsity.sparsity.layers import Layer, LayerRules, prunable_layers
+from tune_sparsity.sparsity.layers import Layer, LayerRules, left_dense, prunable_layers, with_last_layer
 from tune_sparsity.sparsity.masks import keep_largest, random_mask, zeros_for
 from tune_sparsity.sparsity.methods.lpss import LpssSettings, lpss
 from tune_sparsity.sparsity.methods.registry import METHODS
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
+from tune_sparsity.sparsity.orientation import Orientation
 from tune_sparsity.sparsity.schedules import PiecewiseLinear, Schedule, published_learning_rate, warmup_cosine
 from tune_sparsity.sparsity.sphere import dual_exponent, from_dual, project, row_norm, stationary_dual, to_dual
 from tune_sparsity.sparsity.topology.magnitude import GlobalMagnitude
@@ -29,6 +30,7 @@ __all__ = [
     "LayerRules",
     "LpSGD",
     "LpssSettings",
+    "Orientation",
     "PiecewiseLinear",
     "Schedule",
     "SparseTraining",
@@ -37,6 +39,7 @@ __all__ = [
     "from_dual",
     "hoyer",
     "keep_largest",
+    "left_dense",
     "lpss",
     "project",
     "prunable_layers",
@@ -47,6 +50,7 @@ __all__ = [
     "suggest_p",
     "to_dual",
     "warmup_cosine",
+    "with_last_layer",
     "zeros_for",
 ]
 

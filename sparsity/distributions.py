@@ -17,7 +17,7 @@ def layer_counts(shapes: Sequence[torch.Size], sparsity: float, distribution: st
     """How many weights each layer keeps; in all exactly what `sparsity` leaves.
 
     Args:
-        shapes: (output, input, kernel...) of every layer.
+        shapes: (neurons, fan-in...) of every layer, as (output, input, kernel...) of a convolution.
         sparsity: of the whole network, in [0, 1).
         distribution: "uniform": the same density everywhere. "erk" (Erdos-Renyi-Kernel, Evci et al. 2020, arXiv
             1911.11134): density proportional to the sum of a layer's dimensions over their product, layers that this
@@ -70,7 +70,7 @@ def keep_largest_magnitude(scores: Sequence[Tensor], on_sphere: Sequence[bool], 
     Erdos-Renyi-Kernel distribution gives them, and the others share the rest.
 
     Args:
-        scores: one tensor a layer, in its weight's shape; not NaN.
+        scores: one tensor a layer, in the shape (neurons, fan-in...); not NaN.
         on_sphere: whether each layer lies on the sphere.
         sparsity: in [0, 1).
     """
@@ -90,6 +90,9 @@ def random_masks(weights: Sequence[Tensor], sparsity: float, distribution: str, 
     """Random masks on the CPU, in each weight's dtype, with exactly the zeros that `sparsity` asks for in all.
 
     "global" draws over all layers at once; the others draw within each layer the number that `layer_counts` gives.
+
+    Args:
+        weights: in the shape (neurons, fan-in...).
     """
     shapes = [weight.shape for weight in weights]
     sizes = [weight.numel() for weight in weights]

@@ -2,98 +2,148 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
+from tune_sparsity.sparsity.matrices import FanIn, Matrix, Rule, shown, weight_matrices
+from tune_sparsity.sparsity.orientation import STANDARD, Orientation
+from tune_sparsity.sparsity.output_layers import output_layers
 from tune_sparsity.sparsity.torch_internals import NormBase
-
-_Prunable = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One prunable weight: its name in the network's state_dict, the parameter, and whether it lies on the sphere."""
+    """One prunable weight: its name in the network's state_dict, the parameter, whether it lies on the sphere, and how
+    it is seen as a matrix (neurons, fan-in)."""
 
     name: str
     weight: nn.Parameter
     sphere: bool
+    orientation: Orientation = STANDARD
 
+    def turned(self, x: Tensor) -> Tensor:
+        """Return a tensor of the weight's shape as (neurons, fan-in...)."""
+        return self.orientation.turned(x)
 
-Rule = str | type[nn.Module]
-"""Which layers: a pattern, as for file names, of the weight's name ("features.*"), or a kind of layer (nn.Conv2d)."""
+    def turned_back(self, x: Tensor) -> Tensor:
+        """Return in the weight's shape what `turned` made of it."""
+        return self.orientation.turned_back(x, self.weight.shape)
+
+    def rows(self) -> Tensor:
+        """Return the weight as a matrix (neurons, fan-in)."""
+        return self.orientation.rows(self.weight.detach())
 
 
 @dataclass(frozen=True)
 class LayerRules:
-    """Which of a network's linear and convolution layers are pruned, and which of those lie on the sphere.
+    """Which of a network's weight matrices are pruned, and which of those lie on the sphere.
 
     Attributes:
         dense: rules for weights that are not pruned, nor on the sphere.
         off_sphere: rules for weights that are pruned but not on the sphere. None is the published choice: the last
             layer's, whose scale is the logits', and those of convolutions with one input channel, whose fan-in is too
-            small to select from.
+            small to select from. So are neurons with one weight, and frozen weights that `prune` names.
+        prune: rules for what is pruned beside the layers of known kinds, each with the dimensions of the parameter that
+            are its neurons' fan-in: {"embedding.weight": 1}. Also frozen weights, which are left alone otherwise.
+        last: the names of the last layer's weights. None for those of the layer that was registered last;
+            `prunable_layers` finds them where it is given an example.
     """
 
     dense: tuple[Rule, ...] = ()
     off_sphere: tuple[Rule, ...] | None = None
+    prune: Mapping[Rule, FanIn] = field(default_factory=dict, hash=False)
+    last: tuple[str, ...] | None = None
 
 
 PAPER_RULES = LayerRules()
 
 
-def prunable_layers(model: nn.Module, rules: LayerRules = PAPER_RULES, *, sphere: bool = True) -> list[Layer]:
-    """The weights of the linear and convolution layers, in the network's order; a shared weight is listed once.
+class LeftDense(NamedTuple):
+    """A weight matrix that is not pruned."""
 
-    Biases and normalisation layers are neither prunable nor on the sphere.
+    name: str
+    reason: str
+    size: int
+
+
+def prunable_layers(
+    model: nn.Module, rules: LayerRules = PAPER_RULES, *, sphere: bool = True, example: Any = None
+) -> list[Layer]:
+    """The weights of linear, convolution, attention and recurrent layers, in the network's order; a shared weight is
+    listed once.
+
+    Biases and normalisation layers are neither prunable nor on the sphere. Weights that are frozen, or computed from
+    other parameters, are left out (`left_dense` names them).
 
     Args:
         rules: the exceptions.
         sphere: whether any of them lies on the sphere at all.
+        example: a batch of inputs, as the network takes them. The last layer is then the one that no other layer
+            follows on the way to the outputs, else the one that was registered last.
 
     Raises:
-        ValueError: if no layer is left to prune, if a rule fits none, or if a weight is computed from others.
+        ValueError: if no layer is left to prune, or if a rule fits none.
     """
-    found = _candidates(model)
+    if example is not None:
+        rules = with_last_layer(rules, model, example)
+    found = weight_matrices(model, rules.prune)
     for rule in (*rules.dense, *(rules.off_sphere or ())):
-        if not any(_fits(name, module, rule) for name, _, module in found):
-            known = ", ".join(f"{name} ({type(module).__name__})" for name, _, module in found)
-            raise ValueError(f"no weight fits {rule if isinstance(rule, str) else rule.__name__!r}: there are {known}")
-    kept = [one for one in found if not any(_fits(one[0], one[2], rule) for rule in rules.dense)]
+        if not any(one.fits(rule) for one in found):
+            known = ", ".join(f"{one.name} ({type(one.module).__name__})" for one in found)
+            raise ValueError(f"no weight fits {shown(rule)!r}: there are {known}")
+    kept = [one for one in found if not _why_dense(one, rules)]
     if not kept:
-        raise ValueError("the network has no linear or convolution layer: there is nothing to prune")
-    last = found[-1][2]
-
-    def off(name: str, module: nn.Module) -> bool:
-        if rules.off_sphere is None:
-            return module is last or _one_channel(module)
-        return any(_fits(name, module, rule) for rule in rules.off_sphere)
-
-    return [Layer(name, weight, sphere and not off(name, module)) for name, weight, module in kept]
-
-
-def _candidates(model: nn.Module) -> list[tuple[str, nn.Parameter, _Prunable]]:
-    """The layers that have a weight to prune, under the weight's name."""
-    seen: set[int] = set()
-    found: list[tuple[str, nn.Parameter, _Prunable]] = []
-    for prefix, module in model.named_modules():
-        if not isinstance(module, _Prunable) or id(module.weight) in seen:
-            continue
-        name = f"{prefix}.weight" if prefix else "weight"
-        if not isinstance(module.weight, nn.Parameter):
-            raise ValueError(f"{name} is computed from other parameters (a parametrization): it cannot be pruned")
-        seen.add(id(module.weight))
-        found.append((name, module.weight, module))
-    return found
+        dense = "; ".join(f"{one.name} stays dense, {_why_dense(one, rules)}" for one in found[:3])
+        raise ValueError(
+            "the network has no linear or convolution layer, nor another weight matrix, that can be pruned: "
+            f"there is nothing to prune{dense and f' ({dense})'}"
+        )
+    last = _last(found, rules)
+    return [
+        Layer(one.name, one.params[0], sphere and not _off_sphere(one, rules, last), one.orientation or STANDARD)
+        for one in kept
+    ]
 
 
-def _fits(name: str, module: nn.Module, rule: Rule) -> bool:
-    return fnmatchcase(name, rule) if isinstance(rule, str) else isinstance(module, rule)
+def left_dense(model: nn.Module, rules: LayerRules = PAPER_RULES) -> list[LeftDense]:
+    """The weight matrices that are not pruned, with the reason and the number of weights of each."""
+    reasons = [(one, _why_dense(one, rules)) for one in weight_matrices(model, rules.prune)]
+    return [LeftDense(one.name, reason, one.size) for one, reason in reasons if reason]
 
 
-def _one_channel(module: nn.Module) -> bool:
-    return not isinstance(module, nn.Linear) and getattr(module, "in_channels", 0) == 1
+def with_last_layer(rules: LayerRules, model: nn.Module, example: Any) -> LayerRules:
+    """The rules with the names of the last layer's weights, where they are asked for and an example tells them."""
+    if rules.last is not None or rules.off_sphere is not None:
+        return rules
+    layers = [one for one in weight_matrices(model, rules.prune) if one.orientation is not None]
+    if len(layers) < 2:  # then there is nothing to ask the network
+        return replace(rules, last=tuple(one.name for one in layers) or None)
+    return replace(rules, last=output_layers(model, layers, example) or None)
+
+
+def _why_dense(one: Matrix, rules: LayerRules) -> str:
+    return one.reason or ("by a rule" if any(one.fits(rule) for rule in rules.dense) else "")
+
+
+def _last(found: list[Matrix], rules: LayerRules) -> set[str]:
+    """The names of the last layer's weights."""
+    if rules.last is not None:
+        return set(rules.last)
+    last = next((one.module for one in reversed(found) if one.is_layer), None)
+    return {one.name for one in found if one.module is last}
+
+
+def _off_sphere(one: Matrix, rules: LayerRules, last: set[str]) -> bool:
+    param, orientation = one.params[0], one.orientation or STANDARD
+    if not param.requires_grad:
+        return True
+    if rules.off_sphere is not None:
+        return any(one.fits(rule) for rule in rules.off_sphere)
+    one_channel = not isinstance(one.module, nn.Linear) and getattr(one.module, "in_channels", 0) == 1
+    return one.name in last or one_channel or orientation.rows(param.detach()).shape[1] == 1
 
 
 def has_normalisation(model: nn.Module) -> bool:

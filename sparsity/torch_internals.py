@@ -5,9 +5,17 @@ from __future__ import annotations
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.optim import Optimizer, optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["GLOBAL_STEP_HOOKS", "BatchNorm", "NormBase", "TorchDispatchMode", "leave_compiler_out", "tree_leaves"]
+__all__ = [
+    "GLOBAL_STEP_HOOKS",
+    "BatchNorm",
+    "NormBase",
+    "TorchDispatchMode",
+    "leave_compiler_out",
+    "tree_leaves",
+    "tree_map",
+]
 
 BatchNorm = _BatchNorm
 """The class of all batch normalisations, which has no public name."""

@@ -14,6 +14,7 @@ from tune_sparsity.sparsity.hoyer import hoyer
 from tune_sparsity.sparsity.layers import Layer
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedSteps
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
+from tune_sparsity.sparsity.orientation import STANDARD
 from tune_sparsity.sparsity.topology.base import LayerView, Topology
 
 _SMALLEST = 2.0**-100  # an active weight ends at least this large: it counts as a weight, and adds nothing
@@ -116,6 +117,7 @@ class SparseTraining:
         self.steps += 1
         if self.steps >= self.total_steps:
             self.project()
+            self._restore_order()
 
     def _follow_schedules(self) -> None:
         factor = self.learning_rate(self.progress)
@@ -158,7 +160,8 @@ class SparseTraining:
         if self.progress >= self.mask_frozen_at:
             self.project()
         elif self.topology.due(self.steps, self.total_steps):
-            masks = self.topology.update([self._view(i) for i in range(len(self.layers))], self.progress)
+            views = [self._view(index) for index in range(len(self.layers))]
+            masks = self._turned_back(self.topology.update(views, self.progress))
             self.grow_rate = _grow_rate(self.masks, masks)
             self._set_masks(masks)
 
@@ -166,10 +169,20 @@ class SparseTraining:
         layer = self.layers[index]
         grad = layer.weight.grad
         gradient = torch.zeros_like(layer.weight) if grad is None else grad.clone()
-        pruned = LayerView(layer.name, self.masks[index], lambda: self._saliency(layer), lambda: gradient, layer.sphere)
+        pruned = LayerView(
+            layer.name,
+            layer.turned(self.masks[index]),
+            lambda: layer.turned(self._saliency(layer)),
+            lambda: layer.turned(gradient),
+            layer.sphere,
+        )
         if self.averages:
-            pruned.momentum = lambda: self.averages[index]
+            pruned.momentum = lambda: layer.turned(self.averages[index])
         return pruned
+
+    def _turned_back(self, masks: Sequence[Tensor]) -> list[Tensor]:
+        """Masks of the shapes (neurons, fan-in...) in the weights' shapes."""
+        return [layer.turned_back(mask) for layer, mask in zip(self.layers, masks, strict=True)]
 
     def _saliency(self, layer: Layer) -> Tensor:
         """log2 of the weight's magnitude in the network, as it would be without a mask where that is known."""
@@ -180,7 +193,7 @@ class SparseTraining:
     @torch.no_grad()
     def _set_masks(self, masks: Sequence[Tensor]) -> None:
         for layer, old, new in zip(self.layers, self.masks, masks, strict=True):
-            if not (self.dense_latent and layer.sphere):
+            if not (layer.sphere and isinstance(self.optimizer, LpSGD)):
                 self._forget_dropped(layer.weight, new)
             old.copy_(new)
         self._give_masks()
@@ -200,9 +213,9 @@ class SparseTraining:
         self._still = [(layer.weight, mask) for layer, mask in pairs if not ((given or spared) and layer.sphere)]
 
     def _forget_dropped(self, weight: Tensor, mask: Tensor) -> None:
-        """What is dropped must not be moved on by its old momentum; v on the sphere is no momentum, and stays."""
-        for key, value in self.optimizer.state[weight].items():
-            if key != "v" and isinstance(value, Tensor) and value.numel() == weight.numel() > 1:
+        """What is dropped must not be moved on by its old momentum. On the sphere LpSGD sees to it."""
+        for value in self.optimizer.state.get(weight, {}).values():  # a frozen weight has none
+            if isinstance(value, Tensor) and value.numel() == weight.numel() > 1:
                 value.mul_(mask.view_as(value))
 
     def _mask_gradients(self) -> None:
@@ -218,8 +231,9 @@ class SparseTraining:
         scores = []
         for layer, mask in zip(self.layers, self.masks, strict=True):
             score = self._saliency(layer).clamp_min(-_AFTER / 2)  # an active weight of 0 too comes before masked ones
-            scores.append(score if self.dense_latent else score - _AFTER * (mask == 0))
-        return keep_largest_magnitude(scores, [layer.sphere for layer in self.layers], self.final_sparsity)
+            scores.append(layer.turned(score if self.dense_latent else score - _AFTER * (mask == 0)))
+        kept = keep_largest_magnitude(scores, [layer.sphere for layer in self.layers], self.final_sparsity)
+        return self._turned_back(kept)
 
     @torch.no_grad()
     def project(self) -> None:
@@ -233,6 +247,13 @@ class SparseTraining:
             smallest = max(_SMALLEST, info.tiny * info.eps)  # of float16, which has no 2^-100
             small = (layer.weight.abs() < smallest) & (mask != 0)
             layer.weight.masked_fill_(small, smallest)
+
+    def _restore_order(self) -> None:
+        """Puts weights back into the usual order of memory, which LpSGD changes where neurons are not the first
+        dimension. A network with the same weights then computes the same, to the last bit."""
+        for layer in self.layers:
+            if layer.sphere and layer.orientation != STANDARD:
+                layer.weight.data = layer.weight.data.contiguous()
 
     @contextmanager
     def projected(self) -> Iterator[None]:
@@ -288,7 +309,7 @@ class SparseTraining:
 
     def hoyer(self) -> float:
         """Mean Hoyer sparsity of the prunable layers' rows, active weights only in the sense that pruned ones are 0."""
-        rows = [hoyer(layer.weight.detach().flatten(1)) for layer in self.layers if layer.weight[0].numel() > 1]
+        rows = [hoyer(rows) for rows in (layer.rows() for layer in self.layers) if rows.shape[1] > 1]
         return float(torch.cat(rows).mean()) if rows else 0.0
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from torch.nn.parameter import UninitializedParameter
 from tune_sparsity.experiments.base import Data, Experiment, Recipe, correct
 from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, warning
 from tune_sparsity.experiments.user_code import described
-from tune_sparsity.sparsity import LayerRules, prunable_layers
+from tune_sparsity.sparsity import LayerRules, left_dense, prunable_layers
 
 _FEW = 4  # examples that the quick checks push through the network
+_NAMED = 3  # weight matrices that stay dense, in a warning
 _FUNCTIONS = ("load", "model", "loss", "metric", "prepare")
 
 
@@ -88,18 +89,25 @@ def builds(subject: Subject) -> Iterator[Problem]:
 
 
 def prunes(subject: Subject) -> Iterator[Problem]:
-    model = subject.model()
+    model, rules = subject.model(), subject.experiment.layers
     try:
-        layers = prunable_layers(model, subject.experiment.layers)
+        layers = prunable_layers(model, rules)
     except ValueError as error:
-        yield Problem(f"{error}; what is pruned are the weights of Linear, Conv1d, Conv2d and Conv3d layers")
+        yield Problem(f"{error}; what is pruned are the weights of linear, convolution, attention and recurrent layers")
         return
     prunable, everything = (
         sum(weight.numel() for weight in weights) for weights in ([one.weight for one in layers], model.parameters())
     )
+    dense = [one for one in left_dense(model, rules) if one.reason != "by a rule"]
+    named = ", ".join(f"{one.name} ({one.reason}, {count(one.size, 'weight')})" for one in dense[:_NAMED])
+    rest = f" and {len(dense) - _NAMED} more" if len(dense) > _NAMED else ""
+    stays = f"these weight matrices stay dense: {named}{rest}" if dense else ""
     if prunable < everything / 2:
         share = prunable / everything
-        yield warning(f"only {share:.0%} of the parameters are prunable weights: the target is a share of these alone")
+        few = f"only {share:.0%} of the parameters are prunable weights: the target is a share of these alone"
+        yield warning(f"{few}; {stays}" if dense else few)
+    elif dense:
+        yield warning(stays)
 
 
 def gives_outputs(subject: Subject) -> Iterator[Problem]:

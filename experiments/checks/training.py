@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, first_difference, same, warning
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.experiments.user_code import described
-from tune_sparsity.sparsity import prunable_layers
+from tune_sparsity.sparsity import prunable_layers, with_last_layer
 
 _LEARNING_STEPS, _LEARNING_BATCH = 15, 16
 
@@ -52,7 +52,8 @@ def gradients(subject: Subject) -> Iterator[Problem]:
         yield Problem(f"a forward pass in training changes {changed}: only the optimizer may, or no mask holds")
         return
     loss.backward()
-    layers = prunable_layers(model, subject.experiment.layers)
+    rules = subject.experiment.layers
+    layers = prunable_layers(model, rules)
     without = [layer.name for layer in layers if layer.weight.grad is None]
     if without and len(without) == len(layers):
         yield Problem("no prunable weight gets a gradient: the network does not use them, or they are frozen")
@@ -64,6 +65,11 @@ def gradients(subject: Subject) -> Iterator[Problem]:
     bad = [layer.name for layer in layers if layer.weight.grad is not None and not layer.weight.grad.isfinite().all()]
     if bad:
         yield Problem(f"the gradient of {bad[0]} is NaN or infinite at the first step")
+    if rules.off_sphere is None and with_last_layer(rules, model, x).last is None:
+        yield warning(
+            "no layer's weights reach the outputs, so that the last layer is the one registered last: give its weights "
+            "in LayerRules(last=...)"
+        )
 
 
 def _outcome(subject: Subject, training: Training) -> tuple[dict[str, Tensor], Tensor]:

@@ -116,8 +116,10 @@ def _ones(layers: list[Layer]) -> list[torch.Tensor]:
     return [torch.ones_like(layer.weight) for layer in layers]
 
 
-def _weights(layers: list[Layer]) -> list[torch.Tensor]:
-    return [layer.weight for layer in layers]
+def _random(layers: list[Layer], s: StaticSettings, generator: Generator) -> list[torch.Tensor]:
+    turned = [layer.turned(layer.weight) for layer in layers]
+    masks = random_masks(turned, s.final_sparsity, s.distribution, generator)
+    return [layer.turned_back(mask) for layer, mask in zip(layers, masks, strict=True)]
 
 
 def dense(
@@ -133,7 +135,7 @@ def static(
 ) -> SparseTraining:
     """A random mask that never changes."""
     layers = prunable_layers(model, rules, sphere=False)
-    masks = random_masks(_weights(layers), s.final_sparsity, s.distribution, generator)
+    masks = _random(layers, s, generator)
     return _training(model, layers, s, StaticMask(), masks, total_steps, sparsity=s.final_sparsity, mask_frozen_at=0.0)
 
 
@@ -170,7 +172,7 @@ def _drop_grow(growth: str, doc: str) -> Callable[..., SparseTraining]:
         rules: LayerRules = PAPER_RULES,
     ) -> SparseTraining:
         layers = prunable_layers(model, rules, sphere=False)
-        masks = random_masks(_weights(layers), s.final_sparsity, s.distribution, generator)
+        masks = _random(layers, s, generator)
         topology = DropGrow(Schedule("cosine", s.drop_fraction, 0.0, 0.0, s.end), growth, s.interval, generator)
         return _training(
             model, layers, s, topology, masks, total_steps, sparsity=s.final_sparsity, mask_frozen_at=s.end

@@ -15,6 +15,7 @@ from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, has_no
 from tune_sparsity.sparsity.masks import random_mask
 from tune_sparsity.sparsity.methods.validation import numbers, whole, within
 from tune_sparsity.sparsity.optim.lpsgd import LR_MAX, LpSGD
+from tune_sparsity.sparsity.orientation import STANDARD, Orientation
 from tune_sparsity.sparsity.schedules import (
     Curve,
     PiecewiseLinear,
@@ -160,20 +161,23 @@ def lpss(
     sparsity: float = 0.9,
     generator: Generator | None = None,
     rules: LayerRules = PAPER_RULES,
+    example: Any = None,
 ) -> SparseTraining:
     """Lp-spherical sparse training with semi-pruning and threshold adaptation (arXiv 2103.16013).
 
     Args:
-        model: any network with linear or convolution layers, on its device. Its prunable weights are put on the
+        model: any network with weight matrices, on its device. Its prunable weights are put on the
             sphere; every neuron gets a learnable gain unless the network has normalisation layers.
         settings: all settings; by default the theory's p for `sparsity`, and the defaults of LpssSettings.
         total_steps: how many times `step()` will be called.
         sparsity: final sparsity in [0, 1), used when no settings are given.
         generator: of the random initial mask; on the CPU. Default: seeded with 0.
         rules: which layers are pruned, and which of them lie on the sphere.
+        example: a batch of inputs, as `prunable_layers` takes it to tell which layer is the last. Without it, that is
+            the layer that was registered last.
     """
     s = settings or LpssSettings(sparsity, suggest_p(sparsity))
-    layers = prunable_layers(model, rules)
+    layers = prunable_layers(model, rules, example=example)
     initial = min(s.initial_sparsity, s.final_sparsity)
     return SparseTraining(
         model,
@@ -194,8 +198,8 @@ def _threshold(s: LpssSettings) -> Schedule:
 
 
 def _sphere_optimizer(model: nn.Module, layers: list[Layer], s: LpssSettings) -> LpSGD:
-    sphere = [(layer.name, layer.weight) for layer in layers if layer.sphere]
-    ids = {id(weight) for _, weight in sphere}
+    sphere = [layer for layer in layers if layer.sphere]
+    ids = {id(layer.weight) for layer in sphere}
     named = model.named_parameters()
     ordinary = [(name, param) for name, param in named if param.requires_grad and id(param) not in ids]
     gain = not has_normalisation(model)
@@ -203,11 +207,22 @@ def _sphere_optimizer(model: nn.Module, layers: list[Layer], s: LpssSettings) ->
     early = s.early_layers if s.p_early is not None else 0
     on_sphere = {"lr": s.sphere_lr, "gain": gain, "gain_lr": s.lr, "weight_decay": s.weight_decay if gain else 0.0}
     groups: list[dict[str, Any]] = [
-        {"params": sphere[:early], "p": s.p_early, **on_sphere},
-        {"params": sphere[early:], "p": p, "p_moves": True, **on_sphere},
+        *_by_orientation(sphere[:early], p=s.p_early, **on_sphere),
+        *_by_orientation(sphere[early:], p=p, p_moves=True, **on_sphere),
         {"params": ordinary, "lr": s.lr, "weight_decay": s.weight_decay},
     ]
     return LpSGD([group for group in groups if group["params"]], momentum=s.momentum)
+
+
+def _by_orientation(layers: list[Layer], **settings: Any) -> list[dict[str, Any]]:
+    """A group of the optimizer for each orientation that there is."""
+    groups = dict[Orientation, list[tuple[str, nn.Parameter]]]()
+    for layer in layers:
+        groups.setdefault(layer.orientation, []).append((layer.name, layer.weight))
+    return [
+        {"params": members, "orientation": None if one == STANDARD else tuple(one), **settings}
+        for one, members in groups.items()
+    ]
 
 
 def _learning_rate(s: LpssSettings) -> Callable[[float], float]:
@@ -231,4 +246,7 @@ def _feedback(s: LpssSettings, rising: Schedule) -> Feedback:
 
 
 def _random_masks(layers: list[Layer], sparsity: float, generator: Generator) -> list[torch.Tensor]:
-    return [random_mask(layer.weight.shape, sparsity, generator, layer.weight.dtype) for layer in layers]
+    return [
+        layer.turned_back(random_mask(layer.turned(layer.weight).shape, sparsity, generator, layer.weight.dtype))
+        for layer in layers
+    ]

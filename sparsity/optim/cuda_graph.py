@@ -18,7 +18,7 @@ from torch import Tensor
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 
 _MOVING = ("lr", "gain_lr")  # what the schedules change in an optimizer's groups, and what nothing changes:
-_KEPT = ("momentum", "nesterov", "weight_decay", "gain", "dampening", "maximize")
+_KEPT = ("momentum", "nesterov", "weight_decay", "gain", "orientation", "dampening", "maximize")
 _BEFORE = 2  # calls that are not recorded: libraries make ready in them what may not be made within a recording
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tune_sparsity.sparsity.optim.row_ops import Layout, Rows, descend, inverse_norms, row_dot, times_own_power
+from tune_sparsity.sparsity.orientation import STANDARD, Orientation
 from tune_sparsity.sparsity.sphere import dual_exponent
 
 _NO_NORM = 1e-30  # a smaller sum of |v|^q is that of a row that came onto the sphere as zeros: it has no norm yet
@@ -35,6 +36,7 @@ class ForeachStep:
         foreach: whether gradients and parameters too are gathered and scattered as one. None: on a GPU, where
             a kernel's start costs more than the copy; on a CPU it is the other way round.
         owned: what an earlier block of the same parameters made of the states, by key, to go on in.
+        orientation: how the parameters are seen as rows.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class ForeachStep:
         masks: Sequence[Tensor] | None = None,
         foreach: bool | None = None,
         owned: dict[str, Rows] | None = None,
+        orientation: Orientation = STANDARD,
     ) -> None:
+        self._orientation = orientation
         order = sorted(range(len(params)), key=lambda i: states[i]["v"].shape[1])
         self._params, self._states = [params[i] for i in order], [states[i] for i in order]
         self._masks = None if masks is None else [masks[i] for i in order]
@@ -115,8 +119,9 @@ class ForeachStep:
         """Gradients or parameters as matrices."""
         if self._gathers:
             dtype = self._states[0]["v"].dtype
-            return self._layout.entries(torch.cat([one.detach().flatten().to(dtype) for one in tensors])).runs
-        return [one.detach().flatten(1) for one in tensors]
+            flat = [self._orientation.turned(one.detach()).flatten().to(dtype) for one in tensors]
+            return self._layout.entries(torch.cat(flat)).runs
+        return [self._orientation.rows(one.detach()) for one in tensors]
 
     def _gain_gradients(self, grads: Sequence[Tensor], weight_decay: float) -> None:
         """The gain's gradient is <dL/dparameter, w>, and the parameter holds gain * w (masked where it is masked)."""
@@ -158,13 +163,14 @@ class ForeachStep:
         if self._gathers:
             for rows, scale, out in zip(unscaled.runs, self._rates.runs, self._a.runs, strict=True):
                 torch.mul(rows, scale, out=out)
-            ends = [end.view_as(param) for end, param in zip(self._a.parts, self._params, strict=True)]
+            pairs = zip(self._a.parts, self._params, strict=True)
+            ends = [self._orientation.turned_back(end, param.shape) for end, param in pairs]
             torch._foreach_copy_([param.detach() for param in self._params], ends)
             return
         for param, rows, scale, spare in zip(
             self._params, unscaled.parts, self._rates.parts, self._a.parts, strict=True
         ):
-            if param.is_contiguous():
+            if param.is_contiguous() and self._orientation == STANDARD:
                 torch.mul(rows, scale, out=param.detach().flatten(1))
             else:
-                param.copy_(torch.mul(rows, scale, out=spare).view_as(param))
+                param.copy_(self._orientation.turned_back(torch.mul(rows, scale, out=spare), param.shape))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tune_sparsity.sparsity.optim.foreach import State
+from tune_sparsity.sparsity.orientation import STANDARD, Orientation
 from tune_sparsity.sparsity.sphere import dual_exponent
 
 try:
@@ -51,15 +52,17 @@ class FusedStep:
         state: the optimizer's state of it: "v" (rows, fan-in), and "gain" (rows, 1) if it has one.
         mask: in its shape, or None: the gradients of masked weights count as zero, and the parameter and its momentum
             hold zeros there.
+        orientation: how the parameter is seen as rows. Where that is no view of it, rows are copied to and fro.
     """
 
-    def __init__(self, param: Tensor, state: State, mask: Tensor | None) -> None:
-        self.param, self._state, self._mask = param, state, None if mask is None else mask.to(param.dtype).contiguous()
+    def __init__(self, param: Tensor, state: State, mask: Tensor | None, orientation: Orientation = STANDARD) -> None:
+        self.param, self._state, self._orientation = param, state, orientation
+        self._mask = None if mask is None else self._matrix(mask.to(param.dtype))
         self._rows, self._fan_in = state["v"].shape
         self._places = self._starts = None
         self._q: float | None = None  # of which "latent" is; None: of that which comes first
         if self._mask is not None and self._mask.count_nonzero() <= _FEW * param.numel():
-            rows, columns = self._mask.flatten(1).nonzero().unbind(1)
+            rows, columns = self._mask.nonzero().unbind(1)
             self._places = columns.to(torch.int32)
             self._starts = torch.zeros(self._rows + 1, dtype=torch.int64)
             torch.cumsum(torch.bincount(rows, minlength=self._rows), 0, out=self._starts[1:])
@@ -69,13 +72,14 @@ class FusedStep:
         """One step with the settings of `group`. Where the gradient is NaN or infinite the parameter is returned, and
         nothing is changed; else None. (Where momentum overflows it is returned too, and rows may have been stepped.)"""
         state, q, momentum = self._state, float(dual_exponent(group["p"])), group["momentum"]
-        grad = _gradient(self.param)
+        assert self.param.grad is not None
+        grad, rows = self._matrix(self.param.grad), self._matrix(self.param)
         self._follow_latent(q)
         done = kernel.step(
             self._rows,
             self._fan_in,
             grad.data_ptr(),
-            self.param.data_ptr(),
+            rows.data_ptr(),
             self._at("v"),
             self._momentum("momentum_buffer", "v") if momentum else 0,
             self._at("gain") if group["gain"] else 0,
@@ -92,7 +96,13 @@ class FusedStep:
             group["weight_decay"],
             group["gain_lr"],
         )
+        if rows.data_ptr() != self.param.data_ptr():
+            self.param.copy_(self._orientation.turned_back(rows, self.param.shape))
         return None if done else self.param
+
+    def _matrix(self, x: Tensor) -> Tensor:
+        """What has the parameter's shape as rows, one after another in memory."""
+        return self._orientation.rows(x).contiguous()
 
     def _at(self, key: str) -> int:
         """The address of a state, which others may have replaced."""

@@ -17,6 +17,7 @@ from tune_sparsity.sparsity.optim import fused
 from tune_sparsity.sparsity.optim.foreach import ForeachStep
 from tune_sparsity.sparsity.optim.fused import FusedStep
 from tune_sparsity.sparsity.optim.row_ops import Rows, descend
+from tune_sparsity.sparsity.orientation import STANDARD, Orientation
 from tune_sparsity.sparsity.sphere import check_p, from_dual, project, row_norm, to_dual
 from tune_sparsity.sparsity.torch_internals import GLOBAL_STEP_HOOKS
 
@@ -29,8 +30,9 @@ class LpSGD(torch.optim.Optimizer):
     """SGD with (Nesterov) momentum on the unit Lp sphere (arXiv 2103.16013).
 
     Groups with an exponent `p` are sphere groups: the rows of each parameter (first dimension = output neurons, the
-    rest flattened = fan-in) satisfy ||w||_p = 1 over all their entries, pruned ones included, because a semi-pruned
-    weight lives on in v. With d the gradient after momentum and q = p/(p-1) one step is::
+    rest flattened = fan-in, unless an orientation says otherwise) satisfy ||w||_p = 1 over all their entries, pruned
+    ones included, because a semi-pruned weight lives on in v. With d the gradient after momentum and q = p/(p-1) one
+    step is::
 
         v <- (1 - lr) v - lr d/||d||_q;   v <- v/||v||_q;   w <- sign(v)|v|^(1/(p-1));   parameter <- gain * w
 
@@ -50,6 +52,9 @@ class LpSGD(torch.optim.Optimizer):
         gain_lr: learning rate of the gains.
         foreach: sphere groups only: whether gradients are gathered and parameters scattered as one. None for the usual
             choice: on a GPU, where it makes few kernels of many layers; not on a CPU.
+        orientation: sphere groups only: (fan-in dimensions, groups), as `Orientation` has them, for parameters whose
+            neurons are not their first dimension; their memory is then put in the order of their rows, where one is.
+            None for those of nn.Linear and nn.Conv2d.
 
     Raises:
         ValueError: for a value outside its range, or a sphere parameter with fewer than 2 dimensions.
@@ -67,6 +72,7 @@ class LpSGD(torch.optim.Optimizer):
         gain: bool = False,
         gain_lr: float = 0.1,
         foreach: bool | None = None,
+        orientation: tuple[tuple[int, ...], int] | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -77,6 +83,7 @@ class LpSGD(torch.optim.Optimizer):
             "gain": gain,
             "gain_lr": gain_lr,
             "foreach": foreach,
+            "orientation": orientation,
         }
         self._masks: dict[Tensor, Tensor] = {}
         self._forget_blocks()
@@ -97,6 +104,7 @@ class LpSGD(torch.optim.Optimizer):
         super().__setstate__({"_masks": self.__dict__.get("_masks", {}), **state})
         for group in self.param_groups:
             group.setdefault("foreach", None)
+            group.setdefault("orientation", None)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group as torch does, checked, and puts the rows of a sphere group onto the sphere at once."""
@@ -113,15 +121,18 @@ class LpSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _enter_sphere(self, param: Tensor, group: dict[str, Any]) -> None:
-        rows = param.detach().float().flatten(1) if param.dtype != torch.float64 else param.detach().flatten(1)
-        w = project(rows, group["p"])
+        orientation = _orientation(group)
+        rows = orientation.rows(param.detach()).contiguous()
+        w = project(rows if param.dtype == torch.float64 else rows.float(), group["p"])
         state = self.state[param]
         state["v"] = to_dual(w, group["p"])
         if group["gain"]:
             norm = row_norm(w, 2.0)
             state["gain"] = 2**0.5 / torch.where(norm > 0, norm, torch.ones_like(norm))
             w = w * state["gain"]
-        param.copy_(w.view_as(param))
+        if orientation != STANDARD:  # so that its rows are a view, and no step copies them: with groups there is none
+            param.data = orientation.turned_back(torch.empty_like(w, dtype=param.dtype), param.shape)
+        param.copy_(orientation.turned_back(w, param.shape))
 
     def sphere_weights(self, param: Tensor) -> Tensor:
         """w of a sphere parameter, shape (rows, fan-in): without gain, and before any mask."""
@@ -143,7 +154,7 @@ class LpSGD(torch.optim.Optimizer):
             param.mul_(mask)
             states[param].pop("latent", None)
             if "momentum_buffer" in states[param]:
-                states[param]["momentum_buffer"].mul_(mask.flatten(1))
+                states[param]["momentum_buffer"].mul_(_orientation(self._group_of(param)).rows(mask))
         if not (
             self._stay(masks) and all(isinstance(block, ForeachStep) for _, of in self._blocks.values() for block in of)
         ):
@@ -164,11 +175,11 @@ class LpSGD(torch.optim.Optimizer):
     def log_magnitude(self, param: Tensor) -> Tensor:
         """log2(gain |w|) of a sphere parameter, in its shape: comparable across rows and layers, and free of the
         underflow of |v|^(1/(p-1))."""
-        p, state = self._group_of(param)["p"], self.state[param]
-        log_w = state["v"].abs().log2() / (p - 1)
+        group, state = self._group_of(param), self.state[param]
+        log_w = state["v"].abs().log2() / (group["p"] - 1)
         if "gain" in state:
             log_w = log_w + state["gain"].log2()
-        return log_w.view_as(param)
+        return _orientation(group).turned_back(log_w, param.shape)
 
     def _group_of(self, param: Tensor) -> dict[str, Any]:
         for group in self.param_groups:
@@ -266,22 +277,23 @@ class LpSGD(torch.optim.Optimizer):
         known, blocks = self._blocks.get(id(group), ([], []))
         if len(known) == len(params) and all(a is b for a, b in zip(known, params, strict=True)):
             return blocks
-        blocks, alike = [], dict[Any, list[Tensor]]()
+        blocks, alike, orientation = [], dict[Any, list[Tensor]](), _orientation(group)
         for param in params:
             v, mask = self.state[param]["v"], self._masks.get(param)
-            if fused.fits(param) and fused.fits(v) and not group["foreach"]:
-                blocks.append(FusedStep(param, self.state[param], mask))
+            rows = param if orientation == STANDARD else orientation.rows(param)
+            if fused.fits(rows) and fused.fits(v) and not group["foreach"]:
+                blocks.append(FusedStep(param, self.state[param], mask, orientation))
             else:
                 alike.setdefault((v.device, v.dtype, mask is not None), []).append(param)
-        blocks += [self._block_of(members, group["foreach"]) for members in alike.values()]
+        blocks += [self._block_of(members, group["foreach"], orientation) for members in alike.values()]
         self._blocks[id(group)] = params, blocks
         self.arrangement += 1
         return blocks
 
-    def _block_of(self, members: list[Tensor], foreach: bool | None) -> ForeachStep:
+    def _block_of(self, members: list[Tensor], foreach: bool | None, orientation: Orientation) -> ForeachStep:
         masks = [self._masks[param] for param in members] if members[0] in self._masks else None
         memory = self._memory.setdefault(tuple(id(param) for param in members), {})
-        return ForeachStep(members, [self.state[param] for param in members], masks, foreach, memory)
+        return ForeachStep(members, [self.state[param] for param in members], masks, foreach, memory, orientation)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but state keeps its own dtype, where torch would cast v to that of a half-precision parameter,
@@ -293,6 +305,10 @@ class LpSGD(torch.optim.Optimizer):
             for key, value in saved.items():
                 if isinstance(value, Tensor):
                     state[key] = value.to(state[key].device, copy=True)
+
+
+def _orientation(group: Mapping[str, Any]) -> Orientation:
+    return STANDARD if group["orientation"] is None else Orientation(*group["orientation"])
 
 
 def _check_group(group: dict[str, Any]) -> None:
@@ -311,6 +327,9 @@ def _check_group(group: dict[str, Any]) -> None:
         raise ValueError("weight_decay has no meaning on a sphere without gains, every row having norm 1: set it to 0")
     if sphere and any(param.dim() < 2 for param in group["params"]):
         raise ValueError("a sphere parameter needs at least 2 dimensions: its rows are the neurons' fan-in weights")
+    for param in group["params"] if sphere else ():
+        if not _orientation(group).suits(param.shape):
+            raise ValueError(f"orientation {group['orientation']} is not one of a parameter of {tuple(param.shape)}")
 
 
 def _name(param: Tensor, group: dict[str, Any]) -> str:

@@ -19,7 +19,8 @@ from tune_sparsity.sparsity.schedules import Schedule
 @dataclass
 class LayerView:
     """One prunable layer at an update: its mask, the saliency of every weight (log2 of its magnitude, masked ones
-    included where they live on) and the dense gradient, all in the weight's shape; whether it lies on the sphere."""
+    included where they live on) and the dense gradient, all in the shape (neurons, fan-in...); whether it lies on the
+    sphere."""
 
     name: str
     mask: Tensor
@@ -36,8 +37,8 @@ class Topology(Protocol):
         """Whether the masks are to change at this step of `total`."""
 
     def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:
-        """The new masks, in the order of the layers. One that drops by a threshold keeps it as `applied`: a multiple of
-        the neuron's mean magnitude."""
+        """The new masks, in the order and shapes of the layers. One that drops by a threshold keeps it as `applied`: a
+        multiple of the neuron's mean magnitude."""
 
     def state_dict(self) -> dict[str, Any]: ...
 

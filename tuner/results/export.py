@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune_sparsity.tuner.errors import UsageError
+from tune_sparsity.tuner.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -152,7 +152,10 @@ def _reader(network: Network, kind: str, path: Path) -> Callable[[Tensor], Tenso
     from tune_sparsity.tuner.results import export_formats as formats
 
     if kind == "onnx":
-        return formats.onnx_function(path)
+        try:
+            return formats.onnx_function(path)
+        except Exception as error:  # onnxruntime's, of an LSTM with projections
+            raise ExportFailed(f"onnxruntime cannot read the file that torch has written: {one_line(error)}") from error
     tensors = {
         "safetensors": lambda: load_file(path),
         "torch": lambda: torch.load(path, weights_only=True),

@@ -100,8 +100,8 @@ def sparse_copy(model: nn.Module, prunable: set[str]) -> tuple[nn.Module, int]:
     model = copy.deepcopy(model)
     made = 0
     for name in sorted(prunable):
-        path = name.removesuffix("weight").removesuffix(".")
-        layer = _sparse_layer(model.get_submodule(path))
+        path, _, attribute = name.rpartition(".")
+        layer = _sparse_layer(model.get_submodule(path)) if attribute == "weight" else None
         if layer is None:
             continue
         made += 1

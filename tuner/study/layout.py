@@ -15,6 +15,7 @@ PARETO_HTML = "pareto.html"
 PICTURES_HTML = "pictures.html"
 WEIGHTS = ".weights"  # the one hidden folder that belongs to a study: the networks that would be reported
 MODEL, DESCRIPTION = "model.safetensors", "model.json"
+ORIENTATIONS = "orientations"  # in the metadata of a network's file: as sparsity.orientation has them, in JSON
 
 
 def weights_file(folder: Path, number: int) -> Path:

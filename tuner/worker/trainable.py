@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import warnings
@@ -19,11 +20,12 @@ from torch import Tensor
 
 from tune_sparsity.experiments import Data, Experiment, Split, Training
 from tune_sparsity.experiments.training import NotFinite
+from tune_sparsity.sparsity.orientation import STANDARD
 from tune_sparsity.sparsity.torch_internals import leave_compiler_out
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.storage.places import Place
 from tune_sparsity.tuner.storage.s3 import StoreError
-from tune_sparsity.tuner.study.layout import weights_file
+from tune_sparsity.tuner.study.layout import ORIENTATIONS, weights_file
 from tune_sparsity.tuner.study.trial import Epoch
 from tune_sparsity.tuner.system import files
 from tune_sparsity.tuner.worker import checkpoints
@@ -246,12 +248,14 @@ def save_weights(training: Training, path: Path) -> None:
 
 
 def packed_weights(training: Training) -> bytes:
-    """The network's tensors and, under NAME.mask, its masks, in the safetensors format."""
+    """The network's tensors and, under NAME.mask, its masks, in the safetensors format. Its metadata have the
+    orientations of weights whose neurons are not their first dimension."""
     tensors: dict[str, Tensor] = {
         # Copies: networks may share tensors, and safetensors refuses those.
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in training.model.state_dict().items()
     }
     for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True):
-        tensors[f"{layer.name}.mask"] = mask.cpu().bool()
-    return save(tensors)
+        tensors[f"{layer.name}.mask"] = mask.cpu().bool().contiguous()
+    turned = {layer.name: layer.orientation for layer in training.sparse.layers if layer.orientation != STANDARD}
+    return save(tensors, {ORIENTATIONS: json.dumps(turned)} if turned else None)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import attrgetter
+
 import pytest
 import torch
 from torch import nn
 
 from tests.helpers.problems import mlp
 from tune_sparsity.sparsity import METHODS, LayerRules
-from tune_sparsity.sparsity.layers import has_normalisation, prunable_layers
+from tune_sparsity.sparsity.layers import has_normalisation, left_dense, prunable_layers
 
 
 def on_sphere(model: nn.Module) -> dict[str, bool]:
@@ -68,10 +71,99 @@ def test_networks_without_weights_are_refused() -> None:
         prunable_layers(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3)))
 
 
-def test_computed_weights_are_refused_by_name() -> None:
-    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
-    with pytest.raises(ValueError, match=r"0\.weight is computed"):
-        prunable_layers(model)
+class Halved(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight / 2
+
+
+COMPUTED = {
+    "weight_norm": nn.utils.parametrizations.weight_norm,
+    "weight_norm of old": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "spectral_norm of old": nn.utils.spectral_norm,
+    "orthogonal": nn.utils.parametrizations.orthogonal,
+    "a user's": lambda layer: nn.utils.parametrize.register_parametrization(layer, "weight", Halved()) or layer,
+}
+
+
+@pytest.mark.parametrize("computed", COMPUTED.values(), ids=list(COMPUTED))
+def test_computed_weights_stay_dense_and_say_so(computed: Callable[[nn.Module], nn.Module]) -> None:
+    model = nn.Sequential(computed(nn.Linear(5, 4)), nn.Linear(4, 4), nn.Linear(4, 2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert on_sphere(model) == {"1.weight": True, "2.weight": False}
+    assert left_dense(model) == [("0.weight", "computed from others", 20)]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for rules in (LayerRules(dense=("0.weight",)), LayerRules(off_sphere=("0.*", "2.*"))):
+        assert [layer.name for layer in prunable_layers(model, rules)] == ["1.weight", "2.weight"]
+    for layer in (model[0], computed(nn.Linear(4, 2))):  # the last layer is the last one, and others stay on the sphere
+        assert on_sphere(nn.Sequential(nn.Linear(3, 4), layer)) == {"0.weight": True}
+
+
+def test_what_a_weight_is_computed_from_can_be_named() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 4)), nn.Linear(4, 2))
+    name = "0.parametrizations.weight.original1"
+    assert list(map(attrgetter("name"), prunable_layers(model, LayerRules(prune={name: 1})))) == [name, "1.weight"]
+    assert left_dense(model, LayerRules(prune={name: 1})) == []
+    backwards = nn.Sequential(nn.Linear(2, 5), model[0])
+    name = name.replace("0", "1", 1)
+    for example in (None, torch.ones(3, 2)):
+        layers = prunable_layers(backwards, LayerRules(prune={name: 1}), example=example)
+        assert [(layer.name, layer.sphere) for layer in layers] == [("0.weight", True), (name, False)]
+    with pytest.raises(ValueError, match=r"^prune: no parameter .* fits '0\.weight': there are 0\.weight, 1\.weight$"):
+        prunable_layers(model, LayerRules(prune={"0.weight": 1}))
+
+
+def test_frozen_weights_stay_dense_unless_they_are_named() -> None:
+    model = perceptron()
+    model[0].weight.requires_grad_(False)
+    assert left_dense(model) == [("0.weight", "frozen", 20)]
+    assert on_sphere(model) == {"2.weight": True, "4.weight": False}
+    named = prunable_layers(model, LayerRules(prune={"0.weight": 1}))
+    assert [(layer.name, layer.sphere) for layer in named] == [
+        ("0.weight", False),  # what is not trained cannot be put onto the sphere: it would compute something else
+        ("2.weight", True),
+        ("4.weight", False),
+    ]
+
+
+def test_a_network_of_parameters_alone() -> None:
+    model = nn.ParameterDict({"mine": torch.ones(4, 3)})
+    (layer,) = prunable_layers(model, LayerRules(prune={"mine": 0}))
+    assert (layer.name, layer.sphere, layer.rows().shape) == ("mine", True, (3, 4))
+
+
+def test_embeddings_and_parameters_are_pruned_when_they_are_named() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 6), nn.Linear(6, 2))
+    model.mine = nn.Parameter(torch.ones(3, 5, 7))
+    assert left_dense(model) == [("mine", "of no layer that is known", 105), ("0.weight", "an embedding", 36)]
+    rules = LayerRules(prune={nn.Embedding: 0, "mi*": (1, -1)})
+    layers = {layer.name: layer for layer in prunable_layers(model, rules)}
+    assert list(layers) == ["mine", "0.weight", "1.weight", "2.weight"]
+    assert [tuple(layer.rows().shape) for layer in layers.values()] == [(3, 35), (4, 9), (6, 4), (2, 6)]
+    assert [layer.sphere for layer in layers.values()] == [True, True, True, False]
+    assert left_dense(model, rules) == []
+
+
+@pytest.mark.parametrize("fan_in", [(), 2, -3, (0, 1), (0, 5)])
+def test_dimensions_that_a_weight_has_not_are_refused(fan_in: int | tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 6))
+    with pytest.raises(ValueError, match=r"^prune: 0\.weight has the shape \(9, 4\): fan-in dimensions .* of 2: give "):
+        prunable_layers(model, LayerRules(prune={"0.weight": fan_in}))
+
+
+def test_a_tied_weight_is_its_layers() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9))
+    model[2].weight = model[0].weight
+    assert on_sphere(model) == {"1.weight": True, "2.weight": False}
+    assert left_dense(model) == []
+
+
+def test_neurons_with_one_weight_stay_off_the_sphere() -> None:
+    assert on_sphere(nn.Sequential(nn.Linear(1, 8), nn.Linear(8, 8), nn.Linear(8, 2))) == {
+        "0.weight": False,
+        "1.weight": True,
+        "2.weight": False,
+    }
 
 
 @pytest.mark.parametrize(

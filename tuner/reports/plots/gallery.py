@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,21 +43,32 @@ def pictured(title: str, goal: Goal, records: Sequence[TrialRecord], folder: Pat
 
 
 def best_weights(folder: Path, best: TrialRecord | None) -> dict[str, np.ndarray]:
-    """The prunable weights of the study's best network: while the study runs from where the trial left it; none where
-    there is no such network."""
-    from safetensors.numpy import load_file
+    """The prunable weights of the study's best network, neurons first: while the study runs from where the trial left
+    it; none where there is no such network."""
+    from safetensors import safe_open
 
     from tune_sparsity.tuner.results.networks import mask_names
-    from tune_sparsity.tuner.study.layout import MODEL
+    from tune_sparsity.tuner.study.layout import MODEL, ORIENTATIONS
 
     if best is None:
         return {}
     left = folder / ".weights" / f"{best.number}.safetensors"
     try:
-        stored = load_file(left if left.exists() else folder / "best" / MODEL)
+        with safe_open(left if left.exists() else folder / "best" / MODEL, "numpy") as file:
+            names = sorted(mask_names(dict.fromkeys(file.keys())), key=_natural)
+            weights = {name: file.get_tensor(name) for name in names}
+            turned = json.loads((file.metadata() or {}).get(ORIENTATIONS, "{}"))
     except OSError:
         return {}
-    return {name: stored[name] for name in sorted(mask_names(stored), key=_natural)}
+    return weights | {name: _turned(weights[name], *orientation) for name, orientation in turned.items()}
+
+
+def _turned(weight: np.ndarray, fan_in: list[int], groups: int) -> np.ndarray:
+    import torch
+
+    from tune_sparsity.sparsity import Orientation
+
+    return Orientation(tuple(fan_in), groups).turned(torch.from_numpy(weight)).numpy()
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tune_sparsity.experiments import Data, Experiment, Recipe, Split, find
 from tune_sparsity.experiments.checks import CHECKS, Finding, Level, assert_sound, first_fault, inspect
@@ -218,7 +219,7 @@ BROKEN: dict[str, tuple[Experiment, str, str]] = {
     "a loss with weights on the CPU": (
         replace(SOUND, loss=partial(F.cross_entropy, weight=torch.ones(3))), "devices", "loss would mix"
     ),
-    "all frozen": (replace(SOUND, model=frozen(0, 4)), "gradients", "no prunable weight"),
+    "all frozen": (replace(SOUND, model=frozen(0, 4)), "prunable", "0.weight stays dense, frozen"),
     "a last batch of one": (replace(SOUND, recipe=Recipe(2, 59)), "steps", "has 1 example (60 examples by 59)"),
     "training raises": (with_forward(lambda m, x: raises() if m.training and m.calls else counts_calls(m, x)), "steps",
                         "broken on purpose"),
@@ -254,7 +255,12 @@ SUSPECT: dict[str, tuple[Experiment, str, str]] = {
         with_data(**{name: one_in_thirty(name) for name in ("train", "val", "test")}), "classes", "balanced"
     ),
     "the same weights always": (replace(SOUND, model=constant), "seeds", "every seed"),
-    "partly frozen": (replace(SOUND, model=frozen(0)), "gradients", "0.weight"),
+    "partly frozen": (replace(SOUND, model=frozen(0)), "prunable", "0.weight (frozen, "),
+    "a last layer that hides": (
+        with_forward(lambda m, x: checkpoint(m.net, x.clone().requires_grad_(), use_reentrant=True)),
+        "gradients", "registered last",
+    ),
+    "a layer that is not used": (with_forward(lambda m, x: m.net[4](x.repeat(1, 2))), "gradients", "net.0.weight"),
     "nothing to learn": (replace(SOUND, loss=lambda o, t: F.cross_entropy(o * 0, t)), "learning", "did not fall"),
 }  # fmt: skip
 

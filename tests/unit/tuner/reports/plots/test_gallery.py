@@ -17,10 +17,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from tests.helpers.in_process import NoTracker, run_in_process
+from tests.helpers.layers import Conv1D
+from tune_sparsity.sparsity import lpss
 from tune_sparsity.tuner.driver import live_plots
 from tune_sparsity.tuner.driver.live_plots import LivePictures
 from tune_sparsity.tuner.reports.page import page
@@ -41,6 +45,7 @@ from tune_sparsity.tuner.study.epochs import read_epochs
 from tune_sparsity.tuner.study.goal import Goal, along_front, at_targets
 from tune_sparsity.tuner.study.layout import EPOCHS_CSV
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
+from tune_sparsity.tuner.worker.trainable import packed_weights
 
 GOAL = at_targets(0.8)
 
@@ -241,6 +246,23 @@ def test_layers_come_in_the_networks_order(tmp_path: Path) -> None:
     )
     assert list(best_weights(tmp_path, trial(0, 0.9))) == names
     assert best_weights(tmp_path, None) == {}
+
+
+def test_neurons_come_first_in_a_weight_that_has_them_last(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Conv1D(4, 6), nn.Unflatten(1, (4, 1)), nn.ConvTranspose1d(4, 6, 3, groups=2), nn.Flatten())
+    sparse = lpss(model.append(nn.Linear(18, 2)), total_steps=1, sparsity=0.5)
+    (tmp_path / "best").mkdir()
+    content = packed_weights(SimpleNamespace(model=model, sparse=sparse))  # type: ignore[arg-type]
+    (tmp_path / "best/model.safetensors").write_bytes(content)
+    weights = best_weights(tmp_path, trial(0, 0.9))
+    assert {name: weight.shape for name, weight in weights.items()} == {
+        "0.weight": (4, 6),
+        "2.weight": (6, 2, 3),
+        "4.weight": (2, 18),
+    }
+    for layer in sparse.layers:
+        assert np.array_equal(weights[layer.name].reshape(len(weights[layer.name]), -1), layer.rows().numpy())
 
 
 def test_hoyer_sparsity_is_shown_over_p_beside_what_theory_expects() -> None:

@@ -1,0 +1,97 @@
+"""How much of torchvision's networks is prunable.
+
+    python -m benchmarks.coverage [--write docs/layers.md]
+
+For each network of the classification, segmentation and video families: its weight matrices, the share of their weights
+that is prunable, and what stays dense. The networks are built without memory for their weights. Prints a table in
+Markdown; `--write` puts it into a file, in the place of the table there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torchvision
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torchvision.models import get_model, list_models
+
+from tune_sparsity.sparsity import left_dense, prunable_layers
+
+FAMILIES = {
+    "classification": torchvision.models,
+    "segmentation": torchvision.models.segmentation,
+    "video": torchvision.models.video,
+}
+_HEADER = ["| network | matrices | weights in them | prunable | stay dense |", "| --- | --- | --- | --- | --- |"]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """A network's weight matrices. `dense`: how many of each kind stay dense, by name and reason."""
+
+    name: str
+    matrices: int
+    weights: int
+    prunable: int
+    dense: dict[str, int]
+
+    @property
+    def share(self) -> float:
+        return self.prunable / self.weights
+
+    def row(self) -> str:
+        dense = "; ".join(f"{count} x {what}" for what, count in self.dense.items())
+        return f"| {self.name} | {self.matrices} | {self.weights:,} | {self.share:.2%} | {dense} |"
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Within it parameters have shapes and no values."""
+    hook = register_module_parameter_registration_hook(
+        lambda module, name, param: nn.Parameter(param.detach().to("meta"), param.requires_grad)
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def networks() -> list[str]:
+    return [name for family in FAMILIES.values() for name in list_models(module=family)]
+
+
+def coverage(name: str) -> Coverage:
+    options = {"weights_backbone": None} if name in list_models(module=FAMILIES["segmentation"]) else {}
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False  # their own drawing of weights takes a minute
+    with without_memory():
+        model = get_model(name, weights=None, **options)
+    layers, left = prunable_layers(model), left_dense(model)
+    kinds = Counter(f"{one.name.rpartition('.')[2]} ({one.reason})" for one in left)
+    prunable = sum(layer.weight.numel() for layer in layers)
+    weights = prunable + sum(one.size for one in left)
+    return Coverage(name, len(layers) + len(left), weights, prunable, dict(kinds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", type=Path, help="a file whose table is replaced")
+    options = parser.parse_args()
+    rows = [*_HEADER, *(coverage(name).row() for name in networks())]
+    if options.write is None:
+        print("\n".join(rows))
+        return
+    before, found, _ = options.write.read_text().partition(_HEADER[0])
+    if not found:
+        parser.error(f"{options.write} has no such table: {_HEADER[0]}")
+    options.write.write_text("\n".join([before.rstrip("\n"), "", *rows]) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The weight matrices of a network: where they are, how they are oriented, and which of them stay dense, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tune_sparsity.sparsity.orientation import STANDARD, Orientation, oriented
+
+Rule = str | type[nn.Module]
+"""Which layers: a pattern, as for file names, of the weight's name ("features.*"), or a kind of layer (nn.Conv2d)."""
+
+FanIn = int | tuple[int, ...]
+"""The dimensions of a parameter that are its neurons' fan-in."""
+
+_STANDARD = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight matrix.
+
+    Attributes:
+        name: in the network's state_dict; of a weight that is computed, where its layer has it.
+        module: the module that has it.
+        params: the parameters that it is made of: one, but for a weight that is computed, or of which a rule names a
+            part; then that part comes first.
+        orientation: None where no kind of layer and no rule tells it.
+        is_layer: whether it is a layer's weight, of a kind that is known.
+        reason: why it stays dense unless it is asked for; empty if it is prunable.
+    """
+
+    name: str
+    module: nn.Module
+    params: tuple[nn.Parameter, ...]
+    orientation: Orientation | None
+    is_layer: bool
+    reason: str = ""
+
+    @property
+    def size(self) -> int:
+        """How many weights it has."""
+        return max(param.numel() for param in self.params)
+
+    def better_known(self, other: Matrix) -> bool:
+        """Return whether more is known of the same parameter here than there."""
+        return (self.orientation is not None, not self.reason) > (other.orientation is not None, not other.reason)
+
+    def fits(self, rule: Rule) -> bool:
+        return fnmatchcase(self.name, rule) if isinstance(rule, str) else isinstance(self.module, rule)
+
+
+def weight_matrices(model: nn.Module, prune: Mapping[Rule, FanIn]) -> list[Matrix]:
+    """Return all weight matrices of a network in its order, a shared one once: the weights of its layers, and all other
+    parameters of which two dimensions are larger than 1.
+
+    Args:
+        prune: what is prunable beside the layers of known kinds, with its fan-in dimensions.
+
+    Raises:
+        ValueError: if a rule of `prune` fits no parameter, or its dimensions are not the parameter's.
+    """
+    found: dict[int, Matrix] = {}
+    used: set[Rule] = set()
+    computed: dict[int, Matrix] = {}  # by what they are computed from
+    for prefix, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        known = _weights_of(module)
+        for name, orientation in known.items():
+            if name not in own and (sources := _sources(module, name, own)):
+                one = Matrix(_joined(prefix, name), module, sources, orientation, True, "computed from others")
+                found[id(sources[0])] = one
+                computed |= {id(source): one for source in sources}
+        for name, param in own.items():
+            one = Matrix(_joined(prefix, name), module, (param,), known.get(name), name in known)
+            one, rule = _asked(one, prune)
+            if rule is not None:
+                used.add(rule)
+                if (whole := computed.get(id(param))) is not None:
+                    found.pop(id(whole.params[0]), None)
+                    others = (other for other in whole.params if other is not param)
+                    one = replace(one, params=(param, *others), is_layer=True)
+            elif name not in known and (id(param) in computed or not _is_matrix(param)):
+                continue
+            earlier = found.get(id(param))
+            if earlier is None or one.better_known(earlier):
+                found.pop(id(param), None)
+                found[id(param)] = one
+    for rule in prune:
+        if rule not in used:
+            names = ", ".join(one.name for one in found.values())
+            raise ValueError(f"prune: no parameter of 2 dimensions or more fits {shown(rule)!r}: there are {names}")
+    return list(found.values())
+
+
+def shown(rule: Rule) -> str:
+    return rule if isinstance(rule, str) else rule.__name__
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _is_matrix(param: Tensor) -> bool:
+    return sum(size > 1 for size in param.shape) >= 2
+
+
+def _asked(one: Matrix, prune: Mapping[Rule, FanIn]) -> tuple[Matrix, Rule | None]:
+    """Return the matrix as the first rule that fits it has it, or with its reason to stay dense, and that rule."""
+    (param,) = one.params
+    for rule, fan_in in prune.items():
+        if param.dim() >= 2 and one.fits(rule):
+            try:
+                orientation = oriented(fan_in, param.dim())
+            except ValueError as error:
+                raise ValueError(f"prune: {one.name} has the shape {tuple(param.shape)}: {error}") from None
+            return replace(one, orientation=orientation), rule
+    return replace(one, reason=_reason(one, param)), None
+
+
+def _reason(one: Matrix, param: nn.Parameter) -> str:
+    if not param.is_floating_point():
+        return "not of real numbers"
+    if not one.is_layer:
+        return "an embedding" if isinstance(one.module, nn.Embedding | nn.EmbeddingBag) else "of no layer that is known"
+    return "" if param.requires_grad else "frozen"
+
+
+def _weights_of(module: nn.Module) -> dict[str, Orientation]:
+    """Return the names of a layer's weight matrices, each with its orientation; none for a kind that is not known."""
+    if isinstance(module, _TRANSPOSED):
+        return {"weight": Orientation((0, *range(2, 2 + len(module.kernel_size))), module.groups)}
+    if isinstance(module, _STANDARD):
+        return {"weight": STANDARD}
+    if isinstance(module, nn.RNNCellBase):
+        return dict.fromkeys(("weight_ih", "weight_hh"), STANDARD)
+    if isinstance(module, nn.RNNBase):
+        kinds = ("ih", "hh", "hr") if module.proj_size else ("ih", "hh")
+        ends = ("", "_reverse") if module.bidirectional else ("",)
+        names = (f"weight_{kind}_l{i}{end}" for i in range(module.num_layers) for end in ends for kind in kinds)
+        return dict.fromkeys(names, STANDARD)
+    if isinstance(module, nn.MultiheadAttention):
+        packed = module.kdim == module.vdim == module.embed_dim
+        parts = ["in_proj_weight"] if packed else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+        return dict.fromkeys(parts, STANDARD)
+    if "Conv1D" in (kind.__name__ for kind in type(module).__mro__) and hasattr(module, "nf"):  # of transformers
+        return {"weight": Orientation((0,))}
+    return {}
+
+
+def _sources(module: nn.Module, name: str, own: Mapping[str, nn.Parameter]) -> tuple[nn.Parameter, ...]:
+    """Return the parameters of which a layer computes its weight. The weight is not asked for: to compute it may
+    change them. Older ways (torch.nn.utils.weight_norm) keep them in the layer itself, under longer names."""
+    if parametrize.is_parametrized(module, name):
+        parametrizations: nn.ModuleDict = module.parametrizations  # type: ignore[assignment]
+        return tuple(parametrizations[name].parameters())
+    return tuple(param for other, param in own.items() if other.startswith(f"{name}_"))

@@ -1,0 +1,97 @@
+"""Which layers of a network no other layer follows, on the way to its outputs: found in autograd's graph."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tune_sparsity.sparsity.matrices import Matrix
+from tune_sparsity.sparsity.torch_internals import tree_leaves, tree_map
+
+_MIXED = ""  # the label of a node that depends on more than one layer's weights
+
+
+def output_layers(model: nn.Module, layers: Sequence[Matrix], example: Any) -> tuple[str, ...]:
+    """Return the names of the layers whose results reach the outputs without passing another layer, in the network's
+    order. There are several where a network has several heads, or a shortcut to its outputs.
+
+    The network is called once, in evaluation mode; its weights, its buffers and its modes stay what they are.
+
+    Args:
+        example: a batch of inputs; a dict is given as keyword arguments.
+    """
+    with _ready(model):
+        inputs = tree_map(_followed, example)
+        outputs = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    roots = [one.grad_fn for one in tree_leaves(outputs) if isinstance(one, Tensor) and one.grad_fn is not None]
+    owners = {id(param): layer.name for layer in layers for param in layer.params}
+    reached = _reached(roots, _labels(roots, owners))
+    return tuple(layer.name for layer in layers if layer.name in reached)
+
+
+def _followed(x: Any) -> Any:
+    """Return an input that autograd follows, where it can: a copy, which the network may change in place."""
+    return x.detach().requires_grad_().clone() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+@contextmanager
+def _ready(model: nn.Module) -> Iterator[None]:
+    """Within it the network is in evaluation mode, autograd follows all its parameters, and nothing is compiled."""
+    modes = [(module, module.training) for module in model.modules()]
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
+    # Where the compiler was not loaded nothing is compiled, and it takes seconds to load.
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    try:
+        model.eval()
+        for param in frozen:
+            param.requires_grad_(True)
+        with eager, torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for param in frozen:
+            param.requires_grad_(False)
+        for module, training in modes:
+            module.training = training
+
+
+def _inputs(node: Any) -> list[Any]:
+    return [other for other, _ in node.next_functions if other is not None]
+
+
+def _labels(roots: Sequence[Any], owners: Mapping[int, str]) -> dict[Any, str]:
+    """Return for each node the name of the layer whose weights alone it depends on, or that it is mixed. So that a
+    layer's weight is followed through what is done to it before it meets the activations."""
+    labels: dict[Any, str] = {}
+    stack = list(roots)
+    while stack:
+        node = stack[-1]
+        waiting = [other for other in _inputs(node) if other not in labels]
+        if waiting:
+            stack += waiting
+            continue
+        stack.pop()
+        below = {labels[other] for other in _inputs(node)}
+        if hasattr(node, "variable"):
+            labels[node] = owners.get(id(node.variable), _MIXED)
+        else:
+            labels[node] = below.pop() if len(below) == 1 else _MIXED
+    return labels
+
+
+def _reached(roots: Sequence[Any], labels: Mapping[Any, str]) -> set[str]:
+    """Return the names of the layers that are met first from the outputs on."""
+    reached = {labels[node] for node in roots} - {_MIXED}
+    seen, stack = set(roots), [node for node in roots if labels[node] == _MIXED]
+    while stack:
+        inputs = _inputs(stack.pop())
+        if met := {labels[other] for other in inputs} - {_MIXED}:
+            reached |= met
+            continue
+        stack += [other for other in inputs if other not in seen]
+        seen.update(inputs)
+    return reached

@@ -1,0 +1,146 @@
+"""Every method on networks of other people's kinds: steps, counts, files, and going on from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from tests.strangers.networks import STRANGERS, Stranger
+from tests.strangers.torchvision_networks import TORCHVISION
+from tune_sparsity.sparsity import METHODS, LpSGD, SparseTraining, prunable_layers, with_last_layer, zeros_for
+from tune_sparsity.tuner.results.export_formats import Whole, load_csr, onnx_function, save_csr, save_onnx
+from tune_sparsity.tuner.results.inference_cost import sparse_copy
+from tune_sparsity.tuner.results.networks import count_zeros, split_masks
+from tune_sparsity.tuner.worker import checkpoints
+from tune_sparsity.tuner.worker.trainable import packed_weights
+
+SPARSITY, STEPS = 0.6, 4
+SLOW = {"lr": 0.01}
+PARAMS: dict[str, dict[str, Any]] = {
+    "lpss": {"p": 1.4, "threshold_interval": 1, "threshold.begin": 0.0, "threshold.end": 0.75},
+    "gmp": {"begin": 0.0, "end": 0.75, "interval": 1, **SLOW},
+    **{name: {"interval": 1, **SLOW} for name in ("rigl", "set", "sparse-momentum")},
+    **dict.fromkeys(("dense", "snip", "static"), SLOW),
+}
+NETWORKS = STRANGERS | TORCHVISION
+EACH_NETWORK = [pytest.param(name, marks=pytest.mark.slow if name == "resnet18" else ()) for name in NETWORKS]
+EACH_METHOD = [pytest.param(name, marks=() if name in ("lpss", "gmp") else pytest.mark.long) for name in METHODS]
+
+
+def start(stranger: Stranger, method: str, seed: int = 0, **params: Any) -> tuple[nn.Module, SparseTraining]:
+    torch.manual_seed(seed)
+    model = stranger.make()
+    rules = with_last_layer(stranger.rules, model, stranger.batch())
+    target = {} if method == "dense" else {"final_sparsity": SPARSITY}
+    generator = torch.Generator().manual_seed(seed)
+    settings = {**target, **PARAMS[method], **params}
+    return model, METHODS[method].build(model, settings, total_steps=STEPS, generator=generator, rules=rules)
+
+
+def train(stranger: Stranger, model: nn.Module, sparse: SparseTraining, steps: int) -> None:
+    x = stranger.batch()
+    model.train()
+    for _ in range(steps):
+        torch.manual_seed(sparse.steps)  # of dropout
+        sparse.zero_grad()
+        (model(x).float() - 1).square().mean().backward()
+        sparse.step()
+
+
+@torch.no_grad()
+def outputs(stranger: Stranger, model: nn.Module) -> Tensor:
+    return model.eval()(stranger.batch())
+
+
+def frozen(model: nn.Module, sparse: SparseTraining) -> dict[str, Tensor]:
+    pruned = {id(layer.weight) for layer in sparse.layers}
+    kept = {name: param for name, param in model.named_parameters() if not param.requires_grad}
+    return {name: param.clone() for name, param in kept.items() if id(param) not in pruned}
+
+
+@pytest.mark.parametrize("method", EACH_METHOD)
+@pytest.mark.parametrize("name", EACH_NETWORK)
+def test_a_network_of_a_stranger(name: str, method: str, tmp_path: Path) -> None:
+    stranger = NETWORKS[name]
+    model, sparse = start(stranger, method)
+    before = frozen(model, sparse)
+    train(stranger, model, sparse, 2)
+    checkpoints.write(tmp_path, 0, 1, checkpoints.pack({"model": model.state_dict(), "sparse": sparse.state_dict()}))
+    train(stranger, model, sparse, STEPS - 2)
+
+    zeros, total = sparse.zeros()
+    assert total == stranger.matrices
+    assert zeros == (0 if method == "dense" else zeros_for(SPARSITY, total))
+    assert all(torch.equal(dict(model.named_parameters())[key], value) for key, value in before.items())
+    assert all(param.isfinite().all() for param in model.parameters())
+
+    (state,) = checkpoints.newest(tmp_path, 0)
+    resumed, other = start(stranger, method, seed=1)
+    resumed.load_state_dict(state["model"])
+    other.load_state_dict(state["sparse"])
+    train(stranger, resumed, other, STEPS - 2)
+    assert same(resumed.state_dict(), model.state_dict())
+
+    tensors, masks = split_masks(load(packed_weights(SimpleNamespace(model=model, sparse=sparse))))  # type: ignore[arg-type]
+    assert count_zeros(tensors, masks) == (zeros, total)
+    assert all(torch.equal(tensors[key] != 0, mask) for key, mask in masks.items())
+    save_csr(tensors, set(masks), tmp_path / "csr")
+    assert same(load_csr(tmp_path / "csr"), tensors)
+    plain = stranger.make()
+    plain.load_state_dict(tensors)
+    assert torch.equal(outputs(stranger, plain), outputs(stranger, model))
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", EACH_NETWORK)
+def test_every_row_on_the_sphere_has_norm_1_times_its_gain(name: str) -> None:
+    stranger = NETWORKS[name]
+    model, sparse = start(stranger, "lpss", final_sparsity=0.0, initial_sparsity=0.0)
+    train(stranger, model, sparse, 2)
+    optimizer = sparse.optimizer
+    assert isinstance(optimizer, LpSGD)
+    for layer in sparse.layers:
+        if layer.sphere:
+            norms = layer.rows().double().norm(1.4, dim=1, keepdim=True)
+            gain = optimizer.gain(layer.weight)
+            wanted = torch.ones_like(norms) if gain is None else gain.double()
+            tolerance = 1e-2 if layer.weight.dtype == torch.bfloat16 else 1e-5
+            assert torch.allclose(norms, wanted, rtol=tolerance), layer.name
+        elif layer.weight.requires_grad:
+            assert "v" not in optimizer.state[layer.weight]
+    assert any(layer.sphere for layer in sparse.layers) or len(sparse.layers) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in STRANGERS if name != "norms of weights"])  # which has no copies
+def test_products_over_sparse_matrices_are_made_where_they_can_be(name: str) -> None:
+    model = STRANGERS[name].make()
+    prunable = {layer.name for layer in prunable_layers(model, STRANGERS[name].rules)}
+    made = sparse_copy(model, prunable)[1]
+    assert made == sum(is_plain(model, layer) for layer in prunable)
+
+
+def is_plain(model: nn.Module, name: str) -> bool:
+    path, _, attribute = name.rpartition(".")
+    layer = model.get_submodule(path)
+    plain = type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.groups == 1)
+    return attribute == "weight" and plain
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["U-Net", "GPT-2-like", "GRU"])
+def test_onnx_files_compute_the_same(name: str, tmp_path: Path) -> None:
+    stranger = STRANGERS[name]
+    model, sparse = start(stranger, "lpss")
+    train(stranger, model, sparse, STEPS)
+    save_onnx(Whole(nn.Identity(), model), stranger.batch(), tmp_path / "onnx")
+    found = onnx_function(tmp_path / "onnx")(stranger.batch())
+    torch.testing.assert_close(found, outputs(stranger, model), rtol=1e-4, atol=1e-5)

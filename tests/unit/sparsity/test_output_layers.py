@@ -1,0 +1,156 @@
+"""Which layer is the last: the one that no other follows, in whatever order layers were registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.helpers.layers import Conv1D
+from tune_sparsity.sparsity import LayerRules, LpSGD, lpss, prunable_layers, with_last_layer
+
+
+class HeadFirst(nn.Module):
+    """Of which the head is registered before what it reads."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 3, **options)
+        self.norm = nn.BatchNorm1d(8)
+        self.one, self.two = nn.Linear(6, 8, **options), nn.Linear(8, 8, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(torch.relu(self.two(torch.dropout(self.one(x).relu(), 0.5, self.training)))))
+
+
+class InPlace(HeadFirst):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(2).sub_(1))
+
+
+class Shortcut(HeadFirst):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.two(self.one(x)).relu()) + self.one(x)[:, :3]
+
+
+class TwoHeads(HeadFirst):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Sequential(nn.Linear(8, 5), nn.LogSoftmax(1))
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        features = self.two(self.one(x))
+        return {"labels": self.head(features), "others": [self.other(features)]}
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.middle, self.head = nn.Embedding(9, 6), Conv1D(6, 6), nn.Linear(6, 9, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.middle(self.embedding(x)))
+
+
+def normed() -> nn.Module:
+    model = HeadFirst()
+    nn.utils.parametrizations.weight_norm(model.head)
+    nn.utils.weight_norm(model.two)
+    return model
+
+
+def frozen_head() -> nn.Module:
+    model = HeadFirst()
+    model.head.requires_grad_(False)
+    return model
+
+
+def tagger() -> nn.Module:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells, self.before = nn.LSTM(8, 4, num_layers=2, batch_first=True), nn.Linear(6, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.cells(self.before(x[:, None, :]))[0]
+
+    return Tagger()
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
+    "in order": (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), {"2.weight"}),
+    "no bias": (lambda: nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 3, bias=False)), {"1.weight"}),
+    "head first": (HeadFirst, {"head.weight"}),
+    "head first, no bias": (lambda: HeadFirst(bias=False), {"head.weight"}),
+    "inputs changed in place": (InPlace, {"head.weight"}),
+    "shortcut": (Shortcut, {"head.weight", "one.weight"}),
+    "two heads": (TwoHeads, {"head.weight", "other.0.weight"}),
+    "weight norm": (normed, {"head.weight"}),
+    "frozen": (frozen_head, {"head.weight"}),
+    "recurrent": (tagger, {"cells.weight_ih_l1", "cells.weight_hh_l1"}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_last_layer_follows_the_graph(name: str) -> None:
+    make, last = CASES[name]
+    model = make().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    flags = [(param.requires_grad, param.grad) for param in model.parameters()]
+    generator = torch.get_rng_state()
+    found = with_last_layer(LayerRules(), model, torch.randn(4, 6, generator=torch.Generator()))
+    assert set(found.last or ()) == last
+    off = {layer.name for layer in prunable_layers(model, found) if not layer.sphere}
+    assert off == last & {layer.name for layer in prunable_layers(model)}
+    assert all(module.training for module in model.modules())
+    assert flags == [(param.requires_grad, param.grad) for param in model.parameters()]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(generator, torch.get_rng_state())
+
+
+def test_inputs_that_are_integers_and_a_head_that_is_the_embedding() -> None:
+    model = Tied()
+    assert with_last_layer(LayerRules(), model, torch.tensor([[1, 2], [3, 4]])).last == ("head.weight",)
+
+
+def test_inputs_by_name() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.first = nn.Linear(8, 2), nn.Linear(6, 8)
+
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            return self.head(self.first(ids) * mask)
+
+    example = {"ids": torch.ones(2, 6), "mask": torch.ones(2, 8)}
+    assert with_last_layer(LayerRules(), Named(), example).last == ("head.weight",)
+
+
+def test_a_network_without_a_graph_is_taken_in_order() -> None:
+    class Detached(HeadFirst):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).detach()
+
+    rules = with_last_layer(LayerRules(), Detached(), torch.randn(4, 6))
+    assert rules.last is None
+    layers = prunable_layers(Detached(), example=torch.randn(4, 6))
+    assert [layer.name for layer in layers if not layer.sphere] == ["two.weight"]
+
+
+def test_what_a_user_says_stands() -> None:
+    example = torch.randn(4, 6)
+    for rules in (LayerRules(last=("one.weight",)), LayerRules(off_sphere=("one.*",))):
+        layers = prunable_layers(HeadFirst(), rules, example=example)
+        assert [layer.name for layer in layers if not layer.sphere] == ["one.weight"]
+
+
+def test_lpss_takes_an_example() -> None:
+    model = HeadFirst()
+    sparse = lpss(model, total_steps=2, example=torch.randn(4, 6))
+    assert isinstance(sparse.optimizer, LpSGD)
+    assert {layer.name for layer in sparse.layers if layer.sphere} == {"one.weight", "two.weight"}
+    assert "v" not in sparse.optimizer.state[model.head.weight]
