@@ -17,6 +17,7 @@ from tune_sparsity.sparsity import METHODS, LpSGD, SparseTraining, prunable_laye
 from tune_sparsity.tuner.results.export_formats import Whole, load_csr, onnx_function, save_csr, save_onnx
 from tune_sparsity.tuner.results.inference_cost import sparse_copy
 from tune_sparsity.tuner.results.networks import count_zeros, split_masks
+from tune_sparsity.tuner.storage.places import Folder
 from tune_sparsity.tuner.worker import checkpoints
 from tune_sparsity.tuner.worker.trainable import packed_weights
 
@@ -71,7 +72,8 @@ def test_a_network_of_a_stranger(name: str, method: str, tmp_path: Path) -> None
     model, sparse = start(stranger, method)
     before = frozen(model, sparse)
     train(stranger, model, sparse, 2)
-    checkpoints.write(tmp_path, 0, 1, checkpoints.pack({"model": model.state_dict(), "sparse": sparse.state_dict()}))
+    state = {"model": model.state_dict(), "sparse": sparse.state_dict()}
+    checkpoints.write(Folder(tmp_path), 0, 1, checkpoints.pack(state))
     train(stranger, model, sparse, STEPS - 2)
 
     zeros, total = sparse.zeros()
@@ -80,7 +82,7 @@ def test_a_network_of_a_stranger(name: str, method: str, tmp_path: Path) -> None
     assert all(torch.equal(dict(model.named_parameters())[key], value) for key, value in before.items())
     assert all(param.isfinite().all() for param in model.parameters())
 
-    (state,) = checkpoints.newest(tmp_path, 0)
+    (state,) = checkpoints.newest(Folder(tmp_path), 0)
     resumed, other = start(stranger, method, seed=1)
     resumed.load_state_dict(state["model"])
     other.load_state_dict(state["sparse"])
