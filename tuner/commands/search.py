@@ -147,6 +147,10 @@ def _run_with(ray: Any, writer: Any, config: Any, *, as_json: bool, resume: bool
         raise
     say(finished.ended)
     _report(finished, as_json)
+    for failure in finished.failures:
+        say(f"{failure[0].upper()}{failure[1:]}")
+    if finished.failures:
+        say(f"Nothing else is lost. To try that again: {_how_to_resume(config)}")
     say_missing(finished.problems, config)
     return _exit_code(finished, config)
 
