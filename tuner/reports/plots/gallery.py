@@ -17,6 +17,7 @@ from tune_sparsity.tuner.study.epochs import Series, read_epochs
 from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.study.layout import EPOCHS_CSV
 from tune_sparsity.tuner.study.trial import TrialRecord
+from tune_sparsity.tuner.system.arrays import as_array
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +45,7 @@ def pictured(title: str, goal: Goal, records: Sequence[TrialRecord], folder: Pat
 def best_weights(folder: Path, best: TrialRecord | None) -> dict[str, np.ndarray]:
     """The prunable weights of the study's best network: while the study runs from where the trial left it; none where
     there is no such network."""
-    from safetensors.numpy import load_file
+    from safetensors.torch import load_file
 
     from tune_sparsity.tuner.results.networks import mask_names
     from tune_sparsity.tuner.study.layout import MODEL
@@ -56,7 +57,7 @@ def best_weights(folder: Path, best: TrialRecord | None) -> dict[str, np.ndarray
         stored = load_file(left if left.exists() else folder / "best" / MODEL)
     except OSError:
         return {}
-    return {name: stored[name] for name in sorted(mask_names(stored), key=_natural)}
+    return {name: as_array(stored[name]) for name in sorted(mask_names(stored), key=_natural)}
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
