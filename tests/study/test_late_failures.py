@@ -96,3 +96,11 @@ def test_an_export_of_what_is_no_tensor_is_refused_in_a_line(
     assert main(["export", "late", "--storage", str(tmp_path / "studies"), "--format", "torch"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "return one tensor" in line
+
+
+def test_a_trial_whose_evaluation_gives_nan_fails(strange: Path, tmp_path: Path) -> None:
+    folder = run_in_process(tmp_path / "studies", "nan", experiment=f"{strange}:nan", target=0.5, trials=2, epochs=2)
+    rows = list(csv.DictReader((folder / "trials.csv").open()))
+    assert [row["state"] for row in rows] == ["failed"] * 2
+    assert {row["reason"] for row in rows} == {"the network's outputs are NaN for 90 of 90 examples"}
+    assert json.loads((folder / "result.json").read_text())["best"] is None

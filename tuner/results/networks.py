@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import load, load_file
 
 from tune_sparsity.experiments import Data, Experiment
-from tune_sparsity.experiments.base import evaluate
+from tune_sparsity.experiments.base import NotFinite, evaluate
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL
@@ -174,9 +176,10 @@ def _measure(
     if any(not torch.equal(tensors[name] != 0, mask) for name, mask in masks.items()):
         raise _OtherNetwork(f"{record.name}: the zeros of its file are not where its masks say")
     by_layer = {name: 1 - int(mask.sum()) / mask.numel() for name, mask in masks.items()}
-    best = BestModel(None, total, zeros, by_layer)
+    best, val_accuracy = BestModel(None, total, zeros, by_layer), math.nan
     try:
-        val_accuracy = evaluate(experiment, model, data.val)
+        with suppress(NotFinite):
+            val_accuracy = evaluate(experiment, model, data.val)
         # A GPU's sums round differently: a handful of examples near a decision may change sides.
         tolerance = max(0.005, 2.5 / len(data.val.x))
         if record.val_accuracy is None or not abs(val_accuracy - record.val_accuracy) <= tolerance:

@@ -37,7 +37,7 @@ class Served:
 
     @torch.no_grad()
     def predict(self, inputs: Any, params: dict[str, Any] | None = None) -> np.ndarray:
-        """The network's outputs, for a classifier the logits: shape (n, classes). Types that NumPy lacks become float32.
+        """The network's outputs, for a classifier the logits: shape (n, classes). What is bfloat16 becomes float32.
 
         Args:
             inputs: an array of shape (n, ...), examples as the data set holds them. What its network needs done to
