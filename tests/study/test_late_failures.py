@@ -60,7 +60,9 @@ def test_a_network_that_cannot_be_logged_is_logged_when_it_is_mended(strange: Pa
     assert ran.result()["best"]["test_accuracy"] > 0.5
     assert (tmp_path / "studies" / "late" / "best" / "model.json").exists()
     client, experiment = client_of(tmp_path / "mlflow.db"), ran.result()["mlflow"]["experiment_id"]
-    assert client.get_run(ran.result()["mlflow"]["run_id"]).info.status == "FINISHED"
+    run = client.get_run(ran.result()["mlflow"]["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["method"] == "lpss"
     assert client.search_logged_models([experiment]) == []
 
     strange.write_text(EXPERIMENTS.replace('Strange("pair")', 'Strange("never")'))

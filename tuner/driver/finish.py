@@ -40,6 +40,7 @@ class Finished:
 
     outcome: StudyOutcome
     interrupted: bool
+    out_of_time: bool
     problems: list[str]  # what MLflow did not get
     failures: list[str]  # what could not be measured or made of the networks, a line each
     ended: str  # why the search ended, in words
@@ -106,8 +107,8 @@ def conclude(
         shutil.rmtree(config.folder / WEIGHTS, ignore_errors=True)
     if not stop.asked:
         shutil.rmtree(config.folder / CHECKPOINTS, ignore_errors=True)
-    first_failure = next((record.reason for record in records if record.state is TrialState.FAILED), "")
-    return Finished(outcome, stop.asked, tracker.problems, failures, _why(study, stop), first_failure, {}, {})
+    first = next((record.reason for record in records if record.state is TrialState.FAILED), "")
+    return Finished(outcome, stop.asked, stop.out_of_time, tracker.problems, failures, _why(study, stop), first, {}, {})
 
 
 def _networks(prepared: Prepared, folders: dict[str, TrialRecord]) -> Written:

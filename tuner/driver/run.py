@@ -123,7 +123,7 @@ def _start_tracker(prepared: Prepared, writer: Popen[str] | None) -> Tracker:
     )
     tracker = Tracker(config.tracking_uri, identity, config.folder, system_metrics=config.system_metrics, writer=writer)
     options = {name: value for name, value in config.model_dump(mode="json").items() if value is not None}
-    options["tracking_uri"] = redact(config.tracking_uri)
+    options |= {"tracking_uri": redact(config.tracking_uri), "method": identity.method}
     tracker.start_study(
         {**options, "epochs": prepared.epochs},
         {"data_checksum": prepared.checksum},
