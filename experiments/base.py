@@ -21,6 +21,10 @@ class DataUnavailable(Exception):
     """The data set is neither on this machine nor to be had; the message is one line that says what to do."""
 
 
+class NotFinite(Exception):
+    """The loss or the network's outputs became NaN or infinite: what follows cannot be trained or judged."""
+
+
 class Split(NamedTuple):
     """Examples in memory: inputs (n, ...), of which Experiment.prepare makes what the network takes, and targets
     (n, ...)."""
@@ -65,14 +69,26 @@ def unchanged(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Default settings of a training: epochs and examples per step. Raises ValueError unless both are at least 1."""
+    """Default settings of a training. Raises ValueError unless epochs and batch_size are at least 1.
+
+    Attributes:
+        epochs: passes over the training data.
+        batch_size: examples per step.
+        drop_last: leave out what is left over at an epoch's end, where it is fewer examples than batch_size. Other
+            examples are left out in every epoch. Batch normalisation cannot train on one example.
+    """
 
     epochs: int
     batch_size: int
+    drop_last: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError(f"a recipe needs epochs and batch_size of at least 1, got {self}")
+
+    def trained_on(self, examples: int) -> int:
+        """Return how many of so many examples an epoch trains on."""
+        return examples - examples % self.batch_size if self.drop_last else examples
 
 
 @dataclass(frozen=True)
@@ -121,15 +137,22 @@ def evaluate(experiment: Experiment, model: nn.Module, split: Split, batch: int 
 
     Args:
         batch: examples at once; by default 4096, and fewer where inputs are large.
+
+    Raises:
+        NotFinite: if an output is NaN: the largest of such outputs is no answer.
     """
     if batch is None:
         batch = max(1, min(4096, _EVALUATED_NUMBERS // max(1, split.x[:1].numel())))
     was_training = model.training
     device = next((param.device for param in model.parameters()), split.x.device)
     model.eval()
-    scores = [
-        experiment.metric(model(experiment.prepare(x.to(device))), y.to(device))
-        for x, y in zip(split.x.split(batch), split.y.split(batch), strict=True)
-    ]
+    scores, unknown = list[Tensor](), list[Tensor]()
+    for x, y in zip(split.x.split(batch), split.y.split(batch), strict=True):
+        outputs = model(experiment.prepare(x.to(device)))
+        scores.append(experiment.metric(outputs, y.to(device)))
+        unknown.append(outputs.isnan().reshape(len(x), -1).any(1))
     model.train(was_training)
-    return float(torch.cat(scores).double().mean())
+    accuracy, bad = float(torch.cat(scores).double().mean()), int(torch.cat(unknown).sum())
+    if bad:
+        raise NotFinite(f"the network's outputs are NaN for {bad} of {len(split.x)} examples")
+    return accuracy

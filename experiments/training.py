@@ -10,16 +10,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from tune_sparsity.experiments.base import Data, Experiment, Split, evaluate
+from tune_sparsity.experiments.base import Data, Experiment, NotFinite, Split, evaluate
 from tune_sparsity.experiments.batchnorm import normalises, remeasured, sample
 from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedPasses, can_be_recorded
 
 _FETCHED_NUMBERS = 1 << 18  # at once: a megabyte of float32, which processors keep at hand
-
-
-class NotFinite(Exception):
-    """The loss became NaN or infinite: what follows cannot be trained."""
 
 
 class Training:
@@ -76,7 +72,8 @@ class Training:
         return self.epochs_done >= self.epochs
 
     def _steps_per_epoch(self) -> int:
-        return math.ceil(len(self.train_split.x) / self.experiment.recipe.batch_size)
+        recipe = self.experiment.recipe
+        return math.ceil(recipe.trained_on(len(self.train_split.x)) / recipe.batch_size)
 
     def epoch(self) -> dict[str, float]:
         """Trains one epoch and measures.
@@ -88,7 +85,7 @@ class Training:
             epoch_seconds.
 
         Raises:
-            NotFinite: when the loss is no longer a number.
+            NotFinite: when the loss, or an output in the evaluation, is no longer a number.
         """
         start = time.perf_counter()
         train_loss = self.train()
@@ -176,9 +173,10 @@ class Training:
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The training data in a fresh order. Small examples are fetched for several batches at once."""
         x, y = self.train_split
-        size = self.experiment.recipe.batch_size
+        recipe = self.experiment.recipe
+        size = recipe.batch_size
         several = max(1, _FETCHED_NUMBERS // (size * max(1, x[:1].numel())))
-        order = torch.randperm(len(x), generator=self.order).to(x.device)
+        order = torch.randperm(len(x), generator=self.order)[: recipe.trained_on(len(x))].to(x.device)
         for places in order.split(size * several):
             # index_select is twice as quick as an index on a CPU.
             fetched = (torch.index_select(part, 0, places).split(size) for part in (x, y))

@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if sys.platform not in ("linux", "darwin"):
+            raise UsageError(f"this system, {sys.platform}, is not supported: use Linux or macOS, or WSL on Windows")
         if arguments and not arguments[0].startswith("-"):
             return _subcommand(arguments[0], arguments[1:])
         return search(arguments)

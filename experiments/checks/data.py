@@ -15,15 +15,7 @@ _MANY = 0.1  # of a split's examples in the training split too: a leak, unless t
 _UNBALANCED = 0.9
 
 
-def finite(subject: Subject) -> Iterator[Problem]:
-    for name in ("train", "val", "test"):
-        for part, tensor in zip("xy", getattr(subject.data, name), strict=True):
-            bad = int(
-                (~torch.isfinite(tensor)).flatten(1 if tensor.dim() > 1 else 0).view(len(tensor), -1).any(1).sum()
-            )
-            if bad:
-                where = f"{part} of the {name} split has NaN or infinite numbers in {count(bad, 'example')}"
-                yield Problem(f"{where} of {len(tensor):,}: leave those out, or fill them in")
+def varied(subject: Subject) -> Iterator[Problem]:
     x = subject.data.train.x
     if x.is_floating_point() and (largest := float(x.abs().max())) > 1000:
         yield warning(f"the inputs reach {largest:g}: networks learn from numbers near 1, standardise them")
@@ -98,7 +90,7 @@ def _class(subject: Subject, number: int) -> str:
 
 
 CHECKS = (
-    Check("values", "no number is NaN or infinite", finite, ("data",)),
+    Check("inputs", "the inputs differ, and are of a size that networks learn from", varied, ("data",)),
     Check("loading", "loading twice gives the same data", loads_the_same, ("data",)),
     Check("leaks", "no example that judges is a training example", no_leak, ("data",)),
     Check("classes", "the classes are in all splits, and none outweighs the others", balanced, ("outputs", "labels")),

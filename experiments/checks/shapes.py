@@ -19,6 +19,7 @@ from tune_sparsity.sparsity import LayerRules, left_dense, prunable_layers
 
 _FEW = 4  # examples that the quick checks push through the network
 _NAMED = 3  # weight matrices that stay dense, in a warning
+_SMALL = 8  # examples, up to which a last batch is tried: batch normalisation refuses one
 _FUNCTIONS = ("load", "model", "loss", "metric", "prepare")
 
 
@@ -72,6 +73,23 @@ def _split(name: str, split: Any) -> Iterator[Problem]:
             tensor.numpy()
         except (TypeError, RuntimeError) as error:
             yield Problem(f"{part} of the {name} split must be a plain tensor on the CPU, as NumPy has them: {error}")
+
+
+def finite(subject: Subject) -> Iterator[Problem]:
+    for name in ("train", "val", "test"):
+        for part, tensor in zip("xy", getattr(subject.data, name), strict=True):
+            if _all_finite(tensor):
+                continue
+            bad = int((~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).sum())
+            where = f"{part} of the {name} split has NaN or infinite numbers in {count(bad, 'example')}"
+            yield Problem(f"{where} of {len(tensor):,}: leave those out, or fill them in")
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinite, found without a tensor of the same size: every study asks."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return not tensor.is_complex() or bool(torch.isfinite(tensor).all())
+    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
 
 
 def builds(subject: Subject) -> Iterator[Problem]:
@@ -195,6 +213,28 @@ def fits_labels(subject: Subject) -> Iterator[Problem]:
         yield Problem(f"Data.classes has {count(len(data.classes), 'name')}, and the network {logits} outputs")
 
 
+def takes_the_last_batch(subject: Subject) -> Iterator[Problem]:
+    """An epoch's last batch holds what is left over, which may be one example."""
+    examples, recipe = len(subject.data.train.x), subject.experiment.recipe
+    size = recipe.batch_size
+    if not recipe.trained_on(examples):
+        yield Problem(f"drop_last leaves nothing of {count(examples, 'example')} by {size}: take a smaller batch_size")
+        return
+    left = recipe.trained_on(examples) % size or min(size, examples)
+    if left > _SMALL:
+        return
+    try:
+        subject.model().train()(subject.batch(left)[0])
+    except Exception as error:  # the user's
+        remedy = (
+            "give drop_last=True in the recipe, or another batch_size" if left < size else "take a larger batch_size"
+        )
+        yield Problem(
+            f"the last batch of an epoch has {count(left, 'example')} ({examples:,} examples by {size}), which the "
+            f"network cannot train on: {remedy}: {described(error)}"
+        )
+
+
 def is_classification(subject: Subject) -> bool:
     """Whether targets are numbers of classes, and outputs logits."""
     experiment, y = subject.experiment, subject.data.train.y
@@ -212,10 +252,12 @@ CHECKS = (
     Check(
         "data", "the data load: three splits of tensors, and as many targets as inputs", loads, ("experiment",), True
     ),
+    Check("values", "no number is NaN or infinite", finite, ("data",), True),
     Check("network", "model() makes a network", builds, ("experiment",), True),
     Check("prunable", "there are layers to prune", prunes, ("experiment", "network"), True),
     Check("outputs", "the network takes the inputs, one output an example", gives_outputs, _FIT[:3], True),
     Check("labels", "every label has its output", fits_labels, _FIT, True),
     Check("loss", "the loss is one number with a gradient", gives_a_loss, (*_FIT, "labels"), True),
     Check("metric", "the metric is one score in [0, 1] for each example", gives_scores, _FIT, True),
+    Check("remainder", "the network can train on an epoch's last batch", takes_the_last_batch, _FIT, True),
 )

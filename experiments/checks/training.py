@@ -25,22 +25,6 @@ def steps(subject: Subject) -> Iterator[Problem]:
         except Exception as error:  # the user's, NotFinite included
             yield Problem(f"training with {method} fails: {described(error)}")
             return
-    yield from _last_batch(subject)
-
-
-def _last_batch(subject: Subject) -> Iterator[Problem]:
-    """An epoch's last batch holds what is left over, which may be one example."""
-    examples, size = len(subject.data.train.x), subject.experiment.recipe.batch_size
-    left = examples % size or min(size, examples)
-    if left > 8:
-        return
-    try:
-        subject.model().train()(subject.batch(left)[0])
-    except Exception as error:  # the user's
-        yield Problem(
-            f"the last batch of an epoch has {count(left, 'example')} ({examples:,} examples by {size}), which the "
-            f"network cannot train on: take another batch size, or leave {left} out: {described(error)}"
-        )
 
 
 def gradients(subject: Subject) -> Iterator[Problem]:
@@ -144,7 +128,20 @@ def learns(subject: Subject) -> Iterator[Problem]:
         )
 
 
-_FIT = ("experiment", "data", "network", "outputs", "loss", "metric", "labels", "prunable", "values", "seeds")
+_FIT = (
+    "experiment",
+    "data",
+    "network",
+    "outputs",
+    "loss",
+    "metric",
+    "labels",
+    "prunable",
+    "values",
+    "inputs",
+    "remainder",
+    "seeds",
+)
 CHECKS = (
     Check("gradients", "gradients reach every prunable weight", gradients, (*_FIT, "evaluation")),
     Check(

@@ -18,6 +18,7 @@ from tune_sparsity.tuner.driver.listeners import KeepNetworks, LogEpochs, ShowPr
 from tune_sparsity.tuner.driver.prepare import prepare
 from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.reports.progress import Progress
+from tune_sparsity.tuner.results.retraining import Retraining
 from tune_sparsity.tuner.search.asha import halving_for
 from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
@@ -63,7 +64,7 @@ def run_in_process(storage: Path, name: str, *, tracker: Any = None, **options: 
     while (asked := study.ask()) is not None:
         _train(study, prepared, asked, weights)
     torch.set_num_threads(threads)
-    conclude(prepared, study, tracker, SimpleNamespace(asked=False, out_of_time=False), times, 1, [])
+    conclude(prepared, study, tracker, SimpleNamespace(asked=False, out_of_time=False), times, 1, Retraining())
     return config.folder
 
 

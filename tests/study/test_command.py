@@ -178,6 +178,16 @@ def test_a_time_budget_ends_the_study_with_what_there_is(experiment_file: Path, 
 
 
 @pytest.mark.slow
+def test_after_a_budget_that_was_too_short_the_advice_is_a_longer_one(experiment_file: Path, tmp_path: Path) -> None:
+    arguments = ["--target", "0.5", "--experiment", f"{experiment_file}:slow", "--epochs", "100000", "--trials", "2"]
+    ran = run_command([*arguments, "--scheduler", "none", "--time-budget", "10s", "--study", "short"], tmp_path)
+    assert ran.code == 3, ran.stderr
+    last = ran.stderr.splitlines()[-1]
+    assert last.startswith("No trial completed with a sparsity of at least 0.5: ")
+    assert last.endswith(f"resume short --storage {tmp_path / 'studies'} --time-budget LONGER")
+
+
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_resume_and_resuming_keeps_every_trial(experiment_file: Path, tmp_path: Path) -> None:
     arguments = ["--target", "0.5", "--experiment", f"{experiment_file}:steady", "--trials", "60"]
     process = subprocess.Popen(

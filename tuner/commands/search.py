@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
@@ -96,11 +97,16 @@ def search(arguments: list[str]) -> int:
     as_json = options.pop("json", False)
     from tune_sparsity.tuner.config.files import read_config
 
-    return run(read_config(options).resolved(), as_json=as_json, resume=False)
+    config = read_config(options)
+    return run(config.resolved(), as_json=as_json, resume=False, named=bool(config.study))
 
 
-def run(config: Any, *, as_json: bool, resume: bool) -> int:
-    """Prepares and runs a study, and says how it went."""
+def run(config: Any, *, as_json: bool, resume: bool, named: bool = True) -> int:
+    """Prepares and runs a study, and says how it went.
+
+    Args:
+        named: the user gave its name. If not, it takes another where a study that began at the same time has it.
+    """
     from tune_sparsity.tuner.cluster.connection import connection, is_sound
     from tune_sparsity.tuner.tracking.tracker import writer_ahead
 
@@ -113,16 +119,20 @@ def run(config: Any, *, as_json: bool, resume: bool) -> int:
         connection(config, ahead=ahead, died=died, say=say) as ray,
         writer_ahead(config.tracking_uri) if ahead else nullcontext() as writer,
     ):
-        return _run_with(ray, writer, config, as_json=as_json, resume=resume)
+        from tune_sparsity.tuner.driver.prepare import prepare
+
+        prepared = prepare(config, resume=resume, named=named, share=ray.share)
+        with nullcontext(config.study) if named else config.storage.new_name(config.study) as name:
+            prepared = replace(prepared, config=config.model_copy(update={"study": name}))
+            return _run_with(ray, writer, prepared, as_json=as_json, resume=resume)
 
 
-def _run_with(ray: Any, writer: Any, config: Any, *, as_json: bool, resume: bool) -> int:
+def _run_with(ray: Any, writer: Any, prepared: Any, *, as_json: bool, resume: bool) -> int:
     from tune_sparsity.tuner.config.tracking_uri import stray_environment
-    from tune_sparsity.tuner.driver.prepare import prepare
     from tune_sparsity.tuner.driver.run import DiskFull, run_study
     from tune_sparsity.tuner.storage.lease import TakenOver
 
-    prepared = prepare(config, resume=resume, share=ray.share)
+    config = prepared.config
     say(f"{'Resuming' if resume else 'Starting'} {config.study}: {config.trials} trials, {prepared.goal}")
     if config.storage.synced:
         say(f"Kept in {config.storage.address(config.study)}, worked on in {config.folder}")
@@ -147,6 +157,10 @@ def _run_with(ray: Any, writer: Any, config: Any, *, as_json: bool, resume: bool
         raise
     say(finished.ended)
     _report(finished, as_json)
+    for failure in finished.failures:
+        say(f"{failure[0].upper()}{failure[1:]}")
+    if finished.failures:
+        say(f"Nothing else is lost. To try that again: {_how_to_resume(config)}")
     say_missing(finished.problems, config)
     return _exit_code(finished, config)
 
@@ -171,7 +185,10 @@ def _exit_code(finished: Any, config: Any) -> int:
         say(f"Every trial failed. The first: {finished.first_failure}")
         return EXIT_FAILED
     if outcome.best is None:
-        say(f"No trial completed with a sparsity of at least {outcome.goal.lowest:g}: try more trials or epochs")
+        advice = (
+            f"{_how_to_resume(config)} --time-budget LONGER" if finished.out_of_time else "try more trials or epochs"
+        )
+        say(f"No trial completed with a sparsity of at least {outcome.goal.lowest:g}: {advice}")
         return EXIT_INFEASIBLE
     return EXIT_DONE
 

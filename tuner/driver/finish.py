@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_sparsity.tuner.driver.prepare import Prepared
-from tune_sparsity.tuner.results.retraining import Retrained
+from tune_sparsity.tuner.errors import disk_error, one_line
+from tune_sparsity.tuner.results.networks import Written
+from tune_sparsity.tuner.results.retraining import Retrained, Retraining
 from tune_sparsity.tuner.results.tables import StudyOutcome, StudySeconds, write_results
 from tune_sparsity.tuner.study.goal import GoalKind
 from tune_sparsity.tuner.study.layout import CHECKPOINTS, STUDY_YAML, WEIGHTS, weights_file
@@ -38,7 +40,9 @@ class Finished:
 
     outcome: StudyOutcome
     interrupted: bool
+    out_of_time: bool
     problems: list[str]  # what MLflow did not get
+    failures: list[str]  # what could not be measured or made of the networks, a line each
     ended: str  # why the search ended, in words
     first_failure: str  # the first failed trial's reason, if any
     ray_states: dict[str, str]  # Ray's own state of every trial that it ran, by its name
@@ -52,9 +56,11 @@ def conclude(
     stop: StopWhen,
     times: Times,
     concurrency: int,
-    retrained: list[Retrained],
+    retrained: Retraining,
 ) -> Finished:
     """Judges the best network, writes the files, and tells MLflow how the study ended.
+
+    The tables are written before the networks are measured: a network that fails there costs nothing else.
 
     Args:
         prepared: the study's.
@@ -71,18 +77,17 @@ def conclude(
     searched, tracked = time.monotonic(), tracker.seconds
     records = [record for record in study.records.values() if record.state is not TrialState.RUNNING]
     folders = {} if stop.asked else goal.folders(records)
-    networks = _networks(prepared, folders) if folders else {}
-    outcome = _outcome(prepared, records, networks, retrained)
-    if folders:
-        _log_networks(prepared, outcome, folders, tracker)
-    written = write_results(outcome)
-    pictures = final_pictures(prepared, records)
+    tables = write_results(_outcome(prepared, records, {}, retrained.methods))
+    written = _networks(prepared, folders)
+    outcome = _outcome(prepared, records, written.networks, retrained.methods)
+    failures = [*retrained.problems, *written.problems, *_log_networks(prepared, outcome, folders, tracker)]
+    write_results(outcome)
     all_failed = bool(records) and all(record.state is TrialState.FAILED for record in records)
     tracker.finish_study(
         status="KILLED" if stop.asked else "FAILED" if all_failed else "FINISHED",
         metrics=_metrics(outcome),
         pareto={record.number for record in outcome.front},
-        artifacts=[*written, *pictures, config.folder / STUDY_YAML],
+        artifacts=[*tables, *final_pictures(prepared, records), config.folder / STUDY_YAML],
     )
     tracker.close()
     ended = time.monotonic()
@@ -98,18 +103,20 @@ def conclude(
         outcome, seconds=seconds, mlflow_experiment_id=tracker.experiment_id, mlflow_run_id=tracker.run_id
     )
     write_results(outcome)
-    if networks:
+    if folders and {record.number for record in folders.values()} <= set(written.networks):
         shutil.rmtree(config.folder / WEIGHTS, ignore_errors=True)
     if not stop.asked:
         shutil.rmtree(config.folder / CHECKPOINTS, ignore_errors=True)
-    first_failure = next((record.reason for record in records if record.state is TrialState.FAILED), "")
-    return Finished(outcome, stop.asked, tracker.problems, _why(study, stop), first_failure, {}, {})
+    first = next((record.reason for record in records if record.state is TrialState.FAILED), "")
+    return Finished(outcome, stop.asked, stop.out_of_time, tracker.problems, failures, _why(study, stop), first, {}, {})
 
 
-def _networks(prepared: Prepared, folders: dict[str, TrialRecord]) -> dict[int, BestModel]:
-    """Judge the reported networks on the test data and write them into their folders. Return them by trial number."""
+def _networks(prepared: Prepared, folders: dict[str, TrialRecord]) -> Written:
+    """Judge the reported networks on the test data and write them into their folders."""
     from tune_sparsity.tuner.results.networks import measuring_device, write_networks
 
+    if not folders:
+        return Written({}, [])
     config = prepared.config
 
     def left_by(record: TrialRecord) -> Path:  # it is there only if the trial ended since this process began
@@ -120,7 +127,7 @@ def _networks(prepared: Prepared, folders: dict[str, TrialRecord]) -> dict[int, 
 
 
 def _outcome(
-    prepared: Prepared, records: list[TrialRecord], networks: Mapping[int, BestModel], retrained: list[Retrained]
+    prepared: Prepared, records: list[TrialRecord], networks: Mapping[int, BestModel], retrained: Sequence[Retrained]
 ) -> StudyOutcome:
     """Return what the study has found.
 
@@ -135,7 +142,9 @@ def _outcome(
         method=",".join(config.method),
         records=records,
         folder=config.folder,
-        test_accuracies={number: network.test_accuracy for number, network in networks.items()},
+        test_accuracies={
+            number: network.test_accuracy for number, network in networks.items() if network.test_accuracy is not None
+        },
         weights=next((network.weights for network in networks.values()), None),
         store=config.storage.address(config.study) if config.storage.synced else "",
         tracking_uri=config.tracking_uri,
@@ -148,12 +157,22 @@ def _outcome(
 
 def _log_networks(
     prepared: Prepared, outcome: StudyOutcome, folders: Mapping[str, TrialRecord], tracker: Tracker
-) -> None:
-    """Tell MLflow of the reported networks, and of the best one as a model."""
+) -> list[str]:
+    """Tell MLflow of the reported networks, and of the best one as a model. Return a line if it cannot be one."""
+    if not folders:
+        return []
     folder = prepared.config.folder
-    best = next((name for name, record in folders.items() if record is outcome.best), None)
-    model = None if best is None else _model(prepared, outcome, folder / best)
-    tracker.log_networks([folder / top for top in dict.fromkeys(name.split("/")[0] for name in folders)], model)
+    there = [name for name in folders if (folder / name).exists()]
+    best = next((name for name in there if folders[name] is outcome.best), None)
+    model, failures = None, list[str]()
+    try:
+        model = None if best is None else _model(prepared, outcome, folder / best)
+    except (Exception, SystemExit) as error:  # the user's network, which answers as it likes
+        if disk_error(error):
+            raise
+        failures = [f"the best network was not logged as a model: {one_line(error)}"]
+    tracker.log_networks([folder / top for top in dict.fromkeys(name.split("/")[0] for name in there)], model)
+    return failures
 
 
 def _model(prepared: Prepared, outcome: StudyOutcome, network: Path) -> dict[str, Any]:

@@ -51,11 +51,16 @@ class Prepared:
 
 
 def prepare(
-    config: StudyConfig, *, resume: bool = False, share: Callable[[Callable[[], bool]], object] = bool
+    config: StudyConfig,
+    *,
+    resume: bool = False,
+    named: bool = True,
+    share: Callable[[Callable[[], bool]], object] = bool,
 ) -> Prepared:
     """Checks everything that a study needs and loads its data; writes nothing.
 
     Args:
+        named: the user gave the study's name, which must not be taken. If not, see StudyStorage.new_name.
         share: Connection.share. It takes a second, and is called as late as it may be: mistakes are told at once. Data
             of our own load beside it.
 
@@ -79,7 +84,7 @@ def prepare(
         raise UsageError(str(error)) from None
     check_address(config.address)
     config.storage.check()
-    if config.storage.exists(config.study) != resume:
+    if named and config.storage.exists(config.study) != resume:
         raise UsageError(
             f"no study {config.study!r} in {config.storage}"
             if resume

@@ -16,7 +16,7 @@ from tune_sparsity.tuner.driver.finish import Finished, Times, conclude
 from tune_sparsity.tuner.driver.prepare import Prepared
 from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.reports.progress import Progress
-from tune_sparsity.tuner.results.retraining import Retrained
+from tune_sparsity.tuner.results.retraining import Retraining
 from tune_sparsity.tuner.search.asha import halving_for
 from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.storage.lease import TakenOver
@@ -123,7 +123,7 @@ def _start_tracker(prepared: Prepared, writer: Popen[str] | None) -> Tracker:
     )
     tracker = Tracker(config.tracking_uri, identity, config.folder, system_metrics=config.system_metrics, writer=writer)
     options = {name: value for name, value in config.model_dump(mode="json").items() if value is not None}
-    options["tracking_uri"] = redact(config.tracking_uri)
+    options |= {"tracking_uri": redact(config.tracking_uri), "method": identity.method}
     tracker.start_study(
         {**options, "epochs": prepared.epochs},
         {"data_checksum": prepared.checksum},
@@ -240,7 +240,7 @@ def _search(
     built = _build(prepared, tracker, times, gpus=gpus, quiet=quiet, mirror=mirror)
     ray_states = _run_trials(built, ray, arrays, gpus=gpus, concurrency=concurrency)
     study, stop = built.study, built.stop
-    retrained: list[Retrained] = []
+    retrained = Retraining()
     if prepared.config.final_seeds and not stop.asked:
         start = time.monotonic()
         retrained = train_best_again(prepared, study, built.setup, arrays, gpus)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch": ".pt", "csr": ".csr.safetensors"}
 """The formats, and how the names of their files end."""
-_TOLERANCE = 1e-3  # of the largest output: another program's sums round differently
 
 
 class ExportFailed(Exception):
@@ -63,7 +62,10 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
 
     network = _read(study, name)
     val = network.data.val
-    measured = evaluate(network.experiment, network.model, val)
+    try:
+        measured = evaluate(network.experiment, network.model, val)
+    except Exception as error:  # the user's
+        raise ExportFailed(f"{name} cannot be measured on the validation data: {one_line(error)}") from error
     if abs(measured - network.val_accuracy) > max(0.005, 2.5 / len(val.x)):
         raise ExportFailed(
             f"{name} has a validation accuracy of {measured:.4f} on these data, its trial reported "
@@ -71,9 +73,12 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
         )
     with _replacing(path) as temporary:
         _write(network, kind, temporary)
-        difference, accuracy = _compare(network, _reader(network, kind, temporary))
+        try:
+            difference, accuracy = _compare(network, _reader(network, kind, temporary))
+        except Exception as error:  # of the program that reads the format
+            raise ExportFailed(f"the {kind} file cannot be used: {one_line(error)}") from error
         scale = difference[1] or 1.0
-        if difference[0] > (_TOLERANCE * scale if kind == "onnx" else 0.0):
+        if difference[0] > (_tolerance(network) * scale if kind == "onnx" else 0.0):
             raise ExportFailed(f"the {kind} file computes something else: outputs differ by {difference[0]:.3g}")
     shutil.copyfile(network.description, path.with_name(path.name + ".json"))
     prepared = network.experiment.prepare(val.x[:256])
@@ -182,6 +187,14 @@ def _compare(network: Network, exported: Callable[[Tensor], Tensor]) -> tuple[tu
     return (difference, largest), float(torch.cat(scores).double().mean())
 
 
+def _tolerance(network: Network) -> float:
+    """How far, in largest outputs, another program's outputs may be from the network's: its sums round differently."""
+    import torch
+
+    steps = [torch.finfo(one.dtype).eps for one in network.tensors.values() if one.is_floating_point()]
+    return max(1e-3, 4 * max(steps, default=0.0))
+
+
 def as_text(document: dict[str, Any]) -> str:
     """The figures as a person reads them."""
     lines = [
@@ -198,8 +211,8 @@ def as_text(document: dict[str, Any]) -> str:
     title = f"median ms, {threads} thread{'s' if threads > 1 else ''}"
     lines += ["", f"{title:<24}{'dense':>12}{'sparse':>10}"]
     for one in document["latency_ms"]:
-        sparse = "-" if one["sparse"] is None else f"{one['sparse']:.3f}"
-        lines.append(f"{'batch ' + str(one['batch']):<24}{one['dense']:>12.3f}{sparse:>10}")
+        dense, sparse = ("-" if one[kind] is None else f"{one[kind]:.3f}" for kind in ("dense", "sparse"))
+        lines.append(f"{'batch ' + str(one['batch']):<24}{dense:>12}{sparse:>10}")
     return "\n".join([*lines, "", verdict(document)])
 
 

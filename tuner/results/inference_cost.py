@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tune_sparsity.tuner.errors import one_line
 from tune_sparsity.tuner.results.export_formats import csr_bytes, dense_bytes
 
 _TOLERANCE = 1e-3  # of the largest output: sums in another order round differently
@@ -41,7 +42,7 @@ def _bitmask_bytes(weight: Tensor) -> int:
 def _deflated(tensors: Mapping[str, Tensor]) -> int:
     """What zip's method makes of the dense numbers, at its highest level."""
     packer = zlib.compressobj(9, wbits=-15)
-    parts = [packer.compress(one.contiguous().numpy().tobytes()) for one in tensors.values()]
+    parts = [packer.compress(one.reshape(-1).view(torch.uint8).numpy().tobytes()) for one in tensors.values()]
     return sum(map(len, parts)) + len(packer.flush())
 
 
@@ -114,10 +115,10 @@ def sparse_copy(model: nn.Module, prunable: set[str]) -> tuple[nn.Module, int]:
 
 @dataclass(frozen=True)
 class Latency:
-    """Median time of one forward pass of a batch, in milliseconds; `note` says why there is none over CSR."""
+    """Median time of one forward pass of a batch, in milliseconds; `note` says why there is none, or none over CSR."""
 
     batch: int
-    dense: float
+    dense: float | None
     sparse: float | None
     note: str = ""
 
@@ -140,7 +141,11 @@ def latencies(
         calls: dict[str, Callable[[], object]] = {"dense": lambda x=x: model(x)}  # type: ignore[misc]
         if sparse is not None:
             calls["sparse"] = lambda x=x, sparse=sparse: sparse(x)  # type: ignore[misc]
-        times = medians(calls)
+        try:
+            times = medians(calls)
+        except Exception as error:  # the user's
+            found.append(Latency(size, None, None, f"the network cannot take a batch of {size}: {one_line(error)}"))
+            continue
         found.append(Latency(size, times["dense"], times.get("sparse"), note))
     return found
 
@@ -154,7 +159,7 @@ def _usable(model: nn.Module, prunable: set[str], x: Tensor) -> tuple[nn.Module 
         expected, found = model(x), sparse(x)
         if (expected - found).abs().max() > _TOLERANCE * expected.abs().max():
             return None, "the products over CSR matrices give other outputs"
-    except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
+    except Exception as error:  # of torch, or the user's
         return None, f"not possible over CSR matrices: {' '.join(str(error).split())[:120]}"
     left = len(prunable) - made
     return sparse, f"{left} of {len(prunable)} prunable layers stay dense" if left else ""

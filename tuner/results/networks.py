@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from tune_sparsity.experiments import Data, Experiment
-from tune_sparsity.experiments.base import evaluate
+from tune_sparsity.experiments.base import NotFinite, evaluate
 from tune_sparsity.tuner.config.study_config import StudyConfig
+from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL
 from tune_sparsity.tuner.study.trial import TrialRecord
 from tune_sparsity.tuner.system.files import plain, write_atomically
@@ -22,14 +25,27 @@ from tune_sparsity.tuner.system.files import plain, write_atomically
 _MASK = ".mask"
 
 
+class _OtherNetwork(RuntimeError):
+    """A file does not hold the network that its trial reported."""
+
+
 @dataclass(frozen=True)
 class BestModel:
     """What was measured of the network that is reported."""
 
-    test_accuracy: float
+    test_accuracy: float | None  # None if measuring it failed
     weights: int  # prunable ones
     zeros: int  # of those, counted in the tensors themselves
     by_layer: Mapping[str, float]  # the sparsity of each prunable weight, by its name
+    problem: str = ""  # why it has no test accuracy, in one line
+
+
+@dataclass(frozen=True)
+class Written:
+    """The networks that were written, by their trials' numbers, and a line for each one of which something failed."""
+
+    networks: Mapping[int, BestModel]
+    problems: list[str]
 
 
 def measuring_device(config: StudyConfig) -> str:
@@ -44,8 +60,10 @@ def write_networks(
     experiment: Experiment,
     data: Data,
     device: str = "cpu",
-) -> dict[int, BestModel]:
+) -> Written:
     """Writes every reported trial's network into its folders, and removes folders of trials no longer reported.
+
+    Each network is measured once, however many folders it has. A network that fails costs the others nothing.
 
     Args:
         folders: the trials by where their networks go, under the study's folder.
@@ -54,25 +72,33 @@ def write_networks(
         folder: the study's.
         device: on which they are measured.
 
-    Returns:
-        What was measured, by the trial's number. Each network is measured once, however many folders it has.
-
     Raises:
-        RuntimeError: as `write_best`, or if a network is nowhere.
+        OSError: if the folder cannot be written to.
     """
     earlier = _written(folder)
     measured: dict[int, BestModel] = {}
+    problems: dict[str, None] = {}  # a network in several folders fails in each
     for name, record in folders.items():
         own = weights(record)
         if not own.exists():
-            if record.name not in earlier:
-                raise RuntimeError(f"the network of {record.name} is gone: {own} was removed")
-            own = earlier[record.name]
+            own = earlier.get(record.name, own)
         known = measured.get(record.number)
-        measured[record.number] = write_best(own, folder / name, experiment, data, record, known, device)
+        try:
+            best = write_best(own, folder / name, experiment, data, record, known, device)
+        except (Exception, SystemExit) as error:
+            if disk_error(error):
+                raise
+            gone = f"{own} was removed" if not own.exists() else one_line(error)
+            problems[f"the network of {record.name} was not written: {gone}"] = None
+            if (folder / name).is_dir() and _trial_in(folder / name) != record.name:
+                shutil.rmtree(folder / name)
+            continue
+        measured[record.number] = best
+        if best.problem:
+            problems[f"the test accuracy of {record.name} was not measured: {best.problem}"] = None
     for stale in set(_networks(folder)) - {folder / name for name in folders}:
         shutil.rmtree(stale)
-    return measured
+    return Written(measured, list(problems))
 
 
 def _networks(folder: Path) -> list[Path]:
@@ -82,7 +108,12 @@ def _networks(folder: Path) -> list[Path]:
 
 def _written(folder: Path) -> dict[str, Path]:
     """The networks that the study has written before, by the name of the trial."""
-    return {json.loads((path / DESCRIPTION).read_text())["trial"]: path / MODEL for path in _networks(folder)}
+    return {_trial_in(path): path / MODEL for path in _networks(folder)}
+
+
+def _trial_in(folder: Path) -> str:
+    """The trial whose network lies in a folder."""
+    return str(json.loads((folder / DESCRIPTION).read_text())["trial"])
 
 
 def write_best(
@@ -95,6 +126,8 @@ def write_best(
     device: str = "cpu",
 ) -> BestModel:
     """Reads a trial's network, measures it on the test data, and writes it into the folder `target`.
+
+    A network that cannot be measured is written all the same.
 
     Args:
         measured: what is known of the same network already: then it is written only.
@@ -136,26 +169,32 @@ def _measure(
     masks: dict[str, torch.Tensor],
     record: TrialRecord,
 ) -> BestModel:
-    """What the network is on the test data, if it is what its trial reported."""
+    """What the network is on the test data, if it is what its trial reported. Raises RuntimeError if it is not."""
     zeros, total = count_zeros(tensors, masks)
     if zeros / total != record.sparsity:
-        raise RuntimeError(f"{record.name} reported sparsity {record.sparsity}, its file has {zeros}/{total} zeros")
+        raise _OtherNetwork(f"{record.name} reported sparsity {record.sparsity}, its file has {zeros}/{total} zeros")
     if any(not torch.equal(tensors[name] != 0, mask) for name, mask in masks.items()):
-        raise RuntimeError(f"{record.name}: the zeros of its file are not where its masks say")
-    val_accuracy = evaluate(experiment, model, data.val)
-    # A GPU's sums round differently: a handful of examples near a decision may change sides.
-    tolerance = max(0.005, 2.5 / len(data.val.x))
-    if record.val_accuracy is None or abs(val_accuracy - record.val_accuracy) > tolerance:
-        raise RuntimeError(f"{record.name} reported accuracy {record.val_accuracy}, its file gives {val_accuracy}")
+        raise _OtherNetwork(f"{record.name}: the zeros of its file are not where its masks say")
     by_layer = {name: 1 - int(mask.sum()) / mask.numel() for name, mask in masks.items()}
-    return BestModel(evaluate(experiment, model, data.test), total, zeros, by_layer)
+    best, val_accuracy = BestModel(None, total, zeros, by_layer), math.nan
+    try:
+        with suppress(NotFinite):
+            val_accuracy = evaluate(experiment, model, data.val)
+        # A GPU's sums round differently: a handful of examples near a decision may change sides.
+        tolerance = max(0.005, 2.5 / len(data.val.x))
+        if record.val_accuracy is None or not abs(val_accuracy - record.val_accuracy) <= tolerance:
+            raise _OtherNetwork(f"{record.name} reported accuracy {record.val_accuracy}, its file gives {val_accuracy}")
+        return replace(best, test_accuracy=evaluate(experiment, model, data.test))
+    except _OtherNetwork:
+        raise
+    except (Exception, SystemExit) as error:  # the user's
+        return replace(best, problem=one_line(error))
 
 
-def test_accuracy(experiment: Experiment, data: Data, tensors: dict[str, Any], device: str) -> float:
-    """Accuracy on the test data of the network with these tensors (arrays, under the names of its state_dict), on
-    `device`."""
+def test_accuracy(experiment: Experiment, data: Data, network: bytes, device: str) -> float:
+    """Accuracy on the test data, on `device`, of a network as `tuner.worker.trainable.packed_weights` gives it."""
     model = experiment.model()
-    model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
+    model.load_state_dict(split_masks(load(network))[0])
     return evaluate(experiment, model.to(device), data.test)
 
 

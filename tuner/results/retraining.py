@@ -47,6 +47,14 @@ class Retrained:
 
 
 @dataclass(frozen=True)
+class Retraining:
+    """What training again gave."""
+
+    methods: Sequence[Retrained] = ()
+    problems: Sequence[str] = ()  # a line for each reason why a training or its measuring failed
+
+
+@dataclass(frozen=True)
 class Chosen:
     """A method's best feasible trial at a target; `target` is None where the goal has only one."""
 

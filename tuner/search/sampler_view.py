@@ -28,6 +28,9 @@ from tune_sparsity.tuner.search.monotone import residuals
 from tune_sparsity.tuner.search.samplers import OneByOne
 
 CONSTRAINT = "target"
+FOR_DASHBOARD = "constraints"
+"""A trial's system attribute where Optuna's dashboard looks for constraints: the same one once more, in a list. Optuna
+reads it as another constraint, of which a sampler is not told."""
 LIKE, LIKE_SHARE = 24, 3
 """Trials of like sparsity that a sampler learns from: a third of them, and no fewer than so many."""
 _WORST = -2.0  # below the worst of all: accuracies are at least 0, and what is missing to a target is less than 1
@@ -114,12 +117,12 @@ class SamplingStudy(OwnStudy):
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         """Ends it here too, as far as it helps the sampler."""
-        state, told = self._told(state, values, trial.constraints)
+        state, told = self._told(state, values, _constraint(trial))
         own = self._open.pop(trial.number)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if state is TrialState.COMPLETE and self._view.constraint:
-                for name, value in trial.constraints.items():
+                for name, value in _constraint(trial).items():
                     own.set_constraint(name, value)
             self._study.tell(own, told, state=state)
         self._forget()
@@ -141,7 +144,7 @@ class SamplingStudy(OwnStudy):
         return self._stopped()
 
     def _seen(self, trial: FrozenTrial) -> FrozenTrial:
-        state, values = self._told(trial.state, trial.values, trial.constraints)
+        state, values = self._told(trial.state, trial.values, _constraint(trial))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return create_trial(
@@ -149,7 +152,7 @@ class SamplingStudy(OwnStudy):
                 values=values,
                 params={**self._view.centre, **trial.params},
                 distributions={**self._view.everything, **trial.distributions},
-                constraints=dict(trial.constraints) if state is TrialState.COMPLETE and self._view.constraint else None,
+                constraints=_constraint(trial) if state is TrialState.COMPLETE and self._view.constraint else None,
             )
 
     def _forget(self) -> None:
@@ -183,6 +186,11 @@ def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> A
         )
     assert isinstance(distribution, CategoricalDistribution)
     return trial.suggest_categorical(name, distribution.choices)
+
+
+def _constraint(trial: FrozenTrial) -> dict[str, float]:
+    """The record's constraint by its name, if the trial has it."""
+    return {name: value for name, value in trial.constraints.items() if name == CONSTRAINT}
 
 
 def _missing(constraints: Mapping[str, float]) -> float:

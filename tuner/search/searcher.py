@@ -25,6 +25,7 @@ from tune_sparsity.tuner.search.journal import RECORD, Journal, read_records
 from tune_sparsity.tuner.search.planner import Planner
 from tune_sparsity.tuner.search.sampler_view import (
     CONSTRAINT,
+    FOR_DASHBOARD,
     LikeSparsityStudy,
     OwnStudy,
     SamplingStudy,
@@ -276,7 +277,9 @@ class OptunaSearcher:
             assert record.sparsity is not None
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a crash between these two lines leaves the constraint, and it holds
-                trial.set_constraint(CONSTRAINT, self.target - record.sparsity)
+                missing = self.target - record.sparsity
+                trial.set_constraint(CONSTRAINT, missing)
+                trial.storage.set_trial_system_attr(trial._trial_id, FOR_DASHBOARD, [missing])
             self.study.tell(trial, [record.val_accuracy, record.sparsity])
         elif record.state is TrialState.PRUNED:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)

@@ -112,6 +112,31 @@ class StudyStorage(ABC):
             UsageError: if another process runs the study, or if the storage cannot be read or written.
         """
 
+    @contextmanager
+    def new_name(self, wanted: str) -> Iterator[str]:
+        """Take a new study's name for this process alone: the wanted one, or that with a number if there is one.
+
+        The study's folder is made here, for other processes that want the same name meanwhile. It is gone after the
+        block if the study has left nothing in it.
+
+        Raises:
+            OSError: if the folder cannot be made.
+        """
+        for name in (wanted, *(f"{wanted}-{number}" for number in range(2, 10_000))):
+            folder = self.folder(name)
+            made = [one for one in (folder, *folder.parents) if not one.exists()]
+            if folder in made and not self.exists(name):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileExistsError):
+                    folder.mkdir()
+                    break
+        try:
+            yield name
+        finally:
+            with suppress(OSError):
+                for one in made:
+                    one.rmdir()
+
     def unknown(self, study: str) -> UsageError:
         """Return the error that there is no such study. Raises OSError."""
         there = ", ".join(self.studies())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tune_sparsity.tuner.errors import one_line
 from tune_sparsity.tuner.system.patching import replaced
 from tune_sparsity.tuner.tracking.dataset import tensor_spec
 
@@ -103,7 +104,11 @@ def log_model(
         params = {key: note["tags"][key] for key in ("method", "target", "trial") if key in note["tags"]}
         model = client.create_logged_model(experiment_id, MODEL_NAME, run_id, dict(note["tags"]), params, "classifier")
         model_id = model.model_id
-        _upload(client, model, run_id, study_folder, note)
+        try:
+            _upload(client, model, run_id, study_folder, note)
+        except ValueError:
+            client.finalize_logged_model(model_id, "FAILED")
+            raise
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
         now = model.creation_timestamp
         metrics = [Metric(k, v, now, 0, model_id=model_id, run_id=run_id) for k, v in note["metrics"].items()]
@@ -114,6 +119,18 @@ def log_model(
 
 
 def _upload(client: MlflowClient, model: Any, run_id: str, study_folder: Path, note: Mapping[str, Any]) -> None:
+    """Make the model's files and send them. Raises ValueError if they cannot be made: trying again helps nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _save(Path(folder) / "model", model, run_id, study_folder, note)
+        except OSError:
+            raise
+        except Exception as error:
+            raise ValueError(f"the model cannot be saved: {one_line(error)}") from error
+        client.log_model_artifacts(model.model_id, f"{folder}/model")
+
+
+def _save(path: Path, model: Any, run_id: str, study_folder: Path, note: Mapping[str, Any]) -> None:
     import mlflow.pyfunc
     import mlflow.utils.environment
     from mlflow.models import Model, ModelSignature
@@ -126,9 +143,9 @@ def _upload(client: MlflowClient, model: Any, run_id: str, study_folder: Path, n
     # MLflow would look for two seconds through all that is installed for versions other than those required: they are
     # those that are installed.
     unneeded = replaced(mlflow.utils.environment, "warn_dependency_requirement_mismatches", lambda required: None)
-    with tempfile.TemporaryDirectory() as folder, unneeded:
+    with unneeded:
         mlflow.pyfunc.save_model(
-            path=f"{folder}/model",
+            path=str(path),
             loader_module="tune_sparsity.tuner.tracking.pyfunc_model",
             data_path=str(study_folder / note["folder"]),
             mlflow_model=about,
@@ -136,7 +153,6 @@ def _upload(client: MlflowClient, model: Any, run_id: str, study_folder: Path, n
             input_example=np.load(study_folder / note["example"], allow_pickle=False),
             pip_requirements=list(note["requirements"]),
         )
-        client.log_model_artifacts(model.model_id, f"{folder}/model")
 
 
 def _register(client: MlflowClient, name: str, model_id: str, run_id: str, note: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ import torch
 from tune_sparsity.experiments import Experiment, find
 from tune_sparsity.experiments.registry import OldImport, import_from
 from tune_sparsity.experiments.user_files import code_of
+from tune_sparsity.tuner.system.arrays import as_array
 from tune_sparsity.tuner.tracking.old_names import make_known
 
 SERVED_JSON, CODE = "served.json", "code"
@@ -36,7 +37,7 @@ class Served:
 
     @torch.no_grad()
     def predict(self, inputs: Any, params: dict[str, Any] | None = None) -> np.ndarray:
-        """The network's outputs, for a classifier the logits: shape (n, classes).
+        """The network's outputs, for a classifier the logits: shape (n, classes). What is bfloat16 becomes float32.
 
         Args:
             inputs: an array of shape (n, ...), examples as the data set holds them. What its network needs done to
@@ -46,7 +47,7 @@ class Served:
         x = torch.from_numpy(np.array(inputs))  # a copy: the caller's may be read-only
         size = max(1, min(4096, _NUMBERS // max(1, x[:1].numel())))
         outputs = [self._network(self._experiment.prepare(part)) for part in x.split(size)]
-        return torch.cat(outputs).numpy()
+        return as_array(torch.cat(outputs))
 
 
 def load(experiment: Experiment, folder: Path) -> Served:

@@ -201,13 +201,17 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def train_to_the_end(shared: TrialSetup, arrays: Any, job: dict[str, Any]) -> dict[str, np.ndarray]:
-    """One training without reports, for a worker: `job` is a trial's config. Returns the network's tensors."""
+def train_to_the_end(shared: TrialSetup, arrays: Any, job: dict[str, Any]) -> bytes:
+    """Train without reports, in a worker. Return the network as `packed_weights` does.
+
+    Args:
+        job: a trial's config.
+    """
     make_quick()
     training = _training(shared, _splits(shared, arrays), job)
     while not training.finished:
         training.train()
-    return {name: tensor.detach().cpu().numpy() for name, tensor in training.model.state_dict().items()}
+    return packed_weights(training)
 
 
 def _splits(shared: TrialSetup, arrays: Any) -> tuple[Split, Split]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tune_sparsity.experiments.base import Data, Experiment, Recipe, Split, correct, evaluate
+from tune_sparsity.experiments.base import Data, Experiment, NotFinite, Recipe, Split, correct, evaluate
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -115,3 +115,32 @@ def test_evaluation_takes_fewer_of_large_inputs_at_once(shape: tuple[int, ...], 
     experiment = Experiment("x", unusable, nn.Identity, Recipe(1, 1), prepare=prepare)
     assert evaluate(experiment, nn.Identity(), Split(x, torch.zeros(n).long())) == 1.0
     assert taken == [largest, 1]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_outputs_of_nan_are_no_answers(bad: float) -> None:
+    def broken(x: Tensor) -> Tensor:
+        return torch.where(x.sum((1, 2))[:, None] > 0, bad, x[:, 0])
+
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return broken(x)
+
+    split = Split(normal(0, 40, 2, 3), torch.zeros(40, dtype=torch.long))
+    many = int((split.x.sum((1, 2)) > 0).sum())
+    assert 0 < many < 40
+    experiment = Experiment("broken", unusable, Broken, Recipe(1, 1))
+    for batch in (7, 40):
+        if bad == torch.inf:  # a class that is certain, or excluded
+            assert 0 <= evaluate(experiment, Broken(), split, batch) <= 1
+            continue
+        with pytest.raises(NotFinite, match=f"outputs are NaN for {many} of 40 examples"):
+            evaluate(experiment, Broken(), split, batch)
+
+
+@pytest.mark.parametrize(
+    ("examples", "size", "drop", "trained"),
+    [(61, 30, True, 60), (60, 30, True, 60), (61, 30, False, 61), (9, 30, True, 0)],
+)
+def test_how_many_examples_an_epoch_trains_on(examples: int, size: int, drop: bool, trained: int) -> None:
+    assert Recipe(1, size, drop_last=drop).trained_on(examples) == trained

@@ -18,6 +18,7 @@ from tune_sparsity.tuner.study.epochs import Series, read_epochs
 from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.study.layout import EPOCHS_CSV
 from tune_sparsity.tuner.study.trial import TrialRecord
+from tune_sparsity.tuner.system.arrays import as_array
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,9 +55,9 @@ def best_weights(folder: Path, best: TrialRecord | None) -> dict[str, np.ndarray
         return {}
     left = folder / ".weights" / f"{best.number}.safetensors"
     try:
-        with safe_open(left if left.exists() else folder / "best" / MODEL, "numpy") as file:
+        with safe_open(left if left.exists() else folder / "best" / MODEL, "pt") as file:
             names = sorted(mask_names(dict.fromkeys(file.keys())), key=_natural)
-            weights = {name: file.get_tensor(name) for name in names}
+            weights = {name: as_array(file.get_tensor(name)) for name in names}
             turned = json.loads((file.metadata() or {}).get(ORIENTATIONS, "{}"))
     except OSError:
         return {}

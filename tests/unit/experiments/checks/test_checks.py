@@ -191,7 +191,7 @@ BROKEN: dict[str, tuple[Experiment, str, str]] = {
     ),
     "a class too many": (with_data(classes=("a", "b", "c", "d")), "labels", "4 names"),
     "NaN in the data": (with_data(val=Split(NAN, DATA.val.y)), "values", "in 1 example of 30"),
-    "constant inputs": (with_data(train=Split(torch.ones(60, 6), DATA.train.y)), "values", "equal"),
+    "constant inputs": (with_data(train=Split(torch.ones(60, 6), DATA.train.y)), "inputs", "equal"),
     "random data": (
         replace(SOUND, load=lambda d: replace(DATA, train=Split(torch.rand(60, 6), DATA.train.y))),
         "loading", "x of the train split differs",
@@ -220,7 +220,8 @@ BROKEN: dict[str, tuple[Experiment, str, str]] = {
         replace(SOUND, loss=partial(F.cross_entropy, weight=torch.ones(3))), "devices", "loss would mix"
     ),
     "all frozen": (replace(SOUND, model=frozen(0, 4)), "prunable", "0.weight stays dense, frozen"),
-    "a last batch of one": (replace(SOUND, recipe=Recipe(2, 59)), "steps", "has 1 example (60 examples by 59)"),
+    "a last batch of one": (replace(SOUND, recipe=Recipe(2, 59)), "remainder", "has 1 example (60 examples by 59)"),
+    "drop_last of all": (replace(SOUND, recipe=Recipe(2, 61, drop_last=True)), "remainder", "smaller batch_size"),
     "training raises": (with_forward(lambda m, x: raises() if m.training and m.calls else counts_calls(m, x)), "steps",
                         "broken on purpose"),
     "weights that change": (with_forward(changes_its_weights), "gradients", "changes net.0.weight"),
@@ -241,7 +242,7 @@ SUSPECT: dict[str, tuple[Experiment, str, str]] = {
     "mostly an embedding": (
         replace(SOUND, model=lambda: nn.Sequential(nn.Linear(6, 3), Table())), "prunable", "only 6%"
     ),
-    "large inputs": (with_data(train=Split(DATA.train.x * 1e4, DATA.train.y)), "values", "standardise"),
+    "large inputs": (with_data(train=Split(DATA.train.x * 1e4, DATA.train.y)), "inputs", "standardise"),
     "a few copies": (with_data(val=Split(torch.cat([DATA.val.x, DATA.train.x[:2]]), torch.arange(32) % 3)), "leaks",
                      "2 of the 32"),
     "copies everywhere": (with_data(train=REPEATED, val=Split(*(part[:10] for part in REPEATED))), "leaks", "10 of"),

@@ -85,7 +85,7 @@ def test_a_fault_is_1_and_says_how_to_mend_it(folder: Path, capsys: pytest.Captu
 def test_a_warning_is_0(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(folder, "torch.eye(3, 8)[y]", "1000 * torch.eye(3, 8)[y]")
     assert main(["check", "mine.py:mine"]) == 0
-    assert "warning  values" in capsys.readouterr().out
+    assert "warning  inputs" in capsys.readouterr().out
 
 
 def test_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

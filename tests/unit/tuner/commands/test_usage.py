@@ -183,3 +183,16 @@ def test_lists_name_what_the_options_accept(kind: str, capsys: pytest.CaptureFix
         "samplers": {"tpe", "gp", "nsgaii", "qmc", "random"},
     }
     assert names >= expected[kind]
+
+
+@pytest.mark.parametrize("arguments", [["--target", "0.9"], ["doctor"], ["resume", "x"]])
+def test_another_system_is_told_in_a_line(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.platform", "win32")
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "win32" in line
+    assert "Linux or macOS" in line
+    assert list(tmp_path.iterdir()) == []

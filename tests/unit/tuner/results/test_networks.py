@@ -312,7 +312,7 @@ def test_networks_that_share_a_tensor_can_be_saved(trained: Trained, tmp_path: P
 
 def test_a_network_in_two_folders_is_measured_once(trained: Trained, weights: Path, study: Path) -> None:
     folders = {"best": trained.record, "best-0.5": trained.record, "front/t0003": trained.record}
-    measured = write_networks(folders, lambda record: weights, study, SMALL, trained.data)
+    measured = write_networks(folders, lambda record: weights, study, SMALL, trained.data).networks
     assert list(measured) == [3]
     for name in folders:
         assert (study / name / "model.safetensors").read_bytes() == trained.raw
@@ -327,10 +327,45 @@ def test_a_study_that_goes_on_takes_its_networks_from_where_it_wrote_them(
     write_networks(before, lambda record: weights, study, SMALL, trained.data)
     weights.unlink()
     after = {"best": trained.record, "front/t0003": trained.record}
-    measured = write_networks(after, lambda record: weights, study, SMALL, trained.data)
+    measured = write_networks(after, lambda record: weights, study, SMALL, trained.data).networks
     assert set(measured) == {3}
     assert (study / "best" / "model.safetensors").read_bytes() == trained.raw
     assert not (study / "best-0.5").exists()  # it is no longer the best there
     other = replace(trained.record, number=4)
-    with pytest.raises(RuntimeError, match="t0004"):
-        write_networks({"best": other}, lambda record: weights, study, SMALL, trained.data)
+    found = write_networks({"best": other}, lambda record: weights, study, SMALL, trained.data)
+    assert found.problems == [f"the network of t0004 was not written: {weights} was removed"]
+    assert not found.networks
+    assert not (study / "best").exists()  # it held another trial's network
+
+
+def test_a_network_that_is_not_its_trials_costs_the_others_nothing(
+    trained: Trained, weights: Path, study: Path
+) -> None:
+    liar = replace(trained.record, number=4, val_accuracy=0.999)
+    folders = {"best": liar, "front/t0003": trained.record, "front/t0004": liar}
+    found = write_networks(folders, lambda record: weights, study, SMALL, trained.data)
+    assert list(found.networks) == [3]
+    (problem,) = found.problems
+    assert problem.startswith("the network of t0004 was not written: ")
+    assert "t0004 reported accuracy 0.999" in problem
+    assert [path.parent.name for path in study.rglob("model.safetensors")] == ["t0003"]
+
+
+def test_a_network_that_cannot_be_measured_is_written(trained: Trained, weights: Path, study: Path) -> None:
+    class NotOnTest(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) == len(trained.data.test.x):
+                raise KeyError("no")
+            return super().forward(x)
+
+    fails = replace(SMALL, model=lambda: NotOnTest(*network()))
+    found = write_networks({"best": trained.record}, lambda record: weights, study, fails, trained.data)
+    assert found.problems == ["the test accuracy of t0003 was not measured: KeyError: 'no'"]
+    assert (found.networks[3].weights, found.networks[3].zeros) == (WEIGHTS, ZEROS)
+    assert (study / "best" / "model.safetensors").read_bytes() == trained.raw
+    metrics = json.loads((study / "best" / "model.json").read_text())["metrics"]
+    assert metrics["test_accuracy"] is None
+    assert metrics["val_accuracy"] == trained.record.val_accuracy
+    again = write_networks({"best": trained.record}, lambda record: weights, study, SMALL, trained.data)
+    assert again.problems == []
+    assert again.networks[3].test_accuracy > 0.8

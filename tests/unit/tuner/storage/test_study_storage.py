@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +76,32 @@ def test_a_folder_is_sent_as_text() -> None:
     sent = pickle.dumps(Folder(Path("/studies/s")))
     assert b"pathlib" not in sent
     assert pickle.loads(sent) == Folder(Path("/studies/s"))
+
+
+def test_studies_that_begin_at_once_take_names_of_their_own(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path / "new" / "studies")
+    met = threading.Barrier(8)
+
+    def begin(_: int) -> str:
+        met.wait()
+        with storage.new_name("digits-0.9") as name, storage.claim(name, resume=False):
+            (storage.folder(name) / "study.yaml").write_text("")
+            met.wait()
+            return name
+
+    with ThreadPoolExecutor(8) as pool:
+        names = sorted(pool.map(begin, range(8)))
+    assert names == ["digits-0.9", *(f"digits-0.9-{number}" for number in range(2, 9))]
+    assert storage.studies() == names
+
+
+def test_a_name_that_was_not_used_leaves_no_trace(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path / "new" / "studies")
+    with storage.new_name("a") as name:
+        assert name == "a"
+        assert storage.exists("a")
+    assert list(tmp_path.iterdir()) == []
+    storage.folder("a").mkdir(parents=True)
+    with storage.new_name("a") as name:
+        assert name == "a-2"
+    assert [path.name for path in storage.path.iterdir()] == ["a"]

@@ -1,0 +1,86 @@
+"""Networks of other types of numbers than float32, and data of other types: a study ends with all its files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers.command import run_command
+from tests.helpers.in_process import run_in_process
+from tests.helpers.strange import DTYPES, EXPERIMENTS
+from tests.helpers.tracking import client
+from tune_sparsity.experiments import find
+from tune_sparsity.tuner.cli import main
+from tune_sparsity.tuner.tracking.pyfunc_model import load
+
+NO_KERNELS = ("bfloat16", "autocast", "half_words")  # onnxruntime has none for bfloat16 on a CPU
+FILES = {
+    *("best/model.json", "best/model.safetensors", "epochs.csv", "optuna.journal", "pareto.csv", "pareto.html"),
+    *("pictures.html", "result.json", "study.yaml", "trials.csv", "tracking/example.npy", "tracking/model/served.json"),
+    *("tracking/model/model.json", "tracking/model/model.safetensors", "tracking/model/code/strange.py"),
+}
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_a_study_ends_with_all_its_files_and_exports(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "strange.py").write_text(EXPERIMENTS)
+    own = f"{tmp_path / 'strange.py'}:{name}"
+    folder = run_in_process(
+        tmp_path / "studies", name, experiment=own, method="lpss,gmp", target=0.5, trials=2, epochs=2, scheduler="none"
+    )
+    assert "could not be made" not in capsys.readouterr().err
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == FILES
+    assert [row["state"] for row in csv.DictReader((folder / "trials.csv").open())] == ["completed"] * 2
+    best = json.loads((folder / "result.json").read_text())["best"]
+    assert best["sparsity"] >= 0.5
+    experiment = find(own)
+    test = experiment.load(None).test
+    logits = load(experiment, folder / "tracking" / "model").predict(test.x.numpy())
+    assert logits.dtype == {"float16": np.float16, "float64": np.float64}.get(name, np.float32)
+    assert float((logits.argmax(1) == test.y.numpy()).mean()) == pytest.approx(best["test_accuracy"])
+
+    export = ["export", name, "--storage", str(tmp_path / "studies"), "--json", "--format"]
+    for kind in ("safetensors", "torch", "csr"):
+        assert main([*export, kind]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["largest_difference"] == 0
+        weights = experiment.model().state_dict().values()
+        assert document["sizes"]["dense"] == sum(one.numel() * one.element_size() for one in weights)
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert main([*export, "onnx"]) == (1 if name in NO_KERNELS else 0)
+    if name in NO_KERNELS:
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith("tune-sparsity: the onnx file cannot be used: ")
+
+
+def test_a_network_in_bfloat16_is_logged_and_trained_again(tmp_path: Path) -> None:
+    (tmp_path / "strange.py").write_text(EXPERIMENTS)
+    study = ["--study", "half", "--experiment", f"{tmp_path / 'strange.py'}:bfloat16", "--target", "0.5"]
+    more = ["--trials", "2", "--scheduler", "none", "--final-seeds", "2", "--json"]
+    ran = run_command([*study, *more], tmp_path)
+    assert ran.code == 0, ran.stderr
+    assert "Nothing else is lost" not in ran.stderr
+    assert "Not in MLflow" not in ran.stderr
+    (again,) = ran.result()["final_seeds"]
+    assert len(again["test_accuracy"]["seeds"]) == 2
+    assert min(again["test_accuracy"]["seeds"]) > 0.5
+    (model,) = client(tmp_path / "mlflow.db").search_logged_models([ran.result()["mlflow"]["experiment_id"]])
+    assert model.status == "READY"
+
+
+def test_arrays_keep_their_numbers() -> None:
+    from tune_sparsity.tuner.system.arrays import as_array
+
+    for dtype in (torch.float16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool):
+        assert as_array(torch.tensor([0, 1, 3], dtype=dtype)).dtype == np.dtype(str(dtype).removeprefix("torch."))
+    array = as_array(torch.tensor([0.0, -0.0, 1.0078125, 3e38], dtype=torch.bfloat16))
+    assert array.dtype == np.float32
+    assert array.tolist() == torch.tensor([0.0, -0.0, 1.0078125, 3e38], dtype=torch.bfloat16).double().tolist()

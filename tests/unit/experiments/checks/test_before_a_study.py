@@ -1,0 +1,47 @@
+"""What would fail in every trial is found on all the data before a study, and not only on the first examples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.unit.experiments.checks.test_checks import DATA, SOUND
+from tune_sparsity.experiments import Recipe, Split
+from tune_sparsity.experiments.checks import Level, assert_sound, first_fault
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("part", ["x", "y"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_study_looks_at_every_number_of_the_data(split: str, part: str, bad: float, dtype: torch.dtype) -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets.long())
+
+    splits = {name: getattr(DATA, name) for name in ("train", "val", "test")}
+    data = replace(DATA, **{name: Split(one.x.to(dtype), one.y.to(dtype)) for name, one in splits.items()})
+    experiment = replace(SOUND, loss=loss, prepare=Tensor.float)
+    assert first_fault(experiment, data) is None
+    tensor = getattr(getattr(data, split), part).clone()
+    tensor[7 if part == "x" else 0] = bad  # of which the former is not pushed through the network
+    fault = first_fault(experiment, replace(data, **{split: getattr(data, split)._replace(**{part: tensor})}))
+    assert fault is not None
+    assert fault.check == "values"
+    assert f"{part} of the {split} split has NaN or infinite numbers in 1 example" in fault.text
+
+
+def test_a_last_batch_that_cannot_be_trained_on_is_found_before_a_study() -> None:
+    alone = replace(SOUND, recipe=Recipe(2, 59))
+    fault = first_fault(alone, DATA)
+    assert fault is not None
+    assert (fault.check, fault.level) == ("remainder", Level.FAILED)
+    assert "drop_last=True" in fault.text
+    ones = first_fault(replace(SOUND, recipe=Recipe(2, 1, drop_last=True)), DATA)
+    assert ones is not None
+    assert "network cannot train on: take a larger batch_size: " in ones.text
+    assert first_fault(replace(alone, recipe=Recipe(2, 59, drop_last=True)), DATA) is None
+    assert_sound(replace(alone, recipe=Recipe(2, 59, drop_last=True)))
