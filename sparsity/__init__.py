@@ -11,7 +11,15 @@ nothing else of this project, so that it serves alone in anybody's training loop
 """
 
 from tune_sparsity.sparsity.hoyer import hoyer, suggest_p
-from tune_sparsity.sparsity.layers import Layer, LayerRules, left_dense, prunable_layers, with_last_layer
+from tune_sparsity.sparsity.layers import (
+    Layer,
+    LayerRules,
+    NetworkSize,
+    left_dense,
+    network_size,
+    prunable_layers,
+    with_last_layer,
+)
 from tune_sparsity.sparsity.masks import keep_largest, random_mask, zeros_for
 from tune_sparsity.sparsity.methods.lpss import LpssSettings, lpss
 from tune_sparsity.sparsity.methods.registry import METHODS
@@ -30,6 +38,7 @@ __all__ = [
     "LayerRules",
     "LpSGD",
     "LpssSettings",
+    "NetworkSize",
     "Orientation",
     "PiecewiseLinear",
     "Schedule",
@@ -41,6 +50,7 @@ __all__ = [
     "keep_largest",
     "left_dense",
     "lpss",
+    "network_size",
     "project",
     "prunable_layers",
     "published_learning_rate",

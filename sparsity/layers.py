@@ -114,6 +114,37 @@ def left_dense(model: nn.Module, rules: LayerRules = PAPER_RULES) -> list[LeftDe
     return [LeftDense(one.name, reason, one.size) for one, reason in reasons if reason]
 
 
+@dataclass(frozen=True)
+class NetworkSize:
+    """How many of a network's parameters can be pruned.
+
+    Attributes:
+        layers: prunable weights, as tensors.
+        prunable: their numbers.
+        dense: the weight matrices that stay dense.
+        parameters: all of the network's numbers that are trained or frozen.
+    """
+
+    layers: int
+    prunable: int
+    dense: tuple[LeftDense, ...]
+    parameters: int
+
+    @property
+    def matrices(self) -> int:
+        """The numbers of all weight matrices."""
+        return self.prunable + sum(one.size for one in self.dense)
+
+
+def network_size(model: nn.Module, rules: LayerRules = PAPER_RULES) -> NetworkSize:
+    """Return how many of the network's parameters can be pruned. Raises what `prunable_layers` does."""
+    layers = prunable_layers(model, rules, sphere=False)
+    prunable = sum(layer.weight.numel() for layer in layers)
+    return NetworkSize(
+        len(layers), prunable, tuple(left_dense(model, rules)), sum(param.numel() for param in model.parameters())
+    )
+
+
 def with_last_layer(rules: LayerRules, model: nn.Module, example: Any) -> LayerRules:
     """The rules with the names of the last layer's weights, where they are asked for and an example tells them."""
     if rules.last is not None or rules.off_sphere is not None:

@@ -130,12 +130,15 @@ def run(config: Any, *, as_json: bool, resume: bool, named: bool = True) -> int:
 def _run_with(ray: Any, writer: Any, prepared: Any, *, as_json: bool, resume: bool) -> int:
     from tune_sparsity.tuner.config.tracking_uri import stray_environment
     from tune_sparsity.tuner.driver.run import DiskFull, run_study
+    from tune_sparsity.tuner.reports.text import few_prunable
     from tune_sparsity.tuner.storage.lease import TakenOver
 
     config = prepared.config
     say(f"{'Resuming' if resume else 'Starting'} {config.study}: {config.trials} trials, {prepared.goal}")
     if config.storage.synced:
         say(f"Kept in {config.storage.address(config.study)}, worked on in {config.folder}")
+    if few := few_prunable(prepared.size):
+        say(few)
     if stray := stray_environment():
         say(f"Ignoring {', '.join(stray)}: this study has runs of its own")
     try:

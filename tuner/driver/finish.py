@@ -149,6 +149,7 @@ def _outcome(
         store=config.storage.address(config.study) if config.storage.synced else "",
         tracking_uri=config.tracking_uri,
         retrained=retrained,
+        size=prepared.size,
     )
     if outcome.best is not None and outcome.best.number in networks:
         return replace(outcome, sparsity_by_layer=networks[outcome.best.number].by_layer)
@@ -231,4 +232,6 @@ def _metrics(outcome: StudyOutcome) -> dict[str, float]:
             metrics[f"best_val_accuracy{where}"] = best.val_accuracy
         if (accuracy := outcome.test_accuracies.get(best.number)) is not None:
             metrics[f"best_test_accuracy{where}"] = accuracy
+        if (sparsity := outcome.sparsity_matrices(best)) is not None:
+            metrics[f"best_sparsity_matrices{where}"] = sparsity
     return metrics

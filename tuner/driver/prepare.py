@@ -16,7 +16,7 @@ from tune_sparsity.experiments.checks import Subject
 from tune_sparsity.experiments.checks.shapes import builds
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.search_spaces import Space
-from tune_sparsity.sparsity import prunable_layers
+from tune_sparsity.sparsity import NetworkSize, network_size
 from tune_sparsity.tuner.config.experiment import find_experiment, sound_data
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_driver, check_tracking_uri
@@ -39,6 +39,7 @@ class Prepared:
     spaces: list[Space]
     goal: Goal
     earlier: WarmStart = field(default_factory=WarmStart)
+    size: NetworkSize | None = None
 
     @property
     def epochs(self) -> int:
@@ -76,7 +77,8 @@ def prepare(
     if not own:  # a user's code, which begins to run here
         share(lambda: True)
     experiment = find_experiment(config.experiment)
-    goal = config.goal(*_prunable(experiment))
+    size = _size(experiment)
+    goal = config.goal(size.layers, size.prunable)
     try:
         spaces = spaces_of(config, goal, experiment.space)
         check_sampler(config.sampler, front=goal.multi_objective, methods=len(spaces))
@@ -100,7 +102,7 @@ def prepare(
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
         alike = {"experiment": config.experiment, "epochs": config.epochs or experiment.recipe.epochs}
         earlier = warm_start(config.warm_start, config.storage, spaces, goal.lowest, alike)
-    prepared = Prepared(config, experiment, data, spaces, goal, earlier)
+    prepared = Prepared(config, experiment, data, spaces, goal, earlier, size)
     threading.Thread(target=getattr, args=(prepared, "checksum"), daemon=True).start()  # before somebody waits for it
     return prepared
 
@@ -124,8 +126,8 @@ class _Loading:
         return True
 
 
-def _prunable(experiment: Experiment) -> tuple[int, int]:
-    """How many prunable layers and weights the experiment's network has.
+def _size(experiment: Experiment) -> NetworkSize:
+    """How many of the parameters of the experiment's network can be pruned.
 
     Raises:
         UsageError: if there is none, or if the network cannot be made.
@@ -135,14 +137,13 @@ def _prunable(experiment: Experiment) -> tuple[int, int]:
             if (problem := next(builds(Subject(experiment)), None)) is not None:
                 raise UsageError(f"--experiment: the network of {experiment.name} cannot be used: {problem.text}")
             model = experiment.model()
-        layers = prunable_layers(model, experiment.layers, sphere=False)
+        return network_size(model, experiment.layers)
     except UsageError:
         raise
     except Exception as error:
         raise UsageError(
             f"--experiment: the network of {experiment.name} cannot be used: {described(error)}"
         ) from error
-    return len(layers), sum(layer.weight.numel() for layer in layers)
 
 
 def check_address(address: str | None) -> None:

@@ -51,6 +51,8 @@ def _verdict(study: EndedStudy, goal: Goal) -> str:
     zero = f"{_share(best['sparsity'])} of its weights are zero"
     if best["weights"] and best["nonzero_weights"] is not None:
         zero += f": {best['nonzero_weights']:,} of {best['weights']:,} are left"
+    if (dense := study.result.get("dense_weights")) and best.get("sparsity_matrices") is not None:
+        zero += f" ({_share(best['sparsity_matrices'])} over all weight matrices: {', '.join(dense)} stay dense)"
     accuracy = f"has an accuracy of {_share(best['val_accuracy'])} on the validation data"
     return f"The best network, {best['trial']}, {accuracy}{test if best['test_accuracy'] is not None else ''}. {zero}."
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.reports.progress import missing_above
-from tune_sparsity.tuner.reports.text import command, duration, is_terminal, short_number, shown_path
+from tune_sparsity.tuner.reports.text import command, dense_text, duration, is_terminal, short_number, shown_path
 from tune_sparsity.tuner.results.retraining import Retrained, verdicts
 from tune_sparsity.tuner.results.tables import StudyOutcome
 from tune_sparsity.tuner.study.goal import GoalKind
@@ -103,6 +103,15 @@ def front_line(outcome: StudyOutcome) -> str:
         f"{goal.mean_accuracy(area):.2%} over the sparsities from {goal.lowest:g} to {goal.highest:g}"
         f"{missing_above(goal, outcome.records, '')}"
     )
+
+
+def network_line(outcome: StudyOutcome) -> str:
+    """The best network's sparsity over all weight matrices and over all parameters, and which matrices stay dense."""
+    best, size = outcome.best, outcome.size
+    if best is None or size is None or (matrices := outcome.sparsity_matrices(best)) is None:
+        return ""
+    total = f" and {best.sparsity_total:.4%} of all parameters" if best.sparsity_total is not None else ""
+    return f"{matrices:.4%} of all weight matrices{total} are zero{dense_text(size, '; dense: ')}"
 
 
 def layers_line(outcome: StudyOutcome) -> str:
@@ -198,6 +207,7 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
     lines = [
         *(("targets", text) for text in targets_lines(outcome)),
         ("front", front_line(outcome)),
+        ("network", network_line(outcome)),
         ("layers", layers_line(outcome)),
         *((one.method, retrained_line(one)) for one in outcome.retrained),
         *(("verdict", text) for text in verdicts(outcome.retrained)),

@@ -7,7 +7,12 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from tune_sparsity.sparsity import NetworkSize
+
+_DENSE_NAMED = 3  # weight matrices that stay dense
 
 
 def duration(seconds: float) -> str:
@@ -30,6 +35,22 @@ def time_left(seconds: float, word: str = "about") -> str:
     if seconds < 3600 - 30:
         return f"{word} {round(seconds / 60)} min left"
     return f"{word} {duration(600 * round(seconds / 600))} left"
+
+
+def dense_text(size: NetworkSize, before: str = "") -> str:
+    """The largest weight matrices that stay dense, with their shares of all and the reasons; nothing without any."""
+    named = {one.name: f"{one.size / size.matrices:.1%} ({one.reason})" for one in size.dense}
+    largest = sorted(size.dense, key=lambda one: -one.size)[:_DENSE_NAMED]
+    rest = f" and {len(named) - len(largest)} more" if len(named) > len(largest) else ""
+    return before + ", ".join(f"{one.name} {named[one.name]}" for one in largest) + rest if named else ""
+
+
+def few_prunable(size: NetworkSize | None) -> str:
+    """A warning where less than half of the weights in matrices can be pruned; else nothing."""
+    if size is None or 2 * size.prunable >= size.matrices:
+        return ""
+    share = size.prunable / size.matrices
+    return f"Only {share:.1%} of the network's weights in matrices are pruned. These stay dense: {dense_text(size)}"
 
 
 def is_terminal(stream: TextIO) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tune_sparsity.sparsity import NetworkSize
 from tune_sparsity.tuner.results.retraining import Retrained
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.layout import PARETO_CSV, RESULT_JSON, TRIALS_CSV
@@ -79,6 +80,7 @@ class StudyOutcome:
     mlflow_run_id: str | None = None  # of the study's parent run
     tracking_uri: str | None = None
     store: str = ""  # where it is kept, if that is not the folder
+    size: NetworkSize | None = None  # how many of the network's parameters can be pruned
     retrained: Sequence[Retrained] = ()  # with --final-seeds: every method's best, trained again; the winner first
 
     @property
@@ -93,6 +95,12 @@ class StudyOutcome:
     def test_accuracy(self) -> float | None:
         """The best trial's."""
         return None if self.best is None else self.test_accuracies.get(self.best.number)
+
+    def sparsity_matrices(self, record: TrialRecord) -> float | None:
+        """Return a trial's zeros over the numbers of all weight matrices, those that stay dense included."""
+        if self.size is None or record.nonzero_weights is None:
+            return None
+        return (self.size.prunable - record.nonzero_weights) / self.size.matrices
 
     @property
     def states(self) -> dict[str, int]:
@@ -167,7 +175,7 @@ def _reported_document(outcome: StudyOutcome, record: TrialRecord | None) -> dic
     if record is None:
         return None
     measured = {"test_accuracy": outcome.test_accuracies.get(record.number), "weights": outcome.weights}
-    return {**trial_document(record), **measured}
+    return {**trial_document(record), "sparsity_matrices": outcome.sparsity_matrices(record), **measured}
 
 
 def _goal_document(outcome: StudyOutcome) -> dict[str, Any]:
@@ -195,6 +203,7 @@ def result_document(outcome: StudyOutcome) -> dict[str, Any]:
         "experiment": outcome.experiment,
         "method": outcome.method,
         "states": outcome.states,
+        "dense_weights": {one.name: one.size for one in outcome.size.dense} if outcome.size else {},
         "best": _reported_document(outcome, outcome.best),
         "pareto": [trial_document(record) for record in outcome.front],
         **({"final_seeds": [one.to_dict() for one in outcome.retrained]} if outcome.retrained else {}),

@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
+from tune_sparsity.sparsity import network_size
 from tune_sparsity.tuner.reports.summary import (
     best_line,
     final_table,
     layers_line,
+    network_line,
     print_result,
     states_line,
     tracking_line,
     trial_columns,
 )
-from tune_sparsity.tuner.reports.text import command, shown_path
-from tune_sparsity.tuner.results.tables import StudyOutcome, StudySeconds
+from tune_sparsity.tuner.reports.text import command, few_prunable, shown_path
+from tune_sparsity.tuner.results.tables import StudyOutcome, StudySeconds, result_document
 from tune_sparsity.tuner.study.goal import Goal, along_front, at_targets
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
@@ -90,6 +93,41 @@ def test_without_a_feasible_trial_the_result_says_so(tmp_path: Path) -> None:
 def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
     assert best_line(outcome(tmp_path)) == "best t0000: validation accuracy 97.00%, sparsity 90.0000%"
     assert states_line(outcome(tmp_path, RECORDS[:1])) == "1 completed, 0 stopped early, 0 failed"
+
+
+class EmbeddingHeavy(nn.Module):
+    """Of 1,100 weights in matrices 100 are prunable; 10 more parameters are in no matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.mix = nn.Embedding(100, 10), nn.Linear(10, 10)
+
+
+def test_what_stays_dense_is_told_with_the_sparsity_over_all(tmp_path: Path) -> None:
+    size = network_size(EmbeddingHeavy())
+    assert (size.layers, size.prunable, size.matrices, size.parameters) == (1, 100, 1100, 1110)
+    records = [trial(0, nonzero_weights=10, sparsity_total=90 / 1110)]
+    found = outcome(tmp_path, records, size=size)
+    assert found.sparsity_matrices(records[0]) == 90 / 1100
+    dense = "embedding.weight 90.9% (an embedding)"
+    assert (
+        network_line(found) == f"8.1818% of all weight matrices and 8.1081% of all parameters are zero; dense: {dense}"
+    )
+    assert f"network {network_line(found)}\n" in printed(found)
+    document = result_document(found)
+    assert document["dense_weights"] == {"embedding.weight": 1000}
+    assert document["best"]["sparsity_matrices"] == 90 / 1100
+    assert few_prunable(size) == (
+        f"Only 9.1% of the network's weights in matrices are pruned. These stay dense: {dense}"
+    )
+
+
+def test_a_network_whose_matrices_are_all_prunable_has_nothing_to_warn_of(tmp_path: Path) -> None:
+    size = network_size(nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2)))
+    assert few_prunable(size) == ""
+    records = [trial(0, nonzero_weights=4, sparsity_total=36 / 46)]
+    line = network_line(outcome(tmp_path, records, size=size))
+    assert line == "90.0000% of all weight matrices and 78.2609% of all parameters are zero"
 
 
 def test_the_sparsity_is_shown_layer_by_layer_or_as_a_range(tmp_path: Path) -> None:
