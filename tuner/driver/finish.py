@@ -13,7 +13,7 @@ from tune_sparsity.tuner.driver.prepare import Prepared
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.results.networks import Written
 from tune_sparsity.tuner.results.retraining import Retrained, Retraining
-from tune_sparsity.tuner.results.tables import StudyOutcome, StudySeconds, write_results
+from tune_sparsity.tuner.results.tables import StudyOutcome, StudySeconds, write_result, write_results
 from tune_sparsity.tuner.study.goal import GoalKind
 from tune_sparsity.tuner.study.layout import CHECKPOINTS, STUDY_YAML, WEIGHTS, weights_file
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
@@ -81,7 +81,7 @@ def conclude(
     written = _networks(prepared, folders)
     outcome = _outcome(prepared, records, written.networks, retrained.methods)
     failures = [*retrained.problems, *written.problems, *_log_networks(prepared, outcome, folders, tracker)]
-    write_results(outcome)
+    write_result(outcome)
     all_failed = bool(records) and all(record.state is TrialState.FAILED for record in records)
     tracker.finish_study(
         status="KILLED" if stop.asked else "FAILED" if all_failed else "FINISHED",
@@ -102,7 +102,7 @@ def conclude(
     outcome = replace(
         outcome, seconds=seconds, mlflow_experiment_id=tracker.experiment_id, mlflow_run_id=tracker.run_id
     )
-    write_results(outcome)
+    write_result(outcome)
     if folders and {record.number for record in folders.values()} <= set(written.networks):
         shutil.rmtree(config.folder / WEIGHTS, ignore_errors=True)
     if not stop.asked:

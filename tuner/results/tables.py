@@ -230,6 +230,11 @@ def write_results(outcome: StudyOutcome) -> list[Path]:
         OSError: if the folder cannot be written to.
     """
     tables = write_trials(outcome.folder, outcome.records, outcome.goal)
+    return [*tables, write_result(outcome)]
+
+
+def write_result(outcome: StudyOutcome) -> Path:
+    """Write result.json alone, where the tables are written already. Return its path. Raises as `write_results`."""
     result = outcome.folder / RESULT_JSON
     write_atomically(result, to_json(result_document(outcome)))
-    return [*tables, result]
+    return result
