@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torchvision.models import get_model, list_models
 
-from tune_sparsity.sparsity import left_dense, prunable_layers
+from tune_sparsity.sparsity import network_size
 
 FAMILIES = {
     "classification": torchvision.models,
@@ -72,11 +72,9 @@ def coverage(name: str) -> Coverage:
         options["init_weights"] = False  # their own drawing of weights takes a minute
     with without_memory():
         model = get_model(name, weights=None, **options)
-    layers, left = prunable_layers(model), left_dense(model)
-    kinds = Counter(f"{one.name.rpartition('.')[2]} ({one.reason})" for one in left)
-    prunable = sum(layer.weight.numel() for layer in layers)
-    weights = prunable + sum(one.size for one in left)
-    return Coverage(name, len(layers) + len(left), weights, prunable, dict(kinds))
+    size = network_size(model)
+    kinds = Counter(f"{one.name.rpartition('.')[2]} ({one.reason})" for one in size.dense)
+    return Coverage(name, size.layers + len(size.dense), size.matrices, size.prunable, dict(kinds))
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -59,6 +59,11 @@ class LayerRules:
 
 
 PAPER_RULES = LayerRules()
+
+
+def turned_back(layers: Sequence[Layer], masks: Iterable[Tensor]) -> list[Tensor]:
+    """Return masks of the shapes (neurons, fan-in...), one a layer, in the weights' shapes."""
+    return [layer.turned_back(mask) for layer, mask in zip(layers, masks, strict=True)]
 
 
 class LeftDense(NamedTuple):

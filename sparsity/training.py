@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tune_sparsity.sparsity.distributions import keep_largest_magnitude
 from tune_sparsity.sparsity.hoyer import hoyer
-from tune_sparsity.sparsity.layers import Layer
+from tune_sparsity.sparsity.layers import Layer, turned_back
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedSteps
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD
@@ -161,7 +161,7 @@ class SparseTraining:
             self.project()
         elif self.topology.due(self.steps, self.total_steps):
             views = [self._view(index) for index in range(len(self.layers))]
-            masks = self._turned_back(self.topology.update(views, self.progress))
+            masks = turned_back(self.layers, self.topology.update(views, self.progress))
             self.grow_rate = _grow_rate(self.masks, masks)
             self._set_masks(masks)
 
@@ -179,10 +179,6 @@ class SparseTraining:
         if self.averages:
             pruned.momentum = lambda: layer.turned(self.averages[index])
         return pruned
-
-    def _turned_back(self, masks: Sequence[Tensor]) -> list[Tensor]:
-        """Masks of the shapes (neurons, fan-in...) in the weights' shapes."""
-        return [layer.turned_back(mask) for layer, mask in zip(self.layers, masks, strict=True)]
 
     def _saliency(self, layer: Layer) -> Tensor:
         """log2 of the weight's magnitude in the network, as it would be without a mask where that is known."""
@@ -233,7 +229,7 @@ class SparseTraining:
             score = self._saliency(layer).clamp_min(-_AFTER / 2)  # an active weight of 0 too comes before masked ones
             scores.append(layer.turned(score if self.dense_latent else score - _AFTER * (mask == 0)))
         kept = keep_largest_magnitude(scores, [layer.sphere for layer in self.layers], self.final_sparsity)
-        return self._turned_back(kept)
+        return turned_back(self.layers, kept)
 
     @torch.no_grad()
     def project(self) -> None:

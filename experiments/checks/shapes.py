@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 from tune_sparsity.experiments.base import Data, Experiment, Recipe, correct
 from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, warning
 from tune_sparsity.experiments.user_code import described
-from tune_sparsity.sparsity import LayerRules, left_dense, prunable_layers
+from tune_sparsity.sparsity import LayerRules, network_size
 
 _FEW = 4  # examples that the quick checks push through the network
 _NAMED = 3  # weight matrices that stay dense, in a warning
@@ -109,19 +109,16 @@ def builds(subject: Subject) -> Iterator[Problem]:
 def prunes(subject: Subject) -> Iterator[Problem]:
     model, rules = subject.model(), subject.experiment.layers
     try:
-        layers = prunable_layers(model, rules)
+        size = network_size(model, rules)
     except ValueError as error:
         yield Problem(f"{error}; what is pruned are the weights of linear, convolution, attention and recurrent layers")
         return
-    prunable, everything = (
-        sum(weight.numel() for weight in weights) for weights in ([one.weight for one in layers], model.parameters())
-    )
-    dense = [one for one in left_dense(model, rules) if one.reason != "by a rule"]
+    dense = [one for one in size.dense if one.reason != "by a rule"]
     named = ", ".join(f"{one.name} ({one.reason}, {count(one.size, 'weight')})" for one in dense[:_NAMED])
     rest = f" and {len(dense) - _NAMED} more" if len(dense) > _NAMED else ""
     stays = f"these weight matrices stay dense: {named}{rest}" if dense else ""
-    if prunable < everything / 2:
-        share = prunable / everything
+    if size.prunable < size.parameters / 2:
+        share = size.prunable / size.parameters
         few = f"only {share:.0%} of the parameters are prunable weights: the target is a share of these alone"
         yield warning(f"{few}; {stays}" if dense else few)
     elif dense:

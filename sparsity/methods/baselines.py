@@ -10,7 +10,7 @@ import torch
 from torch import Generator, nn
 
 from tune_sparsity.sparsity.distributions import DISTRIBUTIONS, random_masks
-from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, prunable_layers
+from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, prunable_layers, turned_back
 from tune_sparsity.sparsity.methods.validation import numbers, whole, within
 from tune_sparsity.sparsity.schedules import Schedule, warmup_cosine
 from tune_sparsity.sparsity.topology.base import Topology
@@ -118,8 +118,7 @@ def _ones(layers: list[Layer]) -> list[torch.Tensor]:
 
 def _random(layers: list[Layer], s: StaticSettings, generator: Generator) -> list[torch.Tensor]:
     turned = [layer.turned(layer.weight) for layer in layers]
-    masks = random_masks(turned, s.final_sparsity, s.distribution, generator)
-    return [layer.turned_back(mask) for layer, mask in zip(layers, masks, strict=True)]
+    return turned_back(layers, random_masks(turned, s.final_sparsity, s.distribution, generator))
 
 
 def dense(

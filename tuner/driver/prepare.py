@@ -38,8 +38,8 @@ class Prepared:
     data: Data
     spaces: list[Space]
     goal: Goal
+    size: NetworkSize
     earlier: WarmStart = field(default_factory=WarmStart)
-    size: NetworkSize | None = None
 
     @property
     def epochs(self) -> int:
@@ -102,7 +102,7 @@ def prepare(
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
         alike = {"experiment": config.experiment, "epochs": config.epochs or experiment.recipe.epochs}
         earlier = warm_start(config.warm_start, config.storage, spaces, goal.lowest, alike)
-    prepared = Prepared(config, experiment, data, spaces, goal, earlier, size)
+    prepared = Prepared(config, experiment, data, spaces, goal, size, earlier)
     threading.Thread(target=getattr, args=(prepared, "checksum"), daemon=True).start()  # before somebody waits for it
     return prepared
 

@@ -111,7 +111,8 @@ def network_line(outcome: StudyOutcome) -> str:
     if best is None or size is None or (matrices := outcome.sparsity_matrices(best)) is None:
         return ""
     total = f" and {best.sparsity_total:.4%} of all parameters" if best.sparsity_total is not None else ""
-    return f"{matrices:.4%} of all weight matrices{total} are zero{dense_text(size, '; dense: ')}"
+    dense = f"; dense: {dense_text(size)}" if size.dense else ""
+    return f"{matrices:.4%} of all weight matrices{total} are zero{dense}"
 
 
 def layers_line(outcome: StudyOutcome) -> str:

@@ -37,17 +37,16 @@ def time_left(seconds: float, word: str = "about") -> str:
     return f"{word} {duration(600 * round(seconds / 600))} left"
 
 
-def dense_text(size: NetworkSize, before: str = "") -> str:
+def dense_text(size: NetworkSize) -> str:
     """The largest weight matrices that stay dense, with their shares of all and the reasons; nothing without any."""
-    named = {one.name: f"{one.size / size.matrices:.1%} ({one.reason})" for one in size.dense}
-    largest = sorted(size.dense, key=lambda one: -one.size)[:_DENSE_NAMED]
-    rest = f" and {len(named) - len(largest)} more" if len(named) > len(largest) else ""
-    return before + ", ".join(f"{one.name} {named[one.name]}" for one in largest) + rest if named else ""
+    largest = sorted(size.dense, key=lambda one: -one.size)
+    named = ", ".join(f"{one.name} {one.size / size.matrices:.1%} ({one.reason})" for one in largest[:_DENSE_NAMED])
+    return named + (f" and {len(largest) - _DENSE_NAMED} more" if len(largest) > _DENSE_NAMED else "")
 
 
-def few_prunable(size: NetworkSize | None) -> str:
+def few_prunable(size: NetworkSize) -> str:
     """A warning where less than half of the weights in matrices can be pruned; else nothing."""
-    if size is None or 2 * size.prunable >= size.matrices:
+    if 2 * size.prunable >= size.matrices:
         return ""
     share = size.prunable / size.matrices
     return f"Only {share:.1%} of the network's weights in matrices are pruned. These stay dense: {dense_text(size)}"

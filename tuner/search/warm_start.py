@@ -73,11 +73,10 @@ def _folder(study: str, storage: StudyStorage) -> Path:
     """Return the folder of a study, or a copy of it on this machine."""
     try:
         folder = storage.folder_with(study, JOURNAL)
-        there = ", ".join(storage.studies(JOURNAL)) if folder is None else ""
+        known = storage.known(JOURNAL) if folder is None else ""
     except OSError as error:
         raise UsageError(f"--warm-start {study}: {error}") from None
     if folder is None:
-        known = f"there {'is ' + there if there else 'are none'}"
         raise UsageError(f"--warm-start {study}: no such study in {storage}, nor a study's folder: {known}")
     return folder
 

@@ -139,8 +139,12 @@ class StudyStorage(ABC):
 
     def unknown(self, study: str) -> UsageError:
         """Return the error that there is no such study. Raises OSError."""
-        there = ", ".join(self.studies())
-        return UsageError(f"no study {study!r} in {self}: there {'is ' + there if there else 'are none'}")
+        return UsageError(f"no study {study!r} in {self}: {self.known()}")
+
+    def known(self, file: str = STUDY_YAML) -> str:
+        """Return in words which studies have this file, see `studies`. Raises OSError."""
+        there = ", ".join(self.studies(file))
+        return f"there is {there}" if there else "there are none"
 
 
 @dataclass(frozen=True)

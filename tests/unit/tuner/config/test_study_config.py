@@ -17,6 +17,7 @@ from torch import nn
 from tests.helpers.examples import examples
 from tune_sparsity.experiments import Data, Experiment, Recipe, Split
 from tune_sparsity.search_spaces import load_space
+from tune_sparsity.sparsity import network_size
 from tune_sparsity.tuner.config.files import read_config, read_study, write_study_yaml
 from tune_sparsity.tuner.config.study_config import StudyConfig, default_study_name, make_config, parse_duration
 from tune_sparsity.tuner.driver.prepare import Prepared
@@ -230,7 +231,8 @@ def prepared(config: StudyConfig) -> Prepared:
     data = Data(*[Split(torch.zeros(6, 4), torch.arange(6) % 2)] * 3)
     experiment = Experiment("small", lambda data_dir: data, network, Recipe(7, 3))
     config.folder.mkdir(parents=True)
-    return Prepared(config, experiment, data, [load_space("lpss", 0.85)], config.goal(2, 48))
+    size = network_size(network())
+    return Prepared(config, experiment, data, [load_space("lpss", 0.85)], config.goal(2, 48), size)
 
 
 def write(study: Prepared) -> None:
