@@ -14,7 +14,8 @@ hypervolume divided by the range.
 `targets` compares a study of four targets and 40 trials with four studies of 10 trials, one for each target.
 
 `ways` holds other ways of asking, on digits, against a simple alternative in the same number of trials: early stopping
-against none, three methods in one study against each alone, a warm start against going on.
+against none, three methods in one study against each alone, a warm start against going on, a number of weights against
+the sparsity that it is, a time budget against the trials that fit into it.
 
 Every finished study and every finished training of a grid is kept below OUT and is not run again: the benchmark can be
 stopped at any time. Tables are printed in Markdown.
@@ -49,6 +50,8 @@ POINTS = {"default": 0, "near 1": 1}
 """The first points of lpss's space that grids are made of: the defaults, and the point for targets near 1."""
 EVEN_LOG = "log density"
 FRONTS = [name for name, kind in SAMPLERS.items() if kind.front]
+ONE_IN_TEN = 5020
+"""A tenth of the weights of the digits network that may be pruned."""
 SHORT = {"mnist": (24, 8), "fashion-mnist": (24, 8)}
 """Trials and epochs of the studies on larger data."""
 
@@ -220,6 +223,8 @@ def ways(bench: Bench, seeds: range) -> None:
         "--target 0.9, 32 trials": found("default", *target),
         "--target 0.9, 32 trials, --patience 10": found("patience", *target, "--patience", "10"),
         "--target 0.9, 32 trials, --scheduler none": found("target-none", *target, "--scheduler", "none"),
+        f"--max-nonzero {ONE_IN_TEN}, 32 trials": found("max-nonzero", "--max-nonzero", str(ONE_IN_TEN)),
+        **_time_budget(bench, seeds, *target),
     }
     warm = [
         bench.study(
@@ -235,6 +240,22 @@ def ways(bench: Bench, seeds: range) -> None:
     print("| way | validation accuracy % | epochs |\n| --- | --- | --- |")
     for name, (accuracy, trained) in rows.items():
         print(f"| {name} | {accuracy} | {trained:.0f} |", flush=True)
+
+
+def _time_budget(bench: Bench, seeds: range, *target: str) -> dict[str, tuple[str, float]]:
+    """A study that a time budget ends, beside one of as many trials as the former began."""
+    options = (*target, "--trials", "1000", "--time-budget", "15s")
+    ended = [bench.study(f"budget-seed{seed}", *options, "--seed", str(seed)) for seed in seeds]
+    counts = [sum(one["states"].values()) for one in ended]
+    same = [
+        bench.study(f"budget-trials-seed{seed}", *target, "--trials", str(count), "--seed", str(seed))
+        for seed, count in zip(seeds, counts, strict=True)
+    ]
+    named = {"--target 0.9, --time-budget 15s": ended, f"--target 0.9, {min(counts)} to {max(counts)} trials": same}
+    return {
+        name: (spread([one["best"]["val_accuracy"] for one in found]), statistics.mean(one["epochs"] for one in found))
+        for name, found in named.items()
+    }
 
 
 def main() -> None:
