@@ -6,13 +6,16 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from tune_sparsity.experiments.examples import Loaded, Split, is_data_set, numbers
+from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.sparsity.layers import PAPER_RULES, LayerRules
+from tune_sparsity.sparsity.output_layers import called
 
 _EVALUATED_NUMBERS = 1 << 22  # inputs' numbers in one batch: a wide residual net makes 16 to 64 times as many of them
 
@@ -25,36 +28,44 @@ class NotFinite(Exception):
     """The loss or the network's outputs became NaN or infinite: what follows cannot be trained or judged."""
 
 
-class Split(NamedTuple):
-    """Examples in memory: inputs (n, ...), of which Experiment.prepare makes what the network takes, and targets
-    (n, ...)."""
-
-    x: Tensor
-    y: Tensor
-
-
 @dataclass(frozen=True)
 class Data:
     """A data set. The search sees `train` and `val`; `test` is read once, for the network that is reported.
 
+    Each split is a `Split` of tensors in memory, or a torch data set: map-style, or an IterableDataset that has a
+    length. Of a data set every process that trains loads its own: `load` is called there too.
+
     Attributes:
         preprocessing: what was done to the raw inputs, in JSON's types, for whoever uses the exported network.
         classes: the names of the classes, in the order of the logits; empty if there are none.
+        collate: of data sets: makes (inputs, targets) of a list of examples. torch's default_collate unless given.
+        workers: of data sets: processes that load for each training; 0: the training process loads.
     """
 
-    train: Split
-    val: Split
-    test: Split
+    train: Any  # a Split, or Loaded, which data sets become
+    val: Any
+    test: Any
     preprocessing: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    collate: Callable[[list[Any]], Any] | None = None
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("train", "val", "test"):
+            split = getattr(self, name)
+            if is_data_set(split):
+                object.__setattr__(self, name, Loaded(split, self.collate, self.workers))
+
+    @property
+    def in_memory(self) -> bool:
+        return not any(isinstance(split, Loaded) for split in (self.train, self.val, self.test))
 
     def checksum(self) -> str:
-        """SHA-256 over all splits' bytes, shapes and types: equal exactly for equal data in equal order."""
+        """SHA-256 over all splits' bytes, shapes and types: equal exactly for equal data in equal order. Of data sets
+        that are not in memory only some examples go in."""
         digest = hashlib.sha256()
         for split in (self.train, self.val, self.test):
-            for tensor in split:
-                digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-                digest.update(tensor.contiguous().cpu().numpy().data)
+            split.add_to(digest)
         return digest.hexdigest()
 
 
@@ -63,7 +74,7 @@ def correct(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(dim=1) == targets).float()
 
 
-def unchanged(x: Tensor) -> Tensor:
+def unchanged(x: Any) -> Any:
     return x
 
 
@@ -101,11 +112,13 @@ class Experiment:
             DataUnavailable when the data cannot be had.
         model: makes a fresh network, its weights drawn from torch's global generator (which the caller seeds).
         recipe: default epochs and batch size.
+        forward: (network, prepared inputs) -> one tensor of outputs, an entry an example. Unless given, the network is
+            called with the inputs; those of a dict are its keyword arguments.
         loss: (outputs, targets) -> a scalar to minimise.
         metric: (outputs, targets) -> one score in [0, 1] for every example; the mean is what is called accuracy.
-        prepare: inputs (n, ...) as the data set holds them -> as the network takes them. Applied to every batch, on
-            its device, in training and in evaluation: large images can stay bytes in memory.
-        augment: (inputs, generator on the CPU) -> inputs of the same shape and type, randomly changed. Applied to
+        prepare: inputs as the data set holds them -> as the network takes them. Applied to every batch, on its
+            device, in training and in evaluation: large images can stay bytes in memory.
+        augment: (inputs, generator on the CPU) -> inputs of the same shapes and types, randomly changed. Applied to
             training batches only, on their device and before `prepare`; all its randomness must come from the
             generator, or a resumed training is another one.
         layers: which of the network's layers are pruned, and which of them lie on the sphere.
@@ -124,35 +137,44 @@ class Experiment:
     recipe: Recipe
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     metric: Callable[[Tensor, Tensor], Tensor] = correct
-    prepare: Callable[[Tensor], Tensor] = unchanged
-    augment: Callable[[Tensor, Generator], Tensor] | None = None
+    prepare: Callable[[Any], Any] = unchanged
+    augment: Callable[[Any, Generator], Any] | None = None
     layers: LayerRules = PAPER_RULES
     cuda_graph: bool = False
     space: str | None = None
+    forward: Callable[[nn.Module, Any], Tensor] = called
+
+    def outputs(self, model: nn.Module, x: Any) -> Tensor:
+        """Return the network's outputs for inputs as the data set holds them."""
+        return self.forward(model, self.prepare(x))
 
 
 @torch.no_grad()
-def evaluate(experiment: Experiment, model: nn.Module, split: Split, batch: int | None = None) -> float:
+def evaluate(experiment: Experiment, model: nn.Module, split: Split | Loaded, batch: int | None = None) -> float:
     """Mean metric of `model` over a split, on its device and in evaluation mode; the mode it was in is restored.
 
     Args:
-        batch: examples at once; by default 4096, and fewer where inputs are large.
+        batch: examples at once; by default 4096, and fewer where inputs are large. Of a data set that is not in memory
+            the recipe's batch size.
 
     Raises:
         NotFinite: if an output is NaN: the largest of such outputs is no answer.
     """
-    if batch is None:
-        batch = max(1, min(4096, _EVALUATED_NUMBERS // max(1, split.x[:1].numel())))
+    if batch is None and isinstance(split, Loaded):
+        batch = experiment.recipe.batch_size
+    elif batch is None:
+        batch = max(1, min(4096, _EVALUATED_NUMBERS // max(1, numbers(split.first(1).x))))
     was_training = model.training
-    device = next((param.device for param in model.parameters()), split.x.device)
+    device = next((param.device for param in model.parameters()), None)
     model.eval()
     scores, unknown = list[Tensor](), list[Tensor]()
-    for x, y in zip(split.x.split(batch), split.y.split(batch), strict=True):
-        outputs = model(experiment.prepare(x.to(device)))
-        scores.append(experiment.metric(outputs, y.to(device)))
-        unknown.append(outputs.isnan().reshape(len(x), -1).any(1))
+    with same_random_numbers(None if isinstance(split, Split) else 0):
+        for x, y in (split if device is None else split.to(device)).batches(batch):
+            outputs = experiment.outputs(model, x)
+            scores.append(experiment.metric(outputs, y))
+            unknown.append(outputs.isnan().reshape(len(outputs), -1).any(1))
     model.train(was_training)
     accuracy, bad = float(torch.cat(scores).double().mean()), int(torch.cat(unknown).sum())
     if bad:
-        raise NotFinite(f"the network's outputs are NaN for {bad} of {len(split.x)} examples")
+        raise NotFinite(f"the network's outputs are NaN for {bad} of {split.examples} examples")
     return accuracy

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from tune_sparsity.experiments.base import Data, Experiment, NotFinite, Split, evaluate
+from tune_sparsity.experiments.base import Data, Experiment, NotFinite, evaluate
 from tune_sparsity.experiments.batchnorm import normalises, remeasured, sample
+from tune_sparsity.experiments.examples import Loaded, Split, length, mapped, tensors_in
+from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedPasses, can_be_recorded
-
-_FETCHED_NUMBERS = 1 << 18  # at once: a megabyte of float32, which processors keep at hand
 
 
 class Training:
@@ -26,7 +25,7 @@ class Training:
 
     Args:
         experiment: what to train.
-        train, val: the data; moved to `device` whole.
+        train, val: the data; what is in memory is moved to `device` whole.
         method: a name in sparsity.METHODS.
         params: the method's parameters. Raises ValueError if the method does not accept them.
         epochs: how long; the schedules are laid over all of it.
@@ -37,8 +36,8 @@ class Training:
     def __init__(
         self,
         experiment: Experiment,
-        train: Split,
-        val: Split,
+        train: Split | Loaded,
+        val: Split | Loaded,
         method: str,
         params: dict[str, Any],
         *,
@@ -47,14 +46,16 @@ class Training:
         device: str = "cpu",
     ) -> None:
         self.experiment, self.epochs, self.epochs_done = experiment, epochs, 0
-        self.train_split = Split(train.x.to(device), train.y.to(device))
-        self.val_split = Split(val.x.to(device), val.y.to(device))
+        self.train_split, self.val_split = train.to(device), val.to(device)
         self.order = Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = experiment.model().to(device)
             self.noise = torch.get_rng_state()  # for dropout and the like, apart from what others draw
-            rules = with_last_layer(experiment.layers, self.model, experiment.prepare(self.train_split.x[:2]))
+            first = experiment.prepare(self.train_split.first(2).x)
+            rules = with_last_layer(
+                experiment.layers, self.model, mapped(lambda x: x.to(device), first), experiment.forward
+            )
         self.sparse: SparseTraining = METHODS[method].build(
             self.model,
             params,
@@ -65,7 +66,7 @@ class Training:
         )
         records = experiment.cuda_graph and can_be_recorded(self.model.parameters())
         self._recorded = RecordedPasses(self.model.parameters()) if records else None
-        self._batch: tuple[Tensor, Tensor] | None = None  # where recorded passes find theirs
+        self._batch: Split | None = None  # where recorded passes find theirs
 
     @property
     def finished(self) -> bool:
@@ -73,7 +74,7 @@ class Training:
 
     def _steps_per_epoch(self) -> int:
         recipe = self.experiment.recipe
-        return math.ceil(recipe.trained_on(len(self.train_split.x)) / recipe.batch_size)
+        return math.ceil(recipe.trained_on(self.train_split.examples) / recipe.batch_size)
 
     def epoch(self) -> dict[str, float]:
         """Trains one epoch and measures.
@@ -110,7 +111,7 @@ class Training:
 
     def train(self) -> float:
         """Trains one epoch without measuring; the mean training loss. Raises NotFinite."""
-        with torch.random.fork_rng(devices=[]):
+        with same_random_numbers(self.train_split.seed(self.order)):
             torch.set_rng_state(self.noise)
             loss = self._train()
             self.noise = torch.get_rng_state()
@@ -120,10 +121,11 @@ class Training:
     def _projected_accuracy(self) -> float:
         """Validation accuracy of weights that were just projected. Running statistics of batch normalisation, being
         those of the weights before, would make a good network look like a guess: they are measured anew."""
-        x = self.train_split.x
-        if len(x) < 2 or not normalises(self.model):
+        train = self.train_split
+        if train.examples < 2 or not normalises(self.model):
             return evaluate(self.experiment, self.model, self.val_split)
-        with remeasured(self.model, (self.experiment.prepare(x[batch.to(x.device)]) for batch in sample(len(x)))):
+        inputs = (train.at(batch).x for batch in sample(train.examples))
+        with remeasured(self.model, inputs, self.experiment.outputs):
             return evaluate(self.experiment, self.model, self.val_split)
 
     def _train(self) -> float:
@@ -131,10 +133,16 @@ class Training:
         augment = self.experiment.augment
         self.model.train()
         losses, sizes = list[Tensor](), list[int]()
-        for x, y in self._batches():
+        recipe = self.experiment.recipe
+        count = recipe.trained_on(self.train_split.examples)
+        for x, y in self.train_split.shuffled(recipe.batch_size, self.order, count=count, epoch=self.epochs_done):
             inputs = x if augment is None else augment(x, self.order)
-            losses.append(self._step(inputs, y))
-            sizes.append(len(x))
+            losses.append(self._step(Split(inputs, y)))
+            sizes.append(length(x))
+        if not losses:
+            raise NotFinite(f"the training data gave no example in epoch {self.epochs_done + 1}")
+        if self.epochs_done + 1 == self.epochs:
+            self.sparse.finish()  # for data that gave fewer batches than they have examples for
         mean = float(torch.stack(losses).double().cpu() @ torch.tensor(sizes, dtype=torch.float64)) / sum(sizes)
         try:
             self.sparse.check_finite()
@@ -144,43 +152,31 @@ class Training:
             raise NotFinite(f"the training loss is {mean} in epoch {self.epochs_done + 1}")
         return mean
 
-    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+    def _step(self, batch: Split) -> Tensor:
         """One step on a batch; its loss."""
-        loss = self._passes(x, y)
+        loss = self._passes(batch)
         try:
             self.sparse.step()
         except FloatingPointError as error:
             raise NotFinite(f"{error} in epoch {self.epochs_done + 1}, where the loss is {loss.item()}") from error
         return loss
 
-    def _passes(self, x: Tensor, y: Tensor) -> Tensor:
+    def _passes(self, batch: Split) -> Tensor:
         """Forward and backward; the loss. Recorded, where they are, but for a last batch that is smaller."""
-        if self._recorded is None or len(x) < self.experiment.recipe.batch_size:
-            return self._passes_now(x, y)
+        if self._recorded is None or batch.examples < self.experiment.recipe.batch_size:
+            return self._passes_now(batch)
         if self._batch is None:
-            self._batch = x.clone(), y.clone()
-        batch = self._batch
-        for held, new in zip(batch, (x, y), strict=True):
-            held.copy_(new)
-        return self._recorded(lambda: self._passes_now(*batch)).clone()
+            self._batch = mapped(Tensor.clone, batch)
+        held = self._batch
+        for tensor, new in zip(tensors_in(held), tensors_in(batch), strict=True):
+            tensor.copy_(new)
+        return self._recorded(lambda: self._passes_now(held)).clone()
 
-    def _passes_now(self, x: Tensor, y: Tensor) -> Tensor:
-        loss = self.experiment.loss(self.model(self.experiment.prepare(x)), y)
+    def _passes_now(self, batch: Split) -> Tensor:
+        loss = self.experiment.loss(self.experiment.outputs(self.model, batch.x), batch.y)
         self.sparse.zero_grad()
         loss.backward()
         return loss.detach()
-
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The training data in a fresh order. Small examples are fetched for several batches at once."""
-        x, y = self.train_split
-        recipe = self.experiment.recipe
-        size = recipe.batch_size
-        several = max(1, _FETCHED_NUMBERS // (size * max(1, x[:1].numel())))
-        order = torch.randperm(len(x), generator=self.order)[: recipe.trained_on(len(x))].to(x.device)
-        for places in order.split(size * several):
-            # index_select is twice as quick as an index on a CPU.
-            fetched = (torch.index_select(part, 0, places).split(size) for part in (x, y))
-            yield from zip(*fetched, strict=True)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the training needs to go on: network, method, order of the data, noise, epochs done."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tune_sparsity.sparsity.matrices import FanIn, Matrix, Rule, shown, weight_matrices
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation
-from tune_sparsity.sparsity.output_layers import output_layers
+from tune_sparsity.sparsity.output_layers import called, output_layers
 from tune_sparsity.sparsity.torch_internals import NormBase
 
 
@@ -150,14 +150,16 @@ def network_size(model: nn.Module, rules: LayerRules = PAPER_RULES) -> NetworkSi
     )
 
 
-def with_last_layer(rules: LayerRules, model: nn.Module, example: Any) -> LayerRules:
+def with_last_layer(
+    rules: LayerRules, model: nn.Module, example: Any, forward: Callable[[nn.Module, Any], Any] = called
+) -> LayerRules:
     """The rules with the names of the last layer's weights, where they are asked for and an example tells them."""
     if rules.last is not None or rules.off_sphere is not None:
         return rules
     layers = [one for one in weight_matrices(model, rules.prune) if one.orientation is not None]
     if len(layers) < 2:  # then there is nothing to ask the network
         return replace(rules, last=tuple(one.name for one in layers) or None)
-    return replace(rules, last=output_layers(model, layers, example) or None)
+    return replace(rules, last=output_layers(model, layers, example, forward) or None)
 
 
 def _why_dense(one: Matrix, rules: LayerRules) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -16,18 +16,28 @@ from tune_sparsity.sparsity.torch_internals import tree_leaves, tree_map
 _MIXED = ""  # the label of a node that depends on more than one layer's weights
 
 
-def output_layers(model: nn.Module, layers: Sequence[Matrix], example: Any) -> tuple[str, ...]:
+def called(model: nn.Module, inputs: Any) -> Any:
+    """Return what the network makes of its inputs; those of a dict are its keyword arguments."""
+    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+
+
+def output_layers(
+    model: nn.Module,
+    layers: Sequence[Matrix],
+    example: Any,
+    forward: Callable[[nn.Module, Any], Any] = called,
+) -> tuple[str, ...]:
     """Return the names of the layers whose results reach the outputs without passing another layer, in the network's
     order. There are several where a network has several heads, or a shortcut to its outputs.
 
     The network is called once, in evaluation mode; its weights, its buffers and its modes stay what they are.
 
     Args:
-        example: a batch of inputs; a dict is given as keyword arguments.
+        example: a batch of inputs.
+        forward: (network, inputs) -> outputs.
     """
     with _ready(model):
-        inputs = tree_map(_followed, example)
-        outputs = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+        outputs = forward(model, tree_map(_followed, example))
     roots = [one.grad_fn for one in tree_leaves(outputs) if isinstance(one, Tensor) and one.grad_fn is not None]
     owners = {id(param): layer.name for layer in layers for param in layer.params}
     reached = _reached(roots, _labels(roots, owners))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.optim import Optimizer, optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
 
 __all__ = [
     "GLOBAL_STEP_HOOKS",
@@ -15,6 +17,7 @@ __all__ = [
     "leave_compiler_out",
     "tree_leaves",
     "tree_map",
+    "tree_paths",
 ]
 
 BatchNorm = _BatchNorm
@@ -23,6 +26,12 @@ NormBase = _NormBase
 """The class of all batch and instance normalisations."""
 GLOBAL_STEP_HOOKS = (optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks)
 """What is called before and after the steps of all optimizers: a step with such hooks is no recording."""
+
+
+def tree_paths(nest: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """Return the leaves of a nest of dicts, tuples and lists, each behind the keys and places on the way to it."""
+    leaves, _ = tree_flatten_with_path(nest)
+    return [(tuple(str(getattr(key, "key", getattr(key, "idx", key))) for key in path), leaf) for path, leaf in leaves]
 
 
 def leave_compiler_out() -> None:

@@ -116,8 +116,7 @@ class SparseTraining:
             self._learn()
         self.steps += 1
         if self.steps >= self.total_steps:
-            self.project()
-            self._restore_order()
+            self.finish()
 
     def _follow_schedules(self) -> None:
         factor = self.learning_rate(self.progress)
@@ -243,6 +242,12 @@ class SparseTraining:
             smallest = max(_SMALLEST, info.tiny * info.eps)  # of float16, which has no 2^-100
             small = (layer.weight.abs() < smallest) & (mask != 0)
             layer.weight.masked_fill_(small, smallest)
+
+    def finish(self) -> None:
+        """End the training, on the exact final sparsity. The last of `total_steps` steps calls it; call it where there
+        were fewer. Does nothing the second time."""
+        self.project()
+        self._restore_order()
 
     def _restore_order(self) -> None:
         """Puts weights back into the usual order of memory, which LpSGD changes where neurons are not the first

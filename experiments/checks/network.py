@@ -16,10 +16,11 @@ from tune_sparsity.experiments.checks.suite import (
     first_difference,
     not_checked,
     same,
-    same_random_numbers,
     spread,
     warning,
 )
+from tune_sparsity.experiments.examples import mapped, parts
+from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity.torch_internals import TorchDispatchMode, tree_leaves
 
@@ -54,25 +55,30 @@ def augments(subject: Subject) -> Iterator[Problem]:
         return
     x = subject.raw(_SOME).x
 
-    def drawn(other: int) -> Tensor:
+    def drawn(other: int) -> Any:
         with same_random_numbers(other):
-            return augment(x.clone(), Generator().manual_seed(0))
+            return augment(mapped(Tensor.clone, x), Generator().manual_seed(0))
 
     first = drawn(0)
-    if first.shape != x.shape or first.dtype != x.dtype:
-        given = f"{first.dtype} {tuple(first.shape)} of {x.dtype} {tuple(x.shape)}"
-        yield Problem(f"augment makes {given}: it must keep the shape and the type".replace("torch.", ""))
+    if kinds(first) != kinds(x):
+        yield Problem(f"augment makes {kinds(first)} of {kinds(x)}: it must keep the shape and the type")
     elif any(not same(first, drawn(other)) for other in (0, 1, 2)):
         yield Problem("augment is not the same for the same generator: draw all its random numbers from the generator")
 
 
+def kinds(nest: Any) -> str:
+    """Return the types and shapes of a nest's tensors."""
+    said = mapped(lambda one: f"{str(one.dtype).removeprefix('torch.')} {tuple(one.shape)}", nest)
+    return str(said)
+
+
 def prepares(subject: Subject) -> Iterator[Problem]:
     x = subject.raw(_SOME).x
-    kept = x.clone()
+    kept = mapped(Tensor.clone, x)
     results = []
     for other in (0, 1):
         with same_random_numbers(other):
-            results.append(subject.experiment.prepare(x).clone())
+            results.append(mapped(Tensor.clone, subject.experiment.prepare(x)))
         if not same(x, kept):
             yield Problem("prepare changes the inputs in place, which are the data set's own: make new tensors in it")
             return
@@ -87,7 +93,7 @@ def evaluates(subject: Subject) -> Iterator[Problem]:
     outputs = []
     for other in (0, 1):
         with same_random_numbers(other), torch.no_grad():
-            outputs.append(model(x).clone())
+            outputs.append(subject.experiment.forward(model, x).clone())
     evaluate(subject.experiment, model, spread(subject.data.val, _SOME))
     after = dict(_tensors(model))
     if new := [name for name in after if name not in before]:
@@ -103,9 +109,10 @@ def evaluates(subject: Subject) -> Iterator[Problem]:
 def one_by_one(subject: Subject) -> Iterator[Problem]:
     model, x = subject.model().eval(), subject.batch(_SOME)[0]
     with torch.no_grad():
-        together = model(x)
+        forward = subject.experiment.forward
+        together = forward(model, x)
         try:
-            alone = torch.cat([model(one) for one in x.split(1)])
+            alone = torch.cat([forward(model, one) for one in parts(x, 1)])
         except Exception as error:  # the user's
             yield Problem(f"the network cannot take a batch of one: {described(error)}")
             return
@@ -142,19 +149,19 @@ def _may_mix(operation: str) -> bool:
 
 
 def moves(subject: Subject) -> Iterator[Problem]:
-    x, y = subject.raw(2)
+    x, y = mapped(lambda tensor: tensor.to("meta"), subject.raw(2))
     step = ""
     try:
         with _OneDevice():
             model = subject.model().to("meta")
             step = "prepare"
-            inputs = subject.experiment.prepare(x.to("meta"))
+            inputs = subject.experiment.prepare(x)
             step = "the network"
-            outputs = model.eval()(inputs)
+            outputs = subject.experiment.forward(model.eval(), inputs)
             step = "loss"
-            subject.experiment.loss(outputs, y.to("meta"))
+            subject.experiment.loss(outputs, y)
             step = "metric"
-            subject.experiment.metric(outputs, y.to("meta"))
+            subject.experiment.metric(outputs, y)
     except _TwoDevices as error:
         where = described(error).partition("(")[2].rstrip(")")
         yield Problem(

@@ -14,13 +14,14 @@ from torch.nn.parameter import UninitializedParameter
 
 from tune_sparsity.experiments.base import Data, Experiment, Recipe, correct
 from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, warning
+from tune_sparsity.experiments.examples import Loaded, length, mapped, tensors_in
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import LayerRules, network_size
 
 _FEW = 4  # examples that the quick checks push through the network
 _NAMED = 3  # weight matrices that stay dense, in a warning
 _SMALL = 8  # examples, up to which a last batch is tried: batch normalisation refuses one
-_FUNCTIONS = ("load", "model", "loss", "metric", "prepare")
+_FUNCTIONS = ("load", "model", "loss", "metric", "prepare", "forward")
 
 
 def well_formed(subject: Subject) -> Iterator[Problem]:
@@ -60,24 +61,38 @@ def loads(subject: Subject) -> Iterator[Problem]:
 
 
 def _split(name: str, split: Any) -> Iterator[Problem]:
-    if not (isinstance(split, tuple) and len(split) == 2 and all(isinstance(part, Tensor) for part in split)):
-        yield Problem(f"the {name} split is a {type(split).__name__}: give Split(x, y) with two tensors")
+    if isinstance(split, Loaded):
+        split.first(1)  # raises what is wrong
+        return
+    if not (isinstance(split, tuple) and len(split) == 2 and all(tensors_in(part) for part in split)):
+        yield Problem(
+            f"the {name} split is a {type(split).__name__}: give Split(x, y) with two tensors, or nests of them, or a "
+            "torch data set"
+        )
         return
     x, y = split
-    if not x.dim() or not y.dim() or not len(x):
-        yield Problem(f"the {name} split is empty: x has the shape {tuple(x.shape)}, y {tuple(y.shape)}")
-    elif len(x) != len(y):
-        yield Problem(f"the {name} split has {count(len(x), 'input')} and {count(len(y), 'target')}: give as many")
-    for part, tensor in (("x", x), ("y", y)):
+    lengths = {len(tensor) if tensor.dim() else 0 for tensor in tensors_in(split)}
+    if 0 in lengths:
+        yield Problem(f"the {name} split is empty: x has the shape {shape_of(x)}, y {shape_of(y)}")
+    elif length(x) != length(y):
+        yield Problem(
+            f"the {name} split has {count(length(x), 'input')} and {count(length(y), 'target')}: give as many"
+        )
+    elif len(lengths) > 1:
+        yield Problem(
+            f"the tensors of the {name} split differ in their number of examples: {shape_of(x)}, {shape_of(y)}"
+        )
+    for part, nest in (("x", x), ("y", y)):
         try:
-            tensor.numpy()
+            mapped(Tensor.numpy, nest)
         except (TypeError, RuntimeError) as error:
             yield Problem(f"{part} of the {name} split must be a plain tensor on the CPU, as NumPy has them: {error}")
 
 
 def finite(subject: Subject) -> Iterator[Problem]:
     for name in ("train", "val", "test"):
-        for part, tensor in zip("xy", getattr(subject.data, name), strict=True):
+        parts = zip("xy", subject.seen(name), strict=True)
+        for part, tensor in ((part, tensor) for part, nest in parts for tensor in tensors_in(nest)):
             if _all_finite(tensor):
                 continue
             bad = int((~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).sum())
@@ -128,38 +143,46 @@ def prunes(subject: Subject) -> Iterator[Problem]:
 def gives_outputs(subject: Subject) -> Iterator[Problem]:
     x = subject.raw(_FEW).x
     inputs = subject.experiment.prepare(x)
-    if not isinstance(inputs, Tensor) or len(inputs) != len(x):
+    if not tensors_in(inputs) or length(inputs) != length(x):
         yield Problem(f"prepare makes {_shape(inputs)} of {_shape(x)}: it must keep the number of examples")
         return
     try:
         with torch.no_grad():
-            outputs = subject.model().eval()(inputs)
+            outputs = subject.experiment.forward(subject.model().eval(), inputs)
     except Exception as error:  # the user's
         yield Problem(f"the network cannot take inputs of {_shape(inputs)}: {described(error)}{_hint(inputs)}")
         return
     if not isinstance(outputs, Tensor):
-        yield Problem(f"the network returns a {type(outputs).__name__}: return one tensor, the outputs of a batch")
-    elif not outputs.dim() or len(outputs) != len(inputs):
+        yield Problem(
+            f"the network returns a {type(outputs).__name__}: give Experiment(forward=...) that makes one tensor, the "
+            "outputs of a batch, of it"
+        )
+    elif not outputs.dim() or len(outputs) != length(inputs):
         yield Problem(f"the network makes {_shape(outputs)} of {_shape(inputs)}: the first number must stay")
     elif not torch.isfinite(outputs).all():
         yield Problem("the fresh network's outputs are NaN or infinite: look at its first weights and at the inputs")
 
 
+def shape_of(nest: Any) -> str:
+    """Return a tensor's shape, or a nest's with the tensors' shapes in place of them."""
+    return str(mapped(lambda tensor: tuple(tensor.shape), nest))
+
+
 def _shape(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
-    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return f"a {type(value).__name__} {shape_of(value)}" if tensors_in(value) else f"a {type(value).__name__}"
 
 
-def _hint(inputs: Tensor) -> str:
-    if inputs.dtype is torch.float32:
+def _hint(inputs: Any) -> str:
+    if not isinstance(inputs, Tensor) or inputs.dtype is torch.float32:
         return ""
     return " (most networks take float32: convert in load or in prepare)"
 
 
 def gives_a_loss(subject: Subject) -> Iterator[Problem]:
     (x, y), experiment = subject.batch(_FEW), subject.experiment
-    outputs = subject.model().eval()(x)
+    outputs = experiment.forward(subject.model().eval(), x)
     try:
         loss = experiment.loss(outputs, y)
     except Exception as error:  # the user's, or a shape that does not fit
@@ -176,16 +199,18 @@ def gives_a_loss(subject: Subject) -> Iterator[Problem]:
 def gives_scores(subject: Subject) -> Iterator[Problem]:
     (x, y), experiment = subject.batch(_FEW), subject.experiment
     with torch.no_grad():
-        outputs = subject.model().eval()(x)
+        outputs = experiment.forward(subject.model().eval(), x)
         try:
             scores = experiment.metric(outputs, y)
         except Exception as error:  # the user's, or a shape that does not fit
             shapes = f"outputs of {_shape(outputs)} and targets of {_shape(y)}"
             yield Problem(f"metric cannot take {shapes}: {described(error)}")
             return
-    if not isinstance(scores, Tensor) or scores.shape != (len(y),):
+    if not isinstance(scores, Tensor) or scores.shape != (length(y),):
         given = _shape(scores)
-        yield Problem(f"metric returns {given} for {count(len(y), 'example')}: return one score each, not their mean")
+        yield Problem(
+            f"metric returns {given} for {count(length(y), 'example')}: return one score each, not their mean"
+        )
     elif not ((scores >= 0) & (scores <= 1)).all():
         worst = scores[~((scores >= 0) & (scores <= 1))][0].item()
         yield Problem(f"metric gives a score of {worst:g}: scores lie in [0, 1], and 1 is best")
@@ -199,7 +224,7 @@ def fits_labels(subject: Subject) -> Iterator[Problem]:
     if logits == 1:
         yield Problem("the network has one output, of which the softmax is always 1: give one for each class")
     for name in ("train", "val", "test"):
-        labels = getattr(data, name).y
+        labels = subject.seen(name).y
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= logits:
             given = f"{low}..{high}"
@@ -212,7 +237,7 @@ def fits_labels(subject: Subject) -> Iterator[Problem]:
 
 def takes_the_last_batch(subject: Subject) -> Iterator[Problem]:
     """An epoch's last batch holds what is left over, which may be one example."""
-    examples, recipe = len(subject.data.train.x), subject.experiment.recipe
+    examples, recipe = subject.data.train.examples, subject.experiment.recipe
     size = recipe.batch_size
     if not recipe.trained_on(examples):
         yield Problem(f"drop_last leaves nothing of {count(examples, 'example')} by {size}: take a smaller batch_size")
@@ -221,7 +246,7 @@ def takes_the_last_batch(subject: Subject) -> Iterator[Problem]:
     if left > _SMALL:
         return
     try:
-        subject.model().train()(subject.batch(left)[0])
+        subject.experiment.forward(subject.model().train(), subject.batch(left)[0])
     except Exception as error:  # the user's
         remedy = (
             "give drop_last=True in the recipe, or another batch_size" if left < size else "take a larger batch_size"
@@ -234,21 +259,19 @@ def takes_the_last_batch(subject: Subject) -> Iterator[Problem]:
 
 def is_classification(subject: Subject) -> bool:
     """Whether targets are numbers of classes, and outputs logits."""
-    experiment, y = subject.experiment, subject.data.train.y
+    experiment, y = subject.experiment, subject.raw(_FEW).y
     loss = experiment.loss
     while isinstance(loss, partial):
         loss = loss.func
     by_class = loss is F.cross_entropy or experiment.metric is correct
     outputs = subject.outputs(subject.model(), _FEW)
-    return by_class and y.dim() == 1 and not y.is_floating_point() and outputs.dim() == 2
+    return by_class and isinstance(y, Tensor) and y.dim() == 1 and not y.is_floating_point() and outputs.dim() == 2
 
 
 _FIT = ("experiment", "data", "network", "outputs")
 CHECKS = (
     Check("experiment", "it is an Experiment, with functions where they belong", well_formed, quick=True),
-    Check(
-        "data", "the data load: three splits of tensors, and as many targets as inputs", loads, ("experiment",), True
-    ),
+    Check("data", "the data load: three splits, with as many targets as inputs", loads, ("experiment",), True),
     Check("values", "no number is NaN or infinite", finite, ("data",), True),
     Check("network", "model() makes a network", builds, ("experiment",), True),
     Check("prunable", "there are layers to prune", prunes, ("experiment", "network"), True),

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
+from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe
+from tune_sparsity.experiments.examples import Loaded, Split, spread_over, tensors_in
+from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.experiments.user_code import described
 
 _STEPS, _BATCH, _VALIDATED = 3, 16, 32  # of the trainings that checks make: steps an epoch, and examples
+_LOADED = 64  # examples that are looked at of a data set that is not in memory
 
 
 class Level(StrEnum):
@@ -84,7 +84,12 @@ class Subject:
         """Up to `count` training examples from all over the set, which may be sorted by class; copies."""
         return spread(self.data.train, count)
 
-    def batch(self, count: int) -> tuple[Tensor, Tensor]:
+    def seen(self, name: str) -> Split:
+        """A split: whole where it is in memory, else some examples from all over it."""
+        split = getattr(self.data, name)
+        return spread(split, _LOADED) if isinstance(split, Loaded) else split
+
+    def batch(self, count: int) -> tuple[Any, Any]:
         """Inputs as the network takes them, and targets."""
         x, y = self.raw(count)
         return self.experiment.prepare(x), y
@@ -92,7 +97,7 @@ class Subject:
     def outputs(self, model: nn.Module, count: int) -> Tensor:
         """The network's outputs for training examples, in evaluation mode."""
         with torch.no_grad():
-            return model.eval()(self.batch(count)[0])
+            return self.experiment.forward(model.eval(), self.batch(count)[0])
 
     def training(self, method: str = "lpss", *, epochs: int = 2, seed: int = 0) -> Training:
         """A short training: a few steps an epoch, on few examples."""
@@ -126,9 +131,8 @@ _PARAMS: dict[str, dict[str, Any]] = {
 }
 
 
-def spread(split: Split, count: int) -> Split:
-    indices = torch.linspace(0, len(split.x) - 1, min(count, len(split.x))).round().long()
-    return Split(split.x[indices], split.y[indices])
+def spread(split: Split | Loaded, count: int) -> Split:
+    return split.at(spread_over(split.examples, count))
 
 
 @dataclass(frozen=True)
@@ -181,31 +185,15 @@ def _problems(check: Check, subject: Subject) -> list[Problem]:
         return [Problem(described(error))]
 
 
-@contextmanager
-def same_random_numbers(seed: int | None = None) -> Iterator[None]:
-    """Within it Python's, NumPy's and torch's global generators may be drawn from, and are begun at `seed` if there is
-    one; afterwards they are as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            if seed is not None:
-                random.seed(seed)
-                np.random.seed(seed)
-                torch.manual_seed(seed)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
 def count(number: int, what: str) -> str:
     """ "1 example", "2,000 examples"."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def same(first: Tensor, second: Tensor) -> bool:
-    """Equal in type, shape and every bit but NaN's."""
-    return first.dtype == second.dtype and torch.equal(first.nan_to_num(), second.nan_to_num())
+def same(first: Any, second: Any) -> bool:
+    """Whether two nests of tensors are equal in types, shapes and every bit but NaN's."""
+    pairs = list(zip(tensors_in(first), tensors_in(second), strict=True))
+    return all(one.dtype == other.dtype and torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in pairs)
 
 
 def first_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> str | None:

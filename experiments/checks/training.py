@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, first_difference, same, warning
+from tune_sparsity.experiments.examples import length
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import prunable_layers, with_last_layer
@@ -31,7 +32,7 @@ def gradients(subject: Subject) -> Iterator[Problem]:
     model = subject.model().train()
     x, y = subject.batch(_LEARNING_BATCH)
     before = {name: param.detach().clone() for name, param in model.named_parameters()}
-    loss = subject.experiment.loss(model(x), y)
+    loss = subject.experiment.loss(subject.experiment.forward(model, x), y)
     if (changed := first_difference(before, dict(model.named_parameters()))) is not None:
         yield Problem(f"a forward pass in training changes {changed}: only the optimizer may, or no mask holds")
         return
@@ -49,7 +50,7 @@ def gradients(subject: Subject) -> Iterator[Problem]:
     bad = [layer.name for layer in layers if layer.weight.grad is not None and not layer.weight.grad.isfinite().all()]
     if bad:
         yield Problem(f"the gradient of {bad[0]} is NaN or infinite at the first step")
-    if rules.off_sphere is None and with_last_layer(rules, model, x).last is None:
+    if rules.off_sphere is None and with_last_layer(rules, model, x, subject.experiment.forward).last is None:
         yield warning(
             "no layer's weights reach the outputs, so that the last layer is the one registered last: give its weights "
             "in LayerRules(last=...)"
@@ -117,13 +118,13 @@ def learns(subject: Subject) -> Iterator[Problem]:
     losses = []
     for _ in range(_LEARNING_STEPS):
         optimizer.zero_grad()
-        loss = subject.experiment.loss(model(x), y)
+        loss = subject.experiment.loss(subject.experiment.forward(model, x), y)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     if not losses[-1] < losses[0]:
         yield warning(
-            f"the loss did not fall in {len(losses)} steps on {count(len(x), 'example')} ({losses[0]:.3g} to "
+            f"the loss did not fall in {len(losses)} steps on {count(length(x), 'example')} ({losses[0]:.3g} to "
             f"{losses[-1]:.3g}): look at the scale of the inputs, the labels and the loss"
         )
 

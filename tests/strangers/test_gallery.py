@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tests.strangers.networks import STRANGERS, Stranger
 from tests.strangers.torchvision_networks import TORCHVISION
 from tune_sparsity.sparsity import METHODS, LpSGD, SparseTraining, prunable_layers, with_last_layer, zeros_for
-from tune_sparsity.tuner.results.export_formats import Whole, load_csr, onnx_function, save_csr, save_onnx
+from tune_sparsity.sparsity.output_layers import called
+from tune_sparsity.tuner.results.export_formats import load_csr, onnx_function, save_csr, save_onnx
 from tune_sparsity.tuner.results.inference_cost import sparse_copy
 from tune_sparsity.tuner.results.networks import count_zeros, split_masks
 from tune_sparsity.tuner.storage.places import Folder
@@ -143,6 +144,6 @@ def test_onnx_files_compute_the_same(name: str, tmp_path: Path) -> None:
     stranger = STRANGERS[name]
     model, sparse = start(stranger, "lpss")
     train(stranger, model, sparse, STEPS)
-    save_onnx(Whole(nn.Identity(), model), stranger.batch(), tmp_path / "onnx")
+    save_onnx(model, called, stranger.batch(), tmp_path / "onnx")
     found = onnx_function(tmp_path / "onnx")(stranger.batch())
     torch.testing.assert_close(found, outputs(stranger, model), rtol=1e-4, atol=1e-5)

@@ -135,7 +135,7 @@ def test_an_onnx_file_says_nothing_of_the_machine_that_wrote_it(storage: Path, t
     ours = path.read_bytes()
     # What the exporter itself writes of the same network.
     experiment = find(f"{storage.parent}/own.py:images")
-    whole = Whole(experiment.prepare, experiment.model()).eval()
+    whole = Whole(experiment.outputs, experiment.model()).eval()
     torch.onnx.export(whole, (experiment.load(None).val.x[:2],), tmp_path / "plain.onnx", external_data=False)
     plain = (tmp_path / "plain.onnx").read_bytes()
     assert len(ours) < len(plain)

@@ -194,6 +194,7 @@ def _build(
         source=config.experiment,
         checkpoints=checkpoints,
         rungs=halving.rungs,
+        loads=not prepared.data.in_memory,
     )
     return _Built(study, setup, stop)
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
         measured = evaluate(network.experiment, network.model, val)
     except Exception as error:  # the user's
         raise ExportFailed(f"{name} cannot be measured on the validation data: {one_line(error)}") from error
-    if abs(measured - network.val_accuracy) > max(0.005, 2.5 / len(val.x)):
+    if abs(measured - network.val_accuracy) > max(0.005, 2.5 / val.examples):
         raise ExportFailed(
             f"{name} has a validation accuracy of {measured:.4f} on these data, its trial reported "
             f"{network.val_accuracy:.4f}: are they the study's data?"
@@ -81,7 +82,7 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
         if difference[0] > (_tolerance(network) * scale if kind == "onnx" else 0.0):
             raise ExportFailed(f"the {kind} file computes something else: outputs differ by {difference[0]:.3g}")
     shutil.copyfile(network.description, path.with_name(path.name + ".json"))
-    prepared = network.experiment.prepare(val.x[:256])
+    prepared = network.experiment.prepare(val.first(256).x)
     return {
         "study": study.config.study,
         "network": name,
@@ -94,7 +95,10 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
         "sparsity": json.loads(network.description.read_text())["metrics"]["sparsity"],
         "sizes": sizes(network.tensors, network.prunable),
         "threads": torch.get_num_threads(),
-        "latency_ms": [asdict(one) for one in latencies(network.model, network.prunable, prepared)],
+        "latency_ms": [
+            asdict(one)
+            for one in latencies(network.model, network.prunable, prepared, forward=network.experiment.forward)
+        ],
     }
 
 
@@ -138,9 +142,8 @@ def _write(network: Network, kind: str, path: Path) -> None:
     from tune_sparsity.tuner.results import export_formats as formats
 
     if kind == "onnx":
-        whole = formats.Whole(network.experiment.prepare, network.model)
         try:
-            formats.save_onnx(whole, network.data.val.x[:2], path)
+            formats.save_onnx(network.model, network.experiment.outputs, network.data.val.first(2).x, path)
         except RuntimeError as error:
             raise ExportFailed(str(error)) from error
     elif kind == "csr":
@@ -149,7 +152,7 @@ def _write(network: Network, kind: str, path: Path) -> None:
         {"safetensors": formats.save_safetensors, "torch": formats.save_torch}[kind](network.tensors, path)
 
 
-def _reader(network: Network, kind: str, path: Path) -> Callable[[Tensor], Tensor]:
+def _reader(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor]:
     """The file as a function of inputs as the data set holds them: read back as its users would."""
     import torch
     from safetensors.torch import load_file
@@ -168,19 +171,18 @@ def _reader(network: Network, kind: str, path: Path) -> Callable[[Tensor], Tenso
     }[kind]()
     model = network.experiment.model().eval()
     model.load_state_dict(tensors)
-    return formats.Whole(network.experiment.prepare, model)
+    return partial(network.experiment.outputs, model)
 
 
-def _compare(network: Network, exported: Callable[[Tensor], Tensor]) -> tuple[tuple[float, float], float]:
+def _compare(network: Network, exported: Callable[[Any], Tensor]) -> tuple[tuple[float, float], float]:
     """((the largest difference of outputs, the largest output), the exported one's accuracy) on validation data."""
     import torch
 
-    original = network.experiment.prepare
     difference = largest = 0.0
     scores = []
     with torch.no_grad():
-        for x, y in zip(network.data.val.x.split(256), network.data.val.y.split(256), strict=True):
-            expected, found = network.model(original(x)), exported(x)
+        for x, y in network.data.val.batches(256):
+            expected, found = network.experiment.outputs(network.model, x), exported(x)
             difference = max(difference, float((expected - found).abs().max()))
             largest = max(largest, float(expected.abs().max()))
             scores.append(network.experiment.metric(found, y))

@@ -8,13 +8,16 @@ import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tune_sparsity.experiments.examples import length, mapped
+from tune_sparsity.sparsity.output_layers import called
 from tune_sparsity.tuner.errors import one_line
 from tune_sparsity.tuner.results.export_formats import csr_bytes, dense_bytes
 
@@ -125,22 +128,29 @@ class Latency:
 
 @torch.no_grad()
 def latencies(
-    model: nn.Module, prunable: set[str], inputs: Tensor, batches: tuple[int, ...] = (1, 256)
+    model: nn.Module,
+    prunable: set[str],
+    inputs: Any,
+    batches: tuple[int, ...] = (1, 256),
+    forward: Callable[[nn.Module, Any], Tensor] = called,
 ) -> list[Latency]:
     """Forward passes of the dense network and of the one over CSR matrices, alternating, on the CPU with the threads
     that torch has.
 
     Args:
-        inputs: as the network takes them; repeated where a batch wants more.
+        inputs: as `forward` takes them; repeated where a batch wants more.
+        forward: (network, inputs) -> outputs.
     """
     model = model.eval()
-    sparse, note = _usable(model, prunable, inputs[:2])
+    few = mapped(lambda x: x[:2], inputs)
+    sparse, note = _usable(model, prunable, lambda network: forward(network, few))
     found = []
     for size in batches:
-        x = inputs[torch.arange(size) % len(inputs)]
-        calls: dict[str, Callable[[], object]] = {"dense": lambda x=x: model(x)}  # type: ignore[misc]
+        places = torch.arange(size) % length(inputs)
+        batch = mapped(lambda x, at=places: x[at], inputs)  # type: ignore[misc]
+        calls: dict[str, Callable[[], object]] = {"dense": partial(forward, model, batch)}
         if sparse is not None:
-            calls["sparse"] = lambda x=x, sparse=sparse: sparse(x)  # type: ignore[misc]
+            calls["sparse"] = partial(forward, sparse, batch)
         try:
             times = medians(calls)
         except Exception as error:  # the user's
@@ -150,13 +160,19 @@ def latencies(
     return found
 
 
-def _usable(model: nn.Module, prunable: set[str], x: Tensor) -> tuple[nn.Module | None, str]:
-    """The network over CSR matrices if it computes the same, and what is to be said about it."""
+def _usable(
+    model: nn.Module, prunable: set[str], outputs: Callable[[nn.Module], Tensor]
+) -> tuple[nn.Module | None, str]:
+    """The network over CSR matrices if it computes the same, and what is to be said about it.
+
+    Args:
+        outputs: a network's for some inputs.
+    """
     try:
         sparse, made = sparse_copy(model, prunable)
         if not made:
             return None, "no layer of a kind that CSR products are written for"
-        expected, found = model(x), sparse(x)
+        expected, found = outputs(model), outputs(sparse)
         if (expected - found).abs().max() > _TOLERANCE * expected.abs().max():
             return None, "the products over CSR matrices give other outputs"
     except Exception as error:  # of torch, or the user's

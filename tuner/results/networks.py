@@ -16,6 +16,7 @@ from safetensors.torch import load, load_file
 
 from tune_sparsity.experiments import Data, Experiment
 from tune_sparsity.experiments.base import NotFinite, evaluate
+from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL
@@ -181,7 +182,7 @@ def _measure(
         with suppress(NotFinite):
             val_accuracy = evaluate(experiment, model, data.val)
         # A GPU's sums round differently: a handful of examples near a decision may change sides.
-        tolerance = max(0.005, 2.5 / len(data.val.x))
+        tolerance = max(0.005, 2.5 / data.val.examples)
         if record.val_accuracy is None or not abs(val_accuracy - record.val_accuracy) <= tolerance:
             raise _OtherNetwork(f"{record.name} reported accuracy {record.val_accuracy}, its file gives {val_accuracy}")
         return replace(best, test_accuracy=evaluate(experiment, model, data.test))
@@ -215,7 +216,7 @@ def _describe(
     return {
         "experiment": experiment.name,
         "architecture": str(model).split("\n"),
-        "input_shape": list(data.test.x.shape[1:]),
+        "input_shape": mapped(lambda x: list(x.shape[1:]), data.test.first(1).x),
         "preprocessing": data.preprocessing,
         "classes": list(data.classes),
         "trial": record.name,
