@@ -181,8 +181,14 @@ class Loaded:
             pin_memory=torch.device(self.device).type == "cuda",
             generator=Generator().manual_seed(seed or 0),  # of the workers' random numbers
         )
-        for batch in loader:
-            yield mapped(lambda part: part.to(self.device, non_blocking=True), self._pair(batch))
+        try:
+            for batch in loader:
+                yield mapped(lambda part: part.to(self.device, non_blocking=True), self._pair(batch))
+        except Exception as error:
+            if "DataLoader worker process" not in str(error):
+                raise
+            cause = str(error).strip().splitlines()[-1]  # below the traceback, which torch puts into the message
+            raise RuntimeError(f"a process that loads data failed: {cause}") from error
 
     def _pair(self, batch: Any) -> Split:
         if not isinstance(batch, Sequence) or len(batch) != 2:

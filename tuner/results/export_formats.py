@@ -129,7 +129,7 @@ def save_onnx(model: nn.Module, outputs: Callable[[nn.Module, Any], Tensor], inp
         with _quiet():
             program: Any = torch.onnx.export(
                 Whole(outputs, model).eval(),
-                (inputs,),
+                kwargs={"inputs": inputs},  # of args a dict at the end would be taken for the keyword arguments
                 input_names=[name or "inputs" for name in named(inputs)],
                 output_names=["outputs"],
                 dynamic_shapes={"inputs": mapped(lambda _: {0: batch}, inputs)},
@@ -139,10 +139,10 @@ def save_onnx(model: nn.Module, outputs: Callable[[nn.Module, Any], Tensor], inp
             clear_notes(graph)
             content = graph.SerializeToString()
     except Exception as error:
-        last = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise RuntimeError(
-            f"torch cannot export this network to ONNX: {(last or [type(error).__name__])[0]}"
-        ) from error
+        said = [line.strip() for line in str(error).splitlines() if line.strip()]
+        causes = [line.partition(">: ")[2] for line in said if line.startswith("<class '")]  # the exporter's summary
+        cause = (causes or said or [type(error).__name__])[0]
+        raise RuntimeError(f"torch cannot export this network to ONNX: {cause}") from error
     path.write_bytes(content)
 
 
