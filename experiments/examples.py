@@ -143,7 +143,10 @@ class Loaded:
         """Return the examples with these numbers; of an IterableDataset as many of the first ones."""
         with same_random_numbers(0):
             if self.iterable:
-                return next(self._batches(batch_size=len(indices)))
+                found = next(self._batches(batch_size=len(indices)), None)
+                if found is None:
+                    raise ValueError(f"{type(self.dataset).__name__} gives no example, of {self.examples} that it has")
+                return found
             return self._pair((self.collate or default_collate)([self.dataset[i] for i in indices.tolist()]))
 
     def first(self, count: int) -> Split:
