@@ -78,28 +78,51 @@ def unchanged(x: Any) -> Any:
     return x
 
 
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Default settings of a training. Raises ValueError unless epochs and batch_size are at least 1.
+    """Default settings of a training. Raises ValueError for what is out of range.
 
     Attributes:
-        epochs: passes over the training data.
-        batch_size: examples per step.
+        epochs: passes over the training data, at least 1.
+        batch_size: examples of a forward pass, at least 1.
         drop_last: leave out what is left over at an epoch's end, where it is fewer examples than batch_size. Other
             examples are left out in every epoch. Batch normalisation cannot train on one example.
+        accumulate: batches whose gradients are averaged for one step, at least 1.
+        clip_norm: the L2 norm of all gradients together that a step has at most, > 0; None: they are not clipped. On
+            the sphere only a gradient's direction counts.
+        precision: "float32"; or "bfloat16" or "float16", for torch.autocast over forward pass and loss. Gradients of
+            float16 are scaled, and a step with an infinite one is left out. Evaluation is in the weights' own type.
     """
 
     epochs: int
     batch_size: int
     drop_last: bool = False
+    accumulate: int = 1
+    clip_norm: float | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"a recipe needs epochs and batch_size of at least 1, got {self}")
+        if self.epochs < 1 or self.batch_size < 1 or self.accumulate < 1:
+            raise ValueError(f"a recipe needs epochs, batch_size and accumulate of at least 1, got {self}")
+        if self.clip_norm is not None and not 0 < self.clip_norm < float("inf"):
+            raise ValueError(f"clip_norm must lie in (0, inf), or be None, got {self.clip_norm}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
     def trained_on(self, examples: int) -> int:
         """Return how many of so many examples an epoch trains on."""
         return examples - examples % self.batch_size if self.drop_last else examples
+
+    def batches(self, examples: int) -> int:
+        """Return how many batches an epoch of so many examples has."""
+        return -(-self.trained_on(examples) // self.batch_size)
+
+    def steps(self, examples: int) -> int:
+        """Return how many steps an epoch of so many examples has."""
+        return -(-self.batches(examples) // self.accumulate)
 
 
 @dataclass(frozen=True)

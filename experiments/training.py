@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from tune_sparsity.experiments.base import Data, Experiment, NotFinite, evaluate
+from tune_sparsity.experiments.base import PRECISIONS, Data, Experiment, NotFinite, evaluate
 from tune_sparsity.experiments.batchnorm import normalises, remeasured, sample
 from tune_sparsity.experiments.examples import Loaded, Split, length, mapped, tensors_in
 from tune_sparsity.experiments.random_numbers import same_random_numbers
@@ -59,22 +60,23 @@ class Training:
         self.sparse: SparseTraining = METHODS[method].build(
             self.model,
             params,
-            total_steps=epochs * self._steps_per_epoch(),
+            total_steps=epochs * experiment.recipe.steps(self.train_split.examples),
             generator=self.order,
             rules=rules,
             epochs=epochs,
         )
-        records = experiment.cuda_graph and can_be_recorded(self.model.parameters())
+        recipe = experiment.recipe
+        self._device = torch.device(device).type
+        self._autocast = PRECISIONS[recipe.precision]
+        self._scaler = torch.amp.GradScaler(self._device) if recipe.precision == "float16" else None
+        records = experiment.cuda_graph and recipe.accumulate == 1 and self._scaler is None
+        records = records and can_be_recorded(self.model.parameters())
         self._recorded = RecordedPasses(self.model.parameters()) if records else None
         self._batch: Split | None = None  # where recorded passes find theirs
 
     @property
     def finished(self) -> bool:
         return self.epochs_done >= self.epochs
-
-    def _steps_per_epoch(self) -> int:
-        recipe = self.experiment.recipe
-        return math.ceil(recipe.trained_on(self.train_split.examples) / recipe.batch_size)
 
     def epoch(self) -> dict[str, float]:
         """Trains one epoch and measures.
@@ -130,19 +132,25 @@ class Training:
 
     def _train(self) -> float:
         """One pass over the training data in a fresh order; the mean loss. Raises NotFinite."""
-        augment = self.experiment.augment
+        experiment, recipe, train = self.experiment, self.experiment.recipe, self.train_split
         self.model.train()
         losses, sizes = list[Tensor](), list[int]()
-        recipe = self.experiment.recipe
-        count = recipe.trained_on(self.train_split.examples)
-        for x, y in self.train_split.shuffled(recipe.batch_size, self.order, count=count, epoch=self.epochs_done):
-            inputs = x if augment is None else augment(x, self.order)
-            losses.append(self._step(Split(inputs, y)))
+        count, batches = recipe.trained_on(train.examples), recipe.batches(train.examples)
+        waiting = 0  # batches whose gradients no step has used yet
+        for x, y in train.shuffled(recipe.batch_size, self.order, count=count, epoch=self.epochs_done):
+            inputs = x if experiment.augment is None else experiment.augment(x, self.order)
+            together = min(recipe.accumulate, batches - len(losses) + waiting)
+            losses.append(self._passes(Split(inputs, y), together, first=not waiting))
             sizes.append(length(x))
+            waiting = (waiting + 1) % together
+            if not waiting:
+                self._step(losses[-1])
         if not losses:
             raise NotFinite(f"the training data gave no example in epoch {self.epochs_done + 1}")
+        if waiting:  # of data that gave fewer batches than they have examples for
+            self._step(losses[-1])
         if self.epochs_done + 1 == self.epochs:
-            self.sparse.finish()  # for data that gave fewer batches than they have examples for
+            self.sparse.finish()
         mean = float(torch.stack(losses).double().cpu() @ torch.tensor(sizes, dtype=torch.float64)) / sum(sizes)
         try:
             self.sparse.check_finite()
@@ -152,19 +160,35 @@ class Training:
             raise NotFinite(f"the training loss is {mean} in epoch {self.epochs_done + 1}")
         return mean
 
-    def _step(self, batch: Split) -> Tensor:
-        """One step on a batch; its loss."""
-        loss = self._passes(batch)
+    def _step(self, loss: Tensor) -> None:
+        """One step on the gradients at hand.
+
+        Args:
+            loss: of the last batch, for the message.
+        """
+        clip, scaler = self.experiment.recipe.clip_norm, self._scaler
+        if scaler is not None:
+            scaler.unscale_(self.sparse)  # type: ignore[arg-type]
+        if clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         try:
-            self.sparse.step()
+            if scaler is None:
+                self.sparse.step()
+            else:
+                scaler.step(self.sparse)  # type: ignore[arg-type]
+                scaler.update()
         except FloatingPointError as error:
             raise NotFinite(f"{error} in epoch {self.epochs_done + 1}, where the loss is {loss.item()}") from error
-        return loss
 
-    def _passes(self, batch: Split) -> Tensor:
-        """Forward and backward; the loss. Recorded, where they are, but for a last batch that is smaller."""
+    def _passes(self, batch: Split, together: int, *, first: bool) -> Tensor:
+        """Forward and backward; the loss. Recorded, where they are, but for a last batch that is smaller.
+
+        Args:
+            together: batches whose gradients are averaged.
+            first: whether this is the first of them.
+        """
         if self._recorded is None or batch.examples < self.experiment.recipe.batch_size:
-            return self._passes_now(batch)
+            return self._passes_now(batch, together, first=first)
         if self._batch is None:
             self._batch = mapped(Tensor.clone, batch)
         held = self._batch
@@ -172,10 +196,13 @@ class Training:
             tensor.copy_(new)
         return self._recorded(lambda: self._passes_now(held)).clone()
 
-    def _passes_now(self, batch: Split) -> Tensor:
-        loss = self.experiment.loss(self.experiment.outputs(self.model, batch.x), batch.y)
-        self.sparse.zero_grad()
-        loss.backward()
+    def _passes_now(self, batch: Split, together: int = 1, *, first: bool = True) -> Tensor:
+        with nullcontext() if self._autocast is None else torch.autocast(self._device, self._autocast):
+            loss = self.experiment.loss(self.experiment.outputs(self.model, batch.x), batch.y)
+        if first:
+            self.sparse.zero_grad()
+        share = loss if together == 1 else loss / together
+        (share if self._scaler is None else self._scaler.scale(share)).backward()
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
@@ -186,6 +213,7 @@ class Training:
             "order": self.order.get_state(),
             "noise": self.noise,
             "epochs_done": self.epochs_done,
+            **({} if self._scaler is None else {"scaler": self._scaler.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -194,6 +222,8 @@ class Training:
         self.order.set_state(state["order"])
         self.noise = state["noise"]
         self.epochs_done = state["epochs_done"]
+        if self._scaler is not None:
+            self._scaler.load_state_dict(state["scaler"])
 
 
 def train_whole(experiment: Experiment, data: Data, method: str, params: dict[str, Any], **options: Any) -> Training:

@@ -97,6 +97,11 @@ class SparseTraining:
         """The fraction of `total_steps` done, in [0, 1]."""
         return min(1.0, self.steps / self.total_steps)
 
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's."""
+        return self.optimizer.param_groups
+
     def zero_grad(self) -> None:
         """As the optimizer's own, without what torch wraps around that: a tenth of a millisecond a step."""
         for group in self.optimizer.param_groups:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe
+from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment
 from tune_sparsity.experiments.examples import Loaded, Split, spread_over, tensors_in
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.training import Training
@@ -102,7 +102,7 @@ class Subject:
     def training(self, method: str = "lpss", *, epochs: int = 2, seed: int = 0) -> Training:
         """A short training: a few steps an epoch, on few examples."""
         size = min(self.experiment.recipe.batch_size, _BATCH)
-        small = replace(self.experiment, recipe=Recipe(epochs, size))
+        small = replace(self.experiment, recipe=replace(self.experiment.recipe, epochs=epochs, batch_size=size))
         train, val = self.raw(size * _STEPS), spread(self.data.val, _VALIDATED)
         return Training(small, train, val, method, _PARAMS[method], epochs=epochs, seed=seed)
 
