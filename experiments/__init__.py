@@ -6,6 +6,7 @@ search.
 """
 
 from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
+from tune_sparsity.experiments.metrics import Metric
 from tune_sparsity.experiments.registry import BUILT_IN, find
 from tune_sparsity.experiments.training import NotFinite, Training
 
@@ -14,6 +15,7 @@ __all__ = [
     "Data",
     "DataUnavailable",
     "Experiment",
+    "Metric",
     "NotFinite",
     "Recipe",
     "Split",

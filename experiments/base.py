@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from tune_sparsity.experiments.metrics import Metric, Scorer, metric_of
 from tune_sparsity.sparsity.layers import PAPER_RULES, LayerRules
 
 _EVALUATED_NUMBERS = 1 << 22  # inputs' numbers in one batch: a wide residual net makes 16 to 64 times as many of them
@@ -22,7 +24,7 @@ class DataUnavailable(Exception):
 
 
 class NotFinite(Exception):
-    """The loss or the network's outputs became NaN or infinite: what follows cannot be trained or judged."""
+    """The loss, the outputs or the metric became NaN or infinite: what follows cannot be trained or judged."""
 
 
 class Split(NamedTuple):
@@ -102,7 +104,8 @@ class Experiment:
         model: makes a fresh network, its weights drawn from torch's global generator (which the caller seeds).
         recipe: default epochs and batch size.
         loss: (outputs, targets) -> a scalar to minimise.
-        metric: (outputs, targets) -> one score in [0, 1] for every example; the mean is what is called accuracy.
+        metric: (outputs, targets) -> one score in [0, 1] for every example; the mean is what is called accuracy. Or a
+            Metric, with a name and a direction of its own; or a torchmetrics metric.
         prepare: inputs (n, ...) as the data set holds them -> as the network takes them. Applied to every batch, on
             its device, in training and in evaluation: large images can stay bytes in memory.
         augment: (inputs, generator on the CPU) -> inputs of the same shape and type, randomly changed. Applied to
@@ -123,7 +126,7 @@ class Experiment:
     model: Callable[[], nn.Module]
     recipe: Recipe
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
-    metric: Callable[[Tensor, Tensor], Tensor] = correct
+    metric: Callable[[Tensor, Tensor], Tensor] | Metric = correct
     prepare: Callable[[Tensor], Tensor] = unchanged
     augment: Callable[[Tensor, Generator], Tensor] | None = None
     layers: LayerRules = PAPER_RULES
@@ -133,26 +136,30 @@ class Experiment:
 
 @torch.no_grad()
 def evaluate(experiment: Experiment, model: nn.Module, split: Split, batch: int | None = None) -> float:
-    """Mean metric of `model` over a split, on its device and in evaluation mode; the mode it was in is restored.
+    """The experiment's metric of `model` over a split, on its device and in evaluation mode; the mode it was in is
+    restored.
 
     Args:
         batch: examples at once; by default 4096, and fewer where inputs are large.
 
     Raises:
-        NotFinite: if an output is NaN: the largest of such outputs is no answer.
+        NotFinite: if an output is NaN: the largest of such outputs is no answer. Also if the metric is NaN or infinite.
     """
     if batch is None:
         batch = max(1, min(4096, _EVALUATED_NUMBERS // max(1, split.x[:1].numel())))
     was_training = model.training
     device = next((param.device for param in model.parameters()), split.x.device)
+    metric = metric_of(experiment.metric)
+    scorer, unknown = Scorer(metric, device), list[Tensor]()
     model.eval()
-    scores, unknown = list[Tensor](), list[Tensor]()
     for x, y in zip(split.x.split(batch), split.y.split(batch), strict=True):
         outputs = model(experiment.prepare(x.to(device)))
-        scores.append(experiment.metric(outputs, y.to(device)))
+        scorer.add(outputs, y.to(device))
         unknown.append(outputs.isnan().reshape(len(x), -1).any(1))
     model.train(was_training)
-    accuracy, bad = float(torch.cat(scores).double().mean()), int(torch.cat(unknown).sum())
-    if bad:
+    if bad := int(torch.cat(unknown).sum()):
         raise NotFinite(f"the network's outputs are NaN for {bad} of {len(split.x)} examples")
-    return accuracy
+    value = scorer.value()
+    if not math.isfinite(value):
+        raise NotFinite(f"the metric {metric.name} is {value}")
+    return value
