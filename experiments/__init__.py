@@ -7,6 +7,7 @@ search.
 
 from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe
 from tune_sparsity.experiments.examples import Loaded, Split
+from tune_sparsity.experiments.metrics import Metric
 from tune_sparsity.experiments.registry import BUILT_IN, find
 from tune_sparsity.experiments.training import NotFinite, Training
 
@@ -16,6 +17,7 @@ __all__ = [
     "DataUnavailable",
     "Experiment",
     "Loaded",
+    "Metric",
     "NotFinite",
     "Recipe",
     "Split",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from tune_sparsity.experiments.examples import Loaded, Split, is_data_set, numbers
+from tune_sparsity.experiments.metrics import Metric, Scorer, metric_of
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.sparsity.layers import PAPER_RULES, LayerRules
 from tune_sparsity.sparsity.output_layers import called
@@ -25,7 +27,7 @@ class DataUnavailable(Exception):
 
 
 class NotFinite(Exception):
-    """The loss or the network's outputs became NaN or infinite: what follows cannot be trained or judged."""
+    """The loss, the outputs or the metric became NaN or infinite: what follows cannot be trained or judged."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ class Experiment:
         forward: (network, prepared inputs) -> one tensor of outputs, an entry an example. Unless given, the network is
             called with the inputs; those of a dict are its keyword arguments.
         loss: (outputs, targets) -> a scalar to minimise.
-        metric: (outputs, targets) -> one score in [0, 1] for every example; the mean is what is called accuracy.
+        metric: (outputs, targets) -> one score in [0, 1] for every example; the mean is what is called accuracy. Or a
+            Metric, with a name and a direction of its own; or a torchmetrics metric.
         prepare: inputs as the data set holds them -> as the network takes them. Applied to every batch, on its
             device, in training and in evaluation: large images can stay bytes in memory.
         augment: (inputs, generator on the CPU) -> inputs of the same shapes and types, randomly changed. Applied to
@@ -159,7 +162,7 @@ class Experiment:
     model: Callable[[], nn.Module]
     recipe: Recipe
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
-    metric: Callable[[Tensor, Tensor], Tensor] = correct
+    metric: Callable[[Tensor, Tensor], Tensor] | Metric = correct
     prepare: Callable[[Any], Any] = unchanged
     augment: Callable[[Any, Generator], Any] | None = None
     layers: LayerRules = PAPER_RULES
@@ -174,14 +177,15 @@ class Experiment:
 
 @torch.no_grad()
 def evaluate(experiment: Experiment, model: nn.Module, split: Split | Loaded, batch: int | None = None) -> float:
-    """Mean metric of `model` over a split, on its device and in evaluation mode; the mode it was in is restored.
+    """The experiment's metric of `model` over a split, on its device and in evaluation mode; the mode it was in is
+    restored.
 
     Args:
         batch: examples at once; by default 4096, and fewer where inputs are large. Of a data set that is not in memory
             the recipe's batch size.
 
     Raises:
-        NotFinite: if an output is NaN: the largest of such outputs is no answer.
+        NotFinite: if an output is NaN: the largest of such outputs is no answer. Also if the metric is NaN or infinite.
     """
     if batch is None and isinstance(split, Loaded):
         batch = experiment.recipe.batch_size
@@ -189,15 +193,18 @@ def evaluate(experiment: Experiment, model: nn.Module, split: Split | Loaded, ba
         batch = max(1, min(4096, _EVALUATED_NUMBERS // max(1, numbers(split.first(1).x))))
     was_training = model.training
     device = next((param.device for param in model.parameters()), None)
+    metric = metric_of(experiment.metric)
+    scorer, unknown = Scorer(metric, device or torch.device("cpu")), list[Tensor]()
     model.eval()
-    scores, unknown = list[Tensor](), list[Tensor]()
     with same_random_numbers(None if isinstance(split, Split) else 0):
         for x, y in (split if device is None else split.to(device)).batches(batch):
             outputs = experiment.outputs(model, x)
-            scores.append(experiment.metric(outputs, y))
+            scorer.add(outputs, y)
             unknown.append(outputs.isnan().reshape(len(outputs), -1).any(1))
     model.train(was_training)
-    accuracy, bad = float(torch.cat(scores).double().mean()), int(torch.cat(unknown).sum())
-    if bad:
+    if bad := int(torch.cat(unknown).sum()):
         raise NotFinite(f"the network's outputs are NaN for {bad} of {split.examples} examples")
-    return accuracy
+    value = scorer.value()
+    if not math.isfinite(value):
+        raise NotFinite(f"the metric {metric.name} is {value}")
+    return value

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from tune_sparsity.experiments.base import PRECISIONS, Data, Experiment, NotFinite, evaluate
 from tune_sparsity.experiments.batchnorm import normalises, remeasured, sample
 from tune_sparsity.experiments.examples import Loaded, Split, length, mapped, tensors_in
+from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedPasses, can_be_recorded
@@ -82,26 +83,26 @@ class Training:
         """Trains one epoch and measures.
 
         Returns:
-            train_loss; val_accuracy and val_accuracy_at_target (as if projected to the final sparsity now);
-            sparsity and sparsity_total as the network stands; hoyer; nonzero_weights; travel (the sum of the
-            sphere's learning rates so far); threshold and grow_rate while the masks move, of methods that have them;
-            epoch_seconds.
+            train_loss; val_accuracy and val_accuracy_at_target (as if projected to the final sparsity now), under the
+            name of the experiment's metric; sparsity and sparsity_total as the network stands; hoyer; nonzero_weights;
+            travel (the sum of the sphere's learning rates so far); threshold and grow_rate while the masks move, of
+            methods that have them; epoch_seconds.
 
         Raises:
-            NotFinite: when the loss, or an output in the evaluation, is no longer a number.
+            NotFinite: when the loss, an output in the evaluation or the metric is no longer a number.
         """
         start = time.perf_counter()
         train_loss = self.train()
-        accuracy = evaluate(self.experiment, self.model, self.val_split)
-        at_target = accuracy
+        value = at_target = evaluate(self.experiment, self.model, self.val_split)
         if not self.sparse.fixed:
             with self.sparse.projected():
-                at_target = self._projected_accuracy()
+                at_target = self._projected_value()
+        metric = metric_of(self.experiment.metric).name
         zeros, weights = self.sparse.zeros()
         return {
             "train_loss": train_loss,
-            "val_accuracy": accuracy,
-            "val_accuracy_at_target": at_target,
+            f"val_{metric}": value,
+            f"val_{metric}_at_target": at_target,
             "sparsity": zeros / weights,
             "sparsity_total": zeros / sum(param.numel() for param in self.model.parameters()),
             "hoyer": self.sparse.hoyer(),
@@ -120,9 +121,9 @@ class Training:
         self.epochs_done += 1
         return loss
 
-    def _projected_accuracy(self) -> float:
-        """Validation accuracy of weights that were just projected. Running statistics of batch normalisation, being
-        those of the weights before, would make a good network look like a guess: they are measured anew."""
+    def _projected_value(self) -> float:
+        """Validation metric of weights that were just projected. Running statistics of batch normalisation, being those
+        of the weights before, would make a good network look like a guess: they are measured anew."""
         train = self.train_split
         if train.examples < 2 or not normalises(self.model):
             return evaluate(self.experiment, self.model, self.val_split)

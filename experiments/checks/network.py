@@ -20,6 +20,7 @@ from tune_sparsity.experiments.checks.suite import (
     warning,
 )
 from tune_sparsity.experiments.examples import mapped, parts
+from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity.torch_internals import TorchDispatchMode, tree_leaves
@@ -160,8 +161,10 @@ def moves(subject: Subject) -> Iterator[Problem]:
             outputs = subject.experiment.forward(model.eval(), inputs)
             step = "loss"
             subject.experiment.loss(outputs, y)
-            step = "metric"
-            subject.experiment.metric(outputs, y)
+            metric = metric_of(subject.experiment.metric)
+            if metric.each:  # others get their outputs on the CPU, or move with them
+                step = "metric"
+                metric.function(outputs, y)
     except _TwoDevices as error:
         where = described(error).partition("(")[2].rstrip(")")
         yield Problem(

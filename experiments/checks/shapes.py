@@ -12,16 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from tune_sparsity.experiments.base import Data, Experiment, Recipe, correct
-from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, warning
+from tune_sparsity.experiments.base import Data, Experiment, NotFinite, Recipe, correct, evaluate
+from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, spread, warning
 from tune_sparsity.experiments.examples import Loaded, length, mapped, tensors_in
+from tune_sparsity.experiments.metrics import Metric, is_torchmetric, metric_of
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import LayerRules, network_size
 
 _FEW = 4  # examples that the quick checks push through the network
+_JUDGED = 256  # validation examples that a metric of a whole split is tried on
 _NAMED = 3  # weight matrices that stay dense, in a warning
 _SMALL = 8  # examples, up to which a last batch is tried: batch normalisation refuses one
-_FUNCTIONS = ("load", "model", "loss", "metric", "prepare", "forward")
+_FUNCTIONS = ("load", "model", "loss", "prepare", "forward")
 
 
 def well_formed(subject: Subject) -> Iterator[Problem]:
@@ -39,6 +41,9 @@ def well_formed(subject: Subject) -> Iterator[Problem]:
             yield Problem("its model is a network, which all trials would share: give the function that makes one")
         elif not callable(value):
             yield Problem(f"its {name} is a {type(value).__name__}: give a function")
+    metric = experiment.metric.function if isinstance(experiment.metric, Metric) else experiment.metric
+    if not callable(metric) and not is_torchmetric(metric):
+        yield Problem(f"its metric is a {type(metric).__name__}: give a function, a Metric or one of torchmetrics")
     if not isinstance(experiment.layers, LayerRules):
         yield Problem(f"its layers are a {type(experiment.layers).__name__}: give tune_sparsity.LayerRules(...)")
     if experiment.augment is not None and not callable(experiment.augment):
@@ -197,23 +202,48 @@ def gives_a_loss(subject: Subject) -> Iterator[Problem]:
 
 
 def gives_scores(subject: Subject) -> Iterator[Problem]:
-    (x, y), experiment = subject.batch(_FEW), subject.experiment
+    try:
+        metric = metric_of(subject.experiment.metric)
+    except ValueError as error:
+        yield Problem(str(error))
+        return
+    yield from _scores(subject, metric) if metric.each else _value(subject, metric)
+
+
+def _scores(subject: Subject, metric: Metric) -> Iterator[Problem]:
+    """What is wrong with a metric that scores each example."""
+    x, y = subject.batch(_FEW)
     with torch.no_grad():
-        outputs = experiment.forward(subject.model().eval(), x)
+        outputs = subject.experiment.forward(subject.model().eval(), x)
         try:
-            scores = experiment.metric(outputs, y)
+            scores = metric.function(outputs, y)
         except Exception as error:  # the user's, or a shape that does not fit
             shapes = f"outputs of {_shape(outputs)} and targets of {_shape(y)}"
             yield Problem(f"metric cannot take {shapes}: {described(error)}")
             return
     if not isinstance(scores, Tensor) or scores.shape != (length(y),):
-        given = _shape(scores)
-        yield Problem(
-            f"metric returns {given} for {count(length(y), 'example')}: return one score each, not their mean"
-        )
-    elif not ((scores >= 0) & (scores <= 1)).all():
+        given = f"metric returns {_shape(scores)} for {count(length(y), 'example')}"
+        yield Problem(f"{given}: return one score each, not their mean, or give a tune_sparsity.Metric")
+    elif metric.percent and not ((scores >= 0) & (scores <= 1)).all():
         worst = scores[~((scores >= 0) & (scores <= 1))][0].item()
         yield Problem(f"metric gives a score of {worst:g}: scores lie in [0, 1], and 1 is best")
+
+
+def _value(subject: Subject, metric: Metric) -> Iterator[Problem]:
+    """What is wrong with a metric of a whole split."""
+    model, val = subject.model(), spread(subject.data.val, _JUDGED)
+    try:
+        first, second = (evaluate(subject.experiment, model, val) for _ in range(2))
+    except NotFinite as error:
+        yield Problem(f"{error}, on {count(len(val.x), 'validation example')}: let it be a finite number")
+        return
+    except Exception as error:  # the user's
+        yield Problem(f"{metric.name} cannot be measured on {len(val.x)} validation examples: {described(error)}")
+        return
+    if first != second:
+        yield Problem(f"{metric.name} is {first:g}, and {second:g} for the same outputs and targets again")
+    elif metric.percent and not 0 <= first <= 1 and not is_torchmetric(metric.function):
+        yield Problem(f"{metric.name} is {first:g}: percent=True is for metrics in [0, 1]")
 
 
 def fits_labels(subject: Subject) -> Iterator[Problem]:
@@ -278,6 +308,6 @@ CHECKS = (
     Check("outputs", "the network takes the inputs, one output an example", gives_outputs, _FIT[:3], True),
     Check("labels", "every label has its output", fits_labels, _FIT, True),
     Check("loss", "the loss is one number with a gradient", gives_a_loss, (*_FIT, "labels"), True),
-    Check("metric", "the metric is one score in [0, 1] for each example", gives_scores, _FIT, True),
+    Check("metric", "the metric is one score for each example, or one number for all", gives_scores, _FIT, True),
     Check("remainder", "the network can train on an epoch's last batch", takes_the_last_batch, _FIT, True),
 )

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tune_sparsity.experiments import Data, DataUnavailable, Experiment, Recipe, Split
+    from tune_sparsity.experiments import Data, DataUnavailable, Experiment, Metric, Recipe, Split
     from tune_sparsity.experiments.data.augment import Augmentation, Normalise
     from tune_sparsity.sparsity import (
         METHODS,
@@ -39,6 +39,7 @@ __all__ = [
     "LayerRules",
     "LpSGD",
     "LpssSettings",
+    "Metric",
     "Normalise",
     "PiecewiseLinear",
     "Recipe",
@@ -50,7 +51,7 @@ __all__ = [
     "suggest_p",
 ]
 
-_EXPERIMENTS = ("Data", "DataUnavailable", "Experiment", "Recipe", "Split")
+_EXPERIMENTS = ("Data", "DataUnavailable", "Experiment", "Metric", "Recipe", "Split")
 _AUGMENT = ("Augmentation", "Normalise")
 _HOMES = {
     **dict.fromkeys(__all__, "tune_sparsity.sparsity"),

@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 from tune_sparsity.experiments import Data, DataUnavailable, Experiment, find
 from tune_sparsity.experiments.checks import first_fault
+from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.experiments.registry import BUILT_IN as EXPERIMENTS
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError, unknown
+from tune_sparsity.tuner.study.objective import Objective
 
 
 def sound_data(config: StudyConfig, experiment: Experiment, load: Callable[[], Data] | None = None) -> Data:
@@ -45,3 +47,12 @@ def find_experiment(name: str) -> Experiment:
         return find(name)
     except (ValueError, OSError) as error:
         raise UsageError(f"--experiment: {error}") from None
+
+
+def objective_of(experiment: Experiment) -> Objective:
+    """Return what the experiment's networks are judged by. Raises UsageError if its metric cannot be used."""
+    try:
+        metric = metric_of(experiment.metric)
+    except ValueError as error:
+        raise UsageError(f"--experiment: the metric of {experiment.name} cannot be used: {error}") from None
+    return Objective(metric.name, metric.maximize, metric.percent)

@@ -47,7 +47,7 @@ class LogEpochs(Listener):
         self._log = EpochLog(folder / EPOCHS_CSV)
 
     def epoch_trained(self, study: StudyRun, record: TrialRecord, epoch: Epoch) -> None:
-        self._log.add(record.number, epoch.number, epoch.metrics)
+        self._log.add(record.number, epoch.number, epoch.metrics, record.objective)
 
 
 class KeepNetworks(Listener):

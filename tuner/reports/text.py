@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from tune_sparsity.sparsity import NetworkSize
+    from tune_sparsity.tuner.study.goal import Goal
 
 _DENSE_NAMED = 3  # weight matrices that stay dense
 
@@ -73,6 +74,16 @@ def command(name: str) -> str:
     in a virtual environment that is not activated."""
     beside = Path(sys.executable).with_name(name)
     return name if shutil.which(name) or not beside.is_file() else shlex.quote(shown_path(beside))
+
+
+def corner_text(goal: Goal, sparsity: str) -> str:
+    """Return the corner that a hypervolume is measured from, and on which side of it the area lies.
+
+    Args:
+        sparsity: the corner's, as text.
+    """
+    side = "above" if goal.objective.maximize else "below"
+    return f"{side} (sparsity {sparsity}, {goal.objective.name} {goal.baseline:.4g})"
 
 
 def percent(fraction: float) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from tune_sparsity.experiments import Data, Experiment
     from tune_sparsity.tuner.results.finished_study import EndedStudy
+    from tune_sparsity.tuner.study.objective import Objective
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch": ".pt", "csr": ".csr.safetensors"}
 """The formats, and how the names of their files end."""
@@ -38,7 +39,8 @@ class Network:
     tensors: dict[str, Tensor]
     prunable: set[str]
     description: Path  # model.json
-    val_accuracy: float  # as the trial reported it
+    objective: Objective
+    val_value: float  # the metric on the validation data, as the trial reported it
 
 
 def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[str, Any]:
@@ -60,22 +62,23 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
 
     from tune_sparsity.experiments.base import evaluate
     from tune_sparsity.tuner.results.inference_cost import latencies, sizes
+    from tune_sparsity.tuner.results.networks import agrees
 
     network = _read(study, name)
-    val = network.data.val
+    val, objective = network.data.val, network.objective
     try:
         measured = evaluate(network.experiment, network.model, val)
     except Exception as error:  # the user's
         raise ExportFailed(f"{name} cannot be measured on the validation data: {one_line(error)}") from error
-    if abs(measured - network.val_accuracy) > max(0.005, 2.5 / val.examples):
+    if not agrees(network.experiment, measured, network.val_value, val):
         raise ExportFailed(
-            f"{name} has a validation accuracy of {measured:.4f} on these data, its trial reported "
-            f"{network.val_accuracy:.4f}: are they the study's data?"
+            f"{name} has a validation {objective.name} of {measured:.4f} on these data, its trial reported "
+            f"{network.val_value:.4f}: are they the study's data?"
         )
     with _replacing(path) as temporary:
         _write(network, kind, temporary)
         try:
-            difference, accuracy = _compare(network, _reader(network, kind, temporary))
+            difference, value = _compare(network, _reader(network, kind, temporary))
         except Exception as error:  # of the program that reads the format
             raise ExportFailed(f"the {kind} file cannot be used: {one_line(error)}") from error
         scale = difference[1] or 1.0
@@ -89,8 +92,8 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
         "format": kind,
         "file": str(path),
         "bytes": path.stat().st_size,
-        "val_accuracy": accuracy,
-        "network_val_accuracy": measured,
+        objective.val: value,
+        f"network_{objective.val}": measured,
         "largest_difference": difference[0],
         "sparsity": json.loads(network.description.read_text())["metrics"]["sparsity"],
         "sizes": sizes(network.tensors, network.prunable),
@@ -111,15 +114,15 @@ def _read(study: EndedStudy, name: str) -> Network:
 
     experiment = find_experiment(study.config.experiment)
     data = sound_data(study.config, experiment)
-    folder = study.folder / name
+    folder, objective = study.folder / name, study.goal.objective
     try:
         tensors, masks = split_masks(load_file(folder / MODEL))
-        reported = float(json.loads((folder / DESCRIPTION).read_text())["metrics"]["val_accuracy"])
+        reported = float(json.loads((folder / DESCRIPTION).read_text())["metrics"][objective.val])
         model = experiment.model()
         model.load_state_dict(tensors)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UsageError(f"{folder} does not hold a network of {study.config.experiment}: {error}") from None
-    return Network(experiment, data, model.eval(), tensors, set(masks), folder / DESCRIPTION, reported)
+    return Network(experiment, data, model.eval(), tensors, set(masks), folder / DESCRIPTION, objective, reported)
 
 
 @contextmanager
@@ -175,18 +178,20 @@ def _reader(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor]:
 
 
 def _compare(network: Network, exported: Callable[[Any], Tensor]) -> tuple[tuple[float, float], float]:
-    """((the largest difference of outputs, the largest output), the exported one's accuracy) on validation data."""
+    """((the largest difference of outputs, the largest output), the exported one's metric) on validation data."""
     import torch
 
+    from tune_sparsity.experiments.metrics import Scorer, metric_of
+
     difference = largest = 0.0
-    scores = []
+    scorer = Scorer(metric_of(network.experiment.metric), torch.device("cpu"))
     with torch.no_grad():
         for x, y in network.data.val.batches(256):
             expected, found = network.experiment.outputs(network.model, x), exported(x)
             difference = max(difference, float((expected - found).abs().max()))
             largest = max(largest, float(expected.abs().max()))
-            scores.append(network.experiment.metric(found, y))
-    return (difference, largest), float(torch.cat(scores).double().mean())
+            scorer.add(found, y)
+        return (difference, largest), scorer.value()
 
 
 def _tolerance(network: Network) -> float:
@@ -197,11 +202,11 @@ def _tolerance(network: Network) -> float:
     return max(1e-3, 4 * max(steps, default=0.0))
 
 
-def as_text(document: dict[str, Any]) -> str:
+def as_text(document: dict[str, Any], objective: Objective) -> str:
     """The figures as a person reads them."""
     lines = [
         f"{document['file']}  ({document['bytes']:,} bytes)",
-        f"checked on the validation data: accuracy {document['val_accuracy']:.2%}, outputs within "
+        f"checked on the validation data: {objective.name} {objective.text(document[objective.val])}, outputs within "
         f"{document['largest_difference']:.2g} of the network's",
         "",
         f"{'numbers of the network':<24}{'bytes':>12}{'of dense':>10}",

@@ -18,7 +18,7 @@ from typing import Any
 
 from ray import cloudpickle
 
-from tune_sparsity.experiments import Experiment, find
+from tune_sparsity.experiments import Experiment, Metric, find
 from tune_sparsity.experiments.registry import import_from, module_name
 from tune_sparsity.experiments.user_code import is_users_own
 from tune_sparsity.experiments.user_files import Code, code_of
@@ -92,6 +92,7 @@ def _modules(experiment: Experiment) -> list[ModuleType]:
     names = []
     for field in fields(experiment):
         part = getattr(experiment, field.name)
+        part = part.function if isinstance(part, Metric) else part
         while isinstance(part, partial):
             part = part.func
         names.append(getattr(part, "__module__", None) or type(part).__module__)

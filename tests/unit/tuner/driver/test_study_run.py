@@ -54,7 +54,7 @@ class Notes(Listener):
         self._note("begun", record.number)
 
     def epoch_trained(self, study: StudyRun, record: TrialRecord, epoch: Epoch) -> None:
-        self._note("epoch", record.number, epoch.number, record.val_accuracy)
+        self._note("epoch", record.number, epoch.number, record.value)
 
     def network_sent(self, study: StudyRun, record: TrialRecord, network: bytes) -> None:
         self._note("network", record.number, network)

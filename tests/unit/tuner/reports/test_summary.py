@@ -29,13 +29,13 @@ from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 
 def trial(number: int, state: TrialState = TrialState.COMPLETED, **fields: Any) -> TrialRecord:
-    given = {"method": "lpss", "params": {"p": 1.1}, "val_accuracy": 0.9, "sparsity": 0.9, **fields}
+    given = {"method": "lpss", "params": {"p": 1.1}, "value": 0.9, "sparsity": 0.9, **fields}
     return TrialRecord.from_dict({"number": number, "state": state, **given})
 
 
 RECORDS = [
-    trial(0, val_accuracy=0.97, nonzero_weights=1000, params={"p": 1.1, "lr": 0.0123456, "schedule": "[cosine]"}),
-    trial(1, val_accuracy=0.96, sparsity=0.95123, nonzero_weights=487, params={"p": 1.2, "lr": 0.1}),
+    trial(0, value=0.97, nonzero_weights=1000, params={"p": 1.1, "lr": 0.0123456, "schedule": "[cosine]"}),
+    trial(1, value=0.96, sparsity=0.95123, nonzero_weights=487, params={"p": 1.2, "lr": 0.1}),
     trial(2, TrialState.FAILED, reason="loss is\nNaN"),
     trial(3, TrialState.FAILED, reason="loss is\nNaN"),
     trial(4, TrialState.FAILED, reason="a worker was lost"),
@@ -62,7 +62,7 @@ def test_the_result_has_the_front_the_best_the_files_the_time_and_the_way_to_mlf
     folder = tmp_path / "studies" / "demo"
     folder.mkdir(parents=True)
     (folder / "result.json").touch()
-    text = printed(outcome(folder, test_accuracies={0: 0.955}, weights=10000))
+    text = printed(outcome(folder, test_values={0: 0.955}, weights=10000))
     header, first, second, *_ = text.splitlines()
     assert header.split() == ["trial", "accuracy", "sparsity", "nonzero", "p", "lr", "schedule"]
     assert first.split() == ["t0000", "97.00%", "90.000%", "1,000", "1.1", "0.01235", "[cosine]"]
@@ -201,14 +201,14 @@ def test_a_command_that_the_shell_does_not_find_is_named_by_its_path(
 # Goals other than one target
 
 FOUND = [
-    trial(0, val_accuracy=0.97, sparsity=0.8, nonzero_weights=200),
-    trial(1, val_accuracy=0.96, sparsity=0.9, nonzero_weights=100),
-    trial(2, val_accuracy=0.90, sparsity=0.95, nonzero_weights=50),
+    trial(0, value=0.97, sparsity=0.8, nonzero_weights=200),
+    trial(1, value=0.96, sparsity=0.9, nonzero_weights=100),
+    trial(2, value=0.90, sparsity=0.95, nonzero_weights=50),
 ]
 
 
 def with_goal(goal: Goal, folder: Path) -> StudyOutcome:
-    return replace(outcome(folder, FOUND, test_accuracies={0: 0.955, 1: 0.945}), goal=goal)
+    return replace(outcome(folder, FOUND, test_values={0: 0.955, 1: 0.945}), goal=goal)
 
 
 def test_several_targets_have_a_row_each(tmp_path: Path) -> None:

@@ -36,10 +36,10 @@ def trial(number: int, **fields: Any) -> TrialRecord:
 
 
 RECORDS = [
-    trial(2, state=TrialState.FAILED, reason="loss is NaN,\nat epoch 3", val_accuracy=math.nan, params={"rho": 0.2}),
-    trial(0, val_accuracy=0.1 + 0.2, sparsity=0.95, sparsity_total=0.94, hoyer=0.5, nonzero_weights=50, epochs=4),
-    trial(1, val_accuracy=0.9, sparsity=0.9, nonzero_weights=100, params={"p": 1.2, "lr": 1e-7}, seconds=2.5),
-    trial(3, state=TrialState.PRUNED, val_accuracy=0.99, sparsity=0.97),
+    trial(2, state=TrialState.FAILED, reason="loss is NaN,\nat epoch 3", value=math.nan, params={"rho": 0.2}),
+    trial(0, value=0.1 + 0.2, sparsity=0.95, sparsity_total=0.94, hoyer=0.5, nonzero_weights=50, epochs=4),
+    trial(1, value=0.9, sparsity=0.9, nonzero_weights=100, params={"p": 1.2, "lr": 1e-7}, seconds=2.5),
+    trial(3, state=TrialState.PRUNED, value=0.99, sparsity=0.97),
     trial(4, state=TrialState.RUNNING),
 ]
 
@@ -129,7 +129,7 @@ def test_numpy_numbers_are_written_as_numbers() -> None:
 def test_result_json_is_the_contract_s(tmp_path: Path) -> None:
     seconds = StudySeconds(total=10.0, startup=0.25, training=6.0, sampling=1.0, tracking=0.5, finishing=0.5)
     size = NetworkSize(2, 1000, (LeftDense("embedding.weight", "an embedding", 250),), 1300)
-    found = outcome(tmp_path, seconds=seconds, test_accuracies={1: 0.88}, weights=1000, size=size)
+    found = outcome(tmp_path, seconds=seconds, test_values={1: 0.88}, weights=1000, size=size)
     path = write_results(replace(found, mlflow_experiment_id="3", mlflow_run_id="abc"))[2]
     document = strict(path.read_text(encoding="utf-8"))
     members = {"method": "lpss"}
@@ -140,6 +140,7 @@ def test_result_json_is_the_contract_s(tmp_path: Path) -> None:
     assert document == {
         "study": "demo",
         "target": 0.9,
+        "metric": {"name": "accuracy", "direction": "maximize"},
         "experiment": "digits",
         "method": "lpss",
         "states": {"completed": 2, "pruned": 1, "failed": 1},
@@ -165,7 +166,7 @@ def test_a_study_without_a_feasible_trial_has_no_best(tmp_path: Path) -> None:
 
 
 def test_the_json_never_contains_nan(tmp_path: Path) -> None:
-    record = trial(0, val_accuracy=0.9, sparsity=0.9, sparsity_total=math.nan, params={"x": math.inf, "y": [math.nan]})
+    record = trial(0, value=0.9, sparsity=0.9, sparsity_total=math.nan, params={"x": math.inf, "y": [math.nan]})
     document = strict(to_json(result_document(outcome(tmp_path, records=[record]))))
     assert document["best"]["sparsity_total"] is None
     assert document["best"]["params"] == {"x": None, "y": [None]}
@@ -226,16 +227,14 @@ def test_files_are_as_readable_as_any_other_new_file(tmp_path: Path) -> None:
 # Goals other than one target
 
 FRONT = [
-    trial(0, val_accuracy=0.97, sparsity=0.8, nonzero_weights=200),
-    trial(1, val_accuracy=0.96, sparsity=0.9, nonzero_weights=100),
-    trial(2, val_accuracy=0.90, sparsity=0.95, nonzero_weights=50),
+    trial(0, value=0.97, sparsity=0.8, nonzero_weights=200),
+    trial(1, value=0.96, sparsity=0.9, nonzero_weights=100),
+    trial(2, value=0.90, sparsity=0.95, nonzero_weights=50),
 ]
 
 
 def document(goal: Goal, records: list[TrialRecord], folder: Path) -> dict[str, Any]:
-    found = StudyOutcome(
-        "demo", goal, "digits", "lpss", records, folder, test_accuracies={0: 0.95, 1: 0.94}, weights=1000
-    )
+    found = StudyOutcome("demo", goal, "digits", "lpss", records, folder, test_values={0: 0.95, 1: 0.94}, weights=1000)
     return dict(strict(to_json(result_document(found))))
 
 

@@ -50,7 +50,7 @@ def earlier(tmp_path: Path) -> Callable[..., list[TrialRecord]]:
             state = (TrialState.PRUNED, TrialState.FAILED, TrialState.COMPLETED, TrialState.COMPLETED)[number % 4]
             record = TrialRecord(asked.number, "lpss", asked.params, state)
             if state is not TrialState.FAILED:
-                record.val_accuracy, record.sparsity = 0.9 + number / 100, asked.params["final_sparsity"]
+                record.value, record.sparsity = 0.9 + number / 100, asked.params["final_sparsity"]
             searcher.tell(record)
         return searcher.finished()
 
