@@ -45,6 +45,10 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
 }
 
 
+PICKLED = ".pickle"
+"""How the names of files end that hold an Experiment which was made in a notebook."""
+
+
 class OldImport(ValueError):
     """A user's file imports `experiments` or another part of `tune_sparsity` as earlier versions had it."""
 
@@ -66,6 +70,8 @@ def find(name: str) -> Experiment:
     if not colon or not where or not attribute:
         known = ", ".join(BUILT_IN)
         raise ValueError(f"unknown experiment {name!r}: {known}, path/to/file.py:name or package.module:name")
+    if where.endswith(PICKLED):
+        return _unpickled(Path(where))
     module_object = _from_file(Path(where)) if where.endswith(".py") else _from_package(where)
     found = getattr(module_object, attribute, None)
     if not isinstance(found, Experiment):
@@ -73,6 +79,16 @@ def find(name: str) -> Experiment:
         but = f", but a {type(found).__name__} of that name" if hasattr(module_object, attribute) else ""
         raise ValueError(f"{where} has no experiment {attribute!r}{but}: it has {', '.join(has) or 'none'}")
     return found
+
+
+def _unpickled(path: Path) -> Experiment:
+    import cloudpickle
+
+    import_from(Path.cwd())
+    try:
+        return cloudpickle.loads(path.read_bytes())
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read: {described(error)}: tune() writes it anew") from error
 
 
 def module_name(path: Path) -> str:

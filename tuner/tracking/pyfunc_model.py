@@ -17,7 +17,7 @@ import torch
 
 from tune_sparsity.experiments import Experiment, find
 from tune_sparsity.experiments.examples import length, mapped, named, numbers, parts
-from tune_sparsity.experiments.registry import OldImport, import_from
+from tune_sparsity.experiments.registry import PICKLED, OldImport, import_from
 from tune_sparsity.experiments.user_files import code_of
 from tune_sparsity.tuner.system.arrays import as_array
 from tune_sparsity.tuner.tracking.old_names import make_known
@@ -89,7 +89,12 @@ def assemble(folder: Path, network: Path, experiment: Experiment, name: str, inp
         experiment: of the network.
         name: by which the experiment is found, as --experiment takes it.
         inputs: an example's, as the data set holds them.
+
+    Raises:
+        ValueError: if the experiment has no source.
     """
+    if name.partition(":")[0].endswith(PICKLED):
+        raise ValueError("the experiment was made in a notebook, and has no source to go with it: put it into a file")
     folder.mkdir(parents=True)
     for file in ("model.safetensors", "model.json"):
         shutil.copyfile(network / file, folder / file)
