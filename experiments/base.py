@@ -116,6 +116,7 @@ class Experiment:
             the GPU, as `.item()` does.
         space: a search space, by name or .yaml file, that suits this data better than its method's own; a study takes
             it for that method unless it is given another.
+        trained: whether `model` returns a network that was trained before. Its first masks then go by magnitude.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Experiment:
     layers: LayerRules = PAPER_RULES
     cuda_graph: bool = False
     space: str | None = None
+    trained: bool = False
 
 
 @torch.no_grad()

@@ -62,7 +62,9 @@ class Training:
             generator=self.order,
             rules=rules,
             epochs=epochs,
+            trained=experiment.trained,
         )
+        self.first_masks: dict[str, float] = {}  # what a trained network is worth under the masks that it begins with
         records = experiment.cuda_graph and can_be_recorded(self.model.parameters())
         self._recorded = RecordedPasses(self.model.parameters()) if records else None
         self._batch: tuple[Tensor, Tensor] | None = None  # where recorded passes find theirs
@@ -82,7 +84,8 @@ class Training:
             train_loss; val_accuracy and val_accuracy_at_target (as if projected to the final sparsity now);
             sparsity and sparsity_total as the network stands; hoyer; nonzero_weights; travel (the sum of the
             sphere's learning rates so far); threshold and grow_rate while the masks move, of methods that have them;
-            epoch_seconds.
+            val_accuracy_first_mask after the first epoch, if a trained network begins with masked weights: the accuracy
+            under these masks, before the first step; epoch_seconds.
 
         Raises:
             NotFinite: when the loss, or an output in the evaluation, is no longer a number.
@@ -93,7 +96,7 @@ class Training:
         at_target = accuracy
         if not self.sparse.fixed:
             with self.sparse.projected():
-                at_target = self._projected_accuracy()
+                at_target = self._masked_accuracy()
         zeros, weights = self.sparse.zeros()
         return {
             "train_loss": train_loss,
@@ -105,6 +108,7 @@ class Training:
             "nonzero_weights": weights - zeros,
             "travel": self.sparse.lr_sum,
             **self.sparse.adaptation(),
+            **(self.first_masks if self.epochs_done == 1 else {}),
             "epoch_seconds": time.perf_counter() - start,
         }
 
@@ -117,8 +121,8 @@ class Training:
         self.epochs_done += 1
         return loss
 
-    def _projected_accuracy(self) -> float:
-        """Validation accuracy of weights that were just projected. Running statistics of batch normalisation, being
+    def _masked_accuracy(self) -> float:
+        """Validation accuracy of weights that were just masked. Running statistics of batch normalisation, being
         those of the weights before, would make a good network look like a guess: they are measured anew."""
         x = self.train_split.x
         if len(x) < 2 or not normalises(self.model):
@@ -148,10 +152,17 @@ class Training:
         """One step on a batch; its loss."""
         loss = self._passes(x, y)
         try:
+            if self.experiment.trained and self.sparse.steps == 0:
+                self._look_at_first_masks()
             self.sparse.step()
         except FloatingPointError as error:
             raise NotFinite(f"{error} in epoch {self.epochs_done + 1}, where the loss is {loss.item()}") from error
         return loss
+
+    def _look_at_first_masks(self) -> None:
+        self.sparse.move_masks()  # snip chooses its mask here
+        if self.sparse.zeros()[0]:
+            self.first_masks = {"val_accuracy_first_mask": self._masked_accuracy()}
 
     def _passes(self, x: Tensor, y: Tensor) -> Tensor:
         """Forward and backward; the loss. Recorded, where they are, but for a last batch that is smaller."""
