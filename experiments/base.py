@@ -155,6 +155,7 @@ class Experiment:
             the GPU, as `.item()` does.
         space: a search space, by name or .yaml file, that suits this data better than its method's own; a study takes
             it for that method unless it is given another.
+        trained: whether `model` returns a network that was trained before. Its first masks then go by magnitude.
     """
 
     name: str
@@ -169,6 +170,7 @@ class Experiment:
     cuda_graph: bool = False
     space: str | None = None
     forward: Callable[[nn.Module, Any], Tensor] = called
+    trained: bool = False
 
     def outputs(self, model: nn.Module, x: Any) -> Tensor:
         """Return the network's outputs for inputs as the data set holds them."""

@@ -65,7 +65,9 @@ class Training:
             generator=self.order,
             rules=rules,
             epochs=epochs,
+            trained=experiment.trained,
         )
+        self.first_masks: dict[str, float] = {}  # what a trained network is worth under the masks that it begins with
         recipe = experiment.recipe
         self._device = torch.device(device).type
         self._autocast = PRECISIONS[recipe.precision]
@@ -86,7 +88,8 @@ class Training:
             train_loss; val_accuracy and val_accuracy_at_target (as if projected to the final sparsity now), under the
             name of the experiment's metric; sparsity and sparsity_total as the network stands; hoyer; nonzero_weights;
             travel (the sum of the sphere's learning rates so far); threshold and grow_rate while the masks move, of
-            methods that have them; epoch_seconds.
+            methods that have them; val_accuracy_first_mask after the first epoch, if a trained network begins with
+            masked weights: the metric under these masks, before the first step; epoch_seconds.
 
         Raises:
             NotFinite: when the loss, an output in the evaluation or the metric is no longer a number.
@@ -96,7 +99,7 @@ class Training:
         value = at_target = evaluate(self.experiment, self.model, self.val_split)
         if not self.sparse.fixed:
             with self.sparse.projected():
-                at_target = self._projected_value()
+                at_target = self._masked_value()
         metric = metric_of(self.experiment.metric).name
         zeros, weights = self.sparse.zeros()
         return {
@@ -109,6 +112,7 @@ class Training:
             "nonzero_weights": weights - zeros,
             "travel": self.sparse.lr_sum,
             **self.sparse.adaptation(),
+            **(self.first_masks if self.epochs_done == 1 else {}),
             "epoch_seconds": time.perf_counter() - start,
         }
 
@@ -121,9 +125,9 @@ class Training:
         self.epochs_done += 1
         return loss
 
-    def _projected_value(self) -> float:
-        """Validation metric of weights that were just projected. Running statistics of batch normalisation, being those
-        of the weights before, would make a good network look like a guess: they are measured anew."""
+    def _masked_value(self) -> float:
+        """Validation metric of weights that were just masked. Running statistics of batch normalisation, being those of
+        the weights before, would make a good network look like a guess: they are measured anew."""
         train = self.train_split
         if train.examples < 2 or not normalises(self.model):
             return evaluate(self.experiment, self.model, self.val_split)
@@ -173,6 +177,8 @@ class Training:
         if clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         try:
+            if self.experiment.trained and self.sparse.steps == 0:
+                self._look_at_first_masks()
             if scaler is None:
                 self.sparse.step()
             else:
@@ -180,6 +186,12 @@ class Training:
                 scaler.update()
         except FloatingPointError as error:
             raise NotFinite(f"{error} in epoch {self.epochs_done + 1}, where the loss is {loss.item()}") from error
+
+    def _look_at_first_masks(self) -> None:
+        self.sparse.move_masks()  # snip chooses its mask here
+        if self.sparse.zeros()[0]:
+            name = metric_of(self.experiment.metric).name
+            self.first_masks = {f"val_{name}_first_mask": self._masked_value()}
 
     def _passes(self, batch: Split, together: int, *, first: bool) -> Tensor:
         """Forward and backward; the loss. Recorded, where they are, but for a last batch that is smaller.

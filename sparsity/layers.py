@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from tune_sparsity.sparsity.matrices import FanIn, Matrix, Rule, shown, weight_matrices
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation
-from tune_sparsity.sparsity.output_layers import called, output_layers
+from tune_sparsity.sparsity.output_layers import called, followers
 from tune_sparsity.sparsity.torch_internals import NormBase
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One prunable weight: its name in the network's state_dict, the parameter, whether it lies on the sphere, and how
-    it is seen as a matrix (neurons, fan-in)."""
+    """One prunable weight: its name in the network's state_dict, the parameter, whether it lies on the sphere, how it
+    is seen as a matrix (neurons, fan-in), and whether a normalisation takes away the scale of its rows."""
 
     name: str
     weight: nn.Parameter
     sphere: bool
     orientation: Orientation = STANDARD
+    normalised: bool = False
 
     def turned(self, x: Tensor) -> Tensor:
         """Return a tensor of the weight's shape as (neurons, fan-in...)."""
@@ -50,12 +52,16 @@ class LayerRules:
             are its neurons' fan-in: {"embedding.weight": 1}. Also frozen weights, which are left alone otherwise.
         last: the names of the last layer's weights. None for those of the layer that was registered last;
             `prunable_layers` finds them where it is given an example.
+        normalised: the names of weights whose rows have a scale that does not count, because a batch or instance
+            normalisation follows directly. None for those of layers behind which one was registered;
+            `prunable_layers` finds them where it is given an example.
     """
 
     dense: tuple[Rule, ...] = ()
     off_sphere: tuple[Rule, ...] | None = None
     prune: Mapping[Rule, FanIn] = field(default_factory=dict, hash=False)
     last: tuple[str, ...] | None = None
+    normalised: tuple[str, ...] | None = None
 
 
 PAPER_RULES = LayerRules()
@@ -106,9 +112,15 @@ def prunable_layers(
             "the network has no linear or convolution layer, nor another weight matrix, that can be pruned: "
             f"there is nothing to prune{dense and f' ({dense})'}"
         )
-    last = _last(found, rules)
+    last, normalised = _last(found, rules), _normalised(model, found, rules)
     return [
-        Layer(one.name, one.params[0], sphere and not _off_sphere(one, rules, last), one.orientation or STANDARD)
+        Layer(
+            one.name,
+            one.params[0],
+            sphere and not _off_sphere(one, rules, last),
+            one.orientation or STANDARD,
+            one.name in normalised,
+        )
         for one in kept
     ]
 
@@ -153,13 +165,17 @@ def network_size(model: nn.Module, rules: LayerRules = PAPER_RULES) -> NetworkSi
 def with_last_layer(
     rules: LayerRules, model: nn.Module, example: Any, forward: Callable[[nn.Module, Any], Any] = called
 ) -> LayerRules:
-    """The rules with the names of the last layer's weights, where they are asked for and an example tells them."""
-    if rules.last is not None or rules.off_sphere is not None:
+    """The rules with the names of the last layer's weights, and of those that are normalised, where they are asked for
+    and an example tells them."""
+    known = rules.last is not None or rules.off_sphere is not None
+    if known and rules.normalised is not None:
         return rules
     layers = [one for one in weight_matrices(model, rules.prune) if one.orientation is not None]
-    if len(layers) < 2:  # then there is nothing to ask the network
+    if not known and len(layers) < 2:  # then there is nothing to ask the network
         return replace(rules, last=tuple(one.name for one in layers) or None)
-    return replace(rules, last=output_layers(model, layers, example, forward) or None)
+    found = followers(model, layers, example, forward)
+    last = rules.last if known else found.last or None
+    return replace(rules, last=last, normalised=found.normalised if rules.normalised is None else rules.normalised)
 
 
 def _why_dense(one: Matrix, rules: LayerRules) -> str:
@@ -174,6 +190,16 @@ def _last(found: list[Matrix], rules: LayerRules) -> set[str]:
     return {one.name for one in found if one.module is last}
 
 
+def _normalised(model: nn.Module, found: list[Matrix], rules: LayerRules) -> set[str]:
+    """The names of the weights whose rows a normalisation follows."""
+    if rules.normalised is not None:
+        return set(rules.normalised)
+    leaves = [module for module in model.modules() if not any(True for _ in module.children())]
+    after = {id(one): other for one, other in pairwise(leaves)}
+    norms = ((one, after.get(id(one.module))) for one in found if one.is_layer)
+    return {one.name for one, norm in norms if isinstance(norm, NormBase) and norm.num_features == one.neurons}
+
+
 def _off_sphere(one: Matrix, rules: LayerRules, last: set[str]) -> bool:
     param, orientation = one.params[0], one.orientation or STANDARD
     if not param.requires_grad:
@@ -182,9 +208,3 @@ def _off_sphere(one: Matrix, rules: LayerRules, last: set[str]) -> bool:
         return any(one.fits(rule) for rule in rules.off_sphere)
     one_channel = not isinstance(one.module, nn.Linear) and getattr(one.module, "in_channels", 0) == 1
     return one.name in last or one_channel or orientation.rows(param.detach()).shape[1] == 1
-
-
-def has_normalisation(model: nn.Module) -> bool:
-    """Whether any layer normalises its input's scale away, so that the neurons need no gain of their own."""
-    kinds = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-    return any(isinstance(module, kinds) for module in model.modules())

@@ -47,6 +47,11 @@ class Matrix:
         """How many weights it has."""
         return max(param.numel() for param in self.params)
 
+    @property
+    def neurons(self) -> int:
+        """How many neurons it has."""
+        return len((self.orientation or STANDARD).rows(self.params[0].detach()))
+
     def better_known(self, other: Matrix) -> bool:
         """Return whether more is known of the same parameter here than there."""
         return (self.orientation is not None, not self.reason) > (other.orientation is not None, not other.reason)

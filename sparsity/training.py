@@ -79,6 +79,7 @@ class SparseTraining:
         self.final_sparsity, self.total_steps, self.mask_frozen_at = sparsity, total_steps, mask_frozen_at
         self.learning_rate, self.dense_latent, self.exponent = learning_rate, dense_latent, exponent
         self.steps, self.fixed = 0, False
+        self._moved = False  # whether the masks are those of the next step
         self.grow_rate: float | None = None  # connections that the last update grew over those that it dropped
         self.lr_sum = 0.0  # sum of the sphere's learning rates: how far the running average has left the start
         self.masks = [mask.to(layer.weight, copy=True) for mask, layer in zip(masks, self.layers, strict=True)]
@@ -113,15 +114,25 @@ class SparseTraining:
         """One optimizer step, under masks that may move first, on the gradient at hand. On a GPU its kernels are begun
         together, as a CUDA graph, and nothing in it waits for the device, except where masks move. Raises what the
         optimizer raises: LpSGD, on a CPU, FloatingPointError."""
+        self.move_masks()
+        if not self._recorded(self._learn, self.fixed):
+            self._learn()
+        self._moved = False
+        self.steps += 1
+        if self.steps >= self.total_steps:
+            self.finish()
+
+    @torch.no_grad()
+    def move_masks(self) -> None:
+        """Does what a step begins with: it moves the masks that are to move, on the gradient at hand. The `step()` that
+        follows does the rest. To be called by those who look at the network in between."""
+        if self._moved:
+            return
+        self._moved = True
         self._follow_schedules()
         self._average_gradients()
         if not self.fixed:
             self._move_masks()
-        if not self._recorded(self._learn, self.fixed):
-            self._learn()
-        self.steps += 1
-        if self.steps >= self.total_steps:
-            self.finish()
 
     def _follow_schedules(self) -> None:
         factor = self.learning_rate(self.progress)

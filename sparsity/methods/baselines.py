@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
-from tune_sparsity.sparsity.distributions import DISTRIBUTIONS, random_masks
+from tune_sparsity.sparsity.distributions import DISTRIBUTIONS, layer_counts, random_masks
 from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, prunable_layers, turned_back
+from tune_sparsity.sparsity.masks import keep_largest, zeros_for
 from tune_sparsity.sparsity.methods.validation import numbers, whole, within
 from tune_sparsity.sparsity.schedules import Schedule, warmup_cosine
 from tune_sparsity.sparsity.topology.base import Topology
@@ -64,7 +65,8 @@ class GmpSettings(SnipSettings):
 
 @dataclass(frozen=True)
 class StaticSettings(SnipSettings):
-    """And distribution: of the mask over the layers, uniform, erk or global."""
+    """And distribution: of the first mask over the layers, uniform, erk or global. The mask is random, or has the
+    largest weights of a network that was trained before."""
 
     distribution: str = "erk"
 
@@ -116,13 +118,32 @@ def _ones(layers: list[Layer]) -> list[torch.Tensor]:
     return [torch.ones_like(layer.weight) for layer in layers]
 
 
-def _random(layers: list[Layer], s: StaticSettings, generator: Generator) -> list[torch.Tensor]:
-    turned = [layer.turned(layer.weight) for layer in layers]
+def _first_masks(layers: list[Layer], s: StaticSettings, generator: Generator, trained: bool) -> list[torch.Tensor]:
+    turned = [layer.turned(layer.weight.detach()) for layer in layers]
+    if trained:
+        return turned_back(layers, _largest(turned, s.final_sparsity, s.distribution))
     return turned_back(layers, random_masks(turned, s.final_sparsity, s.distribution, generator))
 
 
+def _largest(weights: Sequence[Tensor], sparsity: float, distribution: str) -> list[Tensor]:
+    """The masks of the largest weights: of all layers together where the distribution is "global"; else each layer has
+    as many as the distribution gives it."""
+    scores = [weight.abs() for weight in weights]
+    if distribution == "global":
+        total = sum(score.numel() for score in scores)
+        return keep_largest(scores, total - zeros_for(sparsity, total))
+    counts = layer_counts([score.shape for score in scores], sparsity, distribution)
+    return [keep_largest([score], count)[0] for score, count in zip(scores, counts, strict=True)]
+
+
 def dense(
-    model: nn.Module, s: DenseSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PAPER_RULES
+    model: nn.Module,
+    s: DenseSettings,
+    *,
+    total_steps: int,
+    generator: Generator,
+    rules: LayerRules = PAPER_RULES,
+    trained: bool = False,
 ) -> SparseTraining:
     """No sparsity at all: what the others are measured against."""
     layers = prunable_layers(model, rules, sphere=False)
@@ -130,16 +151,28 @@ def dense(
 
 
 def static(
-    model: nn.Module, s: StaticSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PAPER_RULES
+    model: nn.Module,
+    s: StaticSettings,
+    *,
+    total_steps: int,
+    generator: Generator,
+    rules: LayerRules = PAPER_RULES,
+    trained: bool = False,
 ) -> SparseTraining:
-    """A random mask that never changes."""
+    """A mask that never changes: a random one, or that of the largest weights of a trained network."""
     layers = prunable_layers(model, rules, sphere=False)
-    masks = _random(layers, s, generator)
+    masks = _first_masks(layers, s, generator, trained)
     return _training(model, layers, s, StaticMask(), masks, total_steps, sparsity=s.final_sparsity, mask_frozen_at=0.0)
 
 
 def snip(
-    model: nn.Module, s: SnipSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PAPER_RULES
+    model: nn.Module,
+    s: SnipSettings,
+    *,
+    total_steps: int,
+    generator: Generator,
+    rules: LayerRules = PAPER_RULES,
+    trained: bool = False,
 ) -> SparseTraining:
     """The connections of largest |weight x gradient| on the first batch (Lee et al. 2019, arXiv 1810.02340)."""
     layers = prunable_layers(model, rules, sphere=False)
@@ -151,7 +184,13 @@ def snip(
 
 
 def gmp(
-    model: nn.Module, s: GmpSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PAPER_RULES
+    model: nn.Module,
+    s: GmpSettings,
+    *,
+    total_steps: int,
+    generator: Generator,
+    rules: LayerRules = PAPER_RULES,
+    trained: bool = False,
 ) -> SparseTraining:
     """Gradual magnitude pruning: a cubic ramp of the sparsity (Zhu and Gupta 2017, arXiv 1710.01878)."""
     layers = prunable_layers(model, rules, sphere=False)
@@ -169,9 +208,10 @@ def _drop_grow(growth: str, doc: str) -> Callable[..., SparseTraining]:
         total_steps: int,
         generator: Generator,
         rules: LayerRules = PAPER_RULES,
+        trained: bool = False,
     ) -> SparseTraining:
         layers = prunable_layers(model, rules, sphere=False)
-        masks = _random(layers, s, generator)
+        masks = _first_masks(layers, s, generator, trained)
         topology = DropGrow(Schedule("cosine", s.drop_fraction, 0.0, 0.0, s.end), growth, s.interval, generator)
         return _training(
             model, layers, s, topology, masks, total_steps, sparsity=s.final_sparsity, mask_frozen_at=s.end

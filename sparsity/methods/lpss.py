@@ -11,7 +11,7 @@ import torch
 from torch import Generator, nn
 
 from tune_sparsity.sparsity.hoyer import suggest_p
-from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, has_normalisation, prunable_layers
+from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, prunable_layers
 from tune_sparsity.sparsity.masks import random_mask
 from tune_sparsity.sparsity.methods.validation import numbers, whole, within
 from tune_sparsity.sparsity.optim.lpsgd import LR_MAX, LpSGD
@@ -55,11 +55,11 @@ class LpssSettings:
             recipes for wide residual nets take 4 of them and p_early/p 1.2/1.07 for sparsity .9, 1.3/1.15 for .8 and
             1.4/1.3 for .5.
         sphere_lr: peak learning rate on the sphere, in (0, 0.25].
-        lr: peak learning rate of everything else, gains included, > 0.
+        lr: peak learning rate of everything else, gains that are learnt included, > 0.
         momentum: Nesterov momentum of both, in [0, 1).
-        weight_decay: L2 coefficient of everything off the sphere, gains included, >= 0. Since steps on the sphere have
-            the same length however small the gradient, it is what keeps a network that has learned all its examples
-            from following the noise of the last few.
+        weight_decay: L2 coefficient of everything off the sphere, gains that are learnt included, >= 0. Since steps on
+            the sphere have the same length however small the gradient, it is what keeps a network that has learned all
+            its examples from following the noise of the last few.
         learning_rate: shape of both rates over training: "cosine" after a short rise; "published", piecewise linear
             with its peak after a sixth; or a schedule, of which both rates are multiples, with values in [0, 1].
         knots_for_epochs: how many epochs the training has, at least 1: the published shape has a knot 3 before the end.
@@ -74,7 +74,7 @@ class LpssSettings:
         threshold_interval: steps between two updates of the masks, at least 1.
         feedback: what answers the measured sparsity with regrowth: "published" or "pi"; for drop = "threshold".
         feedback_gain: delta of the published feedback, in [0, 1); the integral gain of "pi".
-        initial_sparsity: of the random initial mask, in [0, 1).
+        initial_sparsity: of the random initial mask, in [0, 1). A trained network has none.
     """
 
     final_sparsity: float
@@ -162,23 +162,26 @@ def lpss(
     generator: Generator | None = None,
     rules: LayerRules = PAPER_RULES,
     example: Any = None,
+    trained: bool = False,
 ) -> SparseTraining:
     """Lp-spherical sparse training with semi-pruning and threshold adaptation (arXiv 2103.16013).
 
     Args:
-        model: any network with weight matrices, on its device. Its prunable weights are put on the
-            sphere; every neuron gets a learnable gain unless the network has normalisation layers.
+        model: any network with weight matrices, on its device. Its prunable weights are put on the sphere; every
+            neuron keeps its norm as a gain, so that the network computes what it did before. The gain is learnt,
+            unless a batch normalisation follows directly.
         settings: all settings; by default the theory's p for `sparsity`, and the defaults of LpssSettings.
         total_steps: how many times `step()` will be called.
         sparsity: final sparsity in [0, 1), used when no settings are given.
         generator: of the random initial mask; on the CPU. Default: seeded with 0.
         rules: which layers are pruned, and which of them lie on the sphere.
-        example: a batch of inputs, as `prunable_layers` takes it to tell which layer is the last. Without it, that is
-            the layer that was registered last.
+        example: a batch of inputs, as `prunable_layers` takes it to tell which layer is the last, and which ones a
+            batch normalisation follows. Without it, the order tells in which layers were registered.
+        trained: the network was trained before: no weight is masked at the start, whatever the settings say.
     """
     s = settings or LpssSettings(sparsity, suggest_p(sparsity))
     layers = prunable_layers(model, rules, example=example)
-    initial = min(s.initial_sparsity, s.final_sparsity)
+    initial = 0.0 if trained else min(s.initial_sparsity, s.final_sparsity)
     return SparseTraining(
         model,
         layers,
@@ -202,26 +205,32 @@ def _sphere_optimizer(model: nn.Module, layers: list[Layer], s: LpssSettings) ->
     ids = {id(layer.weight) for layer in sphere}
     named = model.named_parameters()
     ordinary = [(name, param) for name, param in named if param.requires_grad and id(param) not in ids]
-    gain = not has_normalisation(model)
     p = s.p if isinstance(s.p, Real) else cast("Curve", s.p)(0.0)
     early = s.early_layers if s.p_early is not None else 0
-    on_sphere = {"lr": s.sphere_lr, "gain": gain, "gain_lr": s.lr, "weight_decay": s.weight_decay if gain else 0.0}
     groups: list[dict[str, Any]] = [
-        *_by_orientation(sphere[:early], p=s.p_early, **on_sphere),
-        *_by_orientation(sphere[early:], p=p, p_moves=True, **on_sphere),
+        *_alike(sphere[:early], s, p=s.p_early),
+        *_alike(sphere[early:], s, p=p, p_moves=True),
         {"params": ordinary, "lr": s.lr, "weight_decay": s.weight_decay},
     ]
     return LpSGD([group for group in groups if group["params"]], momentum=s.momentum)
 
 
-def _by_orientation(layers: list[Layer], **settings: Any) -> list[dict[str, Any]]:
-    """A group of the optimizer for each orientation that there is."""
-    groups = dict[Orientation, list[tuple[str, nn.Parameter]]]()
+def _alike(layers: list[Layer], s: LpssSettings, **settings: Any) -> list[dict[str, Any]]:
+    """A group of the optimizer for each orientation that there is, with gains that are learnt or constant."""
+    groups = dict[tuple[Orientation, bool], list[tuple[str, nn.Parameter]]]()
     for layer in layers:
-        groups.setdefault(layer.orientation, []).append((layer.name, layer.weight))
+        groups.setdefault((layer.orientation, not layer.normalised), []).append((layer.name, layer.weight))
     return [
-        {"params": members, "orientation": None if one == STANDARD else tuple(one), **settings}
-        for one, members in groups.items()
+        {
+            "params": members,
+            "orientation": None if orientation == STANDARD else tuple(orientation),
+            "lr": s.sphere_lr,
+            "gain": gain,
+            "gain_lr": s.lr,
+            "weight_decay": s.weight_decay if gain else 0.0,
+            **settings,
+        }
+        for (orientation, gain), members in groups.items()
     ]
 
 

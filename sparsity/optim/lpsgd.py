@@ -25,6 +25,8 @@ LR_MAX = 0.25
 """Largest learning rate on the sphere: v keeps at least 1 - 2 x 0.25 = 1/2 of its norm in a step, so that the sum of
 |v|^q stays far above float32's smallest number for every supported p and no second rescaling is needed."""
 
+_GAIN_OF_ZEROS = 1e-4  # at the start: a row of zeros becomes one of norm 1 in a step, which changes little so
+
 
 class LpSGD(torch.optim.Optimizer):
     """SGD with (Nesterov) momentum on the unit Lp sphere (arXiv 2103.16013).
@@ -36,6 +38,9 @@ class LpSGD(torch.optim.Optimizer):
 
         v <- (1 - lr) v - lr d/||d||_q;   v <- v/||v||_q;   w <- sign(v)|v|^(1/(p-1));   parameter <- gain * w
 
+    The gain of a row is the norm ||.||_p that it came with, so that the parameter does not change before the first
+    step.
+
     Only the direction of d counts, so gradients may have any scale; a row with no gradient stays as it is.
     Groups with p = None take ordinary SGD.
 
@@ -46,9 +51,9 @@ class LpSGD(torch.optim.Optimizer):
         momentum: in [0, 1).
         nesterov: Nesterov's look-ahead; needs momentum > 0 to have an effect.
         weight_decay: L2 coefficient of ordinary groups and, in sphere groups, of the gains. On the sphere itself it
-            has no meaning: without gains it is refused there.
-        gain: sphere groups only: scale every row by a learnable gain, for networks without normalisation layers.
-            It starts at sqrt(2)/||w||_2 (He's variance for ReLU) and takes ordinary SGD with rate `gain_lr`.
+            has no meaning: it is refused there where gains are constant.
+        gain: sphere groups only: whether the gains are trained, by ordinary SGD with rate `gain_lr`. They are constant
+            otherwise, as suits rows whose scale a normalisation takes away.
         gain_lr: learning rate of the gains.
         foreach: sphere groups only: whether gradients are gathered and parameters scattered as one. None for the usual
             choice: on a GPU, where it makes few kernels of many layers; not on a CPU.
@@ -123,16 +128,13 @@ class LpSGD(torch.optim.Optimizer):
     def _enter_sphere(self, param: Tensor, group: dict[str, Any]) -> None:
         orientation = _orientation(group)
         rows = orientation.rows(param.detach()).contiguous()
-        w = project(rows if param.dtype == torch.float64 else rows.float(), group["p"])
+        exact = rows if param.dtype == torch.float64 else rows.float()
+        norm = row_norm(exact, group["p"])
         state = self.state[param]
-        state["v"] = to_dual(w, group["p"])
-        if group["gain"]:
-            norm = row_norm(w, 2.0)
-            state["gain"] = 2**0.5 / torch.where(norm > 0, norm, torch.ones_like(norm))
-            w = w * state["gain"]
+        state["v"] = to_dual(project(exact, group["p"]), group["p"])
+        state["gain"] = norm.masked_fill_(norm == 0, _GAIN_OF_ZEROS if group["gain"] else 1.0)
         if orientation != STANDARD:  # so that its rows are a view, and no step copies them: with groups there is none
-            param.data = orientation.turned_back(torch.empty_like(w, dtype=param.dtype), param.shape)
-        param.copy_(orientation.turned_back(w, param.shape))
+            param.data = orientation.turned_back(rows, param.shape)
 
     def sphere_weights(self, param: Tensor) -> Tensor:
         """w of a sphere parameter, shape (rows, fan-in): without gain, and before any mask."""
@@ -168,18 +170,16 @@ class LpSGD(torch.optim.Optimizer):
             id(param): id(mask) for param, mask in self._masks.items()
         }
 
-    def gain(self, param: Tensor) -> Tensor | None:
-        """The gains of a sphere parameter, shape (rows, 1); None where it has none."""
-        return self.state[param].get("gain")
+    def gain(self, param: Tensor) -> Tensor:
+        """The gains of a sphere parameter, shape (rows, 1)."""
+        return self.state[param]["gain"]
 
     def log_magnitude(self, param: Tensor) -> Tensor:
         """log2(gain |w|) of a sphere parameter, in its shape: comparable across rows and layers, and free of the
         underflow of |v|^(1/(p-1))."""
         group, state = self._group_of(param), self.state[param]
         log_w = state["v"].abs().log2() / (group["p"] - 1)
-        if "gain" in state:
-            log_w = log_w + state["gain"].log2()
-        return _orientation(group).turned_back(log_w, param.shape)
+        return _orientation(group).turned_back(log_w + state["gain"].log2(), param.shape)
 
     def _group_of(self, param: Tensor) -> dict[str, Any]:
         for group in self.param_groups:
@@ -305,6 +305,8 @@ class LpSGD(torch.optim.Optimizer):
             for key, value in saved.items():
                 if isinstance(value, Tensor):
                     state[key] = value.to(state[key].device, copy=True)
+            if "v" in state and "gain" not in state:  # of a version whose rows had gains only where those were trained
+                state["gain"] = torch.ones_like(state["v"][:, :1])
 
 
 def _orientation(group: Mapping[str, Any]) -> Orientation:
@@ -324,7 +326,7 @@ def _check_group(group: dict[str, Any]) -> None:
     if group["gain_lr"] < 0.0 or group["weight_decay"] < 0.0:
         raise ValueError("gain_lr and weight_decay must not be negative")
     if sphere and group["weight_decay"] != 0.0 and not group["gain"]:
-        raise ValueError("weight_decay has no meaning on a sphere without gains, every row having norm 1: set it to 0")
+        raise ValueError("weight_decay has no meaning on a sphere whose gains are constant: set it to 0")
     if sphere and any(param.dim() < 2 for param in group["params"]):
         raise ValueError("a sphere parameter needs at least 2 dimensions: its rows are the neurons' fan-in weights")
     for param in group["params"] if sphere else ():

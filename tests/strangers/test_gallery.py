@@ -35,14 +35,18 @@ EACH_NETWORK = [pytest.param(name, marks=pytest.mark.slow if name == "resnet18" 
 EACH_METHOD = [pytest.param(name, marks=() if name in ("lpss", "gmp") else pytest.mark.long) for name in METHODS]
 
 
-def start(stranger: Stranger, method: str, seed: int = 0, **params: Any) -> tuple[nn.Module, SparseTraining]:
+def start(
+    stranger: Stranger, method: str, seed: int = 0, *, trained: bool = False, **params: Any
+) -> tuple[nn.Module, SparseTraining]:
     torch.manual_seed(seed)
     model = stranger.make()
     rules = with_last_layer(stranger.rules, model, stranger.batch())
     target = {} if method == "dense" else {"final_sparsity": SPARSITY}
     generator = torch.Generator().manual_seed(seed)
     settings = {**target, **PARAMS[method], **params}
-    return model, METHODS[method].build(model, settings, total_steps=STEPS, generator=generator, rules=rules)
+    return model, METHODS[method].build(
+        model, settings, total_steps=STEPS, generator=generator, rules=rules, trained=trained
+    )
 
 
 def train(stranger: Stranger, model: nn.Module, sparse: SparseTraining, steps: int) -> None:
@@ -114,13 +118,32 @@ def test_every_row_on_the_sphere_has_norm_1_times_its_gain(name: str) -> None:
     for layer in sparse.layers:
         if layer.sphere:
             norms = layer.rows().double().norm(1.4, dim=1, keepdim=True)
-            gain = optimizer.gain(layer.weight)
-            wanted = torch.ones_like(norms) if gain is None else gain.double()
+            wanted = optimizer.gain(layer.weight).double()
             tolerance = 1e-2 if layer.weight.dtype == torch.bfloat16 else 1e-5
             assert torch.allclose(norms, wanted, rtol=tolerance), layer.name
         elif layer.weight.requires_grad:
             assert "v" not in optimizer.state[layer.weight]
     assert any(layer.sphere for layer in sparse.layers) or len(sparse.layers) == 1
+
+
+@pytest.mark.parametrize("method", EACH_METHOD)
+@pytest.mark.parametrize("name", EACH_NETWORK)
+def test_a_network_computes_what_it_did_before_any_mask(name: str, method: str) -> None:
+    stranger = NETWORKS[name]
+    torch.manual_seed(0)
+    given = stranger.make()
+    before = outputs(stranger, given).double()
+    target = {} if method == "dense" else {"final_sparsity": 0.0}
+    rates = {"lr": 1e-9, "weight_decay": 0.0} | ({"sphere_lr": 1e-9} if method == "lpss" else {})
+    model, sparse = start(stranger, method, trained=True, **target, **rates)
+    assert sparse.zeros()[0] == 0
+    assert torch.equal(outputs(stranger, model).double(), before)
+    (model.eval()(stranger.batch()).float() - 1).square().mean().backward()
+    sparse.step()  # which writes all weights anew, and hardly moves them
+    rounding = 100 if next(model.parameters()).dtype == torch.bfloat16 else 1
+    moved = (outputs(stranger, model).double() - before).abs().max()
+    assert moved <= 1e-4 * rounding * before.abs().max() + 1e-9  # since the rates are not zero
+    assert same(dict(model.named_buffers()), dict(given.named_buffers()))
 
 
 @pytest.mark.parametrize("name", [name for name in STRANGERS if name != "norms of weights"])  # which has no copies

@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.helpers.problems import mlp
 from tune_sparsity.sparsity import METHODS, LayerRules
-from tune_sparsity.sparsity.layers import has_normalisation, left_dense, prunable_layers
+from tune_sparsity.sparsity.layers import left_dense, prunable_layers
 
 
 def on_sphere(model: nn.Module) -> dict[str, bool]:
@@ -170,20 +170,20 @@ def test_neurons_with_one_weight_stay_off_the_sphere() -> None:
     ("layer", "normalises"),
     [
         (nn.BatchNorm1d(3), True),
-        (nn.BatchNorm2d(3), True),
-        (nn.InstanceNorm2d(3), True),
+        (nn.InstanceNorm1d(3), True),
         (nn.SyncBatchNorm(3), True),
-        (nn.LayerNorm(3), True),
-        (nn.GroupNorm(1, 3), True),
-        (nn.RMSNorm(3), True),
+        (nn.BatchNorm1d(4), False),
+        (nn.LayerNorm(3), False),
+        (nn.GroupNorm(1, 3), False),
+        (nn.RMSNorm(3), False),
         (nn.Dropout(), False),
-        (nn.PReLU(), False),
     ],
 )
-def test_normalisation_is_found_at_any_depth(layer: nn.Module, normalises: bool) -> None:
-    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.ReLU(), nn.Sequential(layer)))
-    assert has_normalisation(model) == normalises
-    assert not has_normalisation(torch.nn.Linear(3, 3))
+def test_a_normalisation_registered_next_takes_the_scale_of_the_rows_away(layer: nn.Module, normalises: bool) -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(5, 3)), nn.Sequential(nn.Sequential(layer)), nn.Linear(3, 2))
+    assert [one.normalised for one in prunable_layers(model)] == [normalises, False]
+    rules = LayerRules(normalised=("2.weight",))
+    assert [one.normalised for one in prunable_layers(model, rules)] == [False, True]
 
 
 def perceptron() -> nn.Sequential:
