@@ -57,4 +57,6 @@ class Transformer(nn.Module):
         return self.head((encoded * kept).sum(1) / kept.sum(1).clamp_min(1))
 
 
-questions = Experiment("questions", load, Transformer, Recipe(epochs=8, batch_size=64, clip_norm=1.0))
+questions = Experiment(
+    "questions", load, Transformer, Recipe(epochs=8, batch_size=64, clip_norm=1.0), optimizer="adamw"
+)

@@ -139,6 +139,8 @@ class Experiment:
         recipe: default epochs and batch size.
         forward: (network, prepared inputs) -> one tensor of outputs, an entry an example. Unless given, the network is
             called with the inputs; those of a dict are its keyword arguments.
+        optimizer: "sgd" or "adamw", of everything off the sphere. With "adamw" a study searches the methods' spaces
+            with ranges that suit it, as `--space lpss+adamw` does.
         loss: (outputs, targets) -> a scalar to minimise.
         metric: (outputs, targets) -> one score in [0, 1] for every example; the mean is what is called accuracy. Or a
             Metric, with a name and a direction of its own; or a torchmetrics metric.
@@ -171,6 +173,7 @@ class Experiment:
     space: str | None = None
     forward: Callable[[nn.Module, Any], Tensor] = called
     trained: bool = False
+    optimizer: str = "sgd"
 
     def outputs(self, model: nn.Module, x: Any) -> Tensor:
         """Return the network's outputs for inputs as the data set holds them."""

@@ -18,6 +18,7 @@ from tune_sparsity.experiments.examples import Loaded, length, mapped, tensors_i
 from tune_sparsity.experiments.metrics import Metric, is_torchmetric, metric_of
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import LayerRules, network_size
+from tune_sparsity.sparsity.methods.validation import OPTIMIZERS
 
 _FEW = 4  # examples that the quick checks push through the network
 _JUDGED = 256  # validation examples that a metric of a whole split is tried on
@@ -44,6 +45,8 @@ def well_formed(subject: Subject) -> Iterator[Problem]:
     metric = experiment.metric.function if isinstance(experiment.metric, Metric) else experiment.metric
     if not callable(metric) and not is_torchmetric(metric):
         yield Problem(f"its metric is a {type(metric).__name__}: give a function, a Metric or one of torchmetrics")
+    if experiment.optimizer not in OPTIMIZERS:
+        yield Problem(f"its optimizer is {experiment.optimizer!r}: give {' or '.join(map(repr, OPTIMIZERS))}")
     if not isinstance(experiment.layers, LayerRules):
         yield Problem(f"its layers are a {type(experiment.layers).__name__}: give tune_sparsity.LayerRules(...)")
     if experiment.augment is not None and not callable(experiment.augment):

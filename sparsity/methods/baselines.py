@@ -12,7 +12,8 @@ from torch import Generator, Tensor, nn
 from tune_sparsity.sparsity.distributions import DISTRIBUTIONS, layer_counts, random_masks
 from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, prunable_layers, turned_back
 from tune_sparsity.sparsity.masks import keep_largest, zeros_for
-from tune_sparsity.sparsity.methods.validation import numbers, whole, within
+from tune_sparsity.sparsity.methods.validation import OPTIMIZERS, numbers, whole, within
+from tune_sparsity.sparsity.optim.adamw import BETA_2
 from tune_sparsity.sparsity.schedules import Schedule, warmup_cosine
 from tune_sparsity.sparsity.topology.base import Topology
 from tune_sparsity.sparsity.topology.drop_grow import DropGrow
@@ -23,17 +24,20 @@ from tune_sparsity.sparsity.training import SparseTraining
 
 @dataclass(frozen=True)
 class DenseSettings:
-    """lr: peak learning rate, > 0. momentum: Nesterov momentum in [0, 1). weight_decay: L2 coefficient, >= 0."""
+    """lr: peak learning rate, > 0. momentum: Nesterov momentum in [0, 1), or beta_1 of AdamW. weight_decay: L2
+    coefficient, or AdamW's, >= 0. optimizer: "sgd" or "adamw"."""
 
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    optimizer: str = "sgd"
 
     def __post_init__(self) -> None:
         numbers(self)
         within("lr", self.lr, 0 < self.lr < float("inf"), "(0, inf)")
         within("momentum", self.momentum, 0 <= self.momentum < 1, "[0, 1)")
         within("weight_decay", self.weight_decay, 0 <= self.weight_decay < float("inf"), "[0, inf)")
+        within("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, ", ".join(OPTIMIZERS))
 
 
 @dataclass(frozen=True)
@@ -101,16 +105,31 @@ def _training(
     **options: Any,
 ) -> SparseTraining:
     params = [param for param in model.parameters() if param.requires_grad]
-    optimizer = torch.optim.SGD(
+    return SparseTraining(
+        model,
+        layers,
+        _optimizer(params, s),
+        topology,
+        masks,
+        total_steps=total_steps,
+        learning_rate=warmup_cosine,
+        **options,
+    )
+
+
+def _optimizer(params: list[nn.Parameter], s: DenseSettings) -> torch.optim.Optimizer:
+    if s.optimizer == "adamw":  # fused it is quick on a CPU, too
+        plain = all(param.is_floating_point() for param in params)
+        return torch.optim.AdamW(
+            params, lr=s.lr, betas=(s.momentum, BETA_2), weight_decay=s.weight_decay, fused=plain or None
+        )
+    return torch.optim.SGD(
         params,
         lr=s.lr,
         momentum=s.momentum,
         nesterov=s.momentum > 0,
         weight_decay=s.weight_decay,
         fused=True if params[0].device.type == "cuda" else None,
-    )
-    return SparseTraining(
-        model, layers, optimizer, topology, masks, total_steps=total_steps, learning_rate=warmup_cosine, **options
     )
 
 

@@ -13,7 +13,7 @@ from torch import Generator, nn
 from tune_sparsity.sparsity.hoyer import suggest_p
 from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, prunable_layers
 from tune_sparsity.sparsity.masks import random_mask
-from tune_sparsity.sparsity.methods.validation import numbers, whole, within
+from tune_sparsity.sparsity.methods.validation import OPTIMIZERS, numbers, whole, within
 from tune_sparsity.sparsity.optim.lpsgd import LR_MAX, LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation
 from tune_sparsity.sparsity.schedules import (
@@ -41,6 +41,7 @@ published_p = PiecewiseLinear(((0.5, 1.3), (0.8, 1.15), (0.9, 1.07)))
 DROPS = ("ramp", "threshold")
 FEEDBACKS = ("published", "pi")
 LEARNING_RATES = ("cosine", "published")
+_GAIN_LR = 0.1  # beside AdamW, whose own rates are too small for SGD
 THRESHOLD = Schedule("cosine", 0.2, 0.0, 0.1, 0.7)
 
 
@@ -56,7 +57,7 @@ class LpssSettings:
             1.4/1.3 for .5.
         sphere_lr: peak learning rate on the sphere, in (0, 0.25].
         lr: peak learning rate of everything else, gains that are learnt included, > 0.
-        momentum: Nesterov momentum of both, in [0, 1).
+        momentum: Nesterov momentum of both, in [0, 1); with AdamW the beta_1 of everything else.
         weight_decay: L2 coefficient of everything off the sphere, gains that are learnt included, >= 0. Since steps on
             the sphere have the same length however small the gradient, it is what keeps a network that has learned all
             its examples from following the noise of the last few.
@@ -74,6 +75,9 @@ class LpssSettings:
         threshold_interval: steps between two updates of the masks, at least 1.
         feedback: what answers the measured sparsity with regrowth: "published" or "pi"; for drop = "threshold".
         feedback_gain: delta of the published feedback, in [0, 1); the integral gain of "pi".
+        optimizer: "sgd" or "adamw", of everything off the sphere. On the sphere LpSGD stays, with its momentum. Gains
+            that are learnt take SGD, without decay beside AdamW.
+        gain_lr: peak learning rate of gains that are learnt, > 0; None for `lr` beside SGD, and .1 beside AdamW.
         initial_sparsity: of the random initial mask, in [0, 1). A trained network has none.
     """
 
@@ -93,6 +97,8 @@ class LpssSettings:
     early_layers: int = 4
     learning_rate: str | Curve | Mapping[str, Any] = "cosine"
     knots_for_epochs: int = 50
+    optimizer: str = "sgd"
+    gain_lr: float | None = None
 
     def __post_init__(self) -> None:
         numbers(self)
@@ -113,6 +119,8 @@ class LpssSettings:
         whole("threshold_interval", self.threshold_interval)
         within("feedback", self.feedback, self.feedback in FEEDBACKS, ", ".join(FEEDBACKS))
         within("feedback_gain", self.feedback_gain, 0 <= self.feedback_gain < 1, "[0, 1)")
+        within("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, ", ".join(OPTIMIZERS))
+        within("gain_lr", self.gain_lr, self.gain_lr is None or 0 < self.gain_lr < float("inf"), "(0, inf), or None")
         within("initial_sparsity", self.initial_sparsity, 0 <= self.initial_sparsity < 1, "[0, 1)")
 
     def _check_p(self) -> None:
@@ -210,13 +218,15 @@ def _sphere_optimizer(model: nn.Module, layers: list[Layer], s: LpssSettings) ->
     groups: list[dict[str, Any]] = [
         *_alike(sphere[:early], s, p=s.p_early),
         *_alike(sphere[early:], s, p=p, p_moves=True),
-        {"params": ordinary, "lr": s.lr, "weight_decay": s.weight_decay},
+        {"params": ordinary, "lr": s.lr, "weight_decay": s.weight_decay, "adamw": s.optimizer == "adamw"},
     ]
     return LpSGD([group for group in groups if group["params"]], momentum=s.momentum)
 
 
 def _alike(layers: list[Layer], s: LpssSettings, **settings: Any) -> list[dict[str, Any]]:
     """A group of the optimizer for each orientation that there is, with gains that are learnt or constant."""
+    sgd = s.optimizer == "sgd"
+    gain_lr = s.gain_lr or (s.lr if sgd else _GAIN_LR)
     groups = dict[tuple[Orientation, bool], list[tuple[str, nn.Parameter]]]()
     for layer in layers:
         groups.setdefault((layer.orientation, not layer.normalised), []).append((layer.name, layer.weight))
@@ -226,8 +236,8 @@ def _alike(layers: list[Layer], s: LpssSettings, **settings: Any) -> list[dict[s
             "orientation": None if orientation == STANDARD else tuple(orientation),
             "lr": s.sphere_lr,
             "gain": gain,
-            "gain_lr": s.lr,
-            "weight_decay": s.weight_decay if gain else 0.0,
+            "gain_lr": gain_lr,
+            "weight_decay": s.weight_decay if gain and sgd else 0.0,
             **settings,
         }
         for (orientation, gain), members in groups.items()

@@ -13,7 +13,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from tune_sparsity.sparsity.optim import fused
+from tune_sparsity.sparsity.optim import adamw, fused
 from tune_sparsity.sparsity.optim.foreach import ForeachStep
 from tune_sparsity.sparsity.optim.fused import FusedStep
 from tune_sparsity.sparsity.optim.row_ops import Rows, descend
@@ -42,7 +42,7 @@ class LpSGD(torch.optim.Optimizer):
     step.
 
     Only the direction of d counts, so gradients may have any scale; a row with no gradient stays as it is.
-    Groups with p = None take ordinary SGD.
+    Groups with p = None take ordinary SGD, or AdamW.
 
     Args:
         params: parameters or groups, as for any torch optimizer.
@@ -60,6 +60,7 @@ class LpSGD(torch.optim.Optimizer):
         orientation: sphere groups only: (fan-in dimensions, groups), as `Orientation` has them, for parameters whose
             neurons are not their first dimension; their memory is then put in the order of their rows, where one is.
             None for those of nn.Linear and nn.Conv2d.
+        adamw: ordinary groups only: AdamW takes the place of SGD. Its beta_1 is the momentum, its decay is decoupled.
 
     Raises:
         ValueError: for a value outside its range, or a sphere parameter with fewer than 2 dimensions.
@@ -78,6 +79,7 @@ class LpSGD(torch.optim.Optimizer):
         gain_lr: float = 0.1,
         foreach: bool | None = None,
         orientation: tuple[tuple[int, ...], int] | None = None,
+        adamw: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -89,6 +91,7 @@ class LpSGD(torch.optim.Optimizer):
             "gain_lr": gain_lr,
             "foreach": foreach,
             "orientation": orientation,
+            "adamw": adamw,
         }
         self._masks: dict[Tensor, Tensor] = {}
         self._forget_blocks()
@@ -110,6 +113,7 @@ class LpSGD(torch.optim.Optimizer):
         for group in self.param_groups:
             group.setdefault("foreach", None)
             group.setdefault("orientation", None)
+            group.setdefault("adamw", False)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group as torch does, checked, and puts the rows of a sphere group onto the sphere at once."""
@@ -240,10 +244,11 @@ class LpSGD(torch.optim.Optimizer):
         return None
 
     def _ordinary_step(self, params: list[Tensor], group: dict[str, Any]) -> Tensor | None:
-        """torch.optim.SGD's step; the parameter whose gradient is NaN or infinite, where that is asked for, or None."""
+        """torch.optim.SGD's step, or AdamW's; the parameter whose gradient is NaN or infinite, where that is asked for,
+        or None."""
         others = []
         for param in params:
-            if not fused.fits(param):
+            if group["adamw"] or not fused.fits(param):
                 others.append(param)
             elif not fused.descend(param, self.state[param], group):
                 return param
@@ -252,7 +257,9 @@ class LpSGD(torch.optim.Optimizer):
             # A sum is the quickest question; it may overflow where no entry is infinite.
             if grad.device.type == "cpu" and not (math.isfinite(grad.sum().item()) or grad.isfinite().all()):
                 return param
-        if others:
+        if others and group["adamw"]:
+            adamw.descend(others, grads, self.state, group)
+        elif others:
             self._descend(others, grads, group)
         return None
 
