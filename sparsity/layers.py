@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from tune_sparsity.sparsity.matrices import FanIn, Matrix, Rule, shown, weight_matrices
@@ -16,8 +17,8 @@ from tune_sparsity.sparsity.torch_internals import NormBase
 
 @dataclass(frozen=True)
 class Layer:
-    """One prunable weight: its name in the network's state_dict, the parameter, whether it lies on the sphere, and how
-    it is seen as a matrix (neurons, fan-in)."""
+    """One prunable weight: its name in the network's state_dict, without the prefixes of wrappers, the parameter,
+    whether it lies on the sphere, and how it is seen as a matrix (neurons, fan-in)."""
 
     name: str
     weight: nn.Parameter
@@ -90,8 +91,10 @@ def prunable_layers(
             follows on the way to the outputs, else the one that was registered last.
 
     Raises:
-        ValueError: if no layer is left to prune, or if a rule fits none.
+        ValueError: if no layer is left to prune, if a rule fits none, or if the network is TorchScript.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("the network is TorchScript, whose layers cannot be told: give the nn.Module it was made from")
     if example is not None:
         rules = with_last_layer(rules, model, example)
     found = weight_matrices(model, rules.prune)
