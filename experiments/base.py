@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from tune_sparsity.sparsity.layers import PAPER_RULES, LayerRules
+from tune_sparsity.sparsity.wrappers import unwrapped
 
 _EVALUATED_NUMBERS = 1 << 22  # inputs' numbers in one batch: a wide residual net makes 16 to 64 times as many of them
 
@@ -116,6 +117,8 @@ class Experiment:
             the GPU, as `.item()` does.
         space: a search space, by name or .yaml file, that suits this data better than its method's own; a study takes
             it for that method unless it is given another.
+        files: what the experiment's code reads beside its modules, for workers on other machines and for the logged
+            model: names of files and folders, or patterns of glob, in the folder of the experiment's own file.
     """
 
     name: str
@@ -129,6 +132,11 @@ class Experiment:
     layers: LayerRules = PAPER_RULES
     cuda_graph: bool = False
     space: str | None = None
+    files: tuple[str, ...] = ()
+
+    def network(self) -> nn.Module:
+        """Return a fresh network to compute with outside of a training: without torch.compile, and on one device."""
+        return unwrapped(self.model())
 
 
 @torch.no_grad()

@@ -12,9 +12,10 @@ from functools import cached_property
 import torch
 
 from tune_sparsity.experiments import Data, Experiment
-from tune_sparsity.experiments.checks import Subject
+from tune_sparsity.experiments.checks import Finding, Subject
 from tune_sparsity.experiments.checks.shapes import builds
 from tune_sparsity.experiments.user_code import described
+from tune_sparsity.experiments.user_reads import watching
 from tune_sparsity.search_spaces import Space
 from tune_sparsity.sparsity import NetworkSize, network_size
 from tune_sparsity.tuner.config.experiment import find_experiment, sound_data
@@ -40,6 +41,7 @@ class Prepared:
     goal: Goal
     size: NetworkSize
     earlier: WarmStart = field(default_factory=WarmStart)
+    warnings: tuple[Finding, ...] = ()  # of checks, about an experiment of the user's own
 
     @property
     def epochs(self) -> int:
@@ -97,12 +99,13 @@ def prepare(
     if loading is not None:
         share(loading.over)
     check_gpus(config)  # may speak to the GPUs' driver, and no copy of a process that has could use one
-    data = sound_data(config, experiment, loading.data if loading else None)
+    warnings = list[Finding]()
+    data = sound_data(config, experiment, loading.data if loading else None, None if own else warnings.append)
     earlier = WarmStart()
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
         alike = {"experiment": config.experiment, "epochs": config.epochs or experiment.recipe.epochs}
         earlier = warm_start(config.warm_start, config.storage, spaces, goal.lowest, alike)
-    prepared = Prepared(config, experiment, data, spaces, goal, size, earlier)
+    prepared = Prepared(config, experiment, data, spaces, goal, size, earlier, tuple(warnings))
     threading.Thread(target=getattr, args=(prepared, "checksum"), daemon=True).start()  # before somebody waits for it
     return prepared
 
@@ -133,10 +136,10 @@ def _size(experiment: Experiment) -> NetworkSize:
         UsageError: if there is none, or if the network cannot be made.
     """
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), watching():
             if (problem := next(builds(Subject(experiment)), None)) is not None:
                 raise UsageError(f"--experiment: the network of {experiment.name} cannot be used: {problem.text}")
-            model = experiment.model()
+            model = experiment.network()
         return network_size(model, experiment.layers)
     except UsageError:
         raise

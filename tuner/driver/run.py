@@ -150,6 +150,7 @@ def _build(
     from tune_sparsity.tuner.driver.ray_tune import StopWhen
     from tune_sparsity.tuner.driver.study_run import StudyRun
     from tune_sparsity.tuner.search.searcher import OptunaSearcher
+    from tune_sparsity.tuner.worker.shipping import write_packed
     from tune_sparsity.tuner.worker.trainable import TrialSetup
 
     config, goal = prepared.config, prepared.goal
@@ -195,6 +196,7 @@ def _build(
         checkpoints=checkpoints,
         rungs=halving.rungs,
     )
+    write_packed(config.folder, prepared.experiment, config.experiment)
     return _Built(study, setup, stop)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import pickle
@@ -20,7 +21,7 @@ from tests import ROOT
 from tune_sparsity.experiments import Experiment, find
 from tune_sparsity.experiments.base import correct
 from tune_sparsity.experiments.user_files import Code, code_of
-from tune_sparsity.tuner.worker.shipping import Parcel, by_value, unpack
+from tune_sparsity.tuner.worker.shipping import Parcel, by_value, unpack, write_packed
 
 FILES = {
     "mine.py": """
@@ -42,7 +43,7 @@ def model():
     hidden = json.loads((HERE / "sizes.json").read_text())["hidden"]
     return torch.nn.Sequential(Block(SIZE, hidden), torch.nn.Linear(hidden, kinds()))
 
-mine = Experiment("mine", load, model, Recipe(2, 4))
+mine = Experiment("mine", load, model, Recipe(2, 4), files=("sizes.json",))
 """,
     "blocks.py": """
 import torch
@@ -54,6 +55,13 @@ class Block(Core):
 """,
     "deeper/__init__.py": "",
     "deeper/parts.py": "import torch\nclass Core(torch.nn.Linear):\n    pass\n",
+    "deeper/unused.py": "raise RuntimeError('nobody imports this')\n",
+    "deeper/notes.txt": "not to be sent",
+    "README.md": "not to be sent",
+    "run.log": "not to be sent",
+    "credentials": "not to be sent",
+    "optuna.journal": "not to be sent",
+    "data.npy": "not to be sent",
     "lazy.py": "def kinds():\n    return 3\n",
     "sizes.json": '{"hidden": 7}',
     "stranger.py": "raise RuntimeError('nobody imports this')\n",
@@ -160,23 +168,89 @@ def packed(folder: Path, experiment: Experiment | None = None) -> Path:
     return path
 
 
-def test_a_file_sends_what_it_imports_and_what_lies_beside_it(folder: Path) -> None:
+def test_a_file_sends_what_it_imports_and_what_it_declares(folder: Path) -> None:
     code = code_of(find(f"{folder}/mine.py:mine"), f"{folder}/mine.py:mine")
     assert code is not None
     expected = {"mine.py", "blocks.py", "deeper/__init__.py", "deeper/parts.py", "lazy.py", "sizes.json"}
-    assert {name for name in code.files if "__pycache__" not in name} == expected
+    assert set(code.files) == expected
     assert code.name == "mine.py:mine"
     assert code.is_here()
     assert code.folder() == folder
 
 
-def test_large_files_stay(folder: Path) -> None:
-    with (folder / "large.npy").open("wb") as file:
+@pytest.mark.parametrize(
+    ("files", "sent"),
+    [
+        ((), set()),
+        (("sizes.json", "words"), {"sizes.json", "words/a.txt", "words/deep/b.bin"}),
+        (("words/*.txt",), {"words/a.txt"}),
+        (("words/**/*", ".secret"), {"words/a.txt", "words/deep/b.bin", ".secret"}),
+    ],
+)
+def test_declared_files_are_sent_whatever_their_size(folder: Path, files: tuple[str, ...], sent: set[str]) -> None:
+    (folder / "words" / "deep").mkdir(parents=True)
+    (folder / "words" / "a.txt").write_text("a")
+    (folder / "words" / ".hidden").write_text("not to be sent")
+    with (folder / "words" / "deep" / "b.bin").open("wb") as file:
         file.truncate(11 << 20)
+    (folder / "mine.py").write_text(FILES["mine.py"].replace('files=("sizes.json",)', f"files={files}"))
     code = code_of(find(f"{folder}/mine.py:mine"), f"{folder}/mine.py:mine")
     assert code is not None
-    assert "sizes.json" in code.files
-    assert "large.npy" not in code.files
+    assert {name for name in code.files if not name.endswith(".py")} == sent
+    assert all(len(content) == (folder / name).stat().st_size for name, content in code.files.items())
+
+
+@pytest.mark.parametrize("name", ["none.json", "../parcel", "/etc/hostname", "words"])
+def test_a_declared_file_that_cannot_go_is_an_error(folder: Path, name: str) -> None:
+    (folder.parent / "parcel").write_text("")
+    (folder / "words").mkdir()
+    (folder / "mine.py").write_text(FILES["mine.py"].replace("sizes.json", name))
+    with pytest.raises(ValueError, match=f"^files: .*{name!r}"):
+        code_of(find(f"{folder}/mine.py:mine"), f"{folder}/mine.py:mine")
+
+
+def test_the_modules_of_a_package_are_those_that_are_imported(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "pack/__init__.py": "",
+        "pack/mine.py": "import importlib\nfrom .model import net\nfrom pack import tools\nimport pack.deep.core\n"
+        "importlib.import_module('pack.plug')\nfrom tune_sparsity import Experiment, Recipe\n"
+        "mine = Experiment('mine', None, net, Recipe(1, 1), files=('sizes.json',))\n",
+        "pack/model.py": "def net():\n    from ..pack.lazy import late\n    return late()\n",
+        "pack/lazy.py": "from . import table\ndef late():\n    return 1\n",
+        "pack/table.py": "",
+        "pack/tools/__init__.py": "from .one import *\n",
+        "pack/tools/one.py": "",
+        "pack/tools/two.py": "",
+        "pack/deep/core.py": "import helper\n",  # a folder without __init__.py
+        "pack/plug.py": "",
+        "pack/sizes.json": "{}",
+        "pack/secrets.json": "{}",
+        "pack/tests/test_mine.py": "",
+        "helper.py": "",
+        "stranger.py": "",
+    }
+    for path, text in files.items():
+        (tmp_path / "place" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "place" / path).write_text(text)
+    monkeypatch.chdir(tmp_path / "place")
+    code = code_of(find("pack.mine:mine"), "pack.mine:mine")
+    assert code is not None
+    left = {"pack/tools/two.py", "pack/secrets.json", "pack/tests/test_mine.py", "stranger.py"}
+    assert set(code.files) == set(files) - left
+
+
+def test_what_is_packed_is_listed(folder: Path, tmp_path: Path) -> None:
+    write_packed(tmp_path, find(f"{folder}/mine.py:mine"), f"{folder}/mine.py:mine")
+    rows = list(csv.reader((tmp_path / "packed.csv").open()))
+    assert rows[0] == ["file", "bytes"]
+    assert dict(rows[1:]) == {
+        name: str(len(FILES[name]))
+        for name in ("blocks.py", "deeper/__init__.py", "deeper/parts.py", "lazy.py", "mine.py", "sizes.json")
+    }
+    write_packed(folder, find("digits"), "digits")
+    assert not (folder / "packed.csv").exists()
 
 
 def test_data_that_only_the_loader_reads_stays(folder: Path) -> None:
@@ -215,7 +289,8 @@ def test_what_cannot_be_imported_elsewhere_goes_by_value(folder: Path, tmp_path:
     """Data read at the top level, from a file too large to send."""
     (folder / "sizes.json").rename(tmp_path / "sizes.json")
     (folder / "mine.py").write_text(
-        FILES["mine.py"].replace('HERE / "sizes.json"', 'SIZES').replace("HERE = ", "SIZES = ")
+        FILES["mine.py"].replace(', files=("sizes.json",)', "")
+        .replace('HERE / "sizes.json"', 'SIZES').replace("HERE = ", "SIZES = ")
         .replace("Path(__file__).parent", f"Path({str(tmp_path / 'sizes.json')!r})")
         .replace('json.loads((SIZES).read_text())["hidden"]', "HIDDEN")
         .replace("MANY =", 'HIDDEN = json.loads(SIZES.read_text())["hidden"]\nMANY =')
@@ -237,19 +312,16 @@ def test_what_cannot_be_pickled_goes_by_its_source(folder: Path, tmp_path: Path,
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_package_travels_whole(
-    folder: Path, tmp_path: Path, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_travels(folder: Path, tmp_path: Path, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "place" / "a_users_package"
     (package / "deep").mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "deep" / "__init__.py").write_text("")
     (package / "deep" / "inside.py").write_text(
         FILES["mine.py"].replace("from blocks", "from ..blocks").replace("from lazy", "from a_users_package.lazy")
-        .replace('HERE / "sizes.json"', 'HERE.parent / "sizes.json"')
     )  # fmt: skip
-    for name in ("lazy.py", "sizes.json"):
-        (folder / name).rename(package / name)
+    (folder / "lazy.py").rename(package / "lazy.py")
+    (folder / "sizes.json").rename(package / "deep" / "sizes.json")
     (folder / "deeper").rename(package / "deeper")
     (package / "blocks.py").write_text(FILES["blocks.py"].replace("from deeper", "from .deeper"))
     monkeypatch.chdir(package.parent)
