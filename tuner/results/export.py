@@ -82,6 +82,7 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
             raise ExportFailed(f"the {kind} file computes something else: outputs differ by {difference[0]:.3g}")
     shutil.copyfile(network.description, path.with_name(path.name + ".json"))
     prepared = network.experiment.prepare(val.x[:256])
+    twin = _loaded(network.experiment, network.tensors)
     return {
         "study": study.config.study,
         "network": name,
@@ -94,13 +95,14 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
         "sparsity": json.loads(network.description.read_text())["metrics"]["sparsity"],
         "sizes": sizes(network.tensors, network.prunable),
         "threads": torch.get_num_threads(),
-        "latency_ms": [asdict(one) for one in latencies(network.model, network.prunable, prepared)],
+        "latency_ms": [asdict(one) for one in latencies(network.model, twin, network.prunable, prepared)],
     }
 
 
 def _read(study: EndedStudy, name: str) -> Network:
     from safetensors.torch import load_file
 
+    from tune_sparsity.sparsity.wrappers import as_plain
     from tune_sparsity.tuner.config.experiment import find_experiment, sound_data
     from tune_sparsity.tuner.results.networks import split_masks
     from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL
@@ -109,13 +111,22 @@ def _read(study: EndedStudy, name: str) -> Network:
     data = sound_data(study.config, experiment)
     folder = study.folder / name
     try:
-        tensors, masks = split_masks(load_file(folder / MODEL))
+        stored, its_masks = split_masks(load_file(folder / MODEL))
         reported = float(json.loads((folder / DESCRIPTION).read_text())["metrics"]["val_accuracy"])
-        model = experiment.model()
-        model.load_state_dict(tensors)
+        model = _loaded(experiment, stored)
+        tensors, masks = as_plain(model, stored), as_plain(model, its_masks)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UsageError(f"{folder} does not hold a network of {study.config.experiment}: {error}") from None
-    return Network(experiment, data, model.eval(), tensors, set(masks), folder / DESCRIPTION, reported)
+    return Network(experiment, data, model, tensors, set(masks), folder / DESCRIPTION, reported)
+
+
+def _loaded(experiment: Experiment, tensors: dict[str, Tensor]) -> nn.Module:
+    """A network of the experiment's with these weights, in evaluation mode."""
+    from tune_sparsity.sparsity.wrappers import load_plain
+
+    model = experiment.network()
+    load_plain(model, tensors)
+    return model.eval()
 
 
 @contextmanager
@@ -166,9 +177,7 @@ def _reader(network: Network, kind: str, path: Path) -> Callable[[Tensor], Tenso
         "torch": lambda: torch.load(path, weights_only=True),
         "csr": lambda: formats.load_csr(path),
     }[kind]()
-    model = network.experiment.model().eval()
-    model.load_state_dict(tensors)
-    return formats.Whole(network.experiment.prepare, model)
+    return formats.Whole(network.experiment.prepare, _loaded(network.experiment, tensors))
 
 
 def _compare(network: Network, exported: Callable[[Tensor], Tensor]) -> tuple[tuple[float, float], float]:

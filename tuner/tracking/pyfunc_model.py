@@ -18,14 +18,12 @@ import torch
 from tune_sparsity.experiments import Experiment, find
 from tune_sparsity.experiments.registry import OldImport, import_from
 from tune_sparsity.experiments.user_files import code_of
+from tune_sparsity.sparsity.wrappers import load_plain
 from tune_sparsity.tuner.system.arrays import as_array
 from tune_sparsity.tuner.tracking.old_names import make_known
 
 SERVED_JSON, CODE = "served.json", "code"
 _MASK = ".mask"
-_LARGEST = (
-    1 << 20
-)  # bytes of a file, other than Python's, that goes with the code: it may read some, but data stay away
 _NUMBERS = 1 << 22  # inputs' numbers in one batch
 
 
@@ -55,8 +53,8 @@ def load(experiment: Experiment, folder: Path) -> Served:
     from safetensors.torch import load_file
 
     tensors = load_file(folder / "model.safetensors")
-    network = experiment.model()
-    network.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.endswith(_MASK)})
+    network = experiment.network()
+    load_plain(network, {name: tensor for name, tensor in tensors.items() if not name.endswith(_MASK)})
     return Served(experiment, network)
 
 
@@ -74,9 +72,8 @@ def assemble(folder: Path, network: Path, experiment: Experiment, name: str) -> 
         shutil.copyfile(network / file, folder / file)
     code = code_of(experiment, name)
     for path, content in {} if code is None else code.files.items():
-        if path.endswith(".py") or len(content) <= _LARGEST:
-            (folder / CODE / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / CODE / path).write_bytes(content)
+        (folder / CODE / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / CODE / path).write_bytes(content)
     found_by = {"experiment": name if code is None else code.name}
     (folder / SERVED_JSON).write_text(json.dumps(found_by) + "\n")
 
