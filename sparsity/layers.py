@@ -143,6 +143,10 @@ class NetworkSize:
         """The numbers of all weight matrices."""
         return self.prunable + sum(one.size for one in self.dense)
 
+    def sparsity_matrices(self, nonzero: int) -> float:
+        """Return the fraction of zeros over all weight matrices, if so many of the prunable weights are not zero."""
+        return (self.prunable - nonzero) / self.matrices
+
 
 def network_size(model: nn.Module, rules: LayerRules = PAPER_RULES) -> NetworkSize:
     """Return how many of the network's parameters can be pruned. Raises what `prunable_layers` does."""

@@ -180,7 +180,7 @@ def _build(
         listeners.KeepNetworks(weights_folder),
         *([listeners.SweepCheckpoints(checkpoints)] if mirror is None else []),
         listeners.ShowProgress(progress),
-        listeners.WriteTables(config.folder),
+        listeners.WriteTables(config.folder, prepared.size),
         live_pictures(prepared, tracker),
     ]
     study = StudyRun(config, goal, searcher, told, halving)

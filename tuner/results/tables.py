@@ -24,10 +24,10 @@ from tune_sparsity.tuner.system.files import plain, to_json, write_atomically
 
 LEADING_COLUMNS = ("number", "state")
 TRAILING_COLUMNS = (
-    *("val_accuracy", "sparsity", "sparsity_total", "hoyer", "nonzero_weights"),
+    *("val_accuracy", "sparsity", "sparsity_matrices", "sparsity_total", "hoyer", "nonzero_weights"),
     *("epochs", "seconds", "method", "reason"),
 )
-"""After the parameters; like the leading ones they are attributes of a TrialRecord."""
+"""After the parameters. Like the leading ones they are attributes of a TrialRecord, but for "sparsity_matrices"."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,19 @@ class StudyOutcome:
 
     def sparsity_matrices(self, record: TrialRecord) -> float | None:
         """Return a trial's zeros over the numbers of all weight matrices, those that stay dense included."""
-        if self.size is None or record.nonzero_weights is None:
-            return None
-        return (self.size.prunable - record.nonzero_weights) / self.size.matrices
+        return _sparsity_matrices(record, self.size)
 
     @property
     def states(self) -> dict[str, int]:
         """The number of trials in each final state; a trial that is still running is in none of them."""
         counts = Counter(record.state for record in self.records)
         return {str(s): counts[s] for s in (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)}
+
+
+def _sparsity_matrices(record: TrialRecord, size: NetworkSize | None) -> float | None:
+    if size is None or record.nonzero_weights is None:
+        return None
+    return size.sparsity_matrices(record.nonzero_weights)
 
 
 def _by_number(records: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -135,12 +139,17 @@ def _cell(value: Any) -> str:
     return " ".join(str(value).splitlines())  # a row stays one line, also for tools that cut at line ends
 
 
-def trials_csv(records: Sequence[TrialRecord], columns_of: Sequence[TrialRecord] | None = None) -> str:
+def trials_csv(
+    records: Sequence[TrialRecord],
+    columns_of: Sequence[TrialRecord] | None = None,
+    size: NetworkSize | None = None,
+) -> str:
     """The trials as a table: number, state, parameters, measures, method, reason.
 
     Args:
         records: the rows, in this order.
         columns_of: the trials whose parameters make the columns; by default those of the rows.
+        size: of the network; without it "sparsity_matrices" is empty.
 
     Returns:
         The text of the CSV file: RFC 4180 quoting, "\\n" line ends.
@@ -150,8 +159,8 @@ def trials_csv(records: Sequence[TrialRecord], columns_of: Sequence[TrialRecord]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*LEADING_COLUMNS, *parameters.values(), *TRAILING_COLUMNS])
     for record in records:
-        leading = [getattr(record, column) for column in LEADING_COLUMNS]
-        trailing = [getattr(record, column) for column in TRAILING_COLUMNS]
+        own = {**vars(record), "sparsity_matrices": _sparsity_matrices(record, size)}
+        leading, trailing = ([own[column] for column in columns] for columns in (LEADING_COLUMNS, TRAILING_COLUMNS))
         values = [*leading, *(record.params.get(name) for name in parameters), *trailing]
         writer.writerow([_cell(value) for value in values])
     return text.getvalue()
@@ -213,11 +222,17 @@ def result_document(outcome: StudyOutcome) -> dict[str, Any]:
     return dict(plain(document))
 
 
-def write_trials(folder: Path, records: Sequence[TrialRecord], goal: Goal) -> list[Path]:
-    """Writes trials.csv (by number) and pareto.csv (by sparsity), perhaps after every trial. Returns both paths."""
+def write_trials(
+    folder: Path, records: Sequence[TrialRecord], goal: Goal, size: NetworkSize | None = None
+) -> list[Path]:
+    """Writes trials.csv (by number) and pareto.csv (by sparsity), perhaps after every trial. Returns both paths.
+
+    Args:
+        size: of the network, for "sparsity_matrices".
+    """
     trials, pareto = folder / TRIALS_CSV, folder / PARETO_CSV
-    write_atomically(trials, trials_csv(_by_number(records)))
-    write_atomically(pareto, trials_csv(goal.front(records), columns_of=records))
+    write_atomically(trials, trials_csv(_by_number(records), size=size))
+    write_atomically(pareto, trials_csv(goal.front(records), columns_of=records, size=size))
     return [trials, pareto]
 
 
@@ -229,7 +244,7 @@ def write_results(outcome: StudyOutcome) -> list[Path]:
     Raises:
         OSError: if the folder cannot be written to.
     """
-    tables = write_trials(outcome.folder, outcome.records, outcome.goal)
+    tables = write_trials(outcome.folder, outcome.records, outcome.goal, outcome.size)
     return [*tables, write_result(outcome)]
 
 
