@@ -121,8 +121,9 @@ def _imported_by(files: set[Path], root: Path) -> set[Path]:
         found |= new
         waiting += new
     packages = {root / one.relative_to(root).parts[0] for one in found}
-    loaded = [Path(str(getattr(module, "__file__", None))) for module in list(sys.modules.values())]
-    return found | {file for file in loaded if not packages.isdisjoint(file.parents) and is_users_own(str(file))}
+    loaded = [str(getattr(module, "__file__", None)) for module in list(sys.modules.values())]
+    here = [Path(file) for file in loaded if file.startswith(f"{root}/") and is_users_own(file)]
+    return found | {file for file in here if not packages.isdisjoint(file.parents)}
 
 
 def _imported(file: Path, root: Path) -> set[str]:

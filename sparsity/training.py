@@ -16,7 +16,7 @@ from tune_sparsity.sparsity.optim.cuda_graph import RecordedSteps
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD
 from tune_sparsity.sparsity.topology.base import LayerView, Topology
-from tune_sparsity.sparsity.wrappers import plain_parameters
+from tune_sparsity.sparsity.wrappers import plain_name
 
 _SMALLEST = 2.0**-100  # an active weight ends at least this large: it counts as a weight, and adds nothing
 
@@ -275,11 +275,11 @@ class SparseTraining:
         A step on such a gradient leaves its parameter so for good. LpSGD raises in the step itself on a CPU; on a GPU
         that would stall the device, so ask here once an epoch: it waits for the device once.
         """
-        names, params = zip(*plain_parameters(self.model), strict=True)
+        names, params = zip(*self.model.named_parameters(), strict=True)
         finite = torch.stack([param.detach().isfinite().all() for param in params])
         for name, good in zip(names, finite.tolist(), strict=True):
             if not good:
-                raise FloatingPointError(f"{name} is NaN or infinite")
+                raise FloatingPointError(f"{plain_name(self.model, name)} is NaN or infinite")
 
     def zeros(self) -> tuple[int, int]:
         """(pruned weights, all prunable weights), counted from the masks."""

@@ -58,7 +58,7 @@ def plain_state(model: nn.Module) -> dict[str, Any]:
 def as_plain(model: nn.Module, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Return tensors under the network's plain names. Theirs may have prefixes of wrappers, as earlier versions wrote
     them."""
-    plain = list(plain_state(model))
+    plain = plain_state(model)
     bare = {_bare(name): name for name in plain}
     return {name if name in plain else bare.get(_bare(name), name): tensor for name, tensor in tensors.items()}
 

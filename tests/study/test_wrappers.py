@@ -79,13 +79,18 @@ def test_check_finds_networks_in_wrappers_sound(name: str, strange: Path, capsys
 def test_a_compiled_network_trains_in_workers_and_is_logged(strange: Path, tmp_path: Path) -> None:
     study = ["--study", "fast", "--experiment", f"{strange}:compiled", "--target", "0.5"]
     more = ["--trials", "1", "--scheduler", "none", "--final-seeds", "1", "--json"]
+    (tmp_path / "credentials").write_text("not to leave the machine")
     ran = run_command([*study, *more], tmp_path)
     assert ran.code == 0, ran.stderr
     assert "Nothing else is lost" not in ran.stderr
     assert min(ran.result()["final_seeds"][0]["test_accuracy"]["seeds"]) > 0.5
     (model,) = client(tmp_path / "mlflow.db").search_logged_models([ran.result()["mlflow"]["experiment_id"]])
     assert model.status == "READY"
-    assert set(split_masks(load_file(tmp_path / "studies" / "fast" / "best" / "model.safetensors"))[0]) == NAMES
+    folder = tmp_path / "studies" / "fast"
+    assert set(split_masks(load_file(folder / "best" / "model.safetensors"))[0]) == NAMES
+    assert (folder / "packed.csv").read_text() == f"file,bytes\nstrange.py,{strange.stat().st_size}\n"
+    logged = Path(model.artifact_location.removeprefix("file://"))
+    assert [path.name for path in logged.rglob("code/*")] == ["strange.py"]
 
 
 def test_a_study_of_an_earlier_version_is_exported(
