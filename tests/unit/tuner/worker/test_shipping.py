@@ -16,58 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import tune_sparsity.experiments.registry as registry
 from tests import ROOT
+from tests.helpers.own_code import FILES, imports_of_its_own, write_files
 from tune_sparsity.experiments import Experiment, find
 from tune_sparsity.experiments.base import correct
 from tune_sparsity.experiments.user_files import Code, code_of
 from tune_sparsity.tuner.worker.shipping import Parcel, by_value, unpack, write_packed
 
-FILES = {
-    "mine.py": """
-import json
-from pathlib import Path
-import torch
-from blocks import SIZE, Block
-from tune_sparsity.experiments import Data, Experiment, Recipe, Split
-
-HERE = Path(__file__).parent
-MANY = torch.zeros(500_000)  # only the loader reads it
-
-def load(data_dir):
-    part = Split(MANY[:60].view(12, 5) + torch.arange(12.0)[:, None], torch.arange(12) % 3)
-    return Data(part, part, part)
-
-def model():
-    from lazy import kinds
-    hidden = json.loads((HERE / "sizes.json").read_text())["hidden"]
-    return torch.nn.Sequential(Block(SIZE, hidden), torch.nn.Linear(hidden, kinds()))
-
-mine = Experiment("mine", load, model, Recipe(2, 4), files=("sizes.json",))
-""",
-    "blocks.py": """
-import torch
-from deeper.parts import Core
-SIZE = 5
-class Block(Core):
-    def forward(self, x):
-        return super().forward(x).relu()
-""",
-    "deeper/__init__.py": "",
-    "deeper/parts.py": "import torch\nclass Core(torch.nn.Linear):\n    pass\n",
-    "deeper/unused.py": "raise RuntimeError('nobody imports this')\n",
-    "deeper/notes.txt": "not to be sent",
-    "README.md": "not to be sent",
-    "run.log": "not to be sent",
-    "credentials": "not to be sent",
-    "optuna.journal": "not to be sent",
-    "data.npy": "not to be sent",
-    "lazy.py": "def kinds():\n    return 3\n",
-    "sizes.json": '{"hidden": 7}',
-    "stranger.py": "raise RuntimeError('nobody imports this')\n",
-    ".secret": "not to be sent",
-    "mlflow.db": "not to be sent",
-}
 TRAIN = """
 import sys
 from tune_sparsity.experiments import Split, Training
@@ -84,21 +39,13 @@ NONZERO = (5 * 7 + 7 * 3) // 2
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder of a user's own: an experiment, modules beside it and a file that it reads."""
-    for path, text in FILES.items():
-        (tmp_path / "own" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "own" / path).write_text(text)
-    return tmp_path / "own"
+    return write_files(FILES, tmp_path / "own")
 
 
 @pytest.fixture(autouse=True)
 def clean_imports() -> Iterator[None]:
-    """What a test imports from its own folder must not be there for the next one."""
-    modules, path, added = set(sys.modules), list(sys.path), list(registry._added)
-    yield
-    for name in set(sys.modules) - modules:
-        if not str(getattr(sys.modules[name], "__file__", "") or "").startswith((str(ROOT), sys.prefix)):
-            del sys.modules[name]
-    sys.path[:], registry._added[:] = path, added
+    with imports_of_its_own():
+        yield
 
 
 UNPICKLE = """
@@ -166,79 +113,6 @@ def packed(folder: Path, experiment: Experiment | None = None) -> Path:
     path = folder.parent / "parcel"
     path.write_bytes(pickle.dumps(Parcel(experiment or find(name), name)))
     return path
-
-
-def test_a_file_sends_what_it_imports_and_what_it_declares(folder: Path) -> None:
-    code = code_of(find(f"{folder}/mine.py:mine"), f"{folder}/mine.py:mine")
-    assert code is not None
-    expected = {"mine.py", "blocks.py", "deeper/__init__.py", "deeper/parts.py", "lazy.py", "sizes.json"}
-    assert set(code.files) == expected
-    assert code.name == "mine.py:mine"
-    assert code.is_here()
-    assert code.folder() == folder
-
-
-@pytest.mark.parametrize(
-    ("files", "sent"),
-    [
-        ((), set()),
-        (("sizes.json", "words"), {"sizes.json", "words/a.txt", "words/deep/b.bin"}),
-        (("words/*.txt",), {"words/a.txt"}),
-        (("words/**/*", ".secret"), {"words/a.txt", "words/deep/b.bin", ".secret"}),
-    ],
-)
-def test_declared_files_are_sent_whatever_their_size(folder: Path, files: tuple[str, ...], sent: set[str]) -> None:
-    (folder / "words" / "deep").mkdir(parents=True)
-    (folder / "words" / "a.txt").write_text("a")
-    (folder / "words" / ".hidden").write_text("not to be sent")
-    with (folder / "words" / "deep" / "b.bin").open("wb") as file:
-        file.truncate(11 << 20)
-    (folder / "mine.py").write_text(FILES["mine.py"].replace('files=("sizes.json",)', f"files={files}"))
-    code = code_of(find(f"{folder}/mine.py:mine"), f"{folder}/mine.py:mine")
-    assert code is not None
-    assert {name for name in code.files if not name.endswith(".py")} == sent
-    assert all(len(content) == (folder / name).stat().st_size for name, content in code.files.items())
-
-
-@pytest.mark.parametrize("name", ["none.json", "../parcel", "/etc/hostname", "words"])
-def test_a_declared_file_that_cannot_go_is_an_error(folder: Path, name: str) -> None:
-    (folder.parent / "parcel").write_text("")
-    (folder / "words").mkdir()
-    (folder / "mine.py").write_text(FILES["mine.py"].replace("sizes.json", name))
-    with pytest.raises(ValueError, match=f"^files: .*{name!r}"):
-        code_of(find(f"{folder}/mine.py:mine"), f"{folder}/mine.py:mine")
-
-
-def test_the_modules_of_a_package_are_those_that_are_imported(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = {
-        "pack/__init__.py": "",
-        "pack/mine.py": "import importlib\nfrom .model import net\nfrom pack import tools\nimport pack.deep.core\n"
-        "importlib.import_module('pack.plug')\nfrom tune_sparsity import Experiment, Recipe\n"
-        "mine = Experiment('mine', None, net, Recipe(1, 1), files=('sizes.json',))\n",
-        "pack/model.py": "def net():\n    from ..pack.lazy import late\n    return late()\n",
-        "pack/lazy.py": "from . import table\ndef late():\n    return 1\n",
-        "pack/table.py": "",
-        "pack/tools/__init__.py": "from .one import *\n",
-        "pack/tools/one.py": "",
-        "pack/tools/two.py": "",
-        "pack/deep/core.py": "import helper\n",  # a folder without __init__.py
-        "pack/plug.py": "",
-        "pack/sizes.json": "{}",
-        "pack/secrets.json": "{}",
-        "pack/tests/test_mine.py": "",
-        "helper.py": "",
-        "stranger.py": "",
-    }
-    for path, text in files.items():
-        (tmp_path / "place" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "place" / path).write_text(text)
-    monkeypatch.chdir(tmp_path / "place")
-    code = code_of(find("pack.mine:mine"), "pack.mine:mine")
-    assert code is not None
-    left = {"pack/tools/two.py", "pack/secrets.json", "pack/tests/test_mine.py", "stranger.py"}
-    assert set(code.files) == set(files) - left
 
 
 def test_what_is_packed_is_listed(folder: Path, tmp_path: Path) -> None:
