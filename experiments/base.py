@@ -18,6 +18,7 @@ from tune_sparsity.experiments.metrics import Metric, Scorer, metric_of
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.sparsity.layers import PAPER_RULES, LayerRules
 from tune_sparsity.sparsity.output_layers import called
+from tune_sparsity.sparsity.wrappers import unwrapped
 
 _EVALUATED_NUMBERS = 1 << 22  # inputs' numbers in one batch: a wide residual net makes 16 to 64 times as many of them
 
@@ -158,6 +159,8 @@ class Experiment:
         space: a search space, by name or .yaml file, that suits this data better than its method's own; a study takes
             it for that method unless it is given another.
         trained: whether `model` returns a network that was trained before. Its first masks then go by magnitude.
+        files: what the experiment's code reads beside its modules, for workers on other machines and for the logged
+            model: names of files and folders, or patterns of glob, in the folder of the experiment's own file.
     """
 
     name: str
@@ -174,10 +177,15 @@ class Experiment:
     forward: Callable[[nn.Module, Any], Tensor] = called
     trained: bool = False
     optimizer: str = "sgd"
+    files: tuple[str, ...] = ()
 
     def outputs(self, model: nn.Module, x: Any) -> Tensor:
         """Return the network's outputs for inputs as the data set holds them."""
         return self.forward(model, self.prepare(x))
+
+    def network(self) -> nn.Module:
+        """Return a fresh network to compute with outside of a training: without torch.compile, and on one device."""
+        return unwrapped(self.model())
 
 
 @torch.no_grad()

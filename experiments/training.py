@@ -17,6 +17,7 @@ from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedPasses, can_be_recorded
+from tune_sparsity.sparsity.wrappers import load_plain, on_one_device, plain_state
 
 
 class Training:
@@ -52,7 +53,7 @@ class Training:
         self.order = Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = experiment.model().to(device)
+            self.model = on_one_device(experiment.model()).to(device)
             self.noise = torch.get_rng_state()  # for dropout and the like, apart from what others draw
             first = experiment.prepare(self.train_split.first(2).x)
             rules = with_last_layer(
@@ -221,7 +222,7 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """All that the training needs to go on: network, method, order of the data, noise, epochs done."""
         return {
-            "model": self.model.state_dict(),
+            "model": plain_state(self.model),
             "sparse": self.sparse.state_dict(),
             "order": self.order.get_state(),
             "noise": self.noise,
@@ -230,7 +231,7 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
+        load_plain(self.model, state["model"])
         self.sparse.load_state_dict(state["sparse"])
         self.order.set_state(state["order"])
         self.noise = state["noise"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from tune_sparsity.sparsity.matrices import FanIn, Matrix, Rule, shown, weight_matrices
@@ -17,8 +18,9 @@ from tune_sparsity.sparsity.torch_internals import NormBase
 
 @dataclass(frozen=True)
 class Layer:
-    """One prunable weight: its name in the network's state_dict, the parameter, whether it lies on the sphere, how it
-    is seen as a matrix (neurons, fan-in), and whether a normalisation takes away the scale of its rows."""
+    """One prunable weight: its name in the network's state_dict, without the prefixes of wrappers, the parameter,
+    whether it lies on the sphere, how it is seen as a matrix (neurons, fan-in), and whether a normalisation takes away
+    the scale of its rows."""
 
     name: str
     weight: nn.Parameter
@@ -96,8 +98,10 @@ def prunable_layers(
             follows on the way to the outputs, else the one that was registered last.
 
     Raises:
-        ValueError: if no layer is left to prune, or if a rule fits none.
+        ValueError: if no layer is left to prune, if a rule fits none, or if the network is TorchScript.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("the network is TorchScript, whose layers cannot be told: give the nn.Module it was made from")
     if example is not None:
         rules = with_last_layer(rules, model, example)
     found = weight_matrices(model, rules.prune)
@@ -151,6 +155,10 @@ class NetworkSize:
     def matrices(self) -> int:
         """The numbers of all weight matrices."""
         return self.prunable + sum(one.size for one in self.dense)
+
+    def sparsity_matrices(self, nonzero: int) -> float:
+        """Return the fraction of zeros over all weight matrices, if so many of the prunable weights are not zero."""
+        return (self.prunable - nonzero) / self.matrices
 
 
 def network_size(model: nn.Module, rules: LayerRules = PAPER_RULES) -> NetworkSize:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation, oriented
+from tune_sparsity.sparsity.wrappers import plain_name
 
 Rule = str | type[nn.Module]
 """Which layers: a pattern, as for file names, of the weight's name ("features.*"), or a kind of layer (nn.Conv2d)."""
@@ -26,7 +28,8 @@ class Matrix:
     """A weight matrix.
 
     Attributes:
-        name: in the network's state_dict; of a weight that is computed, where its layer has it.
+        name: in the network's state_dict, without the prefixes of wrappers; of a weight that is computed, where its
+            layer has it.
         module: the module that has it.
         params: the parameters that it is made of: one, but for a weight that is computed, or of which a rule names a
             part; then that part comes first.
@@ -73,7 +76,8 @@ def weight_matrices(model: nn.Module, prune: Mapping[Rule, FanIn]) -> list[Matri
     found: dict[int, Matrix] = {}
     used: set[Rule] = set()
     computed: dict[int, Matrix] = {}  # by what they are computed from
-    for prefix, module in model.named_modules():
+    for wrapped, module in model.named_modules():
+        prefix = plain_name(model, wrapped)
         own = dict(module.named_parameters(recurse=False))
         known = _weights_of(module)
         for name, orientation in known.items():
@@ -129,6 +133,8 @@ def _asked(one: Matrix, prune: Mapping[Rule, FanIn]) -> tuple[Matrix, Rule | Non
 
 
 def _reason(one: Matrix, param: nn.Parameter) -> str:
+    if isinstance(one.module, torch.jit.ScriptModule):
+        return "in TorchScript"
     if not param.is_floating_point():
         return "not of real numbers"
     if not one.is_layer:

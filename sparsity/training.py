@@ -16,6 +16,7 @@ from tune_sparsity.sparsity.optim.cuda_graph import RecordedSteps
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD
 from tune_sparsity.sparsity.topology.base import LayerView, Topology
+from tune_sparsity.sparsity.wrappers import plain_name
 
 _SMALLEST = 2.0**-100  # an active weight ends at least this large: it counts as a weight, and adds nothing
 
@@ -299,7 +300,7 @@ class SparseTraining:
         finite = torch.stack([param.detach().isfinite().all() for param in params])
         for name, good in zip(names, finite.tolist(), strict=True):
             if not good:
-                raise FloatingPointError(f"{name} is NaN or infinite")
+                raise FloatingPointError(f"{plain_name(self.model, name)} is NaN or infinite")
 
     def zeros(self) -> tuple[int, int]:
         """(pruned weights, all prunable weights), counted from the masks."""

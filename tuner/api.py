@@ -166,13 +166,14 @@ class Found:
         """
         from safetensors.torch import load_file
 
+        from tune_sparsity.sparsity.wrappers import load_plain
         from tune_sparsity.tuner.config.experiment import find_experiment
         from tune_sparsity.tuner.results.networks import split_masks
         from tune_sparsity.tuner.study.layout import MODEL
 
         try:
-            network = find_experiment(self._ended.config.experiment).model()
-            network.load_state_dict(split_masks(load_file(self._ended.folder / self._folder / MODEL))[0])
+            network = find_experiment(self._ended.config.experiment).network()
+            load_plain(network, split_masks(load_file(self._ended.folder / self._folder / MODEL))[0])
         except (UsageError, RuntimeError, OSError) as error:
             raise ValueError(f"{self._folder} of {self._ended.config.study} cannot be made: {error}") from None
         return network.eval()

@@ -19,6 +19,7 @@ from tune_sparsity.experiments.metrics import Metric, is_torchmetric, metric_of
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import LayerRules, network_size
 from tune_sparsity.sparsity.methods.validation import OPTIMIZERS
+from tune_sparsity.sparsity.wrappers import unwrapped
 
 _FEW = 4  # examples that the quick checks push through the network
 _JUDGED = 256  # validation examples that a metric of a whole split is tried on
@@ -47,6 +48,8 @@ def well_formed(subject: Subject) -> Iterator[Problem]:
         yield Problem(f"its metric is a {type(metric).__name__}: give a function, a Metric or one of torchmetrics")
     if experiment.optimizer not in OPTIMIZERS:
         yield Problem(f"its optimizer is {experiment.optimizer!r}: give {' or '.join(map(repr, OPTIMIZERS))}")
+    if isinstance(experiment.files, str) or not all(isinstance(name, str) for name in experiment.files):
+        yield Problem("its files are not names in a tuple: give such as files=('sizes.json',)")
     if not isinstance(experiment.layers, LayerRules):
         yield Problem(f"its layers are a {type(experiment.layers).__name__}: give tune_sparsity.LayerRules(...)")
     if experiment.augment is not None and not callable(experiment.augment):
@@ -116,9 +119,13 @@ def _all_finite(tensor: Tensor) -> bool:
 
 
 def builds(subject: Subject) -> Iterator[Problem]:
-    model = subject.model()
-    if not isinstance(model, nn.Module):
-        yield Problem(f"model() returns a {type(model).__name__}: return a torch.nn.Module")
+    made = subject.experiment.model()
+    if not isinstance(made, nn.Module):
+        yield Problem(f"model() returns a {type(made).__name__}: return a torch.nn.Module")
+        return
+    model = unwrapped(made)
+    if isinstance(model, torch.jit.ScriptModule):
+        yield Problem("it is TorchScript, whose layers cannot be told: give the nn.Module that it was made from")
         return
     lazy = [name for name, param in model.named_parameters() if isinstance(param, UninitializedParameter)]
     if lazy:
@@ -301,16 +308,16 @@ def is_classification(subject: Subject) -> bool:
     return by_class and isinstance(y, Tensor) and y.dim() == 1 and not y.is_floating_point() and outputs.dim() == 2
 
 
-_FIT = ("experiment", "data", "network", "outputs")
+FIT = ("experiment", "data", "network", "outputs")
 CHECKS = (
     Check("experiment", "it is an Experiment, with functions where they belong", well_formed, quick=True),
     Check("data", "the data load: three splits, with as many targets as inputs", loads, ("experiment",), True),
     Check("values", "no number is NaN or infinite", finite, ("data",), True),
     Check("network", "model() makes a network", builds, ("experiment",), True),
     Check("prunable", "there are layers to prune", prunes, ("experiment", "network"), True),
-    Check("outputs", "the network takes the inputs, one output an example", gives_outputs, _FIT[:3], True),
-    Check("labels", "every label has its output", fits_labels, _FIT, True),
-    Check("loss", "the loss is one number with a gradient", gives_a_loss, (*_FIT, "labels"), True),
-    Check("metric", "the metric is one score for each example, or one number for all", gives_scores, _FIT, True),
-    Check("remainder", "the network can train on an epoch's last batch", takes_the_last_batch, _FIT, True),
+    Check("outputs", "the network takes the inputs, one output an example", gives_outputs, FIT[:3], True),
+    Check("labels", "every label has its output", fits_labels, FIT, True),
+    Check("loss", "the loss is one number with a gradient", gives_a_loss, (*FIT, "labels"), True),
+    Check("metric", "the metric is one score for each example, or one number for all", gives_scores, FIT, True),
+    Check("remainder", "the network can train on an epoch's last batch", takes_the_last_batch, FIT, True),
 )

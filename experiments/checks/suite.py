@@ -18,6 +18,7 @@ from tune_sparsity.experiments.examples import Loaded, Split, spread_over, tenso
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.experiments.user_code import described
+from tune_sparsity.experiments.user_reads import watching
 
 _STEPS, _BATCH, _VALIDATED = 3, 16, 32  # of the trainings that checks make: steps an epoch, and examples
 _LOADED = 64  # examples that are looked at of a data set that is not in memory
@@ -73,12 +74,13 @@ class Subject:
 
     @cached_property
     def data(self) -> Data:
-        return self.experiment.load(self.data_dir)
+        with watching(False):
+            return self.experiment.load(self.data_dir)
 
     def model(self, seed: int = 0) -> nn.Module:
-        """A fresh network, as a trial with this seed would get it."""
+        """A fresh network, as a trial with this seed would get it, but for torch.compile."""
         torch.manual_seed(seed)
-        return self.experiment.model()
+        return self.experiment.network()
 
     def raw(self, count: int) -> Split:
         """Up to `count` training examples from all over the set, which may be sorted by class; copies."""
@@ -144,7 +146,8 @@ class Check:
         holds: what is so when nothing is wrong, for a person.
         problems: finds what is wrong. An exception that it raises is the experiment's, and a problem as well.
         needs: names of checks that must not have failed for this one to make sense.
-        quick: cheap enough to begin every study with.
+        quick: cheap enough to begin every study with, which does not begin where it fails.
+        told: cheap as well: what it finds is told by a study, which begins all the same.
     """
 
     name: str
@@ -152,6 +155,7 @@ class Check:
     problems: Callable[[Subject], Iterable[Problem]]
     needs: tuple[str, ...] = ()
     quick: bool = False
+    told: bool = False
 
 
 def run(checks: Sequence[Check], subject: Subject) -> Iterator[Finding]:
@@ -178,7 +182,8 @@ def run(checks: Sequence[Check], subject: Subject) -> Iterator[Finding]:
 
 def _problems(check: Check, subject: Subject) -> list[Problem]:
     try:
-        return list(check.problems(subject))
+        with watching():
+            return list(check.problems(subject))
     except DataUnavailable:
         raise
     except (Exception, SystemExit) as error:

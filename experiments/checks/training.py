@@ -7,15 +7,17 @@ from collections.abc import Iterator
 
 import torch
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, first_difference, same, warning
 from tune_sparsity.experiments.examples import length
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import prunable_layers, with_last_layer
+from tune_sparsity.sparsity.wrappers import load_plain, plain_parameters, plain_state, unwrapped
 
 _LEARNING_STEPS, _LEARNING_BATCH = 15, 16
+_FEW = 4  # examples through which gradients are looked for
 
 
 def steps(subject: Subject) -> Iterator[Problem]:
@@ -30,10 +32,10 @@ def steps(subject: Subject) -> Iterator[Problem]:
 
 def gradients(subject: Subject) -> Iterator[Problem]:
     model = subject.model().train()
-    x, y = subject.batch(_LEARNING_BATCH)
-    before = {name: param.detach().clone() for name, param in model.named_parameters()}
+    x, y = subject.batch(_FEW)
+    before = {name: param.detach().clone() for name, param in plain_parameters(model)}
     loss = subject.experiment.loss(subject.experiment.forward(model, x), y)
-    if (changed := first_difference(before, dict(model.named_parameters()))) is not None:
+    if (changed := first_difference(before, dict(plain_parameters(model)))) is not None:
         yield Problem(f"a forward pass in training changes {changed}: only the optimizer may, or no mask holds")
         return
     loss.backward()
@@ -59,7 +61,7 @@ def gradients(subject: Subject) -> Iterator[Problem]:
 
 def _outcome(subject: Subject, training: Training) -> tuple[dict[str, Tensor], Tensor]:
     """All that the network keeps, and what it answers."""
-    return dict(training.model.state_dict()), subject.outputs(training.model, 8)
+    return plain_state(training.model), subject.outputs(training.model, 8)
 
 
 def _differs(subject: Subject, first: Training, second: Training) -> str | None:
@@ -97,14 +99,14 @@ def resumes(subject: Subject) -> Iterator[Problem]:
 
 def exports(subject: Subject) -> Iterator[Problem]:
     training = subject.trained
-    tensors = {name: value.detach().contiguous().clone() for name, value in training.model.state_dict().items()}
-    fresh: nn.Module = subject.model(seed=1)
+    tensors = {name: value.detach().contiguous().clone() for name, value in plain_state(training.model).items()}
+    fresh = subject.model(seed=1)
     try:
-        fresh.load_state_dict(load(save(tensors)))
+        load_plain(fresh, load(save(tensors)))
     except Exception as error:  # of the user's network, or of safetensors
         yield Problem(f"the trained weights do not fit into a fresh network: {described(error)}"[:300])
         return
-    if not same(subject.outputs(training.model, 8), subject.outputs(fresh, 8)):
+    if not same(subject.outputs(unwrapped(training.model), 8), subject.outputs(fresh, 8)):
         yield Problem(
             "a fresh network with the trained weights answers otherwise: what it computes with is not all in its "
             "state_dict; make it a parameter or a buffer (register_buffer)"
@@ -144,7 +146,7 @@ _FIT = (
     "seeds",
 )
 CHECKS = (
-    Check("gradients", "gradients reach every prunable weight", gradients, (*_FIT, "evaluation")),
+    Check("gradients", "gradients reach every prunable weight", gradients, (*_FIT, "evaluation"), told=True),
     Check(
         "steps", "training steps work, on the sphere and off it", steps, ("gradients", "augmentation", "preparation")
     ),

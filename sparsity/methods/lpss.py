@@ -31,6 +31,7 @@ from tune_sparsity.sparsity.topology.controller import Feedback, PaperFeedback, 
 from tune_sparsity.sparsity.topology.magnitude import GlobalMagnitude
 from tune_sparsity.sparsity.topology.threshold_adaptation import ThresholdAdaptation
 from tune_sparsity.sparsity.training import SparseTraining
+from tune_sparsity.sparsity.wrappers import plain_parameters
 
 # Over the sparsity (arXiv 2103.16013: 1.4/1.3 for .5, 1.3/1.15 for .8, 1.2/1.07 for .9, first 4 layers/the rest);
 # linear between these, and constant beyond, where nothing was published.
@@ -211,7 +212,7 @@ def _threshold(s: LpssSettings) -> Schedule:
 def _sphere_optimizer(model: nn.Module, layers: list[Layer], s: LpssSettings) -> LpSGD:
     sphere = [layer for layer in layers if layer.sphere]
     ids = {id(layer.weight) for layer in sphere}
-    named = model.named_parameters()
+    named = plain_parameters(model)
     ordinary = [(name, param) for name, param in named if param.requires_grad and id(param) not in ids]
     p = s.p if isinstance(s.p, Real) else cast("Curve", s.p)(0.0)
     early = s.early_layers if s.p_early is not None else 0

@@ -15,8 +15,9 @@ from tests.strangers.networks import STRANGERS, Stranger
 from tests.strangers.torchvision_networks import TORCHVISION
 from tune_sparsity.sparsity import METHODS, LpSGD, SparseTraining, prunable_layers, with_last_layer, zeros_for
 from tune_sparsity.sparsity.output_layers import called
+from tune_sparsity.sparsity.wrappers import load_plain, plain_state, unwrapped
 from tune_sparsity.tuner.results.export_formats import load_csr, onnx_function, save_csr, save_onnx
-from tune_sparsity.tuner.results.inference_cost import sparse_copy
+from tune_sparsity.tuner.results.inference_cost import latencies, over_csr
 from tune_sparsity.tuner.results.networks import count_zeros, split_masks
 from tune_sparsity.tuner.storage.places import Folder
 from tune_sparsity.tuner.worker import checkpoints
@@ -77,7 +78,7 @@ def test_a_network_of_a_stranger(name: str, method: str, tmp_path: Path) -> None
     model, sparse = start(stranger, method)
     before = frozen(model, sparse)
     train(stranger, model, sparse, 2)
-    state = {"model": model.state_dict(), "sparse": sparse.state_dict()}
+    state = {"model": plain_state(model), "sparse": sparse.state_dict()}
     checkpoints.write(Folder(tmp_path), 0, 1, checkpoints.pack(state))
     train(stranger, model, sparse, STEPS - 2)
 
@@ -89,7 +90,7 @@ def test_a_network_of_a_stranger(name: str, method: str, tmp_path: Path) -> None
 
     (state,) = checkpoints.newest(Folder(tmp_path), 0)
     resumed, other = start(stranger, method, seed=1)
-    resumed.load_state_dict(state["model"])
+    load_plain(resumed, state["model"])
     other.load_state_dict(state["sparse"])
     train(stranger, resumed, other, STEPS - 2)
     assert same(resumed.state_dict(), model.state_dict())
@@ -99,7 +100,7 @@ def test_a_network_of_a_stranger(name: str, method: str, tmp_path: Path) -> None
     assert all(torch.equal(tensors[key] != 0, mask) for key, mask in masks.items())
     save_csr(tensors, set(masks), tmp_path / "csr")
     assert same(load_csr(tmp_path / "csr"), tensors)
-    plain = stranger.make()
+    plain = stranger.plain()
     plain.load_state_dict(tensors)
     assert torch.equal(outputs(stranger, plain), outputs(stranger, model))
 
@@ -146,12 +147,34 @@ def test_a_network_computes_what_it_did_before_any_mask(name: str, method: str) 
     assert same(dict(model.named_buffers()), dict(given.named_buffers()))
 
 
-@pytest.mark.parametrize("name", [name for name in STRANGERS if name != "norms of weights"])  # which has no copies
+@pytest.mark.parametrize("name", STRANGERS)
 def test_products_over_sparse_matrices_are_made_where_they_can_be(name: str) -> None:
-    model = STRANGERS[name].make()
-    prunable = {layer.name for layer in prunable_layers(model, STRANGERS[name].rules)}
-    made = sparse_copy(model, prunable)[1]
-    assert made == sum(is_plain(model, layer) for layer in prunable)
+    stranger = STRANGERS[name]
+    model = unwrapped(stranger.make())
+    prunable = {layer.name for layer in prunable_layers(model, stranger.rules)}
+    assert over_csr(model, prunable)[1] == sum(is_plain(stranger.plain(), layer) for layer in prunable)
+
+
+TIMED = {
+    "attention encoder": "2 of 6 prunable layers stay dense",
+    "encoder and decoder": "6 of 10 prunable layers stay dense",
+    "norms of weights": "",
+    "wrapped by a user": "",
+    "compiled parts": "",
+    "GRU": "2 of 3 prunable layers stay dense",
+}
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_networks_over_sparse_matrices_are_timed(name: str) -> None:
+    stranger = STRANGERS[name]
+    model, twin = unwrapped(stranger.make()), unwrapped(stranger.make())
+    twin.load_state_dict(model.state_dict())
+    prunable = {layer.name for layer in prunable_layers(model, stranger.rules)}
+    (one,) = latencies(model, twin, prunable, stranger.batch(), batches=(2,))
+    assert one.note == TIMED[name]
+    assert one.dense is not None
+    assert one.sparse is not None
 
 
 def is_plain(model: nn.Module, name: str) -> bool:

@@ -13,9 +13,10 @@ import torch
 
 from tune_sparsity.experiments import Data, Experiment
 from tune_sparsity.experiments.base import evaluate
-from tune_sparsity.experiments.checks import Subject
+from tune_sparsity.experiments.checks import Finding, Subject
 from tune_sparsity.experiments.checks.shapes import builds
 from tune_sparsity.experiments.user_code import described
+from tune_sparsity.experiments.user_reads import watching
 from tune_sparsity.search_spaces import Space
 from tune_sparsity.sparsity import NetworkSize, network_size
 from tune_sparsity.tuner.config.experiment import find_experiment, objective_of, sound_data
@@ -42,6 +43,7 @@ class Prepared:
     goal: Goal
     size: NetworkSize
     earlier: WarmStart = field(default_factory=WarmStart)
+    warnings: tuple[Finding, ...] = ()  # of checks, about an experiment of the user's own
 
     @property
     def epochs(self) -> int:
@@ -101,13 +103,14 @@ def prepare(
     if loading is not None:
         share(loading.over)
     check_gpus(config)  # may speak to the GPUs' driver, and no copy of a process that has could use one
-    data = sound_data(config, experiment, loading.data if loading else None)
+    warnings = list[Finding]()
+    data = sound_data(config, experiment, loading.data if loading else None, None if own else warnings.append)
     goal = _as_before(goal, config) if resume else _with_baseline(goal, experiment, data)
     earlier = WarmStart()
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
         alike = {"experiment": config.experiment, "epochs": config.epochs or experiment.recipe.epochs}
         earlier = warm_start(config.warm_start, config.storage, spaces, goal.lowest, alike, goal.objective)
-    prepared = Prepared(config, experiment, data, spaces, goal, size, earlier)
+    prepared = Prepared(config, experiment, data, spaces, goal, size, earlier, tuple(warnings))
     threading.Thread(target=getattr, args=(prepared, "checksum"), daemon=True).start()  # before somebody waits for it
     return prepared
 
@@ -135,7 +138,7 @@ def _with_baseline(goal: Goal, experiment: Experiment, data: Data) -> Goal:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return replace(goal, baseline=evaluate(experiment, experiment.model(), data.val))
+            return replace(goal, baseline=evaluate(experiment, experiment.network(), data.val))
     except (Exception, SystemExit) as error:  # the user's
         raise UsageError(
             f"--experiment: the metric of {experiment.name} cannot be measured of the untrained network on the "
@@ -169,10 +172,10 @@ def _size(experiment: Experiment) -> NetworkSize:
         UsageError: if there is none, or if the network cannot be made.
     """
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), watching():
             if (problem := next(builds(Subject(experiment)), None)) is not None:
                 raise UsageError(f"--experiment: the network of {experiment.name} cannot be used: {problem.text}")
-            model = experiment.model()
+            model = experiment.network()
         return network_size(model, experiment.layers)
     except UsageError:
         raise

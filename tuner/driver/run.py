@@ -155,6 +155,7 @@ def _build(
     from tune_sparsity.tuner.driver.ray_tune import StopWhen
     from tune_sparsity.tuner.driver.study_run import StudyRun
     from tune_sparsity.tuner.search.searcher import OptunaSearcher
+    from tune_sparsity.tuner.worker.shipping import write_packed
     from tune_sparsity.tuner.worker.trainable import TrialSetup
 
     config, goal = prepared.config, prepared.goal
@@ -184,7 +185,7 @@ def _build(
         listeners.KeepNetworks(weights_folder),
         *([listeners.SweepCheckpoints(checkpoints)] if mirror is None else []),
         listeners.ShowProgress(progress),
-        listeners.WriteTables(config.folder),
+        listeners.WriteTables(config.folder, prepared.size),
         live_pictures(prepared, tracker),
     ]
     study = StudyRun(config, goal, searcher, told, halving)
@@ -201,6 +202,7 @@ def _build(
         rungs=halving.rungs,
         loads=not prepared.data.in_memory,
     )
+    write_packed(config.folder, prepared.experiment, config.experiment)
     return _Built(study, setup, stop)
 
 

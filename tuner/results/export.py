@@ -86,6 +86,7 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
             raise ExportFailed(f"the {kind} file computes something else: outputs differ by {difference[0]:.3g}")
     shutil.copyfile(network.description, path.with_name(path.name + ".json"))
     prepared = network.experiment.prepare(val.first(256).x)
+    twin = _loaded(network.experiment, network.tensors)
     return {
         "study": study.config.study,
         "network": name,
@@ -100,7 +101,7 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
         "threads": torch.get_num_threads(),
         "latency_ms": [
             asdict(one)
-            for one in latencies(network.model, network.prunable, prepared, forward=network.experiment.forward)
+            for one in latencies(network.model, twin, network.prunable, prepared, forward=network.experiment.forward)
         ],
     }
 
@@ -108,6 +109,7 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
 def _read(study: EndedStudy, name: str) -> Network:
     from safetensors.torch import load_file
 
+    from tune_sparsity.sparsity.wrappers import as_plain
     from tune_sparsity.tuner.config.experiment import find_experiment, sound_data
     from tune_sparsity.tuner.results.networks import split_masks
     from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL
@@ -116,13 +118,22 @@ def _read(study: EndedStudy, name: str) -> Network:
     data = sound_data(study.config, experiment)
     folder, objective = study.folder / name, study.goal.objective
     try:
-        tensors, masks = split_masks(load_file(folder / MODEL))
+        stored, its_masks = split_masks(load_file(folder / MODEL))
         reported = float(json.loads((folder / DESCRIPTION).read_text())["metrics"][objective.val])
-        model = experiment.model()
-        model.load_state_dict(tensors)
+        model = _loaded(experiment, stored)
+        tensors, masks = as_plain(model, stored), as_plain(model, its_masks)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UsageError(f"{folder} does not hold a network of {study.config.experiment}: {error}") from None
-    return Network(experiment, data, model.eval(), tensors, set(masks), folder / DESCRIPTION, objective, reported)
+    return Network(experiment, data, model, tensors, set(masks), folder / DESCRIPTION, objective, reported)
+
+
+def _loaded(experiment: Experiment, tensors: dict[str, Tensor]) -> nn.Module:
+    """A network of the experiment's with these weights, in evaluation mode."""
+    from tune_sparsity.sparsity.wrappers import load_plain
+
+    model = experiment.network()
+    load_plain(model, tensors)
+    return model.eval()
 
 
 @contextmanager
@@ -172,9 +183,7 @@ def _reader(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor]:
         "torch": lambda: torch.load(path, weights_only=True),
         "csr": lambda: formats.load_csr(path),
     }[kind]()
-    model = network.experiment.model().eval()
-    model.load_state_dict(tensors)
-    return partial(network.experiment.outputs, model)
+    return partial(network.experiment.outputs, _loaded(network.experiment, tensors))
 
 
 def _compare(network: Network, exported: Callable[[Any], Tensor]) -> tuple[tuple[float, float], float]:

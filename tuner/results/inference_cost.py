@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 import zlib
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from tune_sparsity.experiments.examples import length, mapped
 from tune_sparsity.sparsity.output_layers import called
+from tune_sparsity.sparsity.wrappers import plain_name
 from tune_sparsity.tuner.errors import one_line
 from tune_sparsity.tuner.results.export_formats import csr_bytes, dense_bytes
 
@@ -99,12 +99,17 @@ def _sparse_layer(layer: nn.Module) -> nn.Module | None:
     return None
 
 
-def sparse_copy(model: nn.Module, prunable: set[str]) -> tuple[nn.Module, int]:
-    """The network with its prunable layers over CSR matrices, and how many of them that could be done for."""
-    model = copy.deepcopy(model)
-    made = 0
+def over_csr(model: nn.Module, prunable: set[str]) -> tuple[nn.Module, int]:
+    """Put the prunable layers of a network over CSR matrices, in place. Return the network, and how many of them that
+    could be done for.
+
+    Args:
+        prunable: the plain names of their weights.
+    """
+    made, own = 0, {plain_name(model, name): name for name, _ in model.named_modules()}
     for name in sorted(prunable):
         path, _, attribute = name.rpartition(".")
+        path = own[path]
         layer = _sparse_layer(model.get_submodule(path)) if attribute == "weight" else None
         if layer is None:
             continue
@@ -129,21 +134,26 @@ class Latency:
 @torch.no_grad()
 def latencies(
     model: nn.Module,
+    twin: nn.Module,
     prunable: set[str],
     inputs: Any,
     batches: tuple[int, ...] = (1, 256),
-    forward: Callable[[nn.Module, Any], Tensor] = called,
+    forward: Callable[[Any, Any], Tensor] = called,
 ) -> list[Latency]:
     """Forward passes of the dense network and of the one over CSR matrices, alternating, on the CPU with the threads
     that torch has.
 
     Args:
+        model: the dense one.
+        twin: another network with the same weights, which becomes the one over CSR matrices. A copy would not do:
+            networks with torch.nn.utils.weight_norm have none.
+        prunable: the plain names of the weights that become CSR matrices.
         inputs: as `forward` takes them; repeated where a batch wants more.
         forward: (network, inputs) -> outputs.
     """
     model = model.eval()
     few = mapped(lambda x: x[:2], inputs)
-    sparse, note = _usable(model, prunable, lambda network: forward(network, few))
+    sparse, note = _usable(model, twin.eval(), prunable, lambda network: forward(network, few))
     found = []
     for size in batches:
         places = torch.arange(size) % length(inputs)
@@ -161,15 +171,16 @@ def latencies(
 
 
 def _usable(
-    model: nn.Module, prunable: set[str], outputs: Callable[[nn.Module], Tensor]
-) -> tuple[nn.Module | None, str]:
-    """The network over CSR matrices if it computes the same, and what is to be said about it.
+    model: nn.Module, twin: nn.Module, prunable: set[str], outputs: Callable[[Any], Tensor]
+) -> tuple[Callable[..., Tensor] | None, str]:
+    """The network over CSR matrices as a function if it computes the same, and what is to be said about it.
 
     Args:
         outputs: a network's for some inputs.
     """
     try:
-        sparse, made = sparse_copy(model, prunable)
+        network, made = over_csr(twin, prunable)
+        sparse = partial(_layer_by_layer, network)
         if not made:
             return None, "no layer of a kind that CSR products are written for"
         expected, found = outputs(model), outputs(sparse)
@@ -179,6 +190,17 @@ def _usable(
         return None, f"not possible over CSR matrices: {' '.join(str(error).split())[:120]}"
     left = len(prunable) - made
     return sparse, f"{left} of {len(prunable)} prunable layers stay dense" if left else ""
+
+
+def _layer_by_layer(model: nn.Module, x: Tensor) -> Tensor:
+    """The outputs without the fast path of torch's transformer layers, which reads the weights of dense layers."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        outputs: Tensor = model(x)
+        return outputs
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def medians(

@@ -25,10 +25,11 @@ from tune_sparsity.tuner.system.files import plain, to_json, write_atomically
 
 LEADING_COLUMNS = ("number", "state")
 TRAILING_COLUMNS = (
-    *("sparsity", "sparsity_total", "hoyer", "nonzero_weights"),
+    *("sparsity", "sparsity_matrices", "sparsity_total", "hoyer", "nonzero_weights"),
     *("epochs", "seconds", "method", "reason"),
 )
-"""After the parameters and the metric; like the leading ones they are attributes of a TrialRecord."""
+"""After the parameters and the metric; like the leading ones they are attributes of a TrialRecord, but for
+"sparsity_matrices"."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,19 @@ class StudyOutcome:
 
     def sparsity_matrices(self, record: TrialRecord) -> float | None:
         """Return a trial's zeros over the numbers of all weight matrices, those that stay dense included."""
-        if self.size is None or record.nonzero_weights is None:
-            return None
-        return (self.size.prunable - record.nonzero_weights) / self.size.matrices
+        return _sparsity_matrices(record, self.size)
 
     @property
     def states(self) -> dict[str, int]:
         """The number of trials in each final state; a trial that is still running is in none of them."""
         counts = Counter(record.state for record in self.records)
         return {str(s): counts[s] for s in (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)}
+
+
+def _sparsity_matrices(record: TrialRecord, size: NetworkSize | None) -> float | None:
+    if size is None or record.nonzero_weights is None:
+        return None
+    return size.sparsity_matrices(record.nonzero_weights)
 
 
 def _by_number(records: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -143,6 +148,7 @@ def trials_csv(
     records: Sequence[TrialRecord],
     columns_of: Sequence[TrialRecord] | None = None,
     objective: Objective = ACCURACY,
+    size: NetworkSize | None = None,
 ) -> str:
     """The trials as a table: number, state, parameters, measures, method, reason.
 
@@ -150,6 +156,7 @@ def trials_csv(
         records: the rows, in this order.
         columns_of: the trials whose parameters make the columns; by default those of the rows.
         objective: the metric that the trials have.
+        size: of the network; without it "sparsity_matrices" is empty.
 
     Returns:
         The text of the CSV file: RFC 4180 quoting, "\\n" line ends.
@@ -159,8 +166,8 @@ def trials_csv(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*LEADING_COLUMNS, *parameters.values(), objective.val, *TRAILING_COLUMNS])
     for record in records:
-        leading = [getattr(record, column) for column in LEADING_COLUMNS]
-        trailing = [getattr(record, column) for column in TRAILING_COLUMNS]
+        own = {**vars(record), "sparsity_matrices": _sparsity_matrices(record, size)}
+        leading, trailing = ([own[column] for column in columns] for columns in (LEADING_COLUMNS, TRAILING_COLUMNS))
         values = [*leading, *(record.params.get(name) for name in parameters), record.value, *trailing]
         writer.writerow([_cell(value) for value in values])
     return text.getvalue()
@@ -225,11 +232,17 @@ def result_document(outcome: StudyOutcome) -> dict[str, Any]:
     return dict(plain(document))
 
 
-def write_trials(folder: Path, records: Sequence[TrialRecord], goal: Goal) -> list[Path]:
-    """Writes trials.csv (by number) and pareto.csv (by sparsity), perhaps after every trial. Returns both paths."""
+def write_trials(
+    folder: Path, records: Sequence[TrialRecord], goal: Goal, size: NetworkSize | None = None
+) -> list[Path]:
+    """Writes trials.csv (by number) and pareto.csv (by sparsity), perhaps after every trial. Returns both paths.
+
+    Args:
+        size: of the network, for "sparsity_matrices".
+    """
     trials, pareto = folder / TRIALS_CSV, folder / PARETO_CSV
-    write_atomically(trials, trials_csv(_by_number(records), objective=goal.objective))
-    write_atomically(pareto, trials_csv(goal.front(records), columns_of=records, objective=goal.objective))
+    write_atomically(trials, trials_csv(_by_number(records), objective=goal.objective, size=size))
+    write_atomically(pareto, trials_csv(goal.front(records), columns_of=records, objective=goal.objective, size=size))
     return [trials, pareto]
 
 
@@ -241,7 +254,7 @@ def write_results(outcome: StudyOutcome) -> list[Path]:
     Raises:
         OSError: if the folder cannot be written to.
     """
-    tables = write_trials(outcome.folder, outcome.records, outcome.goal)
+    tables = write_trials(outcome.folder, outcome.records, outcome.goal, outcome.size)
     return [*tables, write_result(outcome)]
 
 

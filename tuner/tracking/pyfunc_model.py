@@ -19,14 +19,12 @@ from tune_sparsity.experiments import Experiment, find
 from tune_sparsity.experiments.examples import length, mapped, named, numbers, parts
 from tune_sparsity.experiments.registry import PICKLED, OldImport, import_from
 from tune_sparsity.experiments.user_files import code_of
+from tune_sparsity.sparsity.wrappers import load_plain
 from tune_sparsity.tuner.system.arrays import as_array
 from tune_sparsity.tuner.tracking.old_names import make_known
 
 SERVED_JSON, CODE = "served.json", "code"
 _MASK = ".mask"
-_LARGEST = (
-    1 << 20
-)  # bytes of a file, other than Python's, that goes with the code: it may read some, but data stay away
 _NUMBERS = 1 << 22  # inputs' numbers in one batch
 
 
@@ -75,8 +73,8 @@ def load(experiment: Experiment, folder: Path) -> Served:
     served = json.loads((folder / SERVED_JSON).read_text())
 
     tensors = load_file(folder / "model.safetensors")
-    network = experiment.model()
-    network.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.endswith(_MASK)})
+    network = experiment.network()
+    load_plain(network, {name: tensor for name, tensor in tensors.items() if not name.endswith(_MASK)})
     return Served(experiment, network, served.get("inputs", ""))  # earlier versions had single tensors alone
 
 
@@ -100,9 +98,8 @@ def assemble(folder: Path, network: Path, experiment: Experiment, name: str, inp
         shutil.copyfile(network / file, folder / file)
     code = code_of(experiment, name)
     for path, content in {} if code is None else code.files.items():
-        if path.endswith(".py") or len(content) <= _LARGEST:
-            (folder / CODE / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / CODE / path).write_bytes(content)
+        (folder / CODE / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / CODE / path).write_bytes(content)
     served = {"experiment": name if code is None else code.name, "inputs": _names(inputs)}
     (folder / SERVED_JSON).write_text(json.dumps(served) + "\n")
 

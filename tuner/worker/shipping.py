@@ -9,6 +9,8 @@ again by each worker. On another machine the files are unpacked, once, and the e
 
 from __future__ import annotations
 
+import csv
+import io
 import sys
 from dataclasses import fields, replace
 from functools import partial
@@ -22,6 +24,8 @@ from tune_sparsity.experiments import Experiment, Metric, find
 from tune_sparsity.experiments.registry import import_from, module_name
 from tune_sparsity.experiments.user_code import is_users_own
 from tune_sparsity.experiments.user_files import Code, code_of
+from tune_sparsity.tuner.study.layout import PACKED_CSV
+from tune_sparsity.tuner.system.files import write_atomically
 
 
 def unpack(code: Code | None, value: bytes | None) -> Experiment:
@@ -60,6 +64,17 @@ class Parcel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return unpack, (self._code, self._value)
+
+
+def write_packed(folder: Path, experiment: Experiment, name: str) -> None:
+    """Write into the study's folder which files of the user's own go to the workers and into the logged model, with
+    their bytes; nothing where none do."""
+    code = code_of(experiment, name)
+    if code is not None:
+        rows = io.StringIO()
+        writer = csv.writer(rows, lineterminator="\n")
+        writer.writerows([("file", "bytes"), *((path, len(content)) for path, content in code.files.items())])
+        write_atomically(folder / PACKED_CSV, rows.getvalue())
 
 
 def by_value(experiment: Experiment, *, alone: bool = False, loads: bool = False) -> bytes | None:

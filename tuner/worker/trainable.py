@@ -24,6 +24,7 @@ from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.experiments.training import NotFinite
 from tune_sparsity.sparsity.orientation import STANDARD
 from tune_sparsity.sparsity.torch_internals import leave_compiler_out, tree_map
+from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.storage.places import Place
 from tune_sparsity.tuner.storage.s3 import StoreError
@@ -293,7 +294,7 @@ def packed_weights(training: Training) -> bytes:
     tensors: dict[str, Tensor] = {
         # Copies: networks may share tensors, and safetensors refuses those.
         name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in training.model.state_dict().items()
+        for name, tensor in plain_state(training.model).items()
     }
     for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True):
         tensors[f"{layer.name}.mask"] = mask.cpu().bool().contiguous()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tune_sparsity.experiments.checks import CHECKS
 from tune_sparsity.tuner.cli import main
+from tune_sparsity.tuner.config.study_config import make_config
+from tune_sparsity.tuner.driver.prepare import prepare
 
 SOUND = """
 import torch
@@ -141,4 +144,93 @@ def test_a_study_of_a_broken_experiment_does_not_begin(
     assert printed.err.count("\n") == 1, printed.err
     for text in said:
         assert text in printed.err
+    assert [path.name for path in folder.iterdir()] == ["mine.py"]
+
+
+READS = """
+import json, os
+import numpy as np
+from pathlib import Path
+HERE = Path(__file__).parent
+TOP = (HERE / "top.txt").read_text()
+
+def sizes():
+    with open(HERE / "sizes.json", "rb") as file:
+        return json.load(file)
+
+def prepare(x):
+    return x - torch.from_numpy(np.load(HERE / "deep" / "mean.npy")).to(x.device)
+"""
+
+
+def reading(folder: Path, files: tuple[str, ...] = ()) -> None:
+    """Make the experiment read files beside it where it is imported, in `load`, in `model` and in `prepare`."""
+    (folder / "top.txt").write_text("")
+    (folder / "sizes.json").write_text("12")
+    (folder / "data.csv").write_text("")
+    (folder / "deep").mkdir()
+    np.save(folder / "deep" / "mean.npy", np.zeros(8, np.float32))
+    text = SOUND.replace("def load(data_dir):", READS + "\ndef load(data_dir):\n    open(HERE / 'data.csv').close()")
+    text = text.replace("nn.Linear(8, 12)", "nn.Linear(8, sizes())")
+    text = text.replace("Recipe(2, 16)", f"Recipe(2, 16), prepare=prepare, files={files}")
+    (folder / "mine.py").write_text(text)
+
+
+def told_of_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["check", f"{folder}/mine.py:mine"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if " files " in line]
+    return line
+
+
+def test_files_that_are_read_and_not_declared_are_a_warning(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reading(folder)
+    assert told_of_files(folder, capsys) == (
+        "warning  files         the code reads deep/mean.npy, sizes.json, top.txt beside it, which the logged model "
+        "and workers elsewhere do not have: declare what it reads, "
+        "Experiment(..., files=('deep/mean.npy', 'sizes.json', 'top.txt',))"
+    )
+
+
+def test_of_declared_files_nothing_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reading(folder, ("*.json", "top.txt", "deep"))
+    assert told_of_files(folder, capsys).startswith("ok ")
+
+
+def test_a_link_to_the_folder_changes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reading(folder, ("top.txt", "deep"))
+    (folder / "link").symlink_to(folder)
+    assert "files=('sizes.json',)" in told_of_files(folder / "link", capsys)
+
+
+def test_a_study_says_what_a_check_warns_of(folder: Path) -> None:
+    reading(folder, ("*.json", "deep"))
+    text = (folder / "mine.py").read_text()
+    text = text.replace("torch.eye(3, 8)[y]", "1000 * torch.eye(3, 8)[y]").replace(
+        "    return nn.Seq", "    net = nn.Seq"
+    )
+    text = text.replace("mine = Exp", "    net[1].spare = nn.Embedding(5, 7)\n    return net\n\nmine = Exp")
+    (folder / "mine.py").write_text(text)
+    prepared = prepare(make_config({"target": 0.5, "experiment": "mine.py:mine", "storage": folder}).resolved())
+    told = {finding.check: finding.text for finding in prepared.warnings}
+    assert list(told) == ["prunable", "inputs", "files"]
+    assert "spare.weight (an embedding, 35 weights)" in told["prunable"]
+    assert told["inputs"].startswith("the inputs reach ")
+    assert "files=('top.txt',)" in told["files"]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ("('none.json',)", "files: there is no file 'none.json' in "),
+        ("('../other.json',)", "files: '../other.json' must lie in "),
+        ("'sizes.json'", "its files are not names in a tuple"),
+    ],
+)
+def test_files_that_are_not_there_are_one_line(
+    files: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(folder, "Recipe(2, 16)", f"Recipe(2, 16), files={files}")
+    assert main(["--target", "0.9", "--experiment", "mine.py:mine"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
     assert [path.name for path in folder.iterdir()] == ["mine.py"]

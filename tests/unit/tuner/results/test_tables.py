@@ -63,9 +63,18 @@ def strict(text: str) -> Any:
 
 def test_the_columns_are_those_of_the_contract(tmp_path: Path) -> None:
     trials, pareto, _ = write_results(outcome(tmp_path))
-    expected = "number,state,p,lr,rho,val_accuracy,sparsity,sparsity_total,hoyer,nonzero_weights,epochs,seconds,method"
+    expected = "number,state,p,lr,rho,val_accuracy,sparsity,sparsity_matrices,sparsity_total,hoyer,nonzero_weights,"
     for path in (trials, pareto):
-        assert path.read_text(encoding="utf-8").splitlines()[0] == expected + ",reason"
+        assert path.read_text(encoding="utf-8").splitlines()[0] == expected + "epochs,seconds,method,reason"
+
+
+def test_the_sparsity_over_all_matrices_counts_those_that_stay_dense(tmp_path: Path) -> None:
+    size = NetworkSize(2, 250, (LeftDense("embedding.weight", "an embedding", 150),), 450)
+    trials, pareto, result = write_results(outcome(tmp_path, size=size))
+    known = {row["number"]: row["sparsity_matrices"] for row in rows(trials)}
+    assert known == {"0": "0.5", "1": "0.375", "2": "", "3": "", "4": ""}  # 200 and 150 zeros of 400
+    assert all(row["sparsity_matrices"] == known[row["number"]] for row in rows(pareto))
+    assert strict(result.read_text())["best"]["sparsity_matrices"] == 0.375
 
 
 def test_a_row_a_trial_by_number(tmp_path: Path) -> None:
