@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, TextIO
 
 from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.reports.progress import missing_above
-from tune_sparsity.tuner.reports.text import command, dense_text, duration, is_terminal, short_number, shown_path
+from tune_sparsity.tuner.reports.text import (
+    command,
+    dead_text,
+    dense_text,
+    duration,
+    is_terminal,
+    short_number,
+    shown_path,
+)
 from tune_sparsity.tuner.results.retraining import Retrained, verdicts
 from tune_sparsity.tuner.results.tables import StudyOutcome
 from tune_sparsity.tuner.study.goal import GoalKind
@@ -210,6 +218,7 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
         ("front", front_line(outcome)),
         ("network", network_line(outcome)),
         ("layers", layers_line(outcome)),
+        ("dead", dead_text(outcome.dead_neurons)),
         *((one.method, retrained_line(one)) for one in outcome.retrained),
         *(("verdict", text) for text in verdicts(outcome.retrained)),
         ("trials", states_line(outcome)),
