@@ -12,9 +12,11 @@ nothing else of this project, so that it serves alone in anybody's training loop
 
 from tune_sparsity.sparsity.hoyer import hoyer, suggest_p
 from tune_sparsity.sparsity.layers import (
+    DeadNeurons,
     Layer,
     LayerRules,
     NetworkSize,
+    dead_neurons,
     left_dense,
     network_size,
     prunable_layers,
@@ -33,6 +35,7 @@ from tune_sparsity.sparsity.training import SparseTraining
 
 __all__ = [
     "METHODS",
+    "DeadNeurons",
     "GlobalMagnitude",
     "Layer",
     "LayerRules",
@@ -44,6 +47,7 @@ __all__ = [
     "Schedule",
     "SparseTraining",
     "ThresholdAdaptation",
+    "dead_neurons",
     "dual_exponent",
     "from_dual",
     "hoyer",

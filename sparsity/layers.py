@@ -74,6 +74,31 @@ def turned_back(layers: Sequence[Layer], masks: Iterable[Tensor]) -> list[Tensor
     return [layer.turned_back(mask) for layer, mask in zip(layers, masks, strict=True)]
 
 
+class DeadNeurons(NamedTuple):
+    """How many of a layer's neurons have no connection left.
+
+    Attributes:
+        dead: their number.
+        neurons: the number of all the layer's neurons.
+    """
+
+    dead: int
+    neurons: int
+
+
+def dead_neurons(layers: Sequence[Layer], masks: Iterable[Tensor]) -> dict[str, DeadNeurons]:
+    """Return the layers that have neurons without any connection, by name.
+
+    Args:
+        masks: one a layer, in the weights' shapes.
+    """
+    found = {}
+    for layer, mask in zip(layers, masks, strict=True):
+        connected = (layer.turned(mask).flatten(1) != 0).any(1)
+        found[layer.name] = DeadNeurons(int((~connected).sum()), len(connected))
+    return {name: one for name, one in found.items() if one.dead}
+
+
 class LeftDense(NamedTuple):
     """A weight matrix that is not pruned."""
 

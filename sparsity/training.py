@@ -9,19 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tune_sparsity.sparsity.distributions import keep_largest_magnitude
 from tune_sparsity.sparsity.hoyer import hoyer
 from tune_sparsity.sparsity.layers import Layer, turned_back
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedSteps
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD
+from tune_sparsity.sparsity.selection import Selection
 from tune_sparsity.sparsity.topology.base import LayerView, Topology
 from tune_sparsity.sparsity.wrappers import plain_name
 
 _SMALLEST = 2.0**-100  # an active weight ends at least this large: it counts as a weight, and adds nothing
 
 _AVERAGE = 0.9  # the momentum of the gradient's average
-_AFTER = 1e4  # in log2: puts every masked weight behind every active one, and keeps their order
 
 
 def _multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -55,6 +54,7 @@ class SparseTraining:
         dense_latent: whether masked weights on the sphere go on learning from the dense gradient. If not (the
             published way), their v only decays by (1 - lr) a step.
         exponent: p as a function of progress, for the groups of the optimizer that say "p_moves"; by default it stays.
+        selection: chooses the weights that the projection keeps.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class SparseTraining:
         learning_rate: Callable[[float], float] = lambda progress: 1.0,
         dense_latent: bool = False,
         exponent: Callable[[float], float] | None = None,
+        selection: Selection | None = None,
     ) -> None:
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
@@ -79,6 +80,7 @@ class SparseTraining:
         self.model, self.layers, self.optimizer, self.topology = model, list(layers), optimizer, topology
         self.final_sparsity, self.total_steps, self.mask_frozen_at = sparsity, total_steps, mask_frozen_at
         self.learning_rate, self.dense_latent, self.exponent = learning_rate, dense_latent, exponent
+        self.selection = selection or Selection()
         self.steps, self.fixed = 0, False
         self._moved = False  # whether the masks are those of the next step
         self.grow_rate: float | None = None  # connections that the last update grew over those that it dropped
@@ -240,12 +242,11 @@ class SparseTraining:
 
     def _projected_masks(self) -> list[Tensor]:
         """The exact masks: `final_sparsity` over all weights together, the most salient of the active ones kept."""
-        scores = []
-        for layer, mask in zip(self.layers, self.masks, strict=True):
-            score = self._saliency(layer).clamp_min(-_AFTER / 2)  # an active weight of 0 too comes before masked ones
-            scores.append(layer.turned(score if self.dense_latent else score - _AFTER * (mask == 0)))
-        kept = keep_largest_magnitude(scores, [layer.sphere for layer in self.layers], self.final_sparsity)
-        return turned_back(self.layers, kept)
+        magnitudes = [layer.turned(self._saliency(layer)) for layer in self.layers]
+        masks = zip(self.layers, self.masks, strict=True)
+        active = None if self.dense_latent else [layer.turned(mask) for layer, mask in masks]
+        on_sphere = [layer.sphere for layer in self.layers]
+        return turned_back(self.layers, self.selection(magnitudes, on_sphere, self.final_sparsity, active))
 
     @torch.no_grad()
     def project(self) -> None:

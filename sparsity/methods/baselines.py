@@ -15,6 +15,7 @@ from tune_sparsity.sparsity.masks import keep_largest, zeros_for
 from tune_sparsity.sparsity.methods.validation import OPTIMIZERS, numbers, whole, within
 from tune_sparsity.sparsity.optim.adamw import BETA_2
 from tune_sparsity.sparsity.schedules import Schedule, warmup_cosine
+from tune_sparsity.sparsity.selection import selection_for
 from tune_sparsity.sparsity.topology.base import Topology
 from tune_sparsity.sparsity.topology.drop_grow import DropGrow
 from tune_sparsity.sparsity.topology.magnitude import GlobalMagnitude
@@ -54,17 +55,19 @@ class SnipSettings(DenseSettings):
 @dataclass(frozen=True)
 class GmpSettings(SnipSettings):
     """And begin, end: progress between which the sparsity rises, 0 <= begin < end <= 1; interval: steps between two
-    prunings."""
+    prunings; distribution: of what is kept over the layers, global (by magnitude), erk or uniform."""
 
     begin: float = 0.1
     end: float = 0.7
     interval: int = 40
+    distribution: str = "global"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         within("begin", self.begin, 0 <= self.begin < self.end, "[0, end)")
         within("end", self.end, self.end <= 1, "(begin, 1]")
         whole("interval", self.interval)
+        within("distribution", self.distribution, self.distribution in DISTRIBUTIONS, ", ".join(DISTRIBUTIONS))
 
 
 @dataclass(frozen=True)
@@ -213,10 +216,10 @@ def gmp(
 ) -> SparseTraining:
     """Gradual magnitude pruning: a cubic ramp of the sparsity (Zhu and Gupta 2017, arXiv 1710.01878)."""
     layers = prunable_layers(model, rules, sphere=False)
-    topology = GlobalMagnitude(Schedule("cubic", 0.0, s.final_sparsity, s.begin, s.end), s.interval)
-    return _training(
-        model, layers, s, topology, _ones(layers), total_steps, sparsity=s.final_sparsity, mask_frozen_at=s.end
-    )
+    selection = selection_for(model, s.distribution)
+    topology = GlobalMagnitude(Schedule("cubic", 0.0, s.final_sparsity, s.begin, s.end), s.interval, selection)
+    options = {"sparsity": s.final_sparsity, "mask_frozen_at": s.end, "selection": selection}
+    return _training(model, layers, s, topology, _ones(layers), total_steps, **options)
 
 
 def _drop_grow(growth: str, doc: str) -> Callable[..., SparseTraining]:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Generator, nn
 
+from tune_sparsity.sparsity.distributions import DISTRIBUTIONS
 from tune_sparsity.sparsity.hoyer import suggest_p
 from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, prunable_layers
 from tune_sparsity.sparsity.masks import random_mask
@@ -25,6 +26,7 @@ from tune_sparsity.sparsity.schedules import (
     schedule_from,
     warmup_cosine,
 )
+from tune_sparsity.sparsity.selection import Selection, selection_for
 from tune_sparsity.sparsity.sphere import P_MAX, P_MIN
 from tune_sparsity.sparsity.topology.base import Topology
 from tune_sparsity.sparsity.topology.controller import Feedback, PaperFeedback, ProportionalIntegral
@@ -80,6 +82,8 @@ class LpssSettings:
             that are learnt take SGD, without decay beside AdamW.
         gain_lr: peak learning rate of gains that are learnt, > 0; None for `lr` beside SGD, and .1 beside AdamW.
         initial_sparsity: of the random initial mask, in [0, 1). A trained network has none.
+        distribution: how what is kept is shared out among the layers: "global", by magnitude, "erk" or "uniform". Every
+            neuron keeps a connection with each.
     """
 
     final_sparsity: float
@@ -100,6 +104,7 @@ class LpssSettings:
     knots_for_epochs: int = 50
     optimizer: str = "sgd"
     gain_lr: float | None = None
+    distribution: str = "global"
 
     def __post_init__(self) -> None:
         numbers(self)
@@ -122,6 +127,7 @@ class LpssSettings:
         within("feedback_gain", self.feedback_gain, 0 <= self.feedback_gain < 1, "[0, 1)")
         within("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, ", ".join(OPTIMIZERS))
         within("gain_lr", self.gain_lr, self.gain_lr is None or 0 < self.gain_lr < float("inf"), "(0, inf), or None")
+        within("distribution", self.distribution, self.distribution in DISTRIBUTIONS, ", ".join(DISTRIBUTIONS))
         within("initial_sparsity", self.initial_sparsity, 0 <= self.initial_sparsity < 1, "[0, 1)")
 
     def _check_p(self) -> None:
@@ -191,17 +197,19 @@ def lpss(
     s = settings or LpssSettings(sparsity, suggest_p(sparsity))
     layers = prunable_layers(model, rules, example=example)
     initial = 0.0 if trained else min(s.initial_sparsity, s.final_sparsity)
+    selection = selection_for(model, s.distribution)
     return SparseTraining(
         model,
         layers,
         _sphere_optimizer(model, layers, s),
-        _topology(s, initial),
+        _topology(s, initial, selection),
         _random_masks(layers, initial, generator or Generator().manual_seed(0)),
         sparsity=s.final_sparsity,
         total_steps=total_steps,
         mask_frozen_at=_threshold(s).end,
         learning_rate=_learning_rate(s),
         exponent=None if isinstance(s.p, Real) else cast("Curve", s.p),
+        selection=selection,
     )
 
 
@@ -251,11 +259,11 @@ def _learning_rate(s: LpssSettings) -> Callable[[float], float]:
     return published_learning_rate(s.knots_for_epochs) if s.learning_rate == "published" else warmup_cosine
 
 
-def _topology(s: LpssSettings, initial: float) -> Topology:
+def _topology(s: LpssSettings, initial: float, selection: Selection) -> Topology:
     falling = _threshold(s)
     rising = Schedule("cubic", initial, s.final_sparsity, falling.begin, falling.end)
     if s.drop == "ramp":
-        return GlobalMagnitude(rising, s.threshold_interval)
+        return GlobalMagnitude(rising, s.threshold_interval, selection)
     return ThresholdAdaptation(falling, _feedback(s, rising), s.threshold_interval)
 
 

@@ -22,6 +22,10 @@ class Method:
     settings: type[Any]
     make: Callable[..., SparseTraining]
 
+    def defaults(self) -> dict[str, Any]:
+        """Return the values that parameters have where they are not given."""
+        return {field.name: field.default for field in fields(self.settings) if field.default is not MISSING}
+
     def configure(self, params: Mapping[str, Any]) -> Any:
         """The settings of `params`, in which "threshold.start" is the part "start" of "threshold". Raises ValueError
         for an unknown, missing or ill-chosen parameter."""

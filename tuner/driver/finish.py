@@ -152,7 +152,8 @@ def _outcome(
         size=prepared.size,
     )
     if outcome.best is not None and outcome.best.number in networks:
-        return replace(outcome, sparsity_by_layer=networks[outcome.best.number].by_layer)
+        best = networks[outcome.best.number]
+        return replace(outcome, sparsity_by_layer=best.by_layer, dead_neurons=best.dead)
     return outcome
 
 

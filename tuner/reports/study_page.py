@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tune_sparsity.sparsity import DeadNeurons
 from tune_sparsity.tuner.reports.page import page
 from tune_sparsity.tuner.reports.plots.gallery import figures, pictured
-from tune_sparsity.tuner.reports.text import duration, percent, short_number, shown_path
+from tune_sparsity.tuner.reports.text import dead_text, duration, percent, short_number, shown_path
 from tune_sparsity.tuner.results.finished_study import EndedStudy
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.objective import ACCURACY, Objective
@@ -24,6 +25,7 @@ def report_page(study: EndedStudy) -> str:
         f"{experiment}: {_wanted(goal)}",
         figures(pictured(f"{experiment}: {goal.objective.name} against sparsity", goal, records, study.folder)),
         verdict=_verdict(study, goal),
+        dead=_dead(study),
         asked=_asked(study),
         **_found(study, goal, records),
         cost=_cost(study, records),
@@ -63,6 +65,12 @@ def _verdict(study: EndedStudy, goal: Goal) -> str:
     article = "an" if objective.name[0] in "aeio" else "a"
     value = f"has {article} {objective.name} of {objective.text(best[objective.val])} on the validation data"
     return f"The best network, {best['trial']}, {value}{test}. {zero}."
+
+
+def _dead(study: EndedStudy) -> str:
+    """The best network's neurons without a connection; nothing where there are none, or an earlier version measured."""
+    dead = study.result.get("dead_neurons") or {}
+    return dead_text({name: DeadNeurons(**one) for name, one in dead.items()})
 
 
 def _asked(study: EndedStudy) -> list[tuple[str, Any]]:

@@ -15,6 +15,7 @@ from tune_sparsity.tuner.reports.progress import missing_above
 from tune_sparsity.tuner.reports.text import (
     command,
     corner_text,
+    dead_text,
     dense_text,
     duration,
     is_terminal,
@@ -220,6 +221,7 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
         ("front", front_line(outcome)),
         ("network", network_line(outcome)),
         ("layers", layers_line(outcome)),
+        ("dead", dead_text(outcome.dead_neurons)),
         *((one.method, retrained_line(one)) for one in outcome.retrained),
         *(("verdict", text) for text in verdicts(outcome.retrained)),
         ("trials", states_line(outcome)),

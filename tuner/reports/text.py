@@ -6,14 +6,16 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from tune_sparsity.sparsity import NetworkSize
+    from tune_sparsity.sparsity import DeadNeurons, NetworkSize
     from tune_sparsity.tuner.study.goal import Goal
 
 _DENSE_NAMED = 3  # weight matrices that stay dense
+_DEAD_NAMED = 6  # layers that have dead neurons
 
 
 def duration(seconds: float) -> str:
@@ -43,6 +45,14 @@ def dense_text(size: NetworkSize) -> str:
     largest = sorted(size.dense, key=lambda one: -one.size)
     named = ", ".join(f"{one.name} {one.size / size.matrices:.1%} ({one.reason})" for one in largest[:_DENSE_NAMED])
     return named + (f" and {len(largest) - _DENSE_NAMED} more" if len(largest) > _DENSE_NAMED else "")
+
+
+def dead_text(dead: Mapping[str, DeadNeurons]) -> str:
+    """Say which layers have neurons without a connection, those with the most first; nothing where there are none."""
+    most = sorted(dead.items(), key=lambda item: -item[1].dead)
+    named = ", ".join(f"{one.dead} of {one.neurons} in {name}" for name, one in most[:_DEAD_NAMED])
+    more = f" and in {len(most) - _DEAD_NAMED} more layers" if len(most) > _DEAD_NAMED else ""
+    return f"neurons without a connection: {named}{more}" if most else ""
 
 
 def few_prunable(size: NetworkSize) -> str:

@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tune_sparsity.experiments import Data, Experiment, Loaded, Split
 from tune_sparsity.experiments.base import NotFinite, evaluate
 from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.experiments.metrics import metric_of
+from tune_sparsity.sparsity import DeadNeurons, dead_neurons, prunable_layers
 from tune_sparsity.sparsity.wrappers import load_plain
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import disk_error, one_line
@@ -40,6 +41,7 @@ class BestModel:
     weights: int  # prunable ones
     zeros: int  # of those, counted in the tensors themselves
     by_layer: Mapping[str, float]  # the sparsity of each prunable weight, by its name
+    dead: Mapping[str, DeadNeurons] = field(default_factory=dict)  # of the layers that have any, by name
     problem: str = ""  # why it has no test value, in one line
 
 
@@ -179,7 +181,9 @@ def _measure(
     if any(not torch.equal(tensors[name] != 0, mask) for name, mask in masks.items()):
         raise _OtherNetwork(f"{record.name}: the zeros of its file are not where its masks say")
     by_layer = {name: 1 - int(mask.sum()) / mask.numel() for name, mask in masks.items()}
-    best, value = BestModel(None, total, zeros, by_layer), math.nan
+    layers = prunable_layers(model, experiment.layers, sphere=False)
+    dead = dead_neurons(layers, (masks[layer.name] for layer in layers))
+    best, value = BestModel(None, total, zeros, by_layer, dead), math.nan
     try:
         with suppress(NotFinite):
             value = evaluate(experiment, model, data.val)

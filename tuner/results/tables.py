@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tune_sparsity.sparsity import NetworkSize
+from tune_sparsity.sparsity import DeadNeurons, NetworkSize
 from tune_sparsity.tuner.results.retraining import Retrained
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.layout import PARETO_CSV, RESULT_JSON, TRIALS_CSV
@@ -78,6 +78,7 @@ class StudyOutcome:
     test_values: Mapping[int, float] = field(default_factory=dict)  # the metric of the reported networks, by trial
     weights: int | None = None  # number of prunable weights of the network
     sparsity_by_layer: Mapping[str, float] = field(default_factory=dict)  # of the best network, in its order
+    dead_neurons: Mapping[str, DeadNeurons] = field(default_factory=dict)  # of the best network's layers that have any
     mlflow_experiment_id: str | None = None
     mlflow_run_id: str | None = None  # of the study's parent run
     tracking_uri: str | None = None
@@ -223,6 +224,7 @@ def result_document(outcome: StudyOutcome) -> dict[str, Any]:
         "method": outcome.method,
         "states": outcome.states,
         "dense_weights": {one.name: one.size for one in outcome.size.dense} if outcome.size else {},
+        "dead_neurons": {name: one._asdict() for name, one in outcome.dead_neurons.items()},
         "best": _reported_document(outcome, outcome.best),
         "pareto": [trial_document(record) for record in outcome.front],
         **({"final_seeds": [one.to_dict() for one in outcome.retrained]} if outcome.retrained else {}),

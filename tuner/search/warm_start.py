@@ -98,7 +98,13 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _agrees(params: dict[str, Any], space: Space) -> bool:
-    """Whether the space could have proposed exactly these parameters."""
+    """Whether the space could have proposed exactly these parameters. One that is fixed at the method's default may be
+    missing: an earlier version had no such parameter."""
+    from tune_sparsity.sparsity import METHODS
+
+    defaults = METHODS[space.method].defaults()
+    unsaid = {name: value for name, value in space.fixed_for(params).items() if same(defaults.get(name), value)}
+    params = {**unsaid, **params}
     expected = {name for name in (*space.distributions, *space.fixed) if space.applies(name, params)}
     if set(params) != expected:
         return False

@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.helpers.problems import mlp
 from tune_sparsity.sparsity import METHODS, LayerRules
-from tune_sparsity.sparsity.layers import left_dense, prunable_layers
+from tune_sparsity.sparsity.layers import dead_neurons, left_dense, prunable_layers
 
 
 def on_sphere(model: nn.Module) -> dict[str, bool]:
@@ -246,3 +246,15 @@ def test_every_method_leaves_the_dense_weights_alone(name: str) -> None:
     assert sparse.zeros() == (0 if name == "dense" else 16, 32)  # 4 x 5 and 6 x 2
     assert list(sparse.by_layer()) == ["0.weight", "4.weight"]
     assert bool((model[2].weight != 0).all())
+
+
+def test_dead_neurons_are_rows_without_a_connection_along_each_layer_s_own_dimensions() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.ConvTranspose2d(4, 6, 2, groups=2), nn.Linear(8, 3))
+    layers = prunable_layers(model)
+    masks = [torch.ones_like(layer.weight) for layer in layers]
+    assert dead_neurons(layers, masks) == {}
+    masks[0][1:3] = 0
+    masks[1][2:, 1] = 0  # of the second group, the second output
+    masks[1][0] = 0  # an input that nobody reads leaves no neuron without connections
+    masks[2][0, 1:] = 0
+    assert dead_neurons(layers, [mask.bool() for mask in masks]) == {"0.weight": (2, 4), "1.weight": (1, 6)}

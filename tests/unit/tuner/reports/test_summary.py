@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from tune_sparsity.sparsity import network_size
+from tune_sparsity.sparsity import DeadNeurons, network_size
 from tune_sparsity.tuner.reports.summary import (
     best_line,
     final_table,
@@ -22,7 +22,7 @@ from tune_sparsity.tuner.reports.summary import (
     tracking_line,
     trial_columns,
 )
-from tune_sparsity.tuner.reports.text import command, few_prunable, shown_path
+from tune_sparsity.tuner.reports.text import command, dead_text, few_prunable, shown_path
 from tune_sparsity.tuner.results.tables import StudyOutcome, StudySeconds, result_document
 from tune_sparsity.tuner.study.goal import Goal, along_front, at_targets
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
@@ -138,6 +138,15 @@ def test_the_sparsity_is_shown_layer_by_layer_or_as_a_range(tmp_path: Path) -> N
     line = layers_line(outcome(tmp_path, sparsity_by_layer=many))
     assert line == "50.0% (0.weight) to 56.0% (6.weight) in 7 layers, each in model.json"
     assert "layers" not in printed(outcome(tmp_path))
+
+
+def test_layers_with_dead_neurons_are_named_those_with_the_most_first(tmp_path: Path) -> None:
+    dead = {"3.weight": DeadNeurons(1, 64), "9.weight": DeadNeurons(120, 128)}
+    line = "dead   neurons without a connection: 120 of 128 in 9.weight, 1 of 64 in 3.weight"
+    assert line in printed(outcome(tmp_path, dead_neurons=dead)).splitlines()
+    assert "without a connection" not in printed(outcome(tmp_path))
+    many = {f"{k}.weight": DeadNeurons(k, 40) for k in range(1, 9)}
+    assert dead_text(many).endswith(" 3 of 40 in 3.weight and in 2 more layers")
 
 
 def test_parameters_that_do_not_fit_are_left_out_and_counted(tmp_path: Path) -> None:

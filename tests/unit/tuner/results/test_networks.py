@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from tune_sparsity.experiments import Data, Experiment, Recipe, Split, Training
+from tune_sparsity.experiments.base import evaluate
 from tune_sparsity.experiments.training import train_whole
 from tune_sparsity.tuner.results.networks import count_zeros, write_best, write_networks
 from tune_sparsity.tuner.study.layout import weights_file
@@ -120,6 +121,18 @@ def test_another_program_gets_the_reported_accuracies_from_the_file(
     assert accuracy(trained.data.val) == pytest.approx(trained.record.value)
     assert best.test_value > 0.8
     assert best.test_value != trained.record.value  # the other split's
+
+
+def test_neurons_without_a_connection_are_counted_in_the_masks(trained: Trained, study: Path) -> None:
+    training = train_whole(SMALL, trained.data, "static", {"final_sparsity": 0.9}, epochs=1, seed=0)
+    save_weights(training, file := weights_file(study, 4))
+    accuracy = evaluate(SMALL, training.model, trained.data.val)
+    zeros, weights = training.sparse.zeros()
+    record = TrialRecord(4, "static", {}, TrialState.COMPLETED, val_accuracy=accuracy, sparsity=zeros / weights)
+    best = write_best(file, study / "best", SMALL, trained.data, record)
+    dead = int((training.model[0].weight == 0).all(1).sum())
+    assert dead > 0
+    assert best.dead["0.weight"] == (dead, 24)
 
 
 def test_the_description_says_how_to_use_it(trained: Trained, weights: Path, study: Path) -> None:

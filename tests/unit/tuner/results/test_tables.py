@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_sparsity.sparsity import NetworkSize
+from tune_sparsity.sparsity import DeadNeurons, NetworkSize
 from tune_sparsity.sparsity.layers import LeftDense
 from tune_sparsity.tuner.results.tables import (
     StudyOutcome,
@@ -139,6 +139,7 @@ def test_result_json_is_the_contract_s(tmp_path: Path) -> None:
     seconds = StudySeconds(total=10.0, startup=0.25, training=6.0, sampling=1.0, tracking=0.5, finishing=0.5)
     size = NetworkSize(2, 1000, (LeftDense("embedding.weight", "an embedding", 250),), 1300)
     found = outcome(tmp_path, seconds=seconds, test_values={1: 0.88}, weights=1000, size=size)
+    found = replace(found, dead_neurons={"0.weight": DeadNeurons(2, 40)})
     path = write_results(replace(found, mlflow_experiment_id="3", mlflow_run_id="abc"))[2]
     document = strict(path.read_text(encoding="utf-8"))
     members = {"method": "lpss"}
@@ -155,6 +156,7 @@ def test_result_json_is_the_contract_s(tmp_path: Path) -> None:
         "states": {"completed": 2, "pruned": 1, "failed": 1},
         "best": best | {"test_accuracy": 0.88, "weights": 1000, "sparsity_matrices": 900 / 1250},
         "dense_weights": {"embedding.weight": 250},
+        "dead_neurons": {"0.weight": {"dead": 2, "neurons": 40}},
         "pareto": [best, other],
         "seconds": {
             **{"total": 10.0, "startup": 0.25, "training": 6.0, "sampling": 1.0},

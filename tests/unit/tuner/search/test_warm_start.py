@@ -102,6 +102,15 @@ def test_trials_with_another_fixed_value_are_not_carried_over(earlier: Any, tmp_
     assert len(found.points) == 1
 
 
+@pytest.mark.parametrize(("value", "carried"), [("global", 6), ("erk", 0)])
+def test_trials_from_before_a_parameter_are_carried_over_where_it_has_the_default(
+    value: str, carried: int, earlier: Any, tmp_path: Path
+) -> None:
+    earlier()
+    space = replace(SPACE, fixed={**SPACE.fixed, "distribution": value})
+    assert len(warm_start(["before"], LocalStorage(tmp_path), [space], TARGET, ALIKE).trials) == carried
+
+
 def test_what_is_carried_over_teaches_the_sampler_and_is_none_of_the_study_s_own(earlier: Any, tmp_path: Path) -> None:
     earlier()
     found = warm_start(["before"], LocalStorage(tmp_path), [SPACE], TARGET, ALIKE)
