@@ -74,6 +74,12 @@ def turned_back(layers: Sequence[Layer], masks: Iterable[Tensor]) -> list[Tensor
     return [layer.turned_back(mask) for layer, mask in zip(layers, masks, strict=True)]
 
 
+def has_normalisation(model: nn.Module) -> bool:
+    """Whether any layer normalises its input's scale away, so that magnitudes of different neurons do not compare."""
+    kinds = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+    return any(isinstance(module, kinds) for module in model.modules())
+
+
 class DeadNeurons(NamedTuple):
     """How many of a layer's neurons have no connection left.
 
