@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from tune_sparsity.sparsity.matrices import FanIn, Matrix, Rule, shown, weight_matrices
+from tune_sparsity.sparsity.memory import check_memory
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation
 from tune_sparsity.sparsity.output_layers import output_layers
 from tune_sparsity.sparsity.torch_internals import NormBase
@@ -90,7 +91,7 @@ def prunable_layers(
             follows on the way to the outputs, else the one that was registered last.
 
     Raises:
-        ValueError: if no layer is left to prune, or if a rule fits none.
+        ValueError: if no layer is left to prune, if a rule fits none, or if a weight shares its memory.
     """
     if example is not None:
         rules = with_last_layer(rules, model, example)
@@ -106,6 +107,7 @@ def prunable_layers(
             "the network has no linear or convolution layer, nor another weight matrix, that can be pruned: "
             f"there is nothing to prune{dense and f' ({dense})'}"
         )
+    check_memory(model, {one.name: one.params[0] for one in kept})
     last = _last(found, rules)
     return [
         Layer(one.name, one.params[0], sphere and not _off_sphere(one, rules, last), one.orientation or STANDARD)
