@@ -105,7 +105,7 @@ def _training(
         momentum=s.momentum,
         nesterov=s.momentum > 0,
         weight_decay=s.weight_decay,
-        fused=True if params[0].device.type == "cuda" else None,
+        fused=True if params and params[0].device.type == "cuda" else None,
     )
     return SparseTraining(
         model, layers, optimizer, topology, masks, total_steps=total_steps, learning_rate=warmup_cosine, **options
