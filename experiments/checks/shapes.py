@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from tune_sparsity.experiments.base import Data, Experiment, Recipe, correct
-from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, warning
+from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, same, warning
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import LayerRules, network_size
 
@@ -101,7 +101,17 @@ def builds(subject: Subject) -> Iterator[Problem]:
     if lazy:
         yield Problem(f"{lazy[0]} belongs to a lazy layer, which has no weights yet: give the layer its sizes")
         return
-    names = [name for name in model.state_dict() if name.endswith(".mask")]
+    state = model.state_dict()
+    if empty := [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]:
+        yield Problem(f"{empty[0]} lies on the device meta, where it has no numbers: make it, or load it, on the CPU")
+        return
+    if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        yield Problem(
+            f"{other[0]} of the network's state_dict is a {type(state[other[0]]).__name__}, and files hold tensors "
+            "alone: make it a buffer (register_buffer), or let get_extra_state return a tensor"
+        )
+        return
+    names = [name for name in state if name.endswith(".mask")]
     if names:
         yield Problem(f"{names[0]}: names that end in .mask are those of the masks in the written network: rename it")
 
@@ -111,7 +121,7 @@ def prunes(subject: Subject) -> Iterator[Problem]:
     try:
         size = network_size(model, rules)
     except ValueError as error:
-        yield Problem(f"{error}; what is pruned are the weights of linear, convolution, attention and recurrent layers")
+        yield Problem(str(error))
         return
     dense = [one for one in size.dense if one.reason != "by a rule"]
     named = ", ".join(f"{one.name} ({one.reason}, {count(one.size, 'weight')})" for one in dense[:_NAMED])
@@ -128,6 +138,7 @@ def prunes(subject: Subject) -> Iterator[Problem]:
 def gives_outputs(subject: Subject) -> Iterator[Problem]:
     x = subject.raw(_FEW).x
     inputs = subject.experiment.prepare(x)
+    kept = x.clone()
     if not isinstance(inputs, Tensor) or len(inputs) != len(x):
         yield Problem(f"prepare makes {_shape(inputs)} of {_shape(x)}: it must keep the number of examples")
         return
@@ -137,6 +148,11 @@ def gives_outputs(subject: Subject) -> Iterator[Problem]:
     except Exception as error:  # the user's
         yield Problem(f"the network cannot take inputs of {_shape(inputs)}: {described(error)}{_hint(inputs)}")
         return
+    if not same(x, kept):
+        yield Problem(
+            "the network changes its inputs in place, which are the data set's own: no inplace=True in its first "
+            "layer, or clone() in prepare"
+        )
     if not isinstance(outputs, Tensor):
         yield Problem(f"the network returns a {type(outputs).__name__}: return one tensor, the outputs of a batch")
     elif not outputs.dim() or len(outputs) != len(inputs):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.experiments.user_code import described
+from tune_sparsity.sparsity.torch_internals import tree_map
 
 _STEPS, _BATCH, _VALIDATED = 3, 16, 32  # of the trainings that checks make: steps an epoch, and examples
 
@@ -114,7 +114,7 @@ class Subject:
         to look."""
         first, second = self.training(), self.training()
         first.epoch()
-        torch.rand(3), copy.deepcopy(first.model.state_dict())  # what other code of the process may do in between
+        torch.rand(3), copied(first.model.state_dict())  # what other code of the process may do in between
         second.epoch()
         return first, second
 
@@ -205,7 +205,18 @@ def count(number: int, what: str) -> str:
 
 def same(first: Tensor, second: Tensor) -> bool:
     """Equal in type, shape and every bit but NaN's."""
-    return first.dtype == second.dtype and torch.equal(first.nan_to_num(), second.nan_to_num())
+    return first.dtype == second.dtype and torch.equal(_comparable(first), _comparable(second))
+
+
+def _comparable(x: Tensor) -> Tensor:
+    """Return the tensor with a number in the place of NaN; of a type of 8 bits, these bits."""
+    x = x.detach()
+    return x.view(torch.uint8) if x.dtype.itemsize == 1 else x.nan_to_num()
+
+
+def copied(state: Any) -> Any:
+    """Return a state with copies of its tensors."""
+    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, state)
 
 
 def first_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> str | None:

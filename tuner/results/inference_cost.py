@@ -156,7 +156,7 @@ def _usable(model: nn.Module, prunable: set[str], x: Tensor) -> tuple[nn.Module 
         sparse, made = sparse_copy(model, prunable)
         if not made:
             return None, "no layer of a kind that CSR products are written for"
-        expected, found = model(x), sparse(x)
+        expected, found = model(x.clone()), sparse(x.clone())  # some networks change their inputs
         if (expected - found).abs().max() > _TOLERANCE * expected.abs().max():
             return None, "the products over CSR matrices give other outputs"
     except Exception as error:  # of torch, or the user's
