@@ -131,6 +131,12 @@ class Experiment:
     space: str | None = None
 
 
+def in_evaluation(model: nn.Module) -> nn.Module:
+    """Return the network in evaluation mode. Where a person has written its train() anew, eval() may return nothing."""
+    model.eval()
+    return model
+
+
 @torch.no_grad()
 def evaluate(experiment: Experiment, model: nn.Module, split: Split, batch: int | None = None) -> float:
     """Mean metric of `model` over a split, on its device and in evaluation mode; the mode it was in is restored.

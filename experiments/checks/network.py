@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from tune_sparsity.experiments.base import evaluate
+from tune_sparsity.experiments.base import evaluate, in_evaluation
 from tune_sparsity.experiments.checks.suite import (
     Check,
     Problem,
@@ -101,7 +101,7 @@ def evaluates(subject: Subject) -> Iterator[Problem]:
 
 
 def one_by_one(subject: Subject) -> Iterator[Problem]:
-    model, x = subject.model().eval(), subject.batch(_SOME)[0]
+    model, x = in_evaluation(subject.model()), subject.batch(_SOME)[0]
     with torch.no_grad():
         together = model(x.clone())
         try:
@@ -156,7 +156,7 @@ def moves(subject: Subject) -> Iterator[Problem]:
             step = "prepare"
             inputs = subject.experiment.prepare(x.to("meta"))
             step = "the network"
-            outputs = model.eval()(inputs)
+            outputs = in_evaluation(model)(inputs)
             step = "loss"
             subject.experiment.loss(outputs, y.to("meta"))
             step = "metric"

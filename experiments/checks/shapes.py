@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from tune_sparsity.experiments.base import Data, Experiment, Recipe, correct
+from tune_sparsity.experiments.base import Data, Experiment, Recipe, correct, in_evaluation
 from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, same, warning
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import LayerRules, network_size
@@ -144,7 +144,7 @@ def gives_outputs(subject: Subject) -> Iterator[Problem]:
         return
     try:
         with torch.no_grad():
-            outputs = subject.model().eval()(inputs)
+            outputs = in_evaluation(subject.model())(inputs)
     except Exception as error:  # the user's
         yield Problem(f"the network cannot take inputs of {_shape(inputs)}: {described(error)}{_hint(inputs)}")
         return
@@ -175,7 +175,7 @@ def _hint(inputs: Tensor) -> str:
 
 def gives_a_loss(subject: Subject) -> Iterator[Problem]:
     (x, y), experiment = subject.batch(_FEW), subject.experiment
-    outputs = subject.model().eval()(x)
+    outputs = in_evaluation(subject.model())(x)
     try:
         loss = experiment.loss(outputs, y)
     except Exception as error:  # the user's, or a shape that does not fit
@@ -192,7 +192,7 @@ def gives_a_loss(subject: Subject) -> Iterator[Problem]:
 def gives_scores(subject: Subject) -> Iterator[Problem]:
     (x, y), experiment = subject.batch(_FEW), subject.experiment
     with torch.no_grad():
-        outputs = subject.model().eval()(x)
+        outputs = in_evaluation(subject.model())(x)
         try:
             scores = experiment.metric(outputs, y)
         except Exception as error:  # the user's, or a shape that does not fit
@@ -236,8 +236,10 @@ def takes_the_last_batch(subject: Subject) -> Iterator[Problem]:
     left = recipe.trained_on(examples) % size or min(size, examples)
     if left > _SMALL:
         return
+    model = subject.model()
     try:
-        subject.model().train()(subject.batch(left)[0])
+        model.train()
+        model(subject.batch(left)[0])
     except Exception as error:  # the user's
         remedy = (
             "give drop_last=True in the recipe, or another batch_size" if left < size else "take a larger batch_size"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
+from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe, Split, in_evaluation
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity.torch_internals import tree_map
@@ -92,7 +92,7 @@ class Subject:
     def outputs(self, model: nn.Module, count: int) -> Tensor:
         """The network's outputs for training examples, in evaluation mode."""
         with torch.no_grad():
-            return model.eval()(self.batch(count)[0])
+            return in_evaluation(model)(self.batch(count)[0])
 
     def training(self, method: str = "lpss", *, epochs: int = 2, seed: int = 0) -> Training:
         """A short training: a few steps an epoch, on few examples."""

@@ -37,7 +37,8 @@ def steps(subject: Subject) -> Iterator[Problem]:
 
 
 def gradients(subject: Subject) -> Iterator[Problem]:
-    model = subject.model().train()
+    model = subject.model()
+    model.train()
     x, y = subject.batch(_LEARNING_BATCH)
     rules = subject.experiment.layers
     layers = prunable_layers(model, rules)
@@ -125,7 +126,8 @@ def exports(subject: Subject) -> Iterator[Problem]:
 
 
 def learns(subject: Subject) -> Iterator[Problem]:
-    model = subject.model().train()
+    model = subject.model()
+    model.train()
     x, y = subject.batch(_LEARNING_BATCH)
     optimizer = torch.optim.Adam([param for param in model.parameters() if param.requires_grad], lr=1e-3)
     losses = []

@@ -26,7 +26,8 @@ WEIGHT_NORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 _OF_ONE_WEIGHT = ("linear", "convolution", "convolution, 2d", "grouped convolution", "transposed convolution")
 CHANGES = {
-    **dict.fromkeys(("none", "frozen", "dense by a rule", "twice", "unused", "in float64"), tuple(LAYERS)),
+    **dict.fromkeys(("none", "frozen", "twice", "unused", "in float64"), tuple(LAYERS)),
+    "dense by a rule": tuple(kind for kind in LAYERS if kind != "parameter list"),  # which may have no matrix
     "frozen but named": ("linear",),
     **dict.fromkeys(WEIGHT_NORMS, _OF_ONE_WEIGHT),
 }

@@ -142,6 +142,18 @@ class Running(nn.Module):
         return x - self.mean
 
 
+class FrozenStatistics(nn.BatchNorm1d):
+    """Stays in evaluation mode, by a train() that returns nothing, as eval() then does."""
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(False)
+
+
+class ReturnsNothing(Between):
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+
 def bag() -> nn.Module:
     return nn.Sequential(nn.EmbeddingBag(11, 16, sparse=True), nn.Linear(16, 3))
 
@@ -190,6 +202,9 @@ PEOPLE: dict[str, Stranger] = {
         lambda: Between(lambda self, x: self.layer(x), layer=FakeQuantised(16, 16)), _ENDS + 16 * 16
     ),
     "running mean": _numbers(lambda: Between(lambda self, x: self.norm(x), norm=Running()), _ENDS),
+    "train() of its own": _numbers(
+        lambda: ReturnsNothing(lambda self, x: self.norm(x), norm=FrozenStatistics(16)), _ENDS
+    ),
     "sparse gradients": Stranger(
         bag, torch.arange(48 * 4).view(48, 4) ** 2 % 11, 11 * 16 + 16 * 3, LayerRules(prune={nn.EmbeddingBag: 1})
     ),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.strangers.people import PEOPLE
-from tests.strangers.test_gallery import EACH_METHOD
+from tests.strangers.test_gallery import EACH_METHOD, PARAMS, SPARSITY
 from tests.strangers.whole_way import go_the_whole_way
 from tune_sparsity.experiments import Data, Experiment, Recipe, Split
 
@@ -25,4 +25,5 @@ def test_an_unusual_network_goes_the_whole_way(name: str, method: str, tmp_path:
 
     data = Data(split(x), split(x.flip(1)), split(x.roll(1, 1)))
     experiment = Experiment(name, lambda folder: data, stranger.make, Recipe(2, 24), layers=stranger.rules)
-    assert go_the_whole_way(experiment, method, tmp_path).sparse.zeros()[1] == stranger.matrices
+    params = PARAMS[method] if method == "dense" else {"final_sparsity": SPARSITY, **PARAMS[method]}
+    assert go_the_whole_way(experiment, method, params, tmp_path).sparse.zeros()[1] == stranger.matrices

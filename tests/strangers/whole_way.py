@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.strangers.test_gallery import PARAMS, SPARSITY, same
+from tests.strangers.test_gallery import same
 from tune_sparsity.experiments import Data, Experiment, Training
+from tune_sparsity.experiments.base import in_evaluation
 from tune_sparsity.experiments.checks import inspect
 from tune_sparsity.experiments.checks.suite import Level
 from tune_sparsity.sparsity import zeros_for
@@ -23,7 +24,7 @@ from tune_sparsity.tuner.worker import checkpoints
 from tune_sparsity.tuner.worker.trainable import save_weights
 
 
-def go_the_whole_way(experiment: Experiment, method: str, folder: Path) -> Training:
+def go_the_whole_way(experiment: Experiment, method: str, params: dict[str, Any], folder: Path) -> Training:
     """Return a training of two epochs that has ended, whose files are in the folder.
 
     Raises:
@@ -32,7 +33,6 @@ def go_the_whole_way(experiment: Experiment, method: str, folder: Path) -> Train
     failed = [finding for finding in inspect(experiment) if finding.level is Level.FAILED]
     assert not failed, failed
     data = experiment.load(None)
-    params: dict[str, Any] = {**({} if method == "dense" else {"final_sparsity": SPARSITY}), **PARAMS[method]}
 
     def start(seed: int) -> Training:
         return Training(experiment, data.train, data.val, method, params, epochs=2, seed=seed)
@@ -55,7 +55,7 @@ def go_the_whole_way(experiment: Experiment, method: str, folder: Path) -> Train
     record = TrialRecord(0, method, params, **measures)  # type: ignore[arg-type]
     best = write_best(folder / "weights", folder / "best", experiment, data, record)
     assert not best.problem
-    assert best.zeros == (0 if method == "dense" else zeros_for(SPARSITY, training.sparse.zeros()[1]))
+    assert best.zeros == zeros_for(params.get("final_sparsity", 0.0), best.weights)
     _all_formats_hold(training, data, folder)
     return training
 
@@ -75,7 +75,7 @@ def _all_formats_hold(training: Training, data: Data, folder: Path) -> None:
     formats.save_torch(tensors, folder / "torch")
     formats.save_csr(tensors, set(masks), folder / "csr")
     with torch.no_grad():
-        wanted = training.model.eval()(x)
+        wanted = in_evaluation(training.model)(x)
         for read in (
             load_file(folder / "safetensors"),
             torch.load(folder / "torch", weights_only=True),
@@ -83,4 +83,4 @@ def _all_formats_hold(training: Training, data: Data, folder: Path) -> None:
         ):
             plain = experiment.model()
             plain.load_state_dict(read)
-            assert torch.equal(plain.eval()(x), wanted)
+            assert torch.equal(in_evaluation(plain)(x), wanted)

@@ -101,6 +101,7 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
 def _read(study: EndedStudy, name: str) -> Network:
     from safetensors.torch import load_file
 
+    from tune_sparsity.experiments.base import in_evaluation
     from tune_sparsity.tuner.config.experiment import find_experiment, sound_data
     from tune_sparsity.tuner.results.networks import split_masks
     from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL
@@ -115,7 +116,7 @@ def _read(study: EndedStudy, name: str) -> Network:
         model.load_state_dict(tensors)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UsageError(f"{folder} does not hold a network of {study.config.experiment}: {error}") from None
-    return Network(experiment, data, model.eval(), tensors, set(masks), folder / DESCRIPTION, reported)
+    return Network(experiment, data, in_evaluation(model), tensors, set(masks), folder / DESCRIPTION, reported)
 
 
 @contextmanager
@@ -154,6 +155,7 @@ def _reader(network: Network, kind: str, path: Path) -> Callable[[Tensor], Tenso
     import torch
     from safetensors.torch import load_file
 
+    from tune_sparsity.experiments.base import in_evaluation
     from tune_sparsity.tuner.results import export_formats as formats
 
     if kind == "onnx":
@@ -166,7 +168,7 @@ def _reader(network: Network, kind: str, path: Path) -> Callable[[Tensor], Tenso
         "torch": lambda: torch.load(path, weights_only=True),
         "csr": lambda: formats.load_csr(path),
     }[kind]()
-    model = network.experiment.model().eval()
+    model = in_evaluation(network.experiment.model())
     model.load_state_dict(tensors)
     return formats.Whole(network.experiment.prepare, model)
 

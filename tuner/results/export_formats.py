@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tune_sparsity.experiments.base import in_evaluation
 from tune_sparsity.tuner.errors import UsageError
 
 Tensors = Mapping[str, Tensor]
@@ -121,7 +122,7 @@ def save_onnx(model: nn.Module, inputs: Tensor, path: Path) -> None:
     try:
         with _quiet():
             program: Any = torch.onnx.export(
-                model.eval(),
+                in_evaluation(model),
                 (inputs,),
                 input_names=["inputs"],
                 output_names=["outputs"],

@@ -133,7 +133,7 @@ def latencies(
     Args:
         inputs: as the network takes them; repeated where a batch wants more.
     """
-    model = model.eval()
+    model.eval()
     sparse, note = _usable(model, prunable, inputs[:2])
     found = []
     for size in batches:

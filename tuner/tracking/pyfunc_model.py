@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from tune_sparsity.experiments import Experiment, find
+from tune_sparsity.experiments.base import in_evaluation
 from tune_sparsity.experiments.registry import OldImport, import_from
 from tune_sparsity.experiments.user_files import code_of
 from tune_sparsity.tuner.system.arrays import as_array
@@ -33,7 +34,7 @@ class Served:
     """A network that takes the data set's inputs as arrays."""
 
     def __init__(self, experiment: Experiment, network: torch.nn.Module) -> None:
-        self._experiment, self._network = experiment, network.eval()
+        self._experiment, self._network = experiment, in_evaluation(network)
 
     @torch.no_grad()
     def predict(self, inputs: Any, params: dict[str, Any] | None = None) -> np.ndarray:
