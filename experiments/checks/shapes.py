@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 from tune_sparsity.experiments.base import Data, Experiment, Recipe, correct, in_evaluation
 from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, same, warning
 from tune_sparsity.experiments.user_code import described
-from tune_sparsity.sparsity import LayerRules, network_size
+from tune_sparsity.sparsity import LayerRules, network_size, prunable_layers
 
 _FEW = 4  # examples that the quick checks push through the network
 _NAMED = 3  # weight matrices that stay dense, in a warning
@@ -122,6 +122,10 @@ def prunes(subject: Subject) -> Iterator[Problem]:
         size = network_size(model, rules)
     except ValueError as error:
         yield Problem(str(error))
+        return
+    state = model.state_dict()
+    if lost := [layer.name for layer in prunable_layers(model, rules) if layer.name not in state]:
+        yield Problem(f"{lost[0]} is not in the network's state_dict under this name, which the files are made of")
         return
     dense = [one for one in size.dense if one.reason != "by a rule"]
     named = ", ".join(f"{one.name} ({one.reason}, {count(one.size, 'weight')})" for one in dense[:_NAMED])

@@ -122,10 +122,17 @@ def in_one_memory() -> nn.Module:
     return model
 
 
+def renamed() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 3))
+    model.register_state_dict_post_hook(lambda module, state, *_: state.update({"model.weight": state.pop("0.weight")}))
+    return model
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "in place": (in_place, "the network changes its inputs in place, which are the data set's own: no inplace=True"),
     "extra state": (ExtraState, "_extra_state of the network's state_dict is a dict, and files hold tensors alone"),
     "on meta": (left_on_meta, "1.weight lies on the device meta, where it has no numbers"),
+    "renamed": (renamed, "0.weight is not in the network's state_dict under this name"),
     "in one memory": (in_one_memory, "0.weight and 1.weight are two tensors in the same memory"),
 }
 
