@@ -188,6 +188,12 @@ class Experiment:
         return unwrapped(self.model())
 
 
+def in_evaluation(model: nn.Module) -> nn.Module:
+    """Return the network in evaluation mode. Where a person has written its train() anew, eval() may return nothing."""
+    model.eval()
+    return model
+
+
 @torch.no_grad()
 def evaluate(experiment: Experiment, model: nn.Module, split: Split | Loaded, batch: int | None = None) -> float:
     """The experiment's metric of `model` over a split, on its device and in evaluation mode; the mode it was in is

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tune_sparsity.sparsity.matrices import FanIn, Matrix, Rule, shown, weight_matrices
+from tune_sparsity.sparsity.memory import check_memory
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation
 from tune_sparsity.sparsity.output_layers import called, followers
 from tune_sparsity.sparsity.torch_internals import NormBase
@@ -129,7 +130,8 @@ def prunable_layers(
             follows on the way to the outputs, else the one that was registered last.
 
     Raises:
-        ValueError: if no layer is left to prune, if a rule fits none, or if the network is TorchScript.
+        ValueError: if no layer is left to prune, if a rule fits none, if a weight shares its memory, or if the network
+            is TorchScript.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("the network is TorchScript, whose layers cannot be told: give the nn.Module it was made from")
@@ -147,6 +149,7 @@ def prunable_layers(
             "the network has no linear or convolution layer, nor another weight matrix, that can be pruned: "
             f"there is nothing to prune{dense and f' ({dense})'}"
         )
+    check_memory(model, {one.name: one.params[0] for one in kept})
     last, normalised = _last(found, rules), _normalised(model, found, rules)
     return [
         Layer(

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation, oriented
@@ -78,11 +79,12 @@ def weight_matrices(model: nn.Module, prune: Mapping[Rule, FanIn]) -> list[Matri
     computed: dict[int, Matrix] = {}  # by what they are computed from
     for wrapped, module in model.named_modules():
         prefix = plain_name(model, wrapped)
-        own = dict(module.named_parameters(recurse=False))
+        own = {name: param for name, param in module.named_parameters(recurse=False) if _numbers(prefix, name, param)}
         known = _weights_of(module)
         for name, orientation in known.items():
             if name not in own and (sources := _sources(module, name, own)):
-                one = Matrix(_joined(prefix, name), module, sources, orientation, True, "computed from others")
+                reason = _why_computed(module, name)
+                one = Matrix(_joined(prefix, name), module, sources, orientation, True, reason)
                 found[id(sources[0])] = one
                 computed |= {id(source): one for source in sources}
         for name, param in own.items():
@@ -113,6 +115,16 @@ def shown(rule: Rule) -> str:
 
 def _joined(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
+
+
+def _numbers(prefix: str, name: str, param: nn.Parameter) -> int:
+    """Return how many numbers a parameter has. Raises ValueError where nobody knows it yet."""
+    if isinstance(param, UninitializedParameter):
+        raise ValueError(
+            f"{_joined(prefix, name)} belongs to a lazy layer, which has no weights yet: give the layer its sizes, or "
+            "call the network once before"
+        )
+    return param.numel()
 
 
 def _is_matrix(param: Tensor) -> bool:
@@ -164,10 +176,17 @@ def _weights_of(module: nn.Module) -> dict[str, Orientation]:
     return {}
 
 
+def _why_computed(module: nn.Module, name: str) -> str:
+    if isinstance(getattr(module, f"{name}_mask", None), Tensor):
+        return "masked by torch.nn.utils.prune, whose remove() makes it an ordinary weight"
+    return "computed from others"
+
+
 def _sources(module: nn.Module, name: str, own: Mapping[str, nn.Parameter]) -> tuple[nn.Parameter, ...]:
     """Return the parameters of which a layer computes its weight. The weight is not asked for: to compute it may
     change them. Older ways (torch.nn.utils.weight_norm) keep them in the layer itself, under longer names."""
     if parametrize.is_parametrized(module, name):
         parametrizations: nn.ModuleDict = module.parametrizations  # type: ignore[assignment]
         return tuple(parametrizations[name].parameters())
-    return tuple(param for other, param in own.items() if other.startswith(f"{name}_"))
+    others = own.keys() - _weights_of(module).keys()
+    return tuple(param for other, param in own.items() if other.startswith(f"{name}_") and other in others)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,14 @@ def _multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         return
     for tensor, factor in pairs:
         tensor.mul_(factor)
+
+
+def make_gradients_dense(params: Iterable[Tensor]) -> None:
+    """Replace sparse gradients, which nn.Embedding(sparse=True) has, by dense ones. Masks, weight decay and momentum
+    reach every weight at every step."""
+    for param in params:
+        if param.grad is not None and param.grad.layout != torch.strided:
+            param.grad = param.grad.to_dense()
 
 
 class SparseTraining:
@@ -75,6 +83,10 @@ class SparseTraining:
     ) -> None:
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+        if len(devices := {str(layer.weight.device) for layer in layers}) > 1:
+            raise ValueError(
+                f"the prunable weights lie on several devices: {', '.join(sorted(devices))}; move them to one"
+            )
         if total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, got {total_steps}")
         self.model, self.layers, self.optimizer, self.topology = model, list(layers), optimizer, topology
@@ -133,6 +145,7 @@ class SparseTraining:
             return
         self._moved = True
         self._follow_schedules()
+        make_gradients_dense(param for group in self.optimizer.param_groups for param in group["params"])
         self._average_gradients()
         if not self.fixed:
             self._move_masks()
@@ -292,14 +305,14 @@ class SparseTraining:
                     layer.weight.copy_(weight)
 
     def check_finite(self) -> None:
-        """Raises FloatingPointError, with its name, if a parameter of the network is NaN or infinite.
+        """Raises FloatingPointError, with its name, if a trained parameter of the network is NaN or infinite.
 
         A step on such a gradient leaves its parameter so for good. LpSGD raises in the step itself on a CPU; on a GPU
         that would stall the device, so ask here once an epoch: it waits for the device once.
         """
-        names, params = zip(*self.model.named_parameters(), strict=True)
-        finite = torch.stack([param.detach().isfinite().all() for param in params])
-        for name, good in zip(names, finite.tolist(), strict=True):
+        trained = {name: param.detach() for name, param in self.model.named_parameters() if param.requires_grad}
+        finite = torch.stack([param.isfinite().all() for param in trained.values()])
+        for name, good in zip(trained, finite.tolist(), strict=True):
             if not good:
                 raise FloatingPointError(f"{plain_name(self.model, name)} is NaN or infinite")
 

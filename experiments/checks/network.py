@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from tune_sparsity.experiments.base import evaluate
+from tune_sparsity.experiments.base import evaluate, in_evaluation
 from tune_sparsity.experiments.checks.suite import (
     Check,
     Problem,
     Subject,
+    copied,
     first_difference,
     not_checked,
     same,
@@ -94,7 +95,7 @@ def evaluates(subject: Subject) -> Iterator[Problem]:
     outputs = []
     for other in (0, 1):
         with same_random_numbers(other), torch.no_grad():
-            outputs.append(subject.experiment.forward(model, x).clone())
+            outputs.append(subject.experiment.forward(model, copied(x)).clone())
     evaluate(subject.experiment, model, spread(subject.data.val, _SOME))
     after = dict(_tensors(model))
     if new := [name for name in after if name not in before]:
@@ -108,10 +109,10 @@ def evaluates(subject: Subject) -> Iterator[Problem]:
 
 
 def one_by_one(subject: Subject) -> Iterator[Problem]:
-    model, x = subject.model().eval(), subject.batch(_SOME)[0]
+    model, x = in_evaluation(subject.model()), subject.batch(_SOME)[0]
     with torch.no_grad():
         forward = subject.experiment.forward
-        together = forward(model, x)
+        together = forward(model, copied(x))
         try:
             alone = torch.cat([forward(model, one) for one in parts(x, 1)])
         except Exception as error:  # the user's
@@ -123,11 +124,17 @@ def one_by_one(subject: Subject) -> Iterator[Problem]:
         )
         return
     difference = float((together - alone).abs().max())
-    if difference > 1e-3 * float(together.abs().max()) + 1e-6:
+    if difference > _rounding(together, *model.parameters()) * float(together.abs().max()) + 1e-6:
         yield Problem(
             f"an example's outputs depend on the others in its batch, by {difference:.2g}, in evaluation mode: let no "
             "statistics of the batch enter there"
         )
+
+
+def _rounding(*tensors: Tensor) -> float:
+    """Return how far, in largest outputs, sums of these types of numbers may differ where their order does."""
+    dtypes = {one.dtype for one in tensors if one.is_floating_point() and one.itemsize > 1}
+    return max([1e-3, *(8 * torch.finfo(dtype).eps for dtype in dtypes)])
 
 
 class _OneDevice(TorchDispatchMode):
@@ -158,7 +165,7 @@ def moves(subject: Subject) -> Iterator[Problem]:
             step = "prepare"
             inputs = subject.experiment.prepare(x)
             step = "the network"
-            outputs = subject.experiment.forward(model.eval(), inputs)
+            outputs = subject.experiment.forward(in_evaluation(model), inputs)
             step = "loss"
             subject.experiment.loss(outputs, y)
             metric = metric_of(subject.experiment.metric)

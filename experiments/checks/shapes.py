@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from tune_sparsity.experiments.base import Data, Experiment, NotFinite, Recipe, correct, evaluate
-from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, spread, warning
+from tune_sparsity.experiments.base import Data, Experiment, NotFinite, Recipe, correct, evaluate, in_evaluation
+from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, copied, count, same, spread, warning
 from tune_sparsity.experiments.examples import Loaded, length, mapped, tensors_in
 from tune_sparsity.experiments.metrics import Metric, is_torchmetric, metric_of
 from tune_sparsity.experiments.user_code import described
-from tune_sparsity.sparsity import LayerRules, network_size
+from tune_sparsity.sparsity import LayerRules, network_size, prunable_layers
 from tune_sparsity.sparsity.methods.validation import OPTIMIZERS
 from tune_sparsity.sparsity.wrappers import unwrapped
 
@@ -131,7 +131,17 @@ def builds(subject: Subject) -> Iterator[Problem]:
     if lazy:
         yield Problem(f"{lazy[0]} belongs to a lazy layer, which has no weights yet: give the layer its sizes")
         return
-    names = [name for name in model.state_dict() if name.endswith(".mask")]
+    state = model.state_dict()
+    if empty := [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]:
+        yield Problem(f"{empty[0]} lies on the device meta, where it has no numbers: make it, or load it, on the CPU")
+        return
+    if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        yield Problem(
+            f"{other[0]} of the network's state_dict is a {type(state[other[0]]).__name__}, and files hold tensors "
+            "alone: make it a buffer (register_buffer), or let get_extra_state return a tensor"
+        )
+        return
+    names = [name for name in state if name.endswith(".mask")]
     if names:
         yield Problem(f"{names[0]}: names that end in .mask are those of the masks in the written network: rename it")
 
@@ -141,7 +151,11 @@ def prunes(subject: Subject) -> Iterator[Problem]:
     try:
         size = network_size(model, rules)
     except ValueError as error:
-        yield Problem(f"{error}; what is pruned are the weights of linear, convolution, attention and recurrent layers")
+        yield Problem(str(error))
+        return
+    state = model.state_dict()
+    if lost := [layer.name for layer in prunable_layers(model, rules) if layer.name not in state]:
+        yield Problem(f"{lost[0]} is not in the network's state_dict under this name, which the files are made of")
         return
     dense = [one for one in size.dense if one.reason != "by a rule"]
     named = ", ".join(f"{one.name} ({one.reason}, {count(one.size, 'weight')})" for one in dense[:_NAMED])
@@ -158,15 +172,21 @@ def prunes(subject: Subject) -> Iterator[Problem]:
 def gives_outputs(subject: Subject) -> Iterator[Problem]:
     x = subject.raw(_FEW).x
     inputs = subject.experiment.prepare(x)
+    kept = copied(x)
     if not tensors_in(inputs) or length(inputs) != length(x):
         yield Problem(f"prepare makes {_shape(inputs)} of {_shape(x)}: it must keep the number of examples")
         return
     try:
         with torch.no_grad():
-            outputs = subject.experiment.forward(subject.model().eval(), inputs)
+            outputs = subject.experiment.forward(in_evaluation(subject.model()), inputs)
     except Exception as error:  # the user's
         yield Problem(f"the network cannot take inputs of {_shape(inputs)}: {described(error)}{_hint(inputs)}")
         return
+    if not same(x, kept):
+        yield Problem(
+            "the network changes its inputs in place, which are the data set's own: no inplace=True in its first "
+            "layer, or clone() in prepare"
+        )
     if not isinstance(outputs, Tensor):
         yield Problem(
             f"the network returns a {type(outputs).__name__}: give Experiment(forward=...) that makes one tensor, the "
@@ -197,7 +217,7 @@ def _hint(inputs: Any) -> str:
 
 def gives_a_loss(subject: Subject) -> Iterator[Problem]:
     (x, y), experiment = subject.batch(_FEW), subject.experiment
-    outputs = experiment.forward(subject.model().eval(), x)
+    outputs = experiment.forward(in_evaluation(subject.model()), x)
     try:
         loss = experiment.loss(outputs, y)
     except Exception as error:  # the user's, or a shape that does not fit
@@ -224,7 +244,7 @@ def _scores(subject: Subject, metric: Metric) -> Iterator[Problem]:
     """What is wrong with a metric that scores each example."""
     x, y = subject.batch(_FEW)
     with torch.no_grad():
-        outputs = subject.experiment.forward(subject.model().eval(), x)
+        outputs = subject.experiment.forward(in_evaluation(subject.model()), x)
         try:
             scores = metric.function(outputs, y)
         except Exception as error:  # the user's, or a shape that does not fit
@@ -285,8 +305,10 @@ def takes_the_last_batch(subject: Subject) -> Iterator[Problem]:
     left = recipe.trained_on(examples) % size or min(size, examples)
     if left > _SMALL:
         return
+    model = subject.model()
     try:
-        subject.experiment.forward(subject.model().train(), subject.batch(left)[0])
+        model.train()
+        subject.experiment.forward(model, subject.batch(left)[0])
     except Exception as error:  # the user's
         remedy = (
             "give drop_last=True in the recipe, or another batch_size" if left < size else "take a larger batch_size"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -13,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment
+from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, in_evaluation
 from tune_sparsity.experiments.examples import Loaded, Split, spread_over, tensors_in
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.experiments.user_reads import watching
+from tune_sparsity.sparsity.torch_internals import tree_map
 
 _STEPS, _BATCH, _VALIDATED = 3, 16, 32  # of the trainings that checks make: steps an epoch, and examples
 _LOADED = 64  # examples that are looked at of a data set that is not in memory
@@ -99,7 +99,7 @@ class Subject:
     def outputs(self, model: nn.Module, count: int) -> Tensor:
         """The network's outputs for training examples, in evaluation mode."""
         with torch.no_grad():
-            return self.experiment.forward(model.eval(), self.batch(count)[0])
+            return self.experiment.forward(in_evaluation(model), self.batch(count)[0])
 
     def training(self, method: str = "lpss", *, epochs: int = 2, seed: int = 0) -> Training:
         """A short training: a few steps an epoch, on few examples."""
@@ -121,7 +121,7 @@ class Subject:
         to look."""
         first, second = self.training(), self.training()
         first.epoch()
-        torch.rand(3), copy.deepcopy(first.model.state_dict())  # what other code of the process may do in between
+        torch.rand(3), copied(first.model.state_dict())  # what other code of the process may do in between
         second.epoch()
         return first, second
 
@@ -198,7 +198,18 @@ def count(number: int, what: str) -> str:
 def same(first: Any, second: Any) -> bool:
     """Whether two nests of tensors are equal in types, shapes and every bit but NaN's."""
     pairs = list(zip(tensors_in(first), tensors_in(second), strict=True))
-    return all(one.dtype == other.dtype and torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in pairs)
+    return all(a.dtype == b.dtype and torch.equal(_comparable(a), _comparable(b)) for a, b in pairs)
+
+
+def _comparable(x: Tensor) -> Tensor:
+    """Return the tensor with a number in the place of NaN; of a type of 8 bits, these bits."""
+    x = x.detach()
+    return x.view(torch.uint8) if x.dtype.itemsize == 1 else x.nan_to_num()
+
+
+def copied(state: Any) -> Any:
+    """Return a state with copies of its tensors."""
+    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, state)
 
 
 def first_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> str | None:

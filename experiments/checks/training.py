@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, first_difference, same, warning
+from tune_sparsity.experiments.checks.suite import (
+    Check,
+    Problem,
+    Subject,
+    copied,
+    count,
+    first_difference,
+    same,
+    warning,
+)
 from tune_sparsity.experiments.examples import length
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import prunable_layers, with_last_layer
+from tune_sparsity.sparsity.training import make_gradients_dense
 from tune_sparsity.sparsity.wrappers import load_plain, plain_parameters, plain_state, unwrapped
 
 _LEARNING_STEPS, _LEARNING_BATCH = 15, 16
@@ -31,16 +40,22 @@ def steps(subject: Subject) -> Iterator[Problem]:
 
 
 def gradients(subject: Subject) -> Iterator[Problem]:
-    model = subject.model().train()
+    model = subject.model()
+    model.train()
     x, y = subject.batch(_FEW)
-    before = {name: param.detach().clone() for name, param in plain_parameters(model)}
+    rules = subject.experiment.layers
+    layers = prunable_layers(model, rules)
+    pruned = {layer.name for layer in layers}
+    ours: dict[str, Tensor] = {
+        name: param for name, param in plain_parameters(model) if param.requires_grad or name in pruned
+    }
+    before = {name: param.detach().clone() for name, param in ours.items()}
     loss = subject.experiment.loss(subject.experiment.forward(model, x), y)
-    if (changed := first_difference(before, dict(plain_parameters(model)))) is not None:
+    if (changed := first_difference(before, ours)) is not None:
         yield Problem(f"a forward pass in training changes {changed}: only the optimizer may, or no mask holds")
         return
     loss.backward()
-    rules = subject.experiment.layers
-    layers = prunable_layers(model, rules)
+    make_gradients_dense(model.parameters())
     without = [layer.name for layer in layers if layer.weight.grad is None]
     if without and len(without) == len(layers):
         yield Problem("no prunable weight gets a gradient: the network does not use them, or they are frozen")
@@ -83,7 +98,7 @@ def repeats(subject: Subject) -> Iterator[Problem]:
 def resumes(subject: Subject) -> Iterator[Problem]:
     (unbroken, broken), resumed = subject.twice, subject.training()
     unbroken.epoch()
-    state = copy.deepcopy(broken.state_dict())
+    state = copied(broken.state_dict())
     try:
         resumed.load_state_dict(state)
     except Exception as error:  # the user's
@@ -114,14 +129,16 @@ def exports(subject: Subject) -> Iterator[Problem]:
 
 
 def learns(subject: Subject) -> Iterator[Problem]:
-    model = subject.model().train()
+    model = subject.model()
+    model.train()
     x, y = subject.batch(_LEARNING_BATCH)
     optimizer = torch.optim.Adam([param for param in model.parameters() if param.requires_grad], lr=1e-3)
     losses = []
     for _ in range(_LEARNING_STEPS):
         optimizer.zero_grad()
-        loss = subject.experiment.loss(subject.experiment.forward(model, x), y)
+        loss = subject.experiment.loss(subject.experiment.forward(model, copied(x)), y)
         loss.backward()
+        make_gradients_dense(model.parameters())
         optimizer.step()
         losses.append(loss.item())
     if not losses[-1] < losses[0]:

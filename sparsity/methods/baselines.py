@@ -132,7 +132,7 @@ def _optimizer(params: list[nn.Parameter], s: DenseSettings) -> torch.optim.Opti
         momentum=s.momentum,
         nesterov=s.momentum > 0,
         weight_decay=s.weight_decay,
-        fused=True if params[0].device.type == "cuda" else None,
+        fused=True if params and params[0].device.type == "cuda" else None,
     )
 
 

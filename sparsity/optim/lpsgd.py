@@ -6,7 +6,7 @@ multiplies with, gain x w. Whoever prunes tells it the masks, or multiplies the 
 
 from __future__ import annotations
 
-import math
+import cmath
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
@@ -255,7 +255,7 @@ class LpSGD(torch.optim.Optimizer):
         grads = [param.grad for param in others if param.grad is not None]
         for param, grad in zip(others, grads, strict=True):
             # A sum is the quickest question; it may overflow where no entry is infinite.
-            if grad.device.type == "cpu" and not (math.isfinite(grad.sum().item()) or grad.isfinite().all()):
+            if grad.device.type == "cpu" and not (cmath.isfinite(grad.sum().item()) or grad.isfinite().all()):
                 return param
         if others and group["adamw"]:
             adamw.descend(others, grads, self.state, group)

@@ -129,11 +129,12 @@ def _read(study: EndedStudy, name: str) -> Network:
 
 def _loaded(experiment: Experiment, tensors: dict[str, Tensor]) -> nn.Module:
     """A network of the experiment's with these weights, in evaluation mode."""
+    from tune_sparsity.experiments.base import in_evaluation
     from tune_sparsity.sparsity.wrappers import load_plain
 
     model = experiment.network()
     load_plain(model, tensors)
-    return model.eval()
+    return in_evaluation(model)
 
 
 @contextmanager

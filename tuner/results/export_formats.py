@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tune_sparsity.experiments.base import in_evaluation
 from tune_sparsity.experiments.examples import mapped, named
 from tune_sparsity.tuner.errors import UsageError
 
@@ -128,7 +129,7 @@ def save_onnx(model: nn.Module, outputs: Callable[[nn.Module, Any], Tensor], inp
     try:
         with _quiet():
             program: Any = torch.onnx.export(
-                Whole(outputs, model).eval(),
+                in_evaluation(Whole(outputs, model)),
                 kwargs={"inputs": inputs},  # of args a dict at the end would be taken for the keyword arguments
                 input_names=[name or "inputs" for name in named(inputs)],
                 output_names=["outputs"],

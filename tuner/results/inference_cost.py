@@ -151,9 +151,10 @@ def latencies(
         inputs: as `forward` takes them; repeated where a batch wants more.
         forward: (network, inputs) -> outputs.
     """
-    model = model.eval()
+    model.eval()
+    twin.eval()
     few = mapped(lambda x: x[:2], inputs)
-    sparse, note = _usable(model, twin.eval(), prunable, lambda network: forward(network, few))
+    sparse, note = _usable(model, twin, prunable, lambda network: forward(network, mapped(Tensor.clone, few)))
     found = []
     for size in batches:
         places = torch.arange(size) % length(inputs)

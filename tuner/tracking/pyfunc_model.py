@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from tune_sparsity.experiments import Experiment, find
+from tune_sparsity.experiments.base import in_evaluation
 from tune_sparsity.experiments.examples import length, mapped, named, numbers, parts
 from tune_sparsity.experiments.registry import PICKLED, OldImport, import_from
 from tune_sparsity.experiments.user_files import code_of
@@ -32,7 +33,7 @@ class Served:
     """A network that takes the data set's inputs as arrays."""
 
     def __init__(self, experiment: Experiment, network: torch.nn.Module, names: Any = "") -> None:
-        self._experiment, self._network, self._names = experiment, network.eval(), names
+        self._experiment, self._network, self._names = experiment, in_evaluation(network), names
 
     @torch.no_grad()
     def predict(self, inputs: Any, params: dict[str, Any] | None = None) -> np.ndarray:
