@@ -166,6 +166,7 @@ class Found:
         """
         from safetensors.torch import load_file
 
+        from tune_sparsity.experiments.base import in_evaluation
         from tune_sparsity.sparsity.wrappers import load_plain
         from tune_sparsity.tuner.config.experiment import find_experiment
         from tune_sparsity.tuner.results.networks import split_masks
@@ -176,7 +177,7 @@ class Found:
             load_plain(network, split_masks(load_file(self._ended.folder / self._folder / MODEL))[0])
         except (UsageError, RuntimeError, OSError) as error:
             raise ValueError(f"{self._folder} of {self._ended.config.study} cannot be made: {error}") from None
-        return network.eval()
+        return in_evaluation(network)
 
     def __repr__(self) -> str:
         objective = self._ended.goal.objective

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from tune_sparsity.experiments.base import evaluate
+from tune_sparsity.experiments.base import evaluate, in_evaluation
 from tune_sparsity.experiments.checks.shapes import FIT
 from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, spread, warning
 from tune_sparsity.experiments.registry import home_of
@@ -25,7 +25,7 @@ def declares(subject: Subject) -> Iterator[Problem]:
         x, y = subject.batch(_FEW)
         some = spread(subject.data.val, _FEW)
     with torch.no_grad():
-        experiment.loss(experiment.forward(subject.model().eval(), x), y)
+        experiment.loss(experiment.forward(in_evaluation(subject.model()), x), y)
         evaluate(experiment, subject.model(), some)
     try:
         known = declared(experiment, home)
