@@ -174,16 +174,16 @@ class Training:
         """
         clip, scaler = self.experiment.recipe.clip_norm, self._scaler
         if scaler is not None:
-            scaler.unscale_(self.sparse)  # type: ignore[arg-type]
+            scaler.unscale_(self.sparse)
         if clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         try:
             if self.experiment.trained and self.sparse.steps == 0:
                 self._look_at_first_masks()
             if scaler is None:
-                self.sparse.step()
+                self.sparse.quick_step()
             else:
-                scaler.step(self.sparse)  # type: ignore[arg-type]
+                scaler.step(self.sparse)
                 scaler.update()
         except FloatingPointError as error:
             raise NotFinite(f"{error} in epoch {self.epochs_done + 1}, where the loss is {loss.item()}") from error

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
+from tune_sparsity.sparsity.gradients import make_gradients_dense
 from tune_sparsity.sparsity.hoyer import hoyer
 from tune_sparsity.sparsity.layers import Layer, turned_back
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedSteps
@@ -32,18 +33,12 @@ def _multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         tensor.mul_(factor)
 
 
-def make_gradients_dense(params: Iterable[Tensor]) -> None:
-    """Replace sparse gradients, which nn.Embedding(sparse=True) has, by dense ones. Masks, weight decay and momentum
-    reach every weight at every step."""
-    for param in params:
-        if param.grad is not None and param.grad.layout != torch.strided:
-            param.grad = param.grad.to_dense()
-
-
-class SparseTraining:
+class SparseTraining(torch.optim.Optimizer):
     """Trains a network sparse, in place of the optimizer in an ordinary training loop.
 
-    Call `zero_grad()`, backward and `step()`. The masks follow the topology until the progress `fix_at`; there the
+    Call `zero_grad()`, backward and `step()`. It is a torch optimizer: gradient scalers, learning-rate schedulers and
+    trainers of other libraries take it. What a scheduler does to the rates multiplies their own schedule; a step that a
+    scaler leaves out is none. The masks follow the topology until the progress `fix_at`; there the
     network is projected to its final sparsity, exact to the weight, and trains on under that mask. Weights that are
     masked are zero in the parameter itself, so the network is an ordinary one at any time: a copy of it, its state_dict
     and whatever loads that have the same zeros. An average over steps (torch.optim.swa_utils.AveragedModel) has them
@@ -89,6 +84,7 @@ class SparseTraining:
             )
         if total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, got {total_steps}")
+        super().__init__([{"params": group["params"], "lr": group["lr"]} for group in optimizer.param_groups], {})
         self.model, self.layers, self.optimizer, self.topology = model, list(layers), optimizer, topology
         self.final_sparsity, self.total_steps, self.mask_frozen_at = sparsity, total_steps, mask_frozen_at
         self.learning_rate, self.dense_latent, self.exponent = learning_rate, dense_latent, exponent
@@ -113,22 +109,40 @@ class SparseTraining:
         """The fraction of `total_steps` done, in [0, 1]."""
         return min(1.0, self.steps / self.total_steps)
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The optimizer's."""
-        return self.optimizer.param_groups
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(vars(self))
 
-    def zero_grad(self) -> None:
+    def zero_grad(self, set_to_none: bool = True) -> None:
         """As the optimizer's own, without what torch wraps around that: a tenth of a millisecond a step."""
-        for group in self.optimizer.param_groups:
-            for param in group["params"]:
-                param.grad = None
+        for param in (param for group in self.param_groups for param in group["params"]):
+            param.grad = None if set_to_none or param.grad is None else torch.zeros_like(param)
 
-    @torch.no_grad()
-    def step(self) -> None:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse: the network's parameters are all here."""
+        if hasattr(self, "model"):
+            raise ValueError("a sparse training has all parameters of its network: none can be added")
+        super().add_param_group(param_group)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One optimizer step, under masks that may move first, on the gradient at hand. On a GPU its kernels are begun
         together, as a CUDA graph, and nothing in it waits for the device, except where masks move. Raises what the
         optimizer raises: LpSGD, on a CPU, FloatingPointError."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.quick_step()
+        return loss
+
+    @torch.no_grad()
+    def quick_step(self) -> None:
+        """`step()` without what torch wraps around that."""
         self.move_masks()
         if not self._recorded(self._learn, self.fixed):
             self._learn()
@@ -154,10 +168,11 @@ class SparseTraining:
         factor = self.learning_rate(self.progress)
         if self.exponent is not None:
             self._move_exponent(self.exponent(self.progress))
-        for group, lr, gain_lr in zip(self.optimizer.param_groups, self._base_lr, self._base_gain_lr, strict=True):
-            group["lr"] = lr * factor
+        rates = zip(self.param_groups, self._base_lr, self._base_gain_lr, strict=True)
+        for group, (outer, lr, gain_lr) in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = outer["lr"] * factor
             if "gain_lr" in group:
-                group["gain_lr"] = gain_lr * factor
+                group["gain_lr"] = gain_lr * (outer["lr"] / lr if lr else 1.0) * factor
         self.lr_sum += max((g["lr"] for g in self.optimizer.param_groups if g.get("p") is not None), default=0.0)
 
     def _learn(self) -> None:
@@ -355,6 +370,7 @@ class SparseTraining:
             "travel": self.lr_sum,
             "grow_rate": self.grow_rate,
             "fixed": self.fixed,
+            "rates": [group["lr"] for group in self.param_groups],  # which a scheduler may have changed
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -367,6 +383,8 @@ class SparseTraining:
             average.copy_(saved)
         self.topology.load_state_dict(state["topology"])
         self.grow_rate = state.get("grow_rate")
+        for group, rate in zip(self.param_groups, state.get("rates", self._base_lr), strict=True):
+            group["lr"] = rate
 
 
 def _grow_rate(before: Sequence[Tensor], after: Sequence[Tensor]) -> float | None:

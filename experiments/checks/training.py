@@ -22,7 +22,7 @@ from tune_sparsity.experiments.examples import length
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import prunable_layers, with_last_layer
-from tune_sparsity.sparsity.training import make_gradients_dense
+from tune_sparsity.sparsity.gradients import make_gradients_dense
 from tune_sparsity.sparsity.wrappers import load_plain, plain_parameters, plain_state, unwrapped
 
 _LEARNING_STEPS, _LEARNING_BATCH = 15, 16

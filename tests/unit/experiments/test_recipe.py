@@ -51,8 +51,8 @@ def test_accumulated_batches_are_one_large_batch(method: str) -> None:
 def test_what_is_left_at_an_epochs_end_is_a_step_of_its_own() -> None:
     steps: list[Tensor] = []
     trained = training(batch_size=8, accumulate=4, data=split(44))  # batches of 8, 8, 8, 8 and 8, 4
-    step = trained.sparse.step
-    trained.sparse.step = lambda: (steps.append(trained.model[0].weight.grad.clone()), step())[1]  # type: ignore
+    step = trained.sparse.quick_step
+    trained.sparse.quick_step = lambda: (steps.append(trained.model[0].weight.grad.clone()), step())[1]  # type: ignore
     fresh = copy.deepcopy(trained.model)
     order = torch.randperm(44, generator=copy.deepcopy(trained.order))
     trained.epoch()
@@ -69,14 +69,14 @@ def test_gradients_are_clipped_together() -> None:
 
     def watched(clip: float | None) -> None:
         trained = training(clip_norm=clip)
-        step = trained.sparse.step
+        step = trained.sparse.quick_step
 
         def measured() -> None:
             grads = [param.grad for param in trained.model.parameters() if param.grad is not None]
             norms.append(float(torch.cat([grad.flatten() for grad in grads]).norm()))
             step()
 
-        trained.sparse.step = measured  # type: ignore[method-assign]
+        trained.sparse.quick_step = measured  # type: ignore[method-assign]
         trained.epoch()
 
     watched(None)
