@@ -123,7 +123,8 @@ class Scorer:
             function.reset()  # its states may be large
             return value
         if self._metric.each:
-            return float(torch.cat(self._gathered).double().mean())
+            scores = torch.cat(self._gathered)
+            return float(scores.double().mean())
         return float(function(*concatenated(self._gathered)))
 
 

@@ -51,8 +51,8 @@ def go_the_whole_way(experiment: Experiment, method: str, params: dict[str, Any]
     assert same(resumed.model.state_dict(), training.model.state_dict())
 
     save_weights(training, folder / "weights")
-    measures = {name: told[name] for name in ("val_accuracy", "sparsity", "sparsity_total")}
-    record = TrialRecord(0, method, params, **measures)  # type: ignore[arg-type]
+    measures = {name: told[name] for name in ("sparsity", "sparsity_total")}
+    record = TrialRecord(0, method, params, value=told["val_accuracy"], **measures)
     best = write_best(folder / "weights", folder / "best", experiment, data, record)
     assert not best.problem
     assert best.zeros == zeros_for(params.get("final_sparsity", 0.0), best.weights)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from tune_sparsity.experiments import Data, Experiment
     from tune_sparsity.tuner.results.finished_study import EndedStudy
+    from tune_sparsity.tuner.results.inference_cost import Latency
     from tune_sparsity.tuner.study.objective import Objective
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch": ".pt", "csr": ".csr.safetensors"}
@@ -61,7 +62,7 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
     import torch
 
     from tune_sparsity.experiments.base import evaluate
-    from tune_sparsity.tuner.results.inference_cost import latencies, sizes
+    from tune_sparsity.tuner.results.inference_cost import sizes
     from tune_sparsity.tuner.results.networks import agrees
 
     network = _read(study, name)
@@ -85,8 +86,6 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
         if difference[0] > (_tolerance(network) * scale if kind == "onnx" else 0.0):
             raise ExportFailed(f"the {kind} file computes something else: outputs differ by {difference[0]:.3g}")
     shutil.copyfile(network.description, path.with_name(path.name + ".json"))
-    prepared = network.experiment.prepare(val.first(256).x)
-    twin = _loaded(network.experiment, network.tensors)
     return {
         "study": study.config.study,
         "network": name,
@@ -99,11 +98,16 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
         "sparsity": json.loads(network.description.read_text())["metrics"]["sparsity"],
         "sizes": sizes(network.tensors, network.prunable),
         "threads": torch.get_num_threads(),
-        "latency_ms": [
-            asdict(one)
-            for one in latencies(network.model, twin, network.prunable, prepared, forward=network.experiment.forward)
-        ],
+        "latency_ms": [asdict(one) for one in _latencies(network)],
     }
+
+
+def _latencies(network: Network) -> list[Latency]:
+    from tune_sparsity.tuner.results.inference_cost import latencies
+
+    experiment = network.experiment
+    prepared, twin = experiment.prepare(network.data.val.first(256).x), _loaded(experiment, network.tensors)
+    return latencies(network.model, twin, network.prunable, prepared, forward=experiment.forward)
 
 
 def _read(study: EndedStudy, name: str) -> Network:

@@ -128,7 +128,7 @@ def test_neurons_without_a_connection_are_counted_in_the_masks(trained: Trained,
     save_weights(training, file := weights_file(study, 4))
     accuracy = evaluate(SMALL, training.model, trained.data.val)
     zeros, weights = training.sparse.zeros()
-    record = TrialRecord(4, "static", {}, TrialState.COMPLETED, val_accuracy=accuracy, sparsity=zeros / weights)
+    record = TrialRecord(4, "static", {}, TrialState.COMPLETED, value=accuracy, sparsity=zeros / weights)
     best = write_best(file, study / "best", SMALL, trained.data, record)
     dead = int((training.model[0].weight == 0).all(1).sum())
     assert dead > 0
