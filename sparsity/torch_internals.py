@@ -42,7 +42,8 @@ def compiled_network(module: Any) -> nn.Module | None:
 
 def call_eagerly(module: nn.Module) -> None:
     """Undo `module.compile()`, for which torch has no public way."""
-    module._compiled_call_impl = None
+    if module._compiled_call_impl is not None:
+        module._compiled_call_impl = None
 
 
 def leave_compiler_out() -> None:

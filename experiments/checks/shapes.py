@@ -40,7 +40,7 @@ def well_formed(subject: Subject) -> Iterator[Problem]:
         elif not callable(value):
             yield Problem(f"its {name} is a {type(value).__name__}: give a function")
     if isinstance(experiment.files, str) or not all(isinstance(name, str) for name in experiment.files):
-        yield Problem("its files are not names in a tuple: give such as files=('sizes.json',)")
+        yield Problem("its files must be names in a tuple: files=('sizes.json',)")
     if not isinstance(experiment.layers, LayerRules):
         yield Problem(f"its layers are a {type(experiment.layers).__name__}: give tune_sparsity.LayerRules(...)")
     if experiment.augment is not None and not callable(experiment.augment):
