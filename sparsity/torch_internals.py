@@ -43,7 +43,8 @@ def compiled_network(module: Any) -> nn.Module | None:
 
 def call_eagerly(module: nn.Module) -> None:
     """Undo `module.compile()`, for which torch has no public way."""
-    module._compiled_call_impl = None
+    if module._compiled_call_impl is not None:
+        module._compiled_call_impl = None
 
 
 def tree_paths(nest: Any) -> list[tuple[tuple[str, ...], Any]]:

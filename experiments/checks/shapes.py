@@ -49,7 +49,7 @@ def well_formed(subject: Subject) -> Iterator[Problem]:
     if experiment.optimizer not in OPTIMIZERS:
         yield Problem(f"its optimizer is {experiment.optimizer!r}: give {' or '.join(map(repr, OPTIMIZERS))}")
     if isinstance(experiment.files, str) or not all(isinstance(name, str) for name in experiment.files):
-        yield Problem("its files are not names in a tuple: give such as files=('sizes.json',)")
+        yield Problem("its files must be names in a tuple: files=('sizes.json',)")
     if not isinstance(experiment.layers, LayerRules):
         yield Problem(f"its layers are a {type(experiment.layers).__name__}: give tune_sparsity.LayerRules(...)")
     if experiment.augment is not None and not callable(experiment.augment):

@@ -223,7 +223,7 @@ def test_a_study_says_what_a_check_warns_of(folder: Path) -> None:
     [
         ("('none.json',)", "files: there is no file 'none.json' in "),
         ("('../other.json',)", "files: '../other.json' must lie in "),
-        ("'sizes.json'", "its files are not names in a tuple"),
+        ("'sizes.json'", "its files must be names in a tuple"),
     ],
 )
 def test_files_that_are_not_there_are_one_line(
