@@ -133,9 +133,12 @@ def save_onnx(model: nn.Module, inputs: Tensor, path: Path) -> None:
             clear_notes(graph)
             content = graph.SerializeToString()
     except Exception as error:
-        last = [line.strip() for line in str(error).splitlines() if line.strip()]
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         raise RuntimeError(
-            f"torch cannot export this network to ONNX: {(last or [type(error).__name__])[0]}"
+            f"torch cannot export this network to ONNX: {(lines or [type(cause).__name__])[0]}"
         ) from error
     path.write_bytes(content)
 
