@@ -140,10 +140,13 @@ def save_onnx(model: nn.Module, outputs: Callable[[nn.Module, Any], Tensor], inp
             clear_notes(graph)
             content = graph.SerializeToString()
     except Exception as error:
-        said = [line.strip() for line in str(error).splitlines() if line.strip()]
-        causes = [line.partition(">: ")[2] for line in said if line.startswith("<class '")]  # the exporter's summary
-        cause = (causes or said or [type(error).__name__])[0]
-        raise RuntimeError(f"torch cannot export this network to ONNX: {cause}") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        raise RuntimeError(
+            f"torch cannot export this network to ONNX: {(lines or [type(cause).__name__])[0]}"
+        ) from error
     path.write_bytes(content)
 
 
