@@ -50,7 +50,7 @@ class SnipSettings(DenseSettings):
 @dataclass(frozen=True)
 class GmpSettings(SnipSettings):
     """And begin, end: progress between which the sparsity rises, 0 <= begin < end <= 1; interval: steps between two
-    prunings; distribution: of what is kept over the layers, global (by magnitude), erk or uniform."""
+    prunings; distribution: of what is kept over the layers, global, erk or uniform, as of lpss."""
 
     begin: float = 0.1
     end: float = 0.7

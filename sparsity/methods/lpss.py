@@ -77,8 +77,9 @@ class LpssSettings:
         feedback: what answers the measured sparsity with regrowth: "published" or "pi"; for drop = "threshold".
         feedback_gain: delta of the published feedback, in [0, 1); the integral gain of "pi".
         initial_sparsity: of the random initial mask, in [0, 1).
-        distribution: how what is kept is shared out among the layers: "global", by magnitude, "erk" or "uniform". Every
-            neuron keeps a connection with each.
+        distribution: how many weights each layer keeps: "global" keeps the largest of all layers together, "erk" and
+            "uniform" as many of each layer as they give it. With each of them every neuron keeps a connection, as long
+            as there are enough.
     """
 
     final_sparsity: float
