@@ -28,6 +28,7 @@ from tune_sparsity.sparsity.methods.registry import METHODS
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.orientation import Orientation
 from tune_sparsity.sparsity.schedules import PiecewiseLinear, Schedule, published_learning_rate, warmup_cosine
+from tune_sparsity.sparsity.selection import Selection
 from tune_sparsity.sparsity.sphere import dual_exponent, from_dual, project, row_norm, stationary_dual, to_dual
 from tune_sparsity.sparsity.topology.magnitude import GlobalMagnitude
 from tune_sparsity.sparsity.topology.threshold_adaptation import ThresholdAdaptation
@@ -45,6 +46,7 @@ __all__ = [
     "Orientation",
     "PiecewiseLinear",
     "Schedule",
+    "Selection",
     "SparseTraining",
     "ThresholdAdaptation",
     "dead_neurons",

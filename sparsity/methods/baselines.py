@@ -16,7 +16,7 @@ from tune_sparsity.sparsity.methods.validation import OPTIMIZERS, numbers, whole
 from tune_sparsity.sparsity.optim.adamw import BETA_2
 from tune_sparsity.sparsity.schedules import Schedule, warmup_cosine
 from tune_sparsity.sparsity.selection import selection_for
-from tune_sparsity.sparsity.topology.base import Topology
+from tune_sparsity.sparsity.topology.base import Topology, shortened
 from tune_sparsity.sparsity.topology.drop_grow import DropGrow
 from tune_sparsity.sparsity.topology.magnitude import GlobalMagnitude
 from tune_sparsity.sparsity.topology.static import SnipAtInit, StaticMask
@@ -55,7 +55,8 @@ class SnipSettings(DenseSettings):
 @dataclass(frozen=True)
 class GmpSettings(SnipSettings):
     """And begin, end: progress between which the sparsity rises, 0 <= begin < end <= 1; interval: steps between two
-    prunings; distribution: of what is kept over the layers, global (by magnitude), erk or uniform."""
+    prunings, shortened in a short training so that there are five; distribution: of what is kept over the layers,
+    global, erk or uniform, as of lpss."""
 
     begin: float = 0.1
     end: float = 0.7
@@ -217,7 +218,8 @@ def gmp(
     """Gradual magnitude pruning: a cubic ramp of the sparsity (Zhu and Gupta 2017, arXiv 1710.01878)."""
     layers = prunable_layers(model, rules, sphere=False)
     selection = selection_for(model, s.distribution)
-    topology = GlobalMagnitude(Schedule("cubic", 0.0, s.final_sparsity, s.begin, s.end), s.interval, selection)
+    rising = Schedule("cubic", 0.0, s.final_sparsity, s.begin, s.end)
+    topology = GlobalMagnitude(rising, shortened(s.interval, rising, total_steps), selection)
     options = {"sparsity": s.final_sparsity, "mask_frozen_at": s.end, "selection": selection}
     return _training(model, layers, s, topology, _ones(layers), total_steps, **options)
 

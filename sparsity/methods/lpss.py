@@ -28,7 +28,7 @@ from tune_sparsity.sparsity.schedules import (
 )
 from tune_sparsity.sparsity.selection import Selection, selection_for
 from tune_sparsity.sparsity.sphere import P_MAX, P_MIN
-from tune_sparsity.sparsity.topology.base import Topology
+from tune_sparsity.sparsity.topology.base import Topology, shortened
 from tune_sparsity.sparsity.topology.controller import Feedback, PaperFeedback, ProportionalIntegral
 from tune_sparsity.sparsity.topology.magnitude import GlobalMagnitude
 from tune_sparsity.sparsity.topology.threshold_adaptation import ThresholdAdaptation
@@ -75,15 +75,17 @@ class LpssSettings:
             its parts that differ from the default's (a cosine from .2 to 0). Its shape, start and stop, in [0, 1], are
             for drop = "threshold". Connections move between its begin and its end, 0 <= begin < end <= 1, with either
             drop; at the end the network is projected to its final sparsity, and trains on under that mask.
-        threshold_interval: steps between two updates of the masks, at least 1.
+        threshold_interval: steps between two updates of the masks, at least 1. In a short training it is shortened, so
+            that there are five.
         feedback: what answers the measured sparsity with regrowth: "published" or "pi"; for drop = "threshold".
         feedback_gain: delta of the published feedback, in [0, 1); the integral gain of "pi".
         optimizer: "sgd" or "adamw", of everything off the sphere. On the sphere LpSGD stays, with its momentum. Gains
             that are learnt take SGD, without decay beside AdamW.
         gain_lr: peak learning rate of gains that are learnt, > 0; None for `lr` beside SGD, and .1 beside AdamW.
         initial_sparsity: of the random initial mask, in [0, 1). A trained network has none.
-        distribution: how what is kept is shared out among the layers: "global", by magnitude, "erk" or "uniform". Every
-            neuron keeps a connection with each.
+        distribution: how many weights each layer keeps: "global" keeps the largest of all layers together, "erk" and
+            "uniform" as many of each layer as they give it. With each of them every neuron keeps a connection, as long
+            as there are enough.
     """
 
     final_sparsity: float
@@ -202,7 +204,7 @@ def lpss(
         model,
         layers,
         _sphere_optimizer(model, layers, s),
-        _topology(s, initial, selection),
+        _topology(s, initial, selection, total_steps),
         _random_masks(layers, initial, generator or Generator().manual_seed(0)),
         sparsity=s.final_sparsity,
         total_steps=total_steps,
@@ -259,12 +261,13 @@ def _learning_rate(s: LpssSettings) -> Callable[[float], float]:
     return published_learning_rate(s.knots_for_epochs) if s.learning_rate == "published" else warmup_cosine
 
 
-def _topology(s: LpssSettings, initial: float, selection: Selection) -> Topology:
+def _topology(s: LpssSettings, initial: float, selection: Selection, total_steps: int) -> Topology:
     falling = _threshold(s)
     rising = Schedule("cubic", initial, s.final_sparsity, falling.begin, falling.end)
+    interval = shortened(s.threshold_interval, falling, total_steps)
     if s.drop == "ramp":
-        return GlobalMagnitude(rising, s.threshold_interval, selection)
-    return ThresholdAdaptation(falling, _feedback(s, rising), s.threshold_interval)
+        return GlobalMagnitude(rising, interval, selection)
+    return ThresholdAdaptation(falling, _feedback(s, rising), interval)
 
 
 def _feedback(s: LpssSettings, rising: Schedule) -> Feedback:

@@ -146,10 +146,22 @@ def test_feedback_by_name() -> None:
 
 def test_ramp_rises_from_the_initial_to_the_final_sparsity() -> None:
     settings = LpssSettings(0.9, 1.3, threshold={"begin": 0.2, "end": 0.6}, threshold_interval=7)
-    topology = lpss(mlp(20, 8, 4), settings, total_steps=10).topology
+    topology = lpss(mlp(20, 8, 4), settings, total_steps=1000).topology
     assert isinstance(topology, GlobalMagnitude)
     assert topology.interval == 7
     assert [topology.sparsity(at) for at in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([0.2, 0.2, 0.8125, 0.9, 0.9])
+
+
+@pytest.mark.parametrize(("steps", "interval"), [(10, 1), (141, 16), (333, 39), (10_000, 40)])
+def test_masks_move_at_least_five_times_in_a_short_training(steps: int, interval: int) -> None:
+    settings = LpssSettings(0.9, 1.3, threshold={"begin": 0.1, "end": 0.7})
+    for drop in ("ramp", "threshold"):
+        topology = lpss(mlp(20, 8, 4), dataclasses.replace(settings, drop=drop), total_steps=steps).topology
+        assert topology.interval == interval
+        assert sum(topology.due(step, steps) for step in range(steps)) >= min(5, 0.6 * steps - 1)
+    params = {"begin": 0.1, "end": 0.7, "final_sparsity": 0.9}
+    topology = METHODS["gmp"].build(mlp(20, 8, 4), params, total_steps=steps, generator=torch.Generator()).topology
+    assert topology.interval == interval
 
 
 def test_decay_is_of_what_lies_off_the_sphere_and_of_gains() -> None:
