@@ -41,7 +41,7 @@ def well_formed(subject: Subject) -> Iterator[Problem]:
         elif not callable(value):
             yield Problem(f"its {name} is a {type(value).__name__}: give a function")
     metric = experiment.metric.function if isinstance(experiment.metric, Metric) else experiment.metric
-    if not callable(metric) and not is_torchmetric(metric):
+    if not callable(metric):
         yield Problem(f"its metric is a {type(metric).__name__}: give a function, a Metric or one of torchmetrics")
     if not isinstance(experiment.layers, LayerRules):
         yield Problem(f"its layers are a {type(experiment.layers).__name__}: give tune_sparsity.LayerRules(...)")

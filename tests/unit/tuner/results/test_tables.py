@@ -234,9 +234,7 @@ FRONT = [
 
 
 def document(goal: Goal, records: list[TrialRecord], folder: Path) -> dict[str, Any]:
-    found = StudyOutcome(
-        "demo", goal, "digits", "lpss", records, folder, test_values={0: 0.95, 1: 0.94}, weights=1000
-    )
+    found = StudyOutcome("demo", goal, "digits", "lpss", records, folder, test_values={0: 0.95, 1: 0.94}, weights=1000)
     return dict(strict(to_json(result_document(found))))
 
 
