@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tune_sparsity.experiments import Data, Experiment, Metric, Recipe, Split, find
+from tune_sparsity.experiments import Data, Experiment, Recipe, Split, find
 from tune_sparsity.experiments.checks import CHECKS, Finding, Level, assert_sound, first_fault, inspect
 from tune_sparsity.sparsity import LayerRules
 
@@ -182,10 +182,6 @@ BROKEN: dict[str, tuple[Experiment, str, str]] = {
     "the metric's mean": (replace(SOUND, metric=lambda o, t: (o.argmax(1) == t).float().mean()), "metric", "not their"),
     "a metric in per cent": (replace(SOUND, metric=lambda o, t: torch.full((len(t),), 50.0)), "metric", "score of 50"),
     "metric raises": (replace(SOUND, metric=raises), "metric", "broken on purpose"),
-    "a whole metric raises": (replace(SOUND, metric=Metric("m", raises)), "metric", "broken on purpose"),
-    "a whole metric of chance": (replace(SOUND, metric=Metric("m", lambda o, t: torch.rand(()))), "metric", "again"),
-    "not in per cent": (replace(SOUND, metric=Metric("m", lambda o, t: 2, percent=True)), "metric", "in [0, 1]"),
-    "no metric": (replace(SOUND, metric=Metric("m", 3)), "experiment", "metric is a int"),
     "labels from 1": (with_data(test=Split(DATA.test.x, DATA.test.y + 1)), "labels", "0..2"),
     "an output too few": (replace(SOUND, model=lambda: nn.Linear(6, 2)), "labels", "the network 2 outputs"),
     "one output": (
