@@ -78,16 +78,18 @@ def metric_of(given: Any) -> Metric:
         return Metric(ACCURACY, given, each=True, percent=True)
     kind = type(given).__name__
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind).lower()
-    if not isinstance(given.higher_is_better, bool):
+    larger = getattr(given, "higher_is_better", None)
+    if not isinstance(larger, bool):
         wrapped = f'Metric("{name}", {kind}(...), maximize=...)'
         raise ValueError(f"{kind} does not tell whether larger is better (higher_is_better): give {wrapped}")
     bounds = getattr(given, "plot_lower_bound", None), getattr(given, "plot_upper_bound", None)
-    return Metric(name, given, maximize=given.higher_is_better, percent=bounds == (0.0, 1.0))
+    return Metric(name, given, maximize=larger, percent=bounds == (0.0, 1.0))
 
 
 def is_torchmetric(value: Any) -> bool:
     """Return whether a value is a metric of torchmetrics, found without importing it."""
-    return all(callable(getattr(value, name, None)) for name in ("update", "compute", "reset", "to"))
+    parts = ("update", "compute", "reset", "to")
+    return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in parts)
 
 
 class Scorer:
@@ -113,23 +115,18 @@ class Scorer:
         elif self._metric.each:
             self._gathered.append(function(outputs, targets))
         else:
-            self._gathered.append(_on_cpu((outputs, targets)))
+            self._gathered.append(mapped(lambda one: one.detach().cpu(), (outputs, targets)))
 
     def value(self) -> float:
         """Return the metric's value over all batches; it may be NaN or infinite."""
-        function = self._metric.function
+        function, gathered = self._metric.function, self._gathered
         if self._stateful:
             value = float(function.compute())
             function.reset()  # its states may be large
             return value
         if self._metric.each:
-            scores = torch.cat(self._gathered)
-            return float(scores.double().mean())
-        return float(function(*concatenated(self._gathered)))
-
-
-def _on_cpu(value: Any) -> Any:
-    return mapped(lambda one: one.detach().cpu(), value)
+            return float(torch.cat(gathered).double().mean())
+        return float(function(*concatenated(gathered)))
 
 
 def concatenated(parts: Sequence[Any]) -> Any:

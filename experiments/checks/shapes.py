@@ -44,7 +44,7 @@ def well_formed(subject: Subject) -> Iterator[Problem]:
         elif not callable(value):
             yield Problem(f"its {name} is a {type(value).__name__}: give a function")
     metric = experiment.metric.function if isinstance(experiment.metric, Metric) else experiment.metric
-    if not callable(metric) and not is_torchmetric(metric):
+    if not callable(metric):
         yield Problem(f"its metric is a {type(metric).__name__}: give a function, a Metric or one of torchmetrics")
     if experiment.optimizer not in OPTIMIZERS:
         yield Problem(f"its optimizer is {experiment.optimizer!r}: give {' or '.join(map(repr, OPTIMIZERS))}")

@@ -64,9 +64,7 @@ def check_withheld(config: StudyConfig) -> None:
 
 def judged(goal: Goal, about: Mapping[str, Any]) -> Goal:
     """Return the goal with the metric that study.yaml's account names; without one the metric is accuracy."""
-    if _METRIC not in about:
-        return goal
-    metric = dict(about[_METRIC])
+    metric = {**asdict(ACCURACY), "baseline": 0.0, **about.get(_METRIC, {})}
     baseline = metric.pop("baseline")
     return replace(goal, objective=Objective(**metric), baseline=baseline)
 

@@ -131,11 +131,10 @@ def fronts_figure(studies: Sequence[EndedStudy], records: Sequence[Sequence[Tria
         {"text": percent(end), "x": 100 * end, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
         for end in ends
     ]
+    dashed = "dashed: what the studies were asked for"
     return figure(
         data,
-        titled(
-            "Fronts over each other", f"{objective.name} on the validation data; dashed: what the studies were asked"
-        ),
+        titled("Fronts over each other", f"{objective.name} on the validation data; {dashed}"),
         xaxis={"title": {"text": "sparsity"}, "ticksuffix": "%"},
         yaxis=value_axis(objective, "validation"),
         shapes=[{**line, "x0": 100 * end, "x1": 100 * end} for end in ends],

@@ -62,8 +62,8 @@ def _verdict(study: EndedStudy, goal: Goal) -> str:
         zero += f": {best['nonzero_weights']:,} of {best['weights']:,} are left"
     if (dense := study.result.get("dense_weights")) and best.get("sparsity_matrices") is not None:
         zero += f" ({_share(best['sparsity_matrices'])} over all weight matrices: {', '.join(dense)} stay dense)"
-    article = "an" if objective.name[0] in "aeio" else "a"
-    value = f"has {article} {objective.name} of {objective.text(best[objective.val])} on the validation data"
+    reaches = "has an accuracy of" if objective == ACCURACY else f"reaches {objective.name}"
+    value = f"{reaches} {objective.text(best[objective.val])} on the validation data"
     return f"The best network, {best['trial']}, {value}{test}. {zero}."
 
 

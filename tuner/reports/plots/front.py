@@ -195,7 +195,9 @@ def _annotations(groups: _Groups, goal: Goal, outside: int) -> list[dict[str, An
         notes.append(_note(text, **{**centre, "y": 0.97}))
     if outside:
         text = f"{outside} more outside this view: double-click to see all"
-        notes.append(_note(text, x=1, y=0, xanchor="right", yanchor="bottom", font={"size": 12, "color": "#555555"}))
+        # Where bad values are: the best trials are on the other side.
+        side = {"y": 0, "yanchor": "bottom"} if goal.objective.maximize else {"y": 1, "yanchor": "top"}
+        notes.append(_note(text, x=1, xanchor="right", font={"size": 12, "color": "#555555"}, **side))
     return notes
 
 

@@ -16,7 +16,7 @@ from tune_sparsity.tuner.driver.prepare import prepare
 SOUND = """
 import torch
 from torch import nn
-from tune_sparsity.experiments import Data, Experiment, Recipe, Split
+from tune_sparsity import Data, Experiment, Metric, Recipe, Split
 
 def load(data_dir):
     g = torch.Generator().manual_seed(0)
@@ -36,6 +36,10 @@ STUDIES = {
     "prunable": ("nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3)", "nn.BatchNorm1d(8)", ["nothing to prune"]),
     "labels": ("nn.Linear(12, 3)", "nn.Linear(12, 2)", ["labels 0..2", "2 outputs"]),
     "metric": ("Recipe(2, 16)", "Recipe(2, 16), metric=lambda o, t: o.sum()", ["one score each"]),
+    "metric of all": ("Recipe(2, 16)", "Recipe(2, 16), metric=Metric('m', lambda o, t: o.mean(0))", ["m cannot be"]),
+    "metric of NaN": ("Recipe(2, 16)", "Recipe(2, 16), metric=Metric('m', lambda o, t: 0 * 1e999)", ["m is nan"]),
+    "name of a metric": ("Recipe(2, 16)", "Recipe(2, 16), metric=Metric('RMSE', load)", ["macro_f1", "mine.py:16"]),
+    "no direction": ("Recipe(2, 16)", "Recipe(2, 16), metric=UNKNOWN", ["PearsonCorrCoef", "maximize=..."]),
     "loss": ("Recipe(2, 16)", "Recipe(2, 16), loss=lambda o, t: 1 / 0", ["ZeroDivisionError", "mine.py:16"]),
     "load raises": ("    g = ", "    open('/no/such/file')\n    g = ", ["FileNotFoundError", "mine.py:7"]),
     "load exits": ("    g = ", "    raise SystemExit\n    g = ", ["do not load", "SystemExit", "mine.py:7"]),
@@ -61,7 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def change(folder: Path, old: str, new: str) -> None:
     assert old in SOUND
-    text = SOUND.replace(old, new)
+    text = SOUND.replace(old, new).replace("UNKNOWN", "__import__('torchmetrics').PearsonCorrCoef()")
     if new.startswith("mine = dict"):
         text = text.replace('"mine", load, model, Recipe(2, 16)', '"mine"')
     (folder / "mine.py").write_text(text)

@@ -226,6 +226,20 @@ def test_an_experiment_made_in_python_goes_by_value() -> None:
     assert back.metric(torch.eye(2), torch.tensor([0, 1])).tolist() == [0.5, 0.5]
 
 
+def test_a_metric_of_the_users_own_goes_by_value(folder: Path) -> None:
+    metric = "def worst(outputs, targets):\n    return outputs.max()\n"
+    judged = "mine = replace(mine, metric=tune_sparsity.Metric('worst', worst, maximize=False))\n"
+    imports = "\nimport tune_sparsity\nfrom dataclasses import replace\n"
+    (folder / "mine.py").write_text(FILES["mine.py"] + imports + metric + judged)
+    made = replace(find("digits"), name="made", metric=find(f"{folder}/mine.py:mine").metric)
+    value = by_value(made, alone=True)
+    assert value is not None
+    del sys.modules["experiment_file_mine"]
+    back = pickle.loads(value).metric
+    assert (back.name, back.maximize) == ("worst", False)
+    assert back.function(torch.eye(2), None) == 1
+
+
 def test_an_experiment_that_is_not_the_one_of_that_name_goes_by_value(folder: Path) -> None:
     changed = replace(find(f"{folder}/mine.py:mine"), name="changed")
     assert code_of(changed, f"{folder}/mine.py:mine") is None
