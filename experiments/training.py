@@ -68,7 +68,7 @@ class Training:
             epochs=epochs,
             trained=experiment.trained,
         )
-        self.first_masks: dict[str, float] = {}  # what a trained network is worth under the masks that it begins with
+        self._first_masks: dict[str, float] = {}  # how good a trained network is under the masks that it begins with
         recipe = experiment.recipe
         self._device = torch.device(device).type
         self._autocast = PRECISIONS[recipe.precision]
@@ -113,7 +113,7 @@ class Training:
             "nonzero_weights": weights - zeros,
             "travel": self.sparse.lr_sum,
             **self.sparse.adaptation(),
-            **(self.first_masks if self.epochs_done == 1 else {}),
+            **(self._first_masks if self.epochs_done == 1 else {}),
             "epoch_seconds": time.perf_counter() - start,
         }
 
@@ -192,7 +192,7 @@ class Training:
         self.sparse.move_masks()  # snip chooses its mask here
         if self.sparse.zeros()[0]:
             name = metric_of(self.experiment.metric).name
-            self.first_masks = {f"val_{name}_first_mask": self._masked_value()}
+            self._first_masks = {f"val_{name}_first_mask": self._masked_value()}
 
     def _passes(self, batch: Split, together: int, *, first: bool) -> Tensor:
         """Forward and backward; the loss. Recorded, where they are, but for a last batch that is smaller.

@@ -216,8 +216,10 @@ def with_last_layer(
     if not known and len(layers) < 2:  # then there is nothing to ask the network
         return replace(rules, last=tuple(one.name for one in layers) or None)
     found = followers(model, layers, example, forward)
-    last = rules.last if known else found.last or None
-    return replace(rules, last=last, normalised=found.normalised if rules.normalised is None else rules.normalised)
+    normalised = rules.normalised
+    if normalised is None and found.last:  # else there is no graph
+        normalised = found.normalised
+    return replace(rules, last=rules.last if known else found.last or None, normalised=normalised)
 
 
 def _why_dense(one: Matrix, rules: LayerRules) -> str:

@@ -84,12 +84,13 @@ def _normalised(roots: Iterable[Any], labels: Mapping[Any, str], read: Iterable[
     readers = Counter((*roots, *(other for node in labels for other in set(_inputs(node)))))
     found, others = set[str](), set[str]()
     for node in labels:
-        for other in _inputs(node) if labels[node] == _MIXED else ():
-            if labels[other] != _MIXED:
-                # Where autograd does not follow the layer's input, what it makes depends on its weights alone.
-                result = other if other in normalisations else node
-                alone = normalisations[result] == readers[result] == 1
-                (found if alone else others).add(labels[other])
+        inputs = _inputs(node) if labels[node] == _MIXED else []
+        named = {other: labels[other] for other in inputs if labels[other] != _MIXED}
+        for other, name in named.items():
+            # Where autograd does not follow the layer's input, what it makes depends on its weights alone.
+            result = other if other in normalisations else node
+            alone = len(named) == 1 and normalisations[result] == readers[result] == 1
+            (found if alone else others).add(name)
     return found - others
 
 

@@ -11,6 +11,8 @@ from torch import nn
 
 from tests.helpers.problems import accuracy, batches, blobs, mlp
 from tune_sparsity.experiments.base import Data, Experiment, Recipe, Split
+from tune_sparsity.experiments.checks.network import seeded
+from tune_sparsity.experiments.checks.suite import Subject
 from tune_sparsity.experiments.training import Training
 
 X, Y = blobs(600)
@@ -33,9 +35,12 @@ def trained(norm: bool = False) -> nn.Sequential:
     return model
 
 
+def experiment(model: Any = trained, **options: Any) -> Experiment:
+    return Experiment("trained", lambda folder: Data(TRAIN, VAL, VAL), model, Recipe(2, 50), **options)
+
+
 def start(method: str, model: Any = trained, **options: Any) -> Training:
-    experiment = Experiment("trained", lambda folder: Data(TRAIN, VAL, VAL), model, Recipe(2, 50), **options)
-    return Training(experiment, TRAIN, VAL, method, PARAMS[method], epochs=2, seed=0)
+    return Training(experiment(model, **options), TRAIN, VAL, method, PARAMS[method], epochs=2, seed=0)
 
 
 @pytest.mark.parametrize("method", ["rigl", "set", "sparse-momentum", "static", "snip"])
@@ -80,6 +85,13 @@ def test_methods_that_begin_dense_have_no_first_mask(method: str) -> None:
 def test_networks_that_were_not_trained_are_not_measured() -> None:
     training = start("static")
     assert "val_accuracy_first_mask" not in training.epoch()
+
+
+def test_only_a_trained_network_may_have_the_same_weights_under_every_seed() -> None:
+    assert list(seeded(Subject(experiment(trained=True)))) == []
+    assert [problem.text.partition(":")[0] for problem in seeded(Subject(experiment()))] == [
+        "model() gives the same weights under every seed"
+    ]
 
 
 @pytest.mark.parametrize("method", PARAMS)

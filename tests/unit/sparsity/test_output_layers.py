@@ -137,6 +137,7 @@ def test_a_network_without_a_graph_is_taken_in_order() -> None:
 
     rules = with_last_layer(LayerRules(), Detached(), torch.randn(4, 6))
     assert rules.last is None
+    assert rules.normalised is None
     layers = prunable_layers(Detached(), example=torch.randn(4, 6))
     assert [layer.name for layer in layers if not layer.sphere] == ["two.weight"]
 
@@ -200,6 +201,17 @@ class Bytes(nn.Module):
         return self.head(self.norm(self.one(x.float())))
 
 
+class Behind(Bytes):
+    """Whose first layer has a normalisation only behind the second one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.two = nn.Linear(6, 6, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.two(self.one(x.float()).relu())))
+
+
 @pytest.mark.parametrize(
     ("model", "example", "normalised"),
     [
@@ -208,6 +220,8 @@ class Bytes(nn.Module):
         (Block(reads="a shortcut"), torch.randn(2, 2, 5, 5), ()),
         (Twice(), torch.randn(2, 6), ()),
         (Bytes(), torch.ones(2, 6, dtype=torch.uint8), ("one.weight",)),
+        (Behind(), torch.ones(2, 6, dtype=torch.uint8), ()),
+        (Behind(), torch.ones(2, 6), ("two.weight",)),
         (HeadFirst(), torch.randn(2, 6), ()),
     ],
 )

@@ -268,8 +268,8 @@ def test_a_step_off_the_cpu_never_waits_for_the_device() -> None:
     bias = nn.Parameter(torch.ones(5, device="meta"))
     with pytest.raises(RuntimeError, match="meta"):
         bias.sum().item()
-    groups = [{"params": params, "p": 1.3, "gain": True}, {"params": [bias], "weight_decay": 0.1}]
-    optimizer = LpSGD(groups, 0.1)
+    sphere = [{"params": params[k::2], "p": 1.3, "gain": k == 0} for k in (0, 1)]
+    optimizer = LpSGD([*sphere, {"params": [bias], "weight_decay": 0.1}], 0.1)
     for _ in range(3):
         for param in (*params, bias):
             param.grad = torch.ones_like(param)
