@@ -223,7 +223,7 @@ class Training:
         """All that the training needs to go on: network, method, order of the data, noise, epochs done."""
         return {
             "model": plain_state(self.model),
-            "sparse": self.sparse.state_dict(),
+            "sparse": {name: value for name, value in self.sparse.state_dict().items() if name != "weights"},
             "order": self.order.get_state(),
             "noise": self.noise,
             "epochs_done": self.epochs_done,

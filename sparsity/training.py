@@ -370,6 +370,8 @@ class SparseTraining(torch.optim.Optimizer):
             "travel": self.lr_sum,
             "grow_rate": self.grow_rate,
             "fixed": self.fixed,
+            # The layers' weights: another program may load its network before it makes the optimizer, which changes them.
+            "weights": [layer.weight.detach().clone() for layer in self.layers],
             "rates": [group["lr"] for group in self.param_groups],  # which a scheduler may have changed
         }
 
@@ -383,6 +385,9 @@ class SparseTraining(torch.optim.Optimizer):
             average.copy_(saved)
         self.topology.load_state_dict(state["topology"])
         self.grow_rate = state.get("grow_rate")
+        with torch.no_grad():
+            for layer, weight in zip(self.layers, state.get("weights", ()), strict=False):
+                layer.weight.copy_(weight)
         for group, rate in zip(self.param_groups, state.get("rates", self._base_lr), strict=True):
             group["lr"] = rate
 

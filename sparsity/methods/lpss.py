@@ -185,8 +185,8 @@ def lpss(
 
     Args:
         model: any network with weight matrices, on its device. Its prunable weights are put on the sphere; every
-            neuron keeps its norm as a gain, so that the network computes what it did before. The gain is learnt,
-            unless a batch normalisation follows directly.
+            neuron keeps its norm as a gain, which is learnt, unless a batch normalisation follows directly. Where no
+            layer normalises, and the network was not trained before, these norms are sqrt(2) first.
         settings: all settings; by default the theory's p for `sparsity`, and the defaults of LpssSettings.
         total_steps: how many times `step()` will be called.
         sparsity: final sparsity in [0, 1), used when no settings are given.
@@ -194,12 +194,15 @@ def lpss(
         rules: which layers are pruned, and which of them lie on the sphere.
         example: a batch of inputs, as `prunable_layers` takes it to tell which layer is the last, and which ones a
             batch normalisation follows. Without it, the order tells in which layers were registered.
-        trained: the network was trained before: no weight is masked at the start, whatever the settings say.
+        trained: the network was trained before: it computes what it did before, and no weight is masked at the start,
+            whatever the settings say.
     """
     s = settings or LpssSettings(sparsity, suggest_p(sparsity))
     layers = prunable_layers(model, rules, example=example)
     initial = 0.0 if trained else min(s.initial_sparsity, s.final_sparsity)
     selection = selection_for(model, s.distribution)
+    if not trained and not selection.normalised:
+        _give_rows_norm([layer for layer in layers if layer.sphere], 2**0.5)
     return SparseTraining(
         model,
         layers,
@@ -217,6 +220,17 @@ def lpss(
 
 def _threshold(s: LpssSettings) -> Schedule:
     return cast("Schedule", s.threshold)  # the settings have made it one
+
+
+@torch.no_grad()
+def _give_rows_norm(layers: list[Layer], norm: float) -> None:
+    """Scale every neuron's weights to this L2 norm; sqrt(2) is the one of He's initialisation for ReLU. What is zero
+    stays so."""
+    for layer in layers:
+        rows = layer.rows()
+        given = rows.norm(dim=1, keepdim=True)
+        scaled = rows * (norm / given.masked_fill(given == 0, 1.0))
+        layer.weight.copy_(layer.turned_back(scaled))
 
 
 def _sphere_optimizer(model: nn.Module, layers: list[Layer], s: LpssSettings) -> LpSGD:
