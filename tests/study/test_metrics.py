@@ -46,7 +46,9 @@ def regression(file: Path) -> Ran:
         "--study",
         "patients",
     ]
-    ran = run_command(["--experiment", f"{file}:diabetes", *asked, "--concurrency", "2", "--json"], file.parent)
+    ran = run_command(
+        ["--experiment", f"{file}:diabetes", *asked, "--concurrency", "2", "--json"], file.parent, timeout=900
+    )
     assert ran.code == 0, ran.stderr
     return ran
 
