@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.helpers.examples import examples
-from tests.helpers.generated import CLASSES, Plan, plans
+from tests.helpers.generated import CLASSES, Part, Plan, plans
 from tests.strangers.test_gallery import PARAMS
 from tests.strangers.whole_way import go_the_whole_way
 from tune_sparsity.experiments import Data, Experiment, Recipe, Split
@@ -75,6 +77,19 @@ def test_the_onnx_file_of_a_generated_network_computes_the_same(plan: Plan) -> N
         wanted = model(x)
     rounding = max(4 * torch.finfo(param.dtype).eps for param in model.parameters() if param.is_floating_point())
     assert (found - wanted).abs().max() <= max(1e-3, rounding) * wanted.abs().max()
+
+
+@pytest.mark.slow
+def test_a_network_that_onnxruntime_has_no_operations_for_does_not_end_the_process(tmp_path: Path) -> None:
+    attention = Part("attention", "in float64", 1, "no norm")
+    linear = Part("linear", "in float64", 1, "batch norm")
+    plan = Plan((attention, linear, attention, attention), front="tokens", dtype=torch.bfloat16)
+    save_onnx(Whole(plan.prepare, plan.make()), plan.batch(2, 0), tmp_path / "onnx")
+    code = (
+        "import sys; from tune_sparsity.tuner.results.export_formats import onnx_function; onnx_function(sys.argv[1])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, tmp_path / "onnx"], capture_output=True, text=True, check=False)
+    assert (ran.returncode, "ONNXRuntimeError" in ran.stderr) == (1, True)
 
 
 @st.composite

@@ -183,6 +183,8 @@ def onnx_function(path: Path) -> Callable[[Any], Tensor]:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Further optimisations of onnxruntime 1.31 end the process at some networks in bfloat16.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     known = {one.name for one in session.get_inputs()}  # without those that the network does not use
 
