@@ -20,7 +20,6 @@ from tune_sparsity.sparsity.topology.base import LayerView, Topology
 from tune_sparsity.sparsity.wrappers import plain_name
 
 _SMALLEST = 2.0**-100  # an active weight ends at least this large: it counts as a weight, and adds nothing
-
 _AVERAGE = 0.9  # the momentum of the gradient's average
 
 
@@ -370,7 +369,7 @@ class SparseTraining(torch.optim.Optimizer):
             "travel": self.lr_sum,
             "grow_rate": self.grow_rate,
             "fixed": self.fixed,
-            # The layers' weights: another program may load its network before it makes the optimizer, which changes them.
+            # Another program may load its network before it makes the optimizer, which changes these weights.
             "weights": [layer.weight.detach().clone() for layer in self.layers],
             "rates": [group["lr"] for group in self.param_groups],  # which a scheduler may have changed
         }

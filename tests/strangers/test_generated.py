@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.helpers.examples import examples
-from tests.helpers.generated import CLASSES, Part, Plan, plans
+from tests.strangers.generated import CLASSES, Part, Plan, plans
 from tests.strangers.test_gallery import PARAMS
 from tests.strangers.whole_way import go_the_whole_way
 from tune_sparsity.experiments import Data, Experiment, Recipe, Split

@@ -11,8 +11,8 @@ import pytest
 
 from tests.helpers.command import run_command
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-TEXT = Path(os.environ.get("TUNE_SPARSITY_DATA") or Path(__file__).parents[3] / "shared" / "data") / "text"
+EXAMPLES = Path(__file__).parents[3] / "examples"
+TEXT = Path(os.environ.get("TUNE_SPARSITY_DATA") or Path(__file__).parents[4] / "shared" / "data") / "text"
 
 
 def test_the_loop_of_ones_own_ends_on_its_sparsity(tmp_path: Path) -> None:

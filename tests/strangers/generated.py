@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from tests.helpers.generated_layers import LAYERS, NORMS, Made, Through
+from tests.strangers.generated_layers import LAYERS, NORMS, Made, Through
 from tune_sparsity.sparsity import LayerRules
 
 PLACES, WIDTH, TOKENS, CLASSES = 6, 4, 9, 3

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from tests.study.loaded_experiments import EXPERIMENTS
+from tests.study.own.loaded_experiments import EXPERIMENTS
 from tune_sparsity import load_study, tune
 from tune_sparsity.tuner.api import Study
 

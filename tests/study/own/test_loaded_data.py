@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers.command import run_command
 from tests.helpers.in_process import run_in_process
-from tests.study.loaded_experiments import EXPERIMENTS, LOADED, NESTED
+from tests.study.own.loaded_experiments import EXPERIMENTS, LOADED, NESTED
 from tune_sparsity.experiments import find
 from tune_sparsity.experiments.base import evaluate
 from tune_sparsity.experiments.examples import named
