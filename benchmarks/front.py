@@ -84,7 +84,7 @@ class Bench:
         for number, sparsity in enumerate(np.clip(sparsities, low, high).tolist()):
             accuracy, measured = self.trained(experiment, seed, number, epochs, point, sparsity)
             records.append(TrialRecord(number, "lpss", {}, TrialState.COMPLETED, accuracy, measured))
-        return FRONT.mean_accuracy(FRONT.hypervolume(records))
+        return FRONT.mean_value(FRONT.hypervolume(records))
 
     def trained(
         self, experiment: str, seed: int, number: int, epochs: int, point: int, sparsity: float

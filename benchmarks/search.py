@@ -260,7 +260,7 @@ def _seconds(ask: Callable[[], Any], tell: Callable[[TrialRecord], None], trials
         away = abs(params["p"] - 1.5) + abs(np.log(params["lr"] / 0.05)) / 5 + abs(params["momentum"] - 0.9)
         state = TrialState.COMPLETED if number % 3 else TrialState.PRUNED
         record = TrialRecord(asked.number, asked.method, params, state)
-        record.val_accuracy = float(np.exp(-away) * (1 - params["final_sparsity"]) ** 0.02 + 0.005 * rng.normal())
+        record.value = float(np.exp(-away) * (1 - params["final_sparsity"]) ** 0.02 + 0.005 * rng.normal())
         record.sparsity = params["final_sparsity"] - (0.05 if params["threshold.end"] > 0.85 else 0.0)
         start = time.process_time()
         tell(record)

@@ -5,7 +5,9 @@ This room may import `sparsity`, and neither Ray nor Optuna nor MLflow. It reads
 search.
 """
 
-from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
+from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe
+from tune_sparsity.experiments.examples import Loaded, Split
+from tune_sparsity.experiments.metrics import Metric
 from tune_sparsity.experiments.registry import BUILT_IN, find
 from tune_sparsity.experiments.training import NotFinite, Training
 
@@ -14,6 +16,8 @@ __all__ = [
     "Data",
     "DataUnavailable",
     "Experiment",
+    "Loaded",
+    "Metric",
     "NotFinite",
     "Recipe",
     "Split",

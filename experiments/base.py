@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from tune_sparsity.experiments.examples import Loaded, Split, is_data_set, numbers
+from tune_sparsity.experiments.metrics import Metric, Scorer, metric_of
+from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.sparsity.layers import PAPER_RULES, LayerRules
+from tune_sparsity.sparsity.output_layers import called
+from tune_sparsity.sparsity.wrappers import unwrapped
 
 _EVALUATED_NUMBERS = 1 << 22  # inputs' numbers in one batch: a wide residual net makes 16 to 64 times as many of them
 
@@ -22,39 +28,47 @@ class DataUnavailable(Exception):
 
 
 class NotFinite(Exception):
-    """The loss or the network's outputs became NaN or infinite: what follows cannot be trained or judged."""
-
-
-class Split(NamedTuple):
-    """Examples in memory: inputs (n, ...), of which Experiment.prepare makes what the network takes, and targets
-    (n, ...)."""
-
-    x: Tensor
-    y: Tensor
+    """The loss, the outputs or the metric became NaN or infinite: what follows cannot be trained or judged."""
 
 
 @dataclass(frozen=True)
 class Data:
     """A data set. The search sees `train` and `val`; `test` is read once, for the network that is reported.
 
+    Each split is a `Split` of tensors in memory, or a torch data set: map-style, or an IterableDataset that has a
+    length. Of a data set every process that trains loads its own: `load` is called there too.
+
     Attributes:
         preprocessing: what was done to the raw inputs, in JSON's types, for whoever uses the exported network.
         classes: the names of the classes, in the order of the logits; empty if there are none.
+        collate: of data sets: makes (inputs, targets) of a list of examples. torch's default_collate unless given.
+        workers: of data sets: processes that load for each training; 0: the training process loads.
     """
 
-    train: Split
-    val: Split
-    test: Split
+    train: Any  # a Split, or Loaded, which data sets become
+    val: Any
+    test: Any
     preprocessing: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    collate: Callable[[list[Any]], Any] | None = None
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("train", "val", "test"):
+            split = getattr(self, name)
+            if is_data_set(split):
+                object.__setattr__(self, name, Loaded(split, self.collate, self.workers))
+
+    @property
+    def in_memory(self) -> bool:
+        return not any(isinstance(split, Loaded) for split in (self.train, self.val, self.test))
 
     def checksum(self) -> str:
-        """SHA-256 over all splits' bytes, shapes and types: equal exactly for equal data in equal order."""
+        """SHA-256 over all splits' bytes, shapes and types: equal exactly for equal data in equal order. Of data sets
+        that are not in memory only some examples go in."""
         digest = hashlib.sha256()
         for split in (self.train, self.val, self.test):
-            for tensor in split:
-                digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-                digest.update(tensor.contiguous().cpu().numpy().data)
+            split.add_to(digest)
         return digest.hexdigest()
 
 
@@ -63,32 +77,55 @@ def correct(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(dim=1) == targets).float()
 
 
-def unchanged(x: Tensor) -> Tensor:
+def unchanged(x: Any) -> Any:
     return x
+
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Default settings of a training. Raises ValueError unless epochs and batch_size are at least 1.
+    """Default settings of a training. Raises ValueError for what is out of range.
 
     Attributes:
-        epochs: passes over the training data.
-        batch_size: examples per step.
+        epochs: passes over the training data, at least 1.
+        batch_size: examples of a forward pass, at least 1.
         drop_last: leave out what is left over at an epoch's end, where it is fewer examples than batch_size. Other
             examples are left out in every epoch. Batch normalisation cannot train on one example.
+        accumulate: batches whose gradients are averaged for one step, at least 1.
+        clip_norm: the L2 norm of all gradients together that a step has at most, > 0; None: they are not clipped. On
+            the sphere only a gradient's direction counts.
+        precision: "float32"; or "bfloat16" or "float16", for torch.autocast over forward pass and loss. Gradients of
+            float16 are scaled, and a step with an infinite one is left out. Evaluation is in the weights' own type.
     """
 
     epochs: int
     batch_size: int
     drop_last: bool = False
+    accumulate: int = 1
+    clip_norm: float | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"a recipe needs epochs and batch_size of at least 1, got {self}")
+        if self.epochs < 1 or self.batch_size < 1 or self.accumulate < 1:
+            raise ValueError(f"a recipe needs epochs, batch_size and accumulate of at least 1, got {self}")
+        if self.clip_norm is not None and not 0 < self.clip_norm < float("inf"):
+            raise ValueError(f"clip_norm must lie in (0, inf), or be None, got {self.clip_norm}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
     def trained_on(self, examples: int) -> int:
         """Return how many of so many examples an epoch trains on."""
         return examples - examples % self.batch_size if self.drop_last else examples
+
+    def batches(self, examples: int) -> int:
+        """Return how many batches an epoch of so many examples has."""
+        return -(-self.trained_on(examples) // self.batch_size)
+
+    def steps(self, examples: int) -> int:
+        """Return how many steps an epoch of so many examples has."""
+        return -(-self.batches(examples) // self.accumulate)
 
 
 @dataclass(frozen=True)
@@ -101,11 +138,16 @@ class Experiment:
             DataUnavailable when the data cannot be had.
         model: makes a fresh network, its weights drawn from torch's global generator (which the caller seeds).
         recipe: default epochs and batch size.
+        forward: (network, prepared inputs) -> one tensor of outputs, an entry an example. Unless given, the network is
+            called with the inputs; those of a dict are its keyword arguments.
+        optimizer: "sgd" or "adamw", of everything off the sphere. With "adamw" a study searches the methods' spaces
+            with ranges that suit it, as `--space lpss+adamw` does.
         loss: (outputs, targets) -> a scalar to minimise.
-        metric: (outputs, targets) -> one score in [0, 1] for every example; the mean is what is called accuracy.
-        prepare: inputs (n, ...) as the data set holds them -> as the network takes them. Applied to every batch, on
-            its device, in training and in evaluation: large images can stay bytes in memory.
-        augment: (inputs, generator on the CPU) -> inputs of the same shape and type, randomly changed. Applied to
+        metric: (outputs, targets) -> one score in [0, 1] for every example; the mean is what is called accuracy. Or a
+            Metric, with a name and a direction of its own; or a torchmetrics metric.
+        prepare: inputs as the data set holds them -> as the network takes them. Applied to every batch, on its
+            device, in training and in evaluation: large images can stay bytes in memory.
+        augment: (inputs, generator on the CPU) -> inputs of the same shapes and types, randomly changed. Applied to
             training batches only, on their device and before `prepare`; all its randomness must come from the
             generator, or a resumed training is another one.
         layers: which of the network's layers are pruned, and which of them lie on the sphere.
@@ -116,6 +158,9 @@ class Experiment:
             the GPU, as `.item()` does.
         space: a search space, by name or .yaml file, that suits this data better than its method's own; a study takes
             it for that method unless it is given another.
+        trained: whether `model` returns a network that was trained before. Its first masks then go by magnitude.
+        files: what the experiment's code reads beside its modules, for workers on other machines and for the logged
+            model: names of files and folders, or patterns of glob, in the folder of the experiment's own file.
     """
 
     name: str
@@ -123,36 +168,62 @@ class Experiment:
     model: Callable[[], nn.Module]
     recipe: Recipe
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
-    metric: Callable[[Tensor, Tensor], Tensor] = correct
-    prepare: Callable[[Tensor], Tensor] = unchanged
-    augment: Callable[[Tensor, Generator], Tensor] | None = None
+    metric: Callable[[Tensor, Tensor], Tensor] | Metric = correct
+    prepare: Callable[[Any], Any] = unchanged
+    augment: Callable[[Any, Generator], Any] | None = None
     layers: LayerRules = PAPER_RULES
     cuda_graph: bool = False
     space: str | None = None
+    forward: Callable[[nn.Module, Any], Tensor] = called
+    trained: bool = False
+    optimizer: str = "sgd"
+    files: tuple[str, ...] = ()
+
+    def outputs(self, model: nn.Module, x: Any) -> Tensor:
+        """Return the network's outputs for inputs as the data set holds them."""
+        return self.forward(model, self.prepare(x))
+
+    def network(self) -> nn.Module:
+        """Return a fresh network to compute with outside of a training: without torch.compile, and on one device."""
+        return unwrapped(self.model())
+
+
+def in_evaluation(model: nn.Module) -> nn.Module:
+    """Return the network in evaluation mode. Where a person has written its train() anew, eval() may return nothing."""
+    model.eval()
+    return model
 
 
 @torch.no_grad()
-def evaluate(experiment: Experiment, model: nn.Module, split: Split, batch: int | None = None) -> float:
-    """Mean metric of `model` over a split, on its device and in evaluation mode; the mode it was in is restored.
+def evaluate(experiment: Experiment, model: nn.Module, split: Split | Loaded, batch: int | None = None) -> float:
+    """The experiment's metric of `model` over a split, on its device and in evaluation mode; the mode it was in is
+    restored.
 
     Args:
-        batch: examples at once; by default 4096, and fewer where inputs are large.
+        batch: examples at once; by default 4096, and fewer where inputs are large. Of a data set that is not in memory
+            the recipe's batch size.
 
     Raises:
-        NotFinite: if an output is NaN: the largest of such outputs is no answer.
+        NotFinite: if an output is NaN: the largest of such outputs is no answer. Also if the metric is NaN or infinite.
     """
-    if batch is None:
-        batch = max(1, min(4096, _EVALUATED_NUMBERS // max(1, split.x[:1].numel())))
+    if batch is None and isinstance(split, Loaded):
+        batch = experiment.recipe.batch_size
+    elif batch is None:
+        batch = max(1, min(4096, _EVALUATED_NUMBERS // max(1, numbers(split.first(1).x))))
     was_training = model.training
-    device = next((param.device for param in model.parameters()), split.x.device)
+    device = next((param.device for param in model.parameters()), None)
+    metric = metric_of(experiment.metric)
+    scorer, unknown = Scorer(metric, device or torch.device("cpu")), list[Tensor]()
     model.eval()
-    scores, unknown = list[Tensor](), list[Tensor]()
-    for x, y in zip(split.x.split(batch), split.y.split(batch), strict=True):
-        outputs = model(experiment.prepare(x.to(device)))
-        scores.append(experiment.metric(outputs, y.to(device)))
-        unknown.append(outputs.isnan().reshape(len(x), -1).any(1))
+    with same_random_numbers(None if isinstance(split, Split) else 0):
+        for x, y in (split if device is None else split.to(device)).batches(batch):
+            outputs = experiment.outputs(model, x)
+            scorer.add(outputs, y)
+            unknown.append(outputs.isnan().reshape(len(outputs), -1).any(1))
     model.train(was_training)
-    accuracy, bad = float(torch.cat(scores).double().mean()), int(torch.cat(unknown).sum())
-    if bad:
-        raise NotFinite(f"the network's outputs are NaN for {bad} of {len(split.x)} examples")
-    return accuracy
+    if bad := int(torch.cat(unknown).sum()):
+        raise NotFinite(f"the network's outputs are NaN for {bad} of {split.examples} examples")
+    value = scorer.value()
+    if not math.isfinite(value):
+        raise NotFinite(f"the metric {metric.name} is {value}")
+    return value

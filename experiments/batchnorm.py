@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tune_sparsity.sparsity.output_layers import called
 from tune_sparsity.sparsity.torch_internals import BatchNorm
 
 _SAMPLE, _BATCH = 1024, 128  # examples
@@ -27,7 +29,9 @@ def normalises(model: nn.Module) -> bool:
 
 
 @contextmanager
-def remeasured(model: nn.Module, inputs: Iterable[Tensor]) -> Iterator[None]:
+def remeasured(
+    model: nn.Module, inputs: Iterable[Any], forward: Callable[[nn.Module, Any], object] = called
+) -> Iterator[None]:
     """Within it the running statistics are the means over the given batches, of two examples and more, for the weights
     that the network has now; afterwards they are what they were. Nothing but batch normalisation is in training mode
     meanwhile, so that nothing random is drawn."""
@@ -43,7 +47,7 @@ def remeasured(model: nn.Module, inputs: Iterable[Tensor]) -> Iterator[None]:
             layer.train()
         with torch.no_grad():
             for x in inputs:
-                model(x)
+                forward(model, x)
         model.eval()
         yield
     finally:

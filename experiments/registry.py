@@ -12,6 +12,7 @@ from types import ModuleType
 
 from tune_sparsity.experiments.base import Experiment
 from tune_sparsity.experiments.user_code import OURS, described, is_users_own, place_of
+from tune_sparsity.experiments.user_reads import watching
 
 # Built-in experiments, imported when they are asked for: name -> module, attribute, what it is.
 BUILT_IN: dict[str, tuple[str, str, str]] = {
@@ -45,6 +46,12 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
 }
 
 
+PICKLED = ".pickle"
+"""How the names of files end that hold an Experiment which was made in a notebook."""
+
+_homes: dict[str, tuple[Experiment, Path]] = {}  # users' own experiments that were found, by their names
+
+
 class OldImport(ValueError):
     """A user's file imports `experiments` or another part of `tune_sparsity` as earlier versions had it."""
 
@@ -66,13 +73,33 @@ def find(name: str) -> Experiment:
     if not colon or not where or not attribute:
         known = ", ".join(BUILT_IN)
         raise ValueError(f"unknown experiment {name!r}: {known}, path/to/file.py:name or package.module:name")
+    if where.endswith(PICKLED):
+        return _unpickled(Path(where))
     module_object = _from_file(Path(where)) if where.endswith(".py") else _from_package(where)
     found = getattr(module_object, attribute, None)
     if not isinstance(found, Experiment):
         has = sorted(key for key, value in vars(module_object).items() if isinstance(value, Experiment))
         but = f", but a {type(found).__name__} of that name" if hasattr(module_object, attribute) else ""
         raise ValueError(f"{where} has no experiment {attribute!r}{but}: it has {', '.join(has) or 'none'}")
+    file = getattr(module_object, "__file__", None)
+    if file and is_users_own(file):
+        _homes[name] = found, Path(file).resolve().parent
     return found
+
+
+def _unpickled(path: Path) -> Experiment:
+    import cloudpickle
+
+    import_from(Path.cwd())
+    try:
+        return cloudpickle.loads(path.read_bytes())
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read: {described(error)}: tune() writes it anew") from error
+
+
+def home_of(experiment: Experiment) -> Path | None:
+    """Return the folder of the user's file that an experiment was found in; None where it was not found in one."""
+    return next((folder for found, folder in _homes.values() if found is experiment), None)
 
 
 def module_name(path: Path) -> str:
@@ -106,7 +133,8 @@ def _importing(what: str, folder: Path) -> Iterator[None]:
     before = set(sys.modules)
     import_from(folder)
     try:
-        yield
+        with watching():
+            yield
     except (Exception, SystemExit) as error:
         for name in set(sys.modules) - before:
             if is_users_own(getattr(sys.modules[name], "__file__", None)):

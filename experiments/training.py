@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from tune_sparsity.experiments.base import Data, Experiment, NotFinite, Split, evaluate
+from tune_sparsity.experiments.base import PRECISIONS, Data, Experiment, NotFinite, evaluate
 from tune_sparsity.experiments.batchnorm import normalises, remeasured, sample
+from tune_sparsity.experiments.examples import Loaded, Split, length, mapped, tensors_in
+from tune_sparsity.experiments.metrics import metric_of
+from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedPasses, can_be_recorded
-
-_FETCHED_NUMBERS = 1 << 18  # at once: a megabyte of float32, which processors keep at hand
+from tune_sparsity.sparsity.wrappers import load_plain, on_one_device, plain_state
 
 
 class Training:
@@ -26,7 +28,7 @@ class Training:
 
     Args:
         experiment: what to train.
-        train, val: the data; moved to `device` whole.
+        train, val: the data; what is in memory is moved to `device` whole.
         method: a name in sparsity.METHODS.
         params: the method's parameters. Raises ValueError if the method does not accept them.
         epochs: how long; the schedules are laid over all of it.
@@ -37,8 +39,8 @@ class Training:
     def __init__(
         self,
         experiment: Experiment,
-        train: Split,
-        val: Split,
+        train: Split | Loaded,
+        val: Split | Loaded,
         method: str,
         params: dict[str, Any],
         *,
@@ -47,94 +49,114 @@ class Training:
         device: str = "cpu",
     ) -> None:
         self.experiment, self.epochs, self.epochs_done = experiment, epochs, 0
-        self.train_split = Split(train.x.to(device), train.y.to(device))
-        self.val_split = Split(val.x.to(device), val.y.to(device))
+        self.train_split, self.val_split = train.to(device), val.to(device)
         self.order = Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = experiment.model().to(device)
+            self.model = on_one_device(experiment.model()).to(device)
             self.noise = torch.get_rng_state()  # for dropout and the like, apart from what others draw
-            rules = with_last_layer(experiment.layers, self.model, experiment.prepare(self.train_split.x[:2]))
+            first = experiment.prepare(self.train_split.first(2).x)
+            rules = with_last_layer(
+                experiment.layers, self.model, mapped(lambda x: x.to(device), first), experiment.forward
+            )
         self.sparse: SparseTraining = METHODS[method].build(
             self.model,
             params,
-            total_steps=epochs * self._steps_per_epoch(),
+            total_steps=epochs * experiment.recipe.steps(self.train_split.examples),
             generator=self.order,
             rules=rules,
             epochs=epochs,
+            trained=experiment.trained,
         )
-        records = experiment.cuda_graph and can_be_recorded(self.model.parameters())
+        self._first_masks: dict[str, float] = {}  # how good a trained network is under the masks that it begins with
+        recipe = experiment.recipe
+        self._device = torch.device(device).type
+        self._autocast = PRECISIONS[recipe.precision]
+        self._scaler = torch.amp.GradScaler(self._device) if recipe.precision == "float16" else None
+        records = experiment.cuda_graph and recipe.accumulate == 1 and self._scaler is None
+        records = records and can_be_recorded(self.model.parameters())
         self._recorded = RecordedPasses(self.model.parameters()) if records else None
-        self._batch: tuple[Tensor, Tensor] | None = None  # where recorded passes find theirs
+        self._batch: Split | None = None  # where recorded passes find theirs
 
     @property
     def finished(self) -> bool:
         return self.epochs_done >= self.epochs
 
-    def _steps_per_epoch(self) -> int:
-        recipe = self.experiment.recipe
-        return math.ceil(recipe.trained_on(len(self.train_split.x)) / recipe.batch_size)
-
     def epoch(self) -> dict[str, float]:
         """Trains one epoch and measures.
 
         Returns:
-            train_loss; val_accuracy and val_accuracy_at_target (as if projected to the final sparsity now);
-            sparsity and sparsity_total as the network stands; hoyer; nonzero_weights; travel (the sum of the
-            sphere's learning rates so far); threshold and grow_rate while the masks move, of methods that have them;
-            epoch_seconds.
+            train_loss; val_accuracy and val_accuracy_at_target (as if projected to the final sparsity now), under the
+            name of the experiment's metric; sparsity and sparsity_total as the network stands; hoyer; nonzero_weights;
+            travel (the sum of the sphere's learning rates so far); threshold and grow_rate while the masks move, of
+            methods that have them; val_accuracy_first_mask after the first epoch, if a trained network begins with
+            masked weights: the metric under these masks, before the first step; epoch_seconds.
 
         Raises:
-            NotFinite: when the loss, or an output in the evaluation, is no longer a number.
+            NotFinite: when the loss, an output in the evaluation or the metric is no longer a number.
         """
         start = time.perf_counter()
         train_loss = self.train()
-        accuracy = evaluate(self.experiment, self.model, self.val_split)
-        at_target = accuracy
+        value = at_target = evaluate(self.experiment, self.model, self.val_split)
         if not self.sparse.fixed:
             with self.sparse.projected():
-                at_target = self._projected_accuracy()
+                at_target = self._masked_value()
+        metric = metric_of(self.experiment.metric).name
         zeros, weights = self.sparse.zeros()
         return {
             "train_loss": train_loss,
-            "val_accuracy": accuracy,
-            "val_accuracy_at_target": at_target,
+            f"val_{metric}": value,
+            f"val_{metric}_at_target": at_target,
             "sparsity": zeros / weights,
             "sparsity_total": zeros / sum(param.numel() for param in self.model.parameters()),
             "hoyer": self.sparse.hoyer(),
             "nonzero_weights": weights - zeros,
             "travel": self.sparse.lr_sum,
             **self.sparse.adaptation(),
+            **(self._first_masks if self.epochs_done == 1 else {}),
             "epoch_seconds": time.perf_counter() - start,
         }
 
     def train(self) -> float:
         """Trains one epoch without measuring; the mean training loss. Raises NotFinite."""
-        with torch.random.fork_rng(devices=[]):
+        with same_random_numbers(self.train_split.seed(self.order)):
             torch.set_rng_state(self.noise)
             loss = self._train()
             self.noise = torch.get_rng_state()
         self.epochs_done += 1
         return loss
 
-    def _projected_accuracy(self) -> float:
-        """Validation accuracy of weights that were just projected. Running statistics of batch normalisation, being
-        those of the weights before, would make a good network look like a guess: they are measured anew."""
-        x = self.train_split.x
-        if len(x) < 2 or not normalises(self.model):
+    def _masked_value(self) -> float:
+        """Validation metric of weights that were just masked. Running statistics of batch normalisation, being those of
+        the weights before, would make a good network look like a guess: they are measured anew."""
+        train = self.train_split
+        if train.examples < 2 or not normalises(self.model):
             return evaluate(self.experiment, self.model, self.val_split)
-        with remeasured(self.model, (self.experiment.prepare(x[batch.to(x.device)]) for batch in sample(len(x)))):
+        inputs = (train.at(batch).x for batch in sample(train.examples))
+        with remeasured(self.model, inputs, self.experiment.outputs):
             return evaluate(self.experiment, self.model, self.val_split)
 
     def _train(self) -> float:
         """One pass over the training data in a fresh order; the mean loss. Raises NotFinite."""
-        augment = self.experiment.augment
+        experiment, recipe, train = self.experiment, self.experiment.recipe, self.train_split
         self.model.train()
         losses, sizes = list[Tensor](), list[int]()
-        for x, y in self._batches():
-            inputs = x if augment is None else augment(x, self.order)
-            losses.append(self._step(inputs, y))
-            sizes.append(len(x))
+        count, batches = recipe.trained_on(train.examples), recipe.batches(train.examples)
+        waiting = 0  # batches whose gradients no step has used yet
+        for x, y in train.shuffled(recipe.batch_size, self.order, count=count, epoch=self.epochs_done):
+            inputs = x if experiment.augment is None else experiment.augment(x, self.order)
+            together = min(recipe.accumulate, batches - len(losses) + waiting)
+            losses.append(self._passes(Split(inputs, y), together, first=not waiting))
+            sizes.append(length(x))
+            waiting = (waiting + 1) % together
+            if not waiting:
+                self._step(losses[-1])
+        if not losses:
+            raise NotFinite(f"the training data gave no example in epoch {self.epochs_done + 1}")
+        if waiting:  # of data that gave fewer batches than they have examples for
+            self._step(losses[-1])
+        if self.epochs_done + 1 == self.epochs:
+            self.sparse.finish()
         mean = float(torch.stack(losses).double().cpu() @ torch.tensor(sizes, dtype=torch.float64)) / sum(sizes)
         try:
             self.sparse.check_finite()
@@ -144,60 +166,78 @@ class Training:
             raise NotFinite(f"the training loss is {mean} in epoch {self.epochs_done + 1}")
         return mean
 
-    def _step(self, x: Tensor, y: Tensor) -> Tensor:
-        """One step on a batch; its loss."""
-        loss = self._passes(x, y)
+    def _step(self, loss: Tensor) -> None:
+        """One step on the gradients at hand.
+
+        Args:
+            loss: of the last batch, for the message.
+        """
+        clip, scaler = self.experiment.recipe.clip_norm, self._scaler
+        if scaler is not None:
+            scaler.unscale_(self.sparse)
+        if clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         try:
-            self.sparse.step()
+            if self.experiment.trained and self.sparse.steps == 0:
+                self._look_at_first_masks()
+            if scaler is None:
+                self.sparse.quick_step()
+            else:
+                scaler.step(self.sparse)
+                scaler.update()
         except FloatingPointError as error:
             raise NotFinite(f"{error} in epoch {self.epochs_done + 1}, where the loss is {loss.item()}") from error
-        return loss
 
-    def _passes(self, x: Tensor, y: Tensor) -> Tensor:
-        """Forward and backward; the loss. Recorded, where they are, but for a last batch that is smaller."""
-        if self._recorded is None or len(x) < self.experiment.recipe.batch_size:
-            return self._passes_now(x, y)
+    def _look_at_first_masks(self) -> None:
+        self.sparse.move_masks()  # snip chooses its mask here
+        if self.sparse.zeros()[0]:
+            name = metric_of(self.experiment.metric).name
+            self._first_masks = {f"val_{name}_first_mask": self._masked_value()}
+
+    def _passes(self, batch: Split, together: int, *, first: bool) -> Tensor:
+        """Forward and backward; the loss. Recorded, where they are, but for a last batch that is smaller.
+
+        Args:
+            together: batches whose gradients are averaged.
+            first: whether this is the first of them.
+        """
+        if self._recorded is None or batch.examples < self.experiment.recipe.batch_size:
+            return self._passes_now(batch, together, first=first)
         if self._batch is None:
-            self._batch = x.clone(), y.clone()
-        batch = self._batch
-        for held, new in zip(batch, (x, y), strict=True):
-            held.copy_(new)
-        return self._recorded(lambda: self._passes_now(*batch)).clone()
+            self._batch = mapped(Tensor.clone, batch)
+        held = self._batch
+        for tensor, new in zip(tensors_in(held), tensors_in(batch), strict=True):
+            tensor.copy_(new)
+        return self._recorded(lambda: self._passes_now(held)).clone()
 
-    def _passes_now(self, x: Tensor, y: Tensor) -> Tensor:
-        loss = self.experiment.loss(self.model(self.experiment.prepare(x)), y)
-        self.sparse.zero_grad()
-        loss.backward()
+    def _passes_now(self, batch: Split, together: int = 1, *, first: bool = True) -> Tensor:
+        with nullcontext() if self._autocast is None else torch.autocast(self._device, self._autocast):
+            loss = self.experiment.loss(self.experiment.outputs(self.model, batch.x), batch.y)
+        if first:
+            self.sparse.zero_grad()
+        share = loss if together == 1 else loss / together
+        (share if self._scaler is None else self._scaler.scale(share)).backward()
         return loss.detach()
-
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The training data in a fresh order. Small examples are fetched for several batches at once."""
-        x, y = self.train_split
-        recipe = self.experiment.recipe
-        size = recipe.batch_size
-        several = max(1, _FETCHED_NUMBERS // (size * max(1, x[:1].numel())))
-        order = torch.randperm(len(x), generator=self.order)[: recipe.trained_on(len(x))].to(x.device)
-        for places in order.split(size * several):
-            # index_select is twice as quick as an index on a CPU.
-            fetched = (torch.index_select(part, 0, places).split(size) for part in (x, y))
-            yield from zip(*fetched, strict=True)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the training needs to go on: network, method, order of the data, noise, epochs done."""
         return {
-            "model": self.model.state_dict(),
-            "sparse": self.sparse.state_dict(),
+            "model": plain_state(self.model),
+            "sparse": {name: value for name, value in self.sparse.state_dict().items() if name != "weights"},
             "order": self.order.get_state(),
             "noise": self.noise,
             "epochs_done": self.epochs_done,
+            **({} if self._scaler is None else {"scaler": self._scaler.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
+        load_plain(self.model, state["model"])
         self.sparse.load_state_dict(state["sparse"])
         self.order.set_state(state["order"])
         self.noise = state["noise"]
         self.epochs_done = state["epochs_done"]
+        if self._scaler is not None:
+            self._scaler.load_state_dict(state["scaler"])
 
 
 def train_whole(experiment: Experiment, data: Data, method: str, params: dict[str, Any], **options: Any) -> Training:

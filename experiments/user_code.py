@@ -5,10 +5,12 @@ from __future__ import annotations
 import sysconfig
 import traceback
 from functools import cache
+from importlib.machinery import all_suffixes
 from pathlib import Path
 
 import tune_sparsity
 
+MODULE_SUFFIXES = tuple(all_suffixes())
 OURS = ("experiments", "search_spaces", "sparsity", "tuner")
 
 
@@ -27,6 +29,11 @@ def _foreign() -> tuple[str, ...]:
     package = Path(str(tune_sparsity.__file__)).parent
     ours = [package, *((package / name).resolve() for name in OURS)]  # in a checkout, links lead to the folders
     return tuple(f"{folder}/" for folder in (paths["stdlib"], paths["platstdlib"], *ours))
+
+
+def is_module(path: str) -> bool:
+    """Whether Python would import the file."""
+    return path.endswith(MODULE_SUFFIXES)
 
 
 def place_of(error: BaseException) -> str:

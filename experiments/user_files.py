@@ -11,13 +11,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 from tune_sparsity.experiments import Experiment
 from tune_sparsity.experiments.registry import BUILT_IN, module_name
-from tune_sparsity.experiments.user_code import is_users_own
-
-_LARGEST, _TOGETHER = 10 << 20, 32 << 20  # bytes of a file, and of all files, that travel beside the code
+from tune_sparsity.experiments.user_code import MODULE_SUFFIXES, is_users_own
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,11 @@ class Code:
 
 
 def code_of(experiment: Experiment, name: str) -> Code | None:
-    """The files behind an experiment that was found by `name`; None where there are none to send: it is built in,
-    installed, or was not found by that name."""
+    """The files behind an experiment that was found by `name`: its module, the modules of the user's own that this one
+    imports, and the files that the experiment declares.
+
+    None where there are none to send: it is built in, installed, or was not found by that name.
+    """
     where, _, attribute = name.rpartition(":")
     if name in BUILT_IN or not where:
         return None
@@ -78,77 +80,99 @@ def code_of(experiment: Experiment, name: str) -> Code | None:
         return None
     main = Path(str(file)).resolve()
     if path.suffix == ".py":
-        root, found = main.parent, {main, *_siblings(main, main.parent)}
-        found |= set(_beside(main.parent, sum(one.stat().st_size for one in found)))
-        short = f"{main.name}:{attribute}"
+        root, short, own = main.parent, f"{main.name}:{attribute}", {main}
     else:
-        root = main.parents[where.count(".") + (main.stem == "__init__")]
-        top = root / where.partition(".")[0]
-        found, short = {main, *_siblings(main, root), *(_tree(top) if top.is_dir() else ())}, name
+        root, short = main.parents[where.count(".") + (main.stem == "__init__")], name
+        own = {main, *_files_of(where, root)}
+    found = _imported_by(own, root) | declared(experiment, main.parent)
     return Code(short, str(root), {str(one.relative_to(root)): one.read_bytes() for one in sorted(found)})
 
 
-def _siblings(main: Path, root: Path) -> set[Path]:
-    """The files of the modules and packages in `root` that a file imports, anywhere in it, and those import in turn."""
+def declared(experiment: Experiment, folder: Path) -> set[Path]:
+    """Return the files that an experiment declares. Hidden ones are among them where they are named in full.
+
+    Args:
+        folder: where the experiment's own file lies.
+
+    Raises:
+        ValueError: if a name fits no file, or leads out of the folder.
+    """
     found: set[Path] = set()
-    waiting = [main]
-    while waiting:
-        for top in _imported(waiting.pop()):
-            new = _files_of(top, root) - found
-            found |= new
-            waiting += [file for file in new if file.suffix == ".py"]
+    for pattern in experiment.files:
+        if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+            raise ValueError(f"files: {pattern!r} must lie in {folder}, where the experiment's own file is, or below")
+        fitting = [pattern] if (folder / pattern).exists() else glob(pattern, root_dir=folder, recursive=True)
+        paths = [folder / name for name in fitting]
+        files = {file for path in paths for file in ([path] if path.is_file() else _tree(path))}
+        if not files:
+            raise ValueError(f"files: there is no file {pattern!r} in {folder}")
+        found |= files
     return found
 
 
-def _imported(file: Path) -> set[str]:
-    """The first names of the modules that a source imports."""
+def _imported_by(files: set[Path], root: Path) -> set[Path]:
+    """The files, and those of the modules in `root` that they import, anywhere in them, and those import in turn. Of
+    the packages among them also those modules that were imported by now, however that was."""
+    found, waiting = set(files), list(files)
+    while waiting:
+        file = waiting.pop()
+        names = _imported(file, root) if file.suffix == ".py" else set()
+        new = {one for name in names if _lies_in(name, root) for one in _files_of(name, root)} - found
+        found |= new
+        waiting += new
+    packages = {root / one.relative_to(root).parts[0] for one in found}
+    loaded = [str(getattr(module, "__file__", None)) for module in list(sys.modules.values())]
+    here = [Path(file) for file in loaded if file.startswith(f"{root}/") and is_users_own(file)]
+    return found | {file for file in here if not packages.isdisjoint(file.parents)}
+
+
+def _imported(file: Path, root: Path) -> set[str]:
+    """The names of the modules that a source imports, and of what it takes from them, which may be modules as well."""
     names: set[str] = set()
+    package = file.parent.relative_to(root).parts
     try:
         nodes = list(ast.walk(ast.parse(file.read_bytes())))
     except SyntaxError:  # a template in a package, say: if it is imported, that fails on the driver
         return names
     for node in nodes:
         if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            names.add(node.module.partition(".")[0])
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)} if base else set()
     return names
 
 
-def _files_of(top: str, root: Path) -> set[Path]:
-    """The files of a module or package if it is imported from `root`; of an installed one, none."""
+def _lies_in(name: str, root: Path) -> bool:
+    """Whether a module is imported from `root`, and not from what is installed."""
+    top = name.partition(".")[0]
     try:
         spec = importlib.util.find_spec(top)
     except ValueError:
-        return set()
+        return False
     if spec is None:
-        return set()
+        return False
     if spec.submodule_search_locations is None:
-        file = Path(spec.origin or "")
-        return {root / file.name} if file.is_file() and file.resolve().parent == root else set()
-    inside = any(Path(folder).resolve() == root / top for folder in spec.submodule_search_locations)
-    return set(_tree(root / top)) if inside else set()
+        return Path(spec.origin or "").resolve().parent == root
+    return any(Path(folder).resolve() == root / top for folder in spec.submodule_search_locations)
 
 
-def _tree(package: Path) -> Iterator[Path]:
-    """All files of a package that are not hidden, nor compiled, up to 10 MiB each."""
-    for path in sorted(package.rglob("*")):
-        inside = path.relative_to(package).parts
-        if (
-            path.is_file()
-            and path.stat().st_size <= _LARGEST
-            and not any(part.startswith(".") or part == "__pycache__" for part in inside)
-        ):
-            yield path
+def _files_of(name: str, root: Path) -> Iterator[Path]:
+    """The files that Python reads to import a module from `root`: those of the packages on the way, and its own."""
+    place = root
+    for part in name.split("."):
+        place /= part
+        beginnings = (place / "__init__", place)
+        files = [
+            file for one in beginnings for end in MODULE_SUFFIXES if (file := one.with_name(one.name + end)).is_file()
+        ]
+        yield from files[:1]
 
 
-def _beside(folder: Path, taken: int) -> Iterator[Path]:
-    """Files in the folder itself that code may read: no Python, not hidden, up to 10 MiB each, no database; the smaller
-    ones first, while all files together stay under 32 MiB."""
-    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    for path in sorted(files, key=lambda path: (path.stat().st_size, path.name)):
-        taken += path.stat().st_size
-        if taken > _TOGETHER or path.stat().st_size > _LARGEST:
-            return
-        if path.suffix != ".py" and ".db" not in path.suffixes:
+def _tree(folder: Path) -> Iterator[Path]:
+    """All files of a folder that are neither hidden nor compiled code."""
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder).parts
+        if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in inside):
             yield path

@@ -11,10 +11,14 @@ from tune_sparsity.search_spaces.yaml_file import BadFile
 
 FOLDER = Path(__file__).parent
 BUILT_IN = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+OVERLAYS = tuple(sorted(path.stem for path in FOLDER.glob("overlays/*.yaml")))
+"""What may follow a built-in space's name, behind a "+"."""
 
 
 def load_space(name: str, target: float) -> Space:
     """The built-in space of that name, or the one in the file of that name, laid out for `target` in [0, 1).
+
+    "lpss+adamw" is the built-in space lpss with the parameters of overlays/adamw.yaml in the place of its own.
 
     Raises:
         BadFile: for a file that is not a valid space; the line is named.
@@ -28,7 +32,14 @@ def space_layout(name: str) -> Callable[[float], Space]:
     again: it may change while the function is in use. Raises as `load_space` does."""
     from tune_sparsity.search_spaces.space_parser import read_space
 
-    return read_space(name, space_file(name))
+    overlay = name.partition("+")[2] if is_built_in(name) else ""
+    return read_space(name, space_file(name), FOLDER / "overlays" / f"{overlay}.yaml" if overlay else None)
+
+
+def is_built_in(name: str) -> bool:
+    """Return whether this names a built-in space, with an overlay or without."""
+    base, plus, overlay = name.partition("+")
+    return base in BUILT_IN and (not plus or overlay in OVERLAYS)
 
 
 def space_text(name: str) -> str:
@@ -44,10 +55,11 @@ def space_text(name: str) -> str:
 
 def space_file(name: str) -> Path:
     """The file of a space. Raises ValueError for an unknown name, with the nearest ones."""
-    if name in BUILT_IN:
-        return FOLDER / f"{name}.yaml"
+    if is_built_in(name):
+        return FOLDER / f"{name.partition('+')[0]}.yaml"
     if Path(name).suffix in {".yaml", ".yml"}:
         return Path(name)
     near = difflib.get_close_matches(name, BUILT_IN, n=2)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    raise ValueError(f"unknown space {name!r}{hint}: a .yaml file or one of {', '.join(BUILT_IN)}")
+    known = f"one of {', '.join(BUILT_IN)}, perhaps with +{' or +'.join(OVERLAYS)}"
+    raise ValueError(f"unknown space {name!r}{hint}: a .yaml file or {known}")

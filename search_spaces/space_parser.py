@@ -24,10 +24,18 @@ NEAR = "near"
 Condition = dict[str, tuple[Any, ...]]
 
 
-def read_space(name: str, path: Path) -> Callable[[float], Space]:
+def read_space(name: str, path: Path, overlay: Path | None = None) -> Callable[[float], Space]:
     """Read a space's file once, and return the function that lays the space out for a target. Both raise BadFile with
-    the line of what is wrong."""
+    the line of what is wrong.
+
+    Args:
+        overlay: a file with parameters that take the place of the space's own; its first points then leave them out.
+    """
     data, lines = read_mapping(path)
+    if overlay is not None:
+        given, _ = read_mapping(overlay)
+        data["parameters"] |= given
+        data["first"] = [{key: value for key, value in one.items() if key not in given} for one in data["first"]]
     return lambda target: _Parser(Values(lines, target)).space(name, data)
 
 

@@ -12,9 +12,11 @@ nothing else of this project, so that it serves alone in anybody's training loop
 
 from tune_sparsity.sparsity.hoyer import hoyer, suggest_p
 from tune_sparsity.sparsity.layers import (
+    DeadNeurons,
     Layer,
     LayerRules,
     NetworkSize,
+    dead_neurons,
     left_dense,
     network_size,
     prunable_layers,
@@ -26,6 +28,7 @@ from tune_sparsity.sparsity.methods.registry import METHODS
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.orientation import Orientation
 from tune_sparsity.sparsity.schedules import PiecewiseLinear, Schedule, published_learning_rate, warmup_cosine
+from tune_sparsity.sparsity.selection import Selection
 from tune_sparsity.sparsity.sphere import dual_exponent, from_dual, project, row_norm, stationary_dual, to_dual
 from tune_sparsity.sparsity.topology.magnitude import GlobalMagnitude
 from tune_sparsity.sparsity.topology.threshold_adaptation import ThresholdAdaptation
@@ -33,6 +36,7 @@ from tune_sparsity.sparsity.training import SparseTraining
 
 __all__ = [
     "METHODS",
+    "DeadNeurons",
     "GlobalMagnitude",
     "Layer",
     "LayerRules",
@@ -42,8 +46,10 @@ __all__ = [
     "Orientation",
     "PiecewiseLinear",
     "Schedule",
+    "Selection",
     "SparseTraining",
     "ThresholdAdaptation",
+    "dead_neurons",
     "dual_exponent",
     "from_dual",
     "hoyer",

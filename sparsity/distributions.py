@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from tune_sparsity.sparsity.masks import keep_largest, zeros_for
+from tune_sparsity.sparsity.masks import row_floors, zeros_for
 
 DISTRIBUTIONS = ("uniform", "erk", "global")
 
 
-def layer_counts(shapes: Sequence[torch.Size], sparsity: float, distribution: str) -> list[int]:
+def layer_counts(shapes: Sequence[torch.Size], sparsity: float, distribution: str, *, a_neuron: int = 0) -> list[int]:
     """How many weights each layer keeps; in all exactly what `sparsity` leaves.
 
     Args:
@@ -22,6 +22,8 @@ def layer_counts(shapes: Sequence[torch.Size], sparsity: float, distribution: st
         distribution: "uniform": the same density everywhere. "erk" (Erdos-Renyi-Kernel, Evci et al. 2020, arXiv
             1911.11134): density proportional to the sum of a layer's dimensions over their product, layers that this
             would fill beyond 1 kept dense and the rest scaled anew.
+        a_neuron: so many weights a neuron are every layer's least, or as many as are feasible in all. What a layer
+            needs for that the others give, each in proportion to what it has beyond its own least.
 
     Raises:
         ValueError: for a distribution that is not named above ("global" leaves the counts to chance).
@@ -34,7 +36,19 @@ def layer_counts(shapes: Sequence[torch.Size], sparsity: float, distribution: st
         densities = _erk_densities(shapes, sizes, keep)
     else:
         raise ValueError(f"unknown distribution {distribution!r}: uniform, erk")
-    return rounded([density * size for density, size in zip(densities, sizes, strict=True)], sizes, keep)
+    wanted = [density * size for density, size in zip(densities, sizes, strict=True)]
+    floors = row_floors(shapes, keep, a_neuron)
+    least = [shape[0] * floor for shape, floor in zip(shapes, floors, strict=True)]
+    return rounded(_raised(wanted, least, keep), sizes, keep)
+
+
+def _raised(wanted: Sequence[float], least: Sequence[int], keep: int) -> list[float]:
+    """Return numbers whose sum is still `keep`, none of them below its least."""
+    if all(number >= floor - 1e-9 for number, floor in zip(wanted, least, strict=True)):
+        return list(wanted)
+    excess = [max(0.0, number - floor) for number, floor in zip(wanted, least, strict=True)]
+    share = (keep - sum(least)) / sum(excess)
+    return [floor + share * beyond for floor, beyond in zip(least, excess, strict=True)]
 
 
 def _erk_densities(shapes: Sequence[torch.Size], sizes: Sequence[int], keep: int) -> list[float]:
@@ -60,30 +74,6 @@ def rounded(wanted: Sequence[float], sizes: Sequence[int], keep: int) -> list[in
                 counts[i] += 1
                 missing -= 1
     return counts
-
-
-def keep_largest_magnitude(scores: Sequence[Tensor], on_sphere: Sequence[bool], sparsity: float) -> list[Tensor]:
-    """Masks of exactly `sparsity` over all layers that keep the largest scores, wherever they are.
-
-    Where some layers lie on the sphere and others do not, magnitudes do not compare: with p near 1 the few large
-    weights of the sphere's rows would leave the last layer next to nothing. Those off the sphere then keep what an
-    Erdos-Renyi-Kernel distribution gives them, and the others share the rest.
-
-    Args:
-        scores: one tensor a layer, in the shape (neurons, fan-in...); not NaN.
-        on_sphere: whether each layer lies on the sphere.
-        sparsity: in [0, 1).
-    """
-    weights = sum(score.numel() for score in scores)
-    if all(on_sphere) or not any(on_sphere):
-        return keep_largest(scores, weights - zeros_for(sparsity, weights))
-    counts = layer_counts([score.shape for score in scores], sparsity, "erk")
-    shared = sum(count for count, sphere in zip(counts, on_sphere, strict=True) if sphere)
-    kept = iter(keep_largest([s for s, sphere in zip(scores, on_sphere, strict=True) if sphere], shared))
-    return [
-        next(kept) if sphere else keep_largest([score], count)[0]
-        for score, sphere, count in zip(scores, on_sphere, counts, strict=True)
-    ]
 
 
 def random_masks(weights: Sequence[Tensor], sparsity: float, distribution: str, generator: Generator) -> list[Tensor]:

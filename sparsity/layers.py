@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from tune_sparsity.sparsity.matrices import FanIn, Matrix, Rule, shown, weight_matrices
+from tune_sparsity.sparsity.memory import check_memory
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation
-from tune_sparsity.sparsity.output_layers import output_layers
+from tune_sparsity.sparsity.output_layers import called, followers
 from tune_sparsity.sparsity.torch_internals import NormBase
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One prunable weight: its name in the network's state_dict, the parameter, whether it lies on the sphere, and how
-    it is seen as a matrix (neurons, fan-in)."""
+    """One prunable weight: its name in the network's state_dict, without the prefixes of wrappers, the parameter,
+    whether it lies on the sphere, how it is seen as a matrix (neurons, fan-in), and whether a normalisation takes away
+    the scale of its rows."""
 
     name: str
     weight: nn.Parameter
     sphere: bool
     orientation: Orientation = STANDARD
+    normalised: bool = False
 
     def turned(self, x: Tensor) -> Tensor:
         """Return a tensor of the weight's shape as (neurons, fan-in...)."""
@@ -50,12 +55,16 @@ class LayerRules:
             are its neurons' fan-in: {"embedding.weight": 1}. Also frozen weights, which are left alone otherwise.
         last: the names of the last layer's weights. None for those of the layer that was registered last;
             `prunable_layers` finds them where it is given an example.
+        normalised: the names of weights whose rows have a scale that does not count, because a batch or instance
+            normalisation follows directly. None for those of layers behind which one was registered;
+            `prunable_layers` finds them where it is given an example.
     """
 
     dense: tuple[Rule, ...] = ()
     off_sphere: tuple[Rule, ...] | None = None
     prune: Mapping[Rule, FanIn] = field(default_factory=dict, hash=False)
     last: tuple[str, ...] | None = None
+    normalised: tuple[str, ...] | None = None
 
 
 PAPER_RULES = LayerRules()
@@ -64,6 +73,37 @@ PAPER_RULES = LayerRules()
 def turned_back(layers: Sequence[Layer], masks: Iterable[Tensor]) -> list[Tensor]:
     """Return masks of the shapes (neurons, fan-in...), one a layer, in the weights' shapes."""
     return [layer.turned_back(mask) for layer, mask in zip(layers, masks, strict=True)]
+
+
+def has_normalisation(model: nn.Module) -> bool:
+    """Whether any layer normalises its input's scale away, so that magnitudes of different neurons do not compare."""
+    kinds = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+    return any(isinstance(module, kinds) for module in model.modules())
+
+
+class DeadNeurons(NamedTuple):
+    """How many of a layer's neurons have no connection left.
+
+    Attributes:
+        dead: their number.
+        neurons: the number of all the layer's neurons.
+    """
+
+    dead: int
+    neurons: int
+
+
+def dead_neurons(layers: Sequence[Layer], masks: Iterable[Tensor]) -> dict[str, DeadNeurons]:
+    """Return the layers that have neurons without any connection, by name.
+
+    Args:
+        masks: one a layer, in the weights' shapes.
+    """
+    found = {}
+    for layer, mask in zip(layers, masks, strict=True):
+        connected = (layer.turned(mask).flatten(1) != 0).any(1)
+        found[layer.name] = DeadNeurons(int((~connected).sum()), len(connected))
+    return {name: one for name, one in found.items() if one.dead}
 
 
 class LeftDense(NamedTuple):
@@ -90,8 +130,11 @@ def prunable_layers(
             follows on the way to the outputs, else the one that was registered last.
 
     Raises:
-        ValueError: if no layer is left to prune, or if a rule fits none.
+        ValueError: if no layer is left to prune, if a rule fits none, if a weight shares its memory, or if the network
+            is TorchScript.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("the network is TorchScript, whose layers cannot be told: give the nn.Module it was made from")
     if example is not None:
         rules = with_last_layer(rules, model, example)
     found = weight_matrices(model, rules.prune)
@@ -106,9 +149,16 @@ def prunable_layers(
             "the network has no linear or convolution layer, nor another weight matrix, that can be pruned: "
             f"there is nothing to prune{dense and f' ({dense})'}"
         )
-    last = _last(found, rules)
+    check_memory(model, {one.name: one.params[0] for one in kept})
+    last, normalised = _last(found, rules), _normalised(model, found, rules)
     return [
-        Layer(one.name, one.params[0], sphere and not _off_sphere(one, rules, last), one.orientation or STANDARD)
+        Layer(
+            one.name,
+            one.params[0],
+            sphere and not _off_sphere(one, rules, last),
+            one.orientation or STANDARD,
+            one.name in normalised,
+        )
         for one in kept
     ]
 
@@ -140,6 +190,10 @@ class NetworkSize:
         """The numbers of all weight matrices."""
         return self.prunable + sum(one.size for one in self.dense)
 
+    def sparsity_matrices(self, nonzero: int) -> float:
+        """Return the fraction of zeros over all weight matrices, if so many of the prunable weights are not zero."""
+        return (self.prunable - nonzero) / self.matrices
+
 
 def network_size(model: nn.Module, rules: LayerRules = PAPER_RULES) -> NetworkSize:
     """Return how many of the network's parameters can be pruned. Raises what `prunable_layers` does."""
@@ -150,14 +204,22 @@ def network_size(model: nn.Module, rules: LayerRules = PAPER_RULES) -> NetworkSi
     )
 
 
-def with_last_layer(rules: LayerRules, model: nn.Module, example: Any) -> LayerRules:
-    """The rules with the names of the last layer's weights, where they are asked for and an example tells them."""
-    if rules.last is not None or rules.off_sphere is not None:
+def with_last_layer(
+    rules: LayerRules, model: nn.Module, example: Any, forward: Callable[[nn.Module, Any], Any] = called
+) -> LayerRules:
+    """The rules with the names of the last layer's weights, and of those that are normalised, where they are asked for
+    and an example tells them."""
+    known = rules.last is not None or rules.off_sphere is not None
+    if known and rules.normalised is not None:
         return rules
     layers = [one for one in weight_matrices(model, rules.prune) if one.orientation is not None]
-    if len(layers) < 2:  # then there is nothing to ask the network
+    if not known and len(layers) < 2:  # then there is nothing to ask the network
         return replace(rules, last=tuple(one.name for one in layers) or None)
-    return replace(rules, last=output_layers(model, layers, example) or None)
+    found = followers(model, layers, example, forward)
+    normalised = rules.normalised
+    if normalised is None and found.last:  # else there is no graph
+        normalised = found.normalised
+    return replace(rules, last=rules.last if known else found.last or None, normalised=normalised)
 
 
 def _why_dense(one: Matrix, rules: LayerRules) -> str:
@@ -172,6 +234,16 @@ def _last(found: list[Matrix], rules: LayerRules) -> set[str]:
     return {one.name for one in found if one.module is last}
 
 
+def _normalised(model: nn.Module, found: list[Matrix], rules: LayerRules) -> set[str]:
+    """The names of the weights whose rows a normalisation follows."""
+    if rules.normalised is not None:
+        return set(rules.normalised)
+    leaves = [module for module in model.modules() if not any(True for _ in module.children())]
+    after = {id(one): other for one, other in pairwise(leaves)}
+    norms = ((one, after.get(id(one.module))) for one in found if one.is_layer)
+    return {one.name for one, norm in norms if isinstance(norm, NormBase) and norm.num_features == one.neurons}
+
+
 def _off_sphere(one: Matrix, rules: LayerRules, last: set[str]) -> bool:
     param, orientation = one.params[0], one.orientation or STANDARD
     if not param.requires_grad:
@@ -180,9 +252,3 @@ def _off_sphere(one: Matrix, rules: LayerRules, last: set[str]) -> bool:
         return any(one.fits(rule) for rule in rules.off_sphere)
     one_channel = not isinstance(one.module, nn.Linear) and getattr(one.module, "in_channels", 0) == 1
     return one.name in last or one_channel or orientation.rows(param.detach()).shape[1] == 1
-
-
-def has_normalisation(model: nn.Module) -> bool:
-    """Whether any layer normalises its input's scale away, so that the neurons need no gain of their own."""
-    kinds = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-    return any(isinstance(module, kinds) for module in model.modules())

@@ -18,12 +18,21 @@ def zeros_for(sparsity: float, weights: int) -> int:
     return math.ceil(Fraction(repr(float(sparsity))) * weights)
 
 
-def keep_largest(scores: Sequence[Tensor], keep: int, *, at_least: int = 1) -> list[Tensor]:
+def row_floors(shapes: Sequence[torch.Size], keep: int, a_row: int) -> list[int]:
+    """Return how many entries each row of each tensor keeps at least: `a_row`, or all that it has; the same number
+    fewer everywhere where that would be more than `keep` in all. Rows are those of the first dimension."""
+    floors = [min(a_row, shape[1:].numel()) for shape in shapes]
+    if sum(shape[0] * floor for shape, floor in zip(shapes, floors, strict=True)) <= keep:
+        return floors
+    return row_floors(shapes, keep, a_row - 1)
+
+
+def keep_largest(scores: Sequence[Tensor], keep: int, *, at_least: int = 1, a_row: int = 0) -> list[Tensor]:
     """Masks that keep exactly `keep` entries in all: those of largest score over all tensors together.
 
-    Every tensor keeps at least `at_least` of its own (fewer if it is smaller or `keep` does not reach): a layer with
-    no connection left would cut the network in two. Ties go to the one that torch.topk meets first, so the count is
-    exact also when all scores are equal.
+    Every row of every tensor keeps `a_row` of its own as far as `row_floors` says, and every tensor at least `at_least`
+    (fewer if it is smaller or `keep` does not reach): a layer with no connection left would cut the network in two.
+    Ties go to the one that torch.topk meets first, so the count is exact also when all scores are equal.
 
     Args:
         scores: one tensor a layer, any shape; NaN is not allowed, -inf marks entries to take last.
@@ -32,13 +41,16 @@ def keep_largest(scores: Sequence[Tensor], keep: int, *, at_least: int = 1) -> l
     flat = torch.cat([score.flatten() for score in scores])
     if not 0 <= keep <= flat.numel():
         raise ValueError(f"cannot keep {keep} of {flat.numel()} weights")
-    reserved = [min(at_least, score.numel()) for score in scores]
-    if sum(reserved) <= keep:
-        start = 0
-        for score, count in zip(scores, reserved, strict=True):
-            best = score.flatten().topk(count).indices + start
-            flat[best] = math.inf
-            start += score.numel()
+    floors = row_floors([score.shape for score in scores], keep, a_row)
+    by_row = any(floors)
+    if not by_row:
+        floors = [min(at_least, score.numel()) for score in scores]
+    rows = [score.shape[0] if by_row else 1 for score in scores]
+    if sum(count * floor for count, floor in zip(rows, floors, strict=True)) <= keep:
+        parts = flat.split([score.numel() for score in scores])
+        for part, count, floor in zip(parts, rows, floors, strict=True):
+            part = part.view(count, -1)
+            part.scatter_(1, part.topk(floor).indices, math.inf)
     mask = torch.zeros_like(flat)
     mask[flat.topk(keep, sorted=False).indices] = 1.0
     return [part.view_as(score) for part, score in zip(mask.split([s.numel() for s in scores]), scores, strict=True)]

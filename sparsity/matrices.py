@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation, oriented
+from tune_sparsity.sparsity.wrappers import plain_name
 
 Rule = str | type[nn.Module]
 """Which layers: a pattern, as for file names, of the weight's name ("features.*"), or a kind of layer (nn.Conv2d)."""
@@ -26,7 +29,8 @@ class Matrix:
     """A weight matrix.
 
     Attributes:
-        name: in the network's state_dict; of a weight that is computed, where its layer has it.
+        name: in the network's state_dict, without the prefixes of wrappers; of a weight that is computed, where its
+            layer has it.
         module: the module that has it.
         params: the parameters that it is made of: one, but for a weight that is computed, or of which a rule names a
             part; then that part comes first.
@@ -46,6 +50,11 @@ class Matrix:
     def size(self) -> int:
         """How many weights it has."""
         return max(param.numel() for param in self.params)
+
+    @property
+    def neurons(self) -> int:
+        """How many neurons it has."""
+        return len((self.orientation or STANDARD).rows(self.params[0].detach()))
 
     def better_known(self, other: Matrix) -> bool:
         """Return whether more is known of the same parameter here than there."""
@@ -68,12 +77,14 @@ def weight_matrices(model: nn.Module, prune: Mapping[Rule, FanIn]) -> list[Matri
     found: dict[int, Matrix] = {}
     used: set[Rule] = set()
     computed: dict[int, Matrix] = {}  # by what they are computed from
-    for prefix, module in model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
+    for wrapped, module in model.named_modules():
+        prefix = plain_name(model, wrapped)
+        own = {name: param for name, param in module.named_parameters(recurse=False) if _numbers(prefix, name, param)}
         known = _weights_of(module)
         for name, orientation in known.items():
             if name not in own and (sources := _sources(module, name, own)):
-                one = Matrix(_joined(prefix, name), module, sources, orientation, True, "computed from others")
+                reason = _why_computed(module, name)
+                one = Matrix(_joined(prefix, name), module, sources, orientation, True, reason)
                 found[id(sources[0])] = one
                 computed |= {id(source): one for source in sources}
         for name, param in own.items():
@@ -106,6 +117,16 @@ def _joined(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
 
+def _numbers(prefix: str, name: str, param: nn.Parameter) -> int:
+    """Return how many numbers a parameter has. Raises ValueError where nobody knows it yet."""
+    if isinstance(param, UninitializedParameter):
+        raise ValueError(
+            f"{_joined(prefix, name)} belongs to a lazy layer, which has no weights yet: give the layer its sizes, or "
+            "call the network once before"
+        )
+    return param.numel()
+
+
 def _is_matrix(param: Tensor) -> bool:
     return sum(size > 1 for size in param.shape) >= 2
 
@@ -124,6 +145,8 @@ def _asked(one: Matrix, prune: Mapping[Rule, FanIn]) -> tuple[Matrix, Rule | Non
 
 
 def _reason(one: Matrix, param: nn.Parameter) -> str:
+    if isinstance(one.module, torch.jit.ScriptModule):
+        return "in TorchScript"
     if not param.is_floating_point():
         return "not of real numbers"
     if not one.is_layer:
@@ -153,10 +176,17 @@ def _weights_of(module: nn.Module) -> dict[str, Orientation]:
     return {}
 
 
+def _why_computed(module: nn.Module, name: str) -> str:
+    if isinstance(getattr(module, f"{name}_mask", None), Tensor):
+        return "masked by torch.nn.utils.prune, whose remove() makes it an ordinary weight"
+    return "computed from others"
+
+
 def _sources(module: nn.Module, name: str, own: Mapping[str, nn.Parameter]) -> tuple[nn.Parameter, ...]:
     """Return the parameters of which a layer computes its weight. The weight is not asked for: to compute it may
     change them. Older ways (torch.nn.utils.weight_norm) keep them in the layer itself, under longer names."""
     if parametrize.is_parametrized(module, name):
         parametrizations: nn.ModuleDict = module.parametrizations  # type: ignore[assignment]
         return tuple(parametrizations[name].parameters())
-    return tuple(param for other, param in own.items() if other.startswith(f"{name}_"))
+    others = own.keys() - _weights_of(module).keys()
+    return tuple(param for other, param in own.items() if other.startswith(f"{name}_") and other in others)

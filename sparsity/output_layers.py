@@ -1,37 +1,97 @@
-"""Which layers of a network no other layer follows, on the way to its outputs: found in autograd's graph."""
+"""What follows the layers of a network on the way to its outputs: found in autograd's graph."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tune_sparsity.sparsity.matrices import Matrix
-from tune_sparsity.sparsity.torch_internals import tree_leaves, tree_map
+from tune_sparsity.sparsity.torch_internals import NormBase, tree_leaves, tree_map
 
 _MIXED = ""  # the label of a node that depends on more than one layer's weights
 
 
-def output_layers(model: nn.Module, layers: Sequence[Matrix], example: Any) -> tuple[str, ...]:
-    """Return the names of the layers whose results reach the outputs without passing another layer, in the network's
-    order. There are several where a network has several heads, or a shortcut to its outputs.
+def called(model: nn.Module, inputs: Any) -> Any:
+    """Return what the network makes of its inputs; those of a dict are its keyword arguments."""
+    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+
+
+class Found(NamedTuple):
+    """Names of layers' weights, in the network's order."""
+
+    last: tuple[str, ...]
+    """Of the layers whose results reach the outputs without passing another layer. There are several where a network
+    has several heads, or a shortcut to its outputs."""
+    normalised: tuple[str, ...]
+    """Of the layers whose results nothing reads but a batch or instance normalisation."""
+
+
+def followers(
+    model: nn.Module,
+    layers: Sequence[Matrix],
+    example: Any,
+    forward: Callable[[nn.Module, Any], Any] = called,
+) -> Found:
+    """Return which layers are the last ones, and which of them a normalisation follows directly.
 
     The network is called once, in evaluation mode; its weights, its buffers and its modes stay what they are.
 
     Args:
-        example: a batch of inputs; a dict is given as keyword arguments.
+        example: a batch of inputs.
+        forward: (network, inputs) -> outputs.
     """
-    with _ready(model):
-        inputs = tree_map(_followed, example)
-        outputs = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    with _ready(model), _normalised_inputs(model) as read:
+        outputs = forward(model, tree_map(_followed, example))
     roots = [one.grad_fn for one in tree_leaves(outputs) if isinstance(one, Tensor) and one.grad_fn is not None]
     owners = {id(param): layer.name for layer in layers for param in layer.params}
-    reached = _reached(roots, _labels(roots, owners))
-    return tuple(layer.name for layer in layers if layer.name in reached)
+    labels = _labels(roots, owners)
+    reached, normalised = _reached(roots, labels), _normalised(roots, labels, read)
+    names = [layer.name for layer in layers]
+    return Found(*(tuple(name for name in names if name in found) for found in (reached, normalised)))
+
+
+@contextmanager
+def _normalised_inputs(model: nn.Module) -> Iterator[list[Any]]:
+    """Give a list. What makes the inputs of the network's batch and instance normalisations comes into it meanwhile."""
+    nodes: list[Any] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs: nodes.extend(one.grad_fn for one in inputs[:1]))
+        for module in model.modules()
+        if isinstance(module, NormBase)
+    ]
+    try:
+        yield nodes
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _normalised(roots: Iterable[Any], labels: Mapping[Any, str], read: Iterable[Any]) -> set[str]:
+    """Return the names of the layers all of whose results are inputs of normalisations, and of nothing else.
+
+    Args:
+        roots: the nodes that make the outputs.
+        labels: of all nodes.
+        read: the nodes that make the normalisations' inputs.
+    """
+    normalisations = Counter(read)
+    readers = Counter((*roots, *(other for node in labels for other in set(_inputs(node)))))
+    found, others = set[str](), set[str]()
+    for node in labels:
+        inputs = _inputs(node) if labels[node] == _MIXED else []
+        named = {other: labels[other] for other in inputs if labels[other] != _MIXED}
+        for other, name in named.items():
+            # Where autograd does not follow the layer's input, what it makes depends on its weights alone.
+            result = other if other in normalisations else node
+            alone = len(named) == 1 and normalisations[result] == readers[result] == 1
+            (found if alone else others).add(name)
+    return found - others
 
 
 def _followed(x: Any) -> Any:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.optim import Optimizer, optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
 
 __all__ = [
+    "COMPILED",
     "GLOBAL_STEP_HOOKS",
     "BatchNorm",
     "NormBase",
     "TorchDispatchMode",
+    "call_eagerly",
+    "compiled_network",
     "leave_compiler_out",
     "tree_leaves",
     "tree_map",
+    "tree_paths",
 ]
 
 BatchNorm = _BatchNorm
@@ -23,6 +30,27 @@ NormBase = _NormBase
 """The class of all batch and instance normalisations."""
 GLOBAL_STEP_HOOKS = (optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks)
 """What is called before and after the steps of all optimizers: a step with such hooks is no recording."""
+
+COMPILED = "_orig_mod"
+"""The name under which the module that torch.compile returns holds the network."""
+
+
+def compiled_network(module: Any) -> nn.Module | None:
+    """Return the network that torch.compile was given, None for a module that it did not return. Its class has no
+    public name, and to import it loads the compiler."""
+    return dict(module.named_children()).get(COMPILED) if isinstance(module, nn.Module) else None
+
+
+def call_eagerly(module: nn.Module) -> None:
+    """Undo `module.compile()`, for which torch has no public way."""
+    if module._compiled_call_impl is not None:
+        module._compiled_call_impl = None
+
+
+def tree_paths(nest: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """Return the leaves of a nest of dicts, tuples and lists, each behind the keys and places on the way to it."""
+    leaves, _ = tree_flatten_with_path(nest)
+    return [(tuple(str(getattr(key, "key", getattr(key, "idx", key))) for key in path), leaf) for path, leaf in leaves]
 
 
 def leave_compiler_out() -> None:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from tune_sparsity.sparsity.distributions import keep_largest_magnitude
+from tune_sparsity.sparsity.gradients import make_gradients_dense
 from tune_sparsity.sparsity.hoyer import hoyer
 from tune_sparsity.sparsity.layers import Layer, turned_back
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedSteps
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD
+from tune_sparsity.sparsity.selection import Selection
 from tune_sparsity.sparsity.topology.base import LayerView, Topology
+from tune_sparsity.sparsity.wrappers import plain_name
 
 _SMALLEST = 2.0**-100  # an active weight ends at least this large: it counts as a weight, and adds nothing
-
 _AVERAGE = 0.9  # the momentum of the gradient's average
-_AFTER = 1e4  # in log2: puts every masked weight behind every active one, and keeps their order
 
 
 def _multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -32,10 +32,12 @@ def _multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         tensor.mul_(factor)
 
 
-class SparseTraining:
+class SparseTraining(torch.optim.Optimizer):
     """Trains a network sparse, in place of the optimizer in an ordinary training loop.
 
-    Call `zero_grad()`, backward and `step()`. The masks follow the topology until the progress `fix_at`; there the
+    Call `zero_grad()`, backward and `step()`. It is a torch optimizer: gradient scalers, learning-rate schedulers and
+    trainers of other libraries take it. What a scheduler does to the rates multiplies their own schedule; a step that a
+    scaler leaves out is none. The masks follow the topology until the progress `fix_at`; there the
     network is projected to its final sparsity, exact to the weight, and trains on under that mask. Weights that are
     masked are zero in the parameter itself, so the network is an ordinary one at any time: a copy of it, its state_dict
     and whatever loads that have the same zeros. An average over steps (torch.optim.swa_utils.AveragedModel) has them
@@ -54,6 +56,7 @@ class SparseTraining:
         dense_latent: whether masked weights on the sphere go on learning from the dense gradient. If not (the
             published way), their v only decays by (1 - lr) a step.
         exponent: p as a function of progress, for the groups of the optimizer that say "p_moves"; by default it stays.
+        selection: chooses the weights that the projection keeps.
     """
 
     def __init__(
@@ -70,15 +73,23 @@ class SparseTraining:
         learning_rate: Callable[[float], float] = lambda progress: 1.0,
         dense_latent: bool = False,
         exponent: Callable[[float], float] | None = None,
+        selection: Selection | None = None,
     ) -> None:
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+        if len(devices := {str(layer.weight.device) for layer in layers}) > 1:
+            raise ValueError(
+                f"the prunable weights lie on several devices: {', '.join(sorted(devices))}; move them to one"
+            )
         if total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, got {total_steps}")
+        super().__init__([{"params": group["params"], "lr": group["lr"]} for group in optimizer.param_groups], {})
         self.model, self.layers, self.optimizer, self.topology = model, list(layers), optimizer, topology
         self.final_sparsity, self.total_steps, self.mask_frozen_at = sparsity, total_steps, mask_frozen_at
         self.learning_rate, self.dense_latent, self.exponent = learning_rate, dense_latent, exponent
+        self.selection = selection or Selection()
         self.steps, self.fixed = 0, False
+        self._moved = False  # whether the masks are those of the next step
         self.grow_rate: float | None = None  # connections that the last update grew over those that it dropped
         self.lr_sum = 0.0  # sum of the sphere's learning rates: how far the running average has left the start
         self.masks = [mask.to(layer.weight, copy=True) for mask, layer in zip(masks, self.layers, strict=True)]
@@ -97,36 +108,70 @@ class SparseTraining:
         """The fraction of `total_steps` done, in [0, 1]."""
         return min(1.0, self.steps / self.total_steps)
 
-    def zero_grad(self) -> None:
-        """As the optimizer's own, without what torch wraps around that: a tenth of a millisecond a step."""
-        for group in self.optimizer.param_groups:
-            for param in group["params"]:
-                param.grad = None
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(vars(self))
 
-    @torch.no_grad()
-    def step(self) -> None:
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As the optimizer's own, without what torch wraps around that: a tenth of a millisecond a step."""
+        for param in (param for group in self.param_groups for param in group["params"]):
+            param.grad = None if set_to_none or param.grad is None else torch.zeros_like(param)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse: the network's parameters are all here."""
+        if hasattr(self, "model"):
+            raise ValueError("a sparse training has all parameters of its network: none can be added")
+        super().add_param_group(param_group)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One optimizer step, under masks that may move first, on the gradient at hand. On a GPU its kernels are begun
         together, as a CUDA graph, and nothing in it waits for the device, except where masks move. Raises what the
         optimizer raises: LpSGD, on a CPU, FloatingPointError."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.quick_step()
+        return loss
+
+    @torch.no_grad()
+    def quick_step(self) -> None:
+        """`step()` without what torch wraps around that."""
+        self.move_masks()
+        if not self._recorded(self._learn, self.fixed):
+            self._learn()
+        self._moved = False
+        self.steps += 1
+        if self.steps >= self.total_steps:
+            self.finish()
+
+    @torch.no_grad()
+    def move_masks(self) -> None:
+        """Does what a step begins with: it moves the masks that are to move, on the gradient at hand. The `step()` that
+        follows does the rest. To be called by those who look at the network in between."""
+        if self._moved:
+            return
+        self._moved = True
         self._follow_schedules()
+        make_gradients_dense(param for group in self.optimizer.param_groups for param in group["params"])
         self._average_gradients()
         if not self.fixed:
             self._move_masks()
-        if not self._recorded(self._learn, self.fixed):
-            self._learn()
-        self.steps += 1
-        if self.steps >= self.total_steps:
-            self.project()
-            self._restore_order()
 
     def _follow_schedules(self) -> None:
         factor = self.learning_rate(self.progress)
         if self.exponent is not None:
             self._move_exponent(self.exponent(self.progress))
-        for group, lr, gain_lr in zip(self.optimizer.param_groups, self._base_lr, self._base_gain_lr, strict=True):
-            group["lr"] = lr * factor
+        rates = zip(self.param_groups, self._base_lr, self._base_gain_lr, strict=True)
+        for group, (outer, lr, gain_lr) in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = outer["lr"] * factor
             if "gain_lr" in group:
-                group["gain_lr"] = gain_lr * factor
+                group["gain_lr"] = gain_lr * (outer["lr"] / lr if lr else 1.0) * factor
         self.lr_sum += max((g["lr"] for g in self.optimizer.param_groups if g.get("p") is not None), default=0.0)
 
     def _learn(self) -> None:
@@ -224,12 +269,11 @@ class SparseTraining:
 
     def _projected_masks(self) -> list[Tensor]:
         """The exact masks: `final_sparsity` over all weights together, the most salient of the active ones kept."""
-        scores = []
-        for layer, mask in zip(self.layers, self.masks, strict=True):
-            score = self._saliency(layer).clamp_min(-_AFTER / 2)  # an active weight of 0 too comes before masked ones
-            scores.append(layer.turned(score if self.dense_latent else score - _AFTER * (mask == 0)))
-        kept = keep_largest_magnitude(scores, [layer.sphere for layer in self.layers], self.final_sparsity)
-        return turned_back(self.layers, kept)
+        magnitudes = [layer.turned(self._saliency(layer)) for layer in self.layers]
+        masks = zip(self.layers, self.masks, strict=True)
+        active = None if self.dense_latent else [layer.turned(mask) for layer, mask in masks]
+        on_sphere = [layer.sphere for layer in self.layers]
+        return turned_back(self.layers, self.selection(magnitudes, on_sphere, self.final_sparsity, active))
 
     @torch.no_grad()
     def project(self) -> None:
@@ -243,6 +287,12 @@ class SparseTraining:
             smallest = max(_SMALLEST, info.tiny * info.eps)  # of float16, which has no 2^-100
             small = (layer.weight.abs() < smallest) & (mask != 0)
             layer.weight.masked_fill_(small, smallest)
+
+    def finish(self) -> None:
+        """End the training, on the exact final sparsity. The last of `total_steps` steps calls it; call it where there
+        were fewer. Does nothing the second time."""
+        self.project()
+        self._restore_order()
 
     def _restore_order(self) -> None:
         """Puts weights back into the usual order of memory, which LpSGD changes where neurons are not the first
@@ -269,16 +319,16 @@ class SparseTraining:
                     layer.weight.copy_(weight)
 
     def check_finite(self) -> None:
-        """Raises FloatingPointError, with its name, if a parameter of the network is NaN or infinite.
+        """Raises FloatingPointError, with its name, if a trained parameter of the network is NaN or infinite.
 
         A step on such a gradient leaves its parameter so for good. LpSGD raises in the step itself on a CPU; on a GPU
         that would stall the device, so ask here once an epoch: it waits for the device once.
         """
-        names, params = zip(*self.model.named_parameters(), strict=True)
-        finite = torch.stack([param.detach().isfinite().all() for param in params])
-        for name, good in zip(names, finite.tolist(), strict=True):
+        trained = {name: param.detach() for name, param in self.model.named_parameters() if param.requires_grad}
+        finite = torch.stack([param.isfinite().all() for param in trained.values()])
+        for name, good in zip(trained, finite.tolist(), strict=True):
             if not good:
-                raise FloatingPointError(f"{name} is NaN or infinite")
+                raise FloatingPointError(f"{plain_name(self.model, name)} is NaN or infinite")
 
     def zeros(self) -> tuple[int, int]:
         """(pruned weights, all prunable weights), counted from the masks."""
@@ -319,6 +369,9 @@ class SparseTraining:
             "travel": self.lr_sum,
             "grow_rate": self.grow_rate,
             "fixed": self.fixed,
+            # Another program may load its network before it makes the optimizer, which changes these weights.
+            "weights": [layer.weight.detach().clone() for layer in self.layers],
+            "rates": [group["lr"] for group in self.param_groups],  # which a scheduler may have changed
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -331,6 +384,11 @@ class SparseTraining:
             average.copy_(saved)
         self.topology.load_state_dict(state["topology"])
         self.grow_rate = state.get("grow_rate")
+        with torch.no_grad():
+            for layer, weight in zip(self.layers, state.get("weights", ()), strict=False):
+                layer.weight.copy_(weight)
+        for group, rate in zip(self.param_groups, state.get("rates", self._base_lr), strict=True):
+            group["lr"] = rate
 
 
 def _grow_rate(before: Sequence[Tensor], after: Sequence[Tensor]) -> float | None:

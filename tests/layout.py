@@ -24,7 +24,7 @@ MOST_FILES, MOST_LINES, MOST_FUNCTION_LINES = 20, 400, 60
 LAYERS = (
     ("tuner.cli",),
     ("tuner.commands",),
-    ("tuner.driver",),
+    ("tuner.driver", "tuner.api"),
     ("tuner.reports",),
     ("tuner.results",),
     ("tuner.tracking", "tuner.search", "tuner.cluster"),

@@ -9,6 +9,6 @@ or, in a test of one's own: ``assert_sound(experiment)``.
 """
 
 from tune_sparsity.experiments.checks.suite import Check, Finding, Level, Subject
-from tune_sparsity.experiments.checks.suites import CHECKS, assert_sound, first_fault, inspect
+from tune_sparsity.experiments.checks.suites import CHECKS, assert_sound, first_fault, first_look, inspect
 
-__all__ = ["CHECKS", "Check", "Finding", "Level", "Subject", "assert_sound", "first_fault", "inspect"]
+__all__ = ["CHECKS", "Check", "Finding", "Level", "Subject", "assert_sound", "first_fault", "first_look", "inspect"]

@@ -4,32 +4,41 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from tune_sparsity.experiments.checks.shapes import is_classification
-from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, same_random_numbers, warning
+from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, not_checked, same, warning
+from tune_sparsity.experiments.examples import Loaded, length, tensors_in
+from tune_sparsity.experiments.random_numbers import same_random_numbers
+from tune_sparsity.experiments.user_reads import watching
 
 _MANY = 0.1  # of a split's examples in the training split too: a leak, unless the data are full of twins anyway
 _UNBALANCED = 0.9
+_FEW = 16  # inputs that are compared before all are, which takes as much memory again
 
 
 def varied(subject: Subject) -> Iterator[Problem]:
-    x = subject.data.train.x
-    if x.is_floating_point() and (largest := float(x.abs().max())) > 1000:
-        yield warning(f"the inputs reach {largest:g}: networks learn from numbers near 1, standardise them")
-    flat = x.flatten(1)
-    if len(flat) > 1 and bool((flat == flat[:1]).all()):
+    inputs = tensors_in(subject.seen("train").x)
+    for x in inputs:
+        if x.is_floating_point() and x.numel() and (largest := float(torch.stack(torch.aminmax(x)).abs().max())) > 1000:
+            yield warning(f"the inputs reach {largest:g}: networks learn from numbers near 1, standardise them")
+    if len(inputs[0]) > 1 and all(bool((part == x[:1]).all()) for x in inputs for part in (x[:_FEW], x)):
         yield Problem("all training inputs are equal: there is nothing to learn from")
 
 
 def loads_the_same(subject: Subject) -> Iterator[Problem]:
-    with same_random_numbers((torch.initial_seed() + 1) % 2**32):  # as in a process that was seeded otherwise
+    other = (torch.initial_seed() + 1) % 2**32  # as in a process that was seeded otherwise
+    with same_random_numbers(other), watching(False):
         again = subject.experiment.load(subject.data_dir)
     for name in ("train", "val", "test"):
-        for part, first, second in zip("xy", getattr(subject.data, name), getattr(again, name), strict=True):
-            if first.shape != second.shape or not torch.equal(first.nan_to_num(), second.nan_to_num()):
+        one, other = (getattr(data, name) for data in (subject.data, again))
+        if isinstance(one, Loaded):  # of which the checksum says enough
+            continue
+        for part, first, second in zip("xy", one, other, strict=True):
+            if not same(first, second):
                 yield Problem(
                     f"loaded twice, {part} of the {name} split differs: take random numbers from a generator with a "
                     "seed, and files in sorted order"
@@ -40,6 +49,9 @@ def loads_the_same(subject: Subject) -> Iterator[Problem]:
 
 
 def no_leak(subject: Subject) -> Iterator[Problem]:
+    if not subject.data.in_memory:
+        yield not_checked("the data are not in memory")
+        return
     train = _hashes(subject.data.train.x)
     known = set(train)
     twins = 1 - len(known) / len(train)
@@ -56,14 +68,24 @@ def no_leak(subject: Subject) -> Iterator[Problem]:
             yield warning(f"{told}, exact copies: leave them out where the data are your own")
 
 
-def _hashes(x: Tensor) -> list[bytes]:
+def _hashes(x: Any) -> list[bytes]:
     """Of each example's bytes."""
-    rows = x.contiguous().flatten(1).numpy() if x.dim() > 1 else x.contiguous().numpy()[:, None]
-    return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
+    rows = [tensor.contiguous().reshape(len(tensor), -1).numpy() for tensor in tensors_in(x)]
+    return [_hash(*(part[i] for part in rows)) for i in range(length(x))]
+
+
+def _hash(*parts: np.ndarray) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part.data)
+    return digest.digest()
 
 
 def balanced(subject: Subject) -> Iterator[Problem]:
     if not is_classification(subject):
+        return
+    if not subject.data.in_memory:
+        yield not_checked("the data are not in memory")
         return
     splits = {name: getattr(subject.data, name).y for name in ("train", "val", "test")}
     present = set(splits["train"].unique().tolist())
@@ -90,7 +112,7 @@ def _class(subject: Subject, number: int) -> str:
 
 
 CHECKS = (
-    Check("inputs", "the inputs differ, and are of a size that networks learn from", varied, ("data",)),
+    Check("inputs", "the inputs differ, and are of a size that networks learn from", varied, ("data",), told=True),
     Check("loading", "loading twice gives the same data", loads_the_same, ("data",)),
     Check("leaks", "no example that judges is a training example", no_leak, ("data",)),
     Check("classes", "the classes are in all splits, and none outweighs the others", balanced, ("outputs", "labels")),

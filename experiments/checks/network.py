@@ -8,18 +8,21 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from tune_sparsity.experiments.base import evaluate
+from tune_sparsity.experiments.base import evaluate, in_evaluation
 from tune_sparsity.experiments.checks.suite import (
     Check,
     Problem,
     Subject,
+    copied,
     first_difference,
     not_checked,
     same,
-    same_random_numbers,
     spread,
     warning,
 )
+from tune_sparsity.experiments.examples import mapped, parts
+from tune_sparsity.experiments.metrics import metric_of
+from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity.torch_internals import TorchDispatchMode, tree_leaves
 
@@ -37,7 +40,7 @@ def seeded(subject: Subject) -> Iterator[Problem]:
             f"under the same torch seed model() gives {name} other values: draw them from torch's global generator "
             "alone, not from NumPy's, Python's or the time"
         )
-    elif first_difference(first, state(1, 0)) is None:
+    elif not subject.experiment.trained and first_difference(first, state(1, 0)) is None:
         yield warning("model() gives the same weights under every seed: trials do not differ in their initial weights")
     one, other = subject.model(), subject.model()
     if {id(param) for param in one.parameters()} & {id(param) for param in other.parameters()}:
@@ -54,25 +57,30 @@ def augments(subject: Subject) -> Iterator[Problem]:
         return
     x = subject.raw(_SOME).x
 
-    def drawn(other: int) -> Tensor:
+    def drawn(other: int) -> Any:
         with same_random_numbers(other):
-            return augment(x.clone(), Generator().manual_seed(0))
+            return augment(mapped(Tensor.clone, x), Generator().manual_seed(0))
 
     first = drawn(0)
-    if first.shape != x.shape or first.dtype != x.dtype:
-        given = f"{first.dtype} {tuple(first.shape)} of {x.dtype} {tuple(x.shape)}"
-        yield Problem(f"augment makes {given}: it must keep the shape and the type".replace("torch.", ""))
+    if kinds(first) != kinds(x):
+        yield Problem(f"augment makes {kinds(first)} of {kinds(x)}: it must keep the shape and the type")
     elif any(not same(first, drawn(other)) for other in (0, 1, 2)):
         yield Problem("augment is not the same for the same generator: draw all its random numbers from the generator")
 
 
+def kinds(nest: Any) -> str:
+    """Return the types and shapes of a nest's tensors."""
+    said = mapped(lambda one: f"{str(one.dtype).removeprefix('torch.')} {tuple(one.shape)}", nest)
+    return str(said)
+
+
 def prepares(subject: Subject) -> Iterator[Problem]:
     x = subject.raw(_SOME).x
-    kept = x.clone()
+    kept = mapped(Tensor.clone, x)
     results = []
     for other in (0, 1):
         with same_random_numbers(other):
-            results.append(subject.experiment.prepare(x).clone())
+            results.append(mapped(Tensor.clone, subject.experiment.prepare(x)))
         if not same(x, kept):
             yield Problem("prepare changes the inputs in place, which are the data set's own: make new tensors in it")
             return
@@ -87,7 +95,7 @@ def evaluates(subject: Subject) -> Iterator[Problem]:
     outputs = []
     for other in (0, 1):
         with same_random_numbers(other), torch.no_grad():
-            outputs.append(model(x).clone())
+            outputs.append(subject.experiment.forward(model, copied(x)).clone())
     evaluate(subject.experiment, model, spread(subject.data.val, _SOME))
     after = dict(_tensors(model))
     if new := [name for name in after if name not in before]:
@@ -101,11 +109,12 @@ def evaluates(subject: Subject) -> Iterator[Problem]:
 
 
 def one_by_one(subject: Subject) -> Iterator[Problem]:
-    model, x = subject.model().eval(), subject.batch(_SOME)[0]
+    model, x = in_evaluation(subject.model()), subject.batch(_SOME)[0]
     with torch.no_grad():
-        together = model(x)
+        forward = subject.experiment.forward
+        together = forward(model, copied(x))
         try:
-            alone = torch.cat([model(one) for one in x.split(1)])
+            alone = torch.cat([forward(model, one) for one in parts(x, 1)])
         except Exception as error:  # the user's
             yield Problem(f"the network cannot take a batch of one: {described(error)}")
             return
@@ -115,11 +124,17 @@ def one_by_one(subject: Subject) -> Iterator[Problem]:
         )
         return
     difference = float((together - alone).abs().max())
-    if difference > 1e-3 * float(together.abs().max()) + 1e-6:
+    if difference > _rounding(together, *model.parameters()) * float(together.abs().max()) + 1e-6:
         yield Problem(
             f"an example's outputs depend on the others in its batch, by {difference:.2g}, in evaluation mode: let no "
             "statistics of the batch enter there"
         )
+
+
+def _rounding(*tensors: Tensor) -> float:
+    """Return how far, in largest outputs, sums of these types of numbers may differ where their order does."""
+    dtypes = {one.dtype for one in tensors if one.is_floating_point() and one.itemsize > 1}
+    return max([1e-3, *(8 * torch.finfo(dtype).eps for dtype in dtypes)])
 
 
 class _OneDevice(TorchDispatchMode):
@@ -142,19 +157,21 @@ def _may_mix(operation: str) -> bool:
 
 
 def moves(subject: Subject) -> Iterator[Problem]:
-    x, y = subject.raw(2)
+    x, y = mapped(lambda tensor: tensor.to("meta"), subject.raw(2))
     step = ""
     try:
         with _OneDevice():
             model = subject.model().to("meta")
             step = "prepare"
-            inputs = subject.experiment.prepare(x.to("meta"))
+            inputs = subject.experiment.prepare(x)
             step = "the network"
-            outputs = model.eval()(inputs)
+            outputs = subject.experiment.forward(in_evaluation(model), inputs)
             step = "loss"
-            subject.experiment.loss(outputs, y.to("meta"))
-            step = "metric"
-            subject.experiment.metric(outputs, y.to("meta"))
+            subject.experiment.loss(outputs, y)
+            metric = metric_of(subject.experiment.metric)
+            if metric.each:  # others get their outputs on the CPU, or move with them
+                step = "metric"
+                metric.function(outputs, y)
     except _TwoDevices as error:
         where = described(error).partition("(")[2].rstrip(")")
         yield Problem(

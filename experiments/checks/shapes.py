@@ -12,15 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from tune_sparsity.experiments.base import Data, Experiment, Recipe, correct
-from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, warning
+from tune_sparsity.experiments.base import Data, Experiment, NotFinite, Recipe, correct, evaluate, in_evaluation
+from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, copied, count, same, spread, warning
+from tune_sparsity.experiments.examples import Loaded, length, mapped, tensors_in
+from tune_sparsity.experiments.metrics import Metric, is_torchmetric, metric_of
 from tune_sparsity.experiments.user_code import described
-from tune_sparsity.sparsity import LayerRules, network_size
+from tune_sparsity.sparsity import LayerRules, network_size, prunable_layers
+from tune_sparsity.sparsity.methods.validation import OPTIMIZERS
+from tune_sparsity.sparsity.wrappers import unwrapped
 
 _FEW = 4  # examples that the quick checks push through the network
+_JUDGED = 256  # validation examples that a metric of a whole split is tried on
 _NAMED = 3  # weight matrices that stay dense, in a warning
 _SMALL = 8  # examples, up to which a last batch is tried: batch normalisation refuses one
-_FUNCTIONS = ("load", "model", "loss", "metric", "prepare")
+_FUNCTIONS = ("load", "model", "loss", "prepare", "forward")
 
 
 def well_formed(subject: Subject) -> Iterator[Problem]:
@@ -38,6 +43,13 @@ def well_formed(subject: Subject) -> Iterator[Problem]:
             yield Problem("its model is a network, which all trials would share: give the function that makes one")
         elif not callable(value):
             yield Problem(f"its {name} is a {type(value).__name__}: give a function")
+    metric = experiment.metric.function if isinstance(experiment.metric, Metric) else experiment.metric
+    if not callable(metric):
+        yield Problem(f"its metric is a {type(metric).__name__}: give a function, a Metric or one of torchmetrics")
+    if experiment.optimizer not in OPTIMIZERS:
+        yield Problem(f"its optimizer is {experiment.optimizer!r}: give {' or '.join(map(repr, OPTIMIZERS))}")
+    if isinstance(experiment.files, str) or not all(isinstance(name, str) for name in experiment.files):
+        yield Problem("its files must be names in a tuple: files=('sizes.json',)")
     if not isinstance(experiment.layers, LayerRules):
         yield Problem(f"its layers are a {type(experiment.layers).__name__}: give tune_sparsity.LayerRules(...)")
     if experiment.augment is not None and not callable(experiment.augment):
@@ -60,24 +72,38 @@ def loads(subject: Subject) -> Iterator[Problem]:
 
 
 def _split(name: str, split: Any) -> Iterator[Problem]:
-    if not (isinstance(split, tuple) and len(split) == 2 and all(isinstance(part, Tensor) for part in split)):
-        yield Problem(f"the {name} split is a {type(split).__name__}: give Split(x, y) with two tensors")
+    if isinstance(split, Loaded):
+        split.first(1)  # raises what is wrong
+        return
+    if not (isinstance(split, tuple) and len(split) == 2 and all(tensors_in(part) for part in split)):
+        yield Problem(
+            f"the {name} split is a {type(split).__name__}: give Split(x, y) with two tensors, or nests of them, or a "
+            "torch data set"
+        )
         return
     x, y = split
-    if not x.dim() or not y.dim() or not len(x):
-        yield Problem(f"the {name} split is empty: x has the shape {tuple(x.shape)}, y {tuple(y.shape)}")
-    elif len(x) != len(y):
-        yield Problem(f"the {name} split has {count(len(x), 'input')} and {count(len(y), 'target')}: give as many")
-    for part, tensor in (("x", x), ("y", y)):
+    lengths = {len(tensor) if tensor.dim() else 0 for tensor in tensors_in(split)}
+    if 0 in lengths:
+        yield Problem(f"the {name} split is empty: x has the shape {shape_of(x)}, y {shape_of(y)}")
+    elif length(x) != length(y):
+        yield Problem(
+            f"the {name} split has {count(length(x), 'input')} and {count(length(y), 'target')}: give as many"
+        )
+    elif len(lengths) > 1:
+        yield Problem(
+            f"the tensors of the {name} split differ in their number of examples: {shape_of(x)}, {shape_of(y)}"
+        )
+    for part, nest in (("x", x), ("y", y)):
         try:
-            tensor.numpy()
+            mapped(Tensor.numpy, nest)
         except (TypeError, RuntimeError) as error:
             yield Problem(f"{part} of the {name} split must be a plain tensor on the CPU, as NumPy has them: {error}")
 
 
 def finite(subject: Subject) -> Iterator[Problem]:
     for name in ("train", "val", "test"):
-        for part, tensor in zip("xy", getattr(subject.data, name), strict=True):
+        parts = zip("xy", subject.seen(name), strict=True)
+        for part, tensor in ((part, tensor) for part, nest in parts for tensor in tensors_in(nest)):
             if _all_finite(tensor):
                 continue
             bad = int((~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).sum())
@@ -93,15 +119,29 @@ def _all_finite(tensor: Tensor) -> bool:
 
 
 def builds(subject: Subject) -> Iterator[Problem]:
-    model = subject.model()
-    if not isinstance(model, nn.Module):
-        yield Problem(f"model() returns a {type(model).__name__}: return a torch.nn.Module")
+    made = subject.experiment.model()
+    if not isinstance(made, nn.Module):
+        yield Problem(f"model() returns a {type(made).__name__}: return a torch.nn.Module")
+        return
+    model = unwrapped(made)
+    if isinstance(model, torch.jit.ScriptModule):
+        yield Problem("it is TorchScript, whose layers cannot be told: give the nn.Module that it was made from")
         return
     lazy = [name for name, param in model.named_parameters() if isinstance(param, UninitializedParameter)]
     if lazy:
         yield Problem(f"{lazy[0]} belongs to a lazy layer, which has no weights yet: give the layer its sizes")
         return
-    names = [name for name in model.state_dict() if name.endswith(".mask")]
+    state = model.state_dict()
+    if empty := [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]:
+        yield Problem(f"{empty[0]} lies on the device meta, where it has no numbers: make it, or load it, on the CPU")
+        return
+    if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        yield Problem(
+            f"{other[0]} of the network's state_dict is a {type(state[other[0]]).__name__}, and files hold tensors "
+            "alone: make it a buffer (register_buffer), or let get_extra_state return a tensor"
+        )
+        return
+    names = [name for name in state if name.endswith(".mask")]
     if names:
         yield Problem(f"{names[0]}: names that end in .mask are those of the masks in the written network: rename it")
 
@@ -111,7 +151,11 @@ def prunes(subject: Subject) -> Iterator[Problem]:
     try:
         size = network_size(model, rules)
     except ValueError as error:
-        yield Problem(f"{error}; what is pruned are the weights of linear, convolution, attention and recurrent layers")
+        yield Problem(str(error))
+        return
+    state = model.state_dict()
+    if lost := [layer.name for layer in prunable_layers(model, rules) if layer.name not in state]:
+        yield Problem(f"{lost[0]} is not in the network's state_dict under this name, which the files are made of")
         return
     dense = [one for one in size.dense if one.reason != "by a rule"]
     named = ", ".join(f"{one.name} ({one.reason}, {count(one.size, 'weight')})" for one in dense[:_NAMED])
@@ -128,38 +172,52 @@ def prunes(subject: Subject) -> Iterator[Problem]:
 def gives_outputs(subject: Subject) -> Iterator[Problem]:
     x = subject.raw(_FEW).x
     inputs = subject.experiment.prepare(x)
-    if not isinstance(inputs, Tensor) or len(inputs) != len(x):
+    kept = copied(x)
+    if not tensors_in(inputs) or length(inputs) != length(x):
         yield Problem(f"prepare makes {_shape(inputs)} of {_shape(x)}: it must keep the number of examples")
         return
     try:
         with torch.no_grad():
-            outputs = subject.model().eval()(inputs)
+            outputs = subject.experiment.forward(in_evaluation(subject.model()), inputs)
     except Exception as error:  # the user's
         yield Problem(f"the network cannot take inputs of {_shape(inputs)}: {described(error)}{_hint(inputs)}")
         return
+    if not same(x, kept):
+        yield Problem(
+            "the network changes its inputs in place, which are the data set's own: no inplace=True in its first "
+            "layer, or clone() in prepare"
+        )
     if not isinstance(outputs, Tensor):
-        yield Problem(f"the network returns a {type(outputs).__name__}: return one tensor, the outputs of a batch")
-    elif not outputs.dim() or len(outputs) != len(inputs):
+        yield Problem(
+            f"the network returns a {type(outputs).__name__}: give Experiment(forward=...) that makes one tensor, the "
+            "outputs of a batch, of it"
+        )
+    elif not outputs.dim() or len(outputs) != length(inputs):
         yield Problem(f"the network makes {_shape(outputs)} of {_shape(inputs)}: the first number must stay")
     elif not torch.isfinite(outputs).all():
         yield Problem("the fresh network's outputs are NaN or infinite: look at its first weights and at the inputs")
 
 
+def shape_of(nest: Any) -> str:
+    """Return a tensor's shape, or a nest's with the tensors' shapes in place of them."""
+    return str(mapped(lambda tensor: tuple(tensor.shape), nest))
+
+
 def _shape(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
-    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return f"a {type(value).__name__} {shape_of(value)}" if tensors_in(value) else f"a {type(value).__name__}"
 
 
-def _hint(inputs: Tensor) -> str:
-    if inputs.dtype is torch.float32:
+def _hint(inputs: Any) -> str:
+    if not isinstance(inputs, Tensor) or inputs.dtype is torch.float32:
         return ""
     return " (most networks take float32: convert in load or in prepare)"
 
 
 def gives_a_loss(subject: Subject) -> Iterator[Problem]:
     (x, y), experiment = subject.batch(_FEW), subject.experiment
-    outputs = subject.model().eval()(x)
+    outputs = experiment.forward(in_evaluation(subject.model()), x)
     try:
         loss = experiment.loss(outputs, y)
     except Exception as error:  # the user's, or a shape that does not fit
@@ -174,21 +232,48 @@ def gives_a_loss(subject: Subject) -> Iterator[Problem]:
 
 
 def gives_scores(subject: Subject) -> Iterator[Problem]:
-    (x, y), experiment = subject.batch(_FEW), subject.experiment
+    try:
+        metric = metric_of(subject.experiment.metric)
+    except ValueError as error:
+        yield Problem(str(error))
+        return
+    yield from _scores(subject, metric) if metric.each else _value(subject, metric)
+
+
+def _scores(subject: Subject, metric: Metric) -> Iterator[Problem]:
+    """What is wrong with a metric that scores each example."""
+    x, y = subject.batch(_FEW)
     with torch.no_grad():
-        outputs = subject.model().eval()(x)
+        outputs = subject.experiment.forward(in_evaluation(subject.model()), x)
         try:
-            scores = experiment.metric(outputs, y)
+            scores = metric.function(outputs, y)
         except Exception as error:  # the user's, or a shape that does not fit
             shapes = f"outputs of {_shape(outputs)} and targets of {_shape(y)}"
             yield Problem(f"metric cannot take {shapes}: {described(error)}")
             return
-    if not isinstance(scores, Tensor) or scores.shape != (len(y),):
-        given = _shape(scores)
-        yield Problem(f"metric returns {given} for {count(len(y), 'example')}: return one score each, not their mean")
-    elif not ((scores >= 0) & (scores <= 1)).all():
+    if not isinstance(scores, Tensor) or scores.shape != (length(y),):
+        given = f"metric returns {_shape(scores)} for {count(length(y), 'example')}"
+        yield Problem(f"{given}: return one score each, not their mean, or give a tune_sparsity.Metric")
+    elif metric.percent and not ((scores >= 0) & (scores <= 1)).all():
         worst = scores[~((scores >= 0) & (scores <= 1))][0].item()
         yield Problem(f"metric gives a score of {worst:g}: scores lie in [0, 1], and 1 is best")
+
+
+def _value(subject: Subject, metric: Metric) -> Iterator[Problem]:
+    """What is wrong with a metric of a whole split."""
+    model, val = subject.model(), spread(subject.data.val, _JUDGED)
+    try:
+        first, second = (evaluate(subject.experiment, model, val) for _ in range(2))
+    except NotFinite as error:
+        yield Problem(f"{error}, on {count(len(val.x), 'validation example')}: let it be a finite number")
+        return
+    except Exception as error:  # the user's
+        yield Problem(f"{metric.name} cannot be measured on {len(val.x)} validation examples: {described(error)}")
+        return
+    if first != second:
+        yield Problem(f"{metric.name} is {first:g}, and {second:g} for the same outputs and targets again")
+    elif metric.percent and not 0 <= first <= 1 and not is_torchmetric(metric.function):
+        yield Problem(f"{metric.name} is {first:g}: percent=True is for metrics in [0, 1]")
 
 
 def fits_labels(subject: Subject) -> Iterator[Problem]:
@@ -199,7 +284,7 @@ def fits_labels(subject: Subject) -> Iterator[Problem]:
     if logits == 1:
         yield Problem("the network has one output, of which the softmax is always 1: give one for each class")
     for name in ("train", "val", "test"):
-        labels = getattr(data, name).y
+        labels = subject.seen(name).y
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= logits:
             given = f"{low}..{high}"
@@ -212,7 +297,7 @@ def fits_labels(subject: Subject) -> Iterator[Problem]:
 
 def takes_the_last_batch(subject: Subject) -> Iterator[Problem]:
     """An epoch's last batch holds what is left over, which may be one example."""
-    examples, recipe = len(subject.data.train.x), subject.experiment.recipe
+    examples, recipe = subject.data.train.examples, subject.experiment.recipe
     size = recipe.batch_size
     if not recipe.trained_on(examples):
         yield Problem(f"drop_last leaves nothing of {count(examples, 'example')} by {size}: take a smaller batch_size")
@@ -220,8 +305,10 @@ def takes_the_last_batch(subject: Subject) -> Iterator[Problem]:
     left = recipe.trained_on(examples) % size or min(size, examples)
     if left > _SMALL:
         return
+    model = subject.model()
     try:
-        subject.model().train()(subject.batch(left)[0])
+        model.train()
+        subject.experiment.forward(model, subject.batch(left)[0])
     except Exception as error:  # the user's
         remedy = (
             "give drop_last=True in the recipe, or another batch_size" if left < size else "take a larger batch_size"
@@ -234,27 +321,25 @@ def takes_the_last_batch(subject: Subject) -> Iterator[Problem]:
 
 def is_classification(subject: Subject) -> bool:
     """Whether targets are numbers of classes, and outputs logits."""
-    experiment, y = subject.experiment, subject.data.train.y
+    experiment, y = subject.experiment, subject.raw(_FEW).y
     loss = experiment.loss
     while isinstance(loss, partial):
         loss = loss.func
     by_class = loss is F.cross_entropy or experiment.metric is correct
     outputs = subject.outputs(subject.model(), _FEW)
-    return by_class and y.dim() == 1 and not y.is_floating_point() and outputs.dim() == 2
+    return by_class and isinstance(y, Tensor) and y.dim() == 1 and not y.is_floating_point() and outputs.dim() == 2
 
 
-_FIT = ("experiment", "data", "network", "outputs")
+FIT = ("experiment", "data", "network", "outputs")
 CHECKS = (
     Check("experiment", "it is an Experiment, with functions where they belong", well_formed, quick=True),
-    Check(
-        "data", "the data load: three splits of tensors, and as many targets as inputs", loads, ("experiment",), True
-    ),
+    Check("data", "the data load: three splits, with as many targets as inputs", loads, ("experiment",), True),
     Check("values", "no number is NaN or infinite", finite, ("data",), True),
     Check("network", "model() makes a network", builds, ("experiment",), True),
     Check("prunable", "there are layers to prune", prunes, ("experiment", "network"), True),
-    Check("outputs", "the network takes the inputs, one output an example", gives_outputs, _FIT[:3], True),
-    Check("labels", "every label has its output", fits_labels, _FIT, True),
-    Check("loss", "the loss is one number with a gradient", gives_a_loss, (*_FIT, "labels"), True),
-    Check("metric", "the metric is one score in [0, 1] for each example", gives_scores, _FIT, True),
-    Check("remainder", "the network can train on an epoch's last batch", takes_the_last_batch, _FIT, True),
+    Check("outputs", "the network takes the inputs, one output an example", gives_outputs, FIT[:3], True),
+    Check("labels", "every label has its output", fits_labels, FIT, True),
+    Check("loss", "the loss is one number with a gradient", gives_a_loss, (*FIT, "labels"), True),
+    Check("metric", "the metric is one score for each example, or one number for all", gives_scores, FIT, True),
+    Check("remainder", "the network can train on an epoch's last batch", takes_the_last_batch, FIT, True),
 )

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import copy
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
+from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, in_evaluation
+from tune_sparsity.experiments.examples import Loaded, Split, spread_over, tensors_in
+from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.experiments.user_code import described
+from tune_sparsity.experiments.user_reads import watching
+from tune_sparsity.sparsity.torch_internals import tree_map
 
 _STEPS, _BATCH, _VALIDATED = 3, 16, 32  # of the trainings that checks make: steps an epoch, and examples
+_LOADED = 64  # examples that are looked at of a data set that is not in memory
 
 
 class Level(StrEnum):
@@ -73,18 +74,24 @@ class Subject:
 
     @cached_property
     def data(self) -> Data:
-        return self.experiment.load(self.data_dir)
+        with watching(False):
+            return self.experiment.load(self.data_dir)
 
     def model(self, seed: int = 0) -> nn.Module:
-        """A fresh network, as a trial with this seed would get it."""
+        """A fresh network, as a trial with this seed would get it, but for torch.compile."""
         torch.manual_seed(seed)
-        return self.experiment.model()
+        return self.experiment.network()
 
     def raw(self, count: int) -> Split:
         """Up to `count` training examples from all over the set, which may be sorted by class; copies."""
         return spread(self.data.train, count)
 
-    def batch(self, count: int) -> tuple[Tensor, Tensor]:
+    def seen(self, name: str) -> Split:
+        """A split: whole where it is in memory, else some examples from all over it."""
+        split = getattr(self.data, name)
+        return spread(split, _LOADED) if isinstance(split, Loaded) else split
+
+    def batch(self, count: int) -> tuple[Any, Any]:
         """Inputs as the network takes them, and targets."""
         x, y = self.raw(count)
         return self.experiment.prepare(x), y
@@ -92,12 +99,12 @@ class Subject:
     def outputs(self, model: nn.Module, count: int) -> Tensor:
         """The network's outputs for training examples, in evaluation mode."""
         with torch.no_grad():
-            return model.eval()(self.batch(count)[0])
+            return self.experiment.forward(in_evaluation(model), self.batch(count)[0])
 
     def training(self, method: str = "lpss", *, epochs: int = 2, seed: int = 0) -> Training:
         """A short training: a few steps an epoch, on few examples."""
         size = min(self.experiment.recipe.batch_size, _BATCH)
-        small = replace(self.experiment, recipe=Recipe(epochs, size))
+        small = replace(self.experiment, recipe=replace(self.experiment.recipe, epochs=epochs, batch_size=size))
         train, val = self.raw(size * _STEPS), spread(self.data.val, _VALIDATED)
         return Training(small, train, val, method, _PARAMS[method], epochs=epochs, seed=seed)
 
@@ -114,7 +121,7 @@ class Subject:
         to look."""
         first, second = self.training(), self.training()
         first.epoch()
-        torch.rand(3), copy.deepcopy(first.model.state_dict())  # what other code of the process may do in between
+        torch.rand(3), copied(first.model.state_dict())  # what other code of the process may do in between
         second.epoch()
         return first, second
 
@@ -126,9 +133,8 @@ _PARAMS: dict[str, dict[str, Any]] = {
 }
 
 
-def spread(split: Split, count: int) -> Split:
-    indices = torch.linspace(0, len(split.x) - 1, min(count, len(split.x))).round().long()
-    return Split(split.x[indices], split.y[indices])
+def spread(split: Split | Loaded, count: int) -> Split:
+    return split.at(spread_over(split.examples, count))
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,8 @@ class Check:
         holds: what is so when nothing is wrong, for a person.
         problems: finds what is wrong. An exception that it raises is the experiment's, and a problem as well.
         needs: names of checks that must not have failed for this one to make sense.
-        quick: cheap enough to begin every study with.
+        quick: cheap enough to begin every study with, which does not begin where it fails.
+        told: cheap as well: what it finds is told by a study, which begins all the same.
     """
 
     name: str
@@ -148,6 +155,7 @@ class Check:
     problems: Callable[[Subject], Iterable[Problem]]
     needs: tuple[str, ...] = ()
     quick: bool = False
+    told: bool = False
 
 
 def run(checks: Sequence[Check], subject: Subject) -> Iterator[Finding]:
@@ -174,28 +182,12 @@ def run(checks: Sequence[Check], subject: Subject) -> Iterator[Finding]:
 
 def _problems(check: Check, subject: Subject) -> list[Problem]:
     try:
-        return list(check.problems(subject))
+        with watching():
+            return list(check.problems(subject))
     except DataUnavailable:
         raise
     except (Exception, SystemExit) as error:
         return [Problem(described(error))]
-
-
-@contextmanager
-def same_random_numbers(seed: int | None = None) -> Iterator[None]:
-    """Within it Python's, NumPy's and torch's global generators may be drawn from, and are begun at `seed` if there is
-    one; afterwards they are as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            if seed is not None:
-                random.seed(seed)
-                np.random.seed(seed)
-                torch.manual_seed(seed)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def count(number: int, what: str) -> str:
@@ -203,9 +195,21 @@ def count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def same(first: Tensor, second: Tensor) -> bool:
-    """Equal in type, shape and every bit but NaN's."""
-    return first.dtype == second.dtype and torch.equal(first.nan_to_num(), second.nan_to_num())
+def same(first: Any, second: Any) -> bool:
+    """Whether two nests of tensors are equal in types, shapes and every bit but NaN's."""
+    pairs = list(zip(tensors_in(first), tensors_in(second), strict=True))
+    return all(a.dtype == b.dtype and torch.equal(_comparable(a), _comparable(b)) for a, b in pairs)
+
+
+def _comparable(x: Tensor) -> Tensor:
+    """Return the tensor with a number in the place of NaN; of a type of 8 bits, these bits."""
+    x = x.detach()
+    return x.view(torch.uint8) if x.dtype.itemsize == 1 else x.nan_to_num()
+
+
+def copied(state: Any) -> Any:
+    """Return a state with copies of its tensors."""
+    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, state)
 
 
 def first_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> str | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from tune_sparsity.experiments.base import Data, Experiment
-from tune_sparsity.experiments.checks import data, network, shapes, training
+from tune_sparsity.experiments.checks import data, files, network, shapes, training
 from tune_sparsity.experiments.checks.suite import Check, Finding, Level, Subject, run
 
-CHECKS: tuple[Check, ...] = (*shapes.CHECKS, *data.CHECKS, *network.CHECKS, *training.CHECKS)
+CHECKS: tuple[Check, ...] = (*shapes.CHECKS, *data.CHECKS, *network.CHECKS, *training.CHECKS, *files.CHECKS)
 
 
 def inspect(experiment: Experiment, data_dir: Path | None = None) -> Iterator[Finding]:
@@ -23,9 +24,20 @@ def inspect(experiment: Experiment, data_dir: Path | None = None) -> Iterator[Fi
 
 def first_fault(experiment: Experiment, loaded: Data) -> Finding | None:
     """The first of the quick checks that fails, on data that were loaded already; None if none does."""
-    quick = [check for check in CHECKS if check.quick]
-    findings = run(quick, Subject(experiment, data=loaded))
-    return next((finding for finding in findings if finding.level is Level.FAILED), None)
+    return next((finding for finding in first_look(experiment, loaded) if finding.level is Level.FAILED), None)
+
+
+def first_look(experiment: Experiment, loaded: Data, *, told: bool = False) -> Iterator[Finding]:
+    """What the quick checks find, on data that were loaded already.
+
+    Args:
+        told: also what those checks find that cost little more. Of these a fault is a warning too.
+    """
+    checks = [check for check in CHECKS if check.quick or (told and check.told)]
+    mild = {check.name for check in checks if not check.quick}
+    for finding in run(checks, Subject(experiment, data=loaded)):
+        fault = finding.level is Level.FAILED and finding.check in mild
+        yield replace(finding, level=Level.WARNING) if fault else finding
 
 
 def assert_sound(experiment: Experiment, data_dir: Path | None = None) -> None:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
-from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, first_difference, same, warning
+from tune_sparsity.experiments.checks.suite import (
+    Check,
+    Problem,
+    Subject,
+    copied,
+    count,
+    first_difference,
+    same,
+    warning,
+)
+from tune_sparsity.experiments.examples import length
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import prunable_layers, with_last_layer
+from tune_sparsity.sparsity.gradients import make_gradients_dense
+from tune_sparsity.sparsity.wrappers import load_plain, plain_parameters, plain_state, unwrapped
 
 _LEARNING_STEPS, _LEARNING_BATCH = 15, 16
+_FEW = 4  # examples through which gradients are looked for
 
 
 def steps(subject: Subject) -> Iterator[Problem]:
@@ -28,16 +40,22 @@ def steps(subject: Subject) -> Iterator[Problem]:
 
 
 def gradients(subject: Subject) -> Iterator[Problem]:
-    model = subject.model().train()
-    x, y = subject.batch(_LEARNING_BATCH)
-    before = {name: param.detach().clone() for name, param in model.named_parameters()}
-    loss = subject.experiment.loss(model(x), y)
-    if (changed := first_difference(before, dict(model.named_parameters()))) is not None:
+    model = subject.model()
+    model.train()
+    x, y = subject.batch(_FEW)
+    rules = subject.experiment.layers
+    layers = prunable_layers(model, rules)
+    pruned = {layer.name for layer in layers}
+    ours: dict[str, Tensor] = {
+        name: param for name, param in plain_parameters(model) if param.requires_grad or name in pruned
+    }
+    before = {name: param.detach().clone() for name, param in ours.items()}
+    loss = subject.experiment.loss(subject.experiment.forward(model, x), y)
+    if (changed := first_difference(before, ours)) is not None:
         yield Problem(f"a forward pass in training changes {changed}: only the optimizer may, or no mask holds")
         return
     loss.backward()
-    rules = subject.experiment.layers
-    layers = prunable_layers(model, rules)
+    make_gradients_dense(model.parameters())
     without = [layer.name for layer in layers if layer.weight.grad is None]
     if without and len(without) == len(layers):
         yield Problem("no prunable weight gets a gradient: the network does not use them, or they are frozen")
@@ -49,7 +67,7 @@ def gradients(subject: Subject) -> Iterator[Problem]:
     bad = [layer.name for layer in layers if layer.weight.grad is not None and not layer.weight.grad.isfinite().all()]
     if bad:
         yield Problem(f"the gradient of {bad[0]} is NaN or infinite at the first step")
-    if rules.off_sphere is None and with_last_layer(rules, model, x).last is None:
+    if rules.off_sphere is None and with_last_layer(rules, model, x, subject.experiment.forward).last is None:
         yield warning(
             "no layer's weights reach the outputs, so that the last layer is the one registered last: give its weights "
             "in LayerRules(last=...)"
@@ -58,7 +76,7 @@ def gradients(subject: Subject) -> Iterator[Problem]:
 
 def _outcome(subject: Subject, training: Training) -> tuple[dict[str, Tensor], Tensor]:
     """All that the network keeps, and what it answers."""
-    return dict(training.model.state_dict()), subject.outputs(training.model, 8)
+    return plain_state(training.model), subject.outputs(training.model, 8)
 
 
 def _differs(subject: Subject, first: Training, second: Training) -> str | None:
@@ -80,7 +98,7 @@ def repeats(subject: Subject) -> Iterator[Problem]:
 def resumes(subject: Subject) -> Iterator[Problem]:
     (unbroken, broken), resumed = subject.twice, subject.training()
     unbroken.epoch()
-    state = copy.deepcopy(broken.state_dict())
+    state = copied(broken.state_dict())
     try:
         resumed.load_state_dict(state)
     except Exception as error:  # the user's
@@ -96,14 +114,14 @@ def resumes(subject: Subject) -> Iterator[Problem]:
 
 def exports(subject: Subject) -> Iterator[Problem]:
     training = subject.trained
-    tensors = {name: value.detach().contiguous().clone() for name, value in training.model.state_dict().items()}
-    fresh: nn.Module = subject.model(seed=1)
+    tensors = {name: value.detach().contiguous().clone() for name, value in plain_state(training.model).items()}
+    fresh = subject.model(seed=1)
     try:
-        fresh.load_state_dict(load(save(tensors)))
+        load_plain(fresh, load(save(tensors)))
     except Exception as error:  # of the user's network, or of safetensors
         yield Problem(f"the trained weights do not fit into a fresh network: {described(error)}"[:300])
         return
-    if not same(subject.outputs(training.model, 8), subject.outputs(fresh, 8)):
+    if not same(subject.outputs(unwrapped(training.model), 8), subject.outputs(fresh, 8)):
         yield Problem(
             "a fresh network with the trained weights answers otherwise: what it computes with is not all in its "
             "state_dict; make it a parameter or a buffer (register_buffer)"
@@ -111,19 +129,21 @@ def exports(subject: Subject) -> Iterator[Problem]:
 
 
 def learns(subject: Subject) -> Iterator[Problem]:
-    model = subject.model().train()
+    model = subject.model()
+    model.train()
     x, y = subject.batch(_LEARNING_BATCH)
     optimizer = torch.optim.Adam([param for param in model.parameters() if param.requires_grad], lr=1e-3)
     losses = []
     for _ in range(_LEARNING_STEPS):
         optimizer.zero_grad()
-        loss = subject.experiment.loss(model(x), y)
+        loss = subject.experiment.loss(subject.experiment.forward(model, copied(x)), y)
         loss.backward()
+        make_gradients_dense(model.parameters())
         optimizer.step()
         losses.append(loss.item())
     if not losses[-1] < losses[0]:
         yield warning(
-            f"the loss did not fall in {len(losses)} steps on {count(len(x), 'example')} ({losses[0]:.3g} to "
+            f"the loss did not fall in {len(losses)} steps on {count(length(x), 'example')} ({losses[0]:.3g} to "
             f"{losses[-1]:.3g}): look at the scale of the inputs, the labels and the loss"
         )
 
@@ -143,7 +163,7 @@ _FIT = (
     "seeds",
 )
 CHECKS = (
-    Check("gradients", "gradients reach every prunable weight", gradients, (*_FIT, "evaluation")),
+    Check("gradients", "gradients reach every prunable weight", gradients, (*_FIT, "evaluation"), told=True),
     Check(
         "steps", "training steps work, on the sphere and off it", steps, ("gradients", "augmentation", "preparation")
     ),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
-from tune_sparsity.sparsity.distributions import DISTRIBUTIONS, random_masks
+from tune_sparsity.sparsity.distributions import DISTRIBUTIONS, layer_counts, random_masks
 from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, prunable_layers, turned_back
-from tune_sparsity.sparsity.methods.validation import numbers, whole, within
+from tune_sparsity.sparsity.masks import keep_largest, zeros_for
+from tune_sparsity.sparsity.methods.validation import OPTIMIZERS, numbers, whole, within
+from tune_sparsity.sparsity.optim.adamw import BETA_2
 from tune_sparsity.sparsity.schedules import Schedule, warmup_cosine
-from tune_sparsity.sparsity.topology.base import Topology
+from tune_sparsity.sparsity.selection import selection_for
+from tune_sparsity.sparsity.topology.base import Topology, shortened
 from tune_sparsity.sparsity.topology.drop_grow import DropGrow
 from tune_sparsity.sparsity.topology.magnitude import GlobalMagnitude
 from tune_sparsity.sparsity.topology.static import SnipAtInit, StaticMask
@@ -22,17 +25,20 @@ from tune_sparsity.sparsity.training import SparseTraining
 
 @dataclass(frozen=True)
 class DenseSettings:
-    """lr: peak learning rate, > 0. momentum: Nesterov momentum in [0, 1). weight_decay: L2 coefficient, >= 0."""
+    """lr: peak learning rate, > 0. momentum: Nesterov momentum in [0, 1), or beta_1 of AdamW. weight_decay: L2
+    coefficient, or AdamW's, >= 0. optimizer: "sgd" or "adamw"."""
 
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    optimizer: str = "sgd"
 
     def __post_init__(self) -> None:
         numbers(self)
         within("lr", self.lr, 0 < self.lr < float("inf"), "(0, inf)")
         within("momentum", self.momentum, 0 <= self.momentum < 1, "[0, 1)")
         within("weight_decay", self.weight_decay, 0 <= self.weight_decay < float("inf"), "[0, inf)")
+        within("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, ", ".join(OPTIMIZERS))
 
 
 @dataclass(frozen=True)
@@ -49,22 +55,26 @@ class SnipSettings(DenseSettings):
 @dataclass(frozen=True)
 class GmpSettings(SnipSettings):
     """And begin, end: progress between which the sparsity rises, 0 <= begin < end <= 1; interval: steps between two
-    prunings."""
+    prunings, shortened in a short training so that there are five; distribution: of what is kept over the layers,
+    global, erk or uniform, as of lpss."""
 
     begin: float = 0.1
     end: float = 0.7
     interval: int = 40
+    distribution: str = "global"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         within("begin", self.begin, 0 <= self.begin < self.end, "[0, end)")
         within("end", self.end, self.end <= 1, "(begin, 1]")
         whole("interval", self.interval)
+        within("distribution", self.distribution, self.distribution in DISTRIBUTIONS, ", ".join(DISTRIBUTIONS))
 
 
 @dataclass(frozen=True)
 class StaticSettings(SnipSettings):
-    """And distribution: of the mask over the layers, uniform, erk or global."""
+    """And distribution: of the first mask over the layers, uniform, erk or global. The mask is random, or has the
+    largest weights of a network that was trained before."""
 
     distribution: str = "erk"
 
@@ -99,16 +109,31 @@ def _training(
     **options: Any,
 ) -> SparseTraining:
     params = [param for param in model.parameters() if param.requires_grad]
-    optimizer = torch.optim.SGD(
+    return SparseTraining(
+        model,
+        layers,
+        _optimizer(params, s),
+        topology,
+        masks,
+        total_steps=total_steps,
+        learning_rate=warmup_cosine,
+        **options,
+    )
+
+
+def _optimizer(params: list[nn.Parameter], s: DenseSettings) -> torch.optim.Optimizer:
+    if s.optimizer == "adamw":  # fused it is quick on a CPU, too
+        plain = all(param.is_floating_point() for param in params)
+        return torch.optim.AdamW(
+            params, lr=s.lr, betas=(s.momentum, BETA_2), weight_decay=s.weight_decay, fused=plain or None
+        )
+    return torch.optim.SGD(
         params,
         lr=s.lr,
         momentum=s.momentum,
         nesterov=s.momentum > 0,
         weight_decay=s.weight_decay,
-        fused=True if params[0].device.type == "cuda" else None,
-    )
-    return SparseTraining(
-        model, layers, optimizer, topology, masks, total_steps=total_steps, learning_rate=warmup_cosine, **options
+        fused=True if params and params[0].device.type == "cuda" else None,
     )
 
 
@@ -116,13 +141,32 @@ def _ones(layers: list[Layer]) -> list[torch.Tensor]:
     return [torch.ones_like(layer.weight) for layer in layers]
 
 
-def _random(layers: list[Layer], s: StaticSettings, generator: Generator) -> list[torch.Tensor]:
-    turned = [layer.turned(layer.weight) for layer in layers]
+def _first_masks(layers: list[Layer], s: StaticSettings, generator: Generator, trained: bool) -> list[torch.Tensor]:
+    turned = [layer.turned(layer.weight.detach()) for layer in layers]
+    if trained:
+        return turned_back(layers, _largest(turned, s.final_sparsity, s.distribution))
     return turned_back(layers, random_masks(turned, s.final_sparsity, s.distribution, generator))
 
 
+def _largest(weights: Sequence[Tensor], sparsity: float, distribution: str) -> list[Tensor]:
+    """The masks of the largest weights: of all layers together where the distribution is "global"; else each layer has
+    as many as the distribution gives it."""
+    scores = [weight.abs() for weight in weights]
+    if distribution == "global":
+        total = sum(score.numel() for score in scores)
+        return keep_largest(scores, total - zeros_for(sparsity, total))
+    counts = layer_counts([score.shape for score in scores], sparsity, distribution)
+    return [keep_largest([score], count)[0] for score, count in zip(scores, counts, strict=True)]
+
+
 def dense(
-    model: nn.Module, s: DenseSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PAPER_RULES
+    model: nn.Module,
+    s: DenseSettings,
+    *,
+    total_steps: int,
+    generator: Generator,
+    rules: LayerRules = PAPER_RULES,
+    trained: bool = False,
 ) -> SparseTraining:
     """No sparsity at all: what the others are measured against."""
     layers = prunable_layers(model, rules, sphere=False)
@@ -130,16 +174,28 @@ def dense(
 
 
 def static(
-    model: nn.Module, s: StaticSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PAPER_RULES
+    model: nn.Module,
+    s: StaticSettings,
+    *,
+    total_steps: int,
+    generator: Generator,
+    rules: LayerRules = PAPER_RULES,
+    trained: bool = False,
 ) -> SparseTraining:
-    """A random mask that never changes."""
+    """A mask that never changes: a random one, or that of the largest weights of a trained network."""
     layers = prunable_layers(model, rules, sphere=False)
-    masks = _random(layers, s, generator)
+    masks = _first_masks(layers, s, generator, trained)
     return _training(model, layers, s, StaticMask(), masks, total_steps, sparsity=s.final_sparsity, mask_frozen_at=0.0)
 
 
 def snip(
-    model: nn.Module, s: SnipSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PAPER_RULES
+    model: nn.Module,
+    s: SnipSettings,
+    *,
+    total_steps: int,
+    generator: Generator,
+    rules: LayerRules = PAPER_RULES,
+    trained: bool = False,
 ) -> SparseTraining:
     """The connections of largest |weight x gradient| on the first batch (Lee et al. 2019, arXiv 1810.02340)."""
     layers = prunable_layers(model, rules, sphere=False)
@@ -151,14 +207,21 @@ def snip(
 
 
 def gmp(
-    model: nn.Module, s: GmpSettings, *, total_steps: int, generator: Generator, rules: LayerRules = PAPER_RULES
+    model: nn.Module,
+    s: GmpSettings,
+    *,
+    total_steps: int,
+    generator: Generator,
+    rules: LayerRules = PAPER_RULES,
+    trained: bool = False,
 ) -> SparseTraining:
     """Gradual magnitude pruning: a cubic ramp of the sparsity (Zhu and Gupta 2017, arXiv 1710.01878)."""
     layers = prunable_layers(model, rules, sphere=False)
-    topology = GlobalMagnitude(Schedule("cubic", 0.0, s.final_sparsity, s.begin, s.end), s.interval)
-    return _training(
-        model, layers, s, topology, _ones(layers), total_steps, sparsity=s.final_sparsity, mask_frozen_at=s.end
-    )
+    selection = selection_for(model, s.distribution)
+    rising = Schedule("cubic", 0.0, s.final_sparsity, s.begin, s.end)
+    topology = GlobalMagnitude(rising, shortened(s.interval, rising, total_steps), selection)
+    options = {"sparsity": s.final_sparsity, "mask_frozen_at": s.end, "selection": selection}
+    return _training(model, layers, s, topology, _ones(layers), total_steps, **options)
 
 
 def _drop_grow(growth: str, doc: str) -> Callable[..., SparseTraining]:
@@ -169,9 +232,10 @@ def _drop_grow(growth: str, doc: str) -> Callable[..., SparseTraining]:
         total_steps: int,
         generator: Generator,
         rules: LayerRules = PAPER_RULES,
+        trained: bool = False,
     ) -> SparseTraining:
         layers = prunable_layers(model, rules, sphere=False)
-        masks = _random(layers, s, generator)
+        masks = _first_masks(layers, s, generator, trained)
         topology = DropGrow(Schedule("cosine", s.drop_fraction, 0.0, 0.0, s.end), growth, s.interval, generator)
         return _training(
             model, layers, s, topology, masks, total_steps, sparsity=s.final_sparsity, mask_frozen_at=s.end

@@ -10,10 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Generator, nn
 
+from tune_sparsity.sparsity.distributions import DISTRIBUTIONS
 from tune_sparsity.sparsity.hoyer import suggest_p
-from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, has_normalisation, prunable_layers
+from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, prunable_layers
 from tune_sparsity.sparsity.masks import random_mask
-from tune_sparsity.sparsity.methods.validation import numbers, whole, within
+from tune_sparsity.sparsity.methods.validation import OPTIMIZERS, numbers, whole, within
 from tune_sparsity.sparsity.optim.lpsgd import LR_MAX, LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation
 from tune_sparsity.sparsity.schedules import (
@@ -25,12 +26,14 @@ from tune_sparsity.sparsity.schedules import (
     schedule_from,
     warmup_cosine,
 )
+from tune_sparsity.sparsity.selection import Selection, selection_for
 from tune_sparsity.sparsity.sphere import P_MAX, P_MIN
-from tune_sparsity.sparsity.topology.base import Topology
+from tune_sparsity.sparsity.topology.base import Topology, shortened
 from tune_sparsity.sparsity.topology.controller import Feedback, PaperFeedback, ProportionalIntegral
 from tune_sparsity.sparsity.topology.magnitude import GlobalMagnitude
 from tune_sparsity.sparsity.topology.threshold_adaptation import ThresholdAdaptation
 from tune_sparsity.sparsity.training import SparseTraining
+from tune_sparsity.sparsity.wrappers import plain_parameters
 
 # Over the sparsity (arXiv 2103.16013: 1.4/1.3 for .5, 1.3/1.15 for .8, 1.2/1.07 for .9, first 4 layers/the rest);
 # linear between these, and constant beyond, where nothing was published.
@@ -41,6 +44,7 @@ published_p = PiecewiseLinear(((0.5, 1.3), (0.8, 1.15), (0.9, 1.07)))
 DROPS = ("ramp", "threshold")
 FEEDBACKS = ("published", "pi")
 LEARNING_RATES = ("cosine", "published")
+_GAIN_LR = 0.1  # beside AdamW, whose own rates are too small for SGD
 THRESHOLD = Schedule("cosine", 0.2, 0.0, 0.1, 0.7)
 
 
@@ -55,11 +59,11 @@ class LpssSettings:
             recipes for wide residual nets take 4 of them and p_early/p 1.2/1.07 for sparsity .9, 1.3/1.15 for .8 and
             1.4/1.3 for .5.
         sphere_lr: peak learning rate on the sphere, in (0, 0.25].
-        lr: peak learning rate of everything else, gains included, > 0.
-        momentum: Nesterov momentum of both, in [0, 1).
-        weight_decay: L2 coefficient of everything off the sphere, gains included, >= 0. Since steps on the sphere have
-            the same length however small the gradient, it is what keeps a network that has learned all its examples
-            from following the noise of the last few.
+        lr: peak learning rate of everything else, gains that are learnt included, > 0.
+        momentum: Nesterov momentum of both, in [0, 1); with AdamW the beta_1 of everything else.
+        weight_decay: L2 coefficient of everything off the sphere, gains that are learnt included, >= 0. Since steps on
+            the sphere have the same length however small the gradient, it is what keeps a network that has learned all
+            its examples from following the noise of the last few.
         learning_rate: shape of both rates over training: "cosine" after a short rise; "published", piecewise linear
             with its peak after a sixth; or a schedule, of which both rates are multiples, with values in [0, 1].
         knots_for_epochs: how many epochs the training has, at least 1: the published shape has a knot 3 before the end.
@@ -71,10 +75,17 @@ class LpssSettings:
             its parts that differ from the default's (a cosine from .2 to 0). Its shape, start and stop, in [0, 1], are
             for drop = "threshold". Connections move between its begin and its end, 0 <= begin < end <= 1, with either
             drop; at the end the network is projected to its final sparsity, and trains on under that mask.
-        threshold_interval: steps between two updates of the masks, at least 1.
+        threshold_interval: steps between two updates of the masks, at least 1. In a short training it is shortened, so
+            that there are five.
         feedback: what answers the measured sparsity with regrowth: "published" or "pi"; for drop = "threshold".
         feedback_gain: delta of the published feedback, in [0, 1); the integral gain of "pi".
-        initial_sparsity: of the random initial mask, in [0, 1).
+        optimizer: "sgd" or "adamw", of everything off the sphere. On the sphere LpSGD stays, with its momentum. Gains
+            that are learnt take SGD, without decay beside AdamW.
+        gain_lr: peak learning rate of gains that are learnt, > 0; None for `lr` beside SGD, and .1 beside AdamW.
+        initial_sparsity: of the random initial mask, in [0, 1). A trained network has none.
+        distribution: how many weights each layer keeps: "global" keeps the largest of all layers together, "erk" and
+            "uniform" as many of each layer as they give it. With each of them every neuron keeps a connection, as long
+            as there are enough.
     """
 
     final_sparsity: float
@@ -93,6 +104,9 @@ class LpssSettings:
     early_layers: int = 4
     learning_rate: str | Curve | Mapping[str, Any] = "cosine"
     knots_for_epochs: int = 50
+    optimizer: str = "sgd"
+    gain_lr: float | None = None
+    distribution: str = "global"
 
     def __post_init__(self) -> None:
         numbers(self)
@@ -113,6 +127,9 @@ class LpssSettings:
         whole("threshold_interval", self.threshold_interval)
         within("feedback", self.feedback, self.feedback in FEEDBACKS, ", ".join(FEEDBACKS))
         within("feedback_gain", self.feedback_gain, 0 <= self.feedback_gain < 1, "[0, 1)")
+        within("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, ", ".join(OPTIMIZERS))
+        within("gain_lr", self.gain_lr, self.gain_lr is None or 0 < self.gain_lr < float("inf"), "(0, inf), or None")
+        within("distribution", self.distribution, self.distribution in DISTRIBUTIONS, ", ".join(DISTRIBUTIONS))
         within("initial_sparsity", self.initial_sparsity, 0 <= self.initial_sparsity < 1, "[0, 1)")
 
     def _check_p(self) -> None:
@@ -162,34 +179,42 @@ def lpss(
     generator: Generator | None = None,
     rules: LayerRules = PAPER_RULES,
     example: Any = None,
+    trained: bool = False,
 ) -> SparseTraining:
     """Lp-spherical sparse training with semi-pruning and threshold adaptation (arXiv 2103.16013).
 
     Args:
-        model: any network with weight matrices, on its device. Its prunable weights are put on the
-            sphere; every neuron gets a learnable gain unless the network has normalisation layers.
+        model: any network with weight matrices, on its device. Its prunable weights are put on the sphere; every
+            neuron keeps its norm as a gain, which is learnt, unless a batch normalisation follows directly. Where no
+            layer normalises, and the network was not trained before, these norms are sqrt(2) first.
         settings: all settings; by default the theory's p for `sparsity`, and the defaults of LpssSettings.
         total_steps: how many times `step()` will be called.
         sparsity: final sparsity in [0, 1), used when no settings are given.
         generator: of the random initial mask; on the CPU. Default: seeded with 0.
         rules: which layers are pruned, and which of them lie on the sphere.
-        example: a batch of inputs, as `prunable_layers` takes it to tell which layer is the last. Without it, that is
-            the layer that was registered last.
+        example: a batch of inputs, as `prunable_layers` takes it to tell which layer is the last, and which ones a
+            batch normalisation follows. Without it, the order tells in which layers were registered.
+        trained: the network was trained before: it computes what it did before, and no weight is masked at the start,
+            whatever the settings say.
     """
     s = settings or LpssSettings(sparsity, suggest_p(sparsity))
     layers = prunable_layers(model, rules, example=example)
-    initial = min(s.initial_sparsity, s.final_sparsity)
+    initial = 0.0 if trained else min(s.initial_sparsity, s.final_sparsity)
+    selection = selection_for(model, s.distribution)
+    if not trained and not selection.normalised:
+        _give_rows_norm([layer for layer in layers if layer.sphere], 2**0.5)
     return SparseTraining(
         model,
         layers,
         _sphere_optimizer(model, layers, s),
-        _topology(s, initial),
+        _topology(s, initial, selection, total_steps),
         _random_masks(layers, initial, generator or Generator().manual_seed(0)),
         sparsity=s.final_sparsity,
         total_steps=total_steps,
         mask_frozen_at=_threshold(s).end,
         learning_rate=_learning_rate(s),
         exponent=None if isinstance(s.p, Real) else cast("Curve", s.p),
+        selection=selection,
     )
 
 
@@ -197,31 +222,50 @@ def _threshold(s: LpssSettings) -> Schedule:
     return cast("Schedule", s.threshold)  # the settings have made it one
 
 
+@torch.no_grad()
+def _give_rows_norm(layers: list[Layer], norm: float) -> None:
+    """Scale every neuron's weights to this L2 norm; sqrt(2) is the one of He's initialisation for ReLU. What is zero
+    stays so."""
+    for layer in layers:
+        rows = layer.rows()
+        given = rows.norm(dim=1, keepdim=True)
+        scaled = rows * (norm / given.masked_fill(given == 0, 1.0))
+        layer.weight.copy_(layer.turned_back(scaled))
+
+
 def _sphere_optimizer(model: nn.Module, layers: list[Layer], s: LpssSettings) -> LpSGD:
     sphere = [layer for layer in layers if layer.sphere]
     ids = {id(layer.weight) for layer in sphere}
-    named = model.named_parameters()
+    named = plain_parameters(model)
     ordinary = [(name, param) for name, param in named if param.requires_grad and id(param) not in ids]
-    gain = not has_normalisation(model)
     p = s.p if isinstance(s.p, Real) else cast("Curve", s.p)(0.0)
     early = s.early_layers if s.p_early is not None else 0
-    on_sphere = {"lr": s.sphere_lr, "gain": gain, "gain_lr": s.lr, "weight_decay": s.weight_decay if gain else 0.0}
     groups: list[dict[str, Any]] = [
-        *_by_orientation(sphere[:early], p=s.p_early, **on_sphere),
-        *_by_orientation(sphere[early:], p=p, p_moves=True, **on_sphere),
-        {"params": ordinary, "lr": s.lr, "weight_decay": s.weight_decay},
+        *_alike(sphere[:early], s, p=s.p_early),
+        *_alike(sphere[early:], s, p=p, p_moves=True),
+        {"params": ordinary, "lr": s.lr, "weight_decay": s.weight_decay, "adamw": s.optimizer == "adamw"},
     ]
     return LpSGD([group for group in groups if group["params"]], momentum=s.momentum)
 
 
-def _by_orientation(layers: list[Layer], **settings: Any) -> list[dict[str, Any]]:
-    """A group of the optimizer for each orientation that there is."""
-    groups = dict[Orientation, list[tuple[str, nn.Parameter]]]()
+def _alike(layers: list[Layer], s: LpssSettings, **settings: Any) -> list[dict[str, Any]]:
+    """A group of the optimizer for each orientation that there is, with gains that are learnt or constant."""
+    sgd = s.optimizer == "sgd"
+    gain_lr = s.gain_lr or (s.lr if sgd else _GAIN_LR)
+    groups = dict[tuple[Orientation, bool], list[tuple[str, nn.Parameter]]]()
     for layer in layers:
-        groups.setdefault(layer.orientation, []).append((layer.name, layer.weight))
+        groups.setdefault((layer.orientation, not layer.normalised), []).append((layer.name, layer.weight))
     return [
-        {"params": members, "orientation": None if one == STANDARD else tuple(one), **settings}
-        for one, members in groups.items()
+        {
+            "params": members,
+            "orientation": None if orientation == STANDARD else tuple(orientation),
+            "lr": s.sphere_lr,
+            "gain": gain,
+            "gain_lr": gain_lr,
+            "weight_decay": s.weight_decay if gain and sgd else 0.0,
+            **settings,
+        }
+        for (orientation, gain), members in groups.items()
     ]
 
 
@@ -231,12 +275,13 @@ def _learning_rate(s: LpssSettings) -> Callable[[float], float]:
     return published_learning_rate(s.knots_for_epochs) if s.learning_rate == "published" else warmup_cosine
 
 
-def _topology(s: LpssSettings, initial: float) -> Topology:
+def _topology(s: LpssSettings, initial: float, selection: Selection, total_steps: int) -> Topology:
     falling = _threshold(s)
     rising = Schedule("cubic", initial, s.final_sparsity, falling.begin, falling.end)
+    interval = shortened(s.threshold_interval, falling, total_steps)
     if s.drop == "ramp":
-        return GlobalMagnitude(rising, s.threshold_interval)
-    return ThresholdAdaptation(falling, _feedback(s, rising), s.threshold_interval)
+        return GlobalMagnitude(rising, interval, selection)
+    return ThresholdAdaptation(falling, _feedback(s, rising), interval)
 
 
 def _feedback(s: LpssSettings, rising: Schedule) -> Feedback:

@@ -22,6 +22,10 @@ class Method:
     settings: type[Any]
     make: Callable[..., SparseTraining]
 
+    def defaults(self) -> dict[str, Any]:
+        """Return the values that parameters have where they are not given."""
+        return {field.name: field.default for field in fields(self.settings) if field.default is not MISSING}
+
     def configure(self, params: Mapping[str, Any]) -> Any:
         """The settings of `params`, in which "threshold.start" is the part "start" of "threshold". Raises ValueError
         for an unknown, missing or ill-chosen parameter."""
@@ -44,12 +48,15 @@ class Method:
         generator: Generator,
         rules: LayerRules = PAPER_RULES,
         epochs: int | None = None,
+        trained: bool = False,
     ) -> SparseTraining:
         """The SparseTraining for `params`.
 
         Args:
             rules: which layers are pruned, and lie on the sphere.
             epochs: of the training, for methods that have the parameter `knots_for_epochs` and are not given it.
+            trained: the network was trained before. lpss and gmp then begin with all its weights, and methods that
+                begin sparse with its largest ones; snip goes by its own criterion.
 
         Raises:
             ValueError: as `configure` does.
@@ -57,7 +64,7 @@ class Method:
         if epochs is not None and any(field.name == "knots_for_epochs" for field in fields(self.settings)):
             params = {"knots_for_epochs": epochs, **params}
         settings = self.configure(params)
-        return self.make(model, settings, total_steps=total_steps, generator=generator, rules=rules)
+        return self.make(model, settings, total_steps=total_steps, generator=generator, rules=rules, trained=trained)
 
 
 def nested(params: Mapping[str, Any]) -> dict[str, Any]:

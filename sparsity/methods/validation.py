@@ -10,6 +10,9 @@ from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
 
+OPTIMIZERS = ("sgd", "adamw")
+"""What steps the parameters that are not on the sphere."""
+
 
 def within(name: str, value: Any, good: bool, accepted: str) -> None:
     """Raises ValueError naming the setting, its value and what is accepted, unless `good`."""

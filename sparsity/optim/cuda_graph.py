@@ -153,7 +153,7 @@ class RecordedSteps:
     """The steps of a training on a GPU, recorded apart from what gives the gradients.
 
     Args:
-        optimizer: LpSGD, or one that torch makes a kernel of ("fused"): others do not take the learning rate from the
+        optimizer: LpSGD, or SGD that torch makes a kernel of ("fused"): others do not take the learning rate from the
             device's memory, and are not recorded.
         p_moves: whether the exponents of LpSGD's groups change from step to step.
     """
@@ -202,8 +202,10 @@ class RecordedSteps:
         if not can_be_recorded(self._params()):
             return False
         if isinstance(self._optimizer, LpSGD):
-            return not self._optimizer.hooked
-        return all(group.get("fused") for group in self._optimizer.param_groups)
+            return not self._optimizer.hooked and not any(group["adamw"] for group in self._optimizer.param_groups)
+        return isinstance(self._optimizer, torch.optim.SGD) and all(
+            group.get("fused") for group in self._optimizer.param_groups
+        )
 
     def _moving_settings(self) -> DeviceScalars:
         groups = self._optimizer.param_groups

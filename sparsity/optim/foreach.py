@@ -29,8 +29,8 @@ class ForeachStep:
 
     Args:
         params: the parameters; each has a gradient at every `step`.
-        states: the optimizer's state of each: "v" (rows, fan-in), and "gain" (rows, 1) if it has one. Where something
-            else puts new tensors there, they are taken over at the next step.
+        states: the optimizer's state of each: "v" (rows, fan-in) and "gain" (rows, 1). Where something else puts new
+            tensors there, they are taken over at the next step.
         masks: of the parameters, in their shapes, or None: the gradients of masked weights count as zero, and the
             parameters hold zeros there.
         foreach: whether gradients and parameters too are gathered and scattered as one. None: on a GPU, where
@@ -84,11 +84,12 @@ class ForeachStep:
         v.products(unscaled, self._powers)
         powers = self._powers.flat.clamp_min_(_NO_NORM)
         scales = torch.pow(powers, 1 / q - 1, out=self._rates.flat)
+        gains = self._rows("gain").flat
         if group["gain"]:
             gain_d = self._momentum(self._pieces(self._gain_grads), "gain_momentum", group, self._gain_grads)
-            gains = self._rows("gain").flat
             descend([gains], [gain_d.flat], group["gain_lr"])
-            scales.mul_(gains.clamp_min_(_GAIN_MIN))
+            gains.clamp_min_(_GAIN_MIN)
+        scales.mul_(gains)
         self._scatter(unscaled)
         powers.pow_(-1 / q)
         v.scale_(self._powers)

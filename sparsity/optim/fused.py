@@ -49,7 +49,7 @@ class FusedStep:
 
     Args:
         param: the parameter, which `fits`.
-        state: the optimizer's state of it: "v" (rows, fan-in), and "gain" (rows, 1) if it has one.
+        state: the optimizer's state of it: "v" (rows, fan-in) and "gain" (rows, 1).
         mask: in its shape, or None: the gradients of masked weights count as zero, and the parameter and its momentum
             hold zeros there.
         orientation: how the parameter is seen as rows. Where that is no view of it, rows are copied to and fro.
@@ -82,7 +82,7 @@ class FusedStep:
             rows.data_ptr(),
             self._at("v"),
             self._momentum("momentum_buffer", "v") if momentum else 0,
-            self._at("gain") if group["gain"] else 0,
+            self._at("gain"),
             self._momentum("gain_momentum", "gain") if momentum and group["gain"] else 0,
             _address(self._mask),
             _address(self._places),
@@ -95,6 +95,7 @@ class FusedStep:
             group["nesterov"],
             group["weight_decay"],
             group["gain_lr"],
+            group["gain"],
         )
         if rows.data_ptr() != self.param.data_ptr():
             self.param.copy_(self._orientation.turned_back(rows, self.param.shape))

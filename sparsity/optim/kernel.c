@@ -102,14 +102,15 @@ enum {
 typedef struct {
     int64_t rows, fan_in;
     float *grad, *param, *v, *buffer; /* (rows, fan-in); no buffer without momentum */
-    float *gain, *gain_buffer;        /* (rows), or none */
+    float *gain, *gain_buffer;        /* (rows); no buffer without momentum, or if gains are constant */
     float *mask;                      /* (rows, fan-in) of zeros and ones, or none */
     int32_t *places;                  /* the columns of the active weights, row after row, of which there may be 0 */
     int64_t *starts;                  /* (rows + 1): where each row's places begin; none: all weights are stepped */
     float *latent;                    /* (rows): the sum of |v|^q over the weights that are not active */
     float *memory;                    /* for 2 NEAR numbers, or for two rows with LANES more each */
     float lr, q, momentum, weight_decay, gain_lr;
-    int nesterov, together;           /* together: the rows of a block */
+    int nesterov, trains_gain;
+    int together;                     /* the rows of a block */
 } Step;
 
 /* The largest magnitude's bits. Magnitudes are in the order of their bits; infinities and NaN come last. */
@@ -167,7 +168,7 @@ INLINE float take_gradient(const Step *s, const Row *r)
     float *const d = r->d, dot = 0;
     if (s->starts) {
         for (int64_t k = 0; k < r->n; k++) d[k] = grad[r->places[k]];
-        if (s->gain)
+        if (s->trains_gain)
             for (int64_t k = 0; k < r->n; k++) dot += d[k] * param[r->places[k]];
         return dot;
     }
@@ -178,7 +179,7 @@ INLINE float take_gradient(const Step *s, const Row *r)
     } else {
         memcpy(d, grad, r->n * sizeof(float));
     }
-    if (s->gain) {
+    if (s->trains_gain) {
         for (int64_t k = 0; k < r->n; k++) dot += d[k] * param[k];
     }
     return dot;
@@ -308,7 +309,7 @@ INLINE int step_block(const Step *s, int64_t first, int rows)
     for (int k = 0; k < rows; k++) {
         const Row r = row_at(s, first, k);
         if (s->latent) s->latent[first + k] /= powers[k]; /* as it is when the row has norm 1 again */
-        put(s, &r, norm[k], s->gain ? scale[k] * descend_gain(s, first + k, dots[k]) : scale[k]);
+        put(s, &r, norm[k], scale[k] * (s->trains_gain ? descend_gain(s, first + k, dots[k]) : s->gain[first + k]));
     }
     return 1;
 }
@@ -369,7 +370,7 @@ static int has(Py_ssize_t given, Py_ssize_t wanted)
 
 static PyObject *call_step(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
-    if (!has(given, 19)) return NULL;
+    if (!has(given, 20)) return NULL;
     PyObject *const **a = &arguments;
     Step s;
     s.rows = whole(a), s.fan_in = whole(a), s.together = rows_together(s.fan_in);
@@ -378,7 +379,7 @@ static PyObject *call_step(PyObject *self, PyObject *const *arguments, Py_ssize_
     s.places = address(a), s.starts = address(a), s.latent = address(a);
     s.memory = address(a);
     s.lr = number(a), s.q = number(a), s.momentum = number(a), s.nesterov = (int)whole(a);
-    s.weight_decay = number(a), s.gain_lr = number(a);
+    s.weight_decay = number(a), s.gain_lr = number(a), s.trains_gain = (int)whole(a);
     if (PyErr_Occurred()) return NULL;
     int done;
     Py_BEGIN_ALLOW_THREADS;

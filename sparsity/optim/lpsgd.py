@@ -6,14 +6,14 @@ multiplies with, gain x w. Whoever prunes tells it the masks, or multiplies the 
 
 from __future__ import annotations
 
-import math
+import cmath
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from tune_sparsity.sparsity.optim import fused
+from tune_sparsity.sparsity.optim import adamw, fused
 from tune_sparsity.sparsity.optim.foreach import ForeachStep
 from tune_sparsity.sparsity.optim.fused import FusedStep
 from tune_sparsity.sparsity.optim.row_ops import Rows, descend
@@ -24,6 +24,8 @@ from tune_sparsity.sparsity.torch_internals import GLOBAL_STEP_HOOKS
 LR_MAX = 0.25
 """Largest learning rate on the sphere: v keeps at least 1 - 2 x 0.25 = 1/2 of its norm in a step, so that the sum of
 |v|^q stays far above float32's smallest number for every supported p and no second rescaling is needed."""
+
+_GAIN_OF_ZEROS = 1e-4  # at the start: a row of zeros becomes one of norm 1 in a step, which changes little so
 
 
 class LpSGD(torch.optim.Optimizer):
@@ -36,8 +38,11 @@ class LpSGD(torch.optim.Optimizer):
 
         v <- (1 - lr) v - lr d/||d||_q;   v <- v/||v||_q;   w <- sign(v)|v|^(1/(p-1));   parameter <- gain * w
 
+    The gain of a row is the norm ||.||_p that it came with, so that the parameter does not change before the first
+    step.
+
     Only the direction of d counts, so gradients may have any scale; a row with no gradient stays as it is.
-    Groups with p = None take ordinary SGD.
+    Groups with p = None take ordinary SGD, or AdamW.
 
     Args:
         params: parameters or groups, as for any torch optimizer.
@@ -46,15 +51,16 @@ class LpSGD(torch.optim.Optimizer):
         momentum: in [0, 1).
         nesterov: Nesterov's look-ahead; needs momentum > 0 to have an effect.
         weight_decay: L2 coefficient of ordinary groups and, in sphere groups, of the gains. On the sphere itself it
-            has no meaning: without gains it is refused there.
-        gain: sphere groups only: scale every row by a learnable gain, for networks without normalisation layers.
-            It starts at sqrt(2)/||w||_2 (He's variance for ReLU) and takes ordinary SGD with rate `gain_lr`.
+            has no meaning: it is refused there where gains are constant.
+        gain: sphere groups only: whether the gains are trained, by ordinary SGD with rate `gain_lr`. They are constant
+            otherwise, as suits rows whose scale a normalisation takes away.
         gain_lr: learning rate of the gains.
         foreach: sphere groups only: whether gradients are gathered and parameters scattered as one. None for the usual
             choice: on a GPU, where it makes few kernels of many layers; not on a CPU.
         orientation: sphere groups only: (fan-in dimensions, groups), as `Orientation` has them, for parameters whose
             neurons are not their first dimension; their memory is then put in the order of their rows, where one is.
             None for those of nn.Linear and nn.Conv2d.
+        adamw: ordinary groups only: AdamW takes the place of SGD. Its beta_1 is the momentum, its decay is decoupled.
 
     Raises:
         ValueError: for a value outside its range, or a sphere parameter with fewer than 2 dimensions.
@@ -73,6 +79,7 @@ class LpSGD(torch.optim.Optimizer):
         gain_lr: float = 0.1,
         foreach: bool | None = None,
         orientation: tuple[tuple[int, ...], int] | None = None,
+        adamw: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -84,6 +91,7 @@ class LpSGD(torch.optim.Optimizer):
             "gain_lr": gain_lr,
             "foreach": foreach,
             "orientation": orientation,
+            "adamw": adamw,
         }
         self._masks: dict[Tensor, Tensor] = {}
         self._forget_blocks()
@@ -105,6 +113,7 @@ class LpSGD(torch.optim.Optimizer):
         for group in self.param_groups:
             group.setdefault("foreach", None)
             group.setdefault("orientation", None)
+            group.setdefault("adamw", False)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group as torch does, checked, and puts the rows of a sphere group onto the sphere at once."""
@@ -123,16 +132,13 @@ class LpSGD(torch.optim.Optimizer):
     def _enter_sphere(self, param: Tensor, group: dict[str, Any]) -> None:
         orientation = _orientation(group)
         rows = orientation.rows(param.detach()).contiguous()
-        w = project(rows if param.dtype == torch.float64 else rows.float(), group["p"])
+        exact = rows if param.dtype == torch.float64 else rows.float()
+        norm = row_norm(exact, group["p"])
         state = self.state[param]
-        state["v"] = to_dual(w, group["p"])
-        if group["gain"]:
-            norm = row_norm(w, 2.0)
-            state["gain"] = 2**0.5 / torch.where(norm > 0, norm, torch.ones_like(norm))
-            w = w * state["gain"]
+        state["v"] = to_dual(project(exact, group["p"]), group["p"])
+        state["gain"] = norm.masked_fill_(norm == 0, _GAIN_OF_ZEROS if group["gain"] else 1.0)
         if orientation != STANDARD:  # so that its rows are a view, and no step copies them: with groups there is none
-            param.data = orientation.turned_back(torch.empty_like(w, dtype=param.dtype), param.shape)
-        param.copy_(orientation.turned_back(w, param.shape))
+            param.data = orientation.turned_back(rows, param.shape)
 
     def sphere_weights(self, param: Tensor) -> Tensor:
         """w of a sphere parameter, shape (rows, fan-in): without gain, and before any mask."""
@@ -168,18 +174,16 @@ class LpSGD(torch.optim.Optimizer):
             id(param): id(mask) for param, mask in self._masks.items()
         }
 
-    def gain(self, param: Tensor) -> Tensor | None:
-        """The gains of a sphere parameter, shape (rows, 1); None where it has none."""
-        return self.state[param].get("gain")
+    def gain(self, param: Tensor) -> Tensor:
+        """The gains of a sphere parameter, shape (rows, 1)."""
+        return self.state[param]["gain"]
 
     def log_magnitude(self, param: Tensor) -> Tensor:
         """log2(gain |w|) of a sphere parameter, in its shape: comparable across rows and layers, and free of the
         underflow of |v|^(1/(p-1))."""
         group, state = self._group_of(param), self.state[param]
         log_w = state["v"].abs().log2() / (group["p"] - 1)
-        if "gain" in state:
-            log_w = log_w + state["gain"].log2()
-        return _orientation(group).turned_back(log_w, param.shape)
+        return _orientation(group).turned_back(log_w + state["gain"].log2(), param.shape)
 
     def _group_of(self, param: Tensor) -> dict[str, Any]:
         for group in self.param_groups:
@@ -240,19 +244,22 @@ class LpSGD(torch.optim.Optimizer):
         return None
 
     def _ordinary_step(self, params: list[Tensor], group: dict[str, Any]) -> Tensor | None:
-        """torch.optim.SGD's step; the parameter whose gradient is NaN or infinite, where that is asked for, or None."""
+        """torch.optim.SGD's step, or AdamW's; the parameter whose gradient is NaN or infinite, where that is asked for,
+        or None."""
         others = []
         for param in params:
-            if not fused.fits(param):
+            if group["adamw"] or not fused.fits(param):
                 others.append(param)
             elif not fused.descend(param, self.state[param], group):
                 return param
         grads = [param.grad for param in others if param.grad is not None]
         for param, grad in zip(others, grads, strict=True):
             # A sum is the quickest question; it may overflow where no entry is infinite.
-            if grad.device.type == "cpu" and not (math.isfinite(grad.sum().item()) or grad.isfinite().all()):
+            if grad.device.type == "cpu" and not (cmath.isfinite(grad.sum().item()) or grad.isfinite().all()):
                 return param
-        if others:
+        if others and group["adamw"]:
+            adamw.descend(others, grads, self.state, group)
+        elif others:
             self._descend(others, grads, group)
         return None
 
@@ -305,6 +312,8 @@ class LpSGD(torch.optim.Optimizer):
             for key, value in saved.items():
                 if isinstance(value, Tensor):
                     state[key] = value.to(state[key].device, copy=True)
+            if "v" in state and "gain" not in state:  # of a version whose rows had gains only where those were trained
+                state["gain"] = torch.ones_like(state["v"][:, :1])
 
 
 def _orientation(group: Mapping[str, Any]) -> Orientation:
@@ -324,7 +333,7 @@ def _check_group(group: dict[str, Any]) -> None:
     if group["gain_lr"] < 0.0 or group["weight_decay"] < 0.0:
         raise ValueError("gain_lr and weight_decay must not be negative")
     if sphere and group["weight_decay"] != 0.0 and not group["gain"]:
-        raise ValueError("weight_decay has no meaning on a sphere without gains, every row having norm 1: set it to 0")
+        raise ValueError("weight_decay has no meaning on a sphere whose gains are constant: set it to 0")
     if sphere and any(param.dim() < 2 for param in group["params"]):
         raise ValueError("a sphere parameter needs at least 2 dimensions: its rows are the neurons' fan-in weights")
     for param in group["params"] if sphere else ():

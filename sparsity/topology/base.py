@@ -15,6 +15,9 @@ from torch import Tensor
 
 from tune_sparsity.sparsity.schedules import Schedule
 
+UPDATES = 5
+"""How often masks move at least. Where a network loses most of its weights at once, neither lpss nor gmp recovers."""
+
 
 @dataclass
 class LayerView:
@@ -58,6 +61,12 @@ def count_active(masks: Sequence[Tensor]) -> int:
 def is_due(step: int, total: int, schedule: Schedule, interval: int) -> bool:
     """Whether a step is one of every `interval` between the schedule's begin and end."""
     return step % interval == 0 and schedule.begin <= step / total <= schedule.end
+
+
+def shortened(interval: int, schedule: Schedule, total: int) -> int:
+    """Return the steps between two updates: `interval`, or fewer in a training of so few steps in all that there would
+    be less than `UPDATES` between the schedule's begin and end."""
+    return max(1, min(interval, int((schedule.end - schedule.begin) * total / UPDATES)))
 
 
 class Stateless:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from tune_sparsity.sparsity.distributions import keep_largest_magnitude
 from tune_sparsity.sparsity.schedules import Schedule
+from tune_sparsity.sparsity.selection import Selection
 from tune_sparsity.sparsity.topology.base import LayerView, Stateless, is_due
 
 
@@ -19,10 +19,11 @@ class GlobalMagnitude(Stateless):
 
     sparsity: Schedule
     interval: int = 40
+    selection: Selection = field(default_factory=Selection)
 
     def due(self, step: int, total: int) -> bool:
         return is_due(step, total, self.sparsity, self.interval)
 
     def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:
-        scores = [layer.log_magnitude() for layer in layers]
-        return keep_largest_magnitude(scores, [layer.sphere for layer in layers], self.sparsity(progress))
+        on_sphere = [layer.sphere for layer in layers]
+        return self.selection([layer.log_magnitude() for layer in layers], on_sphere, self.sparsity(progress))

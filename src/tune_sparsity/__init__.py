@@ -4,6 +4,7 @@
 
     from tune_sparsity import Data, Experiment, LayerRules, Recipe, Split   # to describe an experiment
     from tune_sparsity import lpss                                          # to train in a loop of your own
+    from tune_sparsity import load_study, tune                              # to search from Python and notebooks
 
 The code is in four packages. `tune_sparsity.tuner` searches, `tune_sparsity.search_spaces` describes what is searched,
 `tune_sparsity.experiments` describes and trains one trial, and `tune_sparsity.sparsity` makes a network sparse.
@@ -15,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tune_sparsity.experiments import Data, DataUnavailable, Experiment, Recipe, Split
+    from tune_sparsity.experiments import Data, DataUnavailable, Experiment, Metric, Recipe, Split
     from tune_sparsity.experiments.data.augment import Augmentation, Normalise
     from tune_sparsity.sparsity import (
         METHODS,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         lpss,
         suggest_p,
     )
+    from tune_sparsity.tuner.api import load_study, tune
 
 __all__ = [
     "METHODS",
@@ -39,6 +41,7 @@ __all__ = [
     "LayerRules",
     "LpSGD",
     "LpssSettings",
+    "Metric",
     "Normalise",
     "PiecewiseLinear",
     "Recipe",
@@ -46,15 +49,19 @@ __all__ = [
     "SparseTraining",
     "Split",
     "hoyer",
+    "load_study",
     "lpss",
     "suggest_p",
+    "tune",
 ]
 
-_EXPERIMENTS = ("Data", "DataUnavailable", "Experiment", "Recipe", "Split")
+_EXPERIMENTS = ("Data", "DataUnavailable", "Experiment", "Metric", "Recipe", "Split")
 _AUGMENT = ("Augmentation", "Normalise")
+_API = ("load_study", "tune")
 _HOMES = {
     **dict.fromkeys(__all__, "tune_sparsity.sparsity"),
     **dict.fromkeys(_EXPERIMENTS, "tune_sparsity.experiments"),
+    **dict.fromkeys(_API, "tune_sparsity.tuner.api"),
     **dict.fromkeys(_AUGMENT, "tune_sparsity.experiments.data.augment"),
 }
 

@@ -45,7 +45,7 @@ def run_in_process(storage: Path, name: str, *, tracker: Any = None, **options: 
     config = make_config({"storage": storage, "study": name, "tracking_uri": uri, **given}).resolved()
     prepared = prepare(config)
     config.folder.mkdir(parents=True)
-    write_study_yaml(config, epochs=prepared.epochs, checksum=prepared.checksum, device="cpu")
+    write_study_yaml(config, epochs=prepared.epochs, checksum=prepared.checksum, device="cpu", goal=prepared.goal)
     goal, times = prepared.goal, Times(time.monotonic(), time.monotonic())
     searcher = OptunaSearcher(
         prepared.spaces,

@@ -58,6 +58,18 @@ class Words(nn.Module):
     def forward(self, x):
         return self.net(self.words(x).mean(1))
 
+class Wrapper(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+    def forward(self, x):
+        return 2 * self.module(x)
+
+def compiled_in_place():
+    network = layers()
+    network.compile(backend="eager")
+    return network
+
 def in_words(data_dir):
     def split(n, seed):
         x, y = blobs(n, seed)
@@ -79,8 +91,16 @@ float64 = experiment("float64", lambda: Half(torch.float64), in_double)
 narrowed = experiment("narrowed", layers, in_double, prepare=to(torch.float32))
 autocast = experiment("autocast", Autocast)
 integers = experiment("integers", lambda: Words(torch.float32), in_words)
+compiled = experiment("compiled", lambda: torch.compile(layers(), backend="eager"))
+in_place = experiment("in_place", compiled_in_place)
+parallel = experiment("parallel", lambda: nn.DataParallel(layers()))
+wrapped = experiment("wrapped", lambda: Wrapper(torch.compile(layers(), backend="eager")))
+scripted = experiment("scripted", lambda: torch.jit.script(layers()))
 half_words = experiment("half_words", lambda: Words(torch.bfloat16), in_words)
 """
 
 DTYPES = ("bfloat16", "float16", "float64", "narrowed", "autocast", "integers", "half_words")
-"""Of these, those that do."""
+"""Of these, those that compute with other numbers."""
+
+WRAPPED = ("compiled", "in_place", "parallel", "wrapped")
+"""Those whose networks are in wrappers."""

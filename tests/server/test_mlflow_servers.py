@@ -68,7 +68,7 @@ def whole_study(tracker: Tracker, folder: Path) -> None:
 def rest_of_study(tracker: Tracker, folder: Path) -> None:
     """What comes after the beginning."""
     tracker.log_epoch(0, 2, {"val_accuracy": 0.6})
-    tracker.end_trial(record(0, TrialState.COMPLETED, epochs=2, val_accuracy=0.6))
+    tracker.end_trial(record(0, TrialState.COMPLETED, epochs=2, value=0.6))
     tracker.start_trial(record(1))
     tracker.end_trial(record(1, TrialState.FAILED, reason="loss is NaN"))
     (folder / "pareto.csv").write_text("number\n0\n")
@@ -138,7 +138,7 @@ def test_a_server_that_is_away_for_a_while_loses_nothing(
     monkeypatch.setattr(socket.socket, "connect", connect_once_told)
     try:
         one.log_epoch(0, 2, {"val_accuracy": 0.6})
-        one.end_trial(record(0, TrialState.COMPLETED, epochs=2, val_accuracy=0.6))
+        one.end_trial(record(0, TrialState.COMPLETED, epochs=2, value=0.6))
         one.start_trial(record(1))
         told.set()
         assert not one.flush(120)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ class Stranger:
         make: a fresh one, its weights drawn from torch's global generator.
         inputs: the shape of a batch of normal numbers; or a batch.
         rules: which of its weights are pruned.
+        inside: makes the network that `make` puts into wrappers.
         matrices: how many weights are in its prunable matrices, counted by hand from the sizes in its code.
     """
 
@@ -30,6 +32,12 @@ class Stranger:
     inputs: tuple[int, ...] | Tensor
     matrices: int
     rules: LayerRules = field(default_factory=LayerRules)
+    inside: Callable[[], nn.Module] | None = None
+
+    @property
+    def plain(self) -> Callable[[], nn.Module]:
+        """Makes the network that loads what is saved."""
+        return self.inside or self.make
 
     def batch(self) -> Tensor:
         if isinstance(self.inputs, Tensor):
@@ -162,8 +170,35 @@ def perceptron(dtype: torch.dtype = torch.float32) -> nn.Module:
     return nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3)).to(dtype)
 
 
-def compiled() -> nn.Module:
-    return torch.compile(perceptron(), backend="eager")  # type: ignore[return-value]
+def compiled(network: nn.Module | None = None) -> nn.Module:
+    return torch.compile(network or perceptron(), backend="eager")  # type: ignore[return-value]
+
+
+def compiled_in_place() -> nn.Module:
+    network = perceptron()
+    network.compile(backend="eager")
+    return network
+
+
+class Wrapper(nn.Module):
+    """As users write them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x)
+
+
+def partly(wrap: Callable[[nn.Module], nn.Module] = lambda part: part) -> nn.Module:
+    """A network of which two parts are in wrappers."""
+    body = nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU())
+    return nn.Sequential(OrderedDict(body=wrap(body), head=wrap(nn.Linear(16, 3))))
+
+
+def partly_compiled() -> nn.Module:
+    return partly(compiled)
 
 
 def audio() -> nn.Module:
@@ -217,7 +252,16 @@ STRANGERS: dict[str, Stranger] = {
     "frozen backbone, named": Stranger(
         frozen_backbone, (4, 10), 10 * 20 + 16 * 8 + 8 * 3, LayerRules(prune={"0.0.weight": 1})
     ),
-    "compiled": Stranger(compiled, (4, 10), _MLP),
+    "compiled": Stranger(compiled, (4, 10), _MLP, inside=perceptron),
+    "compiled in place": Stranger(compiled_in_place, (4, 10), _MLP, inside=perceptron),
+    "data parallel": Stranger(lambda: nn.DataParallel(perceptron()), (4, 10), _MLP, inside=perceptron),
+    "compiled data parallel": Stranger(
+        lambda: compiled(nn.DataParallel(perceptron())), (4, 10), _MLP, inside=perceptron
+    ),
+    "wrapped by a user": Stranger(
+        lambda: Wrapper(compiled()), (4, 10), _MLP, LayerRules(off_sphere=("4.weight",)), perceptron
+    ),
+    "compiled parts": Stranger(partly_compiled, (4, 10), _MLP, LayerRules(off_sphere=("head.weight",)), partly),
     "bfloat16": Stranger(lambda: perceptron(torch.bfloat16), (4, 10), _MLP),
     "float64": Stranger(lambda: perceptron(torch.float64), (4, 10), _MLP),
     "two heads": Stranger(TwoHeads, (4, 10), 10 * 16 + 16 * 5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import subprocess
@@ -23,7 +24,7 @@ from tests.helpers.waiting import Clock
 from tune_sparsity.tuner.cli import main
 from tune_sparsity.tuner.results import inference_cost
 from tune_sparsity.tuner.results.export_formats import Whole, clear_notes, csr_bytes, load_csr, save_csr
-from tune_sparsity.tuner.results.inference_cost import latencies, medians, sizes, sparse_copy
+from tune_sparsity.tuner.results.inference_cost import latencies, medians, over_csr, sizes
 
 EXPERIMENT = """
 import torch
@@ -135,7 +136,7 @@ def test_an_onnx_file_says_nothing_of_the_machine_that_wrote_it(storage: Path, t
     ours = path.read_bytes()
     # What the exporter itself writes of the same network.
     experiment = find(f"{storage.parent}/own.py:images")
-    whole = Whole(experiment.prepare, experiment.model()).eval()
+    whole = Whole(experiment.outputs, experiment.model()).eval()
     torch.onnx.export(whole, (experiment.load(None).val.x[:2],), tmp_path / "plain.onnx", external_data=False)
     plain = (tmp_path / "plain.onnx").read_bytes()
     assert len(ours) < len(plain)
@@ -310,21 +311,21 @@ def test_products_over_sparse_matrices_are_the_layers_own(layer: nn.Module, shap
     with torch.no_grad():
         layer.weight.mul_(torch.rand_like(layer.weight) < 0.3)
         x = torch.randn(shape)
-        sparse, made = sparse_copy(layer, {"weight"})
+        sparse, made = over_csr(layer, {"weight"})
         assert made == 1
         assert torch.allclose(sparse(x), layer(x), atol=1e-5)
-        nested, made = sparse_copy(nn.Sequential(nn.Identity(), nn.Sequential(layer)), {"1.0.weight"})
+        nested, made = over_csr(nn.Sequential(nn.Identity(), nn.Sequential(layer)), {"1.0.weight"})
         assert made == 1
         assert torch.allclose(nested(x), layer(x), atol=1e-5)
 
 
 def test_layers_without_a_sparse_product_stay_dense_and_are_told() -> None:
     model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Flatten(), nn.Linear(24, 3))
-    one, many = latencies(model, {"0.weight", "2.weight"}, torch.randn(5, 2, 8), batches=(1, 7))
+    one, many = latencies(model, copy.deepcopy(model), {"0.weight", "2.weight"}, torch.randn(5, 2, 8), batches=(1, 7))
     assert (one.batch, many.batch) == (1, 7)
     assert one.sparse is not None
     assert "1 of 2 prunable layers stay dense" in one.note
-    (only,) = latencies(nn.Conv1d(2, 4, 3), {"weight"}, torch.randn(5, 2, 8), batches=(1,))
+    (only,) = latencies(nn.Conv1d(2, 4, 3), nn.Conv1d(2, 4, 3), {"weight"}, torch.randn(5, 2, 8), batches=(1,))
     assert only.sparse is None
     assert only.dense > 0
 

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from tests.helpers.in_process import run_in_process
 from tune_sparsity.tuner.cli import main
@@ -14,11 +15,12 @@ from tune_sparsity.tuner.cli import main
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -> Path:
-    """Three ended studies: one target and two targets of one experiment, and one of another."""
+    """Ended studies: one target, two targets, and one whose neurons die, of one experiment; and one of another."""
     storage = tmp_path_factory.mktemp("report") / "studies"
     steady = f"{experiment_file}:steady"
     run_in_process(storage, "one", experiment=steady, trials=5, seed=1)
     run_in_process(storage, "two", experiment=steady, trials=4, target=(0.7, 0.9), method="lpss,gmp")
+    run_in_process(storage, "dead", experiment=steady, trials=1, target=0.97, method="static")
     run_in_process(storage, "other", experiment=f"{experiment_file}:sometimes_nan", trials=1, seed=3, method="static")
     return storage
 
@@ -70,6 +72,22 @@ def test_a_report_says_what_was_asked_found_and_spent_and_fetches_nothing(
     assert "tune-sparsity export one --format onnx" in page.text
     assert path.read_text().count("plotly.js v") == 1
     assert path.read_text().count("<figure id=") >= 7
+
+
+def test_a_report_names_layers_whose_neurons_have_no_connection(storage: Path) -> None:
+    stored = load_file(storage / "dead" / "best" / "model.safetensors")
+    rows = {
+        name: mask.any(1) for name, mask in ((name, stored.get(f"{name}.mask")) for name in stored) if mask is not None
+    }
+    dead = {name: {"dead": int((~any_).sum()), "neurons": len(any_)} for name, any_ in rows.items() if not any_.all()}
+    assert dead
+    assert json.loads((storage / "dead" / "result.json").read_text())["dead_neurons"] == dead
+    assert main(["report", "dead", "--storage", str(storage)]) == 0
+    text = Page(storage / "dead" / "report.html").text
+    assert "The best network has neurons without a connection: " in text
+    assert all(f"{one['dead']} of {one['neurons']} in {name}" in text for name, one in dead.items())
+    assert main(["report", "one", "--storage", str(storage)]) == 0
+    assert "without a connection" not in Page(storage / "one" / "report.html").text
 
 
 def test_a_report_of_several_targets_has_each_ones_best(storage: Path) -> None:

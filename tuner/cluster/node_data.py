@@ -12,19 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_sparsity.experiments import Data, Experiment
+from tune_sparsity.sparsity.torch_internals import tree_leaves
 from tune_sparsity.tuner.cluster.node import Node
 from tune_sparsity.tuner.cluster.nodes import nodes
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.worker.shipping import Parcel
-from tune_sparsity.tuner.worker.trainable import shared_arrays
+from tune_sparsity.tuner.worker.trainable import LoadedThere, shared_arrays
 
-Arrays = Mapping[str, np.ndarray]
+Arrays = Mapping[str, Any]
+"""Nests of NumPy arrays by name, as shared_arrays makes them."""
 LARGE = 1 << 30
 """Bytes of training and validation data above which nodes load them by themselves; TUNE_SPARSITY_LARGE_DATA sets it."""
 
@@ -44,7 +45,7 @@ class NodeArrays:
 
 def for_workers(
     config: StudyConfig, experiment: Experiment, data: Data, checksum: Callable[[], str]
-) -> Arrays | NodeArrays:
+) -> Arrays | NodeArrays | LoadedThere:
     """What the processes that train are given. Ray is connected.
 
     Args:
@@ -53,9 +54,11 @@ def for_workers(
     Raises:
         UsageError: if the data are large and a node has not the same.
     """
+    if not data.in_memory:
+        return LoadedThere(config.data_dir, checksum())
     arrays = shared_arrays(data)
     large = int(os.environ.get("TUNE_SPARSITY_LARGE_DATA") or LARGE)
-    if config.address is None or sum(array.nbytes for array in arrays.values()) <= large:
+    if config.address is None or sum(array.nbytes for array in tree_leaves(arrays)) <= large:
         return arrays
     return loaded_by(nodes(), experiment, config.experiment, config.data_dir, checksum())
 
@@ -91,7 +94,7 @@ def loaded_by(where: list[Node], experiment: Experiment, source: str, folder: Pa
     return NodeArrays({node.id: arrays for node, (_, arrays) in asked.items()})
 
 
-def _load(experiment: Experiment, folder: Path | None, checksum: str) -> tuple[str, dict[str, np.ndarray]]:
+def _load(experiment: Experiment, folder: Path | None, checksum: str) -> tuple[str, dict[str, Any]]:
     """On a node: what is wrong with its data, "" if nothing, and the data."""
     try:
         data = experiment.load(folder)

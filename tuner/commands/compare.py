@@ -36,5 +36,5 @@ def compare(arguments: list[str]) -> int:
     if options.json:
         print(json.dumps({"experiment": studies[0].result["experiment"], "page": str(path), "rows": rows}, indent=2))
     else:
-        print("\n".join([*as_lines(rows), *data_note(studies), "", shown_path(path)]))
+        print("\n".join([*as_lines(rows, studies[0].goal.objective), *data_note(studies), "", shown_path(path)]))
     return 0

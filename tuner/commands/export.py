@@ -46,5 +46,5 @@ def export(arguments: list[str]) -> int:
     except ExportFailed as error:
         print(f"tune-sparsity: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(document, indent=2) if options.json else as_text(document))
+    print(json.dumps(document, indent=2) if options.json else as_text(document, study.goal.objective))
     return 0

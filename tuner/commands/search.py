@@ -139,6 +139,9 @@ def _run_with(ray: Any, writer: Any, prepared: Any, *, as_json: bool, resume: bo
         say(f"Kept in {config.storage.address(config.study)}, worked on in {config.folder}")
     if few := few_prunable(prepared.size):
         say(few)
+    for warning in prepared.warnings:
+        if not few or warning.check != "prunable":  # of the same weights
+            say(f"{warning.check}: {warning.text}")
     if stray := stray_environment():
         say(f"Ignoring {', '.join(stray)}: this study has runs of its own")
     try:

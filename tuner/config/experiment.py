@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tune_sparsity.experiments import Data, DataUnavailable, Experiment, find
-from tune_sparsity.experiments.checks import first_fault
+from tune_sparsity.experiments.checks import Finding, Level, first_look
+from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.experiments.registry import BUILT_IN as EXPERIMENTS
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError, unknown
+from tune_sparsity.tuner.study.objective import Objective
 
 
-def sound_data(config: StudyConfig, experiment: Experiment, load: Callable[[], Data] | None = None) -> Data:
+def sound_data(
+    config: StudyConfig,
+    experiment: Experiment,
+    load: Callable[[], Data] | None = None,
+    warn: Callable[[Finding], object] | None = None,
+) -> Data:
     """The experiment's data, which its network, loss and metric can take.
 
     Args:
         load: what gives them, if they are being loaded already.
+        warn: is told what a check warns of, as far as a batch shows it.
 
     Raises:
         UsageError: if they cannot be had, or do not fit: one line now, and not a failure of every trial.
@@ -29,11 +37,14 @@ def sound_data(config: StudyConfig, experiment: Experiment, load: Callable[[], D
         if config.experiment in EXPERIMENTS:
             raise
         raise UsageError(f"--experiment: the data of {config.experiment} do not load: {described(error)}") from None
-    if fault := first_fault(experiment, data):
-        raise UsageError(
-            f"--experiment {config.experiment}: {fault.check}: {fault.text} "
-            f"(tune-sparsity check {config.experiment} says more)"
-        )
+    for finding in first_look(experiment, data, told=warn is not None):
+        if finding.level is Level.FAILED:
+            raise UsageError(
+                f"--experiment {config.experiment}: {finding.check}: {finding.text} "
+                f"(tune-sparsity check {config.experiment} says more)"
+            )
+        if finding.level is Level.WARNING and warn is not None:
+            warn(finding)
     return data
 
 
@@ -45,3 +56,12 @@ def find_experiment(name: str) -> Experiment:
         return find(name)
     except (ValueError, OSError) as error:
         raise UsageError(f"--experiment: {error}") from None
+
+
+def objective_of(experiment: Experiment) -> Objective:
+    """Return what the experiment's networks are judged by. Raises UsageError if its metric cannot be used."""
+    try:
+        metric = metric_of(experiment.metric)
+    except ValueError as error:
+        raise UsageError(f"--experiment: the metric of {experiment.name} cannot be used: {error}") from None
+    return Objective(metric.name, metric.maximize, metric.percent)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,16 @@ from pydantic import ValidationError
 from tune_sparsity.tuner.config.study_config import GOALS, StudyConfig, describe, make_config
 from tune_sparsity.tuner.errors import UsageError, redact
 from tune_sparsity.tuner.storage.study_storage import StudyStorage
+from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.study.layout import STUDY_YAML
+from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 from tune_sparsity.tuner.system.files import write_atomically
 
 _PACKAGES = ("tune-sparsity", "torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
 
 
 _ABOUT = "about"  # study.yaml's account of versions and data: no option
+_METRIC = "metric"  # in that account, where it is not accuracy
 WITHHELD = "tracking_uri_without_password"  # in that account, where the URI is not among the options for its password
 
 
@@ -49,15 +54,27 @@ def read_study(study: str, storage: StudyStorage, options: dict[str, Any]) -> St
 def check_withheld(config: StudyConfig) -> None:
     """Raises UsageError if the study's tracking URI was not kept, for the password in it, and is not given again: its
     runs would go on in another store."""
-    from tune_sparsity.search_spaces import read_mapping
-
-    data, _ = read_mapping(config.storage.study_yaml(config.study))
-    uri = (data.get(_ABOUT) or {}).get(WITHHELD)
+    uri = read_about(config).get(WITHHELD)
     if uri and not (config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()):
         raise UsageError(
             f"the study's runs are in {uri}, whose password is not kept: give the whole URI again, by "
             "MLFLOW_TRACKING_URI or --tracking-uri"
         )
+
+
+def judged(goal: Goal, about: Mapping[str, Any]) -> Goal:
+    """Return the goal with the metric that study.yaml's account names; without one the metric is accuracy."""
+    metric = {**asdict(ACCURACY), "baseline": 0.0, **about.get(_METRIC, {})}
+    baseline = metric.pop("baseline")
+    return replace(goal, objective=Objective(**metric), baseline=baseline)
+
+
+def read_about(config: StudyConfig) -> dict[str, Any]:
+    """Return the account of versions, data and metric in the study.yaml of a study that exists."""
+    from tune_sparsity.search_spaces import read_mapping
+
+    data, _ = read_mapping(config.storage.study_yaml(config.study))
+    return dict(data.get(_ABOUT) or {})
 
 
 def _is_option(name: str) -> bool:
@@ -94,13 +111,14 @@ def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:
         raise UsageError(describe(error)) from None
 
 
-def write_study_yaml(config: StudyConfig, *, epochs: int, checksum: str, device: str) -> None:
+def write_study_yaml(config: StudyConfig, *, epochs: int, checksum: str, device: str, goal: Goal | None = None) -> None:
     """Write the whole resolved configuration, enough to run the study again with --config, and what it ran on.
 
     Args:
         epochs: of a trial, with the experiment's own where the options give none.
         checksum: of the data.
         device: that the trials train on, "cpu" or "cuda".
+        goal: whose metric is written, unless it is accuracy.
     """
     options, withheld = config.model_dump(mode="json"), {}
     if redact(options["tracking_uri"]) != options["tracking_uri"]:
@@ -113,6 +131,8 @@ def write_study_yaml(config: StudyConfig, *, epochs: int, checksum: str, device:
         "data_sha256": checksum,
         **withheld,
     }
+    if goal is not None and goal.objective != ACCURACY:
+        about[_METRIC] = {**asdict(goal.objective), "baseline": goal.baseline}
     import yaml
 
     text = yaml.safe_dump({**options, "about": about}, sort_keys=False)

@@ -142,8 +142,8 @@ def _outcome(
         method=",".join(config.method),
         records=records,
         folder=config.folder,
-        test_accuracies={
-            number: network.test_accuracy for number, network in networks.items() if network.test_accuracy is not None
+        test_values={
+            number: network.test_value for number, network in networks.items() if network.test_value is not None
         },
         weights=next((network.weights for network in networks.values()), None),
         store=config.storage.address(config.study) if config.storage.synced else "",
@@ -152,7 +152,8 @@ def _outcome(
         size=prepared.size,
     )
     if outcome.best is not None and outcome.best.number in networks:
-        return replace(outcome, sparsity_by_layer=networks[outcome.best.number].by_layer)
+        best = networks[outcome.best.number]
+        return replace(outcome, sparsity_by_layer=best.by_layer, dead_neurons=best.dead)
     return outcome
 
 
@@ -181,8 +182,8 @@ def _model(prepared: Prepared, outcome: StudyOutcome, network: Path) -> dict[str
     best = outcome.best
     assert best is not None
     measured = {
-        "val_accuracy": best.val_accuracy,
-        "test_accuracy": outcome.test_accuracy,
+        best.objective.val: best.value,
+        best.objective.test: outcome.test_value,
         "sparsity": best.sparsity,
         "sparsity_total": best.sparsity_total,
         "nonzero_weights": best.nonzero_weights,
@@ -221,17 +222,17 @@ def _metrics(outcome: StudyOutcome) -> dict[str, float]:
     area = goal.hypervolume(records)
     metrics = {"hypervolume": area, "feasible_trials": float(sum(goal.feasible(record) for record in records))}
     if goal.kind is GoalKind.FRONT:
-        metrics["front_mean_accuracy"] = goal.mean_accuracy(area)
+        metrics[f"front_mean_{goal.objective.name}"] = goal.mean_value(area)
     found = {"": outcome.best}
     if goal.kind is GoalKind.TARGETS:
         found |= {f"_at_{target!r}": best for target, best in goal.best_at(records)}
     for where, best in found.items():
         if best is None:
             continue
-        if best.val_accuracy is not None:
-            metrics[f"best_val_accuracy{where}"] = best.val_accuracy
-        if (accuracy := outcome.test_accuracies.get(best.number)) is not None:
-            metrics[f"best_test_accuracy{where}"] = accuracy
+        if best.value is not None:
+            metrics[f"best_{goal.objective.val}{where}"] = best.value
+        if (value := outcome.test_values.get(best.number)) is not None:
+            metrics[f"best_{goal.objective.test}{where}"] = value
         if (sparsity := outcome.sparsity_matrices(best)) is not None:
             metrics[f"best_sparsity_matrices{where}"] = sparsity
     return metrics

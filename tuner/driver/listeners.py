@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tune_sparsity.sparsity import NetworkSize
 from tune_sparsity.tuner.driver.study_run import Listener, StudyRun
 from tune_sparsity.tuner.reports.progress import Progress
 from tune_sparsity.tuner.results.tables import write_trials
@@ -47,7 +48,7 @@ class LogEpochs(Listener):
         self._log = EpochLog(folder / EPOCHS_CSV)
 
     def epoch_trained(self, study: StudyRun, record: TrialRecord, epoch: Epoch) -> None:
-        self._log.add(record.number, epoch.number, epoch.metrics)
+        self._log.add(record.number, epoch.number, epoch.metrics, record.objective)
 
 
 class KeepNetworks(Listener):
@@ -104,14 +105,16 @@ class ShowProgress(Listener):
 class WriteTables(Listener):
     """Writes trials.csv and pareto.csv as they stand, now and then."""
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._folder, self._clock = folder, clock
+    def __init__(
+        self, folder: Path, size: NetworkSize | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._folder, self._size, self._clock = folder, size, clock
         self._written, self._pause = clock(), _TABLES_EVERY
 
     def trial_ended(self, study: StudyRun, record: TrialRecord) -> None:
         start = self._clock()
         if start - self._written <= self._pause:
             return
-        write_trials(self._folder, list(study.records.values()), study.goal)
+        write_trials(self._folder, list(study.records.values()), study.goal, self._size)
         self._written = self._clock()
         self._pause = max(_TABLES_EVERY, _TABLES_SHARE * (self._written - start))

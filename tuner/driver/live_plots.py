@@ -116,5 +116,5 @@ def final_pictures(prepared: Prepared, records: Sequence[TrialRecord]) -> list[P
 
 
 def _pictured(prepared: Prepared, records: Sequence[TrialRecord]) -> Pictured:
-    title = f"{prepared.experiment.name}: accuracy against sparsity"
+    title = f"{prepared.experiment.name}: {prepared.goal.objective.name} against sparsity"
     return pictured(title, prepared.goal, records, prepared.config.folder)

@@ -6,18 +6,21 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 
 from tune_sparsity.experiments import Data, Experiment
-from tune_sparsity.experiments.checks import Subject
+from tune_sparsity.experiments.base import evaluate
+from tune_sparsity.experiments.checks import Finding, Subject
 from tune_sparsity.experiments.checks.shapes import builds
 from tune_sparsity.experiments.user_code import described
+from tune_sparsity.experiments.user_reads import watching
 from tune_sparsity.search_spaces import Space
 from tune_sparsity.sparsity import NetworkSize, network_size
-from tune_sparsity.tuner.config.experiment import find_experiment, sound_data
+from tune_sparsity.tuner.config.experiment import find_experiment, objective_of, sound_data
+from tune_sparsity.tuner.config.files import judged, read_about
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_driver, check_tracking_uri
 from tune_sparsity.tuner.errors import UsageError
@@ -40,6 +43,7 @@ class Prepared:
     goal: Goal
     size: NetworkSize
     earlier: WarmStart = field(default_factory=WarmStart)
+    warnings: tuple[Finding, ...] = ()  # of checks, about an experiment of the user's own
 
     @property
     def epochs(self) -> int:
@@ -78,9 +82,11 @@ def prepare(
         share(lambda: True)
     experiment = find_experiment(config.experiment)
     size = _size(experiment)
-    goal = config.goal(size.layers, size.prunable)
+    goal = replace(config.goal(size.layers, size.prunable), objective=objective_of(experiment))
     try:
-        spaces = spaces_of(config, goal, experiment.space)
+        spaces = spaces_of(
+            config, goal, experiment.space, None if experiment.optimizer == "sgd" else experiment.optimizer
+        )
         check_sampler(config.sampler, front=goal.multi_objective, methods=len(spaces))
     except (ValueError, OSError) as error:  # BadFile is a ValueError, a name too long for a path an OSError
         raise UsageError(str(error)) from None
@@ -97,14 +103,47 @@ def prepare(
     if loading is not None:
         share(loading.over)
     check_gpus(config)  # may speak to the GPUs' driver, and no copy of a process that has could use one
-    data = sound_data(config, experiment, loading.data if loading else None)
+    warnings = list[Finding]()
+    data = sound_data(config, experiment, loading.data if loading else None, None if own else warnings.append)
+    goal = _as_before(goal, config) if resume else _with_baseline(goal, experiment, data)
     earlier = WarmStart()
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
         alike = {"experiment": config.experiment, "epochs": config.epochs or experiment.recipe.epochs}
-        earlier = warm_start(config.warm_start, config.storage, spaces, goal.lowest, alike)
-    prepared = Prepared(config, experiment, data, spaces, goal, size, earlier)
+        earlier = warm_start(config.warm_start, config.storage, spaces, goal.lowest, alike, goal.objective)
+    prepared = Prepared(config, experiment, data, spaces, goal, size, earlier, tuple(warnings))
     threading.Thread(target=getattr, args=(prepared, "checksum"), daemon=True).start()  # before somebody waits for it
     return prepared
+
+
+def _as_before(goal: Goal, config: StudyConfig) -> Goal:
+    """The goal of a study that goes on, with the baseline that it began with. Raises UsageError if its experiment has
+    another metric now."""
+    before = judged(goal, read_about(config))
+    if (was := before.objective) != (now := goal.objective):
+        raise UsageError(
+            f"--experiment: study {config.study} is judged by {was}, and {config.experiment} by {now} now: give the "
+            "study another name, or the experiment its metric again"
+        )
+    return before
+
+
+def _with_baseline(goal: Goal, experiment: Experiment, data: Data) -> Goal:
+    """The goal with what the untrained network has, where the metric has no worst value that is known.
+
+    Raises:
+        UsageError: if the metric cannot be measured of that network, or is no number.
+    """
+    if goal.objective.bounded:
+        return goal
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return replace(goal, baseline=evaluate(experiment, experiment.network(), data.val))
+    except (Exception, SystemExit) as error:  # the user's
+        raise UsageError(
+            f"--experiment: the metric of {experiment.name} cannot be measured of the untrained network on the "
+            f"validation data: {described(error)}"
+        ) from None
 
 
 class _Loading:
@@ -133,10 +172,10 @@ def _size(experiment: Experiment) -> NetworkSize:
         UsageError: if there is none, or if the network cannot be made.
     """
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), watching():
             if (problem := next(builds(Subject(experiment)), None)) is not None:
                 raise UsageError(f"--experiment: the network of {experiment.name} cannot be used: {problem.text}")
-            model = experiment.model()
+            model = experiment.network()
         return network_size(model, experiment.layers)
     except UsageError:
         raise

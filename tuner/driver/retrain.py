@@ -20,20 +20,20 @@ def train_best_again(prepared: Prepared, study: StudyRun, setup: TrialSetup, arr
 
     What fails under a seed is counted and told: NaN, an exception of the user's, a lost worker.
     """
-    from tune_sparsity.tuner.results.networks import measuring_device, test_accuracy
+    from tune_sparsity.tuner.results.networks import measuring_device, test_value
 
     config = prepared.config
     chosen = best_of_each(study.records.values(), config.method, prepared.goal)
     worker: Any = ray.remote(num_cpus=config.cpus_per_trial, num_gpus=gpus, max_calls=0)(train_to_the_end)
     shared, data, device = ray.put(setup), ray.put(arrays), measuring_device(config)
     todo = jobs(chosen, config.final_seeds)
-    accuracies: list[float | None] = []
+    values: list[float | None] = []
     problems: dict[str, None] = {}
     for reference in [worker.remote(shared, data, job) for job in todo]:
         try:
-            accuracies.append(test_accuracy(prepared.experiment, prepared.data, ray.get(reference), device))
+            values.append(test_value(prepared.experiment, prepared.data, ray.get(reference), device))
         except (Exception, SystemExit) as error:
             cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
             problems[f"a training under another seed failed: {one_line(cause)}"] = None
-            accuracies.append(None)
-    return Retraining(summarise(chosen, accuracies, config.final_seeds), list(problems))
+            values.append(None)
+    return Retraining(summarise(chosen, values, config.final_seeds), list(problems))

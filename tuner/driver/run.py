@@ -22,6 +22,7 @@ from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.storage.lease import TakenOver
 from tune_sparsity.tuner.storage.sync import Mirror
 from tune_sparsity.tuner.study.layout import JOURNAL, WEIGHTS
+from tune_sparsity.tuner.study.objective import ACCURACY
 from tune_sparsity.tuner.study.trial import TrialState
 from tune_sparsity.tuner.system.signals import interruptible, terminable
 from tune_sparsity.tuner.tracking.dataset import dataset_note
@@ -86,7 +87,9 @@ def run_study(
         with terminable(ray), _disk_errors_told():
             if not resume:
                 device = "cuda" if gpus else "cpu"
-                write_study_yaml(config, epochs=prepared.epochs, checksum=prepared.checksum, device=device)
+                write_study_yaml(
+                    config, epochs=prepared.epochs, checksum=prepared.checksum, device=device, goal=prepared.goal
+                )
             with _tracked(prepared, writer) as tracker:
                 return _search(
                     prepared,
@@ -124,8 +127,10 @@ def _start_tracker(prepared: Prepared, writer: Popen[str] | None) -> Tracker:
     tracker = Tracker(config.tracking_uri, identity, config.folder, system_metrics=config.system_metrics, writer=writer)
     options = {name: value for name, value in config.model_dump(mode="json").items() if value is not None}
     options |= {"tracking_uri": redact(config.tracking_uri), "method": identity.method}
+    objective = prepared.goal.objective
+    metric = {} if objective == ACCURACY else {"metric": str(objective)}
     tracker.start_study(
-        {**options, "epochs": prepared.epochs},
+        {**options, "epochs": prepared.epochs, **metric},
         {"data_checksum": prepared.checksum},
         dataset=dataset_note(prepared.experiment.name, prepared.data, prepared.checksum),
     )
@@ -150,6 +155,7 @@ def _build(
     from tune_sparsity.tuner.driver.ray_tune import StopWhen
     from tune_sparsity.tuner.driver.study_run import StudyRun
     from tune_sparsity.tuner.search.searcher import OptunaSearcher
+    from tune_sparsity.tuner.worker.shipping import write_packed
     from tune_sparsity.tuner.worker.trainable import TrialSetup
 
     config, goal = prepared.config, prepared.goal
@@ -179,7 +185,7 @@ def _build(
         listeners.KeepNetworks(weights_folder),
         *([listeners.SweepCheckpoints(checkpoints)] if mirror is None else []),
         listeners.ShowProgress(progress),
-        listeners.WriteTables(config.folder),
+        listeners.WriteTables(config.folder, prepared.size),
         live_pictures(prepared, tracker),
     ]
     study = StudyRun(config, goal, searcher, told, halving)
@@ -194,7 +200,9 @@ def _build(
         source=config.experiment,
         checkpoints=checkpoints,
         rungs=halving.rungs,
+        loads=not prepared.data.in_memory,
     )
+    write_packed(config.folder, prepared.experiment, config.experiment)
     return _Built(study, setup, stop)
 
 

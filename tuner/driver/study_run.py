@@ -99,7 +99,7 @@ class StudyRun:
         start = self._clock()
         asked = self.searcher.ask()
         self.sampling_seconds += self._clock() - start
-        record = TrialRecord(asked.number, asked.method, asked.params)
+        record = TrialRecord(asked.number, asked.method, asked.params, objective=self.goal.objective)
         self.records[asked.number] = record
         self._began[asked.number] = self._clock()
         for listener in self._listeners:
@@ -157,24 +157,20 @@ class StudyRun:
         record = self.records[number]
         if epoch.number not in self._halving.rungs or epoch.number in record.rungs:  # once decided it stays so
             return True
-        record.final_sparsity = final_sparsity
-        record.rungs[epoch.number] = epoch.accuracy_at_target
-        reached = epoch.accuracy_at_target, final_sparsity
+        reached = record.reach_rung(epoch, final_sparsity)
         return self._halving.goes_on(number, record.method, epoch.number, reached)
 
     def passed(self, number: int, epoch: Epoch, final_sparsity: float) -> None:
         """Take note that a trial, which was restarted, had gone on after this epoch: nothing is decided again."""
         record = self.records[number]
         if epoch.number in self._halving.rungs and epoch.number not in record.rungs:
-            record.final_sparsity = final_sparsity
-            record.rungs[epoch.number] = epoch.accuracy_at_target
-            reached = epoch.accuracy_at_target, final_sparsity
+            reached = record.reach_rung(epoch, final_sparsity)
             self._halving.recall(number, record.method, [(epoch.number, reached)])
 
     def _recall(self, record: TrialRecord) -> None:
         """Take up a trial of an earlier process, also in the rungs that it reached."""
         if record.final_sparsity is not None:
-            values = [(epoch, (accuracy, record.final_sparsity)) for epoch, accuracy in record.rungs.items()]
+            values = [(epoch, record.at_rung(epoch)) for epoch in record.rungs]
             self._halving.recall(record.number, record.method, values)
         self._ended(record)
         for listener in self._listeners:

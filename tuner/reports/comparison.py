@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.reports.page import page
-from tune_sparsity.tuner.reports.plots.theme import OKABE_ITO, figure, hover_text, titled
+from tune_sparsity.tuner.reports.plots.theme import OKABE_ITO, figure, hover_text, places, titled, value_axis
 from tune_sparsity.tuner.reports.text import percent
 from tune_sparsity.tuner.results.finished_study import EndedStudy
-from tune_sparsity.tuner.study.pareto import best_trial, pareto_front, points_of
+from tune_sparsity.tuner.study.objective import Objective
+from tune_sparsity.tuner.study.pareto import best_trial, pareto_front
 from tune_sparsity.tuner.study.trial import TrialRecord
 
 if TYPE_CHECKING:
@@ -25,33 +26,37 @@ _LOOKS = [
 
 
 def check_alike(studies: Sequence[EndedStudy]) -> None:
-    """Raises UsageError unless these are two or more studies of one experiment."""
+    """Raises UsageError unless these are two or more studies of one experiment and one metric."""
     if len(studies) < 2 or len({study.folder.resolve() for study in studies}) < len(studies):
         raise UsageError("compare needs two or more different studies: tune-sparsity compare STUDY STUDY")
+    metrics = dict.fromkeys(str(study.goal.objective) for study in studies)
     of = [f"{study.config.study} of {study.result['experiment']}" for study in studies]
     if len({study.result["experiment"] for study in studies}) > 1:
         raise UsageError(f"these are studies of different experiments, which cannot be compared: {', '.join(of)}")
+    if len(metrics) > 1:
+        raise UsageError(f"these studies have different metrics, which cannot be compared: {', '.join(metrics)}")
 
 
 def differences(studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialRecord]]) -> list[dict[str, Any]]:
-    """For every target that any of the studies has, each study's best trial at it, and how much more accurate it is
-    than the first study's. Accuracies are those on the validation data."""
+    """For every target that any of the studies has, each study's best trial at it, and how far its metric is from
+    the first study's. The metric is that on the validation data."""
+    objective = studies[0].goal.objective
     targets = sorted({target for study in studies for target in study.goal.targets})
     rows = []
     for target in targets:
         found = [best_trial(one, target) for one in records]
-        first = found[0].val_accuracy if found[0] is not None else None
+        first = found[0].value if found[0] is not None else None
         for study, best in zip(studies, found, strict=True):
-            accuracy = None if best is None else best.val_accuracy
-            known = accuracy is not None and first is not None
+            value = None if best is None else best.value
+            known = value is not None and first is not None
             rows.append(
                 {
                     "target": target,
                     "study": study.config.study,
                     "trial": None if best is None else best.name,
                     "method": None if best is None else best.method,
-                    "val_accuracy": accuracy,
-                    "difference": accuracy - first if known else None,  # type: ignore[operator]
+                    objective.val: value,
+                    "difference": value - first if known else None,  # type: ignore[operator]
                     "sparsity": None if best is None else best.sparsity,
                     "nonzero_weights": None if best is None else best.nonzero_weights,
                     "trials": sum(study.result["states"].values()),
@@ -61,25 +66,27 @@ def differences(studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialR
     return rows
 
 
-_HEADER = ("target", "study", "trial", "method", "accuracy", "against the first", "sparsity", "weights left", "seconds")
+def _header(objective: Objective) -> list[str]:
+    before, behind = ("target", "study", "trial", "method"), ("sparsity", "weights left", "seconds")
+    return [*before, objective.name, "against the first", *behind]
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    difference, nonzero = row["difference"], row["nonzero_weights"]
+def _cells(row: dict[str, Any], objective: Objective) -> list[str]:
+    value, difference, nonzero = row[objective.val], row["difference"], row["nonzero_weights"]
     return [
         *(percent(row["target"]), row["study"], row["trial"] or "none", row["method"] or ""),
-        "" if row["val_accuracy"] is None else f"{row['val_accuracy']:.2%}",
-        "" if difference is None else f"{100 * difference:+.2f} points",
+        "" if value is None else objective.text(value),
+        "" if difference is None else objective.difference(difference, "+"),
         "" if row["sparsity"] is None else f"{row['sparsity']:.3%}",
         "" if nonzero is None else f"{nonzero:,}",
         f"{row['seconds']:.0f}",
     ]
 
 
-def as_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+def as_lines(rows: Sequence[dict[str, Any]], objective: Objective) -> list[str]:
     """The table for a terminal."""
-    cells = [list(_HEADER), *map(_cells, rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(_HEADER))]
+    cells = [_header(objective), *(_cells(row, objective) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     left = {1, 2, 3}
     return [
         "  ".join(
@@ -94,12 +101,13 @@ def data_note(studies: Sequence[EndedStudy]) -> list[str]:
     """A line where the studies' data are not the same."""
     if len({study.about.get("data_sha256") for study in studies}) < 2:
         return []
-    return ["Their data differ, so that a difference in accuracy may be the data's."]
+    name = studies[0].goal.objective.name
+    return [f"Their data differ, so that a difference in {name} may be the data's."]
 
 
 def fronts_figure(studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialRecord]]) -> go.Figure:
     """The studies' fronts over each other, from the lowest target of any of them, and their other completed trials."""
-    lowest = min(study.goal.lowest for study in studies)
+    lowest, objective = min(study.goal.lowest for study in studies), studies[0].goal.objective
     data: list[dict[str, Any]] = []
     for i, (study, own) in enumerate(zip(studies, records, strict=True)):
         colour, symbol = OKABE_ITO[_LOOKS[i % len(_LOOKS)][0]], _LOOKS[i % len(_LOOKS)][1]
@@ -111,11 +119,11 @@ def fronts_figure(studies: Sequence[EndedStudy], records: Sequence[Sequence[Tria
             (others, {"mode": "markers", "opacity": 0.4, "marker": {"size": 6}, "showlegend": not front}),
             (front, {"mode": "lines+markers", "line": {"shape": "vh", "width": 2}, "marker": {"size": 11}}),
         ):
-            points = points_of(members)
+            points = places(members)
             if points:
                 look["marker"] |= {"color": colour, "symbol": symbol}  # type: ignore[operator]
-                common = {"type": "scatter", "name": name, "legendgroup": str(i), "x": [100 * x for x, _ in points]}
-                common |= {"y": [100 * y for _, y in points], "text": [hover_text(record) for record in members]}
+                common = {"type": "scatter", "name": name, "legendgroup": str(i), "x": [x for x, _ in points]}
+                common |= {"y": [y for _, y in points], "text": [hover_text(record) for record in members]}
                 data.append({**common, "hovertemplate": f"{name}<br>%{{text}}<extra></extra>", **look})
     ends = sorted({end for study in studies for end in study.goal.ends})
     line = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "layer": "below", "line": {"dash": "dash", "width": 1.5}}
@@ -123,11 +131,12 @@ def fronts_figure(studies: Sequence[EndedStudy], records: Sequence[Sequence[Tria
         {"text": percent(end), "x": 100 * end, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
         for end in ends
     ]
+    dashed = "dashed: what the studies were asked for"
     return figure(
         data,
-        titled("Fronts over each other", "accuracy on the validation data; dashed: what the studies were asked for"),
+        titled("Fronts over each other", f"{objective.name} on the validation data; {dashed}"),
         xaxis={"title": {"text": "sparsity"}, "ticksuffix": "%"},
-        yaxis={"title": {"text": "validation accuracy"}, "ticksuffix": "%"},
+        yaxis=value_axis(objective, "validation"),
         shapes=[{**line, "x0": 100 * end, "x1": 100 * end} for end in ends],
         annotations=notes,
         showlegend=True,
@@ -141,7 +150,7 @@ def compare_page(
 ) -> str:
     """The page: the fronts, the differences, and what each study was asked."""
     title = f"{studies[0].result['experiment']}: {' and '.join(study.config.study for study in studies)}"
-    configs = [study.config for study in studies]
+    objective, configs = studies[0].goal.objective, [study.config for study in studies]
     asked = [
         [one.study, study.goal, ", ".join(one.method), one.trials, one.epochs, one.sampler, one.seed]
         for study, one in zip(studies, configs, strict=True)
@@ -150,8 +159,8 @@ def compare_page(
         "comparison.html",
         title,
         {"fronts": fronts_figure(studies, records)},
-        reached=[_cells(row) for row in rows],
-        header=_HEADER,
+        reached=[_cells(row, objective) for row in rows],
+        header=_header(objective),
         notes=data_note(studies),
         asked=asked,
     )

@@ -68,21 +68,19 @@ class Summary:
             return "no feasible trial yet"
         if self.found:
             return self.found
-        return f"best {self.best.val_accuracy:.2%} at {self.best.sparsity:.2%} sparsity ({self.best.name})"
+        return f"best {self.best.text} at {self.best.sparsity:.2%} sparsity ({self.best.name})"
 
 
 def _found(records: Sequence[TrialRecord], goal: Goal) -> str:
     """What there is so far at each of several targets, or of a front."""
     if goal.kind is GoalKind.TARGETS:
         found = [(target, best) for target, best in goal.best_at(records) if best is not None]
-        best = ", ".join(f"{best.val_accuracy:.2%} at {target:g} ({best.name})" for target, best in found)
+        best = ", ".join(f"{best.text} at {target:g} ({best.name})" for target, best in found)
         return f"best {best}{missing_above(goal, records)}"
     if goal.kind is GoalKind.FRONT:
-        mean = goal.mean_accuracy(goal.hypervolume(records))
-        front = (
-            f"front of {len(goal.front(records))}, mean accuracy {mean:.2%} from {goal.lowest:g} to {goal.highest:g}"
-        )
-        return front + missing_above(goal, records)
+        mean = goal.objective.text(goal.mean_value(goal.hypervolume(records)))
+        reach = f"mean {goal.objective.name} {mean} from {goal.lowest:g} to {goal.highest:g}"
+        return f"front of {len(goal.front(records))}, {reach}" + missing_above(goal, records)
     return ""
 
 

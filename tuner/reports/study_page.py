@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tune_sparsity.sparsity import DeadNeurons
 from tune_sparsity.tuner.reports.page import page
 from tune_sparsity.tuner.reports.plots.gallery import figures, pictured
-from tune_sparsity.tuner.reports.text import duration, percent, short_number, shown_path
+from tune_sparsity.tuner.reports.text import dead_text, duration, percent, short_number, shown_path
 from tune_sparsity.tuner.results.finished_study import EndedStudy
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
+from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 
@@ -21,8 +23,9 @@ def report_page(study: EndedStudy) -> str:
     return page(
         "study.html",
         f"{experiment}: {_wanted(goal)}",
-        figures(pictured(f"{experiment}: accuracy against sparsity", goal, records, study.folder)),
+        figures(pictured(f"{experiment}: {goal.objective.name} against sparsity", goal, records, study.folder)),
         verdict=_verdict(study, goal),
+        dead=_dead(study),
         asked=_asked(study),
         **_found(study, goal, records),
         cost=_cost(study, records),
@@ -31,12 +34,16 @@ def report_page(study: EndedStudy) -> str:
 
 
 def _wanted(goal: Goal) -> str:
+    name = goal.objective.name
     if goal.kind is GoalKind.FRONT:
-        return f"accuracy from {percent(goal.lowest)} to {percent(goal.highest)} sparsity"
+        return f"{name} from {percent(goal.lowest)} to {percent(goal.highest)} sparsity"
+    network = "networks" if len(goal.targets) > 1 else "network"
+    extreme = "highest" if goal.objective.maximize else "lowest"
+    best = f"most accurate {network}" if goal.objective == ACCURACY else f"{network} of {extreme} {name}"
     if goal.kind is GoalKind.MAX_NONZERO:
-        return f"the most accurate network with at most {goal.max_nonzero:,} nonzero weights"
+        return f"the {best} with at most {goal.max_nonzero:,} nonzero weights"
     targets = " and ".join(percent(target) for target in goal.targets)
-    return f"the most accurate network{'s' if len(goal.targets) > 1 else ''} at least {targets} sparse"
+    return f"the {best} at least {targets} sparse"
 
 
 def _share(value: float | None, digits: int = 2) -> str:
@@ -44,17 +51,26 @@ def _share(value: float | None, digits: int = 2) -> str:
 
 
 def _verdict(study: EndedStudy, goal: Goal) -> str:
-    best = study.result["best"]
+    best, objective = study.result["best"], goal.objective
     if best is None:
         return f"No trial completed with a sparsity of {percent(goal.lowest)} or more."
-    test = f", and on the test data, which the search never saw, {_share(best['test_accuracy'])}"
+    test = ""
+    if (value := best[objective.test]) is not None:
+        test = f", and on the test data, which the search never saw, {objective.text(value)}"
     zero = f"{_share(best['sparsity'])} of its weights are zero"
     if best["weights"] and best["nonzero_weights"] is not None:
         zero += f": {best['nonzero_weights']:,} of {best['weights']:,} are left"
     if (dense := study.result.get("dense_weights")) and best.get("sparsity_matrices") is not None:
         zero += f" ({_share(best['sparsity_matrices'])} over all weight matrices: {', '.join(dense)} stay dense)"
-    accuracy = f"has an accuracy of {_share(best['val_accuracy'])} on the validation data"
-    return f"The best network, {best['trial']}, {accuracy}{test if best['test_accuracy'] is not None else ''}. {zero}."
+    reaches = "has an accuracy of" if objective == ACCURACY else f"reaches {objective.name}"
+    value = f"{reaches} {objective.text(best[objective.val])} on the validation data"
+    return f"The best network, {best['trial']}, {value}{test}. {zero}."
+
+
+def _dead(study: EndedStudy) -> str:
+    """The best network's neurons without a connection; nothing where there are none, or an earlier version measured."""
+    dead = study.result.get("dead_neurons") or {}
+    return dead_text({name: DeadNeurons(**one) for name, one in dead.items()})
 
 
 def _asked(study: EndedStudy) -> list[tuple[str, Any]]:
@@ -63,6 +79,7 @@ def _asked(study: EndedStudy) -> list[tuple[str, Any]]:
         ("study", config.study),
         ("experiment", config.experiment),
         ("goal", study.goal),
+        *([] if study.goal.objective == ACCURACY else [("metric", study.goal.objective)]),
         ("methods", ", ".join(config.method)),
         ("search space", config.space or "the methods' own"),
         ("trials", f"{config.trials} of {config.epochs} epochs at most"),
@@ -77,7 +94,7 @@ def _asked(study: EndedStudy) -> list[tuple[str, Any]]:
 
 def _found(study: EndedStudy, goal: Goal, records: Sequence[TrialRecord]) -> dict[str, Any]:
     """The front, or each target's best; and the methods' best trained again."""
-    tests = _test_accuracies(study)
+    tests = _test_values(study, goal.objective)
     best = goal.best(records)
     by_target = goal.kind is GoalKind.TARGETS
     if by_target:
@@ -87,7 +104,7 @@ def _found(study: EndedStudy, goal: Goal, records: Sequence[TrialRecord]) -> dic
     cells = [
         [
             *([target] if by_target else []),
-            *(record.name, record.method, _share(record.val_accuracy), _share(tests.get(record.name))),
+            *(record.name, record.method, record.text, tests.get(record.name, "")),
             *(_share(record.sparsity, 3), "" if record.nonzero_weights is None else f"{record.nonzero_weights:,}"),
             ", ".join(f"{name} {short_number(value)}" for name, value in record.params.items()),
         ]
@@ -107,12 +124,13 @@ def _found(study: EndedStudy, goal: Goal, records: Sequence[TrialRecord]) -> dic
     }
 
 
-def _test_accuracies(study: EndedStudy) -> dict[str, float]:
+def _test_values(study: EndedStudy, objective: Objective) -> dict[str, str]:
     """Of the networks that were judged on the test data, by their trials' names."""
     result = study.result
     judged = [result["best"], *(one["best"] for one in result.get("targets", ()))]
     judged += result.get("front", {}).get("networks", [])
-    return {one["trial"]: one["test_accuracy"] for one in judged if one and one.get("test_accuracy") is not None}
+    known = [one for one in judged if one and one.get(objective.test) is not None]
+    return {one["trial"]: objective.text(one[objective.test]) for one in known}
 
 
 def _cost(study: EndedStudy, records: Sequence[TrialRecord]) -> list[tuple[str, Any]]:

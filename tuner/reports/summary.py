@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, TextIO
 
 from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.reports.progress import missing_above
-from tune_sparsity.tuner.reports.text import command, dense_text, duration, is_terminal, short_number, shown_path
+from tune_sparsity.tuner.reports.text import (
+    command,
+    corner_text,
+    dead_text,
+    dense_text,
+    duration,
+    is_terminal,
+    short_number,
+    shown_path,
+)
 from tune_sparsity.tuner.results.retraining import Retrained, verdicts
 from tune_sparsity.tuner.results.tables import StudyOutcome
 from tune_sparsity.tuner.study.goal import GoalKind
@@ -51,7 +60,7 @@ def trial_columns(
     columns = [
         *leading,
         ["trial", *(record.name for record in rows)],
-        ["accuracy", *(f"{record.val_accuracy:.2%}" for record in rows)],
+        [rows[0].objective.name, *(record.text for record in rows)],
         ["sparsity", *(f"{record.sparsity:.3%}" for record in rows)],
         ["nonzero", *("" if r.nonzero_weights is None else f"{r.nonzero_weights:,}" for r in rows)],
     ]
@@ -73,9 +82,10 @@ def best_line(outcome: StudyOutcome) -> str:
 
 
 def _found(outcome: StudyOutcome, record: TrialRecord) -> str:
-    parts = [f"validation accuracy {record.val_accuracy:.2%}"]
-    if (accuracy := outcome.test_accuracies.get(record.number)) is not None:
-        parts.append(f"test accuracy {accuracy:.2%}")
+    objective = record.objective
+    parts = [f"validation {objective.name} {record.text}"]
+    if (value := outcome.test_values.get(record.number)) is not None:
+        parts.append(f"test {objective.name} {objective.text(value)}")
     sparsity = f"sparsity {record.sparsity:.4%}"
     if outcome.weights is not None and record.nonzero_weights is not None:
         sparsity += f" ({outcome.weights - record.nonzero_weights:,} of {outcome.weights:,} weights are zero)"
@@ -83,7 +93,7 @@ def _found(outcome: StudyOutcome, record: TrialRecord) -> str:
 
 
 def targets_lines(outcome: StudyOutcome) -> list[str]:
-    """With several targets, what was found at each in one line, its test accuracy included; else nothing."""
+    """With several targets, what was found at each in one line, the test data's metric included; else nothing."""
     if outcome.goal.kind is not GoalKind.TARGETS:
         return []
     return [
@@ -94,13 +104,13 @@ def targets_lines(outcome: StudyOutcome) -> list[str]:
 
 def front_line(outcome: StudyOutcome) -> str:
     """A front's hypervolume, and what it means; nothing for other goals."""
-    goal = outcome.goal
+    goal, objective = outcome.goal, outcome.goal.objective
     if goal.kind is not GoalKind.FRONT:
         return ""
     area = goal.hypervolume(outcome.records)
     return (
-        f"hypervolume {area:.5f} above (sparsity {goal.lowest:g}, accuracy 0): a mean accuracy of "
-        f"{goal.mean_accuracy(area):.2%} over the sparsities from {goal.lowest:g} to {goal.highest:g}"
+        f"hypervolume {area:.5f} {corner_text(goal, f'{goal.lowest:g}')}: a mean {objective.name} of "
+        f"{objective.text(goal.mean_value(area))} over the sparsities from {goal.lowest:g} to {goal.highest:g}"
         f"{missing_above(goal, outcome.records, '')}"
     )
 
@@ -136,9 +146,10 @@ def states_line(outcome: StudyOutcome) -> str:
 def retrained_line(one: Retrained) -> str:
     """A method's best trial under the final seeds."""
     at = "" if one.target is None else f"best at {one.target:g}, "
-    low, high = min(one.test_accuracies), max(one.test_accuracies)
-    seeds = f"{len(one.test_accuracies)} seeds" + (f", {one.failed} more failed" if one.failed else "")
-    return f"{at}{one.trial} at {one.sparsity:.2%}: test accuracy {one.mean:.2%} ({low:.2%} to {high:.2%}, {seeds})"
+    text = one.objective.text
+    seeds = f"{len(one.test_values)} seeds" + (f", {one.failed} more failed" if one.failed else "")
+    spread = f"{text(min(one.test_values))} to {text(max(one.test_values))}, {seeds}"
+    return f"{at}{one.trial} at {one.sparsity:.2%}: test {one.objective.name} {text(one.mean)} ({spread})"
 
 
 def seconds_line(outcome: StudyOutcome) -> str:
@@ -210,6 +221,7 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
         ("front", front_line(outcome)),
         ("network", network_line(outcome)),
         ("layers", layers_line(outcome)),
+        ("dead", dead_text(outcome.dead_neurons)),
         *((one.method, retrained_line(one)) for one in outcome.retrained),
         *(("verdict", text) for text in verdicts(outcome.retrained)),
         ("trials", states_line(outcome)),

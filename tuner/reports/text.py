@@ -6,13 +6,16 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from tune_sparsity.sparsity import NetworkSize
+    from tune_sparsity.sparsity import DeadNeurons, NetworkSize
+    from tune_sparsity.tuner.study.goal import Goal
 
 _DENSE_NAMED = 3  # weight matrices that stay dense
+_DEAD_NAMED = 6  # layers that have dead neurons
 
 
 def duration(seconds: float) -> str:
@@ -44,6 +47,14 @@ def dense_text(size: NetworkSize) -> str:
     return named + (f" and {len(largest) - _DENSE_NAMED} more" if len(largest) > _DENSE_NAMED else "")
 
 
+def dead_text(dead: Mapping[str, DeadNeurons]) -> str:
+    """Say which layers have neurons without a connection, those with the most first; nothing where there are none."""
+    most = sorted(dead.items(), key=lambda item: -item[1].dead)
+    named = ", ".join(f"{one.dead} of {one.neurons} in {name}" for name, one in most[:_DEAD_NAMED])
+    more = f" and in {len(most) - _DEAD_NAMED} more layers" if len(most) > _DEAD_NAMED else ""
+    return f"neurons without a connection: {named}{more}" if most else ""
+
+
 def few_prunable(size: NetworkSize) -> str:
     """A warning where less than half of the weights in matrices can be pruned; else nothing."""
     if 2 * size.prunable >= size.matrices:
@@ -73,6 +84,16 @@ def command(name: str) -> str:
     in a virtual environment that is not activated."""
     beside = Path(sys.executable).with_name(name)
     return name if shutil.which(name) or not beside.is_file() else shlex.quote(shown_path(beside))
+
+
+def corner_text(goal: Goal, sparsity: str) -> str:
+    """Return the corner that a hypervolume is measured from, and on which side of it the area lies.
+
+    Args:
+        sparsity: the corner's, as text.
+    """
+    side = "above" if goal.objective.maximize else "below"
+    return f"{side} (sparsity {sparsity}, {goal.objective.name} {goal.baseline:.4g})"
 
 
 def percent(fraction: float) -> str:

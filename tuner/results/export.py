@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from tune_sparsity.experiments import Data, Experiment
     from tune_sparsity.tuner.results.finished_study import EndedStudy
+    from tune_sparsity.tuner.results.inference_cost import Latency
+    from tune_sparsity.tuner.study.objective import Objective
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch": ".pt", "csr": ".csr.safetensors"}
 """The formats, and how the names of their files end."""
@@ -37,7 +40,8 @@ class Network:
     tensors: dict[str, Tensor]
     prunable: set[str]
     description: Path  # model.json
-    val_accuracy: float  # as the trial reported it
+    objective: Objective
+    val_value: float  # the metric on the validation data, as the trial reported it
 
 
 def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[str, Any]:
@@ -58,64 +62,83 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
     import torch
 
     from tune_sparsity.experiments.base import evaluate
-    from tune_sparsity.tuner.results.inference_cost import latencies, sizes
+    from tune_sparsity.tuner.results.inference_cost import sizes
+    from tune_sparsity.tuner.results.networks import agrees
 
     network = _read(study, name)
-    val = network.data.val
+    val, objective = network.data.val, network.objective
     try:
         measured = evaluate(network.experiment, network.model, val)
     except Exception as error:  # the user's
         raise ExportFailed(f"{name} cannot be measured on the validation data: {one_line(error)}") from error
-    if abs(measured - network.val_accuracy) > max(0.005, 2.5 / len(val.x)):
+    if not agrees(network.experiment, measured, network.val_value, val):
         raise ExportFailed(
-            f"{name} has a validation accuracy of {measured:.4f} on these data, its trial reported "
-            f"{network.val_accuracy:.4f}: are they the study's data?"
+            f"{name} has a validation {objective.name} of {measured:.4f} on these data, its trial reported "
+            f"{network.val_value:.4f}: are they the study's data?"
         )
     with _replacing(path) as temporary:
         _write(network, kind, temporary)
         try:
-            difference, accuracy = _compare(network, _reader(network, kind, temporary))
+            difference, value = _compare(network, _reader(network, kind, temporary))
         except Exception as error:  # of the program that reads the format
             raise ExportFailed(f"the {kind} file cannot be used: {one_line(error)}") from error
         scale = difference[1] or 1.0
         if difference[0] > (_tolerance(network) * scale if kind == "onnx" else 0.0):
             raise ExportFailed(f"the {kind} file computes something else: outputs differ by {difference[0]:.3g}")
     shutil.copyfile(network.description, path.with_name(path.name + ".json"))
-    prepared = network.experiment.prepare(val.x[:256])
     return {
         "study": study.config.study,
         "network": name,
         "format": kind,
         "file": str(path),
         "bytes": path.stat().st_size,
-        "val_accuracy": accuracy,
-        "network_val_accuracy": measured,
+        objective.val: value,
+        f"network_{objective.val}": measured,
         "largest_difference": difference[0],
         "sparsity": json.loads(network.description.read_text())["metrics"]["sparsity"],
         "sizes": sizes(network.tensors, network.prunable),
         "threads": torch.get_num_threads(),
-        "latency_ms": [asdict(one) for one in latencies(network.model, network.prunable, prepared)],
+        "latency_ms": [asdict(one) for one in _latencies(network)],
     }
+
+
+def _latencies(network: Network) -> list[Latency]:
+    from tune_sparsity.tuner.results.inference_cost import latencies
+
+    experiment = network.experiment
+    prepared, twin = experiment.prepare(network.data.val.first(256).x), _loaded(experiment, network.tensors)
+    return latencies(network.model, twin, network.prunable, prepared, forward=experiment.forward)
 
 
 def _read(study: EndedStudy, name: str) -> Network:
     from safetensors.torch import load_file
 
+    from tune_sparsity.sparsity.wrappers import as_plain
     from tune_sparsity.tuner.config.experiment import find_experiment, sound_data
     from tune_sparsity.tuner.results.networks import split_masks
     from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL
 
     experiment = find_experiment(study.config.experiment)
     data = sound_data(study.config, experiment)
-    folder = study.folder / name
+    folder, objective = study.folder / name, study.goal.objective
     try:
-        tensors, masks = split_masks(load_file(folder / MODEL))
-        reported = float(json.loads((folder / DESCRIPTION).read_text())["metrics"]["val_accuracy"])
-        model = experiment.model()
-        model.load_state_dict(tensors)
+        stored, its_masks = split_masks(load_file(folder / MODEL))
+        reported = float(json.loads((folder / DESCRIPTION).read_text())["metrics"][objective.val])
+        model = _loaded(experiment, stored)
+        tensors, masks = as_plain(model, stored), as_plain(model, its_masks)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UsageError(f"{folder} does not hold a network of {study.config.experiment}: {error}") from None
-    return Network(experiment, data, model.eval(), tensors, set(masks), folder / DESCRIPTION, reported)
+    return Network(experiment, data, model, tensors, set(masks), folder / DESCRIPTION, objective, reported)
+
+
+def _loaded(experiment: Experiment, tensors: dict[str, Tensor]) -> nn.Module:
+    """A network of the experiment's with these weights, in evaluation mode."""
+    from tune_sparsity.experiments.base import in_evaluation
+    from tune_sparsity.sparsity.wrappers import load_plain
+
+    model = experiment.network()
+    load_plain(model, tensors)
+    return in_evaluation(model)
 
 
 @contextmanager
@@ -138,9 +161,8 @@ def _write(network: Network, kind: str, path: Path) -> None:
     from tune_sparsity.tuner.results import export_formats as formats
 
     if kind == "onnx":
-        whole = formats.Whole(network.experiment.prepare, network.model)
         try:
-            formats.save_onnx(whole, network.data.val.x[:2], path)
+            formats.save_onnx(network.model, network.experiment.outputs, network.data.val.first(2).x, path)
         except RuntimeError as error:
             raise ExportFailed(str(error)) from error
     elif kind == "csr":
@@ -149,7 +171,7 @@ def _write(network: Network, kind: str, path: Path) -> None:
         {"safetensors": formats.save_safetensors, "torch": formats.save_torch}[kind](network.tensors, path)
 
 
-def _reader(network: Network, kind: str, path: Path) -> Callable[[Tensor], Tensor]:
+def _reader(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor]:
     """The file as a function of inputs as the data set holds them: read back as its users would."""
     import torch
     from safetensors.torch import load_file
@@ -166,25 +188,24 @@ def _reader(network: Network, kind: str, path: Path) -> Callable[[Tensor], Tenso
         "torch": lambda: torch.load(path, weights_only=True),
         "csr": lambda: formats.load_csr(path),
     }[kind]()
-    model = network.experiment.model().eval()
-    model.load_state_dict(tensors)
-    return formats.Whole(network.experiment.prepare, model)
+    return partial(network.experiment.outputs, _loaded(network.experiment, tensors))
 
 
-def _compare(network: Network, exported: Callable[[Tensor], Tensor]) -> tuple[tuple[float, float], float]:
-    """((the largest difference of outputs, the largest output), the exported one's accuracy) on validation data."""
+def _compare(network: Network, exported: Callable[[Any], Tensor]) -> tuple[tuple[float, float], float]:
+    """((the largest difference of outputs, the largest output), the exported one's metric) on validation data."""
     import torch
 
-    original = network.experiment.prepare
+    from tune_sparsity.experiments.metrics import Scorer, metric_of
+
     difference = largest = 0.0
-    scores = []
+    scorer = Scorer(metric_of(network.experiment.metric), torch.device("cpu"))
     with torch.no_grad():
-        for x, y in zip(network.data.val.x.split(256), network.data.val.y.split(256), strict=True):
-            expected, found = network.model(original(x)), exported(x)
+        for x, y in network.data.val.batches(256):
+            expected, found = network.experiment.outputs(network.model, x), exported(x)
             difference = max(difference, float((expected - found).abs().max()))
             largest = max(largest, float(expected.abs().max()))
-            scores.append(network.experiment.metric(found, y))
-    return (difference, largest), float(torch.cat(scores).double().mean())
+            scorer.add(found, y)
+        return (difference, largest), scorer.value()
 
 
 def _tolerance(network: Network) -> float:
@@ -195,11 +216,11 @@ def _tolerance(network: Network) -> float:
     return max(1e-3, 4 * max(steps, default=0.0))
 
 
-def as_text(document: dict[str, Any]) -> str:
+def as_text(document: dict[str, Any], objective: Objective) -> str:
     """The figures as a person reads them."""
     lines = [
         f"{document['file']}  ({document['bytes']:,} bytes)",
-        f"checked on the validation data: accuracy {document['val_accuracy']:.2%}, outputs within "
+        f"checked on the validation data: {objective.name} {objective.text(document[objective.val])}, outputs within "
         f"{document['largest_difference']:.2g} of the network's",
         "",
         f"{'numbers of the network':<24}{'bytes':>12}{'of dense':>10}",

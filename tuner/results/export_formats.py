@@ -20,6 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tune_sparsity.experiments.base import in_evaluation
+from tune_sparsity.experiments.examples import mapped, named
 from tune_sparsity.tuner.errors import UsageError
 
 Tensors = Mapping[str, Tensor]
@@ -85,14 +87,18 @@ def load_csr(path: Path | str) -> dict[str, Tensor]:
 
 
 class Whole(nn.Module):
-    """An experiment's network behind its preparation of the inputs: takes inputs as the data set holds them."""
+    """An experiment's network behind the preparation of its inputs, which it takes as the data set holds them.
 
-    def __init__(self, prepare: Callable[[Tensor], Tensor], network: nn.Module) -> None:
+    Args:
+        outputs: (network, inputs) -> outputs.
+    """
+
+    def __init__(self, outputs: Callable[[nn.Module, Any], Tensor], network: nn.Module) -> None:
         super().__init__()
-        self.prepare, self.network = prepare, network
+        self.outputs, self.network = outputs, network
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.network(self.prepare(inputs))
+    def forward(self, inputs: Any) -> Tensor:
+        return self.outputs(self.network, inputs)
 
 
 def require_onnx() -> None:
@@ -106,13 +112,15 @@ def require_onnx() -> None:
     del onnx, onnxruntime, onnxscript
 
 
-def save_onnx(model: nn.Module, inputs: Tensor, path: Path) -> None:
-    """Writes the network as an ONNX graph from "inputs" to "outputs", for any number of examples at once.
+def save_onnx(model: nn.Module, outputs: Callable[[nn.Module, Any], Tensor], inputs: Any, path: Path) -> None:
+    """Writes the network as an ONNX graph to "outputs", for any number of examples at once.
 
     The exporter's notes are left out: they hold paths and source lines of this machine.
 
     Args:
-        inputs: two examples or more.
+        outputs: (network, inputs as the data set holds them) -> outputs.
+        inputs: two examples or more. The graph's input is called "inputs"; of a nest they have the names that
+            `tune_sparsity.experiments.examples.named` gives them.
 
     Raises:
         RuntimeError: if torch cannot export the network; the message is torch's, in one line.
@@ -121,20 +129,23 @@ def save_onnx(model: nn.Module, inputs: Tensor, path: Path) -> None:
     try:
         with _quiet():
             program: Any = torch.onnx.export(
-                model.eval(),
-                (inputs,),
-                input_names=["inputs"],
+                in_evaluation(Whole(outputs, model)),
+                kwargs={"inputs": inputs},  # of args a dict at the end would be taken for the keyword arguments
+                input_names=[name or "inputs" for name in named(inputs)],
                 output_names=["outputs"],
-                dynamic_shapes={"inputs": {0: batch}},
+                dynamic_shapes={"inputs": mapped(lambda _: {0: batch}, inputs)},
                 verbose=False,
             )
             graph = program.model_proto
             clear_notes(graph)
             content = graph.SerializeToString()
     except Exception as error:
-        last = [line.strip() for line in str(error).splitlines() if line.strip()]
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         raise RuntimeError(
-            f"torch cannot export this network to ONNX: {(last or [type(error).__name__])[0]}"
+            f"torch cannot export this network to ONNX: {(lines or [type(cause).__name__])[0]}"
         ) from error
     path.write_bytes(content)
 
@@ -166,12 +177,19 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def onnx_function(path: Path) -> Callable[[Tensor], Tensor]:
+def onnx_function(path: Path) -> Callable[[Any], Tensor]:
     """The ONNX file as a function of a batch, run by onnxruntime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Further optimisations of onnxruntime 1.31 end the process at some networks in bfloat16.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    (name,) = (one.name for one in session.get_inputs())
-    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+    known = {one.name for one in session.get_inputs()}  # without those that the network does not use
+
+    def run(inputs: Any) -> Tensor:
+        given = {name or "inputs": x.numpy() for name, x in named(inputs).items()}
+        return torch.from_numpy(session.run(None, {name: x for name, x in given.items() if name in known})[0])
+
+    return run

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tune_sparsity.tuner.config.files import read_study
+from tune_sparsity.tuner.config.files import judged, read_study
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.storage.study_storage import StudyStorage
@@ -40,6 +40,9 @@ class EndedStudy:
 
     @property
     def goal(self) -> Goal:
+        return judged(self._wanted(), self.about)
+
+    def _wanted(self) -> Goal:
         config = self.config
         if config.max_nonzero is not None:
             return Goal((self.result["target"],), max_nonzero=config.max_nonzero)

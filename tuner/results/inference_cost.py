@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tune_sparsity.experiments.examples import length, mapped
+from tune_sparsity.sparsity.output_layers import called
+from tune_sparsity.sparsity.wrappers import plain_name
 from tune_sparsity.tuner.errors import one_line
 from tune_sparsity.tuner.results.export_formats import csr_bytes, dense_bytes
 
@@ -96,12 +99,17 @@ def _sparse_layer(layer: nn.Module) -> nn.Module | None:
     return None
 
 
-def sparse_copy(model: nn.Module, prunable: set[str]) -> tuple[nn.Module, int]:
-    """The network with its prunable layers over CSR matrices, and how many of them that could be done for."""
-    model = copy.deepcopy(model)
-    made = 0
+def over_csr(model: nn.Module, prunable: set[str]) -> tuple[nn.Module, int]:
+    """Put the prunable layers of a network over CSR matrices, in place. Return the network, and how many of them that
+    could be done for.
+
+    Args:
+        prunable: the plain names of their weights.
+    """
+    made, own = 0, {plain_name(model, name): name for name, _ in model.named_modules()}
     for name in sorted(prunable):
         path, _, attribute = name.rpartition(".")
+        path = own[path]
         layer = _sparse_layer(model.get_submodule(path)) if attribute == "weight" else None
         if layer is None:
             continue
@@ -125,22 +133,35 @@ class Latency:
 
 @torch.no_grad()
 def latencies(
-    model: nn.Module, prunable: set[str], inputs: Tensor, batches: tuple[int, ...] = (1, 256)
+    model: nn.Module,
+    twin: nn.Module,
+    prunable: set[str],
+    inputs: Any,
+    batches: tuple[int, ...] = (1, 256),
+    forward: Callable[[Any, Any], Tensor] = called,
 ) -> list[Latency]:
     """Forward passes of the dense network and of the one over CSR matrices, alternating, on the CPU with the threads
     that torch has.
 
     Args:
-        inputs: as the network takes them; repeated where a batch wants more.
+        model: the dense one.
+        twin: another network with the same weights, which becomes the one over CSR matrices. A copy would not do:
+            networks with torch.nn.utils.weight_norm have none.
+        prunable: the plain names of the weights that become CSR matrices.
+        inputs: as `forward` takes them; repeated where a batch wants more.
+        forward: (network, inputs) -> outputs.
     """
-    model = model.eval()
-    sparse, note = _usable(model, prunable, inputs[:2])
+    model.eval()
+    twin.eval()
+    few = mapped(lambda x: x[:2], inputs)
+    sparse, note = _usable(model, twin, prunable, lambda network: forward(network, mapped(Tensor.clone, few)))
     found = []
     for size in batches:
-        x = inputs[torch.arange(size) % len(inputs)]
-        calls: dict[str, Callable[[], object]] = {"dense": lambda x=x: model(x)}  # type: ignore[misc]
+        places = torch.arange(size) % length(inputs)
+        batch = mapped(lambda x, at=places: x[at], inputs)  # type: ignore[misc]
+        calls: dict[str, Callable[[], object]] = {"dense": partial(forward, model, batch)}
         if sparse is not None:
-            calls["sparse"] = lambda x=x, sparse=sparse: sparse(x)  # type: ignore[misc]
+            calls["sparse"] = partial(forward, sparse, batch)
         try:
             times = medians(calls)
         except Exception as error:  # the user's
@@ -150,19 +171,37 @@ def latencies(
     return found
 
 
-def _usable(model: nn.Module, prunable: set[str], x: Tensor) -> tuple[nn.Module | None, str]:
-    """The network over CSR matrices if it computes the same, and what is to be said about it."""
+def _usable(
+    model: nn.Module, twin: nn.Module, prunable: set[str], outputs: Callable[[Any], Tensor]
+) -> tuple[Callable[..., Tensor] | None, str]:
+    """The network over CSR matrices as a function if it computes the same, and what is to be said about it.
+
+    Args:
+        outputs: a network's for some inputs.
+    """
     try:
-        sparse, made = sparse_copy(model, prunable)
+        network, made = over_csr(twin, prunable)
+        sparse = partial(_layer_by_layer, network)
         if not made:
             return None, "no layer of a kind that CSR products are written for"
-        expected, found = model(x), sparse(x)
+        expected, found = outputs(model), outputs(sparse)
         if (expected - found).abs().max() > _TOLERANCE * expected.abs().max():
             return None, "the products over CSR matrices give other outputs"
     except Exception as error:  # of torch, or the user's
         return None, f"not possible over CSR matrices: {' '.join(str(error).split())[:120]}"
     left = len(prunable) - made
     return sparse, f"{left} of {len(prunable)} prunable layers stay dense" if left else ""
+
+
+def _layer_by_layer(model: nn.Module, x: Tensor) -> Tensor:
+    """The outputs without the fast path of torch's transformer layers, which reads the weights of dense layers."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        outputs: Tensor = model(x)
+        return outputs
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def medians(

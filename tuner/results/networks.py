@@ -7,15 +7,19 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, load_file
 
-from tune_sparsity.experiments import Data, Experiment
+from tune_sparsity.experiments import Data, Experiment, Loaded, Split
 from tune_sparsity.experiments.base import NotFinite, evaluate
+from tune_sparsity.experiments.examples import mapped
+from tune_sparsity.experiments.metrics import metric_of
+from tune_sparsity.sparsity import DeadNeurons, dead_neurons, prunable_layers
+from tune_sparsity.sparsity.wrappers import load_plain
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL
@@ -33,11 +37,12 @@ class _OtherNetwork(RuntimeError):
 class BestModel:
     """What was measured of the network that is reported."""
 
-    test_accuracy: float | None  # None if measuring it failed
+    test_value: float | None  # the metric on the test data; None if measuring it failed
     weights: int  # prunable ones
     zeros: int  # of those, counted in the tensors themselves
     by_layer: Mapping[str, float]  # the sparsity of each prunable weight, by its name
-    problem: str = ""  # why it has no test accuracy, in one line
+    dead: Mapping[str, DeadNeurons] = field(default_factory=dict)  # of the layers that have any, by name
+    problem: str = ""  # why it has no test value, in one line
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def write_networks(
             continue
         measured[record.number] = best
         if best.problem:
-            problems[f"the test accuracy of {record.name} was not measured: {best.problem}"] = None
+            problems[f"the test {record.objective.name} of {record.name} was not measured: {best.problem}"] = None
     for stale in set(_networks(folder)) - {folder / name for name in folders}:
         shutil.rmtree(stale)
     return Written(measured, list(problems))
@@ -134,12 +139,12 @@ def write_best(
         device: on which it is measured.
 
     Raises:
-        RuntimeError: if the file's sparsity or validation accuracy is not the one that the trial reported: then
+        RuntimeError: if the file's sparsity or validation metric is not the one that the trial reported: then
             something between the worker and here is broken, and no figure may be trusted.
     """
     tensors, masks = split_masks(load_file(weights))
-    model = experiment.model()
-    model.load_state_dict(tensors)
+    model = experiment.network()
+    load_plain(model, tensors)
     best = measured or _measure(experiment, data, model.to(device), tensors, masks, record)
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights, target / f".{MODEL}.tmp")
@@ -176,25 +181,31 @@ def _measure(
     if any(not torch.equal(tensors[name] != 0, mask) for name, mask in masks.items()):
         raise _OtherNetwork(f"{record.name}: the zeros of its file are not where its masks say")
     by_layer = {name: 1 - int(mask.sum()) / mask.numel() for name, mask in masks.items()}
-    best, val_accuracy = BestModel(None, total, zeros, by_layer), math.nan
+    layers = prunable_layers(model, experiment.layers, sphere=False)
+    dead = dead_neurons(layers, (masks[layer.name] for layer in layers))
+    best, value = BestModel(None, total, zeros, by_layer, dead), math.nan
     try:
         with suppress(NotFinite):
-            val_accuracy = evaluate(experiment, model, data.val)
-        # A GPU's sums round differently: a handful of examples near a decision may change sides.
-        tolerance = max(0.005, 2.5 / len(data.val.x))
-        if record.val_accuracy is None or not abs(val_accuracy - record.val_accuracy) <= tolerance:
-            raise _OtherNetwork(f"{record.name} reported accuracy {record.val_accuracy}, its file gives {val_accuracy}")
-        return replace(best, test_accuracy=evaluate(experiment, model, data.test))
+            value = evaluate(experiment, model, data.val)
+        if record.value is None or not agrees(experiment, value, record.value, data.val):
+            name = record.objective.name
+            raise _OtherNetwork(f"{record.name} reported {name} {record.value}, its file gives {value}")
+        return replace(best, test_value=evaluate(experiment, model, data.test))
     except _OtherNetwork:
         raise
     except (Exception, SystemExit) as error:  # the user's
         return replace(best, problem=one_line(error))
 
 
-def test_accuracy(experiment: Experiment, data: Data, network: bytes, device: str) -> float:
-    """Accuracy on the test data, on `device`, of a network as `tuner.worker.trainable.packed_weights` gives it."""
-    model = experiment.model()
-    model.load_state_dict(split_masks(load(network))[0])
+def agrees(experiment: Experiment, measured: float, reported: float, split: Split | Loaded) -> bool:
+    """Whether a metric that was measured again, perhaps on another device, is the one that a trial reported."""
+    return abs(measured - reported) <= metric_of(experiment.metric).tolerance(reported, split.examples)
+
+
+def test_value(experiment: Experiment, data: Data, network: bytes, device: str) -> float:
+    """The metric on the test data, on `device`, of a network as `tuner.worker.trainable.packed_weights` gives it."""
+    model = experiment.network()
+    load_plain(model, split_masks(load(network))[0])
     return evaluate(experiment, model.to(device), data.test)
 
 
@@ -215,15 +226,15 @@ def _describe(
     return {
         "experiment": experiment.name,
         "architecture": str(model).split("\n"),
-        "input_shape": list(data.test.x.shape[1:]),
+        "input_shape": mapped(lambda x: list(x.shape[1:]), data.test.first(1).x),
         "preprocessing": data.preprocessing,
         "classes": list(data.classes),
         "trial": record.name,
         "method": record.method,
         "params": {name: plain(value) for name, value in record.params.items()},
         "metrics": {
-            "val_accuracy": record.val_accuracy,
-            "test_accuracy": best.test_accuracy,
+            record.objective.val: record.value,
+            record.objective.test: best.test_value,
             "sparsity": record.sparsity,
             "sparsity_total": record.sparsity_total,
             "nonzero_weights": best.weights - best.zeros,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tune_sparsity.tuner.study.goal import Goal
+from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 from tune_sparsity.tuner.study.pareto import best_trial
 from tune_sparsity.tuner.study.trial import TrialRecord
 
@@ -16,19 +17,24 @@ _FIRST_SEED = 1_000_000  # as a trial's number: beyond every trial of a search, 
 
 @dataclass(frozen=True)
 class Retrained:
-    """A method's best feasible trial, trained again. Accuracies are on the test data, one for each seed under which
-    the training did not fail; at least one."""
+    """A method's best feasible trial, trained again. The metric's values are on the test data, one for each seed under
+    which the training did not fail; at least one."""
 
     method: str
     trial: str
     sparsity: float
-    test_accuracies: tuple[float, ...]
+    test_values: tuple[float, ...]
     target: float | None = None  # at which it is the method's best, where the goal has several
     failed: int = 0  # seeds under which the training failed
+    objective: Objective = ACCURACY
 
     @property
     def mean(self) -> float:
-        return statistics.mean(self.test_accuracies)
+        return statistics.mean(self.test_values)
+
+    @property
+    def merits(self) -> tuple[float, ...]:
+        return tuple(map(self.objective.merit, self.test_values))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -36,11 +42,11 @@ class Retrained:
             "method": self.method,
             "trial": self.trial,
             "sparsity": self.sparsity,
-            "test_accuracy": {
+            self.objective.test: {
                 "mean": self.mean,
-                "min": min(self.test_accuracies),
-                "max": max(self.test_accuracies),
-                "seeds": list(self.test_accuracies),
+                "min": min(self.test_values),
+                "max": max(self.test_values),
+                "seeds": list(self.test_values),
             },
             **({"failed": self.failed} if self.failed else {}),
         }
@@ -88,19 +94,27 @@ def jobs(chosen: Iterable[Chosen], seeds: int) -> list[dict[str, Any]]:
     ]
 
 
-def summarise(chosen: Sequence[Chosen], accuracies: Sequence[float | None], seeds: int) -> list[Retrained]:
-    """The accuracies, in the order of `jobs` and None for a training that failed, by target and method; a target's
+def summarise(chosen: Sequence[Chosen], values: Sequence[float | None], seeds: int) -> list[Retrained]:
+    """The metric's values, in the order of `jobs` and None for a training that failed, by target and method; a target's
     best mean first. A method whose trainings all failed is left out."""
     of_trial = {
-        record.number: [accuracy for accuracy in accuracies[i * seeds : (i + 1) * seeds] if accuracy is not None]
+        record.number: [value for value in values[i * seeds : (i + 1) * seeds] if value is not None]
         for i, record in enumerate(_trials(chosen))
     }
     found = [
-        Retrained(record.method, record.name, record.sparsity or 0.0, tuple(got), one.target, failed=seeds - len(got))
+        Retrained(
+            record.method,
+            record.name,
+            record.sparsity or 0.0,
+            tuple(got),
+            one.target,
+            failed=seeds - len(got),
+            objective=record.objective,
+        )
         for one in chosen
         if (got := of_trial[(record := one.record).number])
     ]
-    return sorted(found, key=lambda one: (one.target or 0.0, -one.mean))
+    return sorted(found, key=lambda one: (one.target or 0.0, -one.objective.merit(one.mean)))
 
 
 def verdicts(retrained: Sequence[Retrained]) -> list[str]:
@@ -115,7 +129,7 @@ def verdicts(retrained: Sequence[Retrained]) -> list[str]:
 
 
 def _verdict(first: Retrained, second: Retrained) -> str:
-    points = 100 * (first.mean - second.mean)
-    overlap = min(first.test_accuracies) <= max(second.test_accuracies)
+    ahead = first.objective.difference(abs(first.mean - second.mean))
+    overlap = min(first.merits) <= max(second.merits)
     certain = "within the spread of their seeds" if overlap else "beyond the spread of their seeds"
-    return f"{first.method} is {points:.2f} points ahead of {second.method}, {certain}"
+    return f"{first.method} is {ahead} ahead of {second.method}, {certain}"

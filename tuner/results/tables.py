@@ -15,19 +15,21 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tune_sparsity.sparsity import NetworkSize
+from tune_sparsity.sparsity import DeadNeurons, NetworkSize
 from tune_sparsity.tuner.results.retraining import Retrained
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.layout import PARETO_CSV, RESULT_JSON, TRIALS_CSV
+from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.system.files import plain, to_json, write_atomically
 
 LEADING_COLUMNS = ("number", "state")
 TRAILING_COLUMNS = (
-    *("val_accuracy", "sparsity", "sparsity_total", "hoyer", "nonzero_weights"),
+    *("sparsity", "sparsity_matrices", "sparsity_total", "hoyer", "nonzero_weights"),
     *("epochs", "seconds", "method", "reason"),
 )
-"""After the parameters; like the leading ones they are attributes of a TrialRecord."""
+"""After the parameters and the metric; like the leading ones they are attributes of a TrialRecord, but for
+"sparsity_matrices"."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,10 @@ class StudyOutcome:
     records: Sequence[TrialRecord]
     folder: Path  # STORAGE/STUDY; of a study in an object store, where it is worked on
     seconds: StudySeconds = field(default_factory=StudySeconds)
-    test_accuracies: Mapping[int, float] = field(default_factory=dict)  # of the reported trials' networks, by number
+    test_values: Mapping[int, float] = field(default_factory=dict)  # the metric of the reported networks, by trial
     weights: int | None = None  # number of prunable weights of the network
     sparsity_by_layer: Mapping[str, float] = field(default_factory=dict)  # of the best network, in its order
+    dead_neurons: Mapping[str, DeadNeurons] = field(default_factory=dict)  # of the best network's layers that have any
     mlflow_experiment_id: str | None = None
     mlflow_run_id: str | None = None  # of the study's parent run
     tracking_uri: str | None = None
@@ -92,15 +95,13 @@ class StudyOutcome:
         return self.goal.front(self.records)
 
     @property
-    def test_accuracy(self) -> float | None:
+    def test_value(self) -> float | None:
         """The best trial's."""
-        return None if self.best is None else self.test_accuracies.get(self.best.number)
+        return None if self.best is None else self.test_values.get(self.best.number)
 
     def sparsity_matrices(self, record: TrialRecord) -> float | None:
         """Return a trial's zeros over the numbers of all weight matrices, those that stay dense included."""
-        if self.size is None or record.nonzero_weights is None:
-            return None
-        return (self.size.prunable - record.nonzero_weights) / self.size.matrices
+        return _sparsity_matrices(record, self.size)
 
     @property
     def states(self) -> dict[str, int]:
@@ -109,18 +110,27 @@ class StudyOutcome:
         return {str(s): counts[s] for s in (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)}
 
 
+def _sparsity_matrices(record: TrialRecord, size: NetworkSize | None) -> float | None:
+    if size is None or record.nonzero_weights is None:
+        return None
+    return size.sparsity_matrices(record.nonzero_weights)
+
+
 def _by_number(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     return sorted(records, key=lambda record: record.number)
 
 
-def _parameter_columns(records: Iterable[TrialRecord]) -> dict[str, str]:
+def _parameter_columns(records: Iterable[TrialRecord], value: str) -> dict[str, str]:
     """The heading of each parameter's column, by the parameter's name, in first-seen order.
 
     Headings are the plain names, except where a name is that of another column: `epochs` becomes `param.epochs`,
     because two columns of one name are read back as something else by every reader.
+
+    Args:
+        value: the heading of the metric's column.
     """
     names = dict.fromkeys(name for record in _by_number(records) for name in record.params)
-    taken = {*LEADING_COLUMNS, *TRAILING_COLUMNS}
+    taken = {*LEADING_COLUMNS, value, *TRAILING_COLUMNS}
     return {name: f"param.{name}" if name in taken else name for name in names}
 
 
@@ -135,24 +145,31 @@ def _cell(value: Any) -> str:
     return " ".join(str(value).splitlines())  # a row stays one line, also for tools that cut at line ends
 
 
-def trials_csv(records: Sequence[TrialRecord], columns_of: Sequence[TrialRecord] | None = None) -> str:
+def trials_csv(
+    records: Sequence[TrialRecord],
+    columns_of: Sequence[TrialRecord] | None = None,
+    objective: Objective = ACCURACY,
+    size: NetworkSize | None = None,
+) -> str:
     """The trials as a table: number, state, parameters, measures, method, reason.
 
     Args:
         records: the rows, in this order.
         columns_of: the trials whose parameters make the columns; by default those of the rows.
+        objective: the metric that the trials have.
+        size: of the network; without it "sparsity_matrices" is empty.
 
     Returns:
         The text of the CSV file: RFC 4180 quoting, "\\n" line ends.
     """
-    parameters = _parameter_columns(records if columns_of is None else columns_of)
+    parameters = _parameter_columns(records if columns_of is None else columns_of, objective.val)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*LEADING_COLUMNS, *parameters.values(), *TRAILING_COLUMNS])
+    writer.writerow([*LEADING_COLUMNS, *parameters.values(), objective.val, *TRAILING_COLUMNS])
     for record in records:
-        leading = [getattr(record, column) for column in LEADING_COLUMNS]
-        trailing = [getattr(record, column) for column in TRAILING_COLUMNS]
-        values = [*leading, *(record.params.get(name) for name in parameters), *trailing]
+        own = {**vars(record), "sparsity_matrices": _sparsity_matrices(record, size)}
+        leading, trailing = ([own[column] for column in columns] for columns in (LEADING_COLUMNS, TRAILING_COLUMNS))
+        values = [*leading, *(record.params.get(name) for name in parameters), record.value, *trailing]
         writer.writerow([_cell(value) for value in values])
     return text.getvalue()
 
@@ -163,7 +180,7 @@ def trial_document(record: TrialRecord) -> dict[str, Any]:
         "trial": record.name,
         "method": record.method,
         "params": record.params,
-        "val_accuracy": record.val_accuracy,
+        record.objective.val: record.value,
         "sparsity": record.sparsity,
         "sparsity_total": record.sparsity_total,
         "nonzero_weights": record.nonzero_weights,
@@ -174,7 +191,8 @@ def _reported_document(outcome: StudyOutcome, record: TrialRecord | None) -> dic
     """A trial whose network is reported, with what was measured of it."""
     if record is None:
         return None
-    measured = {"test_accuracy": outcome.test_accuracies.get(record.number), "weights": outcome.weights}
+    test = {record.objective.test: outcome.test_values.get(record.number)}
+    measured = {**test, "weights": outcome.weights}
     return {**trial_document(record), "sparsity_matrices": outcome.sparsity_matrices(record), **measured}
 
 
@@ -188,7 +206,8 @@ def _goal_document(outcome: StudyOutcome) -> dict[str, Any]:
         return {"max_nonzero": goal.max_nonzero}
     if goal.kind is GoalKind.FRONT:
         area = goal.hypervolume(outcome.records)
-        judged = {"hypervolume": area, "reference": goal.reference, "mean_accuracy": goal.mean_accuracy(area)}
+        mean = {f"mean_{goal.objective.name}": goal.mean_value(area)}
+        judged = {"hypervolume": area, "reference": goal.reference, **mean}
         networks = [_reported_document(outcome, record) for record in outcome.front]
         return {"front": {"from": goal.lowest, "to": goal.highest, **judged, "networks": networks}}
     return {}
@@ -199,11 +218,13 @@ def result_document(outcome: StudyOutcome) -> dict[str, Any]:
     document = {
         "study": outcome.study,
         "target": outcome.goal.lowest,
+        "metric": outcome.goal.objective.to_dict(),
         **_goal_document(outcome),
         "experiment": outcome.experiment,
         "method": outcome.method,
         "states": outcome.states,
         "dense_weights": {one.name: one.size for one in outcome.size.dense} if outcome.size else {},
+        "dead_neurons": {name: one._asdict() for name, one in outcome.dead_neurons.items()},
         "best": _reported_document(outcome, outcome.best),
         "pareto": [trial_document(record) for record in outcome.front],
         **({"final_seeds": [one.to_dict() for one in outcome.retrained]} if outcome.retrained else {}),
@@ -213,11 +234,17 @@ def result_document(outcome: StudyOutcome) -> dict[str, Any]:
     return dict(plain(document))
 
 
-def write_trials(folder: Path, records: Sequence[TrialRecord], goal: Goal) -> list[Path]:
-    """Writes trials.csv (by number) and pareto.csv (by sparsity), perhaps after every trial. Returns both paths."""
+def write_trials(
+    folder: Path, records: Sequence[TrialRecord], goal: Goal, size: NetworkSize | None = None
+) -> list[Path]:
+    """Writes trials.csv (by number) and pareto.csv (by sparsity), perhaps after every trial. Returns both paths.
+
+    Args:
+        size: of the network, for "sparsity_matrices".
+    """
     trials, pareto = folder / TRIALS_CSV, folder / PARETO_CSV
-    write_atomically(trials, trials_csv(_by_number(records)))
-    write_atomically(pareto, trials_csv(goal.front(records), columns_of=records))
+    write_atomically(trials, trials_csv(_by_number(records), objective=goal.objective, size=size))
+    write_atomically(pareto, trials_csv(goal.front(records), columns_of=records, objective=goal.objective, size=size))
     return [trials, pareto]
 
 
@@ -229,7 +256,7 @@ def write_results(outcome: StudyOutcome) -> list[Path]:
     Raises:
         OSError: if the folder cannot be written to.
     """
-    tables = write_trials(outcome.folder, outcome.records, outcome.goal)
+    tables = write_trials(outcome.folder, outcome.records, outcome.goal, outcome.size)
     return [*tables, write_result(outcome)]
 
 

@@ -3,7 +3,7 @@
 At a rung, that is after a fixed number of epochs, a trial goes on if it ranks among the best 1/`reduction` of the
 trials that have come that far, itself included; otherwise it is stopped, at once and for good. No trial waits for
 another (the stopping form of Li et al., arXiv 1810.05934). With one target, feasible trials rank before infeasible ones
-and then by accuracy: sparsity beyond the target is no merit. Where several sparsities are wanted, a trial is
+and then by merit: sparsity beyond the target counts for nothing. Where several sparsities are wanted, a trial is
 compared with those of like sparsity (`LikeStopping`).
 
 A rung never compares a dense moment of one trial with a sparse one of another: all its values were measured after the
@@ -21,17 +21,17 @@ from statistics import median
 from typing import NamedTuple
 
 from tune_sparsity.tuner.search.cover import log_sparsity
-from tune_sparsity.tuner.search.monotone import deviation, residuals
+from tune_sparsity.tuner.search.monotone import NOISE, deviation, residuals
 from tune_sparsity.tuner.study.goal import Goal
 
 Value = tuple[float, float]
-"""What a trial has at a rung: (val_accuracy_at_target, the sparsity that it ends on), both maximised, in [0, 1]."""
+"""What a trial has at a rung: (the merit of val_accuracy_at_target or its kin, the sparsity that it ends on)."""
 
 
 class Entry(NamedTuple):
     """A trial at a rung."""
 
-    accuracy: float
+    merit: float
     sparsity: float
     number: int
 
@@ -118,9 +118,9 @@ class Halving:
         return any(entry.number == number for entry in best)
 
     def _rank(self, entry: Entry) -> tuple[bool, float, float, float]:
-        """Sorts the best first; of equal accuracies the sparser trial, entirely equal ones by their lots."""
+        """Sorts the best first; of equal merits the sparser trial, entirely equal ones by their lots."""
         infeasible = self.target is not None and entry.sparsity < self.target
-        return infeasible, -entry.accuracy, -entry.sparsity, entry.lot
+        return infeasible, -entry.merit, -entry.sparsity, entry.lot
 
     def recall(self, number: int, method: str, values: Iterable[tuple[int, Value]]) -> None:
         """Take up what a trial of an earlier process had: (epoch, value) pairs. Epochs of no rung are passed over."""
@@ -152,8 +152,8 @@ class Halving:
 class LikeStopping(Halving):
     """Compares a trial with trials of like sparsity, for studies of several sparsities.
 
-    A trial's merit at a rung is by how much its accuracy is above the monotone fit of its band: the trials next to it
-    on the logarithm of the density. So a sparse trial is not stopped for being sparse. It is stopped where its merit
+    A trial's lead at a rung is by how much its merit is above the monotone fit of its band: the trials next to it
+    on the logarithm of the density. So a sparse trial is not stopped for being sparse. It is stopped where its lead
     is clearly below the band's median, and nothing is stopped before a band has `EVIDENCE` trials: on a front every
     completed trial may gain, and of two that differ by chance neither is worth stopping. The only trial of a part of
     the range is never stopped while no trial has been completed there: of a cover laid out evenly at least one trial in
@@ -163,10 +163,14 @@ class LikeStopping(Halving):
         rungs: epochs, rising, as `rung_epochs` gives them.
         low, high: the range's ends, sparsities with 0 <= low < high < 1.
         window: how many trials a rung remembers.
+        noise: the least standard deviation of merits.
     """
 
-    def __init__(self, rungs: Sequence[int], *, low: float, high: float, window: int = WINDOW) -> None:
+    def __init__(
+        self, rungs: Sequence[int], *, low: float, high: float, window: int = WINDOW, noise: float = NOISE
+    ) -> None:
         super().__init__(rungs, target=None, window=window)
+        self._noise = noise
         self._extent = log_sparsity(high) - log_sparsity(low)
         self._completed: dict[str, list[float]] = {}  # positions by method, sorted
         self._alive: dict[str, dict[int, float]] = {}  # positions of trials that passed a rung and have not ended
@@ -188,9 +192,9 @@ class LikeStopping(Halving):
         band = sorted(entries, key=lambda entry: (abs(log_sparsity(entry.sparsity) - at), -entry.number))[: BAND + 1]
         if len(band) < EVIDENCE or self._alone(number, method, at):
             return True
-        merits = residuals([(log_sparsity(entry.sparsity), entry.accuracy) for entry in band])
-        own = next(merit for entry, merit in zip(band, merits, strict=True) if entry.number == number)
-        return own >= median(merits) - CLEARLY * deviation(merits)
+        leads = residuals([(log_sparsity(entry.sparsity), entry.merit) for entry in band])
+        own = next(lead for entry, lead in zip(band, leads, strict=True) if entry.number == number)
+        return own >= median(leads) - CLEARLY * deviation(leads, self._noise)
 
     def _alone(self, number: int, method: str, at: float) -> bool:
         """Return whether no other trial of this part of the range has been completed or may still be."""
@@ -229,5 +233,5 @@ def halving_for(scheduler: str, goal: Goal, epochs: int) -> Halving:
     if scheduler == "none":
         return Halving((), target=None)
     if goal.multi_objective:
-        return LikeStopping(rung_epochs(epochs), low=goal.lowest, high=goal.highest)
+        return LikeStopping(rung_epochs(epochs), low=goal.lowest, high=goal.highest, noise=NOISE * goal.scale)
     return Halving(rung_epochs(epochs), target=goal.lowest)

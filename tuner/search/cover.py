@@ -23,7 +23,7 @@ SLACK = 1.9
 no gap stays wider than (SLACK + 1) / n."""
 FIRST_COVER = 9  # completed trials before which the range is only covered
 SAME = 1e-9  # two positions that differ by no more are one
-NEIGHBOURS = 5  # completed trials that say how much accuracies differ at a sparsity
+NEIGHBOURS = 5  # completed trials that say how much merits differ at a sparsity
 CANDIDATES = 64  # sparsities of which the one with most to gain is taken
 
 
@@ -104,7 +104,7 @@ class Cover:
         Args:
             number: of the trial.
             placed: by method, the final sparsities of all trials that have begun, however they ended.
-            completed: (sparsity, validation accuracy) of the completed trials.
+            completed: (sparsity, merit) of the completed trials.
         """
         if not self._ranges:
             return None
@@ -148,34 +148,34 @@ def widest_gap(own: Range, placed: Sequence[float]) -> tuple[float, float]:
 def most_to_gain(goal: Goal, completed: Sequence[Point]) -> float:
     """Return the sparsity in a front's range at which one more trial is expected to add most hypervolume.
 
-    The accuracy of a trial is assumed to be normally distributed around the monotone fit of those so far. Above a step
-    of the front of height a the expected gain of an accuracy N(m, d^2) is d (f(z) + z F(z)) with z = (m - a)/d and the
+    The merit of a trial is assumed to be normally distributed around the monotone fit of those so far. Above a step
+    of the front of height a the expected gain of a merit N(m, d^2) is d (f(z) + z F(z)) with z = (m - a)/d and the
     normal density f and distribution F (expected improvement, Mockus 1978), times the width of the step.
     """
-    points = [(log_sparsity(sparsity), accuracy) for sparsity, accuracy in completed]
+    points = [(log_sparsity(sparsity), merit) for sparsity, merit in completed]
     fit = FallingFit(points)
     positions = np.linspace(log_sparsity(goal.lowest), log_sparsity(goal.highest), CANDIDATES + 1)[1:].tolist()
     steps = _steps(goal, completed)
-    spreads = _spreads(points, fit, positions)
+    spreads = _spreads(points, fit, positions, NOISE * goal.scale)
     gains = [_gain(from_log(at), fit(at), d, goal.lowest, steps) for at, d in zip(positions, spreads, strict=True)]
     return min(from_log(positions[int(np.argmax(gains))]), goal.highest)
 
 
-def _spreads(points: Sequence[Point], fit: FallingFit, positions: Sequence[float]) -> list[float]:
-    """Return the standard deviation of the accuracies around their fit, at each position that of its neighbours: sparse
+def _spreads(points: Sequence[Point], fit: FallingFit, positions: Sequence[float], noise: float) -> list[float]:
+    """Return the standard deviation of the merits around their fit, at each position that of its neighbours: sparse
     networks differ more than others."""
     at = np.array([position for position, _ in points])
-    squares = np.array([(accuracy - fit(position)) ** 2 for position, accuracy in points])
+    squares = np.array([(merit - fit(position)) ** 2 for position, merit in points])
     near = (np.argsort(np.abs(at - position))[:NEIGHBOURS] for position in positions)
-    return [max(NOISE, math.sqrt(float(squares[some].mean()))) for some in near]
+    return [max(noise, math.sqrt(float(squares[some].mean()))) for some in near]
 
 
 def _steps(goal: Goal, completed: Sequence[Point]) -> list[Point]:
-    """Return the front as steps by rising sparsity: (where a step ends, its accuracy); the last ends with the range."""
-    steps: list[Point] = [(goal.highest, 0.0)]
-    for sparsity, accuracy in sorted(completed, reverse=True):
-        if sparsity >= goal.lowest and accuracy > steps[-1][1]:
-            steps.append((min(sparsity, goal.highest), accuracy))
+    """Return the front as steps by rising sparsity: (where a step ends, its merit); the last ends with the range."""
+    steps: list[Point] = [(goal.highest, goal.least_merit)]
+    for sparsity, merit in sorted(completed, reverse=True):
+        if sparsity >= goal.lowest and merit > steps[-1][1]:
+            steps.append((min(sparsity, goal.highest), merit))
     return steps[::-1]
 
 

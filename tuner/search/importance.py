@@ -21,7 +21,7 @@ _LEAST, _MOST = 4, 300  # trials: with fewer the answer is noise, with more it t
 
 
 def importances(records: Sequence[TrialRecord], method: str | None = None) -> tuple[dict[str, float], str, int]:
-    """The share of the accuracy's variance that each parameter explains.
+    """The share of the metric's variance that each parameter explains.
 
     Parameters that only some of the trials have, and those that never change, are left out. The ranges are those that
     the trials cover.
@@ -32,11 +32,11 @@ def importances(records: Sequence[TrialRecord], method: str | None = None) -> tu
     Returns:
         (shares by the parameter's name, adding up to 1; empty where too little is known, the method, its trials).
     """
-    done = [r for r in records if r.state is TrialState.COMPLETED and r.val_accuracy is not None]
+    done = [r for r in records if r.state is TrialState.COMPLETED and r.merit is not None]
     method = method or next(iter(Counter(record.method for record in done).most_common(1)), ("", 0))[0]
     done = [record for record in done if record.method == method][-_MOST:]
     distributions = _covered(done)
-    if len(done) < _LEAST or not distributions or len({record.val_accuracy for record in done}) == 1:
+    if len(done) < _LEAST or not distributions or len({record.merit for record in done}) == 1:
         return {}, method, len(done)
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -49,7 +49,7 @@ def importances(records: Sequence[TrialRecord], method: str | None = None) -> tu
                     optuna.create_trial(
                         params={name: record.params[name] for name in distributions},
                         distributions=distributions,
-                        value=record.val_accuracy,
+                        value=record.merit,
                     )
                     for record in done
                 ]

@@ -1,4 +1,4 @@
-"""The monotone fit of accuracy on sparsity: the accuracy that can be expected of a trial of a given sparsity."""
+"""The monotone fit of merit on sparsity: the merit that can be expected of a trial of a given sparsity."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-NOISE = 0.003  # least standard deviation of accuracies: a few trials can agree by chance
+NOISE = 0.003  # least standard deviation of merits, in units of Goal.scale: a few trials can agree by chance
 _NORMAL = 1.4826  # times the median absolute deviation is the standard deviation, of a normal distribution
 
 
@@ -49,8 +49,8 @@ def residuals(points: Sequence[tuple[float, float]]) -> list[float]:
     return [y - FallingFit([*points[:i], *points[i + 1 :]])(x) for i, (x, y) in enumerate(points)]
 
 
-def deviation(values: Iterable[float]) -> float:
+def deviation(values: Iterable[float], noise: float = NOISE) -> float:
     """Return a robust standard deviation, from the median absolute deviation: diverged trainings are no noise. It is at
-    least NOISE."""
+    least `noise`."""
     known = np.fromiter(values, dtype=float)
-    return max(NOISE, _NORMAL * float(np.median(np.abs(known - np.median(known)))))
+    return max(noise, _NORMAL * float(np.median(np.abs(known - np.median(known)))))

@@ -10,6 +10,7 @@ from typing import Any
 from tune_sparsity.search_spaces import Space, space_layout
 from tune_sparsity.tuner.search.configurations import FIRST, Configuration, Outcome, best_configuration
 from tune_sparsity.tuner.search.cover import Cover
+from tune_sparsity.tuner.search.monotone import NOISE
 from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY, clipped, least, range_of
 from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.study.pareto import Point
@@ -54,6 +55,7 @@ class Planner:
         }
         self._layouts = {method: space_layout(self._spaces[method].name) for method in self._searched}
         self._first_points = {method: len(laid_out(goal.lowest).first) for method, laid_out in self._layouts.items()}
+        self._noise = NOISE * goal.scale
         self._cover = Cover(goal, {method: range_of(own) for method, own in self._searched.items()})
         self._placed: dict[str, list[float]] = {method: [] for method in self._searched}
         self._completed: list[Point] = []
@@ -66,7 +68,7 @@ class Planner:
             self._placed[method].append(sparsity)
 
     def ended(
-        self, method: str, params: dict[str, Any], configuration: str, sparsity: float, accuracy: float | None
+        self, method: str, params: dict[str, Any], configuration: str, sparsity: float, merit: float | None
     ) -> None:
         """Take note of a trial that was completed or stopped.
 
@@ -74,12 +76,12 @@ class Planner:
             params: its searched parameters.
             configuration: the name of the configuration that it repeats, or its own.
             sparsity: that it ended on, or was to end on.
-            accuracy: its validation accuracy; None if it was stopped.
+            merit: its validation accuracy's, or that of another objective; None if it was stopped.
         """
-        if accuracy is not None:
-            self._completed.append((sparsity, accuracy))
+        if merit is not None:
+            self._completed.append((sparsity, merit))
         if method in self._searched:
-            self._outcomes[method].append(Outcome(configuration, sparsity, accuracy))
+            self._outcomes[method].append(Outcome(configuration, sparsity, merit))
             self._params.setdefault(configuration, {k: v for k, v in params.items() if k != FINAL_SPARSITY})
 
     def plan(self, number: int, *, first_points: bool) -> Plan | None:
@@ -105,7 +107,7 @@ class Planner:
             return self._first_point(method, sparsity, _nearest(self._layouts[method](sparsity), sparsity, number))
         if number % SEARCHED == SEARCHED - 1:
             return None
-        name = best_configuration(self._outcomes[method], sparsity)
+        name = best_configuration(self._outcomes[method], sparsity, self._noise)
         if name is None:
             return None
         if name.startswith(FIRST):

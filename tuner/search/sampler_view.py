@@ -3,8 +3,8 @@
 The record is a study in a file, with two objectives, that keeps every trial for ever. A sampler that learns from it
 pays for all of that at every proposal: sorting by domination, and a kernel for every trial ever made. Here it gets
 
-- one objective: the accuracy, where the goal is the best network at a target; where several sparsities are wanted, by
-  how much the accuracy is above what other trials of like sparsity have;
+- one objective: the merit, where the goal is the best network at a target; where several sparsities are wanted, by
+  how much the merit is above what other trials of like sparsity have;
 - the trials that matter: the best ones and the latest, or those of like sparsity;
 - stopped and failed trials as what they are to a search: places where not to go again.
 """
@@ -33,7 +33,7 @@ FOR_DASHBOARD = "constraints"
 reads it as another constraint, of which a sampler is not told."""
 LIKE, LIKE_SHARE = 24, 3
 """Trials of like sparsity that a sampler learns from: a third of them, and no fewer than so many."""
-_WORST = -2.0  # below the worst of all: accuracies are at least 0, and what is missing to a target is less than 1
+_WORST = -2.0  # below the worst of all: ranks are above 0, and what is missing to a target is less than 1
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,9 @@ class SamplingStudy(OwnStudy):
         if state is TrialState.COMPLETE:
             assert values is not None
             missing = _missing(constraints)
-            return state, [values[0] if self._view.constraint or missing <= 0 else -missing]
+            if self._view.constraint:
+                return state, [values[0]]
+            return state, [_ranked(values[0]) if missing <= 0 else -missing]
         return self._stopped()
 
     def _seen(self, trial: FrozenTrial) -> FrozenTrial:
@@ -198,6 +200,11 @@ def _missing(constraints: Mapping[str, float]) -> float:
     return sum(max(0.0, value) for value in constraints.values())
 
 
+def _ranked(merit: float) -> float:
+    """Return a number in (0, 1) that rises with the merit, which may have any size: for samplers that go by rank."""
+    return 0.5 + 0.5 * merit / (1 + abs(merit))
+
+
 def _ranks(trials: Sequence[FrozenTrial]) -> list[tuple[float, float]]:
     """Sorts the best first: feasible ones by value, infeasible ones, stopped ones."""
     ranks = []
@@ -218,14 +225,14 @@ class _Ended:
     params: dict[str, Any]
     distributions: dict[str, BaseDistribution]
     position: float  # log_sparsity of what it was to end on
-    accuracy: float | None  # None: it was stopped or failed
+    merit: float | None  # None: it was stopped or failed
 
 
 class LikeSparsityStudy(OwnStudy):
     """A study for trials whose final sparsity has been decided before the sampler is asked.
 
     The sampler learns anew for every trial, from the ended trials whose sparsity is nearest on the logarithm of the
-    density. Their value is by how much their accuracy is above the monotone fit of the others: what is left of it once
+    density. Their value is by how much their merit is above the monotone fit of the others: what is left of it once
     the sparsity has been accounted for.
 
     Args:
@@ -280,9 +287,9 @@ class LikeSparsityStudy(OwnStudy):
             most = max(LIKE, len(trials) // LIKE_SHARE)
             return sorted(trials, key=lambda trial: abs(trial.position - position))[: min(most, self._view.most)]
 
-        completed = nearest([trial for trial in self._ended if trial.accuracy is not None])
-        others = nearest([trial for trial in self._ended if trial.accuracy is None])
-        points = [(trial.position, trial.accuracy or 0.0) for trial in completed]
+        completed = nearest([trial for trial in self._ended if trial.merit is not None])
+        others = nearest([trial for trial in self._ended if trial.merit is None])
+        points = [(trial.position, trial.merit) for trial in completed if trial.merit is not None]
         values = residuals(points) if len(points) > 2 else [0.0] * len(points)
         study = self._new_study()
         for trial, value in zip(completed, values, strict=True):

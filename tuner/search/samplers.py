@@ -30,7 +30,7 @@ class SamplerKind:
     Attributes:
         what: in one line, for `tune-sparsity list samplers`.
         front: whether it can serve a study of several sparsities, as a whole front is. A sampler that cannot searches
-            the best accuracy at one target.
+            the best merit at one target.
         methods: whether it can search several methods in one study.
         own_study: whether it learns from a study of its own (tuner.search.sampler_view) instead of from the record.
         constraint: whether it takes the constraint itself. Where it does not, an infeasible trial is told to it as

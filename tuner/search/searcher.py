@@ -35,6 +35,7 @@ from tune_sparsity.tuner.search.sampler_view import (
 from tune_sparsity.tuner.search.samplers import DEFAULT_SAMPLER, SAMPLERS, SamplerKind, check_sampler, make_sampler
 from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY
 from tune_sparsity.tuner.search.warm_start import WarmStart
+from tune_sparsity.tuner.study.pareto import known_point
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState, trial_name
 
 _METHOD = "method"
@@ -52,7 +53,9 @@ class Asked:
 
 
 class OptunaSearcher:
-    """Proposes trials that maximise validation accuracy, and sparsity with it, subject to sparsity >= target.
+    """Proposes trials that maximise merit, and sparsity with it, subject to sparsity >= target.
+
+    A trial's merit is its validation accuracy, or that of another objective.
 
     Args:
         spaces: one for each method; with several, the method itself is a searched parameter and every method's
@@ -63,7 +66,7 @@ class OptunaSearcher:
         journal: Optuna's journal file; None keeps the study in memory. An existing file is continued.
         name: of the study in that file.
         planner: decides the final sparsity of every trial, for studies of several sparsities; None: the sampler
-            proposes it, and looks for the best accuracy that is feasible.
+            proposes it, and looks for the best merit that is feasible.
         earlier: what earlier studies know; of use to a new study only, since it keeps it.
 
     Raises:
@@ -148,8 +151,8 @@ class OptunaSearcher:
         complete = record.state is TrialState.COMPLETED
         return create_trial(
             state=optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.PRUNED,
-            values=[record.val_accuracy or 0.0, record.sparsity or 0.0] if complete else None,
-            constraints={CONSTRAINT: self.target - (record.sparsity or 0.0)} if complete else None,
+            values=_values(record) if complete else None,
+            constraints={CONSTRAINT: self.target - _values(record)[1]} if complete else None,
             params=params,
             distributions=distributions,
         )
@@ -244,8 +247,8 @@ class OptunaSearcher:
         named = {key.removeprefix(prefix): value for key, value in trial.params.items()}
         params = {name: value for name, value in named.items() if name in space.distributions}
         configuration = trial.user_attrs.get(_CONFIGURATION) or trial_name(trial.number)
-        accuracy, sparsity = trial.values or (None, self._sparsity_of(trial.params))
-        self._planner.ended(method, params, configuration, sparsity, accuracy)
+        merit, sparsity = trial.values or (None, self._sparsity_of(trial.params))
+        self._planner.ended(method, params, configuration, sparsity, merit)
 
     def _suggest(self, trial: optuna.Trial) -> Asked:
         """The trial's parameters; those already in the storage come from there."""
@@ -273,14 +276,13 @@ class OptunaSearcher:
     def _tell(self, trial: optuna.Trial, record: TrialRecord) -> None:
         trial.set_user_attr(RECORD, record.to_dict())
         if record.state is TrialState.COMPLETED:
-            assert record.val_accuracy is not None
-            assert record.sparsity is not None
+            values = _values(record)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a crash between these two lines leaves the constraint, and it holds
-                missing = self.target - record.sparsity
+                missing = self.target - values[1]
                 trial.set_constraint(CONSTRAINT, missing)
                 trial.storage.set_trial_system_attr(trial._trial_id, FOR_DASHBOARD, [missing])
-            self.study.tell(trial, [record.val_accuracy, record.sparsity])
+            self.study.tell(trial, values)
         elif record.state is TrialState.PRUNED:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
@@ -301,6 +303,12 @@ class OptunaSearcher:
     def states(self) -> Mapping[int, str]:
         """Optuna's own state of every trial that was asked for, by number."""
         return {trial.number: trial.state.name for trial in self.study.get_trials(deepcopy=False)}
+
+
+def _values(record: TrialRecord) -> list[float]:
+    """Both objectives of a completed trial, as Optuna maximises them."""
+    sparsity, merit = known_point(record)
+    return [merit, sparsity]
 
 
 def _open_study(journal: Journal | None, name: str) -> optuna.Study:

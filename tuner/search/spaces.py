@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from tune_sparsity.search_spaces import BUILT_IN, Space, load_space
+from tune_sparsity.search_spaces import BUILT_IN, Space, is_built_in, load_space
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError, unknown
 from tune_sparsity.tuner.search.cover import Range
@@ -18,11 +18,12 @@ FINAL_SPARSITY = "final_sparsity"
 """The parameter that all methods but `dense` have: the sparsity that a trial ends on."""
 
 
-def spaces_of(config: StudyConfig, goal: Goal, suited: str | None = None) -> list[Space]:
+def spaces_of(config: StudyConfig, goal: Goal, suited: str | None = None, overlay: str | None = None) -> list[Space]:
     """One space for each method: its own, or the one of --space.
 
     Args:
         suited: the experiment's space, which takes the place of its method's own.
+        overlay: what the experiment puts over the methods' own spaces: "adamw".
 
     Raises:
         UsageError: for a space that is unknown, another method's, or that cannot reach the goal.
@@ -30,11 +31,12 @@ def spaces_of(config: StudyConfig, goal: Goal, suited: str | None = None) -> lis
     """
     if config.space is None:
         suits = None if suited is None else space_for(suited, goal)
-        spaces = [suits if suits and suits.method == method else space_for(method, goal) for method in config.method]
+        own = {method: method if overlay is None else f"{method}+{overlay}" for method in config.method}
+        spaces = [suits if suits and suits.method == method else space_for(own[method], goal) for method in own]
         if not any(reaches(space, goal.lowest) for space in spaces):
             raise UsageError(f"--method {','.join(config.method)} never prunes: it fits --target 0 only")
         return spaces
-    if config.space not in BUILT_IN and Path(config.space).suffix not in {".yaml", ".yml"}:
+    if not is_built_in(config.space) and Path(config.space).suffix not in {".yaml", ".yml"}:
         raise UsageError("--space: " + unknown("space", config.space, BUILT_IN) + ", or a .yaml file")
     space = space_for(config.space, goal)
     if config.method != [space.method]:

@@ -16,6 +16,7 @@ from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.search.journal import records_of
 from tune_sparsity.tuner.storage.study_storage import StudyStorage
 from tune_sparsity.tuner.study.layout import JOURNAL
+from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 from tune_sparsity.tuner.study.pareto import best_trial
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
@@ -35,7 +36,12 @@ class WarmStart:
 
 
 def warm_start(
-    studies: Sequence[str], storage: StudyStorage, spaces: Sequence[Space], target: float, alike: dict[str, Any]
+    studies: Sequence[str],
+    storage: StudyStorage,
+    spaces: Sequence[Space],
+    target: float,
+    alike: dict[str, Any],
+    objective: Objective = ACCURACY,
 ) -> WarmStart:
     """What earlier studies have to say to a new one.
 
@@ -45,6 +51,7 @@ def warm_start(
         target: its constraint.
         alike: its experiment and epochs: trials of studies that differ in them are no results here, but their best
             point is tried.
+        objective: what the new study judges by; trials that were judged by another are no results here either.
 
     Raises:
         UsageError: if a study is unknown, or has no trial that could help.
@@ -57,7 +64,8 @@ def warm_start(
         config, records = _config(folder), records_of(folder)
         ended = [r for r in records if r.state in (TrialState.COMPLETED, TrialState.PRUNED) and r.method in by_method]
         comparable = all(config.get(name) == value for name, value in alike.items())
-        carried = [r for r in ended if comparable and _agrees(r.params, by_method[r.method])]
+        judged_alike = [r for r in ended if comparable and r.objective == objective]
+        carried = [r for r in judged_alike if _agrees(r.params, by_method[r.method])]
         best = best_trial(ended, target) or best_trial(ended, 0.0)
         if best is None:
             raise UsageError(
@@ -90,7 +98,13 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _agrees(params: dict[str, Any], space: Space) -> bool:
-    """Whether the space could have proposed exactly these parameters."""
+    """Whether the space could have proposed exactly these parameters. One that is fixed at the method's default may be
+    missing: an earlier version had no such parameter."""
+    from tune_sparsity.sparsity import METHODS
+
+    defaults = METHODS[space.method].defaults()
+    unsaid = {name: value for name, value in space.fixed_for(params).items() if same(defaults.get(name), value)}
+    params = {**unsaid, **params}
     expected = {name for name in (*space.distributions, *space.fixed) if space.applies(name, params)}
     if set(params) != expected:
         return False

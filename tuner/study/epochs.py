@@ -6,14 +6,19 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-METRICS = (
-    *("train_loss", "val_accuracy", "val_accuracy_at_target", "sparsity", "hoyer"),
-    *("threshold", "grow_rate", "travel", "epoch_seconds"),
-)
-"""The columns behind `number` and `epoch`; a method that has no such thing leaves its cell empty."""
+from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 
 Series = list[dict[str, float]]
 """A trial's epochs in their order, each with "epoch" and the metrics that were measured."""
+
+
+_KEYS = ("number", "epoch")
+
+
+def columns(objective: Objective) -> tuple[str, ...]:
+    """Return the columns behind those of `_KEYS`; a method that has no such thing leaves its cell empty."""
+    validated = objective.val, objective.at_target
+    return ("train_loss", *validated, "sparsity", "hoyer", "threshold", "grow_rate", "travel", "epoch_seconds")
 
 
 class EpochLog:
@@ -26,14 +31,15 @@ class EpochLog:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def add(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
+    def add(self, number: int, epoch: int, metrics: Mapping[str, float], objective: Objective = ACCURACY) -> None:
         """Writes a trial's epoch. A disk that is full or gone loses the row and not the study."""
-        values = (repr(float(metrics[name])) if name in metrics else "" for name in METRICS)
+        names = columns(objective)
+        values = (repr(float(metrics[name])) if name in metrics else "" for name in names)
         row = ",".join([str(number), str(epoch), *values])
         try:
             new = not self._path.exists()
             with self._path.open("a", encoding="utf-8", newline="") as file:
-                file.write(("number,epoch," + ",".join(METRICS) + "\n" if new else "") + row + "\n")
+                file.write(("number,epoch," + ",".join(names) + "\n" if new else "") + row + "\n")
         except OSError:
             pass
 
@@ -47,7 +53,7 @@ def read_epochs(path: Path) -> dict[int, Series]:
             for row in csv.DictReader(file):
                 try:
                     number, epoch = int(row["number"]), int(row["epoch"])
-                    measured = {name: float(row[name]) for name in METRICS if row.get(name)}
+                    measured = {name: float(value) for name, value in row.items() if value and name not in _KEYS}
                 except (KeyError, TypeError, ValueError):
                     continue
                 if None in row or len(measured) < 2:  # two rows run together, or the beginning of one

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 
 from tune_sparsity.tuner.study.goal import Goal
-from tune_sparsity.tuner.study.pareto import point_of
+from tune_sparsity.tuner.study.pareto import known_point, point_of
 from tune_sparsity.tuner.study.trial import TrialRecord
 
 
@@ -29,7 +29,7 @@ class FrontTracker:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The most accurate feasible trial."""
+        """The best feasible trial."""
         return self.front[0] if self.front else None
 
     @property
@@ -54,17 +54,19 @@ class FrontTracker:
         point = point_of(record)
         if point is None or not self.goal.feasible(record):
             return False
-        sparsity, accuracy = point
-        place = bisect_left(self.front, sparsity, key=lambda other: other.sparsity or 0.0)
-        # By rising sparsity accuracies fall: of those at least as sparse the first is the most accurate, and of the
-        # others the last are the least accurate.
+        sparsity, merit = point
+        place = bisect_left(self.front, sparsity, key=lambda other: known_point(other)[0])
+        # By rising sparsity merits fall: of those at least as sparse the first is the best, and of the others the last
+        # are the worst.
         if place < len(self.front):
             there = self.front[place]
-            twin = point_of(there) == point and record.number < there.number  # of equals the first that was begun stays
-            if (there.val_accuracy or 0.0) >= accuracy and not twin:
+            twin = (
+                known_point(there) == point and record.number < there.number
+            )  # of equals the first that was begun stays
+            if known_point(there)[1] >= merit and not twin:
                 return False
         first = place
-        while first > 0 and (self.front[first - 1].val_accuracy or 0.0) <= accuracy:
+        while first > 0 and known_point(self.front[first - 1])[1] <= merit:
             first -= 1
         last = place + (place < len(self.front) and self.front[place].sparsity == sparsity)
         self.front[first:last] = [record]

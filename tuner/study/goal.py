@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
-from tune_sparsity.tuner.study.pareto import Point, best_trial, hypervolume, pareto_front, points_of
+from tune_sparsity.tuner.study.objective import ACCURACY, Objective
+from tune_sparsity.tuner.study.pareto import Point, best_trial, hypervolume, known_point, pareto_front, points_of
 from tune_sparsity.tuner.study.trial import TrialRecord
 
 
@@ -33,11 +34,16 @@ class Goal:
         targets: rising; a best network is looked for at each. A front has one, its lower end.
         ceiling: a front's upper end.
         max_nonzero: the count of weights that the target was given as.
+        objective: the metric that networks are judged by.
+        baseline: the metric's value that is worth nothing: 0 of accuracy, that of the untrained network where no worst
+            value is known.
     """
 
     targets: tuple[float, ...]
     ceiling: float | None = None
     max_nonzero: int | None = None
+    objective: Objective = ACCURACY
+    baseline: float = 0.0
 
     def __post_init__(self) -> None:
         rising = all(low < high for low, high in pairwise(self.ends))
@@ -56,7 +62,7 @@ class Goal:
 
     @property
     def multi_objective(self) -> bool:
-        """Whether networks of several sparsities are wanted: then sparsity is an objective beside the accuracy."""
+        """Whether networks of several sparsities are wanted: then sparsity is an objective beside the metric."""
         return self.kind in (GoalKind.TARGETS, GoalKind.FRONT)
 
     @property
@@ -86,11 +92,11 @@ class Goal:
         return record.feasible(self.lowest)
 
     def best(self, records: Iterable[TrialRecord]) -> TrialRecord | None:
-        """The most accurate feasible trial: the one that a study reports as its best."""
+        """The best feasible trial: the one that a study reports."""
         return best_trial(records, self.lowest)
 
     def best_at(self, records: Iterable[TrialRecord]) -> list[tuple[float, TrialRecord | None]]:
-        """Every target and the most accurate trial that is at least as sparse."""
+        """Every target and the best trial that is at least as sparse."""
         records = list(records)
         return [(target, best_trial(records, target)) for target in self.targets]
 
@@ -124,27 +130,39 @@ class Goal:
 
     @property
     def reference(self) -> Point:
-        """The corner that the hypervolume is measured from: (lowest sparsity, an accuracy of 0)."""
-        return self.lowest, 0.0
+        """The corner that the hypervolume is measured from: (lowest sparsity, baseline), for accuracy a baseline of 0.
+        It never changes while a study runs, so that the hypervolume never falls."""
+        return self.lowest, self.baseline
+
+    @property
+    def least_merit(self) -> float:
+        """The baseline's merit."""
+        return self.objective.merit(self.baseline)
+
+    @property
+    def scale(self) -> float:
+        """What a large difference of the metric is: 1 of metrics in [0, 1], else the size of the baseline."""
+        return 1.0 if self.objective.percent else abs(self.baseline) or 1.0
 
     def hypervolume(self, records: Iterable[TrialRecord]) -> float:
-        """The area that the feasible trials dominate above `reference`. A front's area ends at its upper end."""
+        """The area that the feasible trials dominate beyond `reference`. A front's area ends at its upper end."""
         points = points_of(record for record in records if self.feasible(record))
         if self.ceiling is not None:
-            points = [(min(sparsity, self.ceiling), accuracy) for sparsity, accuracy in points]
-        return hypervolume(points, self.reference)
+            points = [(min(sparsity, self.ceiling), merit) for sparsity, merit in points]
+        return hypervolume(points, (self.lowest, self.least_merit))
 
-    def mean_accuracy(self, area: float) -> float:
-        """A front's hypervolume as an accuracy: the mean, over the sparsities from its lower to its upper end, of the
-        best accuracy that is to be had at that sparsity or a higher one (0 where nothing is)."""
-        return area / (self.highest - self.lowest)
+    def mean_value(self, area: float) -> float:
+        """A front's hypervolume as a value of the metric: the mean, over the sparsities from its lower to its upper
+        end, of the best value that is to be had at that sparsity or a higher one (the baseline where nothing is)."""
+        return self.objective.value(self.least_merit + area / (self.highest - self.lowest))
 
     def score(self, front: Sequence[TrialRecord]) -> tuple[float, ...]:
-        """What the goal judges, of a study with this feasible front: the best accuracy at each target (-1 where there
-        is none), and a front's hypervolume. It is a gain if any of the numbers rises; none ever falls. (The
-        accuracy counts for a front too: what lies exactly at its lower end has an area of zero.)"""
+        """What the goal judges, of a study with this feasible front: the best merit at each target (minus infinity
+        where there is none), and a front's hypervolume. It is a gain if any of the numbers rises; none ever falls.
+        (The merit counts for a front too: what lies exactly at its lower end has an area of zero.)"""
         area = (self.hypervolume(front),) if self.kind is GoalKind.FRONT else ()
-        return area + tuple(-1.0 if best is None else best.val_accuracy or 0.0 for _, best in self.best_at(front))
+        found = (best for _, best in self.best_at(front))
+        return area + tuple(-math.inf if best is None else known_point(best)[1] for best in found)
 
     @property
     def option(self) -> str:

@@ -11,6 +11,7 @@ RESULT_JSON = "result.json"
 JOURNAL = "optuna.journal"
 STUDY_YAML = "study.yaml"
 EPOCHS_CSV = "epochs.csv"
+PACKED_CSV = "packed.csv"  # what goes to the workers and into the logged model of a user's own code
 PARETO_HTML = "pareto.html"
 PICTURES_HTML = "pictures.html"
 WEIGHTS = ".weights"  # the one hidden folder that belongs to a study: the networks that would be reported

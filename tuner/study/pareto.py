@@ -1,4 +1,4 @@
-"""The Pareto front of accuracy against sparsity, the best feasible trial, and the hypervolume.
+"""The Pareto front of merit against sparsity, the best feasible trial, and the hypervolume.
 
 Both objectives are maximised. Everything here is exact, O(n log n), and needs nothing but the records.
 """
@@ -11,15 +11,22 @@ from collections.abc import Iterable
 from tune_sparsity.tuner.study.trial import TrialRecord
 
 Point = tuple[float, float]
-"""(sparsity, validation accuracy), both fractions in [0, 1]."""
+"""(sparsity, merit): the merit is the validation accuracy, or that of another objective."""
 
 
 def point_of(record: TrialRecord) -> Point | None:
     """The trial's point in the plane of the objectives, or None while either of them is unknown or not finite."""
-    if record.sparsity is None or record.val_accuracy is None:
+    if record.sparsity is None or record.merit is None:
         return None
-    point = (float(record.sparsity), float(record.val_accuracy))
+    point = (float(record.sparsity), float(record.merit))
     return point if all(map(math.isfinite, point)) else None
+
+
+def known_point(record: TrialRecord) -> Point:
+    """The point of a trial that has one, as every completed trial has."""
+    point = point_of(record)
+    assert point is not None
+    return point
 
 
 def points_of(records: Iterable[TrialRecord]) -> list[Point]:
@@ -43,21 +50,21 @@ def pareto_front(records: Iterable[TrialRecord], target: float) -> list[TrialRec
         target: smallest sparsity that is feasible, in [0, 1].
 
     Returns:
-        The front by rising sparsity, and therefore by falling accuracy.
+        The front by rising sparsity, and therefore by falling merit.
     """
-    # From the sparsest on, a trial is on the front exactly if it is more accurate than everything at least as sparse.
+    # From the sparsest on, a trial is on the front exactly if it is better than everything at least as sparse.
     ranked = sorted(_feasible(records, target), key=lambda item: (-item[0][0], -item[0][1], item[1].number))
     front: list[TrialRecord] = []
     best = -math.inf
-    for (_, accuracy), record in ranked:
-        if accuracy > best:
+    for (_, merit), record in ranked:
+        if merit > best:
             front.append(record)
-            best = accuracy
+            best = merit
     return front[::-1]
 
 
 def best_trial(records: Iterable[TrialRecord], target: float) -> TrialRecord | None:
-    """The most accurate feasible trial, or None if no trial is feasible.
+    """The best feasible trial, or None if no trial is feasible.
 
     Ties go to the higher sparsity, then to fewer nonzero weights (an unknown count loses), then to the lower number.
 
@@ -67,9 +74,9 @@ def best_trial(records: Iterable[TrialRecord], target: float) -> TrialRecord | N
     """
 
     def rank(item: tuple[Point, TrialRecord]) -> tuple[float, float, float, int]:
-        (sparsity, accuracy), record = item
+        (sparsity, merit), record = item
         nonzero = math.inf if record.nonzero_weights is None else record.nonzero_weights
-        return -accuracy, -sparsity, nonzero, record.number
+        return -merit, -sparsity, nonzero, record.number
 
     ranked = min(_feasible(records, target), key=rank, default=None)
     return None if ranked is None else ranked[1]
@@ -79,11 +86,11 @@ def hypervolume(points: Iterable[Point], reference: Point) -> float:
     """The area that the points dominate above the reference point, both coordinates maximised.
 
     Points that are not better than the reference in both coordinates, or that are not a number, add nothing; neither
-    do dominated points and duplicates. For a study the reference is (target, 0.0): note that a trial exactly at the
-    target then has an area of zero.
+    do dominated points and duplicates. For a study of accuracy the reference is (target, 0.0): note that a trial
+    exactly at the target then has an area of zero.
 
     Args:
-        points: (sparsity, accuracy) pairs, in any order; they need not be a front.
+        points: (sparsity, merit) pairs, in any order; they need not be a front.
         reference: the corner from which areas are measured.
 
     Returns:

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from tune_sparsity.tuner.study.objective import ACCURACY, Objective
+
 
 class TrialState(StrEnum):
     """The states of a trial; Optuna's, Ray's and MLflow's own states are derived from these."""
@@ -29,24 +31,19 @@ class Epoch:
     metrics: dict[str, float]  # as experiments.Training.epoch names them, and MLflow shows them
 
     @property
-    def accuracy_at_target(self) -> float:
-        """The accuracy of the network as projected to its final sparsity now."""
-        return self.metrics["val_accuracy_at_target"]
-
-    @property
     def seconds(self) -> float:
         return self.metrics["epoch_seconds"]
 
 
 @dataclass
 class TrialRecord:
-    """One trial. Accuracies and sparsities are fractions in [0, 1]; measures are None until the first epoch ended."""
+    """One trial. Sparsities are fractions in [0, 1]; measures are None until the first epoch ended."""
 
     number: int
     method: str
     params: dict[str, Any]
     state: TrialState = TrialState.RUNNING
-    val_accuracy: float | None = None
+    value: float | None = None  # the objective's, on the validation data
     sparsity: float | None = None  # zero weights / prunable weights, of the network as last validated
     sparsity_total: float | None = None  # zero weights / all parameters
     hoyer: float | None = None  # mean Hoyer sparsity of the rows on the sphere: not a fraction of zeros
@@ -54,15 +51,37 @@ class TrialRecord:
     epochs: int = 0
     seconds: float = 0.0  # wall clock of the trial
     final_sparsity: float | None = None  # the sparsity that the trial is to end on; known from the first rung on
-    rungs: dict[int, float] = field(default_factory=dict)  # val_accuracy_at_target by the epoch of the rung
+    rungs: dict[int, float] = field(default_factory=dict)  # the value at the final sparsity, by the epoch
     ended: float | None = None  # Unix time in seconds
     reason: str = ""  # why a failed trial failed, in one line
     metrics: dict[str, float] = field(default_factory=dict)  # the last epoch's, under their MLflow names
     elapsed: float = 0.0  # seconds that the study had taken when the trial ended, in all its processes together
+    objective: Objective = ACCURACY
 
     @property
     def name(self) -> str:
         return trial_name(self.number)
+
+    @property
+    def merit(self) -> float | None:
+        """How good the trial's value is; larger is better, whatever the metric."""
+        return None if self.value is None else self.objective.merit(self.value)
+
+    @property
+    def text(self) -> str:
+        """The trial's value as people read it; nothing before the first epoch has ended."""
+        return "" if self.value is None else self.objective.text(self.value)
+
+    def at_rung(self, epoch: int) -> tuple[float, float]:
+        """Return what the trial had at a rung: its merit there, and the sparsity that it is to end on."""
+        assert self.final_sparsity is not None
+        return self.objective.merit(self.rungs[epoch]), self.final_sparsity
+
+    def reach_rung(self, epoch: Epoch, final_sparsity: float) -> tuple[float, float]:
+        """Take note of a rung, and return `at_rung`."""
+        self.final_sparsity = final_sparsity
+        self.rungs[epoch.number] = epoch.metrics[self.objective.at_target]
+        return self.at_rung(epoch.number)
 
     def feasible(self, target: float) -> bool:
         """Completed, and at least `target` sparse. Stopped and failed trials never are."""
@@ -71,15 +90,20 @@ class TrialRecord:
     def add(self, epoch: Epoch) -> None:
         """Take over what the trial measured after its last epoch."""
         self.epochs, self.metrics = epoch.number, epoch.metrics
-        self.val_accuracy, self.hoyer = epoch.metrics["val_accuracy"], epoch.metrics["hoyer"]
+        self.value, self.hoyer = epoch.metrics[self.objective.val], epoch.metrics["hoyer"]
         self.sparsity, self.sparsity_total = epoch.metrics["sparsity"], epoch.metrics["sparsity_total"]
         self.nonzero_weights = int(epoch.metrics["nonzero_weights"])
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return the record in JSON's types, its value under the metric's name."""
+        data = asdict(self)
+        value, objective = data.pop("value"), data.pop("objective")
+        return {**data, self.objective.val: value, **({} if self.objective == ACCURACY else {"objective": objective})}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrialRecord:
+        objective = Objective(**data["objective"]) if "objective" in data else ACCURACY
+        fields = {"value" if name == objective.val else name: value for name, value in data.items()}
         # JSON has no numbers as keys; records of earlier versions have no rungs.
-        rungs = {int(epoch): accuracy for epoch, accuracy in data.get("rungs", {}).items()}
-        return cls(**{**data, "state": TrialState(data["state"]), "rungs": rungs})
+        rungs = {int(epoch): value for epoch, value in data.get("rungs", {}).items()}
+        return cls(**{**fields, "state": TrialState(data["state"]), "rungs": rungs, "objective": objective})

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tune_sparsity.experiments.examples import named
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -19,14 +21,14 @@ _DIGEST = 36  # MLflow's limit, in characters
 
 def dataset_note(experiment: str, data: Data, checksum: str) -> dict[str, Any]:
     """The data set: its name, sizes and types, and its checksum, of which MLflow's digest has the first 36 digits."""
-    x, y = data.train
+    x, y = data.train.first(1)
     return {
         "name": experiment,
         "digest": checksum[:_DIGEST],
         "checksum": checksum,
-        "features": [_dtype(x), list(x.shape[1:])],
-        "targets": [_dtype(y), list(y.shape[1:])],
-        "examples": {"train": len(x), "validation": len(data.val.x), "test": len(data.test.x)},
+        "features": specs(x),
+        "targets": specs(y),
+        "examples": {"train": data.train.examples, "validation": data.val.examples, "test": data.test.examples},
     }
 
 
@@ -37,7 +39,7 @@ def log_dataset(client: MlflowClient, run_id: str, note: Mapping[str, Any]) -> N
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.types import Schema
 
-    features, targets = (Schema([tensor_spec(*note[name])]) for name in ("features", "targets"))
+    features, targets = (Schema(tensor_specs(note[name])) for name in ("features", "targets"))
     source = CodeDatasetSource({"mlflow.source.name": f"experiment {note['name']}", "sha256": note["checksum"]})
     dataset = Dataset(
         name=note["name"],
@@ -50,11 +52,17 @@ def log_dataset(client: MlflowClient, run_id: str, note: Mapping[str, Any]) -> N
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
-def tensor_spec(dtype: str, shape: list[int]) -> Any:
+def specs(nest: Any) -> Any:
+    """Return the type and the shape of an example's tensor; of a nest those of each by its name. In JSON's types."""
+    found = {
+        name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape[1:])] for name, tensor in named(nest).items()
+    }
+    return found.get("", found)
+
+
+def tensor_specs(noted: Any) -> list[Any]:
+    """Return MLflow's account of what `specs` noted."""
     from mlflow.types import TensorSpec
 
-    return TensorSpec(np.dtype(dtype), (-1, *shape))
-
-
-def _dtype(tensor: Any) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    each = noted if isinstance(noted, dict) else {None: noted}
+    return [TensorSpec(np.dtype(dtype), (-1, *shape), name) for name, (dtype, shape) in each.items()]

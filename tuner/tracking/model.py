@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tune_sparsity.experiments.examples import named
 from tune_sparsity.tuner.errors import one_line
 from tune_sparsity.tuner.system.patching import replaced
-from tune_sparsity.tuner.tracking.dataset import tensor_spec
+from tune_sparsity.tuner.tracking.dataset import specs, tensor_specs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 MODEL_NAME = "best"
 ALIAS = "champion"
 SERVED = "model"  # the folder, under STUDY/tracking, of what the logged model holds
-EXAMPLE = "example.npy"
+EXAMPLE, EXAMPLES = "example.npy", "example.npz"
 _EXAMPLES = 2  # inputs in the input example
 _REQUIRED = ("tune-sparsity", "mlflow", "numpy", "safetensors", "scikit-learn", "torch", "torchvision")
 
@@ -58,15 +59,20 @@ def model_note(
 
     folder = study_folder / "tracking" / SERVED
     shutil.rmtree(folder, ignore_errors=True)
-    assemble(folder, network, experiment, name)
-    example = data.val.x[:_EXAMPLES].numpy()
-    outputs = load(experiment, folder).predict(example)
-    np.save(folder.parent / EXAMPLE, example)
+    assemble(folder, network, experiment, name, data.val.first(1).x)
+    inputs = data.val.first(_EXAMPLES).x
+    example = {name: tensor.numpy() for name, tensor in named(inputs).items()}
+    outputs = load(experiment, folder).predict(example.get("", example))
+    path = folder.parent / (EXAMPLE if "" in example else EXAMPLES)
+    if "" in example:
+        np.save(path, example[""])
+    else:
+        np.savez(path, **example)  # type: ignore[arg-type]
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     return {
         "folder": str(folder.relative_to(study_folder)),
-        "example": str((folder.parent / EXAMPLE).relative_to(study_folder)),
-        "inputs": [str(example.dtype), list(example.shape[1:])],
+        "example": str(path.relative_to(study_folder)),
+        "inputs": specs(inputs),
         "outputs": [str(outputs.dtype), list(outputs.shape[1:])],
         "tags": {key: str(value) for key, value in tags.items()} | {"weights_sha256": digest},
         "metrics": {key: float(value) for key, value in metrics.items()},
@@ -139,7 +145,7 @@ def _save(path: Path, model: Any, run_id: str, study_folder: Path, note: Mapping
     about = Model(
         artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id
     )
-    signature = ModelSignature(Schema([tensor_spec(*note["inputs"])]), Schema([tensor_spec(*note["outputs"])]))
+    signature = ModelSignature(Schema(tensor_specs(note["inputs"])), Schema(tensor_specs(note["outputs"])))
     # MLflow would look for two seconds through all that is installed for versions other than those required: they are
     # those that are installed.
     unneeded = replaced(mlflow.utils.environment, "warn_dependency_requirement_mismatches", lambda required: None)
@@ -150,9 +156,14 @@ def _save(path: Path, model: Any, run_id: str, study_folder: Path, note: Mapping
             data_path=str(study_folder / note["folder"]),
             mlflow_model=about,
             signature=signature,
-            input_example=np.load(study_folder / note["example"], allow_pickle=False),
+            input_example=_example(study_folder / note["example"]),
             pip_requirements=list(note["requirements"]),
         )
+
+
+def _example(path: Path) -> Any:
+    found = np.load(path, allow_pickle=False)
+    return found if isinstance(found, np.ndarray) else dict(found)
 
 
 def _register(client: MlflowClient, name: str, model_id: str, run_id: str, note: Mapping[str, Any]) -> None:

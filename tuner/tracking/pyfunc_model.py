@@ -16,51 +16,70 @@ import numpy as np
 import torch
 
 from tune_sparsity.experiments import Experiment, find
-from tune_sparsity.experiments.registry import OldImport, import_from
+from tune_sparsity.experiments.base import in_evaluation
+from tune_sparsity.experiments.examples import length, mapped, named, numbers, parts
+from tune_sparsity.experiments.registry import PICKLED, OldImport, import_from
 from tune_sparsity.experiments.user_files import code_of
+from tune_sparsity.sparsity.wrappers import load_plain
 from tune_sparsity.tuner.system.arrays import as_array
 from tune_sparsity.tuner.tracking.old_names import make_known
 
 SERVED_JSON, CODE = "served.json", "code"
 _MASK = ".mask"
-_LARGEST = (
-    1 << 20
-)  # bytes of a file, other than Python's, that goes with the code: it may read some, but data stay away
 _NUMBERS = 1 << 22  # inputs' numbers in one batch
 
 
 class Served:
     """A network that takes the data set's inputs as arrays."""
 
-    def __init__(self, experiment: Experiment, network: torch.nn.Module) -> None:
-        self._experiment, self._network = experiment, network.eval()
+    def __init__(self, experiment: Experiment, network: torch.nn.Module, names: Any = "") -> None:
+        self._experiment, self._network, self._names = experiment, in_evaluation(network), names
 
     @torch.no_grad()
     def predict(self, inputs: Any, params: dict[str, Any] | None = None) -> np.ndarray:
         """The network's outputs, for a classifier the logits: shape (n, classes). What is bfloat16 becomes float32.
 
         Args:
-            inputs: an array of shape (n, ...), examples as the data set holds them. What its network needs done to
-                them first is done here.
+            inputs: an array of shape (n, ...), examples as the data set holds them; of nested inputs a dict of such
+                arrays by the names of `tune_sparsity.experiments.examples.named`. What the network needs done to them
+                first is done here.
             params: none are known; MLflow may hand some over.
         """
-        x = torch.from_numpy(np.array(inputs))  # a copy: the caller's may be read-only
-        size = max(1, min(4096, _NUMBERS // max(1, x[:1].numel())))
-        outputs = [self._network(self._experiment.prepare(part)) for part in x.split(size)]
+        given = inputs if isinstance(inputs, dict) else {"": inputs}
+        x = _filled(self._names, {name: torch.from_numpy(np.array(one)) for name, one in given.items()})
+        size = max(1, min(4096, _NUMBERS * length(x) // max(1, numbers(x))))
+        outputs = [self._experiment.outputs(self._network, part) for part in parts(x, size)]
         return as_array(torch.cat(outputs))
+
+
+def _names(nest: Any) -> Any:
+    """Return the nest with its tensors' names in place of them, in JSON's types."""
+    names = iter(named(nest))
+    return mapped(lambda _: next(names), nest)
+
+
+def _filled(names: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """Return the nest with its tensors in place of their names. They are copies: the caller's may be read-only."""
+    if isinstance(names, str):
+        return tensors[names]
+    if isinstance(names, dict):
+        return {key: _filled(inner, tensors) for key, inner in names.items()}
+    return tuple(_filled(inner, tensors) for inner in names)
 
 
 def load(experiment: Experiment, folder: Path) -> Served:
     """The network of this experiment whose tensors lie in the folder."""
     from safetensors.torch import load_file
 
+    served = json.loads((folder / SERVED_JSON).read_text())
+
     tensors = load_file(folder / "model.safetensors")
-    network = experiment.model()
-    network.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.endswith(_MASK)})
-    return Served(experiment, network)
+    network = experiment.network()
+    load_plain(network, {name: tensor for name, tensor in tensors.items() if not name.endswith(_MASK)})
+    return Served(experiment, network, served.get("inputs", ""))  # earlier versions had single tensors alone
 
 
-def assemble(folder: Path, network: Path, experiment: Experiment, name: str) -> None:
+def assemble(folder: Path, network: Path, experiment: Experiment, name: str, inputs: Any) -> None:
     """Makes a served folder.
 
     Args:
@@ -68,17 +87,22 @@ def assemble(folder: Path, network: Path, experiment: Experiment, name: str) -> 
         network: the folder with model.safetensors and model.json.
         experiment: of the network.
         name: by which the experiment is found, as --experiment takes it.
+        inputs: an example's, as the data set holds them.
+
+    Raises:
+        ValueError: if the experiment has no source.
     """
+    if name.partition(":")[0].endswith(PICKLED):
+        raise ValueError("the experiment was made in a notebook, and has no source to go with it: put it into a file")
     folder.mkdir(parents=True)
     for file in ("model.safetensors", "model.json"):
         shutil.copyfile(network / file, folder / file)
     code = code_of(experiment, name)
     for path, content in {} if code is None else code.files.items():
-        if path.endswith(".py") or len(content) <= _LARGEST:
-            (folder / CODE / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / CODE / path).write_bytes(content)
-    found_by = {"experiment": name if code is None else code.name}
-    (folder / SERVED_JSON).write_text(json.dumps(found_by) + "\n")
+        (folder / CODE / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / CODE / path).write_bytes(content)
+    served = {"experiment": name if code is None else code.name, "inputs": _names(inputs)}
+    (folder / SERVED_JSON).write_text(json.dumps(served) + "\n")
 
 
 def _load_pyfunc(path: str) -> Served:

@@ -34,7 +34,7 @@ STATUS = {
     TrialState.PRUNED: "FINISHED",  # MLflow has no such status: the tag `state` tells it from completed
     TrialState.FAILED: "FAILED",
 }
-_MEASURES = ("val_accuracy", "sparsity", "sparsity_total", "hoyer", "nonzero_weights", "epochs", "seconds")
+_MEASURES = ("sparsity", "sparsity_total", "hoyer", "nonzero_weights", "epochs", "seconds")
 
 
 def _timed(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate[Tracker, P], R]:
@@ -262,7 +262,8 @@ class Tracker:
         self._closed = True
 
     def _end(self, record: TrialRecord) -> None:
-        measures = {name: value for name in _MEASURES if (value := getattr(record, name)) is not None}
+        measured = {record.objective.val: record.value, **{name: getattr(record, name) for name in _MEASURES}}
+        measures = {name: value for name, value in measured.items() if value is not None}
         known = record.name in self._outbox.pareto
         self._tell(record, {**record.metrics, **measures}, {"pareto": str(known).lower()})
 

@@ -9,6 +9,8 @@ again by each worker. On another machine the files are unpacked, once, and the e
 
 from __future__ import annotations
 
+import csv
+import io
 import sys
 from dataclasses import fields, replace
 from functools import partial
@@ -18,10 +20,12 @@ from typing import Any
 
 from ray import cloudpickle
 
-from tune_sparsity.experiments import Experiment, find
+from tune_sparsity.experiments import Experiment, Metric, find
 from tune_sparsity.experiments.registry import import_from, module_name
 from tune_sparsity.experiments.user_code import is_users_own
 from tune_sparsity.experiments.user_files import Code, code_of
+from tune_sparsity.tuner.study.layout import PACKED_CSV
+from tune_sparsity.tuner.system.files import write_atomically
 
 
 def unpack(code: Code | None, value: bytes | None) -> Experiment:
@@ -62,6 +66,17 @@ class Parcel:
         return unpack, (self._code, self._value)
 
 
+def write_packed(folder: Path, experiment: Experiment, name: str) -> None:
+    """Write into the study's folder which files of the user's own go to the workers and into the logged model, with
+    their bytes; nothing where none do."""
+    code = code_of(experiment, name)
+    if code is not None:
+        rows = io.StringIO()
+        writer = csv.writer(rows, lineterminator="\n")
+        writer.writerows([("file", "bytes"), *((path, len(content)) for path, content in code.files.items())])
+        write_atomically(folder / PACKED_CSV, rows.getvalue())
+
+
 def by_value(experiment: Experiment, *, alone: bool = False, loads: bool = False) -> bytes | None:
     """The experiment's pickle, with the code of a user's own modules in it; None where Python cannot pickle it.
 
@@ -92,6 +107,7 @@ def _modules(experiment: Experiment) -> list[ModuleType]:
     names = []
     for field in fields(experiment):
         part = getattr(experiment, field.name)
+        part = part.function if isinstance(part, Metric) else part
         while isinstance(part, partial):
             part = part.func
         names.append(getattr(part, "__module__", None) or type(part).__module__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import time
 import warnings
 from collections.abc import Iterator
@@ -18,10 +19,12 @@ from ray import tune
 from safetensors.torch import save
 from torch import Tensor
 
-from tune_sparsity.experiments import Data, Experiment, Split, Training
+from tune_sparsity.experiments import Data, Experiment, Loaded, Split, Training
+from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.experiments.training import NotFinite
 from tune_sparsity.sparsity.orientation import STANDARD
-from tune_sparsity.sparsity.torch_internals import leave_compiler_out
+from tune_sparsity.sparsity.torch_internals import leave_compiler_out, tree_map
+from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.storage.places import Place
 from tune_sparsity.tuner.storage.s3 import StoreError
@@ -55,16 +58,37 @@ class TrialSetup:
     source: str = ""  # the name that the experiment was found by, from which its code travels to the workers
     checkpoints: Place | None = None  # where they are, which is there; None: no trial is ever resumed
     rungs: tuple[int, ...] = ()  # the epochs after which trials are judged
+    loads: bool = False  # whether workers load the data themselves
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "experiment": Parcel(self.experiment, self.source)}
+        return {**vars(self), "experiment": Parcel(self.experiment, self.source, loads=self.loads)}
 
 
-def shared_arrays(data: Data) -> dict[str, np.ndarray]:
-    """Training and validation data as arrays, which Ray's object store hands to workers without a copy. The test data
-    never leaves the driver."""
-    arrays = {"train_x": data.train.x, "train_y": data.train.y, "val_x": data.val.x, "val_y": data.val.y}
-    return {name: tensor.numpy() for name, tensor in arrays.items()}
+def shared_arrays(data: Data) -> dict[str, Any]:
+    """Training and validation data as nests of arrays, which Ray's object store hands to workers without a copy. The
+    test data never leaves the driver."""
+    parts = {"train_x": data.train.x, "train_y": data.train.y, "val_x": data.val.x, "val_y": data.val.y}
+    return {name: mapped(Tensor.numpy, nest) for name, nest in parts.items()}
+
+
+@dataclass(frozen=True)
+class LoadedThere:
+    """Data that are not in memory, which every worker loads by itself.
+
+    Attributes:
+        folder: --data-dir, on every machine.
+        checksum: of the driver's data, which the worker's must equal.
+    """
+
+    folder: Path | None
+    checksum: str
+
+    def load(self, experiment: Experiment) -> Data:
+        """Raises ValueError if they are other data."""
+        data = experiment.load(self.folder)
+        if data.checksum() != self.checksum:
+            raise ValueError(f"the data in {self.folder or 'the default folder'} on {platform.node()} are not the same")
+        return data
 
 
 def trial_seed(study_seed: int, number: int) -> int:
@@ -86,8 +110,8 @@ class TrialTrainable(tune.Trainable):
         self, config: dict[str, Any], shared: TrialSetup, arrays: Any
     ) -> None:
         make_quick()
-        self._shared = shared
-        self._data = _splits(shared, arrays)
+        self._shared, self._arrays = shared, arrays
+        self._splits: tuple[Split | Loaded, Split | Loaded] | None = None
         if shared.checkpoints is not None:
             self._writer = checkpoints.Writer(shared.checkpoints)
         self.reset_config(config)
@@ -99,6 +123,13 @@ class TrialTrainable(tune.Trainable):
         if self._writer is not None:
             self._writer.begin()
         return True
+
+    @property
+    def _data(self) -> tuple[Split | Loaded, Split | Loaded]:
+        """Training and validation data: made once, in a step, so that a trial fails where they cannot be had."""
+        if self._splits is None:
+            self._splits = _splits(self._shared, self._arrays)
+        return self._splits
 
     def _let_go(self) -> None:
         """Gives back the training's memory."""
@@ -214,20 +245,26 @@ def train_to_the_end(shared: TrialSetup, arrays: Any, job: dict[str, Any]) -> by
     return packed_weights(training)
 
 
-def _splits(shared: TrialSetup, arrays: Any) -> tuple[Split, Split]:
+def _splits(shared: TrialSetup, arrays: Any) -> tuple[Split | Loaded, Split | Loaded]:
     """The training and the validation data, on the device.
 
     Args:
         arrays: as tuner.cluster.node_data.for_workers gives them.
     """
+    if isinstance(arrays, LoadedThere):
+        data = arrays.load(shared.experiment)
+        return data.train.to(shared.device), data.val.to(shared.device)
     arrays = arrays if isinstance(arrays, dict) else arrays.here()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the arrays are read-only, and nobody writes to them
-        tensors = {name: torch.from_numpy(array).to(shared.device) for name, array in arrays.items()}
-    return Split(tensors["train_x"], tensors["train_y"]), Split(tensors["val_x"], tensors["val_y"])
+        x, y, val_x, val_y = (
+            tree_map(lambda array: torch.from_numpy(array).to(shared.device), arrays[name])
+            for name in ("train_x", "train_y", "val_x", "val_y")
+        )
+    return Split(x, y), Split(val_x, val_y)
 
 
-def _training(shared: TrialSetup, data: tuple[Split, Split], config: dict[str, Any]) -> Training:
+def _training(shared: TrialSetup, data: tuple[Split | Loaded, Split | Loaded], config: dict[str, Any]) -> Training:
     return Training(
         shared.experiment,
         *data,
@@ -257,7 +294,7 @@ def packed_weights(training: Training) -> bytes:
     tensors: dict[str, Tensor] = {
         # Copies: networks may share tensors, and safetensors refuses those.
         name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in training.model.state_dict().items()
+        for name, tensor in plain_state(training.model).items()
     }
     for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True):
         tensors[f"{layer.name}.mask"] = mask.cpu().bool().contiguous()

@@ -59,7 +59,7 @@ def test_correct_scores_every_example() -> None:
 
 @pytest.mark.parametrize(("epochs", "batch"), [(0, 32), (-1, 32), (10, 0)])
 def test_impossible_recipes_are_refused(epochs: int, batch: int) -> None:
-    with pytest.raises(ValueError, match="epochs and batch_size of at least 1") as error:
+    with pytest.raises(ValueError, match="epochs, batch_size and accumulate of at least 1") as error:
         Recipe(epochs, batch)
     assert "\n" not in str(error.value)
 

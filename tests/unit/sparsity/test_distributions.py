@@ -32,6 +32,30 @@ def test_counts_are_exact_in_all_and_possible_in_each(shapes: list[tuple], spars
     assert all(0 <= count <= size for count, size in zip(counts, sizes, strict=True))
 
 
+@examples(300)
+@given(shapes, st.floats(0, 0.999), st.sampled_from(["uniform", "erk"]), st.integers(1, 3))
+def test_every_layer_has_its_neurons_floor_where_that_is_feasible(
+    shapes: list[tuple], sparsity: float, distribution: str, floor: int
+) -> None:
+    sizes = [torch.Size(shape) for shape in shapes]
+    least = [shape[0] * min(floor, math.prod(shape[1:])) for shape in shapes]
+    plain = layer_counts(sizes, sparsity, distribution)
+    counts = layer_counts(sizes, sparsity, distribution, a_neuron=floor)
+    assert sum(counts) == sum(plain)
+    assert all(0 <= count <= size.numel() for count, size in zip(counts, sizes, strict=True))
+    if sum(least) <= sum(plain):
+        assert all(count >= needed for count, needed in zip(counts, least, strict=True))
+    if all(count >= needed for count, needed in zip(plain, least, strict=True)):
+        assert counts == pytest.approx(plain, abs=1)
+
+
+def test_a_layer_below_its_floor_is_raised_and_the_others_give_in_proportion() -> None:
+    layers = [torch.Size((128, 1, 3, 3)), torch.Size((128, 128)), torch.Size((64, 256))]
+    assert layer_counts(layers, 0.95, "uniform") == [58, 819, 819]
+    assert layer_counts(layers, 0.95, "uniform", a_neuron=1) == [128, 786, 782]  # 691 and 755 beyond, less 70
+    assert sum(layer_counts(layers, 0.995, "uniform", a_neuron=1)) == 169  # 320 neurons: there is no floor
+
+
 def test_erk_densities_are_proportional_to_sum_over_product() -> None:
     layers = [torch.Size((300, 784)), torch.Size((100, 300)), torch.Size((64, 32, 3, 3))]
     counts = layer_counts(layers, 0.9, "erk")

@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.helpers.problems import mlp
 from tune_sparsity.sparsity import METHODS, LayerRules
-from tune_sparsity.sparsity.layers import has_normalisation, left_dense, prunable_layers
+from tune_sparsity.sparsity.layers import dead_neurons, left_dense, prunable_layers
 
 
 def on_sphere(model: nn.Module) -> dict[str, bool]:
@@ -170,20 +170,20 @@ def test_neurons_with_one_weight_stay_off_the_sphere() -> None:
     ("layer", "normalises"),
     [
         (nn.BatchNorm1d(3), True),
-        (nn.BatchNorm2d(3), True),
-        (nn.InstanceNorm2d(3), True),
+        (nn.InstanceNorm1d(3), True),
         (nn.SyncBatchNorm(3), True),
-        (nn.LayerNorm(3), True),
-        (nn.GroupNorm(1, 3), True),
-        (nn.RMSNorm(3), True),
+        (nn.BatchNorm1d(4), False),
+        (nn.LayerNorm(3), False),
+        (nn.GroupNorm(1, 3), False),
+        (nn.RMSNorm(3), False),
         (nn.Dropout(), False),
-        (nn.PReLU(), False),
     ],
 )
-def test_normalisation_is_found_at_any_depth(layer: nn.Module, normalises: bool) -> None:
-    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.ReLU(), nn.Sequential(layer)))
-    assert has_normalisation(model) == normalises
-    assert not has_normalisation(torch.nn.Linear(3, 3))
+def test_a_normalisation_registered_next_takes_the_scale_of_the_rows_away(layer: nn.Module, normalises: bool) -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(5, 3)), nn.Sequential(nn.Sequential(layer)), nn.Linear(3, 2))
+    assert [one.normalised for one in prunable_layers(model)] == [normalises, False]
+    rules = LayerRules(normalised=("2.weight",))
+    assert [one.normalised for one in prunable_layers(model, rules)] == [False, True]
 
 
 def perceptron() -> nn.Sequential:
@@ -246,3 +246,15 @@ def test_every_method_leaves_the_dense_weights_alone(name: str) -> None:
     assert sparse.zeros() == (0 if name == "dense" else 16, 32)  # 4 x 5 and 6 x 2
     assert list(sparse.by_layer()) == ["0.weight", "4.weight"]
     assert bool((model[2].weight != 0).all())
+
+
+def test_dead_neurons_are_rows_without_a_connection_along_each_layer_s_own_dimensions() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.ConvTranspose2d(4, 6, 2, groups=2), nn.Linear(8, 3))
+    layers = prunable_layers(model)
+    masks = [torch.ones_like(layer.weight) for layer in layers]
+    assert dead_neurons(layers, masks) == {}
+    masks[0][1:3] = 0
+    masks[1][2:, 1] = 0  # of the second group, the second output
+    masks[1][0] = 0  # an input that nobody reads leaves no neuron without connections
+    masks[2][0, 1:] = 0
+    assert dead_neurons(layers, [mask.bool() for mask in masks]) == {"0.weight": (2, 4), "1.weight": (1, 6)}

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from tune_sparsity.sparsity.masks import keep_largest, random_mask, zeros_for
+from tune_sparsity.sparsity.masks import keep_largest, random_mask, row_floors, zeros_for
 
 scores_lists = st.lists(
     st.lists(st.sampled_from([-math.inf, -2.0, 0.0, 0.0, 0.5, 1.0, 1.0, 7.0]), min_size=1, max_size=12),
@@ -77,6 +77,32 @@ def test_keeps_an_exact_count_of_the_largest(scores: list[list[float]], share: f
         layer[mask == 1].sort().values[: int(mask.sum()) - floor]
         for mask, layer, floor in zip(masks, layers, floors, strict=True)
     ]
+    left_out = torch.cat([layer[mask == 0] for mask, layer in zip(masks, layers, strict=True)])
+    if len(left_out) and len(torch.cat(beyond)):
+        assert torch.cat(beyond).min() >= left_out.max()
+
+
+matrices = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 5)), min_size=1, max_size=4)
+
+
+@given(matrices, st.integers(0, 2**32 - 1), st.floats(0, 1), st.integers(0, 4))
+def test_rows_keep_their_largest_and_the_rest_goes_to_the_largest_of_all(
+    shapes: list[tuple[int, int]], seed: int, share: float, a_row: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    layers = [torch.randn(shape, generator=generator) for shape in shapes]
+    keep = round(share * sum(layer.numel() for layer in layers))
+    floors = row_floors([layer.shape for layer in layers], keep, a_row)
+    least = [min(a_row, shape[1]) for shape in shapes]
+    if sum(shape[0] * number for shape, number in zip(shapes, least, strict=True)) <= keep:
+        assert floors == least
+    masks = keep_largest(layers, keep, at_least=0, a_row=a_row)
+    assert sum(int(mask.sum()) for mask in masks) == keep
+    beyond = []
+    for mask, layer, floor in zip(masks, layers, floors, strict=True):
+        first = layer.argsort(1, descending=True).argsort(1) < floor
+        assert (mask[first] == 1).all()
+        beyond.append(layer[(mask == 1) & ~first])
     left_out = torch.cat([layer[mask == 0] for mask, layer in zip(masks, layers, strict=True)])
     if len(left_out) and len(torch.cat(beyond)):
         assert torch.cat(beyond).min() >= left_out.max()

@@ -1,4 +1,4 @@
-"""Which layer is the last: the one that no other follows, in whatever order layers were registered."""
+"""Which layer is the last, and which ones a normalisation follows, in whatever order layers were registered."""
 
 from __future__ import annotations
 
@@ -137,6 +137,7 @@ def test_a_network_without_a_graph_is_taken_in_order() -> None:
 
     rules = with_last_layer(LayerRules(), Detached(), torch.randn(4, 6))
     assert rules.last is None
+    assert rules.normalised is None
     layers = prunable_layers(Detached(), example=torch.randn(4, 6))
     assert [layer.name for layer in layers if not layer.sphere] == ["two.weight"]
 
@@ -154,3 +155,95 @@ def test_lpss_takes_an_example() -> None:
     assert isinstance(sparse.optimizer, LpSGD)
     assert {layer.name for layer in sparse.layers if layer.sphere} == {"one.weight", "two.weight"}
     assert "v" not in sparse.optimizer.state[model.head.weight]
+
+
+# ---- normalisations
+
+
+class Block(nn.Module):
+    """Of which all normalisations are registered at the end."""
+
+    def __init__(self, *, reads: str = "nothing else", bias: bool = True) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(2, 4, 3, padding=1, bias=bias), nn.Conv2d(4, 4, 3, padding=1, bias=bias)
+        self.three, self.head = nn.ConvTranspose2d(4, 4, 1, bias=bias), nn.Linear(4, 3)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.InstanceNorm2d(4), nn.GroupNorm(2, 4)])
+        self.reads = reads
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        y = self.two(self.norms[0](x).relu())
+        if self.reads == "a shortcut":
+            y = y + x
+        z = self.three(self.norms[1](y).relu())
+        return self.head(self.norms[2](z).mean((2, 3)))
+
+
+class Twice(nn.Module):
+    """Whose layer is used with a normalisation and without one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm, self.head = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.one(self.norm(self.one(x)).relu()))
+
+
+class Bytes(nn.Module):
+    """Whose inputs no gradient can reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm, self.head = nn.Linear(6, 6, bias=False), nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.one(x.float())))
+
+
+class Behind(Bytes):
+    """Whose first layer has a normalisation only behind the second one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.two = nn.Linear(6, 6, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.two(self.one(x.float()).relu())))
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "normalised"),
+    [
+        (Block(), torch.randn(2, 2, 5, 5), ("one.weight", "two.weight")),
+        (Block(bias=False), torch.randn(2, 2, 5, 5), ("one.weight", "two.weight")),
+        (Block(reads="a shortcut"), torch.randn(2, 2, 5, 5), ()),
+        (Twice(), torch.randn(2, 6), ()),
+        (Bytes(), torch.ones(2, 6, dtype=torch.uint8), ("one.weight",)),
+        (Behind(), torch.ones(2, 6, dtype=torch.uint8), ()),
+        (Behind(), torch.ones(2, 6), ("two.weight",)),
+        (HeadFirst(), torch.randn(2, 6), ()),
+    ],
+)
+def test_layers_whose_results_only_a_normalisation_reads(
+    model: nn.Module, example: Tensor, normalised: tuple[str, ...]
+) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert with_last_layer(LayerRules(), model, example).normalised == normalised
+    layers = prunable_layers(model, example=example)
+    assert {layer.name for layer in layers if layer.normalised} == set(normalised)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    given = LayerRules(last=("head.weight",), normalised=("head.weight",))
+    assert with_last_layer(given, model, example) is given
+
+
+def test_only_layers_before_a_normalisation_have_constant_gains() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    sparse = lpss(model, total_steps=2, example=torch.randn(4, 6))
+    groups = [(group["params"], group["gain"], group["weight_decay"] > 0) for group in sparse.optimizer.param_groups]
+    (first, *constant), (second, *learnt), (_, *ordinary) = groups
+    assert first[0] is model[0].weight
+    assert second[0] is model[3].weight
+    assert (constant, learnt, ordinary) == ([False, False], [True, True], [False, True])

@@ -6,6 +6,7 @@ plotly is imported where a figure is made, because importing it takes longer tha
 from __future__ import annotations
 
 import html
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from functools import cached_property
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tune_sparsity.tuner.reports.plots.theme import GREY, OKABE_ITO, THEME, hover_text
+from tune_sparsity.tuner.reports.plots.theme import GREY, OKABE_ITO, THEME, hover_text, places, value_axis
 from tune_sparsity.tuner.reports.text import percent
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
-from tune_sparsity.tuner.study.pareto import Point, point_of, points_of
+from tune_sparsity.tuner.study.pareto import Point, known_point, point_of
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 Range = tuple[float, float]
-"""Of an axis, in percent."""
+"""Of an axis, as it is shown."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,13 @@ def _group(records: Sequence[TrialRecord], goal: Goal) -> _Groups:
 
 
 def _trace(groups: _Groups, records: Sequence[TrialRecord], name: str, **look: Any) -> dict[str, Any]:
-    points = points_of(records)
+    points = places(records)
     return {
         "type": "scatter",
         "mode": "markers",
         "name": name,
-        "x": [100 * x for x, _ in points],
-        "y": [100 * y for _, y in points],
+        "x": [x for x, _ in points],
+        "y": [y for _, y in points],
         "text": [groups.label(record) for record in records],
         "hovertemplate": "%{text}<extra></extra>",
         **look,
@@ -108,13 +109,13 @@ def _traces(groups: _Groups, best: Sequence[TrialRecord]) -> list[dict[str, Any]
     return [_trace(groups, members, name, **look) for members, name, look in looks if members]
 
 
-def _padded(values: Sequence[float], least: float) -> Range:
-    """A range around the values, `least` wide if they are closer together, that hardly leaves 0 to 100 percent."""
+def _padded(values: Sequence[float], least: float, bounds: Range) -> Range:
+    """A range around the values, `least` wide if they are closer together, that hardly leaves the bounds."""
     low, high = min(values), max(values)
     span = max(high - low, least)
     margin = (span - (high - low)) / 2 + 0.06 * span
     spare = 0.02 * span  # so that a marker at exactly 100% is not cut in half
-    return max(low - margin, -spare), min(high + margin, 100 + spare)
+    return max(low - margin, bounds[0] - spare), min(high + margin, bounds[1] + spare)
 
 
 def _inside(points: Iterable[Point], x_range: Range, y_range: Range, reach: float = 0.0) -> list[Point]:
@@ -123,36 +124,36 @@ def _inside(points: Iterable[Point], x_range: Range, y_range: Range, reach: floa
     return [
         (x, y)
         for x, y in points
-        if x_range[0] - x_reach <= 100 * x <= x_range[1] + x_reach
-        and y_range[0] - y_reach <= 100 * y <= y_range[1] + y_reach
+        if x_range[0] - x_reach <= x <= x_range[1] + x_reach and y_range[0] - y_reach <= y <= y_range[1] + y_reach
     ]
 
 
-def _not_collapsed(feasible: Sequence[Point], front: Sequence[Point]) -> list[Point]:
-    """The feasible points but those of collapsed trials, whose low accuracy would flatten the front in the picture."""
-    accuracies = [accuracy for _, accuracy in feasible]
-    middle = median(accuracies)
-    lowest = min(middle - 3 * (max(accuracies) - middle), *(accuracy for _, accuracy in front))
-    return [point for point in feasible if point[1] >= lowest]
+def _not_collapsed(groups: _Groups) -> list[TrialRecord]:
+    """The feasible trials but collapsed ones, whose bad values would flatten the front in the picture."""
+    merits = [known_point(record)[1] for record in groups.feasible]
+    middle = median(merits)
+    lowest = min(middle - 3 * (max(merits) - middle), *(known_point(record)[1] for record in groups.front))
+    return [record for record in groups.feasible if known_point(record)[1] >= lowest]
 
 
 def _ranges(groups: _Groups, goal: Goal) -> tuple[Range, Range]:
-    """The ranges of sparsity and accuracy on which the picture opens: on the goal and the feasible trials.
+    """The ranges of sparsity and of the metric on which the picture opens: on the goal and the feasible trials.
 
     Other trials are often far from these (one stopped in its first epochs is almost dense), so they count only where
     they are near, or where nothing is feasible.
     """
+    whole = goal.objective.shown(goal.scale)
+    bounds = (0.0, 100.0) if goal.objective.percent else (-math.inf, math.inf)
 
     def around(points: Sequence[Point]) -> tuple[Range, Range]:
-        accuracies = [100 * y for _, y in points] or [0.0, 100.0]
-        return _padded([*(100 * end for end in goal.ends), *(100 * x for x, _ in points)], 1.0), _padded(
-            accuracies, 2.0
-        )
+        sparsities = [*(100 * end for end in goal.ends), *(x for x, _ in points)]
+        values = [y for _, y in points] or [0.0, whole]
+        return _padded(sparsities, 1.0, (0.0, 100.0)), _padded(values, 0.02 * whole, bounds)
 
-    drawn = points_of(groups.drawn)
+    drawn = places(groups.drawn)
     if not groups.feasible:
         return around(drawn)
-    centre = _not_collapsed(points_of(groups.feasible), points_of(groups.front))
+    centre = places(_not_collapsed(groups))
     return around([*centre, *_inside(drawn, *around(centre), reach=0.5)])
 
 
@@ -194,12 +195,14 @@ def _annotations(groups: _Groups, goal: Goal, outside: int) -> list[dict[str, An
         notes.append(_note(text, **{**centre, "y": 0.97}))
     if outside:
         text = f"{outside} more outside this view: double-click to see all"
-        notes.append(_note(text, x=1, y=0, xanchor="right", yanchor="bottom", font={"size": 12, "color": "#555555"}))
+        # Where bad values are: the best trials are on the other side.
+        side = {"y": 0, "yanchor": "bottom"} if goal.objective.maximize else {"y": 1, "yanchor": "top"}
+        notes.append(_note(text, x=1, xanchor="right", font={"size": 12, "color": "#555555"}, **side))
     return notes
 
 
 def front_figure(records: Iterable[TrialRecord], goal: Goal, title: str) -> go.Figure:
-    """Accuracy against sparsity: the feasible front, the other trials, the best ones and the targets.
+    """The metric against sparsity: the feasible front, the other trials, the best ones and the targets.
 
     Args:
         records: trials in any order and any state. Failed and running ones are counted but not drawn, and stopped
@@ -208,14 +211,14 @@ def front_figure(records: Iterable[TrialRecord], goal: Goal, title: str) -> go.F
         title: plain text above the picture.
 
     Returns:
-        A plotly figure with both axes in percent; with no trials it says so.
+        A plotly figure, its sparsities in percent; with no trials it says so.
     """
     import plotly.graph_objects as go
 
     records = list(records)
     groups = _group(records, goal)
     x_range, y_range = _ranges(groups, goal)
-    outside = len(groups.drawn) - len(_inside(points_of(groups.drawn), x_range, y_range))
+    outside = len(groups.drawn) - len(_inside(places(groups.drawn), x_range, y_range))
     line = {"color": "black", "width": 1.5, "dash": "dash"}
     across = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "line": line, "layer": "below"}
     best = goal.reported(records)[: len(goal.targets)]  # of a front, whose networks are all reported, the first
@@ -226,7 +229,7 @@ def front_figure(records: Iterable[TrialRecord], goal: Goal, title: str) -> go.F
             "template": THEME,
             "title": {"text": html.escape(title), "subtitle": subtitle},
             "xaxis": {"title": {"text": "sparsity"}, "ticksuffix": "%", "range": x_range},
-            "yaxis": {"title": {"text": "validation accuracy"}, "ticksuffix": "%", "range": y_range},
+            "yaxis": {**value_axis(goal.objective, "validation"), "range": y_range},
             "shapes": [{**across, "x0": 100 * end, "x1": 100 * end} for end in goal.ends],
             "annotations": _annotations(groups, goal, outside),
             "showlegend": True,

@@ -94,7 +94,9 @@ def figures(study: Pictured) -> dict[str, go.Figure]:
         "hoyer": hoyer_figure(records, goal, round(median(fan_in)) if fan_in else _FAN_IN),
         "curves": curves_figure(records, study.epochs, goal),
         "parallel": parallel_figure(records, goal),
-        "importances": importance_figure(*importances(records, None if best is None else best.method)),
+        "importances": importance_figure(
+            *importances(records, None if best is None else best.method), goal.objective.name
+        ),
     }
     return {name: figure for name, figure in made.items() if figure is not None}
 

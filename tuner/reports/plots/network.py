@@ -31,21 +31,22 @@ _PANELS = {
     "sparsity": ("sparsity", 100.0, "%"),
     "threshold": ("threshold", 1.0, ""),
     "grow_rate": ("grow rate", 1.0, ""),
-    "val_accuracy_at_target": ("accuracy", 100.0, "%"),
 }
 _MOST_LAYERS = 7  # of the lines in one picture: a colour for each
 
 
 def training_figure(record: TrialRecord, series: Series, goal: Goal) -> go.Figure | None:
-    """Sparsity, threshold, grow rate and accuracy of one trial by epoch, a panel each; a method without a threshold has
+    """Sparsity, threshold, grow rate and metric of one trial by epoch, a panel each; a method without a threshold has
     no such panel. None without epochs."""
-    found = [name for name in _PANELS if any(name in one for one in series)]
+    metric = record.objective
+    described = _PANELS | {metric.at_target: (metric.name, metric.shown(1.0), metric.suffix)}
+    found = [name for name in described if any(name in one for one in series)]
     if not found:
         return None
     layout: dict[str, Any] = {}
     data: list[dict[str, Any]] = []
     for i, (name, domain) in enumerate(zip(found, panels(len(found)), strict=True)):
-        label, factor, suffix = _PANELS[name]
+        label, factor, suffix = described[name]
         axis = "" if i == 0 else str(i + 1)
         known = [one for one in series if name in one]
         data.append(
@@ -62,13 +63,15 @@ def training_figure(record: TrialRecord, series: Series, goal: Goal) -> go.Figur
             }
         )
         layout[f"yaxis{axis}"] = {"title": {"text": label}, "ticksuffix": suffix, "domain": domain, "nticks": 5}
-        layout[f"yaxis{axis}"]["rangemode"] = "normal" if name == "val_accuracy_at_target" else "tozero"
+        layout[f"yaxis{axis}"]["rangemode"] = "normal" if name == metric.at_target else "tozero"
     moved = (
         "the masks move until the last threshold or grow rate shown" if "grow_rate" in found else "its mask never moves"
     )
     return figure(
         data,
-        titled(f"How {record.name} was trained", f"{record.method}; {moved}; accuracy as if at the final sparsity"),
+        titled(
+            f"How {record.name} was trained", f"{record.method}; {moved}; {metric.name} as if at the final sparsity"
+        ),
         xaxis={
             "title": {"text": "epoch"},
             "anchor": "y" if len(found) == 1 else f"y{len(found)}",

@@ -18,18 +18,20 @@ from tune_sparsity.tuner.reports.plots.theme import (
     hover_text,
     panels,
     titled,
+    value_axis,
 )
-from tune_sparsity.tuner.reports.text import percent
+from tune_sparsity.tuner.reports.text import corner_text, percent
 from tune_sparsity.tuner.study.epochs import Series
 from tune_sparsity.tuner.study.front import FrontTracker
 from tune_sparsity.tuner.study.goal import Goal
-from tune_sparsity.tuner.study.pareto import point_of
+from tune_sparsity.tuner.study.objective import ACCURACY, Objective
+from tune_sparsity.tuner.study.pareto import known_point, point_of
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-MOST_LINES = 200  # more lines than these are a blot: the most accurate trials are drawn
+MOST_LINES = 200  # more lines than these are a blot: the best trials are drawn
 
 
 def _in_order(records: Sequence[TrialRecord]) -> tuple[list[tuple[float, TrialRecord]], str]:
@@ -44,13 +46,14 @@ def _in_order(records: Sequence[TrialRecord]) -> tuple[list[tuple[float, TrialRe
 
 
 def progress_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure:
-    """The best accuracy at each target, and the hypervolume, as they rose while the trials ended."""
+    """The best value at each target, and the hypervolume, as they improved while the trials ended."""
     timed, name = _in_order(records)
+    objective = goal.objective
     standing = FrontTracker(goal)
     steps: list[tuple[float, list[float | None], float, str]] = []
     for when, record in timed:
         standing.add(record)
-        best = [None if one is None else one.val_accuracy for _, one in goal.best_at(standing.front)]
+        best = [None if one is None else one.value for _, one in goal.best_at(standing.front)]
         steps.append((when, best, goal.hypervolume(standing.front), hover_text(record)))
     top, bottom = panels(2)
     x, texts = [step[0] for step in steps], [step[3] for step in steps]
@@ -61,10 +64,10 @@ def progress_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure:
             **common,
             "name": f"best at {percent(target)}",
             "x": x,
-            "y": [None if (accuracy := step[1][i]) is None else 100 * accuracy for step in steps],
+            "y": [None if (value := step[1][i]) is None else objective.shown(value) for step in steps],
             "line": {"shape": "hv", "color": colours[i % len(colours)]},
             "marker": {"size": 5},
-            "hovertemplate": "best so far %{y:.2f}%<br>when this ended: %{text}<extra></extra>",
+            "hovertemplate": f"best so far {_hovered(objective)}<br>when this ended: %{{text}}<extra></extra>",
         }
         for i, target in enumerate(goal.targets)
     ]
@@ -80,12 +83,12 @@ def progress_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure:
             "hovertemplate": "hypervolume %{y:.5g}<br>when this ended: %{text}<extra></extra>",
         }
     )
-    area = f"hypervolume: area above (sparsity {percent(goal.lowest)}, accuracy 0)"
+    area = f"hypervolume: area {corner_text(goal, percent(goal.lowest))}"
     return figure(
         data,
-        titled("Best accuracy and hypervolume over time", area),
+        titled(f"Best {objective.name} and hypervolume over time", area),
         xaxis={"title": {"text": name}, "anchor": "y2", "rangemode": "tozero"},
-        yaxis={"title": {"text": "best accuracy"}, "ticksuffix": "%", "domain": top, "range": _around(data[:-1])},
+        yaxis={**value_axis(objective, "best"), "domain": top, "range": _around(data[:-1], goal)},
         yaxis2={"title": {"text": "hypervolume"}, "domain": bottom, "nticks": 5},
         showlegend=True,
     )
@@ -95,14 +98,19 @@ def _numbers(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
-def _around(traces: Sequence[Mapping[str, Any]]) -> list[float] | None:
-    """A range of percentages around what the traces show that has nothing above 100 but half a marker. None: of
+def _hovered(objective: Objective) -> str:
+    """The metric's value in a hover label, in plotly's format."""
+    return "%{y:.2f}%" if objective.percent else "%{y:.4g}"
+
+
+def _around(traces: Sequence[Mapping[str, Any]], goal: Goal) -> list[float] | None:
+    """A range around what the traces show; of percentages it has nothing above 100 but half a marker. None: of
     nothing."""
     shown = [value for trace in traces for value in trace["y"] if value is not None]
     if not shown:
         return None
-    margin = max(0.5, 0.1 * (max(shown) - min(shown)))
-    return [min(shown) - margin, min(max(shown) + margin, 100.2)]
+    margin = max(0.005 * goal.objective.shown(goal.scale), 0.1 * (max(shown) - min(shown)))
+    return [min(shown) - margin, min(max(shown) + margin, 100.2 if goal.objective.percent else math.inf)]
 
 
 class _Scale:
@@ -150,7 +158,7 @@ def _searched(records: Sequence[TrialRecord]) -> list[str]:
 def _lines(
     done: Sequence[TrialRecord], best: TrialRecord | None, heights: Sequence[Sequence[float]]
 ) -> list[dict[str, Any]]:
-    """Return a line for each trial, of rising accuracy.
+    """Return a line for each trial, of rising merit.
 
     Args:
         heights: on each axis, those of the trials.
@@ -179,13 +187,13 @@ def _lines(
 
 
 def parallel_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure | None:
-    """Every completed trial as a line over its parameters, its sparsity and its accuracy, coloured by the accuracy.
+    """Every completed trial as a line over its parameters, its sparsity and its metric, coloured by the metric.
 
     Returns:
         None with fewer than two completed trials, or where they differ in nothing.
     """
     done = [record for record in records if record.state is TrialState.COMPLETED and point_of(record) is not None]
-    done = sorted(done, key=lambda record: record.val_accuracy or 0.0)[-MOST_LINES:]  # the best on top of the others
+    done = sorted(done, key=lambda record: known_point(record)[1])[-MOST_LINES:]  # the best on top of the others
     names = _searched(done)
     if len(done) < 2 or not names:
         return None
@@ -193,12 +201,11 @@ def parallel_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure | N
     columns: list[tuple[str, list[Any]]] = [("method", [r.method for r in done])] if several else []
     columns += [(name, [record.params.get(name) for record in done]) for name in names]
     columns += [("sparsity", [record.sparsity for record in done])]
-    columns += [("accuracy", [record.val_accuracy for record in done])]
-    scales = [
-        _Scale(name, values, logarithmic=False if name in ("sparsity", "accuracy") else None)
-        for name, values in columns
-    ]
+    columns += [(goal.objective.name, [record.value for record in done])]
+    plain = ("sparsity", goal.objective.name)
+    scales = [_Scale(name, values, logarithmic=False if name in plain else None) for name, values in columns]
     best = goal.best(done)
+    better = "more accurate" if goal.objective == ACCURACY else "better"
     data = _lines(
         done, best, [[scale(value) for value in values] for scale, (_, values) in zip(scales, columns, strict=True)]
     )
@@ -216,7 +223,8 @@ def parallel_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure | N
     return figure(
         data,
         titled(
-            "Parallel coordinates of the completed trials", "the darker, the more accurate; hover a line for its trial"
+            "Parallel coordinates of the completed trials",
+            f"the darker, the {better}; hover a line for its trial",
         ),
         xaxis={"tickvals": list(range(len(scales))), "ticktext": labels, "tickangle": -30, "showgrid": False}
         | {"showline": False, "ticks": "", "range": [-0.2, len(scales) - 0.4]},
@@ -228,8 +236,10 @@ def parallel_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure | N
     )
 
 
-def importance_figure(importances: Mapping[str, float], method: str, trials: int) -> go.Figure | None:
-    """How much of the accuracy's variance over the space each parameter explains. None where nothing is known."""
+def importance_figure(
+    importances: Mapping[str, float], method: str, trials: int, metric: str = ACCURACY.name
+) -> go.Figure | None:
+    """How much of the metric's variance over the space each parameter explains. None where nothing is known."""
     if not importances:
         return None
     ranked = sorted(importances.items(), key=lambda item: item[1])
@@ -248,7 +258,7 @@ def importance_figure(importances: Mapping[str, float], method: str, trials: int
         [bars],
         titled(
             "Parameter importances",
-            f"share of the accuracy's variance explained alone or with others (fANOVA); {trials} trials of {method}",
+            f"share of the {metric}'s variance explained alone or with others (fANOVA); {trials} trials of {method}",
         ),
         xaxis={"title": {"text": "importance"}, "ticksuffix": "%", "rangemode": "tozero"},
         height=160 + 32 * len(ranked),
@@ -256,7 +266,7 @@ def importance_figure(importances: Mapping[str, float], method: str, trials: int
 
 
 def curves_figure(records: Sequence[TrialRecord], epochs: Mapping[int, Series], goal: Goal) -> go.Figure | None:
-    """The accuracy at the final sparsity by epoch, of every trial; stopped ones end in a cross. None without epochs."""
+    """The metric at the final sparsity by epoch, of every trial; stopped ones end in a cross. None without epochs."""
     drawn = [record for record in records if epochs.get(record.number)]
     if not drawn:
         return None
@@ -278,16 +288,10 @@ def curves_figure(records: Sequence[TrialRecord], epochs: Mapping[int, Series], 
         ("completed", SKY, [r for r in drawn if r.state is TrialState.COMPLETED and r is not best], {"width": 1.5}),
         (f"best: {best.name}" if best else "", RED, [r for r in drawn if r is best], {"width": 3}),
     ]
-    data = [_curves(name, colour, members, epochs, line) for name, colour, members, line in groups if members]
-    shown = sorted(
-        100 * one["val_accuracy_at_target"]
-        for r in drawn
-        for one in epochs[r.number]
-        if "val_accuracy_at_target" in one
-    )
-    low = shown[len(shown) // 10] if shown else 0.0
-    high = shown[-1] if shown else 100.0
-    margin = max(1.0, 0.06 * (high - low))
+    objective = goal.objective
+    data = [
+        _curves(name, colour, members, epochs, line, objective) for name, colour, members, line in groups if members
+    ]
     return figure(
         data,
         titled(
@@ -295,16 +299,35 @@ def curves_figure(records: Sequence[TrialRecord], epochs: Mapping[int, Series], 
         ),
         xaxis={"title": {"text": "epoch"}, "rangemode": "tozero"},
         yaxis={
-            "title": {"text": "accuracy at final sparsity"},
-            "ticksuffix": "%",
-            "range": [max(low - margin, 0), min(high + margin, 100.5)],
+            "title": {"text": f"{objective.name} at final sparsity"},
+            "ticksuffix": objective.suffix,
+            "range": _most_of([epochs[r.number] for r in drawn], goal),
         },
         showlegend=True,
     )
 
 
+def _most_of(series: Sequence[Series], goal: Goal) -> list[float] | None:
+    """A range around the learning curves but for the worst tenth of their values. None: of nothing."""
+    objective = goal.objective
+    values = [one[objective.at_target] for own in series for one in own if objective.at_target in one]
+    if not values:
+        return None
+    values.sort(key=objective.merit)
+    low, high = sorted(map(objective.shown, (values[len(values) // 10], values[-1])))
+    margin = max(0.01 * objective.shown(goal.scale), 0.06 * (high - low))
+    if objective.percent:
+        return [max(low - margin, 0), min(high + margin, 100.5)]
+    return [low - margin, high + margin]
+
+
 def _curves(
-    name: str, colour: str, members: Sequence[TrialRecord], epochs: Mapping[int, Series], line: Mapping[str, Any]
+    name: str,
+    colour: str,
+    members: Sequence[TrialRecord],
+    epochs: Mapping[int, Series],
+    line: Mapping[str, Any],
+    objective: Objective,
 ) -> dict[str, Any]:
     """A group's curves as one trace, with gaps between them: a trace for each would make the page slow."""
     x: list[float | None] = []
@@ -314,9 +337,9 @@ def _curves(
     for record in members[:MOST_LINES]:
         text = hover_text(record)
         for one in epochs[record.number]:
-            if "val_accuracy_at_target" in one:
+            if objective.at_target in one:
                 x.append(one["epoch"])
-                y.append(100 * one["val_accuracy_at_target"])
+                y.append(objective.shown(one[objective.at_target]))
                 texts.append(text)
         ends.append(len(x) - 1)
         x.append(None)
@@ -334,5 +357,5 @@ def _curves(
         "text": texts,
         "line": {"color": colour, **line},
         "marker": {"color": colour, "symbol": "x" if stopped else "circle", "size": sizes},
-        "hovertemplate": "epoch %{x}: %{y:.2f}%<br>%{text}<extra></extra>",
+        "hovertemplate": f"epoch %{{x}}: {_hovered(objective)}<br>%{{text}}<extra></extra>",
     }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tune_sparsity.tuner.study.objective import Objective
+from tune_sparsity.tuner.study.pareto import Point, point_of
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def _value(value: Any) -> str:
 def hover_text(record: TrialRecord) -> str:
     """What is known of a trial, as the lines of a hover label. Text of the user's is escaped: plotly reads tags."""
     known: dict[str, Any] = {
-        "accuracy": None if record.val_accuracy is None else f"{record.val_accuracy:.2%}",
+        record.objective.name: record.text or None,
         "sparsity": None if record.sparsity is None else f"{record.sparsity:.3%}",
         "nonzero weights": None if record.nonzero_weights is None else f"{record.nonzero_weights:,}",
         "epochs": record.epochs,
@@ -73,6 +75,22 @@ def hover_text(record: TrialRecord) -> str:
     parameters = [f"{name} = {_value(value)}" for name, value in record.params.items()]
     state = "stopped early" if record.state is TrialState.PRUNED else record.state
     return "<br>".join([f"<b>{record.name}</b> {state}", *(html.escape(line) for line in lines + parameters)])
+
+
+def places(records: Iterable[TrialRecord]) -> list[Point]:
+    """Where trials lie in pictures of the metric against sparsity: (sparsity in percent, the metric as shown). Trials
+    without a point are left out."""
+    found = [(record.objective, point) for record in records if (point := point_of(record)) is not None]
+    return [(100 * x, objective.shown(objective.value(merit))) for objective, (x, merit) in found]
+
+
+def value_axis(objective: Objective, what: str) -> dict[str, Any]:
+    """An axis of the metric.
+
+    Args:
+        what: before the metric's name in the axis's title.
+    """
+    return {"title": {"text": f"{what} {objective.name}"}, "ticksuffix": objective.suffix}
 
 
 def titled(title: str, subtitle: str = "") -> dict[str, Any]:

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.unit.experiments.checks.test_checks import DATA, SOUND
 from tune_sparsity.experiments import Recipe, Split
-from tune_sparsity.experiments.checks import Level, assert_sound, first_fault
+from tune_sparsity.experiments.checks import Level, assert_sound, first_fault, first_look
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
@@ -45,3 +45,27 @@ def test_a_last_batch_that_cannot_be_trained_on_is_found_before_a_study() -> Non
     assert "network cannot train on: take a larger batch_size: " in ones.text
     assert first_fault(replace(alone, recipe=Recipe(2, 59, drop_last=True)), DATA) is None
     assert_sound(replace(alone, recipe=Recipe(2, 59, drop_last=True)))
+
+
+def test_a_study_hears_what_one_network_and_one_batch_show() -> None:
+    """And begins all the same."""
+
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.spare = SOUND.model(), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    large = replace(DATA, train=DATA.train._replace(x=1e4 * DATA.train.x))
+    unused = replace(SOUND, model=Unused)
+    told = {one.check: one for one in first_look(unused, large, told=True) if one.level is not Level.OK}
+    assert {name: one.level for name, one in told.items()} == dict.fromkeys(("inputs", "gradients"), Level.WARNING)
+    assert told["gradients"].text.startswith("no gradient reaches spare.weight")
+    assert told["inputs"].text.startswith("the inputs reach ")
+    assert all(one.level is Level.OK for one in first_look(unused, large))
+
+    equal = replace(DATA, train=DATA.train._replace(x=torch.ones_like(DATA.train.x)))
+    (inputs,) = [one for one in first_look(SOUND, equal, told=True) if one.level is Level.WARNING]
+    assert inputs.text.startswith("all training inputs are equal")

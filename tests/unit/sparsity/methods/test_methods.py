@@ -7,6 +7,7 @@ import functools
 import io
 import math
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -73,6 +74,37 @@ def test_ends_on_its_sparsity_exactly_and_learns(name: str, sparsity: float) -> 
     assert all(mask.any() for mask in sparse.masks)
     if sparsity == 0.5:  # 80 steps are too few for a random mask of a tenth
         assert F.cross_entropy(model(x), y) < 0.7 * before
+
+
+def depthwise() -> nn.Sequential:
+    """16 filters of 9 weights each, among rows of 32 weights."""
+    torch.manual_seed(0)
+    layers = [nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 16, 1), nn.BatchNorm2d(16), nn.ReLU()]
+    layers += [nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.BatchNorm2d(16), nn.ReLU()]
+    layers += [nn.Conv2d(16, 32, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32)]
+    return nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4))
+
+
+@pytest.mark.parametrize("distribution", ["global", "erk", "uniform"])
+@pytest.mark.parametrize("name", ["lpss", "gmp"])
+@pytest.mark.parametrize("model", [network, depthwise])
+def test_every_neuron_keeps_a_connection_while_there_is_one_for_each(
+    model: Callable[[], nn.Module], name: str, distribution: str
+) -> None:
+    trained = model()
+    given = {**params(name, 0.9), "distribution": distribution}
+    sparse = METHODS[name].build(trained, given, total_steps=STEPS, generator=torch.Generator().manual_seed(7))
+    train(trained, sparse, 0, STEPS)
+    total = sparse.zeros()[1]
+    assert zeros(sparse) == zeros_for(0.9, total)
+    assert sum(len(layer.rows()) for layer in sparse.layers) <= total - zeros(sparse)
+    assert all((layer.rows() != 0).any(1).all() for layer in sparse.layers)
+
+
+@pytest.mark.parametrize("name", ["lpss", "gmp"])
+def test_an_unknown_distribution_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^distribution = 'ekr' is not accepted: it takes uniform, erk, global$"):
+        METHODS[name].configure({**params(name, 0.9), "distribution": "ekr"})
 
 
 @pytest.mark.parametrize("name", ["set", "rigl", "sparse-momentum"])

@@ -71,7 +71,7 @@ def test_ends_of_the_ranges_are_accepted() -> None:
 def test_methods_refuse_unknown_and_missing_parameters_by_name() -> None:
     method = METHODS["lpss"]
     with pytest.raises(
-        ValueError, match=r"^lpss has no parameter 'rho': it takes drop, early_layers, .*, weight_decay$"
+        ValueError, match=r"^lpss has no parameter 'rho': it takes distribution, drop, .*, weight_decay$"
     ):
         method.build(mlp(20, 8, 4), {**GOOD, "rho": 0.2}, total_steps=10, generator=generator())
     with pytest.raises(ValueError, match=r"^lpss needs the parameter 'p'$"):
@@ -99,19 +99,15 @@ def test_every_parameter_is_trained_once() -> None:
     assert sorted(trained) == sorted(id(param) for param in model.parameters())
 
 
-def test_neurons_have_gains_unless_the_network_normalises() -> None:
-    for norm in (False, True):
-        model = mlp(20, 8, 6, 4, norm=norm)
-        optimizer = lpss(model, total_steps=10, sparsity=0.5).optimizer
-        assert isinstance(optimizer, LpSGD)
-        weight = model[0].weight
-        if norm:
-            assert optimizer.gain(weight) is None
-            assert torch.allclose(optimizer.sphere_weights(weight).norm(p=suggest_p(0.5), dim=1), torch.ones(8))
-        else:
-            assert optimizer.gain(weight).shape == (8, 1)
-            w = optimizer.gain(weight) * optimizer.sphere_weights(weight)
-            assert torch.allclose(w.norm(dim=1), torch.full((8,), 2**0.5))
+@pytest.mark.parametrize("norm", [False, True])
+def test_gains_are_learnt_unless_a_batch_normalisation_follows(norm: bool) -> None:
+    model = mlp(20, 8, 6, 4, norm=norm)
+    optimizer = lpss(model, total_steps=10, sparsity=0.5).optimizer
+    assert isinstance(optimizer, LpSGD)
+    weight = model[0].weight
+    assert optimizer.gain(weight).shape == (8, 1)
+    assert torch.allclose(optimizer.sphere_weights(weight).norm(p=suggest_p(0.5), dim=1), torch.ones(8))
+    assert [group["gain"] for group in optimizer.param_groups] == [not norm, False]
 
 
 def test_a_network_of_one_layer_has_no_sphere() -> None:
@@ -150,10 +146,22 @@ def test_feedback_by_name() -> None:
 
 def test_ramp_rises_from_the_initial_to_the_final_sparsity() -> None:
     settings = LpssSettings(0.9, 1.3, threshold={"begin": 0.2, "end": 0.6}, threshold_interval=7)
-    topology = lpss(mlp(20, 8, 4), settings, total_steps=10).topology
+    topology = lpss(mlp(20, 8, 4), settings, total_steps=1000).topology
     assert isinstance(topology, GlobalMagnitude)
     assert topology.interval == 7
     assert [topology.sparsity(at) for at in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([0.2, 0.2, 0.8125, 0.9, 0.9])
+
+
+@pytest.mark.parametrize(("steps", "interval"), [(10, 1), (141, 16), (333, 39), (10_000, 40)])
+def test_masks_move_at_least_five_times_in_a_short_training(steps: int, interval: int) -> None:
+    settings = LpssSettings(0.9, 1.3, threshold={"begin": 0.1, "end": 0.7})
+    for drop in ("ramp", "threshold"):
+        topology = lpss(mlp(20, 8, 4), dataclasses.replace(settings, drop=drop), total_steps=steps).topology
+        assert topology.interval == interval
+        assert sum(topology.due(step, steps) for step in range(steps)) >= min(5, 0.6 * steps - 1)
+    params = {"begin": 0.1, "end": 0.7, "final_sparsity": 0.9}
+    topology = METHODS["gmp"].build(mlp(20, 8, 4), params, total_steps=steps, generator=torch.Generator()).topology
+    assert topology.interval == interval
 
 
 def test_decay_is_of_what_lies_off_the_sphere_and_of_gains() -> None:
@@ -236,6 +244,7 @@ def test_an_exported_network_has_its_gains_in_its_weights() -> None:
     x, y = blobs(200)
     model = mlp(20, 12, 8, 4)
     sparse = lpss(model, total_steps=40, sparsity=0.5)
+    gains = {layer.name: sparse.optimizer.gain(layer.weight).clone() for layer in sparse.layers if layer.sphere}
     for inputs, targets in batches(x, y, 10):
         sparse.zero_grad()
         F.cross_entropy(model(inputs), targets).backward()
@@ -248,8 +257,7 @@ def test_an_exported_network_has_its_gains_in_its_weights() -> None:
     for layer, mask in zip(sparse.layers, sparse.masks, strict=True):
         if layer.sphere:
             gain, w = sparse.optimizer.gain(layer.weight), sparse.optimizer.sphere_weights(layer.weight)
-            assert gain is not None
-            assert (gain / gain[0] - 1).abs().max() > 0.01  # trained, neuron by neuron
+            assert (gain / gains[layer.name] - 1).abs().max() > 0.01  # trained, neuron by neuron
             assert torch.allclose(loaded.state_dict()[layer.name], gain * w * mask, rtol=1e-5)
 
 

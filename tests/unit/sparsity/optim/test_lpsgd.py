@@ -24,7 +24,8 @@ class Direct:
 
     def __init__(self, w: Tensor, p: float) -> None:
         self.p, self.q = p, p / (p - 1)
-        w = w / (w.abs() ** p).sum(1, keepdim=True) ** (1 / p)
+        self.gain = (w.abs() ** p).sum(1, keepdim=True) ** (1 / p)
+        w = w / self.gain
         self.v = w.sign() * w.abs() ** (p - 1)
         self.buffer: Tensor | None = None
 
@@ -56,15 +57,25 @@ def test_steps_equal_the_formula(p: float, lr: float, momentum: float, nesterov:
         w = direct.step(g, lr, momentum, nesterov)
         rough = 1e-9 if double else 2e-6 * p / (p - 1)
         assert torch.allclose(optimizer.state[param]["v"].double(), direct.v, atol=rough, rtol=0)
-        assert torch.allclose(param.detach().double(), w, atol=rough, rtol=0)
+        assert torch.allclose(param.detach().double() / direct.gain, w, atol=rough, rtol=0)
 
 
-def test_start_is_the_projection_of_the_weights() -> None:
-    param = nn.Parameter(torch.tensor([[1.0, -2.0, 3.0], [0.1, 0.1, 0.1]]))
-    optimizer = LpSGD([param], p=1.5)
-    direct = Direct(torch.tensor([[1.0, -2.0, 3.0], [0.1, 0.1, 0.1]], dtype=torch.float64), 1.5)
-    assert torch.allclose(optimizer.state[param]["v"].double(), direct.v, atol=1e-6)
-    assert torch.allclose(norms(param, 1.5), torch.ones(2, dtype=torch.float64), atol=1e-6)
+@pytest.mark.parametrize("gain", [False, True])
+def test_start_is_the_projection_of_the_weights_whose_norms_are_gains(gain: bool) -> None:
+    start = torch.tensor([[1.0, -2.0, 3.0], [0.1, 0.1, 0.1], [0.0, 0.0, 0.0]])
+    param = nn.Parameter(start.clone())
+    optimizer = LpSGD([param], p=1.5, gain=gain)
+    direct = Direct(start[:2].double(), 1.5)
+    assert torch.equal(param, start)
+    assert torch.allclose(optimizer.state[param]["v"][:2].double(), direct.v, atol=1e-6)
+    assert torch.allclose(optimizer.gain(param)[:2].double(), direct.gain, rtol=1e-6)
+    assert torch.allclose(optimizer.gain(param) * optimizer.sphere_weights(param), start, rtol=1e-5)
+    assert torch.allclose(norms(optimizer.sphere_weights(param)[:2], 1.5), torch.ones(2, dtype=torch.float64))
+    step(optimizer, param, torch.tensor([[0.0] * 3, [0.0] * 3, [1.0] * 3]))
+    assert torch.allclose(param[:2], start[:2], rtol=1e-5)
+    w = -(3 ** (-1 / 1.5)) * (optimizer.gain(param)[2].item())  # of a row of zeros: three equal weights of norm 1
+    assert param[2].tolist() == pytest.approx([w] * 3, rel=1e-5)
+    assert (optimizer.gain(param)[2] == 1) != gain
 
 
 @pytest.mark.parametrize("p", [1.03, 1.07, 1.2, 1.5, 2.0])
@@ -80,7 +91,7 @@ def test_norms_stay_at_one_through_a_training(p: float) -> None:
         optimizer.zero_grad()
         F.cross_entropy(model(xs), ys).backward()
         optimizer.step()
-        worst = max(worst, *(float((norms(weight, p) - 1).abs().max()) for weight in sphere))
+        worst = max(worst, *(float((norms(optimizer.sphere_weights(one), p) - 1).abs().max()) for one in sphere))
     assert worst < 1e-5
     assert F.cross_entropy(model(x), y).item() < 0.5 * first
 
@@ -155,7 +166,9 @@ def test_a_linear_loss_is_minimised_where_the_conditions_of_optimality_say(
     q = p / (p - 1)
     expected = -g / (g.abs() ** q).sum(1, keepdim=True) ** (1 / q)
     assert torch.allclose(optimizer.state[param]["v"], expected, atol=1e-9)
-    assert torch.allclose((g * param.detach()).sum(1), -((g.abs() ** q).sum(1) ** (1 / q)), rtol=1e-9)
+    w = optimizer.sphere_weights(param)
+    assert torch.allclose((g * w).sum(1), -((g.abs() ** q).sum(1) ** (1 / q)), rtol=1e-9)
+    assert torch.allclose(param, optimizer.gain(param) * w, rtol=1e-9)
 
 
 @pytest.mark.parametrize("p", [1.02, 1.07, 2.0])

@@ -67,15 +67,20 @@ def test_closure_is_run_with_gradients_and_its_loss_returned() -> None:
     assert param.item() == pytest.approx(2.0 - 0.1 * 4.0)
 
 
-def test_gain_starts_at_the_variance_of_he() -> None:
-    param = nn.Parameter(normal(0, 8, 50, dtype=torch.float32))
-    optimizer = LpSGD([param], p=1.2, gain=True)
-    assert torch.allclose(param.norm(dim=1), torch.full((8,), 2**0.5), rtol=1e-5)
-    gain = optimizer.gain(param)
-    assert gain is not None
-    assert torch.allclose(param, gain * optimizer.sphere_weights(param), rtol=1e-4, atol=1e-6)
-    plain = nn.Parameter(normal(0, 8, 50, dtype=torch.float32))
-    assert LpSGD([plain], p=1.2).gain(plain) is None
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.parametrize("foreach", [None, True])
+def test_gains_are_constant_unless_they_are_trained(momentum: float, foreach: bool | None) -> None:
+    ends = []
+    for gain in (False, True):
+        param = nn.Parameter(normal(0, 8, 50, dtype=torch.float32))
+        optimizer = LpSGD([param], p=1.2, gain=gain, gain_lr=0.01, momentum=momentum, foreach=foreach)
+        start = optimizer.gain(param).clone()
+        for k in range(5):
+            step(optimizer, param, normal(k + 1, 8, 50))
+        assert torch.allclose(param, optimizer.gain(param) * optimizer.sphere_weights(param), rtol=1e-3, atol=1e-6)
+        assert bool((optimizer.gain(param) == start).all()) != gain
+        ends.append(optimizer.sphere_weights(param))
+    assert torch.allclose(*ends, rtol=1e-4, atol=1e-7)  # gains are no part of what happens on the sphere
 
 
 @pytest.mark.parametrize(("masked", "decay"), [(False, 0.0), (True, 0.0), (True, 0.3)])
@@ -109,7 +114,7 @@ def test_gain_takes_momentum_like_sgd() -> None:
     # With all mass on one weight that the gradient holds in place, d loss / d gain is the constant -1.
     param = nn.Parameter(torch.tensor([[1.0, 0.0]]))
     optimizer = LpSGD([param], 0.1, p=2.0, gain=True, gain_lr=0.01)
-    other = nn.Parameter(torch.tensor([2**0.5]))
+    other = nn.Parameter(torch.tensor([1.0]))
     sgd = torch.optim.SGD([other], 0.01, momentum=0.9, nesterov=True)
     for _ in range(10):
         step(optimizer, param, torch.tensor([[-1.0, 0.0]]))
@@ -140,7 +145,7 @@ def test_gain_stays_positive() -> None:
         ({"momentum": -0.1}, "momentum must lie in"),
         ({"weight_decay": -1.0}, "must not be negative"),
         ({"p": 1.5, "gain_lr": -1.0}, "must not be negative"),
-        ({"p": 1.5, "weight_decay": 0.1}, "weight_decay has no meaning on a sphere without gains"),
+        ({"p": 1.5, "weight_decay": 0.1}, "weight_decay has no meaning on a sphere whose gains are constant"),
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
@@ -161,7 +166,7 @@ def test_refused_group_leaves_the_optimizer_as_it_was() -> None:
     assert len(optimizer.param_groups) == 1
     assert torch.equal(new, torch.ones(2, 3))
     optimizer.add_param_group({"params": [new], "p": 2.0})
-    assert torch.allclose(new, torch.full((2, 3), 3**-0.5))
+    assert torch.allclose(optimizer.sphere_weights(new), torch.full((2, 3), 3**-0.5))
 
 
 def test_ordinary_parameters_have_no_sphere_weights() -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tune_sparsity.experiments.checks import CHECKS
 from tune_sparsity.tuner.cli import main
+from tune_sparsity.tuner.config.study_config import make_config
+from tune_sparsity.tuner.driver.prepare import prepare
 
 SOUND = """
 import torch
 from torch import nn
-from tune_sparsity.experiments import Data, Experiment, Recipe, Split
+from tune_sparsity import Data, Experiment, Metric, Recipe, Split
 
 def load(data_dir):
     g = torch.Generator().manual_seed(0)
@@ -33,6 +36,10 @@ STUDIES = {
     "prunable": ("nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3)", "nn.BatchNorm1d(8)", ["nothing to prune"]),
     "labels": ("nn.Linear(12, 3)", "nn.Linear(12, 2)", ["labels 0..2", "2 outputs"]),
     "metric": ("Recipe(2, 16)", "Recipe(2, 16), metric=lambda o, t: o.sum()", ["one score each"]),
+    "metric of all": ("Recipe(2, 16)", "Recipe(2, 16), metric=Metric('m', lambda o, t: o.mean(0))", ["m cannot be"]),
+    "metric of NaN": ("Recipe(2, 16)", "Recipe(2, 16), metric=Metric('m', lambda o, t: 0 * 1e999)", ["m is nan"]),
+    "name of a metric": ("Recipe(2, 16)", "Recipe(2, 16), metric=Metric('RMSE', load)", ["macro_f1", "mine.py:16"]),
+    "no direction": ("Recipe(2, 16)", "Recipe(2, 16), metric=UNKNOWN", ["PearsonCorrCoef", "maximize=..."]),
     "loss": ("Recipe(2, 16)", "Recipe(2, 16), loss=lambda o, t: 1 / 0", ["ZeroDivisionError", "mine.py:16"]),
     "load raises": ("    g = ", "    open('/no/such/file')\n    g = ", ["FileNotFoundError", "mine.py:7"]),
     "load exits": ("    g = ", "    raise SystemExit\n    g = ", ["do not load", "SystemExit", "mine.py:7"]),
@@ -58,7 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def change(folder: Path, old: str, new: str) -> None:
     assert old in SOUND
-    text = SOUND.replace(old, new)
+    text = SOUND.replace(old, new).replace("UNKNOWN", "__import__('torchmetrics').PearsonCorrCoef()")
     if new.startswith("mine = dict"):
         text = text.replace('"mine", load, model, Recipe(2, 16)', '"mine"')
     (folder / "mine.py").write_text(text)
@@ -141,4 +148,93 @@ def test_a_study_of_a_broken_experiment_does_not_begin(
     assert printed.err.count("\n") == 1, printed.err
     for text in said:
         assert text in printed.err
+    assert [path.name for path in folder.iterdir()] == ["mine.py"]
+
+
+READS = """
+import json, os
+import numpy as np
+from pathlib import Path
+HERE = Path(__file__).parent
+TOP = (HERE / "top.txt").read_text()
+
+def sizes():
+    with open(HERE / "sizes.json", "rb") as file:
+        return json.load(file)
+
+def prepare(x):
+    return x - torch.from_numpy(np.load(HERE / "deep" / "mean.npy")).to(x.device)
+"""
+
+
+def reading(folder: Path, files: tuple[str, ...] = ()) -> None:
+    """Make the experiment read files beside it where it is imported, in `load`, in `model` and in `prepare`."""
+    (folder / "top.txt").write_text("")
+    (folder / "sizes.json").write_text("12")
+    (folder / "data.csv").write_text("")
+    (folder / "deep").mkdir()
+    np.save(folder / "deep" / "mean.npy", np.zeros(8, np.float32))
+    text = SOUND.replace("def load(data_dir):", READS + "\ndef load(data_dir):\n    open(HERE / 'data.csv').close()")
+    text = text.replace("nn.Linear(8, 12)", "nn.Linear(8, sizes())")
+    text = text.replace("Recipe(2, 16)", f"Recipe(2, 16), prepare=prepare, files={files}")
+    (folder / "mine.py").write_text(text)
+
+
+def told_of_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["check", f"{folder}/mine.py:mine"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if " files " in line]
+    return line
+
+
+def test_files_that_are_read_and_not_declared_are_a_warning(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reading(folder)
+    assert told_of_files(folder, capsys) == (
+        "warning  files         the code reads deep/mean.npy, sizes.json, top.txt beside it, which the logged model "
+        "and workers elsewhere do not have: declare what it reads, "
+        "Experiment(..., files=('deep/mean.npy', 'sizes.json', 'top.txt',))"
+    )
+
+
+def test_of_declared_files_nothing_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reading(folder, ("*.json", "top.txt", "deep"))
+    assert told_of_files(folder, capsys).startswith("ok ")
+
+
+def test_a_link_to_the_folder_changes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reading(folder, ("top.txt", "deep"))
+    (folder / "link").symlink_to(folder)
+    assert "files=('sizes.json',)" in told_of_files(folder / "link", capsys)
+
+
+def test_a_study_says_what_a_check_warns_of(folder: Path) -> None:
+    reading(folder, ("*.json", "deep"))
+    text = (folder / "mine.py").read_text()
+    text = text.replace("torch.eye(3, 8)[y]", "1000 * torch.eye(3, 8)[y]").replace(
+        "    return nn.Seq", "    net = nn.Seq"
+    )
+    text = text.replace("mine = Exp", "    net[1].spare = nn.Embedding(5, 7)\n    return net\n\nmine = Exp")
+    (folder / "mine.py").write_text(text)
+    prepared = prepare(make_config({"target": 0.5, "experiment": "mine.py:mine", "storage": folder}).resolved())
+    told = {finding.check: finding.text for finding in prepared.warnings}
+    assert list(told) == ["prunable", "inputs", "files"]
+    assert "spare.weight (an embedding, 35 weights)" in told["prunable"]
+    assert told["inputs"].startswith("the inputs reach ")
+    assert "files=('top.txt',)" in told["files"]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ("('none.json',)", "files: there is no file 'none.json' in "),
+        ("('../other.json',)", "files: '../other.json' must lie in "),
+        ("'sizes.json'", "its files must be names in a tuple"),
+    ],
+)
+def test_files_that_are_not_there_are_one_line(
+    files: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(folder, "Recipe(2, 16)", f"Recipe(2, 16), files={files}")
+    assert main(["--target", "0.9", "--experiment", "mine.py:mine"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
     assert [path.name for path in folder.iterdir()] == ["mine.py"]

@@ -54,7 +54,7 @@ class Notes(Listener):
         self._note("begun", record.number)
 
     def epoch_trained(self, study: StudyRun, record: TrialRecord, epoch: Epoch) -> None:
-        self._note("epoch", record.number, epoch.number, record.val_accuracy)
+        self._note("epoch", record.number, epoch.number, record.value)
 
     def network_sent(self, study: StudyRun, record: TrialRecord, network: bytes) -> None:
         self._note("network", record.number, network)
@@ -128,7 +128,7 @@ def test_only_networks_that_would_be_reported_are_kept(tmp_path: Path) -> None:
 
 def test_tables_are_written_now_and_then(tmp_path: Path) -> None:
     now = [0.0]
-    study = study_in(tmp_path, [WriteTables(tmp_path / "s", lambda: now[0])], lambda: now[0])
+    study = study_in(tmp_path, [WriteTables(tmp_path / "s", clock=lambda: now[0])], lambda: now[0])
     table = tmp_path / "s" / "trials.csv"
     for seconds, rows in ((4.0, None), (2.0, 2), (4.0, 2), (2.0, 4)):
         now[0] += seconds

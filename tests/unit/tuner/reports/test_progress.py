@@ -32,12 +32,12 @@ class Untouchable:
 
 
 def trial(number: int, state: TrialState = TrialState.COMPLETED, **fields: Any) -> TrialRecord:
-    given = {"method": "lpss", "params": {"p": 1.1}, "val_accuracy": 0.9, "sparsity": 0.9, **fields}
+    given = {"method": "lpss", "params": {"p": 1.1}, "value": 0.9, "sparsity": 0.9, **fields}
     return TrialRecord.from_dict({"number": number, "state": state, **given})
 
 
 def running(number: int, seconds: float = 0.0) -> TrialRecord:
-    return trial(number, TrialState.RUNNING, val_accuracy=None, sparsity=None, seconds=seconds)
+    return trial(number, TrialState.RUNNING, value=None, sparsity=None, seconds=seconds)
 
 
 def progress(clock: Clock, total: int = 8, **options: Any) -> tuple[Progress, io.StringIO]:
@@ -70,8 +70,8 @@ def test_time_left_claims_no_more_than_it_knows(seconds: float, text: str) -> No
 def test_the_summary_counts_states_and_knows_the_best() -> None:
     records = [
         trial(0),
-        trial(1, val_accuracy=0.95, sparsity=0.91),
-        trial(2, TrialState.PRUNED, val_accuracy=0.99),
+        trial(1, value=0.95, sparsity=0.91),
+        trial(2, TrialState.PRUNED, value=0.99),
         trial(3, TrialState.FAILED),
         running(4),
     ]
@@ -132,9 +132,9 @@ def test_a_new_best_has_a_line_at_once_and_the_same_best_has_none() -> None:
     clock.now += 1
     shown.update([trial(0), running(1)])
     clock.now += 1
-    shown.update([trial(0), trial(1, val_accuracy=0.8)])
+    shown.update([trial(0), trial(1, value=0.8)])
     clock.now += 1
-    shown.update([trial(0), trial(1, val_accuracy=0.8), trial(2, val_accuracy=0.95)])
+    shown.update([trial(0), trial(1, value=0.8), trial(2, value=0.95)])
     assert [line.split("; ")[1] for line in stream.getvalue().splitlines()] == [
         "no feasible trial yet",
         "best 90.00% at 90.00% sparsity (t0000)",
@@ -278,9 +278,9 @@ def test_importing_the_display_imports_nothing_heavy() -> None:
 
 
 FOUND = [
-    trial(0, val_accuracy=0.97, sparsity=0.8, nonzero_weights=200),
-    trial(1, val_accuracy=0.96, sparsity=0.9, nonzero_weights=100),
-    trial(2, val_accuracy=0.90, sparsity=0.95, nonzero_weights=50),
+    trial(0, value=0.97, sparsity=0.8, nonzero_weights=200),
+    trial(1, value=0.96, sparsity=0.9, nonzero_weights=100),
+    trial(2, value=0.90, sparsity=0.95, nonzero_weights=50),
 ]
 
 

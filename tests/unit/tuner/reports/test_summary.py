@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from tune_sparsity.sparsity import network_size
+from tune_sparsity.sparsity import DeadNeurons, network_size
 from tune_sparsity.tuner.reports.summary import (
     best_line,
     final_table,
@@ -22,20 +22,20 @@ from tune_sparsity.tuner.reports.summary import (
     tracking_line,
     trial_columns,
 )
-from tune_sparsity.tuner.reports.text import command, few_prunable, shown_path
+from tune_sparsity.tuner.reports.text import command, dead_text, few_prunable, shown_path
 from tune_sparsity.tuner.results.tables import StudyOutcome, StudySeconds, result_document
 from tune_sparsity.tuner.study.goal import Goal, along_front, at_targets
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 
 def trial(number: int, state: TrialState = TrialState.COMPLETED, **fields: Any) -> TrialRecord:
-    given = {"method": "lpss", "params": {"p": 1.1}, "val_accuracy": 0.9, "sparsity": 0.9, **fields}
+    given = {"method": "lpss", "params": {"p": 1.1}, "value": 0.9, "sparsity": 0.9, **fields}
     return TrialRecord.from_dict({"number": number, "state": state, **given})
 
 
 RECORDS = [
-    trial(0, val_accuracy=0.97, nonzero_weights=1000, params={"p": 1.1, "lr": 0.0123456, "schedule": "[cosine]"}),
-    trial(1, val_accuracy=0.96, sparsity=0.95123, nonzero_weights=487, params={"p": 1.2, "lr": 0.1}),
+    trial(0, value=0.97, nonzero_weights=1000, params={"p": 1.1, "lr": 0.0123456, "schedule": "[cosine]"}),
+    trial(1, value=0.96, sparsity=0.95123, nonzero_weights=487, params={"p": 1.2, "lr": 0.1}),
     trial(2, TrialState.FAILED, reason="loss is\nNaN"),
     trial(3, TrialState.FAILED, reason="loss is\nNaN"),
     trial(4, TrialState.FAILED, reason="a worker was lost"),
@@ -62,7 +62,7 @@ def test_the_result_has_the_front_the_best_the_files_the_time_and_the_way_to_mlf
     folder = tmp_path / "studies" / "demo"
     folder.mkdir(parents=True)
     (folder / "result.json").touch()
-    text = printed(outcome(folder, test_accuracies={0: 0.955}, weights=10000))
+    text = printed(outcome(folder, test_values={0: 0.955}, weights=10000))
     header, first, second, *_ = text.splitlines()
     assert header.split() == ["trial", "accuracy", "sparsity", "nonzero", "p", "lr", "schedule"]
     assert first.split() == ["t0000", "97.00%", "90.000%", "1,000", "1.1", "0.01235", "[cosine]"]
@@ -140,6 +140,15 @@ def test_the_sparsity_is_shown_layer_by_layer_or_as_a_range(tmp_path: Path) -> N
     assert "layers" not in printed(outcome(tmp_path))
 
 
+def test_layers_with_dead_neurons_are_named_those_with_the_most_first(tmp_path: Path) -> None:
+    dead = {"3.weight": DeadNeurons(1, 64), "9.weight": DeadNeurons(120, 128)}
+    line = "dead   neurons without a connection: 120 of 128 in 9.weight, 1 of 64 in 3.weight"
+    assert line in printed(outcome(tmp_path, dead_neurons=dead)).splitlines()
+    assert "without a connection" not in printed(outcome(tmp_path))
+    many = {f"{k}.weight": DeadNeurons(k, 40) for k in range(1, 9)}
+    assert dead_text(many).endswith(" 3 of 40 in 3.weight and in 2 more layers")
+
+
 def test_parameters_that_do_not_fit_are_left_out_and_counted(tmp_path: Path) -> None:
     from rich.console import Console
 
@@ -201,14 +210,14 @@ def test_a_command_that_the_shell_does_not_find_is_named_by_its_path(
 # Goals other than one target
 
 FOUND = [
-    trial(0, val_accuracy=0.97, sparsity=0.8, nonzero_weights=200),
-    trial(1, val_accuracy=0.96, sparsity=0.9, nonzero_weights=100),
-    trial(2, val_accuracy=0.90, sparsity=0.95, nonzero_weights=50),
+    trial(0, value=0.97, sparsity=0.8, nonzero_weights=200),
+    trial(1, value=0.96, sparsity=0.9, nonzero_weights=100),
+    trial(2, value=0.90, sparsity=0.95, nonzero_weights=50),
 ]
 
 
 def with_goal(goal: Goal, folder: Path) -> StudyOutcome:
-    return replace(outcome(folder, FOUND, test_accuracies={0: 0.955, 1: 0.945}), goal=goal)
+    return replace(outcome(folder, FOUND, test_values={0: 0.955, 1: 0.945}), goal=goal)
 
 
 def test_several_targets_have_a_row_each(tmp_path: Path) -> None:

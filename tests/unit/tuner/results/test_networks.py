@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from tune_sparsity.experiments import Data, Experiment, Recipe, Split, Training
+from tune_sparsity.experiments.base import evaluate
 from tune_sparsity.experiments.training import train_whole
 from tune_sparsity.tuner.results.networks import count_zeros, write_best, write_networks
 from tune_sparsity.tuner.study.layout import weights_file
@@ -68,7 +69,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     with torch.no_grad():
         accuracy = float((model(data.val.x).argmax(1) == data.val.y).double().mean())
     record = TrialRecord(
-        3, "lpss", PARAMS, TrialState.COMPLETED, val_accuracy=accuracy, sparsity=ZEROS / WEIGHTS, sparsity_total=0.5
+        3, "lpss", PARAMS, TrialState.COMPLETED, value=accuracy, sparsity=ZEROS / WEIGHTS, sparsity_total=0.5
     )
     return Trained(training, data, path.read_bytes(), record)
 
@@ -116,10 +117,22 @@ def test_another_program_gets_the_reported_accuracies_from_the_file(
         x = np.maximum(x, 0) @ t["3.weight"].T + t["3.bias"]
         return float((x.argmax(1) == split.y.numpy()).mean())
 
-    assert accuracy(trained.data.test) == pytest.approx(best.test_accuracy)
-    assert accuracy(trained.data.val) == pytest.approx(trained.record.val_accuracy)
-    assert best.test_accuracy > 0.8
-    assert best.test_accuracy != trained.record.val_accuracy  # the other split's
+    assert accuracy(trained.data.test) == pytest.approx(best.test_value)
+    assert accuracy(trained.data.val) == pytest.approx(trained.record.value)
+    assert best.test_value > 0.8
+    assert best.test_value != trained.record.value  # the other split's
+
+
+def test_neurons_without_a_connection_are_counted_in_the_masks(trained: Trained, study: Path) -> None:
+    training = train_whole(SMALL, trained.data, "static", {"final_sparsity": 0.9}, epochs=1, seed=0)
+    save_weights(training, file := weights_file(study, 4))
+    accuracy = evaluate(SMALL, training.model, trained.data.val)
+    zeros, weights = training.sparse.zeros()
+    record = TrialRecord(4, "static", {}, TrialState.COMPLETED, value=accuracy, sparsity=zeros / weights)
+    best = write_best(file, study / "best", SMALL, trained.data, record)
+    dead = int((training.model[0].weight == 0).all(1).sum())
+    assert dead > 0
+    assert best.dead["0.weight"] == (dead, 24)
 
 
 def test_the_description_says_how_to_use_it(trained: Trained, weights: Path, study: Path) -> None:
@@ -136,8 +149,8 @@ def test_the_description_says_how_to_use_it(trained: Trained, weights: Path, stu
         "method": "lpss",
         "params": PARAMS,
         "metrics": {
-            "val_accuracy": trained.record.val_accuracy,
-            "test_accuracy": best.test_accuracy,
+            "val_accuracy": trained.record.value,
+            "test_accuracy": best.test_value,
             "sparsity": ZEROS / WEIGHTS,
             "sparsity_total": 0.5,
             "nonzero_weights": WEIGHTS - ZEROS,
@@ -224,7 +237,7 @@ def test_a_file_that_is_not_the_network_that_was_measured_is_not_reported(
 
 
 @pytest.mark.parametrize(
-    "claim", [{"sparsity": (ZEROS + 1) / WEIGHTS}, {"sparsity": None}, {"val_accuracy": 0.999}, {"val_accuracy": None}]
+    "claim", [{"sparsity": (ZEROS + 1) / WEIGHTS}, {"sparsity": None}, {"value": 0.999}, {"value": None}]
 )
 def test_a_record_that_claims_something_else_is_not_reported(
     claim: dict[str, float | None], trained: Trained, weights: Path, study: Path
@@ -317,7 +330,7 @@ def test_a_network_in_two_folders_is_measured_once(trained: Trained, weights: Pa
     for name in folders:
         assert (study / name / "model.safetensors").read_bytes() == trained.raw
         described = json.loads((study / name / "model.json").read_text())
-        assert described["metrics"]["test_accuracy"] == measured[3].test_accuracy
+        assert described["metrics"]["test_accuracy"] == measured[3].test_value
 
 
 def test_a_study_that_goes_on_takes_its_networks_from_where_it_wrote_them(
@@ -341,7 +354,7 @@ def test_a_study_that_goes_on_takes_its_networks_from_where_it_wrote_them(
 def test_a_network_that_is_not_its_trials_costs_the_others_nothing(
     trained: Trained, weights: Path, study: Path
 ) -> None:
-    liar = replace(trained.record, number=4, val_accuracy=0.999)
+    liar = replace(trained.record, number=4, value=0.999)
     folders = {"best": liar, "front/t0003": trained.record, "front/t0004": liar}
     found = write_networks(folders, lambda record: weights, study, SMALL, trained.data)
     assert list(found.networks) == [3]
@@ -365,7 +378,7 @@ def test_a_network_that_cannot_be_measured_is_written(trained: Trained, weights:
     assert (study / "best" / "model.safetensors").read_bytes() == trained.raw
     metrics = json.loads((study / "best" / "model.json").read_text())["metrics"]
     assert metrics["test_accuracy"] is None
-    assert metrics["val_accuracy"] == trained.record.val_accuracy
+    assert metrics["val_accuracy"] == trained.record.value
     again = write_networks({"best": trained.record}, lambda record: weights, study, SMALL, trained.data)
     assert again.problems == []
-    assert again.networks[3].test_accuracy > 0.8
+    assert again.networks[3].test_value > 0.8

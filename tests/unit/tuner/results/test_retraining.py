@@ -34,7 +34,7 @@ def test_a_trial_that_is_the_best_at_two_targets_is_trained_once() -> None:
     assert len(trained) == 3 * 2
     assert {job["number"] for job in trained} == {1_000_000, 1_000_001}
     found = summarise(chosen, [0.95, 0.96, 0.93, 0.93, 0.91, 0.92], 2)
-    assert [(one.target, one.trial, one.test_accuracies) for one in found] == [
+    assert [(one.target, one.trial, one.test_values) for one in found] == [
         (0.8, "t0001", (0.95, 0.96)),
         (0.8, "t0002", (0.93, 0.93)),
         (0.9, "t0002", (0.93, 0.93)),
@@ -51,7 +51,7 @@ def test_a_training_that_failed_is_counted_and_not_averaged() -> None:
     chosen = best_of_each(RECORDS, METHODS, at_targets(0.9))
     one, other = summarise(chosen, [0.9, None, None, 0.8, 0.7, None], 3)
     assert (one.mean, one.failed) == (0.9, 2)
-    assert (other.test_accuracies, other.failed) == ((0.8, 0.7), 1)
+    assert (other.test_values, other.failed) == ((0.8, 0.7), 1)
     assert other.mean == pytest.approx(0.75)
     assert other.to_dict()["failed"] == 1
     assert "target" not in one.to_dict()

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_sparsity.sparsity import NetworkSize
+from tune_sparsity.sparsity import DeadNeurons, NetworkSize
 from tune_sparsity.sparsity.layers import LeftDense
 from tune_sparsity.tuner.results.tables import (
     StudyOutcome,
@@ -36,10 +36,10 @@ def trial(number: int, **fields: Any) -> TrialRecord:
 
 
 RECORDS = [
-    trial(2, state=TrialState.FAILED, reason="loss is NaN,\nat epoch 3", val_accuracy=math.nan, params={"rho": 0.2}),
-    trial(0, val_accuracy=0.1 + 0.2, sparsity=0.95, sparsity_total=0.94, hoyer=0.5, nonzero_weights=50, epochs=4),
-    trial(1, val_accuracy=0.9, sparsity=0.9, nonzero_weights=100, params={"p": 1.2, "lr": 1e-7}, seconds=2.5),
-    trial(3, state=TrialState.PRUNED, val_accuracy=0.99, sparsity=0.97),
+    trial(2, state=TrialState.FAILED, reason="loss is NaN,\nat epoch 3", value=math.nan, params={"rho": 0.2}),
+    trial(0, value=0.1 + 0.2, sparsity=0.95, sparsity_total=0.94, hoyer=0.5, nonzero_weights=50, epochs=4),
+    trial(1, value=0.9, sparsity=0.9, nonzero_weights=100, params={"p": 1.2, "lr": 1e-7}, seconds=2.5),
+    trial(3, state=TrialState.PRUNED, value=0.99, sparsity=0.97),
     trial(4, state=TrialState.RUNNING),
 ]
 
@@ -63,9 +63,18 @@ def strict(text: str) -> Any:
 
 def test_the_columns_are_those_of_the_contract(tmp_path: Path) -> None:
     trials, pareto, _ = write_results(outcome(tmp_path))
-    expected = "number,state,p,lr,rho,val_accuracy,sparsity,sparsity_total,hoyer,nonzero_weights,epochs,seconds,method"
+    expected = "number,state,p,lr,rho,val_accuracy,sparsity,sparsity_matrices,sparsity_total,hoyer,nonzero_weights,"
     for path in (trials, pareto):
-        assert path.read_text(encoding="utf-8").splitlines()[0] == expected + ",reason"
+        assert path.read_text(encoding="utf-8").splitlines()[0] == expected + "epochs,seconds,method,reason"
+
+
+def test_the_sparsity_over_all_matrices_counts_those_that_stay_dense(tmp_path: Path) -> None:
+    size = NetworkSize(2, 250, (LeftDense("embedding.weight", "an embedding", 150),), 450)
+    trials, pareto, result = write_results(outcome(tmp_path, size=size))
+    known = {row["number"]: row["sparsity_matrices"] for row in rows(trials)}
+    assert known == {"0": "0.5", "1": "0.375", "2": "", "3": "", "4": ""}  # 200 and 150 zeros of 400
+    assert all(row["sparsity_matrices"] == known[row["number"]] for row in rows(pareto))
+    assert strict(result.read_text())["best"]["sparsity_matrices"] == 0.375
 
 
 def test_a_row_a_trial_by_number(tmp_path: Path) -> None:
@@ -129,7 +138,8 @@ def test_numpy_numbers_are_written_as_numbers() -> None:
 def test_result_json_is_the_contract_s(tmp_path: Path) -> None:
     seconds = StudySeconds(total=10.0, startup=0.25, training=6.0, sampling=1.0, tracking=0.5, finishing=0.5)
     size = NetworkSize(2, 1000, (LeftDense("embedding.weight", "an embedding", 250),), 1300)
-    found = outcome(tmp_path, seconds=seconds, test_accuracies={1: 0.88}, weights=1000, size=size)
+    found = outcome(tmp_path, seconds=seconds, test_values={1: 0.88}, weights=1000, size=size)
+    found = replace(found, dead_neurons={"0.weight": DeadNeurons(2, 40)})
     path = write_results(replace(found, mlflow_experiment_id="3", mlflow_run_id="abc"))[2]
     document = strict(path.read_text(encoding="utf-8"))
     members = {"method": "lpss"}
@@ -140,11 +150,13 @@ def test_result_json_is_the_contract_s(tmp_path: Path) -> None:
     assert document == {
         "study": "demo",
         "target": 0.9,
+        "metric": {"name": "accuracy", "direction": "maximize"},
         "experiment": "digits",
         "method": "lpss",
         "states": {"completed": 2, "pruned": 1, "failed": 1},
         "best": best | {"test_accuracy": 0.88, "weights": 1000, "sparsity_matrices": 900 / 1250},
         "dense_weights": {"embedding.weight": 250},
+        "dead_neurons": {"0.weight": {"dead": 2, "neurons": 40}},
         "pareto": [best, other],
         "seconds": {
             **{"total": 10.0, "startup": 0.25, "training": 6.0, "sampling": 1.0},
@@ -165,7 +177,7 @@ def test_a_study_without_a_feasible_trial_has_no_best(tmp_path: Path) -> None:
 
 
 def test_the_json_never_contains_nan(tmp_path: Path) -> None:
-    record = trial(0, val_accuracy=0.9, sparsity=0.9, sparsity_total=math.nan, params={"x": math.inf, "y": [math.nan]})
+    record = trial(0, value=0.9, sparsity=0.9, sparsity_total=math.nan, params={"x": math.inf, "y": [math.nan]})
     document = strict(to_json(result_document(outcome(tmp_path, records=[record]))))
     assert document["best"]["sparsity_total"] is None
     assert document["best"]["params"] == {"x": None, "y": [None]}
@@ -226,16 +238,14 @@ def test_files_are_as_readable_as_any_other_new_file(tmp_path: Path) -> None:
 # Goals other than one target
 
 FRONT = [
-    trial(0, val_accuracy=0.97, sparsity=0.8, nonzero_weights=200),
-    trial(1, val_accuracy=0.96, sparsity=0.9, nonzero_weights=100),
-    trial(2, val_accuracy=0.90, sparsity=0.95, nonzero_weights=50),
+    trial(0, value=0.97, sparsity=0.8, nonzero_weights=200),
+    trial(1, value=0.96, sparsity=0.9, nonzero_weights=100),
+    trial(2, value=0.90, sparsity=0.95, nonzero_weights=50),
 ]
 
 
 def document(goal: Goal, records: list[TrialRecord], folder: Path) -> dict[str, Any]:
-    found = StudyOutcome(
-        "demo", goal, "digits", "lpss", records, folder, test_accuracies={0: 0.95, 1: 0.94}, weights=1000
-    )
+    found = StudyOutcome("demo", goal, "digits", "lpss", records, folder, test_values={0: 0.95, 1: 0.94}, weights=1000)
     return dict(strict(to_json(result_document(found))))
 
 

@@ -75,7 +75,7 @@ def test_feasible_trials_rank_first_and_then_by_accuracy(points: list[Value], ta
     assert feasible == sorted(feasible, reverse=True)
     for group in (True, False):
         here = [entry for entry, f in zip(ranking, feasible, strict=True) if f == group]
-        assert here == sorted(here, key=lambda entry: (-entry.accuracy, -entry.sparsity, entry.lot))
+        assert here == sorted(here, key=lambda entry: (-entry.merit, -entry.sparsity, entry.lot))
 
 
 @pytest.mark.parametrize("reduction", [2.0, 3.0, 4.0])

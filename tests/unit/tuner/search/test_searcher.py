@@ -57,7 +57,7 @@ def accuracy(params: dict[str, Any]) -> float:
 
 
 def ended(asked: Asked, state: TrialState = TrialState.COMPLETED, **fields: Any) -> TrialRecord:
-    measured = {"val_accuracy": accuracy(asked.params), "sparsity": asked.params["final_sparsity"], "epochs": 5}
+    measured = {"value": accuracy(asked.params), "sparsity": asked.params["final_sparsity"], "epochs": 5}
     return TrialRecord(asked.number, asked.method, asked.params, state, **{**measured, **fields})
 
 
@@ -147,7 +147,7 @@ def test_states_and_values_are_honest(journal: Path | None) -> None:
     for trial in searcher.study.trials[:4]:
         record = told[trial.number]
         if record.state is TrialState.COMPLETED:
-            assert trial.values == [record.val_accuracy, record.sparsity]
+            assert trial.values == [record.value, record.sparsity]
         else:
             assert trial.values is None
             assert not trial.intermediate_values
@@ -166,7 +166,7 @@ def test_the_constraint_is_what_is_missing_to_the_target(journal: Path | None) -
     searcher = OptunaSearcher([SMALL], TARGET, journal=journal)
     sparsities = (0.85, 0.9, 0.92)
     for sparsity in sparsities:
-        searcher.tell(ended(searcher.ask(), sparsity=sparsity, val_accuracy=1.0 - sparsity))
+        searcher.tell(ended(searcher.ask(), sparsity=sparsity, value=1.0 - sparsity))
     stored = [trial.constraints for trial in searcher.study.trials]
     for one, trial, sparsity in zip(stored, searcher.study.trials, sparsities, strict=True):
         assert one["target"] == pytest.approx(TARGET - sparsity)
@@ -180,7 +180,7 @@ def test_stopped_and_failed_trials_have_no_constraint_and_are_no_results() -> No
     searcher = OptunaSearcher([SMALL], TARGET)
     for state in (TrialState.PRUNED, TrialState.FAILED, TrialState.COMPLETED):
         accurate = 0.5 if state is TrialState.COMPLETED else 1.0
-        searcher.tell(ended(searcher.ask(), state, val_accuracy=accurate))
+        searcher.tell(ended(searcher.ask(), state, value=accurate))
     assert [trial.constraints for trial in searcher.study.trials[:2]] == [{}, {}]
     assert [trial.number for trial in searcher.study.best_trials] == [2]
 

@@ -91,7 +91,7 @@ def test_a_target_is_pinned_to_the_least_searched_value_that_serves(
 
 
 def tell(searcher: OptunaSearcher, asked: Asked, state: TrialState = TrialState.COMPLETED) -> None:
-    measured = {"val_accuracy": 0.5, "sparsity": asked.params.get(FINAL_SPARSITY, 0.0)}
+    measured = {"value": 0.5, "sparsity": asked.params.get(FINAL_SPARSITY, 0.0)}
     searcher.tell(TrialRecord(asked.number, asked.method, asked.params, state, **measured))
 
 

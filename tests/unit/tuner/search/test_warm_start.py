@@ -50,7 +50,7 @@ def earlier(tmp_path: Path) -> Callable[..., list[TrialRecord]]:
             state = (TrialState.PRUNED, TrialState.FAILED, TrialState.COMPLETED, TrialState.COMPLETED)[number % 4]
             record = TrialRecord(asked.number, "lpss", asked.params, state)
             if state is not TrialState.FAILED:
-                record.val_accuracy, record.sparsity = 0.9 + number / 100, asked.params["final_sparsity"]
+                record.value, record.sparsity = 0.9 + number / 100, asked.params["final_sparsity"]
             searcher.tell(record)
         return searcher.finished()
 
@@ -100,6 +100,15 @@ def test_trials_with_another_fixed_value_are_not_carried_over(earlier: Any, tmp_
     found = warm_start(["before"], LocalStorage(tmp_path), [replace(SPACE, fixed={"momentum": 0.8})], TARGET, ALIKE)
     assert found.trials == ()
     assert len(found.points) == 1
+
+
+@pytest.mark.parametrize(("value", "carried"), [("global", 6), ("erk", 0)])
+def test_trials_from_before_a_parameter_are_carried_over_where_it_has_the_default(
+    value: str, carried: int, earlier: Any, tmp_path: Path
+) -> None:
+    earlier()
+    space = replace(SPACE, fixed={**SPACE.fixed, "distribution": value})
+    assert len(warm_start(["before"], LocalStorage(tmp_path), [space], TARGET, ALIKE).trials) == carried
 
 
 def test_what_is_carried_over_teaches_the_sampler_and_is_none_of_the_study_s_own(earlier: Any, tmp_path: Path) -> None:

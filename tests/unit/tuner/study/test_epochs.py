@@ -8,12 +8,13 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_sparsity.tuner.study.epochs import METRICS, EpochLog, read_epochs
+from tune_sparsity.tuner.study.epochs import EpochLog, columns, read_epochs
+from tune_sparsity.tuner.study.objective import ACCURACY
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@given(st.lists(st.dictionaries(st.sampled_from(METRICS), numbers, min_size=2), min_size=1, max_size=6))
+@given(st.lists(st.dictionaries(st.sampled_from(columns(ACCURACY)), numbers, min_size=2), min_size=1, max_size=6))
 def test_every_epoch_reads_back_to_the_bit(epochs: list[dict[str, float]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         log = EpochLog(Path(folder) / "epochs.csv")

@@ -30,7 +30,7 @@ def histories(draw: st.DrawFn) -> list[TrialRecord]:
     drawn = draw(st.lists(st.tuples(ended, measures, measures), max_size=14))
     numbers = draw(st.permutations(range(len(drawn))))
     return [
-        TrialRecord(number, "lpss", {}, state, val_accuracy=accuracy, sparsity=sparsity)
+        TrialRecord(number, "lpss", {}, state, value=accuracy, sparsity=sparsity)
         for number, (state, accuracy, sparsity) in zip(numbers, drawn, strict=True)
     ]
 
@@ -97,11 +97,11 @@ def test_a_count_whose_quotient_is_rounded_up_does_not_ask_for_one_zero_more() -
 def test_the_best_are_the_most_accurate_that_are_sparse_enough(records: list[TrialRecord], goal: Goal) -> None:
     for target, best in goal.best_at(records):
         accuracies = [
-            r.val_accuracy
+            r.value
             for r in records
-            if r.state is TrialState.COMPLETED and r.val_accuracy is not None and (r.sparsity or 0.0) >= target
+            if r.state is TrialState.COMPLETED and r.value is not None and (r.sparsity or 0.0) >= target
         ]
-        assert (None if best is None else best.val_accuracy) == max(accuracies, default=None)
+        assert (None if best is None else best.value) == max(accuracies, default=None)
     assert goal.best(records) == goal.best_at(records)[0][1]
     reported = goal.reported(records)
     assert len({record.number for record in reported}) == len(reported)
@@ -145,7 +145,7 @@ def test_a_fronts_hypervolume_ends_at_its_upper_end_and_is_a_mean_accuracy() -> 
     records = [trial(0, 0.7, 1.0), trial(1, 0.95, 0.5), trial(2, 0.4, 1.0)]
     area = 0.2 * 1.0 + 0.2 * 0.5
     assert goal.hypervolume(records) == pytest.approx(area)
-    assert goal.mean_accuracy(area) == pytest.approx(0.75)  # 1 on the first half of the range, a half on the second
+    assert goal.mean_value(area) == pytest.approx(0.75)  # 1 on the first half of the range, a half on the second
 
 
 def test_what_no_trial_covers_yet_is_said() -> None:

@@ -28,7 +28,7 @@ def trial_lists(draw: st.DrawFn) -> list[TrialRecord]:
     fields = st.tuples(states, measures, measures, st.none() | st.integers(0, 3))
     drawn = draw(st.lists(fields, max_size=12))
     records = [
-        TrialRecord(number, "lpss", {}, state, val_accuracy=accuracy, sparsity=sparsity, nonzero_weights=nonzero)
+        TrialRecord(number, "lpss", {}, state, value=accuracy, sparsity=sparsity, nonzero_weights=nonzero)
         for number, (state, accuracy, sparsity, nonzero) in enumerate(drawn)
     ]
     return draw(st.permutations(records))

@@ -58,7 +58,9 @@ def note_of(own: tuple[Experiment, Data, str], folder: Path, **more: Any) -> dic
 def test_what_is_served_holds_tensors_json_and_code(own: tuple[Experiment, Data, str], tmp_path: Path) -> None:
     experiment, data, name = own
     network = network_of(experiment, tmp_path / "best")
-    assemble(tmp_path / "served", tmp_path / "best", experiment, name)
+    for neighbour in ("README.md", "credentials", "run.log", "data.npy", "optuna.journal", "other.py"):
+        (Path(name.partition(":")[0]).parent / neighbour).write_text("not to be logged")
+    assemble(tmp_path / "served", tmp_path / "best", experiment, name, data.test.x)
     files = {str(path.relative_to(tmp_path / "served")) for path in (tmp_path / "served").rglob("*") if path.is_file()}
     assert files == {"model.safetensors", "model.json", "served.json", "code/own_experiment.py"}
     outputs = load(experiment, tmp_path / "served").predict(data.test.x.numpy())

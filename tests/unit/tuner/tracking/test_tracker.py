@@ -37,7 +37,7 @@ def test_one_parent_and_a_nested_run_a_trial(tracker: MakeTracker, store: Path) 
     one.start_study({"trials": 4, "sampler": "tpe"}, {"host": "here"})
     for number in range(4):
         one.start_trial(record(number))
-    one.end_trial(record(0, TrialState.COMPLETED, val_accuracy=0.97, sparsity=0.9, epochs=3, nonzero_weights=10))
+    one.end_trial(record(0, TrialState.COMPLETED, value=0.97, sparsity=0.9, epochs=3, nonzero_weights=10))
     one.end_trial(record(1, TrialState.PRUNED, epochs=1))
     one.end_trial(record(2, TrialState.FAILED, reason="loss is NaN"))
     one.end_trial(record(3, TrialState.COMPLETED))
@@ -78,7 +78,7 @@ def test_every_epoch_is_in_the_history(tracker: MakeTracker, store: Path) -> Non
     one.start_trial(record(7))
     for epoch in range(1, 21):
         one.log_epoch(7, epoch, {"train_loss": 1 / epoch, "val_accuracy": epoch / 20})
-    one.end_trial(record(7, TrialState.COMPLETED, epochs=20, val_accuracy=1.0, metrics={"train_loss": 1 / 20}))
+    one.end_trial(record(7, TrialState.COMPLETED, epochs=20, value=1.0, metrics={"train_loss": 1 / 20}))
     finish(one)
     history = client(store).get_metric_history(read(store)[1]["t0007"].info.run_id, "val_accuracy")
     assert [(point.step, point.value) for point in history] == [(epoch, epoch / 20) for epoch in range(1, 21)]
@@ -117,7 +117,7 @@ def test_a_resumed_study_continues_the_same_runs(tracker: MakeTracker, store: Pa
     two.start_trial(record(1))
     two.log_epoch(1, 2, {"val_accuracy": 0.6, "train_loss": math.nan})  # run again from a checkpoint
     two.log_epoch(1, 3, {"val_accuracy": 0.7})
-    two.end_trial(record(1, TrialState.COMPLETED, epochs=3, val_accuracy=0.7))
+    two.end_trial(record(1, TrialState.COMPLETED, epochs=3, value=0.7))
     two.start_trial(record(3))
     two.end_trial(record(3, TrialState.COMPLETED))
     finish(two, pareto=[0, 1])
@@ -302,9 +302,9 @@ def test_a_trial_that_ended_unnoticed_is_told_of_by_the_next_process(tracker: Ma
     two = tracker()
     two.start_study({}, {})
     for number in (0, 1):
-        two.recall(record(number, TrialState.COMPLETED, epochs=1, val_accuracy=0.5))
+        two.recall(record(number, TrialState.COMPLETED, epochs=1, value=0.5))
     before = two._outbox.size()
-    two.recall(record(0, TrialState.COMPLETED, epochs=1, val_accuracy=0.5))
+    two.recall(record(0, TrialState.COMPLETED, epochs=1, value=0.5))
     assert two._outbox.size() == before
     finish(two, pareto=[0])
     _, trials = read(store)

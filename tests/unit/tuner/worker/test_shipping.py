@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import pickle
@@ -15,51 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import tune_sparsity.experiments.registry as registry
 from tests import ROOT
+from tests.helpers.own_code import FILES, imports_of_its_own, write_files
 from tune_sparsity.experiments import Experiment, find
 from tune_sparsity.experiments.base import correct
 from tune_sparsity.experiments.user_files import Code, code_of
-from tune_sparsity.tuner.worker.shipping import Parcel, by_value, unpack
+from tune_sparsity.tuner.worker.shipping import Parcel, by_value, unpack, write_packed
 
-FILES = {
-    "mine.py": """
-import json
-from pathlib import Path
-import torch
-from blocks import SIZE, Block
-from tune_sparsity.experiments import Data, Experiment, Recipe, Split
-
-HERE = Path(__file__).parent
-MANY = torch.zeros(500_000)  # only the loader reads it
-
-def load(data_dir):
-    part = Split(MANY[:60].view(12, 5) + torch.arange(12.0)[:, None], torch.arange(12) % 3)
-    return Data(part, part, part)
-
-def model():
-    from lazy import kinds
-    hidden = json.loads((HERE / "sizes.json").read_text())["hidden"]
-    return torch.nn.Sequential(Block(SIZE, hidden), torch.nn.Linear(hidden, kinds()))
-
-mine = Experiment("mine", load, model, Recipe(2, 4))
-""",
-    "blocks.py": """
-import torch
-from deeper.parts import Core
-SIZE = 5
-class Block(Core):
-    def forward(self, x):
-        return super().forward(x).relu()
-""",
-    "deeper/__init__.py": "",
-    "deeper/parts.py": "import torch\nclass Core(torch.nn.Linear):\n    pass\n",
-    "lazy.py": "def kinds():\n    return 3\n",
-    "sizes.json": '{"hidden": 7}',
-    "stranger.py": "raise RuntimeError('nobody imports this')\n",
-    ".secret": "not to be sent",
-    "mlflow.db": "not to be sent",
-}
 TRAIN = """
 import sys
 from tune_sparsity.experiments import Split, Training
@@ -76,21 +39,13 @@ NONZERO = (5 * 7 + 7 * 3) // 2
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder of a user's own: an experiment, modules beside it and a file that it reads."""
-    for path, text in FILES.items():
-        (tmp_path / "own" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "own" / path).write_text(text)
-    return tmp_path / "own"
+    return write_files(FILES, tmp_path / "own")
 
 
 @pytest.fixture(autouse=True)
 def clean_imports() -> Iterator[None]:
-    """What a test imports from its own folder must not be there for the next one."""
-    modules, path, added = set(sys.modules), list(sys.path), list(registry._added)
-    yield
-    for name in set(sys.modules) - modules:
-        if not str(getattr(sys.modules[name], "__file__", "") or "").startswith((str(ROOT), sys.prefix)):
-            del sys.modules[name]
-    sys.path[:], registry._added[:] = path, added
+    with imports_of_its_own():
+        yield
 
 
 UNPICKLE = """
@@ -160,23 +115,16 @@ def packed(folder: Path, experiment: Experiment | None = None) -> Path:
     return path
 
 
-def test_a_file_sends_what_it_imports_and_what_lies_beside_it(folder: Path) -> None:
-    code = code_of(find(f"{folder}/mine.py:mine"), f"{folder}/mine.py:mine")
-    assert code is not None
-    expected = {"mine.py", "blocks.py", "deeper/__init__.py", "deeper/parts.py", "lazy.py", "sizes.json"}
-    assert {name for name in code.files if "__pycache__" not in name} == expected
-    assert code.name == "mine.py:mine"
-    assert code.is_here()
-    assert code.folder() == folder
-
-
-def test_large_files_stay(folder: Path) -> None:
-    with (folder / "large.npy").open("wb") as file:
-        file.truncate(11 << 20)
-    code = code_of(find(f"{folder}/mine.py:mine"), f"{folder}/mine.py:mine")
-    assert code is not None
-    assert "sizes.json" in code.files
-    assert "large.npy" not in code.files
+def test_what_is_packed_is_listed(folder: Path, tmp_path: Path) -> None:
+    write_packed(tmp_path, find(f"{folder}/mine.py:mine"), f"{folder}/mine.py:mine")
+    rows = list(csv.reader((tmp_path / "packed.csv").open()))
+    assert rows[0] == ["file", "bytes"]
+    assert dict(rows[1:]) == {
+        name: str(len(FILES[name]))
+        for name in ("blocks.py", "deeper/__init__.py", "deeper/parts.py", "lazy.py", "mine.py", "sizes.json")
+    }
+    write_packed(folder, find("digits"), "digits")
+    assert not (folder / "packed.csv").exists()
 
 
 def test_data_that_only_the_loader_reads_stays(folder: Path) -> None:
@@ -215,7 +163,8 @@ def test_what_cannot_be_imported_elsewhere_goes_by_value(folder: Path, tmp_path:
     """Data read at the top level, from a file too large to send."""
     (folder / "sizes.json").rename(tmp_path / "sizes.json")
     (folder / "mine.py").write_text(
-        FILES["mine.py"].replace('HERE / "sizes.json"', 'SIZES').replace("HERE = ", "SIZES = ")
+        FILES["mine.py"].replace(', files=("sizes.json",)', "")
+        .replace('HERE / "sizes.json"', 'SIZES').replace("HERE = ", "SIZES = ")
         .replace("Path(__file__).parent", f"Path({str(tmp_path / 'sizes.json')!r})")
         .replace('json.loads((SIZES).read_text())["hidden"]', "HIDDEN")
         .replace("MANY =", 'HIDDEN = json.loads(SIZES.read_text())["hidden"]\nMANY =')
@@ -237,19 +186,16 @@ def test_what_cannot_be_pickled_goes_by_its_source(folder: Path, tmp_path: Path,
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_package_travels_whole(
-    folder: Path, tmp_path: Path, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_travels(folder: Path, tmp_path: Path, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "place" / "a_users_package"
     (package / "deep").mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "deep" / "__init__.py").write_text("")
     (package / "deep" / "inside.py").write_text(
         FILES["mine.py"].replace("from blocks", "from ..blocks").replace("from lazy", "from a_users_package.lazy")
-        .replace('HERE / "sizes.json"', 'HERE.parent / "sizes.json"')
     )  # fmt: skip
-    for name in ("lazy.py", "sizes.json"):
-        (folder / name).rename(package / name)
+    (folder / "lazy.py").rename(package / "lazy.py")
+    (folder / "sizes.json").rename(package / "deep" / "sizes.json")
     (folder / "deeper").rename(package / "deeper")
     (package / "blocks.py").write_text(FILES["blocks.py"].replace("from deeper", "from .deeper"))
     monkeypatch.chdir(package.parent)
@@ -278,6 +224,20 @@ def test_an_experiment_made_in_python_goes_by_value() -> None:
     back = pickle.loads(pickle.dumps(Parcel(made)))
     assert isinstance(back, Experiment)
     assert back.metric(torch.eye(2), torch.tensor([0, 1])).tolist() == [0.5, 0.5]
+
+
+def test_a_metric_of_the_users_own_goes_by_value(folder: Path) -> None:
+    metric = "def worst(outputs, targets):\n    return outputs.max()\n"
+    judged = "mine = replace(mine, metric=tune_sparsity.Metric('worst', worst, maximize=False))\n"
+    imports = "\nimport tune_sparsity\nfrom dataclasses import replace\n"
+    (folder / "mine.py").write_text(FILES["mine.py"] + imports + metric + judged)
+    made = replace(find("digits"), name="made", metric=find(f"{folder}/mine.py:mine").metric)
+    value = by_value(made, alone=True)
+    assert value is not None
+    del sys.modules["experiment_file_mine"]
+    back = pickle.loads(value).metric
+    assert (back.name, back.maximize) == ("worst", False)
+    assert back.function(torch.eye(2), None) == 1
 
 
 def test_an_experiment_that_is_not_the_one_of_that_name_goes_by_value(folder: Path) -> None:

@@ -23,7 +23,7 @@ TARGET = 0.9
 
 
 def trial(number: int, sparsity: float | None, accuracy: float | None, **more: Any) -> TrialRecord:
-    fields = {"state": TrialState.COMPLETED, "sparsity": sparsity, "val_accuracy": accuracy, **more}
+    fields = {"state": TrialState.COMPLETED, "sparsity": sparsity, "value": accuracy, **more}
     return TrialRecord.from_dict({"number": number, "method": "lpss", "params": {"p": 1.1}, **fields})
 
 
@@ -131,9 +131,9 @@ def test_ranges_are_never_empty_and_hold_the_target_and_every_trial(records: lis
     assert max(right, top) < 103
     for record in records:
         assert record.sparsity is not None
-        assert record.val_accuracy is not None
+        assert record.value is not None
         assert left < 100 * record.sparsity < right
-        assert bottom < 100 * record.val_accuracy < top
+        assert bottom < 100 * record.value < top
 
 
 def test_far_away_trials_do_not_flatten_the_front_and_are_announced() -> None:

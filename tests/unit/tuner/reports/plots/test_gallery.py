@@ -52,7 +52,7 @@ GOAL = at_targets(0.8)
 
 def trial(number: int, accuracy: float | None, sparsity: float = 0.85, **more: Any) -> TrialRecord:
     base = TrialRecord(number, "lpss", {"p": 1.2 + 0.1 * number, "drop": "ramp"}, TrialState.COMPLETED)
-    given = {"val_accuracy": accuracy, "sparsity": sparsity, "hoyer": 0.6, "seconds": 2.0, "ended": 100.0 + number}
+    given = {"value": accuracy, "sparsity": sparsity, "hoyer": 0.6, "seconds": 2.0, "ended": 100.0 + number}
     return replace(base, **{**given, **more})
 
 
@@ -74,7 +74,7 @@ def test_a_study_has_all_its_pictures_and_they_show_its_own_figures(folder: Path
     best = study.goal.best(records)
     assert best is not None
     rising = shown["progress"].data[0].y
-    assert rising[-1] == pytest.approx(100 * (best.val_accuracy or 0))
+    assert rising[-1] == pytest.approx(100 * (best.value or 0))
     assert list(shown["progress"].data[1].y)[-1] == pytest.approx(study.goal.hypervolume(records))
     layers = dict(zip(shown["layers"].data[0].y, shown["layers"].data[0].x, strict=True))
     assert {name: pytest.approx(100 * s) for name, s in study_layers(folder).items()} == layers

@@ -1,0 +1,135 @@
+"""What judges a network: a score of each example, or one value of a whole split, with a name and a direction."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tune_sparsity.experiments.examples import mapped, tensors_in
+
+ACCURACY = "accuracy"
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_TAKEN = ("epochs", "hypervolume", "method", "nonzero", "seconds", "sparsity", "study", "target", "trial")
+"""Headings that stand beside the metric's in tables and pictures."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric with its name and its direction.
+
+    Example, for an error that is to be small::
+
+        Metric("rmse", lambda outputs, targets: (outputs - targets).square().mean().sqrt(), maximize=False)
+
+    Attributes:
+        name: stands where `accuracy` stands otherwise: val_rmse, test_rmse, ... A lower-case identifier.
+        function: (all outputs, all targets) -> one finite number. Both are on the CPU, and are concatenated leaf by
+            leaf where they are dictionaries or tuples of tensors. It may also be a torchmetrics metric.
+        maximize: whether larger is better.
+        each: the function gives a score of every example of a batch, shape (n,), on the batch's device. The metric is
+            the mean of the scores.
+        percent: the metric lies in [0, 1], and is shown in percent.
+
+    Raises:
+        ValueError: if the name cannot be used, or if accuracy were minimised.
+    """
+
+    name: str
+    function: Any
+    maximize: bool = True
+    each: bool = False
+    percent: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise ValueError(f"a metric's name has the form macro_f1 (a-z, 0-9 and _), got {self.name!r}")
+        if self.name in _TAKEN or self.name.endswith("_at_target"):
+            raise ValueError(f"a metric cannot be called {self.name}: that is the name of another column")
+        if self.name == ACCURACY and not (self.maximize and self.percent):
+            raise ValueError("accuracy lies in [0, 1], and larger is better: give percent=True, or another name")
+
+    def tolerance(self, value: float, examples: int) -> float:
+        """Return by how much a network's value may differ when it is measured again on another device.
+
+        Sums round differently there. A handful of examples near a decision may change sides.
+        """
+        if self.each and self.percent:
+            return max(0.005, 2.5 / examples)
+        return 1e-5 + 0.02 * abs(value)
+
+
+def metric_of(given: Any) -> Metric:
+    """Return an experiment's metric as a Metric.
+
+    Args:
+        given: a Metric; a torchmetrics metric; or a function that gives one score in [0, 1] for each example, the mean
+            of which is called accuracy.
+
+    Raises:
+        ValueError: if it is a torchmetrics metric that does not tell its direction.
+    """
+    if isinstance(given, Metric):
+        return given
+    if not is_torchmetric(given):
+        return Metric(ACCURACY, given, each=True, percent=True)
+    kind = type(given).__name__
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", kind).lower()
+    larger = getattr(given, "higher_is_better", None)
+    if not isinstance(larger, bool):
+        wrapped = f'Metric("{name}", {kind}(...), maximize=...)'
+        raise ValueError(f"{kind} does not tell whether larger is better (higher_is_better): give {wrapped}")
+    bounds = getattr(given, "plot_lower_bound", None), getattr(given, "plot_upper_bound", None)
+    return Metric(name, given, maximize=larger, percent=bounds == (0.0, 1.0))
+
+
+def is_torchmetric(value: Any) -> bool:
+    """Return whether a value is a metric of torchmetrics, found without importing it."""
+    parts = ("update", "compute", "reset", "to")
+    return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in parts)
+
+
+class Scorer:
+    """Takes a split's outputs batch by batch, and gives the metric's value over the whole split.
+
+    Args:
+        metric: any.
+        device: of the outputs and targets.
+    """
+
+    def __init__(self, metric: Metric, device: torch.device) -> None:
+        self._metric = metric
+        self._gathered: list[Any] = []
+        self._stateful = is_torchmetric(metric.function)
+        if self._stateful:
+            metric.function.to(device).reset()
+
+    def add(self, outputs: Any, targets: Any) -> None:
+        """Take up a batch."""
+        function = self._metric.function
+        if self._stateful:
+            function.update(outputs, targets)
+        elif self._metric.each:
+            self._gathered.append(function(outputs, targets))
+        else:
+            self._gathered.append(mapped(lambda one: one.detach().cpu(), (outputs, targets)))
+
+    def value(self) -> float:
+        """Return the metric's value over all batches; it may be NaN or infinite."""
+        function, gathered = self._metric.function, self._gathered
+        if self._stateful:
+            value = float(function.compute())
+            function.reset()  # its states may be large
+            return value
+        if self._metric.each:
+            return float(torch.cat(gathered).double().mean())
+        return float(function(*concatenated(gathered)))
+
+
+def concatenated(parts: Sequence[Any]) -> Any:
+    """Return nests of tensors, all of one form, as one nest whose tensors are those of all parts one after another."""
+    joined = map(torch.cat, zip(*map(tensors_in, parts), strict=True))
+    return mapped(lambda _: next(joined), parts[0])

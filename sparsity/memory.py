@@ -1,0 +1,54 @@
+"""Where the numbers of a network's parameters lie in memory, into which masks and steps are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def check_memory(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where writing into one number of a parameter would change another.
+
+    Args:
+        weights: the prunable weights, by name.
+    """
+    trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    for name, param in {**trained, **weights}.items():
+        if any(size > 1 and stride == 0 for size, stride in zip(param.shape, param.stride(), strict=True)):
+            raise ValueError(f"{name} is an expanded tensor, of which several numbers are one in memory: use clone()")
+    neighbours = dict[int, list[tuple[str, Tensor]]]()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.layout == torch.strided and not tensor.is_meta and tensor.numel():
+            neighbours.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
+    for name, weight in weights.items():
+        if weight.is_meta:
+            continue
+        for other_name, other in neighbours[weight.untyped_storage().data_ptr()]:
+            if other is not weight and _overlap(weight, other):
+                raise ValueError(
+                    f"{name} and {other_name} are two tensors in the same memory: use clone() for one of them, or the "
+                    "same parameter in both places"
+                )
+
+
+def _overlap(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors of one storage have a number in common."""
+    ends = [_last(first), _last(second)]
+    if first.storage_offset() > ends[1] or second.storage_offset() > ends[0] or first.itemsize != second.itemsize:
+        return False
+    taken = torch.zeros(max(ends) + 1, dtype=torch.bool)
+    _at(first, taken).fill_(True)
+    return bool(_at(second, taken).any())
+
+
+def _last(x: Tensor) -> int:
+    """Return the place of x's last number in its storage."""
+    return int(x.storage_offset()) + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+
+
+def _at(x: Tensor, memory: Tensor) -> Tensor:
+    """Return the entries of a flat tensor that lie where x's lie in its storage."""
+    shape = [size if stride else 1 for size, stride in zip(x.shape, x.stride(), strict=True)]
+    return memory.as_strided(shape, x.stride(), x.storage_offset())

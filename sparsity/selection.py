@@ -1,0 +1,103 @@
+"""Which weights stay: those of largest magnitude, on a scale on which layers compare, and some of every neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tune_sparsity.sparsity.distributions import layer_counts
+from tune_sparsity.sparsity.layers import has_normalisation
+from tune_sparsity.sparsity.masks import keep_largest
+
+_AFTER = 1e4  # in log2: puts every masked weight behind every active one, and keeps their order
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Chooses the weights that stay.
+
+    Attributes:
+        distribution: "global": the largest weights of all layers together. "erk", "uniform": the largest of each layer,
+            as many as `layer_counts` gives it.
+        a_neuron: so many connections stay of every neuron, as long as so many stay in all.
+        normalised: whether the network has normalisation layers. They take the scale of a neuron away, so that
+            magnitudes of different neurons do not compare as they are: `relative_magnitude` and `lamp_score` do.
+    """
+
+    distribution: str = "global"
+    a_neuron: int = 0
+    normalised: bool = False
+
+    def __call__(
+        self,
+        log_magnitudes: Sequence[Tensor],
+        on_sphere: Sequence[bool],
+        sparsity: float,
+        active: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Return masks of exactly `sparsity` over all layers.
+
+        Where some layers lie on the sphere and others do not, their magnitudes do not compare: with p near 1 the few
+        large weights of the sphere's rows would leave the last layer next to nothing. With the global distribution
+        those off the sphere then keep what an Erdos-Renyi-Kernel distribution gives them, and the others share the
+        rest.
+
+        Args:
+            log_magnitudes: log2 of the weights, one tensor a layer in the shape (neurons, fan-in...); not NaN.
+            on_sphere: whether each layer lies on the sphere.
+            sparsity: in [0, 1).
+            active: masks that the layers have by now; all that they leave out is taken last.
+        """
+        scores = [self._score(one) for one in log_magnitudes]
+        if active is not None:  # an active weight of 0 too comes before masked ones
+            pairs = zip(scores, active, strict=True)
+            scores = [score.clamp_min(-_AFTER / 2) - _AFTER * (mask == 0) for score, mask in pairs]
+        shared = "erk" if self.distribution == "global" else self.distribution
+        counts = layer_counts([score.shape for score in scores], sparsity, shared, a_neuron=self.a_neuron)
+        masks: dict[int, Tensor] = {}
+        for group in self._groups(on_sphere):
+            keep = sum(counts[index] for index in group)
+            kept = keep_largest([scores[index] for index in group], keep, a_row=self.a_neuron)
+            masks.update(zip(group, kept, strict=True))
+        return [masks[index] for index in range(len(scores))]
+
+    def _score(self, log_magnitude: Tensor) -> Tensor:
+        return lamp_score(relative_magnitude(log_magnitude)) if self.normalised else log_magnitude
+
+    def _groups(self, on_sphere: Sequence[bool]) -> list[list[int]]:
+        """Return which layers share what they keep."""
+        layers = range(len(on_sphere))
+        if self.distribution != "global":
+            return [[index] for index in layers]
+        if all(on_sphere) or not any(on_sphere):
+            return [list(layers)]
+        return [[index for index in layers if on_sphere[index]], *([index] for index in layers if not on_sphere[index])]
+
+
+def selection_for(model: nn.Module, distribution: str) -> Selection:
+    """Return the selection for a network, with one connection a neuron."""
+    return Selection(distribution, a_neuron=1, normalised=has_normalisation(model))
+
+
+def relative_magnitude(log_magnitude: Tensor) -> Tensor:
+    """Return log2 of each weight over the root mean square of its row, in the same shape: free of the row's norm and of
+    its fan-in. A row of zeros stays -inf."""
+    rows = log_magnitude.flatten(1)
+    if rows.dtype != torch.float64:
+        rows = rows.float()
+    shifted = (rows - rows.amax(1, keepdim=True)).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+    mean_square = (2 * shifted).exp2().mean(1, keepdim=True)
+    return (shifted - mean_square.clamp_min(torch.finfo(rows.dtype).tiny).log2() / 2).view_as(log_magnitude)
+
+
+def lamp_score(log_magnitude: Tensor) -> Tensor:
+    """Return log2 of each weight's square over the sum of the squares of all weights of the layer that are at least as
+    large, in the same shape (LAMP, Lee et al. 2021, arXiv 2010.07611). The largest weight of every layer has 0; the
+    scale of the layer does not count. A weight of zero stays -inf."""
+    squares, order = (2 * log_magnitude.flatten()).sort(descending=True, stable=True)
+    shifted = (squares - squares[0]).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+    scores = shifted - shifted.double().exp2().cumsum(0).clamp_min(1).log2().to(shifted)
+    return torch.empty_like(scores).scatter_(0, order, scores).view_as(log_magnitude)

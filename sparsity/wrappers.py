@@ -1,0 +1,106 @@
+"""Networks within wrappers, as torch.compile and DataParallel are: their names without the wrappers' prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from tune_sparsity.sparsity.torch_internals import COMPILED, call_eagerly, compiled_network
+
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+_HELD = "module"  # the name under which those, and users' own wrappers, hold a network
+
+
+def plain_name(model: nn.Module, name: str) -> str:
+    """Return the name of a module or tensor of a network as it is without wrappers: "0.weight" for
+    "_orig_mod.0.weight" under torch.compile.
+
+    A wrapper is made by torch.compile, nn.DataParallel or DistributedDataParallel. Around the whole network it is also
+    any module that holds nothing but one other under the name "module".
+    """
+    module: Any = model
+    kept: list[str] = []
+    for part in name.split("."):
+        if part != _held(module, outermost=not kept):
+            kept.append(part)
+        module = getattr(module, part, None)
+    return ".".join(kept)
+
+
+def _held(module: Any, *, outermost: bool) -> str:
+    """Return the name under which a wrapper holds its network; nothing for what is no wrapper."""
+    if compiled_network(module) is not None:
+        return COMPILED
+    if isinstance(module, _PARALLEL) or (outermost and _holds_one_alone(module)):
+        return _HELD
+    return ""
+
+
+def _holds_one_alone(module: Any) -> bool:
+    if not isinstance(module, nn.Module) or [name for name, _ in module.named_children()] != [_HELD]:
+        return False
+    return not [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+
+
+def plain_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield what `named_parameters` does, under plain names."""
+    for name, param in model.named_parameters():
+        yield plain_name(model, name), param
+
+
+def plain_state(model: nn.Module) -> dict[str, Any]:
+    """Return the state_dict under plain names: the network without its wrappers can load it."""
+    return {plain_name(model, name): tensor for name, tensor in model.state_dict().items()}
+
+
+def as_plain(model: nn.Module, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tensors under the network's plain names. Theirs may have prefixes of wrappers, as earlier versions wrote
+    them."""
+    plain = plain_state(model)
+    bare = {_bare(name): name for name in plain}
+    return {name if name in plain else bare.get(_bare(name), name): tensor for name, tensor in tensors.items()}
+
+
+def _bare(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in (COMPILED, _HELD))
+
+
+def load_plain(model: nn.Module, tensors: Mapping[str, Any]) -> None:
+    """Load a state_dict with plain names, or with wrappers' prefixes. Raises what `load_state_dict` does."""
+    own = {plain_name(model, name): name for name in model.state_dict()}
+    model.load_state_dict({own.get(name, name): tensor for name, tensor in as_plain(model, tensors).items()})
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network as torch computes it without a compiler and on one device. Wrappers inside of it are replaced
+    in place. Users' own wrappers stay, since they may compute something."""
+    model = _replaced(model, compiled=True)
+    for module in model.modules():
+        call_eagerly(module)
+    return model
+
+
+def on_one_device(model: nn.Module) -> nn.Module:
+    """Return the network without DataParallel, which asks for all GPUs that it sees: a training has one device."""
+    return _replaced(model, compiled=False)
+
+
+def _replaced(model: nn.Module, *, compiled: bool) -> nn.Module:
+    """Return the network with what wrappers hold in their places.
+
+    Args:
+        compiled: whether those of torch.compile are meant too.
+    """
+    model = _inner(model, compiled)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if compiled_network(module) is None and (inner := _inner(child, compiled)) is not child:
+                setattr(module, name, inner)
+    return model
+
+
+def _inner(module: nn.Module, compiled: bool) -> nn.Module:
+    held = module.module if isinstance(module, _PARALLEL) else compiled_network(module) if compiled else None
+    return module if held is None else _inner(held, compiled)

@@ -1,0 +1,104 @@
+"""Studies of nested inputs, and of data that are loaded when they are needed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from tests.helpers.command import run_command
+from tests.helpers.in_process import run_in_process
+from tests.study.own.loaded_experiments import EXPERIMENTS, LOADED, NESTED
+from tune_sparsity.experiments import find
+from tune_sparsity.experiments.base import evaluate
+from tune_sparsity.experiments.examples import named
+from tune_sparsity.tuner.cli import main
+from tune_sparsity.tuner.tracking.pyfunc_model import load
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    (tmp_path / "own.py").write_text(EXPERIMENTS)
+    numbers = np.random.default_rng(0)
+    labels = np.arange(171) % 3
+    x = numbers.normal(size=(171, 12)) + 2 * np.eye(12)[labels]
+    np.save(tmp_path / "rows.npy", np.column_stack([x, labels]).astype(np.float32))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [*NESTED, *LOADED])
+def test_a_study_ends_with_a_network_that_exports(name: str, own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = f"{own / 'own.py'}:{name}"
+    folder = run_in_process(
+        own / "studies",
+        name,
+        experiment=experiment,
+        method="lpss,gmp",
+        target=0.5,
+        trials=4,
+        data_dir=own,
+    )
+    assert "could not be made" not in capsys.readouterr().err
+    assert {row["state"] for row in csv.DictReader((folder / "trials.csv").open())} <= {"completed", "pruned"}
+    best = json.loads((folder / "result.json").read_text())["best"]
+    assert best["sparsity"] >= 0.5
+    assert best["test_accuracy"] > 0.6
+    found = find(experiment)
+    data = found.load(own)
+    served = load(found, folder / "tracking" / "model")
+    inputs = {key: tensor.numpy() for key, tensor in named(data.test.first(41).x).items()}
+    ours = served.predict(inputs.get("", inputs))
+    assert ours.shape == (41, 3)
+    assert evaluate(found, served._network, data.test) == pytest.approx(best["test_accuracy"], abs=1e-6)
+
+    export = ["export", name, "--storage", str(own / "studies"), "--json", "--format"]
+    for kind in ("safetensors", "csr", "onnx"):
+        assert main([*export, kind]) == 0, capsys.readouterr().err
+        document = json.loads(capsys.readouterr().out)
+        assert document["largest_difference"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("endless", "has no length: give it __len__"), ("broken", "row 70 cannot be read")],
+)
+def test_what_cannot_be_loaded_is_a_line(name: str, words: str, own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--target", "0.5", "--trials", "2", "--storage", str(own / "studies"), "--study", name]
+    places = ["--data-dir", str(own), "--tracking-uri", f"sqlite:///{own}/mlflow.db"]
+    code = main([*options, *places, "--experiment", f"{own / 'own.py'}:{name}"])
+    said = capsys.readouterr()
+    assert words in said.err + said.out
+    assert "Traceback" not in said.err
+    assert code == (2 if name == "endless" else 1)
+
+
+@pytest.mark.parametrize("name", [*NESTED, *LOADED])
+def test_the_checks_hold(name: str, own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["check", f"{own / 'own.py'}:{name}", "--data-dir", str(own)])
+    said = capsys.readouterr().out
+    assert code == 0, said
+    assert "failed" not in said
+
+
+@pytest.mark.parametrize("name", ["text", "rows"])
+def test_workers_train_and_mlflow_serves_it(name: str, own: Path) -> None:
+    options = ["--target", "0.5", "--trials", "3", "--json"]
+    ran = run_command([*options, "--experiment", f"own.py:{name}", "--data-dir", str(own)], own)
+    assert ran.code == 0, ran.stderr
+    best = ran.result()["best"]
+    found = find(f"{own / 'own.py'}:{name}")
+    test = found.load(own).test.first(41)
+    inputs = {key: tensor.numpy() for key, tensor in named(test.x).items()}
+    mlflow.set_tracking_uri(f"sqlite:///{own}/mlflow.db")
+    assert main(["send", ran.result()["study"], "--storage", str(own / "studies")]) == 0  # what a busy machine left
+    records = [record.experiment_id for record in mlflow.search_experiments()]
+    (model,) = mlflow.search_logged_models(experiment_ids=records, output_format="list")
+    served = mlflow.pyfunc.load_model(f"models:/{model.model_id}")
+    outputs = served.predict(inputs.get("", inputs))
+    assert float((outputs.argmax(1) == test.y.numpy()).mean()) == pytest.approx(best["test_accuracy"], abs=0.03)
+    names = [spec.name for spec in served.metadata.get_input_schema().inputs]
+    assert names == ([None] if name == "rows" else ["tokens", "mask"])

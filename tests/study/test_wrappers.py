@@ -1,0 +1,124 @@
+"""Networks within wrappers: what a study saves, logs and exports is the plain network. TorchScript is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tests.helpers.command import run_command
+from tests.helpers.in_process import run_in_process
+from tests.helpers.strange import EXPERIMENTS, WRAPPED
+from tests.helpers.tracking import client
+from tune_sparsity.experiments import Split, find
+from tune_sparsity.tuner.cli import main
+from tune_sparsity.tuner.results.export_formats import load_csr
+from tune_sparsity.tuner.results.networks import split_masks
+from tune_sparsity.tuner.tracking.pyfunc_model import load
+
+NAMES = {"0.weight", "0.bias", "2.weight", "2.bias"}
+
+
+@pytest.fixture
+def strange(tmp_path: Path) -> Path:
+    file = tmp_path / "strange.py"
+    file.write_text(EXPERIMENTS)
+    return file
+
+
+def accuracy(tensors: dict[str, Tensor], test: Split) -> float:
+    """Of the plain network with these weights: those of a wrapper that doubles its outputs answer alike."""
+    network = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 3))
+    network.load_state_dict(tensors)
+    return float((network.eval()(test.x).argmax(1) == test.y).double().mean())
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_what_a_study_saves_loads_into_the_plain_network(
+    name: str, strange: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = f"{strange}:{name}"
+    folder = run_in_process(
+        tmp_path / "studies", name, experiment=own, method="lpss,gmp", target=0.5, trials=2, epochs=2, scheduler="none"
+    )
+    assert "could not be made" not in capsys.readouterr().err
+    experiment, best = find(own), json.loads((folder / "result.json").read_text())["best"]
+    test = experiment.load(None).test
+    tensors, masks = split_masks(load_file(folder / "best" / "model.safetensors"))
+    assert set(masks) == {"0.weight", "2.weight"}
+    assert accuracy(tensors, test) == pytest.approx(best["test_accuracy"])
+    description = json.loads((folder / "best" / "model.json").read_text())
+    assert set(description["sparsity_by_layer"]) == set(masks)
+    assert not any("Optimized" in line or "DataParallel" in line for line in description["architecture"])
+    logits = load(experiment, folder / "tracking" / "model").predict(test.x.numpy())
+    assert float((logits.argmax(1) == test.y.numpy()).mean()) == pytest.approx(best["test_accuracy"])
+
+    export = ["export", name, "--storage", str(tmp_path / "studies"), "--json", "--format"]
+    for kind in ("safetensors", "torch", "csr"):
+        assert main([*export, kind]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["largest_difference"] == 0
+        assert all(one["sparse"] is not None for one in document["latency_ms"])
+        read = {"safetensors": load_file, "torch": torch.load, "csr": load_csr}[kind](document["file"])
+        assert accuracy(read, test) == pytest.approx(best["test_accuracy"])
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert main([*export, "onnx"]) == 0
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_check_finds_networks_in_wrappers_sound(name: str, strange: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", f"{strange}:{name}"]) == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"ok"}
+
+
+def test_a_compiled_network_trains_in_workers_and_is_logged(strange: Path, tmp_path: Path) -> None:
+    study = ["--study", "fast", "--experiment", f"{strange}:compiled", "--target", "0.5"]
+    more = ["--trials", "1", "--scheduler", "none", "--final-seeds", "1", "--json"]
+    (tmp_path / "credentials").write_text("not to leave the machine")
+    ran = run_command([*study, *more], tmp_path)
+    assert ran.code == 0, ran.stderr
+    assert "Nothing else is lost" not in ran.stderr
+    assert min(ran.result()["final_seeds"][0]["test_accuracy"]["seeds"]) > 0.5
+    (model,) = client(tmp_path / "mlflow.db").search_logged_models([ran.result()["mlflow"]["experiment_id"]])
+    assert model.status == "READY"
+    folder = tmp_path / "studies" / "fast"
+    assert set(split_masks(load_file(folder / "best" / "model.safetensors"))[0]) == NAMES
+    assert (folder / "packed.csv").read_text() == f"file,bytes\nstrange.py,{strange.stat().st_size}\n"
+    logged = Path(model.artifact_location.removeprefix("file://"))
+    assert [path.name for path in logged.rglob("code/*")] == ["strange.py"]
+
+
+def test_a_study_of_an_earlier_version_is_exported(
+    strange: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file has the wrapper's names."""
+    from safetensors.torch import save_file
+
+    folder = run_in_process(
+        tmp_path / "studies", "old", experiment=f"{strange}:compiled", target=0.5, trials=1, epochs=2
+    )
+    file = folder / "best" / "model.safetensors"
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in load_file(file).items()}, file)
+    capsys.readouterr()
+    assert main(["export", "old", "--storage", str(tmp_path / "studies"), "--json", "--format", "csr"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert set(load_csr(document["file"])) == NAMES
+    assert all(one["sparse"] is not None for one in document["latency_ms"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_is_refused_in_a_line(strange: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = f"{strange}:scripted"
+    assert main(["--target", "0.9", "--experiment", own, "--storage", str(tmp_path / "studies")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "TorchScript" in line
+    assert "give the nn.Module that it was made from" in line
+    assert not (tmp_path / "studies").exists()
+    assert main(["check", own]) == 1
+    (failed,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed")]
+    assert "TorchScript" in failed

@@ -1,0 +1,149 @@
+"""What checks say of networks in other types of numbers, of lazy layers, and of what does not fit into a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.unit.experiments.checks.test_checks import DATA, SOUND
+from tune_sparsity.experiments.checks import Level, first_fault, inspect
+
+
+def failures(**changed: Any) -> dict[str, str]:
+    found = inspect(replace(SOUND, **changed))
+    return {finding.check: finding.text for finding in found if finding.level is Level.FAILED}
+
+
+class Statistics(nn.Module):
+    """Layers in bfloat16; the outputs may depend on the mean of the batch."""
+
+    def __init__(self, share: float = 0.0) -> None:
+        super().__init__()
+        self.share, self.layers = share, nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+        self.layers.to(torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self.layers(x.bfloat16()).float()
+        return outputs - self.share * outputs.mean(0)
+
+
+class RoundedInBatches(Statistics):
+    """As sums do in another order, where there are several examples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 + 2**-7 * (len(x) > 1))
+
+
+def test_the_rounding_of_a_half_precision_is_no_dependence_on_the_batch() -> None:
+    assert failures(model=RoundedInBatches) == {}
+    assert list(failures(model=lambda: Statistics(0.5))) == ["batches"]
+
+
+class Teacher(nn.Module):
+    """A frozen layer follows a trained one, or is itself what is pruned."""
+
+    def __init__(self, *, frozen: bool = True) -> None:
+        super().__init__()
+        self.body, self.teacher, self.head = nn.Linear(6, 12), nn.Linear(6, 12), nn.Linear(12, 3)
+        self.teacher.requires_grad_(not frozen)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.teacher.weight.lerp_(self.body.weight, 0.1)
+        return self.head((self.body(x) + self.teacher(x)).relu())
+
+
+def test_a_network_may_move_what_is_neither_trained_nor_pruned() -> None:
+    assert failures(model=Teacher) == {}
+    told = failures(model=lambda: Teacher(frozen=False))
+    assert told["gradients"].startswith("a forward pass in training changes teacher.weight")
+
+
+class Unusual(nn.Module):
+    """Has parameters of a type of numbers of their own."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.table = nn.Parameter(torch.randn(12).to(dtype), requires_grad=dtype.is_complex)
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = self.table.abs() if self.table.is_complex() else self.table.float()
+        return self.head(self.body(x) * table)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.int8])
+def test_parameters_in_other_types_of_numbers_are_sound(dtype: torch.dtype) -> None:
+    assert failures(model=lambda: Unusual(dtype)) == {}
+
+
+def test_sparse_gradients_are_sound() -> None:
+    def load(data_dir: object) -> Any:
+        splits = {name: getattr(DATA, name) for name in ("train", "val", "test")}
+        tokens = {name: split._replace(x=(4 * split.x).long().clamp(0, 9)) for name, split in splits.items()}
+        return replace(DATA, **tokens)
+
+    bag = nn.EmbeddingBag
+    assert failures(load=load, model=lambda: nn.Sequential(bag(10, 8, sparse=True), nn.Linear(8, 3))) == {}
+
+
+def in_place() -> nn.Module:
+    return nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3))
+
+
+class ExtraState(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(6, 3), 2.0
+
+    def get_extra_state(self) -> dict[str, float]:
+        return {"scale": self.scale}
+
+    def set_extra_state(self, state: dict[str, float]) -> None:
+        self.scale = state["scale"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.layer(x)
+
+
+def left_on_meta() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 3), nn.Linear(3, 3, device="meta"))
+
+
+def in_one_memory() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3))
+    model[1].weight = nn.Parameter(model[0].weight.T)
+    return model
+
+
+def renamed() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 3))
+    model.register_state_dict_post_hook(lambda module, state, *_: state.update({"model.weight": state.pop("0.weight")}))
+    return model
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "in place": (in_place, "the network changes its inputs in place, which are the data set's own: no inplace=True"),
+    "extra state": (ExtraState, "_extra_state of the network's state_dict is a dict, and files hold tensors alone"),
+    "on meta": (left_on_meta, "1.weight lies on the device meta, where it has no numbers"),
+    "renamed": (renamed, "0.weight is not in the network's state_dict under this name"),
+    "in one memory": (in_one_memory, "0.weight and 1.weight are two tensors in the same memory"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_study_does_not_begin_with_what_would_end_wrong(name: str) -> None:
+    make, told = REFUSED[name]
+    fault = first_fault(replace(SOUND, model=make), DATA)
+    assert fault is not None
+    assert fault.text.startswith(told)
+
+
+def test_prepared_inputs_may_be_changed_in_place() -> None:
+    assert failures(model=in_place, prepare=torch.clone) == {}

@@ -1,0 +1,198 @@
+"""Metrics: their names and directions, and their values over batches of unequal size."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import f1_score, roc_auc_score
+from torch import Tensor, nn
+
+from tune_sparsity.experiments.base import Data, Experiment, NotFinite, Recipe, Split, correct, evaluate
+from tune_sparsity.experiments.metrics import Metric, Scorer, metric_of
+from tune_sparsity.experiments.training import Training
+
+torchmetrics = pytest.importorskip("torchmetrics", reason="no torchmetrics: pip install tune-sparsity[metrics]")
+CPU = torch.device("cpu")
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def no_data(_: object) -> Data:
+    raise AssertionError("the data is not needed here")
+
+
+def experiment(metric: Any) -> Experiment:
+    return Experiment("x", no_data, nn.Identity, Recipe(1, 1), metric=metric)
+
+
+def rmse(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).square().mean().sqrt()
+
+
+def scored(metric: Any, outputs: Any, targets: Any, sizes: tuple[int, ...]) -> float:
+    """The metric's value where outputs and targets arrive in batches of these sizes."""
+    scorer = Scorer(metric_of(metric), CPU)
+    for x, y in zip(outputs.split(sizes), targets.split(sizes), strict=True):
+        scorer.add(x, y)
+    return scorer.value()
+
+
+@pytest.mark.parametrize("name", ["", "RMSE", "mean error", "1st", "val-rmse", "sparsity", "seconds", "x_at_target", 3])
+def test_names_that_cannot_be_columns_are_refused_in_one_line(name: Any) -> None:
+    with pytest.raises(ValueError, match=r"metric") as error:
+        Metric(name, rmse)
+    assert "\n" not in str(error.value)
+
+
+def test_accuracy_is_in_percent_and_large() -> None:
+    Metric("accuracy", rmse, percent=True)
+    for wrong in ({"maximize": False, "percent": True}, {}):
+        with pytest.raises(ValueError, match="another name"):
+            Metric("accuracy", rmse, **wrong)
+
+
+def test_a_plain_function_is_accuracy() -> None:
+    assert metric_of(correct) == Metric("accuracy", correct, each=True, percent=True)
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "maximize", "percent"),
+    [
+        (lambda: torchmetrics.F1Score(task="multiclass", num_classes=3), "multiclass_f1_score", True, True),
+        (lambda: torchmetrics.AUROC(task="binary"), "binary_auroc", True, True),
+        (lambda: torchmetrics.MeanSquaredError(squared=False), "mean_squared_error", False, False),
+        (lambda: torchmetrics.R2Score(), "r2_score", True, False),
+        (lambda: torchmetrics.text.Perplexity(), "perplexity", False, False),
+    ],
+)
+def test_a_torchmetrics_metric_tells_its_name_and_direction(
+    made: Any, name: str, maximize: bool, percent: bool
+) -> None:
+    metric = metric_of(made())
+    assert (metric.name, metric.maximize, metric.percent, metric.each) == (name, maximize, percent, False)
+
+
+def test_one_without_a_direction_is_to_be_wrapped() -> None:
+    unknown = torchmetrics.PearsonCorrCoef()
+    with pytest.raises(ValueError, match=r'give Metric\("pearson_corr_coef", PearsonCorrCoef\(...\), maximize=...\)'):
+        metric_of(unknown)
+    wrapped = Metric("pearson", unknown)
+    x = normal(0, 50)
+    assert scored(wrapped, x, 3 * x + 1, (20, 30)) == pytest.approx(1)
+    assert scored(wrapped, x, -x, (1, 49)) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("sizes", [(90,), (40, 40, 10), (1, 7, 82)])
+def test_macro_f1_over_unequal_batches_is_that_of_the_whole(sizes: tuple[int, ...]) -> None:
+    logits, y = normal(1, 90, 3), (normal(2, 90) > 0.8).long() + (normal(3, 90) > 1.2).long()
+    expected = f1_score(y.numpy(), logits.argmax(1).numpy(), average="macro")
+    macro = torchmetrics.F1Score(task="multiclass", num_classes=3, average="macro")
+    assert scored(macro, logits, y, sizes) == pytest.approx(expected, abs=1e-6)
+    assert scored(macro, logits, y, sizes) == pytest.approx(expected, abs=1e-6)  # nothing is left of the time before
+    halves = zip(logits.split(45), y.split(45), strict=True)
+    means = [f1_score(b.numpy(), a.argmax(1).numpy(), average="macro") for a, b in halves]
+    assert sum(means) / len(means) != pytest.approx(expected, abs=1e-3)  # the mean over batches is something else
+
+
+@pytest.mark.parametrize("sizes", [(60,), (25, 25, 10), (59, 1)])
+def test_a_function_takes_all_outputs_and_targets(sizes: tuple[int, ...]) -> None:
+    outputs, y = normal(4, 60, 1), normal(5, 60, 1)
+    assert scored(Metric("rmse", rmse, maximize=False), outputs, y, sizes) == float(rmse(outputs, y))
+    logits, labels = normal(6, 60), (normal(7, 60) > 1).long()
+    auroc = Metric("auroc", lambda o, t: roc_auc_score(t.numpy(), o.numpy()), percent=True)
+    assert scored(auroc, logits, labels, sizes) == pytest.approx(roc_auc_score(labels.numpy(), logits.numpy()))
+
+
+def test_a_score_of_each_example_may_have_any_size() -> None:
+    mae = Metric("mae", lambda o, t: (o - t).abs().squeeze(1), maximize=False, each=True)
+    outputs, y = 100 * normal(8, 31, 1), normal(9, 31, 1)
+    assert scored(mae, outputs, y, (10, 21)) == pytest.approx(float((outputs - y).abs().mean()))
+
+
+def test_perplexity_is_e_to_the_mean_loss_over_all_tokens() -> None:
+    logits, tokens = normal(10, 12, 5, 7), torch.arange(60).reshape(12, 5) % 7
+    expected = float(F.cross_entropy(logits.flatten(0, 1), tokens.flatten()).exp())
+
+    def perplexity(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.flatten(0, 1), targets.flatten()).exp()
+
+    for metric in (Metric("perplexity", perplexity, maximize=False), torchmetrics.text.Perplexity()):
+        assert scored(metric, logits, tokens, (5, 5, 2)) == pytest.approx(expected, rel=1e-5)
+
+
+class Boxes(NamedTuple):
+    corner: Tensor
+    size: Tensor
+
+
+def test_nests_are_concatenated_leaf_by_leaf() -> None:
+    def check(outputs: Any, targets: Any) -> float:
+        assert isinstance(outputs["boxes"], Boxes)
+        assert outputs["boxes"].size.tolist() == [0, 1, 2, 10, 11]
+        assert [part.tolist() for part in outputs["pair"]] == [[0, 1, 2, 10, 11], [0, -1, -2, -10, -11]]
+        return float(targets[0].sum())
+
+    scorer = Scorer(Metric("checked", check), CPU)
+    for x in (torch.arange(3), torch.tensor([10, 11])):
+        scorer.add({"boxes": Boxes(x[:, None], x), "pair": (x, -x)}, [x])
+    assert scorer.value() == 24
+    wrong = Scorer(Metric("checked", check), CPU)
+    with pytest.raises(TypeError, match="a str among outputs"):
+        wrong.add({"name": "x"}, torch.zeros(1))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_metric_that_is_no_finite_number_says_so(value: float) -> None:
+    split = Split(normal(0, 6, 2), torch.zeros(6))
+    with pytest.raises(NotFinite, match=f"the metric odd is {value}"):
+        evaluate(experiment(Metric("odd", lambda o, t: value)), nn.Identity(), split)
+
+
+def test_outputs_of_nan_are_told_before_the_metric_sees_them() -> None:
+    never = Metric("never", lambda o, t: 1 / 0)
+    with pytest.raises(NotFinite, match="outputs are NaN for 6 of 6 examples"):
+        evaluate(experiment(never), nn.Identity(), Split(torch.full((6, 2), torch.nan), torch.zeros(6)))
+
+
+def test_an_epoch_measures_under_the_metrics_name() -> None:
+    x = normal(0, 40, 4)
+    split = Split(x, x.sum(1, keepdim=True))
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1))
+
+    own = Experiment("own", no_data, model, Recipe(2, 8), F.mse_loss, Metric("rmse", rmse, maximize=False))
+    training = Training(own, split, split, "gmp", {"final_sparsity": 0.5, "lr": 0.05}, epochs=2, seed=0)
+    measured = [training.epoch() for _ in range(2)]
+    with torch.no_grad():
+        expected = float(rmse(training.model.eval()(x), split.y))
+    assert measured[1]["val_rmse"] == measured[1]["val_rmse_at_target"] == pytest.approx(expected)
+    assert measured[0]["val_rmse_at_target"] != measured[0]["val_rmse"]
+    assert not [name for name in measured[0] if "accuracy" in name]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: a CUDA device, and torch built for it")
+def test_values_on_a_gpu_are_those_on_the_cpu() -> None:
+    logits, y = normal(1, 90, 3), torch.arange(90) % 3
+    for metric in (
+        torchmetrics.F1Score(task="multiclass", num_classes=3, average="macro"),
+        Metric("error", lambda o, t: (o.argmax(1) != t).float().mean(), maximize=False),
+        Metric("accuracy", correct, each=True, percent=True),
+    ):
+        model = nn.Linear(3, 3)
+        here = evaluate(experiment(metric), model, Split(logits, y), batch=40)
+        there = evaluate(experiment(metric), model.cuda(), Split(logits, y), batch=40)
+        assert there == pytest.approx(here, abs=1e-6)
+
+
+def test_another_device_may_round_otherwise() -> None:
+    assert metric_of(correct).tolerance(0.9, 100) == 0.025
+    assert metric_of(correct).tolerance(0.9, 10**6) == 0.005
+    far = Metric("rmse", rmse, maximize=False)
+    assert far.tolerance(54.0, 80) < 1.1

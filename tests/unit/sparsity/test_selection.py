@@ -1,0 +1,162 @@
+"""Which weights stay: exact totals, neurons that keep a connection, and scores against their definitions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.helpers.examples import examples
+from tests.helpers.problems import normal
+from tune_sparsity.sparsity.distributions import layer_counts
+from tune_sparsity.sparsity.masks import keep_largest, zeros_for
+from tune_sparsity.sparsity.selection import Selection, lamp_score, relative_magnitude, selection_for
+
+shapes = st.lists(
+    st.one_of(
+        st.tuples(st.integers(1, 30), st.integers(1, 40)),
+        st.tuples(st.integers(1, 20), st.just(1), st.integers(1, 3), st.integers(1, 3)),
+    ),
+    min_size=1,
+    max_size=5,
+)
+seeds = st.integers(0, 2**32 - 1)
+selections = st.builds(Selection, st.sampled_from(["global", "erk", "uniform"]), st.integers(0, 3), st.booleans())
+
+
+def layers(seed: int, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    """Logarithms of magnitudes, all different, of rows whose scales are many orders apart."""
+    found = []
+    for index, shape in enumerate(shapes):
+        scale = 10 * normal(seed + 100 + index, shape[0]).view(-1, *[1] * (len(shape) - 1))
+        found.append((scale + normal(seed + index, *shape)).float())
+    return found
+
+
+@examples(200)
+@given(shapes, seeds, st.floats(0, 0.999), selections, st.lists(st.booleans(), min_size=5, max_size=5), st.booleans())
+def test_totals_are_exact_and_neurons_keep_their_floor(
+    shapes: list[tuple[int, ...]], seed: int, sparsity: float, selection: Selection, sphere: list[bool], masked: bool
+) -> None:
+    logs = layers(seed, shapes)
+    active = [(normal(seed + 50 + k, *shape) > 0).float() for k, shape in enumerate(shapes)] if masked else None
+    masks = selection(logs, sphere[: len(logs)], sparsity, active)
+    total = sum(log.numel() for log in logs)
+    keep = total - zeros_for(sparsity, total)
+    assert sum(int(mask.count_nonzero()) for mask in masks) == keep
+    assert all(mask.shape == log.shape for mask, log in zip(masks, logs, strict=True))
+    assert {float(value) for mask in masks for value in mask.unique()} <= {0.0, 1.0}
+    for floor in range(selection.a_neuron, 0, -1):
+        least = [min(floor, math.prod(shape[1:])) for shape in shapes]
+        if sum(shape[0] * number for shape, number in zip(shapes, least, strict=True)) <= keep:
+            counts = [mask.flatten(1).sum(1) for mask in masks]
+            assert all((count >= number).all() for count, number in zip(counts, least, strict=True))
+            break
+
+
+@examples(200)
+@given(shapes, seeds, st.floats(0, 0.999), selections, st.booleans())
+def test_within_a_layer_the_largest_stay_but_for_the_floors(
+    shapes: list[tuple[int, ...]], seed: int, sparsity: float, selection: Selection, sphere: bool
+) -> None:
+    logs = layers(seed, shapes)
+    masks = selection(logs, [sphere] * len(logs), sparsity)
+    for log, mask in zip(logs, masks, strict=True):
+        rows, kept = log.flatten(1), mask.flatten(1) == 1
+        least = rows.masked_fill(~kept, math.inf).amin(1)
+        assert (least >= rows.masked_fill(kept, -math.inf).amax(1)).all()  # in every neuron
+        shown = relative_magnitude(log).flatten(1) if selection.normalised else rows
+        rank = shown.argsort(1, descending=True).argsort(1)
+        beyond = shown[kept & (rank >= selection.a_neuron)]
+        assert not len(beyond) or not (~kept).any() or beyond.min() >= shown[~kept].max()
+
+
+@given(shapes, seeds, st.floats(0, 0.999))
+def test_without_floors_the_largest_of_all_layers_stay(
+    shapes: list[tuple[int, ...]], seed: int, sparsity: float
+) -> None:
+    logs = layers(seed, shapes)
+    total = sum(log.numel() for log in logs)
+    expected = keep_largest(logs, total - zeros_for(sparsity, total))
+    masks = Selection()(logs, [False] * len(logs), sparsity)
+    assert all(torch.equal(mask, other) for mask, other in zip(masks, expected, strict=True))
+
+
+@given(seeds, st.booleans())
+def test_what_is_masked_is_taken_last(seed: int, normalised: bool) -> None:
+    logs = layers(seed, [(6, 10), (8, 5)])
+    logs[0][0] = -math.inf  # weights of zero that are active
+    active = [(normal(seed + 50 + k, *log.shape) > 0).float() for k, log in enumerate(logs)]
+    count = sum(int(mask.sum()) for mask in active)
+    for keep in (count - 5, count, count + 5):
+        masks = Selection(normalised=normalised)(logs, [True, True], (100 - keep) / 100, active)
+        assert sum(int((mask * own).sum()) for mask, own in zip(masks, active, strict=True)) == min(keep, count)
+
+
+@pytest.mark.parametrize("distribution", ["erk", "uniform"])
+def test_every_layer_has_what_its_distribution_gives_it(distribution: str) -> None:
+    logs = [normal(0, 300, 784), 5 + normal(1, 100, 300), normal(2, 10, 100)]
+    masks = Selection(distribution, a_neuron=1)(logs, [True, True, False], 0.9)
+    assert [int(mask.sum()) for mask in masks] == layer_counts([log.shape for log in logs], 0.9, distribution)
+
+
+@pytest.mark.parametrize("distribution", ["global", "erk", "uniform"])
+def test_no_depthwise_filter_dies_where_each_can_have_a_weight(distribution: str) -> None:
+    pointwise, depthwise = normal(0, 128, 128, 1, 1), normal(1, 128, 1, 3, 3) - 20
+    masks = Selection(distribution, a_neuron=1)([pointwise, depthwise], [False, False], 0.95)
+    assert all((mask.flatten(1).sum(1) > 0).all() for mask in masks)
+    assert sum(int(mask.sum()) for mask in masks) == 17536 - zeros_for(0.95, 17536)
+
+
+# ---- scores
+
+
+@given(seeds, st.floats(-60, 60))
+def test_relative_magnitude_is_over_the_row_s_root_mean_square(seed: int, shift: float) -> None:
+    weights = normal(seed, 4, 2, 3)
+    expected = weights.abs() / weights.flatten(1).square().mean(1).sqrt().view(4, 1, 1)
+    assert torch.allclose(relative_magnitude(weights.abs().log2() + shift).exp2(), expected, rtol=1e-9)
+
+
+def test_rows_of_any_norm_and_fan_in_have_the_same_scale() -> None:
+    for fan_in in (1, 9, 784):
+        rows = torch.full((2, fan_in), 1.0).log2() + torch.tensor([[-200.0], [90.0]])
+        assert torch.allclose(relative_magnitude(rows), torch.zeros(2, fan_in), atol=1e-5)
+
+
+def test_weights_of_zero_stay_last() -> None:
+    logs = torch.tensor([[-math.inf, -math.inf], [0.0, -math.inf]])
+    assert relative_magnitude(logs).tolist() == [[-math.inf, -math.inf], [0.5, -math.inf]]
+    assert lamp_score(logs).tolist() == [[-math.inf, -math.inf], [0.0, -math.inf]]
+    assert lamp_score(torch.full((2, 2), -math.inf)).tolist() == [[-math.inf] * 2] * 2
+
+
+@given(seeds, st.floats(-60, 60))
+def test_lamp_score_against_its_definition(seed: int, shift: float) -> None:
+    weights = normal(seed, 5, 6)
+    squares = weights.flatten().square().tolist()
+    expected = [one / math.fsum(other for other in squares if other >= one) for one in squares]
+    found = lamp_score(weights.abs().log2() + shift)
+    assert found.exp2().flatten().tolist() == pytest.approx(expected, rel=1e-9)
+    assert torch.equal(found.flatten().argsort(), weights.abs().flatten().argsort())
+
+
+def test_half_precisions_are_scored_in_single_precision() -> None:
+    logs = normal(0, 40, 50)
+    for dtype in (torch.bfloat16, torch.float16):
+        found = lamp_score(relative_magnitude(logs.to(dtype)))
+        assert found.dtype == torch.float32
+        assert torch.allclose(found.double(), lamp_score(relative_magnitude(logs)), atol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("norm", "normalised"), [(nn.BatchNorm1d(5), True), (nn.LayerNorm(5), True), (nn.Identity(), False)]
+)
+def test_scales_are_left_out_where_a_network_normalises(norm: Any, normalised: bool) -> None:
+    model = nn.Sequential(nn.Linear(5, 5), norm, nn.Linear(5, 2))
+    assert selection_for(model, "erk") == Selection("erk", 1, normalised)

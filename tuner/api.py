@@ -1,0 +1,243 @@
+"""The way in from Python and from notebooks: `tune` begins a study, `load_study` reads one that has ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tune_sparsity.experiments import Experiment
+from tune_sparsity.experiments.registry import PICKLED
+from tune_sparsity.tuner.config.study_config import StudyConfig, make_config, storage_of
+from tune_sparsity.tuner.errors import UsageError
+from tune_sparsity.tuner.results.finished_study import EndedStudy, read_ended
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+    from torch import nn
+
+_EXIT_DONE, _EXIT_USAGE, _EXIT_INFEASIBLE = 0, 2, 3
+
+
+class StudyFailed(RuntimeError):
+    """A study ended without a result; the message is its last words."""
+
+
+def tune(experiment: str | Experiment = "digits", *, quiet: bool = False, **options: Any) -> Study:
+    """Search for the most accurate sparse network, as the command does, and return what was found.
+
+    A process of its own leads the study, since this one may have threads, as a notebook's has. Its progress is printed
+    here. An interrupt ends it in order, and `tune-sparsity resume` goes on with it.
+
+    Example::
+
+        study = tune("digits", target=0.9, trials=8)
+        study.best.test_accuracy
+
+    Args:
+        experiment: as --experiment takes it, or an Experiment. One that was made in a notebook is pickled into the
+            folder of the studies, with the code of the cells; MLflow then gets no model of it, since it has no source.
+        quiet: print nothing.
+        options: those of the command, with "_" in place of "-": target, front, max_nonzero, method, trials, epochs, ...
+            A list stands for values with commas between.
+
+    Raises:
+        ValueError: if an option is wrong, in the command's words.
+        StudyFailed: if the study failed.
+        KeyboardInterrupt: if it was interrupted.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        config = make_config({**given, "experiment": experiment if isinstance(experiment, str) else "digits"})
+        if not isinstance(experiment, str):
+            config = config.model_copy(update={"experiment": _kept(experiment, config)})
+        document = _led(config, quiet=quiet)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return Study(read_ended(document["study"], config.storage))
+
+
+def load_study(study: str | Path, storage: str | Path = "studies") -> Study:
+    """Read a study that has ended.
+
+    Args:
+        study: its name, or its folder.
+        storage: the folder of studies, or s3://BUCKET/PREFIX.
+
+    Raises:
+        ValueError: if there is none, or if it has not ended.
+    """
+    try:
+        return Study(read_ended(str(study), storage_of(str(storage))))
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+
+
+class Study:
+    """What a study found. In a notebook it shows the table of its front.
+
+    Attributes:
+        name: the study's.
+        folder: where its files are.
+        result: all of result.json.
+        best: the best network, or None where no trial met the target.
+    """
+
+    def __init__(self, ended: EndedStudy) -> None:
+        self._ended = ended
+        self.name, self.folder, self.result = ended.config.study, ended.folder, ended.result
+        self.best = None if self.result["best"] is None else Found(ended, "best", self.result["best"])
+
+    @property
+    def networks(self) -> dict[str, Found]:
+        """Every network that was written, by its folder: "best", "best-0.9", "front/t0003", ..."""
+        trials = {one["trial"]: one for one in self.result["pareto"]}
+        found = {}
+        for name in self._ended.networks:
+            about = json.loads((self.folder / name / "model.json").read_text(encoding="utf-8"))
+            found[name] = Found(self._ended, name, {**about, **about["metrics"], **trials.get(about["trial"], {})})
+        return found
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """A row a trial: number, state, parameters and measures, as trials.csv has them."""
+        return self._table("trials.csv")
+
+    @cached_property
+    def front(self) -> pd.DataFrame:
+        """The feasible trials that no other one dominates, by rising sparsity."""
+        return self._table("pareto.csv")
+
+    @cached_property
+    def epochs(self) -> pd.DataFrame:
+        """A row for each epoch of each trial."""
+        return self._table("epochs.csv")
+
+    def _table(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        return pd.read_csv(self.folder / name)
+
+    @cached_property
+    def pictures(self) -> Mapping[str, go.Figure]:
+        """The study's plotly figures: front, progress, training, layers, weights, hoyer, curves, parallel, importances;
+        without those that have nothing to show."""
+        from tune_sparsity.tuner.reports.plots.gallery import figures, pictured
+
+        goal, records = self._ended.goal, self._ended.records()
+        title = f"{self.result['experiment']}: {goal.objective.name} against sparsity"
+        return figures(pictured(title, goal, records, self.folder))
+
+    def __repr__(self) -> str:
+        return f"Study({self.name!r}, best={self.best!r})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self.name}: {len(self.trials)} trials. The front:</p>{self.front.to_html(index=False)}"
+
+
+class Found:
+    """A network that a study found. What result.json says of it are its attributes: trial, method, params, sparsity,
+    nonzero_weights, val_accuracy, test_accuracy (or the names of another metric), ..."""
+
+    def __init__(self, ended: EndedStudy, folder: str, about: dict[str, Any]) -> None:
+        self._ended, self._folder, self._about = ended, folder, about
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_") and name in self._about:
+            return self._about[name]
+        raise AttributeError(f"no {name!r} is known of this network: there are {', '.join(self._about)}")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._about})
+
+    def network(self) -> nn.Module:
+        """Return the network in evaluation mode, with exact zeros.
+
+        Raises:
+            ValueError: if the experiment that makes it is not to be had, or makes another one.
+        """
+        from safetensors.torch import load_file
+
+        from tune_sparsity.experiments.base import in_evaluation
+        from tune_sparsity.sparsity.wrappers import load_plain
+        from tune_sparsity.tuner.config.experiment import find_experiment
+        from tune_sparsity.tuner.results.networks import split_masks
+        from tune_sparsity.tuner.study.layout import MODEL
+
+        try:
+            network = find_experiment(self._ended.config.experiment).network()
+            load_plain(network, split_masks(load_file(self._ended.folder / self._folder / MODEL))[0])
+        except (UsageError, RuntimeError, OSError) as error:
+            raise ValueError(f"{self._folder} of {self._ended.config.study} cannot be made: {error}") from None
+        return in_evaluation(network)
+
+    def __repr__(self) -> str:
+        objective = self._ended.goal.objective
+        value, trial, sparsity = self._about[objective.val], self._about["trial"], self._about["sparsity"]
+        return f"<{trial}: {objective.name} {objective.text(value)} at {sparsity:.2%} sparsity>"
+
+
+def _kept(experiment: Experiment, config: StudyConfig) -> str:
+    """Pickle an experiment into the folder of the studies. Return the name that it is found by there."""
+    import cloudpickle
+
+    if not isinstance(experiment, Experiment):
+        raise UsageError(f"experiment is a {type(experiment).__name__}: give a name, or a tune_sparsity.Experiment")
+    try:
+        content = cloudpickle.dumps(experiment)
+    except Exception as error:
+        raise UsageError(f"the experiment {experiment.name} cannot be pickled: {error}: put it into a file") from error
+    folder = config.storage.results(".experiments").absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{hashlib.sha256(content).hexdigest()[:16]}{PICKLED}"
+    path.write_bytes(content)
+    return f"{path}:{experiment.name}"
+
+
+def _led(config: StudyConfig, *, quiet: bool) -> dict[str, Any]:
+    """Run the command in a process of its own. Return the document that it prints."""
+    import yaml
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "study.yaml"
+        given = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+        file.write_text(yaml.safe_dump({**given, "experiment": config.experiment}), encoding="utf-8")
+        command = [sys.executable, "-m", "tune_sparsity", "--config", str(file), "--json"]
+        result = Path(folder) / "result.json"  # a pipe would be full before somebody reads it
+        with (
+            result.open("w") as out,
+            subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True) as process,
+        ):
+            said = _follow(process, quiet=quiet)
+        document = result.read_text(encoding="utf-8")
+    code = process.returncode
+    if code == _EXIT_USAGE:
+        raise UsageError(said[-1].removeprefix("tune-sparsity: ") if said else "the study's options are wrong")
+    if code not in (_EXIT_DONE, _EXIT_INFEASIBLE):
+        raise StudyFailed(said[-1] if said else f"the study's process ended with {code}")
+    found: dict[str, Any] = json.loads(document)
+    return found
+
+
+def _follow(process: subprocess.Popen[str], *, quiet: bool) -> list[str]:
+    """Print a study's progress as it comes. Return its lines."""
+    assert process.stderr is not None
+    said: list[str] = []
+    try:
+        for line in process.stderr:
+            said.append(line.rstrip())
+            if not quiet:
+                print(said[-1], flush=True)
+        return said
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate()[1].splitlines()
+        raise KeyboardInterrupt(rest[-1] if rest else "") from None
