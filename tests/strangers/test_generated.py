@@ -22,7 +22,7 @@ from tests.strangers.whole_way import go_the_whole_way
 from tune_sparsity.experiments import Data, Experiment, Recipe, Split
 from tune_sparsity.sparsity import METHODS
 from tune_sparsity.sparsity.distributions import DISTRIBUTIONS
-from tune_sparsity.tuner.results.export_formats import Whole, onnx_function, save_onnx
+from tune_sparsity.tuner.results.export_formats import onnx_function, save_onnx
 
 EXAMPLES = 16
 
@@ -84,7 +84,7 @@ def test_a_network_that_onnxruntime_has_no_operations_for_does_not_end_the_proce
     attention = Part("attention", "in float64", 1, "no norm")
     linear = Part("linear", "in float64", 1, "batch norm")
     plan = Plan((attention, linear, attention, attention), front="tokens", dtype=torch.bfloat16)
-    save_onnx(Whole(plan.prepare, plan.make()), plan.batch(2, 0), tmp_path / "onnx")
+    save_onnx(plan.make(), lambda model, x: model(plan.prepare(x)), plan.batch(2, 0), tmp_path / "onnx")
     code = (
         "import sys; from tune_sparsity.tuner.results.export_formats import onnx_function; onnx_function(sys.argv[1])"
     )
