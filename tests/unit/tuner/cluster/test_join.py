@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 import tune_sparsity
+from tests.helpers.waiting import until
 from tune_sparsity.tuner.cluster import node_probe, nodes, private_ray_main
 from tune_sparsity.tuner.cluster.join import refusal, runtime_environment
 from tune_sparsity.tuner.cluster.node import Node
@@ -81,7 +82,7 @@ print(json.dumps([value, helpers]))
     assert value == 42
     assert sum(command.startswith("ray::") for command in helpers.values()) == 1, helpers
     assert not any("gent" in command for command in helpers.values()), helpers
-    assert not [process for process in helpers if _runs(int(process))], helpers
+    until(lambda: not any(_runs(int(process)) for process in helpers))  # on a busy machine they take a moment to end
 
 
 def _runs(process: int) -> bool:
