@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from tune_sparsity.sparsity.output_layers import called
 from tune_sparsity.tuner.results.export import ExportFailed, _reader
-from tune_sparsity.tuner.results.export_formats import Whole, save_onnx
+from tune_sparsity.tuner.results.export_formats import save_onnx
 
 
 def test_a_file_that_onnxruntime_cannot_read_is_one_line(tmp_path: Path) -> None:
@@ -24,4 +25,4 @@ def test_what_onnx_has_not_is_named_in_one_line(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     network = nn.utils.parametrizations.orthogonal(nn.Linear(3, 3))
     with pytest.raises(RuntimeError, match=r"^torch cannot export this network to ONNX: [^\n\x1b]*linalg_matrix_exp"):
-        save_onnx(Whole(nn.Identity(), network), torch.ones(2, 3), tmp_path / "onnx")
+        save_onnx(network, called, torch.ones(2, 3), tmp_path / "onnx")
