@@ -19,7 +19,7 @@ from tune_sparsity.experiments.metrics import Metric, is_torchmetric, metric_of
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import LayerRules, network_size, prunable_layers
 from tune_sparsity.sparsity.methods.validation import OPTIMIZERS
-from tune_sparsity.sparsity.wrappers import unwrapped
+from tune_sparsity.sparsity.wrappers import plain_state, unwrapped
 
 _FEW = 4  # examples that the quick checks push through the network
 _JUDGED = 256  # validation examples that a metric of a whole split is tried on
@@ -153,7 +153,7 @@ def prunes(subject: Subject) -> Iterator[Problem]:
     except ValueError as error:
         yield Problem(str(error))
         return
-    state = model.state_dict()
+    state = plain_state(model)
     if lost := [layer.name for layer in prunable_layers(model, rules) if layer.name not in state]:
         yield Problem(f"{lost[0]} is not in the network's state_dict under this name, which the files are made of")
         return
