@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -99,26 +100,50 @@ class DropGrowSettings(StaticSettings):
         whole("interval", self.interval)
 
 
-def _training(
-    model: nn.Module,
-    layers: list[Layer],
-    s: DenseSettings,
-    topology: Topology,
-    masks: list[torch.Tensor],
-    total_steps: int,
-    **options: Any,
-) -> SparseTraining:
-    params = [param for param in model.parameters() if param.requires_grad]
-    return SparseTraining(
-        model,
-        layers,
-        _optimizer(params, s),
-        topology,
-        masks,
-        total_steps=total_steps,
-        learning_rate=warmup_cosine,
-        **options,
-    )
+@dataclass(frozen=True)
+class _Start:
+    """What a recipe begins with: a network, the layers of it that may be pruned, the number of steps, the generator of
+    random masks, and whether the network was trained before."""
+
+    model: nn.Module
+    layers: list[Layer]
+    total_steps: int
+    generator: Generator
+    trained: bool
+
+    def ones(self) -> list[Tensor]:
+        return [torch.ones_like(layer.weight) for layer in self.layers]
+
+    def training(self, s: DenseSettings, topology: Topology, masks: list[Tensor], **options: Any) -> SparseTraining:
+        return SparseTraining(
+            self.model,
+            self.layers,
+            _optimizer([param for param in self.model.parameters() if param.requires_grad], s),
+            topology,
+            masks,
+            total_steps=self.total_steps,
+            learning_rate=warmup_cosine,
+            **options,
+        )
+
+
+def _method(recipe: Callable[[_Start, Any], SparseTraining]) -> Callable[..., SparseTraining]:
+    """Make of a recipe the function that a method is made by: (network, settings, ...) -> SparseTraining."""
+
+    @wraps(recipe)
+    def make(
+        model: nn.Module,
+        s: DenseSettings,
+        *,
+        total_steps: int,
+        generator: Generator,
+        rules: LayerRules = PAPER_RULES,
+        trained: bool = False,
+    ) -> SparseTraining:
+        layers = prunable_layers(model, rules, sphere=False)
+        return recipe(_Start(model, layers, total_steps, generator, trained), s)
+
+    return make
 
 
 def _optimizer(params: list[nn.Parameter], s: DenseSettings) -> torch.optim.Optimizer:
@@ -137,15 +162,11 @@ def _optimizer(params: list[nn.Parameter], s: DenseSettings) -> torch.optim.Opti
     )
 
 
-def _ones(layers: list[Layer]) -> list[torch.Tensor]:
-    return [torch.ones_like(layer.weight) for layer in layers]
-
-
-def _first_masks(layers: list[Layer], s: StaticSettings, generator: Generator, trained: bool) -> list[torch.Tensor]:
-    turned = [layer.turned(layer.weight.detach()) for layer in layers]
-    if trained:
-        return turned_back(layers, _largest(turned, s.final_sparsity, s.distribution))
-    return turned_back(layers, random_masks(turned, s.final_sparsity, s.distribution, generator))
+def _first_masks(start: _Start, s: StaticSettings) -> list[Tensor]:
+    turned = [layer.turned(layer.weight.detach()) for layer in start.layers]
+    if start.trained:
+        return turned_back(start.layers, _largest(turned, s.final_sparsity, s.distribution))
+    return turned_back(start.layers, random_masks(turned, s.final_sparsity, s.distribution, start.generator))
 
 
 def _largest(weights: Sequence[Tensor], sparsity: float, distribution: str) -> list[Tensor]:
@@ -159,90 +180,45 @@ def _largest(weights: Sequence[Tensor], sparsity: float, distribution: str) -> l
     return [keep_largest([score], count)[0] for score, count in zip(scores, counts, strict=True)]
 
 
-def dense(
-    model: nn.Module,
-    s: DenseSettings,
-    *,
-    total_steps: int,
-    generator: Generator,
-    rules: LayerRules = PAPER_RULES,
-    trained: bool = False,
-) -> SparseTraining:
+@_method
+def dense(start: _Start, s: DenseSettings) -> SparseTraining:
     """No sparsity at all: what the others are measured against."""
-    layers = prunable_layers(model, rules, sphere=False)
-    return _training(model, layers, s, StaticMask(), _ones(layers), total_steps, sparsity=0.0, mask_frozen_at=0.0)
+    return start.training(s, StaticMask(), start.ones(), sparsity=0.0, mask_frozen_at=0.0)
 
 
-def static(
-    model: nn.Module,
-    s: StaticSettings,
-    *,
-    total_steps: int,
-    generator: Generator,
-    rules: LayerRules = PAPER_RULES,
-    trained: bool = False,
-) -> SparseTraining:
+@_method
+def static(start: _Start, s: StaticSettings) -> SparseTraining:
     """A mask that never changes: a random one, or that of the largest weights of a trained network."""
-    layers = prunable_layers(model, rules, sphere=False)
-    masks = _first_masks(layers, s, generator, trained)
-    return _training(model, layers, s, StaticMask(), masks, total_steps, sparsity=s.final_sparsity, mask_frozen_at=0.0)
+    return start.training(s, StaticMask(), _first_masks(start, s), sparsity=s.final_sparsity, mask_frozen_at=0.0)
 
 
-def snip(
-    model: nn.Module,
-    s: SnipSettings,
-    *,
-    total_steps: int,
-    generator: Generator,
-    rules: LayerRules = PAPER_RULES,
-    trained: bool = False,
-) -> SparseTraining:
+@_method
+def snip(start: _Start, s: SnipSettings) -> SparseTraining:
     """The connections of largest |weight x gradient| on the first batch (Lee et al. 2019, arXiv 1810.02340)."""
-    layers = prunable_layers(model, rules, sphere=False)
     topology = SnipAtInit(s.final_sparsity)
-    mask_frozen_at = 1 / total_steps  # the step after the one at which the topology chooses
-    return _training(
-        model, layers, s, topology, _ones(layers), total_steps, sparsity=s.final_sparsity, mask_frozen_at=mask_frozen_at
-    )
+    mask_frozen_at = 1 / start.total_steps  # the step after the one at which the topology chooses
+    return start.training(s, topology, start.ones(), sparsity=s.final_sparsity, mask_frozen_at=mask_frozen_at)
 
 
-def gmp(
-    model: nn.Module,
-    s: GmpSettings,
-    *,
-    total_steps: int,
-    generator: Generator,
-    rules: LayerRules = PAPER_RULES,
-    trained: bool = False,
-) -> SparseTraining:
+@_method
+def gmp(start: _Start, s: GmpSettings) -> SparseTraining:
     """Gradual magnitude pruning: a cubic ramp of the sparsity (Zhu and Gupta 2017, arXiv 1710.01878)."""
-    layers = prunable_layers(model, rules, sphere=False)
-    selection = selection_for(model, s.distribution)
+    selection = selection_for(start.model, s.distribution)
     rising = Schedule("cubic", 0.0, s.final_sparsity, s.begin, s.end)
-    topology = GlobalMagnitude(rising, shortened(s.interval, rising, total_steps), selection)
+    topology = GlobalMagnitude(rising, shortened(s.interval, rising, start.total_steps), selection)
     options = {"sparsity": s.final_sparsity, "mask_frozen_at": s.end, "selection": selection}
-    return _training(model, layers, s, topology, _ones(layers), total_steps, **options)
+    return start.training(s, topology, start.ones(), **options)
 
 
 def _drop_grow(growth: str, doc: str) -> Callable[..., SparseTraining]:
-    def make(
-        model: nn.Module,
-        s: DropGrowSettings,
-        *,
-        total_steps: int,
-        generator: Generator,
-        rules: LayerRules = PAPER_RULES,
-        trained: bool = False,
-    ) -> SparseTraining:
-        layers = prunable_layers(model, rules, sphere=False)
-        masks = _first_masks(layers, s, generator, trained)
-        topology = DropGrow(Schedule("cosine", s.drop_fraction, 0.0, 0.0, s.end), growth, s.interval, generator)
-        return _training(
-            model, layers, s, topology, masks, total_steps, sparsity=s.final_sparsity, mask_frozen_at=s.end
-        )
+    def recipe(start: _Start, s: DropGrowSettings) -> SparseTraining:
+        masks = _first_masks(start, s)
+        falling = Schedule("cosine", s.drop_fraction, 0.0, 0.0, s.end)
+        topology = DropGrow(falling, growth, s.interval, start.generator)
+        return start.training(s, topology, masks, sparsity=s.final_sparsity, mask_frozen_at=s.end)
 
-    make.__doc__ = doc
-    return make
+    recipe.__doc__ = doc
+    return _method(recipe)
 
 
 set_ = _drop_grow("random", "SET: drops the smallest weights, grows at random (Mocanu et al. 2018).")
