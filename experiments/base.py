@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from tune_sparsity.experiments.examples import Loaded, Split, is_data_set, numbers
+from tune_sparsity.experiments.examples import Loaded, Split, at_once, is_data_set
 from tune_sparsity.experiments.metrics import Metric, Scorer, metric_of
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.sparsity.layers import PAPER_RULES, LayerRules
 from tune_sparsity.sparsity.output_layers import called
-from tune_sparsity.sparsity.wrappers import unwrapped
-
-_EVALUATED_NUMBERS = 1 << 22  # inputs' numbers in one batch: a wide residual net makes 16 to 64 times as many of them
+from tune_sparsity.sparsity.wrappers import load_plain, unwrapped
 
 
 class DataUnavailable(Exception):
@@ -187,6 +185,12 @@ class Experiment:
         """Return a fresh network to compute with outside of a training: without torch.compile, and on one device."""
         return unwrapped(self.model())
 
+    def network_with(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """Return the network with these weights, in evaluation mode. Raises what load_state_dict does."""
+        network = self.network()
+        load_plain(network, tensors)
+        return in_evaluation(network)
+
 
 def in_evaluation(model: nn.Module) -> nn.Module:
     """Return the network in evaluation mode. Where a person has written its train() anew, eval() may return nothing."""
@@ -209,14 +213,15 @@ def evaluate(experiment: Experiment, model: nn.Module, split: Split | Loaded, ba
     if batch is None and isinstance(split, Loaded):
         batch = experiment.recipe.batch_size
     elif batch is None:
-        batch = max(1, min(4096, _EVALUATED_NUMBERS // max(1, numbers(split.first(1).x))))
+        batch = at_once(split.first(1).x)
     was_training = model.training
     device = next((param.device for param in model.parameters()), None)
     metric = metric_of(experiment.metric)
     scorer, unknown = Scorer(metric, device or torch.device("cpu")), list[Tensor]()
     model.eval()
     with same_random_numbers(None if isinstance(split, Split) else 0):
-        for x, y in (split if device is None else split.to(device)).batches(batch):
+        for some in split.batches(batch):
+            x, y = some if device is None else some.to(device)
             outputs = experiment.outputs(model, x)
             scorer.add(outputs, y)
             unknown.append(outputs.isnan().reshape(len(outputs), -1).any(1))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tune_sparsity.experiments.examples import spread_over
 from tune_sparsity.sparsity.output_layers import called
 from tune_sparsity.sparsity.torch_internals import BatchNorm
 
@@ -18,7 +19,7 @@ _SAMPLE, _BATCH = 1024, 128  # examples
 def sample(n: int) -> list[Tensor]:
     """Indices of up to 1,024 of n examples in batches of up to 128; always the same, each batch from all over the set,
     which may be sorted by class."""
-    indices = torch.linspace(0, n - 1, min(n, _SAMPLE)).round().long()
+    indices = spread_over(n, _SAMPLE)
     batches = -(-len(indices) // _BATCH)
     return [indices[k::batches] for k in range(batches)]
 

@@ -16,6 +16,7 @@ from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.sparsity.torch_internals import tree_leaves, tree_map, tree_paths
 
 _FETCHED_NUMBERS = 1 << 18  # at once: a megabyte of float32, which processors keep at hand
+_ASKED_NUMBERS = 1 << 22  # inputs' numbers in one batch: a wide residual net makes 16 to 64 times as many of them
 _HASHED = 64  # examples of a data set that is not in memory
 
 
@@ -29,6 +30,11 @@ def mapped(function: Callable[[Tensor], Any], nest: Any) -> Any:
     if isinstance(nest, Tensor):
         return function(nest)
     return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, nest)
+
+
+def copied(nest: Any) -> Any:
+    """Return the nest with copies of its tensors."""
+    return mapped(Tensor.clone, nest)
 
 
 def named(nest: Any) -> dict[str, Tensor]:
@@ -94,6 +100,11 @@ def numbers(nest: Any) -> int:
     return sum(tensor.numel() for tensor in tensors_in(nest))
 
 
+def at_once(nest: Any) -> int:
+    """Return how many examples like these a network is asked about at once: 4096, and fewer where they are large."""
+    return max(1, min(4096, _ASKED_NUMBERS * length(nest) // max(1, numbers(nest))))
+
+
 def parts(nest: Any, size: int) -> Iterator[Any]:
     """Yield a nest's tensors in parts of `size` along their first dimension."""
     if isinstance(nest, Tensor):
@@ -147,7 +158,7 @@ class Loaded:
                 if found is None:
                     raise ValueError(f"{type(self.dataset).__name__} gives no example, of {self.examples} that it has")
                 return found
-            return self._pair((self.collate or default_collate)([self.dataset[i] for i in indices.tolist()]))
+            return self._here((self.collate or default_collate)([self.dataset[i] for i in indices.tolist()]))
 
     def first(self, count: int) -> Split:
         return self.at(torch.arange(min(count, self.examples)))
@@ -171,35 +182,37 @@ class Loaded:
             options = {"batch_sampler": [some.tolist() for some in places.split(size)]}
         yield from islice(self._batches(**options, workers=self.workers, seed=self.seed(order)), steps)
 
-    def seed(self, order: Generator) -> int | None:
+    def seed(self, order: Generator) -> int:
         """Draw the seed of the random numbers that the data set itself may draw in an epoch."""
         return int(torch.randint(2**31, (), generator=order))
 
-    def _batches(self, *, workers: int = 0, seed: int | None = 0, **options: Any) -> Iterator[Split]:
+    def _batches(self, *, workers: int = 0, seed: int = 0, **options: Any) -> Iterator[Split]:
         loader = DataLoader(
             self.dataset,
             **options,
             collate_fn=self.collate,
             num_workers=workers,
             pin_memory=torch.device(self.device).type == "cuda",
-            generator=Generator().manual_seed(seed or 0),  # of the workers' random numbers
+            generator=Generator().manual_seed(seed),  # of the workers' random numbers
         )
         try:
             for batch in loader:
-                yield mapped(lambda part: part.to(self.device, non_blocking=True), self._pair(batch))
+                yield self._here(batch)
         except Exception as error:
             if "DataLoader worker process" not in str(error):
                 raise
             cause = str(error).strip().splitlines()[-1]  # below the traceback, which torch puts into the message
             raise RuntimeError(f"a process that loads data failed: {cause}") from error
 
-    def _pair(self, batch: Any) -> Split:
+    def _here(self, batch: Any) -> Split:
+        """Return a batch as inputs and targets, on the device."""
         if not isinstance(batch, Sequence) or len(batch) != 2:
             raise ValueError(
                 f"a batch of {type(self.dataset).__name__} is a {type(batch).__name__}: give Data(collate=...) that "
                 "makes (inputs, targets) of a list of examples"
             )
-        return Split(*(dict(part) if isinstance(part, Mapping) else part for part in batch))
+        pair = Split(*(dict(part) if isinstance(part, Mapping) else part for part in batch))
+        return mapped(lambda part: part.to(self.device, non_blocking=True), pair)
 
     def add_to(self, digest: Any) -> None:
         """Feed length and some examples, from all over the set, to a hash: to read all may take hours."""

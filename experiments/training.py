@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from tune_sparsity.experiments.base import PRECISIONS, Data, Experiment, NotFinite, evaluate
 from tune_sparsity.experiments.batchnorm import normalises, remeasured, sample
-from tune_sparsity.experiments.examples import Loaded, Split, length, mapped, tensors_in
+from tune_sparsity.experiments.examples import Loaded, Split, copied, length, tensors_in
 from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
@@ -55,10 +55,8 @@ class Training:
             torch.manual_seed(seed)
             self.model = on_one_device(experiment.model()).to(device)
             self.noise = torch.get_rng_state()  # for dropout and the like, apart from what others draw
-            first = experiment.prepare(self.train_split.first(2).x)
-            rules = with_last_layer(
-                experiment.layers, self.model, mapped(lambda x: x.to(device), first), experiment.forward
-            )
+            example = experiment.prepare(self.train_split.first(2).x)
+            rules = with_last_layer(experiment.layers, self.model, example, experiment.forward)
         self.sparse: SparseTraining = METHODS[method].build(
             self.model,
             params,
@@ -204,7 +202,7 @@ class Training:
         if self._recorded is None or batch.examples < self.experiment.recipe.batch_size:
             return self._passes_now(batch, together, first=first)
         if self._batch is None:
-            self._batch = mapped(Tensor.clone, batch)
+            self._batch = copied(batch)
         held = self._batch
         for tensor, new in zip(tensors_in(held), tensors_in(batch), strict=True):
             tensor.copy_(new)
@@ -223,7 +221,7 @@ class Training:
         """All that the training needs to go on: network, method, order of the data, noise, epochs done."""
         return {
             "model": plain_state(self.model),
-            "sparse": {name: value for name, value in self.sparse.state_dict().items() if name != "weights"},
+            "sparse": self.sparse.state_beside_network(),
             "order": self.order.get_state(),
             "noise": self.noise,
             "epochs_done": self.epochs_done,

@@ -62,3 +62,12 @@ def random_mask(shape: torch.Size, sparsity: float, generator: Generator, dtype:
     mask = torch.ones(n, dtype=dtype)
     mask[torch.randperm(n, generator=generator)[: zeros_for(sparsity, n)]] = 0.0
     return mask.view(shape)
+
+
+def grow_rate(before: Sequence[Tensor], after: Sequence[Tensor]) -> float | None:
+    """Return how many connections grew over how many were dropped between two lists of masks; None where none were."""
+    dropped, grown = (
+        sum(int((old > new).sum()) for old, new in zip(first, second, strict=True))
+        for first, second in ((before, after), (after, before))
+    )
+    return grown / dropped if dropped else None

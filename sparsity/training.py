@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tune_sparsity.sparsity.gradients import make_gradients_dense
 from tune_sparsity.sparsity.hoyer import hoyer
 from tune_sparsity.sparsity.layers import Layer, turned_back
+from tune_sparsity.sparsity.masks import grow_rate
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedSteps
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD
@@ -207,7 +208,7 @@ class SparseTraining(torch.optim.Optimizer):
         elif self.topology.due(self.steps, self.total_steps):
             views = [self._view(index) for index in range(len(self.layers))]
             masks = turned_back(self.layers, self.topology.update(views, self.progress))
-            self.grow_rate = _grow_rate(self.masks, masks)
+            self.grow_rate = grow_rate(self.masks, masks)
             self._set_masks(masks)
 
     def _view(self, index: int) -> LayerView:
@@ -336,7 +337,7 @@ class SparseTraining(torch.optim.Optimizer):
         return total - sum(int(mask.sum(dtype=torch.float64)) for mask in self.masks), total
 
     def sparsity(self) -> float:
-        """LayerView weights over prunable weights, in [0, 1]."""
+        """Pruned weights over prunable weights, in [0, 1]."""
         zeros, total = self.zeros()
         return zeros / total
 
@@ -359,6 +360,11 @@ class SparseTraining(torch.optim.Optimizer):
         return float(torch.cat(rows).mean()) if rows else 0.0
 
     def state_dict(self) -> dict[str, Any]:
+        """`state_beside_network`, and the layers' weights: another program may load its network before it makes the
+        optimizer, which changes them."""
+        return {**self.state_beside_network(), "weights": [layer.weight.detach().clone() for layer in self.layers]}
+
+    def state_beside_network(self) -> dict[str, Any]:
         """Everything that training needs beside the network's own state_dict: a resumed run equals an unbroken one."""
         return {
             "optimizer": self.optimizer.state_dict(),
@@ -369,8 +375,6 @@ class SparseTraining(torch.optim.Optimizer):
             "travel": self.lr_sum,
             "grow_rate": self.grow_rate,
             "fixed": self.fixed,
-            # Another program may load its network before it makes the optimizer, which changes these weights.
-            "weights": [layer.weight.detach().clone() for layer in self.layers],
             "rates": [group["lr"] for group in self.param_groups],  # which a scheduler may have changed
         }
 
@@ -389,12 +393,3 @@ class SparseTraining(torch.optim.Optimizer):
                 layer.weight.copy_(weight)
         for group, rate in zip(self.param_groups, state.get("rates", self._base_lr), strict=True):
             group["lr"] = rate
-
-
-def _grow_rate(before: Sequence[Tensor], after: Sequence[Tensor]) -> float | None:
-    """None where nothing was dropped."""
-    dropped, grown = (
-        sum(int((old > new).sum()) for old, new in zip(first, second, strict=True))
-        for first, second in ((before, after), (after, before))
-    )
-    return grown / dropped if dropped else None

@@ -9,18 +9,18 @@ import torch
 from torch import Generator, Tensor, nn
 
 from tune_sparsity.experiments.base import evaluate, in_evaluation
+from tune_sparsity.experiments.checks.shapes import kinds
 from tune_sparsity.experiments.checks.suite import (
     Check,
     Problem,
     Subject,
-    copied,
     first_difference,
     not_checked,
     same,
     spread,
     warning,
 )
-from tune_sparsity.experiments.examples import mapped, parts
+from tune_sparsity.experiments.examples import copied, mapped, parts
 from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.user_code import described
@@ -59,7 +59,7 @@ def augments(subject: Subject) -> Iterator[Problem]:
 
     def drawn(other: int) -> Any:
         with same_random_numbers(other):
-            return augment(mapped(Tensor.clone, x), Generator().manual_seed(0))
+            return augment(copied(x), Generator().manual_seed(0))
 
     first = drawn(0)
     if kinds(first) != kinds(x):
@@ -68,19 +68,13 @@ def augments(subject: Subject) -> Iterator[Problem]:
         yield Problem("augment is not the same for the same generator: draw all its random numbers from the generator")
 
 
-def kinds(nest: Any) -> str:
-    """Return the types and shapes of a nest's tensors."""
-    said = mapped(lambda one: f"{str(one.dtype).removeprefix('torch.')} {tuple(one.shape)}", nest)
-    return str(said)
-
-
 def prepares(subject: Subject) -> Iterator[Problem]:
     x = subject.raw(_SOME).x
-    kept = mapped(Tensor.clone, x)
+    kept = copied(x)
     results = []
     for other in (0, 1):
         with same_random_numbers(other):
-            results.append(mapped(Tensor.clone, subject.experiment.prepare(x)))
+            results.append(copied(subject.experiment.prepare(x)))
         if not same(x, kept):
             yield Problem("prepare changes the inputs in place, which are the data set's own: make new tensors in it")
             return

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from tune_sparsity.experiments.base import Data, Experiment, NotFinite, Recipe, correct, evaluate, in_evaluation
-from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, copied, count, same, spread, warning
-from tune_sparsity.experiments.examples import Loaded, length, mapped, tensors_in
+from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, same, spread, warning
+from tune_sparsity.experiments.examples import Loaded, copied, length, mapped, tensors_in
 from tune_sparsity.experiments.metrics import Metric, is_torchmetric, metric_of
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import LayerRules, network_size, prunable_layers
@@ -203,9 +203,14 @@ def shape_of(nest: Any) -> str:
     return str(mapped(lambda tensor: tuple(tensor.shape), nest))
 
 
+def kinds(nest: Any) -> str:
+    """Return a tensor's type and shape, or a nest's with those in place of its tensors."""
+    return str(mapped(lambda one: f"{str(one.dtype).removeprefix('torch.')} {tuple(one.shape)}", nest))
+
+
 def _shape(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        return kinds(value)
     return f"a {type(value).__name__} {shape_of(value)}" if tensors_in(value) else f"a {type(value).__name__}"
 
 

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, in_evaluation
-from tune_sparsity.experiments.examples import Loaded, Split, spread_over, tensors_in
+from tune_sparsity.experiments.examples import Loaded, Split, copied, spread_over, tensors_in
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.experiments.user_reads import watching
-from tune_sparsity.sparsity.torch_internals import tree_map
 
 _STEPS, _BATCH, _VALIDATED = 3, 16, 32  # of the trainings that checks make: steps an epoch, and examples
 _LOADED = 64  # examples that are looked at of a data set that is not in memory
@@ -205,11 +204,6 @@ def _comparable(x: Tensor) -> Tensor:
     """Return the tensor with a number in the place of NaN; of a type of 8 bits, these bits."""
     x = x.detach()
     return x.view(torch.uint8) if x.dtype.itemsize == 1 else x.nan_to_num()
-
-
-def copied(state: Any) -> Any:
-    """Return a state with copies of its tensors."""
-    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, state)
 
 
 def first_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> str | None:

@@ -12,13 +12,12 @@ from tune_sparsity.experiments.checks.suite import (
     Check,
     Problem,
     Subject,
-    copied,
     count,
     first_difference,
     same,
     warning,
 )
-from tune_sparsity.experiments.examples import length
+from tune_sparsity.experiments.examples import copied, length
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import prunable_layers, with_last_layer

@@ -106,7 +106,7 @@ def _latencies(network: Network) -> list[Latency]:
     from tune_sparsity.tuner.results.inference_cost import latencies
 
     experiment = network.experiment
-    prepared, twin = experiment.prepare(network.data.val.first(256).x), _loaded(experiment, network.tensors)
+    prepared, twin = experiment.prepare(network.data.val.first(256).x), experiment.network_with(network.tensors)
     return latencies(network.model, twin, network.prunable, prepared, forward=experiment.forward)
 
 
@@ -124,21 +124,11 @@ def _read(study: EndedStudy, name: str) -> Network:
     try:
         stored, its_masks = split_masks(load_file(folder / MODEL))
         reported = float(json.loads((folder / DESCRIPTION).read_text())["metrics"][objective.val])
-        model = _loaded(experiment, stored)
+        model = experiment.network_with(stored)
         tensors, masks = as_plain(model, stored), as_plain(model, its_masks)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UsageError(f"{folder} does not hold a network of {study.config.experiment}: {error}") from None
     return Network(experiment, data, model, tensors, set(masks), folder / DESCRIPTION, objective, reported)
-
-
-def _loaded(experiment: Experiment, tensors: dict[str, Tensor]) -> nn.Module:
-    """A network of the experiment's with these weights, in evaluation mode."""
-    from tune_sparsity.experiments.base import in_evaluation
-    from tune_sparsity.sparsity.wrappers import load_plain
-
-    model = experiment.network()
-    load_plain(model, tensors)
-    return in_evaluation(model)
 
 
 @contextmanager
@@ -188,7 +178,7 @@ def _reader(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor]:
         "torch": lambda: torch.load(path, weights_only=True),
         "csr": lambda: formats.load_csr(path),
     }[kind]()
-    return partial(network.experiment.outputs, _loaded(network.experiment, tensors))
+    return partial(network.experiment.outputs, network.experiment.network_with(tensors))
 
 
 def _compare(network: Network, exported: Callable[[Any], Tensor]) -> tuple[tuple[float, float], float]:

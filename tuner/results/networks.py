@@ -19,7 +19,6 @@ from tune_sparsity.experiments.base import NotFinite, evaluate
 from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.sparsity import DeadNeurons, dead_neurons, prunable_layers
-from tune_sparsity.sparsity.wrappers import load_plain
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL
@@ -143,8 +142,7 @@ def write_best(
             something between the worker and here is broken, and no figure may be trusted.
     """
     tensors, masks = split_masks(load_file(weights))
-    model = experiment.network()
-    load_plain(model, tensors)
+    model = experiment.network_with(tensors)
     best = measured or _measure(experiment, data, model.to(device), tensors, masks, record)
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights, target / f".{MODEL}.tmp")
@@ -204,8 +202,7 @@ def agrees(experiment: Experiment, measured: float, reported: float, split: Spli
 
 def test_value(experiment: Experiment, data: Data, network: bytes, device: str) -> float:
     """The metric on the test data, on `device`, of a network as `tuner.worker.trainable.packed_weights` gives it."""
-    model = experiment.network()
-    load_plain(model, split_masks(load(network))[0])
+    model = experiment.network_with(split_masks(load(network))[0])
     return evaluate(experiment, model.to(device), data.test)
 
 

@@ -16,24 +16,21 @@ import numpy as np
 import torch
 
 from tune_sparsity.experiments import Experiment, find
-from tune_sparsity.experiments.base import in_evaluation
-from tune_sparsity.experiments.examples import length, mapped, named, numbers, parts
+from tune_sparsity.experiments.examples import at_once, mapped, named, parts
 from tune_sparsity.experiments.registry import PICKLED, OldImport, import_from
 from tune_sparsity.experiments.user_files import code_of
-from tune_sparsity.sparsity.wrappers import load_plain
 from tune_sparsity.tuner.system.arrays import as_array
 from tune_sparsity.tuner.tracking.old_names import make_known
 
 SERVED_JSON, CODE = "served.json", "code"
 _MASK = ".mask"
-_NUMBERS = 1 << 22  # inputs' numbers in one batch
 
 
 class Served:
     """A network that takes the data set's inputs as arrays."""
 
     def __init__(self, experiment: Experiment, network: torch.nn.Module, names: Any = "") -> None:
-        self._experiment, self._network, self._names = experiment, in_evaluation(network), names
+        self._experiment, self._network, self._names = experiment, network, names
 
     @torch.no_grad()
     def predict(self, inputs: Any, params: dict[str, Any] | None = None) -> np.ndarray:
@@ -47,8 +44,7 @@ class Served:
         """
         given = inputs if isinstance(inputs, dict) else {"": inputs}
         x = _filled(self._names, {name: torch.from_numpy(np.array(one)) for name, one in given.items()})
-        size = max(1, min(4096, _NUMBERS * length(x) // max(1, numbers(x))))
-        outputs = [self._experiment.outputs(self._network, part) for part in parts(x, size)]
+        outputs = [self._experiment.outputs(self._network, part) for part in parts(x, at_once(x))]
         return as_array(torch.cat(outputs))
 
 
@@ -72,10 +68,8 @@ def load(experiment: Experiment, folder: Path) -> Served:
     from safetensors.torch import load_file
 
     served = json.loads((folder / SERVED_JSON).read_text())
-
     tensors = load_file(folder / "model.safetensors")
-    network = experiment.network()
-    load_plain(network, {name: tensor for name, tensor in tensors.items() if not name.endswith(_MASK)})
+    network = experiment.network_with({name: one for name, one in tensors.items() if not name.endswith(_MASK)})
     return Served(experiment, network, served.get("inputs", ""))  # earlier versions had single tensors alone
 
 

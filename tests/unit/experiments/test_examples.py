@@ -137,6 +137,13 @@ def test_fewer_batches_than_announced_end_on_the_exact_target_all_the_same() -> 
         Loaded(numbers).first(2)
 
 
+@pytest.mark.parametrize("data_set", [Noisy(), Numbered(40)])
+def test_whatever_is_loaded_is_on_the_device(data_set: Any) -> None:
+    loaded = Loaded(data_set).to("meta")
+    found = [loaded.first(2), loaded.at(torch.tensor([1, 3])), next(loaded.batches(2)), *shuffled(loaded, 20)]
+    assert {tensor.device.type for some in found for tensor in tensors_in(some)} == {"meta"}
+
+
 def test_evaluation_draws_the_same_noise_every_time_and_leaves_others_alone() -> None:
     experiment = Experiment("noisy", lambda _: None, network, Recipe(1, 8))  # type: ignore[arg-type, return-value]
     model = network()
