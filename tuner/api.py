@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any
 from tune_sparsity.experiments import Experiment
 from tune_sparsity.experiments.registry import PICKLED
 from tune_sparsity.tuner.config.study_config import StudyConfig, make_config, storage_of
-from tune_sparsity.tuner.errors import UsageError
+from tune_sparsity.tuner.errors import EXIT_DONE, EXIT_INFEASIBLE, EXIT_USAGE, UsageError
 from tune_sparsity.tuner.results.finished_study import EndedStudy, read_ended
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
     from torch import nn
-
-_EXIT_DONE, _EXIT_USAGE, _EXIT_INFEASIBLE = 0, 2, 3
 
 
 class StudyFailed(RuntimeError):
@@ -130,11 +128,10 @@ class Study:
     def pictures(self) -> Mapping[str, go.Figure]:
         """The study's plotly figures: front, progress, training, layers, weights, hoyer, curves, parallel, importances;
         without those that have nothing to show."""
-        from tune_sparsity.tuner.reports.plots.gallery import figures, pictured
+        from tune_sparsity.tuner.reports.plots.gallery import figures, front_title, pictured
 
         goal, records = self._ended.goal, self._ended.records()
-        title = f"{self.result['experiment']}: {goal.objective.name} against sparsity"
-        return figures(pictured(title, goal, records, self.folder))
+        return figures(pictured(front_title(self.result["experiment"], goal), goal, records, self.folder))
 
     def __repr__(self) -> str:
         return f"Study({self.name!r}, best={self.best!r})"
@@ -166,18 +163,15 @@ class Found:
         """
         from safetensors.torch import load_file
 
-        from tune_sparsity.experiments.base import in_evaluation
-        from tune_sparsity.sparsity.wrappers import load_plain
         from tune_sparsity.tuner.config.experiment import find_experiment
         from tune_sparsity.tuner.results.networks import split_masks
         from tune_sparsity.tuner.study.layout import MODEL
 
         try:
-            network = find_experiment(self._ended.config.experiment).network()
-            load_plain(network, split_masks(load_file(self._ended.folder / self._folder / MODEL))[0])
+            tensors = split_masks(load_file(self._ended.folder / self._folder / MODEL))[0]
+            return find_experiment(self._ended.config.experiment).network_with(tensors)
         except (UsageError, RuntimeError, OSError) as error:
             raise ValueError(f"{self._folder} of {self._ended.config.study} cannot be made: {error}") from None
-        return in_evaluation(network)
 
     def __repr__(self) -> str:
         objective = self._ended.goal.objective
@@ -219,9 +213,9 @@ def _led(config: StudyConfig, *, quiet: bool) -> dict[str, Any]:
             said = _follow(process, quiet=quiet)
         document = result.read_text(encoding="utf-8")
     code = process.returncode
-    if code == _EXIT_USAGE:
+    if code == EXIT_USAGE:
         raise UsageError(said[-1].removeprefix("tune-sparsity: ") if said else "the study's options are wrong")
-    if code not in (_EXIT_DONE, _EXIT_INFEASIBLE):
+    if code not in (EXIT_DONE, EXIT_INFEASIBLE):
         raise StudyFailed(said[-1] if said else f"the study's process ended with {code}")
     found: dict[str, Any] = json.loads(document)
     return found

@@ -10,9 +10,8 @@ from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn
 
-from tune_sparsity.tuner.commands.console import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE
 from tune_sparsity.tuner.commands.search import search
-from tune_sparsity.tuner.errors import UsageError, unknown
+from tune_sparsity.tuner.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE, UsageError, unknown
 
 _SUBCOMMANDS = {
     **{"resume": "resume", "send": "send", "list": "list_names", "doctor": "doctor", "check": "check"},

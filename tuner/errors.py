@@ -1,4 +1,4 @@
-"""Mistakes and failures, as one line for the user."""
+"""Mistakes and failures, as one line for the user, and the exit codes of the command."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import re
 from collections.abc import Iterable
 
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 

@@ -10,8 +10,6 @@ from typing import Any
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.system.files import write_atomically
 
-EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
-
 
 def write_page(path: Path, text: str) -> None:
     """Raises UsageError if the file cannot be written."""

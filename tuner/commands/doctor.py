@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
-from tune_sparsity.tuner.commands.console import EXIT_DONE, EXIT_FAILED
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri, sqlite_file, stray_environment
-from tune_sparsity.tuner.errors import UsageError, redact
+from tune_sparsity.tuner.errors import EXIT_DONE, EXIT_FAILED, UsageError, redact
 from tune_sparsity.tuner.storage.study_storage import StudyStorage
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tune_sparsity.tuner.commands.arguments import Parser
-from tune_sparsity.tuner.commands.console import EXIT_DONE
+from tune_sparsity.tuner.errors import EXIT_DONE
 
 _LISTS = ("experiments", "methods", "spaces", "samplers")
 

@@ -11,14 +11,8 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
-from tune_sparsity.tuner.commands.console import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_INFEASIBLE,
-    EXIT_INTERRUPTED,
-    say,
-    say_missing,
-)
+from tune_sparsity.tuner.commands.console import say, say_missing
+from tune_sparsity.tuner.errors import EXIT_DONE, EXIT_FAILED, EXIT_INFEASIBLE, EXIT_INTERRUPTED
 
 LAUNCHED = time.monotonic()  # from which a study's seconds count: what it imports takes some of them
 _EPILOG = """\

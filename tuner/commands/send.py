@@ -8,10 +8,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
-from tune_sparsity.tuner.commands.console import EXIT_DONE, EXIT_FAILED, say, say_missing
+from tune_sparsity.tuner.commands.console import say, say_missing
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_driver
-from tune_sparsity.tuner.errors import UsageError, redact
+from tune_sparsity.tuner.errors import EXIT_DONE, EXIT_FAILED, UsageError, redact
 from tune_sparsity.tuner.study.layout import RESULT_JSON
 from tune_sparsity.tuner.system.files import to_json, write_atomically
 from tune_sparsity.tuner.tracking.client import own_environment

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tune_sparsity.tuner.driver.study_run import Listener, StudyRun
 from tune_sparsity.tuner.reports.page import write_html
 from tune_sparsity.tuner.reports.plots.front import front_figure
-from tune_sparsity.tuner.reports.plots.gallery import Pictured, pictured, pictures_page
+from tune_sparsity.tuner.reports.plots.gallery import Pictured, front_title, pictured, pictures_page
 from tune_sparsity.tuner.study.layout import PARETO_HTML, PICTURES_HTML
 from tune_sparsity.tuner.study.trial import TrialRecord
 from tune_sparsity.tuner.system.files import write_atomically
@@ -116,5 +116,5 @@ def final_pictures(prepared: Prepared, records: Sequence[TrialRecord]) -> list[P
 
 
 def _pictured(prepared: Prepared, records: Sequence[TrialRecord]) -> Pictured:
-    title = f"{prepared.experiment.name}: {prepared.goal.objective.name} against sparsity"
+    title = front_title(prepared.experiment.name, prepared.goal)
     return pictured(title, prepared.goal, records, prepared.config.folder)

@@ -84,9 +84,7 @@ def prepare(
     size = _size(experiment)
     goal = replace(config.goal(size.layers, size.prunable), objective=objective_of(experiment))
     try:
-        spaces = spaces_of(
-            config, goal, experiment.space, None if experiment.optimizer == "sgd" else experiment.optimizer
-        )
+        spaces = spaces_of(config, goal, experiment.space, experiment.optimizer)
         check_sampler(config.sampler, front=goal.multi_objective, methods=len(spaces))
     except (ValueError, OSError) as error:  # BadFile is a ValueError, a name too long for a path an OSError
         raise UsageError(str(error)) from None

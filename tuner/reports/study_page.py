@@ -8,7 +8,7 @@ from typing import Any
 
 from tune_sparsity.sparsity import DeadNeurons
 from tune_sparsity.tuner.reports.page import page
-from tune_sparsity.tuner.reports.plots.gallery import figures, pictured
+from tune_sparsity.tuner.reports.plots.gallery import figures, front_title, pictured
 from tune_sparsity.tuner.reports.text import dead_text, duration, percent, short_number, shown_path
 from tune_sparsity.tuner.results.finished_study import EndedStudy
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
@@ -23,7 +23,7 @@ def report_page(study: EndedStudy) -> str:
     return page(
         "study.html",
         f"{experiment}: {_wanted(goal)}",
-        figures(pictured(f"{experiment}: {goal.objective.name} against sparsity", goal, records, study.folder)),
+        figures(pictured(front_title(experiment, goal), goal, records, study.folder)),
         verdict=_verdict(study, goal),
         dead=_dead(study),
         asked=_asked(study),

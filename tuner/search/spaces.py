@@ -18,12 +18,12 @@ FINAL_SPARSITY = "final_sparsity"
 """The parameter that all methods but `dense` have: the sparsity that a trial ends on."""
 
 
-def spaces_of(config: StudyConfig, goal: Goal, suited: str | None = None, overlay: str | None = None) -> list[Space]:
+def spaces_of(config: StudyConfig, goal: Goal, suited: str | None = None, optimizer: str = "sgd") -> list[Space]:
     """One space for each method: its own, or the one of --space.
 
     Args:
         suited: the experiment's space, which takes the place of its method's own.
-        overlay: what the experiment puts over the methods' own spaces: "adamw".
+        optimizer: the experiment's, for which the methods' own spaces have an overlay, unless it is "sgd".
 
     Raises:
         UsageError: for a space that is unknown, another method's, or that cannot reach the goal.
@@ -31,7 +31,7 @@ def spaces_of(config: StudyConfig, goal: Goal, suited: str | None = None, overla
     """
     if config.space is None:
         suits = None if suited is None else space_for(suited, goal)
-        own = {method: method if overlay is None else f"{method}+{overlay}" for method in config.method}
+        own = {method: method if optimizer == "sgd" else f"{method}+{optimizer}" for method in config.method}
         spaces = [suits if suits and suits.method == method else space_for(own[method], goal) for method in own]
         if not any(reaches(space, goal.lowest) for space in spaces):
             raise UsageError(f"--method {','.join(config.method)} never prunes: it fits --target 0 only")

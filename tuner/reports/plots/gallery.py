@@ -38,6 +38,11 @@ class Pictured:
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
+def front_title(experiment: str, goal: Goal) -> str:
+    """Return the title of a study's front."""
+    return f"{experiment}: {goal.objective.name} against sparsity"
+
+
 def pictured(title: str, goal: Goal, records: Sequence[TrialRecord], folder: Path) -> Pictured:
     """With the epochs and the best network from the study's folder, as far as they are there."""
     return Pictured(title, goal, records, read_epochs(folder / EPOCHS_CSV), best_weights(folder, goal.best(records)))
