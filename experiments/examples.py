@@ -221,7 +221,7 @@ class Loaded:
 
 
 def is_data_set(value: Any) -> bool:
-    """Whether this is a torch data set, or an object that behaves like a map-style one."""
+    """Return whether this is a torch data set, or an object that behaves like a map-style one."""
     plain = isinstance(value, tuple | list | str | Mapping | Tensor | np.ndarray)
     return isinstance(value, Dataset) or (hasattr(value, "__getitem__") and hasattr(value, "__len__") and not plain)
 

@@ -32,7 +32,7 @@ def _foreign() -> tuple[str, ...]:
 
 
 def is_module(path: str) -> bool:
-    """Whether Python would import the file."""
+    """Return whether Python would import the file."""
     return path.endswith(MODULE_SUFFIXES)
 
 

@@ -145,7 +145,7 @@ def _imported(file: Path, root: Path) -> set[str]:
 
 
 def _lies_in(name: str, root: Path) -> bool:
-    """Whether a module is imported from `root`, and not from what is installed."""
+    """Return whether a module is imported from `root`, and not from what is installed."""
     top = name.partition(".")[0]
     try:
         spec = importlib.util.find_spec(top)

@@ -76,7 +76,7 @@ def turned_back(layers: Sequence[Layer], masks: Iterable[Tensor]) -> list[Tensor
 
 
 def has_normalisation(model: nn.Module) -> bool:
-    """Whether any layer normalises its input's scale away, so that magnitudes of different neurons do not compare."""
+    """Return whether any layer normalises its input's scale away, so that magnitudes of neurons do not compare."""
     kinds = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     return any(isinstance(module, kinds) for module in model.modules())
 

@@ -80,7 +80,7 @@ def load_study(study: str | Path, storage: str | Path = "studies") -> Study:
 
 
 class Study:
-    """What a study found. In a notebook it shows the table of its front.
+    """Holds what a study found. In a notebook it shows the table of its front.
 
     Attributes:
         name: the study's.

@@ -17,7 +17,7 @@ _FEW, _NAMED = 4, 3
 
 
 def declares(subject: Subject) -> Iterator[Problem]:
-    """What was read so far is known, and what a pass through the network reads is added."""
+    """Name what the code has read so far, and reads in a pass through the network, but does not declare."""
     experiment, home = subject.experiment, home_of(subject.experiment)
     if home is None:
         return

@@ -246,7 +246,7 @@ def gives_scores(subject: Subject) -> Iterator[Problem]:
 
 
 def _scores(subject: Subject, metric: Metric) -> Iterator[Problem]:
-    """What is wrong with a metric that scores each example."""
+    """Say what is wrong with a metric that scores each example."""
     x, y = subject.batch(_FEW)
     with torch.no_grad():
         outputs = subject.experiment.forward(in_evaluation(subject.model()), x)
@@ -265,7 +265,7 @@ def _scores(subject: Subject, metric: Metric) -> Iterator[Problem]:
 
 
 def _value(subject: Subject, metric: Metric) -> Iterator[Problem]:
-    """What is wrong with a metric of a whole split."""
+    """Say what is wrong with a metric of a whole split."""
     model, val = subject.model(), spread(subject.data.val, _JUDGED)
     try:
         first, second = (evaluate(subject.experiment, model, val) for _ in range(2))

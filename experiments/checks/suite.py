@@ -195,7 +195,7 @@ def count(number: int, what: str) -> str:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether two nests of tensors are equal in types, shapes and every bit but NaN's."""
+    """Return whether two nests of tensors are equal in types, shapes and every bit but NaN's."""
     pairs = list(zip(tensors_in(first), tensors_in(second), strict=True))
     return all(a.dtype == b.dtype and torch.equal(_comparable(a), _comparable(b)) for a, b in pairs)
 

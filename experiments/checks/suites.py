@@ -28,7 +28,7 @@ def first_fault(experiment: Experiment, loaded: Data) -> Finding | None:
 
 
 def first_look(experiment: Experiment, loaded: Data, *, told: bool = False) -> Iterator[Finding]:
-    """What the quick checks find, on data that were loaded already.
+    """Yield what the quick checks find, on data that were loaded already.
 
     Args:
         told: also what those checks find that cost little more. Of these a fault is a warning too.

@@ -102,8 +102,8 @@ class DropGrowSettings(StaticSettings):
 
 @dataclass(frozen=True)
 class _Start:
-    """What a recipe begins with: a network, the layers of it that may be pruned, the number of steps, the generator of
-    random masks, and whether the network was trained before."""
+    """Holds what a recipe begins with: a network, the layers of it that may be pruned, the number of steps, the
+    generator of random masks, and whether the network was trained before."""
 
     model: nn.Module
     layers: list[Layer]

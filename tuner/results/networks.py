@@ -196,7 +196,7 @@ def _measure(
 
 
 def agrees(experiment: Experiment, measured: float, reported: float, split: Split | Loaded) -> bool:
-    """Whether a metric that was measured again, perhaps on another device, is the one that a trial reported."""
+    """Return whether a metric that was measured again, perhaps on another device, is the one that a trial reported."""
     return abs(measured - reported) <= metric_of(experiment.metric).tolerance(reported, split.examples)
 
 

@@ -98,8 +98,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _agrees(params: dict[str, Any], space: Space) -> bool:
-    """Whether the space could have proposed exactly these parameters. One that is fixed at the method's default may be
-    missing: an earlier version had no such parameter."""
+    """Return whether the space could have proposed exactly these parameters. One that is fixed at the method's default
+    may be missing: an earlier version had no such parameter."""
     from tune_sparsity.sparsity import METHODS
 
     defaults = METHODS[space.method].defaults()

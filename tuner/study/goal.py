@@ -62,7 +62,7 @@ class Goal:
 
     @property
     def multi_objective(self) -> bool:
-        """Whether networks of several sparsities are wanted: then sparsity is an objective beside the metric."""
+        """Return whether networks of several sparsities are wanted: then sparsity is an objective beside the metric."""
         return self.kind in (GoalKind.TARGETS, GoalKind.FRONT)
 
     @property
@@ -141,7 +141,7 @@ class Goal:
 
     @property
     def scale(self) -> float:
-        """What a large difference of the metric is: 1 of metrics in [0, 1], else the size of the baseline."""
+        """Return what a large difference of the metric is: 1 of metrics in [0, 1], else the size of the baseline."""
         return 1.0 if self.objective.percent else abs(self.baseline) or 1.0
 
     def hypervolume(self, records: Iterable[TrialRecord]) -> float:
@@ -157,9 +157,9 @@ class Goal:
         return self.objective.value(self.least_merit + area / (self.highest - self.lowest))
 
     def score(self, front: Sequence[TrialRecord]) -> tuple[float, ...]:
-        """What the goal judges, of a study with this feasible front: the best merit at each target (minus infinity
-        where there is none), and a front's hypervolume. It is a gain if any of the numbers rises; none ever falls.
-        (The merit counts for a front too: what lies exactly at its lower end has an area of zero.)"""
+        """Return what the goal judges, of a study with this feasible front: the best merit at each target (minus
+        infinity where there is none), and a front's hypervolume. It is a gain if any of the numbers rises; none ever
+        falls. (The merit counts for a front too: what lies exactly at its lower end has an area of zero.)"""
         area = (self.hypervolume(front),) if self.kind is GoalKind.FRONT else ()
         found = (best for _, best in self.best_at(front))
         return area + tuple(-math.inf if best is None else known_point(best)[1] for best in found)

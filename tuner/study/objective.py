@@ -39,7 +39,7 @@ class Objective:
 
     @property
     def bounded(self) -> bool:
-        """Whether 0 is its worst value."""
+        """Return whether 0 is its worst value."""
         return self.percent and self.maximize
 
     def merit(self, value: float) -> float:
