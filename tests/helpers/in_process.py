@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from tune_sparsity.experiments import Training
 from tune_sparsity.experiments.training import NotFinite
+from tune_sparsity.tuner.cli import main
 from tune_sparsity.tuner.config.files import write_study_yaml
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.driver.finish import Times, conclude
@@ -66,6 +69,14 @@ def run_in_process(storage: Path, name: str, *, tracker: Any = None, **options: 
     torch.set_num_threads(threads)
     conclude(prepared, study, tracker, SimpleNamespace(asked=False, out_of_time=False), times, 1, Retraining())
     return config.folder
+
+
+def exported(storage: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """Exports a study's best network by the command, which must succeed; returns the document that it prints."""
+    code = main(["export", name, "--storage", str(storage), "--format", kind, "--json"])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    return json.loads(said.out)
 
 
 def _train(study: StudyRun, prepared: Any, asked: Any, weights: Path) -> None:

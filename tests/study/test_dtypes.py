@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.helpers.command import run_command
-from tests.helpers.in_process import run_in_process
+from tests.helpers.in_process import exported, run_in_process
 from tests.helpers.strange import DTYPES, EXPERIMENTS
 from tests.helpers.tracking import client
 from tune_sparsity.experiments import find
@@ -48,8 +48,7 @@ def test_a_study_ends_with_all_its_files_and_exports(
 
     export = ["export", name, "--storage", str(tmp_path / "studies"), "--json", "--format"]
     for kind in ("safetensors", "torch", "csr"):
-        assert main([*export, kind]) == 0
-        document = json.loads(capsys.readouterr().out)
+        document = exported(tmp_path / "studies", name, kind, capsys)
         assert document["largest_difference"] == 0
         weights = experiment.model().state_dict().values()
         assert document["sizes"]["dense"] == sum(one.numel() * one.element_size() for one in weights)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.helpers.command import run_command
-from tests.helpers.in_process import run_in_process
+from tests.helpers.in_process import exported, run_in_process
 from tests.helpers.strange import EXPERIMENTS, WRAPPED
 from tests.helpers.tracking import client
 from tune_sparsity.experiments import Split, find
@@ -57,17 +57,15 @@ def test_what_a_study_saves_loads_into_the_plain_network(
     logits = load(experiment, folder / "tracking" / "model").predict(test.x.numpy())
     assert float((logits.argmax(1) == test.y.numpy()).mean()) == pytest.approx(best["test_accuracy"])
 
-    export = ["export", name, "--storage", str(tmp_path / "studies"), "--json", "--format"]
     for kind in ("safetensors", "torch", "csr"):
-        assert main([*export, kind]) == 0
-        document = json.loads(capsys.readouterr().out)
+        document = exported(tmp_path / "studies", name, kind, capsys)
         assert document["largest_difference"] == 0
         assert all(one["sparse"] is not None for one in document["latency_ms"])
         read = {"safetensors": load_file, "torch": torch.load, "csr": load_csr}[kind](document["file"])
         assert accuracy(read, test) == pytest.approx(best["test_accuracy"])
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    assert main([*export, "onnx"]) == 0
+    exported(tmp_path / "studies", name, "onnx", capsys)
 
 
 @pytest.mark.parametrize("name", WRAPPED)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.command import run_command
-from tests.helpers.in_process import run_in_process
+from tests.helpers.in_process import exported, run_in_process
 from tests.study.own.loaded_experiments import EXPERIMENTS, LOADED, NESTED
 from tune_sparsity.experiments import find
 from tune_sparsity.experiments.base import evaluate
@@ -55,10 +55,8 @@ def test_a_study_ends_with_a_network_that_exports(name: str, own: Path, capsys: 
     assert ours.shape == (41, 3)
     assert evaluate(found, served._network, data.test) == pytest.approx(best["test_accuracy"], abs=1e-6)
 
-    export = ["export", name, "--storage", str(own / "studies"), "--json", "--format"]
     for kind in ("safetensors", "csr", "onnx"):
-        assert main([*export, kind]) == 0, capsys.readouterr().err
-        document = json.loads(capsys.readouterr().out)
+        document = exported(own / "studies", name, kind, capsys)
         assert document["largest_difference"] < 1e-4
 
 
