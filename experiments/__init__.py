@@ -8,6 +8,7 @@ search.
 from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe
 from tune_sparsity.experiments.examples import Loaded, Split
 from tune_sparsity.experiments.metrics import Metric
+from tune_sparsity.experiments.own import LoopError, OwnLoop, OwnTraining, Trial, own_loop
 from tune_sparsity.experiments.registry import BUILT_IN, find
 from tune_sparsity.experiments.training import NotFinite, Training
 
@@ -17,12 +18,17 @@ __all__ = [
     "DataUnavailable",
     "Experiment",
     "Loaded",
+    "LoopError",
     "Metric",
     "NotFinite",
+    "OwnLoop",
+    "OwnTraining",
     "Recipe",
     "Split",
     "Training",
+    "Trial",
     "find",
+    "own_loop",
 ]
 
 if __name__ != "tune_sparsity.experiments":  # found in the current folder

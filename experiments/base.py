@@ -177,6 +177,28 @@ class Experiment:
     optimizer: str = "sgd"
     files: tuple[str, ...] = ()
 
+    @property
+    def origin(self) -> Any:
+        """Return the object in the user's file that this is."""
+        return self
+
+    @property
+    def travelling(self) -> Mapping[str, Any]:
+        """Return the attributes that its code does not tell, which workers need."""
+        return {}
+
+    @property
+    def metric_name(self) -> str:
+        return metric_of(self.metric).name
+
+    def validated(self, model: nn.Module, data: Data) -> float | None:
+        """Return the metric on the validation data; None where it cannot be measured here. Raises NotFinite."""
+        return evaluate(self, model, data.val)
+
+    def tested(self, model: nn.Module, data: Data) -> float | None:
+        """Return the metric on the test data; None where there are none. Raises NotFinite."""
+        return evaluate(self, model, data.test)
+
     def outputs(self, model: nn.Module, x: Any) -> Tensor:
         """Return the network's outputs for inputs as the data set holds them."""
         return self.forward(model, self.prepare(x))

@@ -28,7 +28,8 @@ class Metric:
     Attributes:
         name: stands where `accuracy` stands otherwise: val_rmse, test_rmse, ... A lower-case identifier.
         function: (all outputs, all targets) -> one finite number. Both are on the CPU, and are concatenated leaf by
-            leaf where they are dictionaries or tuples of tensors. It may also be a torchmetrics metric.
+            leaf where they are dictionaries or tuples of tensors. It may also be a torchmetrics metric. A loop of one's
+            own measures by itself, and needs none.
         maximize: whether larger is better.
         each: the function gives a score of every example of a batch, shape (n,), on the batch's device. The metric is
             the mean of the scores.
@@ -39,7 +40,7 @@ class Metric:
     """
 
     name: str
-    function: Any
+    function: Any = None
     maximize: bool = True
     each: bool = False
     percent: bool = False
@@ -101,6 +102,8 @@ class Scorer:
     """
 
     def __init__(self, metric: Metric, device: torch.device) -> None:
+        if metric.function is None:
+            raise ValueError(f"the metric {metric.name} has no function: give Metric(name, function)")
         self._metric = metric
         self._gathered: list[Any] = []
         self._stateful = is_torchmetric(metric.function)

@@ -7,10 +7,12 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import isfunction
 from pathlib import Path
 from types import ModuleType
 
 from tune_sparsity.experiments.base import Experiment
+from tune_sparsity.experiments.own.loop import own_loop
 from tune_sparsity.experiments.user_code import OURS, described, is_users_own, place_of
 from tune_sparsity.experiments.user_reads import watching
 
@@ -77,6 +79,8 @@ def find(name: str) -> Experiment:
         return _unpickled(Path(where))
     module_object = _from_file(Path(where)) if where.endswith(".py") else _from_package(where)
     found = getattr(module_object, attribute, None)
+    if isfunction(found):
+        found = own_loop(found)
     if not isinstance(found, Experiment):
         has = sorted(key for key, value in vars(module_object).items() if isinstance(value, Experiment))
         but = f", but a {type(found).__name__} of that name" if hasattr(module_object, attribute) else ""
@@ -99,7 +103,7 @@ def _unpickled(path: Path) -> Experiment:
 
 def home_of(experiment: Experiment) -> Path | None:
     """Return the folder of the user's file that an experiment was found in; None where it was not found in one."""
-    return next((folder for found, folder in _homes.values() if found is experiment), None)
+    return next((folder for found, folder in _homes.values() if found.origin is experiment.origin), None)
 
 
 def module_name(path: Path) -> str:

@@ -76,7 +76,7 @@ def code_of(experiment: Experiment, name: str) -> Code | None:
     path = Path(where)
     module = sys.modules.get(module_name(path) if path.suffix == ".py" else where)
     file = getattr(module, "__file__", None)
-    if getattr(module, attribute, None) is not experiment or not is_users_own(file):
+    if getattr(module, attribute, None) is not experiment.origin or not is_users_own(file):
         return None
     main = Path(str(file)).resolve()
     if path.suffix == ".py":

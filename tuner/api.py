@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from inspect import isfunction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune_sparsity.experiments import Experiment
+from tune_sparsity.experiments import Experiment, Trial, own_loop
 from tune_sparsity.experiments.registry import PICKLED
 from tune_sparsity.tuner.config.study_config import StudyConfig, make_config, storage_of
 from tune_sparsity.tuner.errors import EXIT_DONE, EXIT_INFEASIBLE, EXIT_USAGE, UsageError
@@ -29,7 +30,9 @@ class StudyFailed(RuntimeError):
     """A study ended without a result; the message is its last words."""
 
 
-def tune(experiment: str | Experiment = "digits", *, quiet: bool = False, **options: Any) -> Study:
+def tune(
+    experiment: str | Experiment | Callable[[Trial], object] = "digits", *, quiet: bool = False, **options: Any
+) -> Study:
     """Search for the most accurate sparse network, as the command does, and return what was found.
 
     A process of its own leads the study, since this one may have threads, as a notebook's has. Its progress is printed
@@ -41,8 +44,9 @@ def tune(experiment: str | Experiment = "digits", *, quiet: bool = False, **opti
         study.best.test_accuracy
 
     Args:
-        experiment: as --experiment takes it, or an Experiment. One that was made in a notebook is pickled into the
-            folder of the studies, with the code of the cells; MLflow then gets no model of it, since it has no source.
+        experiment: as --experiment takes it, an Experiment, or a loop of one's own. One that was made in a notebook is
+            pickled into the folder of the studies, with the code of the cells; MLflow then gets no model of it, since
+            it has no source.
         quiet: print nothing.
         options: those of the command, with "_" in place of "-": target, front, max_nonzero, method, trials, epochs, ...
             A list stands for values with commas between.
@@ -179,12 +183,17 @@ class Found:
         return f"<{trial}: {objective.name} {objective.text(value)} at {sparsity:.2%} sparsity>"
 
 
-def _kept(experiment: Experiment, config: StudyConfig) -> str:
+def _kept(experiment: Any, config: StudyConfig) -> str:
     """Pickle an experiment into the folder of the studies. Return the name that it is found by there."""
     import cloudpickle
 
+    try:
+        experiment = own_loop(experiment) if isfunction(experiment) else experiment
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     if not isinstance(experiment, Experiment):
-        raise UsageError(f"experiment is a {type(experiment).__name__}: give a name, or a tune_sparsity.Experiment")
+        kind = type(experiment).__name__
+        raise UsageError(f"experiment is a {kind}: give a name, a tune_sparsity.Experiment or a loop of your own")
     try:
         content = cloudpickle.dumps(experiment)
     except Exception as error:

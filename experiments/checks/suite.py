@@ -105,7 +105,7 @@ class Subject:
         size = min(self.experiment.recipe.batch_size, _BATCH)
         small = replace(self.experiment, recipe=replace(self.experiment.recipe, epochs=epochs, batch_size=size))
         train, val = self.raw(size * _STEPS), spread(self.data.val, _VALIDATED)
-        return Training(small, train, val, method, _PARAMS[method], epochs=epochs, seed=seed)
+        return Training(small, train, val, method, PARAMS[method], epochs=epochs, seed=seed)
 
     @cached_property
     def trained(self) -> Training:
@@ -126,7 +126,7 @@ class Subject:
 
 
 # Of every kind of method: moves masks at every step, on the sphere and off it.
-_PARAMS: dict[str, dict[str, Any]] = {
+PARAMS: dict[str, dict[str, Any]] = {
     "lpss": {"final_sparsity": 0.5, "p": 1.4, "sphere_lr": 0.01, "lr": 0.01, "threshold_interval": 1},
     "rigl": {"final_sparsity": 0.5, "lr": 0.01, "interval": 1},
 }
@@ -143,7 +143,8 @@ class Check:
     Attributes:
         name: short, and unique.
         holds: what is so when nothing is wrong, for a person.
-        problems: finds what is wrong. An exception that it raises is the experiment's, and a problem as well.
+        problems: finds what is wrong with a Subject. An exception that it raises is the experiment's, and a problem as
+            well.
         needs: names of checks that must not have failed for this one to make sense.
         quick: cheap enough to begin every study with, which does not begin where it fails.
         told: cheap as well: what it finds is told by a study, which begins all the same.
@@ -151,13 +152,13 @@ class Check:
 
     name: str
     holds: str
-    problems: Callable[[Subject], Iterable[Problem]]
+    problems: Callable[[Any], Iterable[Problem]]
     needs: tuple[str, ...] = ()
     quick: bool = False
     told: bool = False
 
 
-def run(checks: Sequence[Check], subject: Subject) -> Iterator[Finding]:
+def run(checks: Sequence[Check], subject: Any) -> Iterator[Finding]:
     """One finding for each check, in order, as each ends. Random numbers that others draw are not disturbed.
 
     Raises:
@@ -179,7 +180,7 @@ def run(checks: Sequence[Check], subject: Subject) -> Iterator[Finding]:
         yield Finding(check.name, told[0].level, told[0].text) if told else Finding(check.name, Level.OK, check.holds)
 
 
-def _problems(check: Check, subject: Subject) -> list[Problem]:
+def _problems(check: Check, subject: Any) -> list[Problem]:
     try:
         with watching():
             return list(check.problems(subject))

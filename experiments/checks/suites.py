@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from tune_sparsity.experiments.base import Data, Experiment
-from tune_sparsity.experiments.checks import data, files, network, shapes, training
+from tune_sparsity.experiments.checks import data, files, network, own_loops, shapes, training
 from tune_sparsity.experiments.checks.suite import Check, Finding, Level, Subject, run
+from tune_sparsity.experiments.own.loop import OwnLoop
 
 CHECKS: tuple[Check, ...] = (*shapes.CHECKS, *data.CHECKS, *network.CHECKS, *training.CHECKS, *files.CHECKS)
 
@@ -19,6 +20,8 @@ def inspect(experiment: Experiment, data_dir: Path | None = None) -> Iterator[Fi
     Raises:
         DataUnavailable: when the data set is not to be had.
     """
+    if isinstance(experiment, OwnLoop):
+        return run(own_loops.CHECKS, own_loops.LoopSubject(experiment, data_dir))
     return run(CHECKS, Subject(experiment, data_dir))
 
 

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tune_sparsity.experiments import Data, DataUnavailable, Experiment, Metric, Recipe, Split
+    from tune_sparsity.experiments import Data, DataUnavailable, Experiment, Metric, Recipe, Split, Trial
     from tune_sparsity.experiments.data.augment import Augmentation, Normalise
     from tune_sparsity.sparsity import (
         METHODS,
@@ -48,6 +48,7 @@ __all__ = [
     "Schedule",
     "SparseTraining",
     "Split",
+    "Trial",
     "hoyer",
     "load_study",
     "lpss",
@@ -55,7 +56,7 @@ __all__ = [
     "tune",
 ]
 
-_EXPERIMENTS = ("Data", "DataUnavailable", "Experiment", "Metric", "Recipe", "Split")
+_EXPERIMENTS = ("Data", "DataUnavailable", "Experiment", "Metric", "Recipe", "Split", "Trial")
 _AUGMENT = ("Augmentation", "Normalise")
 _API = ("load_study", "tune")
 _HOMES = {

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tune_sparsity.experiments import Data, Experiment
+from tune_sparsity.experiments import Data, Experiment, OwnLoop
 from tune_sparsity.sparsity.torch_internals import tree_leaves
 from tune_sparsity.tuner.cluster.node import Node
 from tune_sparsity.tuner.cluster.nodes import nodes
@@ -54,6 +54,8 @@ def for_workers(
     Raises:
         UsageError: if the data are large and a node has not the same.
     """
+    if isinstance(experiment, OwnLoop):  # it loads its data itself
+        return {}
     if not data.in_memory:
         return LoadedThere(config.data_dir, checksum())
     arrays = shared_arrays(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tune_sparsity.experiments import Data, DataUnavailable, Experiment, find
+from tune_sparsity.experiments import Data, DataUnavailable, Experiment, LoopError, OwnLoop, find
 from tune_sparsity.experiments.checks import Finding, Level, first_look
 from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.experiments.registry import BUILT_IN as EXPERIMENTS
@@ -29,6 +29,8 @@ def sound_data(
     Raises:
         UsageError: if they cannot be had, or do not fit: one line now, and not a failure of every trial.
     """
+    if isinstance(experiment, OwnLoop):  # all of it has been looked at
+        return experiment.load(config.data_dir)
     try:
         data = load() if load else experiment.load(config.data_dir)
     except DataUnavailable as error:
@@ -46,6 +48,23 @@ def sound_data(
         if finding.level is Level.WARNING and warn is not None:
             warn(finding)
     return data
+
+
+def experiment_of(config: StudyConfig) -> Experiment:
+    """Return the experiment that a configuration names; a loop of one's own with what a first look at it finds.
+
+    Raises:
+        UsageError: if there is none, or if the loop fails before its first step.
+    """
+    experiment = find_experiment(config.experiment)
+    if not isinstance(experiment, OwnLoop):
+        return experiment
+    from tune_sparsity.experiments.own.first_look import looked_at
+
+    try:
+        return looked_at(experiment, config.data_dir)
+    except LoopError as error:
+        raise UsageError(f"--experiment {config.experiment}: {error}") from None
 
 
 def find_experiment(name: str) -> Experiment:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tune_sparsity.experiments import OwnLoop
 from tune_sparsity.tuner.driver.prepare import Prepared
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.results.networks import Written
@@ -80,7 +81,8 @@ def conclude(
     tables = write_results(_outcome(prepared, records, {}, retrained.methods))
     written = _networks(prepared, folders)
     outcome = _outcome(prepared, records, written.networks, retrained.methods)
-    failures = [*retrained.problems, *written.problems, *_log_networks(prepared, outcome, folders, tracker)]
+    failures = [*retrained.problems, *written.problems, *_short(outcome)]
+    failures += _log_networks(prepared, outcome, folders, tracker)
     write_result(outcome)
     all_failed = bool(records) and all(record.state is TrialState.FAILED for record in records)
     tracker.finish_study(
@@ -157,6 +159,15 @@ def _outcome(
     return outcome
 
 
+def _short(outcome: StudyOutcome) -> list[str]:
+    """A line if the loop that trained the best network made other steps than it had announced."""
+    measured = {} if outcome.best is None else outcome.best.metrics
+    made, announced = measured.get("steps"), measured.get("steps_announced")
+    if outcome.best is None or made is None or announced is None or made == announced:
+        return []
+    return [f"the loop made {made:g} steps in {outcome.best.name}, and had announced {announced:g} to trial.sparsify"]
+
+
 def _log_networks(
     prepared: Prepared, outcome: StudyOutcome, folders: Mapping[str, TrialRecord], tracker: Tracker
 ) -> list[str]:
@@ -167,12 +178,15 @@ def _log_networks(
     there = [name for name in folders if (folder / name).exists()]
     best = next((name for name in there if folders[name] is outcome.best), None)
     model, failures = None, list[str]()
+    if isinstance(prepared.experiment, OwnLoop) and not prepared.experiment.rebuilt:
+        name = prepared.experiment.name
+        best, failures = None, [f"MLflow has no model of the best network: {name}.model is to say how it is made anew"]
     try:
         model = None if best is None else _model(prepared, outcome, folder / best)
     except (Exception, SystemExit) as error:  # the user's network, which answers as it likes
         if disk_error(error):
             raise
-        failures = [f"the best network was not logged as a model: {one_line(error)}"]
+        failures += [f"the best network was not logged as a model: {one_line(error)}"]
     tracker.log_networks([folder / top for top in dict.fromkeys(name.split("/")[0] for name in there)], model)
     return failures
 

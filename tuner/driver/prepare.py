@@ -11,7 +11,7 @@ from functools import cached_property
 
 import torch
 
-from tune_sparsity.experiments import Data, Experiment
+from tune_sparsity.experiments import Data, Experiment, OwnLoop
 from tune_sparsity.experiments.base import evaluate
 from tune_sparsity.experiments.checks import Finding, Subject
 from tune_sparsity.experiments.checks.shapes import builds
@@ -19,7 +19,7 @@ from tune_sparsity.experiments.user_code import described
 from tune_sparsity.experiments.user_reads import watching
 from tune_sparsity.search_spaces import Space
 from tune_sparsity.sparsity import NetworkSize, network_size
-from tune_sparsity.tuner.config.experiment import find_experiment, objective_of, sound_data
+from tune_sparsity.tuner.config.experiment import experiment_of, objective_of, sound_data
 from tune_sparsity.tuner.config.files import judged, read_about
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_driver, check_tracking_uri
@@ -51,8 +51,9 @@ class Prepared:
 
     @cached_property
     def checksum(self) -> str:
-        """The data's; read once, since the data may be large and several records name it."""
-        return self.data.checksum()
+        """The data's; read once, since the data may be large and several records name it. "" of a loop
+        of one's own, which loads them itself."""
+        return "" if isinstance(self.experiment, OwnLoop) else self.data.checksum()
 
 
 def prepare(
@@ -80,7 +81,7 @@ def prepare(
     own = ":" not in config.experiment
     if not own:  # a user's code, which begins to run here
         share(lambda: True)
-    experiment = find_experiment(config.experiment)
+    experiment = experiment_of(config)
     size = _size(experiment)
     goal = replace(config.goal(size.layers, size.prunable), objective=objective_of(experiment))
     try:
@@ -133,6 +134,14 @@ def _with_baseline(goal: Goal, experiment: Experiment, data: Data) -> Goal:
     """
     if goal.objective.bounded:
         return goal
+    if isinstance(experiment, OwnLoop):
+        if experiment.baseline is None:
+            name, metric = experiment.name, goal.objective.name
+            raise UsageError(
+                f"--experiment: {metric} has no worst value that is known: give {name}.baseline, the {metric} of a "
+                "network that has learnt nothing"
+            )
+        return replace(goal, baseline=experiment.baseline)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

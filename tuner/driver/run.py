@@ -131,10 +131,16 @@ def _start_tracker(prepared: Prepared, writer: Popen[str] | None) -> Tracker:
     metric = {} if objective == ACCURACY else {"metric": str(objective)}
     tracker.start_study(
         {**options, "epochs": prepared.epochs, **metric},
-        {"data_checksum": prepared.checksum},
-        dataset=dataset_note(prepared.experiment.name, prepared.data, prepared.checksum),
+        {"data_checksum": prepared.checksum} if prepared.checksum else {},
+        dataset=_dataset(prepared),
     )
     return tracker
+
+
+def _dataset(prepared: Prepared) -> dict[str, Any]:
+    """What MLflow is told of the data; nothing of those that a loop of one's own loads itself."""
+    checksum = prepared.checksum
+    return dataset_note(prepared.experiment.name, prepared.data, checksum) if checksum else {}
 
 
 @dataclass(frozen=True)

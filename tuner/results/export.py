@@ -61,17 +61,16 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
     """
     import torch
 
-    from tune_sparsity.experiments.base import evaluate
     from tune_sparsity.tuner.results.inference_cost import sizes
     from tune_sparsity.tuner.results.networks import agrees
 
     network = _read(study, name)
     val, objective = network.data.val, network.objective
     try:
-        measured = evaluate(network.experiment, network.model, val)
+        measured = network.experiment.validated(network.model, network.data)
     except Exception as error:  # the user's
         raise ExportFailed(f"{name} cannot be measured on the validation data: {one_line(error)}") from error
-    if not agrees(network.experiment, measured, network.val_value, val):
+    if measured is not None and not agrees(network.experiment, measured, network.val_value, val):
         raise ExportFailed(
             f"{name} has a validation {objective.name} of {measured:.4f} on these data, its trial reported "
             f"{network.val_value:.4f}: are they the study's data?"
@@ -92,8 +91,7 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
         "format": kind,
         "file": str(path),
         "bytes": path.stat().st_size,
-        objective.val: value,
-        f"network_{objective.val}": measured,
+        **({} if measured is None else {objective.val: value, f"network_{objective.val}": measured}),
         "largest_difference": difference[0],
         "sparsity": json.loads(network.description.read_text())["metrics"]["sparsity"],
         "sizes": sizes(network.tensors, network.prunable),
@@ -114,11 +112,11 @@ def _read(study: EndedStudy, name: str) -> Network:
     from safetensors.torch import load_file
 
     from tune_sparsity.sparsity.wrappers import as_plain
-    from tune_sparsity.tuner.config.experiment import find_experiment, sound_data
+    from tune_sparsity.tuner.config.experiment import experiment_of, sound_data
     from tune_sparsity.tuner.results.networks import split_masks
     from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL
 
-    experiment = find_experiment(study.config.experiment)
+    experiment = experiment_of(study.config)
     data = sound_data(study.config, experiment)
     folder, objective = study.folder / name, study.goal.objective
     try:
@@ -181,21 +179,24 @@ def _reader(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor]:
     return partial(network.experiment.outputs, network.experiment.network_with(tensors))
 
 
-def _compare(network: Network, exported: Callable[[Any], Tensor]) -> tuple[tuple[float, float], float]:
-    """((the largest difference of outputs, the largest output), the exported one's metric) on validation data."""
+def _compare(network: Network, exported: Callable[[Any], Tensor]) -> tuple[tuple[float, float], float | None]:
+    """((the largest difference of outputs, the largest output), the exported one's metric) on validation data. Of a
+    loop of one's own the data are the inputs of its first forward pass, and there is no metric."""
     import torch
 
     from tune_sparsity.experiments.metrics import Scorer, metric_of
 
     difference = largest = 0.0
-    scorer = Scorer(metric_of(network.experiment.metric), torch.device("cpu"))
+    metric = metric_of(network.experiment.metric)
+    scorer = None if metric.function is None else Scorer(metric, torch.device("cpu"))
     with torch.no_grad():
         for x, y in network.data.val.batches(256):
             expected, found = network.experiment.outputs(network.model, x), exported(x)
             difference = max(difference, float((expected - found).abs().max()))
             largest = max(largest, float(expected.abs().max()))
-            scorer.add(found, y)
-        return (difference, largest), scorer.value()
+            if scorer is not None:
+                scorer.add(found, y)
+        return (difference, largest), None if scorer is None else scorer.value()
 
 
 def _tolerance(network: Network) -> float:
@@ -208,10 +209,12 @@ def _tolerance(network: Network) -> float:
 
 def as_text(document: dict[str, Any], objective: Objective) -> str:
     """The figures as a person reads them."""
+    value = document.get(objective.val)
+    metric = "" if value is None else f"{objective.name} {objective.text(value)}"
+    checked = f"the validation data: {metric}" if metric else "the inputs of the loop's first forward pass"
     lines = [
         f"{document['file']}  ({document['bytes']:,} bytes)",
-        f"checked on the validation data: {objective.name} {objective.text(document[objective.val])}, outputs within "
-        f"{document['largest_difference']:.2g} of the network's",
+        f"checked on {checked}, outputs within {document['largest_difference']:.2g} of the network's",
         "",
         f"{'numbers of the network':<24}{'bytes':>12}{'of dense':>10}",
     ]

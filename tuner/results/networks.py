@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load, load_file
 
 from tune_sparsity.experiments import Data, Experiment, Loaded, Split
-from tune_sparsity.experiments.base import NotFinite, evaluate
+from tune_sparsity.experiments.base import NotFinite
 from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.sparsity import DeadNeurons, dead_neurons, prunable_layers
@@ -181,14 +181,15 @@ def _measure(
     by_layer = {name: 1 - int(mask.sum()) / mask.numel() for name, mask in masks.items()}
     layers = prunable_layers(model, experiment.layers, sphere=False)
     dead = dead_neurons(layers, (masks[layer.name] for layer in layers))
-    best, value = BestModel(None, total, zeros, by_layer, dead), math.nan
+    best = BestModel(None, total, zeros, by_layer, dead)
+    value: float | None = math.nan
     try:
         with suppress(NotFinite):
-            value = evaluate(experiment, model, data.val)
-        if record.value is None or not agrees(experiment, value, record.value, data.val):
+            value = experiment.validated(model, data)
+        if value is not None and (record.value is None or not agrees(experiment, value, record.value, data.val)):
             name = record.objective.name
             raise _OtherNetwork(f"{record.name} reported {name} {record.value}, its file gives {value}")
-        return replace(best, test_value=evaluate(experiment, model, data.test))
+        return replace(best, test_value=experiment.tested(model, data))
     except _OtherNetwork:
         raise
     except (Exception, SystemExit) as error:  # the user's
@@ -200,10 +201,10 @@ def agrees(experiment: Experiment, measured: float, reported: float, split: Spli
     return abs(measured - reported) <= metric_of(experiment.metric).tolerance(reported, split.examples)
 
 
-def test_value(experiment: Experiment, data: Data, network: bytes, device: str) -> float:
+def test_value(experiment: Experiment, data: Data, network: bytes, device: str) -> float | None:
     """The metric on the test data, on `device`, of a network as `tuner.worker.trainable.packed_weights` gives it."""
     model = experiment.network_with(split_masks(load(network))[0])
-    return evaluate(experiment, model.to(device), data.test)
+    return experiment.tested(model.to(device), data)
 
 
 def count_zeros(tensors: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]) -> tuple[int, int]:

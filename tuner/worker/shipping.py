@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 from ray import cloudpickle
 
-from tune_sparsity.experiments import Experiment, Metric, find
+from tune_sparsity.experiments import Experiment, Metric, OwnLoop, find
 from tune_sparsity.experiments.registry import import_from, module_name
 from tune_sparsity.experiments.user_code import is_users_own
 from tune_sparsity.experiments.user_files import Code, code_of
@@ -28,8 +29,12 @@ from tune_sparsity.tuner.study.layout import PACKED_CSV
 from tune_sparsity.tuner.system.files import write_atomically
 
 
-def unpack(code: Code | None, value: bytes | None) -> Experiment:
-    """The experiment, on a worker. Raises ValueError with one line when its code cannot be imported here."""
+def unpack(code: Code | None, value: bytes | None, found_out: Mapping[str, Any] | None = None) -> Experiment:
+    """The experiment, on a worker. Raises ValueError with one line when its code cannot be imported here.
+
+    Args:
+        found_out: attributes that its code does not tell.
+    """
     if code is None:
         assert value is not None
         return cloudpickle.loads(value)
@@ -39,7 +44,8 @@ def unpack(code: Code | None, value: bytes | None) -> Experiment:
     if here and value is not None:
         return cloudpickle.loads(value)
     try:
-        return find(f"{folder}/{code.name}" if code.name.partition(":")[0].endswith(".py") else code.name)
+        found = find(f"{folder}/{code.name}" if code.name.partition(":")[0].endswith(".py") else code.name)
+        return replace(found, **(found_out or {}))
     except ValueError:
         if value is None:
             raise
@@ -58,12 +64,13 @@ class Parcel:
 
     def __init__(self, experiment: Experiment, name: str = "", *, loads: bool = False) -> None:
         self._code = code_of(experiment, name)
+        self._found_out = dict(experiment.travelling)
         self._value = by_value(experiment, alone=self._code is None, loads=loads)
         if self._code is None and self._value is None:
             cloudpickle.dumps(experiment)  # for its error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return unpack, (self._code, self._value)
+        return unpack, (self._code, self._value, self._found_out)
 
 
 def write_packed(folder: Path, experiment: Experiment, name: str) -> None:
@@ -86,6 +93,8 @@ def by_value(experiment: Experiment, *, alone: bool = False, loads: bool = False
         loads: whether the data's loader comes with it.
     """
     travels = experiment if loads else replace(experiment, load=_only_the_driver_loads)
+    if isinstance(travels, OwnLoop):  # its own loop makes the network
+        travels = replace(travels, model=_the_loop_makes_it)
     modules = [module for module in _modules(travels) if alone or module.__name__ == _name_of_file(module)]
     try:
         for module in modules:
@@ -100,6 +109,10 @@ def by_value(experiment: Experiment, *, alone: bool = False, loads: bool = False
 
 def _only_the_driver_loads(data_dir: Path | None) -> Any:
     raise RuntimeError("a worker has the data from the driver, and does not load it")
+
+
+def _the_loop_makes_it() -> Any:
+    raise RuntimeError("a worker has the network from the loop")
 
 
 def _modules(experiment: Experiment) -> list[ModuleType]:

@@ -19,7 +19,7 @@ from ray import tune
 from safetensors.torch import save
 from torch import Tensor
 
-from tune_sparsity.experiments import Data, Experiment, Loaded, Split, Training
+from tune_sparsity.experiments import Data, Experiment, Loaded, OwnLoop, OwnTraining, Split, Training
 from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.experiments.training import NotFinite
 from tune_sparsity.sparsity.orientation import STANDARD
@@ -103,7 +103,7 @@ class TrialTrainable(tune.Trainable):
     trial would wait seconds for a new one. A trial that has checkpoints goes on from the newest sound one.
     """
 
-    _training: Training | None = None  # built by the first step, so that building it may fail like any other step
+    _training: Training | OwnTraining | None = None  # built by the first step: building it may fail like any other
     _writer: checkpoints.Writer | None = None
 
     def setup(  # type: ignore[override]
@@ -132,8 +132,10 @@ class TrialTrainable(tune.Trainable):
         return self._splits
 
     def _let_go(self) -> None:
-        """Gives back the training's memory."""
-        self._training = None
+        """Gives back the training's memory. Raises LoopError if it is a loop that does not end."""
+        training, self._training = self._training, None
+        if isinstance(training, OwnTraining):
+            training.close()
         if self._shared.device != "cpu":
             torch.cuda.empty_cache()
 
@@ -185,7 +187,7 @@ class TrialTrainable(tune.Trainable):
         assert self._training is not None
         return Report(tuple(epochs), final_sparsity=self._training.sparse.final_sparsity, **more)
 
-    def _left(self, training: Training) -> bytes | None:
+    def _left(self, training: Training | OwnTraining) -> bytes | None:
         """Leave the trained network in its file, or return it for the report."""
         folder = self._shared.weights_folder
         if folder is None:
@@ -193,19 +195,26 @@ class TrialTrainable(tune.Trainable):
         save_weights(training, weights_file(folder, self._trial["number"]))
         return None
 
-    def _begun(self) -> tuple[Training, list[Epoch]]:
+    def _begun(self) -> tuple[Training | OwnTraining, list[Epoch]]:
         """The training and its past: from the newest checkpoint that is sound and this trial's, else anew."""
         if self._shared.checkpoints is not None:
             for state in _states(self._shared.checkpoints, self._trial["number"]):
                 if state["trial"] != self._identity():
                     continue
-                training = _training(self._shared, self._data, self._trial)
+                training = self._anew()
                 with suppress(KeyError, ValueError, RuntimeError):  # of a network that was changed since
                     training.load_state_dict(state["training"])
                     return training, [Epoch(*epoch) for epoch in state["past"]]
-        return _training(self._shared, self._data, self._trial), []
+                if isinstance(training, OwnTraining):
+                    training.close()
+        return self._anew(), []
 
-    def _state(self, training: Training) -> dict[str, Any]:
+    def _anew(self) -> Training | OwnTraining:
+        if isinstance(self._shared.experiment, OwnLoop):
+            return _own_training(self._shared, self._trial)
+        return _training(self._shared, self._data, self._trial)
+
+    def _state(self, training: Training | OwnTraining) -> dict[str, Any]:
         past = [(epoch.number, epoch.metrics) for epoch in self._past]
         return {"trial": self._identity(), "training": training.state_dict(), "past": past}
 
@@ -239,6 +248,14 @@ def train_to_the_end(shared: TrialSetup, arrays: Any, job: dict[str, Any]) -> by
         job: a trial's config.
     """
     make_quick()
+    if isinstance(shared.experiment, OwnLoop):
+        own = _own_training(shared, job)
+        try:
+            while not own.finished:
+                own.train()
+            return packed_weights(own)
+        finally:
+            own.close()
     training = _training(shared, _splits(shared, arrays), job)
     while not training.finished:
         training.train()
@@ -276,19 +293,31 @@ def _training(shared: TrialSetup, data: tuple[Split | Loaded, Split | Loaded], c
     )
 
 
+def _own_training(shared: TrialSetup, config: dict[str, Any]) -> OwnTraining:
+    assert isinstance(shared.experiment, OwnLoop)
+    return OwnTraining(
+        shared.experiment,
+        config["method"],
+        config["params"],
+        epochs=shared.epochs,
+        seed=trial_seed(shared.seed, config["number"]),
+        device=shared.device,
+    )
+
+
 def _states(place: Place, number: int) -> Iterator[Any]:
     """A trial's sound checkpoints; none where an object store does not answer: then it begins anew."""
     with suppress(StoreError):
         yield from checkpoints.newest(place, number)
 
 
-def save_weights(training: Training, path: Path) -> None:
+def save_weights(training: Training | OwnTraining, path: Path) -> None:
     """Writes `packed_weights` into a file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(path, packed_weights(training))
 
 
-def packed_weights(training: Training) -> bytes:
+def packed_weights(training: Training | OwnTraining) -> bytes:
     """The network's tensors and, under NAME.mask, its masks, in the safetensors format. Its metadata have the
     orientations of weights whose neurons are not their first dimension."""
     tensors: dict[str, Tensor] = {

@@ -1,0 +1,124 @@
+"""Checks of loops of one's own: each trains an epoch or two of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tune_sparsity.experiments.checks.suite import PARAMS, Check, Problem, first_difference, not_checked, warning
+from tune_sparsity.experiments.examples import copied
+from tune_sparsity.experiments.own.first_look import looked_at
+from tune_sparsity.experiments.own.loop import OwnLoop
+from tune_sparsity.experiments.own.training import OwnTraining
+from tune_sparsity.experiments.user_code import described
+from tune_sparsity.sparsity.wrappers import plain_state
+
+_EPOCHS = 2
+
+
+class LoopSubject:
+    """A loop of one's own under examination.
+
+    Args:
+        experiment: the loop.
+        data_dir: handed to it.
+    """
+
+    def __init__(self, experiment: OwnLoop, data_dir: Path | None = None) -> None:
+        self._given, self._data_dir = experiment, data_dir
+
+    @cached_property
+    def experiment(self) -> OwnLoop:
+        return looked_at(self._given, self._data_dir)
+
+    def training(self) -> OwnTraining:
+        return OwnTraining(self.experiment, "lpss", PARAMS["lpss"], epochs=_EPOCHS, seed=0, careful=True)
+
+    @cached_property
+    def first_epoch(self) -> tuple[OwnTraining, dict[str, Any]]:
+        """A training after its first epoch, and its state there."""
+        training = self.training()
+        training.epoch()
+        return training, copied(training.state_dict())
+
+    @cached_property
+    def ended(self) -> OwnTraining:
+        training = self.first_epoch[0]
+        training.epoch()
+        return training
+
+
+def looks(subject: LoopSubject) -> Iterator[Problem]:
+    if subject.experiment.load(None).train.x.numel() == 0:
+        yield warning("the first epoch begins without a call of the network: exported files cannot be tried")
+
+
+def trains(subject: LoopSubject) -> Iterator[Problem]:
+    training = subject.ended
+    error = training.close()
+    if error is not None:
+        yield Problem(f"the loop fails after its last epoch: {described(error)}")
+    made, announced = training.sparse.steps, training.sparse.total_steps
+    if made != announced:
+        yield warning(
+            f"{_EPOCHS} epochs make {made} steps, and {announced} are announced for them: give trial.sparsify the "
+            "steps of all epochs"
+        )
+
+
+def repeats(subject: LoopSubject) -> Iterator[Problem]:
+    again = subject.training()
+    try:
+        again.epoch()
+        name = first_difference(subject.first_epoch[1]["model"], plain_state(again.model))
+    finally:
+        again.close()
+    if name is not None:
+        yield Problem(
+            f"an epoch repeated with the same seed ends with another {name}: something is random that is not drawn "
+            "from Python's, NumPy's or torch's global generators, or is kept from one network to the next"
+        )
+
+
+def resumes(subject: LoopSubject) -> Iterator[Problem]:
+    resumed = subject.training()
+    try:
+        resumed.load_state_dict(subject.first_epoch[1])
+        resumed.epoch()
+        name = first_difference(plain_state(subject.ended.model), plain_state(resumed.model))
+    except ValueError as error:
+        yield Problem(f"the state that was saved after an epoch cannot be loaded: {described(error)}")
+        return
+    finally:
+        resumed.close()
+    if name is not None:
+        yield Problem(
+            f"an epoch after saving and loading ends with another {name} than one without: give what else the loop "
+            "goes on with, such as a scheduler, to trial.keep(name, object)"
+        )
+
+
+def rebuilds(subject: LoopSubject) -> Iterator[Problem]:
+    name = subject.experiment.name
+    if not subject.experiment.rebuilt:
+        yield warning(f"MLflow gets no model: give {name}.model, a function that makes the network")
+
+
+def tests(subject: LoopSubject) -> Iterator[Problem]:
+    experiment = subject.experiment
+    if experiment.tests is None:
+        yield not_checked(f"there is no test value: give {experiment.name}.test, a function of (network, data_dir)")
+        return
+    experiment.tested(experiment.network_with(plain_state(subject.ended.model)), experiment.load(None))
+
+
+CHECKS = (
+    Check("loop", "the loop runs to its first step", looks),
+    Check("epochs", "the epochs end with their reports, after the announced steps", trains, ("loop",)),
+    Check("repetition", "an epoch repeated is equal bit for bit", repeats, ("epochs",)),
+    Check("resumption", "an epoch after saving and loading is equal bit for bit", resumes, ("repetition",)),
+    Check("model", "the network can be made anew", rebuilds, ("loop",)),
+    Check("test", "the metric on the test data is a number", tests, ("epochs",)),
+)

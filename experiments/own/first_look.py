@@ -1,0 +1,165 @@
+"""A first look at a loop of one's own: it is run up to the first forward pass of its training, without a step."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, nn
+
+from tune_sparsity.experiments.base import Data
+from tune_sparsity.experiments.examples import Split, length, mapped, tensors_in
+from tune_sparsity.experiments.own.loop import OwnLoop, as_inputs, call
+from tune_sparsity.experiments.own.running import check_keep, check_sparsify
+from tune_sparsity.experiments.own.trial import LoopError, T, Trial
+from tune_sparsity.experiments.random_numbers import same_random_numbers
+from tune_sparsity.experiments.user_code import described
+from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
+from tune_sparsity.sparsity.wrappers import on_one_device, plain_state
+
+
+class _Seen(BaseException):
+    """All has been seen; it is no Exception, so that loops let it through."""
+
+
+class _Looking(Trial):
+    """The trial of a first look."""
+
+    def __init__(self, data_dir: Path | None, trained: bool) -> None:
+        self.device, self.data_dir, self.seed = "cpu", data_dir, 0
+        self._trained = trained
+        self.model: nn.Module | None = None
+        self.sparse: SparseTraining | None = None
+        self.total_steps = self.own_epochs = 0
+        self.inputs: Any = None
+        self._kept: dict[str, Any] = {}
+
+    def sparsify(self, model: nn.Module, total_steps: int) -> SparseTraining:
+        check_sparsify(self.sparse, model, total_steps)
+        self.model, self.total_steps = on_one_device(model), total_steps
+        self._hook = self.model.register_forward_pre_hook(self._look, with_kwargs=True)
+        self.sparse = METHODS["dense"].build(self.model, {"lr": 1e-3}, total_steps=total_steps, generator=Generator())
+        self.sparse.register_step_pre_hook(lambda *_: self._end())
+        return self.sparse
+
+    def _look(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.inputs is None:
+            self.inputs = mapped(lambda one: one.detach().clone(), as_inputs(args, kwargs))
+        if self.own_epochs:
+            self._end()
+
+    def _end(self) -> None:
+        raise _Seen
+
+    def begin(self, epochs: int) -> int:
+        if self.sparse is None:
+            raise LoopError("the loop begins without an optimizer: call trial.sparsify(model, total_steps=...) first")
+        if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
+            raise LoopError(f"trial.epochs needs the number of epochs, at least 1; got {epochs!r}")
+        self.own_epochs = epochs
+        return epochs
+
+    def epochs(self, epochs: int) -> Iterator[int]:
+        self.begin(epochs)
+        yield 0
+        self._end()
+
+    def report(self, value: float | Callable[[], float], **others: float) -> None:
+        if not self.own_epochs:
+            raise LoopError("trial.report is called before the first epoch: call it in each of trial.epochs(N)")
+        self._end()
+
+    def keep(self, name: str, thing: T) -> T:
+        check_keep(self._kept, name, thing)
+        self._kept[name] = thing
+        return thing
+
+    @contextmanager
+    def projected(self) -> Iterator[None]:
+        yield
+
+    @property
+    def over(self) -> bool:
+        return False
+
+    def unhook(self) -> None:
+        if self.model is not None:
+            self._hook.remove()
+
+
+def looked_at(experiment: OwnLoop, data_dir: Path | None) -> OwnLoop:
+    """Return the experiment with what a first look finds: its epochs, its network, the last layers, example inputs.
+
+    The loop runs in this process, up to the first forward pass of its training.
+
+    Raises:
+        LoopError: in one line, if the loop fails or does not use its trial as it must.
+    """
+    trial = _Looking(data_dir, experiment.trained)
+    assert experiment.loop is not None
+    try:
+        with same_random_numbers(0), torch.enable_grad():
+            experiment.loop(trial)
+    except _Seen:
+        pass
+    except LoopError as error:
+        raise LoopError(f"{experiment.name}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise LoopError(f"{experiment.name} fails before its first step: {described(error)}") from error
+    model = trial.model
+    if model is None or trial.sparse is None:
+        raise LoopError(f"{experiment.name} never calls trial.sparsify(model, total_steps=...)")
+    if not trial.own_epochs:
+        raise LoopError(f"{experiment.name} never asks for its epochs: for epoch in trial.epochs(N)")
+    trial.unhook()
+    if experiment.rebuilt:
+        _check_model(experiment, model)
+    model.zero_grad()
+    return replace(
+        experiment,
+        recipe=replace(experiment.recipe, epochs=trial.own_epochs),
+        model=experiment.model if experiment.rebuilt else lambda: copy.deepcopy(model),
+        layers=_rules(experiment, model, trial.inputs),
+        load=lambda _: _data(trial.inputs),
+        data_dir=data_dir,
+    )
+
+
+def _check_model(experiment: OwnLoop, model: nn.Module) -> None:
+    """Raise LoopError unless the loop's function for the network makes the one that the loop trains."""
+    try:
+        made = {name: tuple(tensor.shape) for name, tensor in plain_state(experiment.network()).items()}
+    except (Exception, SystemExit) as error:
+        raise LoopError(f"{experiment.name}.model fails: {described(error)}") from error
+    trained = {name: tuple(tensor.shape) for name, tensor in plain_state(model).items()}
+    if made != trained:
+        name = next(name for name in [*trained, *made] if made.get(name) != trained.get(name))
+        raise LoopError(
+            f"{experiment.name}.model makes another network than the loop trains: {name} has the shape "
+            f"{made.get(name, 'of nothing')} there and {trained.get(name, 'of nothing')} in the loop"
+        )
+
+
+def _rules(experiment: OwnLoop, model: nn.Module, inputs: Any) -> Any:
+    """The rules with the last layers in them, if a call of the network tells them."""
+    if inputs is None:
+        return experiment.layers
+    try:
+        return with_last_layer(experiment.layers, model, inputs, call)
+    except Exception as error:  # the user's network, which may want more than its first inputs
+        logging.getLogger(__name__).debug("the last layers were not found: %s", error)
+        return experiment.layers
+
+
+def _data(inputs: Any) -> Data:
+    """The inputs of the first forward pass, in the place of data: they tell shapes, and exported files are tried with
+    them."""
+    x = torch.empty(1, 0) if inputs is None or not tensors_in(inputs) else inputs
+    split = Split(x, torch.zeros(length(x)))
+    return Data(split, split, split)

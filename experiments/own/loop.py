@@ -1,0 +1,150 @@
+"""A loop of one's own as an experiment: what the rest of the program takes where it takes an Experiment."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tune_sparsity.experiments.base import Data, Experiment, NotFinite, Recipe
+from tune_sparsity.experiments.examples import tensors_in
+from tune_sparsity.experiments.metrics import Metric
+from tune_sparsity.sparsity.layers import LayerRules
+
+ATTRIBUTES = ("baseline", "files", "layers", "metric", "model", "optimizer", "space", "test", "trained")
+_POSITIONAL = "input_"
+
+
+def _no_model() -> nn.Module:
+    raise RuntimeError("the loop does not tell how its network is made: train.model = a function that makes it")
+
+
+def _no_data(data_dir: Path | None) -> Data:
+    raise RuntimeError("a loop of one's own loads its data itself")
+
+
+@dataclass(frozen=True)
+class OwnLoop(Experiment):
+    """A loop of one's own. What it is, its function's attributes tell.
+
+    Attributes:
+        loop: the function, which is given a Trial.
+        tests: (network, data_dir) -> the metric on the test data, called once for each reported network; None: there
+            is no test value.
+        rebuilt: whether `model` makes the network anew anywhere; else it is there only where the loop was looked at.
+        baseline: of metrics without a worst value that is known, what an untrained network has.
+        data_dir: --data-dir.
+    """
+
+    loop: Callable[[Any], object] | None = None
+    tests: Callable[[nn.Module, Path | None], float] | None = None
+    rebuilt: bool = False
+    baseline: float | None = None
+    data_dir: Path | None = None
+
+    @property
+    def origin(self) -> Any:
+        return self.loop
+
+    @property
+    def travelling(self) -> Mapping[str, Any]:
+        return {"recipe": self.recipe, "layers": self.layers, "data_dir": self.data_dir}
+
+    def validated(self, model: nn.Module, data: Data) -> float | None:
+        return None
+
+    def tested(self, model: nn.Module, data: Data) -> float | None:
+        """Raises NotFinite if the metric is no number."""
+        if self.tests is None:
+            return None
+        model.eval()
+        with torch.no_grad():
+            value = float(self.tests(model, self.data_dir))
+        if not math.isfinite(value):
+            raise NotFinite(f"the metric {self.metric_name} is {value}")
+        return value
+
+
+def own_loop(function: Callable[..., object], name: str = "") -> OwnLoop:
+    """Return a user's training function as an experiment.
+
+    Args:
+        function: takes a Trial. It may have the attributes model, test, metric, baseline, layers, trained, optimizer,
+            space and files.
+        name: of the experiment; the function's own unless given.
+
+    Raises:
+        ValueError: if the function does not take one argument, or has an attribute that is not known.
+    """
+    name = name or getattr(function, "__name__", type(function).__name__)
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        raise ValueError(f"{name} is no loop of one's own: such a function takes one argument, the trial") from None
+    given = {key: value for key, value in vars(function).items() if not key.startswith("_")}
+    if unknown := sorted(set(given) - set(ATTRIBUTES)):
+        raise ValueError(f"the loop {name} has an attribute {unknown[0]!r}: known are {', '.join(ATTRIBUTES)}")
+    metric = given.pop("metric", Metric("accuracy", percent=True))
+    if not isinstance(metric, Metric):
+        raise ValueError(f'{name}.metric must be a Metric, as Metric("rmse", maximize=False), got {metric!r}')
+    for key in ("model", "test"):
+        if key in given and not callable(given[key]):
+            raise ValueError(f"{name}.{key} must be a function, got {given[key]!r}")
+    if (optimizer := given.get("optimizer", "sgd")) not in ("sgd", "adamw"):
+        raise ValueError(f'{name}.optimizer must be "sgd" or "adamw", got {optimizer!r}')
+    if not isinstance(given.get("layers", LayerRules()), LayerRules):
+        raise ValueError(f"{name}.layers must be a LayerRules, got {given['layers']!r}")
+    baseline = given.pop("baseline", None)
+    if baseline is not None and not (isinstance(baseline, int | float) and math.isfinite(baseline)):
+        raise ValueError(f"{name}.baseline must be a finite number, got {baseline!r}")
+    return OwnLoop(
+        name=name,
+        load=_no_data,
+        model=given.pop("model", _no_model),
+        recipe=Recipe(epochs=1, batch_size=1),
+        metric=metric,
+        forward=answer,
+        loop=function,
+        tests=given.pop("test", None),
+        rebuilt="model" in vars(function),
+        baseline=baseline,
+        **given,
+    )
+
+
+def as_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return a call's arguments as the nest of inputs that `call` takes: one alone as it is, several as a dict."""
+    with_tensors = {name: value for name, value in kwargs.items() if tensors_in(value)}
+    if len(args) == 1 and not with_tensors:
+        return args[0]
+    return {**{f"{_POSITIONAL}{i}": value for i, value in enumerate(args)}, **with_tensors}
+
+
+def call(model: nn.Module, x: Any) -> Any:
+    """Return what the network makes of inputs, as `as_inputs` gives them."""
+    if not isinstance(x, Mapping):
+        return model(x)
+    places = [name for name in x if name.startswith(_POSITIONAL)]
+    return model(*(x[name] for name in places), **{name: value for name, value in x.items() if name not in places})
+
+
+def answer(model: nn.Module, x: Any) -> Tensor:
+    """Return the outputs that a network's answer to these inputs holds."""
+    return one_tensor(call(model, x))
+
+
+def one_tensor(outputs: Any) -> Tensor:
+    """Return the tensor of outputs in a network's answer: the logits, or the first one that is no single number."""
+    logits = getattr(outputs, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    found = tensors_in(outputs)
+    if not found:
+        raise ValueError(f"the network's answer, a {type(outputs).__name__}, holds no tensor")
+    return next((tensor for tensor in found if tensor.ndim), found[0])

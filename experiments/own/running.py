@@ -1,0 +1,199 @@
+"""The trial of a loop that trains, in the loop's own thread."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Generator, nn
+
+from tune_sparsity.experiments.batchnorm import normalises, remeasured
+from tune_sparsity.experiments.examples import copied
+from tune_sparsity.experiments.own.loop import OwnLoop
+from tune_sparsity.experiments.own.trial import LoopError, Stopped, T, Trial
+from tune_sparsity.experiments.random_numbers import same_random_numbers
+from tune_sparsity.sparsity import METHODS, SparseTraining
+from tune_sparsity.sparsity.wrappers import on_one_device, plain_state
+
+_LAST_INPUTS = 8  # batches, for running statistics of weights that were just masked
+
+
+class RunningTrial(Trial):
+    """A trial of a search.
+
+    Args:
+        experiment: the loop, which has been looked at.
+        method, params: what the trial tries.
+        epochs: the study's number of them.
+        seed: the trial's.
+        device: "cpu" or "cuda".
+        hand_over: is given an epoch's measures, or None when the loop begins; it returns when the loop is to go on.
+    """
+
+    def __init__(
+        self,
+        experiment: OwnLoop,
+        method: str,
+        params: dict[str, Any],
+        *,
+        epochs: int,
+        seed: int,
+        device: str,
+        hand_over: Callable[[dict[str, float] | None], None],
+    ) -> None:
+        self.device, self.seed, self.data_dir = device, seed, experiment.data_dir
+        self._experiment, self._method, self._params, self._total = experiment, method, params, epochs
+        self._hand_over = hand_over
+        self.model: nn.Module | None = None
+        self.sparse: SparseTraining | None = None
+        self.order = Generator().manual_seed(seed)  # of the masks
+        self.kept: dict[str, Any] = {}
+        self.done, self.stopped, self.careful = 0, False, False
+        self._inputs: deque[Any] = deque(maxlen=_LAST_INPUTS)
+
+    def sparsify(self, model: nn.Module, total_steps: int) -> SparseTraining:
+        self._check_stop()
+        check_sparsify(self.sparse, model, total_steps)
+        own = self._experiment.recipe.epochs
+        self.model = on_one_device(model)
+        self.sparse = METHODS[self._method].build(
+            self.model,
+            self._params,
+            total_steps=max(1, round(total_steps * self._total / own)),
+            generator=self.order,
+            rules=self._experiment.layers,
+            epochs=self._total,
+            trained=self._experiment.trained,
+        )
+        self.sparse.register_step_pre_hook(lambda *_: self._check_stop())
+        if normalises(self.model):
+            self.model.register_forward_pre_hook(self._remember, with_kwargs=True)
+        return self.sparse
+
+    def _remember(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        if model.training and self.sparse is not None and not self.sparse.fixed:
+            self._inputs.append((args, kwargs))
+
+    def begin(self, epochs: int) -> int:
+        if self.sparse is None:
+            raise LoopError("the loop begins without an optimizer: call trial.sparsify(model, total_steps=...) first")
+        if epochs != self._experiment.recipe.epochs:
+            was = self._experiment.recipe.epochs
+            raise LoopError(f"the loop has {epochs} epochs of its own now, and had {was} when the study began")
+        self._hand_over(None)
+        return self._total - self.done
+
+    def epochs(self, epochs: int) -> Iterator[int]:
+        self.begin(epochs)
+        while not self.over:
+            epoch = self.done
+            yield epoch
+            if self.done == epoch and not self.stopped:
+                raise LoopError(f"epoch {epoch} ended without trial.report(...)")
+
+    @property
+    def over(self) -> bool:
+        return self.stopped or self.done >= self._total
+
+    def keep(self, name: str, thing: T) -> T:
+        check_keep(self.kept, name, thing)
+        self.kept[name] = thing
+        return thing
+
+    def report(self, value: float | Callable[[], float], **others: float) -> None:
+        self._check_stop()
+        if self.sparse is None or self.over:
+            raise LoopError("trial.report is called where no epoch is being trained: call it once in each of them")
+        last = self.done + 1 == self._total
+        if last:
+            self.sparse.finish()
+        now = at_target = self._measured(value)
+        if callable(value) and not self.sparse.fixed:
+            with self.projected():
+                at_target = self._measured(value)
+        self.done += 1
+        self._hand_over({**{name: float(one) for name, one in others.items()}, **self._metrics(now, at_target)})
+
+    def _metrics(self, now: float, at_target: float) -> dict[str, float]:
+        sparse, model, name = self.sparse, self.model, self._experiment.metric_name
+        assert sparse is not None
+        assert model is not None
+        sparse.check_finite()
+        zeros, weights = sparse.zeros()
+        return {
+            f"val_{name}": now,
+            f"val_{name}_at_target": at_target,
+            "sparsity": zeros / weights,
+            "sparsity_total": zeros / sum(param.numel() for param in model.parameters()),
+            "hoyer": sparse.hoyer(),
+            "nonzero_weights": weights - zeros,
+            "travel": sparse.lr_sum,
+            "steps": sparse.steps,
+            "steps_announced": sparse.total_steps,
+            **sparse.adaptation(),
+        }
+
+    def _measured(self, value: float | Callable[[], float]) -> float:
+        """The network's value. Measuring changes neither its modes nor the random numbers."""
+        if not callable(value):
+            return float(value)
+        assert self.model is not None
+        modes = [(module, module.training) for module in self.model.modules()]
+        before = copied(plain_state(self.model)) if self.careful else None
+        try:
+            with same_random_numbers(), torch.no_grad():
+                return float(value())
+        finally:
+            for module, training in modes:
+                module.training = training
+            if before is not None:
+                self._compare(before)
+
+    def _compare(self, before: dict[str, Any]) -> None:
+        assert self.model is not None
+        after = plain_state(self.model)
+        changed = next((name for name, one in before.items() if not torch.equal(one, after[name])), None)
+        if changed is not None:
+            raise LoopError(f"measuring the network changes its {changed}: call model.eval() in what is reported")
+
+    @contextmanager
+    def projected(self) -> Iterator[None]:
+        sparse, model = self.sparse, self.model
+        if sparse is None or model is None:
+            raise LoopError("trial.projected is called before trial.sparsify")
+        if self.done + 1 >= self._total:
+            sparse.finish()
+        if sparse.fixed:
+            yield
+            return
+        with sparse.projected():
+            if not self._inputs:
+                yield
+                return
+            with remeasured(model, list(self._inputs), lambda network, call: network(*call[0], **call[1])):
+                yield
+
+    def _check_stop(self) -> None:
+        if self.stopped:
+            raise Stopped
+
+
+def check_sparsify(sparse: SparseTraining | None, model: Any, total_steps: Any) -> None:
+    """Raise LoopError for a call of sparsify that cannot be followed."""
+    if sparse is not None:
+        raise LoopError("trial.sparsify is called twice: a trial trains one network")
+    if not isinstance(model, nn.Module):
+        raise LoopError(f"trial.sparsify needs a torch.nn.Module, got a {type(model).__name__}")
+    if not isinstance(total_steps, int) or isinstance(total_steps, bool) or total_steps < 1:
+        raise LoopError(f"trial.sparsify needs total_steps, the steps of all epochs, at least 1; got {total_steps!r}")
+
+
+def check_keep(kept: dict[str, Any], name: str, thing: Any) -> None:
+    """Raise LoopError for a call of keep that cannot be followed."""
+    if name in kept:
+        raise LoopError(f"trial.keep has a {name!r} already")
+    if not (callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))):
+        raise LoopError(f"trial.keep needs a state_dict and a load_state_dict, and {name!r} has not both")
