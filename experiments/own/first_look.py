@@ -134,7 +134,8 @@ def looked_at(experiment: OwnLoop, data_dir: Path | None) -> OwnLoop:
 def _check_model(experiment: OwnLoop, model: nn.Module) -> None:
     """Raise LoopError unless the loop's function for the network makes the one that the loop trains."""
     try:
-        made = {name: tuple(tensor.shape) for name, tensor in plain_state(experiment.network()).items()}
+        with same_random_numbers():
+            made = {name: tuple(tensor.shape) for name, tensor in plain_state(experiment.network()).items()}
     except (Exception, SystemExit) as error:
         raise LoopError(f"{experiment.name}.model fails: {described(error)}") from error
     trained = {name: tuple(tensor.shape) for name, tensor in plain_state(model).items()}

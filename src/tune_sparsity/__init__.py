@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tune_sparsity.experiments import Data, DataUnavailable, Experiment, Metric, Recipe, Split, Trial
     from tune_sparsity.experiments.data.augment import Augmentation, Normalise
+    from tune_sparsity.experiments.own.lightning import LightningSparsity as LightningSparsity
+    from tune_sparsity.experiments.own.transformers import TrainerSparsity as TrainerSparsity
     from tune_sparsity.sparsity import (
         METHODS,
         LayerRules,
@@ -65,6 +67,11 @@ _HOMES = {
     **dict.fromkeys(_API, "tune_sparsity.tuner.api"),
     **dict.fromkeys(_AUGMENT, "tune_sparsity.experiments.data.augment"),
 }
+
+
+# Not in __all__, since each needs a library that is an extra.
+_HOMES["LightningSparsity"] = "tune_sparsity.experiments.own.lightning"
+_HOMES["TrainerSparsity"] = "tune_sparsity.experiments.own.transformers"
 
 
 def __getattr__(name: str) -> Any:

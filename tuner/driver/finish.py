@@ -81,8 +81,7 @@ def conclude(
     tables = write_results(_outcome(prepared, records, {}, retrained.methods))
     written = _networks(prepared, folders)
     outcome = _outcome(prepared, records, written.networks, retrained.methods)
-    failures = [*retrained.problems, *written.problems, *_short(outcome)]
-    failures += _log_networks(prepared, outcome, folders, tracker)
+    failures = [*retrained.problems, *written.problems, *_log_networks(prepared, outcome, folders, tracker)]
     write_result(outcome)
     all_failed = bool(records) and all(record.state is TrialState.FAILED for record in records)
     tracker.finish_study(
@@ -171,16 +170,19 @@ def _short(outcome: StudyOutcome) -> list[str]:
 def _log_networks(
     prepared: Prepared, outcome: StudyOutcome, folders: Mapping[str, TrialRecord], tracker: Tracker
 ) -> list[str]:
-    """Tell MLflow of the reported networks, and of the best one as a model. Return a line if it cannot be one."""
+    """Tell MLflow of the reported networks, and of the best one as a model. Return a line for what the best one lacks."""
     if not folders:
         return []
     folder = prepared.config.folder
     there = [name for name in folders if (folder / name).exists()]
     best = next((name for name in there if folders[name] is outcome.best), None)
-    model, failures = None, list[str]()
+    model, failures = None, _short(outcome)
     if isinstance(prepared.experiment, OwnLoop) and not prepared.experiment.rebuilt:
         name = prepared.experiment.name
-        best, failures = None, [f"MLflow has no model of the best network: {name}.model is to say how it is made anew"]
+        best, failures = (
+            None,
+            [*failures, f"MLflow has no model of the best network: {name}.model is to say how it is made anew"],
+        )
     try:
         model = None if best is None else _model(prepared, outcome, folder / best)
     except (Exception, SystemExit) as error:  # the user's network, which answers as it likes

@@ -122,7 +122,6 @@ def test_file_without_the_experiment(source: Path) -> None:
     for attribute, but in (
         ("theirs", ""),
         ("number", ", but a int of that name"),
-        ("load", ", but a function of that name"),
     ):
         message = one_line(f"{source}:{attribute}")
         assert message == f"{source} has no experiment {attribute!r}{but}: it has mine, other"

@@ -1,0 +1,65 @@
+"""A Lightning module as a loop of one's own: Lightning has the loop, and a callback speaks with the trial."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+
+from tune_sparsity.experiments.own.trial import LoopError, Trial
+from tune_sparsity.sparsity import SparseTraining
+
+
+class LightningSparsity(L.Callback):
+    """Trains a Lightning module sparse, as a trial of a search.
+
+    The trial's optimizer takes the place of what the module's configure_optimizers gives. The validation of each epoch
+    sees the network as it would be at its final sparsity::
+
+        def train(trial):
+            module = Classifier()
+            trainer = L.Trainer(max_epochs=8, callbacks=[LightningSparsity(trial, "val_accuracy")])
+            trainer.fit(module, training, validation)
+
+    A trial that was interrupted goes on with the epochs that were left.
+
+    Args:
+        trial: the loop's.
+        monitor: the metric that the module logs in validation_step.
+    """
+
+    def __init__(self, trial: Trial, monitor: str) -> None:
+        self._trial, self._monitor = trial, monitor
+        self._projected: Any = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":  # called once the module is on its device
+            pl_module.configure_optimizers = lambda: self._optimizer(trainer, pl_module)  # type: ignore[method-assign]
+
+    def _optimizer(self, trainer: L.Trainer, pl_module: L.LightningModule) -> SparseTraining:
+        steps = trainer.estimated_stepping_batches
+        if not isinstance(steps, int):
+            raise LoopError("Lightning does not know how many steps it will make: give Trainer(max_epochs=...)")
+        return self._trial.sparsify(pl_module, total_steps=steps)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert trainer.max_epochs is not None
+        trainer.fit_loop.max_epochs = self._trial.begin(trainer.max_epochs)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._projected = self._trial.projected()
+            self._projected.__enter__()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        projected, self._projected = self._projected, None
+        if projected is not None:
+            projected.__exit__(None, None, None)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        value = trainer.callback_metrics.get(self._monitor)
+        if value is None:
+            known = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+            raise LoopError(f"the module logs no {self._monitor!r} in validation_step: it logs {known}")
+        self._trial.report(float(value))
+        trainer.should_stop = trainer.should_stop or self._trial.over

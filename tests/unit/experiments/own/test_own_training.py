@@ -1,0 +1,213 @@
+"""A loop of one's own as a training: the same guarantees as those of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.unit.experiments.own.loops import LOOPS
+from tune_sparsity.experiments import LoopError, NotFinite, OwnLoop, OwnTraining, find
+from tune_sparsity.experiments.own import training as module
+from tune_sparsity.experiments.own.first_look import looked_at
+from tune_sparsity.sparsity import METHODS
+from tune_sparsity.sparsity.wrappers import plain_state
+from tune_sparsity.tuner.worker import checkpoints
+from tune_sparsity.tuner.storage.places import Folder
+
+PARAMS = {
+    "lpss": {"final_sparsity": 0.8, "p": 1.5, "sphere_lr": 0.05, "lr": 0.05},
+    "gmp": {"final_sparsity": 0.8, "lr": 0.05},
+    "rigl": {"final_sparsity": 0.8, "lr": 0.05},
+    "dense": {"lr": 0.05},
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "loops.py").write_text(LOOPS)
+    return tmp_path / "loops.py"
+
+
+def loop(file: Path, name: str) -> OwnLoop:
+    experiment = find(f"{file}:{name}")
+    assert isinstance(experiment, OwnLoop)
+    return looked_at(experiment, None)
+
+
+def begun(experiment: OwnLoop, method: str = "lpss", epochs: int = 4, seed: int = 3) -> OwnTraining:
+    return OwnTraining(experiment, method, PARAMS[method], epochs=epochs, seed=seed)
+
+
+@pytest.mark.parametrize("method", PARAMS)
+def test_a_loop_ends_on_its_sparsity_exactly(file: Path, method: str) -> None:
+    training = begun(loop(file, "train"), method)
+    epochs = [training.epoch() for _ in range(4)]
+    weights = 8 * 24 + 24 * 4
+    zeros = 0 if method == "dense" else int(0.8 * weights)
+    assert training.finished
+    assert abs(epochs[-1]["nonzero_weights"] - (weights - zeros)) <= 1
+    layers = [training.model[0].weight, training.model[4].weight]
+    assert sum(int((one != 0).sum()) for one in layers) == epochs[-1]["nonzero_weights"]
+    assert epochs[-1]["val_accuracy"] == epochs[-1]["val_accuracy_at_target"] > 0.4
+    assert epochs[-1]["steps"] == epochs[-1]["steps_announced"] == 40
+    assert training.close() is None
+
+
+def test_the_studys_number_of_epochs_stretches_the_schedules(file: Path) -> None:
+    training = begun(loop(file, "train"), epochs=6)
+    last = [training.epoch() for _ in range(6)][-1]
+    assert last["steps"] == last["steps_announced"] == 60
+    assert training.sparse.fixed
+    training.close()
+
+
+@pytest.mark.parametrize("method", METHODS.keys() & PARAMS.keys())
+def test_a_loop_that_was_broken_off_goes_on_bit_for_bit(file: Path, tmp_path: Path, method: str) -> None:
+    experiment = loop(file, "train")
+    whole, first = begun(experiment, method), begun(experiment, method)
+    expected = [whole.epoch() for _ in range(4)]
+    first.epoch()
+    (tmp_path / "checkpoints").mkdir()
+    place = Folder(tmp_path / "checkpoints")
+    checkpoints.write(place, 0, 1, checkpoints.pack(first.state_dict()))
+    first.close()
+    torch.rand(3)
+    again = begun(experiment, method)
+    again.load_state_dict(next(checkpoints.newest(place, 0)))
+    assert again.epochs_done == 1
+    found = [again.epoch() for _ in range(3)]
+    for one, other in zip(expected[1:], found, strict=True):
+        assert {**one, "epoch_seconds": 0} == {**other, "epoch_seconds": 0}
+    state, other_state = plain_state(whole.model), plain_state(again.model)
+    assert all(torch.equal(state[name], other_state[name]) for name in state)
+    whole.close(), again.close()
+
+
+def test_a_stopped_trial_ends_its_loop(file: Path) -> None:
+    training = begun(loop(file, "train"))
+    training.epoch()
+    assert training.close() is None
+    assert not training._thread.is_alive()
+
+
+def test_measuring_changes_neither_modes_nor_random_numbers(file: Path) -> None:
+    """The loop measures twice while masks move, and once of a method without masks: both see the same dropout."""
+    experiment = loop(file, "train")
+    sparse, dense = begun(experiment), begun(experiment, "dense")
+    sparse.epoch(), dense.epoch()
+    assert torch.equal(sparse._random["torch"], dense._random["torch"])
+    assert sparse.model.training
+    assert not sparse.sparse.fixed
+    sparse.close(), dense.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "error", "message"),
+    [
+        ("never_reports", 0, LoopError, r"epoch 0 ended without trial\.report"),
+        ("leaves_early", 2, LoopError, "the loop ended after 2 of 4 epochs"),
+        ("raises", 1, OSError, "the disk of the examples is gone"),
+    ],
+)
+def test_a_loop_that_cannot_be_followed_says_why(
+    file: Path, name: str, epochs: int, error: type[Exception], message: str
+) -> None:
+    training = begun(loop(file, name))
+    for _ in range(epochs):
+        training.epoch()
+    with pytest.raises(error, match=message):
+        training.epoch()
+
+
+def test_a_report_too_many_is_refused(file: Path) -> None:
+    training = begun(loop(file, "reports_twice"), epochs=1)
+    training.epoch()
+    assert "once in each of them" in str(training.close())
+
+
+def test_a_report_after_the_end_costs_nothing_that_was_trained(file: Path) -> None:
+    training = begun(loop(file, "reports_after_the_end"))
+    last = [training.epoch() for _ in range(4)][-1]
+    assert last["sparsity"] == pytest.approx(0.8, abs=0.01)
+    assert "once in each of them" in str(training.close())
+
+
+def test_nan_weights_are_not_finite(file: Path) -> None:
+    training = begun(loop(file, "train"))
+    training.epoch()
+    with torch.no_grad():
+        training.model[4].bias.fill_(torch.nan)
+    with pytest.raises(NotFinite, match="in epoch 2"):
+        training.epoch()
+    training.close()
+
+
+@pytest.mark.parametrize(("name", "made"), [("half_the_steps", 20), ("more_steps", 80)])
+def test_other_steps_than_announced_end_on_the_sparsity_all_the_same(file: Path, name: str, made: int) -> None:
+    training = begun(loop(file, name))
+    last = [training.epoch() for _ in range(4)][-1]
+    assert (last["steps"], last["steps_announced"]) == (made, 40)
+    assert last["nonzero_weights"] == pytest.approx(0.2 * 288, abs=1)
+    assert sum(int((one != 0).sum()) for one in (training.model[0].weight, training.model[4].weight)) == int(
+        last["nonzero_weights"]
+    )
+    training.close()
+
+
+def test_a_loop_that_goes_on_when_its_trial_was_stopped_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps raise what no loop catches by mistake; this one catches every Exception."""
+    training = begun(loop(file, "goes_on"))
+    training.epoch()
+    monkeypatch.setattr(module, "_PATIENCE", 5.0)
+    training.close()
+    assert not training._thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_optimizer", r"call trial\.sparsify\(model, total_steps=\.\.\.\) first"),
+        ("no_epochs", r"no_epochs never asks for its epochs"),
+        (
+            "fails_at_once",
+            r"fails before its first step: FileNotFoundError: no examples in /nowhere \(.*loops\.py:\d+\)",
+        ),
+        ("other_model", r"other_model\.model makes another network than the loop trains: 0\.weight has the shape of"),
+    ],
+)
+def test_a_first_look_finds_what_is_wrong(file: Path, name: str, message: str) -> None:
+    with pytest.raises(LoopError, match=message):
+        loop(file, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("misnamed", "has an attribute 'modle': known are baseline, files, layers, metric, model"),
+        ("takes_nothing", "such a function takes one argument, the trial"),
+    ],
+)
+def test_a_function_that_is_no_loop_is_refused(file: Path, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        find(f"{file}:{name}")
+
+
+def test_a_first_look_takes_no_step_and_disturbs_nobody(file: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    experiment = loop(file, "train")
+    assert torch.equal(before, torch.get_rng_state())
+    assert experiment.recipe.epochs == 4
+    assert experiment.load(None).val.x.shape == (16, 8)
+    assert experiment.layers.last == ("4.weight",)
+    assert experiment.layers.normalised == ("0.weight",)
+
+
+def test_a_network_that_the_loop_alone_makes_can_be_made_where_it_was_looked_at(file: Path) -> None:
+    experiment = loop(file, "unnamed")
+    assert not experiment.rebuilt
+    one, other = experiment.network(), experiment.network()
+    assert one is not other
+    assert [tuple(p.shape) for p in one.parameters()] == [tuple(p.shape) for p in other.parameters()]
