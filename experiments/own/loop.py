@@ -119,8 +119,14 @@ def own_loop(function: Callable[..., object], name: str = "") -> OwnLoop:
 
 
 def as_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Return a call's arguments as the nest of inputs that `call` takes: one alone as it is, several as a dict."""
-    with_tensors = {name: value for name, value in kwargs.items() if tensors_in(value)}
+    """Return a call's arguments as the nest of inputs that `call` takes: one alone as it is, several as a dict.
+    Keyword arguments that have no entry for each example are left out."""
+    examples = [len(one) for one in tensors_in([args, dict(kwargs)]) if one.ndim]
+    with_tensors = {
+        name: value
+        for name, value in kwargs.items()
+        if tensors_in(value) and all(one.ndim and len(one) == examples[0] for one in tensors_in(value))
+    }
     if len(args) == 1 and not with_tensors:
         return args[0]
     return {**{f"{_POSITIONAL}{i}": value for i, value in enumerate(args)}, **with_tensors}

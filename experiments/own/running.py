@@ -52,6 +52,7 @@ class RunningTrial(Trial):
         self.order = Generator().manual_seed(seed)  # of the masks
         self.kept: dict[str, Any] = {}
         self.done, self.stopped, self.careful = 0, False, False
+        self._late = False  # whether the loop has reported where it must not
         self._inputs: deque[Any] = deque(maxlen=_LAST_INPUTS)
 
     def sparsify(self, model: nn.Module, total_steps: int) -> SparseTraining:
@@ -68,7 +69,7 @@ class RunningTrial(Trial):
             epochs=self._total,
             trained=self._experiment.trained,
         )
-        self.sparse.register_step_pre_hook(lambda *_: self._check_stop())
+        self.sparse.register_step_pre_hook(lambda *_: self._check_stop(late=self.done >= self._total))
         if normalises(self.model):
             self.model.register_forward_pre_hook(self._remember, with_kwargs=True)
         return self.sparse
@@ -106,6 +107,7 @@ class RunningTrial(Trial):
     def report(self, value: float | Callable[[], float], **others: float) -> None:
         self._check_stop()
         if self.sparse is None or self.over:
+            self._late = True
             raise LoopError("trial.report is called where no epoch is being trained: call it once in each of them")
         last = self.done + 1 == self._total
         if last:
@@ -176,8 +178,8 @@ class RunningTrial(Trial):
             with remeasured(model, list(self._inputs), lambda network, call: network(*call[0], **call[1])):
                 yield
 
-    def _check_stop(self) -> None:
-        if self.stopped:
+    def _check_stop(self, *, late: bool = False) -> None:
+        if self.stopped or self._late or late:
             raise Stopped
 
 

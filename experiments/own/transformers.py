@@ -40,7 +40,7 @@ class TrainerSparsity(TrainerCallback):
 
     def __init__(self, trial: Trial, model: nn.Module, args: TrainingArguments, examples: int, monitor: str) -> None:
         if args.eval_strategy != "epoch":
-            raise LoopError(f'the Trainer evaluates by {args.eval_strategy.value!r}: give eval_strategy="epoch"')
+            raise LoopError(f'the Trainer evaluates by {str(args.eval_strategy)!r}: give eval_strategy="epoch"')
         self._trial, self._monitor = trial, monitor
         self._projected: Any = None
         batches = -(-examples // args.train_batch_size)

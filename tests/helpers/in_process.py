@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tune_sparsity.experiments import Training
+from tune_sparsity.experiments import OwnLoop, OwnTraining, Training
 from tune_sparsity.experiments.training import NotFinite
 from tune_sparsity.tuner.cli import main
 from tune_sparsity.tuner.config.files import write_study_yaml
@@ -81,15 +81,21 @@ def exported(storage: Path, name: str, kind: str, capsys: pytest.CaptureFixture[
 
 def _train(study: StudyRun, prepared: Any, asked: Any, weights: Path) -> None:
     """One trial, stopped early where the study says so, as tuner.driver.ray_tune does it."""
-    training = Training(
-        prepared.experiment,
-        prepared.data.train,
-        prepared.data.val,
-        asked.method,
-        asked.params,
-        epochs=prepared.epochs,
-        seed=trial_seed(prepared.config.seed, asked.number),
-    )
+    options = {"epochs": prepared.epochs, "seed": trial_seed(prepared.config.seed, asked.number)}
+    training: Training | OwnTraining
+    if isinstance(prepared.experiment, OwnLoop):
+        training = OwnTraining(prepared.experiment, asked.method, asked.params, **options)
+        try:
+            _train_on(study, training, asked, weights)
+        finally:
+            training.close()
+        return
+    data = prepared.data
+    training = Training(prepared.experiment, data.train, data.val, asked.method, asked.params, **options)
+    _train_on(study, training, asked, weights)
+
+
+def _train_on(study: StudyRun, training: Training | OwnTraining, asked: Any, weights: Path) -> None:
     while not training.finished:
         try:
             metrics = training.epoch()

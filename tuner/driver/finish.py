@@ -170,7 +170,7 @@ def _short(outcome: StudyOutcome) -> list[str]:
 def _log_networks(
     prepared: Prepared, outcome: StudyOutcome, folders: Mapping[str, TrialRecord], tracker: Tracker
 ) -> list[str]:
-    """Tell MLflow of the reported networks, and of the best one as a model. Return a line for what the best one lacks."""
+    """Tell MLflow of the reported networks, and of the best one as a model. Return what it lacks, in lines."""
     if not folders:
         return []
     folder = prepared.config.folder

@@ -144,10 +144,10 @@ def write_best(
     tensors, masks = split_masks(load_file(weights))
     model = experiment.network_with(tensors)
     best = measured or _measure(experiment, data, model.to(device), tensors, masks, record)
+    description = _describe(experiment, data, model, record, best)
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights, target / f".{MODEL}.tmp")
     (target / f".{MODEL}.tmp").replace(target / MODEL)
-    description = _describe(experiment, data, model, record, best)
     write_atomically(target / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     return best
 

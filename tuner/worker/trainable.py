@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import time
 import warnings
@@ -19,7 +20,7 @@ from ray import tune
 from safetensors.torch import save
 from torch import Tensor
 
-from tune_sparsity.experiments import Data, Experiment, Loaded, OwnLoop, OwnTraining, Split, Training
+from tune_sparsity.experiments import Data, Experiment, Loaded, LoopError, OwnLoop, OwnTraining, Split, Training
 from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.experiments.training import NotFinite
 from tune_sparsity.sparsity.orientation import STANDARD
@@ -119,7 +120,10 @@ class TrialTrainable(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begins another trial in this process, with nothing left of the one before."""
         self._trial, self._past, self._short_of_memory = new_config, list[Epoch](), False
-        self._let_go()
+        try:
+            self._let_go()
+        except LoopError:  # nobody can end the loop but with its process; the trial begins in another one
+            os._exit(1)
         if self._writer is not None:
             self._writer.begin()
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from tune_sparsity.experiments.own import training as module
 from tune_sparsity.experiments.own.first_look import looked_at
 from tune_sparsity.sparsity import METHODS
 from tune_sparsity.sparsity.wrappers import plain_state
-from tune_sparsity.tuner.worker import checkpoints
 from tune_sparsity.tuner.storage.places import Folder
+from tune_sparsity.tuner.worker import checkpoints
 
 PARAMS = {
     "lpss": {"final_sparsity": 0.8, "p": 1.5, "sphere_lr": 0.05, "lr": 0.05},
@@ -163,6 +164,17 @@ def test_a_loop_that_goes_on_when_its_trial_was_stopped_is_told(file: Path, monk
     monkeypatch.setattr(module, "_PATIENCE", 5.0)
     training.close()
     assert not training._thread.is_alive()
+
+
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_a_loop_that_never_ends_is_told(file: Path, monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
+    training = begun(loop(file, "never_ends"))
+    for _ in range(epochs):
+        training.epoch()
+    monkeypatch.setattr(module, "_PATIENCE", 0.2)
+    with pytest.raises(LoopError, match=r"the loop goes on 0\.2 s after its trial was stopped"):
+        training.close()
+    sys.modules["experiment_file_loops"].ENOUGH.append(1)
 
 
 @pytest.mark.parametrize(
