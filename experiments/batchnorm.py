@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tune_sparsity.experiments.examples import spread_over
-from tune_sparsity.sparsity.output_layers import called
+from tune_sparsity.sparsity.output_layers import called, modes_kept, normalising
 from tune_sparsity.sparsity.torch_internals import BatchNorm
 
 _SAMPLE, _BATCH = 1024, 128  # examples
@@ -25,8 +25,8 @@ def sample(n: int) -> list[Tensor]:
 
 
 def normalises(model: nn.Module) -> bool:
-    """Whether the network keeps running statistics of its activations."""
-    return any(_tracks(layer) for layer in model.modules())
+    """Return whether training moves running statistics of the network's activations."""
+    return bool(_moving(model))
 
 
 @contextmanager
@@ -36,30 +36,30 @@ def remeasured(
     """Within it the running statistics are the means over the given batches, of two examples and more, for the weights
     that the network has now; afterwards they are what they were. Nothing but batch normalisation is in training mode
     meanwhile, so that nothing random is drawn."""
-    layers = [layer for layer in model.modules() if isinstance(layer, BatchNorm) and _tracks(layer)]
+    layers = _moving(model)
     kept = [{name: value.clone() for name, value in layer.named_buffers()} for layer in layers]
     momenta = [layer.momentum for layer in layers]
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # PyTorch's sign for the plain mean over batches
-            layer.train()
-        with torch.no_grad():
-            for x in inputs:
-                forward(model, x)
-        model.eval()
-        yield
+        with modes_kept(model):
+            model.eval()
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # PyTorch's sign for the plain mean over batches
+                layer.train()
+            with torch.no_grad():
+                for x in inputs:
+                    forward(model, x)
+            model.eval()
+            yield
     finally:
         with torch.no_grad():
             for layer, buffers, momentum in zip(layers, kept, momenta, strict=True):
                 layer.momentum = momentum
                 for name, value in layer.named_buffers():
                     value.copy_(buffers[name])
-        for module, training in modes:
-            module.training = training
 
 
-def _tracks(layer: nn.Module) -> bool:
-    return isinstance(layer, BatchNorm) and layer.track_running_stats
+def _moving(model: nn.Module) -> list[BatchNorm]:
+    """Return the batch normalisations whose running statistics training moves: a momentum of 0 keeps them."""
+    norms = [layer for layer in normalising(model) if isinstance(layer, BatchNorm)]
+    return [layer for layer in norms if layer.track_running_stats and layer.momentum != 0.0]

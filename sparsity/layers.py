@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tune_sparsity.sparsity.matrices import FanIn, Matrix, Rule, shown, weight_matrices
 from tune_sparsity.sparsity.memory import check_memory
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation
-from tune_sparsity.sparsity.output_layers import called, followers
+from tune_sparsity.sparsity.output_layers import called, followers, normalising
 from tune_sparsity.sparsity.torch_internals import NormBase
 
 
@@ -240,8 +240,9 @@ def _normalised(model: nn.Module, found: list[Matrix], rules: LayerRules) -> set
         return set(rules.normalised)
     leaves = [module for module in model.modules() if not any(True for _ in module.children())]
     after = {id(one): other for one, other in pairwise(leaves)}
-    norms = ((one, after.get(id(one.module))) for one in found if one.is_layer)
-    return {one.name for one, norm in norms if isinstance(norm, NormBase) and norm.num_features == one.neurons}
+    counted = {id(norm): norm for norm in normalising(model)}
+    norms = ((one, counted.get(id(after.get(id(one.module))))) for one in found if one.is_layer)
+    return {one.name for one, norm in norms if norm is not None and norm.num_features == one.neurons}
 
 
 def _off_sphere(one: Matrix, rules: LayerRules, last: set[str]) -> bool:

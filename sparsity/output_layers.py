@@ -22,6 +22,26 @@ def called(model: nn.Module, inputs: Any) -> Any:
     return model(**inputs) if isinstance(inputs, dict) else model(inputs)
 
 
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """After it each module is in training or evaluation mode as it was before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def normalising(model: nn.Module) -> list[NormBase]:
+    """Return the batch and instance normalisations that measure their inputs while the network is trained. Others do
+    not take the scale of a row away: networks keep them in evaluation mode, where they multiply by constants."""
+    with modes_kept(model):
+        model.train()
+        norms = [module for module in model.modules() if isinstance(module, NormBase)]
+        return [norm for norm in norms if norm.training or norm.running_mean is None]
+
+
 class Found(NamedTuple):
     """Names of layers' weights, in the network's order."""
 
@@ -46,7 +66,7 @@ def followers(
         example: a batch of inputs.
         forward: (network, inputs) -> outputs.
     """
-    with _ready(model), _normalised_inputs(model) as read:
+    with modes_kept(model), _ready(model), _normalised_inputs(model) as read:
         outputs = forward(model, tree_map(_followed, example))
     roots = [one.grad_fn for one in tree_leaves(outputs) if isinstance(one, Tensor) and one.grad_fn is not None]
     owners = {id(param): layer.name for layer in layers for param in layer.params}
@@ -62,8 +82,7 @@ def _normalised_inputs(model: nn.Module) -> Iterator[list[Any]]:
     nodes: list[Any] = []
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs: nodes.extend(one.grad_fn for one in inputs[:1]))
-        for module in model.modules()
-        if isinstance(module, NormBase)
+        for module in normalising(model)
     ]
     try:
         yield nodes
@@ -102,7 +121,6 @@ def _followed(x: Any) -> Any:
 @contextmanager
 def _ready(model: nn.Module) -> Iterator[None]:
     """Within it the network is in evaluation mode, autograd follows all its parameters, and nothing is compiled."""
-    modes = [(module, module.training) for module in model.modules()]
     frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
     # Where the compiler was not loaded nothing is compiled, and it takes seconds to load.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
@@ -115,8 +133,6 @@ def _ready(model: nn.Module) -> Iterator[None]:
     finally:
         for param in frozen:
             param.requires_grad_(False)
-        for module, training in modes:
-            module.training = training
 
 
 def _inputs(node: Any) -> list[Any]:

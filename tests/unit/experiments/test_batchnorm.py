@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.helpers.layers import kept_in_evaluation
 from tune_sparsity.experiments.batchnorm import normalises, remeasured, sample
 
 
@@ -61,6 +62,16 @@ def test_who_normalises() -> None:
     assert normalises(network())
     assert not normalises(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
     assert not normalises(nn.BatchNorm1d(3, track_running_stats=False))
+
+
+def test_statistics_that_training_does_not_move_are_not_measured() -> None:
+    model = network()
+    kept_in_evaluation(model[1])
+    with remeasured(model, batches()):
+        assert model[1].running_mean.tolist() == [0.0] * 6
+        assert model[4].running_mean.tolist() != [0.0] * 5
+    model[4].momentum = 0.0
+    assert not normalises(model)
 
 
 @pytest.mark.parametrize("n", [2, 3, 127, 128, 129, 1000, 1024, 55000])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers.layers import kept_in_evaluation
 from tests.helpers.problems import mlp
 from tune_sparsity.sparsity import METHODS, LayerRules
 from tune_sparsity.sparsity.layers import dead_neurons, left_dense, prunable_layers
@@ -173,6 +174,10 @@ def test_neurons_with_one_weight_stay_off_the_sphere() -> None:
         (nn.InstanceNorm1d(3), True),
         (nn.SyncBatchNorm(3), True),
         (nn.BatchNorm1d(4), False),
+        (kept_in_evaluation(nn.BatchNorm1d(3)), False),
+        (kept_in_evaluation(nn.BatchNorm1d(3, track_running_stats=False)), True),
+        (kept_in_evaluation(nn.InstanceNorm1d(3)), True),
+        (kept_in_evaluation(nn.InstanceNorm1d(3, track_running_stats=True)), False),
         (nn.LayerNorm(3), False),
         (nn.GroupNorm(1, 3), False),
         (nn.RMSNorm(3), False),

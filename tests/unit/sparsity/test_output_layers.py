@@ -212,9 +212,19 @@ class Behind(Bytes):
         return self.head(self.norm(self.two(self.one(x.float()).relu())))
 
 
+class Kept(Block):
+    """Whose normalisations multiply by constants, but for one that knows no others than its input's."""
+
+    def train(self, mode: bool = True) -> Kept:
+        super().train(mode)
+        self.norms.eval()
+        return self
+
+
 @pytest.mark.parametrize(
     ("model", "example", "normalised"),
     [
+        (Kept(), torch.randn(2, 2, 5, 5), ("two.weight",)),
         (Block(), torch.randn(2, 2, 5, 5), ("one.weight", "two.weight")),
         (Block(bias=False), torch.randn(2, 2, 5, 5), ("one.weight", "two.weight")),
         (Block(reads="a shortcut"), torch.randn(2, 2, 5, 5), ()),
@@ -229,10 +239,12 @@ def test_layers_whose_results_only_a_normalisation_reads(
     model: nn.Module, example: Tensor, normalised: tuple[str, ...]
 ) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
     assert with_last_layer(LayerRules(), model, example).normalised == normalised
     layers = prunable_layers(model, example=example)
     assert {layer.name for layer in layers if layer.normalised} == set(normalised)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
     assert not any(module._forward_pre_hooks for module in model.modules())
     given = LayerRules(last=("head.weight",), normalised=("head.weight",))
     assert with_last_layer(given, model, example) is given

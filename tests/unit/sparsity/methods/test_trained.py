@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.helpers.layers import kept_in_evaluation
 from tests.helpers.problems import batches, blobs, mlp
 from tune_sparsity.sparsity import METHODS, LayerRules, LpssSettings, SparseTraining, lpss, prunable_layers
 from tune_sparsity.sparsity.distributions import layer_counts
@@ -129,15 +130,53 @@ def test_masks_that_were_moved_before_a_step_do_not_move_again_in_it() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_v_and_gain_are_in_float32_and_the_weights_stay(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "kept"),
+    [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float64, torch.float64),  # in float32 the first step would cost the weights half of their digits
+    ],
+)
+def test_v_and_gain_are_in_float32_or_better_and_the_weights_stay(dtype: torch.dtype, kept: torch.dtype) -> None:
     model = mlp(20, 30, 12, 4).to(dtype)
     before = copy.deepcopy(model.state_dict())
     sparse = lpss(model, LpssSettings(0.0, 1.05), total_steps=STEPS, trained=True)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert isinstance(sparse.optimizer, LpSGD)
     state = sparse.optimizer.state[model[0].weight]
-    assert {key: value.dtype for key, value in state.items()} == {"v": torch.float32, "gain": torch.float32}
+    assert {key: value.dtype for key, value in state.items()} == {"v": kept, "gain": kept}
+
+
+@pytest.mark.parametrize("method", PARAMS)
+def test_a_network_in_float64_keeps_its_digits(method: str) -> None:
+    model = mlp(20, 30, 12, 4, norm=True).double().eval()
+    x = blobs()[0].double()
+    before = model(x).detach()
+    slow = {"lr": 1e-15, "weight_decay": 0.0} | ({"sphere_lr": 1e-15} if method == "lpss" else {})
+    sparse = build(method, model, final_sparsity=0.0, **slow)
+    for _ in range(STEPS):
+        sparse.zero_grad()
+        model(x).square().mean().backward()
+        sparse.step()
+    assert torch.allclose(model(x), before, rtol=1e-11, atol=1e-11)
+    assert {param.dtype for param in model.parameters()} == {torch.float64}
+
+
+def test_norms_of_rows_before_a_normalisation_by_constants_are_learnt() -> None:
+    model, x = mlp(20, 30, 12, 4, norm=True), blobs()[0]
+    model(x)  # so that the constants are no longer 0 and 1
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            kept_in_evaluation(module)
+    before, constants = model(x).detach(), copy.deepcopy(list(model.buffers()))
+    sparse = lpss(model, LpssSettings(0.0, 1.3), total_steps=STEPS, trained=True, example=x)
+    assert torch.equal(model(x), before)
+    gain = sparse.optimizer.gain(model[0].weight).clone()  # type: ignore[attr-defined]
+    train(model, sparse, 10)
+    assert (sparse.optimizer.gain(model[0].weight) - gain).abs().max() > 1e-3  # type: ignore[attr-defined]
+    assert all(torch.equal(one, other) for one, other in zip(model.buffers(), constants, strict=True))
 
 
 def test_the_scale_of_rows_before_a_batch_normalisation_changes_nothing() -> None:

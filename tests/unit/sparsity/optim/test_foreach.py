@@ -268,13 +268,18 @@ def test_a_step_off_the_cpu_never_waits_for_the_device() -> None:
     bias = nn.Parameter(torch.ones(5, device="meta"))
     with pytest.raises(RuntimeError, match="meta"):
         bias.sum().item()
-    sphere = [{"params": params[k::2], "p": 1.3, "gain": k == 0} for k in (0, 1)]
-    optimizer = LpSGD([*sphere, {"params": [bias], "weight_decay": 0.1}], 0.1)
+    learnt, constant = params[::2], params[1::2]
+    groups = [{"params": learnt, "p": 1.3, "gain": True}, {"params": constant, "p": 1.3}]
+    optimizer = LpSGD([*groups, {"params": [bias], "weight_decay": 0.1}], 0.1)
+    optimizer.set_masks({param: torch.ones_like(param) for param in (learnt[0], constant[0])})
     for _ in range(3):
         for param in (*params, bias):
             param.grad = torch.ones_like(param)
         optimizer.step()
-    assert optimizer.state[params[0]]["v"].device.type == "meta"
+    kept = {"v", "gain", "momentum_buffer"}
+    assert all(optimizer.state[param].keys() == kept | {"gain_momentum"} for param in learnt)
+    assert all(optimizer.state[param].keys() == kept for param in constant)
+    assert all(state.device.type == "meta" for param in params for state in optimizer.state[param].values())
 
 
 # ---- gradients that are no numbers
