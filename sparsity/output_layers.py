@@ -46,7 +46,7 @@ def followers(
         example: a batch of inputs.
         forward: (network, inputs) -> outputs.
     """
-    with _ready(model), _normalised_inputs(model) as read:
+    with ready(model), _normalised_inputs(model) as read:
         outputs = forward(model, tree_map(_followed, example))
     roots = [one.grad_fn for one in tree_leaves(outputs) if isinstance(one, Tensor) and one.grad_fn is not None]
     owners = {id(param): layer.name for layer in layers for param in layer.params}
@@ -100,7 +100,7 @@ def _followed(x: Any) -> Any:
 
 
 @contextmanager
-def _ready(model: nn.Module) -> Iterator[None]:
+def ready(model: nn.Module) -> Iterator[None]:
     """Within it the network is in evaluation mode, autograd follows all its parameters, and nothing is compiled."""
     modes = [(module, module.training) for module in model.modules()]
     frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
