@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tune_sparsity.sparsity.layers import Layer
 from tune_sparsity.sparsity.output_layers import called, ready
-from tune_sparsity.sparsity.torch_internals import TorchDispatchMode, tree_leaves
+from tune_sparsity.sparsity.torch_internals import EagerMode, tree_leaves
 
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
@@ -38,7 +38,7 @@ class Uses:
         return round(self.rest + sum(nonzero[name] * uses for name, uses in self.prunable.items()))
 
 
-class _Products(TorchDispatchMode):
+class _Products(EagerMode):
     """Counts the multiplications with each of some tensors, by where their memory begins."""
 
     def __init__(self) -> None:

@@ -22,7 +22,9 @@ from torch import Tensor
 from tune_sparsity.experiments import Data, Experiment, Loaded, Split, Training
 from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.experiments.training import NotFinite
+from tune_sparsity.sparsity.multiply_adds import Uses
 from tune_sparsity.sparsity.orientation import STANDARD
+from tune_sparsity.sparsity.packed.layout import Budget, Layout
 from tune_sparsity.sparsity.torch_internals import leave_compiler_out, tree_map
 from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.errors import disk_error, one_line
@@ -59,6 +61,8 @@ class TrialSetup:
     checkpoints: Place | None = None  # where they are, which is there; None: no trial is ever resumed
     rungs: tuple[int, ...] = ()  # the epochs after which trials are judged
     loads: bool = False  # whether workers load the data themselves
+    max_bytes: int | None = None  # that a network's packed file may have, of methods that prune
+    uses: Uses | None = None  # how often the network uses its weights; None where that is not known
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "experiment": Parcel(self.experiment, self.source, loads=self.loads)}
@@ -133,7 +137,7 @@ class TrialTrainable(tune.Trainable):
 
     def _let_go(self) -> None:
         """Gives back the training's memory."""
-        self._training = None
+        self._training, self._sizes = None, dict[str, float]()
         if self._shared.device != "cpu":
             torch.cuda.empty_cache()
 
@@ -166,7 +170,7 @@ class TrialTrainable(tune.Trainable):
                 return self._reported(self._past, again=True)
         training, until = self._training, time.monotonic() + TOGETHER
         while True:
-            metrics = training.epoch()
+            metrics = {**training.epoch(), **self._sizes_of(training)}
             for name, value in metrics.items():
                 if not math.isfinite(value):
                     raise NotFinite(f"{name} is {value} after epoch {training.epochs_done}")
@@ -180,6 +184,12 @@ class TrialTrainable(tune.Trainable):
                 self._writer.write(self._trial["number"], training.epochs_done, self._state(training))
             if training.epochs_done in self._shared.rungs or time.monotonic() >= until:
                 return self._reported(done)
+
+    def _sizes_of(self, training: Training) -> dict[str, float]:
+        """Return what the network costs: nothing before its mask is fixed, and from then on always the same."""
+        if training.sparse.fixed and not self._sizes:
+            self._sizes = network_cost(training, self._shared.uses)
+        return self._sizes
 
     def _reported(self, epochs: list[Epoch], **more: Any) -> Report:
         assert self._training is not None
@@ -265,7 +275,7 @@ def _splits(shared: TrialSetup, arrays: Any) -> tuple[Split | Loaded, Split | Lo
 
 
 def _training(shared: TrialSetup, data: tuple[Split | Loaded, Split | Loaded], config: dict[str, Any]) -> Training:
-    return Training(
+    training = Training(
         shared.experiment,
         *data,
         config["method"],
@@ -274,6 +284,29 @@ def _training(shared: TrialSetup, data: tuple[Split | Loaded, Split | Loaded], c
         seed=trial_seed(shared.seed, config["number"]),
         device=shared.device,
     )
+    if shared.max_bytes is not None and training.sparse.final_sparsity > 0:  # what never prunes fits, or does not
+        training.sparse.excess = Budget(_layout(training), shared.max_bytes).excess
+    return training
+
+
+def _layout(training: Training) -> Layout:
+    return Layout.of(plain_state(training.model), [layer.name for layer in training.sparse.layers])
+
+
+def network_cost(training: Training, uses: Uses | None) -> dict[str, float]:
+    """Return the size of the network's packed file in bytes, and its multiply-adds with weights that are not zero, of
+    an example; without what is not known.
+
+    Args:
+        uses: how often the network uses its weights.
+    """
+    masks = {layer.name: mask for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True)}
+    found = {}
+    with suppress(ValueError):  # of a tensor that no packed file can have
+        found["size_bytes"] = float(_layout(training).size(masks))
+    if uses is not None:
+        found["macs"] = float(uses.macs({name: int(mask.count_nonzero()) for name, mask in masks.items()}))
+    return found
 
 
 def _states(place: Place, number: int) -> Iterator[Any]:
