@@ -13,7 +13,10 @@ from tune_sparsity.experiments.examples import mapped, tensors_in
 
 ACCURACY = "accuracy"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_TAKEN = ("epochs", "hypervolume", "method", "nonzero", "seconds", "sparsity", "study", "target", "trial")
+_TAKEN = (
+    *("bytes", "epochs", "hypervolume", "macs", "method", "nonzero", "seconds", "size_bytes", "sparsity"),
+    *("study", "target", "trial"),
+)
 """Headings that stand beside the metric's in tables and pictures."""
 
 

@@ -66,7 +66,7 @@ def followers(
         example: a batch of inputs.
         forward: (network, inputs) -> outputs.
     """
-    with modes_kept(model), _ready(model), _normalised_inputs(model) as read:
+    with modes_kept(model), ready(model), _normalised_inputs(model) as read:
         outputs = forward(model, tree_map(_followed, example))
     roots = [one.grad_fn for one in tree_leaves(outputs) if isinstance(one, Tensor) and one.grad_fn is not None]
     owners = {id(param): layer.name for layer in layers for param in layer.params}
@@ -119,7 +119,7 @@ def _followed(x: Any) -> Any:
 
 
 @contextmanager
-def _ready(model: nn.Module) -> Iterator[None]:
+def ready(model: nn.Module) -> Iterator[None]:
     """Within it the network is in evaluation mode, autograd follows all its parameters, and nothing is compiled."""
     frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
     # Where the compiler was not loaded nothing is compiled, and it takes seconds to load.

@@ -14,6 +14,7 @@ __all__ = [
     "COMPILED",
     "GLOBAL_STEP_HOOKS",
     "BatchNorm",
+    "EagerMode",
     "NormBase",
     "TorchDispatchMode",
     "call_eagerly",
@@ -23,6 +24,15 @@ __all__ = [
     "tree_map",
     "tree_paths",
 ]
+
+
+class EagerMode(TorchDispatchMode):
+    """A mode that sees all operations, for what is never compiled: torch's own loads the compiler in a second."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
 
 BatchNorm = _BatchNorm
 """The class of all batch normalisations, which has no public name."""

@@ -16,6 +16,7 @@ from tune_sparsity.experiments.own.loop import OwnLoop
 from tune_sparsity.experiments.own.trial import LoopError, Stopped, T, Trial
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.sparsity import METHODS, SparseTraining
+from tune_sparsity.sparsity.output_layers import modes_kept
 from tune_sparsity.sparsity.wrappers import on_one_device, plain_state
 
 _LAST_INPUTS = 8  # batches, for running statistics of weights that were just masked
@@ -143,16 +144,12 @@ class RunningTrial(Trial):
         if not callable(value):
             return float(value)
         assert self.model is not None
-        modes = [(module, module.training) for module in self.model.modules()]
         before = copied(plain_state(self.model)) if self.careful else None
-        try:
-            with same_random_numbers(), torch.no_grad():
-                return float(value())
-        finally:
-            for module, training in modes:
-                module.training = training
-            if before is not None:
-                self._compare(before)
+        with modes_kept(self.model), same_random_numbers(), torch.no_grad():
+            measured = float(value())
+        if before is not None:
+            self._compare(before)
+        return measured
 
     def _compare(self, before: dict[str, Any]) -> None:
         assert self.model is not None

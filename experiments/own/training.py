@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tune_sparsity.experiments.base import NotFinite
@@ -30,6 +31,7 @@ class OwnTraining:
         epochs: how many; the loop's own number is another matter.
         seed: of all global random numbers in the loop, and of the masks.
         device: "cpu", "cuda", ...
+        begun: is called when the loop has its optimizer, before the first step.
         careful: whether each measuring is looked at: it must not change the network.
     """
 
@@ -43,6 +45,7 @@ class OwnTraining:
         seed: int,
         device: str = "cpu",
         careful: bool = False,
+        begun: Callable[[OwnTraining], object] = bool,
     ) -> None:
         self.experiment, self.epochs = experiment, epochs
         self._said: queue.Queue[Any] = queue.Queue()  # what the loop hands over
@@ -52,6 +55,7 @@ class OwnTraining:
             experiment, method, params, epochs=epochs, seed=seed, device=device, hand_over=self._hand_over
         )
         self._trial.careful = careful
+        self._begun = begun
         self._thread = threading.Thread(target=self._run, name=f"loop {experiment.name}", daemon=True)
 
     @property
@@ -96,6 +100,7 @@ class OwnTraining:
         if self._thread.ident is None:
             self._thread.start()
             self._said_next()
+            self._begun(self)
 
     def _until_told(self) -> dict[str, float]:
         self._go.release()

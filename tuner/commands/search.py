@@ -18,7 +18,7 @@ LAUNCHED = time.monotonic()  # from which a study's seconds count: what it impor
 _EPILOG = """\
 also:
   tune-sparsity resume STUDY    go on with a study that was interrupted
-  tune-sparsity export STUDY --format safetensors|onnx|torch|csr    a checked file, and what its zeros save
+  tune-sparsity export STUDY --format packed|safetensors|onnx|torch|csr    a checked file, and what its zeros save
   tune-sparsity report STUDY    a page to send to a colleague
   tune-sparsity compare STUDY STUDY    studies of one experiment beside each other
   tune-sparsity ui STUDY    MLflow's UI on the study's store
@@ -42,6 +42,7 @@ def search_parser() -> Parser:
     what.add_argument("--target", metavar="S", help="fraction of zero weights to reach, e.g. 0.9, or several: 0.8,0.9")
     what.add_argument("--front", metavar="S:S", help="the whole front between two sparsities, e.g. 0.5:0.99")
     what.add_argument("--max-nonzero", metavar="N", help="the target as a count: weights that may be other than zero")
+    what.add_argument("--max-bytes", metavar="N", help="the size of the network's packed file, e.g. 10000 or 10kB")
     what.add_argument(
         "--experiment", metavar="NAME", help="built-in name, path/to/file.py:name or module:name (digits)"
     )
@@ -188,7 +189,7 @@ def _exit_code(finished: Any, config: Any) -> int:
         advice = (
             f"{_how_to_resume(config)} --time-budget LONGER" if finished.out_of_time else "try more trials or epochs"
         )
-        say(f"No trial completed with a sparsity of at least {outcome.goal.lowest:g}: {advice}")
+        say(f"No trial completed with {outcome.goal.condition}: {advice}")
         return EXIT_INFEASIBLE
     return EXIT_DONE
 

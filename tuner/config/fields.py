@@ -1,13 +1,22 @@
-"""The options that say what to find, from the command line's text or a file's values: --target, --front."""
+"""The options that say what to find, from the command line's text or a file's values: --target and the like."""
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
 
 TARGET = "a target is a sparsity in [0, 1), e.g. 0.9, or several with commas: 0.8,0.9,0.95"
 FRONT = "a front goes from a sparsity to a higher one, both in [0, 1), e.g. 0.5:0.99"
+BYTES = "a size is a number of bytes, e.g. 10000, 10kB or 10KiB"
+_BYTES = {"": 1, "B": 1} | {
+    f"{letter}{kind}": base**power
+    for power, letter in enumerate("KMG", 1)
+    for kind, base in (("B", 1000), ("IB", 1024))
+}
+_MOST_BYTES = 10**15
 _MOST = 20  # targets: each has files of its own
 
 
@@ -44,6 +53,23 @@ def parse_front(value: Any) -> Any:
     return low, high
 
 
+def parse_bytes(value: Any) -> Any:
+    """A number of bytes from 10000, "10000", "10kB" or "10KiB", rounded down. Raises ValueError."""
+    if value is None:
+        return None
+    number, unit = value, "B"
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", value.strip())
+        number, unit = match.groups() if match else ("", "")
+    try:
+        count = int(Decimal(str(number)) * _BYTES[unit.upper()])
+    except (KeyError, ArithmeticError, ValueError):
+        raise ValueError(BYTES) from None
+    if not 1 <= count <= _MOST_BYTES:
+        raise ValueError(BYTES)
+    return count
+
+
 def _sparsity(value: Any, accepted: str) -> float:
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         try:
@@ -60,4 +86,5 @@ def _front_text(ends: tuple[float, float] | None) -> str | None:
 
 
 Target = Annotated[float | tuple[float, ...] | None, BeforeValidator(parse_target)]
+Bytes = Annotated[int | None, BeforeValidator(parse_bytes)]
 Front = Annotated[tuple[float, float] | None, BeforeValidator(parse_front), PlainSerializer(_front_text)]

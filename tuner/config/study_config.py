@@ -23,17 +23,18 @@ from pydantic import (
     model_validator,
 )
 
-from tune_sparsity.tuner.config.fields import Front, Target, split
+from tune_sparsity.tuner.config.fields import Bytes, Front, Target, split
 from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri, resolve_tracking_uri
 from tune_sparsity.tuner.errors import UsageError, redact, unknown
 from tune_sparsity.tuner.storage.study_storage import STUDY_NAME, LocalStorage, StudyStorage, parse_storage
 
 if TYPE_CHECKING:
+    from tune_sparsity.sparsity.packed.layout import Layout
     from tune_sparsity.tuner.study.goal import Goal
 
 SAMPLERS = ("tpe", "gp", "nsgaii", "cmaes", "qmc", "random")
 SCHEDULERS = ("asha", "none")
-GOALS = ("target", "front", "max_nonzero")
+GOALS = ("target", "front", "max_nonzero", "max_bytes")
 """The options that say what to find: exactly one of them is given."""
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """The environment variable that Ray sets for what `ray job submit` runs."""
@@ -85,6 +86,7 @@ class StudyConfig(BaseModel):
     target: Target = None
     front: Front = None
     max_nonzero: int | None = Field(default=None, ge=1)
+    max_bytes: Bytes = None
     experiment: str = "digits"
     method: Annotated[list[str], BeforeValidator(split), Field(min_length=1)] = ["lpss"]
     space: str | None = None
@@ -183,20 +185,25 @@ class StudyConfig(BaseModel):
         given = [f"--{name.replace('_', '-')}" for name in GOALS if getattr(self, name) is not None]
         if not given:
             raise ValueError(
-                "--target is missing: give what to find, --target 0.9, or --target 0.8,0.9, --front 0.5:0.99 or "
-                "--max-nonzero 20000"
+                "--target is missing: give what to find, --target 0.9, or --target 0.8,0.9, --front 0.5:0.99, "
+                "--max-nonzero 20000 or --max-bytes 10kB"
             )
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are different goals: give one of them")
         return self
 
-    def goal(self, layers: int, weights: int) -> Goal:
+    def goal(self, layers: int, weights: int, layout: Layout | None = None) -> Goal:
         """What the study looks for, in a network with `weights` prunable weights in so many layers.
+
+        Args:
+            layout: of the network's packed file; None if there can be none.
 
         Raises:
             UsageError: if the network has fewer weights than --max-nonzero allows, or must keep fewer than it has
-                layers: one without any connection would cut it in two.
+                layers: one without any connection would cut it in two. Also if its file has more than --max-bytes then.
         """
+        if self.max_bytes is not None:
+            return self._within_bytes(layers, weights, layout)
         if self.max_nonzero is not None and not layers <= self.max_nonzero <= weights:
             raise UsageError(
                 f"--max-nonzero {self.max_nonzero}: the network has {weights:,} prunable weights in {layers} layers: "
@@ -214,6 +221,16 @@ class StudyConfig(BaseModel):
             )
         return goal
 
+    def _within_bytes(self, layers: int, weights: int, layout: Layout | None) -> Goal:
+        from tune_sparsity.tuner.study.goal import within_bytes
+
+        assert self.max_bytes is not None
+        if layout is None:
+            raise UsageError(f"--max-bytes {self.max_bytes}: the network has tensors of a type that no packed file has")
+        if self.max_bytes < (least := layout.least()):
+            raise UsageError(f"--max-bytes {self.max_bytes}: this network needs at least {least:,} bytes")
+        return within_bytes(self.max_bytes, max(layers, layout.nonzero_within(self.max_bytes)), weights)
+
     def _goal(self, weights: int) -> Goal:
         from tune_sparsity.tuner.study.goal import along_front, at_most, at_targets
 
@@ -229,6 +246,8 @@ class StudyConfig(BaseModel):
         """The goal in characters that a folder's name can have."""
         if self.max_nonzero is not None:
             return f"{self.max_nonzero}-weights"
+        if self.max_bytes is not None:
+            return f"{self.max_bytes}-bytes"
         if self.front is not None:
             return f"{self.front[0]:g}-to-{self.front[1]:g}"
         targets = self.target if isinstance(self.target, tuple) else (self.target,)

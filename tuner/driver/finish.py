@@ -203,6 +203,8 @@ def _model(prepared: Prepared, outcome: StudyOutcome, network: Path) -> dict[str
         "sparsity": best.sparsity,
         "sparsity_total": best.sparsity_total,
         "nonzero_weights": best.nonzero_weights,
+        "size_bytes": best.size_bytes,
+        "macs": best.macs,
     }
     tags = {"study": outcome.study, "trial": best.name, "method": best.method, "target": prepared.goal.option}
     return model_note(
@@ -249,6 +251,6 @@ def _metrics(outcome: StudyOutcome) -> dict[str, float]:
             metrics[f"best_{goal.objective.val}{where}"] = best.value
         if (value := outcome.test_values.get(best.number)) is not None:
             metrics[f"best_{goal.objective.test}{where}"] = value
-        if (sparsity := outcome.sparsity_matrices(best)) is not None:
-            metrics[f"best_sparsity_matrices{where}"] = sparsity
+        more = {"sparsity_matrices": outcome.sparsity_matrices(best), "size_bytes": best.size_bytes, "macs": best.macs}
+        metrics |= {f"best_{name}{where}": value for name, value in more.items() if value is not None}
     return metrics

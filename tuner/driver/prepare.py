@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -18,7 +19,10 @@ from tune_sparsity.experiments.checks.shapes import builds
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.experiments.user_reads import watching
 from tune_sparsity.search_spaces import Space
-from tune_sparsity.sparsity import NetworkSize, network_size
+from tune_sparsity.sparsity import NetworkSize, network_size, prunable_layers
+from tune_sparsity.sparsity.multiply_adds import Uses, count_uses
+from tune_sparsity.sparsity.packed.layout import Layout
+from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.config.experiment import experiment_of, objective_of, sound_data
 from tune_sparsity.tuner.config.files import judged, read_about
 from tune_sparsity.tuner.config.study_config import StudyConfig
@@ -44,6 +48,7 @@ class Prepared:
     size: NetworkSize
     earlier: WarmStart = field(default_factory=WarmStart)
     warnings: tuple[Finding, ...] = ()  # of checks, about an experiment of the user's own
+    uses: Uses | None = None  # how often the network uses its weights for an example; None where that is not known
 
     @property
     def epochs(self) -> int:
@@ -82,8 +87,8 @@ def prepare(
     if not own:  # a user's code, which begins to run here
         share(lambda: True)
     experiment = experiment_of(config)
-    size = _size(experiment)
-    goal = replace(config.goal(size.layers, size.prunable), objective=objective_of(experiment))
+    size, layout = _size(experiment)
+    goal = replace(config.goal(size.layers, size.prunable, layout), objective=objective_of(experiment))
     try:
         spaces = spaces_of(config, goal, experiment.space, experiment.optimizer)
         check_sampler(config.sampler, front=goal.multi_objective, methods=len(spaces))
@@ -109,7 +114,8 @@ def prepare(
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
         alike = {"experiment": config.experiment, "epochs": config.epochs or experiment.recipe.epochs}
         earlier = warm_start(config.warm_start, config.storage, spaces, goal.lowest, alike, goal.objective)
-    prepared = Prepared(config, experiment, data, spaces, goal, size, earlier, tuple(warnings))
+    uses = _uses(experiment, data)
+    prepared = Prepared(config, experiment, data, spaces, goal, size, earlier, tuple(warnings), uses)
     threading.Thread(target=getattr, args=(prepared, "checksum"), daemon=True).start()  # before somebody waits for it
     return prepared
 
@@ -172,8 +178,20 @@ class _Loading:
         return True
 
 
-def _size(experiment: Experiment) -> NetworkSize:
-    """How many of the parameters of the experiment's network can be pruned.
+def _uses(experiment: Experiment, data: Data) -> Uses | None:
+    """Return how often the network uses its weights; None if it is not known."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = experiment.network()
+            layers = prunable_layers(model, experiment.layers, sphere=False)
+            return count_uses(model, layers, experiment.prepare(data.val.first(2).x), experiment.forward)
+    except (Exception, SystemExit):  # the user's: it is told where the network is trained
+        return None
+
+
+def _size(experiment: Experiment) -> tuple[NetworkSize, Layout | None]:
+    """Return how many of the parameters of the experiment's network can be pruned, and the layout of its packed file,
+    None if there can be none.
 
     Raises:
         UsageError: if there is none, or if the network cannot be made.
@@ -183,7 +201,11 @@ def _size(experiment: Experiment) -> NetworkSize:
             if (problem := next(builds(Subject(experiment)), None)) is not None:
                 raise UsageError(f"--experiment: the network of {experiment.name} cannot be used: {problem.text}")
             model = experiment.network()
-        return network_size(model, experiment.layers)
+        size = network_size(model, experiment.layers)
+        layers = prunable_layers(model, experiment.layers, sphere=False)
+        with suppress(ValueError):
+            return size, Layout.of(plain_state(model), [layer.name for layer in layers])
+        return size, None
     except UsageError:
         raise
     except Exception as error:

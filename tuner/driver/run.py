@@ -204,6 +204,8 @@ def _build(
         device="cuda" if gpus else "cpu",
         weights_folder=weights_folder if mirror is None else None,
         source=config.experiment,
+        max_bytes=config.max_bytes,
+        uses=prepared.uses,
         checkpoints=checkpoints,
         rungs=halving.rungs,
         loads=not prepared.data.in_memory,

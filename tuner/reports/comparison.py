@@ -59,6 +59,7 @@ def differences(studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialR
                     "difference": value - first if known else None,  # type: ignore[operator]
                     "sparsity": None if best is None else best.sparsity,
                     "nonzero_weights": None if best is None else best.nonzero_weights,
+                    "size_bytes": None if best is None else best.size_bytes,
                     "trials": sum(study.result["states"].values()),
                     "seconds": study.result["seconds"]["total"],
                 }
@@ -67,7 +68,7 @@ def differences(studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialR
 
 
 def _header(objective: Objective) -> list[str]:
-    before, behind = ("target", "study", "trial", "method"), ("sparsity", "weights left", "seconds")
+    before, behind = ("target", "study", "trial", "method"), ("sparsity", "weights left", "bytes", "seconds")
     return [*before, objective.name, "against the first", *behind]
 
 
@@ -79,6 +80,7 @@ def _cells(row: dict[str, Any], objective: Objective) -> list[str]:
         "" if difference is None else objective.difference(difference, "+"),
         "" if row["sparsity"] is None else f"{row['sparsity']:.3%}",
         "" if nonzero is None else f"{nonzero:,}",
+        "" if row["size_bytes"] is None else f"{row['size_bytes']:,}",
         f"{row['seconds']:.0f}",
     ]
 

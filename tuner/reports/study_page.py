@@ -42,6 +42,8 @@ def _wanted(goal: Goal) -> str:
     best = f"most accurate {network}" if goal.objective == ACCURACY else f"{network} of {extreme} {name}"
     if goal.kind is GoalKind.MAX_NONZERO:
         return f"the {best} with at most {goal.max_nonzero:,} nonzero weights"
+    if goal.kind is GoalKind.MAX_BYTES:
+        return f"the {best} in a file of at most {goal.max_bytes:,} bytes"
     targets = " and ".join(percent(target) for target in goal.targets)
     return f"the {best} at least {targets} sparse"
 
@@ -106,11 +108,12 @@ def _found(study: EndedStudy, goal: Goal, records: Sequence[TrialRecord]) -> dic
             *([target] if by_target else []),
             *(record.name, record.method, record.text, tests.get(record.name, "")),
             *(_share(record.sparsity, 3), "" if record.nonzero_weights is None else f"{record.nonzero_weights:,}"),
+            "" if record.size_bytes is None else f"{record.size_bytes:,}",
             ", ".join(f"{name} {short_number(value)}" for name, value in record.params.items()),
         ]
         for target, record in rows
     ]
-    header = ["trial", "method", "validation", "test", "sparsity", "weights left", "parameters"]
+    header = ["trial", "method", "validation", "test", "sparsity", "weights left", "bytes", "parameters"]
     above = goal.missing_above(records) if goal.multi_objective else None
     again = study.result.get("final_seeds") or []
     return {

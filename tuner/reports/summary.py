@@ -63,6 +63,7 @@ def trial_columns(
         [rows[0].objective.name, *(record.text for record in rows)],
         ["sparsity", *(f"{record.sparsity:.3%}" for record in rows)],
         ["nonzero", *("" if r.nonzero_weights is None else f"{r.nonzero_weights:,}" for r in rows)],
+        ["bytes", *("" if r.size_bytes is None else f"{r.size_bytes:,}" for r in rows)],
     ]
     if len({record.method for record in rows}) > 1:
         columns.append(["method", *(record.method for record in rows)])
@@ -77,7 +78,7 @@ def best_line(outcome: StudyOutcome) -> str:
     """The best trial in one line, its sparsity also as counts; or that there is none."""
     best = outcome.best
     if best is None:
-        return f"no feasible trial: none completed with a sparsity of {100 * outcome.goal.lowest:.6g}% or more"
+        return f"no feasible trial: none completed with {outcome.goal.condition}"
     return f"best {_found(outcome, best)}"
 
 
@@ -89,7 +90,8 @@ def _found(outcome: StudyOutcome, record: TrialRecord) -> str:
     sparsity = f"sparsity {record.sparsity:.4%}"
     if outcome.weights is not None and record.nonzero_weights is not None:
         sparsity += f" ({outcome.weights - record.nonzero_weights:,} of {outcome.weights:,} weights are zero)"
-    return f"{record.name}: {', '.join([*parts, sparsity])}"
+    packed = [] if record.size_bytes is None else [f"packed {record.size_bytes:,} bytes"]
+    return f"{record.name}: {', '.join([*parts, sparsity, *packed])}"
 
 
 def targets_lines(outcome: StudyOutcome) -> list[str]:

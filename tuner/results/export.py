@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from tune_sparsity.tuner.results.inference_cost import Latency
     from tune_sparsity.tuner.study.objective import Objective
 
-SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch": ".pt", "csr": ".csr.safetensors"}
+SUFFIXES = {
+    "packed": ".packed",
+    "safetensors": ".safetensors",
+    "onnx": ".onnx",
+    "torch": ".pt",
+    "csr": ".csr.safetensors",
+}
 """The formats, and how the names of their files end."""
 
 
@@ -153,6 +159,11 @@ def _write(network: Network, kind: str, path: Path) -> None:
             formats.save_onnx(network.model, network.experiment.outputs, network.data.val.first(2).x, path)
         except RuntimeError as error:
             raise ExportFailed(str(error)) from error
+    elif kind == "packed":
+        try:
+            formats.save_packed(network.tensors, network.prunable, path)
+        except ValueError as error:
+            raise ExportFailed(str(error)) from error
     elif kind == "csr":
         formats.save_csr(network.tensors, network.prunable, path)
     else:
@@ -164,6 +175,7 @@ def _reader(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor]:
     import torch
     from safetensors.torch import load_file
 
+    from tune_sparsity.sparsity.packed.writer import load
     from tune_sparsity.tuner.results import export_formats as formats
 
     if kind == "onnx":
@@ -172,6 +184,7 @@ def _reader(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor]:
         except Exception as error:  # onnxruntime's, of an LSTM with projections
             raise ExportFailed(f"onnxruntime cannot read the file that torch has written: {one_line(error)}") from error
     tensors = {
+        "packed": lambda: load(path.read_bytes()),
         "safetensors": lambda: load_file(path),
         "torch": lambda: torch.load(path, weights_only=True),
         "csr": lambda: formats.load_csr(path),

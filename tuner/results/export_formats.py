@@ -2,7 +2,7 @@
 
 None of the files holds code: tensors as safetensors, a state_dict that torch loads with weights_only=True, an ONNX
 graph. None of them is larger than the same network's would be without a zero in it: masks are left out, since the
-zeros are in the weights, and a tensor that would grow in CSR stays dense.
+zeros are in the weights, and a tensor that would grow in CSR or in a packed file stays dense.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from tune_sparsity.experiments.base import in_evaluation
 from tune_sparsity.experiments.examples import mapped, named
+from tune_sparsity.sparsity.packed.writer import encode
 from tune_sparsity.tuner.errors import UsageError
 
 Tensors = Mapping[str, Tensor]
@@ -36,6 +37,12 @@ def save_safetensors(tensors: Tensors, path: Path) -> None:
 def save_torch(tensors: Tensors, path: Path) -> None:
     """The state_dict for `torch.load(path, weights_only=True)`."""
     torch.save(dict(tensors), path)
+
+
+def save_packed(tensors: Tensors, prunable: set[str], path: Path) -> None:
+    """The smallest file, of which `tune_sparsity.sparsity.packed.read_packed` tells the format. Raises ValueError for a
+    tensor of a type that it cannot have."""
+    path.write_bytes(encode(tensors, prunable))
 
 
 def index_dtype(columns: int) -> torch.dtype:

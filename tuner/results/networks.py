@@ -19,6 +19,7 @@ from tune_sparsity.experiments.base import NotFinite
 from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.sparsity import DeadNeurons, dead_neurons, prunable_layers
+from tune_sparsity.sparsity.packed.writer import encode
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL
@@ -174,6 +175,8 @@ def _measure(
 ) -> BestModel:
     """What the network is on the test data, if it is what its trial reported. Raises RuntimeError if it is not."""
     zeros, total = count_zeros(tensors, masks)
+    if record.size_bytes is not None and (packed := len(encode(tensors, masks))) != record.size_bytes:
+        raise _OtherNetwork(f"{record.name} reported {record.size_bytes} bytes, its packed file has {packed}")
     if zeros / total != record.sparsity:
         raise _OtherNetwork(f"{record.name} reported sparsity {record.sparsity}, its file has {zeros}/{total} zeros")
     if any(not torch.equal(tensors[name] != 0, mask) for name, mask in masks.items()):
@@ -237,6 +240,8 @@ def _describe(
             "sparsity_total": record.sparsity_total,
             "nonzero_weights": best.weights - best.zeros,
             "weights": best.weights,
+            "size_bytes": record.size_bytes,
+            "macs": record.macs,
         },
         "sparsity_by_layer": dict(best.by_layer),
     }

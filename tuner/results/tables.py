@@ -25,7 +25,7 @@ from tune_sparsity.tuner.system.files import plain, to_json, write_atomically
 
 LEADING_COLUMNS = ("number", "state")
 TRAILING_COLUMNS = (
-    *("sparsity", "sparsity_matrices", "sparsity_total", "hoyer", "nonzero_weights"),
+    *("sparsity", "sparsity_matrices", "sparsity_total", "hoyer", "nonzero_weights", "size_bytes", "macs"),
     *("epochs", "seconds", "method", "reason"),
 )
 """After the parameters and the metric; like the leading ones they are attributes of a TrialRecord, but for
@@ -184,6 +184,8 @@ def trial_document(record: TrialRecord) -> dict[str, Any]:
         "sparsity": record.sparsity,
         "sparsity_total": record.sparsity_total,
         "nonzero_weights": record.nonzero_weights,
+        "size_bytes": record.size_bytes,
+        "macs": record.macs,
     }
 
 
@@ -204,6 +206,8 @@ def _goal_document(outcome: StudyOutcome) -> dict[str, Any]:
         return {"targets": [{"target": t, "best": _reported_document(outcome, best)} for t, best in found]}
     if goal.kind is GoalKind.MAX_NONZERO:
         return {"max_nonzero": goal.max_nonzero}
+    if goal.kind is GoalKind.MAX_BYTES:
+        return {"max_bytes": goal.max_bytes}
     if goal.kind is GoalKind.FRONT:
         area = goal.hypervolume(outcome.records)
         mean = {f"mean_{goal.objective.name}": goal.mean_value(area)}

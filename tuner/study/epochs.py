@@ -18,7 +18,8 @@ _KEYS = ("number", "epoch")
 def columns(objective: Objective) -> tuple[str, ...]:
     """Return the columns behind those of `_KEYS`; a method that has no such thing leaves its cell empty."""
     validated = objective.val, objective.at_target
-    return ("train_loss", *validated, "sparsity", "hoyer", "threshold", "grow_rate", "travel", "epoch_seconds")
+    trained = ("train_loss", *validated, "sparsity", "hoyer", "threshold", "grow_rate", "travel", "epoch_seconds")
+    return (*trained, "size_bytes", "macs")
 
 
 class EpochLog:
@@ -33,13 +34,16 @@ class EpochLog:
 
     def add(self, number: int, epoch: int, metrics: Mapping[str, float], objective: Objective = ACCURACY) -> None:
         """Writes a trial's epoch. A disk that is full or gone loses the row and not the study."""
-        names = columns(objective)
-        values = (repr(float(metrics[name])) if name in metrics else "" for name in names)
-        row = ",".join([str(number), str(epoch), *values])
         try:
-            new = not self._path.exists()
-            with self._path.open("a", encoding="utf-8", newline="") as file:
-                file.write(("number,epoch," + ",".join(names) + "\n" if new else "") + row + "\n")
+            with self._path.open("a+", encoding="utf-8", newline="") as file:
+                file.seek(0)
+                header = file.readline()
+                if not header:
+                    header = ",".join((*_KEYS, *columns(objective))) + "\n"
+                    file.write(header)
+                names = header.strip().split(",")[len(_KEYS) :]  # an earlier version's file has fewer
+                values = (repr(float(metrics[name])) if name in metrics else "" for name in names)
+                file.write(",".join([str(number), str(epoch), *values]) + "\n")
         except OSError:
             pass
 

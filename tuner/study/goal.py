@@ -1,4 +1,4 @@
-"""What a study looks for: one target, the best network at each of several, a whole front, or a number of weights.
+"""What a study looks for: one target, the best network at each of several, a whole front, a number of weights or bytes.
 
 Everything that depends on which of them it is asks the goal: the range of the final sparsity that is searched, which
 trials are feasible, which is the best, and what counts as a gain.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
 
@@ -18,12 +18,13 @@ from tune_sparsity.tuner.study.trial import TrialRecord
 
 
 class GoalKind(StrEnum):
-    """The four ways to say what is wanted; the values are the options' names."""
+    """The five ways to say what is wanted; the values are the options' names."""
 
     TARGET = "target"
     TARGETS = "targets"
     FRONT = "front"
     MAX_NONZERO = "max-nonzero"
+    MAX_BYTES = "max-bytes"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Goal:
         targets: rising; a best network is looked for at each. A front has one, its lower end.
         ceiling: a front's upper end.
         max_nonzero: the count of weights that the target was given as.
+        max_bytes: the size that a network's packed file may have. The target is about the sparsity that it takes.
         objective: the metric that networks are judged by.
         baseline: the metric's value that is worth nothing: 0 of accuracy, that of the untrained network where no worst
             value is known.
@@ -42,6 +44,7 @@ class Goal:
     targets: tuple[float, ...]
     ceiling: float | None = None
     max_nonzero: int | None = None
+    max_bytes: int | None = None
     objective: Objective = ACCURACY
     baseline: float = 0.0
 
@@ -49,8 +52,9 @@ class Goal:
         rising = all(low < high for low, high in pairwise(self.ends))
         if not self.targets or not rising or not all(0 <= end < 1 for end in self.ends):
             raise ValueError(f"a goal's sparsities must rise within [0, 1), got {self.ends}")
-        if len(self.targets) > 1 and (self.ceiling is not None or self.max_nonzero is not None):
-            raise ValueError("a front and a number of weights have one target")
+        counted = (self.ceiling, self.max_nonzero, self.max_bytes)
+        if len(self.targets) > 1 and any(count is not None for count in counted):
+            raise ValueError("a front and a number of weights or bytes have one target")
 
     @property
     def kind(self) -> GoalKind:
@@ -58,6 +62,8 @@ class Goal:
             return GoalKind.FRONT
         if self.max_nonzero is not None:
             return GoalKind.MAX_NONZERO
+        if self.max_bytes is not None:
+            return GoalKind.MAX_BYTES
         return GoalKind.TARGETS if len(self.targets) > 1 else GoalKind.TARGET
 
     @property
@@ -67,7 +73,8 @@ class Goal:
 
     @property
     def lowest(self) -> float:
-        """The study's constraint: a trial is feasible if it completed and is at least this sparse."""
+        """The study's constraint, unless it is a number of bytes: a trial is feasible if it completed and is at least
+        this sparse."""
         return self.targets[0]
 
     @property
@@ -89,20 +96,35 @@ class Goal:
         return self.lowest, self.lowest + 0.2 * (1 - self.lowest)
 
     def feasible(self, record: TrialRecord) -> bool:
-        return record.feasible(self.lowest)
+        if self.max_bytes is None:
+            return record.feasible(self.lowest)
+        return record.feasible(0.0) and record.size_bytes is not None and record.size_bytes <= self.max_bytes
+
+    @property
+    def condition(self) -> str:
+        """Return what a feasible trial must have, in words."""
+        if self.max_bytes is not None:
+            return f"a packed file of at most {self.max_bytes:,} bytes"
+        return f"a sparsity of at least {100 * self.lowest:.6g}%"
+
+    def _judged(self, records: Iterable[TrialRecord], target: float) -> tuple[list[TrialRecord], float]:
+        """Return the trials of which those are feasible that are sparse enough, and what is sparse enough."""
+        if self.max_bytes is None:
+            return list(records), target
+        return [record for record in records if self.feasible(record)], 0.0
 
     def best(self, records: Iterable[TrialRecord]) -> TrialRecord | None:
         """The best feasible trial: the one that a study reports."""
-        return best_trial(records, self.lowest)
+        return best_trial(*self._judged(records, self.lowest))
 
     def best_at(self, records: Iterable[TrialRecord]) -> list[tuple[float, TrialRecord | None]]:
         """Every target and the best trial that is at least as sparse."""
         records = list(records)
-        return [(target, best_trial(records, target)) for target in self.targets]
+        return [(target, best_trial(*self._judged(records, target))) for target in self.targets]
 
     def front(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
         """The feasible front, by rising sparsity."""
-        return pareto_front(records, self.lowest)
+        return pareto_front(*self._judged(records, self.lowest))
 
     def reported(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
         """The trials whose networks are kept, judged on the test data and written: each target's best, or the front's.
@@ -166,7 +188,7 @@ class Goal:
 
     @property
     def option(self) -> str:
-        """The goal as the value of its option; of a count the sparsity that it comes to."""
+        """The goal as the value of its option; of a count or a size the sparsity that it comes to."""
         return f"{self.lowest!r}:{self.ceiling!r}" if self.ceiling is not None else ",".join(map(repr, self.targets))
 
     def __str__(self) -> str:
@@ -174,6 +196,8 @@ class Goal:
             return f"front {self.lowest:.6g}:{self.ceiling:.6g}"
         if self.max_nonzero is not None:
             return f"at most {self.max_nonzero:,} nonzero weights, a sparsity of {self.lowest:.6g}"
+        if self.max_bytes is not None:
+            return f"at most {self.max_bytes:,} bytes, a sparsity of about {self.lowest:.6g}"
         numbers = ", ".join(f"{target:.6g}" for target in self.targets)
         return f"target{'s' if len(self.targets) > 1 else ''} {numbers}"
 
@@ -197,6 +221,16 @@ def at_most(nonzero: int, weights: int) -> Goal:
     if not 1 <= nonzero <= weights:
         raise ValueError(f"nonzero must lie in [1, {weights}], got {nonzero}")
     return Goal((sparsity_of(weights - nonzero, weights),), max_nonzero=nonzero)
+
+
+def within_bytes(most: int, nonzero: int, weights: int) -> Goal:
+    """The best network whose packed file has at most `most` bytes, for which about `nonzero` nonzero ones among its
+    `weights` prunable weights are what fits.
+
+    Raises:
+        ValueError: unless 1 <= nonzero <= weights.
+    """
+    return replace(at_most(nonzero, weights), max_nonzero=None, max_bytes=most)
 
 
 def sparsity_of(zeros: int, weights: int) -> float:

@@ -35,6 +35,10 @@ class Epoch:
         return self.metrics["epoch_seconds"]
 
 
+def _count(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
 @dataclass
 class TrialRecord:
     """One trial. Sparsities are fractions in [0, 1]; measures are None until the first epoch ended."""
@@ -48,6 +52,8 @@ class TrialRecord:
     sparsity_total: float | None = None  # zero weights / all parameters
     hoyer: float | None = None  # mean Hoyer sparsity of the rows on the sphere: not a fraction of zeros
     nonzero_weights: int | None = None
+    size_bytes: int | None = None  # of the network's packed file; known once the mask is fixed
+    macs: int | None = None  # multiply-adds an example with weights that are not zero; likewise
     epochs: int = 0
     seconds: float = 0.0  # wall clock of the trial
     final_sparsity: float | None = None  # the sparsity that the trial is to end on; known from the first rung on
@@ -93,6 +99,7 @@ class TrialRecord:
         self.value, self.hoyer = epoch.metrics[self.objective.val], epoch.metrics["hoyer"]
         self.sparsity, self.sparsity_total = epoch.metrics["sparsity"], epoch.metrics["sparsity_total"]
         self.nonzero_weights = int(epoch.metrics["nonzero_weights"])
+        self.size_bytes, self.macs = (_count(epoch.metrics.get(name)) for name in ("size_bytes", "macs"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record in JSON's types, its value under the metric's name."""

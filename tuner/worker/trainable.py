@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from torch import Tensor
 from tune_sparsity.experiments import Data, Experiment, Loaded, LoopError, OwnLoop, OwnTraining, Split, Training
 from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.experiments.training import NotFinite
+from tune_sparsity.sparsity.multiply_adds import Uses
 from tune_sparsity.sparsity.orientation import STANDARD
+from tune_sparsity.sparsity.packed.layout import Budget, Layout
 from tune_sparsity.sparsity.torch_internals import leave_compiler_out, tree_map
 from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.errors import disk_error, one_line
@@ -60,6 +63,8 @@ class TrialSetup:
     checkpoints: Place | None = None  # where they are, which is there; None: no trial is ever resumed
     rungs: tuple[int, ...] = ()  # the epochs after which trials are judged
     loads: bool = False  # whether workers load the data themselves
+    max_bytes: int | None = None  # that a network's packed file may have, of methods that prune
+    uses: Uses | None = None  # how often the network uses its weights; None where that is not known
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "experiment": Parcel(self.experiment, self.source, loads=self.loads)}
@@ -137,7 +142,7 @@ class TrialTrainable(tune.Trainable):
 
     def _let_go(self) -> None:
         """Gives back the training's memory. Raises LoopError if it is a loop that does not end."""
-        training, self._training = self._training, None
+        training, self._training, self._sizes = self._training, None, dict[str, float]()
         if isinstance(training, OwnTraining):
             training.close()
         if self._shared.device != "cpu":
@@ -172,7 +177,7 @@ class TrialTrainable(tune.Trainable):
                 return self._reported(self._past, again=True)
         training, until = self._training, time.monotonic() + TOGETHER
         while True:
-            metrics = training.epoch()
+            metrics = {**training.epoch(), **self._sizes_of(training)}
             for name, value in metrics.items():
                 if not math.isfinite(value):
                     raise NotFinite(f"{name} is {value} after epoch {training.epochs_done}")
@@ -186,6 +191,12 @@ class TrialTrainable(tune.Trainable):
                 self._writer.write(self._trial["number"], training.epochs_done, self._state(training))
             if training.epochs_done in self._shared.rungs or time.monotonic() >= until:
                 return self._reported(done)
+
+    def _sizes_of(self, training: Training | OwnTraining) -> dict[str, float]:
+        """Return what the network costs: nothing before its mask is fixed, and from then on always the same."""
+        if training.sparse.fixed and not self._sizes:
+            self._sizes = network_cost(training, self._shared.uses)
+        return self._sizes
 
     def _reported(self, epochs: list[Epoch], **more: Any) -> Report:
         assert self._training is not None
@@ -286,7 +297,7 @@ def _splits(shared: TrialSetup, arrays: Any) -> tuple[Split | Loaded, Split | Lo
 
 
 def _training(shared: TrialSetup, data: tuple[Split | Loaded, Split | Loaded], config: dict[str, Any]) -> Training:
-    return Training(
+    training = Training(
         shared.experiment,
         *data,
         config["method"],
@@ -295,6 +306,34 @@ def _training(shared: TrialSetup, data: tuple[Split | Loaded, Split | Loaded], c
         seed=trial_seed(shared.seed, config["number"]),
         device=shared.device,
     )
+    _limit(shared, training)
+    return training
+
+
+def _limit(shared: TrialSetup, training: Training | OwnTraining) -> None:
+    """Let the training end within --max-bytes, if there is such a goal."""
+    if shared.max_bytes is not None and training.sparse.final_sparsity > 0:  # what never prunes fits, or does not
+        training.sparse.excess = Budget(_layout(training), shared.max_bytes).excess
+
+
+def _layout(training: Training | OwnTraining) -> Layout:
+    return Layout.of(plain_state(training.model), [layer.name for layer in training.sparse.layers])
+
+
+def network_cost(training: Training | OwnTraining, uses: Uses | None) -> dict[str, float]:
+    """Return the size of the network's packed file in bytes, and its multiply-adds with weights that are not zero, of
+    an example; without what is not known.
+
+    Args:
+        uses: how often the network uses its weights.
+    """
+    masks = {layer.name: mask for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True)}
+    found = {}
+    with suppress(ValueError):  # of a tensor that no packed file can have
+        found["size_bytes"] = float(_layout(training).size(masks))
+    if uses is not None:
+        found["macs"] = float(uses.macs({name: int(mask.count_nonzero()) for name, mask in masks.items()}))
+    return found
 
 
 def _own_training(shared: TrialSetup, config: dict[str, Any]) -> OwnTraining:
@@ -306,6 +345,7 @@ def _own_training(shared: TrialSetup, config: dict[str, Any]) -> OwnTraining:
         epochs=shared.epochs,
         seed=trial_seed(shared.seed, config["number"]),
         device=shared.device,
+        begun=partial(_limit, shared),
     )
 
 

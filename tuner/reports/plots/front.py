@@ -191,7 +191,7 @@ def _annotations(groups: _Groups, goal: Goal, outside: int) -> list[dict[str, An
     if not groups.drawn:
         notes.append(_note("No trial has a result yet.", **centre))
     elif not groups.feasible:
-        text = f"No trial is feasible: none completed with a sparsity of {percent(goal.lowest)} or more."
+        text = f"No trial is feasible: none completed with {goal.condition}."
         notes.append(_note(text, **{**centre, "y": 0.97}))
     if outside:
         text = f"{outside} more outside this view: double-click to see all"

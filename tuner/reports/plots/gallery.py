@@ -14,6 +14,7 @@ from tune_sparsity.tuner.reports.page import page
 from tune_sparsity.tuner.reports.plots.front import front_figure
 from tune_sparsity.tuner.reports.plots.network import hoyer_figure, layers_figure, training_figure, weights_figure
 from tune_sparsity.tuner.reports.plots.search import curves_figure, importance_figure, parallel_figure, progress_figure
+from tune_sparsity.tuner.reports.plots.size import bytes_figure
 from tune_sparsity.tuner.study.epochs import Series, read_epochs
 from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.study.layout import EPOCHS_CSV
@@ -92,6 +93,7 @@ def figures(study: Pictured) -> dict[str, go.Figure]:
     fan_in = [values[0].size for values in study.weights.values() for _ in range(len(values)) if values[0].size > 1]
     made = {
         "front": front_figure(records, goal, study.title),
+        "bytes": bytes_figure(records, goal),
         "progress": progress_figure(records, goal),
         "training": None if best is None else training_figure(best, study.epochs.get(best.number, []), goal),
         "layers": layers_figure(study.weights),

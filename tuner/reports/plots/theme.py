@@ -68,6 +68,8 @@ def hover_text(record: TrialRecord) -> str:
         record.objective.name: record.text or None,
         "sparsity": None if record.sparsity is None else f"{record.sparsity:.3%}",
         "nonzero weights": None if record.nonzero_weights is None else f"{record.nonzero_weights:,}",
+        "bytes": None if record.size_bytes is None else f"{record.size_bytes:,}",
+        "multiply-adds": None if record.macs is None else f"{record.macs:,}",
         "epochs": record.epochs,
         "method": record.method,
     }

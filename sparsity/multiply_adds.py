@@ -1,0 +1,99 @@
+"""How many multiplications a network needs for an example, of which those with a weight of zero can be left out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tune_sparsity.sparsity.layers import Layer
+from tune_sparsity.sparsity.output_layers import called, modes_kept, ready
+from tune_sparsity.sparsity.torch_internals import EagerMode, tree_leaves
+
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+
+
+@dataclass(frozen=True)
+class Uses:
+    """How often a network uses its weights for one example.
+
+    Attributes:
+        prunable: of each prunable tensor, by name: in how many multiplications each of its weights is, on average.
+        rest: multiplications with weights that are not prunable.
+    """
+
+    prunable: Mapping[str, float]
+    rest: float
+
+    def macs(self, nonzero: Mapping[str, int]) -> int:
+        """Return the multiply-adds of an example with weights that are not zero.
+
+        Args:
+            nonzero: how many weights of each prunable tensor are not zero.
+        """
+        return round(self.rest + sum(nonzero[name] * uses for name, uses in self.prunable.items()))
+
+
+class _Products(EagerMode):
+    """Counts the multiplications with each of some tensors, by where their memory begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[int, float] = defaultdict(float)
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        name = function.name().partition(".")[0]
+        if name in _PRODUCTS:
+            left, right = args[-2:]
+            for factor in (left, right):
+                self._add(factor, result.numel() * left.shape[-1])
+        elif name == "aten::convolution":
+            inputs, weight = args[:2]
+            places = inputs if args[6] else result  # of a transposed convolution each input meets all weights
+            self._add(weight, weight.numel() * places.shape[0] * places[0, 0].numel())
+        elif name == "aten::mkldnn_rnn_layer":  # an LSTM on a CPU: (inputs of all steps, weights of both kinds, ...)
+            for weight in args[1:3]:
+                self._add(weight, weight.numel() * args[0].shape[:2].numel())
+        elif name == "aten::_trilinear":
+            self._add(args[1], args[1].numel() * len(args[0]))
+        elif name == "aten::embedding":
+            self._add(args[0], 0)
+        return result
+
+    def _add(self, factor: Tensor, count: int) -> None:
+        self.counts[factor.untyped_storage().data_ptr()] += count
+
+
+def count_uses(
+    model: nn.Module, layers: Sequence[Layer], example: Any, forward: Callable[[nn.Module, Any], Any] = called
+) -> Uses | None:
+    """Return how often a network uses its weights for one example; None if a prunable one is used in a way that is not
+    known here. The network is called once, in evaluation mode.
+
+    Args:
+        layers: its prunable layers.
+        example: a batch of inputs.
+        forward: (network, inputs) -> outputs.
+    """
+    examples = next(len(one) for one in tree_leaves(example) if isinstance(one, Tensor))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it does a whole layer in one operation
+    try:
+        with modes_kept(model), ready(model), torch.no_grad(), _Products() as products:
+            forward(model, example)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    own = {layer.weight.untyped_storage().data_ptr(): layer for layer in layers}
+    if not own.keys() <= products.counts.keys():
+        return None
+    others = {param.untyped_storage().data_ptr() for param in model.parameters()} - own.keys()
+    rest = sum(count for memory, count in products.counts.items() if memory in others)
+    prunable = {layer.name: products.counts[memory] / layer.weight.numel() / examples for memory, layer in own.items()}
+    return Uses(prunable, rest / examples)

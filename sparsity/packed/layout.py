@@ -1,0 +1,224 @@
+"""How many bytes a network takes in a packed file, known from its masks alone, and how sparse it must be for a size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from tune_sparsity.sparsity.packed.read_packed import (
+    BITMAP,
+    DENSE,
+    LARGEST_K,
+    MAGIC,
+    MOST_DIMENSIONS,
+    RICE,
+    TYPES,
+)
+
+_CHECKSUM = 4  # bytes
+_SCALE = 16  # bits
+
+
+class Form(NamedTuple):
+    """A way to write which values of a tensor are stored.
+
+    Attributes:
+        form: DENSE, BITMAP or RICE.
+        k: of RICE.
+        bits: how many the index takes, filled up to whole bytes.
+    """
+
+    form: int
+    k: int
+    bits: int
+
+
+def varint_bytes(number: int) -> int:
+    """Return how many bytes a varint of this number takes."""
+    return max(1, -(-number.bit_length() // 7))
+
+
+def _whole(bits: int) -> int:
+    """Return so many bits filled up to whole bytes."""
+    return -(-bits // 8) * 8
+
+
+def gaps_of(index: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the number of places left out before each of these places, which rise."""
+    return np.diff(index, prepend=-1) - 1
+
+
+def best_form(index: np.ndarray[Any, Any], n: int, value_bits: int, *, dense: bool = True) -> Form:
+    """Return the form that takes the fewest bytes, the simplest of several.
+
+    Args:
+        index: where the stored values stand in the flat tensor of n values, rising.
+        value_bits: of a value.
+        dense: whether all values may be stored, zeros too.
+    """
+    z = len(index)
+    head = 8 * varint_bytes(z)
+    forms = [Form(BITMAP, 0, head + _whole(n))]
+    gaps = gaps_of(index)
+    for k in range(LARGEST_K + 1):
+        forms.append(Form(RICE, k, head + _whole(int((gaps >> k).sum()) + z) + _whole(z * k)))
+        if not z or int(gaps.max()) >> k == 0:
+            break
+    if dense or z == n:
+        forms.insert(0, Form(DENSE, 0, _whole(n * value_bits) - _whole(z * value_bits)))
+    return min(forms, key=lambda one: one.bits)
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """A tensor of which zeros are left out: how many values it has, in how many rows, and bits of a value."""
+
+    n: int
+    rows: int
+    bits: int
+    scaled: bool = False  # whether rows have scales
+
+    def size_in_bits(self, mask: np.ndarray[Any, Any]) -> int:
+        """Return what the tensor's index and values take, if it has other values than 0 where the mask is not 0."""
+        index = np.flatnonzero(mask)
+        form = best_form(index, self.n, self.bits, dense=not self.scaled)
+        used = len(np.unique(index // (self.n // self.rows))) if self.scaled and self.n else 0
+        return form.bits + _whole(len(index) * self.bits) + used * _SCALE
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a packed file of a network looks like.
+
+    Attributes:
+        fixed: bytes of all but the indices and values of prunable tensors.
+        prunable: those, by name.
+    """
+
+    fixed: int
+    prunable: Mapping[str, Prunable]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], prunable: Collection[str], bits: int = 32) -> Layout:
+        """Return the layout of a network.
+
+        Args:
+            tensors: its state_dict.
+            prunable: the names of the tensors that have masks.
+            bits: of a prunable weight. With less than 32 they are codes, and rows have scales.
+
+        Raises:
+            ValueError: if a tensor is of a type that the file cannot have.
+        """
+        fixed, found = len(MAGIC) + varint_bytes(len(tensors)) + _CHECKSUM, {}
+        known = {_memory(tensors[name]): place for place, name in enumerate(tensors) if name in prunable}
+        for name, tensor in tensors.items():
+            check(name, tensor)
+            fixed += header_bytes(name, tensor.shape)
+            if name in prunable:
+                value_bits = 8 * tensor.element_size() if bits == 32 else bits
+                rows = tensor.shape[0] if tensor.dim() else 1
+                found[name] = Prunable(tensor.numel(), rows, value_bits, scaled=bits != 32)
+            elif (place := known.get(_memory(tensor))) is not None:
+                fixed += varint_bytes(place)
+            else:
+                fixed += tensor.numel() * tensor.element_size()
+        return cls(fixed, found)
+
+    @property
+    def weights(self) -> int:
+        """The number of prunable weights."""
+        return sum(one.n for one in self.prunable.values())
+
+    def size(self, masks: Mapping[str, Tensor]) -> int:
+        """Return the bytes of the file of a network with other values than 0 exactly where its masks are not 0."""
+        bits = (one.size_in_bits((masks[name] != 0).cpu().numpy()) for name, one in self.prunable.items())
+        return self.fixed + sum(bits) // 8
+
+    def estimate(self, nonzero: int) -> float:
+        """Return about how many bytes the file takes with so many weights that are not 0, at places of equal chance:
+        the entropy of the index, and the values."""
+        weights = self.weights
+        bits = nonzero * self._value_bits + min(weights, weights * _entropy(nonzero / weights))
+        dense = math.inf if self._scaled else weights * self._value_bits
+        scales = _SCALE * min(nonzero, sum(one.rows for one in self.prunable.values())) if self._scaled else 0
+        return self.fixed + (min(bits, dense) + scales) / 8
+
+    def nonzero_within(self, most: int) -> int:
+        """Return the largest number of weights whose `estimate` is within so many bytes; 0 if not one is."""
+        low, high = 0, self.weights + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.estimate(middle) <= most else (low, middle)
+        return low
+
+    def least(self) -> int:
+        """Return a number of bytes that is enough for one weight a prunable tensor, wherever it is."""
+        return self.fixed + sum(one.size_in_bits(np.arange(one.n) == one.n - 1) for one in self.prunable.values()) // 8
+
+    @property
+    def _value_bits(self) -> float:
+        """The bits of a prunable weight, the mean where tensors are of several types."""
+        return sum(one.n * one.bits for one in self.prunable.values()) / self.weights
+
+    @property
+    def _scaled(self) -> bool:
+        return any(one.scaled for one in self.prunable.values())
+
+
+class Budget:
+    """A number of bytes that a network's file may have.
+
+    Args:
+        layout: of the file.
+        most: bytes.
+    """
+
+    def __init__(self, layout: Layout, most: int) -> None:
+        self._layout, self._most = layout, most
+
+    def excess(self, masks: Sequence[Tensor]) -> int:
+        """Return how many weights more must go, about, for the file to be small enough; 0 if it is.
+
+        Args:
+            masks: of the prunable tensors, in the layout's order.
+        """
+        size = self._layout.size(dict(zip(self._layout.prunable, masks, strict=True)))
+        if size <= self._most:
+            return 0
+        nonzero = sum(int(mask.count_nonzero()) for mask in masks)
+        # The mean of a weight's bytes is at least what one more weight takes: it never says too many.
+        each = (size - self._layout.fixed) / max(1, nonzero)
+        return max(1, int((size - self._most) / each))
+
+
+def check(name: str, tensor: Tensor) -> None:
+    """Raises ValueError for a tensor that a packed file cannot have."""
+    if type_of(tensor) not in TYPES or tensor.dim() > MOST_DIMENSIONS:
+        raise ValueError(f"{name} cannot be packed: it has {tensor.dim()} dimensions of the type {type_of(tensor)}")
+
+
+def type_of(tensor: Tensor) -> str:
+    """Return the name of a tensor's type."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def header_bytes(name: str, shape: Sequence[int]) -> int:
+    """Return the bytes of a tensor's name, type, form and dimensions."""
+    length = len(name.encode())
+    return varint_bytes(length) + length + 3 + sum(map(varint_bytes, shape))
+
+
+def _memory(tensor: Tensor) -> tuple[object, ...]:
+    """Return what is equal of two tensors that are one."""
+    return tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _entropy(p: float) -> float:
+    """Return the bits of a choice of two with this probability."""
+    return 0.0 if p in (0.0, 1.0) else -p * math.log2(p) - (1 - p) * math.log2(1 - p)

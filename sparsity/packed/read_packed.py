@@ -1,0 +1,257 @@
+"""Read a network from a file that `tune-sparsity export --format packed` wrote.
+
+This file needs Python and NumPy alone. Copy it to where the network is used::
+
+    arrays = read("best.packed")  # {"0.weight": array, "0.bias": array, ...}
+
+The format. All numbers are little-endian, and the bits of a byte count from the lowest. A varint has seven bits of a
+number in each byte, the lowest first, and the eighth bit set in all bytes but the last. A file is
+
+    "TSP1", varint: the number of tensors, the tensors, CRC-32 of all bytes before it (4 bytes)
+
+A tensor is
+
+    varint: the length of its name, its name in UTF-8, a byte: its type as a place in `TYPES`, a byte: its form + 16 k,
+    a byte: the number of its dimensions, varints: the dimensions, then by its form:
+    DENSE   its n values
+    BITMAP  varint: z, n bits: which values are stored, its z values
+    RICE    varint: z, z quotients, z remainders, its z values
+    SAME    varint: the place of the tensor in this file that it is equal to
+
+Values that are not stored are 0. With the form RICE the gap before a stored value, a number of zeros, is
+quotient * 2^k + remainder. Each quotient is as many bits 0 and then a bit 1, and each remainder has k bits. Quotients,
+remainders, a bitmap and values begin at a byte of their own; bits that are left over are 0.
+
+Values of the types "codes8", "codes4", "codes2" and "codes1" have so many bits. The highest of them is the sign, and
+the others are a magnitude less 1. Before them stand float16 scales, one for each row with a stored value, where rows
+are those of the first dimension. A weight is the row's scale times the code.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MAGIC = b"TSP1"
+DENSE, BITMAP, RICE, SAME = range(4)
+TYPES = {
+    **{name: np.dtype(name).newbyteorder("<") for name in ("float32", "float16")},
+    "bfloat16": np.dtype("<u2"),  # the upper half of a float32, for which NumPy has no name
+    **{name: np.dtype(name).newbyteorder("<") for name in ("float64", "int64", "int32", "int16", "int8", "uint8")},
+    **{name: np.dtype(name).newbyteorder("<") for name in ("bool", "uint16", "uint32", "uint64")},
+    **{name: np.dtype(name).newbyteorder("<") for name in ("complex64", "complex128")},
+    **{f"codes{bits}": np.dtype(np.int8) for bits in (8, 4, 2, 1)},
+}
+"""The types by name, in the order of their numbers, and how NumPy holds their values."""
+BITS = {"codes8": 8, "codes4": 4, "codes2": 2, "codes1": 1}
+MOST_DIMENSIONS, MOST_VALUES, LARGEST_K = 16, 2**48, 15
+_NAMES = tuple(TYPES)
+_Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A tensor as the file has it.
+
+    Attributes:
+        type: a name in `TYPES`.
+        shape: its dimensions.
+        index: where the stored values stand in the flat tensor, rising; None if all are stored.
+        values: the stored values; codes as int8, bfloat16 as the upper halves of float32.
+        scales: of codes: a float16 for each row; 0 for a row without a stored value. None of other types.
+    """
+
+    type: str
+    shape: tuple[int, ...]
+    index: _Array | None
+    values: _Array
+    scales: _Array | None = None
+
+    def codes(self) -> _Array:
+        """Return the values in the tensor's shape, as they are stored, with zeros where nothing is stored."""
+        if self.index is None:
+            return self.values.reshape(self.shape)
+        try:
+            dense = np.zeros(self.shape, self.values.dtype)
+        except MemoryError:
+            raise ValueError(f"a tensor of the shape {self.shape} does not fit into memory") from None
+        dense.reshape(-1)[self.index] = self.values
+        return dense
+
+    def array(self) -> _Array:
+        """Return the tensor: codes times their rows' scales as float32, and bfloat16 as float32."""
+        dense = self.codes()
+        if self.type == "bfloat16":
+            return (dense.astype("<u4") << 16).view("<f4")
+        if self.scales is None:
+            return dense
+        scales = self.scales.astype(np.float32).reshape(-1, *[1] * (len(self.shape) - 1))
+        weights: _Array = dense.astype(np.float32) * scales.reshape(scales.shape if self.shape else ())
+        return weights
+
+
+def read(path: str | PathLike[str]) -> dict[str, _Array]:
+    """Return the tensors of a file by name. Raises ValueError for a file that is not whole, OSError as `open` does."""
+    return {name: one.array() for name, one in decode(Path(path).read_bytes()).items()}
+
+
+def decode(data: bytes) -> dict[str, Packed]:
+    """Return the tensors of a file's bytes by name, in its order. Raises ValueError unless they are a whole file."""
+    if len(data) < len(MAGIC) + 5 or data[: len(MAGIC)] != MAGIC:
+        raise ValueError("no packed network: it does not begin with TSP1")
+    if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        raise ValueError("a damaged file: its checksum is another one")
+    reader = _Reader(data[:-4], len(MAGIC))
+    tensors: dict[str, Packed] = {}
+    same: dict[str, int] = {}
+    for _ in range(reader.varint()):
+        name, one, other = reader.tensor()
+        if name in tensors:
+            raise ValueError(f"a malformed file: it has two tensors {name!r}")
+        tensors[name] = one
+        if other is not None:
+            same[name] = other
+    reader.end()
+    names = list(tensors)
+    for name, place in same.items():
+        if place >= len(names) or names[place] in same:
+            raise ValueError(f"a malformed file: {name!r} is equal to no tensor of it")
+        other_one = tensors[names[place]]
+        if (other_one.type, other_one.shape) != (tensors[name].type, tensors[name].shape):
+            raise ValueError(f"a malformed file: {name!r} is equal to a tensor of another type or shape")
+        tensors[name] = other_one
+    return tensors
+
+
+class _Reader:
+    """Reads a file's bytes from a place on."""
+
+    def __init__(self, data: bytes, place: int) -> None:
+        self._data, self._place = data, place
+
+    def tensor(self) -> tuple[str, Packed, int | None]:
+        """Return a tensor's name, the tensor, and the place of another one that it is equal to, if it is."""
+        name = self._name()
+        kind, form = self._byte(), self._byte()
+        form, k = form & 15, form >> 4
+        if kind >= len(_NAMES) or form > SAME or (k and form != RICE):
+            raise ValueError(f"a malformed file: {name!r} has an unknown type or form")
+        shape, n = self._shape()
+        if form == SAME:
+            return name, Packed(_NAMES[kind], shape, None, np.zeros(0)), self.varint()
+        index = None if form == DENSE else self._index(form, k, n)
+        return name, self._values(_NAMES[kind], shape, index, n), None
+
+    def end(self) -> None:
+        if self._place != len(self._data):
+            raise ValueError("a malformed file: bytes are left over")
+
+    def varint(self) -> int:
+        value, shift = 0, 0
+        while (byte := self._byte()) >= 128:
+            value, shift = value | (byte & 127) << shift, shift + 7
+            if shift > 42:
+                raise ValueError("a malformed file: a number is too large")
+        if not byte and shift:
+            raise ValueError("a malformed file: a number is longer than it need be")
+        return min(value | byte << shift, MOST_VALUES)
+
+    def _byte(self) -> int:
+        return self._bytes(1)[0]
+
+    def _bytes(self, count: int) -> bytes:
+        if count > len(self._data) - self._place:
+            raise ValueError("a malformed file: it ends too early")
+        self._place += count
+        return self._data[self._place - count : self._place]
+
+    def _bits(self, count: int) -> _Array:
+        """Return as many bits, and go on at the next byte."""
+        bits = np.unpackbits(np.frombuffer(self._bytes((count + 7) // 8), np.uint8), bitorder="little")
+        if bits[count:].any():
+            raise ValueError("a malformed file: bits are left over that are not 0")
+        return bits[:count]
+
+    def _name(self) -> str:
+        try:
+            return self._bytes(self.varint()).decode("utf-8")
+        except UnicodeDecodeError:
+            raise ValueError("a malformed file: a name is not in UTF-8") from None
+
+    def _shape(self) -> tuple[tuple[int, ...], int]:
+        """Return the dimensions and their product."""
+        count = self._byte()
+        if count > MOST_DIMENSIONS:
+            raise ValueError("a malformed file: a tensor has too many dimensions")
+        shape, n = tuple(self.varint() for _ in range(count)), 1
+        for size in shape:
+            n *= size or 1
+        if n >= MOST_VALUES:
+            raise ValueError("a malformed file: a tensor is too large")
+        return shape, n if all(shape) else 0
+
+    def _index(self, form: int, k: int, n: int) -> _Array:
+        """Return where the stored values stand, of n."""
+        z = self.varint()
+        if z > n:
+            raise ValueError("a malformed file: a tensor has more values than places")
+        if form == BITMAP:
+            index = np.flatnonzero(self._bits(n))
+            if len(index) != z:
+                raise ValueError("a malformed file: a bitmap has another number of values")
+            return index
+        quotients = self._quotients(z, ((n - z) >> k) + z)
+        places = 1 << np.arange(k)
+        remainders = self._bits(z * k).reshape(z, k) @ places
+        index = np.cumsum((quotients << k) + remainders + 1) - 1
+        if z and index[-1] >= n:
+            raise ValueError("a malformed file: a value stands behind the tensor's end")
+        return index
+
+    def _quotients(self, z: int, most: int) -> _Array:
+        """Return z numbers that are written as bits 0 before a bit 1, in at most so many bits."""
+        start, left = self._place, len(self._data) - self._place
+        some = np.frombuffer(self._data, np.uint8, min((most + 7) // 8, left), start) if z else np.zeros(0, np.uint8)
+        ones = np.flatnonzero(np.unpackbits(some, bitorder="little"))[:z]
+        if len(ones) < z:
+            raise ValueError("a malformed file: it ends within an index")
+        self._bits(int(ones[-1]) + 1 if z else 0)
+        return np.diff(ones, prepend=-1) - 1
+
+    def _values(self, kind: str, shape: tuple[int, ...], index: _Array | None, n: int) -> Packed:
+        z = n if index is None else len(index)
+        if kind not in BITS:
+            dtype = TYPES[kind]
+            values = np.frombuffer(self._bytes(z * dtype.itemsize), np.uint8 if kind == "bool" else dtype)
+            if kind == "bool":
+                if (values > 1).any():
+                    raise ValueError("a malformed file: a truth value is neither 0 nor 1")
+                values = values.view(bool)
+            if index is not None and not np.all((values & 0x7FFF if kind == "bfloat16" else values) != 0):
+                raise ValueError("a malformed file: a stored weight is 0")
+            return Packed(kind, shape, index, values)
+        rows = shape[0] if shape else 1
+        used = np.unique(index // (n // rows)) if index is not None and z else None
+        count = len(used) if used is not None else rows if z else 0
+        own = np.frombuffer(self._bytes(2 * count), "<f2")
+        try:
+            scales = np.zeros(rows, "<f2")
+        except MemoryError:
+            raise ValueError(f"a tensor of the shape {shape} does not fit into memory") from None
+        scales[slice(count) if used is None else used] = own
+        return Packed(kind, shape, index, self._codes(z, BITS[kind]), scales)
+
+    def _codes(self, z: int, bits: int) -> _Array:
+        places = 1 << np.arange(bits)
+        found = self._bits(z * bits).reshape(z, bits) @ places
+        half = 1 << (bits - 1)
+        magnitudes = (found & (half - 1)) + 1
+        if (magnitudes > 127).any():
+            raise ValueError("a malformed file: a code is out of range")
+        codes: _Array = np.where(found >= half, -magnitudes, magnitudes).astype(np.int8)
+        return codes

@@ -1,0 +1,175 @@
+"""What is written into a packed file is read back bit for bit, and has the size that the masks say."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Generator, Tensor
+
+from tune_sparsity.sparsity.packed import read_packed
+from tune_sparsity.sparsity.packed.layout import Layout, best_form
+from tune_sparsity.sparsity.packed.read_packed import BITMAP, DENSE, RICE, decode
+from tune_sparsity.sparsity.packed.writer import Codes, encode, load
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+OTHERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool, torch.complex64, torch.uint16)
+shapes = st.lists(st.integers(0, 12), max_size=4).map(tuple)
+densities = st.sampled_from([0.0, 0.01, 0.1, 0.5, 0.9, 1.0])
+
+
+def numbers(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    """Return a tensor of any bits that its type can have."""
+    generator = Generator().manual_seed(seed)
+    if dtype == torch.bool:
+        return torch.randint(0, 2, shape, generator=generator).bool()
+    flat = torch.randint(0, 256, (math.prod(shape) * dtype.itemsize,), generator=generator, dtype=torch.uint8)
+    return flat.view(dtype).reshape(shape)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return not one.numel() or torch.equal(*(x.contiguous().reshape(-1).view(torch.uint8) for x in (one, other)))
+
+
+def sparse(shape: tuple[int, ...], density: float, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = Generator().manual_seed(seed)
+    kept = torch.rand(shape, generator=generator) < density
+    weights = torch.randn(shape, generator=generator).abs().clamp(min=0.01).to(dtype)
+    return torch.where(kept, weights * (torch.rand(shape, generator=generator) - 0.5).sign(), torch.zeros(())).to(dtype)
+
+
+def codes(shape: tuple[int, ...], density: float, bits: int, seed: int) -> Codes:
+    """Return codes of all magnitudes; a row without one has a scale of 0."""
+    generator = Generator().manual_seed(seed)
+    size = torch.randint(1, min(127, 1 << (bits - 1)) + 1, shape, generator=generator)
+    sign = 2 * torch.randint(0, 2, shape, generator=generator) - 1
+    found = (size * sign * (torch.rand(shape, generator=generator) < density)).to(torch.int8)
+    rows = found.reshape(shape[0], -1) if found.numel() else torch.zeros(shape[0] if shape else 1, 1)
+    return Codes(found, torch.rand(len(rows), generator=generator).half() * (rows != 0).any(1), bits)
+
+
+@given(st.lists(st.tuples(shapes, st.sampled_from(FLOATS + OTHERS)), max_size=4), st.integers(0, 2**31))
+def test_dense_tensors_keep_every_bit(those: list[tuple[tuple[int, ...], torch.dtype]], seed: int) -> None:
+    tensors = {f"{place}.ü": numbers(shape, dtype, seed + place) for place, (shape, dtype) in enumerate(those)}
+    data = encode(tensors, ())
+    found = load(data)
+    assert list(found) == list(tensors)
+    assert all(same_bits(tensor, found[name]) for name, tensor in tensors.items())
+    assert len(data) == Layout.of(tensors, ()).size({})
+
+
+@given(shapes, densities, st.sampled_from(FLOATS), st.integers(0, 2**31))
+@example((), 1.0, torch.float32, 0)
+@example((1,), 0.0, torch.float32, 0)
+@example((3, 7), 1.0, torch.float16, 0)
+@example((40, 5000), 0.001, torch.float32, 0)
+def test_sparse_tensors(shape: tuple[int, ...], density: float, dtype: torch.dtype, seed: int) -> None:
+    tensors = {"w": sparse(shape, density, seed, dtype), "b": torch.arange(3.0)}
+    data = encode(tensors, {"w"})
+    assert all(same_bits(tensor, load(data)[name]) for name, tensor in tensors.items())
+    assert len(data) == Layout.of(tensors, {"w"}).size({"w": tensors["w"] != 0})
+
+
+@given(shapes.filter(bool), densities, st.sampled_from([8, 4, 2, 1]), st.integers(0, 2**31))
+@example((1,), 1.0, 8, 0)
+@example((30, 2000), 0.01, 4, 0)
+def test_codes(shape: tuple[int, ...], density: float, bits: int, seed: int) -> None:
+    one = codes(shape, density, bits, seed)
+    data = encode({"w": one}, ())
+    found = decode(data)["w"]
+    assert np.array_equal(found.codes(), one.codes.numpy())
+    assert found.codes().dtype == np.int8
+    assert found.scales is not None
+    assert np.array_equal(found.scales, one.scales.numpy())
+    assert same_bits(load(data)["w"], one.weight() + 0.0)
+    assert len(data) == Layout.of({"w": one.weight()}, {"w"}, bits).size({"w": one.codes})
+
+
+def test_each_form_is_chosen_where_it_is_the_smallest() -> None:
+    n = 10_000
+    chosen = {d: best_form(np.flatnonzero(np.arange(n) % 1000 < 1000 * d), n, 32).form for d in (1.0, 0.5)}
+    assert chosen == {1.0: DENSE, 0.5: RICE}  # in runs, zeros are gaps that cost next to nothing
+    assert best_form(np.arange(0, n, 2), n, 32).form == BITMAP
+    assert best_form(np.arange(0, n, 50), n, 32)[:2] == (RICE, 5)  # all gaps are 49
+
+
+@pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.95, 0.98, 0.99, 0.999])
+@pytest.mark.parametrize("shape", [(300, 784), (64, 32, 3, 3)])
+def test_index_is_near_the_entropy(shape: tuple[int, ...], sparsity: float) -> None:
+    """Compares the index alone, of random masks, with the number of ways to choose so many places."""
+    n = math.prod(shape)
+    z = round(n * (1 - sparsity))
+    ways = (math.lgamma(n + 1) - math.lgamma(z + 1) - math.lgamma(n - z + 1)) / math.log(2)
+    index = torch.randperm(n, generator=Generator().manual_seed(1))[:z].sort().values.numpy()
+    bits = best_form(index, n, 32).bits
+    assert ways <= bits <= 1.05 * ways + 40  # an index ends with whole bytes, and says how many it has
+
+
+@given(st.integers(1, 6), st.sampled_from([32, 8, 4]), st.integers(0, 2**31))
+def test_the_estimate_is_near_the_file(tenths: int, bits: int, seed: int) -> None:
+    weight = sparse((300, 200), tenths / 20, seed)
+    layout = Layout.of({"w": weight}, {"w"}, bits)
+    size, guess = layout.size({"w": weight}), layout.estimate(int(weight.count_nonzero()))
+    assert 0.96 * size < guess < 1.01 * size
+
+
+def test_a_shared_weight_is_written_once() -> None:
+    weight = sparse((50, 40), 0.1, 0)
+    tensors = {"head.weight": weight, "b": torch.zeros(50, 40), "embedding.weight": weight}
+    data = encode(tensors, {"embedding.weight"})
+    assert all(same_bits(tensor, load(data)[name]) for name, tensor in tensors.items())
+    assert len(data) == Layout.of(tensors, {"embedding.weight"}).size({"embedding.weight": weight})
+    alone = len(encode({"b": tensors["b"], "embedding.weight": weight}, {"embedding.weight"}))
+    assert len(data) - alone < 30
+
+
+def test_only_the_sign_of_a_zero_is_lost() -> None:
+    for tensor in (torch.tensor([[-0.0, 1.0]]), torch.tensor([-0.0, *[0.0] * 99, -3.0])):
+        found = load(encode({"w": tensor}, {"w"}))["w"]
+        assert torch.equal(found, tensor)
+        assert not found.signbit()[found == 0].any()
+
+
+def test_a_type_without_a_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="w cannot be packed: it has 1 dimensions of the type float8_e5m2"):
+        encode({"w": torch.zeros(3).to(torch.float8_e5m2)}, ())
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        Codes(torch.tensor([[5]], dtype=torch.int8), torch.ones(1).half(), 2),
+        Codes(torch.tensor([[-128]], dtype=torch.int8), torch.ones(1).half(), 8),
+        Codes(torch.tensor([[1]], dtype=torch.int8), torch.ones(2).half(), 8),
+        Codes(torch.tensor([[1]], dtype=torch.int8), torch.ones(1), 8),
+        Codes(torch.tensor([[1]], dtype=torch.int8), torch.ones(1).half(), 3),
+    ],
+)
+def test_codes_out_of_range_are_refused(one: Codes) -> None:
+    with pytest.raises(ValueError, match="w cannot be packed"):
+        encode({"w": one}, ())
+
+
+def test_the_reader_is_one_file_that_needs_numpy_alone(tmp_path: Path) -> None:
+    weight = sparse((30, 40), 0.1, 0)
+    (tmp_path / "network.packed").write_bytes(encode({"w": weight}, {"w"}))
+    (tmp_path / "read_packed.py").write_bytes(Path(read_packed.__file__).read_bytes())
+    code = """
+import sys
+for name in ("torch", "tune_sparsity", "safetensors"):
+    sys.modules[name] = None
+import read_packed
+print(float(read_packed.read("network.packed")["w"].sum(dtype="float64")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == float(weight.double().sum())

@@ -1,0 +1,86 @@
+"""The picture of the metric against the size of the networks' files."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tune_sparsity.tuner.reports.plots.theme import THEME, figure, hover_text, titled, value_axis
+from tune_sparsity.tuner.study.goal import Goal
+from tune_sparsity.tuner.study.pareto import known_point, point_of
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "hexagon")
+_BITS = "weight_bits"
+
+
+def smallest_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Return the completed trials than which no other is both smaller in bytes and as good, by rising size."""
+    front, best = list[TrialRecord](), -math.inf
+    for record in sorted(_sized(records), key=_rank):
+        _, merit = known_point(record)
+        if merit > best:
+            front.append(record)
+            best = merit
+    return front
+
+
+def bytes_figure(records: Iterable[TrialRecord], goal: Goal) -> go.Figure | None:
+    """Return the metric against the bytes of the packed file, each method with a colour of its own, and each number of
+    bits a weight. None if no trial has a size."""
+    sized = _sized(records)
+    if not sized:
+        return None
+    groups: dict[str, list[TrialRecord]] = defaultdict(list)
+    for record in sized:
+        bits = f", {record.params[_BITS]} bits" if _BITS in record.params else ""
+        groups[f"{record.method}{bits}"].append(record)
+    colours = THEME["layout"]["colorway"]
+    looks = zip(range(len(groups)), groups.items(), strict=True)
+    data = [
+        {
+            **_points(members, goal),
+            "mode": "markers",
+            "name": name,
+            "marker": {"color": colours[i % len(colours)], "size": 9, "symbol": _SYMBOLS[i % len(_SYMBOLS)]},
+        }
+        for i, (name, members) in looks
+    ]
+    # Steps, because a straight line between two networks would promise networks that nobody trained.
+    steps = {"color": "black", "width": 1.5, "shape": "hv"}
+    data.insert(0, {**_points(smallest_front(sized), goal), "mode": "lines", "name": "front in bytes", "line": steps})
+    dashes = {"color": "black", "width": 1.5, "dash": "dash"}
+    limit = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "line": dashes, "layer": "below"}
+    most = goal.max_bytes
+    return figure(
+        data,
+        titled("Size of the packed files", f"{goal.objective.name} of the completed trials; smaller is to the left"),
+        xaxis={"title": {"text": "bytes"}, "type": "log"},
+        yaxis=value_axis(goal.objective, "validation"),
+        shapes=[] if most is None else [{**limit, "x0": most, "x1": most}],
+        showlegend=True,
+    )
+
+
+def _sized(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    done = (record for record in records if record.state is TrialState.COMPLETED)
+    return [record for record in done if record.size_bytes is not None and point_of(record) is not None]
+
+
+def _rank(record: TrialRecord) -> tuple[int, float, int]:
+    return record.size_bytes or 0, -known_point(record)[1], record.number
+
+
+def _points(records: Sequence[TrialRecord], goal: Goal) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "x": [record.size_bytes for record in records],
+        "y": [goal.objective.shown(record.value or 0.0) for record in records],
+        "text": [hover_text(record) for record in records],
+        "hovertemplate": "%{text}<extra></extra>",
+    }
