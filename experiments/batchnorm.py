@@ -29,34 +29,42 @@ def normalises(model: nn.Module) -> bool:
     return bool(_moving(model))
 
 
+def remeasure(model: nn.Module, inputs: Iterable[Any], forward: Callable[[nn.Module, Any], object] = called) -> None:
+    """Make the running statistics the means over the given batches, of two examples and more, for the weights that the
+    network has now; without any batch they stay. Nothing but batch normalisation is in training mode meanwhile, so that
+    nothing random is drawn."""
+    layers = _moving(model)
+    momenta = [layer.momentum for layer in layers]
+    try:
+        with modes_kept(model), torch.no_grad():
+            model.eval()
+            for index, x in enumerate(inputs):
+                for layer in layers if index == 0 else ():
+                    layer.reset_running_stats()
+                    layer.momentum = None  # PyTorch's sign for the plain mean over batches
+                    layer.train()
+                forward(model, x)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
+
 @contextmanager
 def remeasured(
     model: nn.Module, inputs: Iterable[Any], forward: Callable[[nn.Module, Any], object] = called
 ) -> Iterator[None]:
-    """Within it the running statistics are the means over the given batches, of two examples and more, for the weights
-    that the network has now; afterwards they are what they were. Nothing but batch normalisation is in training mode
-    meanwhile, so that nothing random is drawn."""
-    layers = _moving(model)
-    kept = [{name: value.clone() for name, value in layer.named_buffers()} for layer in layers]
-    momenta = [layer.momentum for layer in layers]
+    """Within it the network is in evaluation mode and its running statistics are those of `remeasure`; afterwards both
+    are what they were."""
+    kept = [(value, value.clone()) for layer in _moving(model) for value in layer.buffers()]
     try:
         with modes_kept(model):
-            model.eval()
-            for layer in layers:
-                layer.reset_running_stats()
-                layer.momentum = None  # PyTorch's sign for the plain mean over batches
-                layer.train()
-            with torch.no_grad():
-                for x in inputs:
-                    forward(model, x)
+            remeasure(model, inputs, forward)
             model.eval()
             yield
     finally:
         with torch.no_grad():
-            for layer, buffers, momentum in zip(layers, kept, momenta, strict=True):
-                layer.momentum = momentum
-                for name, value in layer.named_buffers():
-                    value.copy_(buffers[name])
+            for value, before in kept:
+                value.copy_(before)
 
 
 def _moving(model: nn.Module) -> list[BatchNorm]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from tune_sparsity.experiments.base import PRECISIONS, Data, Experiment, NotFinite, evaluate
-from tune_sparsity.experiments.batchnorm import normalises, remeasured, sample
+from tune_sparsity.experiments.batchnorm import normalises, remeasure, remeasured, sample
 from tune_sparsity.experiments.examples import Loaded, Split, copied, length, tensors_in
 from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.experiments.random_numbers import same_random_numbers
@@ -85,7 +86,8 @@ class Training:
 
         Returns:
             train_loss; val_accuracy and val_accuracy_at_target (as if projected to the final sparsity now), under the
-            name of the experiment's metric; sparsity and sparsity_total as the network stands; hoyer; nonzero_weights;
+            name of the experiment's metric; while weights are averaged, both of the average, and val_accuracy_last of
+            the last step's weights; sparsity and sparsity_total as the network stands; hoyer; nonzero_weights;
             travel (the sum of the sphere's learning rates so far); threshold and grow_rate while the masks move, of
             methods that have them; val_accuracy_first_mask after the first epoch, if a trained network begins with
             masked weights: the metric under these masks, before the first step; epoch_seconds.
@@ -95,16 +97,11 @@ class Training:
         """
         start = time.perf_counter()
         train_loss = self.train()
-        value = at_target = evaluate(self.experiment, self.model, self.val_split)
-        if not self.sparse.fixed:
-            with self.sparse.projected():
-                at_target = self._masked_value()
-        metric = metric_of(self.experiment.metric).name
+        validated = self._validated()
         zeros, weights = self.sparse.zeros()
         return {
             "train_loss": train_loss,
-            f"val_{metric}": value,
-            f"val_{metric}_at_target": at_target,
+            **validated,
             "sparsity": zeros / weights,
             "sparsity_total": zeros / sum(param.numel() for param in self.model.parameters()),
             "hoyer": self.sparse.hoyer(),
@@ -114,6 +111,21 @@ class Training:
             **(self._first_masks if self.epochs_done == 1 else {}),
             "epoch_seconds": time.perf_counter() - start,
         }
+
+    def _validated(self) -> dict[str, float]:
+        """The validation metric of the network as it stands, or of the average of its weights, where there is one."""
+        name = f"val_{metric_of(self.experiment.metric).name}"
+        value = evaluate(self.experiment, self.model, self.val_split)
+        average = self.sparse.average
+        if average is not None and average.samples:
+            with average.swapped():
+                other = self._masked_value()
+            value, last = (value, other) if average.taken else (other, value)
+            return {name: value, f"{name}_at_target": value, f"{name}_last": last}
+        if self.sparse.fixed:
+            return {name: value, f"{name}_at_target": value}
+        with self.sparse.projected():
+            return {name: value, f"{name}_at_target": self._masked_value()}
 
     def train(self) -> float:
         """Trains one epoch without measuring; the mean training loss. Raises NotFinite."""
@@ -125,14 +137,16 @@ class Training:
         return loss
 
     def _masked_value(self) -> float:
-        """Validation metric of weights that were just masked. Running statistics of batch normalisation, being those of
-        the weights before, would make a good network look like a guess: they are measured anew."""
+        """Validation metric of weights that were just masked or averaged. Running statistics of batch normalisation,
+        being those of the weights before, would make a good network look like a guess: they are measured anew."""
+        with remeasured(self.model, self._inputs(), self.experiment.outputs):
+            return evaluate(self.experiment, self.model, self.val_split)
+
+    def _inputs(self) -> Iterator[Any]:
+        """The inputs that running statistics are measured on anew; none where there are none to measure."""
         train = self.train_split
-        if train.examples < 2 or not normalises(self.model):
-            return evaluate(self.experiment, self.model, self.val_split)
-        inputs = (train.at(batch).x for batch in sample(train.examples))
-        with remeasured(self.model, inputs, self.experiment.outputs):
-            return evaluate(self.experiment, self.model, self.val_split)
+        if train.examples >= 2 and normalises(self.model):
+            yield from (train.at(batch).x for batch in sample(train.examples))
 
     def _train(self) -> float:
         """One pass over the training data in a fresh order; the mean loss. Raises NotFinite."""
@@ -155,6 +169,8 @@ class Training:
             self._step(losses[-1])
         if self.epochs_done + 1 == self.epochs:
             self.sparse.finish()
+            if self.sparse.average is not None and self.sparse.average.taken:
+                remeasure(self.model, self._inputs(), self.experiment.outputs)
         mean = float(torch.stack(losses).double().cpu() @ torch.tensor(sizes, dtype=torch.float64)) / sum(sizes)
         try:
             self.sparse.check_finite()

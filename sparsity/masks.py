@@ -9,6 +9,8 @@ from fractions import Fraction
 import torch
 from torch import Generator, Tensor
 
+_SMALLEST = 2.0**-100  # an active weight ends at least this large: it counts as a weight, and adds nothing
+
 
 def zeros_for(sparsity: float, weights: int) -> int:
     """The least number of zeros z with z / weights >= sparsity, for the decimal number that `sparsity` prints as.
@@ -71,3 +73,19 @@ def grow_rate(before: Sequence[Tensor], after: Sequence[Tensor]) -> float | None
         for first, second in ((before, after), (after, before))
     )
     return grown / dropped if dropped else None
+
+
+def multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Multiply each first tensor by its second, in place: as one where that saves kernels."""
+    if len(pairs) > 2:
+        torch._foreach_mul_(*map(list, zip(*pairs, strict=True)))
+        return
+    for tensor, factor in pairs:
+        tensor.mul_(factor)
+
+
+def keep_active(weight: Tensor, mask: Tensor) -> None:
+    """Make active weights that are zero, or nearly so, a tiny number: they count as weights."""
+    info = torch.finfo(weight.dtype)
+    smallest = max(_SMALLEST, info.tiny * info.eps)  # of float16, which has no 2^-100
+    weight.masked_fill_((weight.abs() < smallest) & (mask != 0), smallest)

@@ -155,3 +155,9 @@ def warmup_cosine(progress: float, warmup: float = 0.05) -> float:
     if progress < warmup:
         return max(progress / warmup, 0.01)
     return 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
+
+
+def hold(tail: float, begin: float) -> PiecewiseLinear:
+    """A learning rate's share of its peak that does not go to 0: a warm-up of .05 of the training, 1 until three
+    quarters of the way to `begin`, then linear to `tail` at `begin`, where it stays."""
+    return PiecewiseLinear(((0.0, 0.01), (0.05, 1.0), (0.75 * begin, 1.0), (begin, tail)))

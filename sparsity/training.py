@@ -9,10 +9,11 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from tune_sparsity.sparsity.averaging import Averaging, WeightAverage
 from tune_sparsity.sparsity.gradients import make_gradients_dense
 from tune_sparsity.sparsity.hoyer import hoyer
 from tune_sparsity.sparsity.layers import Layer, turned_back
-from tune_sparsity.sparsity.masks import grow_rate
+from tune_sparsity.sparsity.masks import grow_rate, keep_active, multiply
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedSteps
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD
@@ -20,17 +21,7 @@ from tune_sparsity.sparsity.selection import Selection
 from tune_sparsity.sparsity.topology.base import LayerView, Topology, count_active
 from tune_sparsity.sparsity.wrappers import plain_name
 
-_SMALLEST = 2.0**-100  # an active weight ends at least this large: it counts as a weight, and adds nothing
 _AVERAGE = 0.9  # the momentum of the gradient's average
-
-
-def _multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Multiplies each first tensor by its second: as one where that saves kernels."""
-    if len(pairs) > 2:
-        torch._foreach_mul_(*map(list, zip(*pairs, strict=True)))
-        return
-    for tensor, factor in pairs:
-        tensor.mul_(factor)
 
 
 class SparseTraining(torch.optim.Optimizer):
@@ -58,6 +49,8 @@ class SparseTraining(torch.optim.Optimizer):
             published way), their v only decays by (1 - lr) a step.
         exponent: p as a function of progress, for the groups of the optimizer that say "p_moves"; by default it stays.
         selection: chooses the weights that the projection keeps.
+        averaging: the network is this average over steps at the end; None: that of the last step. Measure running
+            statistics of normalisation layers anew then, as torch.optim.swa_utils.update_bn does.
     """
 
     def __init__(
@@ -75,6 +68,7 @@ class SparseTraining(torch.optim.Optimizer):
         dense_latent: bool = False,
         exponent: Callable[[float], float] | None = None,
         selection: Selection | None = None,
+        averaging: Averaging | None = None,
     ) -> None:
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
@@ -101,6 +95,8 @@ class SparseTraining(torch.optim.Optimizer):
         # Kept only for a topology that grows by it: an average of the dense gradient, masked weights included.
         tracked = self.layers if getattr(topology, "needs_momentum", False) else []
         self.averages = [torch.zeros_like(layer.weight) for layer in tracked]
+        params = (param for group in optimizer.param_groups for param in group["params"])
+        self.average = None if averaging is None else WeightAverage(params, averaging)
         self._recorded = RecordedSteps(optimizer, p_moves=exponent is not None)
         self._give_masks()
         with torch.no_grad():
@@ -145,11 +141,15 @@ class SparseTraining(torch.optim.Optimizer):
     @torch.no_grad()
     def quick_step(self) -> None:
         """`step()` without what torch wraps around that."""
+        if self.average is not None and self.average.taken:
+            return  # an average is not trained on
         self.move_masks()
         if not self._recorded(self._learn, self.fixed):
             self._learn()
         self._moved = False
         self.steps += 1
+        if self.average is not None and self.fixed and self.average.how.due(self.steps, self.total_steps):
+            self.average.add()
         if self.steps >= self.total_steps:
             self.finish()
 
@@ -265,10 +265,10 @@ class SparseTraining(torch.optim.Optimizer):
     def _mask_gradients(self) -> None:
         """So that masked weights learn nothing, except those on the sphere where their latent is to go on learning."""
         pairs = [(weight.grad, mask) for weight, mask in self._still if weight.grad is not None]
-        _multiply(pairs)
+        multiply(pairs)
 
     def _apply_masks(self) -> None:
-        _multiply(self._own)
+        multiply(self._own)
 
     def _projected_masks(self) -> list[Tensor]:
         """The exact masks: `final_sparsity` over all weights together, the most salient of the active ones kept. If
@@ -295,15 +295,17 @@ class SparseTraining(torch.optim.Optimizer):
             self.fixed = True
             self._give_masks()
         for layer, mask in zip(self.layers, self.masks, strict=True):
-            info = torch.finfo(layer.weight.dtype)
-            smallest = max(_SMALLEST, info.tiny * info.eps)  # of float16, which has no 2^-100
-            small = (layer.weight.abs() < smallest) & (mask != 0)
-            layer.weight.masked_fill_(small, smallest)
+            keep_active(layer.weight, mask)
 
     def finish(self) -> None:
         """End the training, on the exact final sparsity. The last of `total_steps` steps calls it; call it where there
-        were fewer. Does nothing the second time."""
+        were fewer. Where weights were averaged, the average is the network, and later steps change nothing. Does
+        nothing the second time."""
         self.project()
+        if self.average is not None and self.average.take():
+            self.project()  # the mean of active weights may be 0
+            if isinstance(self.optimizer, LpSGD):
+                self.optimizer.express()
         self._restore_order()
 
     def _restore_order(self) -> None:
@@ -387,6 +389,7 @@ class SparseTraining(torch.optim.Optimizer):
             "grow_rate": self.grow_rate,
             "fixed": self.fixed,
             "rates": [group["lr"] for group in self.param_groups],  # which a scheduler may have changed
+            **({} if self.average is None else {"average": self.average.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -399,6 +402,8 @@ class SparseTraining(torch.optim.Optimizer):
             average.copy_(saved)
         self.topology.load_state_dict(state["topology"])
         self.grow_rate = state.get("grow_rate")
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         with torch.no_grad():
             for layer, weight in zip(self.layers, state.get("weights", ()), strict=False):
                 layer.weight.copy_(weight)

@@ -13,9 +13,10 @@ from torch import Generator, Tensor, nn
 from tune_sparsity.sparsity.distributions import DISTRIBUTIONS, layer_counts, random_masks
 from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, prunable_layers, turned_back
 from tune_sparsity.sparsity.masks import keep_largest, zeros_for
-from tune_sparsity.sparsity.methods.validation import OPTIMIZERS, numbers, whole, within
+from tune_sparsity.sparsity.methods.tail import LEARNING_RATES, TailSettings
+from tune_sparsity.sparsity.methods.validation import OPTIMIZERS, whole, within
 from tune_sparsity.sparsity.optim.adamw import BETA_2
-from tune_sparsity.sparsity.schedules import Schedule, warmup_cosine
+from tune_sparsity.sparsity.schedules import Schedule
 from tune_sparsity.sparsity.selection import selection_for
 from tune_sparsity.sparsity.topology.base import Topology, shortened
 from tune_sparsity.sparsity.topology.drop_grow import DropGrow
@@ -25,21 +26,24 @@ from tune_sparsity.sparsity.training import SparseTraining
 
 
 @dataclass(frozen=True)
-class DenseSettings:
+class DenseSettings(TailSettings):
     """lr: peak learning rate, > 0. momentum: Nesterov momentum in [0, 1), or beta_1 of AdamW. weight_decay: L2
-    coefficient, or AdamW's, >= 0. optimizer: "sgd" or "adamw"."""
+    coefficient, or AdamW's, >= 0. optimizer: "sgd" or "adamw". learning_rate: its shape over the training, "cosine" or
+    "hold". And those of TailSettings."""
 
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 1e-4
     optimizer: str = "sgd"
+    learning_rate: str = "cosine"
 
     def __post_init__(self) -> None:
-        numbers(self)
+        super().__post_init__()
         within("lr", self.lr, 0 < self.lr < float("inf"), "(0, inf)")
         within("momentum", self.momentum, 0 <= self.momentum < 1, "[0, 1)")
         within("weight_decay", self.weight_decay, 0 <= self.weight_decay < float("inf"), "[0, inf)")
         within("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, ", ".join(OPTIMIZERS))
+        within("learning_rate", self.learning_rate, self.learning_rate in LEARNING_RATES, ", ".join(LEARNING_RATES))
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,9 @@ class _Start:
     def ones(self) -> list[Tensor]:
         return [torch.ones_like(layer.weight) for layer in self.layers]
 
-    def training(self, s: DenseSettings, topology: Topology, masks: list[Tensor], **options: Any) -> SparseTraining:
+    def training(
+        self, s: DenseSettings, topology: Topology, masks: list[Tensor], *, mask_frozen_at: float, **options: Any
+    ) -> SparseTraining:
         return SparseTraining(
             self.model,
             self.layers,
@@ -122,7 +128,9 @@ class _Start:
             topology,
             masks,
             total_steps=self.total_steps,
-            learning_rate=warmup_cosine,
+            mask_frozen_at=mask_frozen_at,
+            learning_rate=s.rate_of(s.learning_rate, mask_frozen_at),
+            averaging=s.averaging_of(mask_frozen_at, self.total_steps),
             **options,
         )
 
@@ -206,8 +214,9 @@ def gmp(start: _Start, s: GmpSettings) -> SparseTraining:
     selection = selection_for(start.model, s.distribution)
     rising = Schedule("cubic", 0.0, s.final_sparsity, s.begin, s.end)
     topology = GlobalMagnitude(rising, shortened(s.interval, rising, start.total_steps), selection)
-    options = {"sparsity": s.final_sparsity, "mask_frozen_at": s.end, "selection": selection}
-    return start.training(s, topology, start.ones(), **options)
+    return start.training(
+        s, topology, start.ones(), sparsity=s.final_sparsity, mask_frozen_at=s.end, selection=selection
+    )
 
 
 def _drop_grow(growth: str, doc: str) -> Callable[..., SparseTraining]:

@@ -14,7 +14,8 @@ from tune_sparsity.sparsity.distributions import DISTRIBUTIONS
 from tune_sparsity.sparsity.hoyer import suggest_p
 from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, prunable_layers
 from tune_sparsity.sparsity.masks import random_mask
-from tune_sparsity.sparsity.methods.validation import OPTIMIZERS, numbers, whole, within
+from tune_sparsity.sparsity.methods.tail import TailSettings
+from tune_sparsity.sparsity.methods.validation import OPTIMIZERS, whole, within
 from tune_sparsity.sparsity.optim.lpsgd import LR_MAX, LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation
 from tune_sparsity.sparsity.schedules import (
@@ -24,7 +25,6 @@ from tune_sparsity.sparsity.schedules import (
     extremes,
     published_learning_rate,
     schedule_from,
-    warmup_cosine,
 )
 from tune_sparsity.sparsity.selection import Selection, selection_for
 from tune_sparsity.sparsity.sphere import P_MAX, P_MIN
@@ -43,14 +43,15 @@ published_p = PiecewiseLinear(((0.5, 1.3), (0.8, 1.15), (0.9, 1.07)))
 
 DROPS = ("ramp", "threshold")
 FEEDBACKS = ("published", "pi")
-LEARNING_RATES = ("cosine", "published")
+LEARNING_RATES = ("cosine", "hold", "published")
 _GAIN_LR = 0.1  # beside AdamW, whose own rates are too small for SGD
 THRESHOLD = Schedule("cosine", 0.2, 0.0, 0.1, 0.7)
 
 
 @dataclass(frozen=True)
-class LpssSettings:
-    """What can be set, and searched, of Lp-spherical sparse training. Raises ValueError for what is out of range.
+class LpssSettings(TailSettings):
+    """What can be set, and searched, of Lp-spherical sparse training, with TailSettings. Raises ValueError for what is
+    out of range.
 
     Attributes:
         final_sparsity: fraction of zero weights at the end, in [0, 1), exact to the weight.
@@ -64,8 +65,9 @@ class LpssSettings:
         weight_decay: L2 coefficient of everything off the sphere, gains that are learnt included, >= 0. Since steps on
             the sphere have the same length however small the gradient, it is what keeps a network that has learned all
             its examples from following the noise of the last few.
-        learning_rate: shape of both rates over training: "cosine" after a short rise; "published", piecewise linear
-            with its peak after a sixth; or a schedule, of which both rates are multiples, with values in [0, 1].
+        learning_rate: shape of both rates over training: "cosine" after a short rise; "hold", which ends on `tail`;
+            "published", piecewise linear with its peak after a sixth; or a schedule, of which both rates are multiples,
+            with values in [0, 1].
         knots_for_epochs: how many epochs the training has, at least 1: the published shape has a knot 3 before the end.
         drop: "ramp" keeps the globally largest gain x |w| at a sparsity that rises as a cubic from the initial to the
             final one; what is dropped lives on in v and comes back where others fall behind it. "threshold" is the
@@ -109,7 +111,7 @@ class LpssSettings:
     distribution: str = "global"
 
     def __post_init__(self) -> None:
-        numbers(self)
+        super().__post_init__()
         within("final_sparsity", self.final_sparsity, 0 <= self.final_sparsity < 1, "[0, 1)")
         self._check_p()
         if self.p_early is not None:
@@ -215,6 +217,7 @@ def lpss(
         learning_rate=_learning_rate(s),
         exponent=None if isinstance(s.p, Real) else cast("Curve", s.p),
         selection=selection,
+        averaging=s.averaging_of(_threshold(s).end, total_steps),
     )
 
 
@@ -272,7 +275,9 @@ def _alike(layers: list[Layer], s: LpssSettings, **settings: Any) -> list[dict[s
 def _learning_rate(s: LpssSettings) -> Callable[[float], float]:
     if not isinstance(s.learning_rate, str):
         return cast("Curve", s.learning_rate)
-    return published_learning_rate(s.knots_for_epochs) if s.learning_rate == "published" else warmup_cosine
+    if s.learning_rate == "published":
+        return published_learning_rate(s.knots_for_epochs)
+    return s.rate_of(s.learning_rate, _threshold(s).end)
 
 
 def _topology(s: LpssSettings, initial: float, selection: Selection, total_steps: int) -> Topology:

@@ -128,6 +128,14 @@ class LpSGD(torch.optim.Optimizer):
             for param in group["params"]:
                 self._enter_sphere(param, group)
 
+    def express(self) -> None:
+        """Make v and the gains those of the weights that the sphere parameters have now: gain = ||row||_p and
+        v = to_dual(row/gain). Momentum stays."""
+        for group in self.param_groups:
+            for param in group["params"] if group["p"] is not None else ():
+                self.state[param].pop("latent", None)
+                self._enter_sphere(param, group)
+
     @torch.no_grad()
     def _enter_sphere(self, param: Tensor, group: dict[str, Any]) -> None:
         orientation = _orientation(group)

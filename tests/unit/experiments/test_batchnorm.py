@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers.layers import kept_in_evaluation
-from tune_sparsity.experiments.batchnorm import normalises, remeasured, sample
+from tune_sparsity.experiments.batchnorm import normalises, remeasure, remeasured, sample
 
 
 def network() -> nn.Sequential:
@@ -85,3 +85,15 @@ def test_sample_is_spread_over_the_whole_set(n: int) -> None:
     if n >= 1000:
         halves = [float((batch < n / 2).double().mean()) for batch in chosen]
         assert all(0.4 < half < 0.6 for half in halves)
+
+
+def test_remeasured_for_good_they_stay_and_modes_come_back() -> None:
+    model, other = network(), network()
+    with remeasured(other, batches()):
+        expected = [value.clone() for value in other.buffers()]
+    remeasure(model, batches())
+    assert all(torch.equal(value, wanted) for value, wanted in zip(model.buffers(), expected, strict=True))
+    assert all(module.training for module in model.modules())
+    assert [model[k].momentum for k in (1, 4)] == [0.1, 0.1]
+    remeasure(model, [])  # nothing to measure on: they stay
+    assert all(torch.equal(value, wanted) for value, wanted in zip(model.buffers(), expected, strict=True))
