@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from tune_sparsity.sparsity.wrappers import plain_name
+
+_AVERAGE = 0.9  # the momentum of a gradient's average
 
 
 def make_gradients_dense(params: Iterable[Tensor]) -> None:
@@ -14,3 +18,26 @@ def make_gradients_dense(params: Iterable[Tensor]) -> None:
     for param in params:
         if param.grad is not None and param.grad.layout != torch.strided:
             param.grad = param.grad.to_dense()
+
+
+@torch.no_grad()
+def average_gradients(averages: Sequence[Tensor], params: Sequence[nn.Parameter]) -> None:
+    """Move each average towards its parameter's gradient, where it has one.
+
+    Args:
+        averages: one for each of the parameters; or none, and nothing is done.
+    """
+    pairs = [(one, param.grad) for one, param in zip(averages, params, strict=False) if param.grad is not None]
+    if pairs:
+        known, grads = map(list, zip(*pairs, strict=True))
+        torch._foreach_mul_(known, _AVERAGE)
+        torch._foreach_add_(known, grads, alpha=1 - _AVERAGE)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise FloatingPointError, with its name, if a trained parameter of the network is NaN or infinite."""
+    trained = {name: param.detach() for name, param in model.named_parameters() if param.requires_grad}
+    finite = torch.stack([param.isfinite().all() for param in trained.values()])
+    for name, good in zip(trained, finite.tolist(), strict=True):
+        if not good:
+            raise FloatingPointError(f"{plain_name(model, name)} is NaN or infinite")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tune_sparsity.sparsity.averaging import Averaging, WeightAverage
-from tune_sparsity.sparsity.gradients import make_gradients_dense
+from tune_sparsity.sparsity.gradients import average_gradients, check_finite, make_gradients_dense
 from tune_sparsity.sparsity.hoyer import hoyer
 from tune_sparsity.sparsity.layers import Layer, turned_back
 from tune_sparsity.sparsity.masks import grow_rate, keep_active, multiply
@@ -19,9 +19,6 @@ from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD
 from tune_sparsity.sparsity.selection import Selection
 from tune_sparsity.sparsity.topology.base import LayerView, Topology, count_active
-from tune_sparsity.sparsity.wrappers import plain_name
-
-_AVERAGE = 0.9  # the momentum of the gradient's average
 
 
 class SparseTraining(torch.optim.Optimizer):
@@ -162,7 +159,8 @@ class SparseTraining(torch.optim.Optimizer):
         self._moved = True
         self._follow_schedules()
         make_gradients_dense(param for group in self.optimizer.param_groups for param in group["params"])
-        self._average_gradients()
+        if self.averages and not self.fixed:
+            average_gradients(self.averages, [layer.weight for layer in self.layers])
         if not self.fixed:
             self._move_masks()
 
@@ -192,17 +190,6 @@ class SparseTraining(torch.optim.Optimizer):
         for group in self.optimizer.param_groups:
             if group.get("p_moves"):
                 group["p"] = p
-
-    def _average_gradients(self) -> None:
-        pairs = [
-            (average, layer.weight.grad)
-            for average, layer in zip(self.averages, self.layers, strict=False)
-            if layer.weight.grad is not None and not self.fixed
-        ]
-        if pairs:
-            averages, grads = map(list, zip(*pairs, strict=True))
-            torch._foreach_mul_(averages, _AVERAGE)
-            torch._foreach_add_(averages, grads, alpha=1 - _AVERAGE)
 
     def _move_masks(self) -> None:
         if self.progress >= self.mask_frozen_at:
@@ -338,11 +325,7 @@ class SparseTraining(torch.optim.Optimizer):
         A step on such a gradient leaves its parameter so for good. LpSGD raises in the step itself on a CPU; on a GPU
         that would stall the device, so ask here once an epoch: it waits for the device once.
         """
-        trained = {name: param.detach() for name, param in self.model.named_parameters() if param.requires_grad}
-        finite = torch.stack([param.isfinite().all() for param in trained.values()])
-        for name, good in zip(trained, finite.tolist(), strict=True):
-            if not good:
-                raise FloatingPointError(f"{plain_name(self.model, name)} is NaN or infinite")
+        check_finite(self.model)
 
     def zeros(self) -> tuple[int, int]:
         """(pruned weights, all prunable weights), counted from the masks."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
-from tune_sparsity.experiments.batchnorm import normalises, remeasured
+from tune_sparsity.experiments.batchnorm import normalises, remeasure, remeasured
 from tune_sparsity.experiments.examples import copied
 from tune_sparsity.experiments.own.loop import OwnLoop
 from tune_sparsity.experiments.own.trial import LoopError, Stopped, T, Trial
@@ -76,7 +76,7 @@ class RunningTrial(Trial):
         return self.sparse
 
     def _remember(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        if model.training and self.sparse is not None and not self.sparse.fixed:
+        if model.training and self.sparse is not None and (not self.sparse.fixed or self.sparse.average is not None):
             self._inputs.append((args, kwargs))
 
     def begin(self, epochs: int) -> int:
@@ -112,7 +112,7 @@ class RunningTrial(Trial):
             raise LoopError("trial.report is called where no epoch is being trained: call it once in each of them")
         last = self.done + 1 == self._total
         if last:
-            self.sparse.finish()
+            self._finish()
         now = at_target = self._measured(value)
         if callable(value) and not self.sparse.fixed:
             with self.projected():
@@ -164,7 +164,7 @@ class RunningTrial(Trial):
         if sparse is None or model is None:
             raise LoopError("trial.projected is called before trial.sparsify")
         if self.done + 1 >= self._total:
-            sparse.finish()
+            self._finish()
         if sparse.fixed:
             yield
             return
@@ -172,12 +172,26 @@ class RunningTrial(Trial):
             if not self._inputs:
                 yield
                 return
-            with remeasured(model, list(self._inputs), lambda network, call: network(*call[0], **call[1])):
+            with remeasured(model, list(self._inputs), _called):
                 yield
+
+    def _finish(self) -> None:
+        """End on the final sparsity. An average of weights gets running statistics of its own."""
+        sparse, model = self.sparse, self.model
+        assert sparse is not None
+        assert model is not None
+        sparse.finish()
+        if sparse.average is not None and sparse.average.taken:
+            remeasure(model, list(self._inputs), _called)
+            self._inputs.clear()  # once is enough
 
     def _check_stop(self, *, late: bool = False) -> None:
         if self.stopped or self._late or late:
             raise Stopped
+
+
+def _called(model: nn.Module, call: tuple[Any, Any]) -> Any:
+    return model(*call[0], **call[1])
 
 
 def check_sparsify(sparse: SparseTraining | None, model: Any, total_steps: Any) -> None:

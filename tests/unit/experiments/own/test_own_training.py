@@ -12,7 +12,6 @@ from tests.unit.experiments.own.loops import LOOPS
 from tune_sparsity.experiments import LoopError, NotFinite, OwnLoop, OwnTraining, find
 from tune_sparsity.experiments.own import training as module
 from tune_sparsity.experiments.own.first_look import looked_at
-from tune_sparsity.sparsity import METHODS
 from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.storage.places import Folder
 from tune_sparsity.tuner.worker import checkpoints
@@ -64,7 +63,7 @@ def test_the_studys_number_of_epochs_stretches_the_schedules(file: Path) -> None
     training.close()
 
 
-@pytest.mark.parametrize("method", METHODS.keys() & PARAMS.keys())
+@pytest.mark.parametrize("method", PARAMS)
 def test_a_loop_that_was_broken_off_goes_on_bit_for_bit(file: Path, tmp_path: Path, method: str) -> None:
     experiment = loop(file, "train")
     whole, first = begun(experiment, method), begun(experiment, method)
