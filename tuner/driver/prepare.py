@@ -81,6 +81,7 @@ def prepare(
     if not own:  # a user's code, which begins to run here
         share(lambda: True)
     experiment = find_experiment(config.experiment)
+    check_workers(config, experiment)
     size = _size(experiment)
     goal = replace(config.goal(size.layers, size.prunable), objective=objective_of(experiment))
     try:
@@ -204,4 +205,13 @@ def check_gpus(config: StudyConfig) -> None:
         raise UsageError(
             f"--gpus-per-trial {wanted:g}: this machine has {have} that torch can use: give auto or 0, or the "
             "--address of a cluster that has some"
+        )
+
+
+def check_workers(config: StudyConfig, experiment: Experiment) -> None:
+    """Raises UsageError if a batch cannot be divided among the workers of a trial."""
+    if config.workers_per_trial > (examples := experiment.recipe.batch_size):
+        raise UsageError(
+            f"--workers-per-trial {config.workers_per_trial}: a batch of {experiment.name} has {examples} examples, "
+            f"which the workers of a trial divide: give at most {examples}"
         )

@@ -7,9 +7,10 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from tune_sparsity.experiments import Data, Experiment, Loaded, Split, Training
 from tune_sparsity.experiments.examples import mapped
+from tune_sparsity.experiments.ranks import Disconnected, Ranks
 from tune_sparsity.experiments.training import NotFinite
 from tune_sparsity.sparsity.orientation import STANDARD
 from tune_sparsity.sparsity.torch_internals import leave_compiler_out, tree_map
@@ -32,6 +34,7 @@ from tune_sparsity.tuner.study.layout import ORIENTATIONS, weights_file
 from tune_sparsity.tuner.study.trial import Epoch
 from tune_sparsity.tuner.system import files
 from tune_sparsity.tuner.worker import checkpoints
+from tune_sparsity.tuner.worker.ranks import Build, LeadingTraining, Others, RankPlan
 from tune_sparsity.tuner.worker.report import Report
 from tune_sparsity.tuner.worker.shipping import Parcel
 
@@ -59,6 +62,7 @@ class TrialSetup:
     checkpoints: Place | None = None  # where they are, which is there; None: no trial is ever resumed
     rungs: tuple[int, ...] = ()  # the epochs after which trials are judged
     loads: bool = False  # whether workers load the data themselves
+    ranks: RankPlan | None = None  # None: one process trains a trial
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "experiment": Parcel(self.experiment, self.source, loads=self.loads)}
@@ -112,6 +116,7 @@ class TrialTrainable(tune.Trainable):
         make_quick()
         self._shared, self._arrays = shared, arrays
         self._splits: tuple[Split | Loaded, Split | Loaded] | None = None
+        self._others: Others | None = None
         if shared.checkpoints is not None:
             self._writer = checkpoints.Writer(shared.checkpoints)
         self.reset_config(config)
@@ -131,6 +136,11 @@ class TrialTrainable(tune.Trainable):
             self._splits = _splits(self._shared, self._arrays)
         return self._splits
 
+    def _new_training(self) -> Training:
+        if self._shared.ranks is not None and self._others is None:
+            self._others = Others(self._shared.ranks, rank_builder, self._arrays)
+        return _training(self._shared, self._data, self._trial, self._others)
+
     def _let_go(self) -> None:
         """Gives back the training's memory."""
         self._training = None
@@ -146,6 +156,9 @@ class TrialTrainable(tune.Trainable):
             return self._train(done)
         except torch.AcceleratorError:
             raise  # the device is in an undefined state for this process: let Ray end it
+        except Disconnected:
+            self._let_go()  # in the middle of an epoch it makes no checkpoint
+            raise  # let Ray end this process, and with it the trial's others
         except Exception as error:
             again = out_of_memory(error) and not self._short_of_memory
             reason, full = one_line(error), disk_error(error)
@@ -199,11 +212,11 @@ class TrialTrainable(tune.Trainable):
             for state in _states(self._shared.checkpoints, self._trial["number"]):
                 if state["trial"] != self._identity():
                     continue
-                training = _training(self._shared, self._data, self._trial)
+                training = self._new_training()
                 with suppress(KeyError, ValueError, RuntimeError):  # of a network that was changed since
                     training.load_state_dict(state["training"])
                     return training, [Epoch(*epoch) for epoch in state["past"]]
-        return _training(self._shared, self._data, self._trial), []
+        return self._new_training(), []
 
     def _state(self, training: Training) -> dict[str, Any]:
         past = [(epoch.number, epoch.metrics) for epoch in self._past]
@@ -239,7 +252,8 @@ def train_to_the_end(shared: TrialSetup, arrays: Any, job: dict[str, Any]) -> by
         job: a trial's config.
     """
     make_quick()
-    training = _training(shared, _splits(shared, arrays), job)
+    others = None if shared.ranks is None else Others(shared.ranks, rank_builder, arrays)
+    training = _training(shared, _splits(shared, arrays), job, others)
     while not training.finished:
         training.train()
     return packed_weights(training)
@@ -264,8 +278,30 @@ def _splits(shared: TrialSetup, arrays: Any) -> tuple[Split | Loaded, Split | Lo
     return Split(x, y), Split(val_x, val_y)
 
 
-def _training(shared: TrialSetup, data: tuple[Split | Loaded, Split | Loaded], config: dict[str, Any]) -> Training:
-    return Training(
+def rank_builder(shared: TrialSetup, arrays: Any) -> Build:
+    """Prepare a process to train with others. Return what makes its training of a trial's config."""
+    make_quick()
+    splits = cache(lambda: _splits(shared, arrays))  # made by the first training, which may fail as any other
+    return lambda config, ranks: _training(shared, splits(), config, ranks)
+
+
+def _training(
+    shared: TrialSetup,
+    data: tuple[Split | Loaded, Split | Loaded],
+    config: dict[str, Any],
+    together: Others | Ranks | None = None,
+) -> Training:
+    """The training of a trial's config.
+
+    Args:
+        together: the other processes that it leads; or, in one of those, the ranks that it is one of.
+    """
+    make: Callable[..., Training] = Training
+    if isinstance(together, Others):
+        make = partial(LeadingTraining, together, config)
+    elif together is not None:
+        make = partial(Training, ranks=together)
+    return make(
         shared.experiment,
         *data,
         config["method"],
