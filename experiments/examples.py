@@ -172,15 +172,23 @@ class Loaded:
 
     def shuffled(self, size: int, order: Generator, *, count: int, epoch: int) -> Iterator[Split]:
         """Yield `count` examples in a fresh order; an IterableDataset's in its own, and no more batches than that."""
-        steps = -(-count // size)
-        if self.iterable:
-            if hasattr(self.dataset, "set_epoch"):
-                self.dataset.set_epoch(epoch)
-            options: dict[str, Any] = {"batch_size": size, "drop_last": count < self.examples}
-        else:
+        if not self.iterable:
             places = torch.randperm(self.examples, generator=order)[:count]
-            options = {"batch_sampler": [some.tolist() for some in places.split(size)]}
-        yield from islice(self._batches(**options, workers=self.workers, seed=self.seed(order)), steps)
+            yield from self.chosen(places.split(size), self.seed(order))
+            return
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+        options: dict[str, Any] = {"batch_size": size, "drop_last": count < self.examples}
+        batches = self._batches(**options, workers=self.workers, seed=self.seed(order))
+        yield from islice(batches, -(-count // size))
+
+    def chosen(self, batches: Sequence[Tensor], seed: int) -> Iterator[Split]:
+        """Yield batches of the examples with these numbers.
+
+        Args:
+            seed: of the random numbers that processes of a map-style data set draw.
+        """
+        return self._batches(batch_sampler=[some.tolist() for some in batches], workers=self.workers, seed=seed)
 
     def seed(self, order: Generator) -> int:
         """Draw the seed of the random numbers that the data set itself may draw in an epoch."""

@@ -13,9 +13,10 @@ from torch import Generator, Tensor, nn
 
 from tune_sparsity.experiments.base import PRECISIONS, Data, Experiment, NotFinite, evaluate
 from tune_sparsity.experiments.batchnorm import normalises, remeasure, remeasured, sample
-from tune_sparsity.experiments.examples import Loaded, Split, copied, length, tensors_in
+from tune_sparsity.experiments.examples import Loaded, Split, copied, tensors_in
 from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.experiments.random_numbers import same_random_numbers
+from tune_sparsity.experiments.ranks import ONE_RANK, OneRank
 from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedPasses, can_be_recorded
 from tune_sparsity.sparsity.wrappers import load_plain, on_one_device, plain_state
@@ -35,6 +36,8 @@ class Training:
         epochs: how long; the schedules are laid over all of it.
         seed: of the initial weights, the masks, the order of the examples and their augmentation.
         device: "cpu", "cuda", ...
+        ranks: the processes that train this network together; each has a Training of its own with the same arguments.
+            Raises RanksDiffer if they do not begin with the same network.
     """
 
     def __init__(
@@ -48,8 +51,10 @@ class Training:
         epochs: int,
         seed: int,
         device: str = "cpu",
+        ranks: OneRank = ONE_RANK,
     ) -> None:
         self.experiment, self.epochs, self.epochs_done = experiment, epochs, 0
+        self.ranks = ranks
         self.train_split, self.val_split = train.to(device), val.to(device)
         self.order = Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
@@ -58,6 +63,7 @@ class Training:
             self.noise = torch.get_rng_state()  # for dropout and the like, apart from what others draw
             example = experiment.prepare(self.train_split.first(2).x)
             rules = with_last_layer(experiment.layers, self.model, example, experiment.forward)
+        ranks.check_same([*self.model.parameters(), *self.model.buffers()], "the first weights")
         self.sparse: SparseTraining = METHODS[method].build(
             self.model,
             params,
@@ -72,7 +78,7 @@ class Training:
         self._device = torch.device(device).type
         self._autocast = PRECISIONS[recipe.precision]
         self._scaler = torch.amp.GradScaler(self._device) if recipe.precision == "float16" else None
-        records = experiment.cuda_graph and recipe.accumulate == 1 and self._scaler is None
+        records = experiment.cuda_graph and recipe.accumulate == 1 and self._scaler is None and ranks is ONE_RANK
         records = records and can_be_recorded(self.model.parameters())
         self._recorded = RecordedPasses(self.model.parameters()) if records else None
         self._batch: Split | None = None  # where recorded passes find theirs
@@ -131,7 +137,8 @@ class Training:
         """Trains one epoch without measuring; the mean training loss. Raises NotFinite."""
         with same_random_numbers(self.train_split.seed(self.order)):
             torch.set_rng_state(self.noise)
-            loss = self._train()
+            with self.ranks.own_noise():
+                loss = self._train()
             self.noise = torch.get_rng_state()
         self.epochs_done += 1
         return loss
@@ -152,14 +159,16 @@ class Training:
         """One pass over the training data in a fresh order; the mean loss. Raises NotFinite."""
         experiment, recipe, train = self.experiment, self.experiment.recipe, self.train_split
         self.model.train()
-        losses, sizes = list[Tensor](), list[int]()
+        losses, sizes = list[Tensor](), list[float]()
         count, batches = recipe.trained_on(train.examples), recipe.batches(train.examples)
         waiting = 0  # batches whose gradients no step has used yet
-        for x, y in train.shuffled(recipe.batch_size, self.order, count=count, epoch=self.epochs_done):
-            inputs = x if experiment.augment is None else experiment.augment(x, self.order)
+        generator = self.ranks.own_generator(self.order)
+        shares = self.ranks.shares(train, recipe.batch_size, self.order, count=count, epoch=self.epochs_done)
+        for (x, y), whole, parts in shares:
+            inputs = x if experiment.augment is None else experiment.augment(x, generator)
             together = min(recipe.accumulate, batches - len(losses) + waiting)
-            losses.append(self._passes(Split(inputs, y), together, first=not waiting))
-            sizes.append(length(x))
+            losses.append(self._passes(Split(inputs, y), together * parts, first=not waiting))
+            sizes.append(whole / parts)
             waiting = (waiting + 1) % together
             if not waiting:
                 self._step(losses[-1])
@@ -171,7 +180,11 @@ class Training:
             self.sparse.finish()
             if self.sparse.average is not None and self.sparse.average.taken:
                 remeasure(self.model, self._inputs(), self.experiment.outputs)
-        mean = float(torch.stack(losses).double().cpu() @ torch.tensor(sizes, dtype=torch.float64)) / sum(sizes)
+            self._check_masks()
+        self.ranks.share_buffers(self.model)
+        loss = float(torch.stack(losses).double().cpu() @ torch.tensor(sizes, dtype=torch.float64))
+        loss, examples = self.ranks.total(loss, sum(sizes))
+        mean = loss / examples
         try:
             self.sparse.check_finite()
         except FloatingPointError as error:
@@ -186,7 +199,8 @@ class Training:
         Args:
             loss: of the last batch, for the message.
         """
-        clip, scaler = self.experiment.recipe.clip_norm, self._scaler
+        clip, scaler, moved = self.experiment.recipe.clip_norm, self._scaler, self.sparse.mask_updates
+        self.ranks.add_gradients(self.model.parameters())
         if scaler is not None:
             scaler.unscale_(self.sparse)
         if clip is not None:
@@ -201,6 +215,11 @@ class Training:
                 scaler.update()
         except FloatingPointError as error:
             raise NotFinite(f"{error} in epoch {self.epochs_done + 1}, where the loss is {loss.item()}") from error
+        if self.sparse.mask_updates > moved:
+            self._check_masks()
+
+    def _check_masks(self) -> None:
+        self.ranks.check_same((mask.bool() for mask in self.sparse.masks), f"after step {self.sparse.steps} the masks")
 
     def _look_at_first_masks(self) -> None:
         self.sparse.move_masks()  # snip chooses its mask here
@@ -208,11 +227,11 @@ class Training:
             name = metric_of(self.experiment.metric).name
             self._first_masks = {f"val_{name}_first_mask": self._masked_value()}
 
-    def _passes(self, batch: Split, together: int, *, first: bool) -> Tensor:
+    def _passes(self, batch: Split, together: float, *, first: bool) -> Tensor:
         """Forward and backward; the loss. Recorded, where they are, but for a last batch that is smaller.
 
         Args:
-            together: batches whose gradients are averaged.
+            together: batches whose gradients are averaged, or shares of batches.
             first: whether this is the first of them.
         """
         if self._recorded is None or batch.examples < self.experiment.recipe.batch_size:
@@ -224,7 +243,7 @@ class Training:
             tensor.copy_(new)
         return self._recorded(lambda: self._passes_now(held)).clone()
 
-    def _passes_now(self, batch: Split, together: int = 1, *, first: bool = True) -> Tensor:
+    def _passes_now(self, batch: Split, together: float = 1, *, first: bool = True) -> Tensor:
         with nullcontext() if self._autocast is None else torch.autocast(self._device, self._autocast):
             loss = self.experiment.loss(self.experiment.outputs(self.model, batch.x), batch.y)
         if first:

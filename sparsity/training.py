@@ -83,6 +83,7 @@ class SparseTraining(torch.optim.Optimizer):
         self.excess: Callable[[Sequence[Tensor]], int] | None = None
         """Tells of the masks of a projection how many weights more must go; None where the sparsity alone counts."""
         self.steps, self.fixed = 0, False
+        self.mask_updates = 0  # since this object was made
         self._moved = False  # whether the masks are those of the next step
         self.grow_rate: float | None = None  # connections that the last update grew over those that it dropped
         self.lr_sum = 0.0  # sum of the sphere's learning rates: how far the running average has left the start
@@ -223,6 +224,7 @@ class SparseTraining(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _set_masks(self, masks: Sequence[Tensor]) -> None:
+        self.mask_updates += 1
         for layer, old, new in zip(self.layers, self.masks, masks, strict=True):
             if not (layer.sphere and isinstance(self.optimizer, LpSGD)):
                 self._forget_dropped(layer.weight, new)

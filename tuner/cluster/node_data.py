@@ -61,7 +61,8 @@ def for_workers(
     arrays = shared_arrays(data)
     large = int(os.environ.get("TUNE_SPARSITY_LARGE_DATA") or LARGE)
     if config.address is None or sum(array.nbytes for array in tree_leaves(arrays)) <= large:
-        return arrays
+        # A trial's workers hand on what they are given: references, and not the arrays themselves.
+        return arrays if config.workers_per_trial == 1 else NodeArrays({"": ray.put(arrays)})
     return loaded_by(nodes(), experiment, config.experiment, config.data_dir, checksum())
 
 

@@ -78,7 +78,7 @@ class NodeProcess:
         ahead: bool = True,
         say: Callable[[str], object] = lambda line: None,
     ) -> None:
-        names = ("cpus_per_trial", "gpus_per_trial", "trials", "concurrency")
+        names = ("cpus_per_trial", "gpus_per_trial", "workers_per_trial", "trials", "concurrency")
         wanted = {"ahead": ahead, "sizes": {name: getattr(config, name) for name in names}}
         self._process = subprocess.Popen(
             own_process("tune_sparsity.tuner.cluster.private_ray_main", json.dumps(wanted), plain),

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import psutil
 
 from tune_sparsity.tuner.cluster import fork_client
-from tune_sparsity.tuner.cluster.node import Node
+from tune_sparsity.tuner.cluster.node import Node, trials_at_once
 from tune_sparsity.tuner.cluster.ray_patches import count_gpus, start_node
 from tune_sparsity.tuner.errors import one_line
 from tune_sparsity.tuner.system.patching import variables
@@ -121,12 +121,15 @@ def end_all(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, _ENDS_WITHIN)
 
 
-def cpus_in_use(cpus_per_trial: float, gpus_per_trial: float | str, trials: int, concurrency: int | None) -> int:
-    """CPUs of the trials that run at once: Ray starts a process for each."""
+def cpus_in_use(
+    cpus_per_trial: float, gpus_per_trial: float | str, workers_per_trial: int, trials: int, concurrency: int | None
+) -> int:
+    """CPUs of the trials that run at once: Ray starts a process for each of their workers."""
     here = Node("", "", max(len(os.sched_getaffinity(0)), cpus_per_trial), count_gpus())
     gpus = gpus_per_trial if not isinstance(gpus_per_trial, str) else float(here.gpus > 0)
-    at_once = max(1, here.room(cpus_per_trial, gpus))
-    return math.ceil(min(at_once, trials, concurrency or at_once) * cpus_per_trial)
+    at_once = max(1, trials_at_once([here], cpus_per_trial, gpus, workers_per_trial))
+    workers = min(at_once, trials, concurrency or at_once) * workers_per_trial
+    return math.ceil(min(workers * cpus_per_trial, here.cpus))
 
 
 def start_quickly(cpus: int) -> Started:

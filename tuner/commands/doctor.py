@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tune_sparsity.tuner.cluster.node import trials_at_once
 from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri, sqlite_file, stray_environment
@@ -178,7 +179,7 @@ def _cluster(config: StudyConfig) -> Iterator[Finding]:
 
     there = cluster.nodes()
     gpus = gpus_per_trial(config)
-    yield resources(there, config.cpus_per_trial, gpus)
+    yield resources(there, config.cpus_per_trial, gpus, config.workers_per_trial)
     yield authentication(config.address)
     try:
         answers = cluster.ask(there, config.storage)
@@ -191,14 +192,16 @@ def _cluster(config: StudyConfig) -> Iterator[Finding]:
     yield from gpu_memory(answers, gpus)
 
 
-def resources(there: Sequence[Node], cpus: float, gpus: float) -> Finding:
-    """The nodes, their CPUs and GPUs, and how many trials fit."""
-    room = sum(node.room(cpus, gpus) for node in there)
+def resources(there: Sequence[Node], cpus: float, gpus: float, workers: int = 1) -> Finding:
+    """The nodes, their CPUs and GPUs, and how many trials of so many workers fit."""
+    room = trials_at_once(there, cpus, gpus, workers)
     found = ", ".join(f"{node.address} ({node.cpus:g} CPUs, {node.gpus:g} GPUs)" for node in there)
-    found = f"{len(there)}: {found}: room for {room} trials at once" if there else "none has CPUs"
+    trials = "trials" if workers == 1 else f"trials of {workers} workers"
+    found = f"{len(there)}: {found}: room for {room} {trials} at once" if there else "none has CPUs"
     if room:
         return Finding("nodes", found)
-    return Finding("nodes", found, "lower --cpus-per-trial or --gpus-per-trial, or add nodes")
+    first = "" if workers == 1 else "--workers-per-trial, "
+    return Finding("nodes", found, f"lower {first}--cpus-per-trial or --gpus-per-trial, or add nodes")
 
 
 def private_ray(plain: str) -> Finding:
@@ -283,8 +286,11 @@ def doctor(arguments: list[str]) -> int:
     parser.add_argument("--address", metavar="ADDRESS", help="of a running Ray: auto, HOST:PORT, ray://HOST:PORT")
     parser.add_argument("--storage", metavar="DIR", help=STORAGE_HELP)
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (sqlite:///mlflow.db)")
-    parser.add_argument("--cpus-per-trial", metavar="N", help="(1)")
-    parser.add_argument("--gpus-per-trial", metavar="N", help="auto, 0, a share such as 0.25, or 1 (auto)")
+    parser.add_argument("--workers-per-trial", metavar="N", help="processes that train a trial together (1)")
+    parser.add_argument("--cpus-per-trial", metavar="N", help="of each worker (1)")
+    parser.add_argument(
+        "--gpus-per-trial", metavar="N", help="of each worker: auto, 0, a share such as 0.25, or 1 (auto)"
+    )
     options = vars(parser.parse_args(arguments))
     from tune_sparsity.tuner.config.study_config import make_config
 

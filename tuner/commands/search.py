@@ -61,8 +61,11 @@ def search_parser() -> Parser:
     how.add_argument("--scheduler", metavar="NAME", help="asha stops hopeless trials early, none does not (asha)")
     where = parser.add_argument_group("where to run")
     where.add_argument("--concurrency", metavar="N", help="trials at once (as many as fit)")
-    where.add_argument("--cpus-per-trial", metavar="N", help="(1)")
-    where.add_argument("--gpus-per-trial", metavar="N", help="auto, 0, a share such as 0.25, or 1 (auto)")
+    where.add_argument("--workers-per-trial", metavar="N", help="processes that train a trial together (1)")
+    where.add_argument("--cpus-per-trial", metavar="N", help="of each worker (1)")
+    where.add_argument(
+        "--gpus-per-trial", metavar="N", help="of each worker: auto, 0, a share such as 0.25, or 1 (auto)"
+    )
     where.add_argument(
         "--address", metavar="ADDRESS", help="of a running Ray: auto, HOST:PORT, ray://HOST:PORT (a private one)"
     )

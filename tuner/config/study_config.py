@@ -101,6 +101,7 @@ class StudyConfig(BaseModel):
     scheduler: str = "asha"
     concurrency: int | None = Field(default=None, ge=1, le=_MILLION)
     cpus_per_trial: float = Field(default=1, gt=0, le=1024, allow_inf_nan=False)
+    workers_per_trial: int = Field(default=1, ge=1, le=1024)
     gpus_per_trial: Literal["auto"] | Annotated[float, Field(ge=0, le=1024, allow_inf_nan=False)] = "auto"
     address: str | None = None
     storage: Annotated[InstanceOf[StudyStorage], PlainSerializer(str, return_type=str)] = LocalStorage(Path("studies"))
@@ -179,6 +180,16 @@ class StudyConfig(BaseModel):
         if uri:
             check_tracking_uri(uri)
         return uri
+
+    @model_validator(mode="after")
+    def _no_shared_gpu(self) -> StudyConfig:
+        gpus = self.gpus_per_trial
+        if self.workers_per_trial > 1 and not isinstance(gpus, str) and 0 < gpus < 1:
+            raise ValueError(
+                f"--workers-per-trial {self.workers_per_trial}: each worker needs a GPU of its own, or none: give "
+                f"--gpus-per-trial 0 or 1 instead of {gpus:g}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_goal(self) -> StudyConfig:

@@ -87,6 +87,7 @@ def prepare(
     if not own:  # a user's code, which begins to run here
         share(lambda: True)
     experiment = experiment_of(config)
+    check_workers(config, experiment)
     size, layout = _size(experiment)
     goal = replace(config.goal(size.layers, size.prunable, layout), objective=objective_of(experiment))
     try:
@@ -235,4 +236,18 @@ def check_gpus(config: StudyConfig) -> None:
         raise UsageError(
             f"--gpus-per-trial {wanted:g}: this machine has {have} that torch can use: give auto or 0, or the "
             "--address of a cluster that has some"
+        )
+
+
+def check_workers(config: StudyConfig, experiment: Experiment) -> None:
+    """Raises UsageError if a batch cannot be divided among the workers of a trial."""
+    if isinstance(experiment, OwnLoop) and config.workers_per_trial > 1:
+        raise UsageError(
+            f"--workers-per-trial {config.workers_per_trial}: {experiment.name} is a loop of your own, which trains in "
+            "one process: give 1"
+        )
+    if not isinstance(experiment, OwnLoop) and config.workers_per_trial > (examples := experiment.recipe.batch_size):
+        raise UsageError(
+            f"--workers-per-trial {config.workers_per_trial}: a batch of {experiment.name} has {examples} examples, "
+            f"which the workers of a trial divide: give at most {examples}"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from tune_sparsity.tuner.cluster.node import trials_at_once
 from tune_sparsity.tuner.cluster.nodes import nodes
 from tune_sparsity.tuner.cluster.ray_patches import (
     in_waiting_processes,
@@ -27,6 +29,7 @@ from tune_sparsity.tuner.driver.scheduler import StudyScheduler
 from tune_sparsity.tuner.driver.study_run import StudyRun
 from tune_sparsity.tuner.errors import UsageError, disk_error, one_line
 from tune_sparsity.tuner.study.trial import TrialState, trial_name
+from tune_sparsity.tuner.worker.ranks import RankPlan
 from tune_sparsity.tuner.worker.report import Report, take_weights
 from tune_sparsity.tuner.worker.trainable import TrialSetup, TrialTrainable
 
@@ -51,15 +54,24 @@ def slots(config: StudyConfig, gpus: float) -> int:
     Raises:
         UsageError: if not even one fits.
     """
-    there = nodes()
-    fit = sum(node.room(config.cpus_per_trial, gpus) for node in there)
+    there, workers = nodes(), config.workers_per_trial
+    fit = trials_at_once(there, config.cpus_per_trial, gpus, workers)
     if fit < 1:
         have = f"{sum(node.cpus for node in there):g} and {sum(node.gpus for node in there):g}"
+        each, option = (f"{workers} times ", "--workers-per-trial, ") if workers > 1 else ("", "")
         raise UsageError(
-            f"a trial needs {config.cpus_per_trial:g} CPUs and {gpus:g} GPUs of one node, and Ray has {have} on "
-            f"{len(there)}: lower --cpus-per-trial or --gpus-per-trial"
+            f"a trial needs {each}{config.cpus_per_trial:g} CPUs and {gpus:g} GPUs of one node, and Ray has {have} on "
+            f"{len(there)}: lower {option}--cpus-per-trial or --gpus-per-trial"
         )
     return min(fit, config.concurrency or fit)
+
+
+def with_ranks(setup: TrialSetup, config: StudyConfig, gpus: float) -> TrialSetup:
+    """Return the setup for trials of as many processes as --workers-per-trial says."""
+    workers = config.workers_per_trial
+    if workers == 1:
+        return setup
+    return replace(setup, ranks=RankPlan(workers, config.cpus_per_trial, gpus, ray.put(setup)))
 
 
 class _NotPickled:
@@ -212,8 +224,10 @@ def run_trials(
     callback = _Callback(study, names, stop)
     scratch = config.folder / ".ray"
     patches = (without_mlflow, lost_while_waiting, *([in_waiting_processes] if config.address is None else []))
+    each = {"CPU": config.cpus_per_trial, "GPU": gpus}
     trainable = tune.with_resources(
-        tune.with_parameters(TrialTrainable, shared=setup, arrays=arrays), {"cpu": config.cpus_per_trial, "gpu": gpus}
+        tune.with_parameters(TrialTrainable, shared=setup, arrays=arrays),
+        tune.PlacementGroupFactory([each] * config.workers_per_trial),
     )
     try:
         with patched(*patches), tuner_here(scratch) as tuner:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.driver.prepare import Prepared
 from tune_sparsity.tuner.errors import one_line
 from tune_sparsity.tuner.results.retraining import Retraining, best_of_each, jobs, summarise
@@ -15,8 +18,10 @@ if TYPE_CHECKING:
     from tune_sparsity.tuner.driver.study_run import StudyRun
 
 
-def train_best_again(prepared: Prepared, study: StudyRun, setup: TrialSetup, arrays: Any, gpus: float) -> Retraining:
-    """Train each method's best side by side under fresh seeds, and measure it on the test data.
+def train_best_again(
+    prepared: Prepared, study: StudyRun, setup: TrialSetup, arrays: Any, gpus: float, concurrency: int
+) -> Retraining:
+    """Train each method's best under fresh seeds, so many side by side as trials, and measure it on the test data.
 
     What fails under a seed is counted and told: NaN, an exception of the user's, a lost worker.
     """
@@ -29,7 +34,8 @@ def train_best_again(prepared: Prepared, study: StudyRun, setup: TrialSetup, arr
     todo = jobs(chosen, config.final_seeds)
     values: list[float | None] = []
     problems: dict[str, None] = {}
-    for reference in [worker.remote(shared, data, job) for job in todo]:
+    places = cycle(_places(config, gpus, min(concurrency, len(todo))))
+    for reference in [worker.options(**next(places)).remote(shared, data, job) for job in todo]:
         try:
             values.append(test_value(prepared.experiment, prepared.data, ray.get(reference), device))
         except (Exception, SystemExit) as error:
@@ -37,3 +43,13 @@ def train_best_again(prepared: Prepared, study: StudyRun, setup: TrialSetup, arr
             problems[f"a training under another seed failed: {one_line(cause)}"] = None
             values.append(None)
     return Retraining(summarise(chosen, values, config.final_seeds), list(problems))
+
+
+def _places(config: StudyConfig, gpus: float, count: int) -> list[dict[str, Any]]:
+    """Return options of Ray's tasks for trainings of several workers: a placement group for each of those that run at
+    once, which those that follow it use in turn. One worker needs none."""
+    if config.workers_per_trial == 1:
+        return [{}]
+    each = {"CPU": config.cpus_per_trial, **({"GPU": gpus} if gpus else {})}
+    groups = [ray.util.placement_group([each] * config.workers_per_trial) for _ in range(count)]
+    return [{"scheduling_strategy": PlacementGroupSchedulingStrategy(group, 0)} for group in groups]

@@ -158,7 +158,7 @@ def _build(
     """Build the study, and what its trials are given."""
     from tune_sparsity.tuner.driver import listeners
     from tune_sparsity.tuner.driver.live_plots import live_pictures
-    from tune_sparsity.tuner.driver.ray_tune import StopWhen
+    from tune_sparsity.tuner.driver.ray_tune import StopWhen, with_ranks
     from tune_sparsity.tuner.driver.study_run import StudyRun
     from tune_sparsity.tuner.search.searcher import OptunaSearcher
     from tune_sparsity.tuner.worker.shipping import write_packed
@@ -210,6 +210,7 @@ def _build(
         rungs=halving.rungs,
         loads=not prepared.data.in_memory,
     )
+    setup = with_ranks(setup, config, gpus)
     write_packed(config.folder, prepared.experiment, config.experiment)
     return _Built(study, setup, stop)
 
@@ -259,7 +260,7 @@ def _search(
     retrained = Retraining()
     if prepared.config.final_seeds and not stop.asked:
         start = time.monotonic()
-        retrained = train_best_again(prepared, study, built.setup, arrays, gpus)
+        retrained = train_best_again(prepared, study, built.setup, arrays, gpus, concurrency)
         study.training_seconds += (time.monotonic() - start) * concurrency
     ray.end()
     if mirror is not None:

@@ -8,10 +8,10 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from torch import Tensor
 
 from tune_sparsity.experiments import Data, Experiment, Loaded, LoopError, OwnLoop, OwnTraining, Split, Training
 from tune_sparsity.experiments.examples import mapped
+from tune_sparsity.experiments.ranks import Disconnected, Ranks
 from tune_sparsity.experiments.training import NotFinite
 from tune_sparsity.sparsity.multiply_adds import Uses
 from tune_sparsity.sparsity.orientation import STANDARD
-from tune_sparsity.sparsity.packed.layout import Budget, Layout
 from tune_sparsity.sparsity.torch_internals import leave_compiler_out, tree_map
 from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.errors import disk_error, one_line
@@ -36,8 +36,10 @@ from tune_sparsity.tuner.study.layout import ORIENTATIONS, weights_file
 from tune_sparsity.tuner.study.trial import Epoch
 from tune_sparsity.tuner.system import files
 from tune_sparsity.tuner.worker import checkpoints
+from tune_sparsity.tuner.worker.ranks import Build, LeadingTraining, Others, RankPlan
 from tune_sparsity.tuner.worker.report import Report
 from tune_sparsity.tuner.worker.shipping import Parcel
+from tune_sparsity.tuner.worker.sizes import limit_bytes, network_cost
 
 TOGETHER = 0.25  # seconds of epochs that are reported at once, up to a rung: a report costs milliseconds
 
@@ -65,6 +67,7 @@ class TrialSetup:
     loads: bool = False  # whether workers load the data themselves
     max_bytes: int | None = None  # that a network's packed file may have, of methods that prune
     uses: Uses | None = None  # how often the network uses its weights; None where that is not known
+    ranks: RankPlan | None = None  # None: one process trains a trial
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "experiment": Parcel(self.experiment, self.source, loads=self.loads)}
@@ -118,6 +121,7 @@ class TrialTrainable(tune.Trainable):
         make_quick()
         self._shared, self._arrays = shared, arrays
         self._splits: tuple[Split | Loaded, Split | Loaded] | None = None
+        self._others: Others | None = None
         if shared.checkpoints is not None:
             self._writer = checkpoints.Writer(shared.checkpoints)
         self.reset_config(config)
@@ -140,6 +144,13 @@ class TrialTrainable(tune.Trainable):
             self._splits = _splits(self._shared, self._arrays)
         return self._splits
 
+    def _new_training(self) -> Training | OwnTraining:
+        if isinstance(self._shared.experiment, OwnLoop):
+            return _own_training(self._shared, self._trial)
+        if self._shared.ranks is not None and self._others is None:
+            self._others = Others(self._shared.ranks, rank_builder, self._arrays)
+        return _training(self._shared, self._data, self._trial, self._others)
+
     def _let_go(self) -> None:
         """Gives back the training's memory. Raises LoopError if it is a loop that does not end."""
         training, self._training, self._sizes = self._training, None, dict[str, float]()
@@ -157,6 +168,9 @@ class TrialTrainable(tune.Trainable):
             return self._train(done)
         except torch.AcceleratorError:
             raise  # the device is in an undefined state for this process: let Ray end it
+        except Disconnected:
+            self._let_go()  # in the middle of an epoch it makes no checkpoint
+            raise  # let Ray end this process, and with it the trial's others
         except Exception as error:
             again = out_of_memory(error) and not self._short_of_memory
             reason, full = one_line(error), disk_error(error)
@@ -216,18 +230,13 @@ class TrialTrainable(tune.Trainable):
             for state in _states(self._shared.checkpoints, self._trial["number"]):
                 if state["trial"] != self._identity():
                     continue
-                training = self._anew()
+                training = self._new_training()
                 with suppress(KeyError, ValueError, RuntimeError):  # of a network that was changed since
                     training.load_state_dict(state["training"])
                     return training, [Epoch(*epoch) for epoch in state["past"]]
                 if isinstance(training, OwnTraining):
                     training.close()
-        return self._anew(), []
-
-    def _anew(self) -> Training | OwnTraining:
-        if isinstance(self._shared.experiment, OwnLoop):
-            return _own_training(self._shared, self._trial)
-        return _training(self._shared, self._data, self._trial)
+        return self._new_training(), []
 
     def _state(self, training: Training | OwnTraining) -> dict[str, Any]:
         past = [(epoch.number, epoch.metrics) for epoch in self._past]
@@ -271,7 +280,8 @@ def train_to_the_end(shared: TrialSetup, arrays: Any, job: dict[str, Any]) -> by
             return packed_weights(own)
         finally:
             own.close()
-    training = _training(shared, _splits(shared, arrays), job)
+    others = None if shared.ranks is None else Others(shared.ranks, rank_builder, arrays)
+    training = _training(shared, _splits(shared, arrays), job, others)
     while not training.finished:
         training.train()
     return packed_weights(training)
@@ -296,8 +306,30 @@ def _splits(shared: TrialSetup, arrays: Any) -> tuple[Split | Loaded, Split | Lo
     return Split(x, y), Split(val_x, val_y)
 
 
-def _training(shared: TrialSetup, data: tuple[Split | Loaded, Split | Loaded], config: dict[str, Any]) -> Training:
-    training = Training(
+def rank_builder(shared: TrialSetup, arrays: Any) -> Build:
+    """Prepare a process to train with others. Return what makes its training of a trial's config."""
+    make_quick()
+    splits = cache(lambda: _splits(shared, arrays))  # made by the first training, which may fail as any other
+    return lambda config, ranks: _training(shared, splits(), config, ranks)
+
+
+def _training(
+    shared: TrialSetup,
+    data: tuple[Split | Loaded, Split | Loaded],
+    config: dict[str, Any],
+    together: Others | Ranks | None = None,
+) -> Training:
+    """The training of a trial's config.
+
+    Args:
+        together: the other processes that it leads; or, in one of those, the ranks that it is one of.
+    """
+    make: Callable[..., Training] = Training
+    if isinstance(together, Others):
+        make = partial(LeadingTraining, together, config)
+    elif together is not None:
+        make = partial(Training, ranks=together)
+    training = make(
         shared.experiment,
         *data,
         config["method"],
@@ -306,34 +338,8 @@ def _training(shared: TrialSetup, data: tuple[Split | Loaded, Split | Loaded], c
         seed=trial_seed(shared.seed, config["number"]),
         device=shared.device,
     )
-    _limit(shared, training)
+    limit_bytes(training, shared.max_bytes)
     return training
-
-
-def _limit(shared: TrialSetup, training: Training | OwnTraining) -> None:
-    """Let the training end within --max-bytes, if there is such a goal."""
-    if shared.max_bytes is not None and training.sparse.final_sparsity > 0:  # what never prunes fits, or does not
-        training.sparse.excess = Budget(_layout(training), shared.max_bytes).excess
-
-
-def _layout(training: Training | OwnTraining) -> Layout:
-    return Layout.of(plain_state(training.model), [layer.name for layer in training.sparse.layers])
-
-
-def network_cost(training: Training | OwnTraining, uses: Uses | None) -> dict[str, float]:
-    """Return the size of the network's packed file in bytes, and its multiply-adds with weights that are not zero, of
-    an example; without what is not known.
-
-    Args:
-        uses: how often the network uses its weights.
-    """
-    masks = {layer.name: mask for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True)}
-    found = {}
-    with suppress(ValueError):  # of a tensor that no packed file can have
-        found["size_bytes"] = float(_layout(training).size(masks))
-    if uses is not None:
-        found["macs"] = float(uses.macs({name: int(mask.count_nonzero()) for name, mask in masks.items()}))
-    return found
 
 
 def _own_training(shared: TrialSetup, config: dict[str, Any]) -> OwnTraining:
@@ -345,7 +351,7 @@ def _own_training(shared: TrialSetup, config: dict[str, Any]) -> OwnTraining:
         epochs=shared.epochs,
         seed=trial_seed(shared.seed, config["number"]),
         device=shared.device,
-        begun=partial(_limit, shared),
+        begun=partial(limit_bytes, most=shared.max_bytes),
     )
 
 
