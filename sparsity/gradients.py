@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from tune_sparsity.sparsity.wrappers import plain_name
-
 _AVERAGE = 0.9  # the momentum of a gradient's average
 
 
@@ -32,12 +30,3 @@ def average_gradients(averages: Sequence[Tensor], params: Sequence[nn.Parameter]
         known, grads = map(list, zip(*pairs, strict=True))
         torch._foreach_mul_(known, _AVERAGE)
         torch._foreach_add_(known, grads, alpha=1 - _AVERAGE)
-
-
-def check_finite(model: nn.Module) -> None:
-    """Raise FloatingPointError, with its name, if a trained parameter of the network is NaN or infinite."""
-    trained = {name: param.detach() for name, param in model.named_parameters() if param.requires_grad}
-    finite = torch.stack([param.isfinite().all() for param in trained.values()])
-    for name, good in zip(trained, finite.tolist(), strict=True):
-        if not good:
-            raise FloatingPointError(f"{plain_name(model, name)} is NaN or infinite")

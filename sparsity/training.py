@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from tune_sparsity.sparsity.averaging import Averaging, WeightAverage
-from tune_sparsity.sparsity.gradients import average_gradients, check_finite, make_gradients_dense
-from tune_sparsity.sparsity.hoyer import hoyer
+from tune_sparsity.sparsity.few_bits import Codes, FewBits, FewBitsTraining
+from tune_sparsity.sparsity.gradients import average_gradients, make_gradients_dense
 from tune_sparsity.sparsity.layers import Layer, turned_back
 from tune_sparsity.sparsity.masks import grow_rate, keep_active, multiply
+from tune_sparsity.sparsity.measures import Measures
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedSteps
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD
@@ -21,7 +22,7 @@ from tune_sparsity.sparsity.selection import Selection
 from tune_sparsity.sparsity.topology.base import LayerView, Topology, count_active
 
 
-class SparseTraining(torch.optim.Optimizer):
+class SparseTraining(Measures, torch.optim.Optimizer):
     """Trains a network sparse, in place of the optimizer in an ordinary training loop.
 
     Call `zero_grad()`, backward and `step()`. It is a torch optimizer: gradient scalers, learning-rate schedulers and
@@ -48,6 +49,7 @@ class SparseTraining(torch.optim.Optimizer):
         selection: chooses the weights that the projection keeps.
         averaging: the network is this average over steps at the end; None: that of the last step. Measure running
             statistics of normalisation layers anew then, as torch.optim.swa_utils.update_bn does.
+        few_bits: how the prunable weights get few bits, in steps after `total_steps`; None: they do not.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class SparseTraining(torch.optim.Optimizer):
         exponent: Callable[[float], float] | None = None,
         selection: Selection | None = None,
         averaging: Averaging | None = None,
+        few_bits: FewBits | None = None,
     ) -> None:
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
@@ -93,8 +96,9 @@ class SparseTraining(torch.optim.Optimizer):
         # Kept only for a topology that grows by it: an average of the dense gradient, masked weights included.
         tracked = self.layers if getattr(topology, "needs_momentum", False) else []
         self.averages = [torch.zeros_like(layer.weight) for layer in tracked]
-        params = (param for group in optimizer.param_groups for param in group["params"])
+        params = [param for group in optimizer.param_groups for param in group["params"]]
         self.average = None if averaging is None else WeightAverage(params, averaging)
+        self.few_bits = None if few_bits is None else self._few_bits_training(params, few_bits)
         self._recorded = RecordedSteps(optimizer, p_moves=exponent is not None)
         self._give_masks()
         with torch.no_grad():
@@ -139,6 +143,10 @@ class SparseTraining(torch.optim.Optimizer):
     @torch.no_grad()
     def quick_step(self) -> None:
         """`step()` without what torch wraps around that."""
+        if self.few_bits is not None and self.few_bits.begun:
+            make_gradients_dense(param for group in self.param_groups for param in group["params"])
+            self.few_bits.step()
+            return
         if self.average is not None and self.average.taken:
             return  # an average is not trained on
         self.move_masks()
@@ -288,14 +296,28 @@ class SparseTraining(torch.optim.Optimizer):
 
     def finish(self) -> None:
         """End the training, on the exact final sparsity. The last of `total_steps` steps calls it; call it where there
-        were fewer. Where weights were averaged, the average is the network, and later steps change nothing. Does
-        nothing the second time."""
+        were fewer. Where weights were averaged, the average is the network, and later steps change nothing; where they
+        get few bits, later steps train those. Does nothing the second time."""
         self.project()
         if self.average is not None and self.average.take():
             self.project()  # the mean of active weights may be 0
             if isinstance(self.optimizer, LpSGD):
                 self.optimizer.express()
         self._restore_order()
+        if self.few_bits is not None:
+            self.few_bits.begin()
+
+    def _few_bits_training(self, params: Sequence[Tensor], how: FewBits) -> FewBitsTraining:
+        weights = [layer.weight for layer in self.layers]
+        ids = {id(weight) for weight in weights}
+        others = (param for param in params if param.requires_grad and id(param) not in ids)
+        return FewBitsTraining(weights, self.masks, others, how)
+
+    def codes(self) -> dict[str, Codes]:
+        """Return the prunable weights by name, as codes and scales, once they have few bits; else nothing."""
+        if self.few_bits is None or not self.few_bits.begun:
+            return {}
+        return {layer.name: codes for layer, codes in zip(self.layers, self.few_bits.codes(), strict=True)}
 
     def _restore_order(self) -> None:
         """Puts weights back into the usual order of memory, which LpSGD changes where neurons are not the first
@@ -321,42 +343,6 @@ class SparseTraining(torch.optim.Optimizer):
                 for layer, weight in zip(self.layers, weights, strict=True):
                     layer.weight.copy_(weight)
 
-    def check_finite(self) -> None:
-        """Raises FloatingPointError, with its name, if a trained parameter of the network is NaN or infinite.
-
-        A step on such a gradient leaves its parameter so for good. LpSGD raises in the step itself on a CPU; on a GPU
-        that would stall the device, so ask here once an epoch: it waits for the device once.
-        """
-        check_finite(self.model)
-
-    def zeros(self) -> tuple[int, int]:
-        """(pruned weights, all prunable weights), counted from the masks."""
-        total = sum(mask.numel() for mask in self.masks)
-        return total - sum(int(mask.sum(dtype=torch.float64)) for mask in self.masks), total
-
-    def sparsity(self) -> float:
-        """Pruned weights over prunable weights, in [0, 1]."""
-        zeros, total = self.zeros()
-        return zeros / total
-
-    def by_layer(self) -> dict[str, float]:
-        """The sparsity of each prunable weight, by its name."""
-        return {
-            layer.name: 1.0 - int(mask.count_nonzero()) / mask.numel()
-            for layer, mask in zip(self.layers, self.masks, strict=True)
-        }
-
-    def adaptation(self) -> dict[str, float]:
-        """How the masks moved in the last update: "threshold", a multiple of the neuron's mean magnitude, if the
-        topology drops by one, and "grow_rate", connections grown over those dropped. Empty while masks do not move."""
-        known = {"threshold": getattr(self.topology, "applied", None), "grow_rate": self.grow_rate}
-        return {} if self.fixed else {name: value for name, value in known.items() if value is not None}
-
-    def hoyer(self) -> float:
-        """Mean Hoyer sparsity of the prunable layers' rows, active weights only in the sense that pruned ones are 0."""
-        rows = [hoyer(rows) for rows in (layer.rows() for layer in self.layers) if rows.shape[1] > 1]
-        return float(torch.cat(rows).mean()) if rows else 0.0
-
     def state_dict(self) -> dict[str, Any]:
         """`state_beside_network`, and the layers' weights: another program may load its network before it makes the
         optimizer, which changes them."""
@@ -375,6 +361,7 @@ class SparseTraining(torch.optim.Optimizer):
             "fixed": self.fixed,
             "rates": [group["lr"] for group in self.param_groups],  # which a scheduler may have changed
             **({} if self.average is None else {"average": self.average.state_dict()}),
+            **({} if self.few_bits is None else {"few_bits": self.few_bits.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -389,6 +376,8 @@ class SparseTraining(torch.optim.Optimizer):
         self.grow_rate = state.get("grow_rate")
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        if self.few_bits is not None:
+            self.few_bits.load_state_dict(state["few_bits"])
         with torch.no_grad():
             for layer, weight in zip(self.layers, state.get("weights", ()), strict=False):
                 layer.weight.copy_(weight)

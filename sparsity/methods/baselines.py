@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from tune_sparsity.sparsity.distributions import DISTRIBUTIONS, layer_counts, random_masks
+from tune_sparsity.sparsity.few_bits import FewBits
 from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, prunable_layers, turned_back
 from tune_sparsity.sparsity.masks import keep_largest, zeros_for
 from tune_sparsity.sparsity.methods.tail import LEARNING_RATES, TailSettings
@@ -107,13 +108,15 @@ class DropGrowSettings(StaticSettings):
 @dataclass(frozen=True)
 class _Start:
     """Holds what a recipe begins with: a network, the layers of it that may be pruned, the number of steps, the
-    generator of random masks, and whether the network was trained before."""
+    generator of random masks, whether the network was trained before, and how weights get few bits after these
+    steps."""
 
     model: nn.Module
     layers: list[Layer]
     total_steps: int
     generator: Generator
     trained: bool
+    few_bits: FewBits | None
 
     def ones(self) -> list[Tensor]:
         return [torch.ones_like(layer.weight) for layer in self.layers]
@@ -131,6 +134,7 @@ class _Start:
             mask_frozen_at=mask_frozen_at,
             learning_rate=s.rate_of(s.learning_rate, mask_frozen_at),
             averaging=s.averaging_of(mask_frozen_at, self.total_steps),
+            few_bits=self.few_bits,
             **options,
         )
 
@@ -149,7 +153,8 @@ def _method(recipe: Callable[[_Start, Any], SparseTraining]) -> Callable[..., Sp
         trained: bool = False,
     ) -> SparseTraining:
         layers = prunable_layers(model, rules, sphere=False)
-        return recipe(_Start(model, layers, total_steps, generator, trained), s)
+        start = _Start(model, layers, s.steps_of(total_steps), generator, trained, s.few_bits_of(total_steps))
+        return recipe(start, s)
 
     return make
 

@@ -200,7 +200,7 @@ def lpss(
             whatever the settings say.
     """
     s = settings or LpssSettings(sparsity, suggest_p(sparsity))
-    layers = prunable_layers(model, rules, example=example)
+    layers, steps = prunable_layers(model, rules, example=example), s.steps_of(total_steps)
     initial = 0.0 if trained else min(s.initial_sparsity, s.final_sparsity)
     selection = selection_for(model, s.distribution)
     if not trained and not selection.normalised:
@@ -209,15 +209,16 @@ def lpss(
         model,
         layers,
         _sphere_optimizer(model, layers, s),
-        _topology(s, initial, selection, total_steps),
+        _topology(s, initial, selection, steps),
         _random_masks(layers, initial, generator or Generator().manual_seed(0)),
         sparsity=s.final_sparsity,
-        total_steps=total_steps,
+        total_steps=steps,
         mask_frozen_at=_threshold(s).end,
         learning_rate=_learning_rate(s),
         exponent=None if isinstance(s.p, Real) else cast("Curve", s.p),
         selection=selection,
-        averaging=s.averaging_of(_threshold(s).end, total_steps),
+        averaging=s.averaging_of(_threshold(s).end, steps),
+        few_bits=s.few_bits_of(total_steps),
     )
 
 

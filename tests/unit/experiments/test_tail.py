@@ -1,4 +1,4 @@
-"""A trial whose weights are averaged: measured on the average, normalised anew for it, resumed bit for bit."""
+"""A trial whose weights are averaged, or get few bits: measured so, normalised anew, resumed bit for bit."""
 
 from __future__ import annotations
 
@@ -62,6 +62,23 @@ def test_every_epoch_of_the_tail_measures_the_average(model: Any) -> None:
             assert equal(weights(training), before)
     assert average.taken
     assert measured["val_accuracy"] == evaluate(own, training.model, val)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_few_bits_are_trained_within_the_epochs_and_resumed_bit_for_bit(name: str) -> None:
+    one, other = (start(name, weight_bits=4, bits_share=0.3) for _ in range(2))
+    for epoch in range(1, 9):
+        measured = one.epoch()
+        assert bool(one.sparse.codes()) == (epoch >= 7)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    while not one.finished:
+        measured, again = one.epoch(), other.epoch()
+        assert {**measured, "epoch_seconds": 0} == {**again, "epoch_seconds": 0}
+    assert equal(weights(one), weights(other))
+    state = weights(one)
+    assert all(torch.equal(codes.weight(), state[name]) for name, codes in one.sparse.codes().items())
+    assert measured["val_accuracy"] > 0.4
+    assert "val_accuracy_last" not in measured
 
 
 def test_measuring_changes_nothing() -> None:

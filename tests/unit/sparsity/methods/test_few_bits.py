@@ -1,0 +1,252 @@
+"""Weights of few bits: exact products of scales and codes, gradients, every method's zeros and state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.unit.sparsity.methods.test_averaging import build
+from tests.unit.sparsity.methods.test_methods import STEPS, batch, depthwise, network, same, train, zeros
+from tune_sparsity.sparsity import METHODS, SparseTraining, zeros_for
+from tune_sparsity.sparsity.few_bits import Codes, FewBits, FewBitsTraining, codes_of, largest_code
+
+
+def exact(sparse: SparseTraining) -> bool:
+    """Whether every prunable weight is its scale times its code, bit for bit, and has no code where it is masked."""
+    codes = sparse.codes()
+    assert list(codes) == [layer.name for layer in sparse.layers]
+    for layer, mask in zip(sparse.layers, sparse.masks, strict=True):
+        own = codes[layer.name]
+        assert (own.codes.dtype, own.scales.dtype) == (torch.int8, torch.float16)
+        assert own.codes.shape == layer.weight.shape
+        assert own.scales.shape == (len(layer.weight),)
+        assert torch.equal(own.codes != 0, mask != 0)
+        assert int(own.codes.abs().max()) <= largest_code(own.bits)
+        assert own.scales.isfinite().all()
+    return all(torch.equal(codes[layer.name].weight(), layer.weight) for layer in sparse.layers)
+
+
+# ---- every method
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("name", list(METHODS))
+def test_ends_on_codes_and_its_sparsity_within_its_steps(name: str, bits: int) -> None:
+    model = network()
+    sparse = build(name, model, weight_bits=bits, bits_share=0.25)
+    assert (sparse.total_steps, sparse.few_bits.how.steps) == (60, 20)  # type: ignore[union-attr]
+    train(model, sparse, 0, 59)
+    assert sparse.codes() == {}
+    x, y = batch(0)
+    train(model, sparse, 59, 60)
+    rounded = F.cross_entropy(model(x), y).item()
+    assert exact(sparse)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    train(model, sparse, 60, STEPS)
+    assert exact(sparse)
+    assert zeros(sparse) == zeros_for(0.0 if name == "dense" else 0.9, sparse.zeros()[1])
+    assert all(not torch.equal(value, before[key]) for key, value in model.state_dict().items())  # biases learn too
+    if bits == 2:
+        assert F.cross_entropy(model(x), y) < rounded
+
+
+@pytest.mark.parametrize("stop", [30, 60, 70, 80])
+@pytest.mark.parametrize("name", list(METHODS))
+def test_resumed_equals_unbroken_bit_for_bit(name: str, stop: int) -> None:
+    options = {"weight_bits": 4, "bits_share": 0.25}
+    model, other = network(), network(seed=5)
+    sparse, again = build(name, model, **options), build(name, other, **options)
+    train(model, sparse, 0, stop)
+    train(other, again, 0, 65 if stop > 60 else 2)
+    other.load_state_dict(model.state_dict())
+    again.load_state_dict(copy.deepcopy(sparse.state_dict()))
+    train(model, sparse, stop, STEPS)
+    train(other, again, stop, STEPS)
+    assert same(other.state_dict(), model.state_dict())
+    assert same(again.state_dict(), sparse.state_dict())
+    assert exact(again)
+
+
+def turned() -> nn.Sequential:
+    """Neurons that are not the first dimension, and weights whose memory is in the order of channels last."""
+    torch.manual_seed(0)
+    layers = [nn.Unflatten(1, (1, 4, 4)), nn.ConvTranspose2d(1, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3)]
+    whole = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+    return whole.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.mark.parametrize("name", ["lpss", "gmp"])
+@pytest.mark.parametrize("model", [turned, depthwise])
+def test_weights_of_any_orientation_and_memory(model: Callable[[], nn.Module], name: str) -> None:
+    trained = model()
+    sparse = build(name, trained, weight_bits=4)
+    train(trained, sparse, 0, STEPS)
+    assert exact(sparse)
+    assert zeros(sparse) == zeros_for(0.9, sparse.zeros()[1])
+
+
+def test_a_training_with_fewer_steps_than_planned_is_rounded_at_its_end() -> None:
+    model = network()
+    sparse = build("gmp", model, weight_bits=4)
+    train(model, sparse, 0, 30)
+    sparse.finish()
+    assert exact(sparse)
+    assert zeros(sparse) == zeros_for(0.9, sparse.zeros()[1])
+
+
+def test_nothing_is_averaged_where_weights_get_few_bits() -> None:
+    assert build("gmp", network(), averaging="swa", weight_bits=4).average is None
+
+
+# ---- one weight
+
+
+def alone(weight: torch.Tensor, bits: int, mask: torch.Tensor | None = None, steps: int = 100) -> FewBitsTraining:
+    mask = torch.ones_like(weight) if mask is None else mask
+    weight.mul_(mask)
+    return FewBitsTraining([weight], [mask], [], FewBits(bits, steps))
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_a_row_has_two_to_the_bits_levels_and_no_zero(bits: int) -> None:
+    weight = torch.linspace(-1, 1, 5000).repeat(3, 1) * torch.tensor([[1e-3], [1.0], [40.0]])
+    training = alone(weight, bits)
+    training.begin()
+    (codes,) = training.codes()
+    assert not (codes.codes == 0).any()
+    assert all(len(row.unique()) == 2 * largest_code(bits) for row in codes.codes)
+    assert 2 * largest_code(bits) == (254 if bits == 8 else 2**bits)
+    assert torch.equal(weight, codes.weight())
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_the_first_scales_round_better_than_those_of_the_largest_weight(bits: int) -> None:
+    torch.manual_seed(0)
+    before = torch.randn(20, 300)
+    weight = before.clone()
+    alone(weight, bits).begin()
+    scale = before.abs().amax(1, keepdim=True) / largest_code(bits)
+    plain = torch.copysign((before / scale).abs().round().clamp(1, largest_code(bits)), before) * scale
+    error, other = (before - weight).square().sum(1), (before - plain).square().sum(1)
+    assert (error <= other * 1.01).all()  # scales are float16
+    assert bits == 8 or error.sum() < 0.8 * other.sum()
+
+
+def test_gradients_of_scales_are_those_of_finite_differences() -> None:
+    torch.manual_seed(0)
+    weight, mask = torch.randn(6, 40, dtype=torch.float64), (torch.rand(6, 40) < 0.5).double()
+    training = alone(weight, 4, mask)
+    training.begin()
+    (codes,) = training.codes()
+    scales, target = codes.scales.double(), torch.randn(6, 40, dtype=torch.float64)
+
+    def loss(logs: torch.Tensor) -> torch.Tensor:
+        return (codes.codes * logs.exp()[:, None] - target).square().sum(1)
+
+    weight.grad = 2 * (weight - target)
+    training.step()
+    step, logs = 1e-5, scales.log()
+    expected = (loss(logs + step) - loss(logs - step)) / (2 * step)
+    found = training._adam.state[training._log_scales]["exp_avg"] / 0.1
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_row_without_weights_has_no_scale_and_stays_zero() -> None:
+    torch.manual_seed(0)
+    weight, mask = torch.randn(4, 9), torch.ones(4, 9)
+    mask[2] = 0
+    training = alone(weight, 4, mask)
+    training.begin()
+    for _ in range(5):
+        weight.grad = torch.randn(4, 9)
+        training.step()
+    (codes,) = training.codes()
+    assert (codes.scales == 0).tolist() == [False, False, True, False]
+    assert torch.equal(codes.weight(), weight)
+    assert weight.isfinite().all()
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 1e-6, 1e8])
+def test_scales_beyond_those_of_float16_are_cut_off(magnitude: float) -> None:
+    torch.manual_seed(0)
+    weight = magnitude * torch.randn(5, 50)
+    training = alone(weight, 8)
+    training.begin()
+    (codes,) = training.codes()
+    assert (codes.scales.isfinite() & (codes.scales > 0)).all()
+    assert torch.equal(codes.weight(), weight)
+    assert (weight != 0).all()
+
+
+def test_active_weights_that_are_zero_get_a_code() -> None:
+    weight = torch.zeros(2, 3)
+    weight[0, 0] = 1.0
+    training = alone(weight, 2)
+    training.begin()
+    (codes,) = training.codes()
+    assert (codes.codes != 0).all()
+
+
+def test_codes_are_their_scales_times_numbers() -> None:
+    codes = Codes(torch.tensor([[1, -2], [0, 8]], dtype=torch.int8), torch.tensor([0.5, 0.25]).half(), 4)
+    assert torch.equal(codes.weight(), torch.tensor([[0.5, -1.0], [0.0, 2.0]]))
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_codes_are_found_from_the_values_alone(bits: int) -> None:
+    torch.manual_seed(0)
+    codes = torch.randint(-largest_code(bits), largest_code(bits) + 1, (60, 7, 3)) * (torch.rand(60, 7, 3) < 0.3)
+    codes[5], codes[6] = 0, 2 * codes[7].sign()  # a row without weights, and one whose codes have a divisor
+    scales = (10 ** torch.linspace(-6, 4, 60)).half()
+    weight = Codes(codes.to(torch.int8), scales, bits).weight()
+    found = codes_of(weight, bits)
+    assert found is not None
+    assert (found.codes.dtype, found.scales.dtype) == (torch.int8, torch.float16)
+    assert torch.equal(found.weight(), weight)
+    assert int(found.codes.abs().max()) <= largest_code(bits)
+    assert codes_of(torch.randn(60, 21), bits) is None
+
+
+def test_codes_of_a_trained_network_are_found_in_its_weights() -> None:
+    model = network()
+    sparse = build("lpss", model, weight_bits=4)
+    train(model, sparse, 0, STEPS)
+    for layer in sparse.layers:
+        found = codes_of(layer.weight, 4)
+        assert found is not None
+        assert torch.equal(found.weight(), layer.weight)
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"weight_bits": 3}, "weight_bits = 3 is not accepted: it takes 32, 8, 4, 2"),
+        ({"weight_bits": True}, "weight_bits = True is not accepted: it takes 32, 8, 4, 2"),
+        ({"bits_share": 1.0}, "bits_share = 1.0 is not accepted: it takes (0, 1)"),
+    ],
+)
+@pytest.mark.parametrize("name", list(METHODS))
+def test_wrong_settings_are_one_line(name: str, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
+        build(name, network(), **wrong)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("total", "steps"), [(1, 0), (2, 1), (3, 1), (100, 30)])
+def test_some_step_is_always_left_for_the_rest(total: int, steps: int) -> None:
+    few = METHODS["gmp"].configure({"weight_bits": 4, "bits_share": 0.3}).few_bits_of(total)
+    assert few == FewBits(4, steps)
+
+
+def test_impossible_bits_are_refused() -> None:
+    with pytest.raises(ValueError, match="weights have 8, 4 or 2 bits"):
+        FewBits(3, 10)
