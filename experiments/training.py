@@ -162,7 +162,7 @@ class Training:
         losses, sizes = list[Tensor](), list[float]()
         count, batches = recipe.trained_on(train.examples), recipe.batches(train.examples)
         waiting = 0  # batches whose gradients no step has used yet
-        generator = self.ranks.own_generator(self.order)
+        generator = self.order if experiment.augment is None else self.ranks.own_generator(self.order)
         shares = self.ranks.shares(train, recipe.batch_size, self.order, count=count, epoch=self.epochs_done)
         for (x, y), whole, parts in shares:
             inputs = x if experiment.augment is None else experiment.augment(x, generator)
