@@ -27,7 +27,7 @@ from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.study.layout import JOURNAL, WEIGHTS, weights_file
 from tune_sparsity.tuner.study.trial import Epoch, TrialState
-from tune_sparsity.tuner.worker.trainable import save_weights, trial_seed
+from tune_sparsity.tuner.worker.trainable import keep_within, network_cost, save_weights, trial_seed
 
 
 class NoTracker:
@@ -44,7 +44,8 @@ class NoTracker:
 def run_in_process(storage: Path, name: str, *, tracker: Any = None, **options: Any) -> Path:
     """Runs a study and returns its folder; its trials train here, one after the other, as a worker would train them."""
     uri = f"sqlite:///{storage.parent / 'mlflow.db'}"
-    given = {"target": 0.8, "trials": 6, "epochs": 4, **options}
+    goal_given = {"front", "max_nonzero", "max_bytes"} & options.keys()
+    given = {**({} if goal_given else {"target": 0.8}), "trials": 6, "epochs": 4, **options}
     config = make_config({"storage": storage, "study": name, "tracking_uri": uri, **given}).resolved()
     prepared = prepare(config)
     config.folder.mkdir(parents=True)
@@ -90,9 +91,13 @@ def _train(study: StudyRun, prepared: Any, asked: Any, weights: Path) -> None:
         epochs=prepared.epochs,
         seed=trial_seed(prepared.config.seed, asked.number),
     )
+    if prepared.config.max_bytes is not None:
+        keep_within(training, prepared.config.max_bytes)
     while not training.finished:
         try:
             metrics = training.epoch()
+            if training.sparse.fixed:
+                metrics |= network_cost(training, prepared.uses)
         except NotFinite as error:
             study.end(asked.number, TrialState.FAILED, str(error))
             return

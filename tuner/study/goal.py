@@ -105,7 +105,7 @@ class Goal:
         """Return what a feasible trial must have, in words."""
         if self.max_bytes is not None:
             return f"a packed file of at most {self.max_bytes:,} bytes"
-        return f"a sparsity of at least {100 * self.lowest:.6g}%"
+        return f"a sparsity of {100 * self.lowest:.6g}% or more"
 
     def _judged(self, records: Iterable[TrialRecord], target: float) -> tuple[list[TrialRecord], float]:
         """Return the trials of which those are feasible that are sparse enough, and what is sparse enough."""

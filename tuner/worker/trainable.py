@@ -22,9 +22,9 @@ from torch import Tensor
 from tune_sparsity.experiments import Data, Experiment, Loaded, Split, Training
 from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.experiments.training import NotFinite
-from tune_sparsity.sparsity.multiply_adds import Uses
+from tune_sparsity.sparsity.cost.layout import Budget, Layout
+from tune_sparsity.sparsity.cost.multiply_adds import Uses
 from tune_sparsity.sparsity.orientation import STANDARD
-from tune_sparsity.sparsity.packed.layout import Budget, Layout
 from tune_sparsity.sparsity.torch_internals import leave_compiler_out, tree_map
 from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.errors import disk_error, one_line
@@ -284,9 +284,15 @@ def _training(shared: TrialSetup, data: tuple[Split | Loaded, Split | Loaded], c
         seed=trial_seed(shared.seed, config["number"]),
         device=shared.device,
     )
-    if shared.max_bytes is not None and training.sparse.final_sparsity > 0:  # what never prunes fits, or does not
-        training.sparse.excess = Budget(_layout(training), shared.max_bytes).excess
+    if shared.max_bytes is not None:
+        keep_within(training, shared.max_bytes)
     return training
+
+
+def keep_within(training: Training, most: int) -> None:
+    """Have the training end on a network whose packed file has at most so many bytes, if its method prunes."""
+    if training.sparse.final_sparsity > 0:
+        training.sparse.excess = Budget(_layout(training), most).excess
 
 
 def _layout(training: Training) -> Layout:
