@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tune_sparsity.sparsity.distributions import layer_counts
 from tune_sparsity.sparsity.layers import has_normalisation
-from tune_sparsity.sparsity.masks import keep_largest
+from tune_sparsity.sparsity.masks import keep_largest, sparsity_with
 
 _AFTER = 1e4  # in log2: puts every masked weight behind every active one, and keeps their order
 
@@ -93,7 +93,7 @@ def fitted(
         kept = sum(int(mask.count_nonzero()) for mask in masks)
         if kept <= len(masks):
             break
-        masks = chosen(1 - max(len(masks), kept - many) / weights)
+        masks = chosen(sparsity_with(weights - max(len(masks), kept - many), weights))
     return masks
 
 
