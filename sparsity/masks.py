@@ -20,6 +20,13 @@ def zeros_for(sparsity: float, weights: int) -> int:
     return math.ceil(Fraction(repr(float(sparsity))) * weights)
 
 
+def sparsity_with(zeros: int, weights: int) -> float:
+    """Return the largest sparsity that `zeros` zeros reach, of those that ask for no zero more: the quotient, or where
+    that is rounded up the float below it."""
+    sparsity = zeros / weights
+    return sparsity if zeros_for(sparsity, weights) <= zeros else math.nextafter(sparsity, 0.0)
+
+
 def row_floors(shapes: Sequence[torch.Size], keep: int, a_row: int) -> list[int]:
     """Return how many entries each row of each tensor keeps at least: `a_row`, or all that it has; the same number
     fewer everywhere where that would be more than `keep` in all. Rows are those of the first dimension."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tune_sparsity.sparsity.distributions import layer_counts
 from tune_sparsity.sparsity.layers import has_normalisation
-from tune_sparsity.sparsity.masks import keep_largest
+from tune_sparsity.sparsity.masks import keep_largest, sparsity_with
 
 _AFTER = 1e4  # in log2: puts every masked weight behind every active one, and keeps their order
 
@@ -75,6 +75,26 @@ class Selection:
         if all(on_sphere) or not any(on_sphere):
             return [list(layers)]
         return [[index for index in layers if on_sphere[index]], *([index] for index in layers if not on_sphere[index])]
+
+
+def fitted(
+    chosen: Callable[[float], list[Tensor]], sparsity: float, excess: Callable[[Sequence[Tensor]], int]
+) -> list[Tensor]:
+    """Return the masks of this sparsity, or of the next higher one that is found to be enough.
+
+    Args:
+        chosen: a sparsity -> masks.
+        excess: masks -> about how many weights more must go, not too many; 0 if that is none. A weight a mask is the
+            least that is left.
+    """
+    masks = chosen(sparsity)
+    weights = sum(mask.numel() for mask in masks)
+    while many := excess(masks):
+        kept = sum(int(mask.count_nonzero()) for mask in masks)
+        if kept <= len(masks):
+            break
+        masks = chosen(sparsity_with(weights - max(len(masks), kept - many), weights))
+    return masks
 
 
 def selection_for(model: nn.Module, distribution: str) -> Selection:

@@ -18,8 +18,8 @@ from tune_sparsity.sparsity.measures import Measures
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedSteps
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD
-from tune_sparsity.sparsity.selection import Selection
-from tune_sparsity.sparsity.topology.base import LayerView, Topology, count_active
+from tune_sparsity.sparsity.selection import Selection, fitted
+from tune_sparsity.sparsity.topology.base import LayerView, Topology
 
 
 class SparseTraining(Measures, torch.optim.Optimizer):
@@ -83,8 +83,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         self.final_sparsity, self.total_steps, self.mask_frozen_at = sparsity, total_steps, mask_frozen_at
         self.learning_rate, self.dense_latent, self.exponent = learning_rate, dense_latent, exponent
         self.selection = selection or Selection()
-        self.excess: Callable[[Sequence[Tensor]], int] | None = None
-        """Tells of the masks of a projection how many weights more must go; None where the sparsity alone counts."""
+        self.excess: Callable[[Sequence[Tensor]], int] | None = None  # of masks: how many weights more must go
         self.steps, self.fixed = 0, False
         self.mask_updates = 0  # since this object was made
         self._moved = False  # whether the masks are those of the next step
@@ -268,21 +267,16 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         multiply(self._own)
 
     def _projected_masks(self) -> list[Tensor]:
-        """The exact masks: `final_sparsity` over all weights together, the most salient of the active ones kept. If
-        that is not enough for `excess`, more go."""
-        masks = self._masks_of(self.final_sparsity)
-        weights, kept = sum(mask.numel() for mask in masks), count_active(masks)
-        while self.excess is not None and kept > len(masks) and (many := self.excess(masks)):
-            masks = self._masks_of(1 - max(len(masks), kept - many) / weights)
-            kept = count_active(masks)
-        return masks
-
-    def _masks_of(self, sparsity: float) -> list[Tensor]:
+        """The exact masks: `final_sparsity` over all weights, the most salient of the active ones kept; or `fitted`."""
         magnitudes = [layer.turned(self._saliency(layer)) for layer in self.layers]
         masks = zip(self.layers, self.masks, strict=True)
         active = None if self.dense_latent else [layer.turned(mask) for layer, mask in masks]
         on_sphere = [layer.sphere for layer in self.layers]
-        return turned_back(self.layers, self.selection(magnitudes, on_sphere, sparsity, active))
+
+        def chosen(sparsity: float) -> list[Tensor]:
+            return turned_back(self.layers, self.selection(magnitudes, on_sphere, sparsity, active))
+
+        return chosen(self.final_sparsity) if self.excess is None else fitted(chosen, self.final_sparsity, self.excess)
 
     @torch.no_grad()
     def project(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,8 @@ from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.study.layout import JOURNAL, WEIGHTS, weights_file
 from tune_sparsity.tuner.study.trial import Epoch, TrialState
-from tune_sparsity.tuner.worker.trainable import save_weights, trial_seed
+from tune_sparsity.tuner.worker.sizes import limit_bytes
+from tune_sparsity.tuner.worker.trainable import network_cost, save_weights, trial_seed
 
 
 class NoTracker:
@@ -44,7 +46,8 @@ class NoTracker:
 def run_in_process(storage: Path, name: str, *, tracker: Any = None, **options: Any) -> Path:
     """Runs a study and returns its folder; its trials train here, one after the other, as a worker would train them."""
     uri = f"sqlite:///{storage.parent / 'mlflow.db'}"
-    given = {"target": 0.8, "trials": 6, "epochs": 4, **options}
+    goal_given = {"front", "max_nonzero", "max_bytes"} & options.keys()
+    given = {**({} if goal_given else {"target": 0.8}), "trials": 6, "epochs": 4, **options}
     config = make_config({"storage": storage, "study": name, "tracking_uri": uri, **given}).resolved()
     prepared = prepare(config)
     config.folder.mkdir(parents=True)
@@ -84,21 +87,25 @@ def _train(study: StudyRun, prepared: Any, asked: Any, weights: Path) -> None:
     options = {"epochs": prepared.epochs, "seed": trial_seed(prepared.config.seed, asked.number)}
     training: Training | OwnTraining
     if isinstance(prepared.experiment, OwnLoop):
-        training = OwnTraining(prepared.experiment, asked.method, asked.params, **options)
+        begun = partial(limit_bytes, most=prepared.config.max_bytes)
+        training = OwnTraining(prepared.experiment, asked.method, asked.params, begun=begun, **options)
         try:
-            _train_on(study, training, asked, weights)
+            _train_on(study, prepared, training, asked, weights)
         finally:
             training.close()
         return
     data = prepared.data
     training = Training(prepared.experiment, data.train, data.val, asked.method, asked.params, **options)
-    _train_on(study, training, asked, weights)
+    limit_bytes(training, prepared.config.max_bytes)
+    _train_on(study, prepared, training, asked, weights)
 
 
-def _train_on(study: StudyRun, training: Training | OwnTraining, asked: Any, weights: Path) -> None:
+def _train_on(study: StudyRun, prepared: Any, training: Training | OwnTraining, asked: Any, weights: Path) -> None:
     while not training.finished:
         try:
             metrics = training.epoch()
+            if training.sparse.fixed:
+                metrics |= network_cost(training, prepared.uses)
         except NotFinite as error:
             study.end(asked.number, TrialState.FAILED, str(error))
             return

@@ -132,7 +132,9 @@ def test_every_command_that_is_shown_would_be_understood(capsys: pytest.CaptureF
     for arguments in shown:
         if arguments[0].startswith("--"):
             if "--help" not in arguments:
-                assert {"target", "front", "max_nonzero"} & set(vars(search_parser().parse_args(arguments)))
+                assert {"target", "front", "max_nonzero", "max_bytes"} & set(
+                    vars(search_parser().parse_args(arguments))
+                )
         else:
             with pytest.raises(SystemExit) as ended:
                 main([arguments[0], "--help"])

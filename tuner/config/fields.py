@@ -59,7 +59,7 @@ def parse_bytes(value: Any) -> Any:
         return None
     number, unit = value, "B"
     if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", value.strip())
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", value.strip())
         number, unit = match.groups() if match else ("", "")
     try:
         count = int(Decimal(str(number)) * _BYTES[unit.upper()])

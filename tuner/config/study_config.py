@@ -29,7 +29,7 @@ from tune_sparsity.tuner.errors import UsageError, redact, unknown
 from tune_sparsity.tuner.storage.study_storage import STUDY_NAME, LocalStorage, StudyStorage, parse_storage
 
 if TYPE_CHECKING:
-    from tune_sparsity.sparsity.packed.layout import Layout
+    from tune_sparsity.sparsity.cost.layout import Layout
     from tune_sparsity.tuner.study.goal import Goal
 
 SAMPLERS = ("tpe", "gp", "nsgaii", "cmaes", "qmc", "random")

@@ -20,8 +20,8 @@ from tune_sparsity.experiments.user_code import described
 from tune_sparsity.experiments.user_reads import watching
 from tune_sparsity.search_spaces import Space
 from tune_sparsity.sparsity import NetworkSize, network_size, prunable_layers
-from tune_sparsity.sparsity.multiply_adds import Uses, count_uses
-from tune_sparsity.sparsity.packed.layout import Layout
+from tune_sparsity.sparsity.cost.layout import Layout
+from tune_sparsity.sparsity.cost.multiply_adds import Uses, count_uses
 from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.config.experiment import experiment_of, objective_of, sound_data
 from tune_sparsity.tuner.config.files import judged, read_about

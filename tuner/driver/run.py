@@ -33,7 +33,6 @@ from tune_sparsity.tuner.worker.checkpoints import sweep
 if TYPE_CHECKING:
     from tune_sparsity.tuner.driver.ray_tune import StopWhen
     from tune_sparsity.tuner.driver.study_run import StudyRun
-    from tune_sparsity.tuner.worker.trainable import TrialSetup
 
 AT_ONCE = 5.0  # seconds that MLflow has when a study ends unexpectedly; what it lacks then, resuming brings it
 
@@ -158,11 +157,10 @@ def _build(
     """Build the study, and what its trials are given."""
     from tune_sparsity.tuner.driver import listeners
     from tune_sparsity.tuner.driver.live_plots import live_pictures
-    from tune_sparsity.tuner.driver.ray_tune import StopWhen, with_ranks
+    from tune_sparsity.tuner.driver.ray_tune import StopWhen
     from tune_sparsity.tuner.driver.study_run import StudyRun
     from tune_sparsity.tuner.search.searcher import OptunaSearcher
     from tune_sparsity.tuner.worker.shipping import write_packed
-    from tune_sparsity.tuner.worker.trainable import TrialSetup
 
     config, goal = prepared.config, prepared.goal
     weights_folder = config.folder / WEIGHTS
@@ -197,22 +195,31 @@ def _build(
     study = StudyRun(config, goal, searcher, told, halving)
     if mirror is not None:  # in an object store its thread sweeps
         mirror.also = lambda: sweep(checkpoints, searcher.running)
+    setup = _setup(prepared, gpus=gpus, mirror=mirror, rungs=halving.rungs)
+    write_packed(config.folder, prepared.experiment, config.experiment)
+    return _Built(study, setup, stop)
+
+
+def _setup(prepared: Prepared, *, gpus: float, mirror: Mirror | None, rungs: tuple[int, ...]) -> TrialSetup:
+    """What all trials share."""
+    from tune_sparsity.tuner.driver.ray_tune import with_ranks
+    from tune_sparsity.tuner.worker.trainable import TrialSetup
+
+    config = prepared.config
     setup = TrialSetup(
         prepared.experiment,
         prepared.epochs,
         config.seed,
         device="cuda" if gpus else "cpu",
-        weights_folder=weights_folder if mirror is None else None,
+        weights_folder=config.folder / WEIGHTS if mirror is None else None,
         source=config.experiment,
         max_bytes=config.max_bytes,
         uses=prepared.uses,
-        checkpoints=checkpoints,
-        rungs=halving.rungs,
+        checkpoints=config.storage.checkpoints(config.study),
+        rungs=rungs,
         loads=not prepared.data.in_memory,
     )
-    setup = with_ranks(setup, config, gpus)
-    write_packed(config.folder, prepared.experiment, config.experiment)
-    return _Built(study, setup, stop)
+    return with_ranks(setup, config, gpus)
 
 
 def _run_trials(built: _Built, ray: Connection, arrays: Any, *, gpus: float, concurrency: int) -> dict[str, str]:

@@ -63,8 +63,9 @@ def trial_columns(
         [rows[0].objective.name, *(record.text for record in rows)],
         ["sparsity", *(f"{record.sparsity:.3%}" for record in rows)],
         ["nonzero", *("" if r.nonzero_weights is None else f"{r.nonzero_weights:,}" for r in rows)],
-        ["bytes", *("" if r.size_bytes is None else f"{r.size_bytes:,}" for r in rows)],
     ]
+    if any(record.size_bytes is not None for record in rows):
+        columns.append(["bytes", *("" if r.size_bytes is None else f"{r.size_bytes:,}" for r in rows)])
     if len({record.method for record in rows}) > 1:
         columns.append(["method", *(record.method for record in rows)])
     names = list(dict.fromkeys(name for record in rows for name in record.params))

@@ -175,7 +175,7 @@ def _reader(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor]:
     import torch
     from safetensors.torch import load_file
 
-    from tune_sparsity.sparsity.packed.writer import load
+    from tune_sparsity.sparsity.cost.writer import load
     from tune_sparsity.tuner.results import export_formats as formats
 
     if kind == "onnx":

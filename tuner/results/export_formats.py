@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tune_sparsity.experiments.base import in_evaluation
 from tune_sparsity.experiments.examples import mapped, named
-from tune_sparsity.sparsity.packed.writer import encode
+from tune_sparsity.sparsity.cost.writer import encode
 from tune_sparsity.tuner.errors import UsageError
 
 Tensors = Mapping[str, Tensor]
@@ -40,7 +40,7 @@ def save_torch(tensors: Tensors, path: Path) -> None:
 
 
 def save_packed(tensors: Tensors, prunable: set[str], path: Path) -> None:
-    """The smallest file, of which `tune_sparsity.sparsity.packed.read_packed` tells the format. Raises ValueError for a
+    """The smallest file, of which `tune_sparsity.sparsity.cost.read_packed` tells the format. Raises ValueError for a
     tensor of a type that it cannot have."""
     path.write_bytes(encode(tensors, prunable))
 

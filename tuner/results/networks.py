@@ -19,7 +19,7 @@ from tune_sparsity.experiments.base import NotFinite
 from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.sparsity import DeadNeurons, dead_neurons, prunable_layers
-from tune_sparsity.sparsity.packed.writer import encode
+from tune_sparsity.sparsity.cost.writer import encode
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL

@@ -105,7 +105,7 @@ class Goal:
         """Return what a feasible trial must have, in words."""
         if self.max_bytes is not None:
             return f"a packed file of at most {self.max_bytes:,} bytes"
-        return f"a sparsity of at least {100 * self.lowest:.6g}%"
+        return f"a sparsity of {100 * self.lowest:.6g}% or more"
 
     def _judged(self, records: Iterable[TrialRecord], target: float) -> tuple[list[TrialRecord], float]:
         """Return the trials of which those are feasible that are sparse enough, and what is sparse enough."""
@@ -234,9 +234,9 @@ def within_bytes(most: int, nonzero: int, weights: int) -> Goal:
 
 
 def sparsity_of(zeros: int, weights: int) -> float:
-    """The largest sparsity that `zeros` zeros reach, of those that ask for no zero more: the quotient, or where that
-    is rounded up the float below it."""
-    from tune_sparsity.sparsity import zeros_for  # here, since it brings torch, and the terminal's display needs none
+    """Return `sparsity_with`: the largest sparsity that so many zeros reach."""
+    from tune_sparsity.sparsity.masks import (
+        sparsity_with,  # here: it brings torch, and the terminal's display needs none
+    )
 
-    sparsity = zeros / weights
-    return sparsity if zeros_for(sparsity, weights) <= zeros else math.nextafter(sparsity, 0.0)
+    return sparsity_with(zeros, weights)

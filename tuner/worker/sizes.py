@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 
 from tune_sparsity.experiments import OwnTraining, Training
-from tune_sparsity.sparsity.multiply_adds import Uses
-from tune_sparsity.sparsity.packed.layout import Budget, Layout
+from tune_sparsity.sparsity.cost.layout import Budget, Layout
+from tune_sparsity.sparsity.cost.multiply_adds import Uses
 from tune_sparsity.sparsity.wrappers import plain_state
 
 

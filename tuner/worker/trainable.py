@@ -25,7 +25,7 @@ from tune_sparsity.experiments import Data, Experiment, Loaded, LoopError, OwnLo
 from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.experiments.ranks import Disconnected, Ranks
 from tune_sparsity.experiments.training import NotFinite
-from tune_sparsity.sparsity.multiply_adds import Uses
+from tune_sparsity.sparsity.cost.multiply_adds import Uses
 from tune_sparsity.sparsity.orientation import STANDARD
 from tune_sparsity.sparsity.torch_internals import leave_compiler_out, tree_map
 from tune_sparsity.sparsity.wrappers import plain_state

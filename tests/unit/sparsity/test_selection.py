@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from tests.helpers.examples import examples
 from tests.helpers.problems import normal
 from tune_sparsity.sparsity.distributions import layer_counts
 from tune_sparsity.sparsity.masks import keep_largest, zeros_for
-from tune_sparsity.sparsity.selection import Selection, lamp_score, relative_magnitude, selection_for
+from tune_sparsity.sparsity.selection import Selection, fitted, lamp_score, relative_magnitude, selection_for
 
 shapes = st.lists(
     st.one_of(
@@ -160,3 +161,24 @@ def test_half_precisions_are_scored_in_single_precision() -> None:
 def test_scales_are_left_out_where_a_network_normalises(norm: Any, normalised: bool) -> None:
     model = nn.Sequential(nn.Linear(5, 5), norm, nn.Linear(5, 2))
     assert selection_for(model, "erk") == Selection("erk", 1, normalised)
+
+
+@given(st.integers(2, 120), st.integers(0, 2**31), st.integers(1, 9))
+def test_masks_are_fitted_by_dropping_as_few_as_need_be(most: int, seed: int, share: int) -> None:
+    """`excess` asks for a part of what is too much, as one does that knows only about how much a weight takes."""
+    generator = Generator().manual_seed(seed)
+    scores = [torch.rand(10, 8, generator=generator), torch.rand(5, 8, generator=generator)]
+
+    def excess(masks: Sequence[Tensor]) -> int:
+        over = sum(int(mask.sum()) for mask in masks) - most
+        return max(0, math.ceil(over / share))
+
+    masks = fitted(lambda sparsity: Selection()(scores, [True, True], sparsity), 0.2, excess)
+    expected = keep_largest(scores, min(most, 96))
+    assert all(torch.equal(found, one) for found, one in zip(masks, expected, strict=True))
+
+
+def test_a_weight_a_layer_is_left_where_nothing_fits() -> None:
+    scores = [torch.rand(10, 8), torch.rand(5, 8)]
+    masks = fitted(lambda sparsity: Selection()(scores, [True, True], sparsity), 0.2, lambda masks: 5)
+    assert [int(mask.sum()) for mask in masks] == [1, 1]

@@ -146,6 +146,7 @@ WRONG: dict[str, list[str]] = {
     "target": [*NUMBERS, "1", "0.8,", ",", "0.9,0.9", "0.8;0.9", "90%", "0.8,1.0"],
     "front": ["", "0.5", "0.9:0.5", "0.5:0.5", "0.5:1", "-0.1:0.5", "0.5:0.7:0.9", "a:b", "nan:0.9", "0.5-0.9"],
     "max-nonzero": [*NUMBERS, "0", "2.5", "2", "50201"],
+    "max-bytes": [*NUMBERS, "0", "10k", "10", "kB", "10 kilobytes"],
     "trials": [*WHOLE, "0"],
     "epochs": [*WHOLE, "0"],
     "patience": [*WHOLE, "0"],
@@ -167,7 +168,7 @@ WRONG: dict[str, list[str]] = {
     "register": ["", " ", "a/b", "a:b", "x" * 251, "a\nb"],
     "tracking-uri": ["mlruns", "file:///tmp/mlruns", "no-such-scheme://x"],
 }  # fmt: skip
-GOALS = ("target", "front", "max-nonzero")
+GOALS = ("target", "front", "max-nonzero", "max-bytes")
 WRONG_VALUES = [(option, value) for option, values in WRONG.items() for value in values]
 
 
@@ -213,6 +214,9 @@ TOGETHER: dict[str, tuple[list[str], str]] = {
     "dense along a front": (["--front", ".5:.9", "--method", "dense"], "--method dense"),
     "dense with few weights": (["--max-nonzero", "100", "--method", "dense"], "--method dense"),
     "more weights than there are": (["--max-nonzero", "60000"], "--max-nonzero 60000"),
+    "a count and a size": (["--max-nonzero", "9", "--max-bytes", "9kB"], "--max-nonzero and --max-bytes"),
+    "dense with few bytes": (["--max-bytes", "9kB", "--method", "dense"], "--method dense"),
+    "fewer bytes than a network of one weight a layer": (["--max-bytes", "1700"], "needs at least"),
     "fewer weights than layers": (["--max-nonzero", "2"], "--max-nonzero 2"),
     "a target that leaves no layer whole": (["--target", "0.99999"], "--target 0.99999"),
     "a last target that leaves none": (["--target", "0.9,0.99999"], "--target 0.99999"),

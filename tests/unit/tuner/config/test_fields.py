@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.examples import examples
+from tune_sparsity.sparsity import zeros_for
+from tune_sparsity.sparsity.cost.layout import Layout
 from tune_sparsity.tuner.config.files import read_config
 from tune_sparsity.tuner.config.study_config import StudyConfig, make_config
 from tune_sparsity.tuner.errors import UsageError
@@ -85,6 +88,37 @@ def test_what_is_no_number_of_weights_is_refused(given_: Any) -> None:
     assert refusal(max_nonzero=given_).startswith("--max-nonzero ")
 
 
+@pytest.mark.parametrize(
+    ("given_", "parsed"),
+    [
+        *((10000, 10000), ("10000", 10000), ("10kB", 10_000), ("10 kB", 10_000), ("10KiB", 10_240), ("10kib", 10_240)),
+        *(("1.5kB", 1500), ("1.0001kB", 1000), ("2MB", 2_000_000), ("1MiB", 2**20), ("1GB", 10**9), ("7B", 7)),
+        *(("0", None), ("-1", None), ("10k", None), ("kB", None), ("1e3", None), ("10 bytes", None), (True, None)),
+        *(("0.5B", None), ("9" * 40, None), ([5], None), ("", None), (float("nan"), None), ("\u0663kB", None)),
+    ],
+)
+def test_a_size_in_bytes(given_: Any, parsed: int | None) -> None:
+    if parsed is None:
+        assert refusal(max_bytes=given_).startswith("--max-bytes ")
+    else:
+        assert make_config({"max_bytes": given_}).max_bytes == parsed
+
+
+def test_a_size_is_resolved_in_a_network() -> None:
+    weights = torch.nn.Linear(40, 25).state_dict()
+    layout = Layout.of(weights, ["weight"])
+    goal = make_config({"max_bytes": "1kB"}).goal(1, 1000, layout)
+    nonzero = 1000 - zeros_for(goal.lowest, 1000)
+    assert layout.estimate(nonzero) <= 1000 < layout.estimate(nonzero + 1)
+    assert make_config({"max_bytes": "1MB"}).goal(1, 1000, layout).lowest == 0.0
+    least = layout.least()
+    assert make_config({"max_bytes": least}).goal(1, 1000, layout).lowest == 0.999
+    with pytest.raises(UsageError, match=f"^--max-bytes {least - 1}: this network needs at least {least} bytes$"):
+        make_config({"max_bytes": least - 1}).goal(1, 1000, layout)
+    with pytest.raises(UsageError, match="no packed file"):
+        make_config({"max_bytes": 1000}).goal(1, 1000, None)
+
+
 def test_exactly_one_goal_is_given() -> None:
     assert refusal(trials=3).startswith("--target is missing")
     assert "--target and --front" in refusal(target=0.9, front="0.5:0.9")
@@ -127,7 +161,15 @@ def test_the_sparsity_that_a_refusal_names_is_accepted(layers: int, more: int) -
 
 
 @pytest.mark.parametrize(
-    "options", [{"target": 0.9}, {"target": "0.8,0.9"}, {"front": "0.5:0.99"}, {"front": "0:.5"}, {"max_nonzero": 7}]
+    "options",
+    [
+        {"target": 0.9},
+        {"target": "0.8,0.9"},
+        {"front": "0.5:0.99"},
+        {"front": "0:.5"},
+        {"max_nonzero": 7},
+        {"max_bytes": "7kB"},
+    ],
 )
 def test_a_goal_goes_through_a_file(options: dict[str, Any], tmp_path: Path) -> None:
     config = make_config({**options, "patience": 4})
@@ -156,6 +198,7 @@ def test_the_default_name_says_what_is_wanted() -> None:
     assert name(target="0.1,0.2,0.3,0.4") == "digits-4-targets"
     assert name(front="0.5:0.99") == "digits-0.5-to-0.99"
     assert name(max_nonzero=20000) == "digits-20000-weights"
+    assert name(max_bytes="10kB") == "digits-10000-bytes"
 
 
 def test_every_goal_is_a_field() -> None:

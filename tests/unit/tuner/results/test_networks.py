@@ -154,6 +154,8 @@ def test_the_description_says_how_to_use_it(trained: Trained, weights: Path, stu
             "sparsity": ZEROS / WEIGHTS,
             "sparsity_total": 0.5,
             "nonzero_weights": WEIGHTS - ZEROS,
+            "size_bytes": None,
+            "macs": None,
             "weights": WEIGHTS,
         },
     }

@@ -25,7 +25,7 @@ from tune_sparsity.tuner.results.tables import (
     write_results,
     write_trials,
 )
-from tune_sparsity.tuner.study.goal import Goal, along_front, at_most, at_targets
+from tune_sparsity.tuner.study.goal import Goal, along_front, at_most, at_targets, within_bytes
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.system.files import plain, to_json, write_atomically
 
@@ -35,9 +35,10 @@ def trial(number: int, **fields: Any) -> TrialRecord:
     return TrialRecord.from_dict({"number": number, **document})
 
 
+SIZES = {"nonzero_weights": 50, "size_bytes": 1234, "macs": 56}
 RECORDS = [
     trial(2, state=TrialState.FAILED, reason="loss is NaN,\nat epoch 3", value=math.nan, params={"rho": 0.2}),
-    trial(0, value=0.1 + 0.2, sparsity=0.95, sparsity_total=0.94, hoyer=0.5, nonzero_weights=50, epochs=4),
+    trial(0, value=0.1 + 0.2, sparsity=0.95, sparsity_total=0.94, hoyer=0.5, epochs=4, **SIZES),
     trial(1, value=0.9, sparsity=0.9, nonzero_weights=100, params={"p": 1.2, "lr": 1e-7}, seconds=2.5),
     trial(3, state=TrialState.PRUNED, value=0.99, sparsity=0.97),
     trial(4, state=TrialState.RUNNING),
@@ -64,6 +65,7 @@ def strict(text: str) -> Any:
 def test_the_columns_are_those_of_the_contract(tmp_path: Path) -> None:
     trials, pareto, _ = write_results(outcome(tmp_path))
     expected = "number,state,p,lr,rho,val_accuracy,sparsity,sparsity_matrices,sparsity_total,hoyer,nonzero_weights,"
+    expected += "size_bytes,macs,"
     for path in (trials, pareto):
         assert path.read_text(encoding="utf-8").splitlines()[0] == expected + "epochs,seconds,method,reason"
 
@@ -144,9 +146,9 @@ def test_result_json_is_the_contract_s(tmp_path: Path) -> None:
     document = strict(path.read_text(encoding="utf-8"))
     members = {"method": "lpss"}
     best = {"trial": "t0001", "params": {"p": 1.2, "lr": 1e-7}, "val_accuracy": 0.9, "sparsity": 0.9} | members
-    best |= {"sparsity_total": None, "nonzero_weights": 100}
+    best |= {"sparsity_total": None, "nonzero_weights": 100, "size_bytes": None, "macs": None}
     other = {"trial": "t0000", "params": {"p": 1.1}, "val_accuracy": 0.1 + 0.2, "sparsity": 0.95} | members
-    other |= {"sparsity_total": 0.94, "nonzero_weights": 50}
+    other |= {"sparsity_total": 0.94, **SIZES}
     assert document == {
         "study": "demo",
         "target": 0.9,
@@ -250,7 +252,7 @@ def document(goal: Goal, records: list[TrialRecord], folder: Path) -> dict[str, 
 
 
 def test_with_one_target_the_document_has_no_more_keys(tmp_path: Path) -> None:
-    assert not {"targets", "front", "max_nonzero"} & set(document(at_targets(0.9), FRONT, tmp_path))
+    assert not {"targets", "front", "max_nonzero", "max_bytes"} & set(document(at_targets(0.9), FRONT, tmp_path))
 
 
 def test_several_targets_have_a_best_each_and_the_best_is_that_at_the_lowest(tmp_path: Path) -> None:
@@ -273,6 +275,13 @@ def test_a_front_has_its_hypervolume_and_what_it_means(tmp_path: Path) -> None:
     assert found["front"]["mean_accuracy"] == pytest.approx(0.96)
     assert [one["test_accuracy"] for one in found["front"]["networks"]] == [0.95, 0.94, None]
     assert (found["front"]["from"], found["front"]["to"], found["target"]) == (0.8, 0.9, 0.8)
+
+
+def test_a_size_is_beside_the_target_that_it_comes_to(tmp_path: Path) -> None:
+    records = [trial(0, value=0.97, sparsity=0.9, size_bytes=1001), trial(1, value=0.9, sparsity=0.8, size_bytes=999)]
+    found = document(within_bytes(1000, 100, 1000), records, tmp_path)
+    assert (found["max_bytes"], found["target"], found["best"]["trial"]) == (1000, 0.9, "t0001")
+    assert found["best"]["size_bytes"] == 999
 
 
 def test_a_count_is_beside_the_target_that_it_comes_to(tmp_path: Path) -> None:

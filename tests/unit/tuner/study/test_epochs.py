@@ -26,6 +26,14 @@ def test_every_epoch_reads_back_to_the_bit(epochs: list[dict[str, float]]) -> No
     assert read[4] == [{"epoch": i + 1.0, "sparsity": 0.5, "hoyer": 0.25} for i in range(len(epochs))]
 
 
+def test_a_file_of_an_earlier_version_goes_on_with_its_own_columns(tmp_path: Path) -> None:
+    path = tmp_path / "epochs.csv"
+    path.write_text("number,epoch,train_loss,sparsity\n0,1,0.5,0.25\n")
+    EpochLog(path).add(0, 2, {"train_loss": 0.75, "sparsity": 0.5, "size_bytes": 100.0})
+    assert [one["sparsity"] for one in read_epochs(path)[0]] == [0.25, 0.5]
+    assert path.read_text().splitlines()[2] == "0,2,0.75,0.5"
+
+
 def test_a_trial_that_began_again_has_each_epoch_once(tmp_path: Path) -> None:
     log = EpochLog(tmp_path / "epochs.csv")
     for epoch, accuracy in ((1, 0.1), (2, 0.2), (3, 0.3), (1, 0.15), (2, 0.25)):

@@ -12,7 +12,7 @@ from tests.helpers.examples import examples
 from tests.helpers.trials import trial
 from tune_sparsity.sparsity import zeros_for
 from tune_sparsity.tuner.study.front import FrontTracker
-from tune_sparsity.tuner.study.goal import Goal, GoalKind, along_front, at_most, at_targets, sparsity_of
+from tune_sparsity.tuner.study.goal import Goal, GoalKind, along_front, at_most, at_targets, sparsity_of, within_bytes
 from tune_sparsity.tuner.study.pareto import pareto_front
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
@@ -36,13 +36,14 @@ def histories(draw: st.DrawFn) -> list[TrialRecord]:
 
 
 def test_each_kind_says_what_it_is() -> None:
-    single, several, front, count = (
+    single, several, front, count, size = (
         at_targets(0.9),
         at_targets(0.8, 0.95),
         along_front(0.5, 0.99),
         at_most(20_000, 50_200),
+        within_bytes(10_000, 2_000, 50_200),
     )
-    assert [goal.kind for goal in (single, several, front, count)] == list(GoalKind)
+    assert [goal.kind for goal in (single, several, front, count, size)] == list(GoalKind)
     assert [goal.lowest for goal in (single, several, front)] == [0.9, 0.8, 0.5]
     assert [goal.highest for goal in (single, several, front)] == [0.9, 0.95, 0.99]
     assert single.searched == (0.9, pytest.approx(0.92))
@@ -52,6 +53,24 @@ def test_each_kind_says_what_it_is() -> None:
     assert str(several) == "targets 0.8, 0.95"
     assert str(front) == "front 0.5:0.99"
     assert "20,000" in str(count)
+    assert "10,000 bytes" in str(size)
+
+
+def test_bytes_alone_make_a_trial_feasible() -> None:
+    goal = within_bytes(1000, 100, 1000)
+    assert goal.lowest == 0.9
+    records = [
+        trial(0, 0.9, 0.8, size_bytes=1000),
+        trial(1, 0.89, 0.9, size_bytes=990),  # less sparse than what was expected to fit, and it fits
+        trial(2, 0.95, 0.99, size_bytes=1001),
+        trial(3, 0.95, 0.99),  # of an unknown size
+        trial(4, 0.95, 0.99, size_bytes=500, state=TrialState.PRUNED),
+    ]
+    assert [goal.feasible(record) for record in records] == [True, True, False, False, False]
+    assert goal.best(records) is records[1]
+    assert goal.front(records) == [records[1], records[0]]
+    assert goal.reported(records) == [records[1]]
+    assert goal.best(records[2:]) is None
 
 
 @pytest.mark.parametrize(

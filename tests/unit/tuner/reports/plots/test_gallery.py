@@ -69,7 +69,7 @@ def test_a_study_has_all_its_pictures_and_they_show_its_own_figures(folder: Path
     records = study.records()
     shown = figures(pictured("<b>a</b> study", study.goal, records, folder))
     assert list(shown) == [
-        *("front", "progress", "training", "layers", "weights", "hoyer", "curves", "parallel", "importances"),
+        *("front", "bytes", "progress", "training", "layers", "weights", "hoyer", "curves", "parallel", "importances"),
     ]
     best = study.goal.best(records)
     assert best is not None

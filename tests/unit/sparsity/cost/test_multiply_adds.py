@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tune_sparsity.sparsity import LayerRules, prunable_layers
+from tune_sparsity.sparsity.cost.multiply_adds import count_uses
 from tune_sparsity.sparsity.layers import Layer
-from tune_sparsity.sparsity.multiply_adds import count_uses
 
 
 def macs(model: nn.Module, example: Any, rules: LayerRules | None = None) -> int | None:

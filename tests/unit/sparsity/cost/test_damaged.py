@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from tests.helpers.examples import is_long
-from tests.unit.sparsity.packed.test_round_trip import codes, sparse
-from tune_sparsity.sparsity.packed import read_packed
-from tune_sparsity.sparsity.packed.read_packed import Packed, decode
-from tune_sparsity.sparsity.packed.writer import encode
+from tests.unit.sparsity.cost.test_round_trip import codes, sparse
+from tune_sparsity.sparsity.cost import read_packed
+from tune_sparsity.sparsity.cost.read_packed import Packed, decode
+from tune_sparsity.sparsity.cost.writer import encode
 
 FOLDER = Path(__file__).parent
 COUNT = 10_000 if is_long() else 1000

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tune_sparsity.sparsity.packed.layout import best_form, check, gaps_of, type_of
-from tune_sparsity.sparsity.packed.read_packed import BITS, DENSE, MAGIC, RICE, SAME, TYPES, Packed, decode
+from tune_sparsity.sparsity.cost.layout import best_form, check, gaps_of, type_of
+from tune_sparsity.sparsity.cost.read_packed import BITS, DENSE, MAGIC, RICE, SAME, TYPES, Packed, decode
 
 _NUMBERS = {name: number for number, name in enumerate(TYPES)}
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from tune_sparsity.sparsity.packed.read_packed import (
+from tune_sparsity.sparsity.cost.read_packed import (
     BITMAP,
     DENSE,
     LARGEST_K,

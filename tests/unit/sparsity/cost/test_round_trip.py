@@ -14,10 +14,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from tune_sparsity.sparsity.packed import read_packed
-from tune_sparsity.sparsity.packed.layout import Layout, best_form
-from tune_sparsity.sparsity.packed.read_packed import BITMAP, DENSE, RICE, decode
-from tune_sparsity.sparsity.packed.writer import Codes, encode, load
+from tune_sparsity.sparsity.cost import read_packed
+from tune_sparsity.sparsity.cost.layout import Layout, best_form
+from tune_sparsity.sparsity.cost.read_packed import BITMAP, DENSE, RICE, decode
+from tune_sparsity.sparsity.cost.writer import Codes, encode, load
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 OTHERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool, torch.complex64, torch.uint16)

@@ -1,0 +1,60 @@
+"""Studies of a size in bytes: every pruned network fits, and its file has the size that its trial says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.helpers.in_process import exported, run_in_process
+from tests.helpers.outcome import trials_of
+from tune_sparsity.sparsity.cost.read_packed import read
+
+METHODS = "lpss,gmp,rigl,set,sparse-momentum,static,snip"
+MOST = 900  # bytes; 600 weights and 43 biases take 2.6 kB
+
+
+def test_every_pruned_network_fits(experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = tmp_path / "studies"
+    options = {"experiment": f"{experiment_file}:steady", "method": METHODS, "scheduler": "none"}
+    folder = run_in_process(storage, "small", max_bytes=MOST, trials=14, **options)
+    rows = trials_of(folder)
+    assert {row["method"] for row in rows} == set(METHODS.split(","))
+    assert all(row["state"] == "completed" and int(row["size_bytes"]) <= MOST for row in rows)
+    assert max(int(row["size_bytes"]) for row in rows) > MOST - 20  # and not a weight too few
+    # Each of its two linear layers meets its input once.
+    assert all(row["macs"] == row["nonzero_weights"] for row in rows)
+
+    result = json.loads((folder / "result.json").read_text())
+    best = result["best"]
+    assert (result["max_bytes"], best["size_bytes"] <= MOST) == (MOST, True)
+    document = exported(storage, "small", "packed", capsys)
+    file = Path(document["file"])
+    assert document["bytes"] == file.stat().st_size == best["size_bytes"]
+    stored, packed = load_file(folder / "best" / "model.safetensors"), read(file)
+    assert packed.keys() == {name for name in stored if not name.endswith(".mask")}
+    assert all(np.array_equal(packed[name], stored[name]) for name in packed)
+
+
+def test_a_dense_network_fits_or_does_not(experiment_file: Path, tmp_path: Path) -> None:
+    options = {"experiment": f"{experiment_file}:steady", "scheduler": "none", "trials": 4, "epochs": 2}
+    folder = run_in_process(tmp_path / "studies", "both", max_bytes=MOST, method="dense,gmp", **options)
+    sizes = {row["method"]: int(row["size_bytes"]) for row in trials_of(folder)}
+    assert sizes["dense"] > 2600 > MOST >= sizes["gmp"]
+    assert json.loads((folder / "result.json").read_text())["best"]["method"] == "gmp"
+
+
+def test_sizes_are_told_after_the_epochs_whose_mask_is_fixed(experiment_file: Path, tmp_path: Path) -> None:
+    options = {"experiment": f"{experiment_file}:steady", "method": "gmp,static", "trials": 2, "scheduler": "none"}
+    folder = run_in_process(tmp_path / "studies", "epochs", target=0.8, epochs=5, **options)
+    header, *lines = (folder / "epochs.csv").read_text().splitlines()
+    at = header.split(",").index("size_bytes")
+    told = {(line.split(",")[0], line.split(",")[1]): line.split(",")[at] for line in lines}
+    methods = {row["method"]: (row["number"], row["size_bytes"]) for row in trials_of(folder)}
+    number, size = methods["static"]
+    assert {told[number, str(epoch)] for epoch in range(1, 6)} == {f"{size}.0"}
+    number, size = methods["gmp"]
+    assert (told[number, "1"], told[number, "5"]) == ("", f"{size}.0")

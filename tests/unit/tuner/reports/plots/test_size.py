@@ -1,0 +1,42 @@
+"""The picture of the metric against bytes."""
+
+from __future__ import annotations
+
+from tests.helpers.trials import trial
+from tune_sparsity.tuner.reports.plots.size import bytes_figure, smallest_front
+from tune_sparsity.tuner.study.goal import at_targets, within_bytes
+from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
+
+RECORDS = [
+    trial(0, 0.9, 0.90, size_bytes=1000),
+    trial(1, 0.8, 0.90, size_bytes=2000),  # as good and larger
+    trial(2, 0.7, 0.95, size_bytes=3000, params={"weight_bits": 4}),
+    trial(3, 0.6, 0.80, size_bytes=900, params={"weight_bits": 8}),
+    trial(4, 0.5, 0.99, size_bytes=500, state=TrialState.PRUNED),
+    trial(5, 0.5, 0.99),
+    trial(6, 0.9, 0.0, size_bytes=100),
+]
+
+
+def numbers(records: list[TrialRecord]) -> list[int]:
+    return [record.number for record in records]
+
+
+def test_the_front_in_bytes() -> None:
+    assert numbers(smallest_front(RECORDS)) == [6, 3, 0, 2]
+    assert smallest_front([]) == []
+
+
+def test_all_completed_trials_stand_on_a_logarithmic_axis_of_bytes() -> None:
+    made = bytes_figure(RECORDS, within_bytes(1500, 10, 100))
+    assert made is not None
+    assert made.layout.xaxis.type == "log"
+    front, *groups = made.data
+    assert (list(front.x), list(front.y)) == ([100, 900, 1000, 3000], [0.0, 80.0, 90.0, 95.0])
+    drawn = {group.name: list(group.x) for group in groups}
+    assert drawn == {"lpss": [1000, 2000, 100], "lpss, 4 bits": [3000], "lpss, 8 bits": [900]}
+    assert [shape.x0 for shape in made.layout.shapes] == [1500]
+
+
+def test_without_sizes_there_is_no_picture() -> None:
+    assert bytes_figure(RECORDS[5:6], at_targets(0.9)) is None
