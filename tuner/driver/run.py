@@ -33,6 +33,7 @@ from tune_sparsity.tuner.worker.checkpoints import sweep
 if TYPE_CHECKING:
     from tune_sparsity.tuner.driver.ray_tune import StopWhen
     from tune_sparsity.tuner.driver.study_run import StudyRun
+    from tune_sparsity.tuner.worker.trainable import TrialSetup
 
 AT_ONCE = 5.0  # seconds that MLflow has when a study ends unexpectedly; what it lacks then, resuming brings it
 

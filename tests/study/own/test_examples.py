@@ -24,6 +24,14 @@ def test_the_loop_of_ones_own_ends_on_its_sparsity(tmp_path: Path) -> None:
     assert float(said[-1]) > 0.93
 
 
+def test_a_loop_of_ones_own_is_searched(tmp_path: Path) -> None:
+    options = ["--target", "0.9", "--trials", "2", "--json", "--experiment", f"{EXAMPLES}/searched_loop.py:train"]
+    ran = run_command(options, tmp_path)
+    assert ran.code == 0, ran.stderr
+    assert ran.result()["best"]["sparsity"] >= 0.9
+    assert ran.result()["best"]["test_accuracy"] > 0.9
+
+
 def test_a_regression_is_searched_by_its_error(tmp_path: Path) -> None:
     ran = run_command(
         ["--target", "0.9", "--trials", "3", "--json", "--experiment", f"{EXAMPLES}/tabular_regression.py:diabetes"],
