@@ -41,7 +41,13 @@ def cpus_wanted(monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, **option
     return private_ray_main.cpus_in_use(**{**ORDINARY, **options})
 
 
-ORDINARY = {"cpus_per_trial": 1.0, "gpus_per_trial": "auto", "trials": 32, "concurrency": None}
+ORDINARY = {
+    "cpus_per_trial": 1.0,
+    "gpus_per_trial": "auto",
+    "workers_per_trial": 1,
+    "trials": 32,
+    "concurrency": None,
+}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +62,10 @@ ORDINARY = {"cpus_per_trial": 1.0, "gpus_per_trial": "auto", "trials": 32, "conc
         (16, 2, {}, 2),  # a whole GPU each
         (16, 2, {"gpus_per_trial": 0.25}, 8),
         (16, 2, {"gpus_per_trial": 0}, 16),
+        (9, 0, {"workers_per_trial": 4}, 8),  # two trials
+        (8, 0, {"workers_per_trial": 4, "cpus_per_trial": 2, "trials": 3}, 8),
+        (16, 2, {"workers_per_trial": 2}, 2),  # a GPU for each worker
+        (2, 0, {"workers_per_trial": 4}, 2),  # too few: the study says so
     ],
 )
 def test_a_private_ray_has_the_cpus_of_the_trials_that_run_at_once(

@@ -164,6 +164,9 @@ def test_nodes_are_listed_with_the_room_for_trials() -> None:
     assert str(resources([NODE], 2, 0)) == "ok   nodes: 1: 10.0.0.2 (4 CPUs, 1 GPUs): room for 2 trials at once"
     assert "lower --cpus-per-trial" in resources([NODE], 8, 0).remedy
     assert resources([], 1, 0).remedy
+    assert str(resources([NODE], 1, 0, 2)).endswith("room for 2 trials of 2 workers at once")
+    assert str(resources([NODE, NODE], 1, 1, 2)).endswith("room for 1 trials of 2 workers at once")  # on two nodes
+    assert "lower --workers-per-trial" in resources([NODE], 1, 1, 2).remedy
 
 
 def test_versions_are_listed_or_what_differs() -> None:

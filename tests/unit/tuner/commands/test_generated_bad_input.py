@@ -28,6 +28,7 @@ SOUND = {
     "scheduler": ["asha", "none"],
     "method": ["lpss", "rigl,gmp"],
     "concurrency": ["1"],
+    "workers-per-trial": ["1", "2"],
     "cpus-per-trial": ["0.5"],
     "gpus-per-trial": ["0", "auto"],
     "time-budget": ["90s", "1h30m"],
@@ -35,7 +36,7 @@ SOUND = {
     "study": ["mine"],
 }
 NUMBERS = ("target", "trials", "epochs", "seed", "patience", "final-seeds", "concurrency", "cpus-per-trial")
-NUMBERS += ("max-nonzero", "gpus-per-trial", "time-budget", "front")
+NUMBERS += ("workers-per-trial", "max-nonzero", "gpus-per-trial", "time-budget", "front")
 NAMES = ("sampler", "scheduler", "method", "experiment", "space", "tracking-uri", "address")
 SIGNS = string.ascii_letters + " _.,;!?()[]{}<>|&$#@*+'\"\\^~`\t\n" + "äß漢🙂\x01\x7f"
 

@@ -27,6 +27,17 @@ CASES: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "no epochs": (["--target", ".9", "--epochs", "0"], {}, ["--epochs"]),
     "no concurrency": (["--target", ".9", "--concurrency", "0"], {}, ["--concurrency"]),
     "negative seed": (["--target", ".9", "--seed", "-1"], {}, ["--seed"]),
+    "no worker": (["--target", ".9", "--workers-per-trial", "0"], {}, ["--workers-per-trial", "1"]),
+    "more workers than examples": (
+        ["--target", ".9", "--workers-per-trial", "65"],
+        {},
+        ["--workers-per-trial 65", "digits has 64 examples", "at most 64"],
+    ),
+    "workers that share a GPU": (
+        ["--target", ".9", "--workers-per-trial", "2", "--gpus-per-trial", "0.5"],
+        {},
+        ["--workers-per-trial 2", "--gpus-per-trial 0 or 1"],
+    ),
     "no CPU": (["--target", ".9", "--cpus-per-trial", "0"], {}, ["--cpus-per-trial"]),
     "bad GPUs": (["--target", ".9", "--gpus-per-trial", "some"], {}, ["--gpus-per-trial", "auto"]),
     "one and a half GPUs": (["--target", ".9", "--gpus-per-trial", "1.5"], {}, ["--gpus-per-trial", "whole number"]),

@@ -243,6 +243,7 @@ def test_a_study_loads_again_from_its_own_file(folder: Path, monkeypatch: pytest
     options = {
         "target": "0.85", "experiment": "mine.py:mine", "trials": "9", "time_budget": "2m", "seed": "3",
         "sampler": "gp", "scheduler": "none", "concurrency": "1", "cpus_per_trial": "0.5", "gpus_per_trial": "0",
+        "workers_per_trial": "2",
         "storage": "s", "study": "first", "tracking_uri": "sqlite:///m.db", "data_dir": "d",
     }  # fmt: skip
     config = make_config(options).resolved()
