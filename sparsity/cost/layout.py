@@ -22,6 +22,7 @@ from tune_sparsity.sparsity.cost.read_packed import (
 
 _CHECKSUM = 4  # bytes
 _SCALE = 16  # bits
+_UNEVEN = 0.85  # of the entropy: what an index takes where some layers are much sparser than others
 
 
 class Form(NamedTuple):
@@ -140,21 +141,28 @@ class Layout:
         bits = (one.size_in_bits((masks[name] != 0).cpu().numpy()) for name, one in self.prunable.items())
         return self.fixed + sum(bits) // 8
 
-    def estimate(self, nonzero: int) -> float:
+    def estimate(self, nonzero: int, uneven: float = 1.0) -> float:
         """Return about how many bytes the file takes with so many weights that are not 0, at places of equal chance:
-        the entropy of the index, and the values."""
+        the entropy of the index, and the values.
+
+        Args:
+            uneven: what the index takes of that, where chances are not equal.
+        """
         weights = self.weights
-        bits = nonzero * self._value_bits + min(weights, weights * _entropy(nonzero / weights))
+        bits = nonzero * self._value_bits + uneven * weights * _entropy(nonzero / weights)
         dense = math.inf if self._scaled else weights * self._value_bits
         scales = _SCALE * min(nonzero, sum(one.rows for one in self.prunable.values())) if self._scaled else 0
         return self.fixed + (min(bits, dense) + scales) / 8
 
     def nonzero_within(self, most: int) -> int:
-        """Return the largest number of weights whose `estimate` is within so many bytes; 0 if not one is."""
+        """Return the largest number of weights that may fit into so many bytes; 0 if not one does.
+
+        It is rather too many: a projection drops what is too many, and would not bring back what is missing.
+        """
         low, high = 0, self.weights + 1
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self.estimate(middle) <= most else (low, middle)
+            low, high = (middle, high) if self.estimate(middle, _UNEVEN) <= most else (low, middle)
         return low
 
     def least(self) -> int:

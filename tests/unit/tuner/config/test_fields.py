@@ -109,7 +109,7 @@ def test_a_size_is_resolved_in_a_network() -> None:
     layout = Layout.of(weights, ["weight"])
     goal = make_config({"max_bytes": "1kB"}).goal(1, 1000, layout)
     nonzero = 1000 - zeros_for(goal.lowest, 1000)
-    assert layout.estimate(nonzero) <= 1000 < layout.estimate(nonzero + 1)
+    assert layout.estimate(nonzero, 0.8) < 1000 < layout.estimate(nonzero)  # a projection drops what is too many
     assert make_config({"max_bytes": "1MB"}).goal(1, 1000, layout).lowest == 0.0
     least = layout.least()
     assert make_config({"max_bytes": least}).goal(1, 1000, layout).lowest == 0.999
