@@ -1,12 +1,13 @@
-"""Averages of the weights under a held learning rate, beside the cosine: LeNet-300-100 trained by lpss.
+"""Averages of the weights under a held learning rate, and weights of 4 bits, beside the cosine: LeNet-300-100, lpss.
 
-    python -m benchmarks.averaging --data-dir DIR
+    python -m benchmarks.averaging --data-dir DIR [--tasks 0 1 2 3] [--sides cosine average bits] [--points 24]
 
-Both sides are tuned alike, on validation data, for each data set and sparsity: the same POINTS random points, of which
-the side with the average draws its tail beside. The BEST points of each are trained under two more seeds, and the best
-mean over the three seeds is taken. It is then trained under three seeds that no search has seen, and read once on the
-test data: of Fashion-MNIST on the 55,000 images of the search ("final"), and for both sets on all 60,000 ("whole").
-MNIST's search has half the epochs, and serves the neighbouring sparsity as well, as in `benchmarks.methods`.
+All sides are tuned alike, on validation data, for each data set and sparsity: the same random points, to which the side
+with the average adds its tail, and that with 4 bits its share of the steps. The BEST points of each are trained under
+two more seeds, and the best mean over the three seeds is taken. It is then trained under three seeds that no search has
+seen, and read once on the test data: of Fashion-MNIST on the 55,000 images of the search ("final"), and for both sets
+on all 60,000 ("whole"). MNIST's search has half the epochs, and serves the neighbouring sparsity as well, as in
+`benchmarks.methods`.
 
 Every finished training is a line of OUT/EXPERIMENT.jsonl and is not run again.
 """
@@ -31,8 +32,8 @@ from benchmarks.methods import FIRST_SEED, Job, _loaded
 from tune_sparsity.experiments.base import Split, evaluate
 from tune_sparsity.experiments.training import NotFinite, train_whole
 
-POINTS, BEST, SEEDS = 24, 4, 3
-SIDES = ("cosine", "average")
+BEST, SEEDS = 4, 3
+SIDES = ("cosine", "average", "bits")
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ TASKS = (
 
 
 def points(side: str, count: int) -> Iterator[dict[str, Any]]:
-    """Yield random points: the first values of each are the same for both sides."""
+    """Yield random points: the values that the sides share are the same."""
     for number in range(count):
-        u = np.random.default_rng(number).uniform(size=7)
+        u = np.random.default_rng(number).uniform(size=9)
 
         def log(index: int, low: float, high: float, of: Any = u) -> float:
             return float(f"{low * (high / low) ** of[index]:.3g}")
@@ -73,9 +74,12 @@ def points(side: str, count: int) -> Iterator[dict[str, Any]]:
             "threshold": {"end": round(0.6 + 0.25 * u[4], 2)},
             "initial_sparsity": 0.2,
         }
-        own = {"learning_rate": "hold", "averaging": ("swa", "ema")[int(u[6] > 0.75)], "average_every": 4}
-        own["tail"] = log(5, 0.1, 1.0)
-        yield point if side == "cosine" else {**point, **own}
+        hold = {"learning_rate": "hold", "tail": log(5, 0.1, 1.0)}
+        if side == "average":
+            point |= {**hold, "averaging": ("swa", "ema")[int(u[6] > 0.75)], "average_every": 4}
+        if side == "bits":
+            point |= {**(hold if u[7] > 0.5 else {}), "weight_bits": 4, "bits_share": round(0.1 + 0.3 * u[8], 2)}
+        yield point
 
 
 def train(job: Job, data_dir: str) -> Job:
@@ -128,10 +132,10 @@ class Log:
         return [self._done[self._key(job)] for job in jobs]
 
 
-def tune(task: Task, side: str, log: Log, pool: ProcessPoolExecutor) -> Job:
+def tune(task: Task, side: str, count: int, log: Log, pool: ProcessPoolExecutor) -> Job:
     """Return the best point with its mean validation accuracy over the seeds."""
     common = {"experiment": task.experiment, "stage": "tune", "side": side, "epochs": task.epochs}
-    tried = [{**point, "final_sparsity": task.tuned_at} for point in points(side, POINTS)]
+    tried = [{**point, "final_sparsity": task.tuned_at} for point in points(side, count)]
     first = log.train([{**common, "seed": 0, "params": point} for point in tried], pool)
     best = sorted(first, key=lambda job: -job["val"])[:BEST]
     seeds = [[{**job, "seed": seed} for seed in range(SEEDS)] for job in best]
@@ -160,6 +164,7 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--tasks", type=int, nargs="+", default=range(len(TASKS)), choices=range(len(TASKS)))
+    parser.add_argument("--points", type=int, default=24)
     parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/averaging"))
     options = parser.parse_args()
@@ -167,7 +172,7 @@ def main() -> None:
     with ProcessPoolExecutor(options.workers, get_context("spawn"), os.nice, (5,)) as pool:
         for task in (TASKS[index] for index in options.tasks):
             for side in options.sides:
-                chosen = tune(task, side, log, pool)
+                chosen = tune(task, side, options.points, log, pool)
                 print(f"{task.experiment} {task.tuned_at:g} {side}: {chosen}", flush=True)
                 finish(task, side, chosen, log, pool)
 

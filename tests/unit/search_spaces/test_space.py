@@ -15,9 +15,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from tests.helpers.examples import examples
 from tune_sparsity.search_spaces import BUILT_IN, BadFile, Space, load_space
+from tune_sparsity.search_spaces.loading import OVERLAYS
 from tune_sparsity.sparsity import METHODS, suggest_p
 
 TARGETS = (0.0, 0.5, 0.9, 0.98, 0.999)
+WITH_OVERLAYS = [f"{name}+{overlay}" for name in ("dense", "gmp", "lpss") for overlay in OVERLAYS]
 SPARSE = [name for name in BUILT_IN if name not in ("dense", "lpss-published")]
 BASE = """\
 method: lpss
@@ -86,7 +88,7 @@ def test_the_theorys_p_falls_as_the_target_rises() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", [*BUILT_IN, *WITH_OVERLAYS])
 def test_every_first_point_is_complete_within_its_space_and_accepted_by_the_method(name: str, target: float) -> None:
     space = load_space(name, target)
     assert space.first
@@ -97,7 +99,7 @@ def test_every_first_point_is_complete_within_its_space_and_accepted_by_the_meth
         assert getattr(made, "final_sparsity", target) == target
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", [*BUILT_IN, "lpss+averaged", "gmp+bits"])
 @given(target=st.sampled_from(TARGETS) | st.floats(0, 0.9999), seed=st.integers(0, 2**32 - 1))
 @examples(40)
 def test_whatever_is_drawn_from_the_space_is_accepted_by_the_method(name: str, target: float, seed: int) -> None:
