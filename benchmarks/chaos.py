@@ -1,6 +1,6 @@
 """Studies that are broken on purpose and resumed: what is lost, doubled, left running or corrupted.
 
-    python -m benchmarks.chaos [--driver 20] [--worker 10] [--disk 5] [--first 0] [--out FOLDER]
+    python -m benchmarks.chaos [--driver 20] [--worker 10] [--disk 5] [--first 0] [--out FOLDER] [--experiment NAME]
 
 Each study is the command's own, with one trial at a time and the same seed; an unbroken one comes first. At a random
 moment of it the driver is killed (SIGKILL), or the process of the trial that runs, or the folder of the study, a small
@@ -66,10 +66,15 @@ class Broken:
 
 
 class Chaos:
-    """Runs studies in `out`, where all that it knows is kept."""
+    """Runs studies in `out`, where all that it knows is kept.
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    Args:
+        out: the folder.
+        experiment: that they are of.
+    """
+
+    def __init__(self, out: Path, experiment: str) -> None:
+        self.out, self.shape = out, [*SHAPE, "--experiment", experiment]
         out.mkdir(parents=True, exist_ok=True)
         self.lines = out / "chaos.jsonl"
         self.uri = f"sqlite:///{out / 'mlflow.db'}"
@@ -95,7 +100,7 @@ class Chaos:
                 return line
         name, log = "reference", self.out / "reference.log"
         shutil.rmtree(self.out / name, ignore_errors=True)
-        process = self.begin([*SHAPE, "--study", name], self.out, log)
+        process = self.begin([*self.shape, "--study", name], self.out, log)
         wait_for(lambda: (self.out / name / "optuna.journal").exists(), process)
         began = time.monotonic()
         code = process.wait(PATIENCE)
@@ -120,7 +125,7 @@ class Chaos:
             shutil.rmtree(folder, ignore_errors=True)
             forget(self.uri, name)  # what an earlier call of this benchmark, itself broken off, left there
             with small_disk(storage) if kind == "disk" else contextlib.nullcontext():
-                process = self.begin([*SHAPE, "--study", name], storage, log)
+                process = self.begin([*self.shape, "--study", name], storage, log)
                 wait_for(lambda: (folder / "optuna.journal").exists(), process)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(result.moment * unbroken["seconds"])
@@ -302,8 +307,9 @@ def main() -> int:
         parser.add_argument(f"--{kind}", type=int, default=number, metavar="N")
     parser.add_argument("--first", type=int, default=0, help="of the moments, so that several runs share the work")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/chaos"))
+    parser.add_argument("--experiment", default="digits", help="also a file's, as the command takes it")
     options = parser.parse_args()
-    chaos = Chaos(options.out.absolute())
+    chaos = Chaos(options.out.absolute(), options.experiment)
     print("| broken | studies | trials lost | duplicates | left running | corrupted files | same tables |", flush=True)
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     sound = True
