@@ -113,7 +113,7 @@ def test_the_page_has_every_picture_once_plotly_once_and_nothing_to_fetch(folder
     parser.feed(text)
     assert parser.found == []
     assert len(parser.ids) == len(set(parser.ids))
-    assert sum(one.startswith("picture-") for one in parser.ids) == 9
+    assert sum(one.startswith("picture-") for one in parser.ids) == 10
     assert text.count("plotly.js v") == 1
     assert "@import" not in text.partition("</style>")[0]
 
