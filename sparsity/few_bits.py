@@ -127,7 +127,7 @@ class FewBitsTraining:
     @torch.no_grad()
     def step(self) -> None:
         """Take a step on the gradients at hand."""
-        grads = self._active([weight if weight.grad is None else weight.grad for weight in self._weights])
+        grads = self._active([torch.zeros_like(one) if one.grad is None else one.grad for one in self._weights])
         # A weight is its scale times a whole number, so that it is its own derivative by the scale's logarithm.
         by_scale = grads * self._active(self._weights)
         self._log_scales.grad = by_scale.new_zeros(len(self._log_scales)).index_add_(0, self._rows, by_scale)

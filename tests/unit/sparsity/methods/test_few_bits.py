@@ -172,6 +172,19 @@ def test_a_row_without_weights_has_no_scale_and_stays_zero() -> None:
     assert weight.isfinite().all()
 
 
+def test_a_weight_without_a_gradient_stays_as_it_was_rounded() -> None:
+    torch.manual_seed(0)
+    weights = [torch.randn(4, 9), torch.randn(5, 7)]
+    training = FewBitsTraining(weights, [torch.ones_like(one) for one in weights], [], FewBits(4, 50))
+    training.begin()
+    before = [one.clone() for one in weights]
+    for _ in range(20):
+        weights[1].grad = torch.randn(5, 7)
+        training.step()
+    assert torch.equal(weights[0], before[0])
+    assert not torch.equal(weights[1], before[1])
+
+
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-6, 1e8])
 def test_scales_beyond_those_of_float16_are_cut_off(magnitude: float) -> None:
     torch.manual_seed(0)
