@@ -183,7 +183,7 @@ def test_after_a_budget_that_was_too_short_the_advice_is_a_longer_one(experiment
     ran = run_command([*arguments, "--scheduler", "none", "--time-budget", "10s", "--study", "short"], tmp_path)
     assert ran.code == 3, ran.stderr
     last = ran.stderr.splitlines()[-1]
-    assert last.startswith("No trial completed with a sparsity of at least 0.5: ")
+    assert last.startswith("No trial completed with a sparsity of 50% or more: ")
     assert last.endswith(f"resume short --storage {tmp_path / 'studies'} --time-budget LONGER")
 
 
