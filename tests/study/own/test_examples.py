@@ -24,9 +24,12 @@ def test_the_loop_of_ones_own_ends_on_its_sparsity(tmp_path: Path) -> None:
     assert float(said[-1]) > 0.93
 
 
-def test_a_loop_of_ones_own_is_searched(tmp_path: Path) -> None:
-    options = ["--target", "0.9", "--trials", "2", "--json", "--experiment", f"{EXAMPLES}/searched_loop.py:train"]
-    ran = run_command(options, tmp_path)
+@pytest.mark.parametrize("example", ["searched_loop.py:train", "loaded_digits.py:digits"])
+def test_a_loop_of_ones_own_and_loaded_data_are_searched(example: str, tmp_path: Path) -> None:
+    ran = run_command(
+        ["--target", "0.9", "--trials", "2", "--epochs", "8", "--json", "--experiment", f"{EXAMPLES}/{example}"],
+        tmp_path,
+    )
     assert ran.code == 0, ran.stderr
     assert ran.result()["best"]["sparsity"] >= 0.9
     assert ran.result()["best"]["test_accuracy"] > 0.9

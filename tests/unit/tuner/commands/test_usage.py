@@ -31,7 +31,7 @@ CASES: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "more workers than examples": (
         ["--target", ".9", "--workers-per-trial", "65"],
         {},
-        ["--workers-per-trial 65", "digits has 64 examples", "at most 64"],
+        ["--workers-per-trial 65", "digits has 32 examples", "at most 32"],
     ),
     "workers that share a GPU": (
         ["--target", ".9", "--workers-per-trial", "2", "--gpus-per-trial", "0.5"],

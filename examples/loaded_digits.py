@@ -1,4 +1,7 @@
-"""The digits as a data set that processes of torch's DataLoader load: for studies that are broken."""
+"""The digits as a data set whose examples processes of torch's DataLoader load, as those do that are on a disk.
+
+tune-sparsity --target 0.9 --experiment examples/loaded_digits.py:digits --trials 8
+"""
 
 from __future__ import annotations
 
