@@ -241,13 +241,13 @@ def check_gpus(config: StudyConfig) -> None:
 
 def check_workers(config: StudyConfig, experiment: Experiment) -> None:
     """Raises UsageError if a batch cannot be divided among the workers of a trial."""
-    if isinstance(experiment, OwnLoop) and config.workers_per_trial > 1:
+    workers, examples = config.workers_per_trial, experiment.recipe.batch_size
+    if workers > 1 and isinstance(experiment, OwnLoop):
         raise UsageError(
-            f"--workers-per-trial {config.workers_per_trial}: {experiment.name} is a loop of your own, which trains in "
-            "one process: give 1"
+            f"--workers-per-trial {workers}: {experiment.name} is a loop of your own, which trains in one process: give 1"
         )
-    if not isinstance(experiment, OwnLoop) and config.workers_per_trial > (examples := experiment.recipe.batch_size):
+    if workers > 1 and 2 * workers > examples:
         raise UsageError(
-            f"--workers-per-trial {config.workers_per_trial}: a batch of {experiment.name} has {examples} examples, "
-            f"which the workers of a trial divide: give at most {examples}"
+            f"--workers-per-trial {workers}: a batch of {experiment.name} has {examples} examples, and each worker "
+            f"needs two of them: give at most {max(1, examples // 2)}"
         )

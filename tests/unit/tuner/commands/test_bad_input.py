@@ -153,7 +153,7 @@ WRONG: dict[str, list[str]] = {
     "seed": [*NUMBERS, "2.5", "4294967296"],
     "final-seeds": WHOLE,
     "concurrency": [*WHOLE, "0"],
-    "workers-per-trial": [*WHOLE, "0", "65", "1025"],  # a batch of digits has 64 examples
+    "workers-per-trial": [*WHOLE, "0", "17", "1025"],  # a batch of digits has 32 examples
     "cpus-per-trial": [*NUMBERS, "0", "1000001"],
     "gpus-per-trial": [*NUMBERS, "1.5", "1000001", "Auto", "1000"],
     "time-budget": ["", "0", "0s", "-5m", "5M", "1w", "1h 30m", "1h30", "nan", "inf", "1e9d", "soon"],

@@ -29,9 +29,9 @@ CASES: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "negative seed": (["--target", ".9", "--seed", "-1"], {}, ["--seed"]),
     "no worker": (["--target", ".9", "--workers-per-trial", "0"], {}, ["--workers-per-trial", "1"]),
     "more workers than examples": (
-        ["--target", ".9", "--workers-per-trial", "65"],
+        ["--target", ".9", "--workers-per-trial", "17"],
         {},
-        ["--workers-per-trial 65", "digits has 32 examples", "at most 32"],
+        ["--workers-per-trial 17", "digits has 32 examples", "at most 16"],
     ),
     "workers that share a GPU": (
         ["--target", ".9", "--workers-per-trial", "2", "--gpus-per-trial", "0.5"],
