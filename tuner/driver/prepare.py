@@ -244,7 +244,7 @@ def check_workers(config: StudyConfig, experiment: Experiment) -> None:
     workers, examples = config.workers_per_trial, experiment.recipe.batch_size
     if workers > 1 and isinstance(experiment, OwnLoop):
         raise UsageError(
-            f"--workers-per-trial {workers}: {experiment.name} is a loop of your own, which trains in one process: give 1"
+            f"--workers-per-trial {workers}: {experiment.name} is a loop of your own, which one process trains: give 1"
         )
     if workers > 1 and 2 * workers > examples:
         raise UsageError(
