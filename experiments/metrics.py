@@ -18,6 +18,8 @@ _TAKEN = (
     *("study", "target", "trial"),
 )
 """Headings that stand beside the metric's in tables and pictures."""
+_BELOW_ZERO = ("matthews_corr_coef", "cohen_kappa")
+"""Metrics of torchmetrics that lie in [-1, 1], though they give 0 as their lower bound."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def metric_of(given: Any) -> Metric:
         wrapped = f'Metric("{name}", {kind}(...), maximize=...)'
         raise ValueError(f"{kind} does not tell whether larger is better (higher_is_better): give {wrapped}")
     bounds = getattr(given, "plot_lower_bound", None), getattr(given, "plot_upper_bound", None)
-    return Metric(name, given, maximize=larger, percent=bounds == (0.0, 1.0))
+    percent = bounds == (0.0, 1.0) and not name.endswith(_BELOW_ZERO)
+    return Metric(name, given, maximize=larger, percent=percent)
 
 
 def is_torchmetric(value: Any) -> bool:

@@ -12,6 +12,7 @@ import torch
 from tune_sparsity.experiments.checks.shapes import is_classification
 from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, not_checked, same, warning
 from tune_sparsity.experiments.examples import Loaded, length, tensors_in
+from tune_sparsity.experiments.metrics import ACCURACY, metric_of
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.user_reads import watching
 
@@ -88,6 +89,7 @@ def balanced(subject: Subject) -> Iterator[Problem]:
         yield not_checked("the data are not in memory")
         return
     splits = {name: getattr(subject.data, name).y for name in ("train", "val", "test")}
+    by_accuracy = metric_of(subject.experiment.metric).name == ACCURACY
     present = set(splits["train"].unique().tolist())
     for name, labels in splits.items():
         strange = sorted(set(labels.unique().tolist()) - present)
@@ -99,7 +101,7 @@ def balanced(subject: Subject) -> Iterator[Problem]:
             )
         kinds, sizes = labels.unique(return_counts=True)
         most = int(sizes.argmax())
-        if float(sizes[most]) / len(labels) >= _UNBALANCED:
+        if by_accuracy and float(sizes[most]) / len(labels) >= _UNBALANCED:
             told = f"{float(sizes[most]) / len(labels):.0%} of the {name} split are {_class(subject, int(kinds[most]))}"
             yield warning(
                 f"{told}: a network that always says so has that accuracy, a balanced metric may serve better"
@@ -115,5 +117,10 @@ CHECKS = (
     Check("inputs", "the inputs differ, and are of a size that networks learn from", varied, ("data",), told=True),
     Check("loading", "loading twice gives the same data", loads_the_same, ("data",)),
     Check("leaks", "no example that judges is a training example", no_leak, ("data",)),
-    Check("classes", "the classes are in all splits, and none outweighs the others", balanced, ("outputs", "labels")),
+    Check(
+        "classes",
+        "the classes are in all splits, and none outweighs the others",
+        balanced,
+        ("outputs", "metric", "labels"),
+    ),
 )

@@ -174,6 +174,7 @@ def _build(
         name=config.study,
         planner=planner_for(prepared.spaces, goal),
         earlier=prepared.earlier,
+        objective=goal.objective,
     )
     ended = searcher.finished()
     spent = max((record.elapsed for record in ended), default=0.0)  # by earlier processes

@@ -35,6 +35,7 @@ from tune_sparsity.tuner.search.sampler_view import (
 from tune_sparsity.tuner.search.samplers import DEFAULT_SAMPLER, SAMPLERS, SamplerKind, check_sampler, make_sampler
 from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY
 from tune_sparsity.tuner.search.warm_start import WarmStart
+from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 from tune_sparsity.tuner.study.pareto import known_point
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState, trial_name
 
@@ -68,6 +69,7 @@ class OptunaSearcher:
         planner: decides the final sparsity of every trial, for studies of several sparsities; None: the sampler
             proposes it, and looks for the best merit that is feasible.
         earlier: what earlier studies know; of use to a new study only, since it keeps it.
+        objective: what the merit is; the record of a new study names it.
 
     Raises:
         ValueError: if the sampler cannot do what is asked; the message names those that can.
@@ -84,6 +86,7 @@ class OptunaSearcher:
         name: str = "study",
         planner: Planner | None = None,
         earlier: WarmStart | None = None,
+        objective: Objective = ACCURACY,
     ) -> None:
         check_sampler(sampler, front=planner is not None, methods=len(spaces))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -101,6 +104,7 @@ class OptunaSearcher:
         self.study.sampler = self._sampling or inner
         if not trials:
             with self._together():
+                self._name_values(objective)
                 self._line_up(earlier or WarmStart())
         ended = [trial for trial in trials if trial.state.is_finished()]
         if self._sampling is not None:
@@ -120,6 +124,13 @@ class OptunaSearcher:
             self._running[frozen.number] = trial
             left.append(self._suggest(trial))
         return left
+
+    def _name_values(self, objective: Objective) -> None:
+        """Give both values their names in Optuna's pictures: that of a metric to minimise says that it is negated."""
+        merit = objective.val if objective.maximize else f"minus_{objective.val}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self.study.set_metric_names([merit, "sparsity"])
 
     def _line_up(self, earlier: WarmStart) -> None:
         """What a new study begins with: other studies' best points, and its spaces' first ones, unless trials are

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from tune_sparsity.experiments.examples import named
 from tune_sparsity.tuner.errors import one_line
@@ -77,8 +78,19 @@ def model_note(
         "tags": {key: str(value) for key, value in tags.items()} | {"weights_sha256": digest},
         "metrics": {key: float(value) for key, value in metrics.items()},
         "requirements": requirements(),
+        "type": model_type(data),
         "register": register,
     }
+
+
+def model_type(data: Data) -> str | None:
+    """Return what MLflow calls such a model, told by the targets; None where there is no word for it."""
+    y = data.val.first(1).y
+    if not isinstance(y, Tensor):
+        return None
+    if data.classes or (y.dim() == 1 and not y.is_floating_point()):
+        return "classifier"
+    return "regressor" if y.is_floating_point() else None
 
 
 def requirements() -> list[str]:
@@ -108,7 +120,9 @@ def log_model(
         model_id = same[0].model_id
     else:
         params = {key: note["tags"][key] for key in ("method", "target", "trial") if key in note["tags"]}
-        model = client.create_logged_model(experiment_id, MODEL_NAME, run_id, dict(note["tags"]), params, "classifier")
+        model = client.create_logged_model(
+            experiment_id, MODEL_NAME, run_id, dict(note["tags"]), params, note.get("type")
+        )
         model_id = model.model_id
         try:
             _upload(client, model, run_id, study_folder, note)

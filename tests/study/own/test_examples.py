@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,22 @@ def test_a_transformer_on_text_is_searched(tmp_path: Path) -> None:
     ran = run_command([*options, "--data-dir", str(TEXT)], tmp_path)
     assert ran.code == 0, ran.stderr
     assert ran.result()["best"]["test_accuracy"] > 0.4
+
+
+def test_a_trained_resnet_is_made_sparse(tmp_path: Path) -> None:
+    example = Path(shutil.copy(EXAMPLES / "finetune_resnet.py", tmp_path))
+    options = ["--target", "0.9", "--trials", "1", "--epochs", "2", "--json", "--experiment", f"{example}:finetuned"]
+    early = run_command(options, tmp_path)
+    assert early.code == 2
+    assert "run python" in early.stderr
+    ran = subprocess.run([sys.executable, example], cwd=tmp_path, capture_output=True, text=True, check=True)
+    dense = float(ran.stdout.split()[-1])
+    assert dense > 0.93
+    ran = run_command(options, tmp_path)
+    assert ran.code == 0, ran.stderr
+    best = ran.result()["best"]
+    assert best["sparsity"] >= 0.9
+    assert best["test_accuracy"] > dense - 0.05
 
 
 def test_the_notebook_runs_and_shows_progress_tables_and_a_picture(tmp_path: Path) -> None:

@@ -100,3 +100,69 @@ def test_workers_train_and_mlflow_serves_it(name: str, own: Path) -> None:
     assert float((outputs.argmax(1) == test.y.numpy()).mean()) == pytest.approx(best["test_accuracy"], abs=0.03)
     names = [spec.name for spec in served.metadata.get_input_schema().inputs]
     assert names == ([None] if name == "rows" else ["tokens", "mask"])
+
+
+MAPPED = '''
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from tune_sparsity import Data, Experiment, Recipe
+
+ROW = 1 << 20  # bytes of an example
+
+
+class Mapped(Dataset):
+    """Examples of a megabyte each in a file that is larger than memory, of which a few pages are read."""
+
+    def __init__(self, file, start, stop):
+        self.rows = np.memmap(file, np.uint8, "r").reshape(-1, ROW)[start:stop]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        x = torch.from_numpy(self.rows[index, :: ROW // 16].astype(np.float32))
+        return x + torch.randn(16) + 2 * torch.eye(16)[index % 3], index % 3
+
+
+class Watched(nn.Module):
+    """Writes down how much anonymous memory its process has, when it is evaluated."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 3))
+
+    def forward(self, x):
+        if not self.training:
+            status = Path("/proc/self/status").read_text()
+            (said,) = [line for line in status.splitlines() if line.startswith("RssAnon")]
+            with (Path(__file__).parent / "memory.txt").open("a") as file:
+                file.write(said.split()[1] + "\\n")
+        return self.net(x)
+
+
+def load(data_dir):
+    file = Path(data_dir) / "images"
+    return Data(Mapped(file, 0, 3840), Mapped(file, 3840, 3968), Mapped(file, 3968, 4096), workers=WORKERS)
+
+
+mapped = Experiment("mapped", load, Watched, Recipe(epochs=1, batch_size=64))
+'''
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc/self/status tells a process's memory")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_larger_than_memory_stays_on_the_disk(workers: int, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(MAPPED.replace("WORKERS", str(workers)))
+    with (tmp_path / "images").open("wb") as file:
+        file.truncate(4 << 30)  # takes no room
+    options = ["--target", "0.5", "--trials", "2", "--json", "--experiment", f"{tmp_path / 'own.py'}:mapped"]
+    ran = run_command([*options, "--data-dir", str(tmp_path)], tmp_path)
+    assert ran.code == 0, ran.stderr
+    assert ran.result()["best"]["test_accuracy"] > 0.5
+    kilobytes = [int(line) for line in (tmp_path / "memory.txt").read_text().split()]
+    assert max(kilobytes) < 1.5 * (1 << 20)

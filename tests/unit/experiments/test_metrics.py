@@ -67,6 +67,8 @@ def test_a_plain_function_is_accuracy() -> None:
         (lambda: torchmetrics.AUROC(task="binary"), "binary_auroc", True, True),
         (lambda: torchmetrics.MeanSquaredError(squared=False), "mean_squared_error", False, False),
         (lambda: torchmetrics.R2Score(), "r2_score", True, False),
+        (lambda: torchmetrics.MatthewsCorrCoef(task="binary"), "binary_matthews_corr_coef", True, False),
+        (lambda: torchmetrics.CohenKappa(task="multiclass", num_classes=3), "multiclass_cohen_kappa", True, False),
         (lambda: torchmetrics.text.Perplexity(), "perplexity", False, False),
     ],
 )

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import f1_score
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tune_sparsity.experiments import Data, Experiment, Recipe, Split
 from tune_sparsity.experiments.checks import CHECKS, Finding, Level, assert_sound, first_fault, inspect
+from tune_sparsity.experiments.metrics import Metric
 from tune_sparsity.sparsity import LayerRules
 
 
@@ -376,3 +378,9 @@ def test_the_quick_half_finds_what_would_fail_in_every_trial() -> None:
             assert fault.check == check
             assert said in fault.text
     assert first_fault(SOUND, DATA) is None
+
+
+def test_a_metric_other_than_accuracy_suits_classes_that_one_outweighs() -> None:
+    unbalanced = SUSPECT["unbalanced"][0]
+    macro_f1 = Metric("macro_f1", lambda o, t: f1_score(t, o.argmax(1), average="macro", zero_division=0.0))
+    assert findings(replace(unbalanced, metric=macro_f1))["classes"].level is Level.OK

@@ -17,6 +17,7 @@ from tune_sparsity.search_spaces import Space, load_space
 from tune_sparsity.sparsity import METHODS
 from tune_sparsity.tuner.search.samplers import SAMPLERS
 from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
+from tune_sparsity.tuner.study.objective import Objective
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 TARGET = 0.9
@@ -335,3 +336,18 @@ def test_optunas_own_logging_stays_quiet(capfd: pytest.CaptureFixture[str]) -> N
     search(OptunaSearcher([SMALL], TARGET), 3)
     assert capfd.readouterr() == ("", "")
     assert optuna.logging.get_verbosity() >= optuna.logging.ERROR
+
+
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [
+        (Objective("auroc", maximize=True, percent=True), "val_auroc"),
+        (Objective("rmse", maximize=False, percent=False), "minus_val_rmse"),
+    ],
+)
+def test_the_record_names_its_values_by_the_metric(objective: Objective, name: str, tmp_path: Path) -> None:
+    file = tmp_path / "optuna.journal"
+    OptunaSearcher([SMALL], TARGET, journal=file, objective=objective)
+    OptunaSearcher([SMALL], TARGET, journal=file)  # one that goes on leaves the names
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(file)))
+    assert optuna.load_study(study_name=None, storage=storage).metric_names == [name, "sparsity"]

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 
 from tests import ROOT
 from tests.helpers.tracking import IDENTITY, InThread
-from tune_sparsity.experiments import Data, Experiment, find
+from tune_sparsity.experiments import Data, Experiment, Split, find
 from tune_sparsity.experiments.base import evaluate
-from tune_sparsity.tuner.tracking.model import ALIAS, model_note, requirements
+from tune_sparsity.tuner.tracking.model import ALIAS, model_note, model_type, requirements
 from tune_sparsity.tuner.tracking.pyfunc_model import assemble, load
 
 LOAD = """
@@ -117,3 +117,17 @@ def test_a_fresh_process_loads_the_logged_and_the_registered_model(
         assert np.load(tmp_path / "example.npy").shape == (2, 3)
     about = json.dumps(note)
     assert "own_experiment" not in about  # no path of this machine
+
+
+@pytest.mark.parametrize(
+    ("y", "expected"),
+    [
+        (torch.tensor([0, 2, 1]), "classifier"),
+        (torch.randn(3, 1), "regressor"),
+        (torch.tensor([[0, 1], [1, 1], [2, 0]]), None),  # a token for each place
+        ({"box": torch.randn(3, 4)}, None),
+    ],
+)
+def test_mlflow_is_told_what_kind_of_model_it_is(y: Any, expected: str | None) -> None:
+    split = Split(torch.randn(3, 2), y)
+    assert model_type(Data(split, split, split)) == expected

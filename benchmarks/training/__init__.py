@@ -1,0 +1,1 @@
+"""Benchmarks of anybody's training: text, fine-tuning, loaders."""

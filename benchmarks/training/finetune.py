@@ -1,0 +1,222 @@
+"""Trained networks made 90 % sparse in a quarter of the epochs that they were trained in.
+
+    python -m benchmarks.training.finetune --data-dir DIR [--networks resnet18 vit] [--seeds 3]
+
+torchvision's resnet18 as it is, and a small vision transformer with layer norm, on the 3,500 images of the built-in
+`cifar10-subset`. A dense parent is trained for each seed; lpss, gmp and rigl then start from it with `trained=True`.
+
+The parents' learning rate, and each method's settings, are chosen by validation accuracy under one seed: three tries of
+the parents, six of each method. What is not named is each method's default. The test images are judged once. The
+intervals are those of a paired bootstrap over test images and seeds. The last column is the largest difference between
+the outputs of the wrapped network before its first mask and its parent's, in evaluation mode, as a part of the largest
+output.
+
+Every finished training is a line of OUT, parents lie beside it, and neither is trained again. Tables are printed in
+Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.training.jobs import Job, Jobs
+from benchmarks.training.paired import accuracy, difference
+from tune_sparsity.experiments import Data, Experiment, Recipe, Training, find
+from tune_sparsity.experiments.base import Split
+from tune_sparsity.experiments.training import NotFinite, train_whole
+from tune_sparsity.sparsity import METHODS as RECIPES
+
+SPARSITY, CLASSES, FIRST_SEED = 0.9, 10, 100  # FIRST_SEED: of the final trainings, none that was tuned under
+METHODS = ("lpss", "gmp", "rigl")
+EPOCHS, QUARTER = 12, 3
+
+
+class VisionTransformer(nn.Module):
+    """Patches of 4 x 4 pixels, blocks with layer norm, the mean of the patches at the end."""
+
+    def __init__(self, width: int = 96, blocks: int = 4, heads: int = 4) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, stride=4)
+        self.places = nn.Parameter(0.02 * torch.randn(64, width))
+        layer = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, blocks, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.patches(x).flatten(2).transpose(1, 2) + self.places).mean(1))
+
+
+def resnet18() -> nn.Module:
+    import torchvision
+
+    return torchvision.models.resnet18(weights=None, num_classes=CLASSES)
+
+
+Params = dict[str, Any]
+NETWORKS = {"resnet18": resnet18, "vit": VisionTransformer}
+COMMON: dict[str, Params] = {"resnet18": {}, "vit": {"optimizer": "adamw", "weight_decay": 0.05}}
+PARENTS: dict[str, list[Params]] = {
+    "resnet18": [{"lr": lr, "weight_decay": 5e-4} for lr in (0.02, 0.05, 0.1)],
+    "vit": [{"lr": lr} for lr in (0.0005, 0.001, 0.002)],
+}
+RATES = {"resnet18": (0.005, 0.01, 0.02), "vit": (0.0003, 0.0006, 0.0012)}
+SECOND: dict[str, Sequence[Params]] = {
+    "lpss": ({"sphere_lr": 0.002}, {"sphere_lr": 0.006}),
+    "gmp": ({"end": 0.5}, {"end": 0.75}),
+    "rigl": ({"drop_fraction": 0.1}, {"drop_fraction": 0.3}),
+}
+LPSS = {"p": 1.7, "threshold.begin": 0.0, "threshold.end": 0.7}
+
+
+def tries(network: str, method: str) -> list[Params]:
+    common = {"final_sparsity": SPARSITY, **COMMON[network], **(LPSS if method == "lpss" else {})}
+    return [{**common, "lr": lr, **second} for lr in RATES[network] for second in SECOND[method]]
+
+
+def experiment(network: str, parent: Path | None = None) -> Experiment:
+    """Return the experiment that trains this network, or one that goes on with the parent in a file."""
+    clip = 1.0 if network == "vit" else None
+    ours = replace(
+        find("cifar10-subset"),
+        model=NETWORKS[network],
+        recipe=Recipe(EPOCHS if parent is None else QUARTER, batch_size=64, clip_norm=clip),
+        optimizer=COMMON[network].get("optimizer", "sgd"),
+    )
+    return ours if parent is None else replace(ours, model=partial(restored, network, parent), trained=True)
+
+
+def restored(network: str, parent: Path) -> nn.Module:
+    model = NETWORKS[network]()
+    model.load_state_dict(torch.load(parent, weights_only=True))
+    return model
+
+
+@cache
+def images(folder: str) -> Data:
+    return find("cifar10-subset").load(Path(folder))
+
+
+def work(job: Job) -> Job:
+    """Train, and return the validation accuracy; of a final training also the classes that it takes test images for."""
+    data = images(job["folder"])
+    ours = experiment(job["network"], job.get("parent") and Path(job["parent"]))
+    given = {"epochs": ours.recipe.epochs, "seed": job["seed"], "device": "cpu"}
+    changed = _changed(ours, data, job) if "parent" in job else None
+    try:
+        done = train_whole(ours, data, job["method"], job["params"], **given)
+    except NotFinite:
+        return {"val": 0.0, "test": None, "sparsity": None, "changed": changed}
+    if job.get("keep"):
+        Path(job["keep"]).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(done.model.state_dict(), job["keep"])
+    right = predictions(ours, done, data.val) == data.val.y
+    test = predictions(ours, done, data.test).tolist() if job["final"] else None
+    return {"val": float(right.float().mean()), "test": test, "sparsity": done.sparse.sparsity(), "changed": changed}
+
+
+def predictions(ours: Experiment, done: Training, split: Split) -> Tensor:
+    return _outputs(ours, done.model, split).argmax(1)
+
+
+@torch.no_grad()
+def _outputs(ours: Experiment, model: nn.Module, split: Split) -> Tensor:
+    model.eval()
+    return torch.cat([ours.outputs(model, x) for x, _ in split.batches(250)])
+
+
+def _changed(ours: Experiment, data: Data, job: Job) -> float:
+    """Return by how much the wrapped network's outputs differ from its parent's, before any mask."""
+    parent, model = ours.model(), ours.model()
+    params = {**job["params"], "final_sparsity": SPARSITY}
+    sparse = RECIPES[job["method"]].build(
+        model, params, total_steps=100, generator=torch.Generator().manual_seed(0), rules=ours.layers, trained=True
+    )
+    for layer, mask in zip(sparse.layers, sparse.masks, strict=True):
+        if job["method"] != "rigl":  # which begins with the largest weights alone
+            assert bool(mask.all()), f"{layer.name} begins with a mask"
+    before, after = (_outputs(ours, one, data.val) for one in (parent, model))
+    return float((after - before).abs().max() / before.abs().max())
+
+
+class Benchmark:
+    """All trainings from one network's parents."""
+
+    def __init__(self, jobs: Jobs, network: str, folder: str, seeds: int) -> None:
+        self.jobs, self.network, self.folder = jobs, network, folder
+        self.seeds = range(FIRST_SEED, FIRST_SEED + seeds)
+
+    def job(self, method: str, params: Params, seed: int, **more: Any) -> Job:
+        common = {"network": self.network, "folder": self.folder, "method": method, "params": params, "seed": seed}
+        return {**common, "final": False, **more}
+
+    def parent(self, seed: int) -> str:
+        return str(self.jobs.file.with_suffix("") / f"{self.network}-{seed}.pt")
+
+    def parents(self) -> list[Job]:
+        """Return what was measured of the parents; that of the first seed is the one that methods are tuned from."""
+        points = [{**COMMON[self.network], **point} for point in PARENTS[self.network]]
+        params = self.best("dense", points, {})
+        jobs = [self.job("dense", params, seed, final=seed != 0, keep=self.parent(seed)) for seed in (0, *self.seeds)]
+        return self.jobs.run(jobs)
+
+    def best(self, method: str, points: Sequence[Params], more: Job) -> Params:
+        """Return the point of the highest validation accuracy; of equals the first."""
+        done = self.jobs.run([self.job(method, point, 0, **more) for point in points])
+        chosen = max(range(len(points)), key=lambda index: (done[index]["val"], -index))
+        print(f"{self.network} {method}: {done[chosen]['val']:.4f} {points[chosen]}", flush=True)
+        return points[chosen]
+
+    def sparse(self, method: str) -> list[Job]:
+        params = self.best(method, tries(self.network, method), {"parent": self.parent(0)})
+        jobs = [self.job(method, params, seed, parent=self.parent(seed), final=True) for seed in self.seeds]
+        return self.jobs.run(jobs)
+
+
+def rows(network: str, targets: Tensor, found: dict[str, list[Job]]) -> list[str]:
+    """Return the table's lines: test accuracy, its difference to the parent, and lpss minus it."""
+    tests = {method: torch.tensor([one["test"] for one in done]) for method, done in found.items()}
+    apart = partial(difference, accuracy, targets, classes=CLASSES)
+    lines = []
+    for method, test in tests.items():
+        right = 100 * (test == targets).double().mean(1)
+        cells = [f"{right.mean():.2f} ({right.min():.2f} to {right.max():.2f})"]
+        cells.append("" if method == "dense" else str(apart(test, tests["dense"])))
+        cells.append("" if method == "lpss" else str(apart(tests["lpss"], test)))
+        changed = [one["changed"] for one in found[method] if one["changed"] is not None]
+        cells.append(f"{max(changed):.1e}" if changed and method != "rigl" else "")
+        lines.append(f"| {network} | {method} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="lpss among them")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/finetune.jsonl"))
+    options = parser.parse_args()
+    jobs = Jobs(work, options.out, options.workers)
+    lines = [
+        "| network | method | test accuracy % | minus its parent | lpss minus it | outputs changed |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for network in options.networks:
+        benchmark = Benchmark(jobs, network, options.data_dir, options.seeds)
+        found = {"dense": benchmark.parents()[1:]}
+        found |= {method: benchmark.sparse(method) for method in options.methods}
+        lines += rows(network, images(options.data_dir).test.y, found)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
