@@ -29,7 +29,7 @@ class RanksDiffer(RuntimeError):
 
 
 class Share(NamedTuple):
-    """What a rank trains on of a batch.
+    """Holds what a rank trains on of a batch.
 
     Attributes:
         batch: the examples.

@@ -14,7 +14,6 @@ from torch import Generator, Tensor, nn
 from tune_sparsity.experiments.base import PRECISIONS, Data, Experiment, NotFinite, evaluate
 from tune_sparsity.experiments.batchnorm import normalises, remeasure, remeasured, sample
 from tune_sparsity.experiments.examples import Loaded, Split, copied, tensors_in
-from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.ranks import ONE_RANK, OneRank
 from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
@@ -104,23 +103,17 @@ class Training:
         start = time.perf_counter()
         train_loss = self.train()
         validated = self._validated()
-        zeros, weights = self.sparse.zeros()
         return {
             "train_loss": train_loss,
             **validated,
-            "sparsity": zeros / weights,
-            "sparsity_total": zeros / sum(param.numel() for param in self.model.parameters()),
-            "hoyer": self.sparse.hoyer(),
-            "nonzero_weights": weights - zeros,
-            "travel": self.sparse.lr_sum,
-            **self.sparse.adaptation(),
+            **self.sparse.measures(),
             **(self._first_masks if self.epochs_done == 1 else {}),
             "epoch_seconds": time.perf_counter() - start,
         }
 
     def _validated(self) -> dict[str, float]:
         """The validation metric of the network as it stands, or of the average of its weights, where there is one."""
-        name = f"val_{metric_of(self.experiment.metric).name}"
+        name = f"val_{self.experiment.metric_name}"
         value = evaluate(self.experiment, self.model, self.val_split)
         average = self.sparse.average
         if average is not None and average.samples:
@@ -132,6 +125,9 @@ class Training:
             return {name: value, f"{name}_at_target": value}
         with self.sparse.projected():
             return {name: value, f"{name}_at_target": self._masked_value()}
+
+    def close(self) -> None:
+        """Give back what outlives an epoch; of this training there is nothing."""
 
     def train(self) -> float:
         """Trains one epoch without measuring; the mean training loss. Raises NotFinite."""
@@ -224,7 +220,7 @@ class Training:
     def _look_at_first_masks(self) -> None:
         self.sparse.move_masks()  # snip chooses its mask here
         if self.sparse.zeros()[0]:
-            name = metric_of(self.experiment.metric).name
+            name = self.experiment.metric_name
             self._first_masks = {f"val_{name}_first_mask": self._masked_value()}
 
     def _passes(self, batch: Split, together: float, *, first: bool) -> Tensor:

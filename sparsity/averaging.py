@@ -20,7 +20,7 @@ KINDS = ("swa", "ema")
 
 @dataclass(frozen=True)
 class Averaging:
-    """How weights are averaged.
+    """Says how weights are averaged.
 
     Attributes:
         kind: "swa", the plain mean of all samples; "ema", an exponential moving one that begins with the first.

@@ -29,7 +29,7 @@ class Codes(NamedTuple):
         codes: int8 in the weight's shape: 0 where it is masked, else a magnitude of 1 to `largest_code(bits)` with a
             sign.
         scales: float16, shape (rows,); 0 for a row without a weight.
-        bits: of a code.
+        bits: of a code; 1 too, where a file is written.
     """
 
     codes: Tensor
@@ -66,7 +66,7 @@ def codes_of(weight: Tensor, bits: int) -> Codes | None:
 
 @dataclass(frozen=True)
 class FewBits:
-    """How weights of few bits are trained: `bits` of each weight, in one of BITS, and the number of `steps`."""
+    """Says how weights of few bits are trained: `bits` of each weight, in one of BITS, and the number of `steps`."""
 
     bits: int
     steps: int

@@ -22,6 +22,21 @@ class Measures:
     topology: Topology
     fixed: bool
     grow_rate: float | None
+    lr_sum: float
+
+    def measures(self) -> dict[str, float]:
+        """Return what an epoch reports of the network as it stands: sparsity and sparsity_total, over the prunable and
+        over all weights; hoyer; nonzero_weights; travel (the sum of the sphere's learning rates so far); and
+        `adaptation`."""
+        zeros, weights = self.zeros()
+        return {
+            "sparsity": zeros / weights,
+            "sparsity_total": zeros / sum(param.numel() for param in self.model.parameters()),
+            "hoyer": self.hoyer(),
+            "nonzero_weights": weights - zeros,
+            "travel": self.lr_sum,
+            **self.adaptation(),
+        }
 
     def check_finite(self) -> None:
         """Raises FloatingPointError, with its name, if a trained parameter of the network is NaN or infinite.

@@ -12,7 +12,7 @@ import torch
 from tune_sparsity.experiments.checks.shapes import is_classification
 from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, not_checked, same, warning
 from tune_sparsity.experiments.examples import Loaded, length, tensors_in
-from tune_sparsity.experiments.metrics import ACCURACY, metric_of
+from tune_sparsity.experiments.metrics import ACCURACY
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.user_reads import watching
 
@@ -89,7 +89,7 @@ def balanced(subject: Subject) -> Iterator[Problem]:
         yield not_checked("the data are not in memory")
         return
     splits = {name: getattr(subject.data, name).y for name in ("train", "val", "test")}
-    by_accuracy = metric_of(subject.experiment.metric).name == ACCURACY
+    by_accuracy = subject.experiment.metric_name == ACCURACY
     present = set(splits["train"].unique().tolist())
     for name, labels in splits.items():
         strange = sorted(set(labels.unique().tolist()) - present)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,9 @@ def trains(subject: LoopSubject) -> Iterator[Problem]:
 
 
 def repeats(subject: LoopSubject) -> Iterator[Problem]:
-    again = subject.training()
-    try:
+    with closing(subject.training()) as again:
         again.epoch()
         name = first_difference(subject.first_epoch[1]["model"], plain_state(again.model))
-    finally:
-        again.close()
     if name is not None:
         yield Problem(
             f"an epoch repeated with the same seed ends with another {name}: something is random that is not drawn "
@@ -83,16 +81,14 @@ def repeats(subject: LoopSubject) -> Iterator[Problem]:
 
 
 def resumes(subject: LoopSubject) -> Iterator[Problem]:
-    resumed = subject.training()
     try:
-        resumed.load_state_dict(subject.first_epoch[1])
-        resumed.epoch()
-        name = first_difference(plain_state(subject.ended.model), plain_state(resumed.model))
+        with closing(subject.training()) as resumed:
+            resumed.load_state_dict(subject.first_epoch[1])
+            resumed.epoch()
+            name = first_difference(plain_state(subject.ended.model), plain_state(resumed.model))
     except ValueError as error:
         yield Problem(f"the state that was saved after an epoch cannot be loaded: {described(error)}")
         return
-    finally:
-        resumed.close()
     if name is not None:
         yield Problem(
             f"an epoch after saving and loading ends with another {name} than one without: give what else the loop "

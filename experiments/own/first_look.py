@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,12 +15,11 @@ from torch import Generator, nn
 from tune_sparsity.experiments.base import Data
 from tune_sparsity.experiments.examples import Split, length, mapped, tensors_in
 from tune_sparsity.experiments.own.loop import OwnLoop, as_inputs, call
-from tune_sparsity.experiments.own.running import check_keep, check_sparsify
-from tune_sparsity.experiments.own.trial import LoopError, T, Trial
+from tune_sparsity.experiments.own.trial import LoopError, Trial
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
-from tune_sparsity.sparsity.wrappers import on_one_device, plain_state
+from tune_sparsity.sparsity.wrappers import plain_state
 
 
 class _Seen(BaseException):
@@ -31,22 +29,16 @@ class _Seen(BaseException):
 class _Looking(Trial):
     """The trial of a first look."""
 
-    def __init__(self, data_dir: Path | None, trained: bool) -> None:
-        self.device, self.data_dir, self.seed = "cpu", data_dir, 0
-        self._trained = trained
-        self.model: nn.Module | None = None
-        self.sparse: SparseTraining | None = None
-        self.total_steps = self.own_epochs = 0
+    def __init__(self, data_dir: Path | None) -> None:
+        super().__init__("cpu", data_dir, seed=0)
+        self.own_epochs = 0
         self.inputs: Any = None
-        self._kept: dict[str, Any] = {}
 
-    def sparsify(self, model: nn.Module, total_steps: int) -> SparseTraining:
-        check_sparsify(self.sparse, model, total_steps)
-        self.model, self.total_steps = on_one_device(model), total_steps
-        self._hook = self.model.register_forward_pre_hook(self._look, with_kwargs=True)
-        self.sparse = METHODS["dense"].build(self.model, {"lr": 1e-3}, total_steps=total_steps, generator=Generator())
-        self.sparse.register_step_pre_hook(lambda *_: self._end())
-        return self.sparse
+    def _made(self, model: nn.Module, total_steps: int) -> SparseTraining:
+        self._hook = model.register_forward_pre_hook(self._look, with_kwargs=True)
+        sparse = METHODS["dense"].build(model, {"lr": 1e-3}, total_steps=total_steps, generator=Generator())
+        sparse.register_step_pre_hook(lambda *_: self._end())
+        return sparse
 
     def _look(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if self.inputs is None:
@@ -57,9 +49,7 @@ class _Looking(Trial):
     def _end(self) -> None:
         raise _Seen
 
-    def begin(self, epochs: int) -> int:
-        if self.sparse is None:
-            raise LoopError("the loop begins without an optimizer: call trial.sparsify(model, total_steps=...) first")
+    def _left(self, epochs: int) -> int:
         if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
             raise LoopError(f"trial.epochs needs the number of epochs, at least 1; got {epochs!r}")
         self.own_epochs = epochs
@@ -74,11 +64,6 @@ class _Looking(Trial):
         if not self.own_epochs:
             raise LoopError("trial.report is called before the first epoch: call it in each of trial.epochs(N)")
         self._end()
-
-    def keep(self, name: str, thing: T) -> T:
-        check_keep(self._kept, name, thing)
-        self._kept[name] = thing
-        return thing
 
     @contextmanager
     def projected(self) -> Iterator[None]:
@@ -101,7 +86,7 @@ def looked_at(experiment: OwnLoop, data_dir: Path | None) -> OwnLoop:
     Raises:
         LoopError: in one line, if the loop fails or does not use its trial as it must.
     """
-    trial = _Looking(data_dir, experiment.trained)
+    trial = _Looking(data_dir)
     assert experiment.loop is not None
     try:
         with same_random_numbers(0), torch.enable_grad():
@@ -153,8 +138,7 @@ def _rules(experiment: OwnLoop, model: nn.Module, inputs: Any) -> Any:
         return experiment.layers
     try:
         return with_last_layer(experiment.layers, model, inputs, call)
-    except Exception as error:  # the user's network, which may want more than its first inputs
-        logging.getLogger(__name__).debug("the last layers were not found: %s", error)
+    except Exception:  # the user's network, which may want more than its first inputs
         return experiment.layers
 
 

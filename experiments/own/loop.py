@@ -16,6 +16,7 @@ from tune_sparsity.experiments.base import Data, Experiment, NotFinite, Recipe
 from tune_sparsity.experiments.examples import tensors_in
 from tune_sparsity.experiments.metrics import Metric
 from tune_sparsity.sparsity.layers import LayerRules
+from tune_sparsity.sparsity.methods.validation import OPTIMIZERS
 
 ATTRIBUTES = ("baseline", "files", "layers", "metric", "model", "optimizer", "space", "test", "trained")
 _POSITIONAL = "input_"
@@ -71,18 +72,17 @@ class OwnLoop(Experiment):
         return value
 
 
-def own_loop(function: Callable[..., object], name: str = "") -> OwnLoop:
+def own_loop(function: Callable[..., object]) -> OwnLoop:
     """Return a user's training function as an experiment.
 
     Args:
         function: takes a Trial. It may have the attributes model, test, metric, baseline, layers, trained, optimizer,
             space and files.
-        name: of the experiment; the function's own unless given.
 
     Raises:
         ValueError: if the function does not take one argument, or has an attribute that is not known.
     """
-    name = name or getattr(function, "__name__", type(function).__name__)
+    name = function.__name__
     try:
         inspect.signature(function).bind(None)
     except TypeError:
@@ -96,8 +96,9 @@ def own_loop(function: Callable[..., object], name: str = "") -> OwnLoop:
     for key in ("model", "test"):
         if key in given and not callable(given[key]):
             raise ValueError(f"{name}.{key} must be a function, got {given[key]!r}")
-    if (optimizer := given.get("optimizer", "sgd")) not in ("sgd", "adamw"):
-        raise ValueError(f'{name}.optimizer must be "sgd" or "adamw", got {optimizer!r}')
+    if (optimizer := given.get("optimizer", OPTIMIZERS[0])) not in OPTIMIZERS:
+        accepted = " or ".join(f'"{one}"' for one in OPTIMIZERS)
+        raise ValueError(f"{name}.optimizer must be {accepted}, got {optimizer!r}")
     if not isinstance(given.get("layers", LayerRules()), LayerRules):
         raise ValueError(f"{name}.layers must be a LayerRules, got {given['layers']!r}")
     baseline = given.pop("baseline", None)

@@ -13,11 +13,11 @@ from torch import Generator, nn
 from tune_sparsity.experiments.batchnorm import normalises, remeasure, remeasured
 from tune_sparsity.experiments.examples import copied
 from tune_sparsity.experiments.own.loop import OwnLoop
-from tune_sparsity.experiments.own.trial import LoopError, Stopped, T, Trial
+from tune_sparsity.experiments.own.trial import LoopError, Stopped, Trial
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.sparsity import METHODS, SparseTraining
 from tune_sparsity.sparsity.output_layers import modes_kept
-from tune_sparsity.sparsity.wrappers import on_one_device, plain_state
+from tune_sparsity.sparsity.wrappers import plain_state
 
 _LAST_INPUTS = 8  # batches, for running statistics of weights that were just masked
 
@@ -45,24 +45,22 @@ class RunningTrial(Trial):
         device: str,
         hand_over: Callable[[dict[str, float] | None], None],
     ) -> None:
-        self.device, self.seed, self.data_dir = device, seed, experiment.data_dir
+        super().__init__(device, experiment.data_dir, seed)
         self._experiment, self._method, self._params, self._total = experiment, method, params, epochs
         self._hand_over = hand_over
-        self.model: nn.Module | None = None
-        self.sparse: SparseTraining | None = None
         self.order = Generator().manual_seed(seed)  # of the masks
-        self.kept: dict[str, Any] = {}
         self.done, self.stopped, self.careful = 0, False, False
         self._late = False  # whether the loop has reported where it must not
         self._inputs: deque[Any] = deque(maxlen=_LAST_INPUTS)
 
     def sparsify(self, model: nn.Module, total_steps: int) -> SparseTraining:
         self._check_stop()
-        check_sparsify(self.sparse, model, total_steps)
+        return super().sparsify(model, total_steps)
+
+    def _made(self, model: nn.Module, total_steps: int) -> SparseTraining:
         own = self._experiment.recipe.epochs
-        self.model = on_one_device(model)
-        self.sparse = METHODS[self._method].build(
-            self.model,
+        sparse = METHODS[self._method].build(
+            model,
             self._params,
             total_steps=max(1, round(total_steps * self._total / own)),
             generator=self.order,
@@ -70,18 +68,16 @@ class RunningTrial(Trial):
             epochs=self._total,
             trained=self._experiment.trained,
         )
-        self.sparse.register_step_pre_hook(lambda *_: self._check_stop(late=self.done >= self._total))
-        if normalises(self.model):
-            self.model.register_forward_pre_hook(self._remember, with_kwargs=True)
-        return self.sparse
+        sparse.register_step_pre_hook(lambda *_: self._check_stop(late=self.done >= self._total))
+        if normalises(model):
+            model.register_forward_pre_hook(self._remember, with_kwargs=True)
+        return sparse
 
     def _remember(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if model.training and self.sparse is not None and (not self.sparse.fixed or self.sparse.average is not None):
             self._inputs.append((args, kwargs))
 
-    def begin(self, epochs: int) -> int:
-        if self.sparse is None:
-            raise LoopError("the loop begins without an optimizer: call trial.sparsify(model, total_steps=...) first")
+    def _left(self, epochs: int) -> int:
         if epochs != self._experiment.recipe.epochs:
             was = self._experiment.recipe.epochs
             raise LoopError(f"the loop has {epochs} epochs of its own now, and had {was} when the study began")
@@ -100,11 +96,6 @@ class RunningTrial(Trial):
     def over(self) -> bool:
         return self.stopped or self.done >= self._total
 
-    def keep(self, name: str, thing: T) -> T:
-        check_keep(self.kept, name, thing)
-        self.kept[name] = thing
-        return thing
-
     def report(self, value: float | Callable[[], float], **others: float) -> None:
         self._check_stop()
         if self.sparse is None or self.over:
@@ -121,22 +112,15 @@ class RunningTrial(Trial):
         self._hand_over({**{name: float(one) for name, one in others.items()}, **self._metrics(now, at_target)})
 
     def _metrics(self, now: float, at_target: float) -> dict[str, float]:
-        sparse, model, name = self.sparse, self.model, self._experiment.metric_name
+        sparse, name = self.sparse, self._experiment.metric_name
         assert sparse is not None
-        assert model is not None
         sparse.check_finite()
-        zeros, weights = sparse.zeros()
         return {
             f"val_{name}": now,
             f"val_{name}_at_target": at_target,
-            "sparsity": zeros / weights,
-            "sparsity_total": zeros / sum(param.numel() for param in model.parameters()),
-            "hoyer": sparse.hoyer(),
-            "nonzero_weights": weights - zeros,
-            "travel": sparse.lr_sum,
+            **sparse.measures(),
             "steps": sparse.steps,
             "steps_announced": sparse.total_steps,
-            **sparse.adaptation(),
         }
 
     def _measured(self, value: float | Callable[[], float]) -> float:
@@ -192,21 +176,3 @@ class RunningTrial(Trial):
 
 def _called(model: nn.Module, call: tuple[Any, Any]) -> Any:
     return model(*call[0], **call[1])
-
-
-def check_sparsify(sparse: SparseTraining | None, model: Any, total_steps: Any) -> None:
-    """Raise LoopError for a call of sparsify that cannot be followed."""
-    if sparse is not None:
-        raise LoopError("trial.sparsify is called twice: a trial trains one network")
-    if not isinstance(model, nn.Module):
-        raise LoopError(f"trial.sparsify needs a torch.nn.Module, got a {type(model).__name__}")
-    if not isinstance(total_steps, int) or isinstance(total_steps, bool) or total_steps < 1:
-        raise LoopError(f"trial.sparsify needs total_steps, the steps of all epochs, at least 1; got {total_steps!r}")
-
-
-def check_keep(kept: dict[str, Any], name: str, thing: Any) -> None:
-    """Raise LoopError for a call of keep that cannot be followed."""
-    if name in kept:
-        raise LoopError(f"trial.keep has a {name!r} already")
-    if not (callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))):
-        raise LoopError(f"trial.keep needs a state_dict and a load_state_dict, and {name!r} has not both")

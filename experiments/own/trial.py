@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from tune_sparsity.sparsity import SparseTraining
+from tune_sparsity.sparsity.wrappers import on_one_device
 
 T = TypeVar("T")
 
@@ -48,11 +49,12 @@ class Trial(ABC):
         seed: the trial's own.
     """
 
-    device: str
-    data_dir: Path | None
-    seed: int
+    def __init__(self, device: str, data_dir: Path | None, seed: int) -> None:
+        self.device, self.data_dir, self.seed = device, data_dir, seed
+        self.model: nn.Module | None = None
+        self.sparse: SparseTraining | None = None
+        self.kept: dict[str, Any] = {}
 
-    @abstractmethod
     def sparsify(self, model: nn.Module, total_steps: int) -> SparseTraining:
         """Return what takes the optimizer's place: a torch optimizer, made of the trial's method and parameters.
 
@@ -62,10 +64,24 @@ class Trial(ABC):
                 another number of epochs, the schedules are stretched to it.
 
         Raises:
-            LoopError: at the second call.
+            LoopError: at the second call, and for what is no network or no number of steps.
         """
+        if self.sparse is not None:
+            raise LoopError("trial.sparsify is called twice: a trial trains one network")
+        if not isinstance(model, nn.Module):
+            raise LoopError(f"trial.sparsify needs a torch.nn.Module, got a {type(model).__name__}")
+        if not isinstance(total_steps, int) or isinstance(total_steps, bool) or total_steps < 1:
+            raise LoopError(
+                f"trial.sparsify needs total_steps, the steps of all epochs, at least 1; got {total_steps!r}"
+            )
+        self.model = on_one_device(model)
+        self.sparse = self._made(self.model, total_steps)
+        return self.sparse
 
     @abstractmethod
+    def _made(self, model: nn.Module, total_steps: int) -> SparseTraining:
+        """Return the optimizer of a network."""
+
     def begin(self, epochs: int) -> int:
         """Begin to train; for trainers that have the loop. Else use `epochs`, which calls it.
 
@@ -75,7 +91,17 @@ class Trial(ABC):
         Returns:
             How many epochs are left to train: the study's number, if it gives one, without those that a checkpoint
             has.
+
+        Raises:
+            LoopError: without an optimizer.
         """
+        if self.sparse is None:
+            raise LoopError("the loop begins without an optimizer: call trial.sparsify(model, total_steps=...) first")
+        return self._left(epochs)
+
+    @abstractmethod
+    def _left(self, epochs: int) -> int:
+        """Return how many epochs are left to train."""
 
     @abstractmethod
     def epochs(self, epochs: int) -> Iterator[int]:
@@ -97,14 +123,22 @@ class Trial(ABC):
             others: further finite numbers of the epoch, such as train_loss.
         """
 
-    @abstractmethod
     def keep(self, name: str, thing: T) -> T:
         """Return `thing`, and put what its state_dict() gives into the checkpoints; a resume calls its load_state_dict.
 
         Args:
             name: no other one's.
             thing: a scheduler, a GradScaler, an average of weights, ...
+
+        Raises:
+            LoopError: if the name is taken, or the thing has no state.
         """
+        if name in self.kept:
+            raise LoopError(f"trial.keep has a {name!r} already")
+        if not (callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))):
+            raise LoopError(f"trial.keep needs a state_dict and a load_state_dict, and {name!r} has not both")
+        self.kept[name] = thing
+        return thing
 
     @abstractmethod
     def projected(self) -> AbstractContextManager[None]:

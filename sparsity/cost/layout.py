@@ -94,7 +94,7 @@ class Prunable:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a packed file of a network looks like.
+    """Describes the packed file of a network.
 
     Attributes:
         fixed: bytes of all but the indices and values of prunable tensors.

@@ -19,7 +19,7 @@ _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
 @dataclass(frozen=True)
 class Uses:
-    """How often a network uses its weights for one example.
+    """Says how often a network uses its weights for one example.
 
     Attributes:
         prunable: of each prunable tensor, by name: in how many multiplications each of its weights is, on average.

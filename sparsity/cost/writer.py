@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,26 +12,9 @@ from torch import Tensor
 
 from tune_sparsity.sparsity.cost.layout import best_form, check, gaps_of, type_of
 from tune_sparsity.sparsity.cost.read_packed import BITS, DENSE, MAGIC, RICE, SAME, TYPES, Packed, decode
+from tune_sparsity.sparsity.few_bits import Codes
 
 _NUMBERS = {name: number for number, name in enumerate(TYPES)}
-
-
-class Codes(NamedTuple):
-    """A weight of few bits: the row's scale times the code.
-
-    Attributes:
-        codes: int8, 0 where there is no weight, else a magnitude of 1 to 2^(bits-1) with a sign; at most 127.
-        scales: float16, one for each row, a row being an entry of the first dimension.
-        bits: 8, 4, 2 or 1.
-    """
-
-    codes: Tensor
-    scales: Tensor
-    bits: int
-
-    def weight(self) -> Tensor:
-        """Return the weight as float32."""
-        return self.codes.float() * self.scales.float().reshape(-1, *[1] * (self.codes.dim() - 1))
 
 
 def encode(tensors: Mapping[str, Tensor | Codes], prunable: Collection[str]) -> bytes:

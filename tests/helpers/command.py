@@ -10,7 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-EXPERIMENT = """
+BLOBS = """
+def load(data_dir):
+    g = torch.Generator().manual_seed(0)
+    means = 2 * torch.randn(3, 12, generator=g)
+    def split(n):
+        y = torch.randint(0, 3, (n,), generator=g)
+        return Split(means[y] + torch.randn(n, 12, generator=g), y)
+    return Data(split(300), split(120), split(120), classes=("a", "b", "c"))
+"""
+"""The data of experiments that tests write: three classes, which a small network tells apart."""
+
+EXPERIMENT = (
+    """
 import time
 import torch
 from torch import nn
@@ -28,14 +40,9 @@ class Sometimes(nn.Module):
         self.seen += self.training
         return self.net(x) * torch.where(self.diverges & (self.seen > 5), torch.nan, 1.0)
 
-def load(data_dir):
-    g = torch.Generator().manual_seed(0)
-    means = 2 * torch.randn(3, 12, generator=g)
-    def split(n):
-        y = torch.randint(0, 3, (n,), generator=g)
-        return Split(means[y] + torch.randn(n, 12, generator=g), y)
-    return Data(split(300), split(120), split(120), classes=("a", "b", "c"))
-
+"""
+    + BLOBS
+    + """
 sometimes_nan = Experiment("sometimes-nan", load, Sometimes, Recipe(epochs=6, batch_size=30))
 steady = Experiment("steady", load, lambda: Sometimes(share=0.0), Recipe(epochs=6, batch_size=30))
 class Slow(Sometimes):
@@ -51,6 +58,7 @@ def loss(outputs, targets):
 
 always_raises = Experiment("always-raises", load, Sometimes, Recipe(2, 30), loss=loss)
 """
+)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,14 +86,10 @@ def exported(storage: Path, name: str, kind: str, capsys: pytest.CaptureFixture[
 def _train(study: StudyRun, prepared: Any, asked: Any, weights: Path) -> None:
     """One trial, stopped early where the study says so, as tuner.driver.ray_tune does it."""
     options = {"epochs": prepared.epochs, "seed": trial_seed(prepared.config.seed, asked.number)}
-    training: Training | OwnTraining
     if isinstance(prepared.experiment, OwnLoop):
         begun = partial(limit_bytes, most=prepared.config.max_bytes)
-        training = OwnTraining(prepared.experiment, asked.method, asked.params, begun=begun, **options)
-        try:
-            _train_on(study, prepared, training, asked, weights)
-        finally:
-            training.close()
+        with closing(OwnTraining(prepared.experiment, asked.method, asked.params, begun=begun, **options)) as own:
+            _train_on(study, prepared, own, asked, weights)
         return
     data = prepared.data
     training = Training(prepared.experiment, data.train, data.val, asked.method, asked.params, **options)

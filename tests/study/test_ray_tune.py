@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.command import BLOBS
+
 RAY = {"completed": "TERMINATED", "pruned": "TERMINATED", "failed": "ERROR"}
 OPTUNA = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 SCRIPT = """
@@ -28,7 +30,8 @@ raylet = max(sessions, key=lambda session: session.name) / "logs" / "raylet.out"
 processes = raylet.read_text().count("Started worker process")
 print(json.dumps([records, finished.ray_states, finished.optuna_states, processes, "mlflow" in sys.modules]))
 """
-EXPERIMENT = """
+EXPERIMENT = (
+    """
 import os
 import sys
 import torch
@@ -49,16 +52,12 @@ class Net(nn.Sequential):
         self.batches += self.training
         return super().forward(x) * (float("nan") if self.fate == 2 and self.batches > 15 else 1.0)
 
-def load(data_dir):
-    g = torch.Generator().manual_seed(0)
-    means = 2 * torch.randn(3, 12, generator=g)
-    def split(n):
-        y = torch.randint(0, 3, (n,), generator=g)
-        return Split(means[y] + torch.randn(n, 12, generator=g), y)
-    return Data(split(300), split(120), split(120), classes=("a", "b", "c"))
-
+"""
+    + BLOBS
+    + """
 mine = Experiment("mine", load, Net, Recipe(epochs=6, batch_size=30))
 """
+)
 
 
 @pytest.mark.slow

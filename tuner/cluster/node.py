@@ -16,7 +16,7 @@ class Node:
     gpus: float
 
     def room(self, cpus: float, gpus: float) -> int:
-        """How many trials' workers fit, when each takes so many CPUs and GPUs of one node."""
+        """Return how many trials' workers fit, when each takes so many CPUs and GPUs of one node."""
         fit = int(self.cpus / cpus + 1e-9)
         # A trial that shares a GPU has its share of one: what is left of two is no room for it.
         whole = int(self.gpus) * int(1 / gpus + 1e-9) if 0 < gpus < 1 else int(self.gpus / gpus + 1e-9) if gpus else fit

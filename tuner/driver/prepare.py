@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from tune_sparsity.experiments import Data, Experiment, OwnLoop
 from tune_sparsity.experiments.base import evaluate
@@ -22,6 +24,7 @@ from tune_sparsity.search_spaces import Space
 from tune_sparsity.sparsity import NetworkSize, network_size, prunable_layers
 from tune_sparsity.sparsity.cost.layout import Layout
 from tune_sparsity.sparsity.cost.multiply_adds import Uses, count_uses
+from tune_sparsity.sparsity.layers import Layer
 from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.config.experiment import experiment_of, objective_of, sound_data
 from tune_sparsity.tuner.config.files import judged, read_about
@@ -88,7 +91,8 @@ def prepare(
         share(lambda: True)
     experiment = experiment_of(config)
     check_workers(config, experiment)
-    size, layout = _size(experiment)
+    network = _network(experiment)
+    size, layout = network.size, None if config.max_bytes is None else network.layout()
     goal = replace(config.goal(size.layers, size.prunable, layout), objective=objective_of(experiment))
     try:
         spaces = spaces_of(config, goal, experiment.space, experiment.optimizer)
@@ -115,7 +119,7 @@ def prepare(
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
         alike = {"experiment": config.experiment, "epochs": config.epochs or experiment.recipe.epochs}
         earlier = warm_start(config.warm_start, config.storage, spaces, goal.lowest, alike, goal.objective)
-    uses = _uses(experiment, data)
+    uses = _uses(experiment, network, data)
     prepared = Prepared(config, experiment, data, spaces, goal, size, earlier, tuple(warnings), uses)
     threading.Thread(target=getattr, args=(prepared, "checksum"), daemon=True).start()  # before somebody waits for it
     return prepared
@@ -179,23 +183,35 @@ class _Loading:
         return True
 
 
-def _uses(experiment: Experiment, data: Data) -> Uses | None:
+def _uses(experiment: Experiment, network: _Network, data: Data) -> Uses | None:
     """Return how often the network uses its weights; None if it is not known."""
     try:
         with torch.random.fork_rng(devices=[]):
-            model = experiment.network()
-            layers = prunable_layers(model, experiment.layers, sphere=False)
-            return count_uses(model, layers, experiment.prepare(data.val.first(2).x), experiment.forward)
+            example = experiment.prepare(data.val.first(2).x)
+            return count_uses(network.model, network.layers, example, experiment.forward)
     except (Exception, SystemExit):  # the user's: it is told where the network is trained
         return None
 
 
-def _size(experiment: Experiment) -> tuple[NetworkSize, Layout | None]:
-    """Return how many of the parameters of the experiment's network can be pruned, and the layout of its packed file,
-    None if there can be none.
+class _Network(NamedTuple):
+    """An untrained network of the experiment's, and its prunable layers."""
+
+    model: nn.Module
+    layers: list[Layer]
+    size: NetworkSize
+
+    def layout(self) -> Layout | None:
+        """Return the layout of its packed file; None if there can be none."""
+        with suppress(ValueError):
+            return Layout.of(plain_state(self.model), [layer.name for layer in self.layers])
+        return None
+
+
+def _network(experiment: Experiment) -> _Network:
+    """Return a network of the experiment's.
 
     Raises:
-        UsageError: if there is none, or if the network cannot be made.
+        UsageError: if nothing of it can be pruned, or if it cannot be made.
     """
     try:
         with torch.random.fork_rng(devices=[]), watching():
@@ -203,10 +219,7 @@ def _size(experiment: Experiment) -> tuple[NetworkSize, Layout | None]:
                 raise UsageError(f"--experiment: the network of {experiment.name} cannot be used: {problem.text}")
             model = experiment.network()
         size = network_size(model, experiment.layers)
-        layers = prunable_layers(model, experiment.layers, sphere=False)
-        with suppress(ValueError):
-            return size, Layout.of(plain_state(model), [layer.name for layer in layers])
-        return size, None
+        return _Network(model, prunable_layers(model, experiment.layers, sphere=False), size)
     except UsageError:
         raise
     except Exception as error:

@@ -138,7 +138,7 @@ def _start_tracker(prepared: Prepared, writer: Popen[str] | None) -> Tracker:
 
 
 def _dataset(prepared: Prepared) -> dict[str, Any]:
-    """What MLflow is told of the data; nothing of those that a loop of one's own loads itself."""
+    """Return what MLflow is told of the data; nothing of those that a loop of one's own loads itself."""
     checksum = prepared.checksum
     return dataset_note(prepared.experiment.name, prepared.data, checksum) if checksum else {}
 
@@ -203,7 +203,7 @@ def _build(
 
 
 def _setup(prepared: Prepared, *, gpus: float, mirror: Mirror | None, rungs: tuple[int, ...]) -> TrialSetup:
-    """What all trials share."""
+    """Return what all trials share."""
     from tune_sparsity.tuner.driver.ray_tune import with_ranks
     from tune_sparsity.tuner.worker.trainable import TrialSetup
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tune_sparsity.tuner.study.objective import ACCURACY, Objective
@@ -31,21 +31,28 @@ class EpochLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._names: list[str] = []  # of the file's columns behind _KEYS
 
     def add(self, number: int, epoch: int, metrics: Mapping[str, float], objective: Objective = ACCURACY) -> None:
         """Writes a trial's epoch. A disk that is full or gone loses the row and not the study."""
         try:
-            with self._path.open("a+", encoding="utf-8", newline="") as file:
-                file.seek(0)
-                header = file.readline()
-                if not header:
-                    header = ",".join((*_KEYS, *columns(objective))) + "\n"
-                    file.write(header)
-                names = header.strip().split(",")[len(_KEYS) :]  # an earlier version's file has fewer
-                values = (repr(float(metrics[name])) if name in metrics else "" for name in names)
+            if not (self._names and self._path.exists()):
+                self._names = self._begun(columns(objective))
+            values = (repr(float(metrics[name])) if name in metrics else "" for name in self._names)
+            with self._path.open("a", encoding="utf-8", newline="") as file:
                 file.write(",".join([str(number), str(epoch), *values]) + "\n")
         except OSError:
             pass
+
+    def _begun(self, names: Sequence[str]) -> list[str]:
+        """Make the file with these columns, unless it is there. Return its columns: an earlier version's has fewer."""
+        with self._path.open("a+", encoding="utf-8", newline="") as file:
+            file.seek(0)
+            header = file.readline()
+            if not header:
+                header = ",".join((*_KEYS, *names)) + "\n"
+                file.write(header)
+        return header.strip().split(",")[len(_KEYS) :]
 
 
 def read_epochs(path: Path) -> dict[int, Series]:

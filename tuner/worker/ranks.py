@@ -18,13 +18,14 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.distributed import TCPStore
 
+from tune_sparsity.experiments import OwnTraining
 from tune_sparsity.experiments.ranks import TIMEOUT, Disconnected, Ranks
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.tuner.errors import one_line
 
 _LOOPBACK = "127.0.0.1"
 
-Build = Callable[[dict[str, Any], Ranks], Training]
+Build = Callable[[dict[str, Any], Ranks], Training | OwnTraining]
 """Makes a rank's training of a trial's config."""
 
 
@@ -34,7 +35,7 @@ class WorkerLost(Disconnected):
 
 @dataclass(frozen=True)
 class RankPlan:
-    """What a trial needs to start its other ranks.
+    """Holds what a trial needs to start its other ranks.
 
     Attributes:
         size: ranks of a trial, at least 2.
@@ -62,7 +63,7 @@ class Rank:
     def __init__(self, builder: Callable[[Any, Any], Build], setup: Any, arrays: Any, rank: int, plan: RankPlan):
         self._build, self._rank, self._plan = builder(setup, arrays), rank, plan
         self._ranks: Ranks | None = None
-        self._training: Training | None = None
+        self._training: Training | OwnTraining | None = None
 
     def do(self, what: str, *args: Any) -> None:
         """Do what the first rank does at the same time. On an error leave it, or it would wait for this process."""

@@ -9,7 +9,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -145,16 +145,14 @@ class TrialTrainable(tune.Trainable):
         return self._splits
 
     def _new_training(self) -> Training | OwnTraining:
-        if isinstance(self._shared.experiment, OwnLoop):
-            return _own_training(self._shared, self._trial)
         if self._shared.ranks is not None and self._others is None:
             self._others = Others(self._shared.ranks, rank_builder, self._arrays)
-        return _training(self._shared, self._data, self._trial, self._others)
+        return _training(self._shared, lambda: self._data, self._trial, self._others)
 
     def _let_go(self) -> None:
         """Gives back the training's memory. Raises LoopError if it is a loop that does not end."""
         training, self._training, self._sizes = self._training, None, dict[str, float]()
-        if isinstance(training, OwnTraining):
+        if training is not None:
             training.close()
         if self._shared.device != "cpu":
             torch.cuda.empty_cache()
@@ -234,8 +232,7 @@ class TrialTrainable(tune.Trainable):
                 with suppress(KeyError, ValueError, RuntimeError):  # of a network that was changed since
                     training.load_state_dict(state["training"])
                     return training, [Epoch(*epoch) for epoch in state["past"]]
-                if isinstance(training, OwnTraining):
-                    training.close()
+                training.close()
         return self._new_training(), []
 
     def _state(self, training: Training | OwnTraining) -> dict[str, Any]:
@@ -272,19 +269,11 @@ def train_to_the_end(shared: TrialSetup, arrays: Any, job: dict[str, Any]) -> by
         job: a trial's config.
     """
     make_quick()
-    if isinstance(shared.experiment, OwnLoop):
-        own = _own_training(shared, job)
-        try:
-            while not own.finished:
-                own.train()
-            return packed_weights(own)
-        finally:
-            own.close()
     others = None if shared.ranks is None else Others(shared.ranks, rank_builder, arrays)
-    training = _training(shared, _splits(shared, arrays), job, others)
-    while not training.finished:
-        training.train()
-    return packed_weights(training)
+    with closing(_training(shared, lambda: _splits(shared, arrays), job, others)) as training:
+        while not training.finished:
+            training.train()
+        return packed_weights(training)
 
 
 def _splits(shared: TrialSetup, arrays: Any) -> tuple[Split | Loaded, Split | Loaded]:
@@ -310,49 +299,37 @@ def rank_builder(shared: TrialSetup, arrays: Any) -> Build:
     """Prepare a process to train with others. Return what makes its training of a trial's config."""
     make_quick()
     splits = cache(lambda: _splits(shared, arrays))  # made by the first training, which may fail as any other
-    return lambda config, ranks: _training(shared, splits(), config, ranks)
+    return lambda config, ranks: _training(shared, splits, config, ranks)
 
 
 def _training(
     shared: TrialSetup,
-    data: tuple[Split | Loaded, Split | Loaded],
+    splits: Callable[[], tuple[Split | Loaded, Split | Loaded]],
     config: dict[str, Any],
     together: Others | Ranks | None = None,
-) -> Training:
+) -> Training | OwnTraining:
     """The training of a trial's config.
 
     Args:
+        splits: gives the data; not asked by a loop of one's own.
         together: the other processes that it leads; or, in one of those, the ranks that it is one of.
     """
+    experiment, tried = shared.experiment, (config["method"], config["params"])
+    options: dict[str, Any] = {
+        "epochs": shared.epochs,
+        "seed": trial_seed(shared.seed, config["number"]),
+        "device": shared.device,
+    }
+    if isinstance(experiment, OwnLoop):
+        return OwnTraining(experiment, *tried, **options, begun=partial(limit_bytes, most=shared.max_bytes))
     make: Callable[..., Training] = Training
     if isinstance(together, Others):
         make = partial(LeadingTraining, together, config)
     elif together is not None:
         make = partial(Training, ranks=together)
-    training = make(
-        shared.experiment,
-        *data,
-        config["method"],
-        config["params"],
-        epochs=shared.epochs,
-        seed=trial_seed(shared.seed, config["number"]),
-        device=shared.device,
-    )
+    training = make(experiment, *splits(), *tried, **options)
     limit_bytes(training, shared.max_bytes)
     return training
-
-
-def _own_training(shared: TrialSetup, config: dict[str, Any]) -> OwnTraining:
-    assert isinstance(shared.experiment, OwnLoop)
-    return OwnTraining(
-        shared.experiment,
-        config["method"],
-        config["params"],
-        epochs=shared.epochs,
-        seed=trial_seed(shared.seed, config["number"]),
-        device=shared.device,
-        begun=partial(limit_bytes, most=shared.max_bytes),
-    )
 
 
 def _states(place: Place, number: int) -> Iterator[Any]:

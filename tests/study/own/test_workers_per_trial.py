@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.helpers.command import Ran, run_command
+from tests.helpers.command import BLOBS, Ran, run_command
 
-EXPERIMENT = """
+EXPERIMENT = (
+    """
 import os, signal, sys
 from pathlib import Path
 import torch
@@ -52,18 +53,14 @@ class Troubled(Net):
                 raise ValueError("only the second process raises")
         return super().forward(x)
 
-def load(data_dir):
-    g = torch.Generator().manual_seed(0)
-    means = 2 * torch.randn(3, 12, generator=g)
-    def split(n):
-        y = torch.randint(0, 3, (n,), generator=g)
-        return Split(means[y] + torch.randn(n, 12, generator=g), y)
-    return Data(split(300), split(120), split(120), classes=("a", "b", "c"))
-
+"""
+    + BLOBS
+    + """
 steady = Experiment("steady", load, Net, Recipe(epochs=6, batch_size=30))
 slow = Experiment("steady", load, Slow, Recipe(epochs=6, batch_size=30))
 troubled = Experiment("troubled", load, Troubled, Recipe(epochs=6, batch_size=30))
 """
+)
 
 
 @pytest.fixture

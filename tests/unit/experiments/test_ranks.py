@@ -225,14 +225,14 @@ def run_all(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What came of everything on each rank."""
+    """Return what came of everything on each rank."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(run_all, (folder,), SIZE)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(SIZE)]
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Whether nests of tensors and numbers are equal to the last bit."""
+    """Return whether nests of tensors and numbers are equal to the last bit."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):

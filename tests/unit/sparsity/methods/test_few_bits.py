@@ -18,7 +18,7 @@ from tune_sparsity.sparsity.few_bits import Codes, FewBits, FewBitsTraining, cod
 
 
 def exact(sparse: SparseTraining) -> bool:
-    """Whether every prunable weight is its scale times its code, bit for bit, and has no code where it is masked."""
+    """Return whether each prunable weight is its scale times its code, bit for bit, with no code where it is masked."""
     codes = sparse.codes()
     assert list(codes) == [layer.name for layer in sparse.layers]
     for layer, mask in zip(sparse.layers, sparse.masks, strict=True):
