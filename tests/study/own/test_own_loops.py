@@ -168,9 +168,8 @@ def test_a_loop_that_cannot_work_is_one_line_before_anything_is_written(
     ],
 )
 def test_a_loop_that_fails_later_fails_its_trials_with_the_reason(name: str, reason: str, file: Path) -> None:
-    ran = run_command(
-        ["--experiment", f"loops.py:{name}", "--target", "0.8", "--trials", "2", "--study", "f"], file.parent
-    )
+    own = ["--experiment", f"loops.py:{name}", "--scheduler", "none"]
+    ran = run_command([*own, "--target", "0.8", "--trials", "2", "--study", "f"], file.parent)
     assert "Traceback" not in ran.stderr
     found = rows(file.parent / "studies" / "f")
     assert [row["state"] for row in found] == ["failed", "failed"]
