@@ -19,6 +19,7 @@ def load_space(name: str, target: float) -> Space:
     """The built-in space of that name, or the one in the file of that name, laid out for `target` in [0, 1).
 
     "lpss+adamw" is the built-in space lpss with the parameters of overlays/adamw.yaml in the place of its own.
+    There may be several: "lpss+adamw+bits".
 
     Raises:
         BadFile: for a file that is not a valid space; the line is named.
@@ -32,14 +33,14 @@ def space_layout(name: str) -> Callable[[float], Space]:
     again: it may change while the function is in use. Raises as `load_space` does."""
     from tune_sparsity.search_spaces.space_parser import read_space
 
-    overlay = name.partition("+")[2] if is_built_in(name) else ""
-    return read_space(name, space_file(name), FOLDER / "overlays" / f"{overlay}.yaml" if overlay else None)
+    overlays = name.split("+")[1:] if is_built_in(name) else []
+    return read_space(name, space_file(name), [FOLDER / "overlays" / f"{overlay}.yaml" for overlay in overlays])
 
 
 def is_built_in(name: str) -> bool:
-    """Return whether this names a built-in space, with an overlay or without."""
-    base, plus, overlay = name.partition("+")
-    return base in BUILT_IN and (not plus or overlay in OVERLAYS)
+    """Return whether this names a built-in space, with overlays or without."""
+    base, *overlays = name.split("+")
+    return base in BUILT_IN and set(overlays) <= set(OVERLAYS)
 
 
 def space_text(name: str) -> str:

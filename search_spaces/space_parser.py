@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, replace
 from dataclasses import fields as dataclass_fields
 from itertools import count
@@ -24,15 +24,15 @@ NEAR = "near"
 Condition = dict[str, tuple[Any, ...]]
 
 
-def read_space(name: str, path: Path, overlay: Path | None = None) -> Callable[[float], Space]:
+def read_space(name: str, path: Path, overlays: Sequence[Path] = ()) -> Callable[[float], Space]:
     """Read a space's file once, and return the function that lays the space out for a target. Both raise BadFile with
     the line of what is wrong.
 
     Args:
-        overlay: a file with parameters that take the place of the space's own; its first points then leave them out.
+        overlays: files with parameters that take the place of the space's own; its first points then leave them out.
     """
     data, lines = read_mapping(path)
-    if overlay is not None:
+    for overlay in overlays:
         given, _ = read_mapping(overlay)
         data["parameters"] |= given
         data["first"] = [{key: value for key, value in one.items() if key not in given} for one in data["first"]]

@@ -8,7 +8,7 @@ Rows are those of a weight's first dimension.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, NamedTuple
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+ALL_BITS = 32
+"""Of a weight that is as it was trained, whatever its type."""
 BITS = (8, 4, 2)
 _SMALLEST, _LARGEST = 2.0**-24, 65504.0  # of float16
 _SHARES = [0.4 + 0.05 * k for k in range(13)]  # of the scale at which a row's largest has the largest code
@@ -64,6 +66,21 @@ def codes_of(weight: Tensor, bits: int) -> Codes | None:
     return None
 
 
+def as_codes(tensors: Mapping[str, Tensor], names: Collection[str], bits: int) -> dict[str, Tensor | Codes]:
+    """Return tensors with the named ones, weights of few bits, as codes and scales; with 32 bits, all as they are.
+
+    Raises:
+        ValueError: if one of them is no weight of so many bits.
+    """
+    found: dict[str, Tensor | Codes] = dict(tensors)
+    for name in names if bits != ALL_BITS else ():
+        codes = codes_of(tensors[name], bits)
+        if codes is None:
+            raise ValueError(f"{name} has no weights of {bits} bits")
+        found[name] = codes
+    return found
+
+
 @dataclass(frozen=True)
 class FewBits:
     """Says how weights of few bits are trained: `bits` of each weight, in one of BITS, and the number of `steps`."""
@@ -87,6 +104,8 @@ class FewBitsTraining:
     """
 
     def __init__(self, weights: Sequence[Tensor], masks: Sequence[Tensor], others: Iterable[Tensor], how: FewBits):
+        if other := {weight.dtype for weight in weights} - {torch.float32, torch.float64}:
+            raise ValueError(f"weights of few bits are trained as float32 or float64, not as {other.pop()}")
         self.how, self.steps, self.begun = how, 0, False
         self._weights, self._masks, self._others = list(weights), list(masks), list(others)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tune_sparsity.sparsity.averaging import Averaging, WeightAverage
-from tune_sparsity.sparsity.few_bits import Codes, FewBits, FewBitsTraining
+from tune_sparsity.sparsity.few_bits import ALL_BITS, Codes, FewBits, FewBitsTraining
 from tune_sparsity.sparsity.gradients import average_gradients, make_gradients_dense
 from tune_sparsity.sparsity.layers import Layer, turned_back
 from tune_sparsity.sparsity.masks import grow_rate, keep_active, multiply
@@ -306,6 +306,11 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         ids = {id(weight) for weight in weights}
         others = (param for param in params if param.requires_grad and id(param) not in ids)
         return FewBitsTraining(weights, self.masks, others, how)
+
+    @property
+    def weight_bits(self) -> int:
+        """The bits of a prunable weight at the end: ALL_BITS, or few."""
+        return ALL_BITS if self.few_bits is None else self.few_bits.how.bits
 
     def codes(self) -> dict[str, Codes]:
         """Return the prunable weights by name, as codes and scales, once they have few bits; else nothing."""

@@ -19,6 +19,7 @@ from tune_sparsity.sparsity.cost.read_packed import (
     RICE,
     TYPES,
 )
+from tune_sparsity.sparsity.few_bits import ALL_BITS
 
 _CHECKSUM = 4  # bytes
 _SCALE = 16  # bits
@@ -105,13 +106,13 @@ class Layout:
     prunable: Mapping[str, Prunable]
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], prunable: Collection[str], bits: int = 32) -> Layout:
+    def of(cls, tensors: Mapping[str, Tensor], prunable: Collection[str], bits: int = ALL_BITS) -> Layout:
         """Return the layout of a network.
 
         Args:
             tensors: its state_dict.
             prunable: the names of the tensors that have masks.
-            bits: of a prunable weight. With less than 32 they are codes, and rows have scales.
+            bits: of a prunable weight. With few they are codes, and rows have scales.
 
         Raises:
             ValueError: if a tensor is of a type that the file cannot have.
@@ -122,9 +123,9 @@ class Layout:
             check(name, tensor)
             fixed += header_bytes(name, tensor.shape)
             if name in prunable:
-                value_bits = 8 * tensor.element_size() if bits == 32 else bits
+                value_bits = 8 * tensor.element_size() if bits == ALL_BITS else bits
                 rows = tensor.shape[0] if tensor.dim() else 1
-                found[name] = Prunable(tensor.numel(), rows, value_bits, scaled=bits != 32)
+                found[name] = Prunable(tensor.numel(), rows, value_bits, scaled=bits != ALL_BITS)
             elif (place := known.get(_memory(tensor))) is not None:
                 fixed += varint_bytes(place)
             else:

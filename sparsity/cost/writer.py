@@ -37,8 +37,9 @@ def encode(tensors: Mapping[str, Tensor | Codes], prunable: Collection[str]) -> 
         if name in prunable:
             parts.append(_sparse(name, tensor))
         elif (other := _equal(tensors, prunable, tensor)) is not None:
-            place = list(tensors).index(other)
-            parts += [_header(name, type_of(tensor), tensor.shape, SAME), _varint(place)]
+            place, found = list(tensors).index(other), tensors[other]
+            kind = _codes_type(found) if isinstance(found, Codes) else type_of(tensor)
+            parts += [_header(name, kind, tensor.shape, SAME), _varint(place)]
         else:
             parts += [_header(name, type_of(tensor), tensor.shape, DENSE), _numbers(tensor).tobytes()]
     content = b"".join(parts)
@@ -63,13 +64,10 @@ def _tensor(one: Packed) -> Tensor:
 
 def _equal(tensors: Mapping[str, Tensor | Codes], prunable: Collection[str], tensor: Tensor) -> str | None:
     """Return the name of a prunable tensor that this one, which is not prunable, is equal to: a shared weight."""
-    for name in tensors:
-        other = tensors[name]
-        if (
-            name in prunable
-            and isinstance(other, Tensor)
-            and (other.dtype, other.shape) == (tensor.dtype, tensor.shape)
-        ) and torch.equal(other, tensor):
+    for name in prunable:
+        found = tensors[name]
+        other = found.weight() if isinstance(found, Codes) else found
+        if (other.dtype, other.shape) == (tensor.dtype, tensor.shape) and torch.equal(other, tensor):
             return name
     return None
 
@@ -93,7 +91,7 @@ def _sparse(name: str, tensor: Tensor) -> bytes:
 
 
 def _codes(name: str, one: Codes) -> bytes:
-    codes, kind = one.codes.detach().cpu().contiguous().numpy(), f"codes{one.bits}"
+    codes, kind = one.codes.detach().cpu().contiguous().numpy(), _codes_type(one)
     if kind not in BITS or codes.dtype != np.int8 or one.scales.dtype != torch.float16:
         raise ValueError(f"{name} cannot be packed: codes are int8 of 8, 4, 2 or 1 bits, and their scales float16")
     rows = codes.shape[0] if codes.ndim else 1
@@ -109,6 +107,10 @@ def _codes(name: str, one: Codes) -> bytes:
     scales = one.scales.detach().cpu().reshape(-1).numpy().astype("<f2")[used]
     numbers = np.abs(stored) - 1 + half * (stored < 0)
     return head + start + scales.tobytes() + _packed(_low_bits(numbers, one.bits))
+
+
+def _codes_type(one: Codes) -> str:
+    return f"codes{one.bits}"
 
 
 def _header(name: str, kind: str, shape: tuple[int, ...], form: int, k: int = 0) -> bytes:

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tune_sparsity.sparsity.averaging import KINDS, Averaging
-from tune_sparsity.sparsity.few_bits import BITS, FewBits
+from tune_sparsity.sparsity.few_bits import ALL_BITS, BITS, FewBits
 from tune_sparsity.sparsity.methods.validation import numbers, whole, within
 from tune_sparsity.sparsity.schedules import hold, warmup_cosine
 
 _BEGIN, _EARLIEST = 0.8, 0.5  # progress: where the tail begins if the mask is fixed before the earliest
-_ALL_BITS = 32
 LEARNING_RATES = ("cosine", "hold")
 
 
@@ -34,7 +33,7 @@ class TailSettings:
     average_every: int = 4
     ema_horizon: float = 0.2
     tail: float = 0.3
-    weight_bits: int = 32
+    weight_bits: int = ALL_BITS
     bits_share: float = 0.2
 
     def __post_init__(self) -> None:
@@ -43,13 +42,13 @@ class TailSettings:
         whole("average_every", self.average_every)
         within("ema_horizon", self.ema_horizon, 0 < self.ema_horizon <= 1, "(0, 1]")
         within("tail", self.tail, 0 < self.tail <= 1, "(0, 1]")
-        good = not isinstance(self.weight_bits, bool) and self.weight_bits in (_ALL_BITS, *BITS)
-        within("weight_bits", self.weight_bits, good, ", ".join(map(str, (_ALL_BITS, *BITS))))
+        good = not isinstance(self.weight_bits, bool) and self.weight_bits in (ALL_BITS, *BITS)
+        within("weight_bits", self.weight_bits, good, ", ".join(map(str, (ALL_BITS, *BITS))))
         within("bits_share", self.bits_share, 0 < self.bits_share < 1, "(0, 1)")
 
     def few_bits_of(self, total_steps: int) -> FewBits | None:
         """Return how few bits are trained, in the last of so many steps; None where weights have all their bits."""
-        if self.weight_bits == _ALL_BITS:
+        if self.weight_bits == ALL_BITS:
             return None
         return FewBits(self.weight_bits, min(total_steps - 1, round(self.bits_share * total_steps)))
 
@@ -60,7 +59,7 @@ class TailSettings:
 
     def averaging_of(self, mask_frozen_at: float, total_steps: int) -> Averaging | None:
         """Return how a training of so many steps averages its weights; None if it does not."""
-        if self.averaging == "none" or self.weight_bits != _ALL_BITS:
+        if self.averaging == "none" or self.weight_bits != ALL_BITS:
             return None
         begin = _tail_begin(mask_frozen_at)
         samples = max(1.0, self.ema_horizon * (1 - begin) * total_steps / self.average_every)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +28,6 @@ from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.study.layout import JOURNAL, WEIGHTS, weights_file
 from tune_sparsity.tuner.study.trial import Epoch, TrialState
-from tune_sparsity.tuner.worker.sizes import limit_bytes
 from tune_sparsity.tuner.worker.trainable import network_cost, save_weights, trial_seed
 
 
@@ -86,14 +84,17 @@ def exported(storage: Path, name: str, kind: str, capsys: pytest.CaptureFixture[
 def _train(study: StudyRun, prepared: Any, asked: Any, weights: Path) -> None:
     """One trial, stopped early where the study says so, as tuner.driver.ray_tune does it."""
     options = {"epochs": prepared.epochs, "seed": trial_seed(prepared.config.seed, asked.number)}
+    limit = prepared.limit
+    params = asked.params if limit is None else limit.met_by(asked.method, asked.params)
     if isinstance(prepared.experiment, OwnLoop):
-        begun = partial(limit_bytes, most=prepared.config.max_bytes)
-        with closing(OwnTraining(prepared.experiment, asked.method, asked.params, begun=begun, **options)) as own:
+        begun = bool if limit is None else limit.hold
+        with closing(OwnTraining(prepared.experiment, asked.method, params, begun=begun, **options)) as own:
             _train_on(study, prepared, own, asked, weights)
         return
     data = prepared.data
-    training = Training(prepared.experiment, data.train, data.val, asked.method, asked.params, **options)
-    limit_bytes(training, prepared.config.max_bytes)
+    training = Training(prepared.experiment, data.train, data.val, asked.method, params, **options)
+    if limit is not None:
+        limit.hold(training)
     _train_on(study, prepared, training, asked, weights)
 
 

@@ -6,15 +6,25 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
+from onnx import numpy_helper
 from safetensors.numpy import load_file
 
 from tests.helpers.in_process import exported, run_in_process
 from tests.helpers.outcome import trials_of
-from tune_sparsity.sparsity.cost.read_packed import read
+from tune_sparsity.sparsity.cost.read_packed import decode, read
 
 METHODS = "lpss,gmp,rigl,set,sparse-momentum,static,snip"
-MOST = 900  # bytes; 600 weights and 43 biases take 2.6 kB
+MOST = 500  # bytes; 600 weights and 43 biases take 2.6 kB, and 719 bytes with weights of 4 bits
+SPACE = """
+method: gmp
+parameters:
+  lr: {type: float, low: 0.01, high: 0.1, log: true}
+  final_sparsity: 0.5
+  weight_bits: 4
+"""
 
 
 def test_every_pruned_network_fits(experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,11 +49,38 @@ def test_every_pruned_network_fits(experiment_file: Path, tmp_path: Path, capsys
     assert all(np.array_equal(packed[name], stored[name]) for name in packed)
 
 
+def test_weights_of_few_bits_are_exported_as_what_they_are(
+    experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage, space = tmp_path / "studies", tmp_path / "few.yaml"
+    space.write_text(SPACE)
+    options = {"experiment": f"{experiment_file}:steady", "method": "gmp", "space": str(space), "trials": 1}
+    best = json.loads((run_in_process(storage, "few", target=0.5, **options) / "result.json").read_text())["best"]
+    documents = {kind: exported(storage, "few", kind, capsys) for kind in ("packed", "safetensors", "onnx", "torch")}
+    files = {kind: Path(document["file"]) for kind, document in documents.items()}
+    whole = torch.load(files["torch"], weights_only=True)
+    assert files["packed"].stat().st_size == best["size_bytes"] == documents["torch"]["sizes"]["packed"]
+
+    packed = decode(files["packed"].read_bytes())
+    assert {name for name, one in packed.items() if one.type == "codes4"} == {"net.0.weight", "net.2.weight"}
+    assert {name: one.array().tolist() for name, one in packed.items()} == {n: w.tolist() for n, w in whole.items()}
+    stored, graph = load_file(files["safetensors"]), onnx.load(files["onnx"]).graph
+    for name in ("net.0.weight", "net.2.weight"):
+        codes, scales = stored[f"{name}.codes"], stored[f"{name}.scales"]
+        assert (codes.dtype, np.abs(codes).max() <= 8, scales.dtype) == (np.int8, True, np.float16)
+        assert np.array_equal(codes * scales.astype(np.float32)[:, None], whole[name].numpy())
+        (found,) = (one for one in graph.initializer if one.name.endswith(f"{name}.codes"))
+        assert np.array_equal(numpy_helper.to_array(found), codes)
+    assert [one.op_type for one in graph.node].count("DequantizeLinear") == 2
+
+
 def test_a_dense_network_fits_or_does_not(experiment_file: Path, tmp_path: Path) -> None:
     options = {"experiment": f"{experiment_file}:steady", "scheduler": "none", "trials": 4, "epochs": 2}
     folder = run_in_process(tmp_path / "studies", "both", max_bytes=MOST, method="dense,gmp", **options)
-    sizes = {row["method"]: int(row["size_bytes"]) for row in trials_of(folder)}
-    assert sizes["dense"] > 2600 > MOST >= sizes["gmp"]
+    sizes = [(row["method"], row["weight_bits"], int(row["size_bytes"])) for row in trials_of(folder)]
+    assert {(method, bits) for method, bits, _ in sizes} >= {("dense", "4"), ("gmp", "4")}
+    assert all(size > MOST for method, _, size in sizes if method == "dense")
+    assert all(size <= MOST for method, _, size in sizes if method == "gmp")
     assert json.loads((folder / "result.json").read_text())["best"]["method"] == "gmp"
 
 

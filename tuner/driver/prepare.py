@@ -24,17 +24,18 @@ from tune_sparsity.search_spaces import Space
 from tune_sparsity.sparsity import NetworkSize, network_size, prunable_layers
 from tune_sparsity.sparsity.cost.layout import Layout
 from tune_sparsity.sparsity.cost.multiply_adds import Uses, count_uses
+from tune_sparsity.sparsity.few_bits import ALL_BITS, BITS
 from tune_sparsity.sparsity.layers import Layer
-from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.config.experiment import experiment_of, objective_of, sound_data
 from tune_sparsity.tuner.config.files import judged, read_about
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_driver, check_tracking_uri
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.search.samplers import check_sampler
-from tune_sparsity.tuner.search.spaces import spaces_of
+from tune_sparsity.tuner.search.spaces import fewest_bits, spaces_of
 from tune_sparsity.tuner.search.warm_start import WarmStart, warm_start
-from tune_sparsity.tuner.study.goal import Goal
+from tune_sparsity.tuner.study.goal import Goal, sparsity_of
+from tune_sparsity.tuner.worker.sizes import ByteLimit, layout_of
 
 _A_WHILE = 20.0  # seconds
 
@@ -52,6 +53,7 @@ class Prepared:
     earlier: WarmStart = field(default_factory=WarmStart)
     warnings: tuple[Finding, ...] = ()  # of checks, about an experiment of the user's own
     uses: Uses | None = None  # how often the network uses its weights for an example; None where that is not known
+    limit: ByteLimit | None = None  # of a network's packed file
 
     @property
     def epochs(self) -> int:
@@ -92,9 +94,8 @@ def prepare(
     experiment = experiment_of(config)
     check_workers(config, experiment)
     network = _network(experiment)
-    size, layout = network.size, None if config.max_bytes is None else network.layout()
-    goal = replace(config.goal(size.layers, size.prunable, layout), objective=objective_of(experiment))
     try:
+        goal = replace(network.goal(config), objective=objective_of(experiment))
         spaces = spaces_of(config, goal, experiment.space, experiment.optimizer)
         check_sampler(config.sampler, front=goal.multi_objective, methods=len(spaces))
     except (ValueError, OSError) as error:  # BadFile is a ValueError, a name too long for a path an OSError
@@ -120,7 +121,8 @@ def prepare(
         alike = {"experiment": config.experiment, "epochs": config.epochs or experiment.recipe.epochs}
         earlier = warm_start(config.warm_start, config.storage, spaces, goal.lowest, alike, goal.objective)
     uses = _uses(experiment, network, data)
-    prepared = Prepared(config, experiment, data, spaces, goal, size, earlier, tuple(warnings), uses)
+    about = (earlier, tuple(warnings), uses, network.limit(config))
+    prepared = Prepared(config, experiment, data, spaces, goal, network.size, *about)
     threading.Thread(target=getattr, args=(prepared, "checksum"), daemon=True).start()  # before somebody waits for it
     return prepared
 
@@ -200,11 +202,24 @@ class _Network(NamedTuple):
     layers: list[Layer]
     size: NetworkSize
 
-    def layout(self) -> Layout | None:
-        """Return the layout of its packed file; None if there can be none."""
-        with suppress(ValueError):
-            return Layout.of(plain_state(self.model), [layer.name for layer in self.layers])
-        return None
+    def goal(self, config: StudyConfig) -> Goal:
+        """Return what the study looks for. Raises UsageError if the network cannot be that, and as `fewest_bits`."""
+        layout: Layout | None = None
+        if config.max_bytes is not None:
+            bits = fewest_bits(config)
+            with suppress(ValueError):  # of a tensor that no packed file can have
+                layout = layout_of(self.model, self.layers, bits)
+        return config.goal(self.size.layers, self.size.prunable, layout)
+
+    def limit(self, config: StudyConfig) -> ByteLimit | None:
+        """Return how many bytes the study's networks may have; None for as many as they take."""
+        if config.max_bytes is None:
+            return None
+        sparsities = {}
+        for bits in (ALL_BITS, *BITS):
+            nonzero = max(self.size.layers, layout_of(self.model, self.layers, bits).nonzero_within(config.max_bytes))
+            sparsities[bits] = sparsity_of(self.size.prunable - nonzero, self.size.prunable)
+        return ByteLimit(config.max_bytes, sparsities)
 
 
 def _network(experiment: Experiment) -> _Network:

@@ -215,7 +215,7 @@ def _setup(prepared: Prepared, *, gpus: float, mirror: Mirror | None, rungs: tup
         device="cuda" if gpus else "cpu",
         weights_folder=config.folder / WEIGHTS if mirror is None else None,
         source=config.experiment,
-        max_bytes=config.max_bytes,
+        limit=prepared.limit,
         uses=prepared.uses,
         checkpoints=config.storage.checkpoints(config.study),
         rungs=rungs,

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tune_sparsity.experiments import Data, Experiment
+    from tune_sparsity.sparsity.few_bits import Codes
     from tune_sparsity.tuner.results.finished_study import EndedStudy
     from tune_sparsity.tuner.results.inference_cost import Latency
     from tune_sparsity.tuner.study.objective import Objective
@@ -45,9 +46,24 @@ class Network:
     model: nn.Module  # in evaluation mode
     tensors: dict[str, Tensor]
     prunable: set[str]
+    weight_bits: int  # of a prunable weight
     description: Path  # model.json
     objective: Objective
     val_value: float  # the metric on the validation data, as the trial reported it
+
+    @cached_property
+    def coded(self) -> dict[str, Tensor | Codes]:
+        """The tensors, with those of few bits as codes and scales."""
+        from tune_sparsity.sparsity.few_bits import as_codes
+
+        return as_codes(self.tensors, self.prunable, self.weight_bits)
+
+    @property
+    def codes(self) -> dict[str, Codes]:
+        """The codes of those that have few bits."""
+        from tune_sparsity.sparsity.few_bits import Codes
+
+        return {name: one for name, one in self.coded.items() if isinstance(one, Codes)}
 
 
 def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[str, Any]:
@@ -100,7 +116,7 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
         **({} if measured is None else {objective.val: value, f"network_{objective.val}": measured}),
         "largest_difference": difference[0],
         "sparsity": json.loads(network.description.read_text())["metrics"]["sparsity"],
-        "sizes": sizes(network.tensors, network.prunable),
+        "sizes": sizes(network.tensors, network.prunable, network.coded),
         "threads": torch.get_num_threads(),
         "latency_ms": [asdict(one) for one in _latencies(network)],
     }
@@ -119,7 +135,7 @@ def _read(study: EndedStudy, name: str) -> Network:
 
     from tune_sparsity.sparsity.wrappers import as_plain
     from tune_sparsity.tuner.config.experiment import experiment_of, sound_data
-    from tune_sparsity.tuner.results.networks import split_masks
+    from tune_sparsity.tuner.results.networks import split_masks, weight_bits
     from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL
 
     experiment = experiment_of(study.config)
@@ -130,9 +146,10 @@ def _read(study: EndedStudy, name: str) -> Network:
         reported = float(json.loads((folder / DESCRIPTION).read_text())["metrics"][objective.val])
         model = experiment.network_with(stored)
         tensors, masks = as_plain(model, stored), as_plain(model, its_masks)
+        bits = weight_bits(folder / MODEL)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UsageError(f"{folder} does not hold a network of {study.config.experiment}: {error}") from None
-    return Network(experiment, data, model, tensors, set(masks), folder / DESCRIPTION, objective, reported)
+    return Network(experiment, data, model, tensors, set(masks), bits, folder / DESCRIPTION, objective, reported)
 
 
 @contextmanager
@@ -156,24 +173,26 @@ def _write(network: Network, kind: str, path: Path) -> None:
 
     if kind == "onnx":
         try:
-            formats.save_onnx(network.model, network.experiment.outputs, network.data.val.first(2).x, path)
+            example = network.data.val.first(2).x
+            formats.save_onnx(network.model, network.experiment.outputs, example, path, network.codes)
         except RuntimeError as error:
             raise ExportFailed(str(error)) from error
     elif kind == "packed":
         try:
-            formats.save_packed(network.tensors, network.prunable, path)
+            formats.save_packed(network.coded, network.prunable, path)
         except ValueError as error:
             raise ExportFailed(str(error)) from error
     elif kind == "csr":
         formats.save_csr(network.tensors, network.prunable, path)
+    elif kind == "torch":
+        formats.save_torch(network.tensors, path)
     else:
-        {"safetensors": formats.save_safetensors, "torch": formats.save_torch}[kind](network.tensors, path)
+        formats.save_safetensors(network.coded, path)
 
 
 def _reader(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor]:
     """The file as a function of inputs as the data set holds them: read back as its users would."""
     import torch
-    from safetensors.torch import load_file
 
     from tune_sparsity.sparsity.cost.writer import load
     from tune_sparsity.tuner.results import export_formats as formats
@@ -185,7 +204,7 @@ def _reader(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor]:
             raise ExportFailed(f"onnxruntime cannot read the file that torch has written: {one_line(error)}") from error
     tensors = {
         "packed": lambda: load(path.read_bytes()),
-        "safetensors": lambda: load_file(path),
+        "safetensors": lambda: formats.load_safetensors(path),
         "torch": lambda: torch.load(path, weights_only=True),
         "csr": lambda: formats.load_csr(path),
     }[kind]()

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -23,15 +24,35 @@ from torch import Tensor, nn
 from tune_sparsity.experiments.base import in_evaluation
 from tune_sparsity.experiments.examples import mapped, named
 from tune_sparsity.sparsity.cost.writer import encode
+from tune_sparsity.sparsity.few_bits import Codes
 from tune_sparsity.tuner.errors import UsageError
 
 Tensors = Mapping[str, Tensor]
+Coded = Mapping[str, Tensor | Codes]  # where weights have few bits
 _HEADER = 250  # bytes, at most, that three more entries take in a safetensors file's header
 
 
-def save_safetensors(tensors: Tensors, path: Path) -> None:
-    """The state_dict as it is: dense tensors with exact zeros."""
-    save_file(dict(tensors), path, metadata={"format": "pt"})
+def save_safetensors(tensors: Coded, path: Path) -> None:
+    """The state_dict as it is: dense tensors with exact zeros. A weight of few bits is NAME.codes, int8 in its shape,
+    and NAME.scales, a float16 for each row. `load_safetensors` reads it."""
+    stored: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Codes):
+            stored |= {f"{name}.codes": tensor.codes, f"{name}.scales": tensor.scales}
+        else:
+            stored[name] = tensor
+    bits = {name: tensor.bits for name, tensor in tensors.items() if isinstance(tensor, Codes)}
+    save_file(stored, path, metadata={"format": "pt", **({"codes": json.dumps(bits)} if bits else {})})
+
+
+def load_safetensors(path: Path | str) -> dict[str, Tensor]:
+    """The network's ordinary state_dict from a file that `save_safetensors` wrote."""
+    stored = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        coded = json.loads((file.metadata() or {}).get("codes", "{}"))
+    for name, bits in coded.items():
+        stored[name] = Codes(stored.pop(f"{name}.codes"), stored.pop(f"{name}.scales"), bits).weight()
+    return stored
 
 
 def save_torch(tensors: Tensors, path: Path) -> None:
@@ -39,7 +60,7 @@ def save_torch(tensors: Tensors, path: Path) -> None:
     torch.save(dict(tensors), path)
 
 
-def save_packed(tensors: Tensors, prunable: set[str], path: Path) -> None:
+def save_packed(tensors: Coded, prunable: set[str], path: Path) -> None:
     """The smallest file, of which `tune_sparsity.sparsity.cost.read_packed` tells the format. Raises ValueError for a
     tensor of a type that it cannot have."""
     path.write_bytes(encode(tensors, prunable))
@@ -119,7 +140,13 @@ def require_onnx() -> None:
     del onnx, onnxruntime, onnxscript
 
 
-def save_onnx(model: nn.Module, outputs: Callable[[nn.Module, Any], Tensor], inputs: Any, path: Path) -> None:
+def save_onnx(
+    model: nn.Module,
+    outputs: Callable[[nn.Module, Any], Tensor],
+    inputs: Any,
+    path: Path,
+    codes: Mapping[str, Codes] | None = None,
+) -> None:
     """Writes the network as an ONNX graph to "outputs", for any number of examples at once.
 
     The exporter's notes are left out: they hold paths and source lines of this machine.
@@ -128,6 +155,7 @@ def save_onnx(model: nn.Module, outputs: Callable[[nn.Module, Any], Tensor], inp
         outputs: (network, inputs as the data set holds them) -> outputs.
         inputs: two examples or more. The graph's input is called "inputs"; of a nest they have the names that
             `tune_sparsity.experiments.examples.named` gives them.
+        codes: of the weights of few bits, by name. They are int8 in the graph, with a scale for each row.
 
     Raises:
         RuntimeError: if torch cannot export the network; the message is torch's, in one line.
@@ -145,6 +173,7 @@ def save_onnx(model: nn.Module, outputs: Callable[[nn.Module, Any], Tensor], inp
             )
             graph = program.model_proto
             clear_notes(graph)
+            _use_codes(graph.graph, codes or {})
             content = graph.SerializeToString()
     except Exception as error:
         cause: BaseException = error
@@ -155,6 +184,22 @@ def save_onnx(model: nn.Module, outputs: Callable[[nn.Module, Any], Tensor], inp
             f"torch cannot export this network to ONNX: {(lines or [type(cause).__name__])[0]}"
         ) from error
     path.write_bytes(content)
+
+
+def _use_codes(graph: Any, codes: Mapping[str, Codes]) -> None:
+    """Puts codes and scales, and the node that multiplies them, in the place of weights of few bits. A weight that the
+    exporter has changed stays as it is."""
+    from onnx import helper, numpy_helper
+
+    for name, one in codes.items():
+        for weight in [weight for weight in graph.initializer if weight.name.endswith(f".{name}")]:
+            if not np.array_equal(numpy_helper.to_array(weight), one.weight().numpy()):
+                continue
+            graph.initializer.remove(weight)
+            names = [f"{weight.name}.codes", f"{weight.name}.scales"]
+            parts = one.codes.contiguous().numpy(), one.scales.float().numpy()
+            graph.initializer.extend(map(numpy_helper.from_array, parts, names))
+            graph.node.insert(0, helper.make_node("DequantizeLinear", names, [weight.name], axis=0))
 
 
 def clear_notes(part: Any) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load, load_file
 
 from tune_sparsity.experiments import Data, Experiment, Loaded, Split
@@ -20,9 +21,10 @@ from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.sparsity import DeadNeurons, dead_neurons, prunable_layers
 from tune_sparsity.sparsity.cost.writer import encode
+from tune_sparsity.sparsity.few_bits import ALL_BITS, as_codes
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import disk_error, one_line
-from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL
+from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL, WEIGHT_BITS
 from tune_sparsity.tuner.study.trial import TrialRecord
 from tune_sparsity.tuner.system.files import plain, write_atomically
 
@@ -144,7 +146,7 @@ def write_best(
     """
     tensors, masks = split_masks(load_file(weights))
     model = experiment.network_with(tensors)
-    best = measured or _measure(experiment, data, model.to(device), tensors, masks, record)
+    best = measured or _measure(experiment, data, model.to(device), tensors, masks, weight_bits(weights), record)
     description = _describe(experiment, data, model, record, best)
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights, target / f".{MODEL}.tmp")
@@ -165,18 +167,27 @@ def split_masks(stored: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor
     return {name: tensor for name, tensor in stored.items() if not name.endswith(_MASK)}, masks
 
 
+def weight_bits(network: Path) -> int:
+    """Return how many bits a prunable weight has in a network that is in this file."""
+    with safe_open(network, "pt") as file:
+        return int((file.metadata() or {}).get(WEIGHT_BITS, ALL_BITS))
+
+
 def _measure(
     experiment: Experiment,
     data: Data,
     model: torch.nn.Module,
     tensors: dict[str, torch.Tensor],
     masks: dict[str, torch.Tensor],
+    bits: int,
     record: TrialRecord,
 ) -> BestModel:
     """What the network is on the test data, if it is what its trial reported. Raises RuntimeError if it is not."""
     zeros, total = count_zeros(tensors, masks)
-    if record.size_bytes is not None and (packed := len(encode(tensors, masks))) != record.size_bytes:
-        raise _OtherNetwork(f"{record.name} reported {record.size_bytes} bytes, its packed file has {packed}")
+    if record.size_bytes is not None:
+        packed = len(encode(as_codes(tensors, masks, bits), masks))
+        if packed != record.size_bytes:
+            raise _OtherNetwork(f"{record.name} reported {record.size_bytes} bytes, its packed file has {packed}")
     if zeros / total != record.sparsity:
         raise _OtherNetwork(f"{record.name} reported sparsity {record.sparsity}, its file has {zeros}/{total} zeros")
     if any(not torch.equal(tensors[name] != 0, mask) for name, mask in masks.items()):

@@ -11,9 +11,10 @@ from tune_sparsity.search_spaces import Space, space_layout
 from tune_sparsity.tuner.search.configurations import FIRST, Configuration, Outcome, best_configuration
 from tune_sparsity.tuner.search.cover import Cover
 from tune_sparsity.tuner.search.monotone import NOISE
-from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY, clipped, least, range_of
+from tune_sparsity.tuner.search.spaces import clipped, least, range_of
 from tune_sparsity.tuner.study.goal import Goal
 from tune_sparsity.tuner.study.pareto import Point
+from tune_sparsity.tuner.study.trial import FINAL_SPARSITY
 
 FIRST_ROUNDS = 2
 """A method begins with so many trials for each of its space's first points."""

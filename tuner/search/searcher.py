@@ -33,11 +33,10 @@ from tune_sparsity.tuner.search.sampler_view import (
     suggest,
 )
 from tune_sparsity.tuner.search.samplers import DEFAULT_SAMPLER, SAMPLERS, SamplerKind, check_sampler, make_sampler
-from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY
 from tune_sparsity.tuner.search.warm_start import WarmStart
 from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 from tune_sparsity.tuner.study.pareto import known_point
-from tune_sparsity.tuner.study.trial import TrialRecord, TrialState, trial_name
+from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, TrialRecord, TrialState, trial_name
 
 _METHOD = "method"
 _CONFIGURATION = "configuration"  # a trial's attribute: the name of the configuration that it repeats

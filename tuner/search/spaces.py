@@ -9,13 +9,12 @@ from typing import Any
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 from tune_sparsity.search_spaces import BUILT_IN, Space, is_built_in, load_space
+from tune_sparsity.sparsity.few_bits import ALL_BITS
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError, unknown
 from tune_sparsity.tuner.search.cover import Range
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
-
-FINAL_SPARSITY = "final_sparsity"
-"""The parameter that all methods but `dense` have: the sparsity that a trial ends on."""
+from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, WEIGHT_BITS
 
 
 def spaces_of(config: StudyConfig, goal: Goal, suited: str | None = None, optimizer: str = "sgd") -> list[Space]:
@@ -30,9 +29,7 @@ def spaces_of(config: StudyConfig, goal: Goal, suited: str | None = None, optimi
         ValueError, OSError: for a file that is no space.
     """
     if config.space is None:
-        suits = None if suited is None else space_for(suited, goal)
-        own = {method: method if optimizer == "sgd" else f"{method}+{optimizer}" for method in config.method}
-        spaces = [suits if suits and suits.method == method else space_for(own[method], goal) for method in own]
+        spaces = [space_for(name, goal) for name in _names(config, suited, optimizer)]
         if not any(reaches(space, goal.lowest) for space in spaces):
             raise UsageError(f"--method {','.join(config.method)} never prunes: it fits --target 0 only")
         return spaces
@@ -47,6 +44,22 @@ def spaces_of(config: StudyConfig, goal: Goal, suited: str | None = None, optimi
             f"--space {config.space} has no {FINAL_SPARSITY} of {wanted:g} or more: no trial could meet the goal"
         )
     return [space]
+
+
+def _names(config: StudyConfig, suited: str | None, optimizer: str) -> list[str]:
+    """Return the names of the methods' spaces. Where a file's size is the goal, few bits are searched too."""
+    names = {method: method if optimizer == "sgd" else f"{method}+{optimizer}" for method in config.method}
+    if suited is not None and (method := load_space(suited, 0.0).method) in names:
+        names[method] = suited
+    few = "" if config.max_bytes is None else "+bits"
+    return [name + few * is_built_in(name) for name in names.values()]
+
+
+def fewest_bits(config: StudyConfig) -> int:
+    """Return the fewest bits of a prunable weight in a study of files' sizes. Raises as `load_space` does."""
+    space = load_space("lpss+bits" if config.space is None else config.space, 0.0)
+    searched = space.distributions.get(WEIGHT_BITS)
+    return min(getattr(searched, "choices", [space.fixed.get(WEIGHT_BITS, ALL_BITS)]))
 
 
 def space_for(name: str, goal: Goal) -> Space:

@@ -197,7 +197,7 @@ class Goal:
         if self.max_nonzero is not None:
             return f"at most {self.max_nonzero:,} nonzero weights, a sparsity of {self.lowest:.6g}"
         if self.max_bytes is not None:
-            return f"at most {self.max_bytes:,} bytes, a sparsity of about {self.lowest:.6g}"
+            return f"at most {self.max_bytes:,} bytes, a sparsity of about {self.lowest:.6g} or more"
         numbers = ", ".join(f"{target:.6g}" for target in self.targets)
         return f"target{'s' if len(self.targets) > 1 else ''} {numbers}"
 

@@ -8,6 +8,11 @@ from typing import Any
 
 from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 
+FINAL_SPARSITY = "final_sparsity"
+"""The parameter that all methods but `dense` have: the sparsity that a trial ends on."""
+WEIGHT_BITS = "weight_bits"
+"""The parameter of all methods that says how many bits a prunable weight has."""
+
 
 class TrialState(StrEnum):
     """The states of a trial; Optuna's, Ray's and MLflow's own states are derived from these."""

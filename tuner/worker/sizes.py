@@ -2,26 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
 
 from tune_sparsity.experiments import OwnTraining, Training
+from tune_sparsity.sparsity import METHODS
 from tune_sparsity.sparsity.cost.layout import Budget, Layout
 from tune_sparsity.sparsity.cost.multiply_adds import Uses
+from tune_sparsity.sparsity.few_bits import ALL_BITS
+from tune_sparsity.sparsity.layers import Layer
 from tune_sparsity.sparsity.wrappers import plain_state
+from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, WEIGHT_BITS
 
 
-def limit_bytes(training: Training | OwnTraining, most: int | None) -> None:
-    """Let the training end with a packed file of so many bytes at most.
+@dataclass(frozen=True)
+class ByteLimit:
+    """How many bytes the packed files of a study's networks may have.
+
+    Attributes:
+        most: bytes.
+        sparsities: about what a network's sparsity must be for it, by the bits of a weight.
+    """
+
+    most: int
+    sparsities: Mapping[int, float]
+
+    def met_by(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a trial's parameters with a final sparsity at which its network's file is about small enough."""
+        settings = METHODS[method].settings
+        if not hasattr(settings, FINAL_SPARSITY):  # what never prunes fits, or does not
+            return dict(params)
+        bits = params.get(WEIGHT_BITS, ALL_BITS)
+        asked = params.get(FINAL_SPARSITY, getattr(settings, FINAL_SPARSITY))
+        return {**params, FINAL_SPARSITY: max(asked, self.sparsities[bits])}
+
+    def hold(self, training: Training | OwnTraining) -> None:
+        """Let the training end with a file that is small enough to the byte."""
+        if training.sparse.final_sparsity > 0:
+            training.sparse.excess = Budget(_layout(training), self.most).excess
+
+
+def layout_of(model: nn.Module, layers: Sequence[Layer], bits: int = ALL_BITS) -> Layout:
+    """Return the layout of a network's packed file. Raises ValueError for a tensor that no packed file can have.
 
     Args:
-        most: bytes; None: however many there are.
+        layers: its prunable ones.
+        bits: of a prunable weight.
     """
-    if most is not None and training.sparse.final_sparsity > 0:  # what never prunes fits, or does not
-        training.sparse.excess = Budget(_layout(training), most).excess
+    return Layout.of(plain_state(model), [layer.name for layer in layers], bits)
 
 
 def _layout(training: Training | OwnTraining) -> Layout:
-    return Layout.of(plain_state(training.model), [layer.name for layer in training.sparse.layers])
+    return layout_of(training.model, training.sparse.layers, training.sparse.weight_bits)
 
 
 def network_cost(training: Training | OwnTraining, uses: Uses | None) -> dict[str, float]:

@@ -26,20 +26,21 @@ from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.experiments.ranks import Disconnected, Ranks
 from tune_sparsity.experiments.training import NotFinite
 from tune_sparsity.sparsity.cost.multiply_adds import Uses
+from tune_sparsity.sparsity.few_bits import ALL_BITS
 from tune_sparsity.sparsity.orientation import STANDARD
 from tune_sparsity.sparsity.torch_internals import leave_compiler_out, tree_map
 from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.storage.places import Place
 from tune_sparsity.tuner.storage.s3 import StoreError
-from tune_sparsity.tuner.study.layout import ORIENTATIONS, weights_file
+from tune_sparsity.tuner.study.layout import ORIENTATIONS, WEIGHT_BITS, weights_file
 from tune_sparsity.tuner.study.trial import Epoch
 from tune_sparsity.tuner.system import files
 from tune_sparsity.tuner.worker import checkpoints
 from tune_sparsity.tuner.worker.ranks import Build, LeadingTraining, Others, RankPlan
 from tune_sparsity.tuner.worker.report import Report
 from tune_sparsity.tuner.worker.shipping import Parcel
-from tune_sparsity.tuner.worker.sizes import limit_bytes, network_cost
+from tune_sparsity.tuner.worker.sizes import ByteLimit, network_cost
 
 TOGETHER = 0.25  # seconds of epochs that are reported at once, up to a rung: a report costs milliseconds
 
@@ -65,7 +66,7 @@ class TrialSetup:
     checkpoints: Place | None = None  # where they are, which is there; None: no trial is ever resumed
     rungs: tuple[int, ...] = ()  # the epochs after which trials are judged
     loads: bool = False  # whether workers load the data themselves
-    max_bytes: int | None = None  # that a network's packed file may have, of methods that prune
+    limit: ByteLimit | None = None  # of a network's packed file
     uses: Uses | None = None  # how often the network uses its weights; None where that is not known
     ranks: RankPlan | None = None  # None: one process trains a trial
 
@@ -314,21 +315,25 @@ def _training(
         splits: gives the data; not asked by a loop of one's own.
         together: the other processes that it leads; or, in one of those, the ranks that it is one of.
     """
-    experiment, tried = shared.experiment, (config["method"], config["params"])
+    experiment, limit = shared.experiment, shared.limit
+    if limit is not None:
+        config = {**config, "params": limit.met_by(config["method"], config["params"])}
+    tried = (config["method"], config["params"])
     options: dict[str, Any] = {
         "epochs": shared.epochs,
         "seed": trial_seed(shared.seed, config["number"]),
         "device": shared.device,
     }
     if isinstance(experiment, OwnLoop):
-        return OwnTraining(experiment, *tried, **options, begun=partial(limit_bytes, most=shared.max_bytes))
+        return OwnTraining(experiment, *tried, **options, begun=bool if limit is None else limit.hold)
     make: Callable[..., Training] = Training
     if isinstance(together, Others):
         make = partial(LeadingTraining, together, config)
     elif together is not None:
         make = partial(Training, ranks=together)
     training = make(experiment, *splits(), *tried, **options)
-    limit_bytes(training, shared.max_bytes)
+    if limit is not None:
+        limit.hold(training)
     return training
 
 
@@ -355,4 +360,7 @@ def packed_weights(training: Training | OwnTraining) -> bytes:
     for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True):
         tensors[f"{layer.name}.mask"] = mask.cpu().bool().contiguous()
     turned = {layer.name: layer.orientation for layer in training.sparse.layers if layer.orientation != STANDARD}
-    return save(tensors, {ORIENTATIONS: json.dumps(turned)} if turned else None)
+    about = {ORIENTATIONS: json.dumps(turned)} if turned else {}
+    if training.sparse.weight_bits != ALL_BITS:
+        about[WEIGHT_BITS] = str(training.sparse.weight_bits)
+    return save(tensors, about or None)

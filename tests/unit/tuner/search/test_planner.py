@@ -11,8 +11,9 @@ from tune_sparsity.search_spaces.loading import FOLDER
 from tune_sparsity.tuner.search.configurations import Outcome, best_configuration
 from tune_sparsity.tuner.search.cover import from_log, log_sparsity
 from tune_sparsity.tuner.search.planner import FIRST_ROUNDS, SEARCHED, Plan, Planner, planner_for
-from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY, space_for
+from tune_sparsity.tuner.search.spaces import space_for
 from tune_sparsity.tuner.study.goal import along_front, at_targets
+from tune_sparsity.tuner.study.trial import FINAL_SPARSITY
 
 FRONT = along_front(0.5, 0.99)
 PRUNING = [name for name in BUILT_IN if name != "dense"]

@@ -17,9 +17,9 @@ from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.sampler_view import LIKE_SHARE, SamplingStudy, View
 from tune_sparsity.tuner.search.samplers import SAMPLERS, check_sampler
 from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
-from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY, space_for
+from tune_sparsity.tuner.search.spaces import space_for
 from tune_sparsity.tuner.study.goal import along_front
-from tune_sparsity.tuner.study.trial import TrialRecord
+from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, TrialRecord
 from tune_sparsity.tuner.study.trial import TrialState as State
 
 TARGET = 0.9

@@ -15,9 +15,9 @@ from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.search.cover import log_sparsity
 from tune_sparsity.tuner.search.planner import Planner, planner_for
 from tune_sparsity.tuner.search.searcher import Asked, OptunaSearcher
-from tune_sparsity.tuner.search.spaces import FINAL_SPARSITY, space_for, spaces_of
+from tune_sparsity.tuner.search.spaces import space_for, spaces_of
 from tune_sparsity.tuner.study.goal import Goal, along_front, at_most, at_targets
-from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
+from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, TrialRecord, TrialState
 
 SEVERAL, FRONT = at_targets(0.8, 0.9, 0.95), along_front(0.5, 0.99)
 PRUNING = [name for name in BUILT_IN if name != "dense"]
