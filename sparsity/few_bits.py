@@ -2,7 +2,7 @@
 
 Trained by the straight-through estimator: the network computes with the rounded weights, and the gradient goes to the
 numbers before rounding (Bengio et al. 2013, arXiv 1308.3432) and to the scales (Esser et al. 2020, arXiv 1902.08153).
-Rows are those of a weight's first dimension.
+Rows are those of a weight's first dimension. All else that is trained, biases and the like, is rounded to float16.
 """
 
 from __future__ import annotations
@@ -66,19 +66,39 @@ def codes_of(weight: Tensor, bits: int) -> Codes | None:
     return None
 
 
-def as_codes(tensors: Mapping[str, Tensor], names: Collection[str], bits: int) -> dict[str, Tensor | Codes]:
-    """Return tensors with the named ones, weights of few bits, as codes and scales; with 32 bits, all as they are.
+class Precision(NamedTuple):
+    """How exact a network's numbers are.
 
-    Raises:
-        ValueError: if one of them is no weight of so many bits.
+    Attributes:
+        bits: of a prunable weight: ALL_BITS, or few, which are codes with a scale for each row.
+        halves: the names of the other tensors that float16 holds exactly: with few bits, all that were trained.
     """
-    found: dict[str, Tensor | Codes] = dict(tensors)
-    for name in names if bits != ALL_BITS else ():
-        codes = codes_of(tensors[name], bits)
-        if codes is None:
-            raise ValueError(f"{name} has no weights of {bits} bits")
-        found[name] = codes
-    return found
+
+    bits: int = ALL_BITS
+    halves: tuple[str, ...] = ()
+
+    def of(self, tensors: Mapping[str, Tensor], prunable: Collection[str]) -> dict[str, Tensor | Codes]:
+        """Return a network's tensors in this precision, which lose nothing.
+
+        Raises:
+            ValueError: if they are of another one.
+        """
+        found: dict[str, Tensor | Codes] = dict(tensors)
+        for name in prunable if self.bits != ALL_BITS else ():
+            codes = codes_of(tensors[name], self.bits)
+            if codes is None:
+                raise ValueError(f"{name} has no weights of {self.bits} bits")
+            found[name] = codes
+        for name in self.halves:
+            found[name] = half = tensors[name].half()
+            if not torch.equal(half.to(tensors[name]), tensors[name]):
+                raise ValueError(f"{name} has numbers that float16 does not hold")
+        return found
+
+
+def halved(parameter: Tensor) -> bool:
+    """Return whether a parameter that is no weight of few bits is rounded to float16 where there are such."""
+    return parameter.requires_grad and parameter.dtype in (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -99,7 +119,7 @@ class FewBitsTraining:
     Args:
         weights: that get few bits.
         masks: one a weight, in its shape. They are looked at when the training begins.
-        others: the parameters that are trained as they are.
+        others: the other parameters that are trained.
         how: the bits, and the steps, over which the learning rates are a cosine to 0.
     """
 
@@ -108,6 +128,7 @@ class FewBitsTraining:
             raise ValueError(f"weights of few bits are trained as float32 or float64, not as {other.pop()}")
         self.how, self.steps, self.begun = how, 0, False
         self._weights, self._masks, self._others = list(weights), list(masks), list(others)
+        self._halves = [one for one in self._others if halved(one)]
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -138,8 +159,10 @@ class FewBitsTraining:
         dtype = reduce(torch.promote_types, (weight.dtype for weight in self._weights), torch.float32)
         self._latents = self._rows.new_zeros(len(self._rows), dtype=dtype)
         self._log_scales = self._rows.new_zeros(before, dtype=dtype)
+        self._exact = [one.detach().clone() for one in self._halves]  # before they are rounded
+        plain = [one for one in self._others if not halved(one)]
         rates = (_LATENT_LR * 2 ** max(0, self.how.bits - 2), _SCALE_LR, _OTHER_LR)
-        members = ([self._latents], [self._log_scales], self._others)
+        members = ([self._latents], [self._log_scales], self._exact + plain)
         groups = [{"params": params, "lr": lr} for params, lr in zip(members, rates, strict=True) if params]
         self._adam, self._rates, self.begun = torch.optim.Adam(groups), [group["lr"] for group in groups], True
 
@@ -151,6 +174,8 @@ class FewBitsTraining:
         by_scale = grads * self._active(self._weights)
         self._log_scales.grad = by_scale.new_zeros(len(self._log_scales)).index_add_(0, self._rows, by_scale)
         self._latents.grad = grads.mul_(self._log_scales.exp()[self._rows])
+        for exact, half in zip(self._exact, self._halves, strict=True):
+            exact.grad = half.grad
         left = 0.5 * (1 + math.cos(math.pi * min(1.0, self.steps / max(1, self.how.steps))))
         for group, rate in zip(self._adam.param_groups, self._rates, strict=True):
             group["lr"] = rate * left
@@ -197,11 +222,14 @@ class FewBitsTraining:
         ):
             flat = own.new_zeros(weight.numel(), dtype=weight.dtype).index_copy_(0, places, own.to(weight.dtype))
             weight.copy_(flat.view(weight.shape))
+        for exact, half in zip(self._exact, self._halves, strict=True):
+            half.copy_(exact.clamp(-_LARGEST, _LARGEST).half())
 
     def state_dict(self) -> dict[str, Any]:
         if not self.begun:
             return {"steps": self.steps}
-        numbers = {"latents": self._latents.clone(), "log_scales": self._log_scales.clone()}
+        exact = [one.clone() for one in self._exact]
+        numbers = {"latents": self._latents.clone(), "log_scales": self._log_scales.clone(), "exact": exact}
         return {"steps": self.steps, **numbers, "adam": self._adam.state_dict()}
 
     @torch.no_grad()
@@ -212,4 +240,6 @@ class FewBitsTraining:
             self._set_up()
             self._latents.copy_(state["latents"])
             self._log_scales.copy_(state["log_scales"])
+            for exact, saved in zip(self._exact, state["exact"], strict=True):
+                exact.copy_(saved)
             self._adam.load_state_dict(state["adam"])

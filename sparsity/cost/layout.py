@@ -19,10 +19,11 @@ from tune_sparsity.sparsity.cost.read_packed import (
     RICE,
     TYPES,
 )
-from tune_sparsity.sparsity.few_bits import ALL_BITS
+from tune_sparsity.sparsity.few_bits import ALL_BITS, Precision
 
 _CHECKSUM = 4  # bytes
 _SCALE = 16  # bits
+_WHOLE = Precision()
 _UNEVEN = 0.85  # of the entropy: what an index takes where some layers are much sparser than others
 
 
@@ -106,13 +107,13 @@ class Layout:
     prunable: Mapping[str, Prunable]
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], prunable: Collection[str], bits: int = ALL_BITS) -> Layout:
+    def of(cls, tensors: Mapping[str, Tensor], prunable: Collection[str], precision: Precision = _WHOLE) -> Layout:
         """Return the layout of a network.
 
         Args:
             tensors: its state_dict.
             prunable: the names of the tensors that have masks.
-            bits: of a prunable weight. With few they are codes, and rows have scales.
+            precision: of its numbers.
 
         Raises:
             ValueError: if a tensor is of a type that the file cannot have.
@@ -123,13 +124,13 @@ class Layout:
             check(name, tensor)
             fixed += header_bytes(name, tensor.shape)
             if name in prunable:
-                value_bits = 8 * tensor.element_size() if bits == ALL_BITS else bits
+                value_bits = 8 * tensor.element_size() if precision.bits == ALL_BITS else precision.bits
                 rows = tensor.shape[0] if tensor.dim() else 1
-                found[name] = Prunable(tensor.numel(), rows, value_bits, scaled=bits != ALL_BITS)
+                found[name] = Prunable(tensor.numel(), rows, value_bits, scaled=precision.bits != ALL_BITS)
             elif (place := known.get(_memory(tensor))) is not None:
                 fixed += varint_bytes(place)
             else:
-                fixed += tensor.numel() * tensor.element_size()
+                fixed += tensor.numel() * (2 if name in precision.halves else tensor.element_size())
         return cls(fixed, found)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,14 +88,14 @@ def _train(study: StudyRun, prepared: Any, asked: Any, weights: Path) -> None:
     limit = prepared.limit
     params = asked.params if limit is None else limit.met_by(asked.method, asked.params)
     if isinstance(prepared.experiment, OwnLoop):
-        begun = bool if limit is None else limit.hold
+        begun = bool if limit is None else partial(limit.hold, asked.method)
         with closing(OwnTraining(prepared.experiment, asked.method, params, begun=begun, **options)) as own:
             _train_on(study, prepared, own, asked, weights)
         return
     data = prepared.data
     training = Training(prepared.experiment, data.train, data.val, asked.method, params, **options)
     if limit is not None:
-        limit.hold(training)
+        limit.hold(asked.method, training)
     _train_on(study, prepared, training, asked, weights)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tune_sparsity.experiments import Data, Experiment
-    from tune_sparsity.sparsity.few_bits import Codes
+    from tune_sparsity.sparsity.few_bits import Codes, Precision
     from tune_sparsity.tuner.results.finished_study import EndedStudy
     from tune_sparsity.tuner.results.inference_cost import Latency
     from tune_sparsity.tuner.study.objective import Objective
@@ -46,17 +46,15 @@ class Network:
     model: nn.Module  # in evaluation mode
     tensors: dict[str, Tensor]
     prunable: set[str]
-    weight_bits: int  # of a prunable weight
+    precision: Precision
     description: Path  # model.json
     objective: Objective
     val_value: float  # the metric on the validation data, as the trial reported it
 
     @cached_property
     def coded(self) -> dict[str, Tensor | Codes]:
-        """The tensors, with those of few bits as codes and scales."""
-        from tune_sparsity.sparsity.few_bits import as_codes
-
-        return as_codes(self.tensors, self.prunable, self.weight_bits)
+        """The tensors in their own precision."""
+        return self.precision.of(self.tensors, self.prunable)
 
     @property
     def codes(self) -> dict[str, Codes]:
@@ -135,7 +133,7 @@ def _read(study: EndedStudy, name: str) -> Network:
 
     from tune_sparsity.sparsity.wrappers import as_plain
     from tune_sparsity.tuner.config.experiment import experiment_of, sound_data
-    from tune_sparsity.tuner.results.networks import split_masks, weight_bits
+    from tune_sparsity.tuner.results.networks import precision_in, split_masks
     from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL
 
     experiment = experiment_of(study.config)
@@ -146,10 +144,10 @@ def _read(study: EndedStudy, name: str) -> Network:
         reported = float(json.loads((folder / DESCRIPTION).read_text())["metrics"][objective.val])
         model = experiment.network_with(stored)
         tensors, masks = as_plain(model, stored), as_plain(model, its_masks)
-        bits = weight_bits(folder / MODEL)
+        precision = precision_in(folder / MODEL)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UsageError(f"{folder} does not hold a network of {study.config.experiment}: {error}") from None
-    return Network(experiment, data, model, tensors, set(masks), bits, folder / DESCRIPTION, objective, reported)
+    return Network(experiment, data, model, tensors, set(masks), precision, folder / DESCRIPTION, objective, reported)
 
 
 @contextmanager

@@ -21,10 +21,10 @@ from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.sparsity import DeadNeurons, dead_neurons, prunable_layers
 from tune_sparsity.sparsity.cost.writer import encode
-from tune_sparsity.sparsity.few_bits import ALL_BITS, as_codes
+from tune_sparsity.sparsity.few_bits import Precision
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import disk_error, one_line
-from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL, WEIGHT_BITS
+from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL, PRECISION
 from tune_sparsity.tuner.study.trial import TrialRecord
 from tune_sparsity.tuner.system.files import plain, write_atomically
 
@@ -146,7 +146,7 @@ def write_best(
     """
     tensors, masks = split_masks(load_file(weights))
     model = experiment.network_with(tensors)
-    best = measured or _measure(experiment, data, model.to(device), tensors, masks, weight_bits(weights), record)
+    best = measured or _measure(experiment, data, model.to(device), tensors, masks, precision_in(weights), record)
     description = _describe(experiment, data, model, record, best)
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights, target / f".{MODEL}.tmp")
@@ -167,10 +167,14 @@ def split_masks(stored: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor
     return {name: tensor for name, tensor in stored.items() if not name.endswith(_MASK)}, masks
 
 
-def weight_bits(network: Path) -> int:
-    """Return how many bits a prunable weight has in a network that is in this file."""
+def precision_in(network: Path) -> Precision:
+    """Return how exact the numbers of the network in this file are."""
     with safe_open(network, "pt") as file:
-        return int((file.metadata() or {}).get(WEIGHT_BITS, ALL_BITS))
+        known = (file.metadata() or {}).get(PRECISION)
+    if known is None:
+        return Precision()
+    bits, halves = json.loads(known)
+    return Precision(bits, tuple(halves))
 
 
 def _measure(
@@ -179,13 +183,13 @@ def _measure(
     model: torch.nn.Module,
     tensors: dict[str, torch.Tensor],
     masks: dict[str, torch.Tensor],
-    bits: int,
+    precision: Precision,
     record: TrialRecord,
 ) -> BestModel:
     """What the network is on the test data, if it is what its trial reported. Raises RuntimeError if it is not."""
     zeros, total = count_zeros(tensors, masks)
     if record.size_bytes is not None:
-        packed = len(encode(as_codes(tensors, masks, bits), masks))
+        packed = len(encode(precision.of(tensors, masks), masks))
         if packed != record.size_bytes:
             raise _OtherNetwork(f"{record.name} reported {record.size_bytes} bytes, its packed file has {packed}")
     if zeros / total != record.sparsity:

@@ -17,7 +17,7 @@ PICTURES_HTML = "pictures.html"
 WEIGHTS = ".weights"  # the one hidden folder that belongs to a study: the networks that would be reported
 MODEL, DESCRIPTION = "model.safetensors", "model.json"
 ORIENTATIONS = "orientations"  # in the metadata of a network's file: as sparsity.orientation has them, in JSON
-WEIGHT_BITS = "weight_bits"  # in the same metadata: of a prunable weight, where it has few
+PRECISION = "precision"  # in the same metadata: as sparsity.few_bits has it, in JSON, where weights have few bits
 
 
 def weights_file(folder: Path, number: int) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
@@ -13,7 +13,7 @@ from tune_sparsity.experiments import OwnTraining, Training
 from tune_sparsity.sparsity import METHODS
 from tune_sparsity.sparsity.cost.layout import Budget, Layout
 from tune_sparsity.sparsity.cost.multiply_adds import Uses
-from tune_sparsity.sparsity.few_bits import ALL_BITS
+from tune_sparsity.sparsity.few_bits import ALL_BITS, Precision, halved
 from tune_sparsity.sparsity.layers import Layer
 from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, WEIGHT_BITS
@@ -33,17 +33,21 @@ class ByteLimit:
 
     def met_by(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return a trial's parameters with a final sparsity at which its network's file is about small enough."""
-        settings = METHODS[method].settings
-        if not hasattr(settings, FINAL_SPARSITY):  # what never prunes fits, or does not
+        if not _prunes(method):
             return dict(params)
         bits = params.get(WEIGHT_BITS, ALL_BITS)
-        asked = params.get(FINAL_SPARSITY, getattr(settings, FINAL_SPARSITY))
+        asked = params.get(FINAL_SPARSITY, getattr(METHODS[method].settings, FINAL_SPARSITY, 0.0))
         return {**params, FINAL_SPARSITY: max(asked, self.sparsities[bits])}
 
-    def hold(self, training: Training | OwnTraining) -> None:
-        """Let the training end with a file that is small enough to the byte."""
-        if training.sparse.final_sparsity > 0:
+    def hold(self, method: str, training: Training | OwnTraining) -> None:
+        """Let the training end with a file that is small enough to the byte, unless the method never prunes: then its
+        networks fit, or do not."""
+        if _prunes(method):
             training.sparse.excess = Budget(_layout(training), self.most).excess
+
+
+def _prunes(method: str) -> bool:
+    return FINAL_SPARSITY in {field.name for field in fields(METHODS[method].settings)}
 
 
 def layout_of(model: nn.Module, layers: Sequence[Layer], bits: int = ALL_BITS) -> Layout:
@@ -53,7 +57,17 @@ def layout_of(model: nn.Module, layers: Sequence[Layer], bits: int = ALL_BITS) -
         layers: its prunable ones.
         bits: of a prunable weight.
     """
-    return Layout.of(plain_state(model), [layer.name for layer in layers], bits)
+    return Layout.of(plain_state(model), [layer.name for layer in layers], precision_of(model, layers, bits))
+
+
+def precision_of(model: nn.Module, layers: Sequence[Layer], bits: int) -> Precision:
+    """Return how exact the numbers of a network are at the end, with so many bits a prunable weight."""
+    if bits == ALL_BITS:
+        return Precision()
+    weights = {id(layer.weight) for layer in layers}
+    trained = {one.data_ptr() for one in model.parameters() if halved(one) and id(one) not in weights and one.numel()}
+    state = plain_state(model)
+    return Precision(bits, tuple(name for name, tensor in state.items() if tensor.data_ptr() in trained))
 
 
 def _layout(training: Training | OwnTraining) -> Layout:

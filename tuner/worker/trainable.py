@@ -33,14 +33,14 @@ from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.storage.places import Place
 from tune_sparsity.tuner.storage.s3 import StoreError
-from tune_sparsity.tuner.study.layout import ORIENTATIONS, WEIGHT_BITS, weights_file
+from tune_sparsity.tuner.study.layout import ORIENTATIONS, PRECISION, weights_file
 from tune_sparsity.tuner.study.trial import Epoch
 from tune_sparsity.tuner.system import files
 from tune_sparsity.tuner.worker import checkpoints
 from tune_sparsity.tuner.worker.ranks import Build, LeadingTraining, Others, RankPlan
 from tune_sparsity.tuner.worker.report import Report
 from tune_sparsity.tuner.worker.shipping import Parcel
-from tune_sparsity.tuner.worker.sizes import ByteLimit, network_cost
+from tune_sparsity.tuner.worker.sizes import ByteLimit, network_cost, precision_of
 
 TOGETHER = 0.25  # seconds of epochs that are reported at once, up to a rung: a report costs milliseconds
 
@@ -325,7 +325,9 @@ def _training(
         "device": shared.device,
     }
     if isinstance(experiment, OwnLoop):
-        return OwnTraining(experiment, *tried, **options, begun=bool if limit is None else limit.hold)
+        return OwnTraining(
+            experiment, *tried, **options, begun=bool if limit is None else partial(limit.hold, config["method"])
+        )
     make: Callable[..., Training] = Training
     if isinstance(together, Others):
         make = partial(LeadingTraining, together, config)
@@ -333,7 +335,7 @@ def _training(
         make = partial(Training, ranks=together)
     training = make(experiment, *splits(), *tried, **options)
     if limit is not None:
-        limit.hold(training)
+        limit.hold(config["method"], training)
     return training
 
 
@@ -362,5 +364,6 @@ def packed_weights(training: Training | OwnTraining) -> bytes:
     turned = {layer.name: layer.orientation for layer in training.sparse.layers if layer.orientation != STANDARD}
     about = {ORIENTATIONS: json.dumps(turned)} if turned else {}
     if training.sparse.weight_bits != ALL_BITS:
-        about[WEIGHT_BITS] = str(training.sparse.weight_bits)
+        precision = precision_of(training.model, training.sparse.layers, training.sparse.weight_bits)
+        about[PRECISION] = json.dumps(precision)
     return save(tensors, about or None)

@@ -17,7 +17,8 @@ from torch import Generator, Tensor
 from tune_sparsity.sparsity.cost import read_packed
 from tune_sparsity.sparsity.cost.layout import Layout, best_form
 from tune_sparsity.sparsity.cost.read_packed import BITMAP, DENSE, RICE, decode
-from tune_sparsity.sparsity.cost.writer import Codes, encode, load
+from tune_sparsity.sparsity.cost.writer import encode, load
+from tune_sparsity.sparsity.few_bits import Codes, Precision
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 OTHERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool, torch.complex64, torch.uint16)
@@ -91,7 +92,7 @@ def test_codes(shape: tuple[int, ...], density: float, bits: int, seed: int) -> 
     assert found.scales is not None
     assert np.array_equal(found.scales, one.scales.numpy())
     assert same_bits(load(data)["w"], one.weight() + 0.0)
-    assert len(data) == Layout.of({"w": one.weight()}, {"w"}, bits).size({"w": one.codes})
+    assert len(data) == Layout.of({"w": one.weight()}, {"w"}, Precision(bits)).size({"w": one.codes})
 
 
 def test_each_form_is_chosen_where_it_is_the_smallest() -> None:
@@ -117,9 +118,20 @@ def test_index_is_near_the_entropy(shape: tuple[int, ...], sparsity: float) -> N
 @given(st.integers(1, 6), st.sampled_from([32, 8, 4]), st.integers(0, 2**31))
 def test_the_estimate_is_near_the_file(tenths: int, bits: int, seed: int) -> None:
     weight = sparse((300, 200), tenths / 20, seed)
-    layout = Layout.of({"w": weight}, {"w"}, bits)
+    layout = Layout.of({"w": weight}, {"w"}, Precision(bits))
     size, guess = layout.size({"w": weight}), layout.estimate(int(weight.count_nonzero()))
     assert 0.96 * size < guess < 1.01 * size
+
+
+def test_a_network_of_few_bits_is_written_in_its_precision() -> None:
+    weight, bias = codes((50, 40), 0.2, 4, 0).weight(), torch.arange(50) / 8
+    tensors = {"head.weight": weight, "bias": bias, "embedding.weight": weight, "mean": torch.rand(50)}
+    precision = Precision(4, ("bias",))
+    data = encode(precision.of(tensors, {"embedding.weight"}), {"embedding.weight"})
+    types = {name: one.type for name, one in decode(data).items()}
+    assert types == {"head.weight": "codes4", "bias": "float16", "embedding.weight": "codes4", "mean": "float32"}
+    assert all(torch.equal(load(data)[name].float(), tensor) for name, tensor in tensors.items())
+    assert len(data) == Layout.of(tensors, {"embedding.weight"}, precision).size({"embedding.weight": weight})
 
 
 def test_a_shared_weight_is_written_once() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from tests.unit.sparsity.methods.test_averaging import build
 from tests.unit.sparsity.methods.test_methods import STEPS, batch, depthwise, network, same, train, zeros
 from tune_sparsity.sparsity import METHODS, SparseTraining, zeros_for
-from tune_sparsity.sparsity.few_bits import Codes, FewBits, FewBitsTraining, codes_of, largest_code
+from tune_sparsity.sparsity.few_bits import Codes, FewBits, FewBitsTraining, Precision, codes_of, largest_code
 
 
 def exact(sparse: SparseTraining) -> bool:
@@ -51,6 +51,7 @@ def test_ends_on_codes_and_its_sparsity_within_its_steps(name: str, bits: int) -
     train(model, sparse, 60, STEPS)
     assert exact(sparse)
     assert zeros(sparse) == zeros_for(0.0 if name == "dense" else 0.9, sparse.zeros()[1])
+    assert all(torch.equal(one, one.half().float()) for one in model.parameters() if one.dim() == 1)
     assert all(not torch.equal(value, before[key]) for key, value in model.state_dict().items())  # biases learn too
     if bits == 2:
         assert F.cross_entropy(model(x), y) < rounded
@@ -98,6 +99,41 @@ def test_a_training_with_fewer_steps_than_planned_is_rounded_at_its_end() -> Non
     sparse.finish()
     assert exact(sparse)
     assert zeros(sparse) == zeros_for(0.9, sparse.zeros()[1])
+
+
+def test_what_is_rounded_to_float16_goes_on_from_its_exact_values() -> None:
+    # Steps far below what float16 can tell from 1 still move a bias when there are enough of them.
+    weight, bias = torch.ones(1, 1), nn.Parameter(torch.ones(1))
+    training = FewBitsTraining([weight], [torch.ones(1, 1)], [bias], FewBits(4, 100))
+    training.begin()
+    seen = set()
+    for _ in range(100):
+        bias.grad = torch.ones(1)
+        training.step()
+        seen.add(bias.item())
+    # Adam's step on a gradient that never changes is its rate, 3e-4 as a cosine to 0: 100 of them are .015.
+    assert bias.item() == pytest.approx(1 - 100 * 3e-4 / 2, abs=1e-3)
+    assert all(value == float(torch.tensor(value).half()) for value in seen)
+    assert len(seen) > 5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_a_type_that_does_not_hold_the_products_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match="trained as float32 or float64"):
+        FewBitsTraining([torch.ones(2, 2, dtype=dtype)], [torch.ones(2, 2)], [], FewBits(4, 10))
+
+
+@pytest.mark.parametrize(
+    ("precision", "reason"),
+    [
+        (Precision(4), "w has no weights of 4 bits"),
+        (Precision(halves=("w",)), "w has numbers that float16 does not hold"),
+    ],
+)
+def test_tensors_of_another_precision_are_refused(precision: Precision, reason: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=reason):
+        precision.of({"w": torch.randn(4, 30)}, {"w"})
 
 
 def test_nothing_is_averaged_where_weights_get_few_bits() -> None:
