@@ -24,6 +24,7 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
         "scikit-learn's 8x8 digits, multilayer perceptron 64-300-100-10",
     ),
     "mnist": ("experiments.builtin.mnist", "mnist", "MNIST, LeNet-300-100"),
+    "mnist-lenet5": ("experiments.builtin.mnist", "mnist_lenet5", "MNIST, LeNet-5 as in Caffe"),
     "fashion-mnist": ("experiments.builtin.mnist", "fashion_mnist", "Fashion-MNIST, LeNet-300-100"),
     "mnist-wrn": ("experiments.builtin.mnist", "mnist_wrn", "MNIST, wide residual net of 12 layers"),
     "fashion-mnist-wrn": (

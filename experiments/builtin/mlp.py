@@ -18,6 +18,20 @@ def multilayer_perceptron(*sizes: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+def lenet_5() -> nn.Sequential:
+    """LeNet-5 as Caffe has it, for 28x28 images as (batch, 784): 430,500 weights and 580 biases. Its convolutions have
+    maxima behind them, and no ReLU."""
+    network = nn.Sequential(
+        *(nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 20, 5), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10)),
+    )
+    for layer in network:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return network
+
+
 def lenet_300_100() -> nn.Sequential:
     """LeNet-300-100 for 28x28 images as (batch, 784): 266,200 weights."""
     return multilayer_perceptron(784, 300, 100, 10)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe, Split
-from tune_sparsity.experiments.builtin.mlp import lenet_300_100
+from tune_sparsity.experiments.builtin.mlp import lenet_5, lenet_300_100
 from tune_sparsity.experiments.builtin.wide_resnet import wide_residual_net
 from tune_sparsity.experiments.data.augment import Augmentation, Normalise
 from tune_sparsity.experiments.data.files import check_md5, default_data_dir, downloading
@@ -142,6 +142,7 @@ def load(data_set: str, data_dir: Path | None = None) -> Data:
 
 _RECIPE = Recipe(epochs=20, batch_size=128)
 mnist = Experiment("mnist", partial(load, "MNIST"), lenet_300_100, _RECIPE, cuda_graph=True)
+mnist_lenet5 = Experiment("mnist-lenet5", partial(load, "MNIST"), lenet_5, _RECIPE, cuda_graph=True)
 fashion_mnist = Experiment("fashion-mnist", partial(load, "FashionMNIST"), lenet_300_100, _RECIPE, cuda_graph=True)
 
 # The published normalisation, which is MNIST's on either set.

@@ -74,6 +74,10 @@ def test_published_experiments_have_the_published_recipes(name: str, epochs: int
     assert batch in (None, recipe.batch_size)
 
 
+def test_lenet_5_has_the_parameters_that_compression_is_compared_by() -> None:
+    assert sum(one.numel() for one in find("mnist-lenet5").network().parameters()) == 431_080
+
+
 def test_from_a_file(source: Path) -> None:
     experiment = find(f"{source}:mine")
     assert experiment.name == "mine"

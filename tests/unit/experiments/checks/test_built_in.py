@@ -26,7 +26,7 @@ def test_digits_is_sound() -> None:
     assert {finding.level for finding in findings(find("digits")).values()} == {Level.OK}
 
 
-@pytest.mark.parametrize("name", ["mnist", "uci-dna", "uci-mushroom", "uci-climate"])
+@pytest.mark.parametrize("name", ["mnist", "mnist-lenet5", "uci-dna", "uci-mushroom", "uci-climate"])
 def test_built_in_experiments_are_sound(name: str, data_dir: Path) -> None:
     assert_sound(few(find(name), data_dir))
 
