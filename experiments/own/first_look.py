@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +22,8 @@ from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
 from tune_sparsity.sparsity.wrappers import plain_state
 
+_PATIENCE = 10.0  # seconds that a loop has to end after all has been seen
+
 
 class _Seen(BaseException):
     """All has been seen; it is no Exception, so that loops let it through."""
@@ -33,6 +36,7 @@ class _Looking(Trial):
         super().__init__("cpu", data_dir, seed=0)
         self.own_epochs = 0
         self.inputs: Any = None
+        self.seen = threading.Event()
 
     def _made(self, model: nn.Module, total_steps: int) -> SparseTraining:
         self._hook = model.register_forward_pre_hook(self._look, with_kwargs=True)
@@ -47,6 +51,7 @@ class _Looking(Trial):
             self._end()
 
     def _end(self) -> None:
+        self.seen.set()
         raise _Seen
 
     def _left(self, epochs: int) -> int:
@@ -89,8 +94,8 @@ def looked_at(experiment: OwnLoop, data_dir: Path | None) -> OwnLoop:
     trial = _Looking(data_dir)
     assert experiment.loop is not None
     try:
-        with same_random_numbers(0), torch.enable_grad():
-            experiment.loop(trial)
+        with same_random_numbers(0):
+            _run(experiment.loop, trial)
     except _Seen:
         pass
     except LoopError as error:
@@ -114,6 +119,28 @@ def looked_at(experiment: OwnLoop, data_dir: Path | None) -> OwnLoop:
         load=lambda _: _data(trial.inputs),
         data_dir=data_dir,
     )
+
+
+def _run(loop: Callable[[Any], object], trial: _Looking) -> None:
+    """Run the loop, in a thread that can be left alone if it does not end. Raise what the loop raises."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with torch.enable_grad():
+                loop(trial)
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="first look", daemon=True)
+    thread.start()
+    while thread.is_alive() and not trial.seen.wait(0.05):
+        pass
+    thread.join(_PATIENCE)
+    if thread.is_alive():
+        raise LoopError(f"the loop goes on {_PATIENCE:g} s after it was ended: let BaseException through")
+    if raised:
+        raise raised[0]
 
 
 def _check_model(experiment: OwnLoop, model: nn.Module) -> None:

@@ -189,6 +189,15 @@ def misnamed(trial):
 
 misnamed.modle = network
 
+def swallows(trial):
+    model, loader, sparse = begun(trial)
+    for epoch in trial.epochs(EPOCHS):
+        while not ENOUGH:
+            try:
+                pass_over(model, loader, sparse)
+            except BaseException:
+                pass
+
 def takes_nothing():
     pass
 """

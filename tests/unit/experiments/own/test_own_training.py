@@ -10,6 +10,7 @@ import torch
 
 from tests.unit.experiments.own.loops import LOOPS
 from tune_sparsity.experiments import LoopError, NotFinite, OwnLoop, OwnTraining, find
+from tune_sparsity.experiments.own import first_look
 from tune_sparsity.experiments.own import training as module
 from tune_sparsity.experiments.own.first_look import looked_at
 from tune_sparsity.sparsity.wrappers import plain_state
@@ -214,6 +215,13 @@ def test_a_first_look_takes_no_step_and_disturbs_nobody(file: Path) -> None:
     assert experiment.load(None).val.x.shape == (16, 8)
     assert experiment.layers.last == ("4.weight",)
     assert experiment.layers.normalised == ("0.weight",)
+
+
+def test_a_loop_that_goes_on_after_a_first_look_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_look, "_PATIENCE", 0.2)
+    with pytest.raises(LoopError, match=r"swallows: the loop goes on 0\.2 s after it was ended"):
+        loop(file, "swallows")
+    sys.modules["experiment_file_loops"].ENOUGH.append(1)
 
 
 def test_a_network_that_the_loop_alone_makes_can_be_made_where_it_was_looked_at(file: Path) -> None:
