@@ -2,7 +2,9 @@
 
 Trained by the straight-through estimator: the network computes with the rounded weights, and the gradient goes to the
 numbers before rounding (Bengio et al. 2013, arXiv 1308.3432) and to the scales (Esser et al. 2020, arXiv 1902.08153).
-Rows are those of a weight's first dimension. All else that is trained, biases and the like, is rounded to float16.
+Rows are those of a weight's first dimension. All else that is trained, biases and the like, is rounded to float16. The
+bias of a row without a weight is 0 as soon as the mask is fixed: what it gave to the next layer, that layer's own
+biases learn.
 """
 
 from __future__ import annotations
@@ -11,10 +13,15 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from tune_sparsity.sparsity.layers import Layer
+from tune_sparsity.sparsity.orientation import STANDARD
+from tune_sparsity.sparsity.wrappers import plain_parameters
 
 ALL_BITS = 32
 """Of a weight that is as it was trained, whatever its type."""
@@ -72,10 +79,12 @@ class Precision(NamedTuple):
     Attributes:
         bits: of a prunable weight: ALL_BITS, or few, which are codes with a scale for each row.
         halves: the names of the other tensors that float16 holds exactly: with few bits, all that were trained.
+        biases: those of them that are 0 exactly for the rows without a weight, and the name of the weight.
     """
 
     bits: int = ALL_BITS
     halves: tuple[str, ...] = ()
+    biases: Mapping[str, str] = MappingProxyType({})
 
     def of(self, tensors: Mapping[str, Tensor], prunable: Collection[str]) -> dict[str, Tensor | Codes]:
         """Return a network's tensors in this precision, which lose nothing.
@@ -94,6 +103,22 @@ class Precision(NamedTuple):
             if not torch.equal(half.to(tensors[name]), tensors[name]):
                 raise ValueError(f"{name} has numbers that float16 does not hold")
         return found
+
+    def with_zeros(self, prunable: Collection[str]) -> set[str]:
+        """Return the names of the tensors whose zeros a file leaves out."""
+        return {*prunable, *self.biases}
+
+
+def biases_of(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
+    """Return the names of the biases that few bits make 0 where their rows have no weight, with those of the weights.
+    The last layer's, which are outputs as they are, stay."""
+    params, found = dict(plain_parameters(model)), {}
+    for layer in layers[:-1]:
+        name = layer.name.removesuffix("weight") + "bias"
+        bias = params.get(name)
+        if bias is not None and halved(bias) and bias.shape == layer.weight.shape[:1] and layer.orientation == STANDARD:
+            found[name] = layer.name
+    return found
 
 
 def halved(parameter: Tensor) -> bool:
@@ -121,14 +146,27 @@ class FewBitsTraining:
         masks: one a weight, in its shape. They are looked at when the training begins.
         others: the other parameters that are trained.
         how: the bits, and the steps, over which the learning rates are a cosine to 0.
+        biases: those of `others` that are 0 for the rows without a weight, and the place of their weight.
     """
 
-    def __init__(self, weights: Sequence[Tensor], masks: Sequence[Tensor], others: Iterable[Tensor], how: FewBits):
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        others: Iterable[Tensor],
+        how: FewBits,
+        biases: Iterable[tuple[Tensor, int]] = (),
+    ) -> None:
         if other := {weight.dtype for weight in weights} - {torch.float32, torch.float64}:
             raise ValueError(f"weights of few bits are trained as float32 or float64, not as {other.pop()}")
         self.how, self.steps, self.begun = how, 0, False
         self._weights, self._masks, self._others = list(weights), list(masks), list(others)
         self._halves = [one for one in self._others if halved(one)]
+        self._biases = list(biases)
+
+    def bias_masks(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the biases that are 0 where a row has no weight, each with a mask of its shape: 0 there, else 1."""
+        return [(bias, self._masks[place].flatten(1).any(1).to(bias)) for bias, place in self._biases]
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -159,6 +197,7 @@ class FewBitsTraining:
         dtype = reduce(torch.promote_types, (weight.dtype for weight in self._weights), torch.float32)
         self._latents = self._rows.new_zeros(len(self._rows), dtype=dtype)
         self._log_scales = self._rows.new_zeros(before, dtype=dtype)
+        self._used = self.bias_masks()
         self._exact = [one.detach().clone() for one in self._halves]  # before they are rounded
         plain = [one for one in self._others if not halved(one)]
         rates = (_LATENT_LR * 2 ** max(0, self.how.bits - 2), _SCALE_LR, _OTHER_LR)
@@ -224,6 +263,8 @@ class FewBitsTraining:
             weight.copy_(flat.view(weight.shape))
         for exact, half in zip(self._exact, self._halves, strict=True):
             half.copy_(exact.clamp(-_LARGEST, _LARGEST).half())
+        for bias, used in self._used:
+            bias.masked_fill_(bias == 0, _SMALLEST).mul_(used)
 
     def state_dict(self) -> dict[str, Any]:
         if not self.begun:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tune_sparsity.sparsity.averaging import Averaging, WeightAverage
-from tune_sparsity.sparsity.few_bits import ALL_BITS, Codes, FewBits, FewBitsTraining
+from tune_sparsity.sparsity.few_bits import ALL_BITS, Codes, FewBits, FewBitsTraining, biases_of
 from tune_sparsity.sparsity.gradients import average_gradients, make_gradients_dense
 from tune_sparsity.sparsity.layers import Layer, turned_back
 from tune_sparsity.sparsity.masks import grow_rate, keep_active, multiply
@@ -20,6 +20,7 @@ from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD
 from tune_sparsity.sparsity.selection import Selection, fitted
 from tune_sparsity.sparsity.topology.base import LayerView, Topology
+from tune_sparsity.sparsity.wrappers import plain_parameters
 
 
 class SparseTraining(Measures, torch.optim.Optimizer):
@@ -248,9 +249,16 @@ class SparseTraining(Measures, torch.optim.Optimizer):
             known: dict[Tensor, Tensor] = {layer.weight: mask for layer, mask in pairs if layer.sphere}
             self.optimizer.set_masks(known, as_loaded=as_loaded)
         # Those that are applied here, and those of them whose weights do not learn either.
-        self._own = [(layer.weight, mask) for layer, mask in pairs if not (given and layer.sphere)]
+        self._own: list[tuple[Tensor, Tensor]] = [
+            (layer.weight, mask) for layer, mask in pairs if not (given and layer.sphere)
+        ]
         spared = self.dense_latent and not self.fixed
-        self._still = [(layer.weight, mask) for layer, mask in pairs if not ((given or spared) and layer.sphere)]
+        self._still: list[tuple[Tensor, Tensor]] = [
+            (layer.weight, mask) for layer, mask in pairs if not ((given or spared) and layer.sphere)
+        ]
+        if self.fixed and self.few_bits is not None:
+            self._own += self.few_bits.bias_masks()
+            self._still += self.few_bits.bias_masks()
 
     def _forget_dropped(self, weight: Tensor, mask: Tensor) -> None:
         """What is dropped must not be moved on by its old momentum. On the sphere LpSGD sees to it."""
@@ -305,7 +313,9 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         weights = [layer.weight for layer in self.layers]
         ids = {id(weight) for weight in weights}
         others = (param for param in params if param.requires_grad and id(param) not in ids)
-        return FewBitsTraining(weights, self.masks, others, how)
+        named, places = dict(plain_parameters(self.model)), {layer.name: n for n, layer in enumerate(self.layers)}
+        biases = [(named[name], places[weight]) for name, weight in biases_of(self.model, self.layers).items()]
+        return FewBitsTraining(weights, self.masks, others, how, biases)
 
     @property
     def weight_bits(self) -> int:

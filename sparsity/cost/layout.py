@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +22,8 @@ from tune_sparsity.sparsity.cost.read_packed import (
 from tune_sparsity.sparsity.few_bits import ALL_BITS, Precision
 
 _CHECKSUM = 4  # bytes
-_SCALE = 16  # bits
-_WHOLE = Precision()
+_SCALE = _HALF = 16  # bits
+_WHOLE, _A_ROW = Precision(), 4
 _UNEVEN = 0.85  # of the entropy: what an index takes where some layers are much sparser than others
 
 
@@ -101,10 +101,12 @@ class Layout:
     Attributes:
         fixed: bytes of all but the indices and values of prunable tensors.
         prunable: those, by name.
+        biases: that are left out for rows without a weight, by the names of their weights.
     """
 
     fixed: int
     prunable: Mapping[str, Prunable]
+    biases: Mapping[str, Prunable] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], prunable: Collection[str], precision: Precision = _WHOLE) -> Layout:
@@ -118,7 +120,7 @@ class Layout:
         Raises:
             ValueError: if a tensor is of a type that the file cannot have.
         """
-        fixed, found = len(MAGIC) + varint_bytes(len(tensors)) + _CHECKSUM, {}
+        fixed, found, biases = len(MAGIC) + varint_bytes(len(tensors)) + _CHECKSUM, {}, {}
         known = {_memory(tensors[name]): place for place, name in enumerate(tensors) if name in prunable}
         for name, tensor in tensors.items():
             check(name, tensor)
@@ -127,11 +129,13 @@ class Layout:
                 value_bits = 8 * tensor.element_size() if precision.bits == ALL_BITS else precision.bits
                 rows = tensor.shape[0] if tensor.dim() else 1
                 found[name] = Prunable(tensor.numel(), rows, value_bits, scaled=precision.bits != ALL_BITS)
+            elif name in precision.biases:
+                biases[precision.biases[name]] = Prunable(tensor.numel(), 1, _HALF)
             elif (place := known.get(_memory(tensor))) is not None:
                 fixed += varint_bytes(place)
             else:
                 fixed += tensor.numel() * (2 if name in precision.halves else tensor.element_size())
-        return cls(fixed, found)
+        return cls(fixed, found, biases)
 
     @property
     def weights(self) -> int:
@@ -140,21 +144,26 @@ class Layout:
 
     def size(self, masks: Mapping[str, Tensor]) -> int:
         """Return the bytes of the file of a network with other values than 0 exactly where its masks are not 0."""
-        bits = (one.size_in_bits((masks[name] != 0).cpu().numpy()) for name, one in self.prunable.items())
+        used = {name: masks[name] != 0 for name in self.prunable}
+        bits = [one.size_in_bits(used[name].cpu().numpy()) for name, one in self.prunable.items()]
+        bits += [one.size_in_bits(used[name].flatten(1).any(1).cpu().numpy()) for name, one in self.biases.items()]
         return self.fixed + sum(bits) // 8
 
-    def estimate(self, nonzero: int, uneven: float = 1.0) -> float:
+    def estimate(self, nonzero: int, uneven: float = 1.0, a_row: int = 1) -> float:
         """Return about how many bytes the file takes with so many weights that are not 0, at places of equal chance:
         the entropy of the index, and the values.
 
         Args:
             uneven: what the index takes of that, where chances are not equal.
+            a_row: weights that a row has at least, if it has any.
         """
         weights = self.weights
         bits = nonzero * self._value_bits + uneven * weights * _entropy(nonzero / weights)
         dense = math.inf if self._scaled else weights * self._value_bits
-        scales = _SCALE * min(nonzero, sum(one.rows for one in self.prunable.values())) if self._scaled else 0
-        return self.fixed + (min(bits, dense) + scales) / 8
+        used = nonzero // a_row
+        rows = _SCALE * min(used, sum(one.rows for one in self.prunable.values())) if self._scaled else 0
+        biases = _HALF * min(used, sum(one.n for one in self.biases.values()))
+        return self.fixed + (min(bits, dense) + rows + biases) / 8
 
     def nonzero_within(self, most: int) -> int:
         """Return the largest number of weights that may fit into so many bytes; 0 if not one does.
@@ -164,12 +173,13 @@ class Layout:
         low, high = 0, self.weights + 1
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self.estimate(middle, _UNEVEN) <= most else (low, middle)
+            low, high = (middle, high) if self.estimate(middle, _UNEVEN, _A_ROW) <= most else (low, middle)
         return low
 
     def least(self) -> int:
         """Return a number of bytes that is enough for one weight a prunable tensor, wherever it is."""
-        return self.fixed + sum(one.size_in_bits(np.arange(one.n) == one.n - 1) for one in self.prunable.values()) // 8
+        those = [*self.prunable.values(), *self.biases.values()]
+        return self.fixed + sum(one.size_in_bits(np.arange(one.n) == one.n - 1) for one in those) // 8
 
     @property
     def _value_bits(self) -> float:

@@ -21,7 +21,6 @@ from torch import nn
 import tune_sparsity
 from tests.helpers.in_process import run_in_process
 from tests.helpers.waiting import Clock
-from tune_sparsity.sparsity.cost.writer import encode
 from tune_sparsity.tuner.cli import main
 from tune_sparsity.tuner.results import inference_cost
 from tune_sparsity.tuner.results.export_formats import Whole, clear_notes, csr_bytes, load_csr, save_csr
@@ -284,10 +283,9 @@ def test_sizes_are_those_of_the_numbers_themselves() -> None:
     weight = torch.zeros(10, 40)
     weight[:, 3] = torch.arange(10) + 1.5
     tensors = {"w": weight, "bias": torch.ones(10)}
-    found = sizes(tensors, {"w"}, tensors)
+    found = sizes(tensors, {"w"})
     assert found["dense"] == 4 * 400 + 40
     assert found["bitmask_and_values"] == 50 + 10 * 4 + 40
-    assert found["packed"] == len(encode(tensors, {"w"})) < found["bitmask_and_values"]
     assert found["csr"] == 10 * (4 + 1) + 4 * 11 + 40 == csr_bytes(weight) + 40
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
@@ -298,7 +296,7 @@ def test_sizes_are_those_of_the_numbers_themselves() -> None:
 
 def test_a_form_that_would_grow_counts_dense() -> None:
     tensors = {"w": torch.randn(30, 30)}
-    found = sizes(tensors, {"w"}, tensors)
+    found = sizes(tensors, {"w"})
     assert found["dense"] == found["bitmask_and_values"] == found["csr"] == 3600
 
 

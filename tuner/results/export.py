@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -114,10 +114,19 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
         **({} if measured is None else {objective.val: value, f"network_{objective.val}": measured}),
         "largest_difference": difference[0],
         "sparsity": json.loads(network.description.read_text())["metrics"]["sparsity"],
-        "sizes": sizes(network.tensors, network.prunable, network.coded),
+        "sizes": sizes(network.tensors, network.prunable) | _packed(network),
         "threads": torch.get_num_threads(),
         "latency_ms": [asdict(one) for one in _latencies(network)],
     }
+
+
+def _packed(network: Network) -> dict[str, int]:
+    """The bytes of the network's packed file, where there can be one."""
+    from tune_sparsity.sparsity.cost.writer import encode
+
+    with suppress(ValueError):
+        return {"packed": len(encode(network.coded, network.precision.with_zeros(network.prunable)))}
+    return {}
 
 
 def _latencies(network: Network) -> list[Latency]:
@@ -177,7 +186,7 @@ def _write(network: Network, kind: str, path: Path) -> None:
             raise ExportFailed(str(error)) from error
     elif kind == "packed":
         try:
-            formats.save_packed(network.coded, network.prunable, path)
+            formats.save_packed(network.coded, network.precision.with_zeros(network.prunable), path)
         except ValueError as error:
             raise ExportFailed(str(error)) from error
     elif kind == "csr":

@@ -6,7 +6,6 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -17,8 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tune_sparsity.experiments.examples import length, mapped
-from tune_sparsity.sparsity.cost.writer import encode
-from tune_sparsity.sparsity.few_bits import Codes
 from tune_sparsity.sparsity.output_layers import called
 from tune_sparsity.sparsity.wrappers import plain_name
 from tune_sparsity.tuner.errors import one_line
@@ -27,14 +24,9 @@ from tune_sparsity.tuner.results.export_formats import csr_bytes, dense_bytes
 _TOLERANCE = 1e-3  # of the largest output: sums in another order round differently
 
 
-def sizes(tensors: Mapping[str, Tensor], prunable: set[str], coded: Mapping[str, Tensor | Codes]) -> dict[str, int]:
+def sizes(tensors: Mapping[str, Tensor], prunable: set[str]) -> dict[str, int]:
     """Bytes of all the network's numbers: dense; with a bit for each prunable weight and the values of those that are
-    not zero; in CSR; and the dense form as zip compresses it. A tensor that a form would make larger counts dense. Also
-    those of the packed file, where there can be one.
-
-    Args:
-        coded: the tensors, with those of few bits as codes and scales.
-    """
+    not zero; in CSR; and the dense form as zip compresses it. A tensor that a form would make larger counts dense."""
     dense = sum(map(dense_bytes, tensors.values()))
     saved_bits = sum(max(0, dense_bytes(tensors[name]) - _bitmask_bytes(tensors[name])) for name in prunable)
     saved_csr = sum(max(0, dense_bytes(tensors[name]) - csr_bytes(tensors[name])) for name in prunable)
@@ -43,14 +35,7 @@ def sizes(tensors: Mapping[str, Tensor], prunable: set[str], coded: Mapping[str,
         "bitmask_and_values": dense - saved_bits,
         "csr": dense - saved_csr,
         "zip": _deflated(tensors),
-        **_packed(coded, prunable),
     }
-
-
-def _packed(coded: Mapping[str, Tensor | Codes], prunable: set[str]) -> dict[str, int]:
-    with suppress(ValueError):  # of a tensor that no packed file can have
-        return {"packed": len(encode(coded, prunable))}
-    return {}
 
 
 def _bitmask_bytes(weight: Tensor) -> int:

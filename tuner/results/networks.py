@@ -173,8 +173,8 @@ def precision_in(network: Path) -> Precision:
         known = (file.metadata() or {}).get(PRECISION)
     if known is None:
         return Precision()
-    bits, halves = json.loads(known)
-    return Precision(bits, tuple(halves))
+    bits, halves, biases = json.loads(known)
+    return Precision(bits, tuple(halves), biases)
 
 
 def _measure(
@@ -189,7 +189,7 @@ def _measure(
     """What the network is on the test data, if it is what its trial reported. Raises RuntimeError if it is not."""
     zeros, total = count_zeros(tensors, masks)
     if record.size_bytes is not None:
-        packed = len(encode(precision.of(tensors, masks), masks))
+        packed = len(encode(precision.of(tensors, masks), precision.with_zeros(masks)))
         if packed != record.size_bytes:
             raise _OtherNetwork(f"{record.name} reported {record.size_bytes} bytes, its packed file has {packed}")
     if zeros / total != record.sparsity:

@@ -13,7 +13,7 @@ from tune_sparsity.experiments import OwnTraining, Training
 from tune_sparsity.sparsity import METHODS
 from tune_sparsity.sparsity.cost.layout import Budget, Layout
 from tune_sparsity.sparsity.cost.multiply_adds import Uses
-from tune_sparsity.sparsity.few_bits import ALL_BITS, Precision, halved
+from tune_sparsity.sparsity.few_bits import ALL_BITS, Precision, biases_of, halved
 from tune_sparsity.sparsity.layers import Layer
 from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, WEIGHT_BITS
@@ -67,7 +67,8 @@ def precision_of(model: nn.Module, layers: Sequence[Layer], bits: int) -> Precis
     weights = {id(layer.weight) for layer in layers}
     trained = {one.data_ptr() for one in model.parameters() if halved(one) and id(one) not in weights and one.numel()}
     state = plain_state(model)
-    return Precision(bits, tuple(name for name, tensor in state.items() if tensor.data_ptr() in trained))
+    halves = tuple(name for name, tensor in state.items() if tensor.data_ptr() in trained)
+    return Precision(bits, halves, biases_of(model, layers))
 
 
 def _layout(training: Training | OwnTraining) -> Layout:

@@ -365,5 +365,5 @@ def packed_weights(training: Training | OwnTraining) -> bytes:
     about = {ORIENTATIONS: json.dumps(turned)} if turned else {}
     if training.sparse.weight_bits != ALL_BITS:
         precision = precision_of(training.model, training.sparse.layers, training.sparse.weight_bits)
-        about[PRECISION] = json.dumps(precision)
+        about[PRECISION] = json.dumps(precision, default=dict)
     return save(tensors, about or None)

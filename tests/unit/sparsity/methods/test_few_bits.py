@@ -13,8 +13,11 @@ from torch import nn
 
 from tests.unit.sparsity.methods.test_averaging import build
 from tests.unit.sparsity.methods.test_methods import STEPS, batch, depthwise, network, same, train, zeros
-from tune_sparsity.sparsity import METHODS, SparseTraining, zeros_for
+from tune_sparsity.sparsity import METHODS, SparseTraining, prunable_layers, zeros_for
+from tune_sparsity.sparsity.cost.layout import Layout
+from tune_sparsity.sparsity.cost.writer import encode, load
 from tune_sparsity.sparsity.few_bits import Codes, FewBits, FewBitsTraining, Precision, codes_of, largest_code
+from tune_sparsity.tuner.worker.sizes import precision_of
 
 
 def exact(sparse: SparseTraining) -> bool:
@@ -99,6 +102,32 @@ def test_a_training_with_fewer_steps_than_planned_is_rounded_at_its_end() -> Non
     sparse.finish()
     assert exact(sparse)
     assert zeros(sparse) == zeros_for(0.9, sparse.zeros()[1])
+
+
+@pytest.mark.parametrize("name", ["lpss", "gmp", "rigl", "snip"])
+def test_biases_of_rows_without_a_weight_are_zero_and_no_other_is(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 4))
+    sparse = build(name, model, weight_bits=4, bits_share=0.25, final_sparsity=0.97)
+    before = model[4].bias.detach().clone()
+    train(model, sparse, 0, 55)
+    assert sparse.fixed
+    for layer in range(2):
+        used = (model[2 * layer].weight != 0).any(1)
+        assert 0 < used.sum() < len(used)
+        assert (model[2 * layer].bias[~used] == 0).all()
+    train(model, sparse, 55, STEPS)
+    for layer in range(2):
+        assert torch.equal(model[2 * layer].bias != 0, (model[2 * layer].weight != 0).any(1))
+    assert (model[4].bias != before).all()  # those are outputs, whatever their rows have
+
+    names, state = {"0.weight", "2.weight", "4.weight"}, model.state_dict()
+    layers = prunable_layers(model, sphere=False)
+    precision = precision_of(model, layers, 4)
+    assert precision == Precision(4, ("0.bias", "2.bias", "4.bias"), {"0.bias": "0.weight", "2.bias": "2.weight"})
+    data = encode(precision.of(state, names), precision.with_zeros(names))
+    assert len(data) == Layout.of(state, names, precision).size({name: state[name] for name in names})
+    assert all(torch.equal(tensor.float(), state[name]) for name, tensor in load(data).items())
 
 
 def test_what_is_rounded_to_float16_goes_on_from_its_exact_values() -> None:
