@@ -249,16 +249,10 @@ class SparseTraining(Measures, torch.optim.Optimizer):
             known: dict[Tensor, Tensor] = {layer.weight: mask for layer, mask in pairs if layer.sphere}
             self.optimizer.set_masks(known, as_loaded=as_loaded)
         # Those that are applied here, and those of them whose weights do not learn either.
-        self._own: list[tuple[Tensor, Tensor]] = [
-            (layer.weight, mask) for layer, mask in pairs if not (given and layer.sphere)
-        ]
+        biases = self.few_bits.bias_masks() if self.fixed and self.few_bits is not None else []
+        self._own = [*biases, *((one.weight, mask) for one, mask in pairs if not (given and one.sphere))]
         spared = self.dense_latent and not self.fixed
-        self._still: list[tuple[Tensor, Tensor]] = [
-            (layer.weight, mask) for layer, mask in pairs if not ((given or spared) and layer.sphere)
-        ]
-        if self.fixed and self.few_bits is not None:
-            self._own += self.few_bits.bias_masks()
-            self._still += self.few_bits.bias_masks()
+        self._still = [*biases, *((one.weight, mask) for one, mask in pairs if not ((given or spared) and one.sphere))]
 
     def _forget_dropped(self, weight: Tensor, mask: Tensor) -> None:
         """What is dropped must not be moved on by its old momentum. On the sphere LpSGD sees to it."""
