@@ -57,6 +57,11 @@ class WeightAverage:
         self.how, self.samples, self.taken = how, 0, False
         self._params = [param for param in params if param.requires_grad]
         self._means: list[Tensor] = []
+        self._squares: list[Tensor] | None = None  # of the samples' distances from the mean: see `keep_spread`
+
+    def keep_spread(self) -> None:
+        """Also measure how far samples are from the mean. To be called before the first."""
+        self._squares = []
 
     @torch.no_grad()
     def add(self) -> None:
@@ -64,10 +69,29 @@ class WeightAverage:
         self.samples += 1
         if self.samples == 1:
             self._means = [param.to(_exact(param), copy=True) for param in self._params]
+            if self._squares is not None:
+                self._squares = [torch.zeros_like(mean) for mean in self._means]
             return
-        share = 1.0 / self.samples if self.how.kind == "swa" else 1.0 - self.how.decay
+        swa = self.how.kind == "swa"
+        share = 1.0 / self.samples if swa else 1.0 - self.how.decay
         weights = [param.to(mean.dtype) for param, mean in zip(self._params, self._means, strict=True)]
+        if self._squares is not None:  # Welford 1962; for "ema" West 1979
+            squares = torch._foreach_sub(weights, self._means)
+            torch._foreach_mul_(squares, squares)
+            torch._foreach_mul_(squares, 1.0 - share)
+            if not swa:
+                torch._foreach_mul_(squares, share)
+                torch._foreach_mul_(self._squares, self.how.decay)
+            torch._foreach_add_(self._squares, squares)
         torch._foreach_lerp_(self._means, weights, share)
+
+    def spread(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the parameters, each with the standard deviation of its samples, in its shape; nothing if that was not
+        measured, or of a single sample."""
+        if self._squares is None or self.samples < 2:
+            return []
+        count = self.samples - 1 if self.how.kind == "swa" else 1
+        return [(param, (one / count).sqrt()) for param, one in zip(self._params, self._squares, strict=True)]
 
     @torch.no_grad()
     def take(self) -> bool:
@@ -96,12 +120,16 @@ class WeightAverage:
             param.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"samples": self.samples, "taken": self.taken, "means": [mean.clone() for mean in self._means]}
+        means = [mean.clone() for mean in self._means]
+        squares = {} if self._squares is None else {"squares": [one.clone() for one in self._squares]}
+        return {"samples": self.samples, "taken": self.taken, "means": means, **squares}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.samples, self.taken = state["samples"], state["taken"]
         saved = zip(self._params, state["means"], strict=False)
         self._means = [mean.to(param.device, _exact(param), copy=True) for param, mean in saved]
+        if self._squares is not None:
+            self._squares = [one.to(mean, copy=True) for one, mean in zip(state["squares"], self._means, strict=True)]
 
 
 def _exact(param: Tensor) -> torch.dtype:

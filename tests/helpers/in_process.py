@@ -96,6 +96,8 @@ def _train(study: StudyRun, prepared: Any, asked: Any, weights: Path) -> None:
     training = Training(prepared.experiment, data.train, data.val, asked.method, params, **options)
     if limit is not None:
         limit.hold(asked.method, training)
+    if prepared.config.ensemble is not None and training.sparse.average is not None:
+        training.sparse.average.keep_spread()
     _train_on(study, prepared, training, asked, weights)
 
 

@@ -55,6 +55,10 @@ def search_parser() -> Parser:
     how.add_argument("--patience", metavar="N", help="end after N trials without gain in what the goal judges")
     how.add_argument("--epochs", metavar="N", help="epochs of a trial (the experiment's own)")
     how.add_argument("--seed", metavar="N", help="of the sampler, the weights and the order of examples (0)")
+    how.add_argument(
+        "--ensemble", metavar="NAME", help="resample: of networks around the average of the best one's weights"
+    )
+    how.add_argument("--members", metavar="N", help="networks in the ensemble (10)")
     how.add_argument("--final-seeds", metavar="N", help="train each method's best again under N seeds at the end (0)")
     how.add_argument("--sampler", metavar="NAME", help="tpe, gp, nsgaii, cmaes, qmc or random (tpe)")
     how.add_argument("--warm-start", metavar="STUDY", nargs="+", help="begin with what earlier studies know")

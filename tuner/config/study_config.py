@@ -95,6 +95,8 @@ class StudyConfig(BaseModel):
     patience: int | None = Field(default=None, ge=1, le=_MILLION)
     epochs: int | None = Field(default=None, ge=1, le=_MILLION)
     final_seeds: int = Field(default=0, ge=0, le=1000)
+    ensemble: Literal["resample"] | None = None
+    members: int = Field(default=10, ge=2, le=1000)
     seed: int = Field(default=0, ge=0, lt=2**32)
     sampler: str = "tpe"
     warm_start: Annotated[list[str], BeforeValidator(split)] = []

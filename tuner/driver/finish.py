@@ -16,7 +16,7 @@ from tune_sparsity.tuner.results.networks import Written
 from tune_sparsity.tuner.results.retraining import Retrained, Retraining
 from tune_sparsity.tuner.results.tables import StudyOutcome, StudySeconds, write_result, write_results
 from tune_sparsity.tuner.study.goal import GoalKind
-from tune_sparsity.tuner.study.layout import CHECKPOINTS, STUDY_YAML, WEIGHTS, weights_file
+from tune_sparsity.tuner.study.layout import BEST, CHECKPOINTS, MODEL, STUDY_YAML, WEIGHTS, weights_file
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.tracking.model import model_note
 
@@ -80,8 +80,8 @@ def conclude(
     folders = {} if stop.asked else goal.folders(records)
     tables = write_results(_outcome(prepared, records, {}, retrained.methods))
     written = _networks(prepared, folders)
-    outcome = _outcome(prepared, records, written.networks, retrained.methods)
-    failures = [*retrained.problems, *written.problems, *_log_networks(prepared, outcome, folders, tracker)]
+    outcome, missing = _with_ensemble(prepared, _outcome(prepared, records, written.networks, retrained.methods))
+    failures = [*retrained.problems, *written.problems, *missing, *_log_networks(prepared, outcome, folders, tracker)]
     write_result(outcome)
     all_failed = bool(records) and all(record.state is TrialState.FAILED for record in records)
     tracker.finish_study(
@@ -156,6 +156,22 @@ def _outcome(
         best = networks[outcome.best.number]
         return replace(outcome, sparsity_by_layer=best.by_layer, dead_neurons=best.dead)
     return outcome
+
+
+def _with_ensemble(prepared: Prepared, outcome: StudyOutcome) -> tuple[StudyOutcome, list[str]]:
+    """Return the outcome with the ensemble around the best network, where one is asked for, and what it lacks."""
+    config, best = prepared.config, outcome.best
+    if config.ensemble is None or best is None or best.number not in outcome.test_values:
+        return outcome, []
+    from tune_sparsity.tuner.results.networks import measuring_device
+    from tune_sparsity.tuner.results.resampling import Resampling, ensemble_document
+
+    file, device = config.folder / BEST / MODEL, measuring_device(config)
+    try:
+        drawn = Resampling(prepared.experiment, prepared.data, file, config.members, device)
+        return replace(outcome, ensemble=ensemble_document(drawn, best.size_bytes, best.macs)), []
+    except (Exception, SystemExit) as error:  # the user's network and metric
+        return outcome, [f"there is no ensemble around {best.name}: {one_line(error)}"]
 
 
 def _short(outcome: StudyOutcome) -> list[str]:

@@ -216,6 +216,7 @@ def _setup(prepared: Prepared, *, gpus: float, mirror: Mirror | None, rungs: tup
         weights_folder=config.folder / WEIGHTS if mirror is None else None,
         source=config.experiment,
         limit=prepared.limit,
+        spread=config.ensemble is not None,
         uses=prepared.uses,
         checkpoints=config.storage.checkpoints(config.study),
         rungs=rungs,

@@ -118,6 +118,21 @@ def front_line(outcome: StudyOutcome) -> str:
     )
 
 
+def ensemble_line(outcome: StudyOutcome) -> str:
+    """What the ensemble around the best network is worth, and that it is none where it gains nothing."""
+    about, objective = outcome.ensemble, outcome.goal.objective
+    if not about:
+        return ""
+    if about["scale"] == 0:
+        return "none: no network drawn around the average was better on the validation data"
+    test = {name: objective.text(one["value"]) for name, one in about["test"].items()}
+    size = f", {about['size_bytes']:,} bytes" if "size_bytes" in about else ""
+    return (
+        f"{about['members']} networks at {about['scale']:g} of the spread: test {objective.name} {test['ensemble']}, "
+        f"of the average alone {test['average']}{size}"
+    )
+
+
 def network_line(outcome: StudyOutcome) -> str:
     """The best network's sparsity over all weight matrices and over all parameters, and which matrices stay dense."""
     best, size = outcome.best, outcome.size
@@ -223,6 +238,7 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
         *(("targets", text) for text in targets_lines(outcome)),
         ("front", front_line(outcome)),
         ("network", network_line(outcome)),
+        ("ensemble", ensemble_line(outcome)),
         ("layers", layers_line(outcome)),
         ("dead", dead_text(outcome.dead_neurons)),
         *((one.method, retrained_line(one)) for one in outcome.retrained),

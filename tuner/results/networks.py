@@ -24,7 +24,7 @@ from tune_sparsity.sparsity.cost.writer import encode
 from tune_sparsity.sparsity.few_bits import Precision
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import disk_error, one_line
-from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL, PRECISION
+from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL, PRECISION, SPREAD
 from tune_sparsity.tuner.study.trial import TrialRecord
 from tune_sparsity.tuner.system.files import plain, write_atomically
 
@@ -164,7 +164,7 @@ def split_masks(stored: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor
     """Split what `tuner.worker.trainable.save_weights` wrote into the network's state_dict and the masks, which have
     their weights' names."""
     masks = {name: stored[f"{name}{_MASK}"] for name in mask_names(stored)}
-    return {name: tensor for name, tensor in stored.items() if not name.endswith(_MASK)}, masks
+    return {name: tensor for name, tensor in stored.items() if not name.endswith((_MASK, SPREAD))}, masks
 
 
 def precision_in(network: Path) -> Precision:

@@ -47,12 +47,13 @@ def spaces_of(config: StudyConfig, goal: Goal, suited: str | None = None, optimi
 
 
 def _names(config: StudyConfig, suited: str | None, optimizer: str) -> list[str]:
-    """Return the names of the methods' spaces. Where a file's size is the goal, few bits are searched too."""
+    """Return the names of the methods' spaces. Where a file's size is the goal, few bits are searched too; where an
+    ensemble is wanted, averages."""
     names = {method: method if optimizer == "sgd" else f"{method}+{optimizer}" for method in config.method}
     if suited is not None and (method := load_space(suited, 0.0).method) in names:
         names[method] = suited
-    few = "" if config.max_bytes is None else "+bits"
-    return [name + few * is_built_in(name) for name in names.values()]
+    more = ("" if config.max_bytes is None else "+bits") + ("" if config.ensemble is None else "+averaged")
+    return [name + more * is_built_in(name) for name in names.values()]
 
 
 def fewest_bits(config: StudyConfig) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
 
+from tune_sparsity.tuner.study.layout import BEST
 from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 from tune_sparsity.tuner.study.pareto import Point, best_trial, hypervolume, known_point, pareto_front, points_of
 from tune_sparsity.tuner.study.trial import TrialRecord
@@ -137,7 +138,7 @@ class Goal:
         """The folders that reported networks are written to, under the study's: `best` for the study's best; with
         several targets also `best-0.8` and so on, one for each that is met; of a front also `front/TRIAL` for each."""
         records = list(records)
-        found = {} if (best := self.best(records)) is None else {"best": best}
+        found = {} if (best := self.best(records)) is None else {BEST: best}
         if self.kind is GoalKind.TARGETS:
             found |= {f"best-{target!r}": best for target, best in self.best_at(records) if best is not None}
         if self.kind is GoalKind.FRONT:

@@ -33,7 +33,7 @@ from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.storage.places import Place
 from tune_sparsity.tuner.storage.s3 import StoreError
-from tune_sparsity.tuner.study.layout import ORIENTATIONS, PRECISION, weights_file
+from tune_sparsity.tuner.study.layout import ORIENTATIONS, PRECISION, SPREAD, weights_file
 from tune_sparsity.tuner.study.trial import Epoch
 from tune_sparsity.tuner.system import files
 from tune_sparsity.tuner.worker import checkpoints
@@ -67,6 +67,7 @@ class TrialSetup:
     rungs: tuple[int, ...] = ()  # the epochs after which trials are judged
     loads: bool = False  # whether workers load the data themselves
     limit: ByteLimit | None = None  # of a network's packed file
+    spread: bool = False  # whether averages of weights also tell how far the samples are from them
     uses: Uses | None = None  # how often the network uses its weights; None where that is not known
     ranks: RankPlan | None = None  # None: one process trains a trial
 
@@ -315,9 +316,9 @@ def _training(
         splits: gives the data; not asked by a loop of one's own.
         together: the other processes that it leads; or, in one of those, the ranks that it is one of.
     """
-    experiment, limit = shared.experiment, shared.limit
-    if limit is not None:
-        config = {**config, "params": limit.met_by(config["method"], config["params"])}
+    experiment = shared.experiment
+    if shared.limit is not None:
+        config = {**config, "params": shared.limit.met_by(config["method"], config["params"])}
     tried = (config["method"], config["params"])
     options: dict[str, Any] = {
         "epochs": shared.epochs,
@@ -325,18 +326,23 @@ def _training(
         "device": shared.device,
     }
     if isinstance(experiment, OwnLoop):
-        return OwnTraining(
-            experiment, *tried, **options, begun=bool if limit is None else partial(limit.hold, config["method"])
-        )
+        return OwnTraining(experiment, *tried, **options, begun=partial(_set_up, shared, config["method"]))
     make: Callable[..., Training] = Training
     if isinstance(together, Others):
         make = partial(LeadingTraining, together, config)
     elif together is not None:
         make = partial(Training, ranks=together)
     training = make(experiment, *splits(), *tried, **options)
-    if limit is not None:
-        limit.hold(config["method"], training)
+    _set_up(shared, config["method"], training)
     return training
+
+
+def _set_up(shared: TrialSetup, method: str, training: Training | OwnTraining) -> None:
+    """Tell a training what its study wants beside the parameters; before its first step."""
+    if shared.limit is not None:
+        shared.limit.hold(method, training)
+    if shared.spread and training.sparse.average is not None:
+        training.sparse.average.keep_spread()
 
 
 def _states(place: Place, number: int) -> Iterator[Any]:
@@ -353,7 +359,8 @@ def save_weights(training: Training | OwnTraining, path: Path) -> None:
 
 def packed_weights(training: Training | OwnTraining) -> bytes:
     """The network's tensors and, under NAME.mask, its masks, in the safetensors format. Its metadata have the
-    orientations of weights whose neurons are not their first dimension."""
+    orientations of weights whose neurons are not their first dimension. Of an average whose spread was measured, it has
+    that under NAME.spread."""
     tensors: dict[str, Tensor] = {
         # Copies: networks may share tensors, and safetensors refuses those.
         name: tensor.detach().cpu().contiguous().clone()
@@ -361,6 +368,10 @@ def packed_weights(training: Training | OwnTraining) -> bytes:
     }
     for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True):
         tensors[f"{layer.name}.mask"] = mask.cpu().bool().contiguous()
+    spread = {} if training.sparse.average is None else {p.data_ptr(): s for p, s in training.sparse.average.spread()}
+    for name, tensor in plain_state(training.model).items():
+        if tensor.data_ptr() in spread and tensor.numel():
+            tensors[f"{name}{SPREAD}"] = spread[tensor.data_ptr()].cpu().contiguous().clone()
     turned = {layer.name: layer.orientation for layer in training.sparse.layers if layer.orientation != STANDARD}
     about = {ORIENTATIONS: json.dumps(turned)} if turned else {}
     if training.sparse.weight_bits != ALL_BITS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -28,6 +29,40 @@ def build(name: str, model: nn.Module, **more: Any) -> SparseTraining:
 
 
 # ---- closed forms
+
+
+def test_the_spread_of_a_walk_along_a_line() -> None:
+    """The variance of a + b t over t = 0 .. n - 1 is b^2 n (n + 1) / 12."""
+    param = nn.Parameter(torch.zeros(50))
+    a, b = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    average = WeightAverage([param], Averaging())
+    average.keep_spread()
+    assert average.spread() == []
+    for t in range(40):
+        param.data = a + b * t
+        average.add()
+    ((found, deviation),) = average.spread()
+    assert found is param
+    assert torch.allclose(deviation, b.abs() * math.sqrt(40 * 41 / 12), rtol=1e-4)
+    again = WeightAverage([param], Averaging())
+    again.keep_spread()
+    again.load_state_dict(average.state_dict())
+    assert torch.equal(again.spread()[0][1], deviation)
+
+
+def test_the_spread_of_an_exponential_mean_is_that_of_its_weights() -> None:
+    samples = torch.randn(30, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    param = nn.Parameter(torch.zeros(20, dtype=torch.float64))
+    average = WeightAverage([param], Averaging("ema", decay=0.8))
+    average.keep_spread()
+    for one in samples:
+        param.data = one.clone()
+        average.add()
+    share = 0.2 * 0.8 ** torch.arange(29, -1, -1, dtype=torch.float64)
+    share[0] = 0.8**29  # the mean begins with the first sample
+    mean = (share[:, None] * samples).sum(0)
+    variance = (share[:, None] * (samples - mean) ** 2).sum(0)
+    assert torch.allclose(average.spread()[0][1], variance.sqrt())
 
 
 @pytest.mark.parametrize(("kind", "decay"), [("swa", 0.0), ("ema", 0.9), ("ema", 0.0)])

@@ -217,7 +217,7 @@ TOGETHER: dict[str, tuple[list[str], str]] = {
     "more weights than there are": (["--max-nonzero", "60000"], "--max-nonzero 60000"),
     "a count and a size": (["--max-nonzero", "9", "--max-bytes", "9kB"], "--max-nonzero and --max-bytes"),
     "dense with few bytes": (["--max-bytes", "9kB", "--method", "dense"], "--method dense"),
-    "fewer bytes than a network of one weight a layer": (["--max-bytes", "1700"], "needs at least"),
+    "fewer bytes than a network of one weight a layer": (["--max-bytes", "90"], "needs at least"),
     "fewer weights than layers": (["--max-nonzero", "2"], "--max-nonzero 2"),
     "a target that leaves no layer whole": (["--target", "0.99999"], "--target 0.99999"),
     "a last target that leaves none": (["--target", "0.9,0.99999"], "--target 0.99999"),

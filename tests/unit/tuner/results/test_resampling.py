@@ -1,0 +1,134 @@
+"""Ensembles of networks near an average: what is drawn, what it is worth, how much noise weights bear."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tune_sparsity.experiments import Data, Experiment, Recipe, Split
+from tune_sparsity.tuner.results.resampling import (
+    Resampling,
+    calibration_error,
+    ensemble_document,
+    mean_outputs,
+)
+
+
+def linear() -> nn.Linear:
+    return nn.Linear(6, 3)
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Resampling:
+    """Draws around a linear network whose third input has no weight, of classes that it knows."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 3))
+    mask = torch.ones(3, 6, dtype=torch.bool)
+    mask[:, 2] = False
+    with torch.no_grad():
+        network[0].weight.mul_(mask)
+    x = torch.randn(200, 6)
+    y = network(x).argmax(1)
+    split = Split(x, y)
+    data = Data(split, split, split)
+    experiment = Experiment("linear", lambda _: data, lambda: nn.Sequential(linear()), Recipe(epochs=1, batch_size=10))
+    stored = {**network.state_dict(), "0.weight.mask": mask}
+    stored |= {"0.weight.spread": torch.rand(3, 6) * 0.1 * mask, "0.bias.spread": torch.rand(3) * 0.1}
+    save_file({name: tensor.contiguous() for name, tensor in stored.items()}, tmp_path / "n.safetensors")
+    return Resampling(experiment, data, tmp_path / "n.safetensors", members=400)
+
+
+def weights(drawn: Resampling) -> list[Tensor]:
+    return [tensor.clone() for tensor in drawn.model.state_dict().values()]
+
+
+def test_members_come_in_pairs_around_the_average_and_are_the_same_again(drawn: Resampling) -> None:
+    average = weights(drawn)
+    seen = []
+    for member in (0, 1, 2, 0):
+        with drawn.drawn(1.0, member):
+            seen.append(weights(drawn))
+            assert (seen[-1][0][:, 2] == 0).all()
+        assert all(map(torch.equal, weights(drawn), average))
+    for one, other, mean in zip(seen[0], seen[1], average, strict=True):
+        assert torch.allclose((one + other) / 2, mean, atol=1e-7)
+        assert not torch.equal(one, mean)
+    assert not torch.equal(seen[0][0], seen[2][0])
+    assert all(map(torch.equal, seen[0], seen[3]))
+
+
+def test_outputs_of_a_linear_network_have_the_mean_and_variance_of_its_weights(drawn: Resampling) -> None:
+    """E f = f(mean), and Var f = x' diag(c^2 spread^2) x, within three standard errors."""
+    x, scale = drawn.data.val.x[:5], 2.0
+    average = drawn.model(x).detach()
+    outputs = []
+    for member in range(400):
+        with drawn.drawn(scale, member), torch.no_grad():
+            outputs.append(drawn.model(x))
+    found = torch.stack(outputs)
+    expected = (x**2) @ (scale * drawn.spread["0.weight"]).T ** 2 + (scale * drawn.spread["0.bias"]) ** 2
+    assert torch.allclose(found.mean(0), average, atol=1e-5)  # pairs leave no error in the mean
+    error = expected * math.sqrt(2 / 200)  # of a variance over 200 independent pairs
+    assert ((found.var(0, unbiased=False) - expected).abs() < 3 * error).all()
+
+
+def test_nothing_of_the_spread_is_the_network_itself(drawn: Resampling) -> None:
+    alone = drawn.judged(drawn.data.val, 0.0)
+    outputs = drawn.model(drawn.data.val.x).detach()
+    assert alone.value == 1.0
+    assert alone.nll == pytest.approx(float(nn.functional.cross_entropy(outputs, drawn.data.val.y)), abs=1e-6)
+
+
+def test_classes_have_the_mean_of_their_probabilities_and_numbers_their_mean() -> None:
+    torch.manual_seed(0)
+    outputs = torch.randn(4, 7, 3)
+    mean = mean_outputs(outputs, torch.zeros(7, dtype=torch.long)).exp()
+    assert torch.allclose(mean, outputs.softmax(-1).mean(0), atol=1e-6)
+    assert torch.equal(mean_outputs(outputs, torch.zeros(7, 3)), outputs.mean(0))
+    assert torch.equal(mean_outputs(outputs[:1], torch.zeros(7, dtype=torch.long)), outputs[0])
+
+
+def test_calibration_error_of_bins_made_by_hand() -> None:
+    # Two at .9 of which one is right, one at .6 that is right: (2 * |.5 - .9| + 1 * |1 - .6|) / 3.
+    probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4]])
+    found = calibration_error(probabilities, torch.tensor([0, 1, 0]))
+    assert found == pytest.approx((2 * 0.4 + 0.4) / 3, abs=1e-6)
+    assert calibration_error(torch.eye(3), torch.arange(3)) == 0.0
+
+
+def test_noise_is_borne_up_to_half_a_point(drawn: Resampling) -> None:
+    tolerance = drawn.noise_tolerance()
+    assert 0 < tolerance < 1
+    # The largest loss within it is half a point; four times as much noise loses more.
+    least = [drawn._judged(drawn.data.val, [drawn._moved({n: r * m for n, m in drawn._means.items()}, 0)]).value
+             for r in (tolerance, 4 * tolerance)]  # fmt: skip
+    assert least[0] >= 0.995 > least[1]
+    (bits,) = drawn.bits(tolerance).values()
+    kept = drawn.tensors["0.weight"][drawn.masks["0.weight"]]
+    step = 2 * kept.abs().max() / 2**bits
+    assert step / math.sqrt(12) <= tolerance * kept.square().mean().sqrt() * 1.0001
+    assert 2 * step / math.sqrt(12) > tolerance * kept.square().mean().sqrt()
+
+
+def test_the_document_says_its_size_and_that_the_average_may_be_better(drawn: Resampling) -> None:
+    drawn.members = 4
+    document = ensemble_document(drawn, size_bytes=100, macs=15)
+    chosen = document["scale"]
+    worth = {float(scale): one["nll"] for scale, one in document["validation"].items()}
+    assert worth[chosen] == min(worth.values())
+    if chosen:
+        assert (document["members"], document["size_bytes"], document["macs"]) == (4, 100 + 4 * (15 + 3), 60)
+    else:
+        assert (document["members"], document["size_bytes"], document["macs"]) == (1, 100, 15)
+    assert document["test"]["average"]["value"] == 1.0
+
+
+def test_a_network_whose_weights_were_not_averaged_is_refused(drawn: Resampling, tmp_path: Path) -> None:
+    save_file({"0.weight": torch.ones(3, 6), "0.bias": torch.ones(3)}, tmp_path / "plain")
+    with pytest.raises(ValueError, match="its weights were not averaged"):
+        Resampling(drawn.experiment, drawn.data, tmp_path / "plain", members=2)

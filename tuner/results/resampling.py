@@ -1,0 +1,213 @@
+"""An ensemble of networks near an average of weights, drawn from the spread of its samples; off by default.
+
+Late in a training weights walk around their mean. Weights drawn from that walk, each from a normal distribution of its
+own, are other networks of about the same quality, whose outputs are averaged (weight parameter resampling, Wang et al.
+2018, arXiv 1807.00847; the diagonal case of SWAG, Maddox et al. 2019, arXiv 1902.02476). Nothing is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Generator, Tensor
+
+from tune_sparsity.experiments import Data, Experiment, Loaded, Split
+from tune_sparsity.experiments.batchnorm import normalises, remeasured, sample
+from tune_sparsity.experiments.metrics import Scorer, metric_of
+from tune_sparsity.tuner.results.networks import mask_names, split_masks
+from tune_sparsity.tuner.study.layout import SPREAD
+
+SCALES = (0.0, 0.25, 0.5, 1.0, 2.0)
+"""Of the spread: what is chosen from, on the validation data. 0 is the average itself."""
+_BINS = 15  # of the calibration error, as Guo et al. 2017 (arXiv 1706.04599) have it
+_DROP = 0.005 + 1e-9  # of a metric that lies in [0, 1]: what noise may cost
+_HALVINGS, _SEED, _BATCH = 20, 0, 1024
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What outputs are worth: the metric, and of classes the mean negative log-likelihood and the calibration error."""
+
+    value: float
+    nll: float | None
+    ece: float | None
+
+
+class Resampling:
+    """A network, the spread of its weights, and the networks drawn around it.
+
+    Args:
+        file: a network as `tune_sparsity.tuner.worker.trainable.packed_weights` gives it.
+        members: networks in an ensemble. They come in pairs with opposite deviations.
+
+    Raises:
+        ValueError: if the file has no spread: its weights were not averaged.
+    """
+
+    def __init__(self, experiment: Experiment, data: Data, file: Path, members: int, device: str = "cpu") -> None:
+        stored = load_file(file, device=device)
+        self.masks = {name: stored[f"{name}.mask"] for name in mask_names(stored)}
+        self.spread = {name: stored[name + SPREAD] for name in stored if name + SPREAD in stored}
+        if not self.spread:
+            raise ValueError("its weights were not averaged")
+        self.experiment, self.data, self.members = experiment, data, members
+        self.tensors = split_masks(stored)[0]
+        self.model = experiment.network_with(self.tensors).to(device)
+        state = self.model.state_dict()
+        self._means = {name: state[name].clone() for name in self.spread if name in state}
+
+    def judged(self, split: Split | Loaded, scale: float) -> Judged:
+        """Return what the ensemble's mean outputs are worth on a split: of classes the mean of their probabilities.
+
+        Args:
+            scale: of the spread; 0 is the network alone.
+        """
+        if scale == 0:
+            return self._judged(split, [nullcontext()])
+        return self._judged(split, [self.drawn(scale, member) for member in range(self.members)])
+
+    @contextmanager
+    def drawn(self, scale: float, member: int) -> Iterator[None]:
+        """Within it the network has the weights of a member, and running statistics of its own."""
+        sign = -1.0 if member % 2 else 1.0
+        with self._moved({name: sign * scale * one for name, one in self.spread.items()}, _SEED + member // 2):
+            yield
+
+    def noise_tolerance(self) -> float:
+        """Return the largest relative noise r at which the metric on the validation data is at most half a point worse;
+        at most 1. A weight is w (1 + r e) then, with e from a normal distribution. By bisection."""
+        best, low, high = self.judged(self.data.val, 0.0).value, 0.0, 1.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            noisy = self._moved({name: middle * mean for name, mean in self._means.items()}, _SEED)
+            low, high = (middle, high) if best - self._judged(self.data.val, [noisy]).value <= _DROP else (low, middle)
+        return low
+
+    @contextmanager
+    def _moved(self, deviations: Mapping[str, Tensor], seed: int) -> Iterator[None]:
+        """Within it each weight is moved by its deviation times a number from a normal distribution. Those that are
+        masked stay 0."""
+        state, generator = self.model.state_dict(), Generator().manual_seed(seed)
+        try:
+            with torch.no_grad():
+                for name, mean in self._means.items():
+                    noise = torch.randn(mean.shape, generator=generator).to(mean)
+                    moved = mean + deviations[name].to(mean) * noise
+                    state[name].copy_(moved * self.masks[name].to(mean) if name in self.masks else moved)
+            again = normalises(self.model)
+            with remeasured(self.model, self._examples(), self.experiment.outputs) if again else nullcontext():
+                yield
+        finally:
+            with torch.no_grad():
+                for name, mean in self._means.items():
+                    state[name].copy_(mean)
+
+    def _examples(self) -> Iterator[Any]:
+        for index in sample(self.data.train.examples):
+            yield self.data.train.at(index).x
+
+    def _judged(self, split: Split | Loaded, members: Sequence[AbstractContextManager[None]]) -> Judged:
+        """Return what the mean outputs of networks are worth, each of which the model is within a context."""
+        parts = [self._outputs(split, member) for member in members]
+        targets = [y for _, y in parts[0]]
+        scorer, found = Scorer(metric_of(self.experiment.metric), torch.device("cpu")), []
+        for index, y in enumerate(targets):
+            outputs = torch.stack([part[index][0] for part in parts])
+            found.append(mean_outputs(outputs, y))
+            scorer.add(found[-1], y)
+        value, outputs, wanted = scorer.value(), torch.cat(found), torch.cat(targets)
+        if not _are_classes(outputs, wanted):
+            return Judged(value, None, None)
+        nll = float(F.cross_entropy(outputs.double(), wanted))
+        return Judged(value, nll, calibration_error(outputs.softmax(1), wanted))
+
+    def _outputs(self, split: Split | Loaded, member: AbstractContextManager[None]) -> list[tuple[Tensor, Tensor]]:
+        """Return the outputs of a member, and the targets, batch by batch."""
+        with member, torch.no_grad():
+            pairs = split.batches(_BATCH)
+            return [(self.experiment.outputs(self.model, x).detach().cpu(), y.cpu()) for x, y in pairs]
+
+    def bits(self, tolerance: float) -> dict[str, int]:
+        """Return how many bits each prunable weight needs for no more noise than that.
+
+        A uniform quantiser of step d has noise d / sqrt(12): b >= log2(2 max|w| / (sqrt(12) r rms(w))).
+        """
+        found = {}
+        for name, mask in self.masks.items():
+            weights = self.tensors[name][mask.bool()].double()
+            if tolerance > 0 and len(weights):
+                rms = float(weights.square().mean().sqrt())
+                levels = 2 * float(weights.abs().max()) / (math.sqrt(12) * tolerance * rms)
+                found[name] = max(1, math.ceil(math.log2(levels)))
+        return found
+
+
+def mean_outputs(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean of several networks' outputs; of classes the logarithm of their mean probabilities.
+
+    Args:
+        outputs: (networks, examples, ...).
+        targets: (examples, ...), whole numbers for classes.
+    """
+    if len(outputs) == 1:
+        return outputs[0]
+    if _are_classes(outputs[0], targets):
+        return outputs.log_softmax(-1).logsumexp(0) - math.log(len(outputs))
+    return outputs.mean(0)
+
+
+def _are_classes(outputs: Tensor, targets: Tensor) -> bool:
+    """Return whether outputs are logits of classes, and targets their numbers."""
+    return outputs.dim() == 2 and targets.dim() == 1 and not targets.is_floating_point()
+
+
+def calibration_error(probabilities: Tensor, targets: Tensor) -> float:
+    """Return the expected calibration error: |accuracy - confidence| in 15 equal bins of confidence, weighted by how
+    many examples each has.
+
+    Args:
+        probabilities: (examples, classes).
+        targets: (examples,).
+    """
+    confidence, chosen = probabilities.double().max(1)
+    right = (chosen == targets).double()
+    bins = (confidence * _BINS).long().clamp_(max=_BINS - 1)
+    gaps = torch.zeros(_BINS, dtype=torch.float64).index_add_(0, bins, right - confidence)
+    return float(gaps.abs().sum() / len(targets))
+
+
+def ensemble_document(drawn: Resampling, size_bytes: int | None, macs: int | None) -> dict[str, Any]:
+    """Return what result.json tells of an ensemble. The scale is chosen on the validation data; the test data are read
+    once."""
+    experiment, data = drawn.experiment, drawn.data
+    metric = metric_of(experiment.metric)
+    tried = {scale: drawn.judged(data.val, scale) for scale in SCALES}
+    sign = 1.0 if metric.maximize else -1.0
+    worth = {scale: -one.nll if one.nll is not None else sign * one.value for scale, one in tried.items()}
+    chosen = max(SCALES, key=lambda scale: (worth[scale], -scale))
+    test, alone = (drawn.judged(data.test, scale) for scale in (chosen, 0.0))
+    document: dict[str, Any] = {
+        "members": drawn.members if chosen else 1,
+        "scale": chosen,
+        "validation": {str(scale): vars(one) for scale, one in tried.items()},
+        "test": {"ensemble": vars(test), "average": vars(alone)},
+    }
+    # The mean and the spread share one index, however many members are drawn.
+    masks = drawn.masks
+    counts = [int(masks[name].sum()) if name in masks else one.numel() for name, one in drawn.spread.items()]
+    if size_bytes is not None:
+        document["size_bytes"] = size_bytes + (4 * sum(counts) if chosen else 0)
+    if macs is not None:
+        document["macs"] = macs * document["members"]
+    if metric.percent and metric.maximize:
+        tolerance = drawn.noise_tolerance()
+        document |= {"noise_tolerance": tolerance, "bits": drawn.bits(tolerance)}
+    return document
