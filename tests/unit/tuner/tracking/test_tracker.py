@@ -218,7 +218,7 @@ def test_hundreds_of_reports_wait_for_nobody_and_cost_the_same_each(
     monkeypatch.undo()  # the writer at its own pace
     one = Tracker(f"sqlite:///{store}", IDENTITY, tmp_path / "study")
     one.start_study({}, {})
-    assert one.flush(120)
+    assert one.flush(600)
     costs: list[Counter[str]] = []
     with stopped(one._writer):
         for number in range(20):
