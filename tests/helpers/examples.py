@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
 from hypothesis import settings
 
 USUAL = 50
@@ -14,6 +18,11 @@ settings.register_profile("long", deadline=None, max_examples=10 * USUAL)
 def examples(count: int) -> settings:
     """Return the settings of a property that is tried with so many cases, and in `make long` with ten times as many."""
     return settings(max_examples=count * settings.default.max_examples // USUAL)
+
+
+def thinned(cases: Iterable[tuple[Any, ...]], every: int) -> list[Any]:
+    """Return the cases as parameters of a test, of which all but each `every`-th are left to `make long`."""
+    return [pytest.param(*case, marks=pytest.mark.long if at % every else ()) for at, case in enumerate(cases)]
 
 
 def is_long() -> bool:

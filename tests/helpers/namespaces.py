@@ -115,6 +115,7 @@ def two_nodes() -> Iterator[TwoNodes]:
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_", "PYTHONPATH"))}
     ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     quick = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "3000"}  # to notice a dead node
+    quick["RAY_worker_niceness"] = "0"  # workers load torch: at Ray's low priority that takes minutes on a busy machine
     store = credentials(f"http://{HEAD}:{S3_PORT}")
     nodes = TwoNodes(folder, {**ours, **ray, **quick, **store, "OMP_NUM_THREADS": "1"})
     nodes.hidden.mkdir()

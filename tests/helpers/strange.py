@@ -22,9 +22,9 @@ class Strange(nn.Module):
         super().__init__()
         self.when, self.net = when, layers()
     def forward(self, x):
-        if self.when == "pair" and len(x) == 2:
+        if "pair" in self.when and len(x) == 2:
             return self.net(x), x
-        if self.when == "alone" and len(x) == 1 or self.when == "test" and len(x) == 75:
+        if self.when == "alone" and len(x) == 1 or "test" in self.when and len(x) == 75:
             raise RuntimeError(f"no batch of {len(x)}, please")
         return self.net(x) * (torch.nan if self.when == "nan" and len(x) == 90 else 1)
 
@@ -33,7 +33,7 @@ def experiment(name, model, load=load, **more):
 
 pair = experiment("pair", lambda: Strange("pair"))
 alone = experiment("alone", lambda: Strange("alone"))
-test = experiment("test", lambda: Strange("test"))
+test_and_pair = experiment("test_and_pair", lambda: Strange("test and pair"))
 nan = experiment("nan", lambda: Strange("nan"))
 
 class Half(nn.Module):
@@ -92,6 +92,9 @@ narrowed = experiment("narrowed", layers, in_double, prepare=to(torch.float32))
 autocast = experiment("autocast", Autocast)
 integers = experiment("integers", lambda: Words(torch.float32), in_words)
 compiled = experiment("compiled", lambda: torch.compile(layers(), backend="eager"))
+compiled_half = experiment(
+    "compiled_half", lambda: torch.compile(layers().to(torch.bfloat16), backend="eager"), prepare=to(torch.bfloat16)
+)
 in_place = experiment("in_place", compiled_in_place)
 parallel = experiment("parallel", lambda: nn.DataParallel(layers()))
 wrapped = experiment("wrapped", lambda: Wrapper(torch.compile(layers(), backend="eager")))

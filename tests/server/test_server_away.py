@@ -19,7 +19,7 @@ from tests.helpers.mlflow_servers import Server
 
 pytestmark = pytest.mark.slow
 
-AWAY = 30.0  # seconds
+AWAY = 10.0  # seconds, in which the writer tries again several times
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +84,10 @@ def check_all_there(uri: str, study: str, trials: int) -> None:
         assert [point.step for point in history] == list(range(1, 13))
 
 
-def test_a_server_that_is_killed_for_half_a_minute_in_mid_study_has_everything_in_the_end(
+def test_a_server_that_is_killed_for_a_while_in_mid_study_has_everything_in_the_end(
     server: Server, study: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    process = study("away", 60)
+    process = study("away", 24)
     server.kill()
     back = threading.Event()
 
@@ -103,37 +103,37 @@ def test_a_server_that_is_killed_for_half_a_minute_in_mid_study_has_everything_i
     assert process.returncode == 0, stderr
     assert "Traceback" not in stderr
     csv = (tmp_path / "studies" / "away" / "trials.csv").read_text().splitlines()
-    assert len(csv) == 61
+    assert len(csv) == 25
     if "tune-sparsity send away" in stderr:  # the study was the quicker one
         assert run_command(["send", "away"], tmp_path).code == 0
-    check_all_there(server.uri, "away", 60)
+    check_all_there(server.uri, "away", 24)
 
 
 def test_a_server_that_never_comes_back_costs_no_trial_and_the_record_follows_with_resume(
     server: Server, study: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     name = "gone"
-    process = study(name, 24)
+    process = study(name, 8)
     server.kill()
     try:
         _, stderr = process.communicate(timeout=240)
         assert process.returncode == 0, stderr
         assert f"tune-sparsity send {name}" in stderr
-        assert len((tmp_path / "studies" / name / "trials.csv").read_text().splitlines()) == 25
+        assert len((tmp_path / "studies" / name / "trials.csv").read_text().splitlines()) == 9
     finally:
         server.start()
     later = run_command(["resume", name, "--json"], tmp_path)
     assert later.code == 0, later.stderr
-    check_all_there(server.uri, name, 24)
+    check_all_there(server.uri, name, 8)
 
 
 def test_a_command_that_is_killed_and_resumed_has_a_run_a_trial_and_none_running(
     server: Server, study: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    process = study("killed", 20)
+    process = study("killed", 6)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     resumed = run_command(["resume", "killed", "--json"], tmp_path)
     assert resumed.code == 0, resumed.stderr
-    assert resumed.result()["states"] == {"completed": 20, "pruned": 0, "failed": 0}
-    check_all_there(server.uri, "killed", 20)
+    assert resumed.result()["states"] == {"completed": 6, "pruned": 0, "failed": 0}
+    check_all_there(server.uri, "killed", 6)

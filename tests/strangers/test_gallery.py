@@ -32,7 +32,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("dense", "snip", "static"), SLOW),
 }
 NETWORKS = STRANGERS | TORCHVISION
-EACH_NETWORK = [pytest.param(name, marks=pytest.mark.slow if name == "resnet18" else ()) for name in NETWORKS]
+EACH_NETWORK = [pytest.param(name, marks=pytest.mark.long if name == "resnet18" else ()) for name in NETWORKS]
 EACH_METHOD = [pytest.param(name, marks=() if name in ("lpss", "gmp") else pytest.mark.long) for name in METHODS]
 
 

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.command import run_command
 from tests.helpers.in_process import exported, run_in_process
 from tests.helpers.strange import DTYPES, EXPERIMENTS
-from tests.helpers.tracking import client
 from tune_sparsity.experiments import find
 from tune_sparsity.tuner.cli import main
 from tune_sparsity.tuner.tracking.pyfunc_model import load
@@ -58,21 +56,6 @@ def test_a_study_ends_with_all_its_files_and_exports(
     if name in NO_KERNELS:
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert line.startswith("tune-sparsity: the onnx file cannot be used: ")
-
-
-def test_a_network_in_bfloat16_is_logged_and_trained_again(tmp_path: Path) -> None:
-    (tmp_path / "strange.py").write_text(EXPERIMENTS)
-    study = ["--study", "half", "--experiment", f"{tmp_path / 'strange.py'}:bfloat16", "--target", "0.5"]
-    more = ["--trials", "2", "--scheduler", "none", "--final-seeds", "2", "--json"]
-    ran = run_command([*study, *more], tmp_path)
-    assert ran.code == 0, ran.stderr
-    assert "Nothing else is lost" not in ran.stderr
-    assert "Not in MLflow" not in ran.stderr
-    (again,) = ran.result()["final_seeds"]
-    assert len(again["test_accuracy"]["seeds"]) == 2
-    assert min(again["test_accuracy"]["seeds"]) > 0.5
-    (model,) = client(tmp_path / "mlflow.db").search_logged_models([ran.result()["mlflow"]["experiment_id"]])
-    assert model.status == "READY"
 
 
 def test_arrays_keep_their_numbers() -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from tests.helpers.command import Ran, run_command
+from tests.helpers.in_process import run_in_process
 from tests.helpers.outcome import mlflow_runs, read_safetensors, trials_of
 
 WEIGHTS = 12 * 40 + 40 * 3
 
 
-def own(file: Path, name: str = "steady") -> list[str]:
-    return ["--experiment", f"{file}:{name}", "--scheduler", "none", "--json"]
+def own(file: Path) -> list[str]:
+    return ["--experiment", f"{file}:steady", "--scheduler", "none", "--json"]
 
 
 def zeros_in(folder: Path) -> int:
@@ -28,14 +29,13 @@ def described(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "model.json").read_text()))
 
 
-@pytest.mark.slow
 def test_layers_that_an_experiment_keeps_dense_are_neither_pruned_nor_counted(
     experiment_file: Path, tmp_path: Path
 ) -> None:
-    arguments = ["--target", "0.9", *own(experiment_file, "dense_head"), "--trials", "2", "--study", "dense-head"]
-    ran = run_command(arguments, tmp_path)
-    assert ran.code == 0, ran.stderr
-    best, tensors = ran.result()["best"], read_safetensors(tmp_path / "studies/dense-head/best/model.safetensors")
+    options = {"experiment": f"{experiment_file}:dense_head", "target": 0.9, "trials": 2, "scheduler": "none"}
+    folder = run_in_process(tmp_path / "studies", "dense-head", **options)
+    best = json.loads((folder / "result.json").read_text())["best"]
+    tensors = read_safetensors(folder / "best" / "model.safetensors")
     assert [name for name in tensors if name.endswith(".mask")] == ["net.0.weight.mask"]
     zeros = int((tensors["net.0.weight"] == 0).sum())
     assert (best["weights"], best["nonzero_weights"]) == (12 * 40, 12 * 40 - zeros)
@@ -48,13 +48,14 @@ def test_several_targets_in_one_study_and_its_resume(experiment_file: Path, tmp_
     arguments = ["--target", "0.9,0.5,0.75", *own(experiment_file), "--trials", "9", "--study", "several"]
     ran = run_command(arguments, tmp_path)
     assert ran.code == 0, ran.stderr
-    study = tmp_path / "studies" / "several"
+    study, rows = tmp_path / "studies" / "several", list[dict[str, str]]()
     for more in (None, "12"):
         if more:
             ran = run_command(["resume", "several", "--trials", more, "--json"], tmp_path)
             assert ran.code == 0, ran.stderr
-        rows, result = trials_of(study), ran.result()
+        before, rows, result = rows, trials_of(study), ran.result()
         assert len(rows) == int(more or 9)
+        assert rows[: len(before)] == before
         shares = [sum(float(row["final_sparsity"]) == target for row in rows) for target in (0.5, 0.75, 0.9)]
         assert shares == [len(rows) // 3] * 3
         assert (result["target"], [one["target"] for one in result["targets"]]) == (0.5, [0.5, 0.75, 0.9])
@@ -112,16 +113,14 @@ def test_a_front_ends_when_patience_does_and_goes_on_with_more(experiment_file: 
     assert {path.name for path in (study / "front").iterdir()} == {one["trial"] for one in more.result()["pareto"]}
 
 
-@pytest.mark.slow
 def test_a_count_of_weights_is_met_to_the_weight(experiment_file: Path, tmp_path: Path) -> None:
-    arguments = ["--max-nonzero", "77", *own(experiment_file), "--trials", "3", "--study", "count"]
-    ran = run_command(arguments, tmp_path)
-    assert ran.code == 0, ran.stderr
-    rows = trials_of(tmp_path / "studies" / "count")
+    options = {"experiment": f"{experiment_file}:steady", "trials": 3, "scheduler": "none"}
+    folder = run_in_process(tmp_path / "studies", "count", max_nonzero=77, **options)
+    rows, result = trials_of(folder), json.loads((folder / "result.json").read_text())
     assert all(int(row["nonzero_weights"]) <= 77 for row in rows)
     assert any(int(row["nonzero_weights"]) == 77 for row in rows)
-    assert ran.result()["max_nonzero"] == 77
-    assert WEIGHTS - zeros_in(tmp_path / "studies" / "count" / "best") == ran.result()["best"]["nonzero_weights"]
+    assert result["max_nonzero"] == 77
+    assert WEIGHTS - zeros_in(folder / "best") == result["best"]["nonzero_weights"]
 
 
 # The same study twice
@@ -137,10 +136,15 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("goal", [["--target", "0.8"], ["--front", "0.5:0.9"]], ids=["target", "front"])
+@pytest.mark.parametrize(
+    "goal",
+    [pytest.param(["--target", "0.8"], marks=pytest.mark.long), ["--front", "0.5:0.9"]],
+    ids=["target", "front"],
+)
 def test_the_same_seed_one_at_a_time_gives_the_same_files(
     goal: list[str], experiment_file: Path, tmp_path: Path
 ) -> None:
+    """The second study has all its options from the file of the first."""
     arguments = [*goal, "--experiment", f"{experiment_file}:sometimes_nan", "--method", "lpss,gmp", "--trials", "12"]
     arguments += ["--concurrency", "1", "--seed", "3", "--gpus-per-trial", "0", "--final-seeds", "2", "--study", "same"]
     ran: list[Ran] = []
@@ -148,6 +152,8 @@ def test_the_same_seed_one_at_a_time_gives_the_same_files(
         (tmp_path / name).mkdir()
         ran.append(run_command([*arguments, "--json"], tmp_path / name))
         assert ran[-1].code == 0, ran[-1].stderr
+        arguments = ["--config", str(tmp_path / "one" / "studies" / "same" / "study.yaml"), "--study", "same"]
+        arguments += ["--storage", "studies", "--tracking-uri", f"sqlite:///{tmp_path / 'other' / 'mlflow.db'}"]
     one, other = (done.cwd / "studies" / "same" for done in ran)
     for table in ("trials.csv", "pareto.csv"):
         assert without(rows_of(one / table), "seconds") == without(rows_of(other / table), "seconds")

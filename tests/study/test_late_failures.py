@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.helpers.command import run_command
-from tests.helpers.in_process import run_in_process
+from tests.helpers.in_process import exported, run_in_process
 from tests.helpers.strange import EXPERIMENTS
 from tests.helpers.tracking import client as client_of
 from tune_sparsity.tuner.cli import main
@@ -23,8 +23,9 @@ def strange(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_network_that_fails_on_the_test_data_is_measured_when_it_is_mended(strange: Path, tmp_path: Path) -> None:
-    study = ["--study", "late", "--experiment", f"{strange}:test", "--target", "0.5", "--trials", "2"]
+def test_what_failed_after_the_search_is_done_when_it_is_mended(strange: Path, tmp_path: Path) -> None:
+    """The network fails on the test data, and cannot be logged as a model."""
+    study = ["--study", "late", "--experiment", f"{strange}:test_and_pair", "--target", "0.5", "--trials", "2"]
     ran = run_command([*study, "--scheduler", "none", "--final-seeds", "1", "--json"], tmp_path)
     assert ran.code == 0, ran.stderr
     assert "Traceback" not in ran.stderr
@@ -33,6 +34,7 @@ def test_a_network_that_fails_on_the_test_data_is_measured_when_it_is_mended(str
     why = "RuntimeError: no batch of 75, please"
     assert f"The test accuracy of {trial} was not measured: {why}" in told
     assert f"A training under another seed failed: {why}" in told
+    assert any(line.startswith("The best network was not logged as a model: ") for line in told)
     assert any(line.startswith("Nothing else is lost. To try that again: ") for line in told)
     folder = tmp_path / "studies" / "late"
     assert len(list(csv.DictReader((folder / "trials.csv").open()))) == 2
@@ -41,51 +43,36 @@ def test_a_network_that_fails_on_the_test_data_is_measured_when_it_is_mended(str
     assert best["test_accuracy"] is None
     assert best["weights"] == 12 * 24 + 24 * 3
     assert "net.0.weight" in load_file(folder / "best" / "model.safetensors")
-
-    strange.write_text(EXPERIMENTS.replace('Strange("test")', 'Strange("never")'))
-    ran = run_command(["resume", "late", "--json"], tmp_path)
-    assert ran.code == 0, ran.stderr
-    assert "not measured" not in ran.stderr
-    assert ran.result()["best"]["trial"] == trial
-    assert ran.result()["best"]["test_accuracy"] > 0.5
-    assert len(ran.result()["final_seeds"][0]["test_accuracy"]["seeds"]) == 1
-
-
-def test_a_network_that_cannot_be_logged_is_logged_when_it_is_mended(strange: Path, tmp_path: Path) -> None:
-    study = ["--study", "late", "--experiment", f"{strange}:pair", "--target", "0.5", "--trials", "2"]
-    ran = run_command([*study, "--scheduler", "none", "--json"], tmp_path)
-    assert ran.code == 0, ran.stderr
-    assert "Traceback" not in ran.stderr
-    assert any(line.startswith("The best network was not logged as a model: ") for line in ran.stderr.splitlines())
-    assert ran.result()["best"]["test_accuracy"] > 0.5
-    assert (tmp_path / "studies" / "late" / "best" / "model.json").exists()
+    assert (folder / "best" / "model.json").exists()
     client, experiment = client_of(tmp_path / "mlflow.db"), ran.result()["mlflow"]["experiment_id"]
     run = client.get_run(ran.result()["mlflow"]["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["method"] == "lpss"
     assert client.search_logged_models([experiment]) == []
 
-    strange.write_text(EXPERIMENTS.replace('Strange("pair")', 'Strange("never")'))
+    strange.write_text(EXPERIMENTS.replace('Strange("test and pair")', 'Strange("never")'))
     ran = run_command(["resume", "late", "--json"], tmp_path)
     assert ran.code == 0, ran.stderr
+    assert "not measured" not in ran.stderr
+    assert ran.result()["best"]["trial"] == trial
+    assert ran.result()["best"]["test_accuracy"] > 0.5
+    assert len(ran.result()["final_seeds"][0]["test_accuracy"]["seeds"]) == 1
     assert [model.status for model in client.search_logged_models([experiment])] == ["READY"]
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "torch", "csr"])
 def test_an_export_that_cannot_be_timed_is_a_file_all_the_same(
-    kind: str, strange: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    strange: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_in_process(tmp_path / "studies", "late", experiment=f"{strange}:alone", target=0.5, trials=2, epochs=2)
-    export = ["export", "late", "--storage", str(tmp_path / "studies"), "--format", kind]
     capsys.readouterr()
-    assert main([*export, "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert Path(document["file"]).stat().st_size == document["bytes"]
-    alone, many = document["latency_ms"]
-    assert (alone["batch"], alone["dense"], alone["sparse"]) == (1, None, None)
-    assert alone["note"] == "the network cannot take a batch of 1: RuntimeError: no batch of 1, please"
-    assert many["dense"] > 0
-    assert main(export) == 0
+    for kind in ("safetensors", "torch", "csr"):
+        document = exported(tmp_path / "studies", "late", kind, capsys)
+        assert Path(document["file"]).stat().st_size == document["bytes"]
+        alone, many = document["latency_ms"]
+        assert (alone["batch"], alone["dense"], alone["sparse"]) == (1, None, None)
+        assert alone["note"] == "the network cannot take a batch of 1: RuntimeError: no batch of 1, please"
+        assert many["dense"] > 0
+    assert main(["export", "late", "--storage", str(tmp_path / "studies"), "--format", "csr"]) == 0
     assert "no batch of 1, please" in capsys.readouterr().out
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import yaml
 from optuna.storages.journal import _file
 
 from tests.helpers.command import run_command
+from tests.helpers.examples import thinned
+from tests.helpers.outcome import mlflow_runs, trials_of
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.cli import main
 from tune_sparsity.tuner.config.study_config import make_config
@@ -78,12 +81,14 @@ def told(study: StudyRun) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
-@pytest.mark.parametrize("trial", [0, 3, 6])
-@pytest.mark.parametrize(("epoch", "kept"), [(1, 0), (2, 2), (3, 2), (5, 5), (5, 3)])
+CUT = list(product(["tpe", "random"], [0, 3, 6], [(1, 0), (2, 2), (3, 2), (5, 5), (5, 3)]))
+
+
+@pytest.mark.parametrize(("sampler", "trial", "epochs"), thinned(CUT, 4))
 def test_a_study_that_was_killed_ends_as_an_unbroken_one(
-    sampler: str, trial: int, epoch: int, kept: int, tmp_path: Path
+    sampler: str, trial: int, epochs: tuple[int, int], tmp_path: Path
 ) -> None:
+    epoch, kept = epochs
     whole = study_in(tmp_path / "whole", sampler=sampler)
     while (asked := whole.ask()) is not None:
         finish(whole, asked.number)
@@ -256,51 +261,61 @@ def test_yaml_makes_no_objects(tmp_path: Path) -> None:
         yaml.safe_load(evil)
 
 
-@pytest.mark.slow
-def test_our_ray_listens_on_loopback() -> None:
-    code = """
-import os, psutil, ray
-from tune_sparsity.tuner.cluster.join import connected
-from tune_sparsity.tuner.config.study_config import make_config
-with connected(make_config({'target': 0.9})):
-    ray.get(ray.remote(lambda: os.getpid()).remote())
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        for c in process.net_connections("tcp"):
-            if c.status == "LISTEN":
-                print("listens", c.laddr.ip)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False)
-    found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("listens")]
-    assert len(found) >= 4, done.stderr
-    assert {address.removeprefix("::ffff:") for address in found} == {"127.0.0.1"}
+ENDS = [
+    ([signal.SIGINT], 130),
+    ([signal.SIGTERM], 130),
+    ([signal.SIGINT, signal.SIGINT], 130),
+    ([signal.SIGKILL], -signal.SIGKILL),
+    ([], 1),  # Ray itself dies, as for want of memory
+]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT], [signal.SIGKILL], []])
-def test_a_study_goes_on_whatever_ended_it(
-    signals: list[signal.Signals], experiment_file: Path, tmp_path: Path
-) -> None:
-    arguments = ["--target", "0.5", "--experiment", f"{experiment_file}:steady", "--trials", "40"]
-    command = [sys.executable, "-m", "tune_sparsity", *arguments, "--concurrency", "1", "--study", "s"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    folder = tmp_path / "studies" / "s"
-    while not (folder / ".weights").exists() and process.poll() is None:
-        time.sleep(0.1)
+def run_until_ended(arguments: list[str], cwd: Path, signals: list[signal.Signals]) -> tuple[int, str]:
+    """Run a command until its study has two trials more, and end it so. Return its exit code and what it said."""
+    table = cwd / "studies" / "s" / "trials.csv"
+    before = len(rows_of(table))
+    command = [sys.executable, "-m", "tune_sparsity", *arguments]
+    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while len(rows_of(table)) < before + 2 and process.poll() is None:
+        time.sleep(0.05)
     for number in signals:
         process.send_signal(number)
         time.sleep(0.3)
-    if not signals:  # Ray itself dies, as for want of memory
+    if not signals:
         (raylet,) = (one for one in psutil.Process(process.pid).children(recursive=True) if one.name() == "raylet")
         raylet.kill()
     _, stderr = process.communicate(timeout=120)
-    if signals == [signal.SIGKILL]:
-        assert process.returncode == -signal.SIGKILL
-    else:
-        assert process.returncode == (130 if signals else 1), stderr
-        assert ("Ray died" in stderr) is not bool(signals)
-        assert f"tune-sparsity resume s --storage {tmp_path / 'studies'}" in stderr
-        assert "Traceback" not in stderr
-    resumed = run_command(["resume", "s", "--json"], tmp_path)
+    return process.returncode, stderr
+
+
+def rows_of(table: Path) -> dict[str, dict[str, str]]:
+    return {row["number"]: row for row in trials_of(table.parent)} if table.exists() else {}
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_whatever_ended_it(experiment_file: Path, tmp_path: Path) -> None:
+    study = ["--target", "0.5", "--experiment", f"{experiment_file}:slow", "--trials", "1000", "--concurrency", "1"]
+    folder = tmp_path / "studies" / "s"
+    arguments, kept = [*study, "--study", "s"], dict[str, dict[str, str]]()
+    for signals, expected in ENDS:
+        code, stderr = run_until_ended(arguments, tmp_path, signals)
+        assert code == expected, (signals, stderr)
+        if signals != [signal.SIGKILL]:
+            assert ("Ray died" in stderr) is not bool(signals)
+            assert f"tune-sparsity resume s --storage {tmp_path / 'studies'}" in stderr
+            assert "Traceback" not in stderr
+        found = rows_of(folder / "trials.csv")
+        assert len(kept) + 2 <= len(found) < 1000
+        # Parameters that only later trials have make columns, which are empty for the earlier ones.
+        assert {number: {name: found[number][name] for name in row} for number, row in kept.items()} == kept
+        arguments, kept = ["resume", "s"], found
+    trials = len(kept) + 4
+    resumed = run_command(["resume", "s", "--trials", str(trials), "--json"], tmp_path)
     assert resumed.code == 0, resumed.stderr
-    assert sum(resumed.result()["states"].values()) == 40
+    assert sum(resumed.result()["states"].values()) == trials
+    found = rows_of(folder / "trials.csv")
+    assert {number: {name: found[number][name] for name in row} for number, row in kept.items()} == kept
     assert not list(folder.glob(".*"))
+    parents, children = mlflow_runs(tmp_path, resumed.result())
+    assert (len(parents), len(children)) == (1, trials)
+    assert not [run for run in parents + children if run.info.status == "RUNNING"]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests import ROOT
+from tests.helpers.in_process import run_in_process
 from tune_sparsity.experiments import find
 from tune_sparsity.experiments.checks import first_fault
 from tune_sparsity.search_spaces import load_space
@@ -105,18 +106,9 @@ def test_the_example_of_an_own_experiment_is_sound_and_can_be_searched(
     monkeypatch.chdir(mine)
     assert main(["check", "mine.py:mine"]) == 0
     assert "mine.py:mine is sound" in capsys.readouterr().err
-    options = ["--target", "0.9", "--trials", "1", "--epochs", "1", "--study", "mine", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "tune_sparsity", "--experiment", "mine.py:mine", *options],
-        cwd=mine,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["best"]["sparsity"] >= 0.9
-    assert (mine / "studies" / "mine" / "best" / "model.safetensors").is_file()
+    folder = run_in_process(mine / "studies", "mine", experiment="mine.py:mine", target=0.9, trials=1, epochs=1)
+    assert json.loads((folder / "result.json").read_text())["best"]["sparsity"] >= 0.9
+    assert (folder / "best" / "model.safetensors").is_file()
 
 
 def test_every_option_that_is_named_exists() -> None:

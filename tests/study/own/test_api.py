@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
+from tests.helpers.in_process import exported, run_in_process
 from tests.study.own.loaded_experiments import EXPERIMENTS
 from tune_sparsity import load_study, tune
 from tune_sparsity.tuner.api import Study
@@ -106,21 +107,16 @@ def test_a_mistake_is_a_value_error_and_nothing_is_written(
         load_study("nothing")
 
 
-def test_what_is_made_in_a_session_trains_in_workers_and_is_told_to_have_no_source(tmp_path: Path) -> None:
+def test_what_is_made_in_a_session_trains_in_workers_and_is_told_to_have_no_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ran = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     *said, last = ran.stdout.splitlines()
     _, name, told, measured = last.split()
     assert float(told) == pytest.approx(float(measured))
     assert any("has no source to go with it: put it into a file" in line for line in said)
-    again = subprocess.run(
-        [sys.executable, "-m", "tune_sparsity", "export", name, "--format", "safetensors", "--out", "net.safetensors"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert again.returncode == 0, again.stderr
+    exported(tmp_path / "studies", name, "safetensors", capsys)
 
 
 def test_a_study_of_another_metric_has_its_names(tmp_path: Path) -> None:
@@ -128,13 +124,6 @@ def test_a_study_of_another_metric_has_its_names(tmp_path: Path) -> None:
     code += "def error(outputs, targets):\n    return (outputs.argmax(1) != targets).float().mean()\n"
     code += 'wrong = replace(stream, name="wrong", metric=Metric("wrong", error, maximize=False))\n'
     (tmp_path / "own.py").write_text(code)
-    study = tune(
-        f"{tmp_path}/own.py:wrong",
-        quiet=True,
-        target=0.5,
-        trials=3,
-        storage=tmp_path / "studies",
-        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
-    )
+    study = load_study(run_in_process(tmp_path / "studies", "s", experiment=f"{tmp_path}/own.py:wrong", target=0.5))
     assert study.best is not None
     assert study.best.val_wrong == study.trials["val_wrong"].min()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.helpers.command import run_command
+from tests.helpers.in_process import run_in_process
+from tune_sparsity.tuner.cli import main
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 TEXT = Path(os.environ.get("TUNE_SPARSITY_DATA") or Path(__file__).parents[4] / "shared" / "data") / "text"
@@ -25,50 +28,40 @@ def test_the_loop_of_ones_own_ends_on_its_sparsity(tmp_path: Path) -> None:
     assert float(said[-1]) > 0.93
 
 
+def best_of(storage: Path, example: str, **options: Any) -> dict[str, Any]:
+    """Run a study of an example. Return its best network."""
+    folder = run_in_process(storage, "s", experiment=str(EXAMPLES / example), **options)
+    return dict(json.loads((folder / "result.json").read_text())["best"])
+
+
 @pytest.mark.parametrize("example", ["searched_loop.py:train", "loaded_digits.py:digits"])
 def test_a_loop_of_ones_own_and_loaded_data_are_searched(example: str, tmp_path: Path) -> None:
-    ran = run_command(
-        ["--target", "0.9", "--trials", "2", "--epochs", "8", "--json", "--experiment", f"{EXAMPLES}/{example}"],
-        tmp_path,
-    )
-    assert ran.code == 0, ran.stderr
-    assert ran.result()["best"]["sparsity"] >= 0.9
-    assert ran.result()["best"]["test_accuracy"] > 0.9
+    best = best_of(tmp_path, example, target=0.9, trials=2, epochs=8)
+    assert best["sparsity"] >= 0.9
+    assert best["test_accuracy"] > 0.9
 
 
 def test_a_regression_is_searched_by_its_error(tmp_path: Path) -> None:
-    ran = run_command(
-        ["--target", "0.9", "--trials", "3", "--json", "--experiment", f"{EXAMPLES}/tabular_regression.py:diabetes"],
-        tmp_path,
-    )
-    assert ran.code == 0, ran.stderr
-    result = ran.result()
-    assert result["metric"] == {"name": "rmse", "direction": "minimize"}
-    assert result["best"]["test_rmse"] < 0.9  # the targets' deviation is 1
+    best = best_of(tmp_path, "tabular_regression.py:diabetes", target=0.9, trials=3, epochs=None)
+    assert best["test_rmse"] < 0.9  # the targets' deviation is 1
 
 
 def test_a_transformer_on_text_is_searched(tmp_path: Path) -> None:
     if not (TEXT / "TREC.train").exists():
         pytest.skip("no real data: set TUNE_SPARSITY_DATA to the folder that holds text/TREC.train")
-    example = f"{EXAMPLES}/text_transformer.py:questions"
-    options = ["--target", "0.8", "--trials", "1", "--epochs", "2", "--json", "--experiment", example]
-    ran = run_command([*options, "--data-dir", str(TEXT)], tmp_path)
-    assert ran.code == 0, ran.stderr
-    assert ran.result()["best"]["test_accuracy"] > 0.4
+    best = best_of(tmp_path, "text_transformer.py:questions", target=0.8, trials=1, epochs=2, data_dir=TEXT)
+    assert best["test_accuracy"] > 0.4
 
 
-def test_a_trained_resnet_is_made_sparse(tmp_path: Path) -> None:
+def test_a_trained_resnet_is_made_sparse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example = Path(shutil.copy(EXAMPLES / "finetune_resnet.py", tmp_path))
-    options = ["--target", "0.9", "--trials", "1", "--epochs", "2", "--json", "--experiment", f"{example}:finetuned"]
-    early = run_command(options, tmp_path)
-    assert early.code == 2
-    assert "run python" in early.stderr
+    experiment = f"{example}:finetuned"
+    assert main(["--target", "0.9", "--experiment", experiment, "--storage", str(tmp_path / "studies")]) == 2
+    assert "run python" in capsys.readouterr().err
     ran = subprocess.run([sys.executable, example], cwd=tmp_path, capture_output=True, text=True, check=True)
     dense = float(ran.stdout.split()[-1])
     assert dense > 0.93
-    ran = run_command(options, tmp_path)
-    assert ran.code == 0, ran.stderr
-    best = ran.result()["best"]
+    best = best_of(tmp_path / "studies", experiment, target=0.9, trials=1, epochs=2)
     assert best["sparsity"] >= 0.9
     assert best["test_accuracy"] > dense - 0.05
 

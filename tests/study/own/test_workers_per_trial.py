@@ -63,18 +63,21 @@ troubled = Experiment("troubled", load, Troubled, Recipe(epochs=6, batch_size=30
 )
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> Path:
-    (tmp_path / "own.py").write_text(EXPERIMENT)
-    return tmp_path
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "own.py").write_text(EXPERIMENT)
+    return folder
 
 
 def arguments(name: str, study: str, **options: Any) -> list[str]:
-    given = {"target": 0.5, "experiment": f"own.py:{name}", "study": study, "concurrency": 1, "trials": 4, **options}
+    same = {"target": 0.5, "concurrency": 1, "trials": 4, "scheduler": "none", "sampler": "random"}
+    given = {**same, "experiment": f"own.py:{name}", "study": study, **options}
     return [text for key, value in given.items() for text in (f"--{key.replace('_', '-')}", str(value))]
 
 
 def ran(folder: Path, name: str, study: str, **options: Any) -> Ran:
+    (folder / "pids").unlink(missing_ok=True)
     done = run_command([*arguments(name, study, **options), "--json"], folder)
     assert done.code == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -87,42 +90,43 @@ def trials(folder: Path, study: str) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
+@pytest.fixture(scope="module")
+def both(own: Path) -> tuple[Ran, list[str]]:
+    """A study of two processes a trial, which nothing disturbs, and what its processes have left behind."""
+    done = ran(own, "steady", "both", final_seeds=1, workers_per_trial=2)
+    return done, (own / "pids").read_text().splitlines()
+
+
 @pytest.mark.slow
-def test_a_study_of_two_workers_a_trial_leaves_the_same_files(own: Path) -> None:
-    alone = ran(own, "steady", "alone", final_seeds=1).result()
-    (own / "pids").unlink()
-    both = ran(own, "steady", "both", final_seeds=1, workers_per_trial=2).result()
+def test_a_study_of_two_workers_a_trial_leaves_the_same_files(own: Path, both: tuple[Ran, list[str]]) -> None:
+    alone, (done, lines) = ran(own, "steady", "alone", final_seeds=1).result(), both
     left = [{str(file.relative_to(own / "studies" / study)) for file in (own / "studies" / study).rglob("*")}
             for study in ("alone", "both")]  # fmt: skip
     shared = [{name for name in names if not name.startswith("tracking")} for names in left]
     assert shared[0] == shared[1]
-    assert both["best"]["sparsity"] >= 0.5
-    assert both["best"]["test_accuracy"] == pytest.approx(alone["best"]["test_accuracy"], abs=0.02)
+    best = done.result()["best"]
+    assert best["sparsity"] >= 0.5
+    assert best["test_accuracy"] == pytest.approx(alone["best"]["test_accuracy"], abs=0.02)
     assert len(trials(own, "both")) == 4
     # Two processes served all trials, and the final seeds; the driver builds the best network again.
-    lines = (own / "pids").read_text().splitlines()
     assert len({line for line in lines if line.endswith(" 1")}) <= 2, lines
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("both")
 def test_a_lost_worker_costs_nothing_and_an_error_of_one_fails_its_trial_alone(own: Path) -> None:
-    calm = ran(own, "steady", "calm", workers_per_trial=2, scheduler="none", sampler="random")
-    (own / "pids").unlink()
-    troubled = ran(own, "troubled", "troubled", workers_per_trial=2, scheduler="none", sampler="random")
+    troubled = ran(own, "troubled", "troubled", workers_per_trial=2)
     assert troubled.result()["states"] == {"completed": 3, "pruned": 0, "failed": 1}
-    expected, found = trials(own, "calm"), trials(own, "troubled")
+    expected, found = trials(own, "both"), trials(own, "troubled")
     assert [row["state"] for row in found] == ["completed", "failed", "completed", "completed"]
     assert "ValueError: only the second process raises" in found[1].values()
     assert [found[number] for number in (0, 2, 3)] == [expected[number] for number in (0, 2, 3)]
-    assert calm.code == 0
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("both")
 def test_a_study_that_was_killed_goes_on_bit_for_bit(own: Path) -> None:
-    same = {"workers_per_trial": 2, "scheduler": "none", "sampler": "random", "trials": 3}
-    ran(own, "slow", "whole", **same)
-    command = [sys.executable, "-m", "tune_sparsity", *arguments("slow", "broken", **same)]
-
+    command = [sys.executable, "-m", "tune_sparsity", *arguments("slow", "broken", workers_per_trial=2)]
     environment = {**os.environ, "TUNE_SPARSITY_CHECKPOINT_SECONDS": "0.1"}
     process = subprocess.Popen(command, cwd=own, env=environment, stderr=subprocess.DEVNULL)
     checkpoints = own / "studies" / "broken" / ".checkpoints"
@@ -132,7 +136,7 @@ def test_a_study_that_was_killed_goes_on_bit_for_bit(own: Path) -> None:
     process.wait(60)
     resumed = run_command(["resume", "broken", "--json"], own)
     assert resumed.code == 0, resumed.stderr
-    assert trials(own, "broken") == trials(own, "whole")
-    whole, broken = (load_file(own / "studies" / study / "best" / "model.safetensors") for study in ("whole", "broken"))
-    assert whole.keys() == broken.keys()
-    assert all(bool((whole[name] == broken[name]).all()) for name in whole)
+    assert trials(own, "broken") == trials(own, "both")
+    both, broken = (load_file(own / "studies" / study / "best" / "model.safetensors") for study in ("both", "broken"))
+    assert both.keys() == broken.keys()
+    assert all(bool((both[name] == broken[name]).all()) for name in both)

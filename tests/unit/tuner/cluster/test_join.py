@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 import tune_sparsity
-from tests.helpers.waiting import until
 from tune_sparsity.tuner.cluster import node_probe, nodes, private_ray_main
 from tune_sparsity.tuner.cluster.join import refusal, runtime_environment
 from tune_sparsity.tuner.cluster.node import Node
@@ -72,35 +68,6 @@ def test_a_private_ray_has_the_cpus_of_the_trials_that_run_at_once(
     cores: int, gpus: int, options: dict[str, object], cpus: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cpus_wanted(monkeypatch, cores, gpus, **options) == cpus
-
-
-@pytest.mark.slow
-def test_a_private_ray_has_no_agents_and_leaves_nothing_behind() -> None:
-    code = """
-import json, psutil, ray
-from tune_sparsity.tuner.cluster.join import connected
-from tune_sparsity.tuner.config.study_config import make_config
-with connected(make_config({"target": 0.9, "concurrency": 1})):
-    value = ray.get(ray.remote(lambda: 41).remote()) + 1
-    raylet = next(child for child in psutil.Process().children(recursive=True) if child.name() == "raylet")
-    helpers = {child.pid: " ".join(child.cmdline()) for child in raylet.children()}
-print(json.dumps([value, helpers]))
-"""
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr
-    value, helpers = json.loads(ran.stdout.splitlines()[-1])
-    assert value == 42
-    assert sum(command.startswith("ray::") for command in helpers.values()) == 1, helpers
-    assert not any("gent" in command for command in helpers.values()), helpers
-    until(lambda: not any(_runs(int(process)) for process in helpers))  # on a busy machine they take a moment to end
-
-
-def _runs(process: int) -> bool:
-    """Whether it does; one that has ended may not have been noticed by its parent yet."""
-    try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.parametrize(

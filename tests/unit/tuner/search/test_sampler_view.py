@@ -276,7 +276,7 @@ def test_a_sampler_sees_no_more_late_in_a_study_than_early(front: bool) -> None:
     searcher = front_searcher(sampler="tpe") if front else OptunaSearcher([load_space("lpss", TARGET)], TARGET)
     searcher.study.sampler = searcher._sampling
     rng = np.random.default_rng(0)
-    for number in range(600):
+    for number in range(400):
         searcher.tell(ended(searcher.ask(), accuracy=float(rng.random())))
         if number >= 300 and number % 50 == 0:
             assert len(own_study(searcher).trials) <= SAMPLERS["tpe"].most + 1
