@@ -19,6 +19,8 @@ from tune_sparsity.experiments.own.trial import LoopError, Trial
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
+from tune_sparsity.sparsity.output_layers import normalising
+from tune_sparsity.sparsity.torch_internals import NormBase
 from tune_sparsity.sparsity.wrappers import plain_state
 
 
@@ -33,6 +35,7 @@ class _Looking(Trial):
         super().__init__("cpu", data_dir, seed=0)
         self.own_epochs = 0
         self.inputs: Any = None
+        self.norms: list[NormBase] | None = None  # that measure their inputs in the loop's training, once that is seen
 
     def _made(self, model: nn.Module, total_steps: int) -> SparseTraining:
         self._hook = model.register_forward_pre_hook(self._look, with_kwargs=True)
@@ -44,6 +47,8 @@ class _Looking(Trial):
         if self.inputs is None:
             self.inputs = mapped(lambda one: one.detach().clone(), as_inputs(args, kwargs))
         if self.own_epochs:
+            if model.training:
+                self.norms = [norm for norm in normalising(model) if norm.training]
             self._end()
 
     def _end(self) -> None:
@@ -110,7 +115,7 @@ def looked_at(experiment: OwnLoop, data_dir: Path | None) -> OwnLoop:
         experiment,
         recipe=replace(experiment.recipe, epochs=trial.own_epochs),
         model=experiment.model if experiment.rebuilt else lambda: copy.deepcopy(model),
-        layers=_rules(experiment, model, trial.inputs),
+        layers=_rules(experiment, model, trial),
         load=lambda _: _data(trial.inputs),
         data_dir=data_dir,
     )
@@ -132,12 +137,12 @@ def _check_model(experiment: OwnLoop, model: nn.Module) -> None:
         )
 
 
-def _rules(experiment: OwnLoop, model: nn.Module, inputs: Any) -> Any:
+def _rules(experiment: OwnLoop, model: nn.Module, trial: _Looking) -> Any:
     """The rules with the last layers in them, if a call of the network tells them."""
-    if inputs is None:
+    if trial.inputs is None:
         return experiment.layers
     try:
-        return with_last_layer(experiment.layers, model, inputs, call)
+        return with_last_layer(experiment.layers, model, trial.inputs, call, trial.norms)
     except Exception:  # the user's network, which may want more than its first inputs
         return experiment.layers
 
