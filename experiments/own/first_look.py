@@ -18,6 +18,7 @@ from tune_sparsity.experiments.own.loop import OwnLoop, as_inputs, call
 from tune_sparsity.experiments.own.trial import LoopError, Trial
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.user_code import described
+from tune_sparsity.experiments.user_reads import watching
 from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
 from tune_sparsity.sparsity.output_layers import normalising
 from tune_sparsity.sparsity.torch_internals import NormBase
@@ -94,7 +95,7 @@ def looked_at(experiment: OwnLoop, data_dir: Path | None) -> OwnLoop:
     trial = _Looking(data_dir)
     assert experiment.loop is not None
     try:
-        with same_random_numbers(0), torch.enable_grad():
+        with same_random_numbers(0), torch.enable_grad(), watching():
             experiment.loop(trial)
     except _Seen:
         pass
