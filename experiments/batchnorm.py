@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,14 +26,24 @@ def sample(n: int) -> list[Tensor]:
 
 def normalises(model: nn.Module) -> bool:
     """Return whether training moves running statistics of the network's activations."""
-    return bool(_moving(model))
+    return bool(moving(model))
 
 
-def remeasure(model: nn.Module, inputs: Iterable[Any], forward: Callable[[nn.Module, Any], object] = called) -> None:
+def remeasure(
+    model: nn.Module,
+    inputs: Iterable[Any],
+    forward: Callable[[nn.Module, Any], object] = called,
+    layers: Sequence[BatchNorm] | None = None,
+) -> None:
     """Make the running statistics the means over the given batches, of two examples and more, for the weights that the
     network has now; without any batch they stay. Nothing but batch normalisation is in training mode meanwhile, so that
-    nothing random is drawn."""
-    layers = _moving(model)
+    nothing random is drawn.
+
+    Args:
+        forward: (network, inputs) -> anything.
+        layers: the normalisations whose statistics are measured; None for those of `moving`.
+    """
+    layers = moving(model) if layers is None else layers
     momenta = [layer.momentum for layer in layers]
     try:
         with modes_kept(model), torch.no_grad():
@@ -51,14 +61,17 @@ def remeasure(model: nn.Module, inputs: Iterable[Any], forward: Callable[[nn.Mod
 
 @contextmanager
 def remeasured(
-    model: nn.Module, inputs: Iterable[Any], forward: Callable[[nn.Module, Any], object] = called
+    model: nn.Module,
+    inputs: Iterable[Any],
+    forward: Callable[[nn.Module, Any], object] = called,
+    layers: Sequence[BatchNorm] | None = None,
 ) -> Iterator[None]:
     """Within it the network is in evaluation mode and its running statistics are those of `remeasure`; afterwards both
     are what they were."""
-    kept = [(value, value.clone()) for layer in _moving(model) for value in layer.buffers()]
+    kept = [(value, value.clone()) for layer in moving(model) for value in layer.buffers()]
     try:
         with modes_kept(model):
-            remeasure(model, inputs, forward)
+            remeasure(model, inputs, forward, layers)
             model.eval()
             yield
     finally:
@@ -67,7 +80,7 @@ def remeasured(
                 value.copy_(before)
 
 
-def _moving(model: nn.Module) -> list[BatchNorm]:
+def moving(model: nn.Module) -> list[BatchNorm]:
     """Return the batch normalisations whose running statistics training moves: a momentum of 0 keeps them."""
     norms = [layer for layer in normalising(model) if isinstance(layer, BatchNorm)]
     return [layer for layer in norms if layer.track_running_stats and layer.momentum != 0.0]

@@ -205,17 +205,21 @@ def network_size(model: nn.Module, rules: LayerRules = PAPER_RULES) -> NetworkSi
 
 
 def with_last_layer(
-    rules: LayerRules, model: nn.Module, example: Any, forward: Callable[[nn.Module, Any], Any] = called
+    rules: LayerRules,
+    model: nn.Module,
+    example: Any,
+    forward: Callable[[nn.Module, Any], Any] = called,
+    norms: Sequence[NormBase] | None = None,
 ) -> LayerRules:
     """The rules with the names of the last layer's weights, and of those that are normalised, where they are asked for
-    and an example tells them."""
+    and an example tells them. The arguments are those of `followers`."""
     known = rules.last is not None or rules.off_sphere is not None
     if known and rules.normalised is not None:
         return rules
     layers = [one for one in weight_matrices(model, rules.prune) if one.orientation is not None]
     if not known and len(layers) < 2:  # then there is nothing to ask the network
         return replace(rules, last=tuple(one.name for one in layers) or None)
-    found = followers(model, layers, example, forward)
+    found = followers(model, layers, example, forward, norms)
     normalised = rules.normalised
     if normalised is None and found.last:  # else there is no graph
         normalised = found.normalised

@@ -57,6 +57,7 @@ def followers(
     layers: Sequence[Matrix],
     example: Any,
     forward: Callable[[nn.Module, Any], Any] = called,
+    norms: Sequence[NormBase] | None = None,
 ) -> Found:
     """Return which layers are the last ones, and which of them a normalisation follows directly.
 
@@ -65,8 +66,10 @@ def followers(
     Args:
         example: a batch of inputs.
         forward: (network, inputs) -> outputs.
+        norms: the normalisations that measure their inputs while the network is trained; None for `normalising`.
     """
-    with modes_kept(model), ready(model), _normalised_inputs(model) as read:
+    norms = normalising(model) if norms is None else norms
+    with modes_kept(model), ready(model), _inputs_of(norms) as read:
         outputs = forward(model, tree_map(_followed, example))
     roots = [one.grad_fn for one in tree_leaves(outputs) if isinstance(one, Tensor) and one.grad_fn is not None]
     owners = {id(param): layer.name for layer in layers for param in layer.params}
@@ -77,12 +80,12 @@ def followers(
 
 
 @contextmanager
-def _normalised_inputs(model: nn.Module) -> Iterator[list[Any]]:
-    """Give a list. What makes the inputs of the network's batch and instance normalisations comes into it meanwhile."""
+def _inputs_of(norms: Sequence[NormBase]) -> Iterator[list[Any]]:
+    """Give a list. What makes the inputs of these normalisations comes into it meanwhile."""
     nodes: list[Any] = []
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs: nodes.extend(one.grad_fn for one in inputs[:1]))
-        for module in normalising(model)
+        for module in norms
     ]
     try:
         yield nodes

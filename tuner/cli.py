@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -12,6 +13,9 @@ from typing import NoReturn
 
 from tune_sparsity.tuner.commands.search import search
 from tune_sparsity.tuner.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE, UsageError, unknown
+
+_OF_TORCHSCRIPT = r"`torch\.jit\."
+"""How torch begins its warnings about TorchScript. We refuse such networks in a line of our own."""
 
 _SUBCOMMANDS = {
     **{"resume": "resume", "send": "send", "list": "list_names", "doctor": "doctor", "check": "check"},
@@ -27,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.filterwarnings("ignore", _OF_TORCHSCRIPT, FutureWarning)
     try:
         if sys.platform not in ("linux", "darwin"):
             raise UsageError(f"this system, {sys.platform}, is not supported: use Linux or macOS, or WSL on Windows")

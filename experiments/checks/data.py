@@ -14,7 +14,7 @@ from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, coun
 from tune_sparsity.experiments.examples import Loaded, length, tensors_in
 from tune_sparsity.experiments.metrics import ACCURACY
 from tune_sparsity.experiments.random_numbers import same_random_numbers
-from tune_sparsity.experiments.user_reads import watching
+from tune_sparsity.experiments.user_reads import Reader, watching
 
 _MANY = 0.1  # of a split's examples in the training split too: a leak, unless the data are full of twins anyway
 _UNBALANCED = 0.9
@@ -32,7 +32,7 @@ def varied(subject: Subject) -> Iterator[Problem]:
 
 def loads_the_same(subject: Subject) -> Iterator[Problem]:
     other = (torch.initial_seed() + 1) % 2**32  # as in a process that was seeded otherwise
-    with same_random_numbers(other), watching(False):
+    with same_random_numbers(other), watching(Reader.DATA):
         again = subject.experiment.load(subject.data_dir)
     for name in ("train", "val", "test"):
         one, other = (getattr(data, name) for data in (subject.data, again))

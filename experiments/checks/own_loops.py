@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from tune_sparsity.experiments.checks import files, shapes
 from tune_sparsity.experiments.checks.suite import PARAMS, Check, Problem, first_difference, not_checked, warning
 from tune_sparsity.experiments.examples import copied
 from tune_sparsity.experiments.own.first_look import looked_at
@@ -28,11 +32,14 @@ class LoopSubject:
     """
 
     def __init__(self, experiment: OwnLoop, data_dir: Path | None = None) -> None:
-        self._given, self._data_dir = experiment, data_dir
+        self._given, self.data_dir = experiment, data_dir
 
     @cached_property
     def experiment(self) -> OwnLoop:
-        return looked_at(self._given, self._data_dir)
+        return looked_at(self._given, self.data_dir)
+
+    def model(self) -> nn.Module:
+        return self.experiment.network()
 
     def training(self) -> OwnTraining:
         return OwnTraining(self.experiment, "lpss", PARAMS["lpss"], epochs=_EPOCHS, seed=0, careful=True)
@@ -110,11 +117,18 @@ def tests(subject: LoopSubject) -> Iterator[Problem]:
     experiment.tested(experiment.network_with(plain_state(subject.ended.model)), experiment.load(None))
 
 
+def declares(subject: LoopSubject) -> Iterator[Problem]:
+    subject.model()
+    yield from files.undeclared(subject.experiment, subject.data_dir)
+
+
 CHECKS = (
-    Check("loop", "the loop runs to its first step", looks),
+    Check("loop", "the loop runs to its first step", looks, (), True),
+    replace(shapes.PRUNABLE, needs=("loop",)),
     Check("epochs", "the epochs end with their reports, after the announced steps", trains, ("loop",)),
     Check("repetition", "an epoch repeated is equal bit for bit", repeats, ("epochs",)),
     Check("resumption", "an epoch after saving and loading is equal bit for bit", resumes, ("repetition",)),
     Check("model", "the network can be made anew", rebuilds, ("loop",)),
     Check("test", "the metric on the test data is a number", tests, ("epochs",)),
+    Check(files.NAME, files.HOLDS, declares, ("loop",), True),
 )

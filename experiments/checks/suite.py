@@ -17,7 +17,7 @@ from tune_sparsity.experiments.examples import Loaded, Split, copied, spread_ove
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.training import Training
 from tune_sparsity.experiments.user_code import described
-from tune_sparsity.experiments.user_reads import watching
+from tune_sparsity.experiments.user_reads import Reader, watching
 
 _STEPS, _BATCH, _VALIDATED = 3, 16, 32  # of the trainings that checks make: steps an epoch, and examples
 _LOADED = 64  # examples that are looked at of a data set that is not in memory
@@ -73,7 +73,7 @@ class Subject:
 
     @cached_property
     def data(self) -> Data:
-        with watching(False):
+        with watching(Reader.DATA):
             return self.experiment.load(self.data_dir)
 
     def model(self, seed: int = 0) -> nn.Module:

@@ -30,15 +30,23 @@ def first_fault(experiment: Experiment, loaded: Data) -> Finding | None:
     return next((finding for finding in first_look(experiment, loaded) if finding.level is Level.FAILED), None)
 
 
-def first_look(experiment: Experiment, loaded: Data, *, told: bool = False) -> Iterator[Finding]:
-    """Yield what the quick checks find, on data that were loaded already.
+def first_look(
+    experiment: Experiment, loaded: Data, *, told: bool = False, data_dir: Path | None = None
+) -> Iterator[Finding]:
+    """Yield what the quick checks find, on data that were loaded already, or of a loop that was looked at.
 
     Args:
         told: also what those checks find that cost little more. Of these a fault is a warning too.
+        data_dir: where the data are.
     """
+    if isinstance(experiment, OwnLoop):
+        subject = own_loops.LoopSubject(experiment, data_dir)
+        subject.experiment = experiment
+        yield from run([check for check in own_loops.CHECKS if check.quick], subject)
+        return
     checks = [check for check in CHECKS if check.quick or (told and check.told)]
     mild = {check.name for check in checks if not check.quick}
-    for finding in run(checks, Subject(experiment, data=loaded)):
+    for finding in run(checks, Subject(experiment, data_dir, loaded)):
         fault = finding.level is Level.FAILED and finding.check in mild
         yield replace(finding, level=Level.WARNING) if fault else finding
 

@@ -19,7 +19,10 @@ from tune_sparsity.experiments.own.loop import OwnLoop, as_inputs, call
 from tune_sparsity.experiments.own.trial import LoopError, Trial
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.user_code import described
+from tune_sparsity.experiments.user_reads import watching
 from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
+from tune_sparsity.sparsity.output_layers import normalising
+from tune_sparsity.sparsity.torch_internals import NormBase
 from tune_sparsity.sparsity.wrappers import plain_state
 
 _PATIENCE = 10.0  # seconds that a loop has to end after all has been seen
@@ -37,6 +40,7 @@ class _Looking(Trial):
         self.own_epochs = 0
         self.inputs: Any = None
         self.seen = threading.Event()
+        self.norms: list[NormBase] | None = None  # that measure their inputs in the loop's training, once that is seen
 
     def _made(self, model: nn.Module, total_steps: int) -> SparseTraining:
         self._hook = model.register_forward_pre_hook(self._look, with_kwargs=True)
@@ -48,6 +52,8 @@ class _Looking(Trial):
         if self.inputs is None:
             self.inputs = mapped(lambda one: one.detach().clone(), as_inputs(args, kwargs))
         if self.own_epochs:
+            if model.training:
+                self.norms = [norm for norm in normalising(model) if norm.training]
             self._end()
 
     def _end(self) -> None:
@@ -115,7 +121,7 @@ def looked_at(experiment: OwnLoop, data_dir: Path | None) -> OwnLoop:
         experiment,
         recipe=replace(experiment.recipe, epochs=trial.own_epochs),
         model=experiment.model if experiment.rebuilt else lambda: copy.deepcopy(model),
-        layers=_rules(experiment, model, trial.inputs),
+        layers=_rules(experiment, model, trial),
         load=lambda _: _data(trial.inputs),
         data_dir=data_dir,
     )
@@ -127,7 +133,7 @@ def _run(loop: Callable[[Any], object], trial: _Looking) -> None:
 
     def run() -> None:
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), watching():  # both are a thread's own
                 loop(trial)
         except BaseException as error:
             raised.append(error)
@@ -159,12 +165,12 @@ def _check_model(experiment: OwnLoop, model: nn.Module) -> None:
         )
 
 
-def _rules(experiment: OwnLoop, model: nn.Module, inputs: Any) -> Any:
+def _rules(experiment: OwnLoop, model: nn.Module, trial: _Looking) -> Any:
     """The rules with the last layers in them, if a call of the network tells them."""
-    if inputs is None:
+    if trial.inputs is None:
         return experiment.layers
     try:
-        return with_last_layer(experiment.layers, model, inputs, call)
+        return with_last_layer(experiment.layers, model, trial.inputs, call, trial.norms)
     except Exception:  # the user's network, which may want more than its first inputs
         return experiment.layers
 

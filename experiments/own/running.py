@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
-from tune_sparsity.experiments.batchnorm import normalises, remeasure, remeasured
+from tune_sparsity.experiments.batchnorm import moving, remeasure, remeasured
 from tune_sparsity.experiments.examples import copied
 from tune_sparsity.experiments.own.loop import OwnLoop
 from tune_sparsity.experiments.own.trial import LoopError, Stopped, Trial
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.sparsity import METHODS, SparseTraining
 from tune_sparsity.sparsity.output_layers import modes_kept
+from tune_sparsity.sparsity.torch_internals import BatchNorm
 from tune_sparsity.sparsity.wrappers import plain_state
 
 _LAST_INPUTS = 8  # batches, for running statistics of weights that were just masked
@@ -52,6 +53,8 @@ class RunningTrial(Trial):
         self.done, self.stopped, self.careful = 0, False, False
         self._late = False  # whether the loop has reported where it must not
         self._inputs: deque[Any] = deque(maxlen=_LAST_INPUTS)
+        self._norms: list[BatchNorm] = []  # whose running statistics training may move
+        self._moved: list[BatchNorm] = []  # of these, which the loop does not keep in evaluation mode
 
     def sparsify(self, model: nn.Module, total_steps: int) -> SparseTraining:
         self._check_stop()
@@ -69,13 +72,15 @@ class RunningTrial(Trial):
             trained=self._experiment.trained,
         )
         sparse.register_step_pre_hook(lambda *_: self._check_stop(late=self.done >= self._total))
-        if normalises(model):
+        self._norms = moving(model)
+        if self._norms:
             model.register_forward_pre_hook(self._remember, with_kwargs=True)
         return sparse
 
     def _remember(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if model.training and self.sparse is not None and (not self.sparse.fixed or self.sparse.average is not None):
             self._inputs.append((args, kwargs))
+            self._moved = [norm for norm in self._norms if norm.training]
 
     def _left(self, epochs: int) -> int:
         if epochs != self._experiment.recipe.epochs:
@@ -156,7 +161,7 @@ class RunningTrial(Trial):
             if not self._inputs:
                 yield
                 return
-            with remeasured(model, list(self._inputs), _called):
+            with remeasured(model, list(self._inputs), _called, self._moved):
                 yield
 
     def _finish(self) -> None:
@@ -166,7 +171,7 @@ class RunningTrial(Trial):
         assert model is not None
         sparse.finish()
         if sparse.average is not None and sparse.average.taken:
-            remeasure(model, list(self._inputs), _called)
+            remeasure(model, list(self._inputs), _called, self._moved)
             self._inputs.clear()  # once is enough
 
     def _check_stop(self, *, late: bool = False) -> None:

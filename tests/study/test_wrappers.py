@@ -112,14 +112,16 @@ def test_a_study_of_an_earlier_version_is_exported(
     assert all(one["sparse"] is not None for one in document["latency_ms"])
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_torchscript_is_refused_in_a_line(strange: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_torchscript_is_refused_in_a_line(strange: Path, tmp_path: Path) -> None:
     own = f"{strange}:scripted"
-    assert main(["--target", "0.9", "--experiment", own, "--storage", str(tmp_path / "studies")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    ran = run_command(["--target", "0.9", "--experiment", own], tmp_path)
+    assert ran.code == 2
+    (line,) = ran.stderr.splitlines()
     assert "TorchScript" in line
     assert "give the nn.Module that it was made from" in line
     assert not (tmp_path / "studies").exists()
-    assert main(["check", own]) == 1
-    (failed,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed")]
+    ran = run_command(["check", own], tmp_path)
+    assert ran.code == 1
+    (failed,) = [line for line in ran.stdout.splitlines() if line.startswith("failed")]
     assert "TorchScript" in failed
+    assert ran.stderr.splitlines() == [f"{own} is not sound: 7 ok, 1 failed, 19 skipped"]

@@ -9,6 +9,7 @@ from tune_sparsity.experiments.checks import Finding, Level, first_look
 from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.experiments.registry import BUILT_IN as EXPERIMENTS
 from tune_sparsity.experiments.user_code import described
+from tune_sparsity.experiments.user_reads import Reader, watching
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError, unknown
 from tune_sparsity.tuner.study.objective import Objective
@@ -29,17 +30,16 @@ def sound_data(
     Raises:
         UsageError: if they cannot be had, or do not fit: one line now, and not a failure of every trial.
     """
-    if isinstance(experiment, OwnLoop):  # all of it has been looked at
-        return experiment.load(config.data_dir)
     try:
-        data = load() if load else experiment.load(config.data_dir)
+        with watching(Reader.DATA):
+            data = load() if load else experiment.load(config.data_dir)
     except DataUnavailable as error:
         raise UsageError(str(error)) from None
     except (Exception, SystemExit) as error:
         if config.experiment in EXPERIMENTS:
             raise
         raise UsageError(f"--experiment: the data of {config.experiment} do not load: {described(error)}") from None
-    for finding in first_look(experiment, data, told=warn is not None):
+    for finding in first_look(experiment, data, told=warn is not None, data_dir=config.data_dir):
         if finding.level is Level.FAILED:
             raise UsageError(
                 f"--experiment {config.experiment}: {finding.check}: {finding.text} "

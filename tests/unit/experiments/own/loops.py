@@ -158,6 +158,19 @@ def disturbs(trial):
         pass_over(model, loader, sparse)
         trial.report(careless)
 
+def still(trial):
+    model, loader, sparse = begun(trial)
+    for epoch in trial.epochs(EPOCHS):
+        model.train()
+        model[1].eval()
+        for x, y in loader:
+            sparse.zero_grad()
+            cross_entropy(model(x), y).backward()
+            sparse.step()
+        trial.report(lambda: accuracy(model))
+
+still.model = network
+
 def forgets(trial):
     model, loader, sparse = begun(trial)
     halving = torch.optim.lr_scheduler.StepLR(sparse, 7, gamma=0.1)

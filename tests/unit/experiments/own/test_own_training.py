@@ -224,6 +224,22 @@ def test_a_loop_that_goes_on_after_a_first_look_is_told(file: Path, monkeypatch:
     sys.modules["experiment_file_loops"].ENOUGH.append(1)
 
 
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_normalisation_that_the_loop_keeps_in_evaluation_mode_is_a_constant(file: Path, averaged: bool) -> None:
+    experiment = loop(file, "still")
+    assert experiment.layers.normalised == ()
+    averaging = {"averaging": "ema"} if averaged else {}
+    training = OwnTraining(experiment, "lpss", PARAMS["lpss"] | averaging, epochs=4, seed=3)
+    seen = []
+    training._ready()
+    training.model[1].register_forward_pre_hook(lambda norm, _: seen.append((norm.training, norm.running_mean.clone())))
+    for _ in range(4):
+        training.epoch()
+    assert not any(measures or mean.any() for measures, mean in seen)
+    assert training.model[1].running_mean.tolist() == [0.0] * 24
+    training.close()
+
+
 def test_a_network_that_the_loop_alone_makes_can_be_made_where_it_was_looked_at(file: Path) -> None:
     experiment = loop(file, "unnamed")
     assert not experiment.rebuilt

@@ -196,8 +196,76 @@ def test_files_that_are_read_and_not_declared_are_a_warning(folder: Path, capsys
 
 
 def test_of_declared_files_nothing_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    reading(folder, ("*.json", "top.txt", "deep"))
+    reading(folder, ("*.json", "top.txt", "deep", "data.csv"))
     assert told_of_files(folder, capsys).startswith("ok ")
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        ("memory", "workers get the data without it. To send it along, declare it"),
+        ("files", "workers elsewhere do not have it. Keep it in --data-dir, at the same path there, or declare it"),
+    ],
+)
+def test_what_the_data_are_made_of_is_named(
+    of: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reading(folder, ("*.json", "top.txt", "deep"))
+    text = (folder / "mine.py").read_text()
+    if of == "files":
+        text = text.replace("return Data(", "return Data(*(torch.utils.data.TensorDataset(*one) for one in (").replace(
+            "split(30))\n", "split(30))))\n"
+        )
+    (folder / "mine.py").write_text(text)
+    assert told_of_files(folder, capsys) == (
+        f"warning  files         load reads data.csv beside the code: {said}, Experiment(..., files=('data.csv',))"
+    )
+
+
+def test_of_files_in_the_datas_folder_nothing_is_said(folder: Path) -> None:
+    reading(folder, ("*.json", "top.txt", "deep"))
+    (folder / "data").mkdir()
+    (folder / "data.csv").rename(folder / "data" / "data.csv")
+    text = (folder / "mine.py").read_text().replace("HERE / 'data.csv'", "data_dir / 'data.csv'")
+    (folder / "mine.py").write_text(text)
+    options = {"target": 0.5, "experiment": "mine.py:mine", "storage": folder, "data_dir": folder / "data"}
+    assert prepare(make_config(options).resolved()).warnings == ()
+
+
+LOOP = (
+    SOUND
+    + """
+from pathlib import Path
+BESIDE = Path(__file__).with_name
+
+def loop(trial):
+    words = BESIDE("words.txt").read_text(), open(trial.data_dir / "more.csv").read()
+    net = nn.Sequential(nn.Embedding(8, 12), nn.Flatten(), nn.Linear(96, 4), nn.Linear(4, 3))
+    x, y = torch.arange(64).reshape(8, 8) % 8, torch.arange(8) % 3
+    sparse = trial.sparsify(net, total_steps=2)
+    for _ in trial.epochs(2):
+        sparse.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        sparse.step()
+        trial.report(lambda: 0.5)
+"""
+)
+
+
+def test_a_study_of_a_loop_says_what_a_check_warns_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "mine.py").write_text(LOOP)
+    (folder / "words.txt").write_text("")
+    (folder / "data").mkdir()
+    (folder / "data" / "more.csv").write_text("")
+    options = {"target": 0.5, "experiment": "mine.py:loop", "storage": folder, "data_dir": folder / "data"}
+    prepared = prepare(make_config(options).resolved())
+    told = {finding.check: finding.text for finding in prepared.warnings}
+    assert list(told) == ["prunable", "files"]
+    assert told["prunable"] == "these weight matrices stay dense: 0.weight (an embedding, 96 weights)"
+    assert told["files"].startswith("the code reads words.txt beside it")
+    assert main(["check", "mine.py:loop", "--data-dir", "data"]) == 0
+    lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+    assert {(level, text) for level, name, text in lines if name in told} == {("warning", one) for one in told.values()}
 
 
 def test_a_link_to_the_folder_changes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
