@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from tests.helpers.command import EXPERIMENT, Ran, run_command
@@ -70,10 +72,17 @@ def experiment_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def nan_study(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -> Ran:
-    """A study of ten trials, some stopped early and some that diverge."""
-    cwd = tmp_path_factory.mktemp("nan")
-    arguments = ["--target", "0.8", "--experiment", f"{experiment_file}:sometimes_nan", "--trials", "10"]
-    return run_command([*arguments, "--study", "nan", "--json"], cwd, MLFLOW_EXPERIMENT_ID="77")
+    """A study of ten trials, some stopped early and some that diverge. All of pytest's processes share one."""
+    own = tmp_path_factory.getbasetemp()
+    cwd = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "nan"
+    cwd.mkdir(exist_ok=True)
+    with FileLock(cwd / "lock"):
+        ended = cwd / "ended.json"
+        if not ended.exists():
+            arguments = ["--target", "0.8", "--experiment", f"{experiment_file}:sometimes_nan", "--trials", "10"]
+            ran = run_command([*arguments, "--study", "nan", "--json"], cwd, MLFLOW_EXPERIMENT_ID="77")
+            ended.write_text(json.dumps([ran.code, ran.stdout, ran.stderr]))
+        return Ran(*json.loads(ended.read_text()), cwd)
 
 
 @pytest.fixture(scope="session")

@@ -162,7 +162,7 @@ def test_two_trials_are_compared_side_by_side_and_in_parallel_coordinates(served
     assert opened.hosts() == {served.host}
 
 
-@pytest.mark.parametrize("name", ["pareto", "pictures"])
+@pytest.mark.parametrize("name", ["pareto", pytest.param("pictures", marks=pytest.mark.long)])
 def test_a_picture_among_the_artifacts_is_rendered_and_not_blank(served: Served, opened: Page, name: str) -> None:
     page = opened.page
     page.goto(f"{served.address}/artifacts/{name}.html")
@@ -175,8 +175,17 @@ def test_a_picture_among_the_artifacts_is_rendered_and_not_blank(served: Served,
     assert opened.hosts() == {served.host}
 
 
-@pytest.mark.parametrize("name", ["report.html", "pictures.html", "pareto.html"])
-@pytest.mark.parametrize("width", [1100, 390])
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("report.html", 1100),
+        ("report.html", 390),
+        ("pictures.html", 390),
+        ("pareto.html", 1100),
+        pytest.param("pictures.html", 1100, marks=pytest.mark.long),
+        pytest.param("pareto.html", 390, marks=pytest.mark.long),
+    ],
+)
 def test_a_page_is_rendered_without_asking_any_host(
     served: Served, opened: Page, name: str, width: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,18 +97,50 @@ def finished(study: Path) -> dict[int, list[float]]:
     return {trial.number: trial.values for trial in trials if trial.state is optuna.trial.TrialState.COMPLETE}
 
 
-def test_a_study_uses_both_nodes_brings_its_code_and_has_large_data_loaded_by_every_node(nodes: TwoNodes) -> None:
+@pytest.fixture
+def store(nodes: TwoNodes) -> Iterator[str]:
+    """A bucket on a server that both machines reach; its URI."""
+    server = S3Server(nodes.folder, HEAD, before=nodes.inside("head", []), port=S3_PORT)
+    script = f"""
+import time, urllib.request
+for left in reversed(range(300)):
+    try:
+        urllib.request.urlopen(urllib.request.Request("{server.endpoint}/{BUCKET}", method="PUT"), timeout=10).close()
+        break
+    except OSError:
+        if not left:
+            raise
+        time.sleep(0.1)
+"""
+    try:
+        subprocess.run(nodes.inside("head", [sys.executable, "-c", script]), check=True, timeout=120)
+        yield f"s3://{BUCKET}"
+    finally:
+        server.kill()
+
+
+def test_a_study_on_both_nodes_brings_its_code_and_is_kept_in_an_object_store_alone(
+    nodes: TwoNodes, store: str
+) -> None:
+    """The data count as large: every node loads them itself, from the same path."""
     (nodes.folder / "data").mkdir()
     (nodes.folder / "data" / "there").touch()
-    sizes = {"TUNE_SPARSITY_LARGE_DATA": "1000"}
-    process = nodes.command(*options(nodes, "large", 4), "--data-dir", nodes.folder / "data", **sizes)
+    cache = nodes.hidden / "cache"  # which the other machine does not see
+    aside = {CACHE_VARIABLE: str(cache)}
+    where = ["--data-dir", nodes.folder / "data", "--storage", f"{store}/team"]
+    process = nodes.command(*options(nodes, "stored", 4), *where, TUNE_SPARSITY_LARGE_DATA="1000", **aside)
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
     assert json.loads(stdout)["states"] == {"completed": 4, "pruned": 0, "failed": 0}
     assert sum(built(nodes).values()) >= 4
     assert len(built(nodes)) == 2, "one node has built all networks"
-    assert (nodes.folder / "studies" / "large" / "best" / "model.safetensors").is_file()
     assert len(list((nodes.folder / "loads").iterdir())) == 2
+    assert not (nodes.folder / "studies" / "stored").exists()
+    shutil.rmtree(cache)
+    page = nodes.folder / "stored.html"
+    process = nodes.command("report", "stored", "--storage", f"{store}/team", "--out", page, **aside)
+    assert process.wait(240) == 0, process.communicate()[1]
+    assert "t0003" in page.read_text()
 
 
 def test_large_data_that_a_node_has_not_are_told(nodes: TwoNodes) -> None:
@@ -153,45 +185,6 @@ def test_storage_that_the_nodes_do_not_share_is_refused_at_the_start(nodes: TwoN
     (line,) = [line for line in stderr.splitlines() if not line.startswith("Starting")]
     assert line.startswith(f"tune-sparsity: --storage {apart}: node {WORKER} does not see what the driver writes")
     assert not apart.exists()
-
-
-@pytest.fixture
-def store(nodes: TwoNodes) -> Iterator[str]:
-    """A bucket on a server that both machines reach; its URI."""
-    server = S3Server(nodes.folder, HEAD, before=nodes.inside("head", []), port=S3_PORT)
-    script = f"""
-import time, urllib.request
-for left in reversed(range(300)):
-    try:
-        urllib.request.urlopen(urllib.request.Request("{server.endpoint}/{BUCKET}", method="PUT"), timeout=10).close()
-        break
-    except OSError:
-        if not left:
-            raise
-        time.sleep(0.1)
-"""
-    try:
-        subprocess.run(nodes.inside("head", [sys.executable, "-c", script]), check=True, timeout=120)
-        yield f"s3://{BUCKET}"
-    finally:
-        server.kill()
-
-
-def test_a_study_on_both_nodes_is_kept_in_an_object_store_alone(nodes: TwoNodes, store: str) -> None:
-    before, cache = built(nodes), nodes.hidden / "cache"  # which the other machine does not see
-    aside = {CACHE_VARIABLE: str(cache)}
-    process = nodes.command(*options(nodes, "stored", 4), "--storage", f"{store}/team", **aside)
-    stdout, stderr = process.communicate(timeout=240)
-    assert process.returncode == 0, stderr
-    assert json.loads(stdout)["states"] == {"completed": 4, "pruned": 0, "failed": 0}
-    assert len(built(nodes)) == 2
-    assert all(count > before.get(machine, 0) for machine, count in built(nodes).items())
-    assert not (nodes.folder / "studies" / "stored").exists()
-    shutil.rmtree(cache)
-    page = nodes.folder / "stored.html"
-    process = nodes.command("report", "stored", "--storage", f"{store}/team", "--out", page, **aside)
-    assert process.wait(240) == 0, process.communicate()[1]
-    assert "t0003" in page.read_text()
 
 
 def test_a_client_without_the_token_is_refused(nodes: TwoNodes) -> None:

@@ -52,11 +52,6 @@ class Slow(Sometimes):
 
 slow = Experiment("slow", load, lambda: Slow(share=0.0), Recipe(epochs=6, batch_size=30))
 dense_head = Experiment("dense-head", load, steady.model, Recipe(6, 30), layers=LayerRules(dense=("net.2.*",)))
-def loss(outputs, targets):
-    '''Raises in training only: what a study looks at before it begins are fewer examples.'''
-    return nn.functional.cross_entropy(outputs, targets) if len(targets) < 30 else 1 / 0
-
-always_raises = Experiment("always-raises", load, Sometimes, Recipe(2, 30), loss=loss)
 """
 )
 

@@ -142,17 +142,6 @@ def test_the_default_study_writes_what_the_contract_names(digits_study: Ran) -> 
     assert float(rows[2]["p"]) == pytest.approx(1.104, abs=1e-3)  # the theory's, last of the first points
 
 
-@pytest.mark.slow
-def test_a_study_whose_trials_all_fail_ends_with_the_first_reason(experiment_file: Path, tmp_path: Path) -> None:
-    ran = run_command(
-        ["--target", "0.5", "--experiment", f"{experiment_file}:always_raises", "--trials", "2", "--study", "bad"],
-        tmp_path,
-    )
-    assert ran.code == 1
-    assert "ZeroDivisionError" in ran.stderr.splitlines()[-1]
-    assert "Traceback" not in ran.stderr
-
-
 BUDGET = """
 import sys, time
 from pathlib import Path

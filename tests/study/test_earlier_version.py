@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,8 @@ import pytest
 
 from tests import ROOT
 from tests.helpers.command import run_command
+from tests.helpers.in_process import exported
+from tune_sparsity.tuner.cli import main
 
 DATA = ROOT / "tests" / "data"
 MODEL = DATA / "model_748a2fc"  # logged in MLflow, of an experiment of a user's own
@@ -48,7 +49,7 @@ def test_a_logged_model_is_loaded(inside: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_goes_on_and_is_reported_and_exported(tmp_path: Path) -> None:
+def test_a_study_goes_on_and_is_reported_and_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = tmp_path / "studies" / "cut"
     shutil.copytree(STUDY, study)
     for path in (study / "study.yaml", study / "tracking" / "outbox.jsonl", study / "tracking" / "sent.json"):
@@ -59,8 +60,5 @@ def test_a_study_goes_on_and_is_reported_and_exported(tmp_path: Path) -> None:
     assert sum(resumed.result()["states"].values()) == 3
     after = next(csv.DictReader((study / "trials.csv").open()))
     assert {name: after[name] for name in before} == before
-    reported = run_command(["report", "cut"], tmp_path)
-    assert reported.code == 0, reported.stderr
-    exported = run_command(["export", "cut", "--format", "safetensors", "--json"], tmp_path)
-    assert exported.code == 0, exported.stderr
-    assert (tmp_path / json.loads(exported.stdout)["file"]).is_file()
+    assert Path(exported(tmp_path / "studies", "cut", "safetensors", capsys)["file"]).is_file()
+    assert main(["report", "cut", "--storage", str(tmp_path / "studies")]) == 0
