@@ -194,6 +194,20 @@ class NetworkSize:
         """Return the fraction of zeros over all weight matrices, if so many of the prunable weights are not zero."""
         return (self.prunable - nonzero) / self.matrices
 
+    def share(self, one: LeftDense) -> float:
+        """Return the part of all matrix weights that a matrix has."""
+        return one.size / self.matrices
+
+    def dense_text(self, most: int = 3) -> str:
+        """Name the largest weight matrices that stay dense, with their shares and the reasons; nothing without any.
+
+        Args:
+            most: how many are named.
+        """
+        largest = sorted(self.dense, key=lambda one: -one.size)
+        named = ", ".join(f"{one.name} {self.share(one):.1%} ({one.reason})" for one in largest[:most])
+        return named + (f" and {len(largest) - most} more" if len(largest) > most else "")
+
 
 def network_size(model: nn.Module, rules: LayerRules = PAPER_RULES) -> NetworkSize:
     """Return how many of the network's parameters can be pruned. Raises what `prunable_layers` does."""

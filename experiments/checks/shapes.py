@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from tune_sparsity.experiments.base import Data, Experiment, NotFinite, Recipe, correct, evaluate, in_evaluation
-from tune_sparsity.experiments.checks.suite import Check, Problem, Subject, count, same, spread, warning
+from tune_sparsity.experiments.checks.suite import Check, Level, Problem, Subject, count, same, spread, warning
 from tune_sparsity.experiments.examples import Loaded, copied, length, mapped, tensors_in
 from tune_sparsity.experiments.metrics import Metric, is_torchmetric, metric_of
 from tune_sparsity.experiments.user_code import described
@@ -23,7 +23,7 @@ from tune_sparsity.sparsity.wrappers import plain_state, unwrapped
 
 _FEW = 4  # examples that the quick checks push through the network
 _JUDGED = 256  # validation examples that a metric of a whole split is tried on
-_NAMED = 3  # weight matrices that stay dense, in a warning
+_EXAMPLE = 0.9  # a sparsity over the prunable weights
 _SMALL = 8  # examples, up to which a last batch is tried: batch normalisation refuses one
 _FUNCTIONS = ("load", "model", "loss", "prepare", "forward")
 
@@ -157,16 +157,19 @@ def prunes(subject: Subject) -> Iterator[Problem]:
     if lost := [layer.name for layer in prunable_layers(model, rules) if layer.name not in state]:
         yield Problem(f"{lost[0]} is not in the network's state_dict under this name, which the files are made of")
         return
-    dense = [one for one in size.dense if one.reason != "by a rule"]
-    named = ", ".join(f"{one.name} ({one.reason}, {count(one.size, 'weight')})" for one in dense[:_NAMED])
-    rest = f" and {len(dense) - _NAMED} more" if len(dense) > _NAMED else ""
-    stays = f"these weight matrices stay dense: {named}{rest}" if dense else ""
+    pruned = _EXAMPLE * size.prunable
+    shares = f"{pruned / size.matrices:.1%} of all weight matrices and {pruned / size.parameters:.1%} of all parameters"
+    text = f"{_EXAMPLE:.0%} of the prunable weights are {shares}"
+    if size.dense:
+        text += f"; these weight matrices stay dense: {size.dense_text()}"
     if size.prunable < size.parameters / 2:
         share = size.prunable / size.parameters
         few = f"only {share:.0%} of the parameters are prunable weights: the target is a share of these alone"
-        yield warning(f"{few}; {stays}" if dense else few)
-    elif dense:
-        yield warning(stays)
+        yield warning(f"{few}; {text}")
+    elif any(one.reason != "by a rule" for one in size.dense):
+        yield warning(text)
+    else:
+        yield Problem(text, Level.OK)
 
 
 def gives_outputs(subject: Subject) -> Iterator[Problem]:

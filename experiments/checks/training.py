@@ -26,6 +26,10 @@ from tune_sparsity.sparsity.wrappers import load_plain, plain_parameters, plain_
 
 _LEARNING_STEPS, _LEARNING_BATCH = 15, 16
 _FEW = 4  # examples through which gradients are looked for
+LAST_UNKNOWN = warning(
+    "no layer's weights reach the outputs, so that the last layer is the one registered last: give its weights "
+    "in LayerRules(last=...)"
+)
 
 
 def steps(subject: Subject) -> Iterator[Problem]:
@@ -67,10 +71,7 @@ def gradients(subject: Subject) -> Iterator[Problem]:
     if bad:
         yield Problem(f"the gradient of {bad[0]} is NaN or infinite at the first step")
     if rules.off_sphere is None and with_last_layer(rules, model, x, subject.experiment.forward).last is None:
-        yield warning(
-            "no layer's weights reach the outputs, so that the last layer is the one registered last: give its weights "
-            "in LayerRules(last=...)"
-        )
+        yield LAST_UNKNOWN
 
 
 def _outcome(subject: Subject, training: Training) -> tuple[dict[str, Tensor], Tensor]:

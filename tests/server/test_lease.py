@@ -13,7 +13,9 @@ from tests.helpers.waiting import Clock
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.storage import lease
 from tune_sparsity.tuner.storage.lease import OWNER, Lease, TakenOver
+from tune_sparsity.tuner.storage.local_copy import CACHE_VARIABLE
 from tune_sparsity.tuner.storage.s3 import S3Prefix
+from tune_sparsity.tuner.storage.study_storage import STUDY_NAME, S3Storage
 
 
 @pytest.fixture
@@ -46,6 +48,19 @@ def test_a_second_driver_is_refused_while_the_first_lives(store: S3Prefix, tmp_p
 
 
 @pytest.mark.usefixtures("elsewhere")
+def test_studies_that_begin_at_once_on_two_machines_take_names_of_their_own(
+    store: S3Prefix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = S3Storage(store)
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "one"))
+    with storage.new_name("digits-0.9-20260101-000000") as one:
+        monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "other"))
+        with storage.new_name("digits-0.9-20260101-000000") as other:
+            assert one != other
+            assert all(name.startswith("digits-0.9-20260101-000000-") for name in (one, other))
+            assert all(STUDY_NAME.fullmatch(name) for name in (one, other))
+
+
 def test_a_driver_that_is_silent_is_followed_and_learns_it(store: S3Prefix, tmp_path: Path, clock: Clock) -> None:
     first, second = Lease(store, tmp_path / "a"), Lease(store, tmp_path / "b")
     first.take()

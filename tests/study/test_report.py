@@ -21,6 +21,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory, experiment_file: Path) -> 
     run_in_process(storage, "one", experiment=steady, trials=5, seed=1)
     run_in_process(storage, "two", experiment=steady, trials=4, target=(0.7, 0.9), method="lpss,gmp")
     run_in_process(storage, "dead", experiment=steady, trials=1, target=0.97, method="static")
+    run_in_process(storage, "headed", experiment=f"{experiment_file}:dense_head", trials=1, target=0.5)
     run_in_process(storage, "other", experiment=f"{experiment_file}:sometimes_nan", trials=1, seed=3, method="static")
     return storage
 
@@ -72,6 +73,15 @@ def test_a_report_says_what_was_asked_found_and_spent_and_fetches_nothing(
     assert "tune-sparsity export one --format onnx" in page.text
     assert path.read_text().count("plotly.js v") == 1
     assert path.read_text().count("<figure id=") >= 7
+
+
+def test_a_report_says_how_sparse_all_of_the_network_is(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 480 and 120 weights the latter stay dense; 43 biases are no matrix."""
+    assert main(["report", "headed", "--storage", str(storage)]) == 0
+    text = " ".join(Page(storage / "headed" / "report.html").text.split())
+    assert "50.00% of its weights are zero: 240 of 480 are left" in text
+    assert "(40.00% over all weight matrices and 37.33% over all parameters; dense: net.2.weight 20.0%)" in text
+    capsys.readouterr()
 
 
 def test_a_report_names_layers_whose_neurons_have_no_connection(storage: Path) -> None:

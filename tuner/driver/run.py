@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tune_sparsity.tuner.driver.study_run import StudyRun
     from tune_sparsity.tuner.worker.trainable import TrialSetup
 
+_DENSE_IN_TAG = 40  # weight matrices that are named; MLflow takes 5,000 characters
 AT_ONCE = 5.0  # seconds that MLflow has when a study ends unexpectedly; what it lacks then, resuming brings it
 
 
@@ -124,14 +125,22 @@ def _start_tracker(prepared: Prepared, writer: Popen[str] | None) -> Tracker:
         target=prepared.goal.option,
         method=",".join(config.method),
     )
-    tracker = Tracker(config.tracking_uri, identity, config.folder, system_metrics=config.system_metrics, writer=writer)
+    tracker = Tracker(
+        config.tracking_uri,
+        identity,
+        config.folder,
+        system_metrics=config.system_metrics,
+        writer=writer,
+        size=prepared.size,
+    )
     options = {name: value for name, value in config.model_dump(mode="json").items() if value is not None}
     options |= {"tracking_uri": redact(config.tracking_uri), "method": identity.method}
     objective = prepared.goal.objective
     metric = {} if objective == ACCURACY else {"metric": str(objective)}
+    tags = {"data_checksum": prepared.checksum, "dense_weights": prepared.size.dense_text(_DENSE_IN_TAG)}
     tracker.start_study(
         {**options, "epochs": prepared.epochs, **metric},
-        {"data_checksum": prepared.checksum} if prepared.checksum else {},
+        {name: text for name, text in tags.items() if text},
         dataset=_dataset(prepared),
     )
     return tracker

@@ -62,11 +62,19 @@ def _verdict(study: EndedStudy, goal: Goal) -> str:
     zero = f"{_share(best['sparsity'])} of its weights are zero"
     if best["weights"] and best["nonzero_weights"] is not None:
         zero += f": {best['nonzero_weights']:,} of {best['weights']:,} are left"
-    if (dense := study.result.get("dense_weights")) and best.get("sparsity_matrices") is not None:
-        zero += f" ({_share(best['sparsity_matrices'])} over all weight matrices: {', '.join(dense)} stay dense)"
+    if best.get("sparsity_matrices") is not None:
+        zero += f" ({_share(best['sparsity_matrices'])} over all weight matrices"
+        zero += f" and {_share(best['sparsity_total'])} over all parameters{_dense(study)})"
     reaches = "has an accuracy of" if objective == ACCURACY else f"reaches {objective.name}"
     value = f"{reaches} {objective.text(best[objective.val])} on the validation data"
     return f"The best network, {best['trial']}, {value}{test}. {zero}."
+
+
+def _dense(study: EndedStudy) -> str:
+    """The weight matrices that stay dense, with their shares of all; an earlier version has no shares."""
+    shares = study.result.get("dense_share") or dict.fromkeys(study.result.get("dense_weights") or {})
+    named = ", ".join(f"{name} {_share(share, 1)}".rstrip() for name, share in shares.items())
+    return f"; dense: {named}" if named else ""
 
 
 def _dead(study: EndedStudy) -> str:

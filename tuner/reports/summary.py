@@ -16,7 +16,6 @@ from tune_sparsity.tuner.reports.text import (
     command,
     corner_text,
     dead_text,
-    dense_text,
     duration,
     is_terminal,
     short_number,
@@ -139,7 +138,7 @@ def network_line(outcome: StudyOutcome) -> str:
     if best is None or size is None or (matrices := outcome.sparsity_matrices(best)) is None:
         return ""
     total = f" and {best.sparsity_total:.4%} of all parameters" if best.sparsity_total is not None else ""
-    dense = f"; dense: {dense_text(size)}" if size.dense else ""
+    dense = f"; dense: {size.dense_text()}" if size.dense else ""
     return f"{matrices:.4%} of all weight matrices{total} are zero{dense}"
 
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from tune_sparsity.sparsity import DeadNeurons, NetworkSize
     from tune_sparsity.tuner.study.goal import Goal
 
-_DENSE_NAMED = 3  # weight matrices that stay dense
 _DEAD_NAMED = 6  # layers that have dead neurons
 
 
@@ -40,13 +39,6 @@ def time_left(seconds: float, word: str = "about") -> str:
     return f"{word} {duration(600 * round(seconds / 600))} left"
 
 
-def dense_text(size: NetworkSize) -> str:
-    """The largest weight matrices that stay dense, with their shares of all and the reasons; nothing without any."""
-    largest = sorted(size.dense, key=lambda one: -one.size)
-    named = ", ".join(f"{one.name} {one.size / size.matrices:.1%} ({one.reason})" for one in largest[:_DENSE_NAMED])
-    return named + (f" and {len(largest) - _DENSE_NAMED} more" if len(largest) > _DENSE_NAMED else "")
-
-
 def dead_text(dead: Mapping[str, DeadNeurons]) -> str:
     """Say which layers have neurons without a connection, those with the most first; nothing where there are none."""
     most = sorted(dead.items(), key=lambda item: -item[1].dead)
@@ -60,7 +52,7 @@ def few_prunable(size: NetworkSize) -> str:
     if 2 * size.prunable >= size.matrices:
         return ""
     share = size.prunable / size.matrices
-    return f"Only {share:.1%} of the network's weights in matrices are pruned. These stay dense: {dense_text(size)}"
+    return f"Only {share:.1%} of the network's weights in matrices are pruned. These stay dense: {size.dense_text()}"
 
 
 def is_terminal(stream: TextIO) -> bool:

@@ -220,6 +220,7 @@ def _goal_document(outcome: StudyOutcome) -> dict[str, Any]:
 
 def result_document(outcome: StudyOutcome) -> dict[str, Any]:
     """The study's result as one document, that of result.json and of `--json`; `best` is None if none is feasible."""
+    dense = outcome.size.dense if outcome.size else ()
     document = {
         "study": outcome.study,
         "target": outcome.goal.lowest,
@@ -228,7 +229,8 @@ def result_document(outcome: StudyOutcome) -> dict[str, Any]:
         "experiment": outcome.experiment,
         "method": outcome.method,
         "states": outcome.states,
-        "dense_weights": {one.name: one.size for one in outcome.size.dense} if outcome.size else {},
+        "dense_weights": {one.name: one.size for one in dense},
+        "dense_share": {one.name: outcome.size.share(one) for one in dense} if outcome.size else {},
         "dead_neurons": {name: one._asdict() for name, one in outcome.dead_neurons.items()},
         "best": _reported_document(outcome, outcome.best),
         "pareto": [trial_document(record) for record in outcome.front],

@@ -270,6 +270,13 @@ class S3Storage(StudyStorage):
     def studies(self, file: str = STUDY_YAML) -> list[str]:
         return self.prefix.children()
 
+    @contextmanager
+    def new_name(self, wanted: str) -> Iterator[str]:
+        """See StudyStorage.new_name. A random ending keeps apart the names that other machines take: they do not see
+        the folder that is made here."""
+        with super().new_name(f"{wanted}-{secrets.token_hex(3)}") as name:
+            yield name
+
     def address(self, study: str) -> str:
         return str(self.study(study))
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from tune_sparsity.tuner.config.tracking_uri import is_server
 from tune_sparsity.tuner.errors import redact
@@ -24,6 +24,9 @@ from tune_sparsity.tuner.system.processes import own_process
 from tune_sparsity.tuner.tracking import writer as writer_process
 from tune_sparsity.tuner.tracking.delivery import ATTEMPTS
 from tune_sparsity.tuner.tracking.outbox import KILLED, PARENT, RUNNING, UNENDED, Outbox, StudyIdentity
+
+if TYPE_CHECKING:
+    from tune_sparsity.sparsity import NetworkSize
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -85,6 +88,7 @@ class Tracker:
         folder: the study's. The outbox lies in it, and the files that become artifacts.
         system_metrics: also record this machine's load, on the parent run.
         writer: the process that delivers, if it has been started already.
+        size: of the network, for each trial's "sparsity_matrices".
 
     Attributes:
         seconds: how long callers have spent in the public methods.
@@ -98,9 +102,10 @@ class Tracker:
         *,
         system_metrics: bool = False,
         writer: subprocess.Popen[str] | None = None,
+        size: NetworkSize | None = None,
     ) -> None:
         self.seconds = 0.0
-        self._uri, self._early = uri, writer
+        self._uri, self._early, self._size = uri, writer, size
         self._outbox = Outbox(folder, identity)
         self._lost = ""
         self._finished = self._closed = False
@@ -263,6 +268,8 @@ class Tracker:
 
     def _end(self, record: TrialRecord) -> None:
         measured = {record.objective.val: record.value, **{name: getattr(record, name) for name in _MEASURES}}
+        if self._size is not None and record.nonzero_weights is not None:
+            measured["sparsity_matrices"] = self._size.sparsity_matrices(record.nonzero_weights)
         measures = {name: value for name, value in measured.items() if value is not None}
         known = record.name in self._outbox.pareto
         self._tell(record, {**record.metrics, **measures}, {"pareto": str(known).lower()})

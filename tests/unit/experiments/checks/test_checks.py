@@ -257,7 +257,7 @@ SUSPECT: dict[str, tuple[Experiment, str, str]] = {
         with_data(**{name: one_in_thirty(name) for name in ("train", "val", "test")}), "classes", "balanced"
     ),
     "the same weights always": (replace(SOUND, model=constant), "seeds", "every seed"),
-    "partly frozen": (replace(SOUND, model=frozen(0)), "prunable", "0.weight (frozen, "),
+    "partly frozen": (replace(SOUND, model=frozen(0)), "prunable", "0.weight 66.7% (frozen)"),
     "a last layer that hides": (
         with_forward(lambda m, x: checkpoint(m.net, x.clone().requires_grad_(), use_reentrant=True)),
         "gradients", "registered last",

@@ -10,7 +10,8 @@ import torch
 
 from tests.unit.experiments.own.loops import LOOPS
 from tune_sparsity.experiments import LoopError, NotFinite, OwnLoop, OwnTraining, find
-from tune_sparsity.experiments.own import first_look
+from tune_sparsity.experiments.checks import Level, first_look
+from tune_sparsity.experiments.own import first_look as look_module
 from tune_sparsity.experiments.own import training as module
 from tune_sparsity.experiments.own.first_look import looked_at
 from tune_sparsity.sparsity.wrappers import plain_state
@@ -218,7 +219,7 @@ def test_a_first_look_takes_no_step_and_disturbs_nobody(file: Path) -> None:
 
 
 def test_a_loop_that_goes_on_after_a_first_look_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(first_look, "_PATIENCE", 0.2)
+    monkeypatch.setattr(look_module, "_PATIENCE", 0.2)
     with pytest.raises(LoopError, match=r"swallows: the loop goes on 0\.2 s after it was ended"):
         loop(file, "swallows")
     sys.modules["experiment_file_loops"].ENOUGH.append(1)
@@ -238,6 +239,16 @@ def test_a_normalisation_that_the_loop_keeps_in_evaluation_mode_is_a_constant(fi
     assert not any(measures or mean.any() for measures, mean in seen)
     assert training.model[1].running_mean.tolist() == [0.0] * 24
     training.close()
+
+
+def test_a_loop_whose_last_layer_is_not_found_is_told(file: Path) -> None:
+    told = {
+        name: {finding.check: finding.text for finding in first_look(one, one.load(None)) if finding.level != Level.OK}
+        for name, one in ((name, loop(file, name)) for name in ("hidden", "unnamed"))
+    }
+    assert set(told["hidden"]) == {"loop"}
+    assert "the last layer is the one registered last" in told["hidden"]["loop"]
+    assert told["unnamed"] == {}
 
 
 def test_a_network_that_the_loop_alone_makes_can_be_made_where_it_was_looked_at(file: Path) -> None:

@@ -76,6 +76,8 @@ def test_a_sound_experiment_is_0(folder: Path, capsys: pytest.CaptureFixture[str
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert [line.split()[:2] for line in lines] == [["ok", check.name] for check in CHECKS]
+    shares = "90.0% of all weight matrices and 80.8% of all parameters"  # 132 weights and 15 biases
+    assert f"ok       prunable      90% of the prunable weights are {shares}" in lines
     assert printed.err == f"mine.py:mine is sound: {len(CHECKS)} ok\n"
     assert [path.name for path in folder.iterdir()] == ["mine.py"]
 
@@ -261,7 +263,10 @@ def test_a_study_of_a_loop_says_what_a_check_warns_of(folder: Path, capsys: pyte
     prepared = prepare(make_config(options).resolved())
     told = {finding.check: finding.text for finding in prepared.warnings}
     assert list(told) == ["prunable", "files"]
-    assert told["prunable"] == "these weight matrices stay dense: 0.weight (an embedding, 96 weights)"
+    assert told["prunable"] == (
+        "90% of the prunable weights are 72.4% of all weight matrices and 71.4% of all parameters; "
+        "these weight matrices stay dense: 0.weight 19.5% (an embedding)"
+    )
     assert told["files"].startswith("the code reads words.txt beside it")
     assert main(["check", "mine.py:loop", "--data-dir", "data"]) == 0
     lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
@@ -285,7 +290,7 @@ def test_a_study_says_what_a_check_warns_of(folder: Path) -> None:
     prepared = prepare(make_config({"target": 0.5, "experiment": "mine.py:mine", "storage": folder}).resolved())
     told = {finding.check: finding.text for finding in prepared.warnings}
     assert list(told) == ["prunable", "inputs", "files"]
-    assert "spare.weight (an embedding, 35 weights)" in told["prunable"]
+    assert "spare.weight 21.0% (an embedding)" in told["prunable"]
     assert told["inputs"].startswith("the inputs reach ")
     assert "files=('top.txt',)" in told["files"]
 

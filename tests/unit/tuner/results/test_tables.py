@@ -158,6 +158,7 @@ def test_result_json_is_the_contract_s(tmp_path: Path) -> None:
         "states": {"completed": 2, "pruned": 1, "failed": 1},
         "best": best | {"test_accuracy": 0.88, "weights": 1000, "sparsity_matrices": 900 / 1250},
         "dense_weights": {"embedding.weight": 250},
+        "dense_share": {"embedding.weight": 0.2},
         "dead_neurons": {"0.weight": {"dead": 2, "neurons": 40}},
         "pareto": [best, other],
         "seconds": {

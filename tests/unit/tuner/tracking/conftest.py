@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.tracking import IDENTITY, InThread, MakeTracker
+from tune_sparsity.sparsity import NetworkSize
+from tune_sparsity.sparsity.layers import LeftDense
 from tune_sparsity.tuner.tracking import writer
 from tune_sparsity.tuner.tracking.client import prepare_sqlite
 from tune_sparsity.tuner.tracking.outbox import StudyIdentity
@@ -36,7 +38,8 @@ def tracker(store: Path, tmp_path: Path) -> Iterator[MakeTracker]:
     made: list[Tracker] = []
 
     def make(identity: StudyIdentity = IDENTITY) -> Tracker:
-        made.append(InThread(f"sqlite:///{store}", identity, tmp_path / "studies" / identity.study))
+        size = NetworkSize(1, 100, (LeftDense("words", "an embedding", 25),), 130)
+        made.append(InThread(f"sqlite:///{store}", identity, tmp_path / "studies" / identity.study, size=size))
         return made[-1]
 
     yield make
