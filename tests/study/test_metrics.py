@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.command import Ran, run_command
-from tests.helpers.in_process import run_in_process
+from tests.helpers.in_process import exported, run_in_process
 from tests.helpers.metrics import EXPERIMENTS
 from tests.helpers.outcome import mlflow_runs, read_safetensors, trials_of
 from tune_sparsity.tuner.cli import main
@@ -136,22 +136,22 @@ def test_mlflow_has_the_metric_under_its_name(regression: Ran) -> None:
 
 
 @pytest.mark.slow
-def test_reports_exports_and_resumes_know_the_metric(regression: Ran, file: Path, tmp_path: Path) -> None:
+def test_reports_exports_and_resumes_know_the_metric(
+    regression: Ran, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import shutil
 
     studies = tmp_path / "studies"
     shutil.copytree(regression.cwd / "studies" / "patients", studies / "patients")
     before = regression.result()["front"]
-    exported = run_command(["export", "patients", "--format", "safetensors", "--json"], tmp_path)
-    assert exported.code == 0, exported.stderr
-    assert json.loads(exported.stdout)["val_rmse"] == regression.result()["best"]["val_rmse"]
+    document = exported(studies, "patients", "safetensors", capsys)
+    assert document["val_rmse"] == regression.result()["best"]["val_rmse"]
     resumed = run_command(["resume", "patients", "--trials", "12", "--json"], tmp_path)
     assert resumed.code == 0, resumed.stderr
     after = resumed.result()["front"]
     assert after["reference"] == before["reference"]
     assert after["hypervolume"] >= before["hypervolume"]
-    reported = run_command(["report", "patients"], tmp_path)
-    assert reported.code == 0, reported.stderr
+    assert main(["report", "patients", "--storage", str(studies)]) == 0
     page = (studies / "patients" / "report.html").read_text()
     assert "diabetes: rmse from 30% to 90% sparsity" in page
     assert "validation rmse" in page
@@ -161,10 +161,10 @@ def test_reports_exports_and_resumes_know_the_metric(regression: Ran, file: Path
     changed.write_text(file.read_text().replace('Metric("rmse", rmse, maximize=False)', 'Metric("gain", rmse)'))
     text = (studies / "patients" / "study.yaml").read_text()
     (studies / "patients" / "study.yaml").write_text(text.replace(str(file), str(changed)))
-    refused = run_command(["resume", "patients", "--trials", "14"], tmp_path)
-    assert refused.code == 2
-    assert "judged by rmse (minimize)" in refused.stderr
-    assert len(refused.stderr.strip().splitlines()) == 1
+    capsys.readouterr()
+    assert main(["resume", "patients", "--trials", "14", "--storage", str(studies)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "judged by rmse (minimize)" in line
 
 
 def test_auroc_chooses_another_trial_than_accuracy_where_one_class_is_rare(file: Path, tmp_path: Path) -> None:
