@@ -26,6 +26,8 @@ from tune_sparsity.sparsity.wrappers import plain_parameters
 ALL_BITS = 32
 """Of a weight that is as it was trained, whatever its type."""
 BITS = (8, 4, 2)
+EXACT = (torch.float32, torch.float64)
+"""The types that hold the product of a scale and a code."""
 _SMALLEST, _LARGEST = 2.0**-24, 65504.0  # of float16
 _SHARES = [0.4 + 0.05 * k for k in range(13)]  # of the scale at which a row's largest has the largest code
 _LATENT_LR, _SCALE_LR, _OTHER_LR = 3e-3, 1e-3, 3e-4  # the latent's for 2 bits, in levels; the scale's is relative
@@ -59,6 +61,8 @@ def codes_of(weight: Tensor, bits: int) -> Codes | None:
     """Return a weight of few bits as codes and scales, found from its values alone, so that a file of plain numbers is
     enough to begin with. They give the same weight bit for bit, but need not be those that it was trained with: where
     all codes of a row have a common divisor, the scale has it. None: it is no such weight of so many bits."""
+    if not weight.numel():
+        return Codes(weight.to(torch.int8), weight.new_zeros(len(weight), dtype=torch.float16), bits)
     rows = weight.detach().float().reshape(len(weight), -1)
     least = rows.abs().masked_fill(rows == 0, math.inf).amin(1, keepdim=True)
     scales, codes = torch.zeros_like(least), torch.zeros_like(rows)
@@ -123,7 +127,7 @@ def biases_of(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
 
 def halved(parameter: Tensor) -> bool:
     """Return whether a parameter that is no weight of few bits is rounded to float16 where there are such."""
-    return parameter.requires_grad and parameter.dtype in (torch.float32, torch.float64)
+    return parameter.requires_grad and parameter.dtype in EXACT
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,7 @@ class FewBitsTraining:
         how: FewBits,
         biases: Iterable[tuple[Tensor, int]] = (),
     ) -> None:
-        if other := {weight.dtype for weight in weights} - {torch.float32, torch.float64}:
+        if other := {weight.dtype for weight in weights} - set(EXACT):
             raise ValueError(f"weights of few bits are trained as float32 or float64, not as {other.pop()}")
         self.how, self.steps, self.begun = how, 0, False
         self._weights, self._masks, self._others = list(weights), list(masks), list(others)
@@ -189,7 +193,7 @@ class FewBitsTraining:
     def _set_up(self) -> None:
         """Make room for the numbers of the active weights, in one tensor, and for the scales of all rows."""
         self._places = [mask.reshape(-1).nonzero().squeeze(1) for mask in self._masks]
-        lengths, rows, before = [mask[0].numel() for mask in self._masks], [], 0
+        lengths, rows, before = [max(1, mask[:1].numel()) for mask in self._masks], [], 0
         for mask, places, length in zip(self._masks, self._places, lengths, strict=True):
             rows.append(places // length + before)
             before += len(mask)

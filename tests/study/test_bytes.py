@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from tests.helpers.in_process import exported, run_in_process
 from tests.helpers.outcome import trials_of
+from tests.helpers.strange import EXPERIMENTS
 from tune_sparsity.sparsity.cost.read_packed import decode, read
 
 METHODS = "lpss,gmp,rigl,set,sparse-momentum,static,snip"
@@ -72,6 +73,17 @@ def test_weights_of_few_bits_are_exported_as_what_they_are(
         (found,) = (one for one in graph.initializer if one.name.endswith(f"{name}.codes"))
         assert np.array_equal(numpy_helper.to_array(found), codes)
     assert [one.op_type for one in graph.node].count("DequantizeLinear") == 2
+
+
+@pytest.mark.parametrize(("name", "bits"), [("bfloat16", {""}), ("float64", {"4"})])
+def test_weights_that_hold_no_products_keep_their_bits(name: str, bits: set[str], tmp_path: Path) -> None:
+    (tmp_path / "strange.py").write_text(EXPERIMENTS)
+    options = {"experiment": f"{tmp_path / 'strange.py'}:{name}", "method": "gmp", "trials": 2, "epochs": 4}
+    folder = run_in_process(tmp_path / "studies", name, max_bytes=600, scheduler="none", **options)
+    rows = trials_of(folder)
+    assert {row["state"] for row in rows} == {"completed"}
+    assert {row.get("weight_bits", "") for row in rows} == bits
+    assert all(int(row["size_bytes"]) <= 600 for row in rows)
 
 
 def test_a_dense_network_fits_or_does_not(experiment_file: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tune_sparsity.search_spaces import Space
 from tune_sparsity.sparsity import NetworkSize, network_size, prunable_layers
 from tune_sparsity.sparsity.cost.layout import Layout
 from tune_sparsity.sparsity.cost.multiply_adds import Uses, count_uses
-from tune_sparsity.sparsity.few_bits import ALL_BITS, BITS
+from tune_sparsity.sparsity.few_bits import ALL_BITS, BITS, EXACT
 from tune_sparsity.sparsity.layers import Layer
 from tune_sparsity.tuner.config.experiment import experiment_of, objective_of, sound_data
 from tune_sparsity.tuner.config.files import judged, read_about
@@ -96,7 +96,8 @@ def prepare(
     network = _network(experiment)
     try:
         goal = replace(network.goal(config), objective=objective_of(experiment))
-        spaces = spaces_of(config, goal, experiment.space, experiment.optimizer)
+        suited = (experiment.space, experiment.optimizer)
+        spaces = spaces_of(config, goal, *suited, few_bits=network.few_bits(config))
         check_sampler(config.sampler, front=goal.multi_objective, methods=len(spaces))
     except (ValueError, OSError) as error:  # BadFile is a ValueError, a name too long for a path an OSError
         raise UsageError(str(error)) from None
@@ -202,11 +203,15 @@ class _Network(NamedTuple):
     layers: list[Layer]
     size: NetworkSize
 
+    def few_bits(self, config: StudyConfig) -> bool:
+        """Return whether the methods' own spaces search weights of few bits: where a file's size is the goal."""
+        return config.max_bytes is not None and all(layer.weight.dtype in EXACT for layer in self.layers)
+
     def goal(self, config: StudyConfig) -> Goal:
         """Return what the study looks for. Raises UsageError if the network cannot be that, and as `fewest_bits`."""
         layout: Layout | None = None
         if config.max_bytes is not None:
-            bits = fewest_bits(config)
+            bits = fewest_bits(config, few_bits=self.few_bits(config))
             with suppress(ValueError):  # of a tensor that no packed file can have
                 layout = layout_of(self.model, self.layers, bits)
         return config.goal(self.size.layers, self.size.prunable, layout)

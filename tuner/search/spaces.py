@@ -17,19 +17,22 @@ from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, WEIGHT_BITS
 
 
-def spaces_of(config: StudyConfig, goal: Goal, suited: str | None = None, optimizer: str = "sgd") -> list[Space]:
+def spaces_of(
+    config: StudyConfig, goal: Goal, suited: str | None = None, optimizer: str = "sgd", *, few_bits: bool = False
+) -> list[Space]:
     """One space for each method: its own, or the one of --space.
 
     Args:
         suited: the experiment's space, which takes the place of its method's own.
         optimizer: the experiment's, for which the methods' own spaces have an overlay, unless it is "sgd".
+        few_bits: whether the methods' own spaces search weights of few bits, too.
 
     Raises:
         UsageError: for a space that is unknown, another method's, or that cannot reach the goal.
         ValueError, OSError: for a file that is no space.
     """
     if config.space is None:
-        spaces = [space_for(name, goal) for name in _names(config, suited, optimizer)]
+        spaces = [space_for(name, goal) for name in _names(config, suited, optimizer, few_bits=few_bits)]
         if not any(reaches(space, goal.lowest) for space in spaces):
             raise UsageError(f"--method {','.join(config.method)} never prunes: it fits --target 0 only")
         return spaces
@@ -46,19 +49,20 @@ def spaces_of(config: StudyConfig, goal: Goal, suited: str | None = None, optimi
     return [space]
 
 
-def _names(config: StudyConfig, suited: str | None, optimizer: str) -> list[str]:
-    """Return the names of the methods' spaces. Where a file's size is the goal, few bits are searched too; where an
-    ensemble is wanted, averages."""
+def _names(config: StudyConfig, suited: str | None, optimizer: str, *, few_bits: bool) -> list[str]:
+    """Return the names of the methods' spaces. Where an ensemble is wanted, averages are searched, too."""
     names = {method: method if optimizer == "sgd" else f"{method}+{optimizer}" for method in config.method}
     if suited is not None and (method := load_space(suited, 0.0).method) in names:
         names[method] = suited
-    more = ("" if config.max_bytes is None else "+bits") + ("" if config.ensemble is None else "+averaged")
+    more = "+bits" * few_bits + "+averaged" * (config.ensemble is not None)
     return [name + more * is_built_in(name) for name in names.values()]
 
 
-def fewest_bits(config: StudyConfig) -> int:
-    """Return the fewest bits of a prunable weight in a study of files' sizes. Raises as `load_space` does."""
-    space = load_space("lpss+bits" if config.space is None else config.space, 0.0)
+def fewest_bits(config: StudyConfig, *, few_bits: bool) -> int:
+    """Return the fewest bits of a prunable weight in a study's spaces. Raises as `load_space` does."""
+    if config.space is None and not few_bits:
+        return ALL_BITS
+    space = load_space(config.space or "lpss+bits", 0.0)
     searched = space.distributions.get(WEIGHT_BITS)
     return min(getattr(searched, "choices", [space.fixed.get(WEIGHT_BITS, ALL_BITS)]))
 

@@ -146,6 +146,19 @@ def test_what_is_rounded_to_float16_goes_on_from_its_exact_values() -> None:
     assert len(seen) > 5
 
 
+def test_layers_of_no_size_have_no_codes() -> None:
+    with pytest.warns(UserWarning, match="zero-element"):
+        model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 0), nn.Linear(0, 8), nn.Linear(8, 4))
+    sparse = build("gmp", model, weight_bits=4)
+    train(model, sparse, 0, STEPS)
+    state, names = model.state_dict(), {layer.name for layer in sparse.layers}
+    precision = precision_of(model, sparse.layers, 4)
+    data = encode(precision.of(state, names), precision.with_zeros(names))
+    masks = {layer.name: mask for layer, mask in zip(sparse.layers, sparse.masks, strict=True)}
+    assert len(data) == Layout.of(state, names, precision).size(masks)
+    assert all(torch.equal(tensor.float(), state[name]) for name, tensor in load(data).items())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_of_a_type_that_does_not_hold_the_products_are_refused(dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match="trained as float32 or float64"):
