@@ -14,7 +14,7 @@ from torch import nn
 from tune_sparsity.experiments.checks import files, shapes
 from tune_sparsity.experiments.checks.suite import PARAMS, Check, Problem, first_difference, not_checked, warning
 from tune_sparsity.experiments.checks.training import LAST_UNKNOWN
-from tune_sparsity.experiments.examples import copied
+from tune_sparsity.experiments.examples import copied, tensors_in
 from tune_sparsity.experiments.own.first_look import looked_at
 from tune_sparsity.experiments.own.loop import OwnLoop
 from tune_sparsity.experiments.own.training import OwnTraining
@@ -60,7 +60,7 @@ class LoopSubject:
 
 
 def looks(subject: LoopSubject) -> Iterator[Problem]:
-    if subject.experiment.load(None).train.x.numel() == 0:
+    if not any(one.numel() for one in tensors_in(subject.experiment.load(None).train.x)):
         yield warning("the first epoch begins without a call of the network: exported files cannot be tried")
     rules = subject.experiment.layers
     if rules.off_sphere is None and rules.last is None:
