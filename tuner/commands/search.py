@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
 from tune_sparsity.tuner.commands.console import say, say_missing
@@ -116,8 +117,9 @@ def run(config: Any, *, as_json: bool, resume: bool, named: bool = True) -> int:
         say(_ray_died(config))
         os._exit(EXIT_FAILED)
 
-    ahead = not resume and is_sound(config)
+    ahead, out = not resume and is_sound(config), sys.stdout
     with (
+        redirect_stdout(sys.stderr if as_json else out),  # Ray, and users' code, print there when they like
         connection(config, ahead=ahead, died=died, say=say) as ray,
         writer_ahead(config.tracking_uri) if ahead else nullcontext() as writer,
     ):
@@ -126,10 +128,10 @@ def run(config: Any, *, as_json: bool, resume: bool, named: bool = True) -> int:
         prepared = prepare(config, resume=resume, named=named, share=ray.share)
         with nullcontext(config.study) if named else config.storage.new_name(config.study) as name:
             prepared = replace(prepared, config=config.model_copy(update={"study": name}))
-            return _run_with(ray, writer, prepared, as_json=as_json, resume=resume)
+            return _run_with(ray, writer, prepared, out, as_json=as_json, resume=resume)
 
 
-def _run_with(ray: Any, writer: Any, prepared: Any, *, as_json: bool, resume: bool) -> int:
+def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: bool, resume: bool) -> int:
     from tune_sparsity.tuner.config.tracking_uri import stray_environment
     from tune_sparsity.tuner.driver.run import DiskFull, run_study
     from tune_sparsity.tuner.reports.text import few_prunable
@@ -164,7 +166,8 @@ def _run_with(ray: Any, writer: Any, prepared: Any, *, as_json: bool, resume: bo
             return EXIT_INTERRUPTED
         raise
     say(finished.ended)
-    _report(finished, as_json)
+    with redirect_stdout(out):
+        _report(finished, as_json)
     for failure in finished.failures:
         say(f"{failure[0].upper()}{failure[1:]}")
     if finished.failures:

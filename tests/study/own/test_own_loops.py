@@ -179,6 +179,8 @@ def test_a_loop_that_swallows_the_stop_costs_the_others_nothing(file: Path) -> N
     own = ["--experiment", "loops.py:goes_on", "--target", "0.8", "--trials", "9", "--concurrency", "1"]
     ran = run_command([*own, "--study", "g", "--json"], file.parent)
     assert ran.code == 0, ran.stderr
+    assert ran.result()["study"] == "g"  # what a loop prints is no part of it
+    assert "a loop's own words" in ran.stderr
     states = [row["state"] for row in rows(file.parent / "studies" / "g")]
     assert len(states) == 9
     assert set(states) == {"completed", "pruned"}

@@ -124,6 +124,7 @@ def raises(trial):
         trial.report(lambda: accuracy(model))
 
 def goes_on(trial):
+    print("a loop's own words")
     model, loader, sparse = begun(trial)
     epochs = iter(trial.epochs(EPOCHS))
     while True:
