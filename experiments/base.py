@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -220,17 +220,15 @@ def in_evaluation(model: nn.Module) -> nn.Module:
     return model
 
 
-@torch.no_grad()
-def evaluate(experiment: Experiment, model: nn.Module, split: Split | Loaded, batch: int | None = None) -> float:
-    """The experiment's metric of `model` over a split, on its device and in evaluation mode; the mode it was in is
-    restored.
+def outputs_of(
+    experiment: Experiment, model: nn.Module, split: Split | Loaded, batch: int | None = None
+) -> Iterator[tuple[Tensor, Any]]:
+    """Yield the network's outputs over a split, batch by batch, with the targets: on its device and in evaluation mode;
+    the mode it was in is restored at the end.
 
     Args:
         batch: examples at once; by default 4096, and fewer where inputs are large. Of a data set that is not in memory
             the recipe's batch size.
-
-    Raises:
-        NotFinite: if an output is NaN: the largest of such outputs is no answer. Also if the metric is NaN or infinite.
     """
     if batch is None and isinstance(split, Loaded):
         batch = experiment.recipe.batch_size
@@ -238,16 +236,27 @@ def evaluate(experiment: Experiment, model: nn.Module, split: Split | Loaded, ba
         batch = at_once(split.first(1).x)
     was_training = model.training
     device = next((param.device for param in model.parameters()), None)
-    metric = metric_of(experiment.metric)
-    scorer, unknown = Scorer(metric, device or torch.device("cpu")), list[Tensor]()
     model.eval()
     with same_random_numbers(None if isinstance(split, Split) else 0):
         for some in split.batches(batch):
             x, y = some if device is None else some.to(device)
-            outputs = experiment.outputs(model, x)
-            scorer.add(outputs, y)
-            unknown.append(outputs.isnan().reshape(len(outputs), -1).any(1))
+            yield experiment.outputs(model, x), y
     model.train(was_training)
+
+
+@torch.no_grad()
+def evaluate(experiment: Experiment, model: nn.Module, split: Split | Loaded, batch: int | None = None) -> float:
+    """The experiment's metric of `model` over a split. The arguments are those of `outputs_of`.
+
+    Raises:
+        NotFinite: if an output is NaN: the largest of such outputs is no answer. Also if the metric is NaN or infinite.
+    """
+    device = next((param.device for param in model.parameters()), torch.device("cpu"))
+    metric = metric_of(experiment.metric)
+    scorer, unknown = Scorer(metric, device), list[Tensor]()
+    for outputs, y in outputs_of(experiment, model, split, batch):
+        scorer.add(outputs, y)
+        unknown.append(outputs.isnan().reshape(len(outputs), -1).any(1))
     if bad := int(torch.cat(unknown).sum()):
         raise NotFinite(f"the network's outputs are NaN for {bad} of {split.examples} examples")
     value = scorer.value()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tune_sparsity.experiments.examples import spread_over
+from tune_sparsity.experiments.examples import Loaded, Split, spread_over
 from tune_sparsity.sparsity.output_layers import called, modes_kept, normalising
 from tune_sparsity.sparsity.torch_internals import BatchNorm
 
@@ -22,6 +22,14 @@ def sample(n: int) -> list[Tensor]:
     indices = spread_over(n, _SAMPLE)
     batches = -(-len(indices) // _BATCH)
     return [indices[k::batches] for k in range(batches)]
+
+
+def sampled_inputs(model: nn.Module, train: Split | Loaded) -> Iterator[Any]:
+    """Yield the training inputs that running statistics are measured on anew, on the network's device; none where there
+    are none to measure."""
+    if train.examples >= 2 and normalises(model):
+        device = next(model.parameters()).device
+        yield from (train.at(batch).to(device).x for batch in sample(train.examples))
 
 
 def normalises(model: nn.Module) -> bool:

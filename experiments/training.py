@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from tune_sparsity.experiments.base import PRECISIONS, Data, Experiment, NotFinite, evaluate
-from tune_sparsity.experiments.batchnorm import normalises, remeasure, remeasured, sample
+from tune_sparsity.experiments.batchnorm import remeasure, remeasured, sampled_inputs
 from tune_sparsity.experiments.examples import Loaded, Split, copied, tensors_in
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.ranks import ONE_RANK, OneRank
@@ -142,14 +141,8 @@ class Training:
     def _masked_value(self) -> float:
         """Validation metric of weights that were just masked or averaged. Running statistics of batch normalisation,
         being those of the weights before, would make a good network look like a guess: they are measured anew."""
-        with remeasured(self.model, self._inputs(), self.experiment.outputs):
+        with remeasured(self.model, sampled_inputs(self.model, self.train_split), self.experiment.outputs):
             return evaluate(self.experiment, self.model, self.val_split)
-
-    def _inputs(self) -> Iterator[Any]:
-        """The inputs that running statistics are measured on anew; none where there are none to measure."""
-        train = self.train_split
-        if train.examples >= 2 and normalises(self.model):
-            yield from (train.at(batch).x for batch in sample(train.examples))
 
     def _train(self) -> float:
         """One pass over the training data in a fresh order; the mean loss. Raises NotFinite."""
@@ -175,7 +168,7 @@ class Training:
         if self.epochs_done + 1 == self.epochs:
             self.sparse.finish()
             if self.sparse.average is not None and self.sparse.average.taken:
-                remeasure(self.model, self._inputs(), self.experiment.outputs)
+                remeasure(self.model, sampled_inputs(self.model, self.train_split), self.experiment.outputs)
             self._check_masks()
         self.ranks.share_buffers(self.model)
         loss = float(torch.stack(losses).double().cpu() @ torch.tensor(sizes, dtype=torch.float64))

@@ -1,8 +1,8 @@
 """An ensemble of networks near an average of weights, drawn from the spread of its samples; off by default.
 
 Late in a training weights walk around their mean. Weights drawn from that walk, each from a normal distribution of its
-own, are other networks of about the same quality, whose outputs are averaged (weight parameter resampling, Wang et al.
-2018, arXiv 1807.00847; the diagonal case of SWAG, Maddox et al. 2019, arXiv 1902.02476). Nothing is trained.
+own, are other networks of about the same quality, whose outputs are averaged (weight parameter resampling, arXiv
+1807.00847; the diagonal case of SWAG, Maddox et al. 2019, arXiv 1902.02476). Nothing is trained.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from safetensors.torch import load_file
 from torch import Generator, Tensor
 
 from tune_sparsity.experiments import Data, Experiment, Loaded, Split
-from tune_sparsity.experiments.batchnorm import normalises, remeasured, sample
+from tune_sparsity.experiments.base import outputs_of
+from tune_sparsity.experiments.batchnorm import remeasured, sampled_inputs
 from tune_sparsity.experiments.metrics import Scorer, metric_of
-from tune_sparsity.tuner.results.networks import mask_names, split_masks
+from tune_sparsity.tuner.results.networks import split_masks
 from tune_sparsity.tuner.study.layout import SPREAD
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 2.0)
 """Of the spread: what is chosen from, on the validation data. 0 is the average itself."""
 _BINS = 15  # of the calibration error, as Guo et al. 2017 (arXiv 1706.04599) have it
 _DROP = 0.005 + 1e-9  # of a metric that lies in [0, 1]: what noise may cost
-_HALVINGS, _SEED, _BATCH = 20, 0, 1024
+_HALVINGS, _SEED = 20, 0
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What outputs are worth: the metric, and of classes the mean negative log-likelihood and the calibration error."""
+    """Holds what outputs are worth: the metric, and of classes the mean negative log-likelihood and calibration."""
 
     value: float
     nll: float | None
@@ -54,12 +55,11 @@ class Resampling:
 
     def __init__(self, experiment: Experiment, data: Data, file: Path, members: int, device: str = "cpu") -> None:
         stored = load_file(file, device=device)
-        self.masks = {name: stored[f"{name}.mask"] for name in mask_names(stored)}
         self.spread = {name: stored[name + SPREAD] for name in stored if name + SPREAD in stored}
         if not self.spread:
             raise ValueError("its weights were not averaged")
         self.experiment, self.data, self.members = experiment, data, members
-        self.tensors = split_masks(stored)[0]
+        self.tensors, self.masks = split_masks(stored)
         self.model = experiment.network_with(self.tensors).to(device)
         state = self.model.state_dict()
         self._means = {name: state[name].clone() for name in self.spread if name in state}
@@ -102,17 +102,12 @@ class Resampling:
                     noise = torch.randn(mean.shape, generator=generator).to(mean)
                     moved = mean + deviations[name].to(mean) * noise
                     state[name].copy_(moved * self.masks[name].to(mean) if name in self.masks else moved)
-            again = normalises(self.model)
-            with remeasured(self.model, self._examples(), self.experiment.outputs) if again else nullcontext():
+            with remeasured(self.model, sampled_inputs(self.model, self.data.train), self.experiment.outputs):
                 yield
         finally:
             with torch.no_grad():
                 for name, mean in self._means.items():
                     state[name].copy_(mean)
-
-    def _examples(self) -> Iterator[Any]:
-        for index in sample(self.data.train.examples):
-            yield self.data.train.at(index).x
 
     def _judged(self, split: Split | Loaded, members: Sequence[AbstractContextManager[None]]) -> Judged:
         """Return what the mean outputs of networks are worth, each of which the model is within a context."""
@@ -132,8 +127,7 @@ class Resampling:
     def _outputs(self, split: Split | Loaded, member: AbstractContextManager[None]) -> list[tuple[Tensor, Tensor]]:
         """Return the outputs of a member, and the targets, batch by batch."""
         with member, torch.no_grad():
-            pairs = split.batches(_BATCH)
-            return [(self.experiment.outputs(self.model, x).detach().cpu(), y.cpu()) for x, y in pairs]
+            return [(outputs.cpu(), y.cpu()) for outputs, y in outputs_of(self.experiment, self.model, split)]
 
     def bits(self, tolerance: float) -> dict[str, int]:
         """Return how many bits each prunable weight needs for no more noise than that.
@@ -193,7 +187,8 @@ def ensemble_document(drawn: Resampling, size_bytes: int | None, macs: int | Non
     sign = 1.0 if metric.maximize else -1.0
     worth = {scale: -one.nll if one.nll is not None else sign * one.value for scale, one in tried.items()}
     chosen = max(SCALES, key=lambda scale: (worth[scale], -scale))
-    test, alone = (drawn.judged(data.test, scale) for scale in (chosen, 0.0))
+    alone = drawn.judged(data.test, 0.0)
+    test = drawn.judged(data.test, chosen) if chosen else alone
     document: dict[str, Any] = {
         "members": drawn.members if chosen else 1,
         "scale": chosen,
