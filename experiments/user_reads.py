@@ -1,4 +1,4 @@
-"""Which files a user's code reads while it is looked at: where the code travels to, they may be missing."""
+"""Notices which files a user's code reads while it is looked at: where the code travels to, they may be missing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tune_sparsity.experiments.user_code import is_module, is_users_own
 
 
 class Reader(Enum):
-    """What reads a file."""
+    """Says what reads a file."""
 
     CODE = "code"
     """Code that runs wherever networks are made or trained."""

@@ -78,7 +78,7 @@ def codes_of(weight: Tensor, bits: int) -> Codes | None:
 
 
 class Precision(NamedTuple):
-    """How exact a network's numbers are.
+    """Says how exact a network's numbers are.
 
     Attributes:
         bits: of a prunable weight: ALL_BITS, or few, which are codes with a scale for each row.

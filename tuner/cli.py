@@ -15,7 +15,7 @@ from tune_sparsity.tuner.commands.search import search
 from tune_sparsity.tuner.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE, UsageError, unknown
 
 _OF_TORCHSCRIPT = r"`torch\.jit\."
-"""How torch begins its warnings about TorchScript. We refuse such networks in a line of our own."""
+"""The beginning of torch's warnings about TorchScript. We refuse such networks in a line of our own."""
 
 _SUBCOMMANDS = {
     **{"resume": "resume", "send": "send", "list": "list_names", "doctor": "doctor", "check": "check"},

@@ -1,4 +1,4 @@
-"""What accuracy a file of so many bytes can have: studies with --max-bytes, their best trained under more seeds.
+"""Measure what accuracy a file of so many bytes can have: studies with --max-bytes, their best under more seeds.
 
     python -m benchmarks.training.sizes --data-dir FOLDER --out FOLDER [--goals fashion-mnist:10000 digits:1500 ...]
 

@@ -137,11 +137,12 @@ def _run(loop: Callable[[Any], object], trial: _Looking) -> None:
                 loop(trial)
         except BaseException as error:
             raised.append(error)
+        finally:
+            trial.seen.set()
 
     thread = threading.Thread(target=run, name="first look", daemon=True)
     thread.start()
-    while thread.is_alive() and not trial.seen.wait(0.05):
-        pass
+    trial.seen.wait()
     thread.join(_PATIENCE)
     if thread.is_alive():
         raise LoopError(f"the loop goes on {_PATIENCE:g} s after it was ended: let BaseException through")

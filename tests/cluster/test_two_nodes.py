@@ -14,13 +14,15 @@ import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
+from tests.helpers.command import BLOBS
 from tests.helpers.namespaces import ADDRESS, CLIENT, HEAD, S3_PORT, WORKER, TwoNodes, two_nodes
 from tests.helpers.s3_servers import BUCKET, S3Server
 from tune_sparsity.tuner.storage.local_copy import CACHE_VARIABLE
 
 pytestmark = pytest.mark.slow
 
-EXPERIMENT = """
+EXPERIMENT = (
+    """
 import os
 import sys
 import time
@@ -48,21 +50,20 @@ def loss(outputs, targets):
     time.sleep(0.05 if len(targets) == 30 else 0)  # ten batches: half a second an epoch
     return nn.functional.cross_entropy(outputs, targets)
 
-def load(data_dir):
+"""
+    + BLOBS
+    + """
+def marked(data_dir):
     if data_dir is not None:
         (data_dir / "there").read_text()
         loads = Path({where!r}).parent / "loads"
         loads.mkdir(exist_ok=True)
         (loads / str(os.stat("/proc/self/ns/net").st_ino)).touch()
-    g = torch.Generator().manual_seed(0)
-    means = 2 * torch.randn(3, 12, generator=g)
-    def split(n):
-        y = torch.randint(0, 3, (n,), generator=g)
-        return Split(means[y] + torch.randn(n, 12, generator=g), y)
-    return Data(split(300), split(120), split(120), classes=("a", "b", "c"))
+    return load(data_dir)
 
-mine = Experiment("mine", load, Net, Recipe(epochs=2, batch_size=30), loss=loss)
+mine = Experiment("mine", marked, Net, Recipe(epochs=2, batch_size=30), loss=loss)
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ def front_line(outcome: StudyOutcome) -> str:
 
 
 def ensemble_line(outcome: StudyOutcome) -> str:
-    """What the ensemble around the best network is worth, and that it is none where it gains nothing."""
+    """Say what the ensemble around the best network is worth, and that it is none where it gains nothing."""
     about, objective = outcome.ensemble, outcome.goal.objective
     if not about:
         return ""

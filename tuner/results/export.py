@@ -52,6 +52,13 @@ class Network:
     val_value: float  # the metric on the validation data, as the trial reported it
 
     @cached_property
+    def packed(self) -> bytes:
+        """The packed file. Raises ValueError if there can be none."""
+        from tune_sparsity.sparsity.cost.writer import encode
+
+        return encode(self.coded, self.precision.with_zeros(self.prunable))
+
+    @cached_property
     def coded(self) -> dict[str, Tensor | Codes]:
         """The tensors in their own precision."""
         return self.precision.of(self.tensors, self.prunable)
@@ -122,10 +129,8 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
 
 def _packed(network: Network) -> dict[str, int]:
     """The bytes of the network's packed file, where there can be one."""
-    from tune_sparsity.sparsity.cost.writer import encode
-
     with suppress(ValueError):
-        return {"packed": len(encode(network.coded, network.precision.with_zeros(network.prunable)))}
+        return {"packed": len(network.packed)}
     return {}
 
 
@@ -186,7 +191,7 @@ def _write(network: Network, kind: str, path: Path) -> None:
             raise ExportFailed(str(error)) from error
     elif kind == "packed":
         try:
-            formats.save_packed(network.coded, network.precision.with_zeros(network.prunable), path)
+            path.write_bytes(network.packed)
         except ValueError as error:
             raise ExportFailed(str(error)) from error
     elif kind == "csr":

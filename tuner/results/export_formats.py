@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from tune_sparsity.experiments.base import in_evaluation
 from tune_sparsity.experiments.examples import mapped, named
-from tune_sparsity.sparsity.cost.writer import encode
 from tune_sparsity.sparsity.few_bits import Codes
 from tune_sparsity.tuner.errors import UsageError
 
@@ -58,12 +57,6 @@ def load_safetensors(path: Path | str) -> dict[str, Tensor]:
 def save_torch(tensors: Tensors, path: Path) -> None:
     """The state_dict for `torch.load(path, weights_only=True)`."""
     torch.save(dict(tensors), path)
-
-
-def save_packed(tensors: Coded, prunable: set[str], path: Path) -> None:
-    """The smallest file, of which `tune_sparsity.sparsity.cost.read_packed` tells the format. Raises ValueError for a
-    tensor of a type that it cannot have."""
-    path.write_bytes(encode(tensors, prunable))
 
 
 def index_dtype(columns: int) -> torch.dtype:

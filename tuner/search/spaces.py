@@ -32,7 +32,14 @@ def spaces_of(
         ValueError, OSError: for a file that is no space.
     """
     if config.space is None:
-        spaces = [space_for(name, goal) for name in _names(config, suited, optimizer, few_bits=few_bits)]
+        more = "+bits" * few_bits + "+averaged" * (config.ensemble is not None)
+
+        def own_space(name: str) -> Space:
+            return space_for(name + more * is_built_in(name), goal)
+
+        suits = None if suited is None else own_space(suited)
+        own = {method: method if optimizer == "sgd" else f"{method}+{optimizer}" for method in config.method}
+        spaces = [suits if suits and suits.method == method else own_space(own[method]) for method in own]
         if not any(reaches(space, goal.lowest) for space in spaces):
             raise UsageError(f"--method {','.join(config.method)} never prunes: it fits --target 0 only")
         return spaces
@@ -47,15 +54,6 @@ def spaces_of(
             f"--space {config.space} has no {FINAL_SPARSITY} of {wanted:g} or more: no trial could meet the goal"
         )
     return [space]
-
-
-def _names(config: StudyConfig, suited: str | None, optimizer: str, *, few_bits: bool) -> list[str]:
-    """Return the names of the methods' spaces. Where an ensemble is wanted, averages are searched, too."""
-    names = {method: method if optimizer == "sgd" else f"{method}+{optimizer}" for method in config.method}
-    if suited is not None and (method := load_space(suited, 0.0).method) in names:
-        names[method] = suited
-    more = "+bits" * few_bits + "+averaged" * (config.ensemble is not None)
-    return [name + more * is_built_in(name) for name in names.values()]
 
 
 def fewest_bits(config: StudyConfig, *, few_bits: bool) -> int:

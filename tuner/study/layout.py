@@ -17,8 +17,8 @@ PICTURES_HTML = "pictures.html"
 WEIGHTS = ".weights"  # the one hidden folder that belongs to a study: the networks that would be reported
 BEST = "best"  # the folder of the best network
 MODEL, DESCRIPTION = "model.safetensors", "model.json"
-ORIENTATIONS = "orientations"  # in the metadata of a network's file: as sparsity.orientation has them, in JSON
 SPREAD = ".spread"  # how the name of a tensor ends that is the spread of another, over the samples of an average
+ORIENTATIONS = "orientations"  # in the metadata of a network's file: as sparsity.orientation has them, in JSON
 PRECISION = "precision"  # in the same metadata: as sparsity.few_bits has it, in JSON, where weights have few bits
 
 

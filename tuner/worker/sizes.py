@@ -21,7 +21,7 @@ from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, WEIGHT_BITS
 
 @dataclass(frozen=True)
 class ByteLimit:
-    """How many bytes the packed files of a study's networks may have.
+    """Limits the bytes of the packed files of a study's networks.
 
     Attributes:
         most: bytes.

@@ -361,15 +361,16 @@ def packed_weights(training: Training | OwnTraining) -> bytes:
     """The network's tensors and, under NAME.mask, its masks, in the safetensors format. Its metadata have the
     orientations of weights whose neurons are not their first dimension. Of an average whose spread was measured, it has
     that under NAME.spread."""
+    state = plain_state(training.model)
     tensors: dict[str, Tensor] = {
         # Copies: networks may share tensors, and safetensors refuses those.
         name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in plain_state(training.model).items()
+        for name, tensor in state.items()
     }
     for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True):
         tensors[f"{layer.name}.mask"] = mask.cpu().bool().contiguous()
     spread = {} if training.sparse.average is None else {p.data_ptr(): s for p, s in training.sparse.average.spread()}
-    for name, tensor in plain_state(training.model).items():
+    for name, tensor in state.items():
         if tensor.data_ptr() in spread and tensor.numel():
             tensors[f"{name}{SPREAD}"] = spread[tensor.data_ptr()].cpu().contiguous().clone()
     turned = {layer.name: layer.orientation for layer in training.sparse.layers if layer.orientation != STANDARD}
