@@ -11,7 +11,7 @@ TEST := -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reord
 INSTALLED := $(VENV)/.installed
 NEWEST ?= $(or $(shell python3.13 -c 'import sys; print(sys.executable)' 2>/dev/null),$(PYTHON))
 
-.PHONY: install compile tune test quick lint format bench wheel clean long lowest newest
+.PHONY: install compile tune test quick lint format bench wheel docs clean long lowest newest
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
@@ -41,6 +41,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs . build/site
 
 format: install
 	$(BIN)/ruff format .

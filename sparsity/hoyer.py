@@ -82,7 +82,7 @@ def suggest_p(target: float, *, level: float = 0.2) -> float:
 
     Args:
         target: sparsity in [0, 1).
-        level: the threshold as a multiple of the neuron's mean |w|, in (0, 1); published 0.2.
+        level: the threshold as a multiple of the neuron's mean `|w|`, in (0, 1); published 0.2.
 
     Returns:
         p in [1.02, 2], at the end of the range where the target lies beyond what p can reach.

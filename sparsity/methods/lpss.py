@@ -69,11 +69,11 @@ class LpssSettings(TailSettings):
             "published", piecewise linear with its peak after a sixth; or a schedule, of which both rates are multiples,
             with values in [0, 1].
         knots_for_epochs: how many epochs the training has, at least 1: the published shape has a knot 3 before the end.
-        drop: "ramp" keeps the globally largest gain x |w| at a sparsity that rises as a cubic from the initial to the
+        drop: "ramp" keeps the globally largest gain x `|w|` at a sparsity that rises as a cubic from the initial to the
             final one; what is dropped lives on in v and comes back where others fall behind it. "threshold" is the
-            published semi-pruning with threshold adaptation: connections below rho x their neuron's mean |w| go, and
+            published semi-pruning with threshold adaptation: connections below rho x their neuron's mean `|w|` go, and
             others come back by gradient.
-        threshold: the drop threshold rho over training, relative to a neuron's mean active |w|: a schedule, or those of
+        threshold: the drop threshold rho over training, relative to a neuron's mean active `|w|`: a schedule, or those of
             its parts that differ from the default's (a cosine from .2 to 0). Its shape, start and stop, in [0, 1], are
             for drop = "threshold". Connections move between its begin and its end, 0 <= begin < end <= 1, with either
             drop; at the end the network is projected to its final sparsity, and trains on under that mask.

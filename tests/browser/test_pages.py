@@ -1,15 +1,9 @@
-"""What people see, in a real browser: MLflow's UI on a study's store, the report and the pictures.
-
-The browser is Debian's Chromium; where there is none these tests are skipped. Screenshots are kept in
-tests/screenshots, to be looked at.
-"""
+"""Look at MLflow's UI on a study's store, at the report and at the pictures, in a real browser."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,63 +13,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests import ROOT
+from tests.browser.chromium import Page
 from tests.helpers.command import Ran
 from tune_sparsity.tuner.cli import main
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-SCREENSHOTS = ROOT / "tests" / "screenshots"
-PATIENCE = 120_000  # milliseconds: the machine may be busy with something else
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: make install")
-    with sync_api.sync_playwright() as playwright:
-        # Its sandbox refuses to run as root, as which continuous integration does.
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield opened
-        opened.close()
-
-
-@dataclass
-class Page:
-    """A page and the addresses of everything that it asked for."""
-
-    page: Any
-    asked: list[str]
-
-    def hosts(self) -> set[str]:
-        parts = map(urlsplit, self.asked)
-        return {part.netloc for part in parts if part.scheme not in ("data", "blob", "about")}
-
-    def kept(self, name: str, whole: bool = False) -> np.ndarray:
-        """A screenshot, kept as a file, as an array of (height, width, 3)."""
-        SCREENSHOTS.mkdir(exist_ok=True)
-        taken = self.page.screenshot(full_page=whole, path=SCREENSHOTS / f"{name}.png")
-        return np.asarray(Image.open(io.BytesIO(taken)).convert("RGB"))
-
-
-@pytest.fixture
-def opened(browser: Any) -> Iterator[Page]:
-    page = browser.new_page(viewport={"width": 1600, "height": 1000})
-    page.set_default_timeout(PATIENCE)
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    yield Page(page, asked)
-    page.close()
+pytestmark = pytest.mark.slow
 
 
 @dataclass
