@@ -74,7 +74,7 @@ class LpssSettings(TailSettings):
             published semi-pruning with threshold adaptation: connections below rho x their neuron's mean `|w|` go, and
             others come back by gradient.
         threshold: the drop threshold rho over training, relative to a neuron's mean active `|w|`: a schedule, or those
-            of its parts that differ from the default's (a cosine from .2 to 0). Its shape, start and stop, in [0, 1], are
+            of its parts that differ from the default's (a cosine from .2 to 0). Shape, start and stop, in [0, 1], are
             for drop = "threshold". Connections move between its begin and its end, 0 <= begin < end <= 1, with either
             drop; at the end the network is projected to its final sparsity, and trains on under that mask.
         threshold_interval: steps between two updates of the masks, at least 1. In a short training it is shortened, so
