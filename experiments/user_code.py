@@ -15,7 +15,8 @@ OURS = ("experiments", "search_spaces", "sparsity", "tuner")
 
 
 def is_users_own(file: str | None) -> bool:
-    """Whether a module's file belongs to a person's own code: not to Python, to an installed package or to us."""
+    """Return whether a module's file belongs to a person's own code: not to Python, to an installed package or to
+    us."""
     if not file or file.startswith("<"):
         return False
     parts = Path(file).parts

@@ -38,7 +38,7 @@ class Code:
         return Path(self.root) if self.is_here() else self._unpacked()
 
     def is_here(self) -> bool:
-        """Whether this machine has these very files at their root."""
+        """Return whether this machine has these very files at their root."""
         try:
             return all((Path(self.root) / path).read_bytes() == content for path, content in self.files.items())
         except OSError:

@@ -43,7 +43,8 @@ class Space:
     near: tuple[float | None, ...] = ()
 
     def applies(self, name: str, values: Mapping[str, Any]) -> bool:
-        """Whether a parameter applies, given the values of all searched ones that apply among those it depends on."""
+        """Return whether a parameter applies, given the values of all searched ones that apply among those it depends
+        on."""
         condition = self.when.get(name, {})
         return applies(condition, {**self.fixed, **values}) and all(
             self.applies(parent, values) for parent in condition
@@ -77,7 +78,7 @@ class Space:
 
 
 def applies(condition: Mapping[str, tuple[Any, ...]], values: Mapping[str, Any]) -> bool:
-    """Whether every parameter that decides is there with one of its accepted values."""
+    """Return whether every parameter that decides is there with one of its accepted values."""
     return all(
         parent in values and any(same(values[parent], value) for value in accepted)
         for parent, accepted in condition.items()

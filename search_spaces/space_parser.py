@@ -90,7 +90,8 @@ class _Parser:
     # Conditions
 
     def _conditions(self, specs: dict[str, Any], parsed: dict[str, Parsed]) -> dict[str, Condition]:
-        """What each parameter depends on; the parts of a schedule on what the schedule does."""
+        """Return the parameters that each parameter depends on; the parts of a schedule depend on those of the
+        schedule."""
         conditions: dict[str, Condition] = {}
         for name, one in parsed.items():
             key = _base(name)
@@ -228,7 +229,7 @@ def _needed(name: str, when: Mapping[str, Condition]) -> dict[str, Any]:
 
 
 def _all_apply(name: str, values: Mapping[str, Any], when: Mapping[str, Condition]) -> bool:
-    """Whether a parameter applies, and all that it depends on do."""
+    """Return whether a parameter applies, and all that it depends on do."""
     condition = when.get(name, {})
     return applies(condition, values) and all(_all_apply(parent, values, when) for parent in condition)
 

@@ -14,7 +14,7 @@ DISTRIBUTIONS = ("uniform", "erk", "global")
 
 
 def layer_counts(shapes: Sequence[torch.Size], sparsity: float, distribution: str, *, a_neuron: int = 0) -> list[int]:
-    """How many weights each layer keeps; in all exactly what `sparsity` leaves.
+    """Return how many weights each layer keeps; in all exactly what `sparsity` leaves.
 
     Args:
         shapes: (neurons, fan-in...) of every layer, as (output, input, kernel...) of a convolution.

@@ -48,12 +48,12 @@ class Matrix:
 
     @property
     def size(self) -> int:
-        """How many weights it has."""
+        """Return how many weights it has."""
         return max(param.numel() for param in self.params)
 
     @property
     def neurons(self) -> int:
-        """How many neurons it has."""
+        """Return how many neurons it has."""
         return len((self.orientation or STANDARD).rows(self.params[0].detach()))
 
     def better_known(self, other: Matrix) -> bool:

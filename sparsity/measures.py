@@ -68,7 +68,7 @@ class Measures:
         }
 
     def adaptation(self) -> dict[str, float]:
-        """How the masks moved in the last update: "threshold", a multiple of the neuron's mean magnitude, if the
+        """Return how the masks moved in the last update: "threshold", a multiple of the neuron's mean magnitude, if the
         topology drops by one, and "grow_rate", connections grown over those dropped. Empty while masks do not move."""
         known = {"threshold": getattr(self.topology, "applied", None), "grow_rate": self.grow_rate}
         return {} if self.fixed else {name: value for name, value in known.items() if value is not None}

@@ -255,7 +255,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         self._still = [*biases, *((one.weight, mask) for one, mask in pairs if not ((given or spared) and one.sphere))]
 
     def _forget_dropped(self, weight: Tensor, mask: Tensor) -> None:
-        """What is dropped must not be moved on by its old momentum. On the sphere LpSGD sees to it."""
+        """Clear the momentum of dropped weights, which would move them on. On the sphere LpSGD does so itself."""
         for value in self.optimizer.state.get(weight, {}).values():  # a frozen weight has none
             if isinstance(value, Tensor) and value.numel() == weight.numel() > 1:
                 value.mul_(mask.view_as(value))

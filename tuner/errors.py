@@ -24,7 +24,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def disk_error(error: BaseException | None) -> bool:
-    """Whether what went wrong is, at the bottom of it, the disk: no room, or not writable any more."""
+    """Return whether the first cause of an error is the disk: no room, or not writable any more."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             return True

@@ -112,7 +112,7 @@ def finite(subject: Subject) -> Iterator[Problem]:
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    """Whether no number is NaN or infinite, found without a tensor of the same size: every study asks."""
+    """Return whether no number is NaN or infinite, found without a tensor of the same size: every study asks."""
     if not tensor.is_floating_point() or not tensor.numel():
         return not tensor.is_complex() or bool(torch.isfinite(tensor).all())
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
@@ -328,7 +328,7 @@ def takes_the_last_batch(subject: Subject) -> Iterator[Problem]:
 
 
 def is_classification(subject: Subject) -> bool:
-    """Whether targets are numbers of classes, and outputs logits."""
+    """Return whether targets are numbers of classes, and outputs logits."""
     experiment, y = subject.experiment, subject.raw(_FEW).y
     loss = experiment.loss
     while isinstance(loss, partial):

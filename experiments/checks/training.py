@@ -80,7 +80,7 @@ def _outcome(subject: Subject, training: Training) -> tuple[dict[str, Tensor], T
 
 
 def _differs(subject: Subject, first: Training, second: Training) -> str | None:
-    """What two trainings do not have alike."""
+    """Name the part in which two trainings differ."""
     (state, outputs), (other_state, other_outputs) = _outcome(subject, first), _outcome(subject, second)
     if (name := first_difference(state, other_state)) is not None:
         return name

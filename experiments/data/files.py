@@ -14,7 +14,8 @@ from tune_sparsity.experiments.base import DataUnavailable
 
 
 def default_data_dir() -> Path:
-    """Where data sets are kept when no --data-dir is given: TUNE_SPARSITY_DATA, else a folder in the user's cache."""
+    """Return where data sets are kept when no --data-dir is given: TUNE_SPARSITY_DATA, else a folder in the user's
+    cache."""
     if folder := os.environ.get("TUNE_SPARSITY_DATA"):
         return Path(folder)
     return cache_folder() / "data"

@@ -23,8 +23,8 @@ _BEFORE = 2  # calls that are not recorded: libraries make ready in them what ma
 
 
 def can_be_recorded(params: Iterable[Tensor]) -> bool:
-    """Whether work on these parameters can be: they are all on the GPU that is torch's current one. What is done on
-    another is no part of a recording."""
+    """Return whether work on these parameters can be: they are all on the GPU that is torch's current one. What is done
+    on another is no part of a recording."""
     devices = {param.device for param in params}
     return (
         len(devices) == 1 and (device := devices.pop()).type == "cuda" and device.index == torch.cuda.current_device()
@@ -126,7 +126,7 @@ class DeviceScalars:
         self._values: list[float | None] = [None] * len(pairs)
 
     def belongs_to(self, groups: Sequence[dict[str, Any]]) -> bool:
-        """Whether these are the groups: an optimizer whose state is loaded has new ones."""
+        """Return whether these are the groups: an optimizer whose state is loaded has new ones."""
         return self.groups is groups and self._count == len(groups)
 
     def follow(self) -> None:
@@ -217,7 +217,7 @@ class RecordedSteps:
         return self._moving
 
     def _state(self) -> tuple[Hashable, ...]:
-        """Whatever else a step depends on but numbers in the device's memory."""
+        """Return everything that a step depends on besides numbers in the device's memory."""
         kept = _KEPT if self._p_moves else (*_KEPT, "p")
         return (
             getattr(self._optimizer, "arrangement", 0),

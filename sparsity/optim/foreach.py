@@ -113,7 +113,7 @@ class ForeachStep:
         return self._gathered(grads)
 
     def _pieces(self, rows: Rows) -> list[Tensor]:
-        """What answers to one gathered matrix each."""
+        """Return the pieces that belong to one gathered matrix each."""
         return rows.runs if self._gathers else rows.parts
 
     def _gathered(self, tensors: Sequence[Tensor]) -> list[Tensor]:

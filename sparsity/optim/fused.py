@@ -25,7 +25,7 @@ _FEW = 0.6  # of the weights; with more of them, reaching them one by one costs 
 
 
 def fits(tensor: Tensor) -> bool:
-    """Whether the compiled code can work on a tensor."""
+    """Return whether the compiled code can work on a tensor."""
     return kernel is not None and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and _plain(tensor)
 
 
@@ -102,7 +102,7 @@ class FusedStep:
         return None if done else self.param
 
     def _matrix(self, x: Tensor) -> Tensor:
-        """What has the parameter's shape as rows, one after another in memory."""
+        """Return a tensor of the parameter's shape as rows, one after another in memory."""
         return self._orientation.rows(x).contiguous()
 
     def _at(self, key: str) -> int:

@@ -177,7 +177,7 @@ class LpSGD(torch.optim.Optimizer):
         self._masks = dict(masks)
 
     def _stay(self, masks: Mapping[Tensor, Tensor]) -> bool:
-        """Whether these are the tensors that were the masks before, whatever is in them."""
+        """Return whether these are the tensors that were the masks before, whatever is in them."""
         return {id(param): id(mask) for param, mask in masks.items()} == {
             id(param): id(mask) for param, mask in self._masks.items()
         }
@@ -231,7 +231,7 @@ class LpSGD(torch.optim.Optimizer):
 
     @property
     def hooked(self) -> bool:
-        """Whether somebody wants to be told of every step."""
+        """Return whether somebody wants to be told of every step."""
         hooks = (self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks, *GLOBAL_STEP_HOOKS)
         return "step" in self.__dict__ or any(hooks)  # a learning rate scheduler counts steps by replacing the method
 
@@ -287,8 +287,8 @@ class LpSGD(torch.optim.Optimizer):
         descend(params, grads, group["lr"])
 
     def _blocks_of(self, params: list[Tensor], group: dict[str, Any]) -> list[ForeachStep | FusedStep]:
-        """What steps the parameters of a sphere group: compiled code one by one, or a block all of one device and dtype
-        of their state."""
+        """Return the objects that step the parameters of a sphere group: compiled code one by one, or a block all of
+        one device and dtype of their state."""
         known, blocks = self._blocks.get(id(group), ([], []))
         if len(known) == len(params) and all(a is b for a, b in zip(known, params, strict=True)):
             return blocks

@@ -79,7 +79,7 @@ def _cut(flat: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
 
 
 def _shared(x: Tensor) -> bool:
-    """Whether NumPy can work on x's memory."""
+    """Return whether NumPy can work on x's memory."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 

@@ -37,7 +37,7 @@ class Topology(Protocol):
     """The rule of one method."""
 
     def due(self, step: int, total: int) -> bool:
-        """Whether the masks are to change at this step of `total`."""
+        """Return whether the masks are to change at this step of `total`."""
 
     def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:
         """The new masks, in the order and shapes of the layers. One that drops by a threshold keeps it as `applied`: a
@@ -54,12 +54,12 @@ def sparsity_of(masks: Sequence[Tensor]) -> float:
 
 
 def count_active(masks: Sequence[Tensor]) -> int:
-    """How many entries are not zero: counted, since a sum of ones in a half precision is not exact."""
+    """Return how many entries are not zero: counted, since a sum of ones in a half precision is not exact."""
     return sum(int(mask.count_nonzero()) for mask in masks)
 
 
 def is_due(step: int, total: int, schedule: Schedule, interval: int) -> bool:
-    """Whether a step is one of every `interval` between the schedule's begin and end."""
+    """Return whether a step is one of every `interval` between the schedule's begin and end."""
     return step % interval == 0 and schedule.begin <= step / total <= schedule.end
 
 

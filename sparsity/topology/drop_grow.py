@@ -38,7 +38,7 @@ class DropGrow:
 
     @property
     def needs_momentum(self) -> bool:
-        """Whether the training has to average the dense gradient for this topology."""
+        """Return whether the training has to average the dense gradient for this topology."""
         return self.growth == "momentum"
 
     def due(self, step: int, total: int) -> bool:

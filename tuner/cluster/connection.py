@@ -68,7 +68,7 @@ class Connection(Protocol):
 
 
 def is_sound(config: StudyConfig) -> bool:
-    """Whether little can be wrong with what is not checked yet: what the study needs may be started for it ahead."""
+    """Return whether the unchecked rest is likely to be right, so that the study's parts may be started ahead."""
     sure = all(getattr(config, name) == StudyConfig.model_fields[name].default for name in _CHECKED_LATER)
     return sure and ":" not in config.experiment  # a user's code
 

@@ -34,14 +34,14 @@ def main(arguments: list[str]) -> None:
 
 
 def _alone() -> bool:
-    """Whether the raylet has ended, as with a driver that tells a mistake, which refuses whom its end leaves waiting: a
-    worker would look for its raylet for a minute."""
+    """Return whether the raylet has ended, as with a driver that tells a mistake: its end refuses the waiting workers.
+    A worker would look for its raylet for a minute."""
     time.sleep(_ENDS_WITHIN)
     return os.environ.get("RAY_RAYLET_PID", str(os.getppid())) != str(os.getppid())
 
 
 def _plain(arguments: list[str]) -> bool:
-    """Whether the worker is to be of this Python, in an environment like any other's."""
+    """Return whether the worker is to be of this Python, in an environment like any other's."""
     options = [argument for argument in arguments if argument.startswith((_CONTEXT, _LANGUAGE))]
     return set(options) <= {_CONTEXT + "{}", _LANGUAGE + "PYTHON"}
 

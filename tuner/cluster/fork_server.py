@@ -173,7 +173,7 @@ def _end_with(last: Callable[[], object]) -> NoReturn:
 
 
 def _differ() -> bool:
-    """Whether copies of this process give out names of their own."""
+    """Return whether copies of this process give out names of their own."""
     return _name_of_a_copy() != _name_of_a_copy()
 
 
@@ -229,7 +229,7 @@ class Server:
 
 
 def _has_left(client: socket.socket) -> bool:
-    """Whether the other end is closed altogether, and not only for writing."""
+    """Return whether the other end is closed altogether, and not only for writing."""
     poll = select.poll()
     poll.register(client, 0)
     return any(event & select.POLLHUP for _, event in poll.poll(0))

@@ -107,8 +107,8 @@ def runtime_environment() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _standard_error_aside() -> Iterator[IO[str]]:
-    """What is written to standard error meanwhile, by Ray's libraries too, goes into a file: a cluster that refuses us
-    does so in twenty lines."""
+    """Write standard error into a file meanwhile, that of Ray's libraries too: a cluster that refuses us does so in
+    twenty lines."""
     with tempfile.TemporaryFile("w+", errors="replace") as file:
         before = os.dup(2)
         os.dup2(file.fileno(), 2)

@@ -46,7 +46,7 @@ class NodeArrays:
 def for_workers(
     config: StudyConfig, experiment: Experiment, data: Data, checksum: Callable[[], str]
 ) -> Arrays | NodeArrays | LoadedThere:
-    """What the processes that train are given. Ray is connected.
+    """Return the data for the processes that train. Ray is connected.
 
     Args:
         checksum: gives the data's, which takes a while.

@@ -53,7 +53,7 @@ def nodes() -> list[Node]:
 
 
 def ask(asked: Sequence[Node], storage: StudyStorage | None) -> list[Answer]:
-    """What each node says of itself; all are asked at once.
+    """Ask every node about itself, all at once.
 
     Args:
         storage: the folder that all should share, or the object store that all should reach, probed with a file that
@@ -110,7 +110,8 @@ def _left_behind(storage: StudyStorage | None, token: str) -> Iterator[Place | N
 
 
 def differences(answers: Sequence[Answer]) -> list[str]:
-    """What the nodes run that is not what this process runs: a line a package and version, with all its nodes."""
+    """List the versions of the nodes that differ from those of this process: a line a package and version, with all its
+    nodes."""
     here = node_probe.versions()
     found: dict[str, list[str]] = {}
     for answer in answers:

@@ -20,7 +20,7 @@ def write_page(path: Path, text: str) -> None:
 
 
 def say_missing(problems: list[str], config: Any) -> None:
-    """What MLflow does not have, and how to send it."""
+    """Say which part of the record MLflow does not have, and how to send it."""
     from tune_sparsity.tuner.reports.text import command
 
     for problem in problems:

@@ -83,7 +83,7 @@ def _environment() -> Finding:
 
 
 def step() -> Finding:
-    """Whether this installation has the compiled step; asked without loading torch."""
+    """Return whether this installation has the compiled step; asked without loading torch."""
     package = importlib.util.find_spec("tune_sparsity")
     folders = package.submodule_search_locations if package else None
     suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
@@ -97,7 +97,7 @@ def step() -> Finding:
 
 
 def storage_here(storage: StudyStorage) -> Finding:
-    """Whether this machine can write to the storage."""
+    """Return whether this machine can write to the storage."""
     try:
         storage.check()
     except UsageError as error:
@@ -106,7 +106,7 @@ def storage_here(storage: StudyStorage) -> Finding:
 
 
 def tracking(uri: str) -> Finding:
-    """Whether MLflow's store answers, and runs the version that writes to it."""
+    """Return whether MLflow's store answers, and runs the version that writes to it."""
     shown = redact(uri)
     try:
         check_tracking_uri(uri)
@@ -217,7 +217,7 @@ def private_ray(plain: str) -> Finding:
 
 
 def authentication(address: str | None) -> Finding:
-    """Whether Ray asks for a token. We are connected: a cluster that asks for one has had it from us."""
+    """Return whether Ray asks for a token. We are connected: a cluster that asks for one has had it from us."""
     from tune_sparsity.tuner.cluster.private_ray import asks_for_token
 
     topic = "ray's token authentication"
@@ -233,7 +233,7 @@ def authentication(address: str | None) -> Finding:
 
 
 def versions(answers: Sequence[Answer]) -> Iterator[Finding]:
-    """What each node runs beside what this process runs."""
+    """Compare the versions of each node with those of this process."""
     from tune_sparsity.tuner.cluster.node_probe import versions as here
     from tune_sparsity.tuner.cluster.nodes import differences
 
@@ -251,7 +251,7 @@ def versions(answers: Sequence[Answer]) -> Iterator[Finding]:
 
 
 def shared_storage(storage: StudyStorage, answers: Sequence[Answer]) -> Finding:
-    """Whether all nodes see what the driver writes, and the driver what they write."""
+    """Return whether all nodes see what the driver writes, and the driver what they write."""
     from tune_sparsity.tuner.cluster.nodes import EACH_NODE
 
     wrong = [f"{answer.node.address} {answer.storage}" for answer in answers if answer.storage]

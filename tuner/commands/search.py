@@ -205,7 +205,7 @@ def _exit_code(finished: Any, config: Any) -> int:
 
 
 def _begun(config: Any) -> bool:
-    """Whether there is a study to go on with."""
+    """Return whether there is a study to go on with."""
     from tune_sparsity.tuner.study.layout import STUDY_YAML
 
     return bool((config.folder / STUDY_YAML).exists())

@@ -63,7 +63,7 @@ def send_folder(study_folder: Path, uri: str, *, chosen: bool = True) -> tuple[s
 
 
 def _tell_result(study_folder: Path, sent: Sent) -> None:
-    """Where the record is, in the result of a study that ended without knowing."""
+    """Return where the record is, in the result of a study that ended without knowing."""
     file = study_folder / RESULT_JSON
     if not file.is_file() or sent.run_id is None:
         return

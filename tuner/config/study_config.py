@@ -206,7 +206,7 @@ class StudyConfig(BaseModel):
         return self
 
     def goal(self, layers: int, weights: int, layout: Layout | None = None) -> Goal:
-        """What the study looks for, in a network with `weights` prunable weights in so many layers.
+        """Return the goal of the study, for a network with `weights` prunable weights in so many layers.
 
         Args:
             layout: of the network's packed file; None if there can be none.

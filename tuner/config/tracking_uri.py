@@ -48,7 +48,7 @@ def stray_environment() -> list[str]:
 
 
 def is_server(uri: str) -> bool:
-    """Whether something other than a database answers at the URI: it knows where artifacts go."""
+    """Return whether something other than a database answers at the URI: it knows where artifacts go."""
     return uri.partition("://")[0].partition("+")[0].lower() not in _DATABASES
 
 

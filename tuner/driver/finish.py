@@ -210,7 +210,7 @@ def _log_networks(
 
 
 def _model(prepared: Prepared, outcome: StudyOutcome, network: Path) -> dict[str, Any]:
-    """What MLflow's model of the best network is to hold."""
+    """Return the content of MLflow's model of the best network."""
     best = outcome.best
     assert best is not None
     measured = {
@@ -251,7 +251,7 @@ def _why(study: StudyRun, stop: StopWhen) -> str:
 
 
 def _metrics(outcome: StudyOutcome) -> dict[str, float]:
-    """What MLflow's parent run says of the study."""
+    """Return the metrics of the study for MLflow's parent run."""
     goal, records = outcome.goal, outcome.records
     area = goal.hypervolume(records)
     metrics = {"hypervolume": area, "feasible_trials": float(sum(goal.feasible(record) for record in records))}

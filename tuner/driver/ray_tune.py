@@ -49,7 +49,7 @@ def gpus_per_trial(config: StudyConfig) -> float:
 
 
 def slots(config: StudyConfig, gpus: float) -> int:
-    """How many trials run at once: as many as fit into the cluster, or --concurrency where that is less.
+    """Return how many trials run at once: as many as fit into the cluster, or --concurrency where that is less.
 
     Raises:
         UsageError: if not even one fits.

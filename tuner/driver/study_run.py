@@ -108,12 +108,12 @@ class StudyRun:
 
     @property
     def full(self) -> bool:
-        """Whether the study has had all its trials."""
+        """Return whether the study has had all its trials."""
         return len(self.records) >= self.config.trials
 
     @property
     def out_of_patience(self) -> bool:
-        """Whether as many trials as --patience says have ended without a gain in what the goal judges."""
+        """Return whether as many trials as --patience says have ended without a gain in what the goal judges."""
         return self.config.patience is not None and self.standing.since_gain >= self.config.patience
 
     def epoch(self, number: int, epoch: Epoch) -> None:

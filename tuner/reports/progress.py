@@ -72,7 +72,7 @@ class Summary:
 
 
 def _found(records: Sequence[TrialRecord], goal: Goal) -> str:
-    """What there is so far at each of several targets, or of a front."""
+    """Return the results so far, at each of several targets or of a front."""
     if goal.kind is GoalKind.TARGETS:
         found = [(target, best) for target, best in goal.best_at(records) if best is not None]
         best = ", ".join(f"{best.text} at {target:g} ({best.name})" for target, best in found)
@@ -91,8 +91,8 @@ def missing_above(goal: Goal, records: Sequence[TrialRecord], word: str = " yet"
 
 
 def saved_epochs(records: Iterable[TrialRecord], epochs: int) -> float:
-    """What early stopping saved: the epochs that stopped trials did not train, as a share of those that the completed
-    and the stopped ones would have trained."""
+    """Return the epochs that stopped trials did not train, as a share of those that the completed and the stopped
+    trials would have trained."""
     ended = [record for record in records if record.state in (TrialState.COMPLETED, TrialState.PRUNED)]
     stopped = [record for record in ended if record.state is TrialState.PRUNED]
     return (

@@ -161,7 +161,7 @@ def _cost(study: EndedStudy, records: Sequence[TrialRecord]) -> list[tuple[str, 
 
 
 def _use(study: EndedStudy) -> dict[str, Any]:
-    """What the commands need that use the best network and have the study again."""
+    """Return the commands that use the best network and run the study again."""
     name, place = study.config.study, study.config.storage
     stored = place.synced
     storage = str(place) if stored else shown_path(Path(str(place)))

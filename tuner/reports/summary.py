@@ -34,7 +34,7 @@ PLAIN_WIDTH = 120  # of a result that is not written to a terminal
 
 
 def _fitting(columns: Sequence[Sequence[str]], width: int) -> int:
-    """How many of the columns, each with its heading first, fit side by side."""
+    """Return how many of the columns, each with its heading first, fit side by side."""
     used = 0
     for count, column in enumerate(columns):
         used += max(map(len, column)) + 2
@@ -153,7 +153,7 @@ def layers_line(outcome: StudyOutcome) -> str:
 
 
 def states_line(outcome: StudyOutcome) -> str:
-    """How the trials ended, with the commonest reason if some failed."""
+    """Return how the trials ended, with the commonest reason if some failed."""
     states = outcome.states
     line = f"{states['completed']} completed, {states['pruned']} stopped early, {states['failed']} failed"
     reasons = Counter(r.reason for r in outcome.records if r.state is TrialState.FAILED and r.reason)
@@ -170,7 +170,7 @@ def retrained_line(one: Retrained) -> str:
 
 
 def seconds_line(outcome: StudyOutcome) -> str:
-    """Where the time went."""
+    """Return where the time went."""
     shares = outcome.seconds.to_dict()
     total = shares.pop("total")
     return f"{duration(total)}: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in shares.items())}"
@@ -186,7 +186,7 @@ def files_line(outcome: StudyOutcome) -> str:
 
 
 def tracking_line(tracking_uri: str) -> str:
-    """How to open MLflow's UI on the record; a password in the URI is not shown."""
+    """Return how to open MLflow's UI on the record; a password in the URI is not shown."""
     shown = redact(tracking_uri)
     if re.match(r"https?://", shown):
         return shown  # a server: it is its own UI
@@ -204,7 +204,8 @@ def table_rows(outcome: StudyOutcome) -> tuple[list[TrialRecord], list[list[str]
 
 
 def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableType:
-    """What a study found: the front as a table, or the best at each of several targets; and where the rest is.
+    """Return the results of a study as text: the front as a table, or the best at each of several targets; and where
+    the rest is.
 
     Args:
         outcome: the study.

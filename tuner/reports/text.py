@@ -72,8 +72,8 @@ def short_number(value: Any) -> str:
 
 
 def command(name: str) -> str:
-    """How to call a command of this installation from here: by its name if the shell finds it, else by its path, as
-    in a virtual environment that is not activated."""
+    """Return how to call a command of this installation from here: by its name if the shell finds it, else by its path,
+    as in a virtual environment that is not activated."""
     beside = Path(sys.executable).with_name(name)
     return name if shutil.which(name) or not beside.is_file() else shlex.quote(shown_path(beside))
 

@@ -244,7 +244,8 @@ def _compare(network: Network, exported: Callable[[Any], Tensor]) -> tuple[tuple
 
 
 def _tolerance(network: Network) -> float:
-    """How far, in largest outputs, another program's outputs may be from the network's: its sums round differently."""
+    """Return how far, in largest outputs, another program's outputs may be from the network's: its sums round
+    differently."""
     import torch
 
     steps = [torch.finfo(one.dtype).eps for one in network.tensors.values() if one.is_floating_point()]
@@ -275,7 +276,7 @@ def as_text(document: dict[str, Any], objective: Objective) -> str:
 
 
 def verdict(document: dict[str, Any]) -> str:
-    """What sparsity buys here, also when that is nothing."""
+    """Say in one sentence how much sparsity saves here, also when it saves nothing."""
     held = document["sizes"]
     best = min((name for name in held if name != "dense"), key=held.__getitem__)
     words = best.replace("_", " ")

@@ -35,7 +35,8 @@ class EndedStudy:
 
     @property
     def results(self) -> Path:
-        """Where files go that are made from the study: its folder, or one of its name here if it is in a store."""
+        """Return where files go that are made from the study: its folder, or one of its name here if it is in a
+        store."""
         return self.config.storage.results(self.config.study)
 
     @property

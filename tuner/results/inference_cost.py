@@ -43,7 +43,7 @@ def _bitmask_bytes(weight: Tensor) -> int:
 
 
 def _deflated(tensors: Mapping[str, Tensor]) -> int:
-    """What zip's method makes of the dense numbers, at its highest level."""
+    """Return the bytes of the dense numbers after zip's method, at its highest level."""
     packer = zlib.compressobj(9, wbits=-15)
     parts = [packer.compress(one.reshape(-1).view(torch.uint8).numpy().tobytes()) for one in tensors.values()]
     return sum(map(len, parts)) + len(packer.flush())

@@ -56,7 +56,7 @@ class Written:
 
 
 def measuring_device(config: StudyConfig) -> str:
-    """Where the reported networks are measured: on a GPU, if trials have them and this machine has one."""
+    """Return where the reported networks are measured: on a GPU, if trials have them and this machine has one."""
     return "cuda" if config.gpus_per_trial != 0 and torch.cuda.is_available() else "cpu"
 
 
@@ -186,7 +186,8 @@ def _measure(
     precision: Precision,
     record: TrialRecord,
 ) -> BestModel:
-    """What the network is on the test data, if it is what its trial reported. Raises RuntimeError if it is not."""
+    """Measure the network on the test data, if it is the one that its trial reported. Raises RuntimeError if it is
+    not."""
     zeros, total = count_zeros(tensors, masks)
     if record.size_bytes is not None:
         packed = len(encode(precision.of(tensors, masks), precision.with_zeros(masks)))
@@ -238,7 +239,7 @@ def _describe(
     record: TrialRecord,
     best: BestModel,
 ) -> dict[str, Any]:
-    """What a person needs to use the network again, in JSON's types."""
+    """Describe the network so that a person can use it again, in JSON's types."""
     return {
         "experiment": experiment.name,
         "architecture": str(model).split("\n"),

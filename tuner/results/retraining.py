@@ -118,7 +118,7 @@ def summarise(chosen: Sequence[Chosen], values: Sequence[float | None], seeds: i
 
 
 def verdicts(retrained: Sequence[Retrained]) -> list[str]:
-    """Which method wins and by how much, in one line for each target that more than one method meets."""
+    """Return which method wins and by how much, in one line for each target that more than one method meets."""
     lines = []
     for target in dict.fromkeys(one.target for one in retrained):
         there = [one for one in retrained if one.target == target]

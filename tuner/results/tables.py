@@ -51,7 +51,8 @@ class StudySeconds:
 
     @property
     def other(self) -> float:
-        """What remains of the total; never negative, since clocks read one after the other may disagree a little."""
+        """Return the rest of the total; it is never negative, since clocks read one after the other may disagree a
+        little."""
         parts = (self.startup, self.training, self.sampling, self.tracking, self.finishing)
         return max(0.0, self.total - sum(parts))
 
@@ -200,7 +201,7 @@ def _reported_document(outcome: StudyOutcome, record: TrialRecord | None) -> dic
 
 
 def _goal_document(outcome: StudyOutcome) -> dict[str, Any]:
-    """What was found of a goal that is not a single target; `target` is its lowest sparsity."""
+    """Return the findings for a goal that is not a single target; `target` is its lowest sparsity."""
     goal = outcome.goal
     if goal.kind is GoalKind.TARGETS:
         found = goal.best_at(outcome.records)

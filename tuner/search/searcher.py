@@ -132,8 +132,9 @@ class OptunaSearcher:
             self.study.set_metric_names([merit, "sparsity"])
 
     def _line_up(self, earlier: WarmStart) -> None:
-        """What a new study begins with: other studies' best points, and its spaces' first ones, unless trials are
-        carried over from a study that has tried them. Those trials are kept beside this study's, which they are not."""
+        """Line up the first points of a new study: other studies' best points, and its spaces' first ones, unless
+        trials are carried over from a study that has tried them. Those trials are kept beside this study's, which they
+        are not."""
         self.study.set_user_attr(_EARLIER, [record.to_dict() for record in earlier.trials])
         for method, point in earlier.points:
             self._enqueue(method, point)
@@ -180,8 +181,8 @@ class OptunaSearcher:
         }
 
     def _sampling_study(self, sampler: BaseSampler, kind: SamplerKind) -> OwnStudy | None:
-        """Where the sampler learns; None where it learns from the record. One that searches one method only needs all
-        its parameters in every trial."""
+        """Return where the sampler learns; None where it learns from the record. One that searches one method only
+        needs all its parameters in every trial."""
         if not kind.own_study:
             return None
         sparsities = {self._key(method, FINAL_SPARSITY) for method in self.spaces}

@@ -87,7 +87,7 @@ def space_for(name: str, goal: Goal) -> Space:
 
 
 def reaches(space: Space, sparsity: float) -> bool:
-    """Whether a trial of the space can end on that sparsity or a higher one."""
+    """Return whether a trial of the space can end on that sparsity or a higher one."""
     searched = space.distributions.get(FINAL_SPARSITY)
     if searched is None:
         return bool(space.fixed.get(FINAL_SPARSITY, _default(space.method)) >= sparsity)

@@ -43,7 +43,7 @@ def warm_start(
     alike: dict[str, Any],
     objective: Objective = ACCURACY,
 ) -> WarmStart:
-    """What earlier studies have to say to a new one.
+    """Return the knowledge of earlier studies that a new one begins with.
 
     Args:
         studies: names in `storage`, or folders.

@@ -73,7 +73,7 @@ class Lease:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to renew."""
+        """Return whether it is time to renew."""
         return time.monotonic() >= self._next
 
     def renew(self) -> None:
@@ -138,7 +138,7 @@ def _started(pid: int) -> float | None:
 
 
 def _is_gone(owner: dict[str, Any]) -> bool:
-    """Whether that driver ran on this machine, and does no more; False where that cannot be known."""
+    """Return whether that driver ran on this machine, and does no more; False where that cannot be known."""
     if not _machine() or owner.get("machine") != _machine():
         return False
     started = _started(owner.get("pid", 0))

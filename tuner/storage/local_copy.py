@@ -18,7 +18,7 @@ _COPIES: list[tempfile.TemporaryDirectory[str]] = []  # each is removed when thi
 
 
 def working_folder(store: S3Prefix, study: str) -> Path:
-    """Where a driver on this machine works on a study of the store: the same one whenever it is called."""
+    """Return where a driver on this machine works on a study of the store: the same one whenever it is called."""
     home = os.environ.get(CACHE_VARIABLE)
     base = Path(home) if home else cache_folder()
     # One folder for each place: a study's name may be another study's prefix in the store, and not here.
@@ -29,7 +29,7 @@ def working_folder(store: S3Prefix, study: str) -> Path:
 
 
 def belongs(name: str) -> bool:
-    """Whether a file of this name is part of the study, and not scratch, a lock or somebody's own."""
+    """Return whether a file of this name is part of the study, and not scratch, a lock or somebody's own."""
     try:
         parts = parts_of(name)
     except ValueError:

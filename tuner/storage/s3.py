@@ -155,7 +155,7 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 @contextmanager
 def told(store: S3Prefix) -> Iterator[None]:
-    """What goes wrong within it is a StoreError of one line, or a FileNotFoundError."""
+    """Turn every failure within it into a StoreError of one line, or a FileNotFoundError."""
     try:
         yield
     except (FileNotFoundError, StoreError):

@@ -104,7 +104,7 @@ class Mirror:
             self._why = str(error)
 
     def _try_round(self, *, last: bool = False) -> bool:
-        """Whether all has arrived that there is."""
+        """Return whether everything has arrived."""
         try:
             with self._one:
                 self._owner.renew()

@@ -23,5 +23,5 @@ PRECISION = "precision"  # in the same metadata: as sparsity.few_bits has it, in
 
 
 def weights_file(folder: Path, number: int) -> Path:
-    """Where trial `number` leaves its trained network until the driver has judged it."""
+    """Return where trial `number` leaves its trained network until the driver has judged it."""
     return folder / f"{number}.safetensors"

@@ -75,7 +75,7 @@ class TrialRecord:
 
     @property
     def merit(self) -> float | None:
-        """How good the trial's value is; larger is better, whatever the metric."""
+        """Return how good the trial's value is; larger is better, whatever the metric."""
         return None if self.value is None else self.objective.merit(self.value)
 
     @property

@@ -41,7 +41,7 @@ def interruptible(stop: Any, ray: Connection) -> Iterator[None]:
 
 @contextmanager
 def terminable(ray: Connection) -> Iterator[None]:
-    """Where the search does not run, Ctrl-C and a request to terminate end the command at once."""
+    """Let Ctrl-C and a request to terminate end the command at once, where the search does not run."""
 
     def ask(signum: int, frame: Any) -> None:
         ray.heard()
@@ -64,8 +64,8 @@ def handled(handler: Callable[[int, Any], None], *signals: signal.Signals) -> It
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """What is done within is done whole: an interrupt that comes meanwhile is raised at its end. For what others' code
-    leaves neither done nor undone, as the lock of Optuna's file."""
+    """Finish the work within: an interrupt that comes meanwhile is raised at its end. For what others' code leaves
+    neither done nor undone, as the lock of Optuna's file."""
     global _depth, _waiting
     if threading.current_thread() is not threading.main_thread():  # no other is interrupted
         yield

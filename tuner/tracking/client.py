@@ -55,7 +55,7 @@ class Owed:
 
 
 def by_run(notes: Iterable[Note]) -> dict[str, Owed]:
-    """What is owed to each run, the parent last, so that it never ends before its trials."""
+    """Sort the unsent entries by run, the parent last, so that it never ends before its trials."""
     owed: dict[str, Owed] = {}
     for note in notes:
         owed.setdefault(note.run, Owed(note.at)).add(note)
@@ -101,8 +101,8 @@ class RunWriter:
         self.experiment_id = found.experiment_id
 
     def _artifacts(self, experiment: str) -> str | None:
-        """Where a new experiment's artifacts go. A server knows; a database does not, and MLflow would put them under
-        whatever the current folder is: they go beside an SQLite file, else beside the studies."""
+        """Return where a new experiment's artifacts go. A server knows; a database does not, and MLflow would put them
+        under whatever the current folder is: they go beside an SQLite file, else beside the studies."""
         if is_server(self.uri):
             return None
         file = sqlite_file(self.uri)
@@ -110,7 +110,7 @@ class RunWriter:
         return (folder / "mlartifacts" / experiment.replace(":", "_")).absolute().as_uri()
 
     def knows_the_study(self) -> bool:
-        """Whether the runs that are known are this store's: perhaps it is a new one under an old address."""
+        """Return whether the runs that are known are this store's: perhaps it is a new one under an old address."""
         if PARENT not in self.runs:
             return False
         from mlflow import MlflowException
@@ -291,12 +291,13 @@ def lasting(error: Exception) -> bool:
 
 
 def _local(error: Exception) -> bool:
-    """Whether a file is at fault, or is refused: that keeps a run from nothing else, and trying again helps nothing."""
+    """Return whether a file is at fault, or is refused: that keeps a run from nothing else, and trying again helps
+    nothing."""
     return lasting(error) or isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError)
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong, and the cause at the bottom of it, which says more than MLflow's account of its request."""
+    """Return the error and its first cause, which says more than MLflow's account of its request."""
     root = error
     while below := root.__cause__ or root.__context__:
         root = below

@@ -47,7 +47,7 @@ class Sent:
 
 
 def read_sent(study_folder: Path, uri: str) -> Sent:
-    """What the store at `uri` has of the study; nothing if another store was written to last."""
+    """Read how much of the study the store at `uri` has; nothing if another store was written to last."""
     try:
         sent = Sent(**json.loads((outbox_file(study_folder).parent / SENT).read_text()))
     except (OSError, ValueError, TypeError):
@@ -104,7 +104,7 @@ class Delivery:
         self.sent.experiment_id, self._opened = self._store.experiment_id, True
 
     def unsent_runs(self) -> int:
-        """How many runs something of which has not arrived."""
+        """Return how many runs have not arrived completely."""
         return len({note.run for note in read_notes(self.file, self.sent.offset)[0]})
 
     def _note(self) -> None:
@@ -133,13 +133,13 @@ def deliver(study_folder: Path, uri: str, pause: float = 1.0) -> tuple[Sent, str
 
 
 def missing(delivery: Delivery, uri: str, error: str) -> str:
-    """What has not arrived and why, in a line."""
+    """Say in one line which part has not arrived, and why."""
     return redact(f"MLflow at {uri}: {error}; {delivery.unsent_runs()} runs are not fully recorded there")
 
 
 @contextmanager
 def only_one(study_folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether no other process delivers this study: two would create runs twice.
+    """Return whether no other process delivers this study: two would create runs twice.
 
     Args:
         wait: until it is so.

@@ -94,7 +94,7 @@ def model_type(data: Data) -> str | None:
 
 
 def requirements() -> list[str]:
-    """What the logged model needs, with the versions that are installed here."""
+    """Return the packages that the logged model needs, with the versions that are installed here."""
     found = []
     for name in _REQUIRED:
         with suppress(importlib.metadata.PackageNotFoundError):

@@ -249,7 +249,7 @@ def _write(handle: int, text: str) -> None:
 
 
 def _later(new: tuple[int, float], known: tuple[int, float]) -> bool:
-    """Whether a point of (step, value) is news: a later step, or another value of the same."""
+    """Return whether a point of (step, value) is news: a later step, or another value of the same."""
     return new[0] > known[0] or (new[0] == known[0] and repr(new[1]) != repr(known[1]))
 
 

@@ -144,7 +144,7 @@ class Tracker:
 
     @property
     def waiting(self) -> bool:
-        """Whether something has not arrived that may arrive later."""
+        """Return whether something has not arrived that may arrive later."""
         return bool(self._status["offset"] < self._outbox.size())
 
     @_timed
@@ -319,7 +319,7 @@ class Tracker:
             self._changed.notify_all()
 
     def _last_words(self) -> str:
-        """What a writer that died had to say."""
+        """Return the last line of a writer that died."""
         try:
             lines = self._log.read_text().strip().splitlines()
         except OSError:

@@ -53,12 +53,12 @@ def main(kind: str) -> None:
 
 
 def log_file(folder: Path) -> Path:
-    """What the process says on standard error, in a study's folder."""
+    """Return the file, in a study's folder, that holds the standard error of the process."""
     return folder / "tracking" / "writer.log"
 
 
 def _load(kind: str) -> None:
-    """What takes seconds."""
+    """Load the libraries, which takes seconds."""
     import_module("mlflow")
     quiet_loggers()
     if kind == DATABASE:

@@ -152,7 +152,7 @@ class Writer:
 
     @property
     def due(self) -> bool:
-        """Whether it is time for a checkpoint. Raises OSError if the last one could not be written."""
+        """Return whether it is time for a checkpoint. Raises OSError if the last one could not be written."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error

@@ -242,7 +242,7 @@ class TrialTrainable(tune.Trainable):
         return {"trial": self._identity(), "training": training.state_dict(), "past": past}
 
     def _identity(self) -> dict[str, Any]:
-        """What a checkpoint's trial must be the same in."""
+        """Return the parts of a trial that a checkpoint must agree with."""
         shared = self._shared
         about = {"experiment": shared.experiment.name, "epochs": shared.epochs, "seed": shared.seed}
         return {**about, **{name: self._trial[name] for name in ("number", "method", "params")}}
@@ -260,7 +260,7 @@ class TrialTrainable(tune.Trainable):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory was short, which may have been another trial's doing: it is worth another try."""
+    """Return whether memory was short, which may have been another trial's doing: it is worth another try."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 

@@ -54,7 +54,8 @@ class _Groups:
         return names
 
     def label(self, record: TrialRecord) -> str:
-        """What the record's point says. Where several lie at one, only one can speak: it names the others."""
+        """Return the hover label of the record's point. Of several points at one place, one is shown, and names the
+        others."""
         others = [name for name in self.names[point_of(record)] if name != record.name]
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         return hover_text(record) + (f"<br>also here: {', '.join(others[:5])}{more}" if others else "")
@@ -175,8 +176,8 @@ def _note(text: str, **place: Any) -> dict[str, Any]:
 
 
 def _labels(goal: Goal) -> list[dict[str, Any]]:
-    """What the dashed lines mean. The first and the last of several say it in words; those between, where there is
-    less room, in numbers."""
+    """Label the dashed lines. The first and the last of several say it in words; those between, where there is less
+    room, in numbers."""
     front = goal.kind is GoalKind.FRONT
     first, *others = goal.ends
     texts = [f"front from {percent(first)}" if front else f"target {percent(first)}"]

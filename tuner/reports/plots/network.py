@@ -130,8 +130,8 @@ def layers_figure(weights: Mapping[str, np.ndarray]) -> go.Figure | None:
 
 
 def weights_figure(weights: Mapping[str, np.ndarray]) -> go.Figure | None:
-    """How the weights that are not zero are spread, layer by layer: densities over their values. Of many layers the
-    largest are drawn. None where there are no weights."""
+    """Return how the weights that are not zero are spread, layer by layer: densities over their values. Of many layers
+    the largest are drawn. None where there are no weights."""
     import numpy as np
 
     nonzero = {name: values[values != 0] for name, values in weights.items()}

@@ -239,7 +239,7 @@ def parallel_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure | N
 def importance_figure(
     importances: Mapping[str, float], method: str, trials: int, metric: str = ACCURACY.name
 ) -> go.Figure | None:
-    """How much of the metric's variance over the space each parameter explains. None where nothing is known."""
+    """Return how much of the metric's variance over the space each parameter explains. None where nothing is known."""
     if not importances:
         return None
     ranked = sorted(importances.items(), key=lambda item: item[1])

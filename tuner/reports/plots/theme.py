@@ -63,7 +63,7 @@ def _value(value: Any) -> str:
 
 
 def hover_text(record: TrialRecord) -> str:
-    """What is known of a trial, as the lines of a hover label. Text of the user's is escaped: plotly reads tags."""
+    """Return the facts of a trial as the lines of a hover label. Text of the user's is escaped: plotly reads tags."""
     known: dict[str, Any] = {
         record.objective.name: record.text or None,
         "sparsity": None if record.sparsity is None else f"{record.sparsity:.3%}",
@@ -80,8 +80,8 @@ def hover_text(record: TrialRecord) -> str:
 
 
 def places(records: Iterable[TrialRecord]) -> list[Point]:
-    """Where trials lie in pictures of the metric against sparsity: (sparsity in percent, the metric as shown). Trials
-    without a point are left out."""
+    """Return where trials lie in pictures of the metric against sparsity: (sparsity in percent, the metric as shown).
+    Trials without a point are left out."""
     found = [(record.objective, point) for record in records if (point := point_of(record)) is not None]
     return [(100 * x, objective.shown(objective.value(merit))) for objective, (x, merit) in found]
 
