@@ -246,7 +246,7 @@ def outputs_of(
 
 @torch.no_grad()
 def evaluate(experiment: Experiment, model: nn.Module, split: Split | Loaded, batch: int | None = None) -> float:
-    """The experiment's metric of `model` over a split. The arguments are those of `outputs_of`.
+    """Return the experiment's metric of `model` over a split. The arguments are those of `outputs_of`.
 
     Raises:
         NotFinite: if an output is NaN: the largest of such outputs is no answer. Also if the metric is NaN or infinite.

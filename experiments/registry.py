@@ -60,7 +60,7 @@ class OldImport(ValueError):
 
 
 def find(name: str) -> Experiment:
-    """The experiment of that name.
+    """Return the experiment of that name.
 
     A file may import modules that lie beside it, and a module may be an installed one or lie in the current folder:
     both folders are put at the end of sys.path, so that what is installed under the same name comes first.

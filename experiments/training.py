@@ -111,7 +111,8 @@ class Training:
         }
 
     def _validated(self) -> dict[str, float]:
-        """The validation metric of the network as it stands, or of the average of its weights, where there is one."""
+        """Return the validation metric of the network as it stands, or of the average of its weights, where there is
+        one."""
         name = f"val_{self.experiment.metric_name}"
         value = evaluate(self.experiment, self.model, self.val_split)
         average = self.sparse.average
@@ -145,7 +146,7 @@ class Training:
             return evaluate(self.experiment, self.model, self.val_split)
 
     def _train(self) -> float:
-        """One pass over the training data in a fresh order; the mean loss. Raises NotFinite."""
+        """Train for one pass over the data in a fresh order; return the mean loss. Raises NotFinite."""
         experiment, recipe, train = self.experiment, self.experiment.recipe, self.train_split
         self.model.train()
         losses, sizes = list[Tensor](), list[float]()
@@ -242,7 +243,7 @@ class Training:
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the training needs to go on: network, method, order of the data, noise, epochs done."""
+        """Return all that the training needs to go on: network, method, order of the data, noise, epochs done."""
         return {
             "model": plain_state(self.model),
             "sparse": self.sparse.state_beside_network(),
@@ -263,7 +264,7 @@ class Training:
 
 
 def train_whole(experiment: Experiment, data: Data, method: str, params: dict[str, Any], **options: Any) -> Training:
-    """A training from the first epoch to the last, measured only by the caller: for scripts and benchmarks."""
+    """Return a training from the first epoch to the last, measured only by the caller: for scripts and benchmarks."""
     training = Training(experiment, data.train, data.val, method, params, **options)
     while not training.finished:
         training.train()

@@ -34,7 +34,7 @@ class Code:
     files: dict[str, bytes]
 
     def folder(self) -> Path:
-        """The root where it is there with these very files, else a folder with a copy of them."""
+        """Return the root where it is there with these very files, else a folder with a copy of them."""
         return Path(self.root) if self.is_here() else self._unpacked()
 
     def is_here(self) -> bool:
@@ -45,7 +45,7 @@ class Code:
             return False
 
     def _unpacked(self) -> Path:
-        """A folder of this user's alone, one for each content, that appears whole or not at all."""
+        """Return a folder of this user's alone, one for each content, that appears whole or not at all."""
         digest = hashlib.sha256()
         for path, content in sorted(self.files.items()):
             digest.update(f"{path}\0{len(content)}\0".encode() + content)
@@ -65,8 +65,8 @@ class Code:
 
 
 def code_of(experiment: Experiment, name: str) -> Code | None:
-    """The files behind an experiment that was found by `name`: its module, the modules of the user's own that this one
-    imports, and the files that the experiment declares.
+    """Return the files behind an experiment that was found by `name`: its module, the modules of the user's own that
+    this one imports, and the files that the experiment declares.
 
     None where there are none to send: it is built in, installed, or was not found by that name.
     """
@@ -111,8 +111,8 @@ def declared(experiment: Experiment, folder: Path) -> set[Path]:
 
 
 def _imported_by(files: set[Path], root: Path) -> set[Path]:
-    """The files, and those of the modules in `root` that they import, anywhere in them, and those import in turn. Of
-    the packages among them also those modules that were imported by now, however that was."""
+    """Return the files, and those of the modules in `root` that they import, anywhere in them, and those import in
+    turn. Of the packages among them also those modules that were imported by now, however that was."""
     found, waiting = set(files), list(files)
     while waiting:
         file = waiting.pop()
@@ -127,7 +127,8 @@ def _imported_by(files: set[Path], root: Path) -> set[Path]:
 
 
 def _imported(file: Path, root: Path) -> set[str]:
-    """The names of the modules that a source imports, and of what it takes from them, which may be modules as well."""
+    """Return the names of the modules that a source imports, and of what it takes from them, which may be modules as
+    well."""
     names: set[str] = set()
     package = file.parent.relative_to(root).parts
     try:
@@ -159,7 +160,8 @@ def _lies_in(name: str, root: Path) -> bool:
 
 
 def _files_of(name: str, root: Path) -> Iterator[Path]:
-    """The files that Python reads to import a module from `root`: those of the packages on the way, and its own."""
+    """Yield the files that Python reads to import a module from `root`: those of the packages on the way, and its
+    own."""
     place = root
     for part in name.split("."):
         place /= part
@@ -171,7 +173,7 @@ def _files_of(name: str, root: Path) -> Iterator[Path]:
 
 
 def _tree(folder: Path) -> Iterator[Path]:
-    """All files of a folder that are neither hidden nor compiled code."""
+    """Yield all files of a folder that are neither hidden nor compiled code."""
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).parts
         if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in inside):

@@ -16,7 +16,7 @@ OVERLAYS = tuple(sorted(path.stem for path in FOLDER.glob("overlays/*.yaml")))
 
 
 def load_space(name: str, target: float) -> Space:
-    """The built-in space of that name, or the one in the file of that name, laid out for `target` in [0, 1).
+    """Return the built-in space of that name, or the one in the file of that name, laid out for `target` in [0, 1).
 
     "lpss+adamw" is the built-in space lpss with the parameters of overlays/adamw.yaml in the place of its own.
     There may be several: "lpss+adamw+bits".
@@ -44,7 +44,8 @@ def is_built_in(name: str) -> bool:
 
 
 def space_text(name: str) -> str:
-    """A space as it is written, with its comments: what one of one's own can start from. Raises as load_space does."""
+    """Return a space as it is written, with its comments: what one of one's own can start from. Raises as load_space
+    does."""
     path = space_file(name)
     try:
         return path.read_text(encoding="utf-8")
@@ -55,7 +56,7 @@ def space_text(name: str) -> str:
 
 
 def space_file(name: str) -> Path:
-    """The file of a space. Raises ValueError for an unknown name, with the nearest ones."""
+    """Return the file of a space. Raises ValueError for an unknown name, with the nearest ones."""
     if is_built_in(name):
         return FOLDER / f"{name.partition('+')[0]}.yaml"
     if Path(name).suffix in {".yaml", ".yml"}:

@@ -46,7 +46,7 @@ class ParameterReader:
         self._values = values
 
     def read(self, place: Place, name: str, spec: Any) -> list[Parsed]:
-        """One element, or one for each part of a schedule."""
+        """Return one element, or one for each part of a schedule."""
         if not isinstance(spec, dict):
             return [Parsed(name, place, value=self._values.plain(place, spec))]
         kind = spec.get("type")
@@ -69,7 +69,7 @@ class ParameterReader:
         return Parsed(name, place, distribution, prior=prior, when=when)
 
     def _schedule(self, place: Place, name: str, spec: dict[str, Any]) -> list[Parsed]:
-        """A shape between two points in time, or knots that are joined by straight lines."""
+        """Return a shape between two points in time, or knots that are joined by straight lines."""
         given = [key for key in spec if key not in ("type", "when")]
         if "knots" in spec:
             if len(given) > 1:
@@ -89,7 +89,8 @@ class ParameterReader:
         ]
 
     def _part(self, place: Place, name: str, spec: Any) -> Parsed:
-        """A part of a schedule: a value, a list of choices, or a mapping as of a parameter, a float by default."""
+        """Return a part of a schedule: a value, a list of choices, or a mapping as of a parameter, a float by
+        default."""
         if isinstance(spec, list):
             spec = {"type": "categorical", "choices": spec}
         if not isinstance(spec, dict):

@@ -28,7 +28,7 @@ class Prior:
 
 
 def draw(distribution: BaseDistribution, prior: Prior | None, rng: np.random.Generator) -> Any:
-    """A value from the prior, or an even draw from the distribution where there is none."""
+    """Return a value from the prior, or an even draw from the distribution where there is none."""
     if isinstance(distribution, CategoricalDistribution):
         return _choice(distribution, prior, rng)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -42,7 +42,7 @@ def draw(distribution: BaseDistribution, prior: Prior | None, rng: np.random.Gen
 
 
 def middle(distribution: BaseDistribution) -> Any:
-    """The first choice, or the middle of the range on its own scale."""
+    """Return the first choice, or the middle of the range on its own scale."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[0]
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -59,13 +59,13 @@ def _choice(distribution: CategoricalDistribution, prior: Prior | None, rng: np.
 
 
 def to_unit(distribution: FloatDistribution | IntDistribution, value: float) -> float:
-    """The value's place in the range, in [0, 1], on the range's own scale."""
+    """Return the value's place in the range, in [0, 1], on the range's own scale."""
     low, high = _ends(distribution)
     return ((math.log(value) if distribution.log else value) - low) / (high - low) if high > low else 0.0
 
 
 def from_unit(distribution: FloatDistribution | IntDistribution, at: float) -> float | int:
-    """The value at a place of the range in [0, 1]."""
+    """Return the value at a place of the range in [0, 1]."""
     low, high = _ends(distribution)
     value = low + at * (high - low)
     return nearest(distribution, math.exp(value) if distribution.log else value)
@@ -82,7 +82,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def nearest(distribution: FloatDistribution | IntDistribution, value: float) -> float | int:
-    """The value that the distribution has nearest to `value`."""
+    """Return the value that the distribution has nearest to `value`."""
     low, high, step = distribution.low, distribution.high, distribution.step
     value = min(max(value, low), high)
     if step is not None and not distribution.log:

@@ -51,7 +51,7 @@ class Space:
         )
 
     def fixed_for(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The fixed parameters that apply beside the searched ones' values."""
+        """Return the fixed parameters that apply beside the searched ones' values."""
         return {name: value for name, value in self.fixed.items() if self.applies(name, values)}
 
     def first_for(self, target: float) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ class Space:
         return {index: abs(math.log1p(-near) - math.log1p(-target)) for index, near in said.items()}
 
     def centre(self) -> dict[str, Any]:
-        """Every searched parameter, applying or not, at its prior's centre, else in the middle of its range."""
+        """Return every searched parameter, applying or not, at its prior's centre, else in the middle of its range."""
         return {
             name: self.priors[name].centre if name in self.priors else middle(distribution)
             for name, distribution in self.distributions.items()

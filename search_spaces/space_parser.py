@@ -123,7 +123,7 @@ class _Parser:
         return condition
 
     def _accepted(self, place: Place, value: Any, parent: Parsed) -> Any:
-        """One of the values that the deciding parameter can have."""
+        """Return one of the values that the deciding parameter can have."""
         if isinstance(parent.distribution, CategoricalDistribution):
             return self._values.choice(place, value, parent.distribution)
         if isinstance(parent.distribution, FloatDistribution):
@@ -136,7 +136,7 @@ class _Parser:
         return self._values.plain(place, value)  # of a fixed parameter: whoever fixes another one leaves this one out
 
     def _order(self, parsed: dict[str, Parsed], when: dict[str, Condition]) -> list[str]:
-        """The parameters' names, those that others depend on first; else as they are written."""
+        """Return the parameters' names, those that others depend on first; else as they are written."""
         order: list[str] = []
         begun: set[str] = set()
 
@@ -181,7 +181,7 @@ class _Parser:
         return tuple(self._point(("first", index), point, space) for index, point in enumerate(points))
 
     def _near(self, index: int, point: dict[str, Any]) -> float | None:
-        """The target that a point is for."""
+        """Return the target that a point is for."""
         if NEAR not in point:
             return None
         target = self._values.number(("first", index, NEAR), point[NEAR])
@@ -190,7 +190,7 @@ class _Parser:
         return float(target)
 
     def _point(self, place: Place, point: dict[str, Any], space: Space) -> dict[str, Any]:
-        """The point within the space; what it leaves open is at its prior's centre where it has one."""
+        """Return the point within the space; what it leaves open is at its prior's centre where it has one."""
         given: dict[str, Any] = {}
         for key, value in point.items():
             if key == NEAR:
@@ -216,12 +216,12 @@ class _Parser:
 
 
 def _base(name: str) -> str:
-    """The parameter that a part of a schedule belongs to; any other parameter itself."""
+    """Return the parameter that a part of a schedule belongs to; any other parameter itself."""
     return name.partition(".")[0]
 
 
 def _needed(name: str, when: Mapping[str, Condition]) -> dict[str, Any]:
-    """The first of the values at which a parameter applies, of all that it depends on."""
+    """Return the first of the values at which a parameter applies, of all that it depends on."""
     needed: dict[str, Any] = {}
     for parent, accepted in when.get(name, {}).items():
         needed |= {**_needed(parent, when), parent: accepted[0]}
@@ -235,7 +235,7 @@ def _all_apply(name: str, values: Mapping[str, Any], when: Mapping[str, Conditio
 
 
 def _samples(distribution: BaseDistribution) -> list[Any]:
-    """Every choice, or an inner point and the two ends of a range."""
+    """Return every choice, or an inner point and the two ends of a range."""
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -243,6 +243,6 @@ def _samples(distribution: BaseDistribution) -> list[Any]:
 
 
 def _required(method: str) -> set[str]:
-    """The parameters without a default: a space has to give them."""
+    """Return the parameters without a default: a space has to give them."""
     fields = dataclass_fields(METHODS[method].settings)
     return {field.name for field in fields if field.default is MISSING and field.default_factory is MISSING}

@@ -35,7 +35,7 @@ class Values:
         return self._lines.error(place, message)
 
     def plain(self, place: Place, value: Any) -> Any:
-        """A number, text or truth value, with the symbols replaced by their numbers for the target."""
+        """Return a number, text or truth value, with the symbols replaced by their numbers for the target."""
         if isinstance(value, str) and value in SYMBOLS:
             return SYMBOLS[value](self._target)
         if not isinstance(value, str | int | float | bool):
@@ -55,7 +55,8 @@ class Values:
         return float(value)
 
     def inside(self, place: Place, value: Any, distribution: BaseDistribution) -> Any:
-        """The value, moved to the nearest one that is searched: theory may suggest what a narrower space leaves out."""
+        """Return the value, moved to the nearest one that is searched: theory may suggest what a narrower space leaves
+        out."""
         if isinstance(distribution, CategoricalDistribution):
             return self.choice(place, value, distribution)
         assert isinstance(distribution, FloatDistribution | IntDistribution)

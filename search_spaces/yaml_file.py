@@ -51,14 +51,15 @@ class Lines:
         return BadFile(f"{self._path}:{node.start_mark.line + 1}: {message}")
 
     def error(self, place: tuple[Any, ...], message: str) -> BadFile:
-        """The error to raise about the value at `place`, or about the nearest enclosing one that the file has."""
+        """Return the error to raise about the value at `place`, or about the nearest enclosing one that the file
+        has."""
         while place not in self._lines:
             place = place[:-1]
         return BadFile(f"{self._path}:{self._lines[place]}: {' '.join(message.split())}")
 
 
 def read_mapping(path: Path) -> tuple[dict[str, Any], Lines]:
-    """A YAML file whose top level is a mapping with text as keys, loaded safely, and its lines.
+    """Return a YAML file whose top level is a mapping with text as keys, loaded safely, and its lines.
 
     Raises:
         BadFile: if the file cannot be read, is not YAML, is not a mapping, or is far larger than anything of use.
@@ -87,7 +88,7 @@ def read_mapping(path: Path) -> tuple[dict[str, Any], Lines]:
 
 
 def shown(value: Any) -> str:
-    """The value as an error message quotes it: one line, cut where it is long."""
+    """Return the value as an error message quotes it: one line, cut where it is long."""
     return reprlib.repr(value)
 
 

@@ -246,12 +246,12 @@ class FewBitsTraining:
         return found
 
     def _active(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The entries of tensors of the weights' shapes where the weights are active, flat."""
+        """Return the entries of tensors of the weights' shapes where the weights are active, flat."""
         pairs = zip(tensors, self._places, strict=True)
         return torch.cat([one.detach().reshape(-1)[places] for one, places in pairs]).to(self._latents.dtype)
 
     def _levels(self, latents: Tensor) -> Tensor:
-        """The whole numbers that they are rounded to; never 0."""
+        """Return the whole numbers that they are rounded to; never 0."""
         return torch.copysign(latents.abs().round_().clamp_(1, largest_code(self.how.bits)), latents)
 
     def _scales(self) -> Tensor:

@@ -43,7 +43,7 @@ def expected_gamma(shape: float, power: float, n: int) -> float:
 
 
 def expected_paper(p: float, n: int) -> float:
-    """The paper's curve over p, exact at finite n: w_i^2 ~ Gamma(k) i.i.d. with k = 0.4 (p - 1).
+    """Return the paper's curve over p, exact at finite n: w_i^2 ~ Gamma(k) i.i.d. with k = 0.4 (p - 1).
 
     The vector w/||w||_2 then has Dirichlet squares, so E ||w||_1/||w||_2 = n Gamma(k+1/2) Gamma(nk)/(Gamma(k)
     Gamma(nk+1/2)). Reconstructed from the figures of arXiv 2103.16013.
@@ -64,7 +64,7 @@ def expected_gaussian_dual(p: float, n: int) -> float:
 
 
 def expected_below(p: float, level: float = 0.2) -> float:
-    """The fraction of weights below `level` x the neuron's mean magnitude, if v is Gaussian (our hypothesis).
+    """Return the fraction of weights below `level` x the neuron's mean magnitude, if v is Gaussian (our hypothesis).
 
     |w| = |v|^e with e = 1/(p-1), so E|w| = 2^(e/2) Gamma((e+1)/2)/sqrt(pi) and the threshold on |v| is
     t = (level E|w|)^(1/e); the fraction is erf(t/sqrt 2).
@@ -75,7 +75,7 @@ def expected_below(p: float, level: float = 0.2) -> float:
 
 
 def suggest_p(target: float, *, level: float = 0.2) -> float:
-    """The p at which a neuron with Gaussian v has the fraction `target` of its weights below `level` x its mean.
+    """Return the p at which a neuron with Gaussian v has the fraction `target` of its weights below `level` x its mean.
 
     A prior for a search, from theory: published choices lie close to it. It is no use when the sum of the learning
     rates over the steps (the travel) stays near 1, since the weights then still show their initialisation.

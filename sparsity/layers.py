@@ -117,8 +117,8 @@ class LeftDense(NamedTuple):
 def prunable_layers(
     model: nn.Module, rules: LayerRules = PAPER_RULES, *, sphere: bool = True, example: Any = None
 ) -> list[Layer]:
-    """The weights of linear, convolution, attention and recurrent layers, in the network's order; a shared weight is
-    listed once.
+    """Return the weights of linear, convolution, attention and recurrent layers, in the network's order; a shared
+    weight is listed once.
 
     Biases and normalisation layers are neither prunable nor on the sphere. Weights that are frozen, or computed from
     other parameters, are left out (`left_dense` names them).
@@ -164,7 +164,7 @@ def prunable_layers(
 
 
 def left_dense(model: nn.Module, rules: LayerRules = PAPER_RULES) -> list[LeftDense]:
-    """The weight matrices that are not pruned, with the reason and the number of weights of each."""
+    """Return the weight matrices that are not pruned, with the reason and the number of weights of each."""
     reasons = [(one, _why_dense(one, rules)) for one in weight_matrices(model, rules.prune)]
     return [LeftDense(one.name, reason, one.size) for one, reason in reasons if reason]
 
@@ -187,7 +187,7 @@ class NetworkSize:
 
     @property
     def matrices(self) -> int:
-        """The numbers of all weight matrices."""
+        """Return the numbers of all weight matrices."""
         return self.prunable + sum(one.size for one in self.dense)
 
     def sparsity_matrices(self, nonzero: int) -> float:
@@ -225,8 +225,8 @@ def with_last_layer(
     forward: Callable[[nn.Module, Any], Any] = called,
     norms: Sequence[NormBase] | None = None,
 ) -> LayerRules:
-    """The rules with the names of the last layer's weights, and of those that are normalised, where they are asked for
-    and an example tells them. The arguments are those of `followers`."""
+    """Return the rules with the names of the last layer's weights, and of those that are normalised, where they are
+    asked for and an example tells them. The arguments are those of `followers`."""
     known = rules.last is not None or rules.off_sphere is not None
     if known and rules.normalised is not None:
         return rules
@@ -245,7 +245,7 @@ def _why_dense(one: Matrix, rules: LayerRules) -> str:
 
 
 def _last(found: list[Matrix], rules: LayerRules) -> set[str]:
-    """The names of the last layer's weights."""
+    """Return the names of the last layer's weights."""
     if rules.last is not None:
         return set(rules.last)
     last = next((one.module for one in reversed(found) if one.is_layer), None)
@@ -253,7 +253,7 @@ def _last(found: list[Matrix], rules: LayerRules) -> set[str]:
 
 
 def _normalised(model: nn.Module, found: list[Matrix], rules: LayerRules) -> set[str]:
-    """The names of the weights whose rows a normalisation follows."""
+    """Return the names of the weights whose rows a normalisation follows."""
     if rules.normalised is not None:
         return set(rules.normalised)
     leaves = [module for module in model.modules() if not any(True for _ in module.children())]

@@ -13,7 +13,8 @@ _SMALLEST = 2.0**-100  # an active weight ends at least this large: it counts as
 
 
 def zeros_for(sparsity: float, weights: int) -> int:
-    """The least number of zeros z with z / weights >= sparsity, for the decimal number that `sparsity` prints as.
+    """Return the least number of zeros z with z / weights >= sparsity, for the decimal number that `sparsity` prints
+    as.
 
     Exact: .9 of 1000 weights is 900, where binary arithmetic can give 901.
     """
@@ -66,7 +67,7 @@ def keep_largest(scores: Sequence[Tensor], keep: int, *, at_least: int = 1, a_ro
 
 
 def random_mask(shape: torch.Size, sparsity: float, generator: Generator, dtype: torch.dtype) -> Tensor:
-    """A mask on the CPU with exactly zeros_for(sparsity, n) zeros at random places."""
+    """Return a mask on the CPU with exactly zeros_for(sparsity, n) zeros at random places."""
     n = shape.numel()
     mask = torch.ones(n, dtype=dtype)
     mask[torch.randperm(n, generator=generator)[: zeros_for(sparsity, n)]] = 0.0

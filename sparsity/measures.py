@@ -61,7 +61,7 @@ class Measures:
         return zeros / total
 
     def by_layer(self) -> dict[str, float]:
-        """The sparsity of each prunable weight, by its name."""
+        """Return the sparsity of each prunable weight, by its name."""
         return {
             layer.name: 1.0 - int(mask.count_nonzero()) / mask.numel()
             for layer, mask in zip(self.layers, self.masks, strict=True)

@@ -80,7 +80,7 @@ _PARTS = {"shape": "kind", "start": "start", "stop": "stop", "begin": "begin", "
 
 
 def schedule_from(name: str, value: Any, default: Schedule | None = None) -> Curve:
-    """The schedule that a setting stands for.
+    """Return the schedule that a setting stands for.
 
     Args:
         name: of the setting, for errors.
@@ -134,7 +134,7 @@ def _finite(value: Any) -> bool:
 
 
 def extremes(curve: Curve) -> tuple[float, float]:
-    """The least and the greatest value that a schedule takes."""
+    """Return the least and the greatest value that a schedule takes."""
     if isinstance(curve, PiecewiseLinear):
         values = [value for _, value in curve.knots]
     else:
@@ -143,21 +143,21 @@ def extremes(curve: Curve) -> tuple[float, float]:
 
 
 def published_learning_rate(epochs: int) -> PiecewiseLinear:
-    """The LpSS paper's learning rate over knots (0, E/6, E/3, E-3, E), as a multiple of its peak: method of arXiv
-    2103.16013, values (.04, 2, .5, .004, .0002) over a peak of 2. For short trainings the fourth knot is kept behind
-    the third."""
+    """Return the LpSS paper's learning rate over knots (0, E/6, E/3, E-3, E), as a multiple of its peak: method of
+    arXiv 2103.16013, values (.04, 2, .5, .004, .0002) over a peak of 2. For short trainings the fourth knot is kept
+    behind the third."""
     late = max(1.0 / 3.0, 1.0 - 3.0 / epochs)
     return PiecewiseLinear(((0.0, 0.02), (1 / 6, 1.0), (1 / 3, 0.25), (late, 0.002), (1.0, 0.0001)))
 
 
 def warmup_cosine(progress: float, warmup: float = 0.05) -> float:
-    """A learning rate's share of its peak: linear over the first `warmup` of training, then a cosine to 0."""
+    """Return a learning rate's share of its peak: linear over the first `warmup` of training, then a cosine to 0."""
     if progress < warmup:
         return max(progress / warmup, 0.01)
     return 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
 
 
 def hold(tail: float, begin: float) -> PiecewiseLinear:
-    """A learning rate's share of its peak that does not go to 0: a warm-up of .05 of the training, 1 until three
+    """Return a learning rate's share of its peak that does not go to 0: a warm-up of .05 of the training, 1 until three
     quarters of the way to `begin`, then linear to `tail` at `begin`, where it stays."""
     return PiecewiseLinear(((0.0, 0.01), (0.05, 1.0), (0.75 * begin, 1.0), (begin, tail)))

@@ -81,7 +81,7 @@ def project(w: Tensor, p: Exponent) -> Tensor:
 
 
 def stationary_dual(gradient: Tensor, p: Exponent) -> Tensor:
-    """The dual image -g/||g||_q of the minimiser of <g, w> over the sphere, shape of the gradient.
+    """Return the dual image -g/||g||_q of the minimiser of <g, w> over the sphere, shape of the gradient.
 
     By Hoelder's inequality <g, w> >= -||g||_q for ||w||_p = 1, with equality at w = from_dual of this value. It is
     also the fixed point of LpSGD (the stationary point of the augmented empirical risk).

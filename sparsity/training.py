@@ -106,7 +106,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
 
     @property
     def progress(self) -> float:
-        """The fraction of `total_steps` done, in [0, 1]."""
+        """Return the fraction of `total_steps` done, in [0, 1]."""
         return min(1.0, self.steps / self.total_steps)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,9 +130,9 @@ class SparseTraining(Measures, torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One optimizer step, under masks that may move first, on the gradient at hand. On a GPU its kernels are begun
-        together, as a CUDA graph, and nothing in it waits for the device, except where masks move. Raises what the
-        optimizer raises: LpSGD, on a CPU, FloatingPointError."""
+        """Take one optimizer step, under masks that may move first, on the gradient at hand. On a GPU its kernels are
+        begun together, as a CUDA graph, and nothing in it waits for the device, except where masks move. Raises what
+        the optimizer raises: LpSGD, on a CPU, FloatingPointError."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -269,7 +269,8 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         multiply(self._own)
 
     def _projected_masks(self) -> list[Tensor]:
-        """The exact masks: `final_sparsity` over all weights, the most salient of the active ones kept; or `fitted`."""
+        """Return the exact masks: `final_sparsity` over all weights, the most salient of the active ones kept; or
+        `fitted`."""
         magnitudes = [layer.turned(self._saliency(layer)) for layer in self.layers]
         masks = zip(self.layers, self.masks, strict=True)
         active = None if self.dense_latent else [layer.turned(mask) for layer, mask in masks]
@@ -313,7 +314,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
 
     @property
     def weight_bits(self) -> int:
-        """The bits of a prunable weight at the end: ALL_BITS, or few."""
+        """Return the bits of a prunable weight at the end: ALL_BITS, or few."""
         return ALL_BITS if self.few_bits is None else self.few_bits.how.bits
 
     def codes(self) -> dict[str, Codes]:

@@ -100,7 +100,7 @@ class Study:
 
     @property
     def networks(self) -> dict[str, Found]:
-        """Every network that was written, by its folder: "best", "best-0.9", "front/t0003", ..."""
+        """Return every network that was written, by its folder: "best", "best-0.9", "front/t0003", ..."""
         trials = {one["trial"]: one for one in self.result["pareto"]}
         found = {}
         for name in self._ended.networks:
@@ -110,17 +110,17 @@ class Study:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """A row a trial: number, state, parameters and measures, as trials.csv has them."""
+        """Return a row a trial: number, state, parameters and measures, as trials.csv has them."""
         return self._table("trials.csv")
 
     @cached_property
     def front(self) -> pd.DataFrame:
-        """The feasible trials that no other one dominates, by rising sparsity."""
+        """Return the feasible trials that no other one dominates, by rising sparsity."""
         return self._table("pareto.csv")
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
-        """A row for each epoch of each trial."""
+        """Return a row for each epoch of each trial."""
         return self._table("epochs.csv")
 
     def _table(self, name: str) -> pd.DataFrame:
@@ -130,8 +130,8 @@ class Study:
 
     @cached_property
     def pictures(self) -> Mapping[str, go.Figure]:
-        """The study's plotly figures: front, progress, training, layers, weights, hoyer, curves, parallel, importances;
-        without those that have nothing to show."""
+        """Return the study's plotly figures: front, progress, training, layers, weights, hoyer, curves, parallel,
+        importances; without those that have nothing to show."""
         from tune_sparsity.tuner.reports.plots.gallery import figures, front_title, pictured
 
         goal, records = self._ended.goal, self._ended.records()

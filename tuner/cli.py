@@ -57,7 +57,7 @@ def _subcommand(name: str, arguments: list[str]) -> int:
 
 
 def entry() -> NoReturn:
-    """The command as a process of its own, which is gone as soon as it has said all: to take torch's, Ray's and
+    """Run the command as a process of its own, which is gone as soon as it has said all: to take torch's, Ray's and
     Optuna's objects apart, or to look through them for garbage while they are made, takes seconds."""
     gc.set_threshold(100_000, 50, 100)
     code = main()

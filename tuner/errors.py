@@ -16,7 +16,7 @@ class UsageError(Exception):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that is not known, with the nearest ones first."""
+    """Return the message for a name that is not known, with the nearest ones first."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
@@ -33,7 +33,7 @@ def disk_error(error: BaseException | None) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as a trial's reason: its type and the first line of what it says."""
+    """Return an exception as a trial's reason: its type and the first line of what it says."""
     text = " ".join((str(error).splitlines() or [""])[0].split())
     return redact(f"{type(error).__name__}: {text}")[:300]
 

@@ -53,8 +53,8 @@ def load(data_dir: Path | None = None) -> Data:
 
 
 def load_subset(data_dir: Path | None = None) -> Data:
-    """A tenth of CIFAR-10's images, for tries without a download: NOT CIFAR-10, and accuracies on it are not to be
-    compared with any published for CIFAR-10.
+    """Return a tenth of CIFAR-10's images, for tries without a download: NOT CIFAR-10, and accuracies on it are not to
+    be compared with any published for CIFAR-10.
 
     DATA_DIR/cifar10_subset.npz holds the first 400 training and 100 test images of each class: 3,500 to train on, 500
     to validate and 1,000 to test. Raises DataUnavailable.

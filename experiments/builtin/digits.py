@@ -34,8 +34,8 @@ def load(data_dir: Path | None = None) -> Data:
 
 
 def _images_and_labels() -> tuple[np.ndarray, np.ndarray]:
-    """All of them, in scikit-learn's order. Its file is read without it: to import it takes longer than the training of
-    a network here."""
+    """Return all of them, in scikit-learn's order. Its file is read without it: to import it takes longer than the
+    training of a network here."""
     spec = importlib.util.find_spec("sklearn")
     file = Path(spec.origin or "").parent / "datasets" / "data" / "digits.csv.gz" if spec else Path()
     if file.is_file():

@@ -58,7 +58,7 @@ _CLASSES = {
 
 
 def parse_idx(raw: bytes) -> Tensor:
-    """The uint8 tensor in an IDX file (magic 0x0000 08 ndim, big-endian sizes, then the bytes).
+    """Return the uint8 tensor in an IDX file (magic 0x0000 08 ndim, big-endian sizes, then the bytes).
 
     Raises:
         ValueError: if the magic number or the length is not that of a uint8 IDX file.
@@ -73,7 +73,7 @@ def parse_idx(raw: bytes) -> Tensor:
 
 
 def _read(folder: Path, data_set: str, stem: str) -> Tensor:
-    """One file of the data set, unpacked or gzipped, checked."""
+    """Return one file of the data set, unpacked or gzipped, checked."""
     plain, packed = folder / stem, folder / f"{stem}.gz"
     path = plain if plain.is_file() else packed
     try:
@@ -91,7 +91,7 @@ def _present(folder: Path) -> bool:
 
 
 def _raw(data_set: str, data_dir: Path | None) -> dict[tuple[str, str], Tensor]:
-    """The four files' tensors, by part and kind; downloaded through torchvision where they are missing. Raises
+    """Return the four files' tensors, by part and kind; downloaded through torchvision where they are missing. Raises
     DataUnavailable."""
     root = data_dir or default_data_dir()
     folder = root / data_set / "raw"
@@ -127,8 +127,8 @@ def load_images(data_set: str, normalise: Normalise, data_dir: Path | None = Non
 
 
 def load(data_set: str, data_dir: Path | None = None) -> Data:
-    """The same images in the same splits as load_images gives, as (batch, 784) floats: (x/255 - mean)/std with the
-    training images' mean and deviation."""
+    """Return the same images in the same splits as load_images gives, as (batch, 784) floats: (x/255 - mean)/std with
+    the training images' mean and deviation."""
     data = load_images(data_set, Normalise((0.0,), (1.0,)), data_dir)
     train, val, test = (Split(part.x.float(), part.y) for part in (data.train, data.val, data.test))
     mean, std = float(train.x.mean()) / 255, float(train.x.std()) / 255

@@ -59,8 +59,8 @@ def labelled_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], 
 
 
 def judging_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
-    """The labelled images of val, in the published layout or sorted into one folder a class. Raises ValueError or
-    OSError for neither."""
+    """Return the labelled images of val, in the published layout or sorted into one folder a class. Raises ValueError
+    or OSError for neither."""
     if (folder / "val" / "val_annotations.txt").is_file():
         return labelled_files(folder, classes)
     found, files, labels = image_folder(folder / "val")

@@ -37,7 +37,7 @@ class BasicBlock(nn.Module):
 
 
 def wide_residual_net(blocks: Sequence[int], width: int, channels: int, classes: int) -> nn.Sequential:
-    """A residual network with post-activation basic blocks; takes images (n, channels, h, w) of any size.
+    """Return a residual network with post-activation basic blocks; takes images (n, channels, h, w) of any size.
 
     A 3x3 stem of 16 channels, stages of width, 2 width, 4 width, ... channels with strides 1, 2, 2, ..., global average
     pooling and one linear layer. Convolutions have no bias and He's initialisation by fan-out; the linear layer has

@@ -47,7 +47,7 @@ class LoopSubject:
 
     @cached_property
     def first_epoch(self) -> tuple[OwnTraining, dict[str, Any]]:
-        """A training after its first epoch, and its state there."""
+        """Return a training after its first epoch, and its state there."""
         training = self.training()
         training.epoch()
         return training, copied(training.state_dict())

@@ -77,7 +77,7 @@ class Subject:
             return self.experiment.load(self.data_dir)
 
     def model(self, seed: int = 0) -> nn.Module:
-        """A fresh network, as a trial with this seed would get it, but for torch.compile."""
+        """Return a fresh network, as a trial with this seed would get it, but for torch.compile."""
         torch.manual_seed(seed)
         return self.experiment.network()
 
@@ -86,7 +86,7 @@ class Subject:
         return spread(self.data.train, count)
 
     def seen(self, name: str) -> Split:
-        """A split: whole where it is in memory, else some examples from all over it."""
+        """Return a split: whole where it is in memory, else some examples from all over it."""
         split = getattr(self.data, name)
         return spread(split, _LOADED) if isinstance(split, Loaded) else split
 
@@ -96,12 +96,12 @@ class Subject:
         return self.experiment.prepare(x), y
 
     def outputs(self, model: nn.Module, count: int) -> Tensor:
-        """The network's outputs for training examples, in evaluation mode."""
+        """Return the network's outputs for training examples, in evaluation mode."""
         with torch.no_grad():
             return self.experiment.forward(in_evaluation(model), self.batch(count)[0])
 
     def training(self, method: str = "lpss", *, epochs: int = 2, seed: int = 0) -> Training:
-        """A short training: a few steps an epoch, on few examples."""
+        """Return a short training: a few steps an epoch, on few examples."""
         size = min(self.experiment.recipe.batch_size, _BATCH)
         small = replace(self.experiment, recipe=replace(self.experiment.recipe, epochs=epochs, batch_size=size))
         train, val = self.raw(size * _STEPS), spread(self.data.val, _VALIDATED)
@@ -109,15 +109,15 @@ class Subject:
 
     @cached_property
     def trained(self) -> Training:
-        """A training of one epoch, which has ended."""
+        """Return a training of one epoch, which has ended."""
         training = self.training(epochs=1)
         training.epoch()
         return training
 
     @cached_property
     def twice(self) -> tuple[Training, Training]:
-        """The same first epoch of two, twice; equal if the experiment is sound. Whoever goes on with them is the last
-        to look."""
+        """Return the same first epoch of two, twice; equal if the experiment is sound. Whoever goes on with them is the
+        last to look."""
         first, second = self.training(), self.training()
         first.epoch()
         torch.rand(3), copied(first.model.state_dict())  # what other code of the process may do in between
@@ -159,7 +159,7 @@ class Check:
 
 
 def run(checks: Sequence[Check], subject: Any) -> Iterator[Finding]:
-    """One finding for each check, in order, as each ends. Random numbers that others draw are not disturbed.
+    """Yield one finding for each check, in order, as each ends. Random numbers that others draw are not disturbed.
 
     Raises:
         DataUnavailable: from the experiment's loader.
@@ -208,7 +208,7 @@ def _comparable(x: Tensor) -> Tensor:
 
 
 def first_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> str | None:
-    """The name of the first tensor that two state_dicts do not have alike; None if they are equal."""
+    """Return the name of the first tensor that two state_dicts do not have alike; None if they are equal."""
     for name in [*first, *second]:
         if name not in first or name not in second or not _alike(first[name], second[name]):
             return name

@@ -15,7 +15,7 @@ CHECKS: tuple[Check, ...] = (*shapes.CHECKS, *data.CHECKS, *network.CHECKS, *tra
 
 
 def inspect(experiment: Experiment, data_dir: Path | None = None) -> Iterator[Finding]:
-    """Every check's finding, one after the other.
+    """Yield every check's finding, one after the other.
 
     Raises:
         DataUnavailable: when the data set is not to be had.
@@ -26,7 +26,7 @@ def inspect(experiment: Experiment, data_dir: Path | None = None) -> Iterator[Fi
 
 
 def first_fault(experiment: Experiment, loaded: Data) -> Finding | None:
-    """The first of the quick checks that fails, on data that were loaded already; None if none does."""
+    """Return the first of the quick checks that fails, on data that were loaded already; None if none does."""
     return next((finding for finding in first_look(experiment, loaded) if finding.level is Level.FAILED), None)
 
 

@@ -75,7 +75,7 @@ def gradients(subject: Subject) -> Iterator[Problem]:
 
 
 def _outcome(subject: Subject, training: Training) -> tuple[dict[str, Tensor], Tensor]:
-    """All that the network keeps, and what it answers."""
+    """Return all that the network keeps, and what it answers."""
     return plain_state(training.model), subject.outputs(training.model, 8)
 
 

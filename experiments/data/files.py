@@ -28,7 +28,7 @@ def check_md5(raw: bytes, expected: str) -> None:
 
 
 def read_checked(path: Path, md5: str, origin: str) -> bytes:
-    """A file that is never downloaded here.
+    """Read a file that is never downloaded here.
 
     Args:
         md5: of the whole file.

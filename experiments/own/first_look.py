@@ -167,7 +167,7 @@ def _check_model(experiment: OwnLoop, model: nn.Module) -> None:
 
 
 def _rules(experiment: OwnLoop, model: nn.Module, trial: _Looking) -> Any:
-    """The rules with the last layers in them, if a call of the network tells them."""
+    """Return the rules with the last layers in them, if a call of the network tells them."""
     if trial.inputs is None:
         return experiment.layers
     try:
@@ -177,8 +177,8 @@ def _rules(experiment: OwnLoop, model: nn.Module, trial: _Looking) -> Any:
 
 
 def _data(inputs: Any) -> Data:
-    """The inputs of the first forward pass, in the place of data: they tell shapes, and exported files are tried with
-    them."""
+    """Return the inputs of the first forward pass, in the place of data: they tell shapes, and exported files are tried
+    with them."""
     x = torch.empty(1, 0) if inputs is None or not tensors_in(inputs) else inputs
     split = Split(x, torch.zeros(length(x)))
     return Data(split, split, split)

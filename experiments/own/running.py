@@ -129,7 +129,7 @@ class RunningTrial(Trial):
         }
 
     def _measured(self, value: float | Callable[[], float]) -> float:
-        """The network's value. Measuring changes neither its modes nor the random numbers."""
+        """Return the network's value. Measuring changes neither its modes nor the random numbers."""
         if not callable(value):
             return float(value)
         assert self.model is not None

@@ -139,7 +139,7 @@ class Layout:
 
     @property
     def weights(self) -> int:
-        """The number of prunable weights."""
+        """Return the number of prunable weights."""
         return sum(one.n for one in self.prunable.values())
 
     def size(self, masks: Mapping[str, Tensor]) -> int:
@@ -183,7 +183,7 @@ class Layout:
 
     @property
     def _value_bits(self) -> float:
-        """The bits of a prunable weight, the mean where tensors are of several types."""
+        """Return the bits of a prunable weight, the mean where tensors are of several types."""
         return sum(one.n * one.bits for one in self.prunable.values()) / self.weights
 
     @property

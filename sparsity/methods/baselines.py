@@ -183,8 +183,8 @@ def _first_masks(start: _Start, s: StaticSettings) -> list[Tensor]:
 
 
 def _largest(weights: Sequence[Tensor], sparsity: float, distribution: str) -> list[Tensor]:
-    """The masks of the largest weights: of all layers together where the distribution is "global"; else each layer has
-    as many as the distribution gives it."""
+    """Return the masks of the largest weights: of all layers together where the distribution is "global"; else each
+    layer has as many as the distribution gives it."""
     scores = [weight.abs() for weight in weights]
     if distribution == "global":
         total = sum(score.numel() for score in scores)
@@ -201,13 +201,13 @@ def dense(start: _Start, s: DenseSettings) -> SparseTraining:
 
 @_method
 def static(start: _Start, s: StaticSettings) -> SparseTraining:
-    """A mask that never changes: a random one, or that of the largest weights of a trained network."""
+    """Return a mask that never changes: a random one, or that of the largest weights of a trained network."""
     return start.training(s, StaticMask(), _first_masks(start, s), sparsity=s.final_sparsity, mask_frozen_at=0.0)
 
 
 @_method
 def snip(start: _Start, s: SnipSettings) -> SparseTraining:
-    """The connections of largest |weight x gradient| on the first batch (Lee et al. 2019, arXiv 1810.02340)."""
+    """Return the connections of largest |weight x gradient| on the first batch (Lee et al. 2019, arXiv 1810.02340)."""
     topology = SnipAtInit(s.final_sparsity)
     mask_frozen_at = 1 / start.total_steps  # the step after the one at which the topology chooses
     return start.training(s, topology, start.ones(), sparsity=s.final_sparsity, mask_frozen_at=mask_frozen_at)

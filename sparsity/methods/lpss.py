@@ -253,7 +253,7 @@ def _sphere_optimizer(model: nn.Module, layers: list[Layer], s: LpssSettings) ->
 
 
 def _alike(layers: list[Layer], s: LpssSettings, **settings: Any) -> list[dict[str, Any]]:
-    """A group of the optimizer for each orientation that there is, with gains that are learnt or constant."""
+    """Return a group of the optimizer for each orientation that there is, with gains that are learnt or constant."""
     sgd = s.optimizer == "sgd"
     gain_lr = s.gain_lr or (s.lr if sgd else _GAIN_LR)
     groups = dict[tuple[Orientation, bool], list[tuple[str, nn.Parameter]]]()

@@ -27,8 +27,8 @@ class Method:
         return {field.name: field.default for field in fields(self.settings) if field.default is not MISSING}
 
     def configure(self, params: Mapping[str, Any]) -> Any:
-        """The settings of `params`, in which "threshold.start" is the part "start" of "threshold". Raises ValueError
-        for an unknown, missing or ill-chosen parameter."""
+        """Return the settings of `params`, in which "threshold.start" is the part "start" of "threshold". Raises
+        ValueError for an unknown, missing or ill-chosen parameter."""
         params = nested(params)
         known = {field.name: field for field in fields(self.settings)}
         unknown = sorted(set(params) - set(known))
@@ -50,7 +50,7 @@ class Method:
         epochs: int | None = None,
         trained: bool = False,
     ) -> SparseTraining:
-        """The SparseTraining for `params`.
+        """Return the SparseTraining for `params`.
 
         Args:
             rules: which layers are pruned, and lie on the sphere.

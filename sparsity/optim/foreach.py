@@ -62,8 +62,8 @@ class ForeachStep:
         self._rates, self._powers, self._gain_grads = (self._layout.one_a_row(v.new_empty(rows)) for _ in range(3))
 
     def step(self, group: dict[str, Any]) -> Tensor | None:
-        """One step with the settings of `group`, of which lr, gain_lr and p may stand in the device's memory. On a CPU
-        the parameter whose gradient is NaN or infinite is returned, if there is one, and no parameter and no v is
+        """Take one step with the settings of `group`, of which lr, gain_lr and p may stand in the device's memory. On
+        a CPU the parameter whose gradient is NaN or infinite is returned, if there is one, and no parameter and no v is
         changed; else None."""
         lr, q = group["lr"], dual_exponent(group["p"])
         for state in self._states:
@@ -96,7 +96,7 @@ class ForeachStep:
         return None
 
     def _rows(self, key: str) -> Rows:
-        """The state `key` of all parameters, of which theirs are views."""
+        """Return the state `key` of all parameters, of which theirs are views."""
         rows = self._owned.get(key)
         if rows is None or any(state[key] is not part for state, part in zip(self._states, rows.parts, strict=True)):
             flat = torch.cat([state[key].flatten() for state in self._states])
@@ -134,7 +134,7 @@ class ForeachStep:
             self._gain_grads.flat.add_(gains, alpha=weight_decay)
 
     def _momentum(self, grads: Sequence[Tensor], key: str, group: dict[str, Any], out: Rows) -> Rows:
-        """The gradients after heavy-ball or Nesterov momentum, in torch.optim.SGD's form (no dampening)."""
+        """Return the gradients after heavy-ball or Nesterov momentum, in torch.optim.SGD's form (no dampening)."""
         momentum = group["momentum"]
         if momentum == 0.0:
             for grad, d in zip(grads, self._pieces(out), strict=True):
@@ -148,7 +148,7 @@ class ForeachStep:
         return out if group["nesterov"] else buffers
 
     def _kept(self, key: str) -> Rows:
-        """The momentum `key`, which begins with zeros."""
+        """Return the momentum `key`, which begins with zeros."""
         for state in self._states:
             if key not in state:
                 state[key] = torch.zeros_like(state["gain" if key in _ONE_A_ROW else "v"])

@@ -34,7 +34,7 @@ def _plain(tensor: Tensor) -> bool:
 
 
 def _gradient(param: Tensor) -> Tensor:
-    """The parameter's gradient, laid out as the parameter is."""
+    """Return the parameter's gradient, laid out as the parameter is."""
     grad = param.grad
     assert grad is not None
     return grad if _plain(grad) else grad.contiguous()
@@ -69,8 +69,9 @@ class FusedStep:
         self._memory = torch.empty(2 * max(kernel.NEAR, self._fan_in + kernel.LANES))
 
     def step(self, group: dict[str, Any]) -> Tensor | None:
-        """One step with the settings of `group`. Where the gradient is NaN or infinite the parameter is returned, and
-        nothing is changed; else None. (Where momentum overflows it is returned too, and rows may have been stepped.)"""
+        """Take one step with the settings of `group`. Where the gradient is NaN or infinite the parameter is
+        returned, and nothing is changed; else None. (Where momentum overflows it is returned too, and rows may have
+        been stepped.)"""
         state, q, momentum = self._state, float(dual_exponent(group["p"])), group["momentum"]
         assert self.param.grad is not None
         grad, rows = self._matrix(self.param.grad), self._matrix(self.param)
@@ -106,13 +107,13 @@ class FusedStep:
         return self._orientation.rows(x).contiguous()
 
     def _at(self, key: str) -> int:
-        """The address of a state, which others may have replaced."""
+        """Return the address of a state, which others may have replaced."""
         if not _plain(self._state[key]):
             self._state[key] = self._state[key].contiguous()
         return self._state[key].data_ptr()
 
     def _momentum(self, key: str, like: str) -> int:
-        """The address of a momentum, which begins with zeros."""
+        """Return the address of a momentum, which begins with zeros."""
         if key not in self._state:
             self._state[key] = torch.zeros_like(self._state[like])
         return self._at(key)

@@ -183,7 +183,7 @@ class LpSGD(torch.optim.Optimizer):
         }
 
     def gain(self, param: Tensor) -> Tensor:
-        """The gains of a sphere parameter, shape (rows, 1)."""
+        """Return the gains of a sphere parameter, shape (rows, 1)."""
         return self.state[param]["gain"]
 
     def log_magnitude(self, param: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ class LpSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step of every parameter that has a gradient.
+        """Take one step of every parameter that has a gradient.
 
         Raises:
             FloatingPointError: if a gradient is NaN or infinite; the parameter is named, and has not been changed. On
@@ -244,7 +244,7 @@ class LpSGD(torch.optim.Optimizer):
                 raise FloatingPointError(f"the gradient of {_name(bad, group)} is NaN or infinite")
 
     def _sphere_step(self, params: list[Tensor], group: dict[str, Any]) -> Tensor | None:
-        """The parameter whose gradient is NaN or infinite, where that is asked for; else None."""
+        """Return the parameter whose gradient is NaN or infinite, where that is asked for; else None."""
         for block in self._blocks_of(params, group):
             bad = block.step(group)
             if bad is not None:
@@ -350,7 +350,7 @@ def _check_group(group: dict[str, Any]) -> None:
 
 
 def _name(param: Tensor, group: dict[str, Any]) -> str:
-    """The parameter's name where the group was made of named parameters, else its shape."""
+    """Return the parameter's name where the group was made of named parameters, else its shape."""
     names = group.get("param_names")
     index = next(i for i, other in enumerate(group["params"]) if other is param)
     return str(names[index]) if names else f"a parameter of shape {tuple(param.shape)}"

@@ -39,7 +39,7 @@ class Rows(NamedTuple):
             torch.amax(rows, 1, keepdim=True, out=largest)
 
     def totals(self) -> Tensor:
-        """The sum of every row, flat."""
+        """Return the sum of every row, flat."""
         return torch.cat([rows.sum(1) for rows in self.runs])
 
     def products(self, other: Rows, out: Rows) -> None:

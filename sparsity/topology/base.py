@@ -40,8 +40,8 @@ class Topology(Protocol):
         """Return whether the masks are to change at this step of `total`."""
 
     def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:
-        """The new masks, in the order and shapes of the layers. One that drops by a threshold keeps it as `applied`: a
-        multiple of the neuron's mean magnitude."""
+        """Return the new masks, in the order and shapes of the layers. One that drops by a threshold keeps it as
+        `applied`: a multiple of the neuron's mean magnitude."""
 
     def state_dict(self) -> dict[str, Any]: ...
 

@@ -67,7 +67,7 @@ class DropGrow:
 
 
 def drop_smallest(layer: LayerView, share: float) -> Tensor:
-    """The layer's mask without the round(share x active) active connections of least magnitude."""
+    """Return the layer's mask without the round(share x active) active connections of least magnitude."""
     active = layer.mask != 0
     count = round(share * int(active.sum()))
     scores = layer.log_magnitude().masked_fill(~active, torch.inf).flatten()
@@ -77,7 +77,7 @@ def drop_smallest(layer: LayerView, share: float) -> Tensor:
 
 
 def grow(mask: Tensor, score: Tensor, count: int) -> Tensor:
-    """The mask with `count` more connections: the inactive ones of largest score, which must not be negative."""
+    """Return the mask with `count` more connections: the inactive ones of largest score, which must not be negative."""
     flat = mask.clone().flatten()
     flat[score.float().masked_fill(mask != 0, -1.0).flatten().topk(count, sorted=False).indices] = 1.0
     return flat.view_as(mask)

@@ -56,7 +56,8 @@ class ThresholdAdaptation:
 
 
 def drop_below(log_magnitude: Tensor, mask: Tensor, rho: float) -> Tensor:
-    """The mask without the active connections whose magnitude 2^saliency is below rho x the neuron's active mean."""
+    """Return the mask without the active connections whose magnitude 2^saliency is below rho x the neuron's active
+    mean."""
     active = mask.flatten(1)
     # Relative to the row's largest active magnitude, so that nothing underflows.
     logs = log_magnitude.flatten(1).masked_fill(active == 0, -torch.inf)
@@ -68,7 +69,7 @@ def drop_below(log_magnitude: Tensor, mask: Tensor, rho: float) -> Tensor:
 def grow_by_gradient(
     masks: Sequence[Tensor], before: Sequence[Tensor], gradients: Sequence[Tensor], count: int
 ) -> list[Tensor]:
-    """The masks with `count` more connections: of those inactive `before`, the ones of largest |gradient|, each
+    """Return the masks with `count` more connections: of those inactive `before`, the ones of largest |gradient|, each
     neuron's gradient divided by its norm. What this update dropped cannot come back in it."""
     scores = []
     for old, gradient in zip(before, gradients, strict=True):

@@ -19,7 +19,7 @@ PATIENCE = 10.0  # seconds that a network file system may take to show what anot
 
 
 def probe(storage: Any, token: str, name: str) -> dict[str, Any]:
-    """The node's versions, GPUs and view of the storage.
+    """Return the node's versions, GPUs and view of the storage.
 
     Args:
         storage: a tuner.storage.places.Place, in which the driver has left a file "driver" with the token; None: not
@@ -54,7 +54,7 @@ def code() -> str:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """The GPUs that the driver's own tool lists: CUDA_VISIBLE_DEVICES hides none of them from it."""
+    """Return the GPUs that the driver's own tool lists: CUDA_VISIBLE_DEVICES hides none of them from it."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
         listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout

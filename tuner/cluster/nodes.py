@@ -124,8 +124,8 @@ def differences(answers: Sequence[Answer]) -> list[str]:
 
 
 def compared(package: str, version: str) -> str:
-    """The part of a version that all nodes must have alike: of torch not the build (2.9.0+cpu, 2.9.0+cu126), of Python
-    not the patch release, of NumPy the major number, whose pickles differ."""
+    """Return the part of a version that all nodes must have alike: of torch not the build (2.9.0+cpu, 2.9.0+cu126), of
+    Python not the patch release, of NumPy the major number, whose pickles differ."""
     release = version.partition("+")[0]
     parts = {"python": 2, "numpy": 1}.get(package)
     return release if parts is None else ".".join(release.split(".")[:parts])

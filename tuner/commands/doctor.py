@@ -193,7 +193,7 @@ def _cluster(config: StudyConfig) -> Iterator[Finding]:
 
 
 def resources(there: Sequence[Node], cpus: float, gpus: float, workers: int = 1) -> Finding:
-    """The nodes, their CPUs and GPUs, and how many trials of so many workers fit."""
+    """Return the nodes, their CPUs and GPUs, and how many trials of so many workers fit."""
     room = trials_at_once(there, cpus, gpus, workers)
     found = ", ".join(f"{node.address} ({node.cpus:g} CPUs, {node.gpus:g} GPUs)" for node in there)
     trials = "trials" if workers == 1 else f"trials of {workers} workers"
@@ -263,7 +263,7 @@ def shared_storage(storage: StudyStorage, answers: Sequence[Answer]) -> Finding:
 
 
 def gpu_memory(answers: Sequence[Answer], gpus: float) -> Iterator[Finding]:
-    """The free memory of every GPU against the trials that would share it."""
+    """Yield the free memory of every GPU against the trials that would share it."""
     trials = int(1 / gpus + 1e-9) if 0 < gpus < 1 else 1
     for answer in answers:
         for number, gpu in enumerate(answer.gpus if gpus else []):

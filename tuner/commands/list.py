@@ -9,7 +9,7 @@ _LISTS = ("experiments", "methods", "spaces", "samplers")
 
 
 def listing(kind: str) -> str:
-    """The names of a kind, one a line, with what each is."""
+    """Return the names of a kind, one a line, with what each is."""
     rows = {
         "experiments": _experiments,
         "methods": _methods,
@@ -21,7 +21,7 @@ def listing(kind: str) -> str:
 
 
 def show_space(name: str) -> str:
-    """A space as it is written. Raises UsageError for an unknown name, or a file that is no usable space."""
+    """Return a space as it is written. Raises UsageError for an unknown name, or a file that is no usable space."""
     from tune_sparsity.search_spaces import load_space, space_text
     from tune_sparsity.tuner.errors import UsageError
 

@@ -32,7 +32,7 @@ exit codes: 0 done, 1 the study failed, 2 wrong use, 3 no trial meets the target
 
 
 def search_parser() -> Parser:
-    """The options of a study. Values stay text here: the configuration checks them, wherever they come from."""
+    """Return the options of a study. Values stay text here: the configuration checks them, wherever they come from."""
     parser = Parser(
         description="Finds the most accurate network that is at least S sparse, and the whole front beside it.",
         epilog=_EPILOG,
@@ -217,7 +217,7 @@ def _ray_died(config: Any) -> str:
 
 
 def _how_to_resume(config: Any) -> str:
-    """The command that goes on with the study, as a shell takes it."""
+    """Return the command that goes on with the study, as a shell takes it."""
     from tune_sparsity.tuner.reports.text import command
 
     return f"{command('tune-sparsity')} resume {config.study} --storage {shlex.quote(str(config.storage))}"

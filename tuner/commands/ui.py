@@ -74,8 +74,8 @@ def check_store(uri: str) -> None:
 
 
 def free_port(wanted: str | None) -> int:
-    """The port that was asked for, or 5000, or where that is taken a free one. Raises UsageError for a wanted one that
-    is no port or is taken."""
+    """Return the port that was asked for, or 5000, or where that is taken a free one. Raises UsageError for a wanted
+    one that is no port or is taken."""
     if wanted is not None and not (wanted.isascii() and wanted.isdecimal() and 0 < int(wanted) < 65536):
         raise UsageError(f"--port {wanted!r}: a port is a number from 1 to 65535")
     for port in (int(wanted or PORT), *(() if wanted else (0,))):

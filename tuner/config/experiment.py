@@ -21,7 +21,7 @@ def sound_data(
     load: Callable[[], Data] | None = None,
     warn: Callable[[Finding], object] | None = None,
 ) -> Data:
-    """The experiment's data, which its network, loss and metric can take.
+    """Return the experiment's data, which its network, loss and metric can take.
 
     Args:
         load: what gives them, if they are being loaded already.

@@ -26,7 +26,7 @@ def split(value: Any) -> Any:
 
 
 def parse_target(value: Any) -> Any:
-    """One sparsity, or the rising tuple of several. Raises ValueError with what is accepted."""
+    """Return one sparsity, or the rising tuple of several. Raises ValueError with what is accepted."""
     values = split(value)
     if value is None:
         return None
@@ -41,7 +41,7 @@ def parse_target(value: Any) -> Any:
 
 
 def parse_front(value: Any) -> Any:
-    """The two ends, from "0.5:0.99" or a pair of numbers. Raises ValueError with what is accepted."""
+    """Return the two ends, from "0.5:0.99" or a pair of numbers. Raises ValueError with what is accepted."""
     if value is None:
         return None
     ends = value.split(":") if isinstance(value, str) else value
@@ -54,7 +54,7 @@ def parse_front(value: Any) -> Any:
 
 
 def parse_bytes(value: Any) -> Any:
-    """A number of bytes from 10000, "10000", "10kB" or "10KiB", rounded down. Raises ValueError."""
+    """Return a number of bytes from 10000, "10000", "10kB" or "10KiB", rounded down. Raises ValueError."""
     if value is None:
         return None
     number, unit = value, "B"

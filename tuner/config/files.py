@@ -29,7 +29,7 @@ WITHHELD = "tracking_uri_without_password"  # in that account, where the URI is 
 
 
 def read_config(options: dict[str, Any]) -> StudyConfig:
-    """The configuration from the command line's options and, beneath them, the file that `config` names.
+    """Return the configuration from the command line's options and, beneath them, the file that `config` names.
 
     Raises:
         UsageError: with the line of the file where that is where the mistake is.

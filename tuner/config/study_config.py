@@ -256,7 +256,7 @@ class StudyConfig(BaseModel):
 
     @property
     def wanted(self) -> str:
-        """The goal in characters that a folder's name can have."""
+        """Return the goal in characters that a folder's name can have."""
         if self.max_nonzero is not None:
             return f"{self.max_nonzero}-weights"
         if self.max_bytes is not None:
@@ -268,7 +268,8 @@ class StudyConfig(BaseModel):
 
     @property
     def folder(self) -> Path:
-        """The study's own folder; of a study in an object store, the one on this machine that it is worked on in."""
+        """Return the study's own folder; of a study in an object store, the one on this machine that it is worked on
+        in."""
         return self.storage.folder(self.study)
 
     def resolved(self) -> StudyConfig:
@@ -296,7 +297,7 @@ def default_study_name(experiment: str, wanted: str, now: datetime) -> str:
 
 
 def make_config(options: dict[str, Any]) -> StudyConfig:
-    """The checked configuration.
+    """Return the checked configuration.
 
     Args:
         options: names and values of the fields; those from a file and from the command line together.
@@ -311,7 +312,7 @@ def make_config(options: dict[str, Any]) -> StudyConfig:
 
 
 def describe(error: ValidationError) -> str:
-    """The first of pydantic's errors as one line: the option, what it was given, what is accepted."""
+    """Return the first of pydantic's errors as one line: the option, what it was given, what is accepted."""
     first = error.errors()[0]
     if not first["loc"]:  # about several options together, which the message names
         return first["msg"].removeprefix("Value error, ")

@@ -43,7 +43,7 @@ def check_tracking_uri(uri: str) -> None:
 
 
 def stray_environment() -> list[str]:
-    """The MLflow variables that are set and would redirect other tools' runs; here they are ignored."""
+    """Return the MLflow variables that are set and would redirect other tools' runs; here they are ignored."""
     return [name for name in STRAY if os.environ.get(name)]
 
 
@@ -53,7 +53,7 @@ def is_server(uri: str) -> bool:
 
 
 def with_driver(uri: str) -> str:
-    """The URI with the package named by which Python speaks to PostgreSQL: which one `postgresql://` alone means
+    """Return the URI with the package named by which Python speaks to PostgreSQL: which one `postgresql://` alone means
     differs between versions of SQLAlchemy."""
     scheme, _, rest = uri.partition("://")
     if scheme.lower() != "postgresql":

@@ -175,7 +175,7 @@ def _with_ensemble(prepared: Prepared, outcome: StudyOutcome) -> tuple[StudyOutc
 
 
 def _short(outcome: StudyOutcome) -> list[str]:
-    """A line if the loop that trained the best network made other steps than it had announced."""
+    """Return a line if the loop that trained the best network made other steps than it had announced."""
     measured = {} if outcome.best is None else outcome.best.metrics
     made, announced = measured.get("steps"), measured.get("steps_announced")
     if outcome.best is None or made is None or announced is None or made == announced:

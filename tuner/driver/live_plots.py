@@ -105,7 +105,7 @@ def live_pictures(prepared: Prepared, tracker: Tracker) -> LivePictures:
 
 
 def final_pictures(prepared: Prepared, records: Sequence[TrialRecord]) -> list[Path]:
-    """The pictures of the ended study. A mistake in them is told, and loses the study nothing else."""
+    """Return the pictures of the ended study. A mistake in them is told, and loses the study nothing else."""
     try:
         return write_pictures(_pictured(prepared, records), prepared.config.folder)
     except OSError:

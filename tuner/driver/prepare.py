@@ -61,8 +61,8 @@ class Prepared:
 
     @cached_property
     def checksum(self) -> str:
-        """The data's; read once, since the data may be large and several records name it. "" of a loop
-        of one's own, which loads them itself."""
+        """Return the checksum of the data; read once, since the data may be large and several records name it. "" of a
+        loop of one's own, which loads them itself."""
         return "" if isinstance(self.experiment, OwnLoop) else self.data.checksum()
 
 
@@ -129,8 +129,8 @@ def prepare(
 
 
 def _as_before(goal: Goal, config: StudyConfig) -> Goal:
-    """The goal of a study that goes on, with the baseline that it began with. Raises UsageError if its experiment has
-    another metric now."""
+    """Return the goal of a study that goes on, with the baseline that it began with. Raises UsageError if its
+    experiment has another metric now."""
     before = judged(goal, read_about(config))
     if (was := before.objective) != (now := goal.objective):
         raise UsageError(
@@ -141,7 +141,7 @@ def _as_before(goal: Goal, config: StudyConfig) -> Goal:
 
 
 def _with_baseline(goal: Goal, experiment: Experiment, data: Data) -> Goal:
-    """The goal with what the untrained network has, where the metric has no worst value that is known.
+    """Return the goal with what the untrained network has, where the metric has no worst value that is known.
 
     Raises:
         UsageError: if the metric cannot be measured of that network, or is no number.

@@ -38,7 +38,7 @@ LOST_WORKERS = 3  # times that a trial whose process was lost is begun again, fr
 
 
 def gpus_per_trial(config: StudyConfig) -> float:
-    """The share that each trial gets. "auto": a whole GPU where the cluster has any, else none.
+    """Return the share that each trial gets. "auto": a whole GPU where the cluster has any, else none.
 
     Raises:
         UsageError: if more is asked for than any cluster node has.
@@ -198,8 +198,8 @@ class StopWhen(_NotPickled, tune.Stopper):
         return self._lost()
 
     def unless_disk_full(self, call: Callable[..., R], *args: Any) -> R | None:
-        """The call's result. If it fails for want of room on the disk the study ends, and from then on nothing is
-        called: a journal's line behind one that was cut off would make both unreadable."""
+        """Return the call's result. If it fails for want of room on the disk the study ends, and from then on nothing
+        is called: a journal's line behind one that was cut off would make both unreadable."""
         if self.disk or self.lost:
             return None
         try:

@@ -93,7 +93,7 @@ class StudyRun:
             yield
 
     def ask(self) -> Asked | None:
-        """The next trial, begun; None when the study has had all its trials, or no gain for too many of them."""
+        """Return the next trial, begun; None when the study has had all its trials, or no gain for too many of them."""
         if self.full or self.out_of_patience:
             return None
         start = self._clock()
@@ -202,6 +202,7 @@ class StudyRun:
             self._halving.ended(record.number, record.method, sparsity, completed)
 
     def running(self) -> list[TrialRecord]:
-        """The trials that have begun and not ended; found without looking at all the others, at every end of one."""
+        """Return the trials that have begun and not ended; found without looking at all the others, at every end of
+        one."""
         begun = (self.records.get(number) for number in sorted(self.searcher.running))
         return [record for record in begun if record is not None and record.state is TrialState.RUNNING]

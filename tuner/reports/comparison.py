@@ -86,7 +86,7 @@ def _cells(row: dict[str, Any], objective: Objective) -> list[str]:
 
 
 def as_lines(rows: Sequence[dict[str, Any]], objective: Objective) -> list[str]:
-    """The table for a terminal."""
+    """Return the table for a terminal."""
     cells = [_header(objective), *(_cells(row, objective) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     left = {1, 2, 3}
@@ -100,7 +100,7 @@ def as_lines(rows: Sequence[dict[str, Any]], objective: Objective) -> list[str]:
 
 
 def data_note(studies: Sequence[EndedStudy]) -> list[str]:
-    """A line where the studies' data are not the same."""
+    """Return a line where the studies' data are not the same."""
     if len({study.about.get("data_sha256") for study in studies}) < 2:
         return []
     name = studies[0].goal.objective.name
@@ -108,7 +108,8 @@ def data_note(studies: Sequence[EndedStudy]) -> list[str]:
 
 
 def fronts_figure(studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialRecord]]) -> go.Figure:
-    """The studies' fronts over each other, from the lowest target of any of them, and their other completed trials."""
+    """Return the studies' fronts over each other, from the lowest target of any of them, and their other completed
+    trials."""
     lowest, objective = min(study.goal.lowest for study in studies), studies[0].goal.objective
     data: list[dict[str, Any]] = []
     for i, (study, own) in enumerate(zip(studies, records, strict=True)):
@@ -150,7 +151,7 @@ def fronts_figure(studies: Sequence[EndedStudy], records: Sequence[Sequence[Tria
 def compare_page(
     studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialRecord]], rows: Sequence[dict[str, Any]]
 ) -> str:
-    """The page: the fronts, the differences, and what each study was asked."""
+    """Return the page: the fronts, the differences, and what each study was asked."""
     title = f"{studies[0].result['experiment']}: {' and '.join(study.config.study for study in studies)}"
     objective, configs = studies[0].goal.objective, [study.config for study in studies]
     asked = [

@@ -58,7 +58,7 @@ class Summary:
         )
 
     def counts(self) -> str:
-        """The trials that are not simply done; failed ones are mentioned only if there are any."""
+        """Return the trials that are not simply done; failed ones are mentioned only if there are any."""
         failed = f", {self.failed} failed" if self.failed else ""
         saved = f" ({self.saved:.0%} of the epochs saved)" if self.saved >= 0.005 else ""
         return f"{self.running} running, {self.pruned} stopped early{saved}{failed}"
@@ -101,7 +101,7 @@ def saved_epochs(records: Iterable[TrialRecord], epochs: int) -> float:
 
 
 def work_done(records: Iterable[TrialRecord]) -> float:
-    """The trials that are finished, and those that run as far as the mean duration of finished ones tells.
+    """Return the trials that are finished, and those that run as far as the mean duration of finished ones tells.
 
     Without the latter the first estimate, made when one of several concurrent trials ended, would be far too long.
     """
@@ -203,7 +203,7 @@ class Progress:
                 self._live.stop()
 
     def line(self) -> str:
-        """The whole state in one plain line."""
+        """Return the whole state in one plain line."""
         summary = self._summary
         head = f"{summary.done}/{self._total} trials, {summary.counts()}; {summary.best_so_far()}"
         return f"{head}; {self._times()}"

@@ -17,7 +17,7 @@ from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 
 def report_page(study: EndedStudy) -> str:
-    """The whole page."""
+    """Return the whole page."""
     records, goal = study.records(), study.goal
     experiment = study.result["experiment"]
     return page(
@@ -71,14 +71,15 @@ def _verdict(study: EndedStudy, goal: Goal) -> str:
 
 
 def _dense(study: EndedStudy) -> str:
-    """The weight matrices that stay dense, with their shares of all; an earlier version has no shares."""
+    """Return the weight matrices that stay dense, with their shares of all; an earlier version has no shares."""
     shares = study.result.get("dense_share") or dict.fromkeys(study.result.get("dense_weights") or {})
     named = ", ".join(f"{name} {_share(share, 1)}".rstrip() for name, share in shares.items())
     return f"; dense: {named}" if named else ""
 
 
 def _dead(study: EndedStudy) -> str:
-    """The best network's neurons without a connection; nothing where there are none, or an earlier version measured."""
+    """Return the best network's neurons without a connection; nothing where there are none, or an earlier version
+    measured."""
     dead = study.result.get("dead_neurons") or {}
     return dead_text({name: DeadNeurons(**one) for name, one in dead.items()})
 
@@ -103,7 +104,7 @@ def _asked(study: EndedStudy) -> list[tuple[str, Any]]:
 
 
 def _found(study: EndedStudy, goal: Goal, records: Sequence[TrialRecord]) -> dict[str, Any]:
-    """The front, or each target's best; and the methods' best trained again."""
+    """Return the front, or each target's best; and the methods' best trained again."""
     tests = _test_values(study, goal.objective)
     best = goal.best(records)
     by_target = goal.kind is GoalKind.TARGETS

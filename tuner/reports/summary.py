@@ -75,7 +75,7 @@ def trial_columns(
 
 
 def best_line(outcome: StudyOutcome) -> str:
-    """The best trial in one line, its sparsity also as counts; or that there is none."""
+    """Return the best trial in one line, its sparsity also as counts; or that there is none."""
     best = outcome.best
     if best is None:
         return f"no feasible trial: none completed with {outcome.goal.condition}"
@@ -105,7 +105,7 @@ def targets_lines(outcome: StudyOutcome) -> list[str]:
 
 
 def front_line(outcome: StudyOutcome) -> str:
-    """A front's hypervolume, and what it means; nothing for other goals."""
+    """Return a front's hypervolume, and what it means; nothing for other goals."""
     goal, objective = outcome.goal, outcome.goal.objective
     if goal.kind is not GoalKind.FRONT:
         return ""
@@ -133,7 +133,8 @@ def ensemble_line(outcome: StudyOutcome) -> str:
 
 
 def network_line(outcome: StudyOutcome) -> str:
-    """The best network's sparsity over all weight matrices and over all parameters, and which matrices stay dense."""
+    """Return the best network's sparsity over all weight matrices and over all parameters, and which matrices stay
+    dense."""
     best, size = outcome.best, outcome.size
     if best is None or size is None or (matrices := outcome.sparsity_matrices(best)) is None:
         return ""
@@ -143,7 +144,7 @@ def network_line(outcome: StudyOutcome) -> str:
 
 
 def layers_line(outcome: StudyOutcome) -> str:
-    """The best network's sparsity layer by layer, or the range of it where there are many layers."""
+    """Return the best network's sparsity layer by layer, or the range of it where there are many layers."""
     by_layer = outcome.sparsity_by_layer
     if len(by_layer) <= _LAYERS_SHOWN:
         return ", ".join(f"{name} {sparsity:.1%}" for name, sparsity in by_layer.items())
@@ -161,7 +162,7 @@ def states_line(outcome: StudyOutcome) -> str:
 
 
 def retrained_line(one: Retrained) -> str:
-    """A method's best trial under the final seeds."""
+    """Return a method's best trial under the final seeds."""
     at = "" if one.target is None else f"best at {one.target:g}, "
     text = one.objective.text
     seeds = f"{len(one.test_values)} seeds" + (f", {one.failed} more failed" if one.failed else "")
@@ -177,7 +178,7 @@ def seconds_line(outcome: StudyOutcome) -> str:
 
 
 def files_line(outcome: StudyOutcome) -> str:
-    """The study's folder and what is in it."""
+    """Return the study's folder and what is in it."""
     tables = ("pareto.html", "pictures.html", "result.json", "trials.csv", "pareto.csv", "study.yaml")
     networks = list(dict.fromkeys(name.partition("/")[0] for name in outcome.goal.folders(outcome.records)))
     there = [f"{name}/" for name in networks if (outcome.folder / name).exists()]
@@ -194,8 +195,8 @@ def tracking_line(tracking_uri: str) -> str:
 
 
 def table_rows(outcome: StudyOutcome) -> tuple[list[TrialRecord], list[list[str]]]:
-    """The trials that the table shows, a row each, and the columns that go before their own: with several targets each
-    target that is met and its best, else the front."""
+    """Return the trials that the table shows, a row each, and the columns that go before their own: with several
+    targets each target that is met and its best, else the front."""
     goal = outcome.goal
     if goal.kind is not GoalKind.TARGETS:
         return outcome.front, []

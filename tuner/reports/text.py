@@ -18,7 +18,7 @@ _DEAD_NAMED = 6  # layers that have dead neurons
 
 
 def duration(seconds: float) -> str:
-    """A duration in the largest two units that matter: "41 s", "3 min 20 s", "2 h 05 min"."""
+    """Return a duration in the largest two units that matter: "41 s", "3 min 20 s", "2 h 05 min"."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -29,7 +29,7 @@ def duration(seconds: float) -> str:
 
 
 def time_left(seconds: float, word: str = "about") -> str:
-    """An estimate in words that claim no more than it knows: "about 40 s left", "a few seconds left"."""
+    """Return an estimate in words that claim no more than it knows: "about 40 s left", "a few seconds left"."""
     if seconds < 7.5:
         return "a few seconds left"
     if seconds < 90:
@@ -48,7 +48,7 @@ def dead_text(dead: Mapping[str, DeadNeurons]) -> str:
 
 
 def few_prunable(size: NetworkSize) -> str:
-    """A warning where less than half of the weights in matrices can be pruned; else nothing."""
+    """Return a warning where less than half of the weights in matrices can be pruned; else nothing."""
     if 2 * size.prunable >= size.matrices:
         return ""
     share = size.prunable / size.matrices
@@ -60,7 +60,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def shown_path(path: Path) -> str:
-    """The path as it is shortest to type: relative to the current folder if it lies in it."""
+    """Return the path as it is shortest to type: relative to the current folder if it lies in it."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except (OSError, ValueError):
@@ -89,5 +89,5 @@ def corner_text(goal: Goal, sparsity: str) -> str:
 
 
 def percent(fraction: float) -> str:
-    """A fraction such as a target as people write it: 0.9 is "90%", 0.985 is "98.5%"."""
+    """Return a fraction such as a target as people write it: 0.9 is "90%", 0.985 is "98.5%"."""
     return f"{100 * fraction:.6g}%"

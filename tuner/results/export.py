@@ -53,19 +53,19 @@ class Network:
 
     @cached_property
     def packed(self) -> bytes:
-        """The packed file. Raises ValueError if there can be none."""
+        """Return the packed file. Raises ValueError if there can be none."""
         from tune_sparsity.sparsity.cost.writer import encode
 
         return encode(self.coded, self.precision.with_zeros(self.prunable))
 
     @cached_property
     def coded(self) -> dict[str, Tensor | Codes]:
-        """The tensors in their own precision."""
+        """Return the tensors in their own precision."""
         return self.precision.of(self.tensors, self.prunable)
 
     @property
     def codes(self) -> dict[str, Codes]:
-        """The codes of those that have few bits."""
+        """Return the codes of those that have few bits."""
         from tune_sparsity.sparsity.few_bits import Codes
 
         return {name: one for name, one in self.coded.items() if isinstance(one, Codes)}
@@ -128,7 +128,7 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
 
 
 def _packed(network: Network) -> dict[str, int]:
-    """The bytes of the network's packed file, where there can be one."""
+    """Return the bytes of the network's packed file, where there can be one."""
     with suppress(ValueError):
         return {"packed": len(network.packed)}
     return {}
@@ -203,7 +203,7 @@ def _write(network: Network, kind: str, path: Path) -> None:
 
 
 def _reader(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor]:
-    """The file as a function of inputs as the data set holds them: read back as its users would."""
+    """Return the file as a function of inputs as the data set holds them: read back as its users would."""
     import torch
 
     from tune_sparsity.sparsity.cost.writer import load
@@ -253,7 +253,7 @@ def _tolerance(network: Network) -> float:
 
 
 def as_text(document: dict[str, Any], objective: Objective) -> str:
-    """The figures as a person reads them."""
+    """Return the figures as a person reads them."""
     value = document.get(objective.val)
     metric = "" if value is None else f"{objective.name} {objective.text(value)}"
     checked = f"the validation data: {metric}" if metric else "the inputs of the loop's first forward pass"

@@ -45,7 +45,7 @@ def save_safetensors(tensors: Coded, path: Path) -> None:
 
 
 def load_safetensors(path: Path | str) -> dict[str, Tensor]:
-    """The network's ordinary state_dict from a file that `save_safetensors` wrote."""
+    """Return the network's ordinary state_dict from a file that `save_safetensors` wrote."""
     stored = load_file(path)
     with safe_open(path, framework="pt") as file:
         coded = json.loads((file.metadata() or {}).get("codes", "{}"))
@@ -60,7 +60,7 @@ def save_torch(tensors: Tensors, path: Path) -> None:
 
 
 def index_dtype(columns: int) -> torch.dtype:
-    """The smallest integers that number so many columns."""
+    """Return the smallest integers that number so many columns."""
     return torch.uint8 if columns <= 2**8 else torch.uint16 if columns <= 2**16 else torch.int32
 
 
@@ -94,7 +94,7 @@ def save_csr(tensors: Tensors, prunable: set[str], path: Path) -> None:
 
 
 def load_csr(path: Path | str) -> dict[str, Tensor]:
-    """The network's ordinary state_dict from a file that `save_csr` wrote."""
+    """Return the network's ordinary state_dict from a file that `save_csr` wrote."""
     stored = load_file(path)
     with safe_open(path, framework="pt") as file:
         shapes = json.loads(file.metadata()["csr"])
@@ -223,7 +223,7 @@ def _quiet() -> Iterator[None]:
 
 
 def onnx_function(path: Path) -> Callable[[Any], Tensor]:
-    """The ONNX file as a function of a batch, run by onnxruntime on the CPU."""
+    """Return the ONNX file as a function of a batch, run by onnxruntime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

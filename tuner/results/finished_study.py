@@ -55,20 +55,20 @@ class EndedStudy:
         return Goal(config.target if isinstance(config.target, tuple) else (config.target,))
 
     def records(self) -> list[TrialRecord]:
-        """All ended trials, by number."""
+        """Return all ended trials, by number."""
         from tune_sparsity.tuner.search.journal import records_of  # brings Optuna
 
         return records_of(self.folder)
 
     @property
     def networks(self) -> list[str]:
-        """The networks that the study wrote, as folders under its own: "best" first."""
+        """Return the networks that the study wrote, as folders under its own: "best" first."""
         found = (path.parent for pattern in ("best*", "front/*") for path in self.folder.glob(f"{pattern}/model.json"))
         return sorted(path.relative_to(self.folder).as_posix() for path in found)
 
 
 def read_ended(study: str, storage: StudyStorage, options: dict[str, Any] | None = None) -> EndedStudy:
-    """An ended study, by its name in `storage` or by its folder.
+    """Return an ended study, by its name in `storage` or by its folder.
 
     Args:
         options: of StudyConfig, in the place of study.yaml's.

@@ -91,7 +91,7 @@ class SparseConv2d(nn.Module):
 
 
 def _sparse_layer(layer: nn.Module) -> nn.Module | None:
-    """The layer over a CSR matrix; None for kinds that it is not written for."""
+    """Return the layer over a CSR matrix; None for kinds that it is not written for."""
     if type(layer) is nn.Linear:
         return SparseLinear(layer)
     if type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros":
@@ -174,7 +174,7 @@ def latencies(
 def _usable(
     model: nn.Module, twin: nn.Module, prunable: set[str], outputs: Callable[[Any], Tensor]
 ) -> tuple[Callable[..., Tensor] | None, str]:
-    """The network over CSR matrices as a function if it computes the same, and what is to be said about it.
+    """Return the network over CSR matrices as a function if it computes the same, and what is to be said about it.
 
     Args:
         outputs: a network's for some inputs.
@@ -194,7 +194,8 @@ def _usable(
 
 
 def _layer_by_layer(model: nn.Module, x: Tensor) -> Tensor:
-    """The outputs without the fast path of torch's transformer layers, which reads the weights of dense layers."""
+    """Return the outputs without the fast path of torch's transformer layers, which reads the weights of dense
+    layers."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -207,7 +208,7 @@ def _layer_by_layer(model: nn.Module, x: Tensor) -> Tensor:
 def medians(
     calls: Mapping[str, Callable[[], object]], seconds: float = 1.0, least: int = 5, most: int = 300
 ) -> dict[str, float]:
-    """The median duration of each call in milliseconds, the calls taking turns so that all see the same machine.
+    """Return the median duration of each call in milliseconds, the calls taking turns so that all see the same machine.
 
     Args:
         seconds: how long it goes on, once every call was made `least` times; `most` times at most.

@@ -109,17 +109,17 @@ def write_networks(
 
 
 def _networks(folder: Path) -> list[Path]:
-    """The folders of the study's networks."""
+    """Return the folders of the study's networks."""
     return sorted(path.parent for pattern in ("best*", "front/*") for path in folder.glob(f"{pattern}/{DESCRIPTION}"))
 
 
 def _written(folder: Path) -> dict[str, Path]:
-    """The networks that the study has written before, by the name of the trial."""
+    """Return the networks that the study has written before, by the name of the trial."""
     return {_trial_in(path): path / MODEL for path in _networks(folder)}
 
 
 def _trial_in(folder: Path) -> str:
-    """The trial whose network lies in a folder."""
+    """Return the trial whose network lies in a folder."""
     return str(json.loads((folder / DESCRIPTION).read_text())["trial"])
 
 
@@ -156,7 +156,7 @@ def write_best(
 
 
 def mask_names(stored: Mapping[str, Any]) -> list[str]:
-    """The names of the weights that have a mask beside them, in the network's order."""
+    """Return the names of the weights that have a mask beside them, in the network's order."""
     return [name for name in stored if f"{name}{_MASK}" in stored]
 
 
@@ -221,7 +221,8 @@ def agrees(experiment: Experiment, measured: float, reported: float, split: Spli
 
 
 def test_value(experiment: Experiment, data: Data, network: bytes, device: str) -> float | None:
-    """The metric on the test data, on `device`, of a network as `tuner.worker.trainable.packed_weights` gives it."""
+    """Return the metric on the test data, on `device`, of a network as `tuner.worker.trainable.packed_weights` gives
+    it."""
     model = experiment.network_with(split_masks(load(network))[0])
     return experiment.tested(model.to(device), data)
 

@@ -69,7 +69,8 @@ class Chosen:
 
 
 def best_of_each(records: Iterable[TrialRecord], methods: Sequence[str], goal: Goal) -> list[Chosen]:
-    """The best trial of every method that has a feasible one, in the order of `methods`, for every target in turn."""
+    """Return the best trial of every method that has a feasible one, in the order of `methods`, for every target in
+    turn."""
     records = list(records)
     several = len(goal.targets) > 1
     return [
@@ -81,12 +82,12 @@ def best_of_each(records: Iterable[TrialRecord], methods: Sequence[str], goal: G
 
 
 def _trials(chosen: Iterable[Chosen]) -> list[TrialRecord]:
-    """Every trial once: it may be the best at several targets."""
+    """Return every trial once: it may be the best at several targets."""
     return list({one.record.number: one.record for one in chosen}.values())
 
 
 def jobs(chosen: Iterable[Chosen], seeds: int) -> list[dict[str, Any]]:
-    """The trainings to run: each trial's method and params under `seeds` seed numbers, trial by trial."""
+    """Return the trainings to run: each trial's method and params under `seeds` seed numbers, trial by trial."""
     return [
         {"number": _FIRST_SEED + seed, "method": record.method, "params": record.params}
         for record in _trials(chosen)
@@ -95,8 +96,8 @@ def jobs(chosen: Iterable[Chosen], seeds: int) -> list[dict[str, Any]]:
 
 
 def summarise(chosen: Sequence[Chosen], values: Sequence[float | None], seeds: int) -> list[Retrained]:
-    """The metric's values, in the order of `jobs` and None for a training that failed, by target and method; a target's
-    best mean first. A method whose trainings all failed is left out."""
+    """Return the metric's values, in the order of `jobs` and None for a training that failed, by target and method; a
+    target's best mean first. A method whose trainings all failed is left out."""
     of_trial = {
         record.number: [value for value in values[i * seeds : (i + 1) * seeds] if value is not None]
         for i, record in enumerate(_trials(chosen))

@@ -57,7 +57,8 @@ class StudySeconds:
         return max(0.0, self.total - sum(parts))
 
     def without_overlap(self) -> StudySeconds:
-        """The same, where what the driver did while trials trained counts once: as its own, and not as training."""
+        """Return the same, where what the driver did while trials trained counts once: as its own, and not as
+        training."""
         rest = self.startup + self.sampling + self.tracking + self.finishing
         return replace(self, training=max(0.0, min(self.training, self.total - rest)))
 
@@ -98,7 +99,7 @@ class StudyOutcome:
 
     @property
     def test_value(self) -> float | None:
-        """The best trial's."""
+        """Return the metric of the best trial on the test data."""
         return None if self.best is None else self.test_values.get(self.best.number)
 
     def sparsity_matrices(self, record: TrialRecord) -> float | None:
@@ -107,7 +108,7 @@ class StudyOutcome:
 
     @property
     def states(self) -> dict[str, int]:
-        """The number of trials in each final state; a trial that is still running is in none of them."""
+        """Return the number of trials in each final state; a trial that is still running is in none of them."""
         counts = Counter(record.state for record in self.records)
         return {str(s): counts[s] for s in (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)}
 
@@ -123,7 +124,7 @@ def _by_number(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 
 def _parameter_columns(records: Iterable[TrialRecord], value: str) -> dict[str, str]:
-    """The heading of each parameter's column, by the parameter's name, in first-seen order.
+    """Return the heading of each parameter's column, by the parameter's name, in first-seen order.
 
     Headings are the plain names, except where a name is that of another column: `epochs` becomes `param.epochs`,
     because two columns of one name are read back as something else by every reader.
@@ -153,7 +154,7 @@ def trials_csv(
     objective: Objective = ACCURACY,
     size: NetworkSize | None = None,
 ) -> str:
-    """The trials as a table: number, state, parameters, measures, method, reason.
+    """Return the trials as a table: number, state, parameters, measures, method, reason.
 
     Args:
         records: the rows, in this order.
@@ -162,7 +163,7 @@ def trials_csv(
         size: of the network; without it "sparsity_matrices" is empty.
 
     Returns:
-        The text of the CSV file: RFC 4180 quoting, "\\n" line ends.
+        The text of the CSV file: RFC 4180 quoting, "\n" line ends.
     """
     parameters = _parameter_columns(records if columns_of is None else columns_of, objective.val)
     text = io.StringIO()
@@ -177,7 +178,7 @@ def trials_csv(
 
 
 def trial_document(record: TrialRecord) -> dict[str, Any]:
-    """A trial as result.json describes it."""
+    """Return a trial as result.json describes it."""
     return {
         "trial": record.name,
         "method": record.method,
@@ -192,7 +193,7 @@ def trial_document(record: TrialRecord) -> dict[str, Any]:
 
 
 def _reported_document(outcome: StudyOutcome, record: TrialRecord | None) -> dict[str, Any] | None:
-    """A trial whose network is reported, with what was measured of it."""
+    """Return a trial whose network is reported, with what was measured of it."""
     if record is None:
         return None
     test = {record.objective.test: outcome.test_values.get(record.number)}
@@ -220,7 +221,8 @@ def _goal_document(outcome: StudyOutcome) -> dict[str, Any]:
 
 
 def result_document(outcome: StudyOutcome) -> dict[str, Any]:
-    """The study's result as one document, that of result.json and of `--json`; `best` is None if none is feasible."""
+    """Return the study's result as one document, that of result.json and of `--json`; `best` is None if none is
+    feasible."""
     dense = outcome.size.dense if outcome.size else ()
     document = {
         "study": outcome.study,

@@ -21,7 +21,7 @@ _LEAST, _MOST = 4, 300  # trials: with fewer the answer is noise, with more it t
 
 
 def importances(records: Sequence[TrialRecord], method: str | None = None) -> tuple[dict[str, float], str, int]:
-    """The share of the metric's variance that each parameter explains.
+    """Return the share of the metric's variance that each parameter explains.
 
     Parameters that only some of the trials have, and those that never change, are left out. The ranges are those that
     the trials cover.
@@ -61,7 +61,8 @@ def importances(records: Sequence[TrialRecord], method: str | None = None) -> tu
 
 
 def _covered(records: Sequence[TrialRecord]) -> dict[str, BaseDistribution]:
-    """The parameters that all trials have and that differ between them, over the ranges that the trials cover."""
+    """Return the parameters that all trials have and that differ between them, over the ranges that the trials
+    cover."""
     if not records:
         return {}
     names = [name for name in records[0].params if all(name in record.params for record in records)]

@@ -76,7 +76,7 @@ def _drop_torn_line(file: Path) -> None:
 
 
 def read_records(study: optuna.Study) -> list[TrialRecord]:
-    """The records of all ended trials of a study, by number."""
+    """Return the records of all ended trials of a study, by number."""
     records = [
         TrialRecord.from_dict(frozen.user_attrs[RECORD])
         for frozen in study.get_trials(deepcopy=False)

@@ -102,7 +102,7 @@ class OwnStudy(OneByOne):
         self._open[number] = self._study.ask()
 
     def _stopped(self) -> tuple[TrialState, list[float] | None]:
-        """The state and the values that the sampler is told of a trial that was stopped or that failed."""
+        """Return the state and the values that the sampler is told of a trial that was stopped or that failed."""
         return (TrialState.PRUNED, None) if self._view.constraint else (TrialState.COMPLETE, [_WORST])
 
 
@@ -136,7 +136,7 @@ class SamplingStudy(OwnStudy):
     def _told(
         self, state: TrialState, values: Sequence[float] | None, constraints: Mapping[str, float]
     ) -> tuple[TrialState, list[float] | None]:
-        """The state and the values that the sampler is told."""
+        """Return the state and the values that the sampler is told."""
         if state is TrialState.COMPLETE:
             assert values is not None
             missing = _missing(constraints)
@@ -191,7 +191,7 @@ def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> A
 
 
 def _constraint(trial: FrozenTrial) -> dict[str, float]:
-    """The record's constraint by its name, if the trial has it."""
+    """Return the record's constraint by its name, if the trial has it."""
     return {name: value for name, value in trial.constraints.items() if name == CONSTRAINT}
 
 
@@ -281,7 +281,7 @@ class LikeSparsityStudy(OwnStudy):
         return {name: value for name, value in named.items() if name not in self._sparsities}
 
     def _near(self, position: float) -> optuna.Study:
-        """A study of the ended trials next to this position, and of those that run."""
+        """Return a study of the ended trials next to this position, and of those that run."""
 
         def nearest(trials: list[_Ended]) -> list[_Ended]:
             most = max(LIKE, len(trials) // LIKE_SHARE)

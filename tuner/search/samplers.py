@@ -77,7 +77,7 @@ def _cmaes(seed: int, trials: Sequence[FrozenTrial], independent: BaseSampler) -
 
 
 def _numbers_of(trial: FrozenTrial) -> FrozenTrial:
-    """The trial with those parameters only that CMA-ES searches."""
+    """Return the trial with those parameters only that CMA-ES searches."""
     numeric = {
         name: distribution
         for name, distribution in trial.distributions.items()
@@ -247,7 +247,7 @@ class PriorsFirst(BaseSampler):
 
 
 def make_sampler(name: str, seed: int, priors: Mapping[str, Prior], begun: int = 0) -> BaseSampler:
-    """One of SAMPLERS.
+    """Return one of SAMPLERS.
 
     Args:
         priors: by the parameters' names in the study.

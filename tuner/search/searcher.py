@@ -198,12 +198,12 @@ class OptunaSearcher:
         return LikeSparsityStudy(sampler, view, self._sparsity_of, sparsities)
 
     def _method_of(self, params: Mapping[str, Any]) -> str | None:
-        """The method of parameters as Optuna names them; None while it is to be chosen."""
+        """Return the method of parameters as Optuna names them; None while it is to be chosen."""
         return params.get(_METHOD) if len(self.spaces) > 1 else next(iter(self.spaces))
 
     def _sparsity_of(self, params: Mapping[str, Any]) -> float:
-        """The final sparsity that parameters as Optuna names them decide on; while their method is to be chosen, that
-        of any method that has one."""
+        """Return the final sparsity that parameters as Optuna names them decide on; while their method is to be chosen,
+        that of any method that has one."""
         method = self._method_of(params)
         methods = self.spaces if method is None else [method]
         found = (params.get(self._key(one, FINAL_SPARSITY)) for one in methods)
@@ -214,7 +214,7 @@ class OptunaSearcher:
         return f"{method}.{parameter}" if len(self.spaces) > 1 else parameter
 
     def ask(self) -> Asked:
-        """The next trial to run: one that an earlier process left unfinished, else a new one."""
+        """Return the next trial to run: one that an earlier process left unfinished, else a new one."""
         if self._left:
             return self._left.pop(0)
         with self._together(), warnings.catch_warnings():
@@ -262,7 +262,7 @@ class OptunaSearcher:
         self._planner.ended(method, params, configuration, sparsity, merit)
 
     def _suggest(self, trial: optuna.Trial) -> Asked:
-        """The trial's parameters; those already in the storage come from there."""
+        """Return the trial's parameters; those already in the storage come from there."""
         method = (
             trial.suggest_categorical(_METHOD, list(self.spaces)) if len(self.spaces) > 1 else next(iter(self.spaces))
         )
@@ -303,12 +303,12 @@ class OptunaSearcher:
 
     @property
     def running(self) -> KeysView[int]:
-        """The numbers of the trials that have begun and not ended, those that wait to be handed out again included;
-        always as they are now, for other threads too."""
+        """Return the numbers of the trials that have begun and not ended, those that wait to be handed out again
+        included; always as they are now, for other threads too."""
         return self._running.keys()
 
     def finished(self) -> list[TrialRecord]:
-        """The records of all ended trials, this process's and earlier ones', by number."""
+        """Return the records of all ended trials, this process's and earlier ones', by number."""
         return read_records(self.study)
 
     def states(self) -> Mapping[int, str]:
@@ -323,7 +323,8 @@ def _values(record: TrialRecord) -> list[float]:
 
 
 def _open_study(journal: Journal | None, name: str) -> optuna.Study:
-    """A new study, or the one that the journal holds, whatever its name: a study's folder may have been renamed."""
+    """Return a new study, or the one that the journal holds, whatever its name: a study's folder may have been
+    renamed."""
     storage = None
     if journal is not None:
         storage = optuna.storages.JournalStorage(journal)

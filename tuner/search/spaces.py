@@ -20,7 +20,7 @@ from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, WEIGHT_BITS
 def spaces_of(
     config: StudyConfig, goal: Goal, suited: str | None = None, optimizer: str = "sgd", *, few_bits: bool = False
 ) -> list[Space]:
-    """One space for each method: its own, or the one of --space.
+    """Return one space for each method: its own, or the one of --space.
 
     Args:
         suited: the experiment's space, which takes the place of its method's own.
@@ -66,9 +66,9 @@ def fewest_bits(config: StudyConfig, *, few_bits: bool) -> int:
 
 
 def space_for(name: str, goal: Goal) -> Space:
-    """The space of that name or file. What it says in terms of the target spans all of the goal: a parameter's range
-    reaches from where it begins for the lowest sparsity to where it ends for the highest. Such a space has no first
-    points: they depend on the sparsity that a trial is for (tuner.search.planner)."""
+    """Return the space of that name or file. What it says in terms of the target spans all of the goal: a parameter's
+    range reaches from where it begins for the lowest sparsity to where it ends for the highest. Such a space has no
+    first points: they depend on the sparsity that a trial is for (tuner.search.planner)."""
     if not goal.multi_objective:
         return load_space(name, goal.lowest)
     laid_out = [load_space(name, target) for target in goal.ends]
@@ -111,7 +111,7 @@ def range_of(distribution: BaseDistribution) -> Range:
 
 
 def least(distribution: BaseDistribution, target: float) -> float:
-    """The least value of a parameter that is `target` or more; the greatest, where there is none."""
+    """Return the least value of a parameter that is `target` or more; the greatest, where there is none."""
     if values := _values(distribution):
         return min((value for value in values if value >= target), default=max(values))
     assert isinstance(distribution, FloatDistribution)
@@ -119,7 +119,7 @@ def least(distribution: BaseDistribution, target: float) -> float:
 
 
 def _values(distribution: BaseDistribution) -> list[float]:
-    """All values of a parameter that has a number of them; none for a range of real numbers."""
+    """Return all values of a parameter that has a number of them; none for a range of real numbers."""
     if not isinstance(distribution, FloatDistribution | IntDistribution):
         return list(getattr(distribution, "choices", ()))
     if distribution.step is None:
@@ -129,7 +129,7 @@ def _values(distribution: BaseDistribution) -> list[float]:
 
 
 def _union(those: list[BaseDistribution]) -> BaseDistribution:
-    """One range over all of them; what is not a range does not depend on the target."""
+    """Return one range over all of them; what is not a range does not depend on the target."""
     first = those[0]
     if all(one == first for one in those) or not isinstance(first, FloatDistribution | IntDistribution):
         return first
@@ -139,7 +139,8 @@ def _union(those: list[BaseDistribution]) -> BaseDistribution:
 
 
 def _within(distribution: BaseDistribution, low: float, high: float) -> BaseDistribution:
-    """The range without what lies outside [low, high]; as it is if nothing is left, or if it is no plain range."""
+    """Return the range without what lies outside [low, high]; as it is if nothing is left, or if it is no plain
+    range."""
     if not isinstance(distribution, FloatDistribution) or distribution.step is not None:
         return distribution
     low, high = max(distribution.low, low), min(distribution.high, high)
@@ -147,7 +148,7 @@ def _within(distribution: BaseDistribution, low: float, high: float) -> BaseDist
 
 
 def clipped(point: dict[str, Any], distributions: dict[str, BaseDistribution]) -> dict[str, Any]:
-    """The point with its numbers moved into the ranges: each was laid out for a range of its own target."""
+    """Return the point with its numbers moved into the ranges: each was laid out for a range of its own target."""
     return {
         key: min(max(value, own.low), own.high)
         if isinstance(own := distributions[key], FloatDistribution | IntDistribution)

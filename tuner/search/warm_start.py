@@ -120,7 +120,7 @@ def _agrees(params: dict[str, Any], space: Space) -> bool:
 
 
 def _moved(params: dict[str, Any], space: Space) -> dict[str, Any]:
-    """The parameters moved into the space; what they lack is at the centre of its prior."""
+    """Return the parameters moved into the space; what they lack is at the centre of its prior."""
     point: dict[str, Any] = {}
     centre = space.centre()
     for name, distribution in space.distributions.items():

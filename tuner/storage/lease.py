@@ -123,7 +123,8 @@ def _taken(study: S3Prefix, by: dict[str, Any]) -> str:
 
 
 def _machine() -> str:
-    """The running system within which a process has its number: another after a reboot, and in each container."""
+    """Return the running system within which a process has its number: another after a reboot, and in each
+    container."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:

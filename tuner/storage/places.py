@@ -13,7 +13,7 @@ class Place(Protocol):
     """Where files with names are: a folder, or a prefix in an object store."""
 
     def read(self, name: str) -> bytes:
-        """A file's content. Raises FileNotFoundError, or another OSError."""
+        """Return a file's content. Raises FileNotFoundError, or another OSError."""
 
     def write(self, name: str, content: bytes) -> None:
         """Replaces a file, which is seen whole or not at all. Raises OSError."""

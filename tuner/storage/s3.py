@@ -58,16 +58,16 @@ class S3Prefix:
         return f"{SCHEME}{self._path()}"
 
     def __truediv__(self, name: str) -> S3Prefix:
-        """The prefix below this one. Raises ValueError for a name that would lead out of it."""
+        """Return the prefix below this one. Raises ValueError for a name that would lead out of it."""
         return replace(self, prefix="/".join(part for part in (self.prefix, *parts_of(name)) if part))
 
     @property
     def parent(self) -> S3Prefix:
-        """The prefix that this one is in."""
+        """Return the prefix that this one is in."""
         return replace(self, prefix=self.prefix.rpartition("/")[0])
 
     def read(self, name: str) -> bytes:
-        """An object's content. Raises FileNotFoundError if there is none, else StoreError."""
+        """Return an object's content. Raises FileNotFoundError if there is none, else StoreError."""
         with told(self), self._client().open_input_stream(self._path(name)) as stream:
             return bytes(stream.read())
 
@@ -87,7 +87,7 @@ class S3Prefix:
                 return
 
     def names(self, under: str = "") -> list[str]:
-        """The names of all objects, sorted.
+        """Return the names of all objects, sorted.
 
         Args:
             under: only those below this name.
@@ -96,7 +96,7 @@ class S3Prefix:
         return sorted(info.path[start:] for info in self._listed(under, recursive=True) if info.is_file)
 
     def children(self) -> list[str]:
-        """The first parts of the names of objects that have several, sorted."""
+        """Return the first parts of the names of objects that have several, sorted."""
         return sorted(info.base_name for info in self._listed("", recursive=False) if not info.is_file)
 
     def reach(self) -> None:
@@ -122,7 +122,7 @@ class S3Prefix:
 
 
 def parse_store(uri: str) -> S3Prefix:
-    """The store that a URI names, at the endpoint and in the region that the environment names.
+    """Return the store that a URI names, at the endpoint and in the region that the environment names.
 
     Raises:
         ValueError: in one line, without what may be a secret.
@@ -145,7 +145,7 @@ def parse_store(uri: str) -> S3Prefix:
 
 
 def parts_of(name: str) -> tuple[str, ...]:
-    """The parts of an object's name, none of which leads elsewhere. Raises ValueError for any other name."""
+    """Return the parts of an object's name, none of which leads elsewhere. Raises ValueError for any other name."""
     parts = tuple(name.split("/")) if name else ()
     for part in parts:
         if part in (".", "..") or not _PART.fullmatch(part):

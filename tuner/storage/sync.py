@@ -175,7 +175,7 @@ class Mirror:
             return None
 
     def _files(self) -> dict[str, Signature]:
-        """The study's files and by what a change of each is seen."""
+        """Return the study's files and by what a change of each is seen."""
         found = {}
         for folder, _, names in os.walk(self._folder):
             for name in names:

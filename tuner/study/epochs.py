@@ -56,8 +56,8 @@ class EpochLog:
 
 
 def read_epochs(path: Path) -> dict[int, Series]:
-    """Every trial's epochs, by its number. Of an epoch that was trained again the last row counts, and what it was
-    followed by at first is dropped; rows that a process died in are left out. Without the file: nothing."""
+    """Return every trial's epochs, by its number. Of an epoch that was trained again the last row counts, and what it
+    was followed by at first is dropped; rows that a process died in are left out. Without the file: nothing."""
     series: dict[int, Series] = {}
     try:
         with path.open(encoding="utf-8", errors="replace", newline="") as file:

@@ -29,12 +29,12 @@ class FrontTracker:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The best feasible trial."""
+        """Return the best feasible trial."""
         return self.front[0] if self.front else None
 
     @property
     def reported(self) -> list[TrialRecord]:
-        """The trials whose networks would be reported if the study ended now."""
+        """Return the trials whose networks would be reported if the study ended now."""
         return self.goal.reported(self.front)
 
     def add(self, record: TrialRecord) -> bool:

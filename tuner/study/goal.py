@@ -74,24 +74,24 @@ class Goal:
 
     @property
     def lowest(self) -> float:
-        """The study's constraint, unless it is a number of bytes: a trial is feasible if it completed and is at least
-        this sparse."""
+        """Return the study's constraint, unless it is a number of bytes: a trial is feasible if it completed and is at
+        least this sparse."""
         return self.targets[0]
 
     @property
     def highest(self) -> float:
-        """The largest sparsity that a network is wanted at."""
+        """Return the largest sparsity that a network is wanted at."""
         return self.targets[-1] if self.ceiling is None else self.ceiling
 
     @property
     def ends(self) -> tuple[float, ...]:
-        """The sparsities that the goal names, rising: its targets, and a front's upper end."""
+        """Return the sparsities that the goal names, rising: its targets, and a front's upper end."""
         return (*self.targets, *(() if self.ceiling is None else (self.ceiling,)))
 
     @property
     def searched(self) -> tuple[float, float]:
-        """The range of the final sparsity, for spaces that say `target` and `above`. With one target it reaches a
-        fifth of the way from it to 1: what lies beyond shows what more sparsity would cost."""
+        """Return the range of the final sparsity, for spaces that say `target` and `above`. With one target it reaches
+        a fifth of the way from it to 1: what lies beyond shows what more sparsity would cost."""
         if self.multi_objective:
             return self.lowest, self.highest
         return self.lowest, self.lowest + 0.2 * (1 - self.lowest)
@@ -115,28 +115,29 @@ class Goal:
         return [record for record in records if self.feasible(record)], 0.0
 
     def best(self, records: Iterable[TrialRecord]) -> TrialRecord | None:
-        """The best feasible trial: the one that a study reports."""
+        """Return the best feasible trial: the one that a study reports."""
         return best_trial(*self._judged(records, self.lowest))
 
     def best_at(self, records: Iterable[TrialRecord]) -> list[tuple[float, TrialRecord | None]]:
-        """Every target and the best trial that is at least as sparse."""
+        """Return every target and the best trial that is at least as sparse."""
         records = list(records)
         return [(target, best_trial(*self._judged(records, target))) for target in self.targets]
 
     def front(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
-        """The feasible front, by rising sparsity."""
+        """Return the feasible front, by rising sparsity."""
         return pareto_front(*self._judged(records, self.lowest))
 
     def reported(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
-        """The trials whose networks are kept, judged on the test data and written: each target's best, or the front's.
-        The study's best is the first of them."""
+        """Return the trials whose networks are kept, judged on the test data and written: each target's best, or the
+        front's. The study's best is the first of them."""
         records = list(records)
         found = self.front(records) if self.kind is GoalKind.FRONT else [best for _, best in self.best_at(records)]
         return list({record.number: record for record in found if record is not None}.values())
 
     def folders(self, records: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
-        """The folders that reported networks are written to, under the study's: `best` for the study's best; with
-        several targets also `best-0.8` and so on, one for each that is met; of a front also `front/TRIAL` for each."""
+        """Return the folders that reported networks are written to, under the study's: `best` for the study's best;
+        with several targets also `best-0.8` and so on, one for each that is met; of a front also `front/TRIAL` for
+        each."""
         records = list(records)
         found = {} if (best := self.best(records)) is None else {BEST: best}
         if self.kind is GoalKind.TARGETS:
@@ -153,13 +154,13 @@ class Goal:
 
     @property
     def reference(self) -> Point:
-        """The corner that the hypervolume is measured from: (lowest sparsity, baseline), for accuracy a baseline of 0.
-        It never changes while a study runs, so that the hypervolume never falls."""
+        """Return the corner that the hypervolume is measured from: (lowest sparsity, baseline), for accuracy a baseline
+        of 0. It never changes while a study runs, so that the hypervolume never falls."""
         return self.lowest, self.baseline
 
     @property
     def least_merit(self) -> float:
-        """The baseline's merit."""
+        """Return the baseline's merit."""
         return self.objective.merit(self.baseline)
 
     @property
@@ -168,15 +169,17 @@ class Goal:
         return 1.0 if self.objective.percent else abs(self.baseline) or 1.0
 
     def hypervolume(self, records: Iterable[TrialRecord]) -> float:
-        """The area that the feasible trials dominate beyond `reference`. A front's area ends at its upper end."""
+        """Return the area that the feasible trials dominate beyond `reference`. A front's area ends at its upper
+        end."""
         points = points_of(record for record in records if self.feasible(record))
         if self.ceiling is not None:
             points = [(min(sparsity, self.ceiling), merit) for sparsity, merit in points]
         return hypervolume(points, (self.lowest, self.least_merit))
 
     def mean_value(self, area: float) -> float:
-        """A front's hypervolume as a value of the metric: the mean, over the sparsities from its lower to its upper
-        end, of the best value that is to be had at that sparsity or a higher one (the baseline where nothing is)."""
+        """Return a front's hypervolume as a value of the metric: the mean, over the sparsities from its lower to its
+        upper end, of the best value that is to be had at that sparsity or a higher one (the baseline where nothing
+        is)."""
         return self.objective.value(self.least_merit + area / (self.highest - self.lowest))
 
     def score(self, front: Sequence[TrialRecord]) -> tuple[float, ...]:
@@ -189,7 +192,7 @@ class Goal:
 
     @property
     def option(self) -> str:
-        """The goal as the value of its option; of a count or a size the sparsity that it comes to."""
+        """Return the goal as the value of its option; of a count or a size the sparsity that it comes to."""
         return f"{self.lowest!r}:{self.ceiling!r}" if self.ceiling is not None else ",".join(map(repr, self.targets))
 
     def __str__(self) -> str:
@@ -204,17 +207,17 @@ class Goal:
 
 
 def at_targets(*targets: float) -> Goal:
-    """The best network at each of these sparsities. Raises ValueError unless they rise within [0, 1)."""
+    """Return the best network at each of these sparsities. Raises ValueError unless they rise within [0, 1)."""
     return Goal(targets)
 
 
 def along_front(low: float, high: float) -> Goal:
-    """The whole front between two sparsities. Raises ValueError unless they rise within [0, 1)."""
+    """Return the whole front between two sparsities. Raises ValueError unless they rise within [0, 1)."""
     return Goal((low,), ceiling=high)
 
 
 def at_most(nonzero: int, weights: int) -> Goal:
-    """The best network with at most `nonzero` nonzero ones among its `weights` prunable weights.
+    """Return the best network with at most `nonzero` nonzero ones among its `weights` prunable weights.
 
     Raises:
         ValueError: unless 1 <= nonzero <= weights.
@@ -225,8 +228,8 @@ def at_most(nonzero: int, weights: int) -> Goal:
 
 
 def within_bytes(most: int, nonzero: int, weights: int) -> Goal:
-    """The best network whose packed file has at most `most` bytes, for which about `nonzero` nonzero ones among its
-    `weights` prunable weights are what fits.
+    """Return the best network whose packed file has at most `most` bytes, for which about `nonzero` nonzero ones among
+    its `weights` prunable weights are what fits.
 
     Raises:
         ValueError: unless 1 <= nonzero <= weights.

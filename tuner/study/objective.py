@@ -24,17 +24,17 @@ class Objective:
 
     @property
     def val(self) -> str:
-        """The name of its value on the validation data."""
+        """Return the name of its value on the validation data."""
         return f"val_{self.name}"
 
     @property
     def at_target(self) -> str:
-        """The name of its value on the validation data, as if the network were at its final sparsity."""
+        """Return the name of its value on the validation data, as if the network were at its final sparsity."""
         return f"val_{self.name}_at_target"
 
     @property
     def test(self) -> str:
-        """The name of its value on the test data."""
+        """Return the name of its value on the test data."""
         return f"test_{self.name}"
 
     @property

@@ -15,7 +15,8 @@ Point = tuple[float, float]
 
 
 def point_of(record: TrialRecord) -> Point | None:
-    """The trial's point in the plane of the objectives, or None while either of them is unknown or not finite."""
+    """Return the trial's point in the plane of the objectives, or None while either of them is unknown or not
+    finite."""
     if record.sparsity is None or record.merit is None:
         return None
     point = (float(record.sparsity), float(record.merit))
@@ -23,14 +24,14 @@ def point_of(record: TrialRecord) -> Point | None:
 
 
 def known_point(record: TrialRecord) -> Point:
-    """The point of a trial that has one, as every completed trial has."""
+    """Return the point of a trial that has one, as every completed trial has."""
     point = point_of(record)
     assert point is not None
     return point
 
 
 def points_of(records: Iterable[TrialRecord]) -> list[Point]:
-    """The points of the trials that have one, in the order of the records."""
+    """Return the points of the trials that have one, in the order of the records."""
     return [point for record in records if (point := point_of(record)) is not None]
 
 
@@ -40,7 +41,7 @@ def _feasible(records: Iterable[TrialRecord], target: float) -> list[tuple[Point
 
 
 def pareto_front(records: Iterable[TrialRecord], target: float) -> list[TrialRecord]:
-    """The feasible trials that no other feasible trial dominates.
+    """Return the feasible trials that no other feasible trial dominates.
 
     A point dominates another if it is at least as good in both objectives and better in one. Of several trials at the
     same point only the one with the lowest number is kept.
@@ -64,7 +65,7 @@ def pareto_front(records: Iterable[TrialRecord], target: float) -> list[TrialRec
 
 
 def best_trial(records: Iterable[TrialRecord], target: float) -> TrialRecord | None:
-    """The best feasible trial, or None if no trial is feasible.
+    """Return the best feasible trial, or None if no trial is feasible.
 
     Ties go to the higher sparsity, then to fewer nonzero weights (an unknown count loses), then to the lower number.
 
@@ -83,7 +84,7 @@ def best_trial(records: Iterable[TrialRecord], target: float) -> TrialRecord | N
 
 
 def hypervolume(points: Iterable[Point], reference: Point) -> float:
-    """The area that the points dominate above the reference point, both coordinates maximised.
+    """Return the area that the points dominate above the reference point, both coordinates maximised.
 
     Points that are not better than the reference in both coordinates, or that are not a number, add nothing; neither
     do dominated points and duplicates. For a study of accuracy the reference is (target, 0.0): note that a trial

@@ -24,7 +24,7 @@ class TrialState(StrEnum):
 
 
 def trial_name(number: int) -> str:
-    """The name under which a trial is known everywhere: Optuna number 7 is "t0007"."""
+    """Return the name under which a trial is known everywhere: Optuna number 7 is "t0007"."""
     return f"t{number:04d}"
 
 
@@ -80,7 +80,7 @@ class TrialRecord:
 
     @property
     def text(self) -> str:
-        """The trial's value as people read it; nothing before the first epoch has ended."""
+        """Return the trial's value as people read it; nothing before the first epoch has ended."""
         return "" if self.value is None else self.objective.text(self.value)
 
     def at_rung(self, epoch: int) -> tuple[float, float]:

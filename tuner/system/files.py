@@ -45,7 +45,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """The value as strictly valid JSON can hold it: NumPy scalars as Python's, NaN and infinities as None."""
+    """Return the value as strictly valid JSON can hold it: NumPy scalars as Python's, NaN and infinities as None."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -65,5 +65,5 @@ def plain(value: Any) -> Any:
 
 
 def to_json(document: dict[str, Any]) -> str:
-    """The document as strictly valid, indented JSON with a line end."""
+    """Return the document as strictly valid, indented JSON with a line end."""
     return json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -9,7 +9,7 @@ import tune_sparsity
 
 
 def own_process(module: str, *arguments: str) -> list[str]:
-    """The command that calls the `main` of one of our modules with these arguments, in this Python.
+    """Return the command that calls the `main` of one of our modules with these arguments, in this Python.
 
     Args:
         module: its full name.

@@ -124,7 +124,7 @@ class RunWriter:
         return True
 
     def ensure(self, name: str, started: int, more: Mapping[str, str]) -> tuple[str, bool]:
-        """The run's id, and whether the run is new.
+        """Return the run's id, and whether the run is new.
 
         Args:
             more: tags that a new one has from its beginning.
@@ -157,7 +157,7 @@ class RunWriter:
         return next(iter(self._search(query, 1)), None)
 
     def _trials(self, parent_id: str) -> dict[str, MlflowRun]:
-        """The study's trials in the store, by name; after that those that are created are known in `runs`."""
+        """Return the study's trials in the store, by name; after that those that are created are known in `runs`."""
         if self._found is None:
             runs = self._search(f"tags.`mlflow.parentRunId` = '{parent_id}'")
             self._found = {run.data.tags["trial"]: run for run in reversed(runs) if "trial" in run.data.tags}

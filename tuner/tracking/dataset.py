@@ -20,7 +20,8 @@ _DIGEST = 36  # MLflow's limit, in characters
 
 
 def dataset_note(experiment: str, data: Data, checksum: str) -> dict[str, Any]:
-    """The data set: its name, sizes and types, and its checksum, of which MLflow's digest has the first 36 digits."""
+    """Return the data set: its name, sizes and types, and its checksum, of which MLflow's digest has the first 36
+    digits."""
     x, y = data.train.first(1)
     return {
         "name": experiment,

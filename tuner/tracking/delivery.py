@@ -56,7 +56,7 @@ def read_sent(study_folder: Path, uri: str) -> Sent:
 
 
 def written_to(study_folder: Path) -> str | None:
-    """The store that the study wrote to last, or tried to, without credentials; None if it never tried."""
+    """Return the store that the study wrote to last, or tried to, without credentials; None if it never tried."""
     try:
         return str(json.loads((outbox_file(study_folder).parent / SENT).read_text())["uri"])
     except (OSError, ValueError, LookupError, TypeError):

@@ -87,7 +87,7 @@ def read_identity(file: Path) -> StudyIdentity:
 
 
 def read_notes(file: Path, offset: int = 0, limit: int | None = None) -> tuple[list[Note], int]:
-    """The notes from `offset` on.
+    """Return the notes from `offset` on.
 
     Args:
         offset: in bytes.

@@ -34,7 +34,8 @@ class Served:
 
     @torch.no_grad()
     def predict(self, inputs: Any, params: dict[str, Any] | None = None) -> np.ndarray:
-        """The network's outputs, for a classifier the logits: shape (n, classes). What is bfloat16 becomes float32.
+        """Return the network's outputs, for a classifier the logits: shape (n, classes). What is bfloat16 becomes
+        float32.
 
         Args:
             inputs: an array of shape (n, ...), examples as the data set holds them; of nested inputs a dict of such
@@ -64,7 +65,7 @@ def _filled(names: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def load(experiment: Experiment, folder: Path) -> Served:
-    """The network of this experiment whose tensors lie in the folder."""
+    """Return the network of this experiment whose tensors lie in the folder."""
     from safetensors.torch import load_file
 
     served = json.loads((folder / SERVED_JSON).read_text())

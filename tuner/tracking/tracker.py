@@ -127,12 +127,12 @@ class Tracker:
 
     @property
     def run_id(self) -> str | None:
-        """The parent run's; None until it was found or created: see `flush`."""
+        """Return the id of the parent run; None until it was found or created: see `flush`."""
         return self._status.get("run_id")
 
     @property
     def problems(self) -> list[str]:
-        """A line for everything that has not arrived; complete once `close` returned."""
+        """Return a line for everything that has not arrived; complete once `close` returned."""
         status = self._status
         lines = [*status["refused"], *([self._lost] if self._lost else [])]
         away = status["failures"] >= ATTEMPTS

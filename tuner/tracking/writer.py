@@ -108,7 +108,7 @@ def serve(asked: dict[str, Any], stdin: TextIO, stdout: TextIO) -> None:
 
 
 def _wait(commands: queue.Queue[str], pause: float) -> str:
-    """The weightiest of the commands that came within `pause` seconds; the first ends the wait."""
+    """Return the weightiest of the commands that came within `pause` seconds; the first ends the wait."""
     came = []
     with suppress(queue.Empty):
         came.append(commands.get(timeout=pause))

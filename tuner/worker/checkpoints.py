@@ -35,7 +35,7 @@ class Damaged(Exception):
 
 
 def pack(state: Any) -> tuple[dict[str, Tensor], str]:
-    """A state as tensors, copied to the CPU, and JSON that names them.
+    """Return a state as tensors, copied to the CPU, and JSON that names them.
 
     Args:
         state: of dicts, lists, tuples, tensors, numbers, text and None.
@@ -88,7 +88,7 @@ def write(place: Place, number: int, epoch: int, packed: tuple[dict[str, Tensor]
 
 
 def read(place: Place, name: str) -> Any:
-    """A checkpoint's state. Raises Damaged, or OSError."""
+    """Return a checkpoint's state. Raises Damaged, or OSError."""
     match, content = _NAME.fullmatch(name), place.read(name)
     if match is None or hashlib.sha256(content).hexdigest() != match[3]:
         raise Damaged(f"{name} is not what was written")
@@ -101,7 +101,7 @@ def read(place: Place, name: str) -> Any:
 
 
 def newest(place: Place, number: int) -> Iterator[Any]:
-    """The states of trial `number`'s sound checkpoints, the newest first. Damaged ones are removed."""
+    """Yield the states of trial `number`'s sound checkpoints, the newest first. Damaged ones are removed."""
     for _, name in sorted(_of(place, number), reverse=True):
         try:
             yield read(place, name)

@@ -30,7 +30,7 @@ from tune_sparsity.tuner.system.files import write_atomically
 
 
 def unpack(code: Code | None, value: bytes | None, found_out: Mapping[str, Any] | None = None) -> Experiment:
-    """The experiment, on a worker. Raises ValueError with one line when its code cannot be imported here.
+    """Return the experiment, on a worker. Raises ValueError with one line when its code cannot be imported here.
 
     Args:
         found_out: attributes that its code does not tell.
@@ -85,7 +85,7 @@ def write_packed(folder: Path, experiment: Experiment, name: str) -> None:
 
 
 def by_value(experiment: Experiment, *, alone: bool = False, loads: bool = False) -> bytes | None:
-    """The experiment's pickle, with the code of a user's own modules in it; None where Python cannot pickle it.
+    """Return the experiment's pickle, with the code of a user's own modules in it; None where Python cannot pickle it.
 
     Args:
         alone: no files go with it: all the modules of the experiment's functions must be in it, and not only the file
@@ -116,7 +116,7 @@ def _the_loop_makes_it() -> Any:
 
 
 def _modules(experiment: Experiment) -> list[ModuleType]:
-    """The modules of the user's own that hold the experiment's functions, each once."""
+    """Return the modules of the user's own that hold the experiment's functions, each once."""
     names = []
     for field in fields(experiment):
         part = getattr(experiment, field.name)

@@ -103,7 +103,7 @@ class LoadedThere:
 
 
 def trial_seed(study_seed: int, number: int) -> int:
-    """A trial's own seed: different for every trial, the same whenever the study is run again."""
+    """Return a trial's own seed: different for every trial, the same whenever the study is run again."""
     return int(np.random.SeedSequence([study_seed, number]).generate_state(1)[0])
 
 
@@ -225,7 +225,7 @@ class TrialTrainable(tune.Trainable):
         return None
 
     def _begun(self) -> tuple[Training | OwnTraining, list[Epoch]]:
-        """The training and its past: from the newest checkpoint that is sound and this trial's, else anew."""
+        """Return the training and its past: from the newest checkpoint that is sound and this trial's, else anew."""
         if self._shared.checkpoints is not None:
             for state in _states(self._shared.checkpoints, self._trial["number"]):
                 if state["trial"] != self._identity():
@@ -279,7 +279,7 @@ def train_to_the_end(shared: TrialSetup, arrays: Any, job: dict[str, Any]) -> by
 
 
 def _splits(shared: TrialSetup, arrays: Any) -> tuple[Split | Loaded, Split | Loaded]:
-    """The training and the validation data, on the device.
+    """Return the training and the validation data, on the device.
 
     Args:
         arrays: as tuner.cluster.node_data.for_workers gives them.
@@ -310,7 +310,7 @@ def _training(
     config: dict[str, Any],
     together: Others | Ranks | None = None,
 ) -> Training | OwnTraining:
-    """The training of a trial's config.
+    """Return the training of a trial's config.
 
     Args:
         splits: gives the data; not asked by a loop of one's own.
@@ -346,7 +346,7 @@ def _set_up(shared: TrialSetup, method: str, training: Training | OwnTraining) -
 
 
 def _states(place: Place, number: int) -> Iterator[Any]:
-    """A trial's sound checkpoints; none where an object store does not answer: then it begins anew."""
+    """Yield a trial's sound checkpoints; none where an object store does not answer: then it begins anew."""
     with suppress(StoreError):
         yield from checkpoints.newest(place, number)
 
@@ -358,7 +358,7 @@ def save_weights(training: Training | OwnTraining, path: Path) -> None:
 
 
 def packed_weights(training: Training | OwnTraining) -> bytes:
-    """The network's tensors and, under NAME.mask, its masks, in the safetensors format. Its metadata have the
+    """Return the network's tensors and, under NAME.mask, its masks, in the safetensors format. Its metadata have the
     orientations of weights whose neurons are not their first dimension. Of an average whose spread was measured, it has
     that under NAME.spread."""
     state = plain_state(training.model)

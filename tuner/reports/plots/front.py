@@ -111,7 +111,7 @@ def _traces(groups: _Groups, best: Sequence[TrialRecord]) -> list[dict[str, Any]
 
 
 def _padded(values: Sequence[float], least: float, bounds: Range) -> Range:
-    """A range around the values, `least` wide if they are closer together, that hardly leaves the bounds."""
+    """Return a range around the values, `least` wide if they are closer together, that hardly leaves the bounds."""
     low, high = min(values), max(values)
     span = max(high - low, least)
     margin = (span - (high - low)) / 2 + 0.06 * span
@@ -120,7 +120,7 @@ def _padded(values: Sequence[float], least: float, bounds: Range) -> Range:
 
 
 def _inside(points: Iterable[Point], x_range: Range, y_range: Range, reach: float = 0.0) -> list[Point]:
-    """The points in the ranges, or outside them by no more than `reach` times the ranges' widths."""
+    """Return the points in the ranges, or outside them by no more than `reach` times the ranges' widths."""
     x_reach, y_reach = reach * (x_range[1] - x_range[0]), reach * (y_range[1] - y_range[0])
     return [
         (x, y)
@@ -130,7 +130,7 @@ def _inside(points: Iterable[Point], x_range: Range, y_range: Range, reach: floa
 
 
 def _not_collapsed(groups: _Groups) -> list[TrialRecord]:
-    """The feasible trials but collapsed ones, whose bad values would flatten the front in the picture."""
+    """Return the feasible trials but collapsed ones, whose bad values would flatten the front in the picture."""
     merits = [known_point(record)[1] for record in groups.feasible]
     middle = median(merits)
     lowest = min(middle - 3 * (max(merits) - middle), *(known_point(record)[1] for record in groups.front))
@@ -138,7 +138,7 @@ def _not_collapsed(groups: _Groups) -> list[TrialRecord]:
 
 
 def _ranges(groups: _Groups, goal: Goal) -> tuple[Range, Range]:
-    """The ranges of sparsity and of the metric on which the picture opens: on the goal and the feasible trials.
+    """Return the ranges of sparsity and of the metric on which the picture opens: on the goal and the feasible trials.
 
     Other trials are often far from these (one stopped in its first epochs is almost dense), so they count only where
     they are near, or where nothing is feasible.
@@ -203,7 +203,7 @@ def _annotations(groups: _Groups, goal: Goal, outside: int) -> list[dict[str, An
 
 
 def front_figure(records: Iterable[TrialRecord], goal: Goal, title: str) -> go.Figure:
-    """The metric against sparsity: the feasible front, the other trials, the best ones and the targets.
+    """Return the metric against sparsity: the feasible front, the other trials, the best ones and the targets.
 
     Args:
         records: trials in any order and any state. Failed and running ones are counted but not drawn, and stopped

@@ -50,8 +50,8 @@ def pictured(title: str, goal: Goal, records: Sequence[TrialRecord], folder: Pat
 
 
 def best_weights(folder: Path, best: TrialRecord | None) -> dict[str, np.ndarray]:
-    """The prunable weights of the study's best network, neurons first: while the study runs from where the trial left
-    it; none where there is no such network."""
+    """Return the prunable weights of the study's best network, neurons first: while the study runs from where the trial
+    left it; none where there is no such network."""
     from safetensors import safe_open
 
     from tune_sparsity.tuner.results.networks import mask_names
@@ -85,7 +85,7 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
 
 
 def figures(study: Pictured) -> dict[str, go.Figure]:
-    """The study's pictures by their short names, those left out that have nothing to show yet."""
+    """Return the study's pictures by their short names, those left out that have nothing to show yet."""
     from tune_sparsity.tuner.search.importance import importances
 
     goal, records = study.goal, study.records
@@ -109,5 +109,5 @@ def figures(study: Pictured) -> dict[str, go.Figure]:
 
 
 def pictures_page(study: Pictured, heading: str) -> str:
-    """All pictures of a study as a page."""
+    """Return all pictures of a study as a page."""
     return page("pictures.html", heading, figures(study))

@@ -84,7 +84,8 @@ def training_figure(record: TrialRecord, series: Series, goal: Goal) -> go.Figur
 
 
 def layers_figure(weights: Mapping[str, np.ndarray]) -> go.Figure | None:
-    """The fraction of zeros in each layer's weight, in the network's order, with the fraction over all as a line.
+    """Return the fraction of zeros in each layer's weight, in the network's order, with the fraction over all as a
+    line.
 
     Args:
         weights: the prunable ones, by name. None for an empty mapping.
@@ -175,7 +176,7 @@ def weights_figure(weights: Mapping[str, np.ndarray]) -> go.Figure | None:
 
 
 def exponent(record: TrialRecord) -> float | None:
-    """The p that a trial ended with, where its parameters have it as a number."""
+    """Return the p that a trial ended with, where its parameters have it as a number."""
     value = record.params.get("p", record.params.get("p.stop"))
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 

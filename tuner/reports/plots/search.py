@@ -35,8 +35,8 @@ MOST_LINES = 200  # more lines than these are a blot: the best trials are drawn
 
 
 def _in_order(records: Sequence[TrialRecord]) -> tuple[list[tuple[float, TrialRecord]], str]:
-    """The ended trials with the time that each ended at, and what the time is called: minutes since the first began,
-    or where that is not known the number of trials that had ended."""
+    """Return the ended trials with the time that each ended at, and what the time is called: minutes since the first
+    began, or where that is not known the number of trials that had ended."""
     ended = [record for record in records if record.state is not TrialState.RUNNING]
     if ended and all(record.ended is not None for record in ended):
         start = min((record.ended or 0.0) - record.seconds for record in ended)
@@ -46,7 +46,7 @@ def _in_order(records: Sequence[TrialRecord]) -> tuple[list[tuple[float, TrialRe
 
 
 def progress_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure:
-    """The best value at each target, and the hypervolume, as they improved while the trials ended."""
+    """Return the best value at each target, and the hypervolume, as they improved while the trials ended."""
     timed, name = _in_order(records)
     objective = goal.objective
     standing = FrontTracker(goal)
@@ -99,12 +99,12 @@ def _numbers(values: Sequence[Any]) -> bool:
 
 
 def _hovered(objective: Objective) -> str:
-    """The metric's value in a hover label, in plotly's format."""
+    """Return the metric's value in a hover label, in plotly's format."""
     return "%{y:.2f}%" if objective.percent else "%{y:.4g}"
 
 
 def _around(traces: Sequence[Mapping[str, Any]], goal: Goal) -> list[float] | None:
-    """A range around what the traces show; of percentages it has nothing above 100 but half a marker. None: of
+    """Return a range around what the traces show; of percentages it has nothing above 100 but half a marker. None: of
     nothing."""
     shown = [value for trace in traces for value in trace["y"] if value is not None]
     if not shown:
@@ -150,7 +150,7 @@ class _Scale:
 
 
 def _searched(records: Sequence[TrialRecord]) -> list[str]:
-    """The parameters that differ between the trials, in their order."""
+    """Return the parameters that differ between the trials, in their order."""
     names = dict.fromkeys(name for record in records for name in record.params)
     return [name for name in names if len({repr(record.params.get(name)) for record in records}) > 1]
 
@@ -187,7 +187,7 @@ def _lines(
 
 
 def parallel_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure | None:
-    """Every completed trial as a line over its parameters, its sparsity and its metric, coloured by the metric.
+    """Return every completed trial as a line over its parameters, its sparsity and its metric, coloured by the metric.
 
     Returns:
         None with fewer than two completed trials, or where they differ in nothing.
@@ -266,7 +266,8 @@ def importance_figure(
 
 
 def curves_figure(records: Sequence[TrialRecord], epochs: Mapping[int, Series], goal: Goal) -> go.Figure | None:
-    """The metric at the final sparsity by epoch, of every trial; stopped ones end in a cross. None without epochs."""
+    """Return the metric at the final sparsity by epoch, of every trial; stopped ones end in a cross. None without
+    epochs."""
     drawn = [record for record in records if epochs.get(record.number)]
     if not drawn:
         return None
@@ -308,7 +309,7 @@ def curves_figure(records: Sequence[TrialRecord], epochs: Mapping[int, Series], 
 
 
 def _most_of(series: Sequence[Series], goal: Goal) -> list[float] | None:
-    """A range around the learning curves but for the worst tenth of their values. None: of nothing."""
+    """Return a range around the learning curves but for the worst tenth of their values. None: of nothing."""
     objective = goal.objective
     values = [one[objective.at_target] for own in series for one in own if objective.at_target in one]
     if not values:
@@ -329,7 +330,7 @@ def _curves(
     line: Mapping[str, Any],
     objective: Objective,
 ) -> dict[str, Any]:
-    """A group's curves as one trace, with gaps between them: a trace for each would make the page slow."""
+    """Return a group's curves as one trace, with gaps between them: a trace for each would make the page slow."""
     x: list[float | None] = []
     y: list[float | None] = []
     texts: list[str] = []

@@ -87,7 +87,7 @@ def places(records: Iterable[TrialRecord]) -> list[Point]:
 
 
 def value_axis(objective: Objective, what: str) -> dict[str, Any]:
-    """An axis of the metric.
+    """Return an axis of the metric.
 
     Args:
         what: before the metric's name in the axis's title.
@@ -96,12 +96,12 @@ def value_axis(objective: Objective, what: str) -> dict[str, Any]:
 
 
 def titled(title: str, subtitle: str = "") -> dict[str, Any]:
-    """A picture's title in plotly's form, both as plain text."""
+    """Return a picture's title in plotly's form, both as plain text."""
     return {"text": html.escape(title), "subtitle": {"text": html.escape(subtitle)}}
 
 
 def figure(data: Sequence[Mapping[str, Any]], title: dict[str, Any], **layout: Any) -> go.Figure:
-    """A plotly figure in the project's look."""
+    """Return a plotly figure in the project's look."""
     import plotly.graph_objects as go
 
     room = {"margin": {"l": 70, "r": 30, "t": 80, "b": 105 if layout.get("showlegend") else 60}}
@@ -109,6 +109,6 @@ def figure(data: Sequence[Mapping[str, Any]], title: dict[str, Any], **layout: A
 
 
 def panels(count: int) -> list[list[float]]:
-    """The heights of so many panels, one above the other, the first on top."""
+    """Return the heights of so many panels, one above the other, the first on top."""
     each = 1 / count
     return [[max(0.0, 1 - (i + 1) * each + 0.09 * (i + 1 < count)), 1 - i * each] for i in range(count)]
