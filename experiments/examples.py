@@ -52,6 +52,9 @@ class Split(NamedTuple):
     """Examples in memory: inputs, of which Experiment.prepare makes what the network takes, and targets.
 
     Each is a tensor of shape (n, ...), or a dict, tuple or list of such tensors, all with the same n.
+
+    >>> Split(torch.zeros(3, 8), torch.tensor([0, 1, 1])).x.shape
+    torch.Size([3, 8])
     """
 
     x: Any

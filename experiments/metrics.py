@@ -26,9 +26,9 @@ _BELOW_ZERO = ("matthews_corr_coef", "cohen_kappa")
 class Metric:
     """A metric with its name and its direction.
 
-    Example, for an error that is to be small::
-
-        Metric("rmse", lambda outputs, targets: (outputs - targets).square().mean().sqrt(), maximize=False)
+    >>> rmse = Metric("rmse", lambda outputs, targets: (outputs - targets).square().mean().sqrt(), maximize=False)
+    >>> rmse.function(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+    tensor(1.4142)
 
     Attributes:
         name: stands where `accuracy` stands otherwise: val_rmse, test_rmse, ... A lower-case identifier.

@@ -14,9 +14,13 @@ from tune_sparsity.sparsity.sphere import P_MAX, P_MIN, row_norm
 
 
 def hoyer(w: Tensor) -> Tensor:
-    """(sqrt(n) - ||w||_1/||w||_2)/(sqrt(n) - 1) of each row: shape (...) for w of shape (..., n), n >= 2.
+    """Return Hoyer's sparsity of each row, (sqrt(n) - ||w||_1/||w||_2)/(sqrt(n) - 1).
 
-    0 when all magnitudes are equal, 1 with a single non-zero weight; a row of zeros counts as 1.
+    >>> hoyer(torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 3.0, 0.0]]))
+    tensor([0., 1.])
+
+    w has the shape (..., n) with n >= 2, and the result the shape (...). It is 0 when all magnitudes are equal, and 1
+    with a single non-zero weight. A row of zeros counts as 1.
     Source: Hoyer, JMLR 5 (2004).
     """
     n = w.shape[-1]
@@ -79,6 +83,9 @@ def suggest_p(target: float, *, level: float = 0.2) -> float:
 
     A prior for a search, from theory: published choices lie close to it. It is no use when the sum of the learning
     rates over the steps (the travel) stays near 1, since the weights then still show their initialisation.
+
+    >>> round(suggest_p(0.9), 2)
+    1.1
 
     Args:
         target: sparsity in [0, 1).

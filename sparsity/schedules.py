@@ -27,6 +27,10 @@ class Schedule:
 
     Before `begin` the value is `start`, after `end` it is `stop` (`start` throughout for "constant"). "cubic" is the
     gradual-pruning shape of Zhu and Gupta (arXiv 1710.01878) when start and stop are sparsities.
+
+    >>> rising = Schedule("cubic", 0.0, 0.9, begin=0.1, end=0.7)
+    >>> [round(rising(progress), 3) for progress in (0, 0.4, 1)]
+    [0.0, 0.788, 0.9]
     """
 
     kind: str
@@ -55,7 +59,14 @@ class Schedule:
 
 @dataclass(frozen=True)
 class PiecewiseLinear:
-    """Linear interpolation through (progress, value) knots, constant outside them."""
+    """Linear interpolation through (progress, value) knots, constant outside them.
+
+    >>> PiecewiseLinear(((0, 0.1), (0.5, 1.0), (1, 0.0)))(0.25)
+    0.55
+
+    Raises:
+        ValueError: if there are no knots, or if they are not in order of progress.
+    """
 
     knots: tuple[tuple[float, float], ...]
 

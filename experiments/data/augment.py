@@ -16,7 +16,11 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class Normalise:
-    """bytes (n, c, h, w) -> float32 (x/255 - mean)/std, channel by channel."""
+    """Turn images of bytes, shape (n, c, h, w), into float32 (x/255 - mean)/std, channel by channel.
+
+    >>> Normalise(mean=(0.5,), std=(0.5,))(torch.tensor([[[[0, 255]]]], dtype=torch.uint8))
+    tensor([[[[-1.,  1.]]]])
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]

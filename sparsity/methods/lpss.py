@@ -183,12 +183,21 @@ def lpss(
     example: Any = None,
     trained: bool = False,
 ) -> SparseTraining:
-    """Lp-spherical sparse training with semi-pruning and threshold adaptation (arXiv 2103.16013).
+    """Make the optimizer that trains a network sparse on the Lp sphere (arXiv 2103.16013).
+
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> sparse = lpss(model, total_steps=20, sparsity=0.75)
+    >>> for _ in range(20):
+    ...     sparse.zero_grad()
+    ...     model(torch.randn(4, 8)).square().mean().backward()
+    ...     sparse.step()
+    >>> sparse.zeros()  # (weights that are zero, prunable weights)
+    (144, 192)
 
     Args:
-        model: any network with weight matrices, on its device. Its prunable weights are put on the sphere; every
-            neuron keeps its norm as a gain, which is learnt, unless a batch normalisation follows directly. Where no
-            layer normalises, and the network was not trained before, these norms are sqrt(2) first.
+        model: any network with weight matrices, on its device. Its prunable weights are put on the sphere. Every
+            neuron keeps its norm as a gain. The gain is learnt, unless a batch normalisation follows directly. Where no
+            layer normalises, and the network was not trained before, the norms begin as sqrt(2).
         settings: all settings; by default the theory's p for `sparsity`, and the defaults of LpssSettings.
         total_steps: how many times `step()` will be called.
         sparsity: final sparsity in [0, 1), used when no settings are given.
@@ -196,8 +205,11 @@ def lpss(
         rules: which layers are pruned, and which of them lie on the sphere.
         example: a batch of inputs, as `prunable_layers` takes it to tell which layer is the last, and which ones a
             batch normalisation follows. Without it, the order tells in which layers were registered.
-        trained: the network was trained before: it computes what it did before, and no weight is masked at the start,
+        trained: the network was trained before. It goes on from what it computes, and no weight is masked at the start,
             whatever the settings say.
+
+    Raises:
+        ValueError: if a setting is out of range, or if the network has nothing to prune.
     """
     s = settings or LpssSettings(sparsity, suggest_p(sparsity))
     layers, steps = prunable_layers(model, rules, example=example), s.steps_of(total_steps)
