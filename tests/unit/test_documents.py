@@ -187,6 +187,18 @@ def test_every_link_leads_to_a_file_and_a_heading(page: str, link: str) -> None:
         assert anchor in anchors(file.relative_to(ROOT).as_posix())
 
 
+def test_few_lines_make_a_script_one_that_is_searched() -> None:
+    diffs = re.findall(r"^```diff\n(.*?)^```", PAGES["docs/own-loop.md"], re.MULTILINE | re.DOTALL)
+    assert [len(re.findall(r"^\+", diff, re.MULTILINE)) for diff in diffs] == [6, 3, 5]  # at most 8, 5 and 5
+    example = (ROOT / "examples" / "searched_loop.py").read_text(encoding="utf-8")
+    for line in diffs[0].splitlines():
+        assert line.startswith("-") or line[1:].removesuffix(":") in example
+    for diff in diffs:
+        for other in "+-":
+            kept = [line[1:] for line in diff.splitlines() if not line.startswith(other)]
+            compile("\n".join(kept), "script", "exec")
+
+
 def test_every_page_is_linked_from_the_first() -> None:
     linked = {(ROOT / "docs" / link).resolve() for page, link in LINKS if page == "docs/index.md"}
     assert {ROOT / page for page in PAGES if page.startswith("docs/")} - linked == {ROOT / "docs/index.md"}
