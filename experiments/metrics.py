@@ -56,7 +56,9 @@ class Metric:
         if self.name in _TAKEN or self.name.endswith("_at_target"):
             raise ValueError(f"a metric cannot be called {self.name}: that is the name of another column")
         if self.name == ACCURACY and not (self.maximize and self.percent):
-            raise ValueError("accuracy lies in [0, 1], and larger is better: give percent=True, or another name")
+            raise ValueError(
+                "a metric called accuracy lies in [0, 1] and is maximised: set percent=True, or take another name"
+            )
 
     def tolerance(self, value: float, examples: int) -> float:
         """Return by how much a network's value may differ when it is measured again on another device.

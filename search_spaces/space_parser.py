@@ -221,7 +221,8 @@ def _base(name: str) -> str:
 
 
 def _needed(name: str, when: Mapping[str, Condition]) -> dict[str, Any]:
-    """Return the first of the values at which a parameter applies, of all that it depends on."""
+    """Return a value for each parameter that this parameter depends on, directly or through others. It is the first
+    value at which this parameter applies."""
     needed: dict[str, Any] = {}
     for parent, accepted in when.get(name, {}).items():
         needed |= {**_needed(parent, when), parent: accepted[0]}

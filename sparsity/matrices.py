@@ -118,7 +118,8 @@ def _joined(prefix: str, name: str) -> str:
 
 
 def _numbers(prefix: str, name: str, param: nn.Parameter) -> int:
-    """Return how many numbers a parameter has. Raises ValueError where nobody knows it yet."""
+    """Return the number of elements of a parameter. The function raises ValueError if the shape of the parameter is not
+    known yet."""
     if isinstance(param, UninitializedParameter):
         raise ValueError(
             f"{_joined(prefix, name)} belongs to a lazy layer, which has no weights yet: give the layer its sizes, or "

@@ -110,7 +110,8 @@ class Study:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """Return a row a trial: number, state, parameters and measures, as trials.csv has them."""
+        """Return a table with one row for each trial. Its columns are the number, the state, the parameters and the
+        measures, as in trials.csv."""
         return self._table("trials.csv")
 
     @cached_property
@@ -193,7 +194,9 @@ def _kept(experiment: Any, config: StudyConfig) -> str:
         raise UsageError(str(error)) from None
     if not isinstance(experiment, Experiment):
         kind = type(experiment).__name__
-        raise UsageError(f"experiment is a {kind}: give a name, a tune_sparsity.Experiment or a loop of your own")
+        raise UsageError(
+            f"experiment must be a name, a tune_sparsity.Experiment or a training loop (a function), got a {kind}"
+        )
     try:
         content = cloudpickle.dumps(experiment)
     except Exception as error:

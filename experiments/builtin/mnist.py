@@ -108,10 +108,11 @@ def _raw(data_set: str, data_dir: Path | None) -> dict[tuple[str, str], Tensor]:
 
 
 def load_images(data_set: str, normalise: Normalise, data_dir: Path | None = None) -> Data:
-    """55,000 images to train on, 5,000 to validate (always the same ones) and the 10,000 of the test set, as bytes
-    (batch, 1, 28, 28) that `normalise` is for.
+    """Load 55,000 training images, 5,000 validation images and 10,000 test images. The validation images are always the
+    same. The images are bytes of the shape (batch, 1, 28, 28). `normalise` converts them to network inputs.
 
-    Files are looked for in DATA_DIR/<data set>/raw, unpacked or gzipped, and otherwise downloaded to there.
+    The function looks for the files, unpacked or gzipped, in DATA_DIR/<data set>/raw. Missing files are downloaded into
+    this folder.
     """
     raw = _raw(data_set, data_dir)
     order = torch.randperm(60000, generator=torch.Generator().manual_seed(0))

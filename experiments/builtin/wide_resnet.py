@@ -37,17 +37,19 @@ class BasicBlock(nn.Module):
 
 
 def wide_residual_net(blocks: Sequence[int], width: int, channels: int, classes: int) -> nn.Sequential:
-    """Return a residual network with post-activation basic blocks; takes images (n, channels, h, w) of any size.
+    """Return a residual network with post-activation basic blocks. The network takes images (n, channels, h, w) of any
+    size.
 
-    A 3x3 stem of 16 channels, stages of width, 2 width, 4 width, ... channels with strides 1, 2, 2, ..., global average
-    pooling and one linear layer. Convolutions have no bias and He's initialisation by fan-out; the linear layer has
-    PyTorch's. S. Zagoruyko, N. Komodakis, "Wide Residual Networks", BMVC 2016, for the widths; K. He et al., "Deep
-    Residual Learning for Image Recognition", CVPR 2016, for the order of operations in a block.
+    The network begins with a 3x3 stem of 16 channels. Its stages have width, 2 width, 4 width, ... channels and the
+    strides 1, 2, 2, .... Global average pooling and one linear layer follow. Convolutions have no bias and use He's
+    initialisation by fan-out. The linear layer uses PyTorch's default initialisation. The widths come from S.
+    Zagoruyko, N. Komodakis, "Wide Residual Networks", BMVC 2016. The order of operations in a block comes from K. He et
+    al., "Deep Residual Learning for Image Recognition", CVPR 2016.
 
     Args:
         blocks: blocks in each stage; the network has 2 + 2 sum(blocks) layers, shortcuts not counted.
         width: channels of the first stage.
-        channels: of the images.
+        channels: number of channels of the images.
         classes: number of logits.
     """
     widths = [_STEM] + [width << stage for stage in range(len(blocks))]

@@ -112,7 +112,8 @@ def finite(subject: Subject) -> Iterator[Problem]:
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    """Return whether no number is NaN or infinite, found without a tensor of the same size: every study asks."""
+    """Return whether all numbers are finite. The function allocates no second tensor of the same size, because every
+    study runs this check."""
     if not tensor.is_floating_point() or not tensor.numel():
         return not tensor.is_complex() or bool(torch.isfinite(tensor).all())
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())

@@ -159,10 +159,11 @@ class Check:
 
 
 def run(checks: Sequence[Check], subject: Any) -> Iterator[Finding]:
-    """Yield one finding for each check, in order, as each ends. Random numbers that others draw are not disturbed.
+    """Yield one finding for each check, in the order of the checks, as soon as the check ends. The checks leave the
+    state of the global random generators unchanged.
 
     Raises:
-        DataUnavailable: from the experiment's loader.
+        DataUnavailable: if the experiment cannot load its data.
     """
     fallen: set[str] = set()
     for check in checks:

@@ -13,12 +13,12 @@ _LARGEST = torch.finfo(torch.float32).max
 
 
 def parse_libsvm(text: str, features: int) -> tuple[Tensor, Tensor]:
-    """Dense inputs (n, features) float32 and labels (n,) int64 from the text of a file.
+    """Parse the text of a LIBSVM file into dense inputs (n, features) in float32 and labels (n,) in int64.
 
-    Labels are whole numbers; indices count from 1 and ascend. Empty lines are passed over.
+    Labels are whole numbers. Indices start at 1 and ascend. The parser skips empty lines.
 
     Raises:
-        ValueError: for anything else, naming the line.
+        ValueError: if a line has another form. The message names the line.
     """
     labels: list[int] = []
     places: list[tuple[int, int]] = []

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class LoopError(ValueError):
-    """A loop of one's own uses its trial in a way that cannot be followed; the message is one line."""
+    """Report, in one line, that a training loop uses its trial wrongly, so that the search cannot run the loop."""
 
 
 class Stopped(BaseException):

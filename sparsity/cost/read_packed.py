@@ -181,7 +181,7 @@ class _Reader:
         try:
             return self._bytes(self.varint()).decode("utf-8")
         except UnicodeDecodeError:
-            raise ValueError("a malformed file: a name is not in UTF-8") from None
+            raise ValueError("the packed file is malformed: a name in it is not valid UTF-8") from None
 
     def _shape(self) -> tuple[tuple[int, ...], int]:
         """Return the dimensions and their product."""

@@ -163,7 +163,7 @@ class LpssSettings(TailSettings):
     def _check_threshold(self) -> None:
         threshold = schedule_from("threshold", self.threshold, THRESHOLD)
         if not isinstance(threshold, Schedule):
-            raise ValueError("threshold takes a schedule of one shape: it has a begin and an end, and knots have none")
+            raise ValueError("threshold must be a schedule with a shape, a begin and an end, not one of knots")
         within("threshold.start", threshold.start, 0 < threshold.start <= 1, "(0, 1]")
         within("threshold.stop", threshold.stop, 0 <= threshold.stop <= 1, "[0, 1]")
         within(

@@ -62,9 +62,9 @@ class ForeachStep:
         self._rates, self._powers, self._gain_grads = (self._layout.one_a_row(v.new_empty(rows)) for _ in range(3))
 
     def step(self, group: dict[str, Any]) -> Tensor | None:
-        """Take one step with the settings of `group`, of which lr, gain_lr and p may stand in the device's memory. On
-        a CPU the parameter whose gradient is NaN or infinite is returned, if there is one, and no parameter and no v is
-        changed; else None."""
+        """Take one step with the settings of `group`. The values lr, gain_lr and p may be tensors on the device. On a
+        CPU the function checks the gradients first. If a gradient is NaN or infinite, the function returns its
+        parameter and changes no parameter and no dual state v. In all other cases the function returns None."""
         lr, q = group["lr"], dual_exponent(group["p"])
         for state in self._states:
             state.pop("latent", None)  # the compiled step's; it would be wrong after this one

@@ -244,7 +244,8 @@ class LpSGD(torch.optim.Optimizer):
                 raise FloatingPointError(f"the gradient of {_name(bad, group)} is NaN or infinite")
 
     def _sphere_step(self, params: list[Tensor], group: dict[str, Any]) -> Tensor | None:
-        """Return the parameter whose gradient is NaN or infinite, where that is asked for; else None."""
+        """Take one step with the parameters on the sphere. If the caller asks for the check of gradients, the result is
+        the first parameter with a NaN or infinite gradient. Otherwise the result is None."""
         for block in self._blocks_of(params, group):
             bad = block.step(group)
             if bad is not None:

@@ -37,7 +37,7 @@ class Topology(Protocol):
     """The rule of one method."""
 
     def due(self, step: int, total: int) -> bool:
-        """Return whether the masks are to change at this step of `total`."""
+        """Return whether the masks must change at this step. `total` is the number of steps of the training."""
 
     def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:
         """Return the new masks, in the order and shapes of the layers. One that drops by a threshold keeps it as

@@ -65,7 +65,7 @@ class ForkServer:
         self.end()
 
     def end(self) -> None:
-        """End it before the block does."""
+        """Stop the fork server before the `with` block ends."""
         self._stack.close()
 
     def fork(self, alone: Callable[[], bool]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Node:
-    """One that can run trials."""
+    """Describe a machine of the cluster that can run trials."""
 
     id: str
     address: str

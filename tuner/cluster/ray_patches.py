@@ -154,7 +154,8 @@ def patched(*patches: Callable[[], AbstractContextManager[object]]) -> Iterator[
 
 
 def why_not(patch: Callable[[], AbstractContextManager[object]]) -> str:
-    """Return what Ray lacks for this patch in one line, or an empty string."""
+    """Return one line that names the parts that this patch needs and Ray does not have. The line is empty if Ray has
+    all of them."""
     try:
         with patch():
             return ""

@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 def check(arguments: list[str]) -> int:
-    """Runs the subcommand.
+    """Run the subcommand `check`.
 
     Returns:
-        0 when no check fails (there may be warnings), 1 when one does.
+        0 if no check fails, even if there are warnings. 1 if at least one check fails.
 
     Raises:
-        UsageError: when there is no experiment to check: no such file, an error while it is imported, no such name, or
-            data that are not to be had.
+        UsageError: if the file does not exist, if its import fails, if the file does not define the name, or if the
+        data cannot be loaded.
     """
     from tune_sparsity.tuner.commands.arguments import Parser
     from tune_sparsity.tuner.errors import UsageError

@@ -140,7 +140,7 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
     config = prepared.config
     say(f"{'Resuming' if resume else 'Starting'} {config.study}: {config.trials} trials, {prepared.goal}")
     if config.storage.synced:
-        say(f"Kept in {config.storage.address(config.study)}, worked on in {config.folder}")
+        say(f"The study is stored in {config.storage.address(config.study)}. The command works in {config.folder}")
     if few := few_prunable(prepared.size):
         say(few)
     for warning in prepared.warnings:

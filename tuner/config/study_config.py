@@ -79,7 +79,8 @@ warnings.filterwarnings("ignore", message='Field name "register" in "StudyConfig
 
 
 class StudyConfig(BaseModel):
-    """Everything that a study depends on, as the command line and study.yaml name it."""
+    """Hold all settings of a study. Each field has the name of its option on the command line and of its key in
+    study.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -159,7 +159,8 @@ def _outcome(
 
 
 def _with_ensemble(prepared: Prepared, outcome: StudyOutcome) -> tuple[StudyOutcome, list[str]]:
-    """Return the outcome with the ensemble around the best network, where one is asked for, and what it lacks."""
+    """Return the outcome and a list of messages. The outcome has an ensemble around the best network if the study asks
+    for one. A message says why there is none."""
     config, best = prepared.config, outcome.best
     if config.ensemble is None or best is None or best.number not in outcome.test_values:
         return outcome, []

@@ -44,7 +44,8 @@ class Summary:
 
     @classmethod
     def of(cls, records: Iterable[TrialRecord], goal: Goal, epochs: int = 0) -> Summary:
-        """Of these trials; `epochs` is how many each trains if it is not stopped, 0 where that is not known."""
+        """Summarise these trials. `epochs` is the number of epochs of a trial without early stopping, and 0 if this
+        number is not known."""
         records = list(records)
         states = Counter(record.state for record in records)
         return cls(
@@ -85,7 +86,8 @@ def _found(records: Sequence[TrialRecord], goal: Goal) -> str:
 
 
 def missing_above(goal: Goal, records: Sequence[TrialRecord], word: str = " yet") -> str:
-    """Return the part of a goal's range that no trial covers, as the end of a sentence; nothing if all is covered."""
+    """Return the words that name the part of the goal's range that no trial covers. A sentence ends with them. The
+    result is empty if trials cover the whole range."""
     above = goal.missing_above(records)
     return "" if above is None else f", nothing above {above:.4g}{word}"
 

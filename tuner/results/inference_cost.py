@@ -69,7 +69,8 @@ class SparseLinear(nn.Module):
 
 
 class SparseConv2d(nn.Module):
-    """A convolution as the product of its weight, a CSR matrix, with the input's patches as columns."""
+    """Compute a convolution as a matrix product. The left matrix is the weight in CSR format. The columns of the right
+    matrix are the patches of the input."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()

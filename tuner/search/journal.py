@@ -22,11 +22,12 @@ RECORD = "record"
 
 
 class Journal(JournalFileBackend):
-    """Optuna's file, of which Optuna's dashboard reads every line as soon as it is written.
+    """Write Optuna's journal file. Optuna's dashboard can read each line as soon as the line is written.
 
-    Optuna waits for the disk after each line, and a proposal is a line for every parameter. A crash of the process
-    loses nothing that was written, and one of the machine may well lose half a proposal: what must not be lost, before
-    a trial begins and after it has ended, is waited for once, at the end of `together`.
+    Optuna's own class flushes the file to the disk after each line. A proposal has one line for each parameter, so
+    these flushes are slow. This class flushes once, at the end of `together`. The driver uses `together` before a trial
+    begins and after a trial ends. A crash of the process loses no written line. A crash of the machine can lose the
+    lines since the last flush, for example half of a proposal.
     """
 
     def __init__(self, file: Path) -> None:

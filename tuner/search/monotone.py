@@ -11,11 +11,11 @@ _NORMAL = 1.4826  # times the median absolute deviation is the standard deviatio
 
 
 class FallingFit:
-    """The non-increasing function that is nearest to the points in least squares, by pooling adjacent violators
-    (Ayer et al. 1955). It is linear between the points and constant beyond them.
+    """Fit a non-increasing function to points by least squares. The fit pools adjacent violators (Ayer et al. 1955).
+    The function is linear between the points and constant outside their range.
 
     Args:
-        points: (x, y) pairs in any order, at least one; several may have the same x.
+        points: (x, y) pairs in any order. There must be at least one pair. Several pairs may have the same x.
 
     Raises:
         ValueError: if there is no point.

@@ -67,7 +67,8 @@ class S3Prefix:
         return replace(self, prefix=self.prefix.rpartition("/")[0])
 
     def read(self, name: str) -> bytes:
-        """Return an object's content. Raises FileNotFoundError if there is none, else StoreError."""
+        """Return the content of an object. The method raises FileNotFoundError if the object does not exist, and
+        StoreError for any other failure of the store."""
         with told(self), self._client().open_input_stream(self._path(name)) as stream:
             return bytes(stream.read())
 

@@ -96,7 +96,7 @@ class StudyStorage(ABC):
 
     @abstractmethod
     def checkpoints(self, study: str) -> Place:
-        """Return the place of a claimed study's checkpoints, which is there."""
+        """Return the place of the checkpoints of a study that this process has claimed. The place exists already."""
 
     @abstractmethod
     def claim(self, study: str, *, resume: bool) -> AbstractContextManager[Mirror | None]:

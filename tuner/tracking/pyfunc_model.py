@@ -65,7 +65,7 @@ def _filled(names: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def load(experiment: Experiment, folder: Path) -> Served:
-    """Return the network of this experiment whose tensors lie in the folder."""
+    """Return the network of this experiment with the tensors from the folder."""
     from safetensors.torch import load_file
 
     served = json.loads((folder / SERVED_JSON).read_text())

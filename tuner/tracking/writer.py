@@ -58,7 +58,7 @@ def log_file(folder: Path) -> Path:
 
 
 def _load(kind: str) -> None:
-    """Load the libraries, which takes seconds."""
+    """Import MLflow and its libraries. The import takes several seconds."""
     import_module("mlflow")
     quiet_loggers()
     if kind == DATABASE:

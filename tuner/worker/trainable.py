@@ -225,7 +225,8 @@ class TrialTrainable(tune.Trainable):
         return None
 
     def _begun(self) -> tuple[Training | OwnTraining, list[Epoch]]:
-        """Return the training and its past: from the newest checkpoint that is sound and this trial's, else anew."""
+        """Return the training and its history. Both come from the newest undamaged checkpoint of this trial. Without
+        one, the training begins at the first epoch."""
         if self._shared.checkpoints is not None:
             for state in _states(self._shared.checkpoints, self._trial["number"]):
                 if state["trial"] != self._identity():

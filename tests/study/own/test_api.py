@@ -93,7 +93,10 @@ def test_an_ended_study_is_loaded_by_its_name_and_by_its_folder(study: Study) ->
         ({"target": 0.9, "trails": 3}, "unknown option 'trails' .did you mean trials"),
         ({}, "--target is missing"),
         ({"target": 0.9, "experiment": "digit"}, "did you mean digits"),
-        ({"target": 0.9, "experiment": torch.nn.Linear(2, 2)}, "experiment is a Linear: give a name"),
+        (
+            {"target": 0.9, "experiment": torch.nn.Linear(2, 2)},
+            "experiment must be a name, a tune_sparsity.Experiment or a training loop (a function), got a Linear",
+        ),
     ],
 )
 def test_a_mistake_is_a_value_error_and_nothing_is_written(

@@ -182,7 +182,7 @@ def exponent(record: TrialRecord) -> float | None:
 
 
 def _measured(done: Sequence[TrialRecord], best: TrialRecord | None) -> list[dict[str, Any]]:
-    """Return the trials' measured Hoyer sparsity as points, the best trial's apart."""
+    """Return the measured Hoyer sparsity of the trials as points, those of the best trial in a separate list."""
     looks = (
         ("measured", False, {"color": SKY, "size": 9, "line": {"color": BLUE, "width": 1}}),
         (f"best: {best.name}" if best else "", True, {"color": RED, "size": 17, "symbol": "star"}),
