@@ -82,8 +82,7 @@ def conclude(
     folders = {} if stop.asked else goal.folders(records)
     tables = write_results(_outcome(prepared, records, {}, retrained.methods))
     written = _networks(prepared, folders)
-    found = _outcome(prepared, records, written.networks, retrained.methods)
-    outcome, missing = _with_several(prepared, found, folders)
+    outcome, missing = _judged(prepared, records, folders, written, retrained)
     failures = [*retrained.problems, *written.problems, *missing, *_log_networks(prepared, outcome, folders, tracker)]
     write_result(outcome)
     all_failed = bool(records) and all(record.state is TrialState.FAILED for record in records)
@@ -161,10 +160,16 @@ def _outcome(
     return outcome
 
 
-def _with_several(
-    prepared: Prepared, outcome: StudyOutcome, folders: Mapping[str, TrialRecord]
+def _judged(
+    prepared: Prepared,
+    records: list[TrialRecord],
+    folders: Mapping[str, TrialRecord],
+    written: Written,
+    retrained: Retraining,
 ) -> tuple[StudyOutcome, list[str]]:
-    """Return the outcome with what is made of several networks, where that is asked for, and what it lacks."""
+    """Return what the study has found, with what is made of several networks where that is asked for, and what it
+    lacks."""
+    outcome = _outcome(prepared, records, written.networks, retrained.methods)
     outcome, no_ensemble = _with_ensemble(prepared, outcome)
     outcome, no_group = _with_group(prepared, outcome, folders)
     return outcome, [*no_ensemble, *no_group]

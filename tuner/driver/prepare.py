@@ -121,8 +121,7 @@ def prepare(
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
         alike = {"experiment": config.experiment, "epochs": config.epochs or experiment.recipe.epochs}
         earlier = warm_start(config.warm_start, config.storage, spaces, goal.lowest, alike, goal.objective)
-    uses = _uses(experiment, network, data)
-    check_group(config, experiment, data, costs_known=uses is not None)
+    check_group(config, experiment, data, costs_known=(uses := _uses(experiment, network, data)) is not None)
     about = (earlier, tuple(warnings), uses, network.limit(config))
     prepared = Prepared(config, experiment, data, spaces, goal, network.size, *about)
     threading.Thread(target=getattr, args=(prepared, "checksum"), daemon=True).start()  # before somebody waits for it

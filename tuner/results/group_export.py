@@ -46,7 +46,7 @@ def group_named(study: EndedStudy, name: str) -> dict[str, Any]:
     groups = {group["name"]: group for group in document.get("groups", ())}
     found = main_group(document) if name == "group" else groups.get(name)
     if found is None:
-        there = ", ".join(groups) or "none: `tune-sparsity resume STUDY --group cascade` looks for some"
+        there = ", ".join(groups) or f"none; tune-sparsity resume {study.config.study} --group cascade looks for some"
         raise UsageError(f"--network {name}: study {study.config.study} has no such group: there is {there}")
     return found
 
