@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.helpers.command import run_command
 from tests.helpers.in_process import run_in_process
 from tests.helpers.outcome import mlflow_runs
-from tests.helpers.tracking import IDENTITY, InThread
+from tests.helpers.tracking import IDENTITY, InThread, client
 from tune_sparsity.experiments import Experiment, find
 from tune_sparsity.experiments.cascade import Cascade, margins
 from tune_sparsity.sparsity.cost.writer import load
@@ -185,10 +186,8 @@ def test_mlflow_has_the_group_as_a_model_of_its_own(folder: Path, experiment: Ex
     name = result["group"]["as_good_as_best"] or list(main_one)[-1]
     assert parent.data.metrics["group_expected_macs"] == pytest.approx(main_one[name]["expected_macs"])
     assert parent.data.metrics["group_test_accuracy"] == pytest.approx(main_one[name]["test_accuracy"])
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{folder.parent.parent / 'mlflow.db'}")
-    models = {one.name: one for one in client.search_logged_models([result["mlflow"]["experiment_id"]])}
+    store = client(folder.parent.parent / "mlflow.db")
+    models = {one.name: one for one in store.search_logged_models([result["mlflow"]["experiment_id"]])}
     assert set(models) == {"best", "group"}
     assert models["group"].tags["small"] == main_one[name]["small"]
     x = experiment.load(None).test.x
@@ -268,6 +267,35 @@ def test_a_front_of_one_network_costs_the_study_nothing(experiment_file: Path, t
     result = result_of(folder)
     assert result["best"] is not None
     assert "group" not in result
+
+
+@pytest.mark.slow
+def test_an_ended_study_gets_groups_when_it_is_resumed(experiment_file: Path, tmp_path: Path) -> None:
+    arguments = [
+        "--front",
+        "0.5:0.97",
+        "--experiment",
+        f"{experiment_file}:steady",
+        "--study",
+        "later",
+        "--trials",
+        "8",
+    ]
+    ran = run_command([*arguments, "--scheduler", "none", "--json"], tmp_path)
+    assert ran.code == 0, ran.stderr
+    assert "group" not in ran.result()
+    again = run_command(["resume", "later", "--group", "cascade"], tmp_path)
+    assert again.code == 0, again.stderr
+    result = result_of(tmp_path / "studies" / "later")
+    assert result["pareto"] == ran.result()["pareto"]
+    assert result["group"]["groups"]
+    lines = again.stdout.splitlines()
+    heading = next(place for place, line in enumerate(lines) if line.startswith("group    small"))
+    for row, group in zip(lines[heading + 1 :], result["group"]["groups"], strict=False):
+        assert row.split()[:3] == [group["name"], group["small"], group["large"]]
+    assert any(line.startswith("group ") and "of its multiply-adds" in line for line in lines)
+    models = client(tmp_path / "mlflow.db").search_logged_models([result["mlflow"]["experiment_id"]])
+    assert {one.name for one in models} == {"best", "group"}
 
 
 def test_a_study_without_groups_says_how_to_get_some(

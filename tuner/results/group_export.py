@@ -71,12 +71,12 @@ def export_group(study: EndedStudy, name: str, kind: str, path: Path) -> dict[st
     folders = {part: _folder_of(study, group[part]) for part in ("small", "large")}
     networks = {part: read_network(study, folder, given) for part, folder in folders.items()}
     whole = _cascade(networks, group["theta"])
-    about = {"kind": study.result["group"]["kind"], **group}
+    about = {"kind": study.result["group"]["kind"], **group}  # what goes beside the files
     if kind == "onnx":
         with replacing(path) as temporary:
             _write_onnx(networks, group["theta"], temporary)
             exported = reader_of(networks["small"], kind, temporary)
-            document = _checked(study, group, whole, exported, given, _rounding(networks))
+            document = _checked(study, group, whole, exported, given, max(map(tolerance_of, networks.values())))
         size = path.stat().st_size
         write_atomically(path.with_name(path.name + ".json"), to_json(about) + "\n")
     else:
@@ -127,10 +127,6 @@ def _write_onnx(networks: dict[str, Network], theta: float, path: Path) -> None:
     except RuntimeError as error:
         raise ExportFailed(str(error)) from error
     path.write_bytes(gated(models[0], models[1], theta).SerializeToString())
-
-
-def _rounding(networks: dict[str, Network]) -> float:
-    return max(map(tolerance_of, networks.values()))
 
 
 def _checked(

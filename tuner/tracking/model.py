@@ -59,8 +59,8 @@ def model_note(
     """
     from tune_sparsity.tuner.tracking.pyfunc_model import assemble, load
 
-    model = BEST_NAME if isinstance(network, Path) else GROUP_NAME
-    folder = study_folder / "tracking" / SERVED[model]
+    called = BEST_NAME if isinstance(network, Path) else GROUP_NAME
+    folder = study_folder / "tracking" / SERVED[called]
     shutil.rmtree(folder, ignore_errors=True)
     assemble(folder, network, experiment, name, data.val.first(1).x)
     inputs = data.val.first(_EXAMPLES).x
@@ -75,7 +75,7 @@ def model_note(
     gate = b"" if isinstance(network, Path) else repr(network.theta).encode()
     digest = hashlib.sha256(b"".join([*weights, gate])).hexdigest()
     return {
-        "name": model,
+        "name": called,
         "folder": str(folder.relative_to(study_folder)),
         "example": str(path.relative_to(study_folder)),
         "inputs": specs(inputs),
