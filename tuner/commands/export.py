@@ -9,6 +9,7 @@ from pathlib import Path
 from tune_sparsity.tuner.config.study_config import storage_of
 from tune_sparsity.tuner.errors import UsageError, unknown
 from tune_sparsity.tuner.results.export import SUFFIXES, ExportFailed, as_text, export_network
+from tune_sparsity.tuner.results.group_export import export_group, group_named, group_text
 
 
 def export(arguments: list[str]) -> int:
@@ -19,7 +20,9 @@ def export(arguments: list[str]) -> int:
     parser = Parser("tune-sparsity export", description="Writes a study's network as a file, and checks it.")
     parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
     parser.add_argument("--format", metavar="F", required=True, help=", ".join(SUFFIXES))
-    parser.add_argument("--network", metavar="NAME", default="best", help="best, best-0.9, front/t0003, ... (best)")
+    parser.add_argument(
+        "--network", metavar="NAME", default="best", help="best, best-0.9, front/t0003, group, ... (best)"
+    )
     parser.add_argument(
         "--out", metavar="FILE", type=Path, help="(export/ in the study's folder; STUDY/export/ here for s3://)"
     )
@@ -32,19 +35,25 @@ def export(arguments: list[str]) -> int:
     if options.format not in SUFFIXES:
         raise UsageError(f"--format: {unknown('format', options.format, SUFFIXES)}")
     study = read_ended(options.study, options.storage, {"data_dir": options.data_dir} if options.data_dir else None)
-    if options.network not in study.networks:
+    name, grouped = options.network, options.network.partition("-")[0] == "group"
+    if grouped:
+        group_named(study, name)
+    elif name not in study.networks:
         there = ", ".join(study.networks) or "none, since no trial was feasible"
-        raise UsageError(f"--network: study {options.study} has no network {options.network!r}: there is {there}")
+        raise UsageError(f"--network: study {options.study} has no network {name!r}: there is {there}")
     if options.format == "onnx":
         from tune_sparsity.tuner.results.export_formats import require_onnx
 
         require_onnx()
-    stem = options.network.replace("/", "-")
-    path = options.out or study.results / "export" / f"{stem}{SUFFIXES[options.format]}"
+    stem, kind = name.replace("/", "-"), options.format
+    # Of a group a folder is written, but one ONNX file.
+    stem += f"-{kind}" if grouped and kind != "onnx" else SUFFIXES[kind]
+    path = options.out or study.results / "export" / stem
     try:
-        document = export_network(study, options.network, options.format, path)
+        document = (export_group if grouped else export_network)(study, name, kind, path)
     except ExportFailed as error:
         print(f"tune-sparsity: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(document, indent=2) if options.json else as_text(document, study.goal.objective))
+    text = group_text if grouped else as_text
+    print(json.dumps(document, indent=2) if options.json else text(document, study.goal.objective))
     return 0

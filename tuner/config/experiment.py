@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+from torch import Tensor
+
 from tune_sparsity.experiments import Data, DataUnavailable, Experiment, LoopError, OwnLoop, find
+from tune_sparsity.experiments.base import in_evaluation
 from tune_sparsity.experiments.checks import Finding, Level, first_look
-from tune_sparsity.experiments.metrics import metric_of
+from tune_sparsity.experiments.metrics import ACCURACY, metric_of
 from tune_sparsity.experiments.registry import BUILT_IN as EXPERIMENTS
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.experiments.user_reads import Reader, watching
@@ -75,6 +79,33 @@ def find_experiment(name: str) -> Experiment:
         return find(name)
     except (ValueError, OSError) as error:
         raise UsageError(f"--experiment: {error}") from None
+
+
+def check_group(config: StudyConfig, experiment: Experiment, data: Data, *, costs_known: bool) -> None:
+    """Raise UsageError if --group is given and the experiment does not tell classes apart by the accuracy.
+
+    Args:
+        data: the experiment's.
+        costs_known: whether the multiply-adds of its networks are known.
+    """
+    if config.group is None:
+        return
+    wrong, metric = "", metric_of(experiment.metric)
+    if isinstance(experiment, OwnLoop):
+        wrong = "is a loop of your own, whose networks cannot be asked here"
+    elif metric.name != ACCURACY or not metric.each:
+        wrong = f"is judged by {metric.name}, and a group needs the accuracy, with a score of each example"
+    else:
+        some = data.val.first(2)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            outputs = experiment.outputs(in_evaluation(experiment.network()), some.x)
+        labels = isinstance(some.y, Tensor) and some.y.dim() == 1 and not some.y.is_floating_point()
+        if not labels or outputs.dim() != 2 or outputs.shape[1] < 2:
+            wrong = "does not give a logit for each of several classes, with one label for each example"
+        elif not costs_known:
+            wrong = "has a network whose multiply-adds are not known"
+    if wrong:
+        raise UsageError(f"--group {config.group}: {experiment.name} {wrong}")
 
 
 def objective_of(experiment: Experiment) -> Objective:

@@ -96,6 +96,7 @@ class StudyConfig(BaseModel):
     patience: int | None = Field(default=None, ge=1, le=_MILLION)
     epochs: int | None = Field(default=None, ge=1, le=_MILLION)
     final_seeds: int = Field(default=0, ge=0, le=1000)
+    group: Literal["cascade"] | None = None
     ensemble: Literal["resample"] | None = None
     members: int = Field(default=10, ge=2, le=1000)
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -204,6 +205,15 @@ class StudyConfig(BaseModel):
             )
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are different goals: give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _networks_to_group(self) -> StudyConfig:
+        if self.group is not None and self.front is None and not isinstance(self.target, tuple):
+            raise ValueError(
+                f"--group {self.group}: this goal keeps one network, and a group has two: give --front 0.5:0.99 or "
+                "several targets"
+            )
         return self
 
     def goal(self, layers: int, weights: int, layout: Layout | None = None) -> Goal:

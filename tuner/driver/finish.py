@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tune_sparsity.experiments import OwnLoop
 from tune_sparsity.tuner.driver.prepare import Prepared
 from tune_sparsity.tuner.errors import disk_error, one_line
+from tune_sparsity.tuner.results.cascade import group_metrics, main_group
 from tune_sparsity.tuner.results.networks import Written
 from tune_sparsity.tuner.results.retraining import Retrained, Retraining
 from tune_sparsity.tuner.results.tables import StudyOutcome, StudySeconds, write_result, write_results
@@ -19,6 +20,7 @@ from tune_sparsity.tuner.study.goal import GoalKind
 from tune_sparsity.tuner.study.layout import BEST, CHECKPOINTS, MODEL, STUDY_YAML, WEIGHTS, weights_file
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.tracking.model import model_note
+from tune_sparsity.tuner.tracking.pyfunc_model import Gated
 
 if TYPE_CHECKING:
     from tune_sparsity.tuner.driver.ray_tune import StopWhen
@@ -80,7 +82,7 @@ def conclude(
     folders = {} if stop.asked else goal.folders(records)
     tables = write_results(_outcome(prepared, records, {}, retrained.methods))
     written = _networks(prepared, folders)
-    outcome, missing = _with_ensemble(prepared, _outcome(prepared, records, written.networks, retrained.methods))
+    outcome, missing = _judged(prepared, records, folders, written, retrained)
     failures = [*retrained.problems, *written.problems, *missing, *_log_networks(prepared, outcome, folders, tracker)]
     write_result(outcome)
     all_failed = bool(records) and all(record.state is TrialState.FAILED for record in records)
@@ -158,6 +160,21 @@ def _outcome(
     return outcome
 
 
+def _judged(
+    prepared: Prepared,
+    records: list[TrialRecord],
+    folders: Mapping[str, TrialRecord],
+    written: Written,
+    retrained: Retraining,
+) -> tuple[StudyOutcome, list[str]]:
+    """Return what the study has found, with what is made of several networks where that is asked for, and what it
+    lacks."""
+    outcome = _outcome(prepared, records, written.networks, retrained.methods)
+    outcome, no_ensemble = _with_ensemble(prepared, outcome)
+    outcome, no_group = _with_group(prepared, outcome, folders)
+    return outcome, [*no_ensemble, *no_group]
+
+
 def _with_ensemble(prepared: Prepared, outcome: StudyOutcome) -> tuple[StudyOutcome, list[str]]:
     """Return the outcome and a list of messages. The outcome has an ensemble around the best network if the study asks
     for one. A message says why there is none."""
@@ -173,6 +190,27 @@ def _with_ensemble(prepared: Prepared, outcome: StudyOutcome) -> tuple[StudyOutc
         return replace(outcome, ensemble=ensemble_document(drawn, best.size_bytes, best.macs)), []
     except (Exception, SystemExit) as error:  # the user's network and metric
         return outcome, [f"there is no ensemble around {best.name}: {one_line(error)}"]
+
+
+def _with_group(
+    prepared: Prepared, outcome: StudyOutcome, folders: Mapping[str, TrialRecord]
+) -> tuple[StudyOutcome, list[str]]:
+    """Return the outcome with groups of the kept networks, where they are asked for, and a line if there are none."""
+    config, best = prepared.config, outcome.best
+    if config.group is None or best is None or not folders:
+        return outcome, []
+    from tune_sparsity.tuner.results.cascade import group_document
+    from tune_sparsity.tuner.results.networks import measuring_device
+
+    files = {record.number: (record, config.folder / name / MODEL) for name, record in folders.items()}
+    networks = {number: kept for number, kept in files.items() if number in outcome.test_values}
+    try:
+        document = group_document(prepared.experiment, prepared.data, networks, best.number, measuring_device(config))
+        return replace(outcome, group=document), []
+    except (Exception, SystemExit) as error:  # the user's network and metric
+        if disk_error(error):
+            raise
+        return outcome, [f"there is no group of networks: {one_line(error)}"]
 
 
 def _short(outcome: StudyOutcome) -> list[str]:
@@ -193,20 +231,26 @@ def _log_networks(
     folder = prepared.config.folder
     there = [name for name in folders if (folder / name).exists()]
     best = next((name for name in there if folders[name] is outcome.best), None)
-    model, failures = None, _short(outcome)
+    models, failures = dict[str, dict[str, Any] | None](), _short(outcome)
     if isinstance(prepared.experiment, OwnLoop) and not prepared.experiment.rebuilt:
         name = prepared.experiment.name
         best, failures = (
             None,
             [*failures, f"MLflow has no model of the best network: {name}.model is to say how it is made anew"],
         )
-    try:
-        model = None if best is None else _model(prepared, outcome, folder / best)
-    except (Exception, SystemExit) as error:  # the user's network, which answers as it likes
-        if disk_error(error):
-            raise
-        failures += [f"the best network was not logged as a model: {one_line(error)}"]
-    tracker.log_networks([folder / top for top in dict.fromkeys(name.split("/")[0] for name in there)], model)
+    notes: dict[str, Callable[[], dict[str, Any] | None]] = {
+        "best network": lambda: None if best is None else _model(prepared, outcome, folder / best),
+        "group": lambda: _group_model(prepared, outcome, {folders[name].name: folder / name for name in there}),
+    }
+    for what, note in notes.items():
+        try:
+            models[what] = note()
+        except (Exception, SystemExit) as error:  # the user's network, which answers as it likes
+            if disk_error(error):
+                raise
+            failures += [f"the {what} was not logged as a model: {one_line(error)}"]
+    tops = [folder / top for top in dict.fromkeys(name.split("/")[0] for name in there)]
+    tracker.log_networks(tops, models.get("best network"), models.get("group"))
     return failures
 
 
@@ -236,6 +280,28 @@ def _model(prepared: Prepared, outcome: StudyOutcome, network: Path) -> dict[str
     )
 
 
+def _group_model(prepared: Prepared, outcome: StudyOutcome, networks: Mapping[str, Path]) -> dict[str, Any] | None:
+    """Return the content of MLflow's model of the group; None if there is no group.
+
+    Args:
+        networks: the folders of the networks, by their trials' names.
+    """
+    group = main_group(outcome.group)
+    if group is None:
+        return None
+    return model_note(
+        prepared.config.folder,
+        Gated(networks[group["small"]], networks[group["large"]], group["theta"]),
+        prepared.experiment,
+        prepared.config.experiment,
+        prepared.data,
+        tags={"study": outcome.study, "experiment": outcome.experiment, "kind": outcome.group["kind"]}
+        | {name: group[name] for name in ("small", "large", "theta")},
+        metrics=group_metrics(group),
+        register=None,
+    )
+
+
 def _why(study: StudyRun, stop: StopWhen) -> str:
     """Why the search ended."""
     begun = len(study.records)
@@ -258,6 +324,8 @@ def _metrics(outcome: StudyOutcome) -> dict[str, float]:
     metrics = {"hypervolume": area, "feasible_trials": float(sum(goal.feasible(record) for record in records))}
     if goal.kind is GoalKind.FRONT:
         metrics[f"front_mean_{goal.objective.name}"] = goal.mean_value(area)
+    if (group := main_group(outcome.group)) is not None:
+        metrics |= {f"group_{name}": value for name, value in group_metrics(group).items()}
     found = {"": outcome.best}
     if goal.kind is GoalKind.TARGETS:
         found |= {f"_at_{target!r}": best for target, best in goal.best_at(records)}

@@ -26,7 +26,7 @@ from tune_sparsity.sparsity.cost.layout import Layout
 from tune_sparsity.sparsity.cost.multiply_adds import Uses, count_uses
 from tune_sparsity.sparsity.few_bits import ALL_BITS, BITS, EXACT
 from tune_sparsity.sparsity.layers import Layer
-from tune_sparsity.tuner.config.experiment import experiment_of, objective_of, sound_data
+from tune_sparsity.tuner.config.experiment import check_group, experiment_of, objective_of, sound_data
 from tune_sparsity.tuner.config.files import judged, read_about
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_driver, check_tracking_uri
@@ -121,7 +121,7 @@ def prepare(
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
         alike = {"experiment": config.experiment, "epochs": config.epochs or experiment.recipe.epochs}
         earlier = warm_start(config.warm_start, config.storage, spaces, goal.lowest, alike, goal.objective)
-    uses = _uses(experiment, network, data)
+    check_group(config, experiment, data, costs_known=(uses := _uses(experiment, network, data)) is not None)
     about = (earlier, tuple(warnings), uses, network.limit(config))
     prepared = Prepared(config, experiment, data, spaces, goal, network.size, *about)
     threading.Thread(target=getattr, args=(prepared, "checksum"), daemon=True).start()  # before somebody waits for it

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tune_sparsity.sparsity import DeadNeurons
+from tune_sparsity.tuner.reports.groups import HEADER as GROUP_HEADER
+from tune_sparsity.tuner.reports.groups import group_line, group_rows
 from tune_sparsity.tuner.reports.page import page
 from tune_sparsity.tuner.reports.plots.gallery import figures, front_title, pictured
 from tune_sparsity.tuner.reports.text import dead_text, duration, percent, short_number, shown_path
@@ -124,7 +126,7 @@ def _found(study: EndedStudy, goal: Goal, records: Sequence[TrialRecord]) -> dic
     ]
     header = ["trial", "method", "validation", "test", "sparsity", "weights left", "bytes", "parameters"]
     above = goal.missing_above(records) if goal.multi_objective else None
-    again = study.result.get("final_seeds") or []
+    again, group = study.result.get("final_seeds") or [], study.result.get("group") or {}
     return {
         "rows": cells,
         "header": ["target", *header] if by_target else header,
@@ -133,6 +135,9 @@ def _found(study: EndedStudy, goal: Goal, records: Sequence[TrialRecord]) -> dic
         "missing_above": None if above is None else percent(above),
         "again": [list(one.values()) for one in again],
         "again_header": list(again[0]) if again else [],
+        "groups": group_rows(group, goal.objective),
+        "groups_header": GROUP_HEADER,
+        "group": group_line(group, goal.objective),
     }
 
 

@@ -8,9 +8,11 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tune_sparsity.tuner.errors import redact
+from tune_sparsity.tuner.reports.groups import HEADER as GROUP_HEADER
+from tune_sparsity.tuner.reports.groups import group_line, group_rows
 from tune_sparsity.tuner.reports.progress import missing_above
 from tune_sparsity.tuner.reports.text import (
     command,
@@ -204,6 +206,24 @@ def table_rows(outcome: StudyOutcome) -> tuple[list[TrialRecord], list[list[str]
     return [best for _, best in met], [["target", *(f"{target:g}" for target, _ in met)]]
 
 
+def _table(columns: Sequence[Sequence[str]], best: int | None = None) -> RenderableType:
+    """Return columns of text, each with its heading first, as a table.
+
+    Args:
+        best: the row to set off.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
+    for heading, *_ in columns:
+        justify: Any = "left" if heading in ("trial", "group") else "right"
+        table.add_column(Text(heading, style="bold"), justify=justify, no_wrap=True)
+    for place, cells in enumerate(zip(*(cells for _, *cells in columns), strict=True)):
+        table.add_row(*map(Text, cells), style="bold green" if place == best else "")
+    return table
+
+
 def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableType:
     """Return the results of a study as text: the front as a table, or the best at each of several targets; and where
     the rest is.
@@ -216,22 +236,13 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
         Something for `rich.console.Console.print`.
     """
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     parts: list[RenderableType] = []
     rows, leading = table_rows(outcome)
     if rows:
         columns, left_out = trial_columns(rows, width, leading)
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
-        for heading, *_ in columns:
-            table.add_column(
-                Text(heading, style="bold"), justify="left" if heading == "trial" else "right", no_wrap=True
-            )
-        for record, *cells in zip(rows, *(cells for _, *cells in columns), strict=True):
-            style = "bold green" if record is outcome.best else ""
-            table.add_row(*(Text(cell) for cell in cells), style=style)
-        parts.append(table)
+        parts.append(_table(columns, next((i for i, record in enumerate(rows) if record is outcome.best), None)))
         if left_out:
             parts.append(Text(f"and {left_out} more parameter{'s' if left_out > 1 else ''} in trials.csv", style="dim"))
         parts.append(Text())
@@ -239,6 +250,7 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
         *(("targets", text) for text in targets_lines(outcome)),
         ("front", front_line(outcome)),
         ("network", network_line(outcome)),
+        ("group", group_line(outcome.group, outcome.goal.objective)),
         ("ensemble", ensemble_line(outcome)),
         ("layers", layers_line(outcome)),
         ("dead", dead_text(outcome.dead_neurons)),
@@ -249,6 +261,8 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
         ("files", files_line(outcome)),
         ("MLflow", tracking_line(outcome.tracking_uri) if outcome.tracking_uri else ""),
     ]
+    if groups := group_rows(outcome.group, outcome.goal.objective):
+        parts += [_table([list(column) for column in zip(GROUP_HEADER, *groups, strict=True)]), Text()]
     style = "bold green" if rows else "bold yellow"
     parts.append(Text(best_line(outcome), style=style, no_wrap=True, overflow="ignore"))
     width_of_labels = max(len(label) for label, text in lines if text)

@@ -71,13 +71,16 @@ class Network:
         return {name: one for name, one in self.coded.items() if isinstance(one, Codes)}
 
 
-def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[str, Any]:
+def export_network(
+    study: EndedStudy, name: str, kind: str, path: Path, given: tuple[Experiment, Data] | None = None
+) -> dict[str, Any]:
     """Writes one network of a study, checks the file on the validation data, and measures what its zeros save.
 
     Args:
         name: of the network, a folder under the study's.
         kind: a format of `SUFFIXES`.
         path: the file; replaced if it exists. Beside it goes model.json, under the file's name with .json added.
+        given: as `read_network` takes it.
 
     Returns:
         The figures, in JSON's types.
@@ -91,7 +94,7 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
     from tune_sparsity.tuner.results.inference_cost import sizes
     from tune_sparsity.tuner.results.networks import agrees
 
-    network = _read(study, name)
+    network = read_network(study, name, given)
     val, objective = network.data.val, network.objective
     try:
         measured = network.experiment.validated(network.model, network.data)
@@ -102,14 +105,14 @@ def export_network(study: EndedStudy, name: str, kind: str, path: Path) -> dict[
             f"{name} has a validation {objective.name} of {measured:.4f} on these data, its trial reported "
             f"{network.val_value:.4f}: are they the study's data?"
         )
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         _write(network, kind, temporary)
         try:
-            difference, value = _compare(network, _reader(network, kind, temporary))
+            difference, value = _compare(network, reader_of(network, kind, temporary))
         except Exception as error:  # of the program that reads the format
             raise ExportFailed(f"the {kind} file cannot be used: {one_line(error)}") from error
         scale = difference[1] or 1.0
-        if difference[0] > (_tolerance(network) * scale if kind == "onnx" else 0.0):
+        if difference[0] > (tolerance_of(network) * scale if kind == "onnx" else 0.0):
             raise ExportFailed(f"the {kind} file computes something else: outputs differ by {difference[0]:.3g}")
     shutil.copyfile(network.description, path.with_name(path.name + ".json"))
     return {
@@ -142,7 +145,16 @@ def _latencies(network: Network) -> list[Latency]:
     return latencies(network.model, twin, network.prunable, prepared, forward=experiment.forward)
 
 
-def _read(study: EndedStudy, name: str) -> Network:
+def read_network(study: EndedStudy, name: str, given: tuple[Experiment, Data] | None = None) -> Network:
+    """Return one network of a study.
+
+    Args:
+        name: a folder under the study's.
+        given: its experiment and data, where they have been read.
+
+    Raises:
+        UsageError: if it cannot be read, or if the experiment or its data are not to be had.
+    """
     from safetensors.torch import load_file
 
     from tune_sparsity.sparsity.wrappers import as_plain
@@ -150,8 +162,8 @@ def _read(study: EndedStudy, name: str) -> Network:
     from tune_sparsity.tuner.results.networks import precision_in, split_masks
     from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL
 
-    experiment = experiment_of(study.config)
-    data = sound_data(study.config, experiment)
+    experiment = given[0] if given else experiment_of(study.config)
+    data = given[1] if given else sound_data(study.config, experiment)
     folder, objective = study.folder / name, study.goal.objective
     try:
         stored, its_masks = split_masks(load_file(folder / MODEL))
@@ -165,7 +177,7 @@ def _read(study: EndedStudy, name: str) -> Network:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A file to write to, which takes the path's place at the end, and is gone after an exception."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -202,7 +214,7 @@ def _write(network: Network, kind: str, path: Path) -> None:
         formats.save_safetensors(network.coded, path)
 
 
-def _reader(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor]:
+def reader_of(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor]:
     """Return the file as a function of inputs as the data set holds them: read back as its users would."""
     import torch
 
@@ -243,7 +255,7 @@ def _compare(network: Network, exported: Callable[[Any], Tensor]) -> tuple[tuple
         return (difference, largest), None if scorer is None else scorer.value()
 
 
-def _tolerance(network: Network) -> float:
+def tolerance_of(network: Network) -> float:
     """Return how far, in largest outputs, another program's outputs may be from the network's: its sums round
     differently."""
     import torch

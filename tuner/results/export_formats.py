@@ -140,7 +140,21 @@ def save_onnx(
     path: Path,
     codes: Mapping[str, Codes] | None = None,
 ) -> None:
-    """Writes the network as an ONNX graph to "outputs", for any number of examples at once.
+    """Write a network as an ONNX graph. The arguments are those of `onnx_model`.
+
+    Raises:
+        RuntimeError: as `onnx_model`.
+    """
+    path.write_bytes(onnx_model(model, outputs, inputs, codes).SerializeToString())
+
+
+def onnx_model(
+    model: nn.Module,
+    outputs: Callable[[nn.Module, Any], Tensor],
+    inputs: Any,
+    codes: Mapping[str, Codes] | None = None,
+) -> Any:
+    """Return the network as a model of ONNX to "outputs", for any number of examples at once.
 
     The exporter's notes are left out: they hold paths and source lines of this machine.
 
@@ -167,7 +181,7 @@ def save_onnx(
             graph = program.model_proto
             clear_notes(graph)
             _use_codes(graph.graph, codes or {})
-            content = graph.SerializeToString()
+            return graph
     except Exception as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -176,7 +190,6 @@ def save_onnx(
         raise RuntimeError(
             f"torch cannot export this network to ONNX: {(lines or [type(cause).__name__])[0]}"
         ) from error
-    path.write_bytes(content)
 
 
 def _use_codes(graph: Any, codes: Mapping[str, Codes]) -> None:

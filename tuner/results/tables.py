@@ -87,6 +87,7 @@ class StudyOutcome:
     store: str = ""  # where it is kept, if that is not the folder
     size: NetworkSize | None = None  # how many of the network's parameters can be pruned
     retrained: Sequence[Retrained] = ()  # with --final-seeds: every method's best, trained again; the winner first
+    group: Mapping[str, Any] = field(default_factory=dict)  # with --group: of two of the kept networks
     ensemble: Mapping[str, Any] = field(default_factory=dict)  # with --ensemble: of networks around the best one
 
     @property
@@ -238,6 +239,7 @@ def result_document(outcome: StudyOutcome) -> dict[str, Any]:
         "best": _reported_document(outcome, outcome.best),
         "pareto": [trial_document(record) for record in outcome.front],
         **({"final_seeds": [one.to_dict() for one in outcome.retrained]} if outcome.retrained else {}),
+        **({"group": outcome.group} if outcome.group else {}),
         **({"ensemble": outcome.ensemble} if outcome.ensemble else {}),
         "seconds": outcome.seconds.to_dict(),
         "mlflow": {"experiment_id": outcome.mlflow_experiment_id, "run_id": outcome.mlflow_run_id},

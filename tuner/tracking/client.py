@@ -43,6 +43,7 @@ class Owed:
     status: tuple[str, int] | None = None  # MLflow's status, and since when (Unix time in ms)
     dataset: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    group: dict[str, Any] = field(default_factory=dict)
 
     def add(self, note: Note) -> None:
         self.params |= note.params
@@ -52,6 +53,7 @@ class Owed:
         if note.status:
             self.status = (note.status, note.at)
         self.dataset, self.model = note.dataset or self.dataset, note.model or self.model
+        self.group = note.group or self.group
 
 
 def by_run(notes: Iterable[Note]) -> dict[str, Owed]:
@@ -222,9 +224,9 @@ class RunWriter:
             send("the data set", lasting, lambda run: log_dataset(self.client, run, owed.dataset))
         for file in owed.files:  # a folder goes under its own name
             send(f"artifact {Path(file).name}", _local, self.client.log_artifact, str(self.folder / file))
-        if owed.model:
-            part = (self.client, self.experiment_id or "", self.folder, owed.model)
-            send("the best network", _local, lambda run: log_model(run, *part))
+        for what, model in {"the best network": owed.model, "the group of networks": owed.group}.items():
+            if model:
+                send(what, _local, log_model, self.client, self.experiment_id or "", self.folder, model)
         if owed.status is not None and not (new and owed.status[0] == RUNNING):  # as a new one is
             if owed.status[0] == RUNNING:
                 send("status", lasting, self.client.update_run, RUNNING)

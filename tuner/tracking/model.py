@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from tune_sparsity.experiments import Data, Experiment
+    from tune_sparsity.tuner.tracking.pyfunc_model import Gated
 
-MODEL_NAME = "best"
+BEST_NAME, GROUP_NAME = "best", "group"
 ALIAS = "champion"
-SERVED = "model"  # the folder, under STUDY/tracking, of what the logged model holds
+SERVED = {BEST_NAME: "model", GROUP_NAME: "group"}  # the folder, under STUDY/tracking, of what a logged model holds
 EXAMPLE, EXAMPLES = "example.npy", "example.npz"
 _EXAMPLES = 2  # inputs in the input example
 _REQUIRED = ("tune-sparsity", "mlflow", "numpy", "safetensors", "scikit-learn", "torch", "torchvision")
@@ -37,7 +38,7 @@ _REQUIRED = ("tune-sparsity", "mlflow", "numpy", "safetensors", "scikit-learn", 
 
 def model_note(
     study_folder: Path,
-    network: Path,
+    network: Path | Gated,
     experiment: Experiment,
     name: str,
     data: Data,
@@ -50,7 +51,7 @@ def model_note(
 
     Args:
         study_folder: the study's.
-        network: the folder with the network's model.safetensors and model.json.
+        network: the folder with the network's model.safetensors and model.json; or a group of two such.
         name: by which the experiment is found, as --experiment takes it.
         tags: what the network is: trial, target, ...
         metrics: what was measured of it.
@@ -58,7 +59,8 @@ def model_note(
     """
     from tune_sparsity.tuner.tracking.pyfunc_model import assemble, load
 
-    folder = study_folder / "tracking" / SERVED
+    called = BEST_NAME if isinstance(network, Path) else GROUP_NAME
+    folder = study_folder / "tracking" / SERVED[called]
     shutil.rmtree(folder, ignore_errors=True)
     assemble(folder, network, experiment, name, data.val.first(1).x)
     inputs = data.val.first(_EXAMPLES).x
@@ -69,8 +71,11 @@ def model_note(
         np.save(path, example[""])
     else:
         np.savez(path, **example)  # type: ignore[arg-type]
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    weights = [path.read_bytes() for path in sorted(folder.rglob("model.safetensors"))]
+    gate = b"" if isinstance(network, Path) else repr(network.theta).encode()
+    digest = hashlib.sha256(b"".join([*weights, gate])).hexdigest()
     return {
+        "name": called,
         "folder": str(folder.relative_to(study_folder)),
         "example": str(path.relative_to(study_folder)),
         "inputs": specs(inputs),
@@ -105,13 +110,14 @@ def requirements() -> list[str]:
 def log_model(
     run_id: str, client: MlflowClient, experiment_id: str, study_folder: Path, note: Mapping[str, Any]
 ) -> None:
-    """Logs the best network as a model of the run's, and registers it if that is wanted. The same network again is
-    left as it is."""
+    """Logs the best network, or a group, as a model of the run's, and registers it if that is wanted. The same network
+    again is left as it is."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
+    name = note.get("name", BEST_NAME)  # notes of earlier versions have none
     same = [
         model
-        for model in client.search_logged_models([experiment_id], f"name = '{MODEL_NAME}'")
+        for model in client.search_logged_models([experiment_id], f"name = '{name}'")
         if model.source_run_id == run_id
         and model.status == LoggedModelStatus.READY
         and model.tags.get("weights_sha256") == note["tags"]["weights_sha256"]
@@ -120,9 +126,7 @@ def log_model(
         model_id = same[0].model_id
     else:
         params = {key: note["tags"][key] for key in ("method", "target", "trial") if key in note["tags"]}
-        model = client.create_logged_model(
-            experiment_id, MODEL_NAME, run_id, dict(note["tags"]), params, note.get("type")
-        )
+        model = client.create_logged_model(experiment_id, name, run_id, dict(note["tags"]), params, note.get("type"))
         model_id = model.model_id
         try:
             _upload(client, model, run_id, study_folder, note)

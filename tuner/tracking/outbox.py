@@ -54,6 +54,7 @@ class Note:
     files: list[str] = field(default_factory=list)  # artifacts, relative to the study's folder; a folder keeps its name
     dataset: dict[str, Any] = field(default_factory=dict)  # as tuner.tracking.model takes it
     model: dict[str, Any] = field(default_factory=dict)  # as tuner.tracking.model takes it
+    group: dict[str, Any] = field(default_factory=dict)  # likewise, of two networks
     begin: str = ""  # a process of the driver's begins: it is this one that appends from here on
 
     def line(self) -> str:

@@ -1,21 +1,23 @@
 """The best network as MLflow serves it: loaded from tensors and JSON, with nothing pickled.
 
 A served folder holds model.safetensors, model.json, served.json (by what name the experiment is found) and, of a user's
-own experiment, its code under code/. MLflow calls `_load_pyfunc` with it, in a process that has this package and
-nothing else of the study.
+own experiment, its code under code/. That of a group of two has the networks' files in small/ and large/. MLflow calls
+`_load_pyfunc` with it, in a process that has this package and nothing else of the study.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from tune_sparsity.experiments import Experiment, find
+from tune_sparsity.experiments.cascade import Answer, Cascade
 from tune_sparsity.experiments.examples import at_once, mapped, named, parts
 from tune_sparsity.experiments.registry import PICKLED, OldImport, import_from
 from tune_sparsity.experiments.user_files import code_of
@@ -23,14 +25,23 @@ from tune_sparsity.tuner.system.arrays import as_array
 from tune_sparsity.tuner.tracking.old_names import make_known
 
 SERVED_JSON, CODE = "served.json", "code"
+SMALL, LARGE = "small", "large"
 _MASK = ".mask"
+
+
+class Gated(NamedTuple):
+    """A group of two networks: their folders, and the margin of the small one below which the large one answers."""
+
+    small: Path
+    large: Path
+    theta: float
 
 
 class Served:
     """A network that takes the data set's inputs as arrays."""
 
-    def __init__(self, experiment: Experiment, network: torch.nn.Module, names: Any = "") -> None:
-        self._experiment, self._network, self._names = experiment, network, names
+    def __init__(self, answer: Answer, names: Any = "") -> None:
+        self._answer, self._names = answer, names
 
     @torch.no_grad()
     def predict(self, inputs: Any, params: dict[str, Any] | None = None) -> np.ndarray:
@@ -45,7 +56,7 @@ class Served:
         """
         given = inputs if isinstance(inputs, dict) else {"": inputs}
         x = _filled(self._names, {name: torch.from_numpy(np.array(one)) for name, one in given.items()})
-        outputs = [self._experiment.outputs(self._network, part) for part in parts(x, at_once(x))]
+        outputs = [self._answer(part) for part in parts(x, at_once(x))]
         return as_array(torch.cat(outputs))
 
 
@@ -65,21 +76,30 @@ def _filled(names: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def load(experiment: Experiment, folder: Path) -> Served:
-    """Return the network of this experiment with the tensors from the folder."""
+    """Return the network of this experiment with the tensors from the folder, or the group of two."""
+    served = json.loads((folder / SERVED_JSON).read_text())
+    theta = served.get("theta")
+    if theta is None:
+        answer = _answer(experiment, folder)
+    else:
+        answer = Cascade(_answer(experiment, folder / SMALL), _answer(experiment, folder / LARGE), theta)
+    return Served(answer, served.get("inputs", ""))  # earlier versions had single tensors alone
+
+
+def _answer(experiment: Experiment, folder: Path) -> Answer:
     from safetensors.torch import load_file
 
-    served = json.loads((folder / SERVED_JSON).read_text())
     tensors = load_file(folder / "model.safetensors")
     network = experiment.network_with({name: one for name, one in tensors.items() if not name.endswith(_MASK)})
-    return Served(experiment, network, served.get("inputs", ""))  # earlier versions had single tensors alone
+    return partial(experiment.outputs, network)
 
 
-def assemble(folder: Path, network: Path, experiment: Experiment, name: str, inputs: Any) -> None:
+def assemble(folder: Path, network: Path | Gated, experiment: Experiment, name: str, inputs: Any) -> None:
     """Makes a served folder.
 
     Args:
         folder: to make.
-        network: the folder with model.safetensors and model.json.
+        network: the folder with model.safetensors and model.json; or a group of two.
         experiment: of the network.
         name: by which the experiment is found, as --experiment takes it.
         inputs: an example's, as the data set holds them.
@@ -89,14 +109,21 @@ def assemble(folder: Path, network: Path, experiment: Experiment, name: str, inp
     """
     if name.partition(":")[0].endswith(PICKLED):
         raise ValueError("the experiment was made in a notebook, and has no source to go with it: put it into a file")
-    folder.mkdir(parents=True)
-    for file in ("model.safetensors", "model.json"):
-        shutil.copyfile(network / file, folder / file)
+    if isinstance(network, Gated):
+        networks = {folder / SMALL: network.small, folder / LARGE: network.large}
+    else:
+        networks = {folder: network}
+    for place, where in networks.items():
+        place.mkdir(parents=True)
+        for file in ("model.safetensors", "model.json"):
+            shutil.copyfile(where / file, place / file)
     code = code_of(experiment, name)
     for path, content in {} if code is None else code.files.items():
         (folder / CODE / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / CODE / path).write_bytes(content)
     served = {"experiment": name if code is None else code.name, "inputs": _names(inputs)}
+    if isinstance(network, Gated):
+        served["theta"] = network.theta
     (folder / SERVED_JSON).write_text(json.dumps(served) + "\n")
 
 

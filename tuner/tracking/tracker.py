@@ -190,15 +190,18 @@ class Tracker:
         self._note(PARENT, files=files)
 
     @_timed
-    def log_networks(self, folders: Iterable[Path], model: Mapping[str, Any] | None) -> None:
+    def log_networks(
+        self, folders: Iterable[Path], model: Mapping[str, Any] | None, group: Mapping[str, Any] | None = None
+    ) -> None:
         """Makes the networks that are reported artifacts of the parent run, at once: that takes a second, in which the
         rest of what is to be told is made.
 
         Args:
             folders: the networks'.
             model: the best network, as `tuner.tracking.model.model_note` gives it.
+            group: a group of two networks, likewise.
         """
-        self._note(PARENT, files=folders, model=dict(model or {}))
+        self._note(PARENT, files=folders, model=dict(model or {}), group=dict(group or {}))
         self._ask(writer_process.FLUSH)
 
     @_timed

@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tune_sparsity.tuner.reports.page import page
 from tune_sparsity.tuner.reports.plots.front import front_figure
 from tune_sparsity.tuner.reports.plots.network import hoyer_figure, layers_figure, training_figure, weights_figure
 from tune_sparsity.tuner.reports.plots.search import curves_figure, importance_figure, parallel_figure, progress_figure
-from tune_sparsity.tuner.reports.plots.size import bytes_figure
+from tune_sparsity.tuner.reports.plots.size import bytes_figure, macs_figure
 from tune_sparsity.tuner.study.epochs import Series, read_epochs
 from tune_sparsity.tuner.study.goal import Goal
-from tune_sparsity.tuner.study.layout import EPOCHS_CSV
+from tune_sparsity.tuner.study.layout import EPOCHS_CSV, RESULT_JSON
 from tune_sparsity.tuner.study.trial import TrialRecord
 from tune_sparsity.tuner.system.arrays import as_array
 
@@ -30,13 +30,15 @@ _FAN_IN = 100  # where no network is there to ask
 
 @dataclass(frozen=True)
 class Pictured:
-    """What the pictures of a study show. `weights`: the best network's prunable ones, by name."""
+    """What the pictures of a study show. `weights`: the best network's prunable ones, by name. `groups`: of two
+    networks, as result.json has them."""
 
     title: str
     goal: Goal
     records: Sequence[TrialRecord]
     epochs: Mapping[int, Series] = field(default_factory=dict)
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    groups: Sequence[Mapping[str, Any]] = ()
 
 
 def front_title(experiment: str, goal: Goal) -> str:
@@ -46,7 +48,16 @@ def front_title(experiment: str, goal: Goal) -> str:
 
 def pictured(title: str, goal: Goal, records: Sequence[TrialRecord], folder: Path) -> Pictured:
     """With the epochs and the best network from the study's folder, as far as they are there."""
-    return Pictured(title, goal, records, read_epochs(folder / EPOCHS_CSV), best_weights(folder, goal.best(records)))
+    weights = best_weights(folder, goal.best(records))
+    return Pictured(title, goal, records, read_epochs(folder / EPOCHS_CSV), weights, _groups(folder / RESULT_JSON))
+
+
+def _groups(result: Path) -> list[dict[str, Any]]:
+    """Return the groups of two networks that an ended study has."""
+    try:
+        return list(json.loads(result.read_text(encoding="utf-8")).get("group", {}).get("groups", ()))
+    except OSError:
+        return []
 
 
 def best_weights(folder: Path, best: TrialRecord | None) -> dict[str, np.ndarray]:
@@ -94,6 +105,7 @@ def figures(study: Pictured) -> dict[str, go.Figure]:
     made = {
         "front": front_figure(records, goal, study.title),
         "bytes": bytes_figure(records, goal),
+        "macs": macs_figure(records, goal, study.groups),
         "progress": progress_figure(records, goal),
         "training": None if best is None else training_figure(best, study.epochs.get(best.number, []), goal),
         "layers": layers_figure(study.weights),

@@ -1,10 +1,10 @@
-"""The picture of the metric against the size of the networks' files."""
+"""The pictures of the metric against what networks take: bytes of their files, and multiply-adds."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tune_sparsity.tuner.reports.plots.theme import THEME, figure, hover_text, titled, value_axis
@@ -67,9 +67,46 @@ def bytes_figure(records: Iterable[TrialRecord], goal: Goal) -> go.Figure | None
     )
 
 
-def _sized(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+def macs_figure(records: Iterable[TrialRecord], goal: Goal, groups: Sequence[Mapping[str, Any]]) -> go.Figure | None:
+    """Return the metric against multiply-adds, of the completed trials and of groups of their networks. None if there
+    are no groups.
+
+    Args:
+        groups: as result.json has them.
+    """
+    if not groups:
+        return None
+    objective = goal.objective
+    alone = [record for record in _completed(records) if record.macs is not None]
+    data = [
+        {**_points(alone, goal), "x": [one.macs for one in alone], "mode": "markers", "name": "one network"},
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": "groups of two",
+            "marker": {"size": 12, "symbol": "star"},
+            "x": [group["expected_macs"] for group in groups],
+            "y": [objective.shown(group[objective.val]) for group in groups],
+            "text": [f"{one['name']}: {one['small']}, then {one['large']} ({one['passed_on']:.1%})" for one in groups],
+            "hovertemplate": "%{text}<extra></extra>",
+        },
+    ]
+    return figure(
+        data,
+        titled("Multiply-adds of an example", f"{objective.name} of the completed trials, and of groups as expected"),
+        xaxis={"title": {"text": "multiply-adds"}, "type": "log"},
+        yaxis=value_axis(objective, "validation"),
+        showlegend=True,
+    )
+
+
+def _completed(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     done = (record for record in records if record.state is TrialState.COMPLETED)
-    return [record for record in done if record.size_bytes is not None and point_of(record) is not None]
+    return [record for record in done if point_of(record) is not None]
+
+
+def _sized(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    return [record for record in _completed(records) if record.size_bytes is not None]
 
 
 def _rank(record: TrialRecord) -> tuple[int, float, int]:

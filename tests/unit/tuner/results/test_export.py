@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tune_sparsity.sparsity.output_layers import called
-from tune_sparsity.tuner.results.export import ExportFailed, _reader
+from tune_sparsity.tuner.results.export import ExportFailed, reader_of
 from tune_sparsity.tuner.results.export_formats import save_onnx
 
 
@@ -18,7 +18,7 @@ def test_a_file_that_onnxruntime_cannot_read_is_one_line(tmp_path: Path) -> None
     pytest.importorskip("onnxruntime")
     (tmp_path / "broken").write_bytes(b"no graph")
     with pytest.raises(ExportFailed, match=r"^onnxruntime cannot read the file that torch has written: [^\n]+$"):
-        _reader(SimpleNamespace(), "onnx", tmp_path / "broken")  # type: ignore[arg-type]
+        reader_of(SimpleNamespace(), "onnx", tmp_path / "broken")  # type: ignore[arg-type]
 
 
 def test_what_onnx_has_not_is_named_in_one_line(tmp_path: Path) -> None:

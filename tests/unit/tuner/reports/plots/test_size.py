@@ -1,9 +1,9 @@
-"""The picture of the metric against bytes."""
+"""The pictures of the metric against bytes and multiply-adds."""
 
 from __future__ import annotations
 
 from tests.helpers.trials import trial
-from tune_sparsity.tuner.reports.plots.size import bytes_figure, smallest_front
+from tune_sparsity.tuner.reports.plots.size import bytes_figure, macs_figure, smallest_front
 from tune_sparsity.tuner.study.goal import at_targets, within_bytes
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
@@ -36,6 +36,18 @@ def test_all_completed_trials_stand_on_a_logarithmic_axis_of_bytes() -> None:
     drawn = {group.name: list(group.x) for group in groups}
     assert drawn == {"lpss": [1000, 2000, 100], "lpss, 4 bits": [3000], "lpss, 8 bits": [900]}
     assert [shape.x0 for shape in made.layout.shapes] == [1500]
+
+
+def test_groups_stand_beside_the_networks_that_they_are_made_of() -> None:
+    records = [trial(0, 0.9, 0.9, macs=400), trial(1, 0.5, 0.95, macs=2000), trial(2, 0.5, 0.96), RECORDS[4]]
+    group = {"name": "group-1", "small": "t0000", "large": "t0001", "passed_on": 0.1, "expected_macs": 600.0}
+    made = macs_figure(records, at_targets(0.5, 0.9), [{**group, "val_accuracy": 0.94}])
+    assert made is not None
+    alone, groups = made.data
+    assert (list(alone.x), list(alone.y)) == ([400, 2000], [90.0, 95.0])
+    assert (list(groups.x), list(groups.y)) == ([600.0], [94.0])
+    assert groups.text[0] == "group-1: t0000, then t0001 (10.0%)"
+    assert macs_figure(records, at_targets(0.5, 0.9), []) is None
 
 
 def test_without_sizes_there_is_no_picture() -> None:

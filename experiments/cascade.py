@@ -1,0 +1,49 @@
+"""Two networks as one: a small one answers, and a larger one where the small one is unsure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tune_sparsity.experiments.examples import mapped
+
+Answer = Callable[[Any], Tensor]
+"""Inputs as the data set holds them -> a logit for each example and class."""
+
+
+def margins(outputs: Tensor) -> Tensor:
+    """Return how sure a network is: its largest probability minus the second largest, in [0, 1], of each example.
+
+    Args:
+        outputs: (n, classes), two classes or more.
+
+    Returns:
+        Shape (n,), float32.
+    """
+    first, second = outputs.float().softmax(1).topk(2, dim=1).values.unbind(1)
+    return first - second
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Answers as the small network does where its margin is theta or more, and else as the large one, which sees these
+    examples alone. A theta of 0 is the small network, and one above 1 the large one.
+
+    Attributes:
+        theta: a number that float32 has exactly.
+    """
+
+    small: Answer
+    large: Answer
+    theta: float
+
+    def __call__(self, inputs: Any) -> Tensor:
+        outputs = self.small(inputs)
+        rows = (margins(outputs) < self.theta).nonzero()[:, 0]
+        if not len(rows):
+            return outputs
+        answered = self.large(mapped(lambda part: part[rows.to(part.device)], inputs))
+        return outputs.index_copy(0, rows, answered.to(outputs))

@@ -1,0 +1,46 @@
+"""The groups of two networks that a study chose, as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tune_sparsity.tuner.results.cascade import main_group
+from tune_sparsity.tuner.study.objective import Objective
+
+HEADER = (
+    *("group", "small", "large", "passed on", "validation", "test", "expected macs", "of the best's", "worst macs"),
+    *("bytes", "p against large"),
+)
+
+
+def group_rows(document: Mapping[str, Any], objective: Objective) -> list[list[str]]:
+    """Return the table of the groups, a row each, with the columns of HEADER."""
+    return [
+        [
+            *(group["name"], group["small"], group["large"], f"{group['passed_on']:.1%}"),
+            *(objective.text(group[name]) for name in (objective.val, objective.test)),
+            *(f"{group['expected_macs']:,.0f}", f"{group['share_of_best_macs']:.1%}", f"{group['worst_macs']:,}"),
+            "" if group["size_bytes"] is None else f"{group['size_bytes']:,}",
+            f"{group['mcnemar_against_large']['p']:.3g}",
+        ]
+        for group in document.get("groups", ())
+    ]
+
+
+def group_line(document: Mapping[str, Any], objective: Objective) -> str:
+    """Say what a group computes for the best network's accuracy; nothing without --group."""
+    if not document:
+        return ""
+    best, group = document["best"], main_group(document)
+    if group is None:
+        return f"none of {document['pairs']} pairs of networks is as good as one network with as many multiply-adds"
+    share = f"{group['share_of_best_macs']:.0%} of its multiply-adds"
+    tested = f"test {objective.name} {objective.text(group[objective.test])}"
+    against = group["mcnemar_against_best"]
+    tested += f"; right where {best} is wrong {against['only_group']} times, wrong where it is right "
+    tested += f"{against['only_network']} times (McNemar's p {against['p']:.2g})"
+    if document["as_good_as_best"] is None:
+        value = objective.text(group[objective.val])
+        return f"no pair has the accuracy of {best}; {group['name']} has {value} with {share}: {tested}"
+    return f"{group['name']} has the same accuracy as {best} with {share} on the validation data: {tested}"

@@ -1,0 +1,290 @@
+"""Groups of two of the study's networks, of which the large one answers where the small one is unsure.
+
+Nothing is trained. Pairs and gates are chosen on the validation data, and the chosen groups are read once on the test
+data. A group computes less than its large network on most examples; it always takes the bytes of both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tune_sparsity.experiments import Data, Experiment, Loaded, NotFinite, Split
+from tune_sparsity.experiments.base import outputs_of
+from tune_sparsity.experiments.cascade import margins
+from tune_sparsity.experiments.metrics import metric_of
+from tune_sparsity.tuner.results.networks import split_masks
+from tune_sparsity.tuner.study.trial import TrialRecord
+
+QUANTILES = 20
+"""Of the margins on the validation data: the gates that are tried, beside "never" and "always"."""
+MOST_NETWORKS = 200
+SHARES = (0.125, 0.25, 0.5, 1.0)
+"""Of the best network's multiply-adds: for each the most accurate group within it is chosen."""
+_NEVER, _ALWAYS = 0.0, 2.0  # gates that no margin is below, and that all are
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Holds what a network makes of a split.
+
+    Attributes:
+        scores: the metric's score of each example, shape (n,), float64.
+        margins: how sure the network is of each, shape (n,), float32.
+    """
+
+    scores: Tensor
+    margins: Tensor
+
+
+@dataclass(frozen=True)
+class Group:
+    """A pair of trials' networks with a gate, and what it is worth on a split.
+
+    Attributes:
+        small, large: the trials' numbers.
+        theta: the large network answers where the small one's margin is below it.
+        passed: the share of the examples that the large network answers.
+        value: the metric.
+        macs: expected multiply-adds an example: the small network's, and the large one's for the share.
+    """
+
+    small: int
+    large: int
+    theta: float
+    passed: float
+    value: float
+    macs: float
+
+
+@torch.no_grad()
+def answers_of(
+    experiment: Experiment, network: Path, split: Split | Loaded, device: str | torch.device = "cpu"
+) -> Answers:
+    """Return what a network makes of a split.
+
+    Args:
+        network: a file as `tune_sparsity.tuner.worker.trainable.packed_weights` gives it.
+
+    Raises:
+        NotFinite: if outputs are NaN.
+    """
+    model = experiment.network_with(split_masks(load_file(network))[0]).to(device)
+    score = metric_of(experiment.metric).function
+    parts = [(score(out, y).double().cpu(), margins(out).cpu()) for out, y in outputs_of(experiment, model, split)]
+    scores, sure = map(torch.cat, zip(*parts, strict=True))
+    if bad := int(sure.isnan().sum()):
+        raise NotFinite(f"a network's outputs are no numbers for {bad} of {len(sure)} examples")
+    return Answers(scores, sure)
+
+
+def gates(sure: Tensor) -> list[float]:
+    """Return the gates to try, rising: 0, about QUANTILES quantiles of the margins, and 2.
+
+    A quantile lies halfway between two margins: another program's, which round differently, are on the same side.
+
+    Args:
+        sure: margins, shape (n,).
+    """
+    ordered, count = sure.sort().values, len(sure)
+    places = [round(count * k / (QUANTILES + 1)) for k in range(1, QUANTILES + 1)]
+    between = {float((ordered[i - 1] + ordered[i]) / 2) for i in places if 0 < i < count}
+    return sorted({_NEVER, *between, _ALWAYS})
+
+
+def candidates(small: int, answers: Mapping[int, Answers], macs: Mapping[int, int]) -> list[Group]:
+    """Return the groups of a small network with each network of more multiply-adds, at all gates.
+
+    Args:
+        small: a trial's number.
+        answers: of the networks, by their trials' numbers.
+        macs: multiply-adds of an example, likewise.
+    """
+    own, larger = answers[small], [number for number in answers if macs[number] > macs[small]]
+    if not larger:
+        return []
+    count, tried = len(own.scores), gates(own.margins)
+    passed = (own.margins < torch.tensor(tried)[:, None]).double()  # (gates, examples)
+    gains = torch.stack([answers[number].scores - own.scores for number in larger], dim=1)
+    values = ((own.scores.sum() + passed @ gains) / count).tolist()  # (gates, larger networks)
+    shares = (passed.sum(1) / count).tolist()
+    return [
+        Group(small, large, theta, share, value, macs[small] + share * macs[large])
+        for theta, share, row in zip(tried, shares, values, strict=True)
+        for large, value in zip(larger, row, strict=True)
+    ]
+
+
+def on_front(groups: Iterable[Group], alone: Iterable[tuple[float, float]]) -> list[Group]:
+    """Return the groups than which no other group, and no network alone, is both as cheap and as good, by rising
+    multiply-adds.
+
+    Args:
+        alone: multiply-adds and the metric's value of each network.
+    """
+    ranked: list[tuple[float, float, int, Group | None]] = [(macs, -value, 0, None) for macs, value in alone]
+    ranked += [(group.macs, -group.value, place, group) for place, group in enumerate(groups, 1)]
+    found, best = list[Group](), -math.inf
+    for _, loss, _, group in sorted(ranked, key=lambda one: one[:3]):
+        if -loss > best:
+            best = -loss
+            if group is not None:
+                found.append(group)
+    return found
+
+
+def chosen(front: Sequence[Group], value: float, macs: float) -> list[Group]:
+    """Return the groups to report, five at most, by rising multiply-adds: the cheapest that is as good as the best
+    network, and the best within each of SHARES of its multiply-adds.
+
+    Args:
+        front: as `on_front` gives it.
+        value: the best network's.
+        macs: likewise.
+    """
+    level = as_good(front, value, macs)
+    within = [[group for group in front if group.macs <= share * macs] for share in SHARES]
+    picked = [*([level] if level else []), *(some[-1] for some in within if some)]
+    return sorted(set(picked), key=lambda group: group.macs)
+
+
+def as_good(groups: Sequence[Group], value: float, macs: float) -> Group | None:
+    """Return the cheapest group, if any, that is as good as a network of this value with fewer multiply-adds."""
+    return next((group for group in groups if group.value >= value and group.macs < macs), None)
+
+
+def mcnemar(one: Tensor, other: Tensor) -> dict[str, Any]:
+    """Return McNemar's exact test of whether two classifiers are equally often right.
+
+    Args:
+        one: 1 for each example that the first has right, else 0.
+        other: likewise the second.
+
+    Returns:
+        How many examples only the group (`one`) and only the network (`other`) has right, and the two-sided p-value
+        of so uneven a division under a fair coin.
+    """
+    won, lost = int(((one > 0.5) & (other <= 0.5)).sum()), int(((one <= 0.5) & (other > 0.5)).sum())
+    tail = sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1))
+    return {"only_group": won, "only_network": lost, "p": min(1.0, 2 * tail / 2 ** (won + lost))}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Holds what the validation data choose.
+
+    Attributes:
+        groups: as `chosen` gives them.
+        as_good: the cheapest of them that is as good as the best network, if any.
+        pairs: how many were looked at.
+    """
+
+    groups: list[Group]
+    as_good: Group | None
+    pairs: int
+
+
+def choose(
+    experiment: Experiment,
+    val: Split | Loaded,
+    networks: Mapping[int, Path],
+    macs: Mapping[int, int],
+    best: int,
+    device: str = "cpu",
+) -> Choice:
+    """Return the groups of a study's networks that the validation data choose.
+
+    Args:
+        networks: their files, by their trials' numbers.
+        macs: their multiply-adds, likewise.
+        best: the best network's number.
+    """
+    answers = {number: answers_of(experiment, file, val, device) for number, file in networks.items()}
+    values = {number: float(one.scores.mean()) for number, one in answers.items()}
+    front = list[Group]()
+    for small in answers:
+        found = candidates(small, answers, macs)
+        front = on_front([*front, *found], [(macs[number], values[number]) for number in answers])
+    pairs = sum(macs[one] < macs[other] for one in answers for other in answers)
+    goal = values[best], macs[best]
+    return Choice(chosen(front, *goal), as_good(front, *goal), pairs)
+
+
+def group_document(
+    experiment: Experiment, data: Data, networks: Mapping[int, tuple[TrialRecord, Path]], best: int, device: str = "cpu"
+) -> dict[str, Any]:
+    """Return what result.json tells of the study's groups.
+
+    Args:
+        networks: the kept networks' trials and files, by the trials' numbers.
+        best: the best network's number.
+
+    Raises:
+        ValueError: if no two networks differ in their multiply-adds.
+    """
+    kept = [best, *(number for number in networks if number != best)][:MOST_NETWORKS]
+    records, files = ({number: networks[number][0] for number in kept}, {n: networks[n][1] for n in kept})
+    macs = {number: record.macs for number, record in records.items() if record.macs is not None}
+    if best not in macs or len(set(macs.values())) < 2:
+        raise ValueError("the study has kept no two networks that differ in their multiply-adds")
+    choice = choose(experiment, data.val, {number: files[number] for number in macs}, macs, best, device)
+    wanted = {number for group in choice.groups for number in (group.small, group.large, best)}
+    read = {number: answers_of(experiment, files[number], data.test, device) for number in sorted(wanted)}
+    names = {group: f"group-{place}" for place, group in enumerate(choice.groups, 1)}
+    return {
+        "kind": "cascade",
+        "best": records[best].name,
+        "networks": len(macs),
+        "pairs": choice.pairs,
+        "as_good_as_best": None if choice.as_good is None else names[choice.as_good],
+        "groups": [{"name": name, **_described(group, records, read, best)} for group, name in names.items()],
+    }
+
+
+def _described(
+    group: Group, records: Mapping[int, TrialRecord], read: Mapping[int, Answers], best: int
+) -> dict[str, Any]:
+    """Return a group in JSON's types.
+
+    Args:
+        read: the networks' answers on the test data.
+    """
+    small, large = records[group.small], records[group.large]
+    passed = read[group.small].margins < group.theta
+    scores = torch.where(passed, read[group.large].scores, read[group.small].scores)
+    objective, sizes = small.objective, [small.size_bytes, large.size_bytes]
+    return {
+        "small": small.name,
+        "large": large.name,
+        "theta": group.theta,
+        objective.val: group.value,
+        objective.test: float(scores.mean()),
+        "passed_on": group.passed,
+        "test_passed_on": float(passed.double().mean()),
+        "expected_macs": group.macs,
+        "worst_macs": (small.macs or 0) + (large.macs or 0),
+        "share_of_best_macs": group.macs / (records[best].macs or 1),
+        "size_bytes": None if None in sizes else sum(size or 0 for size in sizes),
+        "mcnemar_against_large": mcnemar(scores, read[group.large].scores),
+        "mcnemar_against_best": mcnemar(scores, read[best].scores),
+    }
+
+
+def main_group(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the group to use of those that result.json tells of: the one that is as good as the best network, else the
+    most accurate; None if there is none."""
+    groups = {group["name"]: group for group in document.get("groups", ())}
+    return groups.get(document.get("as_good_as_best")) or next(reversed(groups.values()), None)
+
+
+def group_metrics(group: Mapping[str, Any]) -> dict[str, float]:
+    """Return what MLflow is told of a group: its numbers, by name."""
+    tests = {f"{name}_p": group[name]["p"] for name in ("mcnemar_against_large", "mcnemar_against_best")}
+    return {name: float(value) for name, value in {**group, **tests}.items() if isinstance(value, int | float)}
