@@ -28,7 +28,7 @@ def extension(name: str, source: str, flags: list[str]) -> Extension:
 setup(
     ext_modules=[
         extension("sparsity.optim._kernel", "sparsity/optim/kernel.c", STEP),
-        extension("experiments.spiking._scan", "experiments/spiking/scan.c", SCAN),
+        extension("experiments.spiking.neurons._scan", "experiments/spiking/neurons/scan.c", SCAN),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},  # one file for every Python from 3.11 on
 )

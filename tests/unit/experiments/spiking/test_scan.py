@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.helpers.neurons import step_by_step
-from tune_sparsity.experiments.spiking import scan as module
-from tune_sparsity.experiments.spiking.scan import Constants, spiking_scan
+from tune_sparsity.experiments.spiking.neurons import scan as module
+from tune_sparsity.experiments.spiking.neurons.scan import Constants, spiking_scan
 
 needs_compiler = pytest.mark.skipif(
     module.compiled is None, reason="no compiled scan: apt-get install gcc libc6-dev, then make compile"

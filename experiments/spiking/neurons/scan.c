@@ -1,4 +1,4 @@
-/* The steps of spiking neurons over time, in float32 on a CPU: what experiments/spiking/scan.py says in torch's operations.
+/* The steps of spiking neurons over time, in float32 on a CPU: what scan.py beside it says in torch's operations.
  *
  * All arrays are (examples, steps, neurons), or (neurons), one number after another. scan.py alone calls this file, and
  * answers for every address. Each number is computed by the same operations in the same order as there, none of them

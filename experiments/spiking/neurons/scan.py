@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 try:
-    from tune_sparsity.experiments.spiking import _scan as compiled
+    from tune_sparsity.experiments.spiking.neurons import _scan as compiled
 except ImportError:  # installed without a C compiler, or on another kind of processor
     compiled = None  # type: ignore[assignment]
 
@@ -55,7 +55,9 @@ def spiking_scan(currents: Tensor, constants: Constants, slope: float = 5.0) -> 
 
 def _fits(*tensors: Tensor) -> bool:
     """Return whether the compiled code can work on these tensors."""
-    return compiled is not None and all(one.dtype == torch.float32 and one.device.type == "cpu" for one in tensors)
+    if compiled is None or torch.compiler.is_compiling():  # a tensor that is traced has no memory
+        return False
+    return all(one.dtype == torch.float32 and one.device.type == "cpu" for one in tensors)
 
 
 class _Scan(torch.autograd.Function):
