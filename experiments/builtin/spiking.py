@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ EXAMPLES = 10_000
 """How many images of MNIST and Fashion-MNIST are trained on: a step of a spiking network takes long."""
 
 
-def _sequences(data: Data, shape: tuple[int, int], about: Mapping[str, Any], examples: int | None = None) -> Data:
+def _sequences(data: Data, shape: tuple[int, int], about: dict[str, Any], examples: int | None = None) -> Data:
     """The same data as sequences.
 
     Args:
