@@ -9,7 +9,7 @@ import os
 from setuptools import Extension, setup
 
 COMMON = ["-O3", "-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno"]
-# Sums of a step's may be taken in any order: else none of them is taken in many lanes at once.
+# The step's sums may be taken in any order: else none of them is taken in many lanes at once.
 STEP = [*COMMON, "-fno-signed-zeros", "-fassociative-math"]
 # Whether a neuron spikes may hang on a potential's last bit: it is computed as torch does, on every processor.
 SCAN = [*COMMON, "-ffp-contract=off"]

@@ -56,15 +56,12 @@ class _Spikes:
         self.steps += spikes.shape[0] * spikes.shape[1]
 
 
-def spiking_networks(model: nn.Module) -> list[tuple[str, SpikingNetwork]]:
-    """Return the spiking networks in a network, which may be one itself, by name."""
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, SpikingNetwork)]
-
-
 @torch.no_grad()
 def activity(experiment: Experiment, model: nn.Module, split: Split | Loaded) -> Activity | None:
-    """Return what the network's spiking layers do over a split, in evaluation mode; None where it has none."""
-    readers = {layer: found for _, network in spiking_networks(model) for layer, found in network.readers()}
+    """Return what the spiking networks in a network do over a split, in evaluation mode; None where it has none. The
+    network may be one itself."""
+    networks = (module for module in model.modules() if isinstance(module, SpikingNetwork))
+    readers = {layer: found for network in networks for layer, found in network.readers()}
     if not readers:
         return None
     names = {module: name for name, module in model.named_modules()}
@@ -73,6 +70,8 @@ def activity(experiment: Experiment, model: nn.Module, split: Split | Loaded) ->
             pass
     rates, spared, caused = dict[str, float](), 0.0, 0.0
     for layer, spikes in counted.items():
+        if not spikes.steps:  # the outputs do not need it
+            continue
         rates[names[layer]] = float(spikes.sums.mean()) / spikes.steps
         for weight in (linear.weight for linear in readers[layer]):
             nonzero = (weight != 0).sum(0).double()

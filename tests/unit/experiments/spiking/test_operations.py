@@ -102,6 +102,16 @@ def test_what_lies_around_a_spiking_network_counts_as_it_is() -> None:
     assert more == 12
 
 
+def test_a_spiking_network_that_is_not_used() -> None:
+    network = nn.ModuleDict({"used": sparse_network(), "left": sparse_network()})
+    network.forward = network["used"].forward  # type: ignore[method-assign]
+    found, alone = (activity(experiment_of(one), one, sequences(4)) for one in (network, network["used"]))
+    assert found is not None
+    assert alone is not None
+    assert (found.spared, found.caused) == (alone.spared, alone.caused)
+    assert found.rates.keys() == {"used.hidden.0", "used.hidden.1"}
+
+
 def test_batches_do_not_matter_and_modes_stay() -> None:
     network = sparse_network()
     network.train()
