@@ -4,10 +4,10 @@
     python -m benchmarks.training.spiking --timing
 
 Networks of the same sizes: "self" has self-recurrence, skips and trained leaks; "feed-forward" none of them; in "full"
-a matrix leads from each layer to itself, and leaks are trained. They are pruned by gmp to as many weights as
-feed-forward has in all, and to a tenth of those of self. The point of each row, of those in `POINTS`, is chosen on the
-validation data under seed 0; all seeds are judged on the test data. A finished training is a line of OUT and is not run
-again.
+a matrix leads from each layer to itself, and leaks are trained. "wide" is self with as many weights as full has. They
+are pruned by gmp to as many weights as feed-forward has in all, and to a tenth of those of self. The point of each row,
+of those in `POINTS`, is chosen on the validation data under seed 0; all seeds are judged on the test data. A finished
+training is a line of OUT and is not run again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import combinations, pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -77,9 +78,25 @@ class FullNetwork(SpikingNetwork):
         return [(layer, [*found, layer.recurrent]) for layer, found in super().readers()]  # type: ignore[list-item]
 
 
+def wide(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the widest layers, all of one size, with which a self-recurrent network has no more weights than one of
+    these sizes with full recurrence."""
+    most = sum(one * other for one, other in pairwise(sizes)) + sum(size**2 for size in sizes[1:-1])
+
+    def widened(neurons: int) -> tuple[int, ...]:
+        return sizes[0], *[neurons] * (len(sizes) - 2), sizes[-1]
+
+    def weights(chosen: tuple[int, ...]) -> int:
+        return sum(one * other for one, other in combinations(chosen, 2))  # each layer reads all before it
+
+    return widened(max(neurons for neurons in range(1, most) if weights(widened(neurons)) <= most))
+
+
 def network(kind: str, sizes: tuple[int, ...]) -> nn.Module:
     if kind == "self":
         return SpikingNetwork(sizes)
+    if kind == "wide":
+        return SpikingNetwork(wide(sizes))
     if kind == "full":
         return FullNetwork(sizes)
     if kind == "perceptron":
@@ -125,11 +142,12 @@ class Row(NamedTuple):
 
 
 def rows_of(experiment: str) -> list[Row]:
-    kinds = ("self", "feed-forward", "full", "perceptron")
+    spiking = ("self", "feed-forward", "full", "wide")
+    kinds = (*spiking, "perceptron")
     weights = {kind: network_size(network(kind, SIZES[experiment])).prunable for kind in kinds}
     rows = [Row(kind, "dense", 0.0) for kind in ("self", "feed-forward", "perceptron")]
     for left in (weights["feed-forward"], round(0.1 * weights["self"])):
-        pruned = [Row(kind, "gmp", 1 - left / weights[kind]) for kind in kinds[:3] if weights[kind] > left]
+        pruned = [Row(kind, "gmp", 1 - left / weights[kind]) for kind in spiking if weights[kind] > left]
         rows += pruned
     rows += [Row("self", method, 0.9) for method in ("lpss", "rigl")]
     return [*rows, Row("perceptron", "gmp", 0.9)]

@@ -28,7 +28,10 @@ def test_full_recurrence_on_the_diagonal_is_self_recurrence() -> None:
 
 def test_networks_are_compared_at_equal_weights() -> None:
     for name, sizes in SIZES.items():
-        weights = {kind: network_size(network(kind, sizes)).prunable for kind in ("self", "feed-forward", "full")}
+        weights = {
+            kind: network_size(network(kind, sizes)).prunable for kind in ("self", "feed-forward", "full", "wide")
+        }
+        assert weights["wide"] <= weights["full"] < 1.03 * weights["wide"]
         rows = [row for row in rows_of(name) if row.kind in weights and row.method in ("dense", "gmp")]
         left = [(row.kind, round((1 - row.sparsity) * weights[row.kind])) for row in rows]
         for most in (weights["feed-forward"], round(0.1 * weights["self"])):
