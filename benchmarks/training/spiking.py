@@ -110,9 +110,9 @@ def loaded(name: str, data_dir: str) -> tuple[Experiment, Data]:
     return experiment, experiment.load(Path(data_dir))
 
 
-def work(job: Job) -> Job:
+def work(job: Job, data_dir: str) -> Job:
     """Train one network, and measure it."""
-    experiment, data = loaded(job["experiment"], job["data_dir"])
+    experiment, data = loaded(job["experiment"], data_dir)
     kind = job["kind"]
     if kind == "perceptron":
         splits = {name: getattr(data, name) for name in ("train", "val", "test")}
@@ -153,10 +153,9 @@ def rows_of(experiment: str) -> list[Row]:
     return [*rows, Row("perceptron", "gmp", 0.9)]
 
 
-def measured(jobs: Jobs, experiment: str, row: Row, data_dir: str, seeds: int) -> list[Job]:
+def measured(jobs: Jobs, experiment: str, row: Row, seeds: int) -> list[Job]:
     """Return what was measured under each seed, at the point that is the best one on the validation data."""
-    common = {"experiment": experiment, "kind": row.kind, "method": row.method, "data_dir": data_dir}
-    common["epochs"] = EPOCHS[experiment]
+    common = {"experiment": experiment, "kind": row.kind, "method": row.method, "epochs": EPOCHS[experiment]}
     goal = {} if row.method == "dense" else {"final_sparsity": row.sparsity}
     tried = [{**common, "params": {**point, **goal}, "seed": 0} for point in POINTS[row.method]]
     done = jobs.run(tried)
@@ -213,12 +212,12 @@ def main() -> None:
         for shape in ((32, 8, 64), (64, 28, 128), (32, 60, 64)):
             print(timing(shape), flush=True)
         return
-    jobs = Jobs(work, options.out, options.workers)
+    jobs = Jobs(partial(work, data_dir=options.data_dir), options.out, options.workers)
     print("| data | network | method | sparsity | test accuracy % | weights | macs | syn_ops | spikes a step |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for experiment in options.experiments:
         for row in rows_of(experiment):
-            print(line(experiment, row, measured(jobs, experiment, row, options.data_dir, options.seeds)), flush=True)
+            print(line(experiment, row, measured(jobs, experiment, row, options.seeds)), flush=True)
 
 
 if __name__ == "__main__":
