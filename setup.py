@@ -1,25 +1,34 @@
-"""The one part of the package that is compiled; all else is in pyproject.toml.
+"""The parts of the package that are compiled; all else is in pyproject.toml.
 
-A machine without a C compiler installs the package without it, and steps with torch's operations; `make compile` says
-that it must be there.
+A machine without a C compiler installs the package without them, and steps with torch's operations; `make compile` says
+that they must be there.
 """
 
 import os
 
 from setuptools import Extension, setup
 
-# Sums may be taken in any order: else none of them is taken in many lanes at once.
-FLAGS = ["-O3", "-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno", "-fno-signed-zeros", "-fassociative-math"]
+COMMON = ["-O3", "-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno"]
+# The step's sums may be taken in any order: else none of them is taken in many lanes at once.
+STEP = [*COMMON, "-fno-signed-zeros", "-fassociative-math"]
+# Whether a neuron spikes may hang on a potential's last bit: it is computed as torch does, on every processor.
+SCAN = [*COMMON, "-ffp-contract=off"]
+
+
+def extension(name: str, source: str, flags: list[str]) -> Extension:
+    return Extension(
+        f"tune_sparsity.{name}",
+        [f"src/tune_sparsity/{source}"],
+        extra_compile_args=flags,
+        py_limited_api=True,
+        optional="MUST_COMPILE" not in os.environ,
+    )
+
 
 setup(
     ext_modules=[
-        Extension(
-            "tune_sparsity.sparsity.optim._kernel",
-            ["src/tune_sparsity/sparsity/optim/kernel.c"],
-            extra_compile_args=FLAGS,
-            py_limited_api=True,
-            optional="MUST_COMPILE" not in os.environ,
-        )
+        extension("sparsity.optim._kernel", "sparsity/optim/kernel.c", STEP),
+        extension("experiments.spiking.neurons._scan", "experiments/spiking/neurons/scan.c", SCAN),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},  # one file for every Python from 3.11 on
 )

@@ -46,6 +46,26 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
         "climate",
         "UCI climate crashes, multilayer perceptron 18-128-256-128-64-2",
     ),
+    "digits-spiking": (
+        "experiments.builtin.spiking",
+        "digits_spiking",
+        "the digits row by row, spiking network 8-64-64-10",
+    ),
+    "mnist-spiking": (
+        "experiments.builtin.spiking",
+        "mnist_spiking",
+        "10,000 images of MNIST row by row, spiking network 28-128-128-10",
+    ),
+    "fashion-spiking": (
+        "experiments.builtin.spiking",
+        "fashion_spiking",
+        "10,000 images of Fashion-MNIST row by row, spiking network 28-128-128-10",
+    ),
+    "dna-spiking": (
+        "experiments.builtin.spiking",
+        "dna_spiking",
+        "UCI splice junctions place by place, spiking network 3-64-64-3",
+    ),
 }
 
 

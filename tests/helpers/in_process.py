@@ -29,7 +29,7 @@ from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.study.layout import JOURNAL, WEIGHTS, weights_file
 from tune_sparsity.tuner.study.trial import Epoch, TrialState
-from tune_sparsity.tuner.worker.trainable import network_cost, save_weights, trial_seed
+from tune_sparsity.tuner.worker.trainable import network_cost, save_weights, spiking_cost, trial_seed
 
 
 class NoTracker:
@@ -107,6 +107,8 @@ def _train_on(study: StudyRun, prepared: Any, training: Training | OwnTraining, 
             metrics = training.epoch()
             if training.sparse.fixed:
                 metrics |= network_cost(training, prepared.uses)
+            if training.finished:
+                metrics |= spiking_cost(training, metrics.get("macs"))
         except NotFinite as error:
             study.end(asked.number, TrialState.FAILED, str(error))
             return

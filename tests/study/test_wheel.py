@@ -75,6 +75,7 @@ def test_the_wheel_holds_our_package_its_data_and_one_shim(wheel: Path) -> None:
     expected.add("tuner/served.py")
     if fused.kernel is not None:  # where there is a compiler
         expected.add("tune_sparsity/sparsity/optim/_kernel.abi3.so")
+        expected.add("tune_sparsity/experiments/spiking/neurons/_scan.abi3.so")
     assert names == expected
     assert {
         "tune_sparsity/search_spaces/lpss.yaml",

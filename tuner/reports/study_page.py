@@ -11,7 +11,7 @@ from tune_sparsity.tuner.reports.groups import HEADER as GROUP_HEADER
 from tune_sparsity.tuner.reports.groups import group_line, group_rows
 from tune_sparsity.tuner.reports.page import page
 from tune_sparsity.tuner.reports.plots.gallery import figures, front_title, pictured
-from tune_sparsity.tuner.reports.text import dead_text, duration, percent, short_number, shown_path
+from tune_sparsity.tuner.reports.text import dead_text, duration, percent, short_number, shown_path, spikes_text
 from tune_sparsity.tuner.results.finished_study import EndedStudy
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.objective import ACCURACY, Objective
@@ -28,6 +28,7 @@ def report_page(study: EndedStudy) -> str:
         figures(pictured(front_title(experiment, goal), goal, records, study.folder)),
         verdict=_verdict(study, goal),
         dead=_dead(study),
+        spikes=spikes_text(study.result.get("spike_rates") or {}),
         asked=_asked(study),
         **_found(study, goal, records),
         cost=_cost(study, records),

@@ -22,6 +22,7 @@ from tune_sparsity.tuner.reports.text import (
     is_terminal,
     short_number,
     shown_path,
+    spikes_text,
 )
 from tune_sparsity.tuner.results.retraining import Retrained, verdicts
 from tune_sparsity.tuner.results.tables import StudyOutcome
@@ -254,6 +255,7 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
         ("ensemble", ensemble_line(outcome)),
         ("layers", layers_line(outcome)),
         ("dead", dead_text(outcome.dead_neurons)),
+        ("spikes", spikes_text(outcome.spike_rates)),
         *((one.method, retrained_line(one)) for one in outcome.retrained),
         *(("verdict", text) for text in verdicts(outcome.retrained)),
         ("trials", states_line(outcome)),

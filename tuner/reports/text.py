@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tune_sparsity.tuner.study.goal import Goal
 
 _DEAD_NAMED = 6  # layers that have dead neurons
+_SATURATED = 0.9  # spikes a neuron and step
 
 
 def duration(seconds: float) -> str:
@@ -45,6 +46,18 @@ def dead_text(dead: Mapping[str, DeadNeurons]) -> str:
     named = ", ".join(f"{one.dead} of {one.neurons} in {name}" for name, one in most[:_DEAD_NAMED])
     more = f" and in {len(most) - _DEAD_NAMED} more layers" if len(most) > _DEAD_NAMED else ""
     return f"neurons without a connection: {named}{more}" if most else ""
+
+
+def spikes_text(rates: Mapping[str, float]) -> str:
+    """Warn of spiking layers that never spike, or nearly always; nothing where there are none.
+
+    Args:
+        rates: spikes a neuron and step, by layer.
+    """
+    odd = [
+        f"{name} spikes at {rate:.1%} of the steps" for name, rate in rates.items() if rate == 0 or rate > _SATURATED
+    ]
+    return f"{', '.join(odd)}: such a layer tells the next one next to nothing" if odd else ""
 
 
 def few_prunable(size: NetworkSize) -> str:

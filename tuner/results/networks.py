@@ -259,6 +259,7 @@ def _describe(
             "weights": best.weights,
             "size_bytes": record.size_bytes,
             "macs": record.macs,
+            "syn_ops": record.syn_ops,
         },
         "sparsity_by_layer": dict(best.by_layer),
     }

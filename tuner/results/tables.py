@@ -26,7 +26,7 @@ from tune_sparsity.tuner.system.files import plain, to_json, write_atomically
 LEADING_COLUMNS = ("number", "state")
 TRAILING_COLUMNS = (
     *("sparsity", "sparsity_matrices", "sparsity_total", "hoyer", "nonzero_weights", "size_bytes", "macs"),
-    *("epochs", "seconds", "method", "reason"),
+    *("syn_ops", "epochs", "seconds", "method", "reason"),
 )
 """After the parameters and the metric; like the leading ones they are attributes of a TrialRecord, but for
 "sparsity_matrices"."""
@@ -102,6 +102,11 @@ class StudyOutcome:
     def test_value(self) -> float | None:
         """Return the metric of the best trial on the test data."""
         return None if self.best is None else self.test_values.get(self.best.number)
+
+    @property
+    def spike_rates(self) -> dict[str, float]:
+        """Return the best network's, by layer; nothing where it has no spiking layers."""
+        return {} if self.best is None else self.best.spike_rates
 
     def sparsity_matrices(self, record: TrialRecord) -> float | None:
         """Return a trial's zeros over the numbers of all weight matrices, those that stay dense included."""
@@ -190,6 +195,7 @@ def trial_document(record: TrialRecord) -> dict[str, Any]:
         "nonzero_weights": record.nonzero_weights,
         "size_bytes": record.size_bytes,
         "macs": record.macs,
+        "syn_ops": record.syn_ops,
     }
 
 
@@ -236,6 +242,7 @@ def result_document(outcome: StudyOutcome) -> dict[str, Any]:
         "dense_weights": {one.name: one.size for one in dense},
         "dense_share": {one.name: outcome.size.share(one) for one in dense} if outcome.size else {},
         "dead_neurons": {name: one._asdict() for name, one in outcome.dead_neurons.items()},
+        **({"spike_rates": outcome.spike_rates} if outcome.spike_rates else {}),
         "best": _reported_document(outcome, outcome.best),
         "pareto": [trial_document(record) for record in outcome.front],
         **({"final_seeds": [one.to_dict() for one in outcome.retrained]} if outcome.retrained else {}),

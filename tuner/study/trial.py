@@ -12,6 +12,8 @@ FINAL_SPARSITY = "final_sparsity"
 """The parameter that all methods but `dense` have: the sparsity that a trial ends on."""
 WEIGHT_BITS = "weight_bits"
 """The parameter of all methods that says how many bits a prunable weight has."""
+SPIKE_RATE = "spike_rate_"
+"""How the names of measures begin that are a spiking layer's rate; the layer's name follows."""
 
 
 class TrialState(StrEnum):
@@ -59,6 +61,7 @@ class TrialRecord:
     nonzero_weights: int | None = None
     size_bytes: int | None = None  # of the network's packed file; known once the mask is fixed
     macs: int | None = None  # multiply-adds an example with weights that are not zero; likewise
+    syn_ops: int | None = None  # synaptic operations an example, of a network of spiking neurons that was trained whole
     epochs: int = 0
     seconds: float = 0.0  # wall clock of the trial
     final_sparsity: float | None = None  # the sparsity that the trial is to end on; known from the first rung on
@@ -83,6 +86,12 @@ class TrialRecord:
         """Return the trial's value as people read it; nothing before the first epoch has ended."""
         return "" if self.value is None else self.objective.text(self.value)
 
+    @property
+    def spike_rates(self) -> dict[str, float]:
+        """Return the spikes a neuron and step of each spiking layer, by its name; of other networks nothing."""
+        found = {name: value for name, value in self.metrics.items() if name.startswith(SPIKE_RATE)}
+        return {name.removeprefix(SPIKE_RATE): value for name, value in found.items()}
+
     def at_rung(self, epoch: int) -> tuple[float, float]:
         """Return what the trial had at a rung: its merit there, and the sparsity that it is to end on."""
         assert self.final_sparsity is not None
@@ -104,7 +113,8 @@ class TrialRecord:
         self.value, self.hoyer = epoch.metrics[self.objective.val], epoch.metrics["hoyer"]
         self.sparsity, self.sparsity_total = epoch.metrics["sparsity"], epoch.metrics["sparsity_total"]
         self.nonzero_weights = int(epoch.metrics["nonzero_weights"])
-        self.size_bytes, self.macs = (_count(epoch.metrics.get(name)) for name in ("size_bytes", "macs"))
+        costs = (_count(epoch.metrics.get(name)) for name in ("size_bytes", "macs", "syn_ops"))
+        self.size_bytes, self.macs, self.syn_ops = costs
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record in JSON's types, its value under the metric's name."""

@@ -37,7 +37,10 @@ STATUS = {
     TrialState.PRUNED: "FINISHED",  # MLflow has no such status: the tag `state` tells it from completed
     TrialState.FAILED: "FAILED",
 }
-_MEASURES = ("sparsity", "sparsity_total", "hoyer", "nonzero_weights", "size_bytes", "macs", "epochs", "seconds")
+_MEASURES = (
+    *("sparsity", "sparsity_total", "hoyer", "nonzero_weights", "size_bytes", "macs", "syn_ops"),
+    *("epochs", "seconds"),
+)
 
 
 def _timed(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate[Tracker, P], R]:

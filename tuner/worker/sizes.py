@@ -1,4 +1,4 @@
-"""What a network in training takes: bytes of its packed file, and multiply-adds."""
+"""What a network in training takes: bytes of its packed file, multiply-adds, and synaptic operations."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 from torch import nn
 
 from tune_sparsity.experiments import OwnTraining, Training
+from tune_sparsity.experiments.spiking.operations import activity
 from tune_sparsity.sparsity import METHODS
 from tune_sparsity.sparsity.cost.layout import Budget, Layout
 from tune_sparsity.sparsity.cost.multiply_adds import Uses
 from tune_sparsity.sparsity.few_bits import ALL_BITS, Precision, biases_of, halved
 from tune_sparsity.sparsity.layers import Layer
 from tune_sparsity.sparsity.wrappers import plain_state
-from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, WEIGHT_BITS
+from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, SPIKE_RATE, WEIGHT_BITS
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,19 @@ def network_cost(training: Training | OwnTraining, uses: Uses | None) -> dict[st
     if uses is not None:
         found["macs"] = float(uses.macs({name: int(mask.count_nonzero()) for name, mask in masks.items()}))
     return found
+
+
+def spiking_cost(training: Training | OwnTraining, macs: float | None) -> dict[str, float]:
+    """Return the synaptic operations of an example, measured on the validation data, and the spike rate of each spiking
+    layer; nothing of a network without such layers, nor of a loop of one's own.
+
+    Args:
+        macs: the network's multiply-adds; None where they are not known.
+    """
+    if not isinstance(training, Training):
+        return {}
+    measured = activity(training.experiment, training.model, training.val_split)
+    if measured is None:
+        return {}
+    operations = {} if macs is None else {"syn_ops": float(measured.synaptic_operations(int(macs)))}
+    return operations | {f"{SPIKE_RATE}{layer}": rate for layer, rate in measured.rates.items()}

@@ -40,7 +40,7 @@ from tune_sparsity.tuner.worker import checkpoints
 from tune_sparsity.tuner.worker.ranks import Build, LeadingTraining, Others, RankPlan
 from tune_sparsity.tuner.worker.report import Report
 from tune_sparsity.tuner.worker.shipping import Parcel
-from tune_sparsity.tuner.worker.sizes import ByteLimit, network_cost, precision_of
+from tune_sparsity.tuner.worker.sizes import ByteLimit, network_cost, precision_of, spiking_cost
 
 TOGETHER = 0.25  # seconds of epochs that are reported at once, up to a rung: a report costs milliseconds
 
@@ -207,10 +207,11 @@ class TrialTrainable(tune.Trainable):
                 return self._reported(done)
 
     def _sizes_of(self, training: Training | OwnTraining) -> dict[str, float]:
-        """Return what the network costs: nothing before its mask is fixed, and from then on always the same."""
+        """Return what the network costs: nothing before its mask is fixed, from then on always the same, and at the end
+        also what its spikes cost."""
         if training.sparse.fixed and not self._sizes:
             self._sizes = network_cost(training, self._shared.uses)
-        return self._sizes
+        return self._sizes | (spiking_cost(training, self._sizes.get("macs")) if training.finished else {})
 
     def _reported(self, epochs: list[Epoch], **more: Any) -> Report:
         assert self._training is not None

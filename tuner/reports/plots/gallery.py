@@ -108,7 +108,7 @@ def figures(study: Pictured) -> dict[str, go.Figure]:
         "macs": macs_figure(records, goal, study.groups),
         "progress": progress_figure(records, goal),
         "training": None if best is None else training_figure(best, study.epochs.get(best.number, []), goal),
-        "layers": layers_figure(study.weights),
+        "layers": layers_figure(study.weights, {} if best is None else best.spike_rates),
         "weights": weights_figure(study.weights),
         "hoyer": hoyer_figure(records, goal, round(median(fan_in)) if fan_in else _FAN_IN),
         "curves": curves_figure(records, study.epochs, goal),

@@ -83,12 +83,15 @@ def training_figure(record: TrialRecord, series: Series, goal: Goal) -> go.Figur
     )
 
 
-def layers_figure(weights: Mapping[str, np.ndarray]) -> go.Figure | None:
+def layers_figure(
+    weights: Mapping[str, np.ndarray], spike_rates: Mapping[str, float] | None = None
+) -> go.Figure | None:
     """Return the fraction of zeros in each layer's weight, in the network's order, with the fraction over all as a
     line.
 
     Args:
         weights: the prunable ones, by name. None for an empty mapping.
+        spike_rates: spikes a neuron and step of spiking layers, by name.
     """
     if not weights:
         return None
@@ -118,9 +121,10 @@ def layers_figure(weights: Mapping[str, np.ndarray]) -> go.Figure | None:
         "yanchor": "bottom",
         "showarrow": False,
     }
+    spikes = ", ".join(f"{name} at {rate:.1%}" for name, rate in (spike_rates or {}).items())
     return figure(
         [bars],
-        titled("Sparsity by layer", "of the best network"),
+        titled("Sparsity by layer", "of the best network" + (f"; of the steps spike: {spikes}" if spikes else "")),
         xaxis={"title": {"text": "weights that are zero"}, "ticksuffix": "%", "range": [0, 101]},
         yaxis={"autorange": "reversed"},
         shapes=[line],

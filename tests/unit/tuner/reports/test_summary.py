@@ -22,7 +22,7 @@ from tune_sparsity.tuner.reports.summary import (
     tracking_line,
     trial_columns,
 )
-from tune_sparsity.tuner.reports.text import command, dead_text, few_prunable, shown_path
+from tune_sparsity.tuner.reports.text import command, dead_text, few_prunable, shown_path, spikes_text
 from tune_sparsity.tuner.results.tables import StudyOutcome, StudySeconds, result_document
 from tune_sparsity.tuner.study.goal import Goal, along_front, at_targets
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
@@ -147,6 +147,15 @@ def test_layers_with_dead_neurons_are_named_those_with_the_most_first(tmp_path: 
     assert "without a connection" not in printed(outcome(tmp_path))
     many = {f"{k}.weight": DeadNeurons(k, 40) for k in range(1, 9)}
     assert dead_text(many).endswith(" 3 of 40 in 3.weight and in 2 more layers")
+
+
+def test_layers_that_never_spike_or_nearly_always_are_named(tmp_path: Path) -> None:
+    assert spikes_text({}) == spikes_text({"hidden.0": 0.001, "hidden.1": 0.9}) == ""
+    metrics = {"spike_rate_hidden.0": 0.0, "spike_rate_hidden.1": 0.2, "spike_rate_hidden.2": 0.95, "macs": 7.0}
+    found = outcome(tmp_path, [replace(record, metrics=metrics) for record in RECORDS])
+    line = "spikes hidden.0 spikes at 0.0% of the steps, hidden.2 spikes at 95.0% of the steps: such a layer tells"
+    assert f"{line} the next one next to nothing" in printed(found).splitlines()
+    assert result_document(found)["spike_rates"] == {"hidden.0": 0.0, "hidden.1": 0.2, "hidden.2": 0.95}
 
 
 def test_parameters_that_do_not_fit_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -156,6 +156,7 @@ def test_the_description_says_how_to_use_it(trained: Trained, weights: Path, stu
             "nonzero_weights": WEIGHTS - ZEROS,
             "size_bytes": None,
             "macs": None,
+            "syn_ops": None,
             "weights": WEIGHTS,
         },
     }

@@ -1,0 +1,1 @@
+"""Spiking neurons step by step over time, in torch and compiled."""

@@ -1,0 +1,90 @@
+"""What a network with spiking layers does for an example: its spikes, and the synaptic operations that they cause."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tune_sparsity.experiments.base import Experiment, outputs_of
+from tune_sparsity.experiments.examples import Loaded, Split
+from tune_sparsity.experiments.spiking.network import SpikingLayer, SpikingNetwork
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Says what the spiking layers of a network did, on average over examples.
+
+    Attributes:
+        rates: of each spiking layer by name, spikes a neuron and step, in [0, 1].
+        spared: multiply-adds of an example with weights that are not zero and that read a spiking layer.
+        caused: additions of an example in their place: of each spike, as many as the weights that are not zero and that
+            read its neuron.
+    """
+
+    rates: Mapping[str, float]
+    spared: float
+    caused: float
+
+    def synaptic_operations(self, macs: int) -> int:
+        """Return the synaptic operations of an example: its additions, and the multiply-adds with real inputs.
+
+        Args:
+            macs: multiply-adds of an example with weights that are not zero, in all layers.
+        """
+        return round(macs - self.spared + self.caused)
+
+
+class _Spikes:
+    """Sums the spikes of a layer, as a hook of its forward pass.
+
+    Attributes:
+        sums: of each neuron, over examples and steps.
+        steps: of all examples.
+    """
+
+    def __init__(self) -> None:
+        self.sums, self.steps = torch.zeros(()), 0
+
+    def __call__(self, layer: nn.Module, inputs: Any, result: tuple[Tensor, Tensor]) -> None:
+        spikes = result[1]
+        self.sums = self.sums.to(spikes.device) + spikes.sum((0, 1), dtype=torch.float64)
+        self.steps += spikes.shape[0] * spikes.shape[1]
+
+
+@torch.no_grad()
+def activity(experiment: Experiment, model: nn.Module, split: Split | Loaded) -> Activity | None:
+    """Return what the spiking networks in a network do over a split, in evaluation mode; None where it has none. The
+    network may be one itself."""
+    networks = (module for module in model.modules() if isinstance(module, SpikingNetwork))
+    readers = {layer: found for network in networks for layer, found in network.readers()}
+    if not readers:
+        return None
+    names = {module: name for name, module in model.named_modules()}
+    with _counted(readers) as counted:
+        for _ in outputs_of(experiment, model, split):
+            pass
+    rates, spared, caused = dict[str, float](), 0.0, 0.0
+    for layer, spikes in counted.items():
+        if not spikes.steps:  # the outputs do not need it
+            continue
+        rates[names[layer]] = float(spikes.sums.mean()) / spikes.steps
+        for weight in (linear.weight for linear in readers[layer]):
+            nonzero = (weight != 0).sum(0).double()
+            spared += spikes.steps * float(nonzero.sum())
+            caused += float(spikes.sums @ nonzero)
+    return Activity(rates, spared / split.examples, caused / split.examples)
+
+
+@contextmanager
+def _counted(layers: Mapping[SpikingLayer, Any]) -> Iterator[dict[SpikingLayer, _Spikes]]:
+    """Within it the spikes of these layers are summed."""
+    counted = {layer: _Spikes() for layer in layers}
+    with ExitStack() as hooks:
+        for layer, spikes in counted.items():
+            hooks.callback(layer.register_forward_hook(spikes).remove)
+        yield counted
