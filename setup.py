@@ -15,7 +15,7 @@ setup(
     ext_modules=[
         Extension(
             "tune_sparsity.sparsity.optim._kernel",
-            ["src/tune_sparsity/sparsity/optim/kernel.c"],
+            [f"src/tune_sparsity/sparsity/optim/{name}.c" for name in ("kernel", "popcount")],
             extra_compile_args=FLAGS,
             py_limited_api=True,
             optional="MUST_COMPILE" not in os.environ,

@@ -18,7 +18,7 @@ _REPLACED = (BatchNorm, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh
 _KEPT = (nn.Flatten, nn.Unflatten, nn.Identity)
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """A module that holds no others, and where it is."""
 
     parent: nn.Module
@@ -30,7 +30,7 @@ class _Place(NamedTuple):
 class _Group(NamedTuple):
     """A layer, and what follows it until the next layer."""
 
-    layer: _Place
+    layer: Place
     pool: tuple[int, int]
 
 
@@ -45,7 +45,7 @@ def make_binary(model: nn.Module, activations: str = "binary") -> list[BinaryBlo
     Raises:
         ValueError: with one line about the first module that has no binary form; nothing is replaced then.
     """
-    groups = _groups(list(_places(model, "")))
+    groups = _groups(list(places(model)))
     if not groups:
         raise ValueError("the network has no linear layer or convolution that can be binary")
     blocks = list[BinaryBlock]()
@@ -55,7 +55,7 @@ def make_binary(model: nn.Module, activations: str = "binary") -> list[BinaryBlo
         kind = "none" if group is groups[-1] else between
         before = blocks[-1] if blocks else None
         blocks.append(BinaryBlock(group.layer.module.weight, product, kind, before))  # type: ignore[arg-type]
-    for place in list(_places(model, "")):
+    for place in list(places(model)):
         if isinstance(place.module, (*_REPLACED, nn.MaxPool2d)):
             setattr(place.parent, place.key, nn.Identity())
     for group, block in zip(groups, blocks, strict=True):
@@ -66,7 +66,7 @@ def make_binary(model: nn.Module, activations: str = "binary") -> list[BinaryBlo
 def fold(model: nn.Module) -> list[tuple[str, SignLayer]]:
     """Replace a network's binary blocks in place by what is used of them, and return these with their names."""
     found = []
-    for place in list(_places(model, "")):
+    for place in list(places(model)):
         if isinstance(place.module, BinaryBlock):
             layer = place.module.folded().train(place.module.training)
             setattr(place.parent, place.key, layer)
@@ -86,7 +86,7 @@ def as_stored(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     fold(model)
 
 
-def _places(module: nn.Module, name: str) -> Iterator[_Place]:
+def places(module: nn.Module, name: str = "") -> Iterator[Place]:
     """Yield the modules that hold no others, in the order of a sequence. Raises ValueError for what is no sequence."""
     if not isinstance(module, nn.Sequential):
         raise ValueError(
@@ -95,14 +95,14 @@ def _places(module: nn.Module, name: str) -> Iterator[_Place]:
     for key, child in module.named_children():
         inner = f"{name}.{key}" if name else key
         if next(child.children(), None) is None:
-            yield _Place(module, key, child, inner)
+            yield Place(module, key, child, inner)
         else:
-            yield from _places(child, inner)
+            yield from places(child, inner)
 
 
-def _groups(places: list[_Place]) -> list[_Group]:
+def _groups(found: list[Place]) -> list[_Group]:
     groups = list[_Group]()
-    for place in places:
+    for place in found:
         module = place.module
         if isinstance(module, nn.Linear | nn.Conv2d):
             groups.append(_Group(place, (1, 1)))
@@ -113,7 +113,7 @@ def _groups(places: list[_Place]) -> list[_Group]:
     return groups
 
 
-def _window(place: _Place) -> tuple[int, int]:
+def _window(place: Place) -> tuple[int, int]:
     module = place.module
     assert isinstance(module, nn.MaxPool2d)
     size = _pair(module.kernel_size)
@@ -136,7 +136,7 @@ def _product(group: _Group, *, first: bool) -> Product:
     return ConvolutionProduct(_pair(layer.stride), _pair(layer.padding), _pair(layer.dilation), fill, group.pool)
 
 
-def _no_form(place: _Place, why: str = "") -> ValueError:
+def _no_form(place: Place, why: str = "") -> ValueError:
     return ValueError(f"{place.name} ({type(place.module).__name__}) has no binary form{why}")
 
 
