@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from tune_sparsity.experiments.base import PRECISIONS, Data, Experiment, NotFinite, evaluate
+from tune_sparsity.experiments.base import PRECISIONS, Data, Experiment, NotFinite, Recipe, evaluate
 from tune_sparsity.experiments.batchnorm import remeasure, remeasured, sampled_inputs
 from tune_sparsity.experiments.examples import Loaded, Split, copied, tensors_in
 from tune_sparsity.experiments.random_numbers import same_random_numbers
@@ -73,11 +73,13 @@ class Training:
         )
         self._first_masks: dict[str, float] = {}  # how good a trained network is under the masks that it begins with
         recipe = experiment.recipe
+        if self.sparse.steps_in_backward:
+            check_steps_in_backward(recipe, alone=ranks is ONE_RANK)
         self._device = torch.device(device).type
         self._autocast = PRECISIONS[recipe.precision]
         self._scaler = torch.amp.GradScaler(self._device) if recipe.precision == "float16" else None
         records = experiment.cuda_graph and recipe.accumulate == 1 and self._scaler is None and ranks is ONE_RANK
-        records = records and can_be_recorded(self.model.parameters())
+        records = records and can_be_recorded(self.model.parameters()) and not self.sparse.steps_in_backward
         self._recorded = RecordedPasses(self.model.parameters()) if records else None
         self._batch: Split | None = None  # where recorded passes find theirs
 
@@ -120,7 +122,7 @@ class Training:
                 other = self._masked_value()
             value, last = (value, other) if average.taken else (other, value)
             return {name: value, f"{name}_at_target": value, f"{name}_last": last}
-        if self.sparse.fixed:
+        if self.sparse.fixed or not self.sparse.layers:  # nothing is projected
             return {name: value, f"{name}_at_target": value}
         with self.sparse.projected():
             return {name: value, f"{name}_at_target": self._masked_value()}
@@ -260,6 +262,20 @@ class Training:
         self.epochs_done = state["epochs_done"]
         if self._scaler is not None:
             self._scaler.load_state_dict(state["scaler"])
+
+
+def check_steps_in_backward(recipe: Recipe, *, alone: bool) -> None:
+    """Raise ValueError if a training's weights cannot be stepped as soon as they have their gradients.
+
+    Args:
+        alone: whether one process trains.
+    """
+    if recipe.accumulate > 1:
+        raise ValueError("binary steps on every batch: give a recipe with accumulate = 1")
+    if recipe.precision != "float32":
+        raise ValueError("binary computes in float32: give a recipe of this precision")
+    if not alone:
+        raise ValueError("binary trains in one process: give --workers-per-trial 1")
 
 
 def train_whole(experiment: Experiment, data: Data, method: str, params: dict[str, Any], **options: Any) -> Training:

@@ -141,6 +141,7 @@ class BinaryBlock(nn.Module):
         self._given: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.float()
         if not self.training:
             return concluded(self.product(x, signs(self.weight)), self.kind, self._constants())
         bits = self.before[0].take_signs() if self.before else None

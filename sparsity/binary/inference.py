@@ -56,7 +56,7 @@ class SignLayer(nn.Module):
             self.register_buffer(name, constants[name])
 
     def forward(self, x: Tensor) -> Tensor:
-        return concluded(self.product(x, self.weight.float()), self.kind, dict(self.named_buffers()))
+        return concluded(self.product(x.float(), self.weight.float()), self.kind, dict(self.named_buffers()))
 
     def extra_repr(self) -> str:
         rows, *fan_in = self.weight.shape

@@ -75,12 +75,25 @@ class BinaryOptimizer(torch.optim.Optimizer):
         if flips == "bop":  # there is nothing latent
             for weight in weights:
                 weight.data = signs(weight.data).to(weight.dtype)
+        self._follow_gradients()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state, also that of a copy, whose weights have no hooks."""
+        super().__setstate__(state)
+        self._follow_gradients()
+
+    def _follow_gradients(self) -> None:
+        self._let_go()
+        weights = self.param_groups[0]["params"]
         self._hooks = [weight.register_post_accumulate_grad_hook(self._step_weight) for weight in weights]
+
+    def _let_go(self) -> None:
+        for hook in getattr(self, "_hooks", ()):
+            hook.remove()
 
     def close(self) -> None:
         """Let the weights go, with what is known of them."""
-        for hook in self._hooks:
-            hook.remove()
+        self._let_go()
         self.state.clear()
 
     @torch.no_grad()

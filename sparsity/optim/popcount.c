@@ -11,10 +11,12 @@
 #include <string.h>
 
 #if defined(__x86_64__) && defined(__gnu_linux__) && __GNUC__ >= 12 && !defined(__clang__)
-#define FOR_EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "arch=x86-64-v2", "default")))
+#define FOR_EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v3", "arch=x86-64-v2", "default")))
 #else
 #define FOR_EACH_PROCESSOR
 #endif
+
+#define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
     int64_t batch, rows, words, n;
@@ -24,18 +26,24 @@ typedef struct {
     uint64_t *bits;        /* (batch, words of `rows` signs) */
 } Layer;
 
+INLINE int64_t different_bits(const uint64_t *x, const uint64_t *w, int64_t words)
+{
+    int64_t sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t k = 0; k < words; k++) sum += __builtin_popcountll(x[k] ^ w[k]);
+    return sum;
+}
+
 FOR_EACH_PROCESSOR
 static void multiply(const Layer *l)
 {
     const int64_t out_words = (l->rows + 63) / 64;
     for (int64_t i = 0; i < l->batch; i++) {
-        const uint64_t *const x = l->x + i * l->words, *w = l->w;
+        const uint64_t *const x = l->x + i * l->words;
         uint64_t *const bits = l->least ? l->bits + i * out_words : NULL;
         if (bits) memset(bits, 0, out_words * sizeof *bits);
-        for (int64_t row = 0; row < l->rows; row++, w += l->words) {
-            int64_t different = 0;
-            for (int64_t k = 0; k < l->words; k++) different += __builtin_popcountll(x[k] ^ w[k]);
-            const int32_t product = (int32_t)(l->n - 2 * different);
+        for (int64_t row = 0; row < l->rows; row++) {
+            const int32_t product = (int32_t)(l->n - 2 * different_bits(x, l->w + row * l->words, l->words));
             if (bits) bits[row / 64] |= (uint64_t)(product >= l->least[row]) << row % 64;
             else l->products[i * l->rows + row] = product;
         }

@@ -8,10 +8,12 @@ from typing import Any
 
 from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 
+BINARY = "binary"
+"""The method whose networks have no zeros, and a bit a weight."""
 FINAL_SPARSITY = "final_sparsity"
-"""The parameter that all methods but `dense` have: the sparsity that a trial ends on."""
+"""The parameter that all methods but `dense` and `binary` have: the sparsity that a trial ends on."""
 WEIGHT_BITS = "weight_bits"
-"""The parameter of all methods that says how many bits a prunable weight has."""
+"""The parameter of all methods but `binary` that says how many bits a prunable weight has."""
 
 
 class TrialState(StrEnum):
