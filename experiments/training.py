@@ -15,6 +15,7 @@ from tune_sparsity.experiments.batchnorm import remeasure, remeasured, sampled_i
 from tune_sparsity.experiments.examples import Loaded, Split, copied, tensors_in
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.ranks import ONE_RANK, OneRank
+from tune_sparsity.experiments.step_memory import StepMemory
 from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedPasses, can_be_recorded
 from tune_sparsity.sparsity.wrappers import load_plain, on_one_device, plain_state
@@ -71,6 +72,7 @@ class Training:
             epochs=epochs,
             trained=experiment.trained,
         )
+        self._memory = StepMemory(self.model, self.sparse)
         self._first_masks: dict[str, float] = {}  # how good a trained network is under the masks that it begins with
         recipe = experiment.recipe
         if self.sparse.steps_in_backward:
@@ -95,8 +97,9 @@ class Training:
             name of the experiment's metric; while weights are averaged, both of the average, and val_accuracy_last of
             the last step's weights; sparsity and sparsity_total as the network stands; hoyer; nonzero_weights;
             travel (the sum of the sphere's learning rates so far); threshold and grow_rate while the masks move, of
-            methods that have them; val_accuracy_first_mask after the first epoch, if a trained network begins with
-            masked weights: the metric under these masks, before the first step; epoch_seconds.
+            methods that have them; train_bytes (see StepMemory), where it was measured; val_accuracy_first_mask after
+            the first epoch, if a trained network begins with masked weights: the metric under these masks, before the
+            first step; epoch_seconds.
 
         Raises:
             NotFinite: when the loss, an output in the evaluation or the metric is no longer a number.
@@ -108,6 +111,7 @@ class Training:
             "train_loss": train_loss,
             **validated,
             **self.sparse.measures(),
+            **({} if self._memory.peak is None else {"train_bytes": float(self._memory.peak)}),
             **(self._first_masks if self.epochs_done == 1 else {}),
             "epoch_seconds": time.perf_counter() - start,
         }
@@ -158,11 +162,14 @@ class Training:
         for (x, y), whole, parts in shares:
             inputs = x if experiment.augment is None else experiment.augment(x, generator)
             together = min(recipe.accumulate, batches - len(losses) + waiting)
-            losses.append(self._passes(Split(inputs, y), together * parts, first=not waiting))
+            batch = Split(inputs, y)
+            with self._memory.within((inputs, y)):
+                losses.append(self._passes(batch, together * parts, first=not waiting))
             sizes.append(whole / parts)
             waiting = (waiting + 1) % together
             if not waiting:
-                self._step(losses[-1])
+                with self._memory.within():
+                    self._step(losses[-1])
         if not losses:
             raise NotFinite(f"the training data gave no example in epoch {self.epochs_done + 1}")
         if waiting:  # of data that gave fewer batches than they have examples for
@@ -251,6 +258,7 @@ class Training:
             "order": self.order.get_state(),
             "noise": self.noise,
             "epochs_done": self.epochs_done,
+            "train_bytes": self._memory.peak,
             **({} if self._scaler is None else {"scaler": self._scaler.state_dict()}),
         }
 
@@ -260,6 +268,7 @@ class Training:
         self.order.set_state(state["order"])
         self.noise = state["noise"]
         self.epochs_done = state["epochs_done"]
+        self._memory.peak = state.get("train_bytes")  # earlier versions had none
         if self._scaler is not None:
             self._scaler.load_state_dict(state["scaler"])
 

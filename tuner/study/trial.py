@@ -61,6 +61,7 @@ class TrialRecord:
     nonzero_weights: int | None = None
     size_bytes: int | None = None  # of the network's packed file; known once the mask is fixed
     macs: int | None = None  # multiply-adds an example with weights that are not zero; likewise
+    train_bytes: int | None = None  # alive at most in a step of the training, as measured
     epochs: int = 0
     seconds: float = 0.0  # wall clock of the trial
     final_sparsity: float | None = None  # the sparsity that the trial is to end on; known from the first rung on
@@ -106,7 +107,8 @@ class TrialRecord:
         self.value, self.hoyer = epoch.metrics[self.objective.val], epoch.metrics["hoyer"]
         self.sparsity, self.sparsity_total = epoch.metrics["sparsity"], epoch.metrics["sparsity_total"]
         self.nonzero_weights = int(epoch.metrics["nonzero_weights"])
-        self.size_bytes, self.macs = (_count(epoch.metrics.get(name)) for name in ("size_bytes", "macs"))
+        sizes = ("size_bytes", "macs", "train_bytes")
+        self.size_bytes, self.macs, self.train_bytes = (_count(epoch.metrics.get(name)) for name in sizes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record in JSON's types, its value under the metric's name."""

@@ -70,6 +70,7 @@ def hover_text(record: TrialRecord) -> str:
         "nonzero weights": None if record.nonzero_weights is None else f"{record.nonzero_weights:,}",
         "bytes": None if record.size_bytes is None else f"{record.size_bytes:,}",
         "multiply-adds": None if record.macs is None else f"{record.macs:,}",
+        "bytes in training": None if record.train_bytes is None else f"{record.train_bytes:,}",
         "epochs": record.epochs,
         "method": record.method,
     }
