@@ -97,8 +97,7 @@ def prepare(
     experiment = experiment_of(config)
     check_workers(config, experiment)
     network = _network(experiment)
-    if BINARY in config.method:
-        check_binary(config, experiment, network.model)
+    check_binary(config, experiment, network.model)
     try:
         goal = replace(network.goal(config), objective=objective_of(experiment))
         suited = (experiment.space, experiment.optimizer)
@@ -126,8 +125,7 @@ def prepare(
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
         alike = {"experiment": config.experiment, "epochs": config.epochs or experiment.recipe.epochs}
         earlier = warm_start(config.warm_start, config.storage, spaces, goal.lowest, alike, goal.objective)
-    uses = _uses(experiment, network, data)
-    about = (earlier, tuple(warnings), uses, network.limit(config))
+    about = (earlier, tuple(warnings), _uses(experiment, network, data), network.limit(config))
     prepared = Prepared(config, experiment, data, spaces, goal, network.size, *about)
     threading.Thread(target=getattr, args=(prepared, "checksum"), daemon=True).start()  # before somebody waits for it
     return prepared
@@ -278,11 +276,13 @@ def check_gpus(config: StudyConfig) -> None:
 
 
 def check_binary(config: StudyConfig, experiment: Experiment, model: nn.Module) -> None:
-    """Raises UsageError if the experiment's network has no binary form, or is trained as no binary one can be, or if
-    binary is the only method and its networks do not fit --max-bytes."""
+    """Raises UsageError if binary is a method of the study, and the experiment's network has no binary form, or is
+    trained as no binary one can be; or if binary is the only method, and its networks do not fit --max-bytes."""
+    if BINARY not in config.method:
+        return
     if isinstance(experiment, OwnLoop):
         raise UsageError(
-            f"--method binary: {experiment.name} is a loop of your own, and binary has a training of its own"
+            f"--method {BINARY}: {experiment.name} is a loop of your own, in which no binary network trains"
         )
     try:
         check_steps_in_backward(experiment.recipe, alone=config.workers_per_trial == 1)
