@@ -15,10 +15,10 @@ STEP = [*COMMON, "-fno-signed-zeros", "-fassociative-math"]
 SCAN = [*COMMON, "-ffp-contract=off"]
 
 
-def extension(name: str, source: str, flags: list[str]) -> Extension:
+def extension(name: str, sources: tuple[str, ...], flags: list[str]) -> Extension:
     return Extension(
         f"tune_sparsity.{name}",
-        [f"src/tune_sparsity/{source}"],
+        [f"src/tune_sparsity/{source}" for source in sources],
         extra_compile_args=flags,
         py_limited_api=True,
         optional="MUST_COMPILE" not in os.environ,
@@ -27,8 +27,8 @@ def extension(name: str, source: str, flags: list[str]) -> Extension:
 
 setup(
     ext_modules=[
-        extension("sparsity.optim._kernel", "sparsity/optim/kernel.c", STEP),
-        extension("experiments.spiking.neurons._scan", "experiments/spiking/neurons/scan.c", SCAN),
+        extension("sparsity.optim._kernel", ("sparsity/optim/kernel.c", "sparsity/optim/popcount.c"), STEP),
+        extension("experiments.spiking.neurons._scan", ("experiments/spiking/neurons/scan.c",), SCAN),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},  # one file for every Python from 3.11 on
 )

@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from tune_sparsity.experiments.examples import Loaded, Split, at_once, is_data_set
 from tune_sparsity.experiments.metrics import Metric, Scorer, metric_of
 from tune_sparsity.experiments.random_numbers import same_random_numbers
+from tune_sparsity.sparsity.binary.convert import as_stored
 from tune_sparsity.sparsity.layers import PAPER_RULES, LayerRules
 from tune_sparsity.sparsity.output_layers import called
 from tune_sparsity.sparsity.wrappers import load_plain, unwrapped
@@ -208,8 +209,10 @@ class Experiment:
         return unwrapped(self.model())
 
     def network_with(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """Return the network with these weights, in evaluation mode. Raises what load_state_dict does."""
+        """Return the network with these weights, in evaluation mode; binary, if they are. Raises what load_state_dict
+        does."""
         network = self.network()
+        as_stored(network, tensors)
         load_plain(network, tensors)
         return in_evaluation(network)
 

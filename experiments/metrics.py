@@ -15,7 +15,7 @@ ACCURACY = "accuracy"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TAKEN = (
     *("bytes", "epochs", "hypervolume", "macs", "method", "nonzero", "seconds", "size_bytes", "sparsity"),
-    *("study", "syn_ops", "target", "trial"),
+    *("study", "syn_ops", "target", "train_bytes", "trial"),
 )
 """Headings that stand beside the metric's in tables and pictures."""
 _BELOW_ZERO = ("matthews_corr_coef", "cohen_kappa")

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from tune_sparsity.experiments.base import PRECISIONS, Data, Experiment, NotFinite, evaluate
+from tune_sparsity.experiments.base import PRECISIONS, Data, Experiment, NotFinite, Recipe, evaluate
 from tune_sparsity.experiments.batchnorm import remeasure, remeasured, sampled_inputs
 from tune_sparsity.experiments.examples import Loaded, Split, copied, tensors_in
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.ranks import ONE_RANK, OneRank
+from tune_sparsity.experiments.step_memory import StepMemory
 from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedPasses, can_be_recorded
 from tune_sparsity.sparsity.wrappers import load_plain, on_one_device, plain_state
@@ -71,13 +72,16 @@ class Training:
             epochs=epochs,
             trained=experiment.trained,
         )
+        self._memory = StepMemory(self.model, self.sparse)
         self._first_masks: dict[str, float] = {}  # how good a trained network is under the masks that it begins with
         recipe = experiment.recipe
+        if self.sparse.steps_in_backward:
+            check_steps_in_backward(recipe, alone=ranks is ONE_RANK)
         self._device = torch.device(device).type
         self._autocast = PRECISIONS[recipe.precision]
         self._scaler = torch.amp.GradScaler(self._device) if recipe.precision == "float16" else None
         records = experiment.cuda_graph and recipe.accumulate == 1 and self._scaler is None and ranks is ONE_RANK
-        records = records and can_be_recorded(self.model.parameters())
+        records = records and can_be_recorded(self.model.parameters()) and not self.sparse.steps_in_backward
         self._recorded = RecordedPasses(self.model.parameters()) if records else None
         self._batch: Split | None = None  # where recorded passes find theirs
 
@@ -93,8 +97,9 @@ class Training:
             name of the experiment's metric; while weights are averaged, both of the average, and val_accuracy_last of
             the last step's weights; sparsity and sparsity_total as the network stands; hoyer; nonzero_weights;
             travel (the sum of the sphere's learning rates so far); threshold and grow_rate while the masks move, of
-            methods that have them; val_accuracy_first_mask after the first epoch, if a trained network begins with
-            masked weights: the metric under these masks, before the first step; epoch_seconds.
+            methods that have them; train_bytes (see StepMemory), where it was measured; val_accuracy_first_mask after
+            the first epoch, if a trained network begins with masked weights: the metric under these masks, before the
+            first step; epoch_seconds.
 
         Raises:
             NotFinite: when the loss, an output in the evaluation or the metric is no longer a number.
@@ -106,6 +111,7 @@ class Training:
             "train_loss": train_loss,
             **validated,
             **self.sparse.measures(),
+            **({} if self._memory.peak is None else {"train_bytes": float(self._memory.peak)}),
             **(self._first_masks if self.epochs_done == 1 else {}),
             "epoch_seconds": time.perf_counter() - start,
         }
@@ -121,7 +127,7 @@ class Training:
                 other = self._masked_value()
             value, last = (value, other) if average.taken else (other, value)
             return {name: value, f"{name}_at_target": value, f"{name}_last": last}
-        if self.sparse.fixed:
+        if self.sparse.fixed or not self.sparse.layers:  # nothing is projected
             return {name: value, f"{name}_at_target": value}
         with self.sparse.projected():
             return {name: value, f"{name}_at_target": self._masked_value()}
@@ -157,11 +163,14 @@ class Training:
         for (x, y), whole, parts in shares:
             inputs = x if experiment.augment is None else experiment.augment(x, generator)
             together = min(recipe.accumulate, batches - len(losses) + waiting)
-            losses.append(self._passes(Split(inputs, y), together * parts, first=not waiting))
+            batch = Split(inputs, y)
+            with self._memory.within((inputs, y)):
+                losses.append(self._passes(batch, together * parts, first=not waiting))
             sizes.append(whole / parts)
             waiting = (waiting + 1) % together
             if not waiting:
-                self._step(losses[-1])
+                with self._memory.within():
+                    self._step(losses[-1])
         if not losses:
             raise NotFinite(f"the training data gave no example in epoch {self.epochs_done + 1}")
         if waiting:  # of data that gave fewer batches than they have examples for
@@ -250,6 +259,7 @@ class Training:
             "order": self.order.get_state(),
             "noise": self.noise,
             "epochs_done": self.epochs_done,
+            "train_bytes": self._memory.peak,
             **({} if self._scaler is None else {"scaler": self._scaler.state_dict()}),
         }
 
@@ -259,8 +269,23 @@ class Training:
         self.order.set_state(state["order"])
         self.noise = state["noise"]
         self.epochs_done = state["epochs_done"]
+        self._memory.peak = state.get("train_bytes")  # earlier versions had none
         if self._scaler is not None:
             self._scaler.load_state_dict(state["scaler"])
+
+
+def check_steps_in_backward(recipe: Recipe, *, alone: bool) -> None:
+    """Raise ValueError if a training's weights cannot be stepped as soon as they have their gradients.
+
+    Args:
+        alone: whether one process trains.
+    """
+    if recipe.accumulate > 1:
+        raise ValueError("binary steps on every batch: give a recipe with accumulate = 1")
+    if recipe.precision != "float32":
+        raise ValueError("binary computes in float32: give a recipe of this precision")
+    if not alone:
+        raise ValueError("binary trains in one process: give --workers-per-trial 1")
 
 
 def train_whole(experiment: Experiment, data: Data, method: str, params: dict[str, Any], **options: Any) -> Training:

@@ -30,10 +30,13 @@ def read_space(name: str, path: Path, overlays: Sequence[Path] = ()) -> Callable
 
     Args:
         overlays: files with parameters that take the place of the space's own; its first points then leave them out.
+            One with a parameter that the method does not have changes nothing.
     """
     data, lines = read_mapping(path)
     for overlay in overlays:
         given, _ = read_mapping(overlay)
+        if not given.keys() <= _parameters_of(data["method"]):
+            continue
         data["parameters"] |= given
         data["first"] = [{key: value for key, value in one.items() if key not in given} for one in data["first"]]
     return lambda target: _Parser(Values(lines, target)).space(name, data)
@@ -81,7 +84,7 @@ class _Parser:
         return replace(space, first=self._first(first, space), near=tuple(map(self._near, count(), first)))
 
     def _known(self, place: Place, method: str, key: Any) -> None:
-        known = {field.name for field in dataclass_fields(METHODS[method].settings)}
+        known = _parameters_of(method)
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
@@ -247,3 +250,7 @@ def _required(method: str) -> set[str]:
     """Return the parameters without a default: a space has to give them."""
     fields = dataclass_fields(METHODS[method].settings)
     return {field.name for field in fields if field.default is MISSING and field.default_factory is MISSING}
+
+
+def _parameters_of(method: str) -> set[str]:
+    return {field.name for field in dataclass_fields(METHODS[method].settings)}

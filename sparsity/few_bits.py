@@ -25,6 +25,8 @@ from tune_sparsity.sparsity.wrappers import plain_parameters
 
 ALL_BITS = 32
 """Of a weight that is as it was trained, whatever its type."""
+SIGN_BITS = 1
+"""Of a weight that is -1 or +1, and has no scale."""
 BITS = (8, 4, 2)
 EXACT = (torch.float32, torch.float64)
 """The types that hold the product of a scale and a code."""
@@ -50,6 +52,12 @@ class Codes(NamedTuple):
     def weight(self) -> Tensor:
         """Return the weight as float32: exactly the row's scale times the code."""
         return self.codes.float() * self.scales.float().view(-1, *[1] * (self.codes.dim() - 1))
+
+
+class Signs(NamedTuple):
+    """A weight of signs, each of which is a bit where it is written: int8 of -1 and +1."""
+
+    values: Tensor
 
 
 def largest_code(bits: int) -> int:
@@ -84,20 +92,29 @@ class Precision(NamedTuple):
         bits: of a prunable weight: ALL_BITS, or few, which are codes with a scale for each row.
         halves: the names of the other tensors that float16 holds exactly: with few bits, all that were trained.
         biases: those of them that are 0 exactly for the rows without a weight, and the name of the weight.
+        signs: whether prunable weights are -1 and +1, of one bit each, without a scale.
     """
 
     bits: int = ALL_BITS
     halves: tuple[str, ...] = ()
     biases: Mapping[str, str] = MappingProxyType({})
+    signs: bool = False
 
-    def of(self, tensors: Mapping[str, Tensor], prunable: Collection[str]) -> dict[str, Tensor | Codes]:
+    @property
+    def scaled(self) -> bool:
+        """Return whether rows have scales."""
+        return self.bits != ALL_BITS and not self.signs
+
+    def of(self, tensors: Mapping[str, Tensor], prunable: Collection[str]) -> dict[str, Tensor | Codes | Signs]:
         """Return a network's tensors in this precision, which lose nothing.
 
         Raises:
             ValueError: if they are of another one.
         """
-        found: dict[str, Tensor | Codes] = dict(tensors)
-        for name in prunable if self.bits != ALL_BITS else ():
+        found: dict[str, Tensor | Codes | Signs] = dict(tensors)
+        if self.signs:
+            return {**found, **{name: Signs(tensors[name]) for name in prunable}}
+        for name in prunable if self.scaled else ():
             codes = codes_of(tensors[name], self.bits)
             if codes is None:
                 raise ValueError(f"{name} has no weights of {self.bits} bits")

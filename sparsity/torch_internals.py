@@ -19,6 +19,7 @@ __all__ = [
     "TorchDispatchMode",
     "call_eagerly",
     "compiled_network",
+    "is_compiled",
     "leave_compiler_out",
     "tree_leaves",
     "tree_map",
@@ -49,6 +50,13 @@ def compiled_network(module: Any) -> nn.Module | None:
     """Return the network that torch.compile was given, None for a module that it did not return. Its class has no
     public name, and to import it loads the compiler."""
     return dict(module.named_children()).get(COMPILED) if isinstance(module, nn.Module) else None
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether torch.compile was given the network, or a part of it."""
+    return any(
+        compiled_network(module) is not None or module._compiled_call_impl is not None for module in model.modules()
+    )
 
 
 def call_eagerly(module: nn.Module) -> None:

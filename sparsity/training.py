@@ -53,6 +53,9 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         few_bits: how the prunable weights get few bits, in steps after `total_steps`; None: they do not.
     """
 
+    steps_in_backward = False
+    """Whether weights are stepped as soon as they have their gradients, before `step()`."""
+
     def __init__(
         self,
         model: nn.Module,

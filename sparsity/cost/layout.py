@@ -128,7 +128,7 @@ class Layout:
             if name in prunable:
                 value_bits = 8 * tensor.element_size() if precision.bits == ALL_BITS else precision.bits
                 rows = tensor.shape[0] if tensor.dim() else 1
-                found[name] = Prunable(tensor.numel(), rows, value_bits, scaled=precision.bits != ALL_BITS)
+                found[name] = Prunable(tensor.numel(), rows, value_bits, scaled=precision.scaled)
             elif name in precision.biases:
                 biases[precision.biases[name]] = Prunable(tensor.numel(), 1, _HALF)
             elif (place := known.get(_memory(tensor))) is not None:

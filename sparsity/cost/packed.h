@@ -18,7 +18,8 @@
 
 enum { PACKED_DENSE, PACKED_BITMAP, PACKED_RICE, PACKED_SAME, PACKED_DIMENSIONS = 16 };
 enum { PACKED_F32, PACKED_F16, PACKED_BF16, PACKED_F64, PACKED_I64, PACKED_I32, PACKED_I16, PACKED_I8, PACKED_U8,
-       PACKED_BOOL, PACKED_U16, PACKED_U32, PACKED_U64, PACKED_C64, PACKED_C128, PACKED_CODES8, PACKED_CODES1 = 18 };
+       PACKED_BOOL, PACKED_U16, PACKED_U32, PACKED_U64, PACKED_C64, PACKED_C128, PACKED_CODES8, PACKED_CODES1 = 18,
+       PACKED_SIGNS };
 
 typedef struct {
     const uint8_t *data;
@@ -80,6 +81,7 @@ static inline float packed_value(const packed_tensor *t, const packed_cursor *c)
     case PACKED_U64: PACKED_AS(uint64_t) case PACKED_U32: PACKED_AS(uint32_t)
     case PACKED_U16: PACKED_AS(uint16_t) case PACKED_U8: case PACKED_BOOL: PACKED_AS(uint8_t)
     case PACKED_C64: case PACKED_C128: return NAN;
+    case PACKED_SIGNS: return packed_bit(t->values, c->i - 1) ? 1.0f : -1.0f;
     }
     uint64_t code = packed_bits(t->values, (c->i - 1) * t->bits, t->bits), half = (uint64_t)1 << (t->bits - 1);
     float scale = packed_half(t->scales + 2 * (c->rows_met - 1)), size = (float)((code & (half - 1)) + 1);
@@ -166,7 +168,7 @@ static inline int packed_content(packed_file *f, packed_tensor *t, int empty) { 
     t->rows = t->dimensions ? t->shape[0] : 1;
     t->z = t->n = empty ? 0 : t->n;
     if (t->form != PACKED_DENSE && packed_index(f, t)) return -1;
-    if (t->type >= PACKED_CODES8) {
+    if (t->type >= PACKED_CODES8 && t->type <= PACKED_CODES1) {
         while (t->form != PACKED_DENSE && packed_step(t, &c)) {}
         if (t->form == PACKED_DENSE) c.rows_met = t->n ? t->rows : 0;
         if (!(t->scales = packed_take(f, 2 * c.rows_met))) return -1;
@@ -179,13 +181,13 @@ static inline int packed_content(packed_file *f, packed_tensor *t, int empty) { 
 
 /* Returns 1 for a tensor, 0 after the last one, -1 for a malformed file. */
 static inline int packed_next(packed_file *f, packed_tensor *t) {
-    static const int bits[] = {32, 16, 16, 64, 64, 32, 16, 8, 8, 8, 16, 32, 64, 64, 128, 8, 4, 2, 1};
+    static const int bits[] = {32, 16, 16, 64, 64, 32, 16, 8, 8, 8, 16, 32, 64, 64, 128, 8, 4, 2, 1, 1};
     const uint8_t *head;
     int empty = 0;
     *t = (packed_tensor){0};
     if (!f->left--) return f->left = 0, f->place == f->size ? 0 : -1;
     if (packed_varint(f, &t->name_length) || !(t->name = (const char *)packed_take(f, t->name_length))) return -1;
-    if (!(head = packed_take(f, 3)) || head[0] > PACKED_CODES1 || (head[1] & 15) > PACKED_SAME) return -1;
+    if (!(head = packed_take(f, 3)) || head[0] > PACKED_SIGNS || (head[1] & 15) > PACKED_SAME) return -1;
     t->type = head[0], t->form = head[1] & 15, t->k = head[1] >> 4, t->bits = bits[head[0]], t->dimensions = head[2];
     if ((t->k && t->form != PACKED_RICE) || t->dimensions > PACKED_DIMENSIONS) return -1;
     t->n = 1;

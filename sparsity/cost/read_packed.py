@@ -24,7 +24,8 @@ remainders, a bitmap and values begin at a byte of their own; bits that are left
 
 Values of the types "codes8", "codes4", "codes2" and "codes1" have so many bits. The highest of them is the sign, and
 the others are a magnitude less 1. Before them stand float16 scales, one for each row with a stored value, where rows
-are those of the first dimension. A weight is the row's scale times the code.
+are those of the first dimension. A weight is the row's scale times the code. Values of the type "signs" are bits, 1 for
++1 and 0 for -1.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ TYPES = {
     **{name: np.dtype(name).newbyteorder("<") for name in ("bool", "uint16", "uint32", "uint64")},
     **{name: np.dtype(name).newbyteorder("<") for name in ("complex64", "complex128")},
     **{f"codes{bits}": np.dtype(np.int8) for bits in (8, 4, 2, 1)},
+    "signs": np.dtype(np.int8),
 }
 """The types by name, in the order of their numbers, and how NumPy holds their values."""
 BITS = {"codes8": 8, "codes4": 4, "codes2": 2, "codes1": 1}
@@ -62,7 +64,7 @@ class Packed:
         type: a name in `TYPES`.
         shape: its dimensions.
         index: where the stored values stand in the flat tensor, rising; None if all are stored.
-        values: the stored values; codes as int8, bfloat16 as the upper halves of float32.
+        values: the stored values; codes and signs as int8, bfloat16 as the upper halves of float32.
         scales: of codes: a float16 for each row; 0 for a row without a stored value. None of other types.
     """
 
@@ -225,6 +227,8 @@ class _Reader:
 
     def _values(self, kind: str, shape: tuple[int, ...], index: _Array | None, n: int) -> Packed:
         z = n if index is None else len(index)
+        if kind == "signs":
+            return Packed(kind, shape, index, self._bits(z).astype(np.int8) * 2 - 1)
         if kind not in BITS:
             dtype = TYPES[kind]
             values = np.frombuffer(self._bytes(z * dtype.itemsize), np.uint8 if kind == "bool" else dtype)

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from tune_sparsity.sparsity.cost.layout import best_form, check, gaps_of, type_of
 from tune_sparsity.sparsity.cost.read_packed import BITS, DENSE, MAGIC, RICE, SAME, TYPES, Packed, decode
-from tune_sparsity.sparsity.few_bits import Codes
+from tune_sparsity.sparsity.few_bits import Codes, Signs
 
 _NUMBERS = {name: number for number, name in enumerate(TYPES)}
 
 
-def encode(tensors: Mapping[str, Tensor | Codes], prunable: Collection[str]) -> bytes:
+def encode(tensors: Mapping[str, Tensor | Codes | Signs], prunable: Collection[str]) -> bytes:
     """Return the bytes of the file. `load` gives the same tensors; the sign of a zero of a prunable one is lost, and so
     is the scale of a row without a weight.
 
     Args:
-        tensors: the network's state_dict. Weights of few bits may take the places of tensors of numbers.
+        tensors: the network's state_dict. Weights of few bits and signs may take the places of tensors of numbers.
         prunable: the names of those whose zeros are left out.
 
     Raises:
@@ -32,6 +32,9 @@ def encode(tensors: Mapping[str, Tensor | Codes], prunable: Collection[str]) -> 
     for name, tensor in tensors.items():
         if isinstance(tensor, Codes):
             parts.append(_codes(name, tensor))
+            continue
+        if isinstance(tensor, Signs):
+            parts.append(_signs(name, tensor.values))
             continue
         check(name, tensor)
         if name in prunable:
@@ -62,10 +65,12 @@ def _tensor(one: Packed) -> Tensor:
     return raw.view(torch.bfloat16) if one.type == "bfloat16" else raw
 
 
-def _equal(tensors: Mapping[str, Tensor | Codes], prunable: Collection[str], tensor: Tensor) -> str | None:
+def _equal(tensors: Mapping[str, Tensor | Codes | Signs], prunable: Collection[str], tensor: Tensor) -> str | None:
     """Return the name of a prunable tensor that this one, which is not prunable, is equal to: a shared weight."""
     for name in prunable:
         found = tensors[name]
+        if isinstance(found, Signs):
+            continue
         other = found.weight() if isinstance(found, Codes) else found
         if (other.dtype, other.shape) == (tensor.dtype, tensor.shape) and torch.equal(other, tensor):
             return name
@@ -107,6 +112,13 @@ def _codes(name: str, one: Codes) -> bytes:
     scales = one.scales.detach().cpu().reshape(-1).numpy().astype("<f2")[used]
     numbers = np.abs(stored) - 1 + half * (stored < 0)
     return head + start + scales.tobytes() + _packed(_low_bits(numbers, one.bits))
+
+
+def _signs(name: str, values: Tensor) -> bytes:
+    numbers = _numbers(values)
+    if values.dtype != torch.int8 or not np.array_equal(np.abs(numbers), np.ones_like(numbers)):
+        raise ValueError(f"{name} cannot be packed: signs are int8 of -1 and +1")
+    return _header(name, "signs", values.shape, DENSE) + _packed((numbers > 0).astype(np.uint8))
 
 
 def _codes_type(one: Codes) -> str:

@@ -10,6 +10,7 @@ from torch import Generator, nn
 
 from tune_sparsity.sparsity.layers import PAPER_RULES, LayerRules
 from tune_sparsity.sparsity.methods import baselines
+from tune_sparsity.sparsity.methods.binary import BinarySettings, binary
 from tune_sparsity.sparsity.methods.lpss import LpssSettings, lpss
 from tune_sparsity.sparsity.training import SparseTraining
 
@@ -87,5 +88,6 @@ _ALL = (
     Method("static", baselines.StaticSettings, baselines.static),
     Method("gmp", baselines.GmpSettings, baselines.gmp),
     Method("dense", baselines.DenseSettings, baselines.dense),
+    Method("binary", BinarySettings, binary),
 )
 METHODS = {method.name: method for method in _ALL}

@@ -420,10 +420,13 @@ static PyObject *call_descend(PyObject *self, PyObject *const *arguments, Py_ssi
     return PyBool_FromLong(done);
 }
 
+PyObject *call_multiply_signs(PyObject *self, PyObject *const *arguments, Py_ssize_t given); /* of popcount.c */
+
 static PyMethodDef methods[] = {
     {"step", (PyCFunction)(void (*)(void))call_step, METH_FASTCALL, NULL},
     {"sum_masked", (PyCFunction)(void (*)(void))call_sum_masked, METH_FASTCALL, NULL},
     {"descend", (PyCFunction)(void (*)(void))call_descend, METH_FASTCALL, NULL},
+    {"multiply_signs", (PyCFunction)(void (*)(void))call_multiply_signs, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 

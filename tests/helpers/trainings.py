@@ -10,12 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.helpers.problems import batches, blobs, mlp
+from tune_sparsity.sparsity import METHODS
 from tune_sparsity.sparsity.layers import prunable_layers
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 from tune_sparsity.sparsity.topology.base import LayerView
 from tune_sparsity.sparsity.training import SparseTraining
 
 X, Y = blobs()
+MASKED = [name for name in METHODS if name != "binary"]
+"""The methods whose networks have masks."""
 
 
 def train(model: nn.Module, sparse: SparseTraining, start: int, stop: int, total: int = 400) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import socket
 import threading
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from tune_sparsity.experiments import Data, Experiment, OwnLoop
 from tune_sparsity.experiments.base import evaluate
 from tune_sparsity.experiments.checks import Finding, Subject
 from tune_sparsity.experiments.checks.shapes import builds
+from tune_sparsity.experiments.training import check_steps_in_backward
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.experiments.user_reads import watching
 from tune_sparsity.search_spaces import Space
@@ -35,7 +37,8 @@ from tune_sparsity.tuner.search.samplers import check_sampler
 from tune_sparsity.tuner.search.spaces import fewest_bits, spaces_of
 from tune_sparsity.tuner.search.warm_start import WarmStart, warm_start
 from tune_sparsity.tuner.study.goal import Goal, sparsity_of
-from tune_sparsity.tuner.worker.sizes import ByteLimit, layout_of
+from tune_sparsity.tuner.study.trial import BINARY
+from tune_sparsity.tuner.worker.sizes import ByteLimit, binary_size, layout_of
 
 _A_WHILE = 20.0  # seconds
 
@@ -94,6 +97,7 @@ def prepare(
     experiment = experiment_of(config)
     check_workers(config, experiment)
     network = _network(experiment)
+    check_binary(config, experiment, network.model)
     try:
         goal = replace(network.goal(config), objective=objective_of(experiment))
         suited = (experiment.space, experiment.optimizer)
@@ -270,6 +274,24 @@ def check_gpus(config: StudyConfig) -> None:
             f"--gpus-per-trial {wanted:g}: this machine has {have} that torch can use: give auto or 0, or the "
             "--address of a cluster that has some"
         )
+
+
+def check_binary(config: StudyConfig, experiment: Experiment, model: nn.Module) -> None:
+    """Raises UsageError if binary is a method of the study, and the experiment's network has no binary form, or is
+    trained as no binary one can be; or if binary is the only method, and its networks do not fit --max-bytes."""
+    if BINARY not in config.method:
+        return
+    if isinstance(experiment, OwnLoop):
+        raise UsageError(
+            f"--method {BINARY}: {experiment.name} is a loop of your own, in which no binary network trains"
+        )
+    try:
+        check_steps_in_backward(experiment.recipe, alone=config.workers_per_trial == 1)
+        size = binary_size(copy.deepcopy(model))
+    except ValueError as error:
+        raise UsageError(f"--method {BINARY}: {error}") from None
+    if config.max_bytes is not None and config.method == [BINARY] and config.max_bytes < size:
+        raise UsageError(f"--max-bytes {config.max_bytes}: a binary network of {experiment.name} has {size:,} bytes")
 
 
 def check_workers(config: StudyConfig, experiment: Experiment) -> None:

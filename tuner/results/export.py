@@ -56,12 +56,16 @@ class Network:
         """Return the packed file. Raises ValueError if there can be none."""
         from tune_sparsity.sparsity.cost.writer import encode
 
-        return encode(self.coded, self.precision.with_zeros(self.prunable))
+        precise = self.precision.of(self.tensors, self.prunable)
+        return encode(precise, self.precision.with_zeros(self.prunable))
 
     @cached_property
     def coded(self) -> dict[str, Tensor | Codes]:
-        """Return the tensors in their own precision."""
-        return self.precision.of(self.tensors, self.prunable)
+        """Return the tensors in their own precision, signs as int8."""
+        from tune_sparsity.sparsity.few_bits import Signs
+
+        precise = self.precision.of(self.tensors, self.prunable)
+        return {name: one.values if isinstance(one, Signs) else one for name, one in precise.items()}
 
     @property
     def codes(self) -> dict[str, Codes]:

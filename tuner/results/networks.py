@@ -173,8 +173,8 @@ def precision_in(network: Path) -> Precision:
         known = (file.metadata() or {}).get(PRECISION)
     if known is None:
         return Precision()
-    bits, halves, biases = json.loads(known)
-    return Precision(bits, tuple(halves), biases)
+    bits, halves, biases, *signs = json.loads(known)  # earlier versions wrote three
+    return Precision(bits, tuple(halves), biases, *signs)
 
 
 def _measure(
@@ -198,7 +198,7 @@ def _measure(
     if any(not torch.equal(tensors[name] != 0, mask) for name, mask in masks.items()):
         raise _OtherNetwork(f"{record.name}: the zeros of its file are not where its masks say")
     by_layer = {name: 1 - int(mask.sum()) / mask.numel() for name, mask in masks.items()}
-    layers = prunable_layers(model, experiment.layers, sphere=False)
+    layers = [] if precision.signs else prunable_layers(model, experiment.layers, sphere=False)
     dead = dead_neurons(layers, (masks[layer.name] for layer in layers))
     best = BestModel(None, total, zeros, by_layer, dead)
     value: float | None = math.nan

@@ -14,7 +14,7 @@ from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError, unknown
 from tune_sparsity.tuner.search.cover import Range
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
-from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, WEIGHT_BITS
+from tune_sparsity.tuner.study.trial import BINARY, FINAL_SPARSITY, WEIGHT_BITS
 
 
 def spaces_of(
@@ -40,8 +40,9 @@ def spaces_of(
         suits = None if suited is None else own_space(suited)
         own = {method: method if optimizer == "sgd" else f"{method}+{optimizer}" for method in config.method}
         spaces = [suits if suits and suits.method == method else own_space(own[method]) for method in own]
-        if not any(reaches(space, goal.lowest) for space in spaces):
-            raise UsageError(f"--method {','.join(config.method)} never prunes: it fits --target 0 only")
+        if not any(reaches(space, goal.lowest) or _small(space, goal) for space in spaces):
+            other = " or --max-bytes" if BINARY in config.method else ""
+            raise UsageError(f"--method {','.join(config.method)} never prunes: it fits --target 0{other} only")
         return spaces
     if not is_built_in(config.space) and Path(config.space).suffix not in {".yaml", ".yml"}:
         raise UsageError("--space: " + unknown("space", config.space, BUILT_IN) + ", or a .yaml file")
@@ -49,7 +50,7 @@ def spaces_of(
     if config.method != [space.method]:
         raise UsageError(f"--space {config.space} is for --method {space.method}, not {','.join(config.method)}")
     wanted = goal.highest if goal.kind is GoalKind.TARGETS else goal.lowest
-    if not reaches(space, wanted):
+    if not reaches(space, wanted) and not _small(space, goal):
         raise UsageError(
             f"--space {config.space} has no {FINAL_SPARSITY} of {wanted:g} or more: no trial could meet the goal"
         )
@@ -93,6 +94,11 @@ def reaches(space: Space, sparsity: float) -> bool:
         return bool(space.fixed.get(FINAL_SPARSITY, _default(space.method)) >= sparsity)
     highest = max(searched.choices) if hasattr(searched, "choices") else getattr(searched, "high", 0.0)
     return bool(highest >= sparsity)
+
+
+def _small(space: Space, goal: Goal) -> bool:
+    """Return whether a trial of the space may be small enough without zeros."""
+    return goal.kind is GoalKind.MAX_BYTES and space.method == BINARY
 
 
 def _default(method: str) -> float:

@@ -8,10 +8,12 @@ from typing import Any
 
 from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 
+BINARY = "binary"
+"""The method whose networks have no zeros, and a bit a weight."""
 FINAL_SPARSITY = "final_sparsity"
-"""The parameter that all methods but `dense` have: the sparsity that a trial ends on."""
+"""The parameter that all methods but `dense` and `binary` have: the sparsity that a trial ends on."""
 WEIGHT_BITS = "weight_bits"
-"""The parameter of all methods that says how many bits a prunable weight has."""
+"""The parameter of all methods but `binary` that says how many bits a prunable weight has."""
 SPIKE_RATE = "spike_rate_"
 """How the names of measures begin that are a spiking layer's rate; the layer's name follows."""
 
@@ -62,6 +64,7 @@ class TrialRecord:
     size_bytes: int | None = None  # of the network's packed file; known once the mask is fixed
     macs: int | None = None  # multiply-adds an example with weights that are not zero; likewise
     syn_ops: int | None = None  # synaptic operations an example, of a network of spiking neurons that was trained whole
+    train_bytes: int | None = None  # alive at most in a step of the training, as measured
     epochs: int = 0
     seconds: float = 0.0  # wall clock of the trial
     final_sparsity: float | None = None  # the sparsity that the trial is to end on; known from the first rung on
@@ -113,8 +116,8 @@ class TrialRecord:
         self.value, self.hoyer = epoch.metrics[self.objective.val], epoch.metrics["hoyer"]
         self.sparsity, self.sparsity_total = epoch.metrics["sparsity"], epoch.metrics["sparsity_total"]
         self.nonzero_weights = int(epoch.metrics["nonzero_weights"])
-        costs = (_count(epoch.metrics.get(name)) for name in ("size_bytes", "macs", "syn_ops"))
-        self.size_bytes, self.macs, self.syn_ops = costs
+        costs = ("size_bytes", "macs", "syn_ops", "train_bytes")
+        self.size_bytes, self.macs, self.syn_ops, self.train_bytes = (_count(epoch.metrics.get(one)) for one in costs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record in JSON's types, its value under the metric's name."""

@@ -37,10 +37,8 @@ STATUS = {
     TrialState.PRUNED: "FINISHED",  # MLflow has no such status: the tag `state` tells it from completed
     TrialState.FAILED: "FAILED",
 }
-_MEASURES = (
-    *("sparsity", "sparsity_total", "hoyer", "nonzero_weights", "size_bytes", "macs", "syn_ops"),
-    *("epochs", "seconds"),
-)
+_SIZES = ("nonzero_weights", "size_bytes", "macs", "syn_ops", "train_bytes")
+_MEASURES = ("sparsity", "sparsity_total", "hoyer", *_SIZES, "epochs", "seconds")
 
 
 def _timed(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate[Tracker, P], R]:

@@ -12,9 +12,10 @@ from torch import nn
 from tune_sparsity.experiments import OwnTraining, Training
 from tune_sparsity.experiments.spiking.operations import activity
 from tune_sparsity.sparsity import METHODS
+from tune_sparsity.sparsity.binary.training import BinaryTraining
 from tune_sparsity.sparsity.cost.layout import Budget, Layout
 from tune_sparsity.sparsity.cost.multiply_adds import Uses
-from tune_sparsity.sparsity.few_bits import ALL_BITS, Precision, biases_of, halved
+from tune_sparsity.sparsity.few_bits import ALL_BITS, SIGN_BITS, Precision, biases_of, halved
 from tune_sparsity.sparsity.layers import Layer
 from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, SPIKE_RATE, WEIGHT_BITS
@@ -61,10 +62,21 @@ def layout_of(model: nn.Module, layers: Sequence[Layer], bits: int = ALL_BITS) -
     return Layout.of(plain_state(model), [layer.name for layer in layers], precision_of(model, layers, bits))
 
 
+def binary_size(model: nn.Module) -> int:
+    """Return the bytes of a network's packed file as a binary one; the network is changed. Raises ValueError if it has
+    no such form."""
+    training = BinaryTraining(model, "binary", total_steps=1, lr=1.0)
+    training.finish()
+    masks = {layer.name: mask for layer, mask in zip(training.layers, training.masks, strict=True)}
+    return layout_of(model, training.layers, SIGN_BITS).size(masks)
+
+
 def precision_of(model: nn.Module, layers: Sequence[Layer], bits: int) -> Precision:
     """Return how exact the numbers of a network are at the end, with so many bits a prunable weight."""
     if bits == ALL_BITS:
         return Precision()
+    if bits == SIGN_BITS:
+        return Precision(bits, signs=True)
     weights = {id(layer.weight) for layer in layers}
     trained = {one.data_ptr() for one in model.parameters() if halved(one) and id(one) not in weights and one.numel()}
     state = plain_state(model)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers.trainings import MASKED
 from tests.unit.experiments.test_training import equal, experiment, noisy, plain, small_data, weights
 from tune_sparsity.experiments.base import evaluate
 from tune_sparsity.experiments.training import Training
-from tune_sparsity.sparsity import METHODS, zeros_for
+from tune_sparsity.sparsity import zeros_for
 
 OPTIONS = {"averaging": "swa", "learning_rate": "hold", "tail": 1.0}
 
@@ -24,7 +25,7 @@ def start(name: str = "lpss", model: Any = noisy, **more: Any) -> Training:
     return Training(experiment(model), data.train, data.val, name, params, epochs=10, seed=0)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED)
 def test_a_training_that_is_resumed_in_the_tail_equals_an_unbroken_one(name: str) -> None:
     one, other = start(name), start(name)
     for _ in range(9):
@@ -64,7 +65,7 @@ def test_every_epoch_of_the_tail_measures_the_average(model: Any) -> None:
     assert measured["val_accuracy"] == evaluate(own, training.model, val)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED)
 def test_few_bits_are_trained_within_the_epochs_and_resumed_bit_for_bit(name: str) -> None:
     one, other = (start(name, weight_bits=4, bits_share=0.3) for _ in range(2))
     for epoch in range(1, 9):

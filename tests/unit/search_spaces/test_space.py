@@ -20,7 +20,7 @@ from tune_sparsity.sparsity import METHODS, suggest_p
 
 TARGETS = (0.0, 0.5, 0.9, 0.98, 0.999)
 WITH_OVERLAYS = [f"{name}+{overlay}" for name in ("dense", "gmp", "lpss") for overlay in OVERLAYS]
-SPARSE = [name for name in BUILT_IN if name not in ("dense", "lpss-published")]
+SPARSE = [name for name in BUILT_IN if name not in ("binary", "dense", "lpss-published")]
 BASE = """\
 method: lpss
 parameters:

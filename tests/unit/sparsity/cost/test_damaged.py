@@ -21,6 +21,7 @@ from tests.unit.sparsity.cost.test_round_trip import codes, sparse
 from tune_sparsity.sparsity.cost import read_packed
 from tune_sparsity.sparsity.cost.read_packed import Packed, decode
 from tune_sparsity.sparsity.cost.writer import encode
+from tune_sparsity.sparsity.few_bits import Signs
 
 FOLDER = Path(__file__).parent
 COUNT = 10_000 if is_long() else 1000
@@ -35,6 +36,7 @@ def networks() -> list[bytes]:
         encode({"a": codes((12, 20), 0.1, 4, 0), "b": codes((3, 8), 0.5, 8, 1), "c": codes((4, 5), 1.0, 2, 2)}, ()),
         encode({"k": shared, "x": torch.tensor([True, False]), "z": shared}, {"z"}),
         encode({"a": sparse((9, 9), 0.1, 4, torch.bfloat16), "b": torch.randn(5).half()}, {"a"}),
+        encode({"a": Signs(torch.where(torch.randn(7, 11) < 0, -1, 1).char()), "b": torch.arange(7).short()}, {"a"}),
     ]
 
 

@@ -18,7 +18,7 @@ from tune_sparsity.sparsity.cost import read_packed
 from tune_sparsity.sparsity.cost.layout import Layout, best_form
 from tune_sparsity.sparsity.cost.read_packed import BITMAP, DENSE, RICE, decode
 from tune_sparsity.sparsity.cost.writer import encode, load
-from tune_sparsity.sparsity.few_bits import Codes, Precision
+from tune_sparsity.sparsity.few_bits import Codes, Precision, Signs
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 OTHERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool, torch.complex64, torch.uint16)
@@ -93,6 +93,26 @@ def test_codes(shape: tuple[int, ...], density: float, bits: int, seed: int) -> 
     assert np.array_equal(found.scales, one.scales.numpy())
     assert same_bits(load(data)["w"], one.weight() + 0.0)
     assert len(data) == Layout.of({"w": one.weight()}, {"w"}, Precision(bits)).size({"w": one.codes})
+
+
+@given(shapes, st.integers(0, 2**31))
+def test_signs_are_a_bit_each(shape: tuple[int, ...], seed: int) -> None:
+    signs = 2 * torch.randint(0, 2, shape, generator=Generator().manual_seed(seed), dtype=torch.int8) - 1
+    tensors, precision = {"w": signs, "t": torch.arange(3)}, Precision(1, signs=True)
+    data = encode(precision.of(tensors, {"w"}), {"w"})
+    assert all(same_bits(tensor, load(data)[name]) for name, tensor in tensors.items())
+    assert decode(data)["w"].type == "signs"
+    assert len(data) == Layout.of(tensors, {"w"}, precision).size({"w": torch.ones_like(signs)})
+    without = len(encode({"w": torch.zeros(0, *shape[1:], dtype=torch.int8), "t": torch.arange(3)}, ()))
+    assert len(data) - without <= -(-math.prod(shape) // 8) + len(shape)
+
+
+@pytest.mark.parametrize(
+    "values", [torch.tensor([1, 0]).char(), torch.tensor([1, 2]).char(), torch.tensor([1.0, -1.0])]
+)
+def test_what_is_no_sign_is_refused(values: Tensor) -> None:
+    with pytest.raises(ValueError, match="w cannot be packed: signs are int8 of -1 and"):
+        encode({"w": Signs(values)}, {"w"})
 
 
 def test_each_form_is_chosen_where_it_is_the_smallest() -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from tests.helpers.trainings import MASKED
 from tests.unit.sparsity.methods.test_methods import STEPS, network, same, train, zeros
 from tests.unit.sparsity.methods.test_methods import params as params_of
 from tune_sparsity.sparsity import METHODS, SparseTraining, from_dual, prunable_layers, row_norm, zeros_for
@@ -123,7 +124,7 @@ def test_the_variance_of_the_mean_falls_as_one_over_the_number_of_samples() -> N
 
 
 @pytest.mark.parametrize("more", [SWA, EMA], ids=["swa", "ema"])
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED)
 def test_the_network_is_torchs_average_and_has_the_masks_zeros(name: str, more: dict[str, Any]) -> None:
     model = network()
     sparse = build(name, model, **more)
@@ -152,7 +153,7 @@ def test_the_network_is_torchs_average_and_has_the_masks_zeros(name: str, more: 
     assert not beside[1].average.taken
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED)
 def test_nothing_of_the_training_changes_but_its_end(name: str) -> None:
     model, other = network(), network()
     plain, averaged = build(name, model), build(name, other, averaging="swa")
@@ -183,7 +184,7 @@ def test_rows_of_the_mean_lie_on_the_sphere_with_gains_of_their_own() -> None:
 
 @pytest.mark.parametrize("more", [SWA, EMA], ids=["swa", "ema"])
 @pytest.mark.parametrize("stop", [10, 66, 79, 80])
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED)
 def test_resumed_equals_unbroken_bit_for_bit(name: str, stop: int, more: dict[str, Any]) -> None:
     model = network()
     sparse = build(name, model, **more)
@@ -239,14 +240,14 @@ def test_parameters_of_half_precision_are_averaged_in_single() -> None:
         ({"learning_rate": "held"}, "learning_rate = 'held' is not accepted: it takes cosine, hold"),
     ],
 )
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED)
 def test_wrong_settings_are_one_line(name: str, wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
         build(name, network(), **wrong)
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED)
 def test_the_held_rate_is_flat_while_weights_are_averaged(name: str) -> None:
     sparse = build(name, network(), **SWA, tail=0.25)
     assert sparse.average is not None

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.helpers.trainings import MASKED
 from tests.unit.sparsity.methods.test_averaging import build
 from tests.unit.sparsity.methods.test_methods import STEPS, batch, depthwise, network, same, train, zeros
 from tune_sparsity.sparsity import METHODS, SparseTraining, prunable_layers, zeros_for
@@ -39,7 +40,7 @@ def exact(sparse: SparseTraining) -> bool:
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED)
 def test_ends_on_codes_and_its_sparsity_within_its_steps(name: str, bits: int) -> None:
     model = network()
     sparse = build(name, model, weight_bits=bits, bits_share=0.25)
@@ -61,7 +62,7 @@ def test_ends_on_codes_and_its_sparsity_within_its_steps(name: str, bits: int) -
 
 
 @pytest.mark.parametrize("stop", [30, 60, 70, 80])
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED)
 def test_resumed_equals_unbroken_bit_for_bit(name: str, stop: int) -> None:
     options = {"weight_bits": 4, "bits_share": 0.25}
     model, other = network(), network(seed=5)
@@ -325,7 +326,7 @@ def test_codes_of_a_trained_network_are_found_in_its_weights() -> None:
         ({"bits_share": 1.0}, "bits_share = 1.0 is not accepted: it takes (0, 1)"),
     ],
 )
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED)
 def test_wrong_settings_are_one_line(name: str, wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
         build(name, network(), **wrong)

@@ -19,11 +19,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tests.helpers.examples import examples
+from tests.helpers.trainings import MASKED
 from tune_sparsity.sparsity import METHODS, SparseTraining
 from tune_sparsity.sparsity.masks import zeros_for
 
 STEPS = 80
-SPARSE = [name for name in METHODS if name != "dense"]
+SPARSE = [name for name in MASKED if name != "dense"]
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -208,7 +209,7 @@ def same(one: Any, other: Any) -> bool:
 
 @examples(7)
 @given(stop=st.integers(0, STEPS), used=st.integers(0, 2))
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED)
 def test_resumed_at_any_step_equals_unbroken_bit_for_bit(name: str, stop: int, used: int) -> None:
     """Into a fresh training, and into one that has already taken steps of its own."""
     files = unbroken(name)
@@ -225,7 +226,7 @@ def test_resumed_at_any_step_equals_unbroken_bit_for_bit(name: str, stop: int, u
     assert same(sparse.state_dict(), end["sparse"])
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED)
 def test_state_holds_masks_schedule_and_controller(name: str) -> None:
     early, late = (torch.load(io.BytesIO(unbroken(name)[k]), weights_only=True)["sparse"] for k in (20, 50))
     assert (early["steps"], late["steps"]) == (20, 50)
@@ -235,7 +236,7 @@ def test_state_holds_masks_schedule_and_controller(name: str) -> None:
 
 
 @pytest.mark.parametrize("stop", [0, 20, 70])
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED)
 def test_a_copy_of_the_training_goes_on_like_the_original(name: str, stop: int) -> None:
     model = network()
     sparse = build(name, model)
@@ -308,7 +309,7 @@ def test_a_parameter_that_is_no_number_is_named() -> None:
         sparse.check_finite()
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", MASKED)
 def test_wrong_settings_are_one_line(name: str) -> None:
     for wrong in ({"lr": -1.0}, {"lr": math.nan}, {"momentum": 1.0}, {"no_such": 1}):
         with pytest.raises(ValueError, match=r"lr|momentum|no_such") as caught:

@@ -1,0 +1,71 @@
+"""How many bytes a training's step has alive at most, measured while one of its steps is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tune_sparsity.sparsity import SparseTraining
+from tune_sparsity.sparsity.cost.live_bytes import LiveBytes
+from tune_sparsity.sparsity.torch_internals import is_compiled, tree_leaves
+
+
+class StepMemory:
+    """Measures the second step of a training, which has all state that later ones have; of one step alone, that one.
+
+    On a CPU it tracks the tensors of torch's operations, and does not see memory within an operation, or within
+    compiled code. On a GPU it takes torch's own count. The data set is left out, but for the batch.
+
+    Args:
+        sparse: the training. Nothing is measured where its network is compiled.
+
+    Attributes:
+        peak: the bytes; None before they are known.
+    """
+
+    def __init__(self, model: nn.Module, sparse: SparseTraining) -> None:
+        self._model, self._sparse = model, sparse
+        self._step = min(1, sparse.total_steps - 1)
+        self._live: LiveBytes | None = None
+        self._left_out = 0  # on a GPU: what is alive before the step, and is not the training's
+        self.peak: int | None = None
+
+    @contextmanager
+    def within(self, batch: Any = ()) -> Iterator[None]:
+        """Measure what is done within it, if that is part of the step to be measured. A step may have several parts.
+
+        Args:
+            batch: a nest with the tensors of the examples.
+        """
+        if self._sparse.steps != self._step or is_compiled(self._model):
+            yield
+        elif next(self._model.parameters()).is_cuda:
+            if self.peak is None:
+                torch.cuda.reset_peak_memory_stats()
+                self._left_out = torch.cuda.memory_allocated() - _bytes(self._there(batch))
+            yield
+            self.peak = torch.cuda.max_memory_allocated() - self._left_out
+        else:
+            self._live = self._live or LiveBytes(self._there(batch))
+            with self._live:
+                yield
+            self.peak = self._live.peak
+            if self._sparse.steps != self._step:
+                self._live = None
+
+    def _there(self, batch: Any) -> list[Tensor]:
+        """Return the tensors that exist before the step."""
+        sparse, params = self._sparse, list(self._model.parameters())
+        states = [*sparse.optimizer.state.values(), sparse.masks, sparse.averages]
+        gradients = [param.grad for param in params]
+        nest = [params, gradients, list(self._model.buffers()), states, batch]
+        return [one for one in tree_leaves(nest) if isinstance(one, Tensor)]
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    memories = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
+    return sum(memories.values())

@@ -1,0 +1,39 @@
+"""Signs as packed bits: bit 1 is +1, bit 0 is -1. Bits of a byte count from the lowest, and a row begins at a byte."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def signs(x: Tensor) -> Tensor:
+    """Return -1 or +1 as float32 for each number. The sign of 0 is +1."""
+    return signs_(x.to(torch.float32, copy=True))
+
+
+def signs_(x: Tensor) -> Tensor:
+    """Do what `signs` does in place."""
+    return x.ge_(0).mul_(2).sub_(1)
+
+
+def pack(positive: Tensor) -> Tensor:
+    """Return truth values of shape (rows, n) as uint8 of shape (rows, ceil(n / 8)). Bits that are left over are 0."""
+    if positive.device.type == "cpu":  # NumPy is several times as quick there
+        return torch.from_numpy(np.packbits(positive.contiguous().numpy(), axis=1, bitorder="little"))
+    rows, n = positive.shape
+    padded = torch.nn.functional.pad(positive.to(torch.uint8), (0, -n % 8)).view(rows, -1, 8)
+    return (padded << _places(positive.device)).sum(2, dtype=torch.uint8)
+
+
+def unpack(packed: Tensor, n: int) -> Tensor:
+    """Return -1 and +1 as float32 of shape (rows, n) for what `pack` made of n truth values a row."""
+    if packed.device.type == "cpu":
+        bits = torch.from_numpy(np.unpackbits(packed.contiguous().numpy(), axis=1, count=n, bitorder="little"))
+    else:
+        bits = (packed.unsqueeze(2) >> _places(packed.device)).bitwise_and_(1).view(len(packed), -1)[:, :n]
+    return bits.float().mul_(2).sub_(1)
+
+
+def _places(device: torch.device) -> Tensor:
+    return torch.arange(8, device=device, dtype=torch.uint8)

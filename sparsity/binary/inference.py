@@ -1,0 +1,71 @@
+"""A binary layer as it is used: signs, and for each neuron one threshold, or a scale and an offset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tune_sparsity.sparsity.binary.bits import signs
+from tune_sparsity.sparsity.binary.products import Product
+
+Kind = Literal["sign", "relu", "none"]
+"""What follows the normalisation: a sign; a ReLU, where activations are real; nothing behind the last layer."""
+_CONSTANTS: Mapping[Kind, tuple[str, ...]] = {
+    "sign": ("threshold",),
+    "relu": ("scale", "offset"),
+    "none": ("scale", "offset"),
+}
+
+
+def concluded(y: Tensor, kind: Kind, constants: Mapping[str, Tensor]) -> Tensor:
+    """Return a layer's outputs for its products.
+
+    Args:
+        y: of shape (batch, rows, ...).
+        constants: of the rows, by name.
+    """
+    own = [constants[name].to(y.dtype).view(-1, *[1] * (y.dim() - 2)) for name in _CONSTANTS[kind]]
+    if kind == "sign":
+        return signs(y - own[0])
+    return activated(y * own[0] + own[1], kind)
+
+
+def activated(h: Tensor, kind: Kind) -> Tensor:
+    """Return what follows the normalisation."""
+    return signs(h) if kind == "sign" else h.relu() if kind == "relu" else h
+
+
+class SignLayer(nn.Module):
+    """A linear layer or convolution of signs, with constants in the place of a normalisation.
+
+    Attributes:
+        weight: int8, each -1 or +1; (rows, fan-in...).
+        threshold: the least product for the output +1, of a layer whose outputs are signs. It is a whole number where
+            the inputs are signs, too.
+        scale, offset: what is done to the products of any other layer.
+    """
+
+    def __init__(self, weight: Tensor, product: Product, kind: Kind, constants: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.product, self.kind = product, kind
+        for name in _CONSTANTS[kind]:
+            self.register_buffer(name, constants[name])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return concluded(self.product(x.float(), self.weight.float()), self.kind, dict(self.named_buffers()))
+
+    def extra_repr(self) -> str:
+        rows, *fan_in = self.weight.shape
+        return (
+            f"{fan_in[0] if len(fan_in) == 1 else tuple(fan_in)} -> {rows}, {type(self.product).__name__}, {self.kind}"
+        )
+
+
+def whole_threshold(threshold: Tensor, fan_in: int) -> Tensor:
+    """Return thresholds of sums of so many signs as the whole numbers that decide the same."""
+    kept = threshold.ceil().clamp(-fan_in, fan_in + 1)
+    return kept.to(torch.int16 if fan_in < torch.iinfo(torch.int16).max else torch.int32)

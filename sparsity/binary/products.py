@@ -1,0 +1,69 @@
+"""What a block multiplies: a linear layer, or a convolution with a max-pooling behind it, and the products' gradients.
+
+Weights are signs, of some of a layer's rows at a time. Results have the shape (batch, rows, ...).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+
+class LinearProduct(NamedTuple):
+    """The product of a linear layer."""
+
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
+        return x @ weight.t()
+
+    def gradients(self, x: Tensor, weight: Tensor, grad: Tensor, by_input: Tensor | None) -> Tensor:
+        """Return the gradient of the weight, and add that of the inputs to `by_input`, if it is wanted."""
+        if by_input is not None:
+            by_input.addmm_(grad, weight)
+        return grad.t() @ x
+
+
+class ConvolutionProduct(NamedTuple):
+    """The product of a convolution, and the largest of it in each window of a pooling.
+
+    Attributes:
+        stride, padding, dilation: of the convolution.
+        fill: what surrounds the image: -1, since 0 is no bit; 0 where inputs are real.
+        pool: the sizes of a window, which are the pooling's stride, too; (1, 1) for no pooling.
+    """
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    fill: float
+    pool: tuple[int, int] = (1, 1)
+
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
+        results = self._convolved(self._padded(x), weight)
+        return results if self.pool == (1, 1) else F.max_pool2d(results, self.pool)
+
+    def gradients(self, x: Tensor, weight: Tensor, grad: Tensor, by_input: Tensor | None) -> Tensor:
+        """Return the gradient of the weight, and add that of the inputs to `by_input`, if it is wanted. Which results
+        the pooling has kept is computed anew, so that nothing of it is retained."""
+        padded, how = self._padded(x), (self.stride, 0, self.dilation)
+        if self.pool != (1, 1):
+            results = self._convolved(padded, weight)
+            _, places = F.max_pool2d(results, self.pool, return_indices=True)
+            grad = F.max_unpool2d(grad, places, self.pool, output_size=list(results.shape))
+        if by_input is not None:
+            padded_too = conv2d_input(padded.shape, weight, grad, *how)
+            (above, left), (height, width) = self.padding, x.shape[2:]
+            by_input += padded_too[:, :, above : above + height, left : left + width]
+        return conv2d_weight(padded, weight.shape, grad, *how)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        (rows, columns) = self.padding
+        return F.pad(x, (columns, columns, rows, rows), value=self.fill) if rows or columns else x
+
+    def _convolved(self, padded: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(padded, weight, None, self.stride, 0, self.dilation)
+
+
+Product = LinearProduct | ConvolutionProduct

@@ -1,0 +1,55 @@
+"""How many bytes of tensors are alive at most while something is computed."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tune_sparsity.sparsity.torch_internals import EagerMode, tree_leaves
+
+
+class LiveBytes(EagerMode):
+    """Counts the bytes of the tensors that operations of torch take and make within it.
+
+    A tensor counts from where it is first seen until its memory is given back. Memory within an operation, and that of
+    compiled code, is not seen. It may be entered several times; the count goes on.
+
+    Args:
+        there: tensors that exist before.
+
+    Attributes:
+        now: the bytes that are alive.
+        peak: the most bytes that were alive at once.
+    """
+
+    def __init__(self, there: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._known: dict[int, int] = {}  # the bytes of the live memories, by where they begin
+        self.now = self.peak = 0
+        self._see(list(there))
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self._see((args, kwargs))
+        result = function(*args, **(kwargs or {}))
+        self._see(result)
+        return result
+
+    def _see(self, nest: Any) -> None:
+        for one in tree_leaves(nest):
+            if isinstance(one, Tensor) and one.layout == torch.strided and not one.is_meta:
+                memory = one.untyped_storage()
+                place, size = memory.data_ptr(), memory.nbytes()
+                if size and place not in self._known:
+                    self._known[place] = size
+                    self.now += size
+                    weakref.finalize(memory, self._gone, place).atexit = False
+        self.peak = max(self.peak, self.now)
+
+    def _gone(self, place: int) -> None:
+        self.now -= self._known.pop(place, 0)

@@ -1,0 +1,58 @@
+"""binary: weights, and mostly activations, of one bit, trained in little memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Generator, nn
+
+from tune_sparsity.sparsity.binary.convert import ACTIVATIONS
+from tune_sparsity.sparsity.binary.optimizer import FLIPS
+from tune_sparsity.sparsity.binary.training import BinaryTraining
+from tune_sparsity.sparsity.layers import PAPER_RULES, LayerRules
+from tune_sparsity.sparsity.methods.validation import numbers, within
+
+
+@dataclass(frozen=True)
+class BinarySettings:
+    """The learning rate is a cosine.
+
+    Attributes:
+        lr: its peak, > 0.
+        activations: "binary"; or "real": those between layers are real, and only weights have one bit.
+        flips: how signs change: "signs": the mean of the gradients' signs moves a latent weight; or "bop".
+        gamma: of Bop, the share of a new gradient in the mean, in (0, 1].
+        tau: of Bop, the mean's size at which a sign flips, in [0, 1).
+    """
+
+    lr: float = 2e-3
+    activations: str = "binary"
+    flips: str = "signs"
+    gamma: float = 1e-2
+    tau: float = 0.05
+
+    def __post_init__(self) -> None:
+        numbers(self)
+        within("lr", self.lr, 0 < self.lr < float("inf"), "(0, inf)")
+        within("activations", self.activations, self.activations in ACTIVATIONS, ", ".join(ACTIVATIONS))
+        within("flips", self.flips, self.flips in FLIPS, ", ".join(FLIPS))
+        within("gamma", self.gamma, 0 < self.gamma <= 1, "(0, 1]")
+        within("tau", self.tau, 0 <= self.tau < 1, "[0, 1)")
+
+
+def binary(
+    model: nn.Module,
+    s: BinarySettings,
+    *,
+    total_steps: int,
+    generator: Generator,
+    rules: LayerRules = PAPER_RULES,
+    trained: bool = False,
+) -> BinaryTraining:
+    """Weights and activations of one bit, trained in little memory; no zeros (Wang et al. 2021, arXiv 2102.04270).
+
+    Of the other methods' arguments it needs none: it draws nothing, all layers are binary, and it begins with the
+    network's weights.
+    """
+    settings = {"lr": s.lr, "flips": s.flips, "gamma": s.gamma, "tau": s.tau}
+    return BinaryTraining(model, s.activations, total_steps=total_steps, **settings)

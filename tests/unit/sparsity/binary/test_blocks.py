@@ -1,0 +1,203 @@
+"""Binary layers in training: their gradients, what they retain, and that nothing of a step stays."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.helpers.problems import mlp
+from tune_sparsity.sparsity.binary.bits import signs
+from tune_sparsity.sparsity.binary.blocks import BinaryBlock, in_parts, normalise, normalise_backward
+from tune_sparsity.sparsity.binary.convert import make_binary
+from tune_sparsity.sparsity.binary.products import ConvolutionProduct, LinearProduct, Product
+from tune_sparsity.sparsity.cost.live_bytes import LiveBytes
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def exact(y: Tensor, grad: Tensor) -> Tensor:
+    """The gradient by autograd of the normalisation's definition."""
+    y = y.clone().requires_grad_()
+    centred = y - y.mean((0, 2))[:, None]
+    (centred / centred.abs().mean((0, 2))[:, None]).backward(grad)
+    assert y.grad is not None
+    return y.grad
+
+
+def test_the_normalisation_has_mean_zero_and_magnitude_one() -> None:
+    y = random(50, 6, 3)
+    normalised, mean, size = normalise(y)
+    torch.testing.assert_close(normalised.mean((0, 2)), torch.zeros(6).double(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(normalised.abs().mean((0, 2)), torch.ones(6).double())
+    torch.testing.assert_close(normalised * size[:, None] + mean[:, None], y)
+
+
+def test_the_gradient_is_that_of_autograd_where_magnitudes_are_equal() -> None:
+    """The signs are all that is known of the normalised numbers, and there they are these numbers."""
+    sign = signs(random(20, 5, 2)).double()
+    sign[10:] = -sign[:10]  # so that the mean is 0
+    y, grad = 3 * sign + 0.5, random(20, 5, 2, seed=1)
+    _, _, size = normalise(y)
+    torch.testing.assert_close(normalise_backward(grad, sign, size), exact(y, grad), rtol=0, atol=1e-12)
+
+
+def test_the_gradient_is_near_that_of_autograd_elsewhere() -> None:
+    y, grad = random(64, 24, 1), random(64, 24, 1, seed=1)
+    normalised, _, size = normalise(y)
+    found, true = normalise_backward(grad, signs(normalised).double(), size), exact(y, grad)
+    assert F.cosine_similarity(found.flatten(), true.flatten(), 0) > 0.99
+
+
+def test_the_exact_gradient_has_the_closed_form_that_it_is_taken_from() -> None:
+    y, grad = random(64, 24, 1), random(64, 24, 1, seed=1)
+    normalised, _, size = normalise(y)
+    u, sign = grad / size[:, None], normalised.sign()
+    along = (u * normalised).mean((0, 2))[:, None]
+    closed = u - u.mean((0, 2))[:, None] - along * (sign - sign.mean((0, 2))[:, None])
+    torch.testing.assert_close(closed, exact(y, grad), rtol=0, atol=1e-12)
+
+
+PRODUCTS: list[tuple[Product, tuple[int, ...], tuple[int, ...]]] = [
+    (LinearProduct(), (7, 33), (20, 33)),
+    (ConvolutionProduct((1, 1), (1, 1), (1, 1), -1.0), (3, 2, 6, 5), (11, 2, 3, 3)),
+    (ConvolutionProduct((2, 1), (0, 2), (1, 2), -1.0), (3, 2, 9, 8), (9, 2, 3, 2)),
+    (ConvolutionProduct((1, 1), (1, 1), (1, 1), -1.0, (2, 2)), (3, 2, 6, 7), (17, 2, 3, 3)),
+]
+
+
+def reference(product: Product, x: Tensor, weight: Tensor) -> Tensor:
+    """The same product, whose gradients autograd knows."""
+    if isinstance(product, LinearProduct):
+        return F.linear(x, weight)
+    (rows, columns), pool = product.padding, product.pool
+    padded = F.pad(x, (columns, columns, rows, rows), value=product.fill)
+    return F.max_pool2d(F.conv2d(padded, weight, None, product.stride, 0, product.dilation), pool)
+
+
+@pytest.mark.parametrize(("product", "inputs", "weights"), PRODUCTS)
+def test_gradients_of_products_are_those_of_autograd(
+    product: Product, inputs: tuple[int, ...], weights: tuple[int, ...]
+) -> None:
+    x, weight = random(*inputs, seed=1).requires_grad_(), random(*weights, seed=2).requires_grad_()
+    y = reference(product, x, weight)
+    assert torch.equal(product(x, weight), y)
+    grad = random(*y.shape, seed=3)
+    expected = torch.autograd.grad(y, (x, weight), grad)
+    by_input = torch.zeros_like(x)
+    with torch.no_grad():
+        by_weight = product.gradients(x, weight, grad, by_input)
+    torch.testing.assert_close((by_input, by_weight), expected)
+
+
+@pytest.mark.parametrize(("product", "inputs", "weights"), PRODUCTS)
+@pytest.mark.parametrize("kind", ["sign", "relu", "none"])
+def test_a_block_in_parts_is_the_block_as_a_whole(
+    product: Product, inputs: tuple[int, ...], weights: tuple[int, ...], kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight rows at a time give what plain tensor operations give for all rows."""
+    monkeypatch.setattr("tune_sparsity.sparsity.binary.blocks._TOGETHER", 1)
+    latent, x = 0.3 * random(*weights, seed=2), signs(random(*inputs, seed=1)).requires_grad_()
+    block = BinaryBlock(latent, product, kind, None)
+    block.bias.data = 0.1 * random(weights[0], seed=4).float()
+    out = block(x)
+    y = reference(product, x.detach(), signs(latent))
+    flat = y.reshape(*y.shape[:2], -1)
+    normalised, _, size = normalise(flat)
+    h = (normalised + block.bias.detach()[:, None]).view(y.shape)
+    torch.testing.assert_close(out.detach(), {"sign": signs(h), "relu": h.relu(), "none": h}[kind])
+
+    grad = random(*out.shape, seed=5).float()
+    passes = {"sign": h.abs() <= 1, "relu": h >= 0, "none": torch.ones_like(h) > 0}[kind]
+    through = (grad * passes).view(flat.shape)
+    by_y = normalise_backward(through, signs(h).view(flat.shape), size).view(y.shape)
+    again, weight = x.detach().clone().requires_grad_(), signs(latent).requires_grad_()
+    by_input, by_weight = torch.autograd.grad(reference(product, again, weight), (again, weight), by_y)
+    out.backward(grad)
+    torch.testing.assert_close(x.grad, by_input)
+    torch.testing.assert_close(block.bias.grad, through.sum((0, 2)))
+    assert block.weight.grad is not None
+    certain = by_weight.abs() > 1e-4  # of a sum that is about 0, rounding decides
+    assert torch.equal(block.weight.grad.float()[certain], by_weight.sign()[certain])
+    assert certain.float().mean() > 0.9
+
+
+def test_parts_are_whole_bytes_and_all_rows() -> None:
+    for rows, fan_in, results in ((1, 3, 1), (10, 1000, 100), (257, 5000, 100), (300, 3, 100_000)):
+        parts = list(in_parts(torch.empty(rows, fan_in), results))
+        assert all(part.start % 8 == 0 for part in parts)
+        assert [row for part in parts for row in range(part.start, part.stop)] == list(range(rows))
+
+
+def retained(forward: Callable[[], Tensor], own: list[Tensor]) -> int:
+    """The bytes that autograd saves for the backward pass, beside tensors that are there anyway."""
+    sizes, known = dict[int, int](), {tensor.untyped_storage().data_ptr() for tensor in own}
+
+    def pack_hook(tensor: Tensor) -> Tensor:
+        memory = tensor.untyped_storage()
+        sizes[memory.data_ptr()] = memory.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack_hook, lambda tensor: tensor):
+        kept = forward()  # its graph is alive while sizes are read, so that no memory is used twice
+    total = sum(size for place, size in sizes.items() if place not in known)
+    del kept
+    return total
+
+
+def test_what_is_retained_is_two_bits_a_number() -> None:
+    batch, widths = 100, (784, 256, 256, 10)
+    model = mlp(*widths)
+    make_binary(model)
+    x = torch.rand(batch, widths[0])
+    found = retained(lambda: model(x), [x, *model.parameters()])
+    gates = sum(batch * -(-width // 8) for width in widths[1:-1])
+    outputs = sum(batch * -(-width // 8) for width in widths[1:])  # signs, which are the next layer's inputs, too
+    assert found == gates + outputs + 4 * sum(widths[1:])
+
+
+def test_nothing_of_a_step_stays() -> None:
+    """Memory that a step takes is given back without Python's collector, which would find circles of references."""
+    model = mlp(20, 16, 16, 3)
+    make_binary(model)
+    x, y = torch.rand(8, 20), torch.arange(8) % 3
+    alive = LiveBytes([x, y, *model.parameters(), *model.buffers()])
+    gc.collect()
+    gc.disable()
+    try:
+        counts = set()
+        for step in range(200):
+            with alive:
+                F.cross_entropy(model(x), y).backward()
+            if step:
+                counts.add(alive.now)
+    finally:
+        gc.enable()
+    assert len(counts) == 1
+
+
+@pytest.mark.parametrize("pool", [(1, 1), (2, 2)])
+def test_signs_pass_from_a_convolution_to_a_linear_layer(pool: tuple[int, int]) -> None:
+    """The linear layer's inputs are bits that the convolution has made, in the order of nn.Flatten."""
+    layers = [nn.Conv2d(1, 8, 3), nn.MaxPool2d(pool), nn.ReLU(), nn.Flatten()]
+    width = 8 * (6 // pool[0]) ** 2
+    model = nn.Sequential(*layers, nn.Linear(width, 12), nn.ReLU(), nn.Linear(12, 4))
+    blocks = make_binary(model)
+    x = torch.rand(16, 1, 8, 8)
+    captured = list[Tensor]()
+    blocks[1].register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+    model(x).square().sum().backward()
+    alone = BinaryBlock(blocks[1].weight.detach(), LinearProduct(), "sign", None)
+    alone.bias.data = blocks[1].bias.data
+    again = captured[0].detach()
+    grad = torch.autograd.grad(model[4:](again.requires_grad_()).square().sum(), blocks[1].weight)[0]
+    assert blocks[1].weight.grad is not None
+    agree = (grad == blocks[1].weight.grad).float().mean()
+    assert agree == 1

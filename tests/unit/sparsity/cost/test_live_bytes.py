@@ -1,0 +1,54 @@
+"""The bytes of tensors that are alive at most, against counts by hand."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tune_sparsity.sparsity.cost.live_bytes import LiveBytes
+
+N = 1000
+BYTES = 4 * N
+
+
+def test_tensors_count_from_where_they_are_made_until_they_are_gone() -> None:
+    x = torch.ones(N)
+    with LiveBytes([x]) as live:
+        assert live.now == BYTES
+        y = x * 2
+        z = y + 1
+        assert (live.now, live.peak) == (3 * BYTES, 3 * BYTES)
+        del y
+        z = z * 2  # the old one is alive until the new one is there
+        assert (live.now, live.peak) == (2 * BYTES, 3 * BYTES)
+    with live:
+        w = torch.cat([z, z, z])
+    assert (live.now, live.peak) == (5 * BYTES, 5 * BYTES)
+    del w, z
+    assert live.now == BYTES
+
+
+def test_views_and_work_in_place_take_no_memory() -> None:
+    x = torch.ones(10, N // 10)
+    with LiveBytes([x]) as live:
+        x.view(-1)[3:].t().mul_(2).add_(1)
+        assert live.peak == BYTES
+
+
+def test_what_was_there_counts_once_and_from_where_it_is_seen() -> None:
+    x, y = torch.ones(N), torch.ones(N)
+    with LiveBytes([x, x, x[3:]]) as live:
+        assert live.now == BYTES
+        x.add_(y)
+        assert live.now == 2 * BYTES
+
+
+def test_a_backward_pass_is_seen() -> None:
+    layer, x = nn.Linear(50, 40, bias=False), torch.ones(30, 50)
+    with LiveBytes([x, *layer.parameters()]) as live:
+        layer(x).square().sum().backward()
+        assert layer.weight.grad is not None
+        # The network, the batch and the gradient stay.
+        assert live.now == 4 * (2 * 50 * 40 + 30 * 50)
+        # The output is retained when its square is taken; then there are two gradients of its size.
+        assert live.peak >= live.now + 4 * 30 * 40
