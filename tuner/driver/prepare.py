@@ -107,13 +107,8 @@ def prepare(
         raise UsageError(str(error)) from None
     check_address(config.address)
     config.storage.check()
-    if named and config.storage.exists(config.study) != resume:
-        raise UsageError(
-            f"no study {config.study!r} in {config.storage}"
-            if resume
-            else f"study {config.study!r} exists in {config.storage}: choose another --study, or go on with it: "
-            f"tune-sparsity resume {config.study}"
-        )
+    if named:
+        _check_name(config, resume)
     loading = _Loading(lambda: experiment.load(config.data_dir)) if own else None
     if loading is not None:
         share(loading.over)
@@ -130,6 +125,18 @@ def prepare(
     prepared = Prepared(config, experiment, data, spaces, goal, network.size, *about)
     threading.Thread(target=getattr, args=(prepared, "checksum"), daemon=True).start()  # before somebody waits for it
     return prepared
+
+
+def _check_name(config: StudyConfig, resume: bool) -> None:
+    """Raises UsageError if a study that goes on is not there, or if a new one has the name of another."""
+    if config.storage.exists(config.study) == resume:
+        return
+    if resume:
+        raise UsageError(f"no study {config.study!r} in {config.storage}")
+    raise UsageError(
+        f"study {config.study!r} exists in {config.storage}: choose another --study, or go on with it: "
+        f"tune-sparsity resume {config.study}"
+    )
 
 
 def _as_before(goal: Goal, config: StudyConfig) -> Goal:
