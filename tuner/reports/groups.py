@@ -13,6 +13,8 @@ HEADER = (
     *("bytes", "p against large"),
 )
 
+PASSED_HEADER = ("the small network hesitates between", "examples passed on", "small is right", "large is right")
+
 
 def group_rows(document: Mapping[str, Any], objective: Objective) -> list[list[str]]:
     """Return the table of the groups, a row each, with the columns of HEADER."""
@@ -25,6 +27,14 @@ def group_rows(document: Mapping[str, Any], objective: Objective) -> list[list[s
             f"{group['mcnemar_against_large']['p']:.3g}",
         ]
         for group in document.get("groups", ())
+    ]
+
+
+def passed_rows(document: Mapping[str, Any]) -> list[list[str]]:
+    """Return the pairs of classes that the group to use passes on, a row each, with the columns of PASSED_HEADER."""
+    pairs = (main_group(document) or {}).get("passed_pairs", ())
+    return [
+        [" or ".join(pair["classes"]), str(pair["examples"]), str(pair["small"]), str(pair["large"])] for pair in pairs
     ]
 
 

@@ -28,6 +28,8 @@ QUANTILES = 20
 MOST_NETWORKS = 200
 SHARES = (0.125, 0.25, 0.5, 1.0)
 """Of the best network's multiply-adds: for each the most accurate group within it is chosen."""
+PAIRS_SHOWN = 10
+"""Pairs of classes that are told of a group."""
 _NEVER, _ALWAYS = 0.0, 2.0  # gates that no margin is below, and that all are
 
 
@@ -38,10 +40,12 @@ class Answers:
     Attributes:
         scores: the metric's score of each example, shape (n,), float64.
         margins: how sure the network is of each, shape (n,), float32.
+        leading: the two classes that the network finds likeliest, shape (n, 2), int64.
     """
 
     scores: Tensor
     margins: Tensor
+    leading: Tensor
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Group:
 def answers_of(
     experiment: Experiment, network: Path, split: Split | Loaded, device: str | torch.device = "cpu"
 ) -> Answers:
-    """Return what a network makes of a split.
+    """Return the answers of a network on a split.
 
     Args:
         network: a file as `tune_sparsity.tuner.worker.trainable.packed_weights` gives it.
@@ -78,11 +82,14 @@ def answers_of(
     """
     model = experiment.network_with(split_masks(load_file(network))[0]).to(device)
     score = metric_of(experiment.metric).function
-    parts = [(score(out, y).double().cpu(), margins(out).cpu()) for out, y in outputs_of(experiment, model, split)]
-    scores, sure = map(torch.cat, zip(*parts, strict=True))
+    parts = [
+        (score(out, y).double().cpu(), margins(out).cpu(), out.topk(2, dim=1).indices.cpu())
+        for out, y in outputs_of(experiment, model, split)
+    ]
+    scores, sure, leading = map(torch.cat, zip(*parts, strict=True))
     if bad := int(sure.isnan().sum()):
         raise NotFinite(f"a network's outputs are no numbers for {bad} of {len(sure)} examples")
-    return Answers(scores, sure)
+    return Answers(scores, sure, leading)
 
 
 def gates(sure: Tensor) -> list[float]:
@@ -176,19 +183,49 @@ def mcnemar(one: Tensor, other: Tensor) -> dict[str, Any]:
     return {"only_group": won, "only_network": lost, "p": min(1.0, 2 * tail / 2 ** (won + lost))}
 
 
+def passed_pairs(small: Answers, large: Answers, theta: float, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the pairs of classes between which the small network hesitates, the commonest PAIRS_SHOWN of them first.
+
+    Args:
+        small, large: answers on the same split.
+        theta: the gate.
+        classes: their names; empty: they are numbered.
+
+    Returns:
+        For each pair its classes, the number of examples that are passed on, and how many of them the small and the
+        large network have right.
+    """
+    passed = small.margins < theta
+    pairs, places = small.leading[passed].sort(dim=1).values.unique(dim=0, return_inverse=True)
+    rights = torch.stack([torch.ones(len(places)), small.scores[passed] > 0.5, large.scores[passed] > 0.5])
+    counts = torch.zeros(3, len(pairs)).index_add_(1, places, rights).long().tolist()
+    rows = [
+        {
+            "classes": [classes[one] if classes else str(one) for one in pair],
+            "examples": n,
+            "small": own,
+            "large": other,
+        }
+        for pair, n, own, other in zip(pairs.tolist(), *counts, strict=True)
+    ]
+    return sorted(rows, key=lambda row: -row["examples"])[:PAIRS_SHOWN]
+
+
 @dataclass(frozen=True)
 class Choice:
-    """Holds what the validation data choose.
+    """Holds the choice that the validation data make.
 
     Attributes:
         groups: as `chosen` gives them.
         as_good: the cheapest of them that is as good as the best network, if any.
-        pairs: how many were looked at.
+        pairs: the number of pairs of networks that were tried.
+        passed: the pairs of classes that each group passes on, as `passed_pairs` gives them.
     """
 
     groups: list[Group]
     as_good: Group | None
     pairs: int
+    passed: dict[Group, list[dict[str, Any]]]
 
 
 def choose(
@@ -198,10 +235,12 @@ def choose(
     macs: Mapping[int, int],
     best: int,
     device: str = "cpu",
+    classes: Sequence[str] = (),
 ) -> Choice:
     """Return the groups of a study's networks that the validation data choose.
 
     Args:
+        classes: the names of the classes, if they have any.
         networks: their files, by their trials' numbers.
         macs: their multiply-adds, likewise.
         best: the best network's number.
@@ -214,7 +253,9 @@ def choose(
         front = on_front([*front, *found], [(macs[number], values[number]) for number in answers])
     pairs = sum(macs[one] < macs[other] for one in answers for other in answers)
     goal = values[best], macs[best]
-    return Choice(chosen(front, *goal), as_good(front, *goal), pairs)
+    groups = chosen(front, *goal)
+    passed = {one: passed_pairs(answers[one.small], answers[one.large], one.theta, classes) for one in groups}
+    return Choice(groups, as_good(front, *goal), pairs, passed)
 
 
 def group_document(
@@ -234,7 +275,8 @@ def group_document(
     macs = {number: record.macs for number, record in records.items() if record.macs is not None}
     if best not in macs or len(set(macs.values())) < 2:
         raise ValueError("the study has kept no two networks that differ in their multiply-adds")
-    choice = choose(experiment, data.val, {number: files[number] for number in macs}, macs, best, device)
+    files = {number: files[number] for number in macs}
+    choice = choose(experiment, data.val, files, macs, best, device, data.classes)
     wanted = {number for group in choice.groups for number in (group.small, group.large, best)}
     read = {number: answers_of(experiment, files[number], data.test, device) for number in sorted(wanted)}
     names = {group: f"group-{place}" for place, group in enumerate(choice.groups, 1)}
@@ -244,7 +286,10 @@ def group_document(
         "networks": len(macs),
         "pairs": choice.pairs,
         "as_good_as_best": None if choice.as_good is None else names[choice.as_good],
-        "groups": [{"name": name, **_described(group, records, read, best)} for group, name in names.items()],
+        "groups": [
+            {"name": name, **_described(group, records, read, best), "passed_pairs": choice.passed[group]}
+            for group, name in names.items()
+        ],
     }
 
 

@@ -28,6 +28,7 @@ from tune_sparsity.tuner.results.cascade import (
     main_group,
     mcnemar,
     on_front,
+    passed_pairs,
 )
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
@@ -35,7 +36,8 @@ CLASSES, FEATURES = 4, 8
 
 
 def answers(scores: list[float], margins: list[float]) -> Answers:
-    return Answers(torch.tensor(scores, dtype=torch.float64), torch.tensor(margins))
+    leading = torch.tensor([[0, 1]]).repeat(len(scores), 1)
+    return Answers(torch.tensor(scores, dtype=torch.float64), torch.tensor(margins), leading)
 
 
 def test_gates_lie_between_margins_and_end_with_never_and_always() -> None:
@@ -219,6 +221,26 @@ def test_what_is_reported_of_a_group_is_what_its_networks_answer(study: Study) -
             assert group["expected_macs"] < best.macs
 
 
+def test_the_pairs_that_are_passed_on_are_those_counted_by_hand() -> None:
+    """Examples 0, 1 and 3 are passed on: two between classes 1 and 2, in either order, and one between 0 and 2."""
+    sure = torch.tensor([0.1, 0.2, 0.9, 0.1, 0.8])
+    leading = torch.tensor([[1, 2], [2, 1], [1, 2], [2, 0], [0, 2]])
+    small = Answers(torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0], dtype=torch.float64), sure, leading)
+    large = Answers(torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0], dtype=torch.float64), torch.ones(5), leading)
+    first = {"classes": ["dog", "fox"], "examples": 2, "small": 1, "large": 2}
+    second = {"classes": ["cat", "fox"], "examples": 1, "small": 0, "large": 0}
+    assert passed_pairs(small, large, 0.5, ("cat", "dog", "fox")) == [first, second]
+    assert passed_pairs(small, large, 0.0, ()) == []
+    assert passed_pairs(small, large, 0.5, ())[0]["classes"] == ["1", "2"]
+
+
+def test_the_pairs_of_a_group_are_all_that_it_passes_on(study: Study) -> None:
+    for group in study.document()["groups"]:
+        passed = round(group["passed_on"] * len(study.data.val.y))
+        assert sum(pair["examples"] for pair in group["passed_pairs"]) == passed  # six pairs of four classes
+        assert all(0 <= pair[one] <= pair["examples"] for pair in group["passed_pairs"] for one in ("small", "large"))
+
+
 def test_the_ends_of_the_gates_are_the_two_networks(study: Study) -> None:
     known = {number: answers_of(study.experiment, file, study.data.val) for number, (_, file) in study.networks.items()}
     values = {number: record.value for number, (record, _) in study.networks.items()}
@@ -232,6 +254,8 @@ def test_the_ends_of_the_gates_are_the_two_networks(study: Study) -> None:
 
 class Watched:
     """Data that count how often their test split is asked for."""
+
+    classes = ()
 
     def __init__(self, data: Data) -> None:
         self.train, self.val, self._test, self.asked = data.train, data.val, data.test, 0
