@@ -25,7 +25,9 @@ def network() -> nn.Module:
 
 def accuracy(model: nn.Module, data) -> float:
     model.eval()
-    return sum(int((model(x).argmax(1) == y).sum()) for x, y in DataLoader(data, 256)) / len(data)
+    device = next(model.parameters()).device
+    right = sum(int((model(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in DataLoader(data, 256))
+    return right / len(data)
 
 
 def train(trial) -> None:
@@ -37,7 +39,7 @@ def train(trial) -> None:
         model.train()
         for x, y in loader:
             sparse.zero_grad()
-            cross_entropy(model(x), y).backward()
+            cross_entropy(model(x.to(trial.device)), y.to(trial.device)).backward()
             sparse.step()
         trial.report(lambda: accuracy(model, validation))
 

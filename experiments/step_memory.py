@@ -22,13 +22,14 @@ class StepMemory:
 
     Args:
         sparse: the training. Nothing is measured where its network is compiled.
+        alone: whether one process trains. The memory of one of several depends on their exchange, and is not measured.
 
     Attributes:
         peak: the bytes; None before they are known.
     """
 
-    def __init__(self, model: nn.Module, sparse: SparseTraining) -> None:
-        self._model, self._sparse = model, sparse
+    def __init__(self, model: nn.Module, sparse: SparseTraining, *, alone: bool = True) -> None:
+        self._model, self._sparse, self._alone = model, sparse, alone
         self._step = min(1, sparse.total_steps - 1)
         self._live: LiveBytes | None = None
         self._left_out = 0  # on a GPU: what is alive before the step, and is not the training's
@@ -41,7 +42,7 @@ class StepMemory:
         Args:
             batch: a nest with the tensors of the examples.
         """
-        if self._sparse.steps != self._step or is_compiled(self._model):
+        if not self._alone or self._sparse.steps != self._step or is_compiled(self._model):
             yield
         elif next(self._model.parameters()).is_cuda:
             if self.peak is None:

@@ -72,7 +72,7 @@ class Training:
             epochs=epochs,
             trained=experiment.trained,
         )
-        self._memory = StepMemory(self.model, self.sparse)
+        self._memory = StepMemory(self.model, self.sparse, alone=ranks is ONE_RANK)
         self._first_masks: dict[str, float] = {}  # how good a trained network is under the masks that it begins with
         recipe = experiment.recipe
         if self.sparse.steps_in_backward:

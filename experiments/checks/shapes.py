@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from tune_sparsity.experiments.base import Data, Experiment, NotFinite, Recipe, correct, evaluate, in_evaluation
 from tune_sparsity.experiments.checks.suite import Check, Level, Problem, Subject, count, same, spread, warning
-from tune_sparsity.experiments.examples import Loaded, copied, length, mapped, tensors_in
+from tune_sparsity.experiments.examples import Loaded, Split, copied, length, mapped, tensors_in
 from tune_sparsity.experiments.metrics import Metric, is_torchmetric, metric_of
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.sparsity import LayerRules, network_size, prunable_layers
@@ -74,6 +74,9 @@ def loads(subject: Subject) -> Iterator[Problem]:
 def _split(name: str, split: Any) -> Iterator[Problem]:
     if isinstance(split, Loaded):
         split.first(1)  # raises what is wrong
+        return
+    if isinstance(split, Split) and (part := next((part for part in split if not tensors_in(part)), None)) is not None:
+        yield Problem(f"the {name} split holds a {type(part).__name__}: give tensors, as torch.from_numpy makes them")
         return
     if not (isinstance(split, tuple) and len(split) == 2 and all(tensors_in(part) for part in split)):
         yield Problem(

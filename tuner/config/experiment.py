@@ -73,6 +73,8 @@ def experiment_of(config: StudyConfig) -> Experiment:
 
 def find_experiment(name: str) -> Experiment:
     if ":" not in name and name not in EXPERIMENTS:
+        if name.endswith(".py"):
+            raise UsageError(f"--experiment {name}: say which experiment or loop of the file: {name}:NAME")
         accepted = f"{unknown('experiment', name, EXPERIMENTS)}, path/to/file.py:name or module:name"
         raise UsageError(f"--experiment: {accepted}")
     try:

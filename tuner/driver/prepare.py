@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 import socket
 import threading
 from collections.abc import Callable
@@ -123,6 +124,8 @@ def prepare(
     check_group(config, experiment, data, costs_known=(uses := _uses(experiment, network, data)) is not None)
     about = (earlier, tuple(warnings), uses, network.limit(config))
     prepared = Prepared(config, experiment, data, spaces, goal, network.size, *about)
+    if resume:
+        _check_data(prepared)
     threading.Thread(target=getattr, args=(prepared, "checksum"), daemon=True).start()  # before somebody waits for it
     return prepared
 
@@ -135,8 +138,19 @@ def _check_name(config: StudyConfig, resume: bool) -> None:
         raise UsageError(f"no study {config.study!r} in {config.storage}")
     raise UsageError(
         f"study {config.study!r} exists in {config.storage}: choose another --study, or go on with it: "
-        f"tune-sparsity resume {config.study}"
+        f"tune-sparsity resume {config.study} --storage {shlex.quote(str(config.storage))}"
     )
+
+
+def _check_data(prepared: Prepared) -> None:
+    """Raises UsageError if the data are not those that the study began with: its trials would not compare, and a test
+    example may have been a training example."""
+    before = read_about(prepared.config).get("data_sha256")
+    if before and before != prepared.checksum:
+        raise UsageError(
+            f"the data of {prepared.config.experiment} are not those that study {prepared.config.study!r} began with: "
+            "bring them back, or begin another study"
+        )
 
 
 def _as_before(goal: Goal, config: StudyConfig) -> Goal:

@@ -95,7 +95,7 @@ def test_an_ended_study_is_loaded_by_its_name_and_by_its_folder(study: Study) ->
         ({"target": 0.9, "experiment": "digit"}, "did you mean digits"),
         (
             {"target": 0.9, "experiment": torch.nn.Linear(2, 2)},
-            "experiment must be a name, a tune_sparsity.Experiment or a training loop (a function), got a Linear",
+            "experiment must be a name, a tune_sparsity.Experiment or a training loop",
         ),
     ],
 )

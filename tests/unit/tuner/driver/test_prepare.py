@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from tune_sparsity.experiments import find
+from tune_sparsity.tuner.config.files import write_study_yaml
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.driver import prepare as module
 from tune_sparsity.tuner.driver.prepare import prepare
+from tune_sparsity.tuner.errors import UsageError
 
 
 def test_data_of_our_own_have_loaded_and_their_thread_has_ended_when_a_copy_is_made(tmp_path: Path) -> None:
@@ -55,3 +57,28 @@ def test_a_users_code_runs_after_a_copy_was_made_and_in_the_main_thread(tmp_path
     assert ran[0] is False
     threads = prepared.experiment.load.__globals__["THREADS"]  # type: ignore[attr-defined]
     assert set(threads) == {threading.main_thread()}
+
+
+def test_a_study_does_not_go_on_with_other_data(tmp_path: Path) -> None:
+    source = "from dataclasses import replace\nfrom tune_sparsity.experiments.builtin import digits as ours\n"
+    source += "def load(folder):\n    data = ours.digits.load(folder)\n    x, y = data.train\n"
+    source += "    return replace(data, train=type(data.train)(x[KEPT:], y[KEPT:]))\n"
+    source += "mine = replace(ours.digits, name='mine', load=load)\n"
+    for number, kept in enumerate((0, 0, 1)):
+        (tmp_path / f"mine_{number}.py").write_text(f"KEPT = {kept}\n{source}")
+    given = {"target": 0.9, "storage": str(tmp_path), "study": "mine"}
+    configs = [make_config({**given, "experiment": f"{tmp_path}/mine_{n}.py:mine"}).resolved() for n in range(3)]
+    begun = prepare(configs[0])
+    configs[0].folder.mkdir()
+    write_study_yaml(configs[0], epochs=1, checksum=begun.checksum, device="cpu", goal=begun.goal)
+    assert prepare(configs[1], resume=True).checksum == begun.checksum
+    with pytest.raises(UsageError, match="are not those that study 'mine' began with"):
+        prepare(configs[2], resume=True)
+
+
+def test_a_study_that_exists_is_told_with_the_command_that_goes_on_with_it(tmp_path: Path) -> None:
+    config = make_config({"target": 0.9, "storage": f"{tmp_path}/my studies", "study": "there"}).resolved()
+    config.folder.mkdir(parents=True)
+    (config.folder / "study.yaml").write_text("target: 0.9\n")
+    with pytest.raises(UsageError, match=f"tune-sparsity resume there --storage '{tmp_path}/my studies'"):
+        prepare(config)

@@ -16,7 +16,7 @@ from tune_sparsity.tuner.study.goal import along_front, at_targets
 from tune_sparsity.tuner.study.trial import FINAL_SPARSITY
 
 FRONT = along_front(0.5, 0.99)
-PRUNING = [name for name in BUILT_IN if name != "dense"]
+PRUNING = [name for name in BUILT_IN if name not in ("dense", "binary")]
 
 
 def planned(planner: Planner, number: int, first_points: bool = True) -> Plan:

@@ -20,7 +20,7 @@ from tune_sparsity.tuner.study.goal import Goal, along_front, at_most, at_target
 from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, TrialRecord, TrialState
 
 SEVERAL, FRONT = at_targets(0.8, 0.9, 0.95), along_front(0.5, 0.99)
-PRUNING = [name for name in BUILT_IN if name != "dense"]
+PRUNING = [name for name in BUILT_IN if name not in ("dense", "binary")]
 SPACE = "method: lpss\nparameters:\n  p: {{type: float, low: 1.1, high: 1.9}}\n  final_sparsity: {}\n"
 
 
