@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tune_sparsity.tuner.commands.console import write_page
 from tune_sparsity.tuner.config.study_config import storage_of
-from tune_sparsity.tuner.reports.comparison import as_lines, check_alike, compare_page, data_note, differences
+from tune_sparsity.tuner.reports.comparison import as_lines, check_alike, compare_page, differences, notes_on
 from tune_sparsity.tuner.reports.text import shown_path
 from tune_sparsity.tuner.results.finished_study import read_ended
 
@@ -36,5 +36,5 @@ def compare(arguments: list[str]) -> int:
     if options.json:
         print(json.dumps({"experiment": studies[0].result["experiment"], "page": str(path), "rows": rows}, indent=2))
     else:
-        print("\n".join([*as_lines(rows, studies[0].goal.objective), *data_note(studies), "", shown_path(path)]))
+        print("\n".join([*as_lines(rows, studies[0].goal.objective), *notes_on(studies), "", shown_path(path)]))
     return 0

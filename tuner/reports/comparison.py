@@ -99,12 +99,19 @@ def as_lines(rows: Sequence[dict[str, Any]], objective: Objective) -> list[str]:
     ]
 
 
-def data_note(studies: Sequence[EndedStudy]) -> list[str]:
-    """Return a line where the studies' data are not the same."""
-    if len({study.about.get("data_sha256") for study in studies}) < 2:
-        return []
-    name = studies[0].goal.objective.name
-    return [f"Their data differ, so that a difference in {name} may be the data's."]
+def notes_on(studies: Sequence[EndedStudy]) -> list[str]:
+    """Return a line for each thing beside the search that the studies do not have in common: data, networks, epochs."""
+    name, notes = studies[0].goal.objective.name, list[str]()
+    if len({study.about.get("data_sha256") for study in studies}) > 1:
+        notes.append(f"Their data differ, so that a difference in {name} may be the data's.")
+    weights = [(study.result.get("best") or {}).get("weights") for study in studies]
+    if len(set(weights) - {None}) > 1:
+        told = " and ".join("unknown" if number is None else f"{number:,}" for number in weights)
+        notes.append(f"Their networks differ: they have {told} prunable weights.")
+    epochs = [study.config.epochs for study in studies]
+    if len(set(epochs)) > 1:
+        notes.append(f"Their trials differ in length: {' and '.join(map(str, epochs))} epochs.")
+    return notes
 
 
 def fronts_figure(studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialRecord]]) -> go.Figure:
@@ -164,6 +171,6 @@ def compare_page(
         {"fronts": fronts_figure(studies, records)},
         reached=[_cells(row, objective) for row in rows],
         header=_header(objective),
-        notes=data_note(studies),
+        notes=notes_on(studies),
         asked=asked,
     )

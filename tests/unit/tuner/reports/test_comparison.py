@@ -1,0 +1,28 @@
+"""Say which other things than the search differ between studies that are compared."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from tune_sparsity.tuner.reports.comparison import notes_on
+from tune_sparsity.tuner.study.objective import ACCURACY
+
+
+def study(*, data: str = "a", weights: int | None = 1000, epochs: int = 3) -> Any:
+    """Holds the parts of an ended study that the notes are about."""
+    best = None if weights is None else {"weights": weights}
+    config, goal = SimpleNamespace(epochs=epochs), SimpleNamespace(objective=ACCURACY)
+    return SimpleNamespace(about={"data_sha256": data}, result={"best": best}, config=config, goal=goal)
+
+
+def test_alike_studies_have_no_notes() -> None:
+    assert notes_on([study(), study()]) == []
+    assert notes_on([study(), study(weights=None)]) == []  # no trial of the second was feasible
+
+
+def test_each_difference_is_a_line() -> None:
+    first, second, third = notes_on([study(), study(data="b", weights=17024, epochs=20)])
+    assert first == "Their data differ, so that a difference in accuracy may be the data's."
+    assert second == "Their networks differ: they have 1,000 and 17,024 prunable weights."
+    assert third == "Their trials differ in length: 3 and 20 epochs."
