@@ -108,7 +108,10 @@ def assemble(folder: Path, network: Path | Gated, experiment: Experiment, name: 
         ValueError: if the experiment has no source.
     """
     if name.partition(":")[0].endswith(PICKLED):
-        raise ValueError("the experiment was made in a notebook, and has no source to go with it: put it into a file")
+        raise ValueError(
+            "the experiment was given to tune() as an object, and has no source to go with it: put it into a file, and "
+            "give tune() its name, as in 'mine.py:mine'"
+        )
     if isinstance(network, Gated):
         networks = {folder / SMALL: network.small, folder / LARGE: network.large}
     else:
