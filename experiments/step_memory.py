@@ -1,4 +1,4 @@
-"""How many bytes a training's step has alive at most, measured while one of its steps is taken."""
+"""Measure the most bytes that are alive in a step of a training, while one of its steps is taken."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
     """
 
     steps_in_backward = False
-    """Whether weights are stepped as soon as they have their gradients, before `step()`."""
+    """True where weights are stepped as soon as they have their gradients, before `step()`."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from tune_sparsity.experiments.builtin import digits, mnist, uci
 from tune_sparsity.experiments.spiking import SpikingNetwork
 
 EXAMPLES = 10_000
-"""How many images of MNIST and Fashion-MNIST are trained on: a step of a spiking network takes long."""
+"""The number of training images of MNIST and Fashion-MNIST: a step of a spiking network takes long."""
 
 
 def _sequences(data: Data, shape: tuple[int, int], about: dict[str, Any], examples: int | None = None) -> Data:

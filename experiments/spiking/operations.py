@@ -1,4 +1,4 @@
-"""What a network with spiking layers does for an example: its spikes, and the synaptic operations that they cause."""
+"""Count the spikes of a network for an example, and the synaptic operations that they cause."""
 
 from __future__ import annotations
 

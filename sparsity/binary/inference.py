@@ -12,7 +12,7 @@ from tune_sparsity.sparsity.binary.bits import signs
 from tune_sparsity.sparsity.binary.products import Product
 
 Kind = Literal["sign", "relu", "none"]
-"""What follows the normalisation: a sign; a ReLU, where activations are real; nothing behind the last layer."""
+"""The function behind the normalisation: a sign; a ReLU, where activations are real; nothing behind the last layer."""
 _CONSTANTS: Mapping[Kind, tuple[str, ...]] = {
     "sign": ("threshold",),
     "relu": ("scale", "offset"),

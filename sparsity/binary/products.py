@@ -1,4 +1,4 @@
-"""What a block multiplies: a linear layer, or a convolution with a max-pooling behind it, and the products' gradients.
+"""Multiply in a block: a linear layer, or a convolution with a max-pooling behind it, and the products' gradients.
 
 Weights are signs, of some of a layer's rows at a time. Results have the shape (batch, rows, ...).
 """

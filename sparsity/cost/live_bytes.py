@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive at most while something is computed."""
+"""Measure the most bytes of tensors that are alive during a computation."""
 
 from __future__ import annotations
 

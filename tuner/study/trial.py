@@ -15,7 +15,7 @@ FINAL_SPARSITY = "final_sparsity"
 WEIGHT_BITS = "weight_bits"
 """The parameter of all methods but `binary` that says how many bits a prunable weight has."""
 SPIKE_RATE = "spike_rate_"
-"""How the names of measures begin that are a spiking layer's rate; the layer's name follows."""
+"""The beginning of the names of measures that are a spiking layer's rate; the layer's name follows."""
 
 
 class TrialState(StrEnum):

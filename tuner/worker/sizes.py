@@ -1,4 +1,4 @@
-"""What a network in training takes: bytes of its packed file, multiply-adds, and synaptic operations."""
+"""Measure the costs of a network in training: bytes of its packed file, multiply-adds, and synaptic operations."""
 
 from __future__ import annotations
 

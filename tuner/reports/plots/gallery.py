@@ -30,7 +30,7 @@ _FAN_IN = 100  # where no network is there to ask
 
 @dataclass(frozen=True)
 class Pictured:
-    """What the pictures of a study show. `weights`: the best network's prunable ones, by name. `groups`: of two
+    """Hold the content of a study's pictures. `weights`: the best network's prunable ones, by name. `groups`: of two
     networks, as result.json has them."""
 
     title: str

@@ -1,4 +1,4 @@
-"""Which networks become binary, and that what is stored of them computes the same."""
+"""Tell networks that become binary from others, and see that their stored form computes the same."""
 
 from __future__ import annotations
 

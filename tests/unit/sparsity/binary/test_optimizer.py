@@ -1,4 +1,4 @@
-"""How binary weights are stepped."""
+"""Step binary weights."""
 
 from __future__ import annotations
 
