@@ -76,6 +76,12 @@ def correct(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(dim=1) == targets).float()
 
 
+def are_classes(outputs: Tensor, targets: Any) -> bool:
+    """Return whether outputs are logits, shape (n, classes), and targets the numbers of classes, shape (n,)."""
+    labels = isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point()
+    return labels and outputs.dim() == 2
+
+
 def unchanged(x: Any) -> Any:
     return x
 

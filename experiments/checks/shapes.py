@@ -12,7 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from tune_sparsity.experiments.base import Data, Experiment, NotFinite, Recipe, correct, evaluate, in_evaluation
+from tune_sparsity.experiments.base import (
+    Data,
+    Experiment,
+    NotFinite,
+    Recipe,
+    are_classes,
+    correct,
+    evaluate,
+    in_evaluation,
+)
 from tune_sparsity.experiments.checks.suite import Check, Level, Problem, Subject, count, same, spread, warning
 from tune_sparsity.experiments.examples import Loaded, Split, copied, length, mapped, tensors_in
 from tune_sparsity.experiments.metrics import Metric, is_torchmetric, metric_of
@@ -339,7 +348,7 @@ def is_classification(subject: Subject) -> bool:
         loss = loss.func
     by_class = loss is F.cross_entropy or experiment.metric is correct
     outputs = subject.outputs(subject.model(), _FEW)
-    return by_class and isinstance(y, Tensor) and y.dim() == 1 and not y.is_floating_point() and outputs.dim() == 2
+    return by_class and are_classes(outputs, y)
 
 
 FIT = ("experiment", "data", "network", "outputs")

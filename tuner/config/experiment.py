@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from tune_sparsity.experiments import Data, DataUnavailable, Experiment, LoopError, OwnLoop, find
-from tune_sparsity.experiments.base import in_evaluation
+from tune_sparsity.experiments.base import are_classes, in_evaluation
 from tune_sparsity.experiments.checks import Finding, Level, first_look
 from tune_sparsity.experiments.metrics import ACCURACY, metric_of
 from tune_sparsity.experiments.registry import BUILT_IN as EXPERIMENTS
@@ -101,8 +100,7 @@ def check_group(config: StudyConfig, experiment: Experiment, data: Data, *, cost
         some = data.val.first(2)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             outputs = experiment.outputs(in_evaluation(experiment.network()), some.x)
-        labels = isinstance(some.y, Tensor) and some.y.dim() == 1 and not some.y.is_floating_point()
-        if not labels or outputs.dim() != 2 or outputs.shape[1] < 2:
+        if not are_classes(outputs, some.y) or outputs.shape[1] < 2:
             wrong = "does not give a logit for each of several classes, with one label for each example"
         elif not costs_known:
             wrong = "has a network whose multiply-adds are not known"

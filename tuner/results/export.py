@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tune_sparsity.experiments import Data, Experiment
-    from tune_sparsity.sparsity.few_bits import Codes, Precision
+    from tune_sparsity.sparsity.few_bits import Codes, Precision, Signs
     from tune_sparsity.tuner.results.finished_study import EndedStudy
     from tune_sparsity.tuner.results.inference_cost import Latency
     from tune_sparsity.tuner.study.objective import Objective
@@ -52,20 +52,23 @@ class Network:
     val_value: float  # the metric on the validation data, as the trial reported it
 
     @cached_property
+    def _precise(self) -> dict[str, Tensor | Codes | Signs]:
+        """Return the tensors in their own precision."""
+        return self.precision.of(self.tensors, self.prunable)
+
+    @cached_property
     def packed(self) -> bytes:
         """Return the packed file. Raises ValueError if there can be none."""
         from tune_sparsity.sparsity.cost.writer import encode
 
-        precise = self.precision.of(self.tensors, self.prunable)
-        return encode(precise, self.precision.with_zeros(self.prunable))
+        return encode(self._precise, self.precision.with_zeros(self.prunable))
 
     @cached_property
     def coded(self) -> dict[str, Tensor | Codes]:
         """Return the tensors in their own precision, signs as int8."""
         from tune_sparsity.sparsity.few_bits import Signs
 
-        precise = self.precision.of(self.tensors, self.prunable)
-        return {name: one.values if isinstance(one, Signs) else one for name, one in precise.items()}
+        return {name: one.values if isinstance(one, Signs) else one for name, one in self._precise.items()}
 
     @property
     def codes(self) -> dict[str, Codes]:

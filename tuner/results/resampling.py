@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Generator, Tensor
 
 from tune_sparsity.experiments import Data, Experiment, Loaded, Split
-from tune_sparsity.experiments.base import outputs_of
+from tune_sparsity.experiments.base import are_classes, outputs_of
 from tune_sparsity.experiments.batchnorm import remeasured, sampled_inputs
 from tune_sparsity.experiments.metrics import Scorer, metric_of
 from tune_sparsity.tuner.results.networks import split_masks
@@ -119,7 +119,7 @@ class Resampling:
             found.append(mean_outputs(outputs, y))
             scorer.add(found[-1], y)
         value, outputs, wanted = scorer.value(), torch.cat(found), torch.cat(targets)
-        if not _are_classes(outputs, wanted):
+        if not are_classes(outputs, wanted):
             return Judged(value, None, None)
         nll = float(F.cross_entropy(outputs.double(), wanted))
         return Judged(value, nll, calibration_error(outputs.softmax(1), wanted))
@@ -153,14 +153,9 @@ def mean_outputs(outputs: Tensor, targets: Tensor) -> Tensor:
     """
     if len(outputs) == 1:
         return outputs[0]
-    if _are_classes(outputs[0], targets):
+    if are_classes(outputs[0], targets):
         return outputs.log_softmax(-1).logsumexp(0) - math.log(len(outputs))
     return outputs.mean(0)
-
-
-def _are_classes(outputs: Tensor, targets: Tensor) -> bool:
-    """Return whether outputs are logits of classes, and targets their numbers."""
-    return outputs.dim() == 2 and targets.dim() == 1 and not targets.is_floating_point()
 
 
 def calibration_error(probabilities: Tensor, targets: Tensor) -> float:
