@@ -178,6 +178,7 @@ def test_doctor_finds_both_nodes_well(nodes: TwoNodes) -> None:
     assert f"ok   versions on {WORKER}: python 3." in stdout
 
 
+@pytest.mark.long
 def test_storage_that_the_nodes_do_not_share_is_refused_at_the_start(nodes: TwoNodes) -> None:
     apart = nodes.hidden / "studies"
     process = nodes.command(*options(nodes, "apart", 2), "--storage", apart)

@@ -207,6 +207,7 @@ def finished(study: S3Prefix, file: Path) -> dict[int, list[float]]:
     return {trial.number: trial.values for trial in trials if trial.state is optuna.trial.TrialState.COMPLETE}
 
 
+@pytest.mark.long
 def test_a_store_that_goes_away_does_not_stop_the_study(bench: Bench) -> None:
     own = S3Server(bench.cwd)
     try:

@@ -84,6 +84,7 @@ def check_all_there(uri: str, study: str, trials: int) -> None:
         assert [point.step for point in history] == list(range(1, 13))
 
 
+@pytest.mark.long
 def test_a_server_that_is_killed_for_a_while_in_mid_study_has_everything_in_the_end(
     server: Server, study: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:

@@ -174,6 +174,7 @@ def test_a_time_budget_ends_the_study_with_what_there_is(experiment_file: Path, 
     assert {run.info.status for run in children} <= {"FINISHED", "FAILED"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_after_a_budget_that_was_too_short_the_advice_is_a_longer_one(experiment_file: Path, tmp_path: Path) -> None:
     arguments = ["--target", "0.5", "--experiment", f"{experiment_file}:slow", "--epochs", "100000", "--trials", "2"]

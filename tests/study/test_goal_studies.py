@@ -77,6 +77,7 @@ def test_several_targets_in_one_study_and_its_resume(experiment_file: Path, tmp_
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_front_ends_when_patience_does_and_goes_on_with_more(experiment_file: Path, tmp_path: Path) -> None:
     arguments = ["--front", "0.5:0.95", *own(experiment_file), "--trials", "500", "--patience", "4", "--study", "front"]

@@ -101,6 +101,7 @@ ray_tune._Searcher.suggest = lose_the_waiting
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_trial_whose_process_is_lost_before_it_begins_gets_another(tmp_path: Path) -> None:
     script = LOSS + SCRIPT.replace('"trials": 12, "concurrency": 2', '"trials": 6, "concurrency": 1, "epochs": 3')

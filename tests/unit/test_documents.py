@@ -105,12 +105,18 @@ def test_the_example_of_an_own_experiment_is_short_and_fits_its_data(mine: Path)
 
 
 @pytest.mark.slow
-def test_the_example_of_an_own_experiment_is_sound_and_can_be_searched(
+@pytest.mark.long
+def test_the_example_of_an_own_experiment_is_sound(
     mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(mine)
     assert main(["check", "mine.py:mine"]) == 0
     assert "mine.py:mine is sound" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_example_of_an_own_experiment_can_be_searched(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mine)
     folder = run_in_process(mine / "studies", "mine", experiment="mine.py:mine", target=0.9, trials=1, epochs=1)
     assert json.loads((folder / "result.json").read_text())["best"]["sparsity"] >= 0.9
     assert (folder / "best" / "model.safetensors").is_file()

@@ -62,7 +62,10 @@ def test_a_study_ends_with_a_network_that_exports(name: str, own: Path, capsys: 
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("endless", "has no length: give it __len__"), ("broken", "row 70 cannot be read")],
+    [
+        ("endless", "has no length: give it __len__"),
+        pytest.param("broken", "row 70 cannot be read", marks=pytest.mark.long),
+    ],
 )
 def test_what_cannot_be_loaded_is_the_last_line(
     name: str, words: str, own: Path, capsys: pytest.CaptureFixture[str]

@@ -73,7 +73,7 @@ letters = Experiment(
     ("experiment", "metric", "direction", "kind", "worst"),
     [
         ("climate", "multiclass_auroc", "maximize", "classifier", 0.5),
-        ("letters", "perplexity", "minimize", "", 40.0),
+        pytest.param("letters", "perplexity", "minimize", "", 40.0, marks=pytest.mark.long),
     ],
 )
 def test_a_study_has_the_metrics_name_everywhere(

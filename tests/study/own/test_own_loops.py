@@ -174,6 +174,7 @@ def test_a_loop_that_fails_later_fails_its_trials_with_the_reason(name: str, rea
     assert all(reason in row["reason"] for row in found)
 
 
+@pytest.mark.long
 def test_a_loop_that_swallows_the_stop_costs_the_others_nothing(file: Path) -> None:
     # One trial at a time, or which are stopped early would be up to the clock.
     own = ["--experiment", "loops.py:goes_on", "--target", "0.8", "--trials", "9", "--concurrency", "1"]
