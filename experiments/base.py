@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.sparsity.binary.convert import as_stored
 from tune_sparsity.sparsity.layers import PAPER_RULES, LayerRules
 from tune_sparsity.sparsity.output_layers import called
+from tune_sparsity.sparsity.patterns import Pattern
 from tune_sparsity.sparsity.wrappers import load_plain, unwrapped
 
 
@@ -187,12 +188,18 @@ class Experiment:
     @property
     def origin(self) -> Any:
         """Return the object in the user's file that this is."""
-        return self
+        return getattr(self, "_origin", self)
 
     @property
     def travelling(self) -> Mapping[str, Any]:
         """Return the attributes that its code does not tell, which workers need."""
-        return {}
+        return {} if self.origin is self else {"layers": self.layers}
+
+    def with_pattern(self, pattern: Pattern) -> Experiment:
+        """Return the experiment with this pattern of the zeros."""
+        made = replace(self, layers=replace(self.layers, pattern=pattern))
+        object.__setattr__(made, "_origin", self.origin)
+        return made
 
     @property
     def metric_name(self) -> str:

@@ -13,7 +13,9 @@ from tune_sparsity.sparsity.masks import row_floors, zeros_for
 DISTRIBUTIONS = ("uniform", "erk", "global")
 
 
-def layer_counts(shapes: Sequence[torch.Size], sparsity: float, distribution: str, *, a_neuron: int = 0) -> list[int]:
+def layer_counts(
+    shapes: Sequence[torch.Size], sparsity: float, distribution: str, *, a_neuron: int = 0, most: float = 1.0
+) -> list[int]:
     """Return how many weights each layer keeps; in all exactly what `sparsity` leaves.
 
     Args:
@@ -24,22 +26,25 @@ def layer_counts(shapes: Sequence[torch.Size], sparsity: float, distribution: st
             would fill beyond 1 kept dense and the rest scaled anew.
         a_neuron: so many weights a neuron are every layer's least, or as many as are feasible in all. What a layer
             needs for that the others give, each in proportion to what it has beyond its own least.
+        most: the largest share of its weights that a layer keeps, in (0, 1]. Where the sparsity leaves more than that
+            share of all weights, every layer keeps the share that it leaves.
 
     Raises:
         ValueError: for a distribution that is not named above ("global" leaves the counts to chance).
     """
     sizes = [math.prod(shape) for shape in shapes]
     keep = sum(sizes) - zeros_for(sparsity, sum(sizes))
+    most = max(most, keep / sum(sizes))
     if distribution == "uniform":
         densities = [keep / sum(sizes)] * len(sizes)
     elif distribution == "erk":
-        densities = _erk_densities(shapes, sizes, keep)
+        densities = _erk_densities(shapes, sizes, keep, most)
     else:
         raise ValueError(f"unknown distribution {distribution!r}: uniform, erk")
     wanted = [density * size for density, size in zip(densities, sizes, strict=True)]
     floors = row_floors(shapes, keep, a_neuron)
     least = [shape[0] * floor for shape, floor in zip(shapes, floors, strict=True)]
-    return rounded(_raised(wanted, least, keep), sizes, keep)
+    return rounded(_raised(wanted, least, keep), [math.ceil(most * size - 1e-6) for size in sizes], keep)
 
 
 def _raised(wanted: Sequence[float], least: Sequence[int], keep: int) -> list[float]:
@@ -51,17 +56,17 @@ def _raised(wanted: Sequence[float], least: Sequence[int], keep: int) -> list[fl
     return [floor + share * beyond for floor, beyond in zip(least, excess, strict=True)]
 
 
-def _erk_densities(shapes: Sequence[torch.Size], sizes: Sequence[int], keep: int) -> list[float]:
+def _erk_densities(shapes: Sequence[torch.Size], sizes: Sequence[int], keep: int, most: float) -> list[float]:
     raw = [sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)]
-    dense: set[int] = set()
+    full: set[int] = set()
     while True:
-        rest = [i for i in range(len(sizes)) if i not in dense]
-        left = keep - sum(sizes[i] for i in dense)
+        rest = [i for i in range(len(sizes)) if i not in full]
+        left = keep - most * sum(sizes[i] for i in full)
         scale = left / sum(raw[i] * sizes[i] for i in rest) if rest else 0.0
-        over = {i for i in rest if scale * raw[i] > 1.0}
+        over = {i for i in rest if scale * raw[i] > most}
         if not over:
-            return [1.0 if i in dense else scale * raw[i] for i in range(len(sizes))]
-        dense |= over
+            return [most if i in full else scale * raw[i] for i in range(len(sizes))]
+        full |= over
 
 
 def rounded(wanted: Sequence[float], sizes: Sequence[int], keep: int) -> list[int]:

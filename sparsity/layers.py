@@ -14,6 +14,7 @@ from tune_sparsity.sparsity.matrices import FanIn, Matrix, Rule, shown, weight_m
 from tune_sparsity.sparsity.memory import check_memory
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation
 from tune_sparsity.sparsity.output_layers import called, followers, normalising
+from tune_sparsity.sparsity.patterns import UNSTRUCTURED, Pattern, pattern_from
 from tune_sparsity.sparsity.torch_internals import NormBase
 
 
@@ -58,6 +59,11 @@ class LayerRules:
         normalised: the names of weights whose rows have a scale that does not count, because a batch or instance
             normalisation follows directly. None for those of layers behind which one was registered;
             `prunable_layers` finds them where it is given an example.
+        pattern: of the zeros, for methods that have patterns: a Pattern, or its text, such as "2:4". Weights of a shape
+            that cannot have it stay dense.
+
+    Raises:
+        ValueError: if the text names no pattern.
     """
 
     dense: tuple[Rule, ...] = ()
@@ -65,6 +71,11 @@ class LayerRules:
     prune: Mapping[Rule, FanIn] = field(default_factory=dict, hash=False)
     last: tuple[str, ...] | None = None
     normalised: tuple[str, ...] | None = None
+    pattern: Pattern = UNSTRUCTURED
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pattern, str):
+            object.__setattr__(self, "pattern", pattern_from(self.pattern))
 
 
 PAPER_RULES = LayerRules()
@@ -178,12 +189,14 @@ class NetworkSize:
         prunable: their numbers.
         dense: the weight matrices that stay dense.
         parameters: all of the network's numbers that are trained or frozen.
+        pattern: of the zeros.
     """
 
     layers: int
     prunable: int
     dense: tuple[LeftDense, ...]
     parameters: int
+    pattern: Pattern = UNSTRUCTURED
 
     @property
     def matrices(self) -> int:
@@ -213,9 +226,8 @@ def network_size(model: nn.Module, rules: LayerRules = PAPER_RULES) -> NetworkSi
     """Return how many of the network's parameters can be pruned. Raises what `prunable_layers` does."""
     layers = prunable_layers(model, rules, sphere=False)
     prunable = sum(layer.weight.numel() for layer in layers)
-    return NetworkSize(
-        len(layers), prunable, tuple(left_dense(model, rules)), sum(param.numel() for param in model.parameters())
-    )
+    parameters = sum(param.numel() for param in model.parameters())
+    return NetworkSize(len(layers), prunable, tuple(left_dense(model, rules)), parameters, rules.pattern)
 
 
 def with_last_layer(
@@ -241,7 +253,10 @@ def with_last_layer(
 
 
 def _why_dense(one: Matrix, rules: LayerRules) -> str:
-    return one.reason or ("by a rule" if any(one.fits(rule) for rule in rules.dense) else "")
+    if one.reason or any(one.fits(rule) for rule in rules.dense):
+        return one.reason or "by a rule"
+    orientation = one.orientation or STANDARD
+    return rules.pattern.why_dense(orientation.turned(one.params[0].detach()).shape)
 
 
 def _last(found: list[Matrix], rules: LayerRules) -> set[str]:

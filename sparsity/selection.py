@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tune_sparsity.sparsity.distributions import layer_counts
 from tune_sparsity.sparsity.layers import has_normalisation
-from tune_sparsity.sparsity.masks import keep_largest, sparsity_with
+from tune_sparsity.sparsity.masks import sparsity_with
+from tune_sparsity.sparsity.patterns import UNSTRUCTURED, Pattern
 
 _AFTER = 1e4  # in log2: puts every masked weight behind every active one, and keeps their order
 
@@ -25,11 +26,13 @@ class Selection:
         a_neuron: so many connections stay of every neuron, as long as so many stay in all.
         normalised: whether the network has normalisation layers. They take the scale of a neuron away, so that
             magnitudes of different neurons do not compare as they are: `relative_magnitude` and `lamp_score` do.
+        pattern: of the zeros.
     """
 
     distribution: str = "global"
     a_neuron: int = 0
     normalised: bool = False
+    pattern: Pattern = UNSTRUCTURED
 
     def __call__(
         self,
@@ -38,7 +41,9 @@ class Selection:
         sparsity: float,
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Return masks of exactly `sparsity` over all layers.
+        """Return masks of `sparsity` over all layers, or of the next higher one that the pattern has. Below the
+        pattern's least sparsity, weights that it does not allow stay where there is place for them: the smallest of
+        them go first while a sparsity rises.
 
         Where some layers lie on the sphere and others do not, their magnitudes do not compare: with p near 1 the few
         large weights of the sphere's rows would leave the last layer next to nothing. With the global distribution
@@ -56,11 +61,18 @@ class Selection:
             pairs = zip(scores, active, strict=True)
             scores = [score.clamp_min(-_AFTER / 2) - _AFTER * (mask == 0) for score, mask in pairs]
         shared = "erk" if self.distribution == "global" else self.distribution
-        counts = layer_counts([score.shape for score in scores], sparsity, shared, a_neuron=self.a_neuron)
+        scores = [self.pattern.ranked(score) for score in scores]
+        shapes, most = [score.shape for score in scores], 1 - self.pattern.least
+        counts = layer_counts(shapes, sparsity, shared, a_neuron=self.a_neuron, most=most)
         masks: dict[int, Tensor] = {}
-        for group in self._groups(on_sphere):
-            keep = sum(counts[index] for index in group)
-            kept = keep_largest([scores[index] for index in group], keep, a_row=self.a_neuron)
+        share, rest = 0, sum(counts)  # whole blocks are more or less than a layer's share: the next ones have the rest
+        for group in sorted(self._groups(on_sphere), key=lambda group: sum(counts[index] for index in group)):
+            share += sum(counts[index] for index in group)
+            least = sum(self.pattern.least_weights(shapes[index]) for index in group)
+            keep = min(max(share, least), rest, sum(shapes[index].numel() for index in group))
+            kept = self.pattern.keep([scores[index] for index in group], keep, self.a_neuron)
+            taken = sum(int(mask.count_nonzero()) for mask in kept)
+            share, rest = share - taken, rest - taken
             masks.update(zip(group, kept, strict=True))
         return [masks[index] for index in range(len(scores))]
 
@@ -97,9 +109,9 @@ def fitted(
     return masks
 
 
-def selection_for(model: nn.Module, distribution: str) -> Selection:
+def selection_for(model: nn.Module, distribution: str, pattern: Pattern = UNSTRUCTURED) -> Selection:
     """Return the selection for a network, with one connection a neuron."""
-    return Selection(distribution, a_neuron=1, normalised=has_normalisation(model))
+    return Selection(distribution, a_neuron=1, normalised=has_normalisation(model), pattern=pattern)
 
 
 def relative_magnitude(log_magnitude: Tensor) -> Tensor:

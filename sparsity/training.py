@@ -87,6 +87,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         self.final_sparsity, self.total_steps, self.mask_frozen_at = sparsity, total_steps, mask_frozen_at
         self.learning_rate, self.dense_latent, self.exponent = learning_rate, dense_latent, exponent
         self.selection = selection or Selection()
+        self.selection.pattern.check(sparsity)
         self.excess: Callable[[Sequence[Tensor]], int] | None = None  # of masks: how many weights more must go
         self.steps, self.fixed = 0, False
         self.mask_updates = 0  # since this object was made

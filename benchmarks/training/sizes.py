@@ -14,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ STUDIES = {
 GOALS = ("fashion-mnist:10000", "digits:1500", "mnist:27000", "mnist:8500", "mnist-lenet5:4100")
 
 
-def studied(experiment: str, most: int, *, data_dir: Path, out: Path, space: str | None) -> dict[str, Any]:
-    """Return a study's result.json, of a study that is run or resumed unless it has ended."""
-    name = "-".join(filter(None, (experiment, str(most), space)))
+def studied(name: str, experiment: str, wanted: Sequence[str], *, data_dir: Path, out: Path) -> dict[str, Any]:
+    """Return a study's result.json, of a study that is run or resumed unless it has ended.
+
+    Args:
+        wanted: options of the command, which say what to find and how.
+    """
     result = out / name / "result.json"
     command = [sys.executable, "-m", "tune_sparsity"]
     where = ["--storage", str(out)]
@@ -37,9 +41,8 @@ def studied(experiment: str, most: int, *, data_dir: Path, out: Path, space: str
         if (out / name).exists():
             command += ["resume", name, *where]
         else:
-            own = ["--space", space] if space else []
-            goal = ["--experiment", experiment, "--max-bytes", str(most), "--final-seeds", "3"]
-            command += [*goal, *STUDIES[experiment], *own, "--data-dir", str(data_dir), "--study", name, *where]
+            command += ["--experiment", experiment, *wanted, "--final-seeds", "3"]
+            command += ["--data-dir", str(data_dir), "--study", name, *where]
             command += ["--tracking-uri", f"sqlite:///{out / 'mlflow.db'}"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     document: dict[str, Any] = json.loads(result.read_text())
@@ -69,7 +72,10 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for goal in options.goals:
         experiment, _, most = goal.partition(":")
-        document = studied(experiment, int(most), data_dir=options.data_dir.resolve(), out=out, space=options.space)
+        name = "-".join(filter(None, (experiment, most, options.space)))
+        own = ["--space", options.space] if options.space else []
+        wanted = ["--max-bytes", most, *STUDIES[experiment], *own]
+        document = studied(name, experiment, wanted, data_dir=options.data_dir.resolve(), out=out)
         print(row(experiment, int(most), document), flush=True)
 
 

@@ -17,6 +17,7 @@ from tune_sparsity.sparsity.masks import keep_largest, zeros_for
 from tune_sparsity.sparsity.methods.tail import LEARNING_RATES, TailSettings
 from tune_sparsity.sparsity.methods.validation import OPTIMIZERS, whole, within
 from tune_sparsity.sparsity.optim.adamw import BETA_2
+from tune_sparsity.sparsity.patterns import Pattern
 from tune_sparsity.sparsity.schedules import Schedule
 from tune_sparsity.sparsity.selection import selection_for
 from tune_sparsity.sparsity.topology.base import Topology, shortened
@@ -108,8 +109,8 @@ class DropGrowSettings(StaticSettings):
 @dataclass(frozen=True)
 class _Start:
     """Holds what a recipe begins with: a network, the layers of it that may be pruned, the number of steps, the
-    generator of random masks, whether the network was trained before, and how weights get few bits after these
-    steps."""
+    generator of random masks, whether the network was trained before, how weights get few bits after these steps, and
+    the pattern of the zeros."""
 
     model: nn.Module
     layers: list[Layer]
@@ -117,6 +118,7 @@ class _Start:
     generator: Generator
     trained: bool
     few_bits: FewBits | None
+    pattern: Pattern
 
     def ones(self) -> list[Tensor]:
         return [torch.ones_like(layer.weight) for layer in self.layers]
@@ -153,8 +155,8 @@ def _method(recipe: Callable[[_Start, Any], SparseTraining]) -> Callable[..., Sp
         trained: bool = False,
     ) -> SparseTraining:
         layers = prunable_layers(model, rules, sphere=False)
-        start = _Start(model, layers, s.steps_of(total_steps), generator, trained, s.few_bits_of(total_steps))
-        return recipe(start, s)
+        bits = s.few_bits_of(total_steps)
+        return recipe(_Start(model, layers, s.steps_of(total_steps), generator, trained, bits, rules.pattern), s)
 
     return make
 
@@ -216,7 +218,7 @@ def snip(start: _Start, s: SnipSettings) -> SparseTraining:
 @_method
 def gmp(start: _Start, s: GmpSettings) -> SparseTraining:
     """Gradual magnitude pruning: a cubic ramp of the sparsity (Zhu and Gupta 2017, arXiv 1710.01878)."""
-    selection = selection_for(start.model, s.distribution)
+    selection = selection_for(start.model, s.distribution, start.pattern)
     rising = Schedule("cubic", 0.0, s.final_sparsity, s.begin, s.end)
     topology = GlobalMagnitude(rising, shortened(s.interval, rising, start.total_steps), selection)
     return start.training(

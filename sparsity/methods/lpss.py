@@ -214,7 +214,7 @@ def lpss(
     s = settings or LpssSettings(sparsity, suggest_p(sparsity))
     layers, steps = prunable_layers(model, rules, example=example), s.steps_of(total_steps)
     initial = 0.0 if trained else min(s.initial_sparsity, s.final_sparsity)
-    selection = selection_for(model, s.distribution)
+    selection = selection_for(model, s.distribution, rules.pattern)
     if not trained and not selection.normalised:
         _give_rows_norm([layer for layer in layers if layer.sphere], 2**0.5)
     return SparseTraining(

@@ -12,16 +12,18 @@ from tune_sparsity.sparsity.layers import PAPER_RULES, LayerRules
 from tune_sparsity.sparsity.methods import baselines
 from tune_sparsity.sparsity.methods.binary import BinarySettings, binary
 from tune_sparsity.sparsity.methods.lpss import LpssSettings, lpss
+from tune_sparsity.sparsity.patterns import UNSTRUCTURED
 from tune_sparsity.sparsity.training import SparseTraining
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method by name: what makes a SparseTraining, and the settings it takes."""
+    """A method by name: what makes a SparseTraining, its settings, and whether its zeros can have a pattern."""
 
     name: str
     settings: type[Any]
     make: Callable[..., SparseTraining]
+    patterned: bool = False
 
     def defaults(self) -> dict[str, Any]:
         """Return the values that parameters have where they are not given."""
@@ -60,8 +62,10 @@ class Method:
                 begin sparse with its largest ones; snip goes by its own criterion.
 
         Raises:
-            ValueError: as `configure` does.
+            ValueError: as `configure` does; and for a pattern, if the method has none.
         """
+        if rules.pattern != UNSTRUCTURED and not self.patterned:
+            raise ValueError(f"the zeros of {self.name} cannot have the pattern {rules.pattern}")
         if epochs is not None and any(field.name == "knots_for_epochs" for field in fields(self.settings)):
             params = {"knots_for_epochs": epochs, **params}
         settings = self.configure(params)
@@ -80,13 +84,13 @@ def nested(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _ALL = (
-    Method("lpss", LpssSettings, lpss),
+    Method("lpss", LpssSettings, lpss, patterned=True),
     Method("rigl", baselines.DropGrowSettings, baselines.rigl),
     Method("set", baselines.DropGrowSettings, baselines.set_),
     Method("sparse-momentum", baselines.DropGrowSettings, baselines.sparse_momentum),
     Method("snip", baselines.SnipSettings, baselines.snip),
     Method("static", baselines.StaticSettings, baselines.static),
-    Method("gmp", baselines.GmpSettings, baselines.gmp),
+    Method("gmp", baselines.GmpSettings, baselines.gmp, patterned=True),
     Method("dense", baselines.DenseSettings, baselines.dense),
     Method("binary", BinarySettings, binary),
 )

@@ -18,8 +18,9 @@ from tune_sparsity.sparsity import METHODS, LpSGD, SparseTraining, prunable_laye
 from tune_sparsity.sparsity.output_layers import called
 from tune_sparsity.sparsity.wrappers import load_plain, plain_state, unwrapped
 from tune_sparsity.tuner.results.export_formats import load_csr, onnx_function, save_csr, save_onnx
-from tune_sparsity.tuner.results.inference_cost import latencies, over_csr
+from tune_sparsity.tuner.results.inference_cost import latencies
 from tune_sparsity.tuner.results.networks import count_zeros, split_masks
+from tune_sparsity.tuner.results.sparse_layers import over_sparse
 from tune_sparsity.tuner.storage.places import Folder
 from tune_sparsity.tuner.worker import checkpoints
 from tune_sparsity.tuner.worker.trainable import packed_weights
@@ -153,7 +154,7 @@ def test_products_over_sparse_matrices_are_made_where_they_can_be(name: str) -> 
     stranger = STRANGERS[name]
     model = unwrapped(stranger.make())
     prunable = {layer.name for layer in prunable_layers(model, stranger.rules)}
-    assert over_csr(model, prunable)[1] == sum(is_plain(stranger.plain(), layer) for layer in prunable)
+    assert over_sparse(model, prunable)[1] == sum(is_plain(stranger.plain(), layer) for layer in prunable)
 
 
 TIMED = {

@@ -177,3 +177,32 @@ def test_a_study_without_a_feasible_trial_has_a_report_too(storage: Path, capsys
         result.write_text(text)
     assert "No trial completed with a sparsity" in Page(storage / "other" / "report.html").text
     assert capsys.readouterr().err == ""
+
+
+def test_a_report_says_what_the_zeros_save_on_this_machine(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = storage / "saved.html"
+    assert main(["report", "one", "--storage", str(storage), "--out", str(file)]) == 0
+    result = json.loads((storage / "one" / "result.json").read_text())
+    cells = Page(file).cells
+    named = cells.index("bytes", cells.index("of dense"))
+    weights = 12 * 40 + 40 * 3
+    stored = load_file(storage / "one" / "best" / "model.safetensors")
+    dense = sum(tensor.nbytes for name, tensor in stored.items() if not name.endswith(".mask"))
+    assert cells[named : named + 3] == ["bytes", f"{dense:,}", f"{result['best']['size_bytes']:,}"]
+    named = cells.index("multiply-adds of an example")
+    assert cells[named + 1 : named + 3] == [f"{weights:,}", f"{result['best']['macs']:,}"]
+    for words in ("batch 1, 1 thread, float32", "batch 256, 1 thread, bfloat16"):
+        assert float(cells[cells.index(f"milliseconds, {words}") + 1].split()[0]) > 0
+    assert main(["report", "one", "--storage", str(storage), "--out", str(file), "--no-times"]) == 0
+    assert "multiply-adds of an example" not in Page(file).cells
+
+
+def test_a_report_of_a_network_that_cannot_be_read_is_written_without_its_savings(
+    storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_in_process(tmp_path / "studies", "lost", trials=1, target=0.5)
+    (tmp_path / "studies" / "lost" / "best" / "model.safetensors").unlink()
+    assert main(["report", "lost", "--storage", str(tmp_path / "studies")]) == 0
+    text = Page(tmp_path / "studies" / "lost" / "report.html").text
+    assert "What the zeros save was not measured: " in text
+    assert "does not hold a network of digits" in text

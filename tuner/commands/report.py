@@ -25,9 +25,12 @@ def report(arguments: list[str]) -> int:
     parser.add_argument(
         "--storage", metavar="DIR", type=storage_of, default="studies", help="folder of studies, or s3://BUCKET/PREFIX"
     )
+    parser.add_argument(
+        "--no-times", action="store_true", help="do not run the best network to measure what its zeros save"
+    )
     options = parser.parse_args(arguments)
     study = read_ended(options.study, options.storage)
     path = options.out or study.results / REPORT_HTML
-    write_page(path, report_page(study))
+    write_page(path, report_page(study, measure=not options.no_times))
     print(shown_path(path))
     return 0

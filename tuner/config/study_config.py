@@ -90,6 +90,7 @@ class StudyConfig(BaseModel):
     max_bytes: Bytes = None
     experiment: str = "digits"
     method: Annotated[list[str], BeforeValidator(split), Field(min_length=1)] = ["lpss"]
+    pattern: str | None = None
     space: str | None = None
     trials: int = Field(default=32, ge=1, le=_MILLION)
     time_budget: Duration | None = None
@@ -137,6 +138,13 @@ class StudyConfig(BaseModel):
         if len(set(names)) < len(names):
             raise ValueError("a method is given twice")
         return names
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern(cls, text: str | None) -> str | None:
+        from tune_sparsity.sparsity.patterns import pattern_from
+
+        return None if text is None else str(pattern_from(text))
 
     @field_validator("sampler")
     @classmethod

@@ -24,14 +24,15 @@ from tune_sparsity.experiments.training import check_steps_in_backward
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.experiments.user_reads import watching
 from tune_sparsity.search_spaces import Space
-from tune_sparsity.sparsity import NetworkSize, network_size, prunable_layers
+from tune_sparsity.sparsity import METHODS, NetworkSize, network_size, prunable_layers
 from tune_sparsity.sparsity.cost.layout import Layout
 from tune_sparsity.sparsity.cost.multiply_adds import Uses, count_uses
 from tune_sparsity.sparsity.few_bits import ALL_BITS, BITS, EXACT
 from tune_sparsity.sparsity.layers import Layer
+from tune_sparsity.sparsity.patterns import UNSTRUCTURED
 from tune_sparsity.tuner.config.experiment import check_group, experiment_of, objective_of, sound_data
 from tune_sparsity.tuner.config.files import judged, read_about
-from tune_sparsity.tuner.config.study_config import StudyConfig
+from tune_sparsity.tuner.config.study_config import GOALS, StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_driver, check_tracking_uri
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.search.samplers import check_sampler
@@ -98,6 +99,7 @@ def prepare(
     experiment = experiment_of(config)
     check_workers(config, experiment)
     network = _network(experiment)
+    check_pattern(config, experiment)
     check_binary(config, experiment, network.model)
     try:
         goal = replace(network.goal(config), objective=objective_of(experiment))
@@ -239,7 +241,22 @@ class _Network(NamedTuple):
             bits = fewest_bits(config, few_bits=self.few_bits(config))
             with suppress(ValueError):  # of a tensor that no packed file can have
                 layout = layout_of(self.model, self.layers, bits)
-        return config.goal(self.size.layers, self.size.prunable, layout)
+        goal = config.goal(self.size.layers, self.size.prunable, layout)
+        self._check_reach(config, goal)
+        return goal
+
+    def _check_reach(self, config: StudyConfig, goal: Goal) -> None:
+        """Raise UsageError if zeros of the goal's sparsities cannot have the pattern."""
+        name = next(name for name in GOALS if getattr(config, name) is not None)
+        option, pattern = f"--{name.replace('_', '-')}", self.size.pattern
+        least = sum(pattern.least_weights(layer.turned(layer.weight).shape) for layer in self.layers)
+        low, high = pattern.least, sparsity_of(self.size.prunable - least, self.size.prunable)
+        for sparsity in (goal.lowest, goal.highest):
+            if not low - 1e-12 <= sparsity <= high:
+                raise UsageError(
+                    f"{option}: with the pattern {pattern} this network has sparsities from {low:.6g} to {high:.6g}, "
+                    f"and {sparsity:.6g} is not one of them"
+                )
 
     def limit(self, config: StudyConfig) -> ByteLimit | None:
         """Return how many bytes the study's networks may have; None for as many as they take."""
@@ -295,6 +312,20 @@ def check_gpus(config: StudyConfig) -> None:
             f"--gpus-per-trial {wanted:g}: this machine has {have} that torch can use: give auto or 0, or the "
             "--address of a cluster that has some"
         )
+
+
+def check_pattern(config: StudyConfig, experiment: Experiment) -> None:
+    """Raise UsageError if the study's zeros have a pattern, and a method of it has none, or bytes are the goal."""
+    pattern = experiment.layers.pattern
+    if pattern == UNSTRUCTURED:
+        return
+    have = [name for name, method in METHODS.items() if method.patterned]
+    if without := [name for name in config.method if name not in have]:
+        raise UsageError(
+            f"--pattern {pattern}: the zeros of {without[0]} cannot have one: give --method {' or '.join(have)}"
+        )
+    if config.max_bytes is not None:
+        raise UsageError(f"--pattern {pattern}: --max-bytes is for zeros anywhere: give --target, or no pattern")
 
 
 def check_binary(config: StudyConfig, experiment: Experiment, model: nn.Module) -> None:

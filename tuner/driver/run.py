@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
+from tune_sparsity.sparsity.patterns import UNSTRUCTURED
 from tune_sparsity.tuner.cluster.connection import Connection
 from tune_sparsity.tuner.config.files import write_study_yaml
 from tune_sparsity.tuner.driver.finish import Finished, Times, conclude
@@ -135,6 +136,8 @@ def _start_tracker(prepared: Prepared, writer: Popen[str] | None) -> Tracker:
     )
     options = {name: value for name, value in config.model_dump(mode="json").items() if value is not None}
     options |= {"tracking_uri": redact(config.tracking_uri), "method": identity.method}
+    if (pattern := prepared.size.pattern) != UNSTRUCTURED:
+        options["pattern"] = str(pattern)
     objective = prepared.goal.objective
     metric = {} if objective == ACCURACY else {"metric": str(objective)}
     tags = {"data_checksum": prepared.checksum, "dense_weights": prepared.size.dense_text(_DENSE_IN_TAG)}

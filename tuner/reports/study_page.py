@@ -11,6 +11,8 @@ from tune_sparsity.tuner.reports.groups import HEADER as GROUP_HEADER
 from tune_sparsity.tuner.reports.groups import PASSED_HEADER, group_line, group_rows, passed_rows
 from tune_sparsity.tuner.reports.page import page
 from tune_sparsity.tuner.reports.plots.gallery import figures, front_title, pictured
+from tune_sparsity.tuner.reports.savings import HEADER as SAVINGS_HEADER
+from tune_sparsity.tuner.reports.savings import savings
 from tune_sparsity.tuner.reports.text import dead_text, duration, percent, short_number, shown_path, spikes_text
 from tune_sparsity.tuner.results.finished_study import EndedStudy
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
@@ -18,8 +20,13 @@ from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 
-def report_page(study: EndedStudy) -> str:
-    """Return the whole page."""
+def report_page(study: EndedStudy, *, measure: bool = True) -> str:
+    """Return the whole page.
+
+    Args:
+        measure: whether the best network is run, to say what its zeros save on this machine.
+    """
+    saved, missing = savings(study) if measure else ([], "")
     records, goal = study.records(), study.goal
     experiment = study.result["experiment"]
     return page(
@@ -29,6 +36,9 @@ def report_page(study: EndedStudy) -> str:
         verdict=_verdict(study, goal),
         dead=_dead(study),
         spikes=spikes_text(study.result.get("spike_rates") or {}),
+        saved=saved,
+        saved_header=SAVINGS_HEADER,
+        not_measured=missing,
         asked=_asked(study),
         **_found(study, goal, records),
         cost=_cost(study, records),
@@ -95,6 +105,7 @@ def _asked(study: EndedStudy) -> list[tuple[str, Any]]:
         ("goal", study.goal),
         *([] if study.goal.objective == ACCURACY else [("metric", study.goal.objective)]),
         ("methods", ", ".join(config.method)),
+        ("pattern of the zeros", study.result.get("pattern")),
         ("search space", config.space or "the methods' own"),
         ("trials", f"{config.trials} of {config.epochs} epochs at most"),
         ("sampler, early stopping", f"{config.sampler}, {config.scheduler}"),

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from tune_sparsity.sparsity.patterns import UNSTRUCTURED
 from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.reports.groups import HEADER as GROUP_HEADER
 from tune_sparsity.tuner.reports.groups import group_line, group_rows
@@ -143,7 +144,8 @@ def network_line(outcome: StudyOutcome) -> str:
         return ""
     total = f" and {best.sparsity_total:.4%} of all parameters" if best.sparsity_total is not None else ""
     dense = f"; dense: {size.dense_text()}" if size.dense else ""
-    return f"{matrices:.4%} of all weight matrices{total} are zero{dense}"
+    pattern = "" if size.pattern == UNSTRUCTURED else f", in the pattern {size.pattern}"
+    return f"{matrices:.4%} of all weight matrices{total} are zero{pattern}{dense}"
 
 
 def layers_line(outcome: StudyOutcome) -> str:

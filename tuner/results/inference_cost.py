@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import time
-import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
-from typing import Any, cast
+from statistics import median, quantiles
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tune_sparsity.experiments.examples import length, mapped
 from tune_sparsity.sparsity.output_layers import called
-from tune_sparsity.sparsity.wrappers import plain_name
+from tune_sparsity.sparsity.patterns import Block, Pattern
 from tune_sparsity.tuner.errors import one_line
 from tune_sparsity.tuner.results.export_formats import csr_bytes, dense_bytes
+from tune_sparsity.tuner.results.sparse_layers import over_sparse
 
-_TOLERANCE = 1e-3  # of the largest output: sums in another order round differently
+_TOLERANCE = {torch.bfloat16: 5e-2}  # of the largest output: sums in another order round differently
+_MS_SECONDS = 0.2  # how long each form of a network is timed
 
 
 def sizes(tensors: Mapping[str, Tensor], prunable: set[str]) -> dict[str, int]:
@@ -47,79 +47,6 @@ def _deflated(tensors: Mapping[str, Tensor]) -> int:
     packer = zlib.compressobj(9, wbits=-15)
     parts = [packer.compress(one.reshape(-1).view(torch.uint8).numpy().tobytes()) for one in tensors.values()]
     return sum(map(len, parts)) + len(packer.flush())
-
-
-def _csr(weight: Tensor) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch says once that its sparse matrices are in a beta state
-        return weight.detach().to_sparse_csr()
-
-
-class SparseLinear(nn.Module):
-    """A linear layer whose weight is a CSR matrix: its product skips the zeros."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.weight = _csr(layer.weight)
-        self.bias = None if layer.bias is None else layer.bias.detach()
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = (self.weight @ x.reshape(-1, x.shape[-1]).T).T.reshape(*x.shape[:-1], -1)
-        return out if self.bias is None else out + self.bias
-
-
-class SparseConv2d(nn.Module):
-    """Compute a convolution as a matrix product. The left matrix is the weight in CSR format. The columns of the right
-    matrix are the patches of the input."""
-
-    def __init__(self, layer: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight = _csr(layer.weight.flatten(1))
-        self.bias = None if layer.bias is None else layer.bias.detach()
-        self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
-        self.padding = cast("tuple[int, ...]", layer.padding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # (examples, weights of a filter, places)
-        patches = F.unfold(x, self.kernel, dilation=self.dilation, padding=self.padding, stride=self.stride)
-        examples, columns, places = patches.shape
-        out = self.weight @ patches.transpose(0, 1).reshape(columns, -1)
-        out = out.reshape(-1, examples, places).transpose(0, 1)
-        spans = zip(x.shape[2:], self.kernel, self.stride, self.dilation, self.padding, strict=True)
-        shape = [(size + 2 * pad - dil * (kernel - 1) - 1) // step + 1 for size, kernel, step, dil, pad in spans]
-        out = out.reshape(examples, -1, *shape)
-        return out if self.bias is None else out + self.bias.view(-1, 1, 1)
-
-
-def _sparse_layer(layer: nn.Module) -> nn.Module | None:
-    """Return the layer over a CSR matrix; None for kinds that it is not written for."""
-    if type(layer) is nn.Linear:
-        return SparseLinear(layer)
-    if type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros":
-        return None if isinstance(layer.padding, str) else SparseConv2d(layer)
-    return None
-
-
-def over_csr(model: nn.Module, prunable: set[str]) -> tuple[nn.Module, int]:
-    """Put the prunable layers of a network over CSR matrices, in place. Return the network, and how many of them that
-    could be done for.
-
-    Args:
-        prunable: the plain names of their weights.
-    """
-    made, own = 0, {plain_name(model, name): name for name, _ in model.named_modules()}
-    for name in sorted(prunable):
-        path, _, attribute = name.rpartition(".")
-        path = own[path]
-        layer = _sparse_layer(model.get_submodule(path)) if attribute == "weight" else None
-        if layer is None:
-            continue
-        made += 1
-        if not path:
-            return layer, made
-        parent, _, last = path.rpartition(".")
-        setattr(model.get_submodule(parent), last, layer)
-    return model, made
 
 
 @dataclass(frozen=True)
@@ -158,38 +85,44 @@ def latencies(
     sparse, note = _usable(model, twin, prunable, lambda network: forward(network, mapped(Tensor.clone, few)))
     found = []
     for size in batches:
-        places = torch.arange(size) % length(inputs)
-        batch = mapped(lambda x, at=places: x[at], inputs)  # type: ignore[misc]
+        batch = _repeated(inputs, size)
         calls: dict[str, Callable[[], object]] = {"dense": partial(forward, model, batch)}
         if sparse is not None:
             calls["sparse"] = partial(forward, sparse, batch)
         try:
-            times = medians(calls)
+            times = timings(calls)
         except Exception as error:  # the user's
             found.append(Latency(size, None, None, f"the network cannot take a batch of {size}: {one_line(error)}"))
             continue
-        found.append(Latency(size, times["dense"], times.get("sparse"), note))
+        sparse_ms = times["sparse"].ms if "sparse" in times else None
+        found.append(Latency(size, times["dense"].ms, sparse_ms, note))
     return found
 
 
 def _usable(
-    model: nn.Module, twin: nn.Module, prunable: set[str], outputs: Callable[[Any], Tensor]
+    model: nn.Module,
+    twin: nn.Module,
+    prunable: set[str],
+    outputs: Callable[[Any], Tensor],
+    block: Block | None = None,
 ) -> tuple[Callable[..., Tensor] | None, str]:
-    """Return the network over CSR matrices as a function if it computes the same, and what is to be said about it.
+    """Return the network over sparse matrices as a function if it computes the same, and what is to be said about it.
 
     Args:
         outputs: a network's for some inputs.
+        block: of BSR matrices; None: CSR.
     """
+    kind = "CSR" if block is None else "BSR"
     try:
-        network, made = over_csr(twin, prunable)
+        network, made = over_sparse(twin, prunable, block)
         sparse = partial(_layer_by_layer, network)
         if not made:
-            return None, "no layer of a kind that CSR products are written for"
+            return None, f"no layer of a kind that {kind} products are written for"
         expected, found = outputs(model), outputs(sparse)
-        if (expected - found).abs().max() > _TOLERANCE * expected.abs().max():
-            return None, "the products over CSR matrices give other outputs"
+        if (expected - found).abs().max() > _TOLERANCE.get(expected.dtype, 1e-3) * expected.abs().max():
+            return None, f"the products over {kind} matrices give other outputs"
     except Exception as error:  # of torch, or the user's
-        return None, f"not possible over CSR matrices: {' '.join(str(error).split())[:120]}"
+        return None, f"not possible over {kind} matrices: {' '.join(str(error).split())[:120]}"
     left = len(prunable) - made
     return sparse, f"{left} of {len(prunable)} prunable layers stay dense" if left else ""
 
@@ -206,10 +139,18 @@ def _layer_by_layer(model: nn.Module, x: Tensor) -> Tensor:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def medians(
+class Timing(NamedTuple):
+    """The median of a call's durations and their quartiles, in milliseconds."""
+
+    ms: float
+    low: float
+    high: float
+
+
+def timings(
     calls: Mapping[str, Callable[[], object]], seconds: float = 1.0, least: int = 5, most: int = 300
-) -> dict[str, float]:
-    """Return the median duration of each call in milliseconds, the calls taking turns so that all see the same machine.
+) -> dict[str, Timing]:
+    """Return the durations of each call, the calls taking turns so that all see the same machine.
 
     Args:
         seconds: how long it goes on, once every call was made `least` times; `most` times at most.
@@ -224,4 +165,85 @@ def medians(
             call()
             taken[name].append(1000 * (time.perf_counter() - start))
         rounds += 1
-    return {name: median(values) for name, values in taken.items()}
+    found = {}
+    for name, values in taken.items():
+        low, _, high = quantiles(values, n=4, method="inclusive")
+        found[name] = Timing(median(values), low, high)
+    return found
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How long a forward pass of a batch takes on this machine's CPUs.
+
+    Attributes:
+        form: "dense", "csr" or "bsr": how the prunable weights are held.
+        threads: of torch.
+        ms: the median, in milliseconds; None where `note` says why there is none.
+        low, high: quartiles.
+    """
+
+    form: str
+    batch: int
+    threads: int
+    dtype: str
+    ms: float | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+@torch.no_grad()
+def passes(
+    make: Callable[[], nn.Module],
+    prunable: set[str],
+    inputs: Any,
+    pattern: Pattern,
+    batches: tuple[int, ...] = (1, 256),
+    forward: Callable[[Any, Any], Tensor] = called,
+) -> list[Pass]:
+    """Return the times of a network in all its forms: with one thread and with all, in float32 and in bfloat16.
+
+    Args:
+        make: returns the network with its weights, anew at each call.
+        prunable: the plain names of the weights that become sparse matrices.
+        inputs: as `forward` takes them; repeated where a batch wants more.
+        pattern: of the zeros. Blocks are measured in BSR format, too.
+        forward: (network, inputs) -> outputs.
+    """
+    threads, found = torch.get_num_threads(), list[Pass]()
+    blocks: dict[str, Block | None] = {"csr": None} | ({"bsr": pattern} if isinstance(pattern, Block) else {})
+    for dtype in (torch.float32, torch.bfloat16):
+        given = mapped(lambda x, to=dtype: x.to(to) if x.is_floating_point() else x, inputs)  # type: ignore[misc]
+        few = mapped(lambda x: x[:2], given)
+        model = make().eval().to(dtype)
+        networks: dict[str, Callable[..., Tensor] | None] = {"dense": model}
+        notes = {"dense": ""}
+        for form, block in blocks.items():
+            outputs = partial(_of_copies, forward, few)
+            networks[form], notes[form] = _usable(model, make().eval().to(dtype), prunable, outputs, block)
+        for count in sorted({1, threads}):
+            for size in batches:
+                about = (size, count, str(dtype).removeprefix("torch."))
+                calls = {form: partial(forward, one, _repeated(given, size)) for form, one in networks.items() if one}
+                torch.set_num_threads(count)
+                try:
+                    times, wrong = timings(calls, _MS_SECONDS), ""
+                except Exception as error:  # the user's
+                    times, wrong = {}, f"not possible: {one_line(error)}"
+                finally:
+                    torch.set_num_threads(threads)
+                for form, note in notes.items():
+                    timed = times[form]._asdict() if form in times else {}
+                    found.append(Pass(form, *about, **timed, note=wrong or note))
+    return found
+
+
+def _of_copies(forward: Callable[[Any, Any], Tensor], inputs: Any, network: Any) -> Tensor:
+    return forward(network, mapped(Tensor.clone, inputs))
+
+
+def _repeated(inputs: Any, size: int) -> Any:
+    """Return a batch of this size, which repeats the inputs where it wants more."""
+    places = torch.arange(size) % length(inputs)
+    return mapped(lambda x: x[places], inputs)

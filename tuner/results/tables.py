@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_sparsity.sparsity import DeadNeurons, NetworkSize
+from tune_sparsity.sparsity.patterns import UNSTRUCTURED
 from tune_sparsity.tuner.results.retraining import Retrained
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.layout import PARETO_CSV, RESULT_JSON, TRIALS_CSV
@@ -240,6 +241,7 @@ def result_document(outcome: StudyOutcome) -> dict[str, Any]:
         "experiment": outcome.experiment,
         "method": outcome.method,
         "states": outcome.states,
+        **({"pattern": str(outcome.size.pattern)} if outcome.size and outcome.size.pattern != UNSTRUCTURED else {}),
         "dense_weights": {one.name: one.size for one in dense},
         "dense_share": {one.name: outcome.size.share(one) for one in dense} if outcome.size else {},
         "dead_neurons": {name: one._asdict() for name, one in outcome.dead_neurons.items()},

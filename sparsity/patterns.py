@@ -1,0 +1,194 @@
+"""The patterns that zeros may have: anywhere, at most N of M weights that are not zero, whole blocks."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tune_sparsity.sparsity.masks import keep_largest
+
+_LAST = 3e4  # in log2: puts what a pattern does not allow behind all that it allows, and keeps the order of both
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Zeros may be anywhere. Other patterns say what is different.
+
+    Tensors of scores have the shape (neurons, fan-in...), one a layer. The second dimension are a layer's inputs, or a
+    convolution's input channels.
+    """
+
+    text: ClassVar[str] = "unstructured"
+    exact_to: ClassVar[str] = "weight"
+    """What a sparsity is exact to."""
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def least(self) -> float:
+        """Return the lowest sparsity, in [0, 1), at which all zeros have the pattern."""
+        return 0.0
+
+    def check(self, sparsity: float) -> None:
+        """Raise ValueError if zeros of this sparsity cannot have the pattern."""
+        if sparsity < self.least - 1e-12:
+            raise ValueError(
+                f"a sparsity of {sparsity!r} cannot have the pattern {self}: it begins at {self.least:.6g}"
+            )
+
+    def why_dense(self, shape: torch.Size) -> str:
+        """Return why a weight of this shape cannot have the pattern; nothing if it can."""
+        return ""
+
+    def least_weights(self, shape: torch.Size) -> int:
+        """Return how many weights a layer of this shape keeps at least, if one alone cannot be kept; else 0."""
+        return 0
+
+    def ranked(self, score: Tensor) -> Tensor:
+        """Return a layer's scores, those of weights that the pattern does not allow behind all others."""
+        return score
+
+    def keep(self, scores: Sequence[Tensor], keep: int, a_row: int) -> list[Tensor]:
+        """Return the masks of the weights with the largest scores, at most `keep` of them in all layers. What
+        `keep_largest` says of rows is so here."""
+        return keep_largest(scores, keep, a_row=a_row)
+
+
+UNSTRUCTURED = Pattern()
+
+
+@dataclass(frozen=True)
+class NofM(Pattern):
+    """Of each M consecutive inputs of a neuron, at most N have a weight that is not zero. The M inputs of a convolution
+    are consecutive input channels, at each place of the kernel.
+
+    Attributes:
+        n: at least 1, less than m.
+        m: at least 2.
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n < self.m:
+            raise ValueError(f"pattern {self}: N must be at least 1, and less than M")
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+    @property
+    def least(self) -> float:
+        return 1 - self.n / self.m
+
+    def why_dense(self, shape: torch.Size) -> str:
+        inputs = shape[1] if len(shape) > 1 else 1
+        return f"its {inputs} inputs are no multiple of {self.m}" if inputs % self.m else ""
+
+    def ranked(self, score: Tensor) -> Tensor:
+        score = score if score.dtype == torch.float64 else score.float()
+        places = score.unflatten(1, (-1, self.m)).movedim(2, -1)  # (neurons, inputs / M, kernel..., M)
+        allowed = torch.zeros_like(places).scatter_(-1, places.topk(self.n, dim=-1).indices, 1.0)
+        allowed = allowed.movedim(-1, 2).reshape_as(score)
+        return score.clamp_min(-_LAST / 2) - _LAST * (allowed == 0)
+
+
+@dataclass(frozen=True)
+class Block(Pattern):
+    """Weights are zero in whole blocks: `rows` consecutive neurons by `inputs` consecutive inputs, which are input
+    channels of a convolution at one place of the kernel. Where a layer ends within a block, the block ends there.
+
+    Attributes:
+        rows: at least 1.
+        inputs: at least 1, and not 1 together with `rows`.
+    """
+
+    exact_to: ClassVar[str] = "block"
+
+    rows: int
+    inputs: int
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.inputs) < 1 or self.rows * self.inputs < 2:
+            raise ValueError(f"pattern {self}: a block has at least two weights")
+
+    def __str__(self) -> str:
+        return f"block:{self.rows}x{self.inputs}"
+
+    def why_dense(self, shape: torch.Size) -> str:
+        neurons, inputs = (*shape, 1)[:2]
+        small = neurons < self.rows or inputs < self.inputs
+        return f"its {neurons} x {inputs} are less than a block" if small else ""
+
+    def least_weights(self, shape: torch.Size) -> int:
+        return self.rows * self.inputs
+
+    def pooled(self, score: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log2 of the root mean square of each block, and how many weights it has. Both have the shape (blocks
+        of neurons, blocks of inputs, kernel...).
+
+        Args:
+            score: log2 of magnitudes.
+        """
+        score = score if score.dtype == torch.float64 else score.float()
+        blocks = self._blocks(score, -math.inf)
+        sizes = self._blocks(torch.ones_like(score), 0.0).sum(-1)
+        largest = blocks.amax(-1, keepdim=True).clamp_min(torch.finfo(score.dtype).min)
+        mean = (2 * (blocks - largest)).exp2().sum(-1) / sizes
+        return largest.squeeze(-1) + mean.log2() / 2, sizes.long()
+
+    def _blocks(self, x: Tensor, fill: float) -> Tensor:
+        """Return the entries of each block in the last dimension, those beyond the layer's end as `fill`."""
+        x = x.movedim((0, 1), (-2, -1))
+        x = F.pad(x, (0, -x.shape[-1] % self.inputs, 0, -x.shape[-2] % self.rows), value=fill)
+        x = x.unflatten(-1, (-1, self.inputs)).unflatten(-3, (-1, self.rows)).transpose(-3, -2).flatten(-2)
+        return x.movedim((-3, -2), (0, 1))
+
+    def _spread(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """Return for each weight what its block has."""
+        return x.repeat_interleave(self.rows, 0).repeat_interleave(self.inputs, 1)[: shape[0], : shape[1]]
+
+    def keep(self, scores: Sequence[Tensor], keep: int, a_row: int) -> list[Tensor]:
+        """Return the masks of the blocks with the largest mean squares, as many as have at most `keep` weights. Every
+        row of blocks keeps one, as far as there are enough, and every layer keeps one."""
+        pools = [self.pooled(score) for score in scores]
+        ranks, sizes = [pool.clone() for pool, _ in pools], [size for _, size in pools]
+        for by_row in (True, False) if a_row else (False,):
+            firsts = [(rank if by_row else rank.unsqueeze(0)).flatten(1).argmax(1) for rank in ranks]
+            if self._affordable(sizes, firsts, by_row, keep):
+                for rank, first in zip(ranks, firsts, strict=True):
+                    rows = rank.view(len(first), -1)
+                    rows[torch.arange(len(first), device=rank.device), first] = math.inf
+                break
+        flat, weights = torch.cat([rank.flatten() for rank in ranks]), torch.cat([size.flatten() for size in sizes])
+        order = flat.argsort(descending=True, stable=True)
+        mask = torch.zeros_like(flat)
+        mask[order] = (weights[order].cumsum(0) <= keep).to(mask)
+        parts = mask.split([rank.numel() for rank in ranks])
+        return [
+            self._spread(part.view_as(rank), score.shape).contiguous()
+            for part, rank, score in zip(parts, ranks, scores, strict=True)
+        ]
+
+    def _affordable(self, sizes: Sequence[Tensor], firsts: Sequence[Tensor], by_row: bool, keep: int) -> bool:
+        rows = [(size if by_row else size.unsqueeze(0)).flatten(1) for size in sizes]
+        return sum(int(row.gather(1, one[:, None]).sum()) for row, one in zip(rows, firsts, strict=True)) <= keep
+
+
+def pattern_from(text: str) -> Pattern:
+    """Return the pattern that is written as "unstructured", "2:4" or "block:4x1". Raises ValueError for other text."""
+    if text == UNSTRUCTURED.text:
+        return UNSTRUCTURED
+    if found := re.fullmatch(r"(\d{1,4}):(\d{1,4})", text):
+        return NofM(*map(int, found.groups()))
+    if found := re.fullmatch(r"block:(\d{1,4})x(\d{1,4})", text):
+        return Block(*map(int, found.groups()))
+    raise ValueError("it takes unstructured, N:M as 2:4, or block:RxC as block:4x1")

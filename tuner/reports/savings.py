@@ -1,0 +1,94 @@
+"""What the zeros of a study's best network save on this machine: bytes, multiply-adds and milliseconds."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from tune_sparsity.tuner.errors import UsageError, one_line
+from tune_sparsity.tuner.results.export import Network, read_network
+from tune_sparsity.tuner.results.finished_study import EndedStudy
+from tune_sparsity.tuner.results.inference_cost import Pass, passes, sizes
+
+HEADER = ("of the best network", "dense", "without the zeros", "in the form", "of dense")
+
+Rows = list[tuple[str, str, str, str, str]]
+
+
+def savings(study: EndedStudy) -> tuple[Rows, str]:
+    """Measure the study's best network. Return the rows of a table under HEADER, and a line that says what is missing.
+
+    A network that cannot be read or run costs nothing but its rows.
+    """
+    if study.result["best"] is None:
+        return [], ""
+    rows: Rows = []
+    try:
+        network = read_network(study, "best")
+        for part in (_bytes, _multiply_adds, _times):
+            rows += part(network)
+        return rows, ""
+    except UsageError as error:
+        return rows, str(error)
+    except (Exception, SystemExit) as error:  # the user's network and data
+        return rows, f"the best network cannot be run here: {one_line(error)}"
+
+
+def _bytes(network: Network) -> Rows:
+    held = sizes(network.tensors, network.prunable)
+    dense = held.pop("dense")
+    with suppress(ValueError):  # of a tensor of a type that no packed file has
+        held["packed"] = len(network.packed)
+    form = min(held, key=held.__getitem__)
+    return [("bytes", f"{dense:,}", f"{held[form]:,}", form.replace("_", " "), f"{held[form] / dense:.1%}")]
+
+
+def _multiply_adds(network: Network) -> Rows:
+    if network.precision.signs:  # a binary network, whose single bits are not multiplied
+        return []
+    from tune_sparsity.sparsity import prunable_layers
+    from tune_sparsity.sparsity.cost.multiply_adds import count_uses
+
+    experiment = network.experiment
+    example = experiment.prepare(network.data.val.first(2).x)
+    layers = prunable_layers(network.model, experiment.layers, sphere=False)
+    uses = count_uses(network.model, layers, example, experiment.forward)
+    if uses is None:
+        return []
+    dense = uses.macs({layer.name: layer.weight.numel() for layer in layers})
+    left = uses.macs({layer.name: int(layer.weight.count_nonzero()) for layer in layers})
+    return [("multiply-adds of an example", f"{dense:,}", f"{left:,}", "", f"{left / dense:.1%}")]
+
+
+def _times(network: Network) -> Rows:
+    experiment = network.experiment
+    found = passes(
+        lambda: experiment.network_with(network.tensors),
+        network.prunable,
+        experiment.prepare(network.data.val.first(256).x),
+        experiment.layers.pattern,
+        forward=experiment.forward,
+    )
+    alike: dict[str, list[Pass]] = {}
+    for one in found:
+        threads = f"{one.threads} thread{'s' if one.threads > 1 else ''}"
+        alike.setdefault(f"milliseconds, batch {one.batch}, {threads}, {one.dtype}", []).append(one)
+    rows: Rows = []
+    for words, (dense, *others) in alike.items():
+        there = [one for one in others if one.ms is not None]
+        rows += [(words, _ms(dense), _ms(one), _form(one), _share(one, dense)) for one in there]
+        rows += [] if there else [(words, _ms(dense), "", "", "")]
+    missing = dict.fromkeys((one.dtype, _form(one)) for one in found if one.ms is None)
+    return [*rows, *((f"milliseconds, {dtype}", "", "", form, "") for dtype, form in missing)]
+
+
+def _share(one: Pass, dense: Pass) -> str:
+    return "" if one.ms is None or dense.ms is None else f"{one.ms / dense.ms:.0%}"
+
+
+def _form(one: Pass) -> str:
+    return one.form.upper() + (f": {one.note}" if one.note else "")
+
+
+def _ms(one: Pass) -> str:
+    """Return the median, with the quartiles."""
+    return "" if one.ms is None else f"{one.ms:.3g} ({one.low:.3g} to {one.high:.3g})"

@@ -1,0 +1,92 @@
+"""Layers that multiply by sparse matrices, in the place of a network's own."""
+
+from __future__ import annotations
+
+import warnings
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tune_sparsity.sparsity.patterns import Block
+from tune_sparsity.sparsity.wrappers import plain_name
+
+
+def _sparse(weight: Tensor, block: Block | None = None) -> Tensor:
+    """Return a matrix in CSR format; with a block, in BSR format, with zeros at its ends as far as blocks need them."""
+    weight = weight.detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says once that its sparse matrices are in a beta state
+        if block is None:
+            return weight.to_sparse_csr()
+        padded = F.pad(weight, (0, -weight.shape[1] % block.inputs, 0, -weight.shape[0] % block.rows))
+        return padded.to_sparse_bsr((block.rows, block.inputs))
+
+
+class SparseLinear(nn.Module):
+    """A linear layer whose weight is a CSR or BSR matrix: its product skips the zeros."""
+
+    def __init__(self, layer: nn.Linear, block: Block | None = None) -> None:
+        super().__init__()
+        self.weight, self.neurons = _sparse(layer.weight, block), layer.out_features
+        self.bias = None if layer.bias is None else layer.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = F.pad(x.reshape(-1, x.shape[-1]).T, (0, 0, 0, self.weight.shape[1] - x.shape[-1]))
+        out = (self.weight @ columns)[: self.neurons].T.reshape(*x.shape[:-1], -1)
+        return out if self.bias is None else out + self.bias
+
+
+class SparseConv2d(nn.Module):
+    """Compute a convolution as a matrix product. The left matrix is the weight in CSR format. The columns of the right
+    matrix are the patches of the input."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight = _sparse(layer.weight.flatten(1))
+        self.bias = None if layer.bias is None else layer.bias.detach()
+        self.kernel, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
+        self.padding = cast("tuple[int, ...]", layer.padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # (examples, weights of a filter, places)
+        patches = F.unfold(x, self.kernel, dilation=self.dilation, padding=self.padding, stride=self.stride)
+        examples, columns, places = patches.shape
+        out = self.weight @ patches.transpose(0, 1).reshape(columns, -1)
+        out = out.reshape(-1, examples, places).transpose(0, 1)
+        spans = zip(x.shape[2:], self.kernel, self.stride, self.dilation, self.padding, strict=True)
+        shape = [(size + 2 * pad - dil * (kernel - 1) - 1) // step + 1 for size, kernel, step, dil, pad in spans]
+        out = out.reshape(examples, -1, *shape)
+        return out if self.bias is None else out + self.bias.view(-1, 1, 1)
+
+
+def _sparse_layer(layer: nn.Module, block: Block | None) -> nn.Module | None:
+    """Return the layer over a sparse matrix; None for kinds that it is not written for."""
+    if type(layer) is nn.Linear:
+        return SparseLinear(layer, block)
+    if type(layer) is nn.Conv2d and block is None and layer.groups == 1 and layer.padding_mode == "zeros":
+        return None if isinstance(layer.padding, str) else SparseConv2d(layer)
+    return None
+
+
+def over_sparse(model: nn.Module, prunable: set[str], block: Block | None = None) -> tuple[nn.Module, int]:
+    """Put the prunable layers of a network over sparse matrices, in place. Return the network, and how many of them
+    that could be done for.
+
+    Args:
+        prunable: the plain names of their weights.
+        block: of BSR matrices; None: CSR.
+    """
+    made, own = 0, {plain_name(model, name): name for name, _ in model.named_modules()}
+    for name in sorted(prunable):
+        path, _, attribute = name.rpartition(".")
+        path = own[path]
+        layer = _sparse_layer(model.get_submodule(path), block) if attribute == "weight" else None
+        if layer is None:
+            continue
+        made += 1
+        if not path:
+            return layer, made
+        parent, _, last = path.rpartition(".")
+        setattr(model.get_submodule(parent), last, layer)
+    return model, made
