@@ -38,7 +38,7 @@ def _bytes(network: Network) -> Rows:
     dense = held.pop("dense")
     with suppress(ValueError):  # of a tensor of a type that no packed file has
         held["packed"] = len(network.packed)
-    form = min(held, key=held.__getitem__)
+    form = "packed" if "packed" in held else min(held, key=held.__getitem__)
     return [("bytes", f"{dense:,}", f"{held[form]:,}", form.replace("_", " "), f"{held[form] / dense:.1%}")]
 
 
