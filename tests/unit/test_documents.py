@@ -126,7 +126,7 @@ OTHERS_OPTIONS = {
     *("--resolution", "--only-binary", "--all-extras", "--no-annotate", "--no-header"),  # uv's
     *("--head", "--port", "--working-dir"),  # Ray's
     *("--build-arg", "--detach", "--scale", "--generate"),  # Docker's and Ray's
-    *("--show", "--format", "--network", "--out"),  # of subcommands
+    *("--show", "--format", "--network", "--out", "--no-times"),  # of subcommands
 }
 
 
