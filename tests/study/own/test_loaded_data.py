@@ -159,8 +159,9 @@ mapped = Experiment("mapped", load, Watched, Recipe(epochs=1, batch_size=64))
 '''
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc/self/status tells a process's memory")
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.long), 1])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_file_larger_than_memory_stays_on_the_disk(workers: int, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(MAPPED.replace("WORKERS", str(workers)))
     with (tmp_path / "images").open("wb") as file:
