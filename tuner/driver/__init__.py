@@ -1,1 +1,1 @@
-"""Runs a study: prepares it, runs its trials, judges the best, writes its files."""
+"""Runs a study: prepares it, runs its trials, tests the best network and writes the files."""

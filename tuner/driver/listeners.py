@@ -1,4 +1,4 @@
-"""Listeners of a running study: its record in MLflow, its files, its trials' networks and checkpoints, the terminal."""
+"""Listeners that a running study notifies. They write to MLflow, to files and to the terminal, and remove old files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from tune_sparsity.tuner.system.files import write_bytes
 from tune_sparsity.tuner.tracking.tracker import Tracker
 from tune_sparsity.tuner.worker.checkpoints import sweep
 
-_TABLES_EVERY = 5.0  # seconds between two writings of trials.csv while the study runs, at the least
-_TABLES_SHARE = 20  # and so many times what the last took: the table of ten thousand trials takes seconds
+# Between two writes of trials.csv, at least _TABLES_EVERY seconds pass, and at least _TABLES_SHARE times the duration
+# of the last write: the table of ten thousand trials takes seconds.
+_TABLES_EVERY = 5.0
+_TABLES_SHARE = 20
 
 
 class TrackTrials(Listener):
-    """Tells MLflow of the trials."""
+    """Logs the trials to MLflow."""
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
@@ -52,10 +54,12 @@ class LogEpochs(Listener):
 
 
 class KeepNetworks(Listener):
-    """Keeps those of the trials' networks that would be reported if the study ended now: all would fill a disk.
+    """Keeps the networks that would be reported if the study ended now, and those of running trials. Removes all other
+    networks, because they would fill the disk.
 
     Args:
-        folder: where trials leave their networks. A network that a report brings is written there.
+        folder: the folder to which workers write their networks. A network that arrives in a report is also written
+            there.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -84,7 +88,7 @@ class SweepCheckpoints(Listener):
 
 
 class ShowProgress(Listener):
-    """Shows on the terminal how far the study is."""
+    """Shows the study's progress on the terminal."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -103,7 +107,7 @@ class ShowProgress(Listener):
 
 
 class WriteTables(Listener):
-    """Writes trials.csv and pareto.csv as they stand, now and then."""
+    """Updates trials.csv and pareto.csv from time to time while the study runs."""
 
     def __init__(
         self, folder: Path, size: NetworkSize | None = None, clock: Callable[[], float] = time.monotonic

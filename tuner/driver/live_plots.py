@@ -1,4 +1,4 @@
-"""The pictures of a study that runs: made by a thread of the driver, now and then, so that no trial waits for them."""
+"""Makes the pictures of a running study from time to time, in a thread of the driver: no trial waits for them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from tune_sparsity.tuner.tracking.tracker import Tracker
 if TYPE_CHECKING:
     from tune_sparsity.tuner.driver.prepare import Prepared
 
-EVERY = 30.0  # seconds between two makings, at least
-_LOOK = 0.1  # seconds between two looks at whether the search is about to end
-_SHARE = 60  # and no more often than this part of the time that the study has run: a night's study changes slowly
+EVERY = 30.0  # seconds between two updates of the pictures, at least
+_LOOK = 0.1  # seconds between two checks whether the search is about to end
+_SHARE = 60  # between two updates, at least 1/60 of the study's time so far passes: a long study changes slowly
 
 
 def write_pictures(study: Pictured, folder: Path) -> list[Path]:
-    """Writes the front and the page of all pictures into the folder. Returns both paths.
+    """Write the front and the page of all pictures into the folder. Return both paths.
 
     Raises:
-        OSError: if it cannot be written to.
+        OSError: if the folder cannot be written to.
     """
     front, pictures = folder / PARETO_HTML, folder / PICTURES_HTML
     write_html(front_figure(study.records, study.goal, study.title), front)
@@ -41,22 +41,22 @@ def write_pictures(study: Pictured, folder: Path) -> list[Path]:
 
 
 def load() -> None:
-    """Loads what pictures are made with, which takes a second."""
+    """Import the libraries that make the pictures. This takes a second."""
     import jinja2  # noqa: F401
     import optuna.importance  # noqa: F401
     import plotly.graph_objects  # noqa: F401
 
 
 class LivePictures(Listener):
-    """Writes a study's pictures while it runs, and hands them to its tracker.
+    """Writes a study's pictures while the study runs, and logs them to MLflow.
 
-    A failure of its own ends nothing but that one making: pictures are made again at the study's end.
+    An error while pictures are made skips this update only. The study makes its pictures again at its end.
 
     Args:
-        drawn: makes of copies of the records what is to be drawn. It is called in a thread.
-        folder: the study's.
-        tracker: takes the pictures for the parent run.
-        every: seconds.
+        drawn: returns the content of the pictures for copies of the records. It is called in a thread.
+        folder: the study's folder.
+        tracker: logs the pictures as artifacts of the study's parent run.
+        every: the seconds between two updates, at least.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class LivePictures(Listener):
         began, shown, loaded = time.monotonic(), -1, False
         due = began + self._every
         while not self._ended.wait(min(self._every, _LOOK)):
-            # What pictures are made with is loaded while the last trials train and processors become free.
+            # The libraries are imported while the last trials train, because processors become free then.
             if not loaded and study.full:
-                load()  # in this thread, which is waited for: two that import the same see it half done
+                load()  # in this thread: two threads that import the same module at once would find it incomplete
                 loaded = True
             now = time.monotonic()
             if now < due:
@@ -95,17 +95,22 @@ class LivePictures(Listener):
                     continue
                 self._tracker.log_artifacts(write_pictures(self._drawn(records), self._folder))
                 self.made, shown = self.made + 1, ended
-            except Exception:  # whatever it is, the search goes on, and the study's end will say it
+            except Exception:  # the search goes on; `final_pictures` tells the user of an error that remains
                 continue
 
 
 def live_pictures(prepared: Prepared, tracker: Tracker) -> LivePictures:
-    """Return what keeps a study's pictures up to date while it runs."""
+    """Return the listener that keeps the pictures of a running study up to date."""
     return LivePictures(partial(_pictured, prepared), prepared.config.folder, tracker)
 
 
 def final_pictures(prepared: Prepared, records: Sequence[TrialRecord]) -> list[Path]:
-    """Return the pictures of the ended study. A mistake in them is told, and loses the study nothing else."""
+    """Write the pictures of the ended study and return their paths. If they fail, print the reason and return an empty
+    list.
+
+    Raises:
+        OSError: if the study's folder cannot be written to.
+    """
     try:
         return write_pictures(_pictured(prepared, records), prepared.config.folder)
     except OSError:

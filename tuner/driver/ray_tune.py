@@ -1,4 +1,4 @@
-"""Runs a study's trials with Ray Tune: what Ray reports is passed on to the StudyRun, which decides."""
+"""Runs a study's trials with Ray Tune. Ray's events are passed on to the StudyRun, which makes all decisions."""
 
 from __future__ import annotations
 
@@ -34,40 +34,37 @@ from tune_sparsity.tuner.worker.report import Report, take_weights
 from tune_sparsity.tuner.worker.trainable import TrialSetup, TrialTrainable
 
 R = TypeVar("R")
-LOST_WORKERS = 3  # times that a trial whose process was lost is begun again, from its checkpoint
+LOST_WORKERS = 3  # restarts of a trial, from its checkpoint, after its process was lost; then the trial fails
 
 
 def gpus_per_trial(config: StudyConfig) -> float:
-    """Return the share that each trial gets. "auto": a whole GPU where the cluster has any, else none.
-
-    Raises:
-        UsageError: if more is asked for than any cluster node has.
-    """
+    """Return the number of GPUs for each trial, which may be a fraction. "auto" gives 1 if the cluster has a GPU, else
+    0."""
     if config.gpus_per_trial == "auto":
         return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
     return float(config.gpus_per_trial)
 
 
 def slots(config: StudyConfig, gpus: float) -> int:
-    """Return how many trials run at once: as many as fit into the cluster, or --concurrency where that is less.
+    """Return how many trials run at once: the number that fits into the cluster, or --concurrency if it is smaller.
 
     Raises:
-        UsageError: if not even one fits.
+        UsageError: if the cluster has no room for a single trial.
     """
     there, workers = nodes(), config.workers_per_trial
     fit = trials_at_once(there, config.cpus_per_trial, gpus, workers)
     if fit < 1:
-        have = f"{sum(node.cpus for node in there):g} and {sum(node.gpus for node in there):g}"
+        have = f"{sum(node.cpus for node in there):g} CPUs and {sum(node.gpus for node in there):g} GPUs"
         each, option = (f"{workers} times ", "--workers-per-trial, ") if workers > 1 else ("", "")
         raise UsageError(
             f"a trial needs {each}{config.cpus_per_trial:g} CPUs and {gpus:g} GPUs of one node, and Ray has {have} on "
-            f"{len(there)}: lower {option}--cpus-per-trial or --gpus-per-trial"
+            f"{len(there)} {'node' if len(there) == 1 else 'nodes'}: lower {option}--cpus-per-trial or --gpus-per-trial"
         )
     return min(fit, config.concurrency or fit)
 
 
 def with_ranks(setup: TrialSetup, config: StudyConfig, gpus: float) -> TrialSetup:
-    """Return the setup for trials of as many processes as --workers-per-trial says."""
+    """Return the setup for trials that run in --workers-per-trial processes each."""
     workers = config.workers_per_trial
     if workers == 1:
         return setup
@@ -75,15 +72,19 @@ def with_ranks(setup: TrialSetup, config: StudyConfig, gpus: float) -> TrialSetu
 
 
 class _NotPickled:
-    """Ray pickles what it is given into snapshots to restore from. Ours restore from Optuna's journal instead, and hold
-    threads and files that cannot be pickled: the snapshot gets an empty object."""
+    """Is pickled as an object without attributes.
+
+    Ray pickles the searcher, the callback and the stopper into its snapshots of the experiment. Ours hold threads and
+    files that cannot be pickled, and a study is resumed from Optuna's journal, not from Ray's snapshots.
+    """
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class _Searcher(_NotPickled, Searcher):
-    """Asks the study for trials on Ray's behalf. How they end is told by the callback, which knows why."""
+    """Gives Ray the study's next trial. The end of a trial reaches the study through `_Callback`, which knows the
+    reason."""
 
     def __init__(self, study: StudyRun, names: dict[str, int], stop: StopWhen) -> None:
         super().__init__()
@@ -113,7 +114,7 @@ class _Callback(_NotPickled, tune.Callback):
     """Passes the events of Ray's trials on to the study.
 
     Attributes:
-        states: Ray's own state of every trial, by its name, when all have ended.
+        states: Ray's own state of every trial, by the trial's name; empty until Ray has ended all trials.
     """
 
     def __init__(self, study: StudyRun, names: dict[str, int], stop: StopWhen) -> None:
@@ -143,8 +144,11 @@ class _Callback(_NotPickled, tune.Callback):
         self._stop.unless_disk_full(self._study.end, number, state, reason)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Makes a trial that reported its failure an error in Ray's own books, now that its process is free. Of a trial
-        that has ended the books keep no measures: they are in ours, and Ray's are ten times as large."""
+        """Update Ray's records of the trials that have just ended.
+
+        A trial that reported its failure gets Ray's state ERROR, which is possible only after its process is free. The
+        metrics of ended trials are removed: the study has them, and Ray's copies are ten times as large.
+        """
         while self._failed:
             trial = self._failed.pop()
             trial.handle_error(TuneError(Report.from_dict(trial.last_result).failure))
@@ -163,8 +167,8 @@ class _Callback(_NotPickled, tune.Callback):
 
 
 def failure_reason(trial: Trial) -> str:
-    """Why a trial failed that took its process with it, in one line: the exception that Ray has for it."""
-    # Ray has just written it on this machine, for itself; it reaches the storage (trial.get_pickled_error) only later.
+    """Return Ray's exception for a trial whose process has ended, in one line."""
+    # Ray has written this local file already. The copy for trial.get_pickled_error reaches the storage only later.
     file = trial.pickled_error_file
     if file is None or not Path(file).is_file():
         return "unknown error"
@@ -173,18 +177,24 @@ def failure_reason(trial: Trial) -> str:
 
 
 class StopWhen(_NotPickled, tune.Stopper):
-    """Ends the whole study when the time budget is used up, when it was asked to, or when it cannot be written.
+    """Ends the whole study in four cases: the time budget is used up, the user interrupts the study, the study's folder
+    cannot be written to, or another process has taken over the study.
 
     Args:
-        deadline: by time.monotonic().
-        lost: why the study is no more this process's to go on with, "" while it is.
+        deadline: the end of the time budget, by time.monotonic(); None: there is no time budget.
+        lost: returns the reason why this process may not continue the study, or "" while it may.
+
+    Attributes:
+        asked: the user has interrupted the study.
+        out_of_time: the time budget was used up.
+        disk: the reason why the study's folder cannot be written to, or "".
     """
 
     def __init__(self, deadline: float | None, lost: Callable[[], str] = str) -> None:
         self._deadline, self._lost = deadline, lost
         self.asked = False
         self.out_of_time = False
-        self.disk = ""  # why the study's folder cannot be written to, if so
+        self.disk = ""
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -198,8 +208,11 @@ class StopWhen(_NotPickled, tune.Stopper):
         return self._lost()
 
     def unless_disk_full(self, call: Callable[..., R], *args: Any) -> R | None:
-        """Return the call's result. If it fails for want of room on the disk the study ends, and from then on nothing
-        is called: a journal's line behind one that was cut off would make both unreadable."""
+        """Return the result of call(*args), or None once the study has to end because of its storage.
+
+        The first error that the disk causes sets `disk`, and from then on nothing is called: another line in the
+        journal, after one that was cut off, would make both unreadable.
+        """
         if self.disk or self.lost:
             return None
         try:
@@ -214,10 +227,18 @@ class StopWhen(_NotPickled, tune.Stopper):
 def run_trials(
     study: StudyRun, setup: TrialSetup, arrays: Any, *, gpus: float, concurrency: int, stop: StopWhen
 ) -> dict[str, str]:
-    """Runs trials until the study has had all of them, or `stop` says so.
+    """Run trials until the study has no further trial, or until `stop` ends it.
+
+    Args:
+        study: the study that gives the trials.
+        setup: the settings that all trials share.
+        arrays: the training and validation data as `for_workers` returns them.
+        gpus: GPUs for each worker.
+        concurrency: the number of trials that run at once.
+        stop: decides when the study has to end early.
 
     Returns:
-        Ray's own state of every trial, by its name: TERMINATED or ERROR.
+        Ray's own state of every trial, TERMINATED or ERROR, by the trial's name.
     """
     config = study.config
     names: dict[str, int] = {}
@@ -256,7 +277,7 @@ def run_trials(
     except Exception as error:
         if not (stop.disk or disk_error(error)):
             raise
-        stop.disk = stop.disk or one_line(error)  # Ray itself writes there too
+        stop.disk = stop.disk or one_line(error)  # Ray itself writes into the study's folder too
         return {}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Trains each method's best again under fresh seeds, side by side."""
+"""Trains the best trial of each method again with other seeds, several at once."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 def train_best_again(
     prepared: Prepared, study: StudyRun, setup: TrialSetup, arrays: Any, gpus: float, concurrency: int
 ) -> Retraining:
-    """Train each method's best under fresh seeds, so many side by side as trials, and measure it on the test data.
+    """Train the best trial of each method again with other seeds, and measure the networks on the test data.
 
-    What fails under a seed is counted and told: NaN, an exception of the user's, a lost worker.
+    As many trainings as trials run at once. A training may fail, for example with NaN, an exception in the user's code
+    or a lost worker. Failed trainings are counted, and their reasons are in the result.
     """
     from tune_sparsity.tuner.results.networks import measuring_device, test_value
 
@@ -46,8 +47,8 @@ def train_best_again(
 
 
 def _places(config: StudyConfig, gpus: float, count: int) -> list[dict[str, Any]]:
-    """Return options of Ray's tasks for trainings of several workers: a placement group for each of those that run at
-    once, which those that follow it use in turn. One worker needs none."""
+    """Return the options of Ray's tasks for `count` trainings that run at once. A training with several workers gets a
+    placement group, and later trainings use these groups again in turn. One worker needs no options."""
     if config.workers_per_trial == 1:
         return [{}]
     each = {"CPU": config.cpus_per_trial, **({"GPU": gpus} if gpus else {})}

@@ -1,4 +1,4 @@
-"""Runs a study from its configuration to its files: prepare, search, judge the best, write."""
+"""Runs a study from its configuration to its files: prepares it, searches, tests the best network, writes the files."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from tune_sparsity.tuner.driver.study_run import StudyRun
     from tune_sparsity.tuner.worker.trainable import TrialSetup
 
-_DENSE_IN_TAG = 40  # weight matrices that are named; MLflow takes 5,000 characters
-AT_ONCE = 5.0  # seconds that MLflow has when a study ends unexpectedly; what it lacks then, resuming brings it
+_DENSE_IN_TAG = 40  # at most so many dense weight matrices are named in a tag, which holds 5,000 characters in MLflow
+AT_ONCE = 5.0  # seconds to finish writing to MLflow when a study ends unexpectedly; `resume` writes the rest
 
 
 class DiskFull(Exception):
-    """The study's folder cannot be written to: why, in one line. Nothing of the study is lost."""
+    """The study's folder cannot be written to. The message is the reason, in one line. Nothing of the study is lost."""
 
 
 def run_study(
@@ -53,32 +53,33 @@ def run_study(
     launched: float | None = None,
     writer: Popen[str] | None = None,
 ) -> Finished:
-    """Searches, judges the best network on the test data, and writes all files of the study.
+    """Search, measure the best network on the test data, and write all files of the study.
 
     Args:
-        prepared: from `prepare`.
-        ray: to run the trials with; waited for here, and ended when it is no longer needed.
-        resume: go on with the study in its folder instead of beginning one.
-        quiet: no progress on the terminal.
-        launched: when the command was started, by time.monotonic(), from which its seconds count; now by default.
-        writer: the process that tells MLflow, if it has been started already.
+        prepared: the result of `prepare`.
+        ray: the connection to Ray, which runs the trials. This function waits for it, and ends it after the trials.
+        resume: continue the study that is in the folder instead of beginning one.
+        quiet: show no progress on the terminal.
+        launched: when the command was started, by time.monotonic(); now by default. The study's seconds count from it.
+        writer: the process that writes to MLflow, if it has been started already.
 
     Raises:
-        UsageError: if the cluster cannot be reached or cannot hold a trial, or if another process runs the study.
+        UsageError: if the cluster cannot be reached or has no room for a trial, or if another process runs the study.
         DiskFull: if the study's folder cannot be written to; the study can be resumed.
-        TakenOver: if another process runs the study in the object store, which this one could not reach for a while.
-        KeyboardInterrupt: at the second Ctrl-C; so it can then.
+        TakenOver: if another process took over the study, because this one could not reach the object store for a
+            while; the study can be resumed.
+        KeyboardInterrupt: at the second Ctrl-C; the study can be resumed.
     """
     config, began = prepared.config, time.monotonic()
     launched = began if launched is None else launched
     with ExitStack() as stack:
-        if resume:  # before anything is started
+        if resume:  # before any process is started
             mirror = stack.enter_context(config.storage.claim(config.study, resume=True))
-        # Ray says on standard output that a node has died: what is there is for --json alone.
+        # Ray prints a node's death on standard output, which must hold the result of --json alone.
         stack.enter_context(redirect_stdout(sys.stderr))
         ray.begin()
         from tune_sparsity.tuner.cluster.node_data import for_workers
-        from tune_sparsity.tuner.driver import ray_tune  # takes seconds, in which a Ray of our own starts
+        from tune_sparsity.tuner.driver import ray_tune  # this import takes seconds, while a private Ray starts
 
         ray.wait()
         gpus = ray_tune.gpus_per_trial(config)
@@ -108,7 +109,8 @@ def run_study(
 
 @contextmanager
 def _tracked(prepared: Prepared, writer: Popen[str] | None) -> Iterator[Tracker]:
-    """Tell MLflow of the study within the block. A block that fails leaves it little time."""
+    """Yield a tracker that logs the study to MLflow, and close it after the block. If the block fails, the tracker gets
+    AT_ONCE seconds to finish."""
     tracker = _start_tracker(prepared, writer)
     try:
         yield tracker
@@ -150,14 +152,14 @@ def _start_tracker(prepared: Prepared, writer: Popen[str] | None) -> Tracker:
 
 
 def _dataset(prepared: Prepared) -> dict[str, Any]:
-    """Return what MLflow is told of the data; nothing of those that a loop of one's own loads itself."""
+    """Return MLflow's description of the data; an empty dict if the user's own loop loads the data."""
     checksum = prepared.checksum
     return dataset_note(prepared.experiment.name, prepared.data, checksum) if checksum else {}
 
 
 @dataclass(frozen=True)
 class _Built:
-    """A study that is ready for its trials, and the parts that it is made of."""
+    """A study that is ready to run, with the setup of its trials and its stopper."""
 
     study: StudyRun
     setup: TrialSetup
@@ -167,7 +169,7 @@ class _Built:
 def _build(
     prepared: Prepared, tracker: Tracker, times: Times, *, gpus: float, quiet: bool, mirror: Mirror | None
 ) -> _Built:
-    """Build the study, and what its trials are given."""
+    """Build the study with its searcher and listeners, the setup of its trials, and its stopper."""
     from tune_sparsity.tuner.driver import listeners
     from tune_sparsity.tuner.driver.live_plots import live_pictures
     from tune_sparsity.tuner.driver.ray_tune import StopWhen
@@ -189,7 +191,7 @@ def _build(
         objective=goal.objective,
     )
     ended = searcher.finished()
-    spent = max((record.elapsed for record in ended), default=0.0)  # by earlier processes
+    spent = max((record.elapsed for record in ended), default=0.0)  # seconds, in earlier processes
     deadline = None if config.time_budget is None else times.began + config.time_budget - spent
     stop = StopWhen(deadline, (lambda: mirror.lost) if mirror else str)
     progress = Progress(
@@ -207,7 +209,7 @@ def _build(
         live_pictures(prepared, tracker),
     ]
     study = StudyRun(config, goal, searcher, told, halving)
-    if mirror is not None:  # in an object store its thread sweeps
+    if mirror is not None:  # in an object store, the mirror's thread removes old checkpoints
         mirror.also = lambda: sweep(checkpoints, searcher.running)
     setup = _setup(prepared, gpus=gpus, mirror=mirror, rungs=halving.rungs)
     write_packed(config.folder, prepared.experiment, config.experiment)
@@ -215,7 +217,7 @@ def _build(
 
 
 def _setup(prepared: Prepared, *, gpus: float, mirror: Mirror | None, rungs: tuple[int, ...]) -> TrialSetup:
-    """Return what all trials share."""
+    """Return the settings that all trials share."""
     from tune_sparsity.tuner.driver.ray_tune import with_ranks
     from tune_sparsity.tuner.worker.trainable import TrialSetup
 
@@ -238,11 +240,11 @@ def _setup(prepared: Prepared, *, gpus: float, mirror: Mirror | None, rungs: tup
 
 
 def _run_trials(built: _Built, ray: Connection, arrays: Any, *, gpus: float, concurrency: int) -> dict[str, str]:
-    """Run the trials that the study still has to have. Return Ray's own state of each, by its name.
+    """Run the remaining trials of the study. Return Ray's own state of each, by the trial's name.
 
     Raises:
         DiskFull: if the study's folder cannot be written to.
-        TakenOver: if another process runs the study meanwhile.
+        TakenOver: if another process has taken over the study.
     """
     from tune_sparsity.tuner.driver.ray_tune import run_trials
 
@@ -273,7 +275,7 @@ def _search(
     quiet: bool,
     mirror: Mirror | None,
 ) -> Finished:
-    """Run the study's trials, train the best again where that is asked for, and conclude the study."""
+    """Run the study's trials, train the best again if --final-seeds asks for it, and conclude the study."""
     from tune_sparsity.tuner.driver.retrain import train_best_again
 
     built = _build(prepared, tracker, times, gpus=gpus, quiet=quiet, mirror=mirror)
@@ -286,7 +288,7 @@ def _search(
         study.training_seconds += (time.monotonic() - start) * concurrency
     ray.end()
     if mirror is not None:
-        ray.ended()  # and nobody writes any more
+        ray.ended()  # wait until no worker writes any more
         mirror.settle()
     finished = conclude(prepared, study, tracker, stop, times, concurrency, retrained)
     states = study.searcher.states()
@@ -296,7 +298,7 @@ def _search(
 
 @contextmanager
 def _disk_errors_told() -> Iterator[None]:
-    """A disk that is full, wherever that is found out, is no fault of this program's."""
+    """Raise DiskFull, with a message for the user, in place of any error that the disk causes within the block."""
     from tune_sparsity.tuner.errors import disk_error, one_line
 
     try:

@@ -1,4 +1,4 @@
-"""Early stopping in Ray's terms: the study decides, Ray is told."""
+"""Passes the study's decisions on early stopping to Ray."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class StudyScheduler(FIFOScheduler):
-    """Stops the trials that the study's halving stops; starts trials in the order in which they come.
+    """Stops the trials that the study's successive halving stops. Starts trials in the order of their creation.
 
-    What Ray would save of it is nothing: the study's records hold all that the decisions depend on.
+    Ray saves no state of this scheduler, because all decisions depend on the study's records alone.
 
     Args:
-        study: whose trials these are.
-        names: the trials' numbers by Ray's trial id; others add to it.
+        study: the study that the trials belong to.
+        names: the trials' numbers by Ray's trial id. The searcher adds each new trial.
     """
 
     def __init__(self, study: StudyRun, names: Mapping[str, int]) -> None:
@@ -30,10 +30,10 @@ class StudyScheduler(FIFOScheduler):
         self._study, self._names = study, names
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        """Called for every report but a trial's last: a finished trial is never stopped."""
+        """Return whether the trial goes on. Ray calls this for every report except a trial's last one."""
         number = self._names[trial.trial_id]
         report = Report.from_dict(result)
-        if not report.epochs:  # the disk is full: the study ends
+        if not report.epochs:  # the disk is full, and StopWhen ends the study
             return TrialScheduler.CONTINUE
         *past, last = report.epochs
         for epoch in past:
@@ -42,8 +42,8 @@ class StudyScheduler(FIFOScheduler):
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
-        """None in particular: Ray starts whatever is pending. FIFOScheduler would look through all trials of the study
-        each time, and after thousands of trials that is where the driver's time goes."""
+        """Return None: Ray then starts any pending trial. FIFOScheduler would look through all trials of the study each
+        time, which takes most of the driver's time after thousands of trials."""
         return None
 
     def debug_string(self) -> str:

@@ -1,7 +1,7 @@
-"""A study in progress: the one place where a trial begins, reports and ends, whoever runs it.
+"""Holds a running study: the only place where trials begin, report and end.
 
-Ray's events arrive here through tuner.driver.ray_tune. From here the searcher learns what to conclude, and each
-listener what it writes or shows; all from the same record, so that their states cannot differ.
+Ray's events arrive here through tuner.driver.ray_tune. The searcher and all listeners get the same record of a trial,
+so their states cannot differ.
 """
 
 from __future__ import annotations
@@ -19,44 +19,45 @@ from tune_sparsity.tuner.study.trial import Epoch, TrialRecord, TrialState
 
 
 class Listener:
-    """Is told of a study's trials as they go, and does nothing about it unless a subclass does.
+    """Is notified of the events of a study. Each method does nothing unless a subclass overrides it.
 
-    An error that a listener raises goes to the caller of the study, and the listeners after it are not told.
+    An error in a listener is raised to the caller of the study, and the listeners after it are not notified.
     """
 
     def trial_recalled(self, study: StudyRun, record: TrialRecord) -> None:
-        """A trial ended in an earlier process."""
+        """Handle a trial that ended in an earlier process of the study."""
 
     def study_begun(self, study: StudyRun) -> None:
-        """Trials are going to run."""
+        """Handle the start of the study, before its first trial runs."""
 
     def trial_begun(self, study: StudyRun, record: TrialRecord) -> None:
-        """A trial has its number, its method and its parameters, and is going to train."""
+        """Handle the start of a trial. Its record has the number, the method and the parameters."""
 
     def epoch_trained(self, study: StudyRun, record: TrialRecord, epoch: Epoch) -> None:
-        """A trial has trained an epoch, which its record knows already."""
+        """Handle the end of an epoch. The record contains the epoch already."""
 
     def network_sent(self, study: StudyRun, record: TrialRecord, network: bytes) -> None:
-        """A trial is about to end, and its network arrived with its last report: workers share no folder with us."""
+        """Handle a network that arrived in the last report of a trial. This is called shortly before the trial ends,
+        and only if workers and driver share no folder."""
 
     def trial_ended(self, study: StudyRun, record: TrialRecord) -> None:
-        """A trial has ended, in the state that its record has."""
+        """Handle the end of a trial. The record has the final state."""
 
     def study_ended(self, study: StudyRun) -> None:
-        """No trial trains any more, for whatever reason. The last listener is told first. Trials that the time budget
-        cut off end after this."""
+        """Handle the end of the search, also after an error or an interrupt. Listeners are notified in reverse order.
+        Trials that the time budget stopped end after this call."""
 
 
 class StudyRun:
-    """Keeps the records of a study's trials.
+    """Keeps the records of a study's trials, and notifies the searcher, early stopping and the listeners.
 
     Args:
-        config: resolved.
-        goal: what the study looks for.
-        searcher: asked for trials, and told how they ended.
-        listeners: told of everything, in their order.
-        halving: stops trials early; None: all train to their end. It is told what the trials of earlier processes had.
-        clock: seconds, for tests.
+        config: the study's configuration, resolved.
+        goal: the goal that trials are judged by.
+        searcher: suggests trials, and receives the result of each. It may hold trials of earlier processes.
+        listeners: are notified of every event, in this order.
+        halving: stops trials early; None: every trial trains to its end.
+        clock: returns the time in seconds; tests replace it.
     """
 
     def __init__(
@@ -76,16 +77,16 @@ class StudyRun:
         self._began: dict[int, float] = {}
         self._started = clock()
         self.elapsed_before = max((record.elapsed for record in self.records.values()), default=0.0)
-        """Seconds that earlier processes spent on the study, up to the last trial that ended."""
+        """Seconds that earlier processes spent on the study, up to the end of the last trial."""
         self.sampling_seconds = 0.0
-        self.training_seconds = 0.0  # in the workers, summed over all
-        self.first_epoch_began: float | None = None  # by the clock
+        self.training_seconds = 0.0  # the sum over all workers
+        self.first_epoch_began: float | None = None  # the clock's time
         for record in self.records.values():
             self._recall(record)
 
     @contextmanager
     def lasting(self) -> Iterator[None]:
-        """Tell the listeners that the study begins, and at the block's end that it has ended."""
+        """Notify the listeners that the study begins, and after the block that it has ended."""
         with ExitStack() as stack:
             for listener in self._listeners:
                 listener.study_begun(self)
@@ -93,7 +94,7 @@ class StudyRun:
             yield
 
     def ask(self) -> Asked | None:
-        """Return the next trial, begun; None when the study has had all its trials, or no gain for too many of them."""
+        """Begin and return the next trial. Return None if the study has all its trials, or is out of patience."""
         if self.full or self.out_of_patience:
             return None
         start = self._clock()
@@ -108,17 +109,17 @@ class StudyRun:
 
     @property
     def full(self) -> bool:
-        """Return whether the study has had all its trials."""
+        """Return whether the study has begun all its trials."""
         return len(self.records) >= self.config.trials
 
     @property
     def out_of_patience(self) -> bool:
-        """Return whether as many trials as --patience says have ended without a gain in what the goal judges."""
+        """Return whether --patience trials in a row have ended without a better score of the goal."""
         return self.config.patience is not None and self.standing.since_gain >= self.config.patience
 
     def epoch(self, number: int, epoch: Epoch) -> None:
-        """Take note of an epoch that a trial has trained. One that is known, from before the trial was restarted, is no
-        news."""
+        """Record an epoch that a trial has trained, and notify the listeners. An epoch that the record contains already
+        is ignored: a restarted trial trains some epochs twice."""
         record = self.records[number]
         if epoch.number <= record.epochs:
             return
@@ -131,44 +132,52 @@ class StudyRun:
             listener.epoch_trained(self, record, epoch)
 
     def epochs(self, number: int, epochs: Sequence[Epoch], again: bool = False) -> None:
-        """Take note of some more epochs of a trial.
+        """Record several epochs of a trial.
 
         Args:
-            again: it trained them before it was restarted from a checkpoint, perhaps in an earlier process.
+            number: the trial's number.
+            epochs: the epochs in order.
+            again: the trial trained them before it was restarted from a checkpoint, perhaps in an earlier process.
         """
         known = self.records[number].epochs
         for epoch in epochs:
             if again and epoch.number > known:
                 self._began[number] -= epoch.seconds
-                self.training_seconds -= epoch.seconds  # it was not in this process's time
+                self.training_seconds -= epoch.seconds  # an earlier process trained this epoch
             self.epoch(number, epoch)
 
     def network_sent(self, number: int, network: bytes) -> None:
-        """Take the network of a trial whose worker has no folder in common with this process. Raises OSError."""
+        """Pass the network of a trial to the listeners, if its worker shares no folder with this process.
+
+        Raises:
+            OSError: if a listener cannot write the network.
+        """
         for listener in self._listeners:
             listener.network_sent(self, self.records[number], network)
 
     def goes_on(self, number: int, epoch: Epoch, final_sparsity: float) -> bool:
-        """Return whether a trial may train on after this epoch, which is not its last.
+        """Return whether a trial may continue after this epoch.
 
         Args:
-            final_sparsity: the sparsity that the trial is to end on.
+            number: the trial's number.
+            epoch: the last epoch that the trial has trained; not the trial's final epoch.
+            final_sparsity: the sparsity at which the trial ends, in [0, 1).
         """
         record = self.records[number]
-        if epoch.number not in self._halving.rungs or epoch.number in record.rungs:  # once decided it stays so
+        if epoch.number not in self._halving.rungs or epoch.number in record.rungs:  # a rung is decided only once
             return True
         reached = record.reach_rung(epoch, final_sparsity)
         return self._halving.goes_on(number, record.method, epoch.number, reached)
 
     def passed(self, number: int, epoch: Epoch, final_sparsity: float) -> None:
-        """Take note that a trial, which was restarted, had gone on after this epoch: nothing is decided again."""
+        """Record that a restarted trial continued after this epoch. Early stopping decides nothing again."""
         record = self.records[number]
         if epoch.number in self._halving.rungs and epoch.number not in record.rungs:
             reached = record.reach_rung(epoch, final_sparsity)
             self._halving.recall(number, record.method, [(epoch.number, reached)])
 
     def _recall(self, record: TrialRecord) -> None:
-        """Take up a trial of an earlier process, also in the rungs that it reached."""
+        """Pass a trial of an earlier process, and its values at the rungs, to early stopping and the listeners."""
         if record.final_sparsity is not None:
             values = [(epoch, record.at_rung(epoch)) for epoch in record.rungs]
             self._halving.recall(record.number, record.method, values)
@@ -177,7 +186,8 @@ class StudyRun:
             listener.trial_recalled(self, record)
 
     def end(self, number: int, state: TrialState, reason: str = "") -> None:
-        """A trial is over: concluded once, in the same way everywhere."""
+        """Record the end of a trial, and notify the searcher, early stopping and the listeners. A trial that has ended
+        already is left as it is."""
         record = self.records[number]
         if record.state is not TrialState.RUNNING:
             return
@@ -193,7 +203,7 @@ class StudyRun:
             listener.trial_ended(self, record)
 
     def _ended(self, record: TrialRecord) -> None:
-        """Tells early stopping how a trial ended."""
+        """Pass the final state of a trial to early stopping."""
         if record.state is TrialState.FAILED:
             self._halving.forget(record.number)
         else:
@@ -202,7 +212,7 @@ class StudyRun:
             self._halving.ended(record.number, record.method, sparsity, completed)
 
     def running(self) -> list[TrialRecord]:
-        """Return the trials that have begun and not ended; found without looking at all the others, at every end of
-        one."""
+        """Return the records of the trials that run. The time for this does not grow with the number of ended
+        trials."""
         begun = (self.records.get(number) for number in sorted(self.searcher.running))
         return [record for record in begun if record is not None and record.state is TrialState.RUNNING]

@@ -1,1 +1,1 @@
-"""Proposes trials and stops hopeless ones. The only package that imports Optuna."""
+"""Proposes trials and decides on early stopping. No other package imports Optuna."""

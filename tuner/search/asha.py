@@ -1,15 +1,14 @@
-"""Asynchronous successive halving under a constraint: the decisions alone, without Ray.
+"""Makes the decisions of early stopping by asynchronous successive halving under a constraint. It does not need Ray.
 
-At a rung, that is after a fixed number of epochs, a trial goes on if it ranks among the best 1/`reduction` of the
-trials that have come that far, itself included; otherwise it is stopped, at once and for good. No trial waits for
-another (the stopping form of Li et al., arXiv 1810.05934). With one target, feasible trials rank before infeasible ones
-and then by merit: sparsity beyond the target counts for nothing. Where several sparsities are wanted, a trial is
-compared with those of like sparsity (`LikeStopping`).
+A rung is an epoch after which trials are compared. A trial continues if it ranks among the best 1/`reduction` of the
+trials that have reached the rung, including itself. Otherwise it is stopped immediately. No trial waits for another
+(the stopping variant of Li et al., arXiv 1810.05934). With one target, feasible trials rank before infeasible ones, and
+then the merit decides: a sparsity above the target is no advantage. If the goal has several sparsities, a trial is
+compared with trials of similar sparsity (`LikeStopping`).
 
-A rung never compares a dense moment of one trial with a sparse one of another: all its values were measured after the
-same number of epochs, each on the network as projected to the sparsity that its trial ends on. Trials of different
-methods are never compared, since their schedules are laid over the epochs in different ways: a network that is sparse
-from the start leads early, and may lose.
+All values at a rung were measured after the same number of epochs, on each network as if pruned to its final sparsity.
+So a network that is still dense has no advantage over a sparse one. Trials of different methods are never compared,
+because the methods prune at different times: a network that is sparse from the start may lead early and lose later.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from tune_sparsity.tuner.search.monotone import NOISE, deviation, residuals
 from tune_sparsity.tuner.study.goal import Goal
 
 Value = tuple[float, float]
-"""What a trial has at a rung: (the merit of val_accuracy_at_target or its kin, the sparsity that it ends on)."""
+"""The value of a trial at a rung: the merit, measured as if at the final sparsity, and the final sparsity."""
 
 
 class Entry(NamedTuple):
@@ -37,28 +36,35 @@ class Entry(NamedTuple):
 
     @property
     def lot(self) -> float:
-        """Decides between equal trials, evenly spread over [0, 1): where many are equal, all at the accuracy of a guess
-        say, the share that goes on is the same as elsewhere. By age, only the first would."""
+        """Return a number in [0, 1) that ranks trials with equal merit and equal sparsity.
+
+        These numbers are evenly spread. So the same share of trials continues even if many are equal, for example if
+        all have the accuracy of a random guess. If the age decided, only the first trials would continue.
+        """
         return self.number * _GOLDEN % 1
 
 
-# Chosen on the recorded curves of ten searches on digits, as benchmarks.search --stopping replays them: of the rules
-# that save half of the epochs one that loses least. Later rungs know more (rank correlation with the final accuracy .2
-# after a sixth of the epochs, .4 after half of them), and save less.
+# Chosen with benchmarks.search --stopping on the recorded curves of ten searches on digits: among the rules that save
+# half of the epochs, this one loses least accuracy. The rank correlation with the final accuracy is .2 after a sixth of
+# the epochs and .4 after half of them, so later rungs decide better but save less.
 FIRST_RUNG, SPACING, REDUCTION = 1 / 5, 3.0, 3.0
 WINDOW = 256  # trials that a rung remembers
-_GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, are spread as evenly as can be
-BAND = 12  # trials of like sparsity that a trial is
-EVIDENCE = 10  # of them that there must be before any is stopped
-CLEARLY = 2.0  # standard deviations below the median of its band, from which on a trial is stopped
+_GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of the golden ratio, modulo 1, are spread very evenly
+BAND = 12  # the number of trials of similar sparsity with which a trial is compared
+EVIDENCE = 10  # no trial is stopped while its band, including itself, has fewer trials
+CLEARLY = 2.0  # a trial is stopped if its lead is so many standard deviations below the median of its band
 PART = 2.5
-"""Of n trials along a range each PART / n of it is a part: one of its trials finishes."""
+"""With n trials, the part of the range around a trial is PART / n of the range. One trial of each part is completed."""
 
 
 def rung_epochs(epochs: int, first: float = FIRST_RUNG, spacing: float = SPACING) -> tuple[int, ...]:
-    """Return the epochs after which trials of `epochs` epochs are judged: first x epochs, `spacing` times as many, ...
+    """Return the rungs of trials with `epochs` epochs, rising. The last epoch is never a rung, and trials with fewer
+    than three epochs have no rungs.
 
-    Trials of fewer than three epochs have none, and the last epoch is never one: a trial that gets there has finished.
+    Args:
+        epochs: the epochs of a complete trial.
+        first: the first rung as a fraction of the epochs.
+        spacing: the factor from each rung to the next.
     """
     if epochs < 3:
         return ()
@@ -71,18 +77,21 @@ def rung_epochs(epochs: int, first: float = FIRST_RUNG, spacing: float = SPACING
 
 
 class Halving:
-    """Decides which trials go on, from what trials had at the rungs.
+    """Decides at each rung whether a trial continues.
 
-    A rung remembers the `window` youngest trials (by number). So its cost and memory do not grow with the study, and a
-    searcher that has become better must not have new trials measured against its first attempts. The decisions depend
-    on what was reported and in which order, on nothing else: a study that goes on after a crash tells what its trials
-    had (`recall`, `ended`), and decides as if it had not stopped.
+    A rung remembers only the `window` newest trials (by number). So time and memory do not grow with the study, and new
+    trials are not compared with the first attempts of a searcher that has learned since. The decisions depend only on
+    the reported values and their order. A resumed study passes the values of its earlier trials to `recall` and
+    `ended`, and then decides as if it had never stopped.
 
     Args:
-        rungs: epochs, rising, as `rung_epochs` gives them. None at all: every trial goes on.
-        target: smallest feasible final sparsity, in [0, 1]; None: there is no constraint.
-        reduction: 1 / the share of trials that a rung lets go on; above 1.
-        window: how many trials a rung remembers.
+        rungs: the rungs as `rung_epochs` returns them, rising. Without rungs every trial continues.
+        target: the smallest feasible final sparsity, in [0, 1]; None: there is no constraint.
+        reduction: a rung lets about 1 of `reduction` trials continue; above 1.
+        window: the number of trials that a rung remembers.
+
+    Raises:
+        ValueError: if `reduction` is not above 1.
     """
 
     def __init__(
@@ -97,12 +106,12 @@ class Halving:
             raise ValueError(f"reduction must be above 1, got {reduction}")
         self.rungs, self.target = tuple(rungs), target
         self.reduction, self.window = reduction, window
-        self._values: dict[tuple[str, int], dict[int, Value | None]] = {}  # None: the trial has failed since
+        self._values: dict[tuple[str, int], dict[int, Value | None]] = {}  # None: the trial has failed after the rung
 
     def goes_on(self, number: int, method: str, epoch: int, value: Value) -> bool:
-        """Return whether trial `number` may train on; at a rung its value is remembered.
+        """Return whether trial `number` may continue after this epoch. At a rung, remember its value.
 
-        A value that is not finite is not remembered, and its trial is stopped.
+        If the value is not finite, the trial is stopped and its value is not remembered.
         """
         if epoch not in self.rungs:
             return True
@@ -113,31 +122,40 @@ class Halving:
         return self._good_enough(number, method, [Entry(*v, n) for n, v in known.items()])
 
     def _good_enough(self, number: int, method: str, entries: list[Entry]) -> bool:
-        """Return whether trial `number` is among the best of the entries, which it is one of."""
+        """Return whether trial `number` is among the best of the entries. The entries include this trial."""
         best = sorted(entries, key=self._rank)[: math.ceil(len(entries) / self.reduction)]
         return any(entry.number == number for entry in best)
 
     def _rank(self, entry: Entry) -> tuple[bool, float, float, float]:
-        """Sorts the best first; of equal merits the sparser trial, entirely equal ones by their lots."""
+        """Return a key that sorts the best trial first. Between equal merits the sparser trial is first, then the
+        smaller `lot`."""
         infeasible = self.target is not None and entry.sparsity < self.target
         return infeasible, -entry.merit, -entry.sparsity, entry.lot
 
     def recall(self, number: int, method: str, values: Iterable[tuple[int, Value]]) -> None:
-        """Take up what a trial of an earlier process had: (epoch, value) pairs. Epochs of no rung are passed over."""
+        """Remember the values of a trial of an earlier process.
+
+        Args:
+            number: the trial's number.
+            method: the trial's method.
+            values: (epoch, value) pairs. Epochs that are not rungs are ignored.
+        """
         for epoch, value in values:
             if epoch in self.rungs and all(map(math.isfinite, value)):
                 self._remember(number, method, epoch, value)
 
     def ended(self, number: int, method: str, sparsity: float | None, completed: bool) -> None:
-        """Take note that a trial has ended, otherwise than by failing.
+        """Record that a trial has ended without failing.
 
         Args:
-            sparsity: that the trial was to end on; None if it is not known.
-            completed: whether it trained to its end; else it was stopped.
+            number: the trial's number.
+            method: the trial's method.
+            sparsity: the trial's final sparsity; None if unknown.
+            completed: True if the trial trained to its end, False if it was stopped.
         """
 
     def forget(self, number: int) -> None:
-        """Take a trial's values out of all rungs: one that failed sets no standard."""
+        """Remove the values of a failed trial from all rungs, so that no trial is compared with it."""
         for values in self._values.values():
             if number in values:
                 values[number] = None
@@ -150,20 +168,23 @@ class Halving:
 
 
 class LikeStopping(Halving):
-    """Compares a trial with trials of like sparsity, for studies of several sparsities.
+    """Compares a trial with trials of similar sparsity, for studies with several sparsities.
 
-    A trial's lead at a rung is by how much its merit is above the monotone fit of its band: the trials next to it
-    on the logarithm of the density. So a sparse trial is not stopped for being sparse. It is stopped where its lead
-    is clearly below the band's median, and nothing is stopped before a band has `EVIDENCE` trials: on a front every
-    completed trial may gain, and of two that differ by chance neither is worth stopping. The only trial of a part of
-    the range is never stopped while no trial has been completed there: of a cover laid out evenly at least one trial in
-    three finishes.
+    The band of a trial is the trials that are nearest to it in the logarithm of the density. A trial's lead at a rung
+    is its merit minus the monotone fit of the other trials in its band, so a trial is not stopped just because it is
+    sparse. It is stopped if its lead is clearly below the median lead of the band.
+
+    Two rules limit this. No trial is stopped while its band has fewer than `EVIDENCE` trials, because small differences
+    may be chance, and every completed trial may improve a front. And no trial is stopped while its part of the range
+    has no completed trial and no other running one. If trials cover the range evenly, at least one in three is
+    completed.
 
     Args:
-        rungs: epochs, rising, as `rung_epochs` gives them.
-        low, high: the range's ends, sparsities with 0 <= low < high < 1.
-        window: how many trials a rung remembers.
-        noise: the least standard deviation of merits.
+        rungs: the rungs as `rung_epochs` returns them, rising.
+        low: the lower end of the range of sparsities, at least 0.
+        high: the upper end of the range of sparsities, above `low` and below 1.
+        window: the number of trials that a rung remembers.
+        noise: the smallest standard deviation of merits that is assumed.
     """
 
     def __init__(
@@ -172,9 +193,10 @@ class LikeStopping(Halving):
         super().__init__(rungs, target=None, window=window)
         self._noise = noise
         self._extent = log_sparsity(high) - log_sparsity(low)
-        self._completed: dict[str, list[float]] = {}  # positions by method, sorted
-        self._alive: dict[str, dict[int, float]] = {}  # positions of trials that passed a rung and have not ended
-        self._count: dict[str, int] = {}  # trials that came to a rung, or ended
+        # By method; a position is a `log_sparsity`.
+        self._completed: dict[str, list[float]] = {}  # the positions of completed trials, sorted
+        self._alive: dict[str, dict[int, float]] = {}  # the positions of trials that reached a rung and have not ended
+        self._count: dict[str, int] = {}  # the number of trials that have reached a rung or ended
 
     def goes_on(self, number: int, method: str, epoch: int, value: Value) -> bool:
         if epoch in self.rungs and math.isfinite(value[1]):
@@ -197,7 +219,7 @@ class LikeStopping(Halving):
         return own >= median(leads) - CLEARLY * deviation(leads, self._noise)
 
     def _alone(self, number: int, method: str, at: float) -> bool:
-        """Return whether no other trial of this part of the range has been completed or may still be."""
+        """Return whether this part of the range has no completed trial and no other running trial."""
         reach = PART / 2 * self._extent / self._count[method]
         done = self._completed.get(method, [])
         place = bisect_left(done, at - reach)
@@ -226,9 +248,9 @@ def halving_for(scheduler: str, goal: Goal, epochs: int) -> Halving:
     """Return the early stopping of a study.
 
     Args:
-        scheduler: "none" for no early stopping.
-        goal: what the study looks for.
-        epochs: of a trial that is not stopped.
+        scheduler: the value of --scheduler; "none" for no early stopping.
+        goal: the study's goal.
+        epochs: the epochs of a complete trial.
     """
     if scheduler == "none":
         return Halving((), target=None)

@@ -1,4 +1,4 @@
-"""Which parameters are worth a trial at another sparsity: configurations, judged by all of their trials."""
+"""Chooses parameters to try again at another sparsity. All trials of the same parameters are judged together."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 from tune_sparsity.tuner.search.cover import log_sparsity
 from tune_sparsity.tuner.search.monotone import NOISE, deviation, residuals
 
-NEIGHBOURS = 64  # completed trials that configurations are judged by
+NEIGHBOURS = 64  # the number of trials, nearest in sparsity, that configurations are judged by
 FIRST = "first "
-"""What the names of configurations that are a space's first points begin with."""
-LIKE = 0.7  # trials whose densities differ by a factor of two count e times less
+"""The prefix in the names of configurations that are first points of a space."""
+LIKE = 0.7  # a trial's weight falls by a factor of about e for each factor of two in the density
 
 
 class Configuration(NamedTuple):
     """Parameters that are tried at several sparsities.
 
     Attributes:
-        name: "first N" for a first point of the space, else the name of the trial that had them first.
-        params: all but the final sparsity.
+        name: "first N" for a first point of the space, otherwise the name of the first trial with these parameters.
+        params: all parameters except the final sparsity.
     """
 
     name: str
@@ -28,12 +28,12 @@ class Configuration(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A trial of a configuration that has ended.
+    """An ended trial of a configuration.
 
     Attributes:
-        configuration: its name.
-        sparsity: that the trial was to end on.
-        merit: None if the trial was stopped early, as one that was clearly worse than others.
+        configuration: the configuration's name.
+        sparsity: the trial's final sparsity.
+        merit: the trial's merit; None if the trial was stopped early.
     """
 
     configuration: str
@@ -42,16 +42,19 @@ class Outcome(NamedTuple):
 
 
 def best_configuration(outcomes: Sequence[Outcome], sparsity: float, noise: float = NOISE) -> str | None:
-    """Return the configuration to repeat at a sparsity; None if there is no outcome.
+    """Return the name of the configuration to repeat at a sparsity; None if no trial has completed.
 
-    A trial's lead is by how much its merit is above the monotone fit of the others. A configuration's lead is the
-    mean of its trials', those of like sparsity counting more. A first point is judged by the upper end of what it may
-    be worth (one standard error above its mean), a configuration that the sampler found by the lower end (two below):
-    else the luckiest of many that had one trial each would be ahead of a good one. A trial that was stopped early
-    counts as two standard deviations below the fit.
+    A trial's lead is its merit minus the monotone fit of the other trials. A trial that was stopped early counts as two
+    standard deviations below the fit. A configuration's lead is the mean lead of its trials, in which trials of similar
+    sparsity count more.
+
+    A first point is judged by its lead plus one standard error. A configuration of the sampler is judged by its lead
+    minus two standard errors: otherwise a lucky configuration with a single trial would often beat a good one.
 
     Args:
-        noise: the least standard deviation of merits.
+        outcomes: the ended trials.
+        sparsity: the sparsity of the next trial, in [0, 1).
+        noise: the smallest standard deviation of merits that is assumed.
     """
     at = log_sparsity(sparsity)
     near = sorted(outcomes, key=lambda one: abs(log_sparsity(one.sparsity) - at))[:NEIGHBOURS]

@@ -1,8 +1,9 @@
-"""Where a study of several sparsities lays its trials out: over the whole range, and where its front gains most.
+"""Chooses the final sparsity of each trial in a study with several sparsities.
 
-A final sparsity that is left to a sampler's prior leaves most of a front's range empty. Here the cover decides it for
-every trial, and the sampler proposes all other parameters for that sparsity. Distances are measured on the logarithm of
-the density 1 - s, since the step from .98 to .99 is as hard for a network as the step from .5 to .75.
+If a sampler chose the final sparsity from a prior, most of a front's range would stay empty. So this module chooses it,
+and the sampler proposes the other parameters. Trials first cover the whole range, and then go where the front gains
+most. Distances are measured in the logarithm of the density 1 - s, because the step from .98 to .99 is as hard for a
+network as the step from .5 to .75.
 """
 
 from __future__ import annotations
@@ -19,31 +20,31 @@ from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.pareto import Point
 
 SLACK = 1.9
-"""A gap that is wider than SLACK / n of the range, for a method's share n of the trials, is filled first:
-no gap stays wider than (SLACK + 1) / n."""
-FIRST_COVER = 9  # completed trials before which the range is only covered
-SAME = 1e-9  # two positions that differ by no more are one
-NEIGHBOURS = 5  # completed trials that say how much merits differ at a sparsity
-CANDIDATES = 64  # sparsities of which the one with most to gain is taken
+"""A gap is filled first if it is wider than SLACK / n of the range, where n is the mean number of trials of a method.
+So no gap stays wider than (SLACK + 1) / n."""
+FIRST_COVER = 9  # with fewer completed trials, gaps alone decide
+SAME = 1e-9  # two positions count as equal if they differ by at most this
+NEIGHBOURS = 5  # the number of completed trials that give the standard deviation at a sparsity
+CANDIDATES = 64  # the number of sparsities that are compared in `most_to_gain`
 
 
 def log_sparsity(sparsity: float) -> float:
-    """Return minus the logarithm of the density: 0 for a dense network, .69 at a sparsity of .5, 4.6 at .99."""
+    """Return the position of a sparsity, which is -log(1 - sparsity): 0 for 0, .69 for .5 and 4.6 for .99."""
     return -math.log1p(-sparsity)
 
 
 def from_log(position: float) -> float:
-    """Return the sparsity at a position that `log_sparsity` gave."""
+    """Return the sparsity at a position: the inverse of `log_sparsity`."""
     return -math.expm1(-position)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What is decided of the next trial before the sampler proposes the rest.
+    """The final sparsity, and perhaps the method, that the cover chooses for the next trial.
 
     Attributes:
-        sparsity: that the trial ends on.
-        method: None if the sampler chooses it.
+        sparsity: the final sparsity.
+        method: the method; None if the sampler chooses it.
     """
 
     sparsity: float
@@ -52,14 +53,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class Range:
-    """The final sparsities that a method can have: all from low to high, or those of `values` alone."""
+    """The possible final sparsities of a method: all from low to high, or only those in `values`."""
 
     low: float
     high: float
     values: tuple[float, ...] = ()
 
     def within(self, low: float, high: float) -> Range:
-        """Return the part of it in [low, high]; all of it if there is none."""
+        """Return the part of the range in [low, high], or the whole range if this part is empty."""
         if self.high < low or self.low > high:
             return self
         if not self.values:
@@ -71,7 +72,8 @@ class Range:
         return cls(min(values), max(values), tuple(sorted(values)))
 
     def between(self, first: float, last: float) -> float | None:
-        """Return its value nearest to the middle between two positions, neither of them included; None without one."""
+        """Return the possible sparsity nearest to the middle between two positions, which must lie strictly between
+        them; None if there is none."""
         middle = (first + last) / 2
         if not self.values:
             return from_log(middle)
@@ -80,18 +82,19 @@ class Range:
 
 
 class Cover:
-    """Decides the final sparsity of every trial of a study, and whose turn it is of several methods.
+    """Chooses the final sparsity of each trial, and the method of some trials.
 
-    Along a front each method first covers the range: its ends, then the middle of its widest gap. As soon as no gap is
-    wide, the trial goes where it is expected to add most hypervolume. With several targets they take turns, and two of
-    three rounds belong to the method with the fewest trials at the target. The other turns are the sampler's to choose
-    a method for.
+    Along a front, each method first covers the range: first its two ends, then the middle of its widest gap. When no
+    gap is wide, a trial goes where the expected gain of hypervolume is largest, and the sampler chooses its method.
 
-    The decisions depend on the trials alone, so that a search that goes on after a crash goes on with the cover.
+    Several targets take turns. In two of three rounds, the method with the fewest trials at the target gets the trial.
+    In the third round the sampler chooses the method.
+
+    The decisions depend only on the trials, so a resumed search continues in the same way.
 
     Args:
-        goal: with several targets, or a front.
-        ranges: the final sparsities that a method can have, for every method that has one.
+        goal: a goal with several targets, or a front.
+        ranges: the possible final sparsities by method. A method that never prunes has no entry.
     """
 
     def __init__(self, goal: Goal, ranges: Mapping[str, Range]) -> None:
@@ -99,12 +102,12 @@ class Cover:
         self._ranges = {method: own.within(goal.lowest, goal.highest) for method, own in ranges.items()}
 
     def next(self, number: int, placed: Mapping[str, Sequence[float]], completed: Sequence[Point]) -> Turn | None:
-        """Return the next trial's turn; None if no method has a final sparsity.
+        """Return the choice for the next trial; None if no method has a final sparsity.
 
         Args:
-            number: of the trial.
-            placed: by method, the final sparsities of all trials that have begun, however they ended.
-            completed: (sparsity, merit) of the completed trials.
+            number: the next trial's number.
+            placed: the final sparsities of all trials that have begun, in any state, by method.
+            completed: (sparsity, merit) of each completed trial.
         """
         if not self._ranges:
             return None
@@ -126,11 +129,15 @@ class Cover:
 
 
 def widest_gap(own: Range, placed: Sequence[float]) -> tuple[float, float]:
-    """Return the widest gap in the cover of a range, as a share of it, and the sparsity that fills it best.
+    """Return the width of the widest gap between trials, as a share of the range, and the sparsity that fills it.
 
-    An end of the range that no trial lies on is the widest gap of all, the sparser end before the other: one trial
-    there bounds the front from below over the whole range. Where all values have had trials, the gap is that at the
-    value with the fewest.
+    If no trial lies at an end of the range, the width is infinite. The sparser end is filled first, because one trial
+    there is a lower bound of the front over the whole range. If all possible values have trials, return the value with
+    the fewest trials.
+
+    Args:
+        own: the possible final sparsities.
+        placed: the final sparsities of the trials so far.
     """
     inside = sorted(log_sparsity(sparsity) for sparsity in placed if own.low <= sparsity <= own.high)
     start, end = log_sparsity(own.low), log_sparsity(own.high)
@@ -146,11 +153,16 @@ def widest_gap(own: Range, placed: Sequence[float]) -> tuple[float, float]:
 
 
 def most_to_gain(goal: Goal, completed: Sequence[Point]) -> float:
-    """Return the sparsity in a front's range at which one more trial is expected to add most hypervolume.
+    """Return the sparsity in a front's range at which one more trial has the largest expected gain of hypervolume.
 
-    The merit of a trial is assumed to be normally distributed around the monotone fit of those so far. Above a step
-    of the front of height a the expected gain of a merit N(m, d^2) is d (f(z) + z F(z)) with z = (m - a)/d and the
-    normal density f and distribution F (expected improvement, Mockus 1978), times the width of the step.
+    The merit of the new trial is assumed to have the normal distribution N(m, d^2), where m is the monotone fit of the
+    completed trials. The front is a step function. Above a step of height a, the expected gain is the width of the step
+    times d (f(z) + z F(z)), with z = (m - a) / d, the standard normal density f and its distribution function F
+    (expected improvement, Mockus 1978).
+
+    Args:
+        goal: a front.
+        completed: (sparsity, merit) of each completed trial; at least one.
     """
     points = [(log_sparsity(sparsity), merit) for sparsity, merit in completed]
     fit = FallingFit(points)
@@ -162,8 +174,8 @@ def most_to_gain(goal: Goal, completed: Sequence[Point]) -> float:
 
 
 def _spreads(points: Sequence[Point], fit: FallingFit, positions: Sequence[float], noise: float) -> list[float]:
-    """Return the standard deviation of the merits around their fit, at each position that of its neighbours: sparse
-    networks differ more than others."""
+    """Return the standard deviation of the merits around their fit at each position. It is computed from the nearest
+    trials, because the merits of sparser networks vary more."""
     at = np.array([position for position, _ in points])
     squares = np.array([(merit - fit(position)) ** 2 for position, merit in points])
     near = (np.argsort(np.abs(at - position))[:NEIGHBOURS] for position in positions)
@@ -171,7 +183,8 @@ def _spreads(points: Sequence[Point], fit: FallingFit, positions: Sequence[float
 
 
 def _steps(goal: Goal, completed: Sequence[Point]) -> list[Point]:
-    """Return the front as steps by rising sparsity: (where a step ends, its merit); the last ends with the range."""
+    """Return the steps of the front by rising sparsity, each as (the sparsity at which it ends, its merit). The last
+    step ends at the end of the range."""
     steps: list[Point] = [(goal.highest, goal.least_merit)]
     for sparsity, merit in sorted(completed, reverse=True):
         if sparsity >= goal.lowest and merit > steps[-1][1]:

@@ -1,4 +1,4 @@
-"""Which of the searched parameters mattered: functional analysis of variance (Hutter et al. 2014) by Optuna."""
+"""Measures the importance of the searched parameters by functional analysis of variance (Hutter et al. 2014)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from optuna.distributions import (
 
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
-_LEAST, _MOST = 4, 300  # trials: with fewer the answer is noise, with more it takes long
+_LEAST, _MOST = 4, 300  # trials: with fewer the result is noise, and with more the computation takes long
 
 
 def importances(records: Sequence[TrialRecord], method: str | None = None) -> tuple[dict[str, float], str, int]:
     """Return the share of the metric's variance that each parameter explains.
 
-    Parameters that only some of the trials have, and those that never change, are left out. The ranges are those that
-    the trials cover.
+    Parameters that only some trials have, and parameters with a single value, are left out. Only the part of each range
+    that the trials cover counts.
 
     Args:
-        method: whose trials to look at; by default the method that most of the completed trials have.
+        records: the trials; only completed ones count, at most the last 300.
+        method: the method whose trials are analysed; by default the method with the most completed trials.
 
     Returns:
-        (shares by the parameter's name, adding up to 1; empty where too little is known, the method, its trials).
+        The shares by parameter, which add up to 1 and are empty if there is too little data; the method; and the number
+        of trials that were analysed.
     """
     done = [r for r in records if r.state is TrialState.COMPLETED and r.merit is not None]
     method = method or next(iter(Counter(record.method for record in done).most_common(1)), ("", 0))[0]
@@ -61,8 +63,7 @@ def importances(records: Sequence[TrialRecord], method: str | None = None) -> tu
 
 
 def _covered(records: Sequence[TrialRecord]) -> dict[str, BaseDistribution]:
-    """Return the parameters that all trials have and that differ between them, over the ranges that the trials
-    cover."""
+    """Return the range that the trials cover, for each parameter that all trials have and that has several values."""
     if not records:
         return {}
     names = [name for name in records[0].params if all(name in record.params for record in records)]

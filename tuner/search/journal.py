@@ -1,4 +1,4 @@
-"""Optuna's journal as one study writes it: what belongs together reaches the disk together."""
+"""Writes and reads the journal, which is Optuna's file of a study."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Journal(JournalFileBackend):
         self._gathering = self._behind = False
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Writes the lines, and waits for the disk unless that is `together`'s to do.
+        """Write the lines. Outside of `together`, also flush them to the disk.
 
         Raises:
-            OSError: if they cannot be written.
+            OSError: if the lines cannot be written.
         """
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with undisturbed():  # Optuna's lock cannot be let go of twice
+        with undisturbed():  # an interrupt here could release Optuna's lock twice, which is an error
             self._turn.acquire()
             try:
                 with self._path.open("ab") as file:
@@ -57,7 +57,7 @@ class Journal(JournalFileBackend):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """All lines that are written meanwhile are on the disk when the block is left."""
+        """Flush the lines that are written within the block to the disk once, when the block ends."""
         self._gathering = True
         try:
             yield
@@ -70,7 +70,8 @@ class Journal(JournalFileBackend):
 
 
 def _drop_torn_line(file: Path) -> None:
-    """Cuts off a last line that a process died in: Optuna would write its next one behind it, and read neither."""
+    """Remove an incomplete last line, which a killed process has left. Optuna would append its next line to it, and
+    could read neither."""
     text = file.read_bytes() if file.exists() else b""
     if text and not text.endswith(b"\n"):
         os.truncate(file, text.rfind(b"\n") + 1)
@@ -87,6 +88,11 @@ def read_records(study: optuna.Study) -> list[TrialRecord]:
 
 
 def records_of(folder: Path) -> list[TrialRecord]:
+    """Return the records of all ended trials in a study's folder, by number.
+
+    Raises:
+        UsageError: if the journal cannot be read.
+    """
     try:
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
         names = optuna.get_all_study_names(storage)

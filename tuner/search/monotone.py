@@ -1,4 +1,4 @@
-"""The monotone fit of merit on sparsity: the merit that can be expected of a trial of a given sparsity."""
+"""Fits merit as a falling function of sparsity, which gives the expected merit of a trial at a given sparsity."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-NOISE = 0.003  # least standard deviation of merits, in units of Goal.scale: a few trials can agree by chance
-_NORMAL = 1.4826  # times the median absolute deviation is the standard deviation, of a normal distribution
+NOISE = 0.003  # the smallest standard deviation of merits, in units of Goal.scale: few trials may be equal by chance
+_NORMAL = 1.4826  # the standard deviation of a normal distribution divided by its median absolute deviation
 
 
 class FallingFit:
@@ -27,7 +27,7 @@ class FallingFit:
         x, y = np.array(points, dtype=float).T
         self._x, where, weights = np.unique(x, return_inverse=True, return_counts=True)
         means = np.bincount(where, weights=y) / weights
-        blocks: list[tuple[float, float, int]] = []  # (mean of y, points, different x)
+        blocks: list[tuple[float, float, int]] = []  # (mean of y, number of points, number of different x)
         for mean, weight in zip(means.tolist(), weights.tolist(), strict=True):
             block = (mean, weight, 1)
             while blocks and blocks[-1][0] <= block[0]:
@@ -42,15 +42,18 @@ class FallingFit:
 
 
 def residuals(points: Sequence[tuple[float, float]]) -> list[float]:
-    """Return by how much each y lies above the falling fit of all other points, at least two of them.
+    """Return the difference of each y from the falling fit of all other points.
 
-    A fit that includes the point itself would pass through most points of a falling curve, and tell nothing of them.
+    The point itself is left out, because a fit with it passes through most points of a falling curve.
+
+    Args:
+        points: (x, y) pairs in any order, at least two.
     """
     return [y - FallingFit([*points[:i], *points[i + 1 :]])(x) for i, (x, y) in enumerate(points)]
 
 
 def deviation(values: Iterable[float], noise: float = NOISE) -> float:
-    """Return a robust standard deviation, from the median absolute deviation: diverged trainings are no noise. It is at
-    least `noise`."""
+    """Return the standard deviation of the values as estimated from their median absolute deviation, so that diverged
+    trainings do not count. The result is at least `noise`."""
     known = np.fromiter(values, dtype=float)
     return max(noise, _NORMAL * float(np.median(np.abs(known - np.median(known)))))

@@ -1,5 +1,5 @@
-"""How the trials of a study of several sparsities are laid out: their sparsity, their method, and which of them repeat
-a configuration that is known to be good."""
+"""Plans the trials of a study with several sparsities: their final sparsity, their method, and whether a trial repeats
+a good configuration."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from tune_sparsity.tuner.study.pareto import Point
 from tune_sparsity.tuner.study.trial import FINAL_SPARSITY
 
 FIRST_ROUNDS = 2
-"""A method begins with so many trials for each of its space's first points."""
+"""The first trials of a method try each first point of its space so many times."""
 SEARCHED = 3
-"""After that one of so many trials has parameters that the sampler proposes; the others repeat the configuration that
-has surely done best at like sparsity. On digits half of the trials for the sampler found less: a trial that repeats a
-good configuration at another sparsity gains more than most proposals."""
+"""After the first points, the sampler proposes the parameters of one trial in SEARCHED. The others repeat the best
+configuration at a similar sparsity. On digits, the front was worse when the sampler had half of the trials: a good
+configuration at another sparsity gains more than most proposals."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is decided of a trial before the sampler proposes the rest.
+    """The choices for a trial that are made before the sampler proposes the other parameters.
 
     Attributes:
-        sparsities: the final sparsity by method, for every method that may have the trial.
-        method: None if the sampler chooses it.
-        configuration: that the trial repeats; None if the sampler proposes the other parameters.
+        sparsities: the final sparsity by method, for each method that the trial may have.
+        method: the method; None if the sampler chooses it.
+        configuration: the configuration that the trial repeats; None if the sampler proposes the other parameters.
     """
 
     sparsities: dict[str, float]
@@ -40,11 +40,11 @@ class Plan:
 
 
 class Planner:
-    """Plans the trials of a study of several sparsities, from those that it has been told of.
+    """Plans the trials of a study with several sparsities. `begun` and `ended` pass the study's trials to it.
 
     Args:
-        spaces: one for each method, from `spaces_of`.
-        goal: with several targets, or a front.
+        spaces: one space for each method, from `spaces_of`.
+        goal: a goal with several targets, or a front.
     """
 
     def __init__(self, spaces: Sequence[Space], goal: Goal) -> None:
@@ -64,20 +64,21 @@ class Planner:
         self._params: dict[str, dict[str, Any]] = {}
 
     def begun(self, method: str, sparsity: float) -> None:
-        """Take note of a trial that has begun: of where in the cover it lies."""
+        """Record the method and the final sparsity of a trial that has begun."""
         if method in self._searched:
             self._placed[method].append(sparsity)
 
     def ended(
         self, method: str, params: dict[str, Any], configuration: str, sparsity: float, merit: float | None
     ) -> None:
-        """Take note of a trial that was completed or stopped.
+        """Record a trial that was completed or stopped.
 
         Args:
-            params: its searched parameters.
-            configuration: the name of the configuration that it repeats, or its own.
-            sparsity: that it ended on, or was to end on.
-            merit: its validation accuracy's, or that of another objective; None if it was stopped.
+            method: the trial's method.
+            params: the trial's searched parameters.
+            configuration: the name of the configuration that the trial repeats, or of its own.
+            sparsity: the trial's final sparsity.
+            merit: the trial's merit; None if the trial was stopped.
         """
         if merit is not None:
             self._completed.append((sparsity, merit))
@@ -86,11 +87,11 @@ class Planner:
             self._params.setdefault(configuration, {k: v for k, v in params.items() if k != FINAL_SPARSITY})
 
     def plan(self, number: int, *, first_points: bool) -> Plan | None:
-        """Return what is decided of the next trial; None if no method has a final sparsity.
+        """Return the plan of the next trial; None if no method has a final sparsity.
 
         Args:
-            number: of the trial.
-            first_points: whether the spaces' first points are to be tried.
+            number: the next trial's number.
+            first_points: whether to try the first points of the spaces.
         """
         turn = self._cover.next(number, self._placed, self._completed)
         if turn is None:
@@ -116,17 +117,18 @@ class Planner:
         return Configuration(name, self._params[name])
 
     def _first_point(self, method: str, sparsity: float, index: int) -> Configuration:
-        """Return a first point as it is laid out for a sparsity, within the whole study's ranges."""
+        """Return the first point that the space has for this sparsity, moved into the ranges of the whole study."""
         params = clipped(self._layouts[method](sparsity).first[index], self._spaces[method].distributions)
         return Configuration(f"{FIRST}{index}", {k: v for k, v in params.items() if k != FINAL_SPARSITY})
 
 
 def _nearest(space: Space, sparsity: float, number: int) -> int:
-    """Return which first point to try: that for the nearest target, or where points do not say theirs each in turn."""
+    """Return the index of the first point to try: the point for the nearest target. If some points have no target, they
+    take turns."""
     apart = space.apart_from(sparsity)
     return number % len(space.first) if len(apart) < len(space.first) else min(apart, key=lambda index: apart[index])
 
 
 def planner_for(spaces: Sequence[Space], goal: Goal) -> Planner | None:
-    """Return the planner of a study's trials; None with one target, where the sampler chooses their sparsities."""
+    """Return the planner of a study's trials; None for a goal with one target, where the sampler chooses sparsities."""
     return Planner(spaces, goal) if goal.multi_objective else None

@@ -1,12 +1,12 @@
-"""Where a sampler learns: a study of its own in memory, beside the record, with what helps it and no more.
+"""Gives a sampler its own small study in memory, from which it learns quickly.
 
-The record is a study in a file, with two objectives, that keeps every trial for ever. A sampler that learns from it
-pays for all of that at every proposal: sorting by domination, and a kernel for every trial ever made. Here it gets
+The record is Optuna's study in the journal. It has two objectives and keeps all trials. A sampler that learned from the
+record would become slow: at each proposal it would sort all trials by domination and compute a kernel for each. Its own
+study contains
 
-- one objective: the merit, where the goal is the best network at a target; where several sparsities are wanted, by
-  how much the merit is above what other trials of like sparsity have;
-- the trials that matter: the best ones and the latest, or those of like sparsity;
-- stopped and failed trials as what they are to a search: places where not to go again.
+- one objective: the merit, or with several sparsities, the merit minus the expected merit at the trial's sparsity;
+- only the useful trials: the best and the latest ones, or those of similar sparsity;
+- stopped and failed trials as bad results, so that the sampler avoids their parameters.
 """
 
 from __future__ import annotations
@@ -29,24 +29,27 @@ from tune_sparsity.tuner.search.samplers import OneByOne
 
 CONSTRAINT = "target"
 FOR_DASHBOARD = "constraints"
-"""A trial's system attribute where Optuna's dashboard looks for constraints: the same one once more, in a list. Optuna
-reads it as another constraint, of which a sampler is not told."""
+"""The system attribute of a trial in which Optuna's dashboard expects the constraints, as a list. It contains
+CONSTRAINT a second time. Optuna reads it as another constraint, which is hidden from samplers."""
 LIKE, LIKE_SHARE = 24, 3
-"""Trials of like sparsity that a sampler learns from: a third of them, and no fewer than so many."""
-_WORST = -2.0  # below the worst of all: ranks are above 0, and what is missing to a target is less than 1
+"""A sampler learns from the third (LIKE_SHARE) of the trials that is nearest in sparsity, and at least from LIKE
+trials."""
+_WORST = -2.0  # below all other values: feasible ones are above 0, and infeasible ones above -1
 
 
 @dataclass(frozen=True)
 class View:
-    """What a sampler gets to see.
+    """Defines the trials and values that a sampler sees.
 
     Attributes:
-        constraint: the constraint as such. If not, infeasible trials have a value below every feasible one's, and
-            stopped ones a value below those: Deb's rules (2000), for samplers that go by rank.
-        most: ended trials; beyond it the `best` ones stay, and of the others the latest.
-        everything: distributions that are asked for in every trial, whether they apply in it or not, for samplers that
-            only learn from trials of equal parameters.
-        centre: values for those of them that a trial from elsewhere does not have.
+        constraint: whether the sampler handles the constraint itself. If not, each infeasible trial gets a value below
+            all feasible ones, and each stopped trial a value below all infeasible ones (Deb's rules, 2000). This suits
+            samplers that compare only ranks.
+        most: the largest number of ended trials. Above it, the `best` ones and the latest ones are kept.
+        best: the number of best trials that are kept.
+        everything: distributions of parameters that each trial gets, even if a parameter does not apply in it. This is
+            for samplers that learn only from trials with the same parameters.
+        centre: the values for parameters in `everything` that a trial of another study does not have.
     """
 
     constraint: bool = True
@@ -58,14 +61,20 @@ class View:
 
 @runtime_checkable
 class Numbered(Protocol):
-    """A sampler whose randomness is told which trial of the record comes next: what it proposes then depends on that
-    number and on the trials that it sees, not on which process asked for those before."""
+    """A sampler whose random numbers depend on the trial's number. Its proposals are then the same after a restart of
+    the process."""
 
-    def begin(self, number: int) -> None: ...
+    def begin(self, number: int) -> None:
+        """Prepare to propose the parameters of trial `number`."""
 
 
 class OwnStudy(OneByOne):
-    """To the record's study this is a sampler; it passes every question on to another one, in a study of its own."""
+    """A sampler for the record that asks another sampler for all parameters. The other sampler has its own study.
+
+    Args:
+        sampler: the sampler that proposes the parameters.
+        view: the trials and values that it sees.
+    """
 
     def __init__(self, sampler: BaseSampler, view: View) -> None:
         self._sampler, self._view = sampler, view
@@ -81,17 +90,18 @@ class OwnStudy(OneByOne):
         return suggest(self._open[trial.number], param_name, param_distribution)
 
     def settle(self, trial: optuna.Trial) -> None:
-        """All parameters of the record's trial are known: those that were given in it become known here."""
+        """Copy the parameters of the record's trial, which are now complete, to the trial in the sampler's own
+        study."""
         own = self._open[trial.number]
         for name, distribution in self._seen_params({**self._view.everything, **trial.distributions}).items():
             suggest(own, name, distribution)
 
     @abstractmethod
     def add(self, trials: Iterable[FrozenTrial]) -> None:
-        """Take up trials that ended elsewhere: in an earlier process, or in another study."""
+        """Add trials that ended in an earlier process or in another study."""
 
     def _seen_params(self, named: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the named parameters, or of their distributions, that the sampler gets to see."""
+        """Return the parameters, or their distributions, that the sampler sees, by name."""
         return dict(named)
 
     def _begin(self, number: int, given: Mapping[str, Any]) -> None:
@@ -102,21 +112,22 @@ class OwnStudy(OneByOne):
         self._open[number] = self._study.ask()
 
     def _stopped(self) -> tuple[TrialState, list[float] | None]:
-        """Return the state and the values that the sampler is told of a trial that was stopped or that failed."""
+        """Return the state and the values that the sampler sees for a trial that was stopped or failed."""
         return (TrialState.PRUNED, None) if self._view.constraint else (TrialState.COMPLETE, [_WORST])
 
 
 class SamplingStudy(OwnStudy):
-    """The sampler learns from the best trials and the latest."""
+    """Lets the sampler learn from the best and the latest trials."""
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Begins the trial here too, with what is given in it: a point to try, or what an earlier process proposed."""
+        """Begin the trial in the sampler's own study too. Parameters that are fixed already, by an enqueued point or an
+        earlier process, are kept."""
         self._begin(trial.number, {**trial.system_attrs.get("fixed_params", {}), **trial.params})
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """Ends it here too, as far as it helps the sampler."""
+        """End the trial in the sampler's own study too, with the values that the sampler sees."""
         state, told = self._told(state, values, _constraint(trial))
         own = self._open.pop(trial.number)
         with warnings.catch_warnings():
@@ -136,7 +147,7 @@ class SamplingStudy(OwnStudy):
     def _told(
         self, state: TrialState, values: Sequence[float] | None, constraints: Mapping[str, float]
     ) -> tuple[TrialState, list[float] | None]:
-        """Return the state and the values that the sampler is told."""
+        """Return the state and the values of a trial as the sampler sees them."""
         if state is TrialState.COMPLETE:
             assert values is not None
             missing = _missing(constraints)
@@ -158,8 +169,8 @@ class SamplingStudy(OwnStudy):
             )
 
     def _forget(self) -> None:
-        """Begins the study anew when it has grown too large, with the trials that matter. Those that run are not
-        counted: with hundreds at once there would be no room for others, and all to begin anew whenever one ends."""
+        """Replace a study that has become too large by a new one with the best and the latest trials. Running trials
+        are kept and not counted: otherwise hundreds of them would leave no room for ended trials."""
         ended = [trial for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()]
         if len(ended) <= self._view.most:
             return
@@ -177,7 +188,7 @@ class SamplingStudy(OwnStudy):
 
 
 def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
-    """Asks Optuna for a parameter by its distribution."""
+    """Return the value that Optuna suggests for a parameter with this distribution."""
     if isinstance(distribution, FloatDistribution):
         return trial.suggest_float(
             name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
@@ -191,22 +202,23 @@ def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> A
 
 
 def _constraint(trial: FrozenTrial) -> dict[str, float]:
-    """Return the record's constraint by its name, if the trial has it."""
+    """Return the value of CONSTRAINT by its name; an empty dict if the trial has none."""
     return {name: value for name, value in trial.constraints.items() if name == CONSTRAINT}
 
 
 def _missing(constraints: Mapping[str, float]) -> float:
-    """By how much a trial misses its constraints, all together; 0 where it is feasible."""
+    """Return the sum of a trial's violations of its constraints; 0 if the trial is feasible."""
     return sum(max(0.0, value) for value in constraints.values())
 
 
 def _ranked(merit: float) -> float:
-    """Return a number in (0, 1) that rises with the merit, which may have any size: for samplers that go by rank."""
+    """Return a number in (0, 1) that rises with the merit, for samplers that compare only ranks."""
     return 0.5 + 0.5 * merit / (1 + abs(merit))
 
 
 def _ranks(trials: Sequence[FrozenTrial]) -> list[tuple[float, float]]:
-    """Sorts the best first: feasible ones by value, infeasible ones, stopped ones."""
+    """Return a key for each trial that sorts the best first: feasible trials by value, then infeasible ones, then
+    stopped ones."""
     ranks = []
     for trial in trials:
         if trial.state is not TrialState.COMPLETE:
@@ -220,26 +232,26 @@ def _ranks(trials: Sequence[FrozenTrial]) -> list[tuple[float, float]]:
 
 @dataclass(frozen=True)
 class _Ended:
-    """A trial that has ended, as the next proposals see it."""
+    """An ended trial from which the sampler learns."""
 
     params: dict[str, Any]
     distributions: dict[str, BaseDistribution]
-    position: float  # log_sparsity of what it was to end on
-    merit: float | None  # None: it was stopped or failed
+    position: float  # the log_sparsity of its final sparsity
+    merit: float | None  # None: the trial was stopped or failed
 
 
 class LikeSparsityStudy(OwnStudy):
-    """A study for trials whose final sparsity has been decided before the sampler is asked.
+    """Lets the sampler learn from trials of similar sparsity. A planner chooses the final sparsity of each trial first.
 
-    The sampler learns anew for every trial, from the ended trials whose sparsity is nearest on the logarithm of the
-    density. Their value is by how much their merit is above the monotone fit of the others: what is left of it once
-    the sparsity has been accounted for.
+    For each new trial the sampler gets a new study. It contains the ended trials that are nearest in the logarithm of
+    the density. The value of a trial is its merit minus the monotone fit of the other trials, so the effect of sparsity
+    is removed.
 
     Args:
-        sampler: asked for all parameters but the final sparsity.
-        view: what the sampler gets to see.
-        sparsity_of: (a trial's parameters in the record, or those that are fixed so far) -> its final sparsity.
-        sparsities: the names that the final sparsity has in the record, which the sampler does not see.
+        sampler: the sampler that proposes all parameters except the final sparsity.
+        view: the trials and values that it sees.
+        sparsity_of: returns a trial's final sparsity from those of its parameters in the record that are fixed so far.
+        sparsities: the names of the final sparsity in the record. The sampler does not see these parameters.
     """
 
     def __init__(
@@ -281,7 +293,7 @@ class LikeSparsityStudy(OwnStudy):
         return {name: value for name, value in named.items() if name not in self._sparsities}
 
     def _near(self, position: float) -> optuna.Study:
-        """Return a study of the ended trials next to this position, and of those that run."""
+        """Return a study with the ended trials nearest to this position, and with all running trials."""
 
         def nearest(trials: list[_Ended]) -> list[_Ended]:
             most = max(LIKE, len(trials) // LIKE_SHARE)

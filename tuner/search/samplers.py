@@ -1,4 +1,4 @@
-"""Optuna's samplers by name: what each can do, how it is set up, and how priors lead its first trials."""
+"""Defines the samplers of Optuna that a study can use, their settings, and the use of priors in the first trials."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from tune_sparsity.search_spaces.priors import draw
 
 DEFAULT_SAMPLER = "tpe"
 Learn = Callable[[int, Sequence[FrozenTrial], BaseSampler], BaseSampler]
-"""(seed, the study's completed trials so far, an independent sampler) -> the sampler for what follows."""
+"""A function that makes the sampler. Its arguments are the seed, the study's completed trials so far, and a sampler for
+parameters that the new sampler cannot propose."""
 
 
 @dataclass(frozen=True)
 class SamplerKind:
-    """A sampler and what it can do.
+    """A sampler and its abilities.
 
     Attributes:
-        what: in one line, for `tune-sparsity list samplers`.
-        front: whether it can serve a study of several sparsities, as a whole front is. A sampler that cannot searches
-            the best merit at one target.
-        methods: whether it can search several methods in one study.
-        own_study: whether it learns from a study of its own (tuner.search.sampler_view) instead of from the record.
-        constraint: whether it takes the constraint itself. Where it does not, an infeasible trial is told to it as
-            worse than every feasible one (Deb's rule).
-        most: trials that it sees; see tuner.search.sampler_view.
-        startup: trials from the priors before it learns.
-        anew: whether it is made anew for every trial, keeping nothing but the trials themselves: a search that goes on
-            after a crash then proposes what it would have proposed.
+        what: a description in one line, for `tune-sparsity list samplers`.
         learn: makes the sampler.
+        front: whether it can search several sparsities in one study, as for a front.
+        methods: whether it can search several methods in one study.
+        own_study: whether it learns from its own study (tuner.search.sampler_view) instead of the record.
+        constraint: whether it handles the constraint itself. If not, an infeasible trial gets a value below all
+            feasible ones (Deb's rule).
+        most: the largest number of trials in its own study.
+        startup: the number of trials that are drawn from the priors before it learns.
+        anew: whether a new sampler is made for each trial. Its proposals then depend only on the trials, so a resumed
+            search proposes the same as an uninterrupted one.
     """
 
     what: str
@@ -54,8 +54,8 @@ class SamplerKind:
 
 
 def _tpe(seed: int, trials: Sequence[FrozenTrial], independent: BaseSampler) -> BaseSampler:
-    # Multivariate, since p and the learning rates interact; grouped, since some apply only beside others;
-    # constant_liar keeps parallel trials apart.
+    # multivariate, because p and the learning rates interact; group, because some parameters apply only for certain
+    # values of others; constant_liar, because parallel trials should differ.
     return samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=0)
 
 
@@ -66,8 +66,8 @@ def _gp(seed: int, trials: Sequence[FrozenTrial], independent: BaseSampler) -> B
 
 
 def _cmaes(seed: int, trials: Sequence[FrozenTrial], independent: BaseSampler) -> BaseSampler:
-    # Begins where the best trials so far lie (warm-starting CMA-ES, arXiv 2012.06932): after the first trials, after a
-    # restart, and after another study's trials.
+    # CMA-ES begins at the best trials so far (warm-starting CMA-ES, arXiv 2012.06932), also after a restart and with
+    # trials of another study.
     return samplers.CmaEsSampler(
         seed=seed,
         independent_sampler=independent,
@@ -77,7 +77,7 @@ def _cmaes(seed: int, trials: Sequence[FrozenTrial], independent: BaseSampler) -
 
 
 def _numbers_of(trial: FrozenTrial) -> FrozenTrial:
-    """Return the trial with those parameters only that CMA-ES searches."""
+    """Return the trial with only the parameters that CMA-ES searches."""
     numeric = {
         name: distribution
         for name, distribution in trial.distributions.items()
@@ -109,13 +109,13 @@ SAMPLERS = {
         lambda seed, trials, independent: samplers.NSGAIISampler(seed=seed, population_size=16),
     ),
     "cmaes": SamplerKind(
-        "evolution strategy: constraint by rank; no front, one method, draws what is no number from its prior",
+        "evolution strategy: constraint by rank; no front; one method; draws all but numbers from their priors",
         _cmaes,
         front=False,
         methods=False,
         own_study=True,
         constraint=False,
-        startup=10,  # of which the best tenth is where it begins
+        startup=10,  # the evolution begins at the best tenth of them
     ),
     "qmc": SamplerKind(
         "quasi-random: an even cover of the space; learns nothing",
@@ -132,11 +132,21 @@ SAMPLERS = {
 
 
 def check_sampler(name: str, *, front: bool, methods: int) -> None:
-    """Raises ValueError, with those that can, if a sampler cannot do what the study asks of it."""
+    """Check that a sampler can do the study's search.
+
+    Args:
+        name: the sampler's name.
+        front: whether the study searches several sparsities.
+        methods: the number of methods in the study.
+
+    Raises:
+        ValueError: if it cannot; the message names the samplers that can.
+    """
     kind = SAMPLERS[name]
     if front and not kind.front:
         raise ValueError(
-            f"--sampler {name} cannot search a whole front, having one objective: {_those(lambda k: k.front)} can"
+            f"--sampler {name} cannot search a whole front, because it has one objective: "
+            f"{_those(lambda k: k.front)} can"
         )
     if methods > 1 and not kind.methods:
         raise ValueError(
@@ -150,7 +160,7 @@ def _those(can: Callable[[SamplerKind], bool]) -> str:
 
 
 class OneByOne(BaseSampler):
-    """A sampler that is asked for each parameter alone."""
+    """A sampler that proposes each parameter independently."""
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}
@@ -162,14 +172,19 @@ class OneByOne(BaseSampler):
 
 
 class PriorSampler(OneByOne):
-    """Draws every parameter from its prior, and evenly where it has none."""
+    """Draws each parameter from its prior, or uniformly if it has no prior.
+
+    Args:
+        priors: the priors by the parameter's name in the study.
+        seed: the seed of the draws.
+    """
 
     def __init__(self, priors: Mapping[str, Prior], seed: int) -> None:
         self._priors, self._seed = priors, seed
         self._rng = np.random.default_rng(seed)
 
     def begin(self, number: int) -> None:
-        """Draws for trial `number` from now on: the same whatever was drawn before."""
+        """Draw for trial `number` from now on. These draws do not depend on earlier ones."""
         self._rng = np.random.default_rng([self._seed, number])
 
     def sample_independent(
@@ -179,21 +194,21 @@ class PriorSampler(OneByOne):
 
 
 class EvenSampler(PriorSampler):
-    """Draws of the record's own trials."""
+    """Draws the parameters of the record's trials directly, without a study of its own."""
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self.begin(trial.number)
 
 
 class PriorsFirst(BaseSampler):
-    """Draws from the priors until `startup` trials have ended, then hands over to a sampler that learns from them.
+    """Draws from the priors until `startup` trials have completed, and then uses a sampler that learns from them.
 
     Args:
-        learn: makes that sampler; called once, at the handing over.
-        priors: by the parameters' names in the study.
-        startup: completed trials to wait for.
-        seed: of both.
-        anew: whether that sampler is made anew for every trial.
+        learn: makes the sampler that learns.
+        priors: the priors by the parameter's name in the study.
+        startup: the number of completed trials before the sampler learns.
+        seed: the seed of both samplers.
+        anew: whether a new sampler is made for each trial. If not, it is made once.
     """
 
     def __init__(
@@ -206,7 +221,7 @@ class PriorsFirst(BaseSampler):
         self._number = 0
 
     def begin(self, number: int) -> None:
-        """Trial `number` of the record comes next."""
+        """Prepare to propose the parameters of trial `number` of the record."""
         self._number = number
         if self._anew:
             self._independent.begin(number)
@@ -247,11 +262,14 @@ class PriorsFirst(BaseSampler):
 
 
 def make_sampler(name: str, seed: int, priors: Mapping[str, Prior], begun: int = 0) -> BaseSampler:
-    """Return one of SAMPLERS.
+    """Return the sampler with this name.
 
     Args:
-        priors: by the parameters' names in the study.
-        begun: trials that earlier processes have begun: a sampler that starts over would propose the same again.
+        name: a key of SAMPLERS.
+        seed: the study's seed.
+        priors: the priors by the parameter's name in the study.
+        begun: the number of trials that earlier processes have begun. It changes the seed of a sampler that would
+            otherwise propose the same again.
     """
     kind = SAMPLERS[name]
     fresh = _mixed(seed, begun) if begun and not kind.anew else seed
@@ -259,7 +277,7 @@ def make_sampler(name: str, seed: int, priors: Mapping[str, Prior], begun: int =
         return PriorsFirst(kind.learn, priors, kind.startup, fresh, anew=kind.anew)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # QMC keeps its place in the sequence in the study itself, under its seed.
+        # QMC needs the same seed again: the study stores the position in the sequence by the seed.
         return kind.learn(seed if name == "qmc" else fresh, (), PriorSampler(priors, fresh))
 
 

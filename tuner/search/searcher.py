@@ -1,8 +1,9 @@
-"""The searcher: Optuna's ask and tell with the target as a constraint, two objectives, and honest states.
+"""Searches with Optuna: it proposes trials and receives their results. Merit and sparsity are the two objectives, and
+the target is a constraint.
 
-It knows nothing of Ray: whoever runs the trials asks, reports and tells. All that it knows is in Optuna's study, the
-record, which is kept in a file of the study's folder: a search that died goes on where it was, and Optuna's dashboard
-opens it. Samplers that learn do so in a study of their own (tuner.search.sampler_view).
+All of the searcher's state is in Optuna's study, which is called the record. Its file, the journal, is in the study's
+folder, so a study can be resumed, and Optuna's dashboard can open it. Some samplers learn from their own study instead
+(tuner.search.sampler_view). The searcher does not need Ray.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ from tune_sparsity.tuner.study.pareto import known_point
 from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, TrialRecord, TrialState, trial_name
 
 _METHOD = "method"
-_CONFIGURATION = "configuration"  # a trial's attribute: the name of the configuration that it repeats
-_EARLIER = "earlier"  # the study's attribute that holds the records of other studies' trials
+_CONFIGURATION = "configuration"  # an attribute of a trial: the name of the configuration that it repeats
+_EARLIER = "earlier"  # an attribute of the study: the records of trials from other studies
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A trial to run."""
+    """A proposed trial."""
 
     number: int
     method: str
@@ -53,25 +54,23 @@ class Asked:
 
 
 class OptunaSearcher:
-    """Proposes trials that maximise merit, and sparsity with it, subject to sparsity >= target.
-
-    A trial's merit is its validation accuracy, or that of another objective.
+    """Proposes trials that maximise merit and sparsity, subject to sparsity >= target.
 
     Args:
-        spaces: one for each method; with several, the method itself is a searched parameter and every method's
-            parameters are named METHOD.PARAMETER in Optuna.
-        target: the constraint, in [0, 1).
-        sampler: one of tuner.samplers.SAMPLERS.
-        seed: of the sampler.
+        spaces: one space for each method. With several, the method is a searched parameter, and the parameters of each
+            method are named METHOD.PARAMETER in Optuna.
+        target: the lowest feasible sparsity, in [0, 1).
+        sampler: a name in tuner.search.samplers.SAMPLERS.
+        seed: the seed of the sampler.
         journal: Optuna's journal file; None keeps the study in memory. An existing file is continued.
-        name: of the study in that file.
-        planner: decides the final sparsity of every trial, for studies of several sparsities; None: the sampler
-            proposes it, and looks for the best merit that is feasible.
-        earlier: what earlier studies know; of use to a new study only, since it keeps it.
-        objective: what the merit is; the record of a new study names it.
+        name: the name of a new study in the journal.
+        planner: chooses the final sparsity of each trial if the goal has several sparsities; None: the sampler proposes
+            it, and searches for the best feasible merit.
+        earlier: the knowledge from earlier studies. Only a new study uses it, and keeps it in the journal.
+        objective: the metric that gives the merit.
 
     Raises:
-        ValueError: if the sampler cannot do what is asked; the message names those that can.
+        ValueError: if the sampler cannot do this search; the message names the samplers that can.
     """
 
     def __init__(
@@ -116,7 +115,8 @@ class OptunaSearcher:
         self._left = self._unfinished()
 
     def _unfinished(self) -> list[Asked]:
-        """Trials that a search that died had begun: they are handed out again under their own numbers."""
+        """Return the trials that an earlier process has begun and not ended. `ask` returns them again under their own
+        numbers."""
         left = []
         for frozen in self.study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
             trial = optuna.Trial(self.study, frozen._trial_id)
@@ -125,16 +125,16 @@ class OptunaSearcher:
         return left
 
     def _name_values(self, objective: Objective) -> None:
-        """Give both values their names in Optuna's pictures: that of a metric to minimise says that it is negated."""
+        """Name the two objectives for Optuna's pictures. The name of a metric to minimise says that it is negated."""
         merit = objective.val if objective.maximize else f"minus_{objective.val}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study.set_metric_names([merit, "sparsity"])
 
     def _line_up(self, earlier: WarmStart) -> None:
-        """Line up the first points of a new study: other studies' best points, and its spaces' first ones, unless
-        trials are carried over from a study that has tried them. Those trials are kept beside this study's, which they
-        are not."""
+        """Enqueue the first points of a new study: the best points of earlier studies, and the first points of the
+        spaces unless trials of an earlier study are carried over. These trials are stored in an attribute of the study,
+        because they are not trials of this study."""
         self.study.set_user_attr(_EARLIER, [record.to_dict() for record in earlier.trials])
         for method, point in earlier.points:
             self._enqueue(method, point)
@@ -144,7 +144,7 @@ class OptunaSearcher:
                     self._enqueue(space.method, point)
 
     def _earlier(self) -> list[FrozenTrial]:
-        """Other studies' trials as this study's sampler learns from them."""
+        """Return the trials of earlier studies in Optuna's form, for the sampler."""
         return [self._frozen(TrialRecord.from_dict(data)) for data in self.study.user_attrs.get(_EARLIER, [])]
 
     @property
@@ -173,7 +173,7 @@ class OptunaSearcher:
         self.study.enqueue_trial({**named, _METHOD: method} if len(self.spaces) > 1 else named)
 
     def _priors(self) -> dict[str, Prior]:
-        """Under the names that Optuna knows the parameters by."""
+        """Return the priors of all parameters, by their names in Optuna."""
         return {
             self._key(method, name): prior
             for method, space in self.spaces.items()
@@ -181,8 +181,8 @@ class OptunaSearcher:
         }
 
     def _sampling_study(self, sampler: BaseSampler, kind: SamplerKind) -> OwnStudy | None:
-        """Return where the sampler learns; None where it learns from the record. One that searches one method only
-        needs all its parameters in every trial."""
+        """Return the study in which the sampler learns; None if the sampler learns from the record. A sampler that
+        cannot search several methods needs all parameters in each trial."""
         if not kind.own_study:
             return None
         sparsities = {self._key(method, FINAL_SPARSITY) for method in self.spaces}
@@ -198,12 +198,12 @@ class OptunaSearcher:
         return LikeSparsityStudy(sampler, view, self._sparsity_of, sparsities)
 
     def _method_of(self, params: Mapping[str, Any]) -> str | None:
-        """Return the method of parameters as Optuna names them; None while it is to be chosen."""
+        """Return the method from a trial's parameters in Optuna; None if it is not chosen yet."""
         return params.get(_METHOD) if len(self.spaces) > 1 else next(iter(self.spaces))
 
     def _sparsity_of(self, params: Mapping[str, Any]) -> float:
-        """Return the final sparsity that parameters as Optuna names them decide on; while their method is to be chosen,
-        that of any method that has one."""
+        """Return the final sparsity from a trial's parameters in Optuna. If the method is not chosen yet, return the
+        final sparsity of any method."""
         method = self._method_of(params)
         methods = self.spaces if method is None else [method]
         found = (params.get(self._key(one, FINAL_SPARSITY)) for one in methods)
@@ -214,7 +214,7 @@ class OptunaSearcher:
         return f"{method}.{parameter}" if len(self.spaces) > 1 else parameter
 
     def ask(self) -> Asked:
-        """Return the next trial to run: one that an earlier process left unfinished, else a new one."""
+        """Return the next trial to run: an unfinished trial of an earlier process, or a new trial."""
         if self._left:
             return self._left.pop(0)
         with self._together(), warnings.catch_warnings():
@@ -225,7 +225,7 @@ class OptunaSearcher:
             return self._suggest(trial)
 
     def _take_turns(self) -> None:
-        """Fix the next trial's final sparsity where it is laid out; all else is the sampler's."""
+        """Enqueue the planner's choices for the next trial. The sampler proposes the other parameters."""
         if self._planner is None:
             return
         trials = self.study.get_trials(deepcopy=False)
@@ -244,13 +244,17 @@ class OptunaSearcher:
         self.study.enqueue_trial(given, {_CONFIGURATION: plan.configuration.name} if plan.configuration else None)
 
     def _begun(self, params: Mapping[str, Any]) -> None:
-        """Tell the planner of a trial whose parameters, as Optuna names them, are known."""
+        """Pass a trial that has begun to the planner.
+
+        Args:
+            params: the trial's parameters, by their names in Optuna.
+        """
         method = self._method_of(params)
         if self._planner is not None and method is not None and (key := self._key(method, FINAL_SPARSITY)) in params:
             self._planner.begun(method, params[key])
 
     def _ended(self, trial: FrozenTrial) -> None:
-        """Tell the planner of a trial that was completed or stopped: a failed one says nothing of its parameters."""
+        """Pass an ended trial to the planner, unless the trial failed."""
         method = self._method_of(trial.params)
         if self._planner is None or method is None or trial.state is optuna.trial.TrialState.FAIL:
             return
@@ -262,7 +266,7 @@ class OptunaSearcher:
         self._planner.ended(method, params, configuration, sparsity, merit)
 
     def _suggest(self, trial: optuna.Trial) -> Asked:
-        """Return the trial's parameters; those already in the storage come from there."""
+        """Return the trial with all its parameters. Parameters that are in the journal already are kept."""
         method = (
             trial.suggest_categorical(_METHOD, list(self.spaces)) if len(self.spaces) > 1 else next(iter(self.spaces))
         )
@@ -277,10 +281,9 @@ class OptunaSearcher:
         return Asked(trial.number, method, {**params, **space.fixed_for(params)})
 
     def tell(self, record: TrialRecord) -> None:
-        """Ends a trial with its record's state: COMPLETE with both objectives and the constraint, PRUNED or FAIL.
-
-        What a stopped trial had reached is kept in its record only, never as values that a sampler takes for a result.
-        """
+        """End a trial in Optuna with the state of its record: COMPLETE with both objectives and the constraint, PRUNED
+        or FAIL. The last values of a stopped trial are only in its record, so that no sampler takes them for a
+        result."""
         with self._together():
             self._tell(self._running.pop(record.number), record)
 
@@ -289,7 +292,9 @@ class OptunaSearcher:
         if record.state is TrialState.COMPLETED:
             values = _values(record)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a crash between these two lines leaves the constraint, and it holds
+                warnings.simplefilter("ignore")
+                # The constraint comes before the values: if the process ends between the two, the constraint is
+                # correct.
                 missing = self.target - values[1]
                 trial.set_constraint(CONSTRAINT, missing)
                 trial.storage.set_trial_system_attr(trial._trial_id, FOR_DASHBOARD, [missing])
@@ -303,28 +308,28 @@ class OptunaSearcher:
 
     @property
     def running(self) -> KeysView[int]:
-        """Return the numbers of the trials that have begun and not ended, those that wait to be handed out again
-        included; always as they are now, for other threads too."""
+        """Return a live view of the numbers of trials that have begun and not ended, including trials of an earlier
+        process. Other threads may read it."""
         return self._running.keys()
 
     def finished(self) -> list[TrialRecord]:
-        """Return the records of all ended trials, this process's and earlier ones', by number."""
+        """Return the records of all ended trials, also those of earlier processes, by number."""
         return read_records(self.study)
 
     def states(self) -> Mapping[int, str]:
-        """Optuna's own state of every trial that was asked for, by number."""
+        """Return Optuna's state of each trial, by number."""
         return {trial.number: trial.state.name for trial in self.study.get_trials(deepcopy=False)}
 
 
 def _values(record: TrialRecord) -> list[float]:
-    """Both objectives of a completed trial, as Optuna maximises them."""
+    """Return both objectives of a completed trial, which Optuna maximises."""
     sparsity, merit = known_point(record)
     return [merit, sparsity]
 
 
 def _open_study(journal: Journal | None, name: str) -> optuna.Study:
-    """Return a new study, or the one that the journal holds, whatever its name: a study's folder may have been
-    renamed."""
+    """Return the study in the journal, or a new study. An existing study may have another name, because its folder may
+    have been renamed."""
     storage = None
     if journal is not None:
         storage = optuna.storages.JournalStorage(journal)

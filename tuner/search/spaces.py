@@ -1,4 +1,4 @@
-"""The search spaces of a study: every method's, laid out for the goal."""
+"""Makes the search spaces of a study, one for each method, with ranges for the study's goal."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ from tune_sparsity.tuner.study.trial import BINARY, FINAL_SPARSITY, WEIGHT_BITS
 def spaces_of(
     config: StudyConfig, goal: Goal, suited: str | None = None, optimizer: str = "sgd", *, few_bits: bool = False
 ) -> list[Space]:
-    """Return one space for each method: its own, or the one of --space.
+    """Return one space for each method: the method's built-in space, or the space of --space.
 
     Args:
-        suited: the experiment's space, which takes the place of its method's own.
-        optimizer: the experiment's, for which the methods' own spaces have an overlay, unless it is "sgd".
-        few_bits: whether the methods' own spaces search weights of few bits, too.
+        config: the study's configuration.
+        goal: the study's goal.
+        suited: the name of the experiment's space, which replaces the built-in space of its method.
+        optimizer: the experiment's optimizer. The built-in spaces have an overlay for each optimizer except "sgd".
+        few_bits: whether the built-in spaces also search the bits of weights.
 
     Raises:
-        UsageError: for a space that is unknown, another method's, or that cannot reach the goal.
-        ValueError, OSError: for a file that is no space.
+        UsageError: if a space is unknown, belongs to another method, or cannot reach the goal.
+        ValueError: if a file is not a valid space.
+        OSError: if a file cannot be read.
     """
     if config.space is None:
         more = "+bits" * few_bits + "+averaged" * (config.ensemble is not None)
@@ -58,7 +61,7 @@ def spaces_of(
 
 
 def fewest_bits(config: StudyConfig, *, few_bits: bool) -> int:
-    """Return the fewest bits of a prunable weight in a study's spaces. Raises as `load_space` does."""
+    """Return the smallest number of bits of a prunable weight in a study's spaces. Raise the errors of `load_space`."""
     if config.space is None and not few_bits:
         return ALL_BITS
     space = load_space(config.space or "lpss+bits", 0.0)
@@ -67,9 +70,12 @@ def fewest_bits(config: StudyConfig, *, few_bits: bool) -> int:
 
 
 def space_for(name: str, goal: Goal) -> Space:
-    """Return the space of that name or file. What it says in terms of the target spans all of the goal: a parameter's
-    range reaches from where it begins for the lowest sparsity to where it ends for the highest. Such a space has no
-    first points: they depend on the sparsity that a trial is for (tuner.search.planner)."""
+    """Return the space with this name, or in this file, for a goal.
+
+    For several sparsities, a range that depends on the target is extended to contain the ranges for all of the goal's
+    ends. Such a space has no first points, because first points depend on the sparsity of the trial (see
+    tuner.search.planner).
+    """
     if not goal.multi_objective:
         return load_space(name, goal.lowest)
     laid_out = [load_space(name, target) for target in goal.ends]
@@ -80,7 +86,7 @@ def space_for(name: str, goal: Goal) -> Space:
         values = [space.fixed[key] for space in laid_out]
         if all(one == value for one in values):
             fixed[key] = value
-        else:  # it depends on the target: then it is searched over what it is for the targets
+        else:  # a value that depends on the target becomes a range over its values
             distributions[key] = FloatDistribution(min(values), max(values))
     if (own := distributions.get(FINAL_SPARSITY)) is not None:
         distributions[FINAL_SPARSITY] = _within(own, *goal.searched)
@@ -88,7 +94,7 @@ def space_for(name: str, goal: Goal) -> Space:
 
 
 def reaches(space: Space, sparsity: float) -> bool:
-    """Return whether a trial of the space can end on that sparsity or a higher one."""
+    """Return whether a trial of the space can have this final sparsity or a higher one."""
     searched = space.distributions.get(FINAL_SPARSITY)
     if searched is None:
         return bool(space.fixed.get(FINAL_SPARSITY, _default(space.method)) >= sparsity)
@@ -97,7 +103,7 @@ def reaches(space: Space, sparsity: float) -> bool:
 
 
 def _small(space: Space, goal: Goal) -> bool:
-    """Return whether a trial of the space may be small enough without zeros."""
+    """Return whether a trial of the space can meet a limit of bytes without zeros."""
     return goal.kind is GoalKind.MAX_BYTES and space.method == BINARY
 
 
@@ -108,7 +114,7 @@ def _default(method: str) -> float:
 
 
 def range_of(distribution: BaseDistribution) -> Range:
-    """Return the values of a final sparsity."""
+    """Return the possible values of a final sparsity with this distribution."""
     values = _values(distribution)
     if not values:
         assert isinstance(distribution, FloatDistribution)
@@ -117,7 +123,7 @@ def range_of(distribution: BaseDistribution) -> Range:
 
 
 def least(distribution: BaseDistribution, target: float) -> float:
-    """Return the least value of a parameter that is `target` or more; the greatest, where there is none."""
+    """Return the smallest value of a parameter that is at least `target`, or its largest value if there is none."""
     if values := _values(distribution):
         return min((value for value in values if value >= target), default=max(values))
     assert isinstance(distribution, FloatDistribution)
@@ -125,7 +131,7 @@ def least(distribution: BaseDistribution, target: float) -> float:
 
 
 def _values(distribution: BaseDistribution) -> list[float]:
-    """Return all values of a parameter that has a number of them; none for a range of real numbers."""
+    """Return all values of a parameter; an empty list for a continuous range."""
     if not isinstance(distribution, FloatDistribution | IntDistribution):
         return list(getattr(distribution, "choices", ()))
     if distribution.step is None:
@@ -135,7 +141,8 @@ def _values(distribution: BaseDistribution) -> list[float]:
 
 
 def _union(those: list[BaseDistribution]) -> BaseDistribution:
-    """Return one range over all of them; what is not a range does not depend on the target."""
+    """Return the smallest range that contains all of these ranges. Return the first distribution if they are equal or
+    categorical."""
     first = those[0]
     if all(one == first for one in those) or not isinstance(first, FloatDistribution | IntDistribution):
         return first
@@ -145,8 +152,8 @@ def _union(those: list[BaseDistribution]) -> BaseDistribution:
 
 
 def _within(distribution: BaseDistribution, low: float, high: float) -> BaseDistribution:
-    """Return the range without what lies outside [low, high]; as it is if nothing is left, or if it is no plain
-    range."""
+    """Return the part of a continuous range that lies in [low, high]. Return the distribution unchanged if this part is
+    empty, or if the distribution is not a continuous range."""
     if not isinstance(distribution, FloatDistribution) or distribution.step is not None:
         return distribution
     low, high = max(distribution.low, low), min(distribution.high, high)
@@ -154,7 +161,7 @@ def _within(distribution: BaseDistribution, low: float, high: float) -> BaseDist
 
 
 def clipped(point: dict[str, Any], distributions: dict[str, BaseDistribution]) -> dict[str, Any]:
-    """Return the point with its numbers moved into the ranges: each was laid out for a range of its own target."""
+    """Return the point with each number moved to the nearest value in its range."""
     return {
         key: min(max(value, own.low), own.high)
         if isinstance(own := distributions[key], FloatDistribution | IntDistribution)

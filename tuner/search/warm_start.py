@@ -1,4 +1,4 @@
-"""What earlier studies know: their trials, where the spaces agree, and their best points where they do not."""
+"""Transfers knowledge from earlier studies: their trials if the spaces agree, otherwise their best points."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What is carried over into a new study.
+    """The knowledge that a new study gets from earlier studies.
 
     Attributes:
-        trials: completed and stopped ones of the same experiment that lie in the new study's spaces; their numbers
-            are those of the study that they are from.
-        points: (method, parameters) to try first: the best of each study that is not among `trials`.
+        trials: completed and stopped trials of the same experiment that lie in the new study's spaces. They keep the
+            numbers that they have in their own study.
+        points: (method, parameters) pairs to try first. They come from the best trial of each study whose best trial is
+            not in `trials`.
     """
 
     trials: tuple[TrialRecord, ...] = ()
@@ -43,18 +44,19 @@ def warm_start(
     alike: dict[str, Any],
     objective: Objective = ACCURACY,
 ) -> WarmStart:
-    """Return the knowledge of earlier studies that a new one begins with.
+    """Return the knowledge of earlier studies for a new study.
 
     Args:
-        studies: names in `storage`, or folders.
-        spaces: of the new study, one for each method.
-        target: its constraint.
-        alike: its experiment and epochs: trials of studies that differ in them are no results here, but their best
-            point is tried.
-        objective: what the new study judges by; trials that were judged by another are no results here either.
+        studies: names of studies in `storage`, or folders.
+        storage: the storage of the new study.
+        spaces: the spaces of the new study, one for each method.
+        target: the sparsity that a trial of the new study must reach.
+        alike: settings in study.yaml that must be equal, such as the experiment and the epochs. From a study with other
+            settings, only the best point is used.
+        objective: the objective of the new study. From trials with another objective, only the best point is used.
 
     Raises:
-        UsageError: if a study is unknown, or has no trial that could help.
+        UsageError: if a study is unknown, or has no completed trial of the new study's methods.
     """
     by_method = {space.method: space for space in spaces}
     trials: list[TrialRecord] = []
@@ -78,14 +80,14 @@ def warm_start(
 
 
 def _folder(study: str, storage: StudyStorage) -> Path:
-    """Return the folder of a study, or a copy of it on this machine."""
+    """Return the folder of a study, or a copy of the folder on this machine if the study is in an object store."""
     try:
         folder = storage.folder_with(study, JOURNAL)
         known = storage.known(JOURNAL) if folder is None else ""
     except OSError as error:
         raise UsageError(f"--warm-start {study}: {error}") from None
     if folder is None:
-        raise UsageError(f"--warm-start {study}: no such study in {storage}, nor a study's folder: {known}")
+        raise UsageError(f"--warm-start {study}: this is neither a study in {storage} nor a study's folder: {known}")
     return folder
 
 
@@ -98,8 +100,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _agrees(params: dict[str, Any], space: Space) -> bool:
-    """Return whether the space could have proposed exactly these parameters. One that is fixed at the method's default
-    may be missing: an earlier version had no such parameter."""
+    """Return whether the space could have proposed exactly these parameters. A parameter that the space fixes at the
+    method's default may be missing, because earlier versions did not have it."""
     from tune_sparsity.sparsity import METHODS
 
     defaults = METHODS[space.method].defaults()
@@ -120,7 +122,7 @@ def _agrees(params: dict[str, Any], space: Space) -> bool:
 
 
 def _moved(params: dict[str, Any], space: Space) -> dict[str, Any]:
-    """Return the parameters moved into the space; what they lack is at the centre of its prior."""
+    """Return the parameters moved into the space. A missing parameter gets the centre of its prior."""
     point: dict[str, Any] = {}
     centre = space.centre()
     for name, distribution in space.distributions.items():

@@ -1,1 +1,1 @@
-"""What a study is: its trials, its goal, its front, its files. Pure data: no Ray, Optuna or MLflow."""
+"""Defines a study's trials, goal, front and file names. The code is pure data, without Ray, Optuna and MLflow."""

@@ -1,4 +1,4 @@
-"""epochs.csv: what every trial measured after every epoch, a row each, written as the study goes."""
+"""Writes and reads epochs.csv, which has a row of metrics for each epoch of each trial."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from pathlib import Path
 from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 
 Series = list[dict[str, float]]
-"""A trial's epochs in their order, each with "epoch" and the metrics that were measured."""
+"""The epochs of a trial in order. Each epoch is a dict with "epoch" and the measured metrics."""
 
 
 _KEYS = ("number", "epoch")
 
 
 def columns(objective: Objective) -> tuple[str, ...]:
-    """Return the columns behind those of `_KEYS`; a method that has no such thing leaves its cell empty."""
+    """Return the columns after `_KEYS`. A cell is empty if the trial's method does not measure that column."""
     validated = objective.val, objective.at_target
     trained = ("train_loss", *validated, "sparsity", "hoyer", "threshold", "grow_rate", "travel", "epoch_seconds")
     return (*trained, "size_bytes", "macs")
 
 
 class EpochLog:
-    """Appends to the file, a line an epoch. A study that goes on appends to what is there.
+    """Appends a line to the file for each epoch. A resumed study appends to the existing file.
 
     Args:
-        path: the file; made by the first row.
+        path: the file, which is created with the first epoch.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._names: list[str] = []  # of the file's columns behind _KEYS
+        self._names: list[str] = []  # the file's columns after _KEYS
 
     def add(self, number: int, epoch: int, metrics: Mapping[str, float], objective: Objective = ACCURACY) -> None:
-        """Writes a trial's epoch. A disk that is full or gone loses the row and not the study."""
+        """Write a trial's epoch. If the file cannot be written, the row is lost, and the study goes on."""
         try:
             if not (self._names and self._path.exists()):
                 self._names = self._begun(columns(objective))
@@ -45,7 +45,8 @@ class EpochLog:
             pass
 
     def _begun(self, names: Sequence[str]) -> list[str]:
-        """Make the file with these columns, unless it is there. Return its columns: an earlier version's has fewer."""
+        """Create the file with these columns if it does not exist. Return the file's columns, which may be fewer in a
+        file of an earlier version."""
         with self._path.open("a+", encoding="utf-8", newline="") as file:
             file.seek(0)
             header = file.readline()
@@ -56,8 +57,11 @@ class EpochLog:
 
 
 def read_epochs(path: Path) -> dict[int, Series]:
-    """Return every trial's epochs, by its number. Of an epoch that was trained again the last row counts, and what it
-    was followed by at first is dropped; rows that a process died in are left out. Without the file: nothing."""
+    """Return the epochs of each trial, by the trial's number. Return an empty dict if the file cannot be read.
+
+    If an epoch was trained again, only its last row counts, and the later epochs of the first training are dropped.
+    Rows that were not written completely are left out.
+    """
     series: dict[int, Series] = {}
     try:
         with path.open(encoding="utf-8", errors="replace", newline="") as file:
@@ -67,7 +71,7 @@ def read_epochs(path: Path) -> dict[int, Series]:
                     measured = {name: float(value) for name, value in row.items() if value and name not in _KEYS}
                 except (KeyError, TypeError, ValueError):
                     continue
-                if None in row or len(measured) < 2:  # two rows run together, or the beginning of one
+                if None in row or len(measured) < 2:  # two rows in one line, or an incomplete row
                     continue
                 before = [one for one in series.get(number, []) if one["epoch"] < epoch]
                 series[number] = [*before, {"epoch": float(epoch), **measured}]

@@ -1,4 +1,4 @@
-"""How a study stands while its trials end, one by one: the feasible front so far, and how long nothing was gained."""
+"""Tracks the feasible front of a running study, and the number of trials since the last gain."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from tune_sparsity.tuner.study.trial import TrialRecord
 
 
 class FrontTracker:
-    """The feasible front, kept up to date at a cost that grows with the front and not with the trials.
+    """Keeps the feasible front up to date. The time for each trial grows with the front's size, not with the number of
+    trials.
 
     Args:
-        goal: what the study looks for.
-        records: the trials that have ended already, in the order in which they did.
+        goal: the study's goal.
+        records: the trials that have ended already, in the order of their ends.
+
+    Attributes:
+        front: the feasible front, by rising sparsity.
+        since_gain: the number of trials that ended, in any state, since the goal's score rose last.
     """
 
     def __init__(self, goal: Goal, records: Iterable[TrialRecord] = ()) -> None:
         self.goal = goal
         self.front: list[TrialRecord] = []
         self.since_gain = 0
-        """Trials that ended, in whatever state, since the goal's merit rose last."""
         self._score = goal.score(())
         for record in records:
             self.add(record)
@@ -38,7 +42,7 @@ class FrontTracker:
         return self.goal.reported(self.front)
 
     def add(self, record: TrialRecord) -> bool:
-        """Takes note of a trial that has ended. Returns whether it brought a gain in what the goal judges."""
+        """Add a trial that has ended. Return whether the goal's score rose."""
         self.since_gain += 1
         if not self._enter(record):
             return False
@@ -50,19 +54,20 @@ class FrontTracker:
         return gained
 
     def _enter(self, record: TrialRecord) -> bool:
-        """Puts the trial on the front, in the place of those that it dominates, unless it is dominated itself."""
+        """Put the trial on the front, and remove the trials that it dominates. Return False if the trial is infeasible
+        or dominated."""
         point = point_of(record)
         if point is None or not self.goal.feasible(record):
             return False
         sparsity, merit = point
         place = bisect_left(self.front, sparsity, key=lambda other: known_point(other)[0])
-        # By rising sparsity merits fall: of those at least as sparse the first is the best, and of the others the last
-        # are the worst.
+        # On the front, merit falls as sparsity rises. So only the trial at `place` can dominate the new one, and the
+        # new one dominates the last trials before `place`.
         if place < len(self.front):
             there = self.front[place]
             twin = (
                 known_point(there) == point and record.number < there.number
-            )  # of equals the first that was begun stays
+            )  # of trials at the same point, the one that began first stays
             if known_point(there)[1] >= merit and not twin:
                 return False
         first = place

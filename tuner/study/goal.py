@@ -1,7 +1,7 @@
-"""What a study looks for: one target, the best network at each of several, a whole front, a number of weights or bytes.
+"""Defines the goal of a study: one target, several targets, a front, a number of weights, or a number of bytes.
 
-Everything that depends on which of them it is asks the goal: the range of the final sparsity that is searched, which
-trials are feasible, which is the best, and what counts as a gain.
+All code that depends on the kind of goal is here. The goal gives the range of the final sparsity in the search, decides
+which trials are feasible, and compares trials.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tune_sparsity.tuner.study.trial import TrialRecord
 
 
 class GoalKind(StrEnum):
-    """The five ways to say what is wanted; the values are the options' names."""
+    """The five kinds of goals. The values are the names of the options."""
 
     TARGET = "target"
     TARGETS = "targets"
@@ -30,16 +30,18 @@ class GoalKind(StrEnum):
 
 @dataclass(frozen=True)
 class Goal:
-    """What a study looks for. Sparsities are fractions of zero weights in [0, 1). Made by the functions below.
+    """The goal of a study. Sparsities are fractions of zero weights in [0, 1). The functions below make goals.
 
     Attributes:
-        targets: rising; a best network is looked for at each. A front has one, its lower end.
-        ceiling: a front's upper end.
-        max_nonzero: the count of weights that the target was given as.
-        max_bytes: the size that a network's packed file may have. The target is about the sparsity that it takes.
+        targets: the sparsities at which the best network is searched, rising. A front has one target, its lower end.
+        ceiling: the upper end of a front; None for the other goals.
+        max_nonzero: the largest allowed number of nonzero weights; None for the other goals. The target follows from
+            it.
+        max_bytes: the largest allowed size of a network's packed file; None for the other goals. The target is then the
+            approximate sparsity that this size needs.
         objective: the metric that networks are judged by.
-        baseline: the metric's value that is worth nothing: 0 of accuracy, that of the untrained network where no worst
-            value is known.
+        baseline: the value from which the hypervolume is measured: 0 for accuracy, and the untrained network's value
+            for a metric without a worst value.
     """
 
     targets: tuple[float, ...]
@@ -69,29 +71,32 @@ class Goal:
 
     @property
     def multi_objective(self) -> bool:
-        """Return whether networks of several sparsities are wanted: then sparsity is an objective beside the metric."""
+        """Return whether the study searches networks of several sparsities. Then sparsity is a second objective."""
         return self.kind in (GoalKind.TARGETS, GoalKind.FRONT)
 
     @property
     def lowest(self) -> float:
-        """Return the study's constraint, unless it is a number of bytes: a trial is feasible if it completed and is at
-        least this sparse."""
+        """Return the lowest target. A feasible trial has at least this sparsity, unless the goal is a number of
+        bytes."""
         return self.targets[0]
 
     @property
     def highest(self) -> float:
-        """Return the largest sparsity that a network is wanted at."""
+        """Return the highest target, or a front's upper end."""
         return self.targets[-1] if self.ceiling is None else self.ceiling
 
     @property
     def ends(self) -> tuple[float, ...]:
-        """Return the sparsities that the goal names, rising: its targets, and a front's upper end."""
+        """Return the targets and a front's upper end, rising."""
         return (*self.targets, *(() if self.ceiling is None else (self.ceiling,)))
 
     @property
     def searched(self) -> tuple[float, float]:
-        """Return the range of the final sparsity, for spaces that say `target` and `above`. With one target it reaches
-        a fifth of the way from it to 1: what lies beyond shows what more sparsity would cost."""
+        """Return the lowest and the highest final sparsity for the words `target` and `above` of a search space.
+
+        With one target, the range is the first fifth of the way from the target to 1: the trials above the target show
+        how much a higher sparsity costs.
+        """
         if self.multi_objective:
             return self.lowest, self.highest
         return self.lowest, self.lowest + 0.2 * (1 - self.lowest)
@@ -103,23 +108,25 @@ class Goal:
 
     @property
     def condition(self) -> str:
-        """Return what a feasible trial must have, in words."""
+        """Return the condition for a feasible trial, in words."""
         if self.max_bytes is not None:
             return f"a packed file of at most {self.max_bytes:,} bytes"
         return f"a sparsity of {100 * self.lowest:.6g}% or more"
 
     def _judged(self, records: Iterable[TrialRecord], target: float) -> tuple[list[TrialRecord], float]:
-        """Return the trials of which those are feasible that are sparse enough, and what is sparse enough."""
+        """Return candidates and a lowest sparsity. A candidate is feasible if it completed with at least this
+        sparsity."""
         if self.max_bytes is None:
             return list(records), target
         return [record for record in records if self.feasible(record)], 0.0
 
     def best(self, records: Iterable[TrialRecord]) -> TrialRecord | None:
-        """Return the best feasible trial: the one that a study reports."""
+        """Return the best feasible trial, which a study reports; None if no trial is feasible."""
         return best_trial(*self._judged(records, self.lowest))
 
     def best_at(self, records: Iterable[TrialRecord]) -> list[tuple[float, TrialRecord | None]]:
-        """Return every target and the best trial that is at least as sparse."""
+        """Return each target with its best trial: the best among the feasible trials that are at least as sparse as the
+        target, or None."""
         records = list(records)
         return [(target, best_trial(*self._judged(records, target))) for target in self.targets]
 
@@ -128,16 +135,18 @@ class Goal:
         return pareto_front(*self._judged(records, self.lowest))
 
     def reported(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
-        """Return the trials whose networks are kept, judged on the test data and written: each target's best, or the
-        front's. The study's best is the first of them."""
+        """Return the trials whose networks are tested and written to files: the front, or the best trial at each
+        target. The first is the study's best."""
         records = list(records)
         found = self.front(records) if self.kind is GoalKind.FRONT else [best for _, best in self.best_at(records)]
         return list({record.number: record for record in found if record is not None}.values())
 
     def folders(self, records: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
-        """Return the folders that reported networks are written to, under the study's: `best` for the study's best;
-        with several targets also `best-0.8` and so on, one for each that is met; of a front also `front/TRIAL` for
-        each."""
+        """Return the trials whose networks are written, by the name of the network's folder in the study's folder.
+
+        The study's best has the folder `best`. With several targets, the best trial at each target also has a folder
+        such as `best-0.8`. With a front, each trial on it also has the folder `front/TRIAL`.
+        """
         records = list(records)
         found = {} if (best := self.best(records)) is None else {BEST: best}
         if self.kind is GoalKind.TARGETS:
@@ -147,15 +156,15 @@ class Goal:
         return found
 
     def missing_above(self, records: Iterable[TrialRecord]) -> float | None:
-        """Return the sparsity above which no completed trial lies, though the goal reaches further; None if the goal's
-        whole range is covered, or if nothing is feasible yet."""
+        """Return the highest sparsity of a feasible trial if it is lower than the goal's highest sparsity. Otherwise,
+        or if no trial is feasible, return None."""
         sparsest = max((record.sparsity or 0.0 for record in records if self.feasible(record)), default=None)
         return None if sparsest is None or sparsest >= self.highest else sparsest
 
     @property
     def reference(self) -> Point:
-        """Return the corner that the hypervolume is measured from: (lowest sparsity, baseline), for accuracy a baseline
-        of 0. It never changes while a study runs, so that the hypervolume never falls."""
+        """Return the reference point of the hypervolume: (lowest sparsity, baseline). It never changes while a study
+        runs, so the hypervolume never falls."""
         return self.lowest, self.baseline
 
     @property
@@ -165,34 +174,46 @@ class Goal:
 
     @property
     def scale(self) -> float:
-        """Return what a large difference of the metric is: 1 of metrics in [0, 1], else the size of the baseline."""
+        """Return a large difference of the metric: 1 for a metric in [0, 1], otherwise the baseline's absolute value (1
+        if the baseline is 0)."""
         return 1.0 if self.objective.percent else abs(self.baseline) or 1.0
 
     def hypervolume(self, records: Iterable[TrialRecord]) -> float:
-        """Return the area that the feasible trials dominate beyond `reference`. A front's area ends at its upper
-        end."""
+        """Return the area between `reference` and the feasible trials: the hypervolume that they dominate. Sparsities
+        above a front's upper end count as the upper end."""
         points = points_of(record for record in records if self.feasible(record))
         if self.ceiling is not None:
             points = [(min(sparsity, self.ceiling), merit) for sparsity, merit in points]
         return hypervolume(points, (self.lowest, self.least_merit))
 
     def mean_value(self, area: float) -> float:
-        """Return a front's hypervolume as a value of the metric: the mean, over the sparsities from its lower to its
-        upper end, of the best value that is to be had at that sparsity or a higher one (the baseline where nothing
-        is)."""
+        """Return a front's hypervolume as a mean value of the metric.
+
+        At each sparsity between the front's ends, the best value of a network with at least this sparsity counts, or
+        the baseline if there is no such network. The result is the mean over these sparsities.
+
+        Args:
+            area: the result of `hypervolume`.
+        """
         return self.objective.value(self.least_merit + area / (self.highest - self.lowest))
 
     def score(self, front: Sequence[TrialRecord]) -> tuple[float, ...]:
-        """Return what the goal judges, of a study with this feasible front: the best merit at each target (minus
-        infinity where there is none), and a front's hypervolume. It is a gain if any of the numbers rises; none ever
-        falls. (The merit counts for a front too: what lies exactly at its lower end has an area of zero.)"""
+        """Return the numbers by which gains are noticed: a front's hypervolume, and the best merit at each target,
+        which is minus infinity if no network meets the target.
+
+        During a study no number ever falls, and a trial brings a gain if a number rises. A front needs the merit too,
+        because a network exactly at its lower end has an area of zero.
+
+        Args:
+            front: the study's feasible front.
+        """
         area = (self.hypervolume(front),) if self.kind is GoalKind.FRONT else ()
         found = (best for _, best in self.best_at(front))
         return area + tuple(-math.inf if best is None else known_point(best)[1] for best in found)
 
     @property
     def option(self) -> str:
-        """Return the goal as the value of its option; of a count or a size the sparsity that it comes to."""
+        """Return the goal as the value of its option. For a number of weights or bytes, return the target."""
         return f"{self.lowest!r}:{self.ceiling!r}" if self.ceiling is not None else ",".join(map(repr, self.targets))
 
     def __str__(self) -> str:
@@ -207,17 +228,21 @@ class Goal:
 
 
 def at_targets(*targets: float) -> Goal:
-    """Return the best network at each of these sparsities. Raises ValueError unless they rise within [0, 1)."""
+    """Return the goal of the best network at each of these sparsities. Raise ValueError unless they rise in [0, 1)."""
     return Goal(targets)
 
 
 def along_front(low: float, high: float) -> Goal:
-    """Return the whole front between two sparsities. Raises ValueError unless they rise within [0, 1)."""
+    """Return the goal of the front between two sparsities. Raise ValueError unless they rise within [0, 1)."""
     return Goal((low,), ceiling=high)
 
 
 def at_most(nonzero: int, weights: int) -> Goal:
-    """Return the best network with at most `nonzero` nonzero ones among its `weights` prunable weights.
+    """Return the goal of the best network with at most `nonzero` nonzero weights.
+
+    Args:
+        nonzero: the largest number of nonzero prunable weights.
+        weights: the number of prunable weights in the network.
 
     Raises:
         ValueError: unless 1 <= nonzero <= weights.
@@ -228,8 +253,12 @@ def at_most(nonzero: int, weights: int) -> Goal:
 
 
 def within_bytes(most: int, nonzero: int, weights: int) -> Goal:
-    """Return the best network whose packed file has at most `most` bytes, for which about `nonzero` nonzero ones among
-    its `weights` prunable weights are what fits.
+    """Return the goal of the best network whose packed file has at most `most` bytes.
+
+    Args:
+        most: the largest size of the packed file in bytes.
+        nonzero: the approximate number of nonzero prunable weights in such a file.
+        weights: the number of prunable weights in the network.
 
     Raises:
         ValueError: unless 1 <= nonzero <= weights.
@@ -238,9 +267,9 @@ def within_bytes(most: int, nonzero: int, weights: int) -> Goal:
 
 
 def sparsity_of(zeros: int, weights: int) -> float:
-    """Return `sparsity_with`: the largest sparsity that so many zeros reach."""
+    """Return the largest target sparsity that `zeros` zeros among `weights` weights meet, as `sparsity_with` does."""
     from tune_sparsity.sparsity.masks import (
-        sparsity_with,  # here: it brings torch, and the terminal's display needs none
+        sparsity_with,  # imported here, because it imports torch, which the progress display does not need
     )
 
     return sparsity_with(zeros, weights)

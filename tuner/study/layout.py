@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-CHECKPOINTS = ".checkpoints"  # the folder of running trials' checkpoints in a study's folder
+CHECKPOINTS = ".checkpoints"  # the folder of running trials' checkpoints
 TRIALS_CSV = "trials.csv"
 PARETO_CSV = "pareto.csv"
 RESULT_JSON = "result.json"
 JOURNAL = "optuna.journal"
 STUDY_YAML = "study.yaml"
 EPOCHS_CSV = "epochs.csv"
-PACKED_CSV = "packed.csv"  # what goes to the workers and into the logged model of a user's own code
+PACKED_CSV = "packed.csv"  # the user's files that are sent to the workers and saved in MLflow's model
 PARETO_HTML = "pareto.html"
 PICTURES_HTML = "pictures.html"
-WEIGHTS = ".weights"  # the one hidden folder that belongs to a study: the networks that would be reported
+WEIGHTS = ".weights"  # the folder of the networks that would be reported if the study ended now
 BEST = "best"  # the folder of the best network
 MODEL, DESCRIPTION = "model.safetensors", "model.json"
-SPREAD = ".spread"  # how the name of a tensor ends that is the spread of another, over the samples of an average
-ORIENTATIONS = "orientations"  # in the metadata of a network's file: as sparsity.orientation has them, in JSON
-PRECISION = "precision"  # in the same metadata: as sparsity.few_bits has it, in JSON, where weights have few bits
+SPREAD = ".spread"  # the suffix of a tensor that is the spread of an averaged tensor over its samples
+ORIENTATIONS = "orientations"  # a key in the metadata of a network's file: sparsity.orientation.Orientation in JSON
+PRECISION = "precision"  # a key in the same metadata: sparsity.few_bits.Precision in JSON, if weights have few bits
 
 
 def weights_file(folder: Path, number: int) -> Path:
-    """Return where trial `number` leaves its trained network until the driver has judged it."""
+    """Return the file for the trained network of trial `number`, until the driver has tested the network."""
     return folder / f"{number}.safetensors"

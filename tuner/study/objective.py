@@ -1,6 +1,6 @@
-"""What a study makes as good as it can be: a metric, known by its name and its direction.
+"""Defines the objective of a study: a metric that is to be maximized or minimized.
 
-Records and files hold the metric's own values. All that searches compares merits, of which larger is better.
+Records and files contain the metric's values. The search compares merits: a larger merit is always better.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Objective:
-    """A metric of the networks, as the study knows it.
+    """A metric of networks, with its direction and its unit.
 
     Attributes:
-        name: "accuracy", "rmse", ...
-        maximize: whether larger is better.
-        percent: whether it lies in [0, 1] and is shown in percent.
+        name: the metric's name, such as "accuracy" or "rmse".
+        maximize: whether a larger value is better.
+        percent: whether values lie in [0, 1] and are shown in percent.
     """
 
     name: str
@@ -24,26 +24,27 @@ class Objective:
 
     @property
     def val(self) -> str:
-        """Return the name of its value on the validation data."""
+        """Return the name of the metric on the validation data."""
         return f"val_{self.name}"
 
     @property
     def at_target(self) -> str:
-        """Return the name of its value on the validation data, as if the network were at its final sparsity."""
+        """Return the name of the metric on the validation data, measured as if the network were pruned to its final
+        sparsity now."""
         return f"val_{self.name}_at_target"
 
     @property
     def test(self) -> str:
-        """Return the name of its value on the test data."""
+        """Return the name of the metric on the test data."""
         return f"test_{self.name}"
 
     @property
     def bounded(self) -> bool:
-        """Return whether 0 is its worst value."""
+        """Return whether 0 is the metric's worst value."""
         return self.percent and self.maximize
 
     def merit(self, value: float) -> float:
-        """Return how good a value is: the value itself, or minus the value where smaller is better."""
+        """Return the merit of a value: the value itself, or minus the value if the metric is minimized."""
         return value if self.maximize else -value
 
     def value(self, merit: float) -> float:
@@ -51,7 +52,7 @@ class Objective:
         return self.merit(merit)
 
     def shown(self, value: float) -> float:
-        """Return a value as pictures show it: before `suffix`."""
+        """Return the number that pictures show for a value, before `suffix`: percent, or the value itself."""
         return 100 * value if self.percent else value
 
     @property
@@ -59,19 +60,20 @@ class Objective:
         return "%" if self.percent else ""
 
     def text(self, value: float) -> str:
-        """Return a value as people read it."""
+        """Return a value as text for people."""
         return f"{value:.2%}" if self.percent else f"{value:.4g}"
 
     def difference(self, values: float, sign: str = "") -> str:
-        """Return a difference between two values as people read it.
+        """Return a difference between two values as text for people.
 
         Args:
-            sign: "+" for one before positive differences.
+            values: the difference.
+            sign: "+" to write a plus before a positive difference.
         """
         return f"{100 * values:{sign}.2f} points" if self.percent else f"{values:{sign}.4g}"
 
     def to_dict(self) -> dict[str, str]:
-        """Return the name and the direction, as result.json has them."""
+        """Return the name and the direction in the form of result.json."""
         return {"name": self.name, "direction": "maximize" if self.maximize else "minimize"}
 
     def __str__(self) -> str:

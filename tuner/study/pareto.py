@@ -1,6 +1,6 @@
-"""The Pareto front of merit against sparsity, the best feasible trial, and the hypervolume.
+"""Computes the Pareto front of merit and sparsity, the best feasible trial, and the hypervolume.
 
-Both objectives are maximised. Everything here is exact, O(n log n), and needs nothing but the records.
+Both objectives are maximised. All results are exact and take O(n log n) time.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from collections.abc import Iterable
 from tune_sparsity.tuner.study.trial import TrialRecord
 
 Point = tuple[float, float]
-"""(sparsity, merit): the merit is the validation accuracy, or that of another objective."""
+"""A sparsity and a merit. The merit is the validation accuracy, or the merit of another objective."""
 
 
 def point_of(record: TrialRecord) -> Point | None:
-    """Return the trial's point in the plane of the objectives, or None while either of them is unknown or not
-    finite."""
+    """Return the trial's sparsity and merit, or None if one of them is unknown or not finite."""
     if record.sparsity is None or record.merit is None:
         return None
     point = (float(record.sparsity), float(record.merit))
@@ -24,14 +23,14 @@ def point_of(record: TrialRecord) -> Point | None:
 
 
 def known_point(record: TrialRecord) -> Point:
-    """Return the point of a trial that has one, as every completed trial has."""
+    """Return the point of a trial whose sparsity and merit are known, as they are for every completed trial."""
     point = point_of(record)
     assert point is not None
     return point
 
 
 def points_of(records: Iterable[TrialRecord]) -> list[Point]:
-    """Return the points of the trials that have one, in the order of the records."""
+    """Return the points of the records in their order, without records that have no point."""
     return [point for record in records if (point := point_of(record)) is not None]
 
 
@@ -43,17 +42,17 @@ def _feasible(records: Iterable[TrialRecord], target: float) -> list[tuple[Point
 def pareto_front(records: Iterable[TrialRecord], target: float) -> list[TrialRecord]:
     """Return the feasible trials that no other feasible trial dominates.
 
-    A point dominates another if it is at least as good in both objectives and better in one. Of several trials at the
-    same point only the one with the lowest number is kept.
+    A point dominates another if it is at least as good in both objectives and better in one. If several trials have the
+    same point, the front contains only the one with the lowest number.
 
     Args:
         records: trials in any order and any state.
-        target: smallest sparsity that is feasible, in [0, 1].
+        target: the smallest feasible sparsity, in [0, 1].
 
     Returns:
         The front by rising sparsity, and therefore by falling merit.
     """
-    # From the sparsest on, a trial is on the front exactly if it is better than everything at least as sparse.
+    # A trial is on the front exactly if its merit is larger than that of each trial which is at least as sparse.
     ranked = sorted(_feasible(records, target), key=lambda item: (-item[0][0], -item[0][1], item[1].number))
     front: list[TrialRecord] = []
     best = -math.inf
@@ -67,11 +66,12 @@ def pareto_front(records: Iterable[TrialRecord], target: float) -> list[TrialRec
 def best_trial(records: Iterable[TrialRecord], target: float) -> TrialRecord | None:
     """Return the best feasible trial, or None if no trial is feasible.
 
-    Ties go to the higher sparsity, then to fewer nonzero weights (an unknown count loses), then to the lower number.
+    The best trial has the largest merit. Between equal merits, the higher sparsity decides, then the smaller number of
+    nonzero weights (an unknown number loses), then the lower trial number.
 
     Args:
         records: trials in any order and any state.
-        target: smallest sparsity that is feasible, in [0, 1].
+        target: the smallest feasible sparsity, in [0, 1].
     """
 
     def rank(item: tuple[Point, TrialRecord]) -> tuple[float, float, float, int]:
@@ -84,24 +84,23 @@ def best_trial(records: Iterable[TrialRecord], target: float) -> TrialRecord | N
 
 
 def hypervolume(points: Iterable[Point], reference: Point) -> float:
-    """Return the area that the points dominate above the reference point, both coordinates maximised.
+    """Return the area that the points dominate above the reference point. Both coordinates are maximised.
 
-    Points that are not better than the reference in both coordinates, or that are not a number, add nothing; neither
-    do dominated points and duplicates. For a study of accuracy the reference is (target, 0.0): note that a trial
-    exactly at the target then has an area of zero.
+    A point adds area only if it is better than the reference in both coordinates, and not dominated. NaN adds nothing.
+    In a study of accuracy the reference is (target, 0.0), so a trial exactly at the target has an area of zero.
 
     Args:
-        points: (sparsity, merit) pairs, in any order; they need not be a front.
-        reference: the corner from which areas are measured.
+        points: (sparsity, merit) pairs in any order. They may contain dominated points and duplicates.
+        reference: the lower corner of the area, as (sparsity, merit).
 
     Returns:
-        The exact area, in the product of the coordinates' units; 0.0 if there are no points above the reference.
+        The exact area in units of sparsity times merit; 0.0 if no point is above the reference.
     """
     x_low, y_low = reference
     above = sorted(((x, y) for x, y in points if x > x_low and y > y_low), reverse=True)
     strips: list[float] = []
     y_covered = y_low
-    for x, y in above:  # by falling x: a strip of the full width x - x_low for what is new above the last one
+    for x, y in above:  # x falls: each point adds a strip from x_low to x, above the largest y so far
         if y > y_covered:
             strips.append((x - x_low) * (y - y_covered))
             y_covered = y

@@ -1,4 +1,4 @@
-"""What is known of one trial, in the one form that the searcher, the tracker, the files and the pictures share."""
+"""Defines the record of a trial, which the searcher, the tracker, the files and the pictures share."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import Any
 from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 
 BINARY = "binary"
-"""The method whose networks have no zeros, and a bit a weight."""
+"""The method whose networks have one bit for each weight, and no zeros."""
 FINAL_SPARSITY = "final_sparsity"
-"""The parameter that all methods but `dense` and `binary` have: the sparsity that a trial ends on."""
+"""The parameter for the sparsity at which a trial ends. All methods except `dense` and `binary` have it."""
 WEIGHT_BITS = "weight_bits"
-"""The parameter of all methods but `binary` that says how many bits a prunable weight has."""
+"""The parameter for the number of bits of a prunable weight. All methods except `binary` have it."""
 SPIKE_RATE = "spike_rate_"
-"""The beginning of the names of measures that are a spiking layer's rate; the layer's name follows."""
+"""The prefix of the metric for a spiking layer's rate. The layer's name follows."""
 
 
 class TrialState(StrEnum):
-    """The states of a trial; Optuna's, Ray's and MLflow's own states are derived from these."""
+    """The states of a trial. The states in Optuna, Ray and MLflow are derived from these."""
 
     RUNNING = "running"
     COMPLETED = "completed"
-    PRUNED = "pruned"  # stopped early by the scheduler: what it had reached is not a result
-    FAILED = "failed"  # NaN loss, an exception, a lost worker
+    PRUNED = "pruned"  # stopped early by early stopping or the time budget; its last value is not a result
+    FAILED = "failed"  # ended with a NaN loss, an exception or a lost worker
 
 
 def trial_name(number: int) -> str:
-    """Return the name under which a trial is known everywhere: Optuna number 7 is "t0007"."""
+    """Return the name of a trial: "t0007" for number 7. Files, Ray and MLflow use this name."""
     return f"t{number:04d}"
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What a trial measured after one of its epochs."""
+    """The metrics of a trial after one of its epochs."""
 
     number: int  # from 1
-    metrics: dict[str, float]  # as experiments.Training.epoch names them, and MLflow shows them
+    metrics: dict[str, float]  # by their names in experiments.Training.epoch and in MLflow
 
     @property
     def seconds(self) -> float:
@@ -50,29 +50,30 @@ def _count(value: float | None) -> int | None:
 
 @dataclass
 class TrialRecord:
-    """One trial. Sparsities are fractions in [0, 1]; measures are None until the first epoch ended."""
+    """The record of one trial. Sparsities are fractions in [0, 1]. A metric is None before it is measured, and after
+    each epoch it has the value of that epoch."""
 
     number: int
     method: str
     params: dict[str, Any]
     state: TrialState = TrialState.RUNNING
-    value: float | None = None  # the objective's, on the validation data
-    sparsity: float | None = None  # zero weights / prunable weights, of the network as last validated
+    value: float | None = None  # the objective's value on the validation data
+    sparsity: float | None = None  # zero weights / prunable weights
     sparsity_total: float | None = None  # zero weights / all parameters
-    hoyer: float | None = None  # mean Hoyer sparsity of the rows on the sphere: not a fraction of zeros
+    hoyer: float | None = None  # the mean Hoyer sparsity of the rows on the sphere, which is no fraction of zeros
     nonzero_weights: int | None = None
-    size_bytes: int | None = None  # of the network's packed file; known once the mask is fixed
-    macs: int | None = None  # multiply-adds an example with weights that are not zero; likewise
-    syn_ops: int | None = None  # synaptic operations an example, of a network of spiking neurons that was trained whole
-    train_bytes: int | None = None  # alive at most in a step of the training, as measured
-    epochs: int = 0
-    seconds: float = 0.0  # wall clock of the trial
-    final_sparsity: float | None = None  # the sparsity that the trial is to end on; known from the first rung on
-    rungs: dict[int, float] = field(default_factory=dict)  # the value at the final sparsity, by the epoch
+    size_bytes: int | None = None  # the size of the network's packed file; None until the mask is fixed
+    macs: int | None = None  # multiply-adds with nonzero weights in one example; None until the mask is fixed
+    syn_ops: int | None = None  # synaptic operations in one example; only for a spiking network after its last epoch
+    train_bytes: int | None = None  # the measured peak of memory in a training step
+    epochs: int = 0  # the number of trained epochs
+    seconds: float = 0.0  # the trial's wall-clock time
+    final_sparsity: float | None = None  # the sparsity at which the trial ends; None before the first rung
+    rungs: dict[int, float] = field(default_factory=dict)  # the value as if at the final sparsity, by the rung's epoch
     ended: float | None = None  # Unix time in seconds
-    reason: str = ""  # why a failed trial failed, in one line
-    metrics: dict[str, float] = field(default_factory=dict)  # the last epoch's, under their MLflow names
-    elapsed: float = 0.0  # seconds that the study had taken when the trial ended, in all its processes together
+    reason: str = ""  # the reason why the trial failed, in one line
+    metrics: dict[str, float] = field(default_factory=dict)  # the last epoch's metrics, by their names in MLflow
+    elapsed: float = 0.0  # the study's seconds, in all its processes, up to the end of the trial
     objective: Objective = ACCURACY
 
     @property
@@ -81,37 +82,38 @@ class TrialRecord:
 
     @property
     def merit(self) -> float | None:
-        """Return how good the trial's value is; larger is better, whatever the metric."""
+        """Return the merit of the trial's value: a larger merit is better for every metric."""
         return None if self.value is None else self.objective.merit(self.value)
 
     @property
     def text(self) -> str:
-        """Return the trial's value as people read it; nothing before the first epoch has ended."""
+        """Return the trial's value as text for people, or "" before the first epoch has ended."""
         return "" if self.value is None else self.objective.text(self.value)
 
     @property
     def spike_rates(self) -> dict[str, float]:
-        """Return the spikes a neuron and step of each spiking layer, by its name; of other networks nothing."""
+        """Return the rate of each spiking layer, in spikes per neuron and time step, by the layer's name. Return an
+        empty dict for other networks."""
         found = {name: value for name, value in self.metrics.items() if name.startswith(SPIKE_RATE)}
         return {name.removeprefix(SPIKE_RATE): value for name, value in found.items()}
 
     def at_rung(self, epoch: int) -> tuple[float, float]:
-        """Return what the trial had at a rung: its merit there, and the sparsity that it is to end on."""
+        """Return the trial's merit at a rung, measured as if at its final sparsity, and the final sparsity."""
         assert self.final_sparsity is not None
         return self.objective.merit(self.rungs[epoch]), self.final_sparsity
 
     def reach_rung(self, epoch: Epoch, final_sparsity: float) -> tuple[float, float]:
-        """Take note of a rung, and return `at_rung`."""
+        """Record the trial's value at a rung, and return `at_rung`."""
         self.final_sparsity = final_sparsity
         self.rungs[epoch.number] = epoch.metrics[self.objective.at_target]
         return self.at_rung(epoch.number)
 
     def feasible(self, target: float) -> bool:
-        """Completed, and at least `target` sparse. Stopped and failed trials never are."""
+        """Return whether the trial completed with a sparsity of at least `target`."""
         return self.state is TrialState.COMPLETED and self.sparsity is not None and self.sparsity >= target
 
     def add(self, epoch: Epoch) -> None:
-        """Take over what the trial measured after its last epoch."""
+        """Update the record with the metrics of the trial's next epoch."""
         self.epochs, self.metrics = epoch.number, epoch.metrics
         self.value, self.hoyer = epoch.metrics[self.objective.val], epoch.metrics["hoyer"]
         self.sparsity, self.sparsity_total = epoch.metrics["sparsity"], epoch.metrics["sparsity_total"]
@@ -120,7 +122,7 @@ class TrialRecord:
         self.size_bytes, self.macs, self.syn_ops, self.train_bytes = (_count(epoch.metrics.get(one)) for one in costs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record in JSON's types, its value under the metric's name."""
+        """Return the record in types of JSON. The value has the metric's name as its key."""
         data = asdict(self)
         value, objective = data.pop("value"), data.pop("objective")
         return {**data, self.objective.val: value, **({} if self.objective == ACCURACY else {"objective": objective})}
@@ -129,6 +131,6 @@ class TrialRecord:
     def from_dict(cls, data: dict[str, Any]) -> TrialRecord:
         objective = Objective(**data["objective"]) if "objective" in data else ACCURACY
         fields = {"value" if name == objective.val else name: value for name, value in data.items()}
-        # JSON has no numbers as keys; records of earlier versions have no rungs.
+        # Keys in JSON cannot be numbers. Records of earlier versions have no rungs.
         rungs = {int(epoch): value for epoch, value in data.get("rungs", {}).items()}
         return cls(**{**fields, "state": TrialState(data["state"]), "rungs": rungs, "objective": objective})

@@ -1,1 +1,1 @@
-"""What runs in a worker process: a trial, its checkpoints, and how a user's code gets there."""
+"""The code of a worker process: trials, their checkpoints, and the transfer of a user's code to the worker."""

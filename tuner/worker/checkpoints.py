@@ -1,7 +1,7 @@
-"""Checkpoints of running trials: tensors and JSON in one safetensors file, written whole or not at all, never code.
+"""Writes and reads checkpoints of running trials. A checkpoint is a safetensors file of tensors and JSON, without code.
 
-A file's name ends in the SHA-256 of its bytes, so one that was cut short or has flipped bits is noticed and passed
-over: the one before it is used, or the trial starts anew. Two are kept for each running trial, none for ended ones.
+A file appears whole or not at all. Its name ends in the SHA-256 of its bytes, so a damaged file is noticed. The trial
+then continues from the checkpoint before it, or starts again. A running trial keeps two checkpoints, an ended one none.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from tune_sparsity.tuner.storage.places import Place
 from tune_sparsity.tuner.storage.s3 import StoreError
 
 EVERY = 5.0  # seconds between two checkpoints of a trial, at least
-SHARE = 0.01  # of a trial's time that checkpoints may take: where writing is slow there are fewer
-KEPT = 2  # checkpoints of a running trial: the last, and the one before it should the last be damaged
-EVERY_VARIABLE = "TUNE_SPARSITY_CHECKPOINT_SECONDS"  # in the place of EVERY
+SHARE = 0.01  # the largest share of a trial's time for checkpoints: slow writes make them rarer
+KEPT = 2  # checkpoints of a running trial: the last one, and the one before it in case the last one is damaged
+EVERY_VARIABLE = "TUNE_SPARSITY_CHECKPOINT_SECONDS"  # this environment variable overrides EVERY
 _STATE = "state"
 _NAME = re.compile(r"t(\d+)-(\d+)-([0-9a-f]{64})\.safetensors")
 
 
 class Damaged(Exception):
-    """A checkpoint is not what was written, or not of this trial."""
+    """A file is not a valid checkpoint, or its bytes have changed since they were written."""
 
 
 def pack(state: Any) -> tuple[dict[str, Tensor], str]:
-    """Return a state as tensors, copied to the CPU, and JSON that names them.
+    """Return a state as named tensors, copied to the CPU, and as JSON text that refers to them by name.
 
     Args:
-        state: of dicts, lists, tuples, tensors, numbers, text and None.
+        state: a nest of dicts, lists, tuples, tensors, numbers, strings and None.
 
     Raises:
-        TypeError: if there is anything else in it.
+        TypeError: if the state contains any other type.
     """
     tensors: dict[str, Tensor] = {}
     return tensors, json.dumps(_encoded(state, tensors))
@@ -55,7 +55,7 @@ def _encoded(value: Any, tensors: dict[str, Tensor]) -> Any:
         # A copy, because training goes on while the file is written.
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": name}
-    if isinstance(value, dict):  # as pairs: JSON has no numbers as keys
+    if isinstance(value, dict):  # as pairs, because keys in JSON cannot be numbers
         return {"dict": [[_encoded(key, tensors), _encoded(item, tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
@@ -76,8 +76,12 @@ def _decoded(value: Any, tensors: Any) -> Any:
 
 
 def write(place: Place, number: int, epoch: int, packed: tuple[dict[str, Tensor], str]) -> str:
-    """Writes a checkpoint of trial `number` after `epoch` epochs; only the last KEPT stay. Returns the file's name.
-    Raises OSError."""
+    """Write a checkpoint of trial `number` after `epoch` epochs, and remove all but its last KEPT ones. Return the
+    file's name.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
     tensors, text = packed
     content = save(tensors, {_STATE: text})
     name = f"t{number:04d}-{epoch}-{hashlib.sha256(content).hexdigest()}.safetensors"
@@ -88,7 +92,12 @@ def write(place: Place, number: int, epoch: int, packed: tuple[dict[str, Tensor]
 
 
 def read(place: Place, name: str) -> Any:
-    """Return a checkpoint's state. Raises Damaged, or OSError."""
+    """Return the state in a checkpoint.
+
+    Raises:
+        Damaged: if the file is not a valid checkpoint, or was changed.
+        OSError: if the file cannot be read.
+    """
     match, content = _NAME.fullmatch(name), place.read(name)
     if match is None or hashlib.sha256(content).hexdigest() != match[3]:
         raise Damaged(f"{name} is not what was written")
@@ -96,12 +105,12 @@ def read(place: Place, name: str) -> Any:
         tensors = load(content)  # checks the header, which is read once more for the text in it
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         return _decoded(json.loads(header["__metadata__"][_STATE]), tensors)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:  # whole, and yet no checkpoint of ours
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:  # the bytes are unchanged, but not a checkpoint
         raise Damaged(f"{name} is no checkpoint") from error
 
 
 def newest(place: Place, number: int) -> Iterator[Any]:
-    """Yield the states of trial `number`'s sound checkpoints, the newest first. Damaged ones are removed."""
+    """Yield the states in the valid checkpoints of trial `number`, the newest first. Damaged ones are removed."""
     for _, name in sorted(_of(place, number), reverse=True):
         try:
             yield read(place, name)
@@ -112,10 +121,12 @@ def newest(place: Place, number: int) -> Iterator[Any]:
 
 
 def sweep(place: Place, running: Collection[int]) -> None:
-    """Removes all checkpoints but those of the trials that run.
+    """Remove all checkpoints except those of running trials.
 
     Args:
-        running: looked at after the files are, so that another thread may add to it meanwhile.
+        place: the folder of checkpoints.
+        running: the numbers of the running trials. It is read after the files are listed, so another thread may add a
+            trial meanwhile.
     """
     for name in place.names():
         match = _NAME.fullmatch(name)
@@ -124,53 +135,63 @@ def sweep(place: Place, running: Collection[int]) -> None:
 
 
 def _of(place: Place, number: int) -> list[tuple[int, str]]:
-    """(epoch, name) of the trial's checkpoints."""
+    """Return (epoch, file name) of each checkpoint of the trial."""
     found = ((_NAME.fullmatch(name), name) for name in place.names())
     return [(int(match[2]), name) for match, name in found if match is not None and int(match[1]) == number]
 
 
 class Writer:
-    """Writes checkpoints in a thread of its own, one at a time and as seldom as EVERY and SHARE say.
+    """Writes checkpoints in its own thread, one at a time. EVERY and SHARE limit how often.
 
     Args:
-        place: of checkpoints, which is there; in an object store, one that cannot be written now is left out.
+        place: the folder of checkpoints, which exists already. If it is in an object store that does not answer, the
+            checkpoint is skipped.
     """
 
     def __init__(self, place: Place) -> None:
         self._place = place
         self._every = float(os.environ.get(EVERY_VARIABLE, EVERY))
-        # One thread for all: new ones would each be given a part of the process's memory, and leave it grown behind.
+        # One thread for all trials: malloc gives each new thread its own memory, which the process would keep.
         self._executor = ThreadPoolExecutor(1)
         self._written: Future[None] | None = None
         self._error: OSError | None = None
         self._next = time.monotonic() + self._every
 
     def begin(self) -> None:
-        """Another trial begins: nothing of the one before is being written any more."""
+        """Prepare for another trial: wait for the last write, and forget its error."""
         self._join()
         self._error, self._next = None, time.monotonic() + self._every
 
     @property
     def due(self) -> bool:
-        """Return whether it is time for a checkpoint. Raises OSError if the last one could not be written."""
+        """Return whether it is time for a checkpoint.
+
+        Raises:
+            OSError: if the last checkpoint could not be written.
+        """
         if self._error is not None:
             error, self._error = self._error, None
             raise error
         return time.monotonic() >= self._next and (self._written is None or self._written.done())
 
     def write(self, number: int, epoch: int, state: Any) -> None:
-        """Copies the state and has it written while training goes on. What cannot be kept is not."""
+        """Copy the state now, and write it in the thread while training goes on. A trial whose state contains a type
+        that `pack` does not know gets no checkpoints."""
         start = time.monotonic()
         try:
             packed = pack(state)
-        except TypeError:  # in a network of the user's: its trials start anew
+        except TypeError:  # the user's network: a lost trial starts again from its first epoch
             self._next = float("inf")
             return
-        self._next = float("inf")  # until it is known how long it takes
+        self._next = float("inf")  # the thread sets it when the duration of the write is known
         self._written = self._executor.submit(self._write, start, number, epoch, packed)
 
     def finish(self) -> None:
-        """Waits for the last write. Raises OSError."""
+        """Wait for the last write.
+
+        Raises:
+            OSError: if a checkpoint could not be written.
+        """
         self._join()
         if self._error is not None:
             raise self._error
@@ -183,11 +204,11 @@ class Writer:
     def _write(self, start: float, number: int, epoch: int, packed: tuple[dict[str, Tensor], str]) -> None:
         try:
             write(self._place, number, epoch, packed)
-        except StoreError:  # it may answer again: the study goes on, with an older checkpoint
+        except StoreError:  # the object store may answer again later: the study goes on with an older checkpoint
             pass
         except OSError as error:
             self._error = error
-        except (SafetensorError, KeyError, ValueError):  # a type of number that safetensors does not know
+        except (SafetensorError, KeyError, ValueError):  # a dtype that safetensors does not know
             return
         now = time.monotonic()
         self._next = now + max(self._every, (now - start) / SHARE)

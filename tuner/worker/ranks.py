@@ -1,8 +1,7 @@
-"""The processes of a trial that several train together: the trial's own leads, the others are Ray's actors beside it.
+"""Trains one trial in several processes. The first rank is the trial's own process, the other ranks are Ray's actors.
 
-The trial's placement group has a bundle for each. The others are started once, and serve all trials of the process
-that started them. They do what it asks for, an epoch at a time. So what it decides, to stop or to begin another trial,
-they need not be told.
+The trial's placement group has one bundle for each rank. The first rank starts the others once, and uses them for all
+its trials. It calls them for each epoch, so they need no message when a trial is stopped early.
 """
 
 from __future__ import annotations
@@ -26,20 +25,21 @@ from tune_sparsity.tuner.errors import one_line
 _LOOPBACK = "127.0.0.1"
 
 Build = Callable[[dict[str, Any], Ranks], Training | OwnTraining]
-"""Makes a rank's training of a trial's config."""
+"""A function of a trial's config and a rank's connections. It returns the training in this rank."""
 
 
 class WorkerLost(Disconnected):
-    """A process of the trial has ended, or does not answer."""
+    """Another process of the trial has ended, or does not answer."""
 
 
 @dataclass(frozen=True)
 class RankPlan:
-    """Holds what a trial needs to start its other ranks.
+    """Describes the ranks that train a trial together.
 
     Attributes:
-        size: ranks of a trial, at least 2.
-        cpus, gpus: of each.
+        size: the number of ranks in a trial, at least 2.
+        cpus: the CPUs for each rank.
+        gpus: the GPUs for each rank.
         setup: a reference to the study's TrialSetup in Ray's object store.
     """
 
@@ -54,10 +54,14 @@ class RankPlan:
 
 
 class Rank:
-    """A rank other than the first, as Ray's actor.
+    """A rank other than the first, in an actor of Ray's.
 
     Args:
-        builder: makes a Build of the TrialSetup and the data.
+        builder: a function that returns a Build for the setup and the data.
+        setup: the study's TrialSetup.
+        arrays: the training and validation data as `for_workers` returns them.
+        rank: this rank's number, from 1.
+        plan: the plan of all ranks.
     """
 
     def __init__(self, builder: Callable[[Any, Any], Build], setup: Any, arrays: Any, rank: int, plan: RankPlan):
@@ -66,7 +70,13 @@ class Rank:
         self._training: Training | OwnTraining | None = None
 
     def do(self, what: str, *args: Any) -> None:
-        """Do what the first rank does at the same time. On an error leave it, or it would wait for this process."""
+        """Run this rank's part of a step that all ranks do together. After an error, leave the group first: otherwise
+        the other ranks would wait for this process.
+
+        Args:
+            what: the step: "join", "begin", "load", "train" or "leave".
+            args: the arguments of this step.
+        """
         try:
             getattr(self, f"_{what}")(*args)
         except Exception:
@@ -96,17 +106,19 @@ class Rank:
 
 
 def _joined(rank: int, plan: RankPlan, store: TCPStore, address: str) -> Ranks:
-    if address == _LOOPBACK:  # of a private Ray: nothing else is to listen to other machines either
+    if address == _LOOPBACK:  # a private Ray: these libraries must not listen on other network interfaces either
         loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
         os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
     return Ranks(rank, plan.size, store, plan.device)
 
 
 class Others:
-    """The other ranks, for the first one.
+    """The first rank's handle on the other ranks.
 
     Args:
-        builder: as of Rank; Ray carries it, and the data, to the others.
+        plan: the plan of all ranks.
+        builder: the argument of Rank; Ray sends it to the other ranks.
+        arrays: the training and validation data; Ray sends them to the other ranks.
     """
 
     def __init__(self, plan: RankPlan, builder: Callable[[Any, Any], Build], arrays: Any) -> None:
@@ -125,7 +137,7 @@ class Others:
         ]
 
     def connected(self) -> Ranks:
-        """Return this process's rank: the one that is connected, or one of new connections after an error."""
+        """Return the connections of this process to the other ranks. After an error, connect all ranks again first."""
         if self._ranks is None or not self._ranks.connected:
             with self.doing("leave"):
                 pass
@@ -146,12 +158,16 @@ class Others:
 
     @contextmanager
     def doing(self, what: str, *args: Any) -> Iterator[None]:
-        """Have the others do something while this process does its part of it within the block.
+        """Run a step in the other ranks while this process does its part of the step within the block.
+
+        Args:
+            what: the step, as in `Rank.do`.
+            args: the arguments of this step.
 
         Raises:
-            Disconnected: if one of them has ended, or does not answer: the trial is worth another try in other
+            Disconnected: if another rank has ended, or does not answer. Then the trial can be tried again in new
                 processes.
-            Exception: what was raised in one of the processes, if that is what made the others fail.
+            Exception: the first error in one of the ranks, if it made the others fail.
         """
         asked = [actor.do.remote(what, *args) for actor in self._actors]
         own: Exception | None = None
@@ -159,7 +175,7 @@ class Others:
             yield
         except Exception as error:
             own = error
-            self._leave()  # before anything else: others may wait for this process
+            self._leave()  # first of all, because the other ranks may wait for this process
         failures = [error for error in (own, *map(_failure, asked)) if error is not None]
         if failures:
             self._leave()
@@ -171,7 +187,7 @@ class Others:
 
 
 def _failure(asked: Any) -> Exception | None:
-    """Wait for another rank. Return why it failed, or None."""
+    """Wait for another rank. Return its error, or None if it succeeded."""
     try:
         ray.get(asked, timeout=TIMEOUT.total_seconds())
     except ray.exceptions.RayTaskError as error:
@@ -182,17 +198,18 @@ def _failure(asked: Any) -> Exception | None:
 
 
 def _consequence(error: Exception) -> int:
-    """Order errors that came together, the one first that is the cause of the others."""
+    """Return the sort key of an error. Among errors of several ranks, the smallest key is the cause of the others."""
     return 0 if isinstance(error, WorkerLost) else 2 if isinstance(error, Disconnected) else 1
 
 
 class LeadingTraining(Training):
-    """The training of the first rank: whatever happens to it happens to the others' too.
+    """The training in the first rank. Each of its steps also runs in the other ranks.
 
     Args:
-        others: with which it trains.
-        config: of the trial, for the others.
-        args, options: of Training.
+        others: the other ranks.
+        config: the trial's config, which is sent to the other ranks.
+        args: positional arguments of Training.
+        options: keyword arguments of Training.
     """
 
     def __init__(self, others: Others, config: dict[str, Any], *args: Any, **options: Any) -> None:

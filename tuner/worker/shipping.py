@@ -1,10 +1,10 @@
-"""A user's code on its way to Ray's workers, which may run on machines that have never seen it.
+"""Sends a user's code to Ray's workers, which may run on machines without the user's files.
 
-What travels with an experiment that is neither built in nor installed: the files of its code, and where Python can
-pickle it, the experiment by value. A worker that has the same files (it runs on the same machine, or shares its
-folders) takes the value: nothing of the user's file is run again, and data that it reads at its top level is not read
-again by each worker. On another machine the files are unpacked, once, and the experiment is imported from there: then
-`__file__` is right there too. Where that fails, the value serves.
+An experiment that is neither built in nor installed is sent in two forms: as the files of its code, and as a pickle by
+value if Python can pickle it. A worker that sees the same files loads the pickle. It then does not run the user's file
+again, and does not repeat any reading of data at the file's top level. On another machine, the files are unpacked once,
+and the experiment is imported from them, so `__file__` is correct there too. If this import fails, the worker loads the
+pickle.
 """
 
 from __future__ import annotations
@@ -30,10 +30,15 @@ from tune_sparsity.tuner.system.files import write_atomically
 
 
 def unpack(code: Code | None, value: bytes | None, found_out: Mapping[str, Any] | None = None) -> Experiment:
-    """Return the experiment, on a worker. Raises ValueError with one line when its code cannot be imported here.
+    """Return the experiment, in a worker.
 
     Args:
-        found_out: attributes that its code does not tell.
+        code: the files of its code, as `code_of` returns them; None if there are no files to send.
+        value: its pickle; None if Python cannot pickle it.
+        found_out: attributes that were found at run time and are not in the code, by name.
+
+    Raises:
+        ValueError: if the code cannot be imported here; the message is one line.
     """
     if code is None:
         assert value is not None
@@ -53,13 +58,12 @@ def unpack(code: Code | None, value: bytes | None, found_out: Mapping[str, Any] 
 
 
 class Parcel:
-    """What an experiment is pickled as: unpickled, it is the experiment itself.
+    """Pickles an experiment for a worker. To unpickle a Parcel gives the experiment itself.
 
     Args:
-        experiment: any.
-        name: the value of --experiment that it was found by, with an absolute path if it is a file's; "" if it was
-            made otherwise.
-        loads: whether it is to load data there; else its loader stays behind.
+        experiment: the experiment.
+        name: the value of --experiment, with the absolute path of a file; "" if the experiment was found otherwise.
+        loads: whether the worker loads the data. If not, the function that loads them is not sent.
     """
 
     def __init__(self, experiment: Experiment, name: str = "", *, loads: bool = False) -> None:
@@ -67,15 +71,15 @@ class Parcel:
         self._found_out = dict(experiment.travelling)
         self._value = by_value(experiment, alone=self._code is None, loads=loads)
         if self._code is None and self._value is None:
-            cloudpickle.dumps(experiment)  # for its error
+            cloudpickle.dumps(experiment)  # raises the error that the user has to see
 
     def __reduce__(self) -> tuple[Any, ...]:
         return unpack, (self._code, self._value, self._found_out)
 
 
 def write_packed(folder: Path, experiment: Experiment, name: str) -> None:
-    """Write into the study's folder which files of the user's own go to the workers and into the logged model, with
-    their bytes; nothing where none do."""
+    """Write packed.csv into the study's folder: the user's files that are sent to the workers and saved in MLflow's
+    model, with their sizes in bytes. Without such files, write nothing."""
     code = code_of(experiment, name)
     if code is not None:
         rows = io.StringIO()
@@ -85,22 +89,23 @@ def write_packed(folder: Path, experiment: Experiment, name: str) -> None:
 
 
 def by_value(experiment: Experiment, *, alone: bool = False, loads: bool = False) -> bytes | None:
-    """Return the experiment's pickle, with the code of a user's own modules in it; None where Python cannot pickle it.
+    """Return the experiment's pickle, with the code of the user's own modules in it; None if Python cannot pickle it.
 
     Args:
-        alone: no files go with it: all the modules of the experiment's functions must be in it, and not only the file
-            that was given, which no worker can import under its name.
-        loads: whether the data's loader comes with it.
+        experiment: the experiment.
+        alone: whether the pickle is sent without files. It then contains all the user's modules with functions of the
+            experiment. Otherwise it contains only the file of --experiment, which no worker can import by name.
+        loads: whether the pickle includes the function that loads the data.
     """
     travels = experiment if loads else replace(experiment, load=_only_the_driver_loads)
-    if isinstance(travels, OwnLoop):  # its own loop makes the network
+    if isinstance(travels, OwnLoop):  # the user's loop makes the network
         travels = replace(travels, model=_the_loop_makes_it)
     modules = [module for module in _modules(travels) if alone or module.__name__ == _name_of_file(module)]
     try:
         for module in modules:
             cloudpickle.register_pickle_by_value(module)
         return cloudpickle.dumps(travels)
-    except Exception:  # whatever a user's objects raise when they are pickled
+    except Exception:  # the user's objects may raise any error when they are pickled
         return None
     finally:
         for module in modules:
@@ -116,7 +121,7 @@ def _the_loop_makes_it() -> Any:
 
 
 def _modules(experiment: Experiment) -> list[ModuleType]:
-    """Return the modules of the user's own that hold the experiment's functions, each once."""
+    """Return the user's own modules that contain functions of the experiment, without duplicates."""
     names = []
     for field in fields(experiment):
         part = getattr(experiment, field.name)

@@ -1,4 +1,4 @@
-"""Measure the costs of a network in training: bytes of its packed file, multiply-adds, and synaptic operations."""
+"""Measures the costs of a network in training: the bytes of its packed file, multiply-adds and synaptic operations."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, SPIKE_RATE, WEIGHT_B
 
 @dataclass(frozen=True)
 class ByteLimit:
-    """Limits the bytes of the packed files of a study's networks.
+    """Limits the size of the packed files of a study's networks.
 
     Attributes:
-        most: bytes.
-        sparsities: about what a network's sparsity must be for it, by the bits of a weight.
+        most: the limit in bytes.
+        sparsities: the approximate sparsity, in [0, 1), at which a network meets the limit, by the bits of a weight.
     """
 
     most: int
     sparsities: Mapping[int, float]
 
     def met_by(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a trial's parameters with a final sparsity at which its network's file is about small enough."""
+        """Return a trial's parameters, with a final sparsity at which the network's packed file approximately meets the
+        limit."""
         if not _prunes(method):
             return dict(params)
         bits = params.get(WEIGHT_BITS, ALL_BITS)
@@ -42,8 +43,8 @@ class ByteLimit:
         return {**params, FINAL_SPARSITY: max(asked, self.sparsities[bits])}
 
     def hold(self, method: str, training: Training | OwnTraining) -> None:
-        """Let the training end with a file that is small enough to the byte, unless the method never prunes: then its
-        networks fit, or do not."""
+        """Let the training prune until the packed file meets the limit exactly. This has no effect on a method that
+        never prunes."""
         if _prunes(method):
             training.sparse.excess = Budget(_layout(training), self.most).excess
 
@@ -53,18 +54,25 @@ def _prunes(method: str) -> bool:
 
 
 def layout_of(model: nn.Module, layers: Sequence[Layer], bits: int = ALL_BITS) -> Layout:
-    """Return the layout of a network's packed file. Raises ValueError for a tensor that no packed file can have.
+    """Return the layout of a network's packed file.
 
     Args:
-        layers: its prunable ones.
-        bits: of a prunable weight.
+        model: the network.
+        layers: its prunable layers.
+        bits: the bits of a prunable weight.
+
+    Raises:
+        ValueError: if the packed format cannot hold one of the tensors.
     """
     return Layout.of(plain_state(model), [layer.name for layer in layers], precision_of(model, layers, bits))
 
 
 def binary_size(model: nn.Module) -> int:
-    """Return the bytes of a network's packed file as a binary one; the network is changed. Raises ValueError if it has
-    no such form."""
+    """Make the network binary, and return the size of its packed file in bytes. The network is changed.
+
+    Raises:
+        ValueError: if the network cannot be binary, or has no packed file.
+    """
     training = BinaryTraining(model, "binary", total_steps=1, lr=1.0)
     training.finish()
     masks = {layer.name: mask for layer, mask in zip(training.layers, training.masks, strict=True)}
@@ -72,7 +80,7 @@ def binary_size(model: nn.Module) -> int:
 
 
 def precision_of(model: nn.Module, layers: Sequence[Layer], bits: int) -> Precision:
-    """Return how exact the numbers of a network are at the end, with so many bits a prunable weight."""
+    """Return the precision of a network's numbers at the end of training, if a prunable weight has `bits` bits."""
     if bits == ALL_BITS:
         return Precision()
     if bits == SIGN_BITS:
@@ -89,15 +97,16 @@ def _layout(training: Training | OwnTraining) -> Layout:
 
 
 def network_cost(training: Training | OwnTraining, uses: Uses | None) -> dict[str, float]:
-    """Return the size of the network's packed file in bytes, and its multiply-adds with weights that are not zero, of
-    an example; without what is not known.
+    """Return "size_bytes", the size of the network's packed file, and "macs", the multiply-adds with nonzero weights in
+    one example. An unknown cost is left out.
 
     Args:
-        uses: how often the network uses its weights.
+        training: the training that has the network and its masks.
+        uses: how often the network uses each weight in one example; None if unknown.
     """
     masks = {layer.name: mask for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True)}
     found = {}
-    with suppress(ValueError):  # of a tensor that no packed file can have
+    with suppress(ValueError):  # the packed format cannot hold one of the tensors
         found["size_bytes"] = float(_layout(training).size(masks))
     if uses is not None:
         found["macs"] = float(uses.macs({name: int(mask.count_nonzero()) for name, mask in masks.items()}))
@@ -105,11 +114,13 @@ def network_cost(training: Training | OwnTraining, uses: Uses | None) -> dict[st
 
 
 def spiking_cost(training: Training | OwnTraining, macs: float | None) -> dict[str, float]:
-    """Return the synaptic operations of an example, measured on the validation data, and the spike rate of each spiking
-    layer; nothing of a network without such layers, nor of a loop of one's own.
+    """Return "syn_ops", the synaptic operations in one example, and the spike rate of each spiking layer. Both are
+    measured on the validation data. Return an empty dict for a network without spiking layers, and for the user's own
+    loop.
 
     Args:
-        macs: the network's multiply-adds; None where they are not known.
+        training: the training that has the network.
+        macs: the network's multiply-adds in one example; None if unknown, then "syn_ops" is left out.
     """
     if not isinstance(training, Training):
         return {}

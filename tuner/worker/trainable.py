@@ -1,4 +1,4 @@
-"""One trial as Ray runs it: a worker process that is kept and reused, one thread, epochs reported a few at a time."""
+"""Runs trials in a worker process, one after another. A trial trains in one thread, and reports some epochs at once."""
 
 from __future__ import annotations
 
@@ -42,12 +42,15 @@ from tune_sparsity.tuner.worker.report import Report
 from tune_sparsity.tuner.worker.shipping import Parcel
 from tune_sparsity.tuner.worker.sizes import ByteLimit, network_cost, precision_of, spiking_cost
 
-TOGETHER = 0.25  # seconds of epochs that are reported at once, up to a rung: a report costs milliseconds
+TOGETHER = 0.25  # seconds of training for one report, or less before a rung: a report takes milliseconds
 
 
 def make_quick() -> None:
-    """Settles how torch computes in a process for trials. One thread. Numbers below the smallest normal one are 0: the
-    momentum of a weight whose input is always zero decays into them for good, and each costs as much as a hundred."""
+    """Let torch compute quickly in a worker process: with one thread, without its compiler, without subnormal numbers.
+
+    The momentum of a weight whose input is always zero becomes subnormal. To compute with such a number takes about a
+    hundred times as long, so torch replaces it by 0.
+    """
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     leave_compiler_out()
@@ -55,47 +58,47 @@ def make_quick() -> None:
 
 @dataclass(frozen=True)
 class TrialSetup:
-    """What all trials of a study share; sent to every worker once."""
+    """Holds the settings that all trials of a study share. Each worker receives it once."""
 
     experiment: Experiment
     epochs: int
     seed: int
     device: str  # "cpu" or "cuda"
-    weights_folder: Path | None  # None: a trial's last report brings its network
-    source: str = ""  # the name that the experiment was found by, from which its code travels to the workers
-    checkpoints: Place | None = None  # where they are, which is there; None: no trial is ever resumed
-    rungs: tuple[int, ...] = ()  # the epochs after which trials are judged
+    weights_folder: Path | None  # the folder for trained networks; None: the last report contains the network
+    source: str = ""  # the value of --experiment, by which its code is found and sent to the workers
+    checkpoints: Place | None = None  # the folder of checkpoints, which exists; None: trials write no checkpoints
+    rungs: tuple[int, ...] = ()  # the epochs after which early stopping judges a trial
     loads: bool = False  # whether workers load the data themselves
-    limit: ByteLimit | None = None  # of a network's packed file
-    spread: bool = False  # whether averages of weights also tell how far the samples are from them
-    uses: Uses | None = None  # how often the network uses its weights; None where that is not known
-    ranks: RankPlan | None = None  # None: one process trains a trial
+    limit: ByteLimit | None = None  # the limit of the network's packed file
+    spread: bool = False  # whether an average of weights also measures the spread of its samples
+    uses: Uses | None = None  # how often the network uses each weight in one example; None if unknown
+    ranks: RankPlan | None = None  # the processes of a trial; None: one process trains a trial
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "experiment": Parcel(self.experiment, self.source, loads=self.loads)}
 
 
 def shared_arrays(data: Data) -> dict[str, Any]:
-    """Training and validation data as nests of arrays, which Ray's object store hands to workers without a copy. The
-    test data never leaves the driver."""
+    """Return the training and validation data as nests of arrays, which workers read from Ray's object store without a
+    copy. The test data never leave the driver."""
     parts = {"train_x": data.train.x, "train_y": data.train.y, "val_x": data.val.x, "val_y": data.val.y}
     return {name: mapped(Tensor.numpy, nest) for name, nest in parts.items()}
 
 
 @dataclass(frozen=True)
 class LoadedThere:
-    """Data that are not in memory, which every worker loads by itself.
+    """Lets each worker load the data by itself, because they are not in memory.
 
     Attributes:
-        folder: --data-dir, on every machine.
-        checksum: of the driver's data, which the worker's must equal.
+        folder: the value of --data-dir, which is the same on every machine.
+        checksum: the checksum of the driver's data. A worker's data must have the same.
     """
 
     folder: Path | None
     checksum: str
 
     def load(self, experiment: Experiment) -> Data:
-        """Raises ValueError if they are other data."""
+        """Load and return the experiment's data. Raise ValueError if they differ from the driver's."""
         data = experiment.load(self.folder)
         if data.checksum() != self.checksum:
             raise ValueError(f"the data in {self.folder or 'the default folder'} on {platform.node()} are not the same")
@@ -103,18 +106,18 @@ class LoadedThere:
 
 
 def trial_seed(study_seed: int, number: int) -> int:
-    """Return a trial's own seed: different for every trial, the same whenever the study is run again."""
+    """Return a trial's seed. Each trial of a study has its own, and it is the same when the study is run again."""
     return int(np.random.SeedSequence([study_seed, number]).generate_state(1)[0])
 
 
 class TrialTrainable(tune.Trainable):
-    """Ray's view of a Training: `config` holds a trial's number, method and params.
+    """Runs trainings for Ray. `config` holds a trial's "number", "method" and "params".
 
-    A trial that fails says so in its last report. Raised to Ray, the exception would end this process, and the next
-    trial would wait seconds for a new one. A trial that has checkpoints goes on from the newest sound one.
+    A trial continues from its newest valid checkpoint, if there is one. An error of a trial is part of its last report.
+    If Ray got the exception, Ray would end this process, and the next trial would wait seconds for a new one.
     """
 
-    _training: Training | OwnTraining | None = None  # built by the first step: building it may fail like any other
+    _training: Training | OwnTraining | None = None  # made in the first step, where an error is reported like any other
     _writer: checkpoints.Writer | None = None
 
     def setup(  # type: ignore[override]
@@ -129,11 +132,11 @@ class TrialTrainable(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begins another trial in this process, with nothing left of the one before."""
+        """Begin another trial in this process, after everything of the last trial is removed."""
         self._trial, self._past, self._short_of_memory = new_config, list[Epoch](), False
         try:
             self._let_go()
-        except LoopError:  # nobody can end the loop but with its process; the trial begins in another one
+        except LoopError:  # the last trial's loop can only be ended with its process: Ray starts the trial in a new one
             os._exit(1)
         if self._writer is not None:
             self._writer.begin()
@@ -141,7 +144,7 @@ class TrialTrainable(tune.Trainable):
 
     @property
     def _data(self) -> tuple[Split | Loaded, Split | Loaded]:
-        """Training and validation data: made once, in a step, so that a trial fails where they cannot be had."""
+        """Return the training and validation data. They are loaded once, in a step: an error then fails the trial."""
         if self._splits is None:
             self._splits = _splits(self._shared, self._arrays)
         return self._splits
@@ -152,7 +155,7 @@ class TrialTrainable(tune.Trainable):
         return _training(self._shared, lambda: self._data, self._trial, self._others)
 
     def _let_go(self) -> None:
-        """Gives back the training's memory. Raises LoopError if it is a loop that does not end."""
+        """Free the memory of the training. Raise LoopError if the user's own loop does not end."""
         training, self._training, self._sizes = self._training, None, dict[str, float]()
         if training is not None:
             training.close()
@@ -167,14 +170,14 @@ class TrialTrainable(tune.Trainable):
         try:
             return self._train(done)
         except torch.AcceleratorError:
-            raise  # the device is in an undefined state for this process: let Ray end it
+            raise  # this process can no longer use the device: let Ray end the process
         except Disconnected:
-            self._let_go()  # in the middle of an epoch it makes no checkpoint
-            raise  # let Ray end this process, and with it the trial's others
+            self._let_go()  # so that `cleanup` writes no checkpoint in the middle of an epoch
+            raise  # let Ray end this process and the trial's other processes
         except Exception as error:
             again = out_of_memory(error) and not self._short_of_memory
             reason, full = one_line(error), disk_error(error)
-        self._let_go()  # here, where the exception no longer holds what was in use
+        self._let_go()  # after the except block, because the exception refers to the training's tensors
         if full:
             return Report(disk=reason)
         if again:
@@ -183,8 +186,8 @@ class TrialTrainable(tune.Trainable):
         return Report(tuple(done), failure=f"{reason} (twice)" if self._short_of_memory else reason)
 
     def _train(self, done: list[Epoch]) -> Report:
-        """Train some more epochs, which are in `done` as soon as they are trained. Where the trial has a checkpoint,
-        report those first that it had before."""
+        """Train several epochs and return their report. Each epoch is added to `done` as soon as it is trained. If the
+        trial continues from a checkpoint, the first report has the epochs before the checkpoint."""
         if self._training is None:
             self._training, self._past = self._begun()
             if self._past:
@@ -207,8 +210,8 @@ class TrialTrainable(tune.Trainable):
                 return self._reported(done)
 
     def _sizes_of(self, training: Training | OwnTraining) -> dict[str, float]:
-        """Return what the network costs: nothing before its mask is fixed, from then on always the same, and at the end
-        also what its spikes cost."""
+        """Return the costs of the network: an empty dict before the mask is fixed, then `network_cost`, and after the
+        last epoch also `spiking_cost`."""
         if training.sparse.fixed and not self._sizes:
             self._sizes = network_cost(training, self._shared.uses)
         return self._sizes | (spiking_cost(training, self._sizes.get("macs")) if training.finished else {})
@@ -218,7 +221,7 @@ class TrialTrainable(tune.Trainable):
         return Report(tuple(epochs), final_sparsity=self._training.sparse.final_sparsity, **more)
 
     def _left(self, training: Training | OwnTraining) -> bytes | None:
-        """Leave the trained network in its file, or return it for the report."""
+        """Write the trained network to its file and return None, or return the network if there is no folder for it."""
         folder = self._shared.weights_folder
         if folder is None:
             return packed_weights(training)
@@ -226,14 +229,14 @@ class TrialTrainable(tune.Trainable):
         return None
 
     def _begun(self) -> tuple[Training | OwnTraining, list[Epoch]]:
-        """Return the training and its history. Both come from the newest undamaged checkpoint of this trial. Without
-        one, the training begins at the first epoch."""
+        """Return the training and its past epochs, from this trial's newest valid checkpoint. Without a checkpoint,
+        return a new training and an empty list."""
         if self._shared.checkpoints is not None:
             for state in _states(self._shared.checkpoints, self._trial["number"]):
                 if state["trial"] != self._identity():
                     continue
                 training = self._new_training()
-                with suppress(KeyError, ValueError, RuntimeError):  # of a network that was changed since
+                with suppress(KeyError, ValueError, RuntimeError):  # the user has changed the network meanwhile
                     training.load_state_dict(state["training"])
                     return training, [Epoch(*epoch) for epoch in state["past"]]
                 training.close()
@@ -244,13 +247,13 @@ class TrialTrainable(tune.Trainable):
         return {"trial": self._identity(), "training": training.state_dict(), "past": past}
 
     def _identity(self) -> dict[str, Any]:
-        """Return the parts of a trial that a checkpoint must agree with."""
+        """Return the properties of this trial that must be equal in its checkpoint."""
         shared = self._shared
         about = {"experiment": shared.experiment.name, "epochs": shared.epochs, "seed": shared.seed}
         return {**about, **{name: self._trial[name] for name in ("number", "method", "params")}}
 
     def cleanup(self) -> None:
-        """Ray ends this process. A trial that has not ended is kept as it stands, for whoever resumes it."""
+        """Write a checkpoint of a trial that has not ended, because Ray is about to end this process."""
         training, place = self._training, self._shared.checkpoints
         if training is None or training.finished or self._writer is None or place is None:
             return
@@ -262,12 +265,12 @@ class TrialTrainable(tune.Trainable):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether memory was short, which may have been another trial's doing: it is worth another try."""
+    """Return whether the error is a lack of memory. Another trial may have used the memory, so one retry is useful."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def train_to_the_end(shared: TrialSetup, arrays: Any, job: dict[str, Any]) -> bytes:
-    """Train without reports, in a worker. Return the network as `packed_weights` does.
+    """Train a network in a worker, without reports. Return the network as `packed_weights` does.
 
     Args:
         job: a trial's config.
@@ -284,14 +287,14 @@ def _splits(shared: TrialSetup, arrays: Any) -> tuple[Split | Loaded, Split | Lo
     """Return the training and the validation data, on the device.
 
     Args:
-        arrays: as tuner.cluster.node_data.for_workers gives them.
+        arrays: the data as tuner.cluster.node_data.for_workers returns them.
     """
     if isinstance(arrays, LoadedThere):
         data = arrays.load(shared.experiment)
         return data.train.to(shared.device), data.val.to(shared.device)
     arrays = arrays if isinstance(arrays, dict) else arrays.here()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the arrays are read-only, and nobody writes to them
+        warnings.simplefilter("ignore")  # torch warns of read-only arrays, but no code writes to these
         x, y, val_x, val_y = (
             tree_map(lambda array: torch.from_numpy(array).to(shared.device), arrays[name])
             for name in ("train_x", "train_y", "val_x", "val_y")
@@ -300,9 +303,9 @@ def _splits(shared: TrialSetup, arrays: Any) -> tuple[Split | Loaded, Split | Lo
 
 
 def rank_builder(shared: TrialSetup, arrays: Any) -> Build:
-    """Prepare a process to train with others. Return what makes its training of a trial's config."""
+    """Prepare this process to train together with others. Return the function that makes a training in this rank."""
     make_quick()
-    splits = cache(lambda: _splits(shared, arrays))  # made by the first training, which may fail as any other
+    splits = cache(lambda: _splits(shared, arrays))  # loaded by the first training, where an error fails the trial
     return lambda config, ranks: _training(shared, splits, config, ranks)
 
 
@@ -312,11 +315,12 @@ def _training(
     config: dict[str, Any],
     together: Others | Ranks | None = None,
 ) -> Training | OwnTraining:
-    """Return the training of a trial's config.
+    """Return the training for a trial's config.
 
     Args:
-        splits: gives the data; not asked by a loop of one's own.
-        together: the other processes that it leads; or, in one of those, the ranks that it is one of.
+        splits: returns the training and validation data. It is not called for the user's own loop.
+        together: the other ranks, in the first rank; the connections to all ranks, in another rank; None if one process
+            trains the trial.
     """
     experiment = shared.experiment
     if shared.limit is not None:
@@ -340,7 +344,7 @@ def _training(
 
 
 def _set_up(shared: TrialSetup, method: str, training: Training | OwnTraining) -> None:
-    """Tell a training what its study wants beside the parameters; before its first step."""
+    """Apply the study's limit of bytes and its wish for spreads to a training, before its first step."""
     if shared.limit is not None:
         shared.limit.hold(method, training)
     if shared.spread and training.sparse.average is not None:
@@ -348,24 +352,24 @@ def _set_up(shared: TrialSetup, method: str, training: Training | OwnTraining) -
 
 
 def _states(place: Place, number: int) -> Iterator[Any]:
-    """Yield a trial's sound checkpoints; none where an object store does not answer: then it begins anew."""
+    """Yield the states in a trial's valid checkpoints; nothing if the object store does not answer."""
     with suppress(StoreError):
         yield from checkpoints.newest(place, number)
 
 
 def save_weights(training: Training | OwnTraining, path: Path) -> None:
-    """Writes `packed_weights` into a file that appears whole or not at all."""
+    """Write `packed_weights` into a file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(path, packed_weights(training))
 
 
 def packed_weights(training: Training | OwnTraining) -> bytes:
-    """Return the network's tensors and, under NAME.mask, its masks, in the safetensors format. Its metadata have the
-    orientations of weights whose neurons are not their first dimension. Of an average whose spread was measured, it has
-    that under NAME.spread."""
+    """Return the network in the safetensors format: its tensors, the mask of each prunable layer as NAME.mask, and the
+    measured spread of an averaged tensor as NAME.spread. The metadata have the orientation of each weight whose neurons
+    are not its first dimension, and the precision of weights with few bits."""
     state = plain_state(training.model)
     tensors: dict[str, Tensor] = {
-        # Copies: networks may share tensors, and safetensors refuses those.
+        # Copies, because a network may share tensors, and safetensors refuses shared tensors.
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in state.items()
     }
