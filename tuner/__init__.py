@@ -1,10 +1,10 @@
-"""Who searches: the command line, the study, Ray trials, the Optuna searcher, the MLflow tracker, fronts and reports.
+"""Runs studies: the command line, trials in Ray, the search with Optuna, the record in MLflow, fronts and reports.
 
-The only room in which Ray, Optuna and MLflow may be imported; it may import the other three. Importing this package
-imports none of them: `tune-sparsity --help` must stay quick.
+Only this package may import Ray, Optuna and MLflow. `import tune_sparsity.tuner` imports none of them, so that
+`tune-sparsity --help` is quick. This package may import the packages experiments, search_spaces and sparsity.
 """
 
 from pathlib import Path
 
-if __name__ != "tune_sparsity.tuner":  # found in the current folder
+if __name__ != "tune_sparsity.tuner":  # imported as `tuner` from the current folder
     __path__ = [str(Path(__file__).resolve().parent.parent / "src" / "tuner")]

@@ -1,4 +1,4 @@
-"""The way in from Python and from notebooks: `tune` begins a study, `load_study` reads one that has ended."""
+"""Provides the functions for Python and notebooks: `tune` runs a study, and `load_study` reads an ended one."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 
 class StudyFailed(RuntimeError):
-    """A study ended without a result; the message is its last words."""
+    """A study ended without a result. The message is the last line of the study's output."""
 
 
 def tune(
     experiment: str | Experiment | Callable[[Trial], object] = "digits", *, quiet: bool = False, **options: Any
 ) -> Study:
-    """Search for the most accurate sparse network, as the command does, and return what was found.
+    """Search for the most accurate sparse network, as the command `tune-sparsity` does, and return the study.
 
-    A process of its own leads the study, since this one may have threads, as a notebook's has. Its progress is printed
-    here. An interrupt ends it in order, and `tune-sparsity resume` goes on with it.
+    The study runs in another process, and its progress is printed here. An interrupt ends the study in order, and
+    `tune-sparsity resume` continues it.
 
     Example::
 
@@ -44,17 +44,21 @@ def tune(
         study.best.test_accuracy
 
     Args:
-        experiment: as --experiment takes it, an Experiment, or a loop of one's own. One that was made in a notebook is
-            pickled into the folder of the studies, with the code of the cells; MLflow then gets no model of it, since
-            it has no source.
+        experiment: a value of --experiment, an Experiment, or a training loop (a function of a Trial). An Experiment or
+            a loop is pickled into the folder of the studies, with the code of a notebook's cells. MLflow then gets no
+            model of the best network.
         quiet: print nothing.
-        options: those of the command, with "_" in place of "-": target, front, max_nonzero, method, trials, epochs, ...
-            A list stands for values with commas between.
+        options: the options of the command, with "_" instead of "-", such as target=0.9, max_nonzero=20000, method,
+            trials or epochs. A list stands for several values. One option must be the goal: target (a sparsity in
+            [0, 1), or several), front ("0.5:0.99"), max_nonzero (a number of weights) or max_bytes.
+
+    Returns:
+        The ended study. Its `best` is None if no trial meets the target.
 
     Raises:
-        ValueError: if an option is wrong, in the command's words.
+        ValueError: if an option is wrong; the message is the command's.
         StudyFailed: if the study failed.
-        KeyboardInterrupt: if it was interrupted.
+        KeyboardInterrupt: if the study was interrupted.
     """
     given = {name: value for name, value in options.items() if value is not None}
     try:
@@ -71,11 +75,14 @@ def load_study(study: str | Path, storage: str | Path = "studies") -> Study:
     """Read a study that has ended.
 
     Args:
-        study: its name, or its folder.
+        study: the study's name in `storage`, or its folder.
         storage: the folder of studies, or s3://BUCKET/PREFIX.
 
+    Returns:
+        The study.
+
     Raises:
-        ValueError: if there is none, or if it has not ended.
+        ValueError: if there is no such study, or if it has not ended.
     """
     try:
         return Study(read_ended(str(study), storage_of(str(storage))))
@@ -84,13 +91,13 @@ def load_study(study: str | Path, storage: str | Path = "studies") -> Study:
 
 
 class Study:
-    """Holds what a study found. In a notebook it shows the table of its front.
+    """The results of an ended study. A notebook shows it as the table of its front.
 
     Attributes:
-        name: the study's.
-        folder: where its files are.
-        result: all of result.json.
-        best: the best network, or None where no trial met the target.
+        name: the study's name.
+        folder: the folder of the study's files.
+        result: the content of result.json.
+        best: the best network; None if no trial meets the target.
     """
 
     def __init__(self, ended: EndedStudy) -> None:
@@ -100,7 +107,8 @@ class Study:
 
     @property
     def networks(self) -> dict[str, Found]:
-        """Return every network that was written, by its folder: "best", "best-0.9", "front/t0003", ..."""
+        """Return the networks that the study has written, by their folders, such as "best", "best-0.9" or
+        "front/t0003"."""
         trials = {one["trial"]: one for one in self.result["pareto"]}
         found = {}
         for name in self._ended.networks:
@@ -110,18 +118,20 @@ class Study:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """Return a table with one row for each trial. Its columns are the number, the state, the parameters and the
-        measures, as in trials.csv."""
+        """Return a table with one row for each trial. It has the columns of trials.csv: the number, the state, the
+        parameters and the metrics. Sparsities are fractions in [0, 1]."""
         return self._table("trials.csv")
 
     @cached_property
     def front(self) -> pd.DataFrame:
-        """Return the feasible trials that no other one dominates, by rising sparsity."""
+        """Return a table with one row for each trial on the front, by rising sparsity. It has the columns of
+        `trials`."""
         return self._table("pareto.csv")
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
-        """Return a row for each epoch of each trial."""
+        """Return a table with one row for each epoch of each trial. It has the columns of epochs.csv, such as "number"
+        (the trial's), "epoch" (from 1), "train_loss" and "sparsity"."""
         return self._table("epochs.csv")
 
     def _table(self, name: str) -> pd.DataFrame:
@@ -131,8 +141,8 @@ class Study:
 
     @cached_property
     def pictures(self) -> Mapping[str, go.Figure]:
-        """Return the study's plotly figures: front, progress, training, layers, weights, hoyer, curves, parallel,
-        importances; without those that have nothing to show."""
+        """Return the study's plotly figures by name, such as "front", "progress", "training", "layers", "weights",
+        "hoyer", "curves", "parallel" and "importances". A figure without content is left out."""
         from tune_sparsity.tuner.reports.plots.gallery import figures, front_title, pictured
 
         goal, records = self._ended.goal, self._ended.records()
@@ -146,8 +156,9 @@ class Study:
 
 
 class Found:
-    """A network that a study found. What result.json says of it are its attributes: trial, method, params, sparsity,
-    nonzero_weights, val_accuracy, test_accuracy (or the names of another metric), ..."""
+    """A network that a study has found. Its attributes are the entries of the network in result.json, such as trial,
+    method, params, sparsity, nonzero_weights, val_accuracy and test_accuracy. With another metric, the last two have
+    the metric's name."""
 
     def __init__(self, ended: EndedStudy, folder: str, about: dict[str, Any]) -> None:
         self._ended, self._folder, self._about = ended, folder, about
@@ -164,7 +175,7 @@ class Found:
         """Return the network in evaluation mode, with exact zeros.
 
         Raises:
-            ValueError: if the experiment that makes it is not to be had, or makes another one.
+            ValueError: if the experiment cannot be found, or if it makes another network now.
         """
         from safetensors.torch import load_file
 
@@ -185,7 +196,7 @@ class Found:
 
 
 def _kept(experiment: Any, config: StudyConfig) -> str:
-    """Pickle an experiment into the folder of the studies. Return the name that it is found by there."""
+    """Pickle an experiment into the folder of the studies. Return a value of --experiment for it."""
     import cloudpickle
 
     try:
@@ -209,7 +220,8 @@ def _kept(experiment: Any, config: StudyConfig) -> str:
 
 
 def _led(config: StudyConfig, *, quiet: bool) -> dict[str, Any]:
-    """Run the command in a process of its own. Return the document that it prints."""
+    """Run the command in another process, because this process may have threads, for example in a notebook. Return the
+    result that the command prints as JSON."""
     import yaml
 
     with tempfile.TemporaryDirectory() as folder:
@@ -217,7 +229,7 @@ def _led(config: StudyConfig, *, quiet: bool) -> dict[str, Any]:
         given = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
         file.write_text(yaml.safe_dump({**given, "experiment": config.experiment}), encoding="utf-8")
         command = [sys.executable, "-m", "tune_sparsity", "--config", str(file), "--json"]
-        result = Path(folder) / "result.json"  # a pipe would be full before somebody reads it
+        result = Path(folder) / "result.json"  # a file, because a pipe would be full before it is read
         with (
             result.open("w") as out,
             subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True) as process,
@@ -234,7 +246,7 @@ def _led(config: StudyConfig, *, quiet: bool) -> dict[str, Any]:
 
 
 def _follow(process: subprocess.Popen[str], *, quiet: bool) -> list[str]:
-    """Print a study's progress as it comes. Return its lines."""
+    """Print the lines of a study's progress as they arrive. Return them."""
     assert process.stderr is not None
     said: list[str] = []
     try:

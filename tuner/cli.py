@@ -1,4 +1,4 @@
-"""The command `tune-sparsity`: options in, exit code out. Heavy imports wait until they are needed."""
+"""Runs the command `tune-sparsity`. Modules that take long to import are imported only when they are needed."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tune_sparsity.tuner.commands.search import search
 from tune_sparsity.tuner.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE, UsageError, unknown
 
 _OF_TORCHSCRIPT = r"`torch\.jit\."
-"""The beginning of torch's warnings about TorchScript. We refuse such networks in a line of our own."""
+"""The beginning of torch's warnings about TorchScript. The command refuses such networks with its own message."""
 
 _SUBCOMMANDS = {
     **{"resume": "resume", "send": "send", "list": "list_names", "doctor": "doctor", "check": "check"},
     **{"export": "export", "report": "report", "compare": "compare", "ui": "ui"},
 }
-"""Each subcommand, and its function in the module of `tuner.commands` of the same name."""
+"""Each subcommand and its function. The function is in the module of `tuner.commands` with the subcommand's name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command.
+    """Run the command and return its exit code.
 
-    Returns:
-        The exit code.
+    Args:
+        arguments: the arguments after the command's name; None: those of the process.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     warnings.filterwarnings("ignore", _OF_TORCHSCRIPT, FutureWarning)
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("tune-sparsity: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of the output has ended
         return EXIT_DONE
 
 
@@ -57,12 +57,12 @@ def _subcommand(name: str, arguments: list[str]) -> int:
 
 
 def entry() -> NoReturn:
-    """Run the command as a process of its own, which is gone as soon as it has said all: to take torch's, Ray's and
-    Optuna's objects apart, or to look through them for garbage while they are made, takes seconds."""
+    """Run the command as the whole process, and exit at once after its output. To collect the garbage of torch, Ray and
+    Optuna, at the end or during the imports, would take seconds."""
     gc.set_threshold(100_000, 50, 100)
     code = main()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # whoever read it has left
+        with suppress(OSError):  # the reader of the stream has ended
             stream.flush()
     os._exit(code)
 

@@ -1,4 +1,4 @@
-"""Mistakes and failures, as one line for the user, and the exit codes of the command."""
+"""Turns errors into one line for the user. Defines the exit codes of the command."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
 class UsageError(Exception):
-    """A mistake of the user's: one line that says what is wrong and what is accepted. The command exits with 2."""
+    """A mistake by the user. The message, in one line, says what is wrong and what is accepted. The exit code is 2."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return the message for a name that is not known, with the nearest ones first."""
+    """Return the message for an unknown name. It suggests similar names and lists all known ones."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
@@ -24,7 +24,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def disk_error(error: BaseException | None) -> bool:
-    """Return whether the first cause of an error is the disk: no room, or not writable any more."""
+    """Return whether an error, or one of its causes, is that the disk is full or cannot be written to any more."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             return True
@@ -33,12 +33,13 @@ def disk_error(error: BaseException | None) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception as a trial's reason: its type and the first line of what it says."""
+    """Return the type of an exception and the first line of its message, without passwords, in at most 300
+    characters."""
     text = " ".join((str(error).splitlines() or [""])[0].split())
     return redact(f"{type(error).__name__}: {text}")[:300]
 
 
 def redact(text: str) -> str:
-    """`text` without the user names and passwords of the URIs in it."""
+    """Return the text without user names, passwords and tokens of URIs."""
     text = re.sub(r"://(?:[^\s/@]*:[^\s]*|[^\s/?#]*)@", "://***@", text)
     return re.sub(r"(?i)\b(\w*(?:password|token|secret)\w*)=[^&\s']+", r"\1=***", text)

@@ -1,1 +1,1 @@
-"""One module a subcommand of `tune-sparsity`."""
+"""Contains one module for each subcommand of `tune-sparsity`."""

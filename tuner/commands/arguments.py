@@ -1,4 +1,4 @@
-"""How every command of `tune-sparsity` reads its arguments."""
+"""Parses the arguments of the subcommands of `tune-sparsity`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ STORAGE_HELP = "folder of studies, or s3://BUCKET/PREFIX (./studies)"
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line. Options are not abbreviated: a new one would make others unclear.
+    """A parser of arguments that reports an error in one line. Options cannot be abbreviated, because a new option
+    could make an abbreviation ambiguous.
 
     Raises:
-        UsageError: from parse_args, for what it does not accept.
+        UsageError: from parse_args, if an argument is wrong.
     """
 
     def __init__(self, prog: str = "tune-sparsity", **more: Any) -> None:

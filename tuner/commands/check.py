@@ -1,4 +1,4 @@
-"""`tune-sparsity check`: is an experiment sound? One line for each thing that is looked at."""
+"""Runs `tune-sparsity check`, which prints one line for each check of an experiment."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def check(arguments: list[str]) -> int:
 
     parser = Parser(
         "tune-sparsity check",
-        description="Looks whether an experiment is sound, and says what is wrong with it and how to mend it.",
-        epilog="exit codes: 0 no check fails (there may be warnings), 1 one does, 2 wrong use",
+        description="Checks an experiment. For each problem it says how to correct it.",
+        epilog="exit codes: 0 no check fails (there may be warnings), 1 a check fails, 2 wrong use",
     )
     parser.add_argument(
         "experiment", metavar="EXPERIMENT", help="path/to/file.py:name, package.module:name, built-in name"

@@ -1,4 +1,4 @@
-"""`tune-sparsity compare`: studies of one experiment beside each other."""
+"""Runs `tune-sparsity compare`, which compares studies of one experiment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tune_sparsity.tuner.results.finished_study import read_ended
 
 
 def compare(arguments: list[str]) -> int:
-    """Runs the subcommand."""
+    """Run the subcommand. Return the exit code."""
     from tune_sparsity.tuner.commands.arguments import Parser
 
     parser = Parser("tune-sparsity compare", description="Compares studies of one experiment with the first of them.")

@@ -1,4 +1,4 @@
-"""What the commands say on the terminal, and their exit codes."""
+"""Prints messages and writes pages for the commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tune_sparsity.tuner.system.files import write_atomically
 
 
 def write_page(path: Path, text: str) -> None:
-    """Raises UsageError if the file cannot be written."""
+    """Write the page of --out. Raise UsageError if the file cannot be written."""
     try:
         write_atomically(path, text)
     except OSError as error:
@@ -20,7 +20,7 @@ def write_page(path: Path, text: str) -> None:
 
 
 def say_missing(problems: list[str], config: Any) -> None:
-    """Say which part of the record MLflow does not have, and how to send it."""
+    """Print which part of the record MLflow does not have, and how to send it."""
     from tune_sparsity.tuner.reports.text import command
 
     for problem in problems:
@@ -28,8 +28,9 @@ def say_missing(problems: list[str], config: Any) -> None:
     if problems:
         where = f"{config.study} --storage {shlex.quote(str(config.storage))}"
         waits = f"{config.storage.address(config.study)}/tracking"
-        say(f"It waits in {waits}. To send it: {command('tune-sparsity')} send {where}")
+        say(f"This part is in {waits}. To send it: {command('tune-sparsity')} send {where}")
 
 
 def say(text: str) -> None:
+    """Print a line on standard error."""
     print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,5 @@
-"""`tune-sparsity doctor`: what a study would run on, a line each: ok, or what to do."""
+"""Runs `tune-sparsity doctor`, which checks the machine, Ray, MLflow and the storage, and prints a line for each
+check."""
 
 from __future__ import annotations
 
@@ -26,16 +27,16 @@ if TYPE_CHECKING:
     from tune_sparsity.tuner.cluster.node import Node
     from tune_sparsity.tuner.cluster.nodes import Answer
 
-_GPU_CONTEXT = 1024  # MiB that a trial on a GPU takes at the least: CUDA's context and libraries, and a small network
+_GPU_CONTEXT = 1024  # the least MiB of a trial on a GPU, for CUDA's context and libraries and a small network
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, what was found, and what to do about it ("" when all is well)."""
+    """The result of one check."""
 
-    topic: str
-    found: str
-    remedy: str = ""
+    topic: str  # the thing that was checked
+    found: str  # the result of the check
+    remedy: str = ""  # the way to correct a problem; "" if there is no problem
 
     def __str__(self) -> str:
         what = " ".join(f"{self.topic}: {self.found}".split())
@@ -43,7 +44,11 @@ class Finding:
 
 
 def examine(config: StudyConfig) -> Iterator[Finding]:
-    """Everything, in turn: what needs no cluster first. Of the configuration only what a study runs on is looked at."""
+    """Yield the results of all checks. The checks that need no cluster come first.
+
+    Args:
+        config: a configuration. Only its options for the machine, Ray, MLflow and the storage are used.
+    """
     yield _environment()
     yield step()
     yield tracking(config.tracking_uri)
@@ -54,13 +59,13 @@ def examine(config: StudyConfig) -> Iterator[Finding]:
         check_address(config.address)
         yield from _own_ray(config) if config.address is None else _running_cluster(config)
     except UsageError as error:
-        yield Finding("cluster", str(error), "mend that, and ask again")
+        yield Finding("cluster", str(error), "correct this, and run doctor again")
 
 
 def _own_ray(config: StudyConfig) -> Iterator[Finding]:
     from tune_sparsity.tuner.cluster.connection import connection
 
-    with connection(config.model_copy(update={"trials": os.cpu_count()}), ahead=True) as ray:  # the whole machine
+    with connection(config.model_copy(update={"trials": os.cpu_count()}), ahead=True) as ray:  # uses the whole machine
         ray.share(lambda: threading.active_count() == 1)
         ray.wait()
         yield private_ray(ray.plain)
@@ -77,13 +82,13 @@ def _running_cluster(config: StudyConfig) -> Iterator[Finding]:
 def _environment() -> Finding:
     if stray := stray_environment():
         return Finding(
-            "environment", f"{', '.join(stray)} set", f"unset {' '.join(stray)}: a study has runs of its own"
+            "environment", f"{', '.join(stray)} set", f"unset {' '.join(stray)}: a study makes its own runs in MLflow"
         )
     return Finding("environment", "no stray MLFLOW_ variables")
 
 
 def step() -> Finding:
-    """Return whether this installation has the compiled step; asked without loading torch."""
+    """Check whether this installation has the compiled step of the optimizer, without importing torch."""
     package = importlib.util.find_spec("tune_sparsity")
     folders = package.submodule_search_locations if package else None
     suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
@@ -93,11 +98,11 @@ def step() -> Finding:
         for file in Path(folder).glob("sparsity/optim/_kernel*")
     ):
         return Finding("step on the sphere", "compiled")
-    return Finding("step on the sphere", "not compiled, three times as slow", "install with a C compiler at hand")
+    return Finding("step on the sphere", "not compiled, three times as slow", "install a C compiler, then this package")
 
 
 def storage_here(storage: StudyStorage) -> Finding:
-    """Return whether this machine can write to the storage."""
+    """Check whether this machine can write to the storage."""
     try:
         storage.check()
     except UsageError as error:
@@ -106,7 +111,7 @@ def storage_here(storage: StudyStorage) -> Finding:
 
 
 def tracking(uri: str) -> Finding:
-    """Return whether MLflow's store answers, and runs the version that writes to it."""
+    """Check whether MLflow's store answers, and whether a server has the same major version as this machine."""
     shown = redact(uri)
     try:
         check_tracking_uri(uri)
@@ -118,27 +123,27 @@ def tracking(uri: str) -> Finding:
     if (file := sqlite_file(uri)) is not None:
         new = not file.exists()
         if new and not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
-            return Finding("mlflow", f"{shown} cannot be made", f"make the folder {file.parent}, and writable")
+            return Finding("mlflow", f"{shown} cannot be made", f"make the folder {file.parent}, with write permission")
         if wrong := _without_a_record(here):
             return wrong
         if new:
-            return Finding("mlflow", f"{here} keeps a record, {shown} will be made by the first study")
+            return Finding("mlflow", f"{here} can keep a record, the first study will make {shown}")
     if "://" not in uri:
         return Finding("mlflow", f"{here}, {shown}")
     return _database(uri, shown, here)
 
 
 def _without_a_record(here: str) -> Finding | None:
-    """Tells what is wrong if MLflow, as it is installed here, cannot keep a record in an SQLite file."""
+    """Return a finding if the installed MLflow cannot keep a record in an SQLite file; None if it can."""
     from tune_sparsity.tuner.tracking.sqlite_trial import try_sqlite
 
     try:
         wrong = try_sqlite()
     except OSError as error:
-        return Finding("mlflow", f"no place to try it ({error.strerror or error})", "set TMPDIR to a folder with room")
+        return Finding("mlflow", f"no room to try it ({error.strerror or error})", "set TMPDIR to a folder with room")
     if not wrong:
         return None
-    return Finding("mlflow", f"cannot keep a record ({wrong}), it is {here}", "pip install -U mlflow")
+    return Finding("mlflow", f"cannot keep a record ({wrong}), its version is {here}", "pip install -U mlflow")
 
 
 def _server(uri: str, shown: str, here: str) -> Finding:
@@ -153,8 +158,8 @@ def _server(uri: str, shown: str, here: str) -> Finding:
     except (OSError, ValueError) as error:
         return Finding("mlflow", f"{shown} does not answer ({error})", "start the server, or give another URI")
     if there.partition(".")[0] != here.partition(".")[0]:
-        return Finding("mlflow", f"{shown} runs {there}, and here is {here}", "install the same major version")
-    return Finding("mlflow", f"{there} at {shown}, {here} here")
+        return Finding("mlflow", f"{shown} runs {there}, this machine has {here}", "install the same major version")
+    return Finding("mlflow", f"{shown} runs {there}, this machine has {here}")
 
 
 def _database(uri: str, shown: str, here: str) -> Finding:
@@ -162,7 +167,7 @@ def _database(uri: str, shown: str, here: str) -> Finding:
 
     try:
         engine = sqlalchemy.create_engine(uri, pool_pre_ping=True)
-        sqlalchemy.inspect(engine).get_table_names()  # a file that is no database opens, and cannot be read
+        sqlalchemy.inspect(engine).get_table_names()  # fails for a file that is no database
         engine.dispose()
     except ModuleNotFoundError as error:
         return Finding("mlflow", f"{shown} needs the package {error.name}", f"pip install {error.name}")
@@ -173,7 +178,7 @@ def _database(uri: str, shown: str, here: str) -> Finding:
 
 
 def _cluster(config: StudyConfig) -> Iterator[Finding]:
-    """Of the connected cluster."""
+    """Yield the results of the checks of the connected cluster."""
     from tune_sparsity.tuner.cluster import nodes as cluster
     from tune_sparsity.tuner.driver.ray_tune import gpus_per_trial
 
@@ -193,7 +198,14 @@ def _cluster(config: StudyConfig) -> Iterator[Finding]:
 
 
 def resources(there: Sequence[Node], cpus: float, gpus: float, workers: int = 1) -> Finding:
-    """Return the nodes, their CPUs and GPUs, and how many trials of so many workers fit."""
+    """Check whether a trial fits into the nodes.
+
+    Args:
+        there: the nodes of the cluster.
+        cpus: the CPUs of each worker.
+        gpus: the GPUs of each worker.
+        workers: the workers of each trial.
+    """
     room = trials_at_once(there, cpus, gpus, workers)
     found = ", ".join(f"{node.address} ({node.cpus:g} CPUs, {node.gpus:g} GPUs)" for node in there)
     trials = "trials" if workers == 1 else f"trials of {workers} workers"
@@ -205,10 +217,10 @@ def resources(there: Sequence[Node], cpus: float, gpus: float, workers: int = 1)
 
 
 def private_ray(plain: str) -> Finding:
-    """Tell which of two ways a Ray of our own starts in.
+    """Report whether a private Ray starts in the quick way.
 
     Args:
-        plain: why with public calls; empty where it is the quick way.
+        plain: the reason why it starts with public calls instead; "" if it starts in the quick way.
     """
     topic = "start of a private ray"
     if not plain:
@@ -217,7 +229,7 @@ def private_ray(plain: str) -> Finding:
 
 
 def authentication(address: str | None) -> Finding:
-    """Return whether Ray asks for a token. We are connected: a cluster that asks for one has had it from us."""
+    """Check whether Ray's token authentication is on. This process is connected already, so it has a valid token."""
     from tune_sparsity.tuner.cluster.private_ray import asks_for_token
 
     topic = "ray's token authentication"
@@ -227,7 +239,7 @@ def authentication(address: str | None) -> Finding:
         return Finding(topic, "off", "unset RAY_AUTH_MODE: a private Ray then makes itself a token")
     return Finding(
         topic,
-        "off: whoever reaches the cluster can run code on it",
+        "off: anyone who can reach the cluster can run code on it",
         "start its nodes with RAY_AUTH_MODE=token and one token for all (ray get-auth-token --generate)",
     )
 
@@ -251,7 +263,7 @@ def versions(answers: Sequence[Answer]) -> Iterator[Finding]:
 
 
 def shared_storage(storage: StudyStorage, answers: Sequence[Answer]) -> Finding:
-    """Return whether all nodes see what the driver writes, and the driver what they write."""
+    """Check whether the driver and all nodes see each other's files in the storage."""
     from tune_sparsity.tuner.cluster.nodes import EACH_NODE
 
     wrong = [f"{answer.node.address} {answer.storage}" for answer in answers if answer.storage]
@@ -263,7 +275,7 @@ def shared_storage(storage: StudyStorage, answers: Sequence[Answer]) -> Finding:
 
 
 def gpu_memory(answers: Sequence[Answer], gpus: float) -> Iterator[Finding]:
-    """Yield the free memory of every GPU against the trials that would share it."""
+    """Check for each GPU whether its free memory is enough for the trials that share it."""
     trials = int(1 / gpus + 1e-9) if 0 < gpus < 1 else 1
     for answer in answers:
         for number, gpu in enumerate(answer.gpus if gpus else []):
@@ -280,16 +292,18 @@ def doctor(arguments: list[str]) -> int:
     """Run the subcommand. Return the exit code."""
     parser = Parser(
         "tune-sparsity doctor",
-        description="Says of everything that a study would run on that it is ok, or what to do.",
+        description="Checks the machine, Ray, MLflow and the storage for a study. Says how to correct each problem.",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--address", metavar="ADDRESS", help="of a running Ray: auto, HOST:PORT, ray://HOST:PORT")
+    parser.add_argument(
+        "--address", metavar="ADDRESS", help="address of a running Ray: auto, HOST:PORT, ray://HOST:PORT"
+    )
     parser.add_argument("--storage", metavar="DIR", help=STORAGE_HELP)
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (sqlite:///mlflow.db)")
     parser.add_argument("--workers-per-trial", metavar="N", help="processes that train a trial together (1)")
-    parser.add_argument("--cpus-per-trial", metavar="N", help="of each worker (1)")
+    parser.add_argument("--cpus-per-trial", metavar="N", help="CPUs of each worker (1)")
     parser.add_argument(
-        "--gpus-per-trial", metavar="N", help="of each worker: auto, 0, a share such as 0.25, or 1 (auto)"
+        "--gpus-per-trial", metavar="N", help="GPUs of each worker: auto, 0, a share such as 0.25, or 1 (auto)"
     )
     options = vars(parser.parse_args(arguments))
     from tune_sparsity.tuner.config.study_config import make_config

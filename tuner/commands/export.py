@@ -1,4 +1,4 @@
-"""`tune-sparsity export`: a network as a file for other programs."""
+"""Runs `tune-sparsity export`, which writes a network for other programs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from tune_sparsity.tuner.results.group_export import export_group, group_named, 
 
 
 def export(arguments: list[str]) -> int:
-    """Runs the subcommand. Returns 0, or 1 when the exported file is not the network."""
+    """Run the subcommand. Return 0, or 1 if the exported file does not compute the same as the network."""
     from tune_sparsity.tuner.commands.arguments import Parser
     from tune_sparsity.tuner.results.finished_study import read_ended
 
     parser = Parser("tune-sparsity export", description="Writes a study's network as a file, and checks it.")
-    parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
+    parser.add_argument("study", metavar="STUDY", help="the study's name, or its folder")
     parser.add_argument("--format", metavar="F", required=True, help=", ".join(SUFFIXES))
     parser.add_argument(
         "--network", metavar="NAME", default="best", help="best, best-0.9, front/t0003, group, ... (best)"
     )
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, help="(export/ in the study's folder; STUDY/export/ here for s3://)"
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help="the file (in the study's folder in export/; for s3:// in ./STUDY/export/)",
     )
     parser.add_argument(
         "--storage", metavar="DIR", type=storage_of, default="studies", help="folder of studies, or s3://BUCKET/PREFIX"
@@ -39,14 +42,14 @@ def export(arguments: list[str]) -> int:
     if grouped:
         group_named(study, name)
     elif name not in study.networks:
-        there = ", ".join(study.networks) or "none, since no trial was feasible"
-        raise UsageError(f"--network: study {options.study} has no network {name!r}: there is {there}")
+        there = ", ".join(study.networks) or "none, because no trial was feasible"
+        raise UsageError(f"--network: study {options.study} has no network {name!r}. Its networks: {there}")
     if options.format == "onnx":
         from tune_sparsity.tuner.results.export_formats import require_onnx
 
         require_onnx()
     stem, kind = name.replace("/", "-"), options.format
-    # Of a group a folder is written, but one ONNX file.
+    # A group becomes a folder, except in the ONNX format, in which it is one file.
     stem += f"-{kind}" if grouped and kind != "onnx" else SUFFIXES[kind]
     path = options.out or study.results / "export" / stem
     try:

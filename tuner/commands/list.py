@@ -1,4 +1,4 @@
-"""What `tune-sparsity list` prints."""
+"""Runs `tune-sparsity list`, which prints the names that options accept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LISTS = ("experiments", "methods", "spaces", "samplers")
 
 
 def listing(kind: str) -> str:
-    """Return the names of a kind, one a line, with what each is."""
+    """Return the names of a kind, such as "methods". Each line has a name and its description."""
     rows = {
         "experiments": _experiments,
         "methods": _methods,
@@ -21,7 +21,8 @@ def listing(kind: str) -> str:
 
 
 def show_space(name: str) -> str:
-    """Return a space as it is written. Raises UsageError for an unknown name, or a file that is no usable space."""
+    """Return the text of a search space's file. Raise UsageError if the name is unknown, or if the file is not a valid
+    space."""
     from tune_sparsity.search_spaces import load_space, space_text
     from tune_sparsity.tuner.errors import UsageError
 
@@ -61,9 +62,9 @@ def _samplers() -> dict[str, str]:
 
 def list_names(arguments: list[str]) -> int:
     """Run the subcommand. Return the exit code."""
-    parser = Parser("tune-sparsity list", description="Names that the options accept.")
+    parser = Parser("tune-sparsity list", description="Prints the names that options accept.")
     parser.add_argument("kind", metavar="|".join(_LISTS))
-    parser.add_argument("--show", metavar="NAME", help="print one space, to start one's own from")
+    parser.add_argument("--show", metavar="NAME", help="print the file of one space, to write your own from it")
     options = parser.parse_args(arguments)
     from tune_sparsity.tuner.errors import UsageError, unknown
 

@@ -1,4 +1,4 @@
-"""`tune-sparsity report`: a study as a page for a colleague."""
+"""Runs `tune-sparsity report`, which writes a study as a page to send to a colleague."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ REPORT_HTML = "report.html"
 
 
 def report(arguments: list[str]) -> int:
-    """Runs the subcommand."""
+    """Run the subcommand. Return the exit code."""
     from tune_sparsity.tuner.commands.arguments import Parser
 
-    parser = Parser("tune-sparsity report", description="Writes a study as one HTML page, whole in itself.")
-    parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
+    parser = Parser("tune-sparsity report", description="Writes a study as one HTML page, which needs no other file.")
+    parser.add_argument("study", metavar="STUDY", help="the study's name, or its folder")
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, help="(report.html in the study's folder; STUDY/ here for s3://)"
+        "--out", metavar="FILE", type=Path, help="the page (report.html in the study's folder; for s3:// in ./STUDY/)"
     )
     parser.add_argument(
         "--storage", metavar="DIR", type=storage_of, default="studies", help="folder of studies, or s3://BUCKET/PREFIX"

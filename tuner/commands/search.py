@@ -1,4 +1,4 @@
-"""`tune-sparsity --target S`: a new study."""
+"""Runs `tune-sparsity --target S`, which begins a study."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
 from tune_sparsity.tuner.commands.console import say, say_missing
 from tune_sparsity.tuner.errors import EXIT_DONE, EXIT_FAILED, EXIT_INFEASIBLE, EXIT_INTERRUPTED
 
-LAUNCHED = time.monotonic()  # from which a study's seconds count: what it imports takes some of them
+LAUNCHED = time.monotonic()  # a study's seconds count from here, so that they include the imports
 _EPILOG = """\
 also:
-  tune-sparsity resume STUDY    go on with a study that was interrupted
-  tune-sparsity export STUDY --format packed|safetensors|onnx|torch|csr    a checked file, and what its zeros save
-  tune-sparsity report STUDY    a page to send to a colleague
-  tune-sparsity compare STUDY STUDY    studies of one experiment beside each other
-  tune-sparsity ui STUDY    MLflow's UI on the study's store
-  tune-sparsity send STUDY      bring to MLflow what has not arrived there
-  tune-sparsity check mine.py:mine    say what is wrong with an experiment of your own
-  tune-sparsity doctor          say what a study would run on, and what to mend
-  tune-sparsity list experiments|methods|spaces|samplers
+  tune-sparsity resume STUDY    continue a study that was interrupted
+  tune-sparsity export STUDY --format packed|safetensors|onnx|torch|csr    write the network as a checked file
+  tune-sparsity report STUDY    write a page to send to a colleague
+  tune-sparsity compare STUDY STUDY    compare studies of one experiment
+  tune-sparsity ui STUDY        open the study in MLflow's UI
+  tune-sparsity send STUDY      send to MLflow the records that it does not have
+  tune-sparsity check mine.py:mine    check your own experiment
+  tune-sparsity doctor          check the machine, Ray, MLflow and the storage
+  tune-sparsity list experiments|methods|spaces|samplers    print the names that options accept
 
 exit codes: 0 done, 1 the study failed, 2 wrong use, 3 no trial meets the target, 130 interrupted"""
 
 
 def search_parser() -> Parser:
-    """Return the options of a study. Values stay text here: the configuration checks them, wherever they come from."""
+    """Return the parser for the options of a study. Values stay text here, because the configuration checks them."""
     parser = Parser(
-        description="Finds the most accurate network that is at least S sparse, and the whole front beside it.",
+        description="Finds the most accurate network with a sparsity of at least S, and the front of all networks.",
         epilog=_EPILOG,
         argument_default=argparse.SUPPRESS,
     )
@@ -42,41 +42,41 @@ def search_parser() -> Parser:
     what = parser.add_argument_group("what to find")
     what.add_argument("--target", metavar="S", help="fraction of zero weights to reach, e.g. 0.9, or several: 0.8,0.9")
     what.add_argument("--front", metavar="S:S", help="the whole front between two sparsities, e.g. 0.5:0.99")
-    what.add_argument("--max-nonzero", metavar="N", help="the target as a count: weights that may be other than zero")
-    what.add_argument("--max-bytes", metavar="N", help="the size of the network's packed file, e.g. 10000 or 10kB")
+    what.add_argument("--max-nonzero", metavar="N", help="the largest number of nonzero weights, instead of a target")
+    what.add_argument("--max-bytes", metavar="N", help="the largest size of the packed file, e.g. 10000 or 10kB")
     what.add_argument(
         "--experiment", metavar="NAME", help="built-in name, path/to/file.py:name or module:name (digits)"
     )
-    what.add_argument("--method", metavar="NAME", help="one or several, with commas: lpss, rigl, gmp, ... (lpss)")
+    what.add_argument("--method", metavar="NAME", help="one method, or several with commas, e.g. lpss,gmp (lpss)")
     what.add_argument("--space", metavar="NAME|FILE", help="search space (the method's own)")
     what.add_argument("--data-dir", metavar="DIR", help="where data sets are, or are downloaded to")
     how = parser.add_argument_group("how to search")
     how.add_argument("--trials", metavar="N", help="number of trials (32)")
     how.add_argument("--time-budget", metavar="T", help="end after 90s, 30m, 1h30m, ...")
-    how.add_argument("--patience", metavar="N", help="end after N trials without gain in what the goal judges")
+    how.add_argument("--patience", metavar="N", help="end after N trials in a row without a gain")
     how.add_argument("--epochs", metavar="N", help="epochs of a trial (the experiment's own)")
-    how.add_argument("--seed", metavar="N", help="of the sampler, the weights and the order of examples (0)")
+    how.add_argument("--seed", metavar="N", help="seed of the sampler, the weights and the order of examples (0)")
     how.add_argument(
-        "--pattern", metavar="PATTERN", help="of the zeros: unstructured, 2:4, block:4x1 (the experiment's)"
+        "--pattern", metavar="PATTERN", help="pattern of the zeros: unstructured, 2:4, block:4x1 (the experiment's)"
     )
-    how.add_argument("--group", metavar="NAME", help="cascade: a small network of the front, and a large one if unsure")
-    how.add_argument(
-        "--ensemble", metavar="NAME", help="resample: of networks around the average of the best one's weights"
-    )
+    how.add_argument("--group", metavar="NAME", help="cascade: a small network, and a large one for unsure answers")
+    how.add_argument("--ensemble", metavar="NAME", help="resample: networks drawn near the best one's average weights")
     how.add_argument("--members", metavar="N", help="networks in the ensemble (10)")
-    how.add_argument("--final-seeds", metavar="N", help="train each method's best again under N seeds at the end (0)")
+    how.add_argument("--final-seeds", metavar="N", help="at the end, train each method's best again with N seeds (0)")
     how.add_argument("--sampler", metavar="NAME", help="tpe, gp, nsgaii, cmaes, qmc or random (tpe)")
-    how.add_argument("--warm-start", metavar="STUDY", nargs="+", help="begin with what earlier studies know")
-    how.add_argument("--scheduler", metavar="NAME", help="asha stops hopeless trials early, none does not (asha)")
+    how.add_argument("--warm-start", metavar="STUDY", nargs="+", help="learn from the trials of earlier studies")
+    how.add_argument("--scheduler", metavar="NAME", help="asha stops bad trials early, none stops no trial (asha)")
     where = parser.add_argument_group("where to run")
     where.add_argument("--concurrency", metavar="N", help="trials at once (as many as fit)")
     where.add_argument("--workers-per-trial", metavar="N", help="processes that train a trial together (1)")
-    where.add_argument("--cpus-per-trial", metavar="N", help="of each worker (1)")
+    where.add_argument("--cpus-per-trial", metavar="N", help="CPUs of each worker (1)")
     where.add_argument(
-        "--gpus-per-trial", metavar="N", help="of each worker: auto, 0, a share such as 0.25, or 1 (auto)"
+        "--gpus-per-trial", metavar="N", help="GPUs of each worker: auto, 0, a share such as 0.25, or 1 (auto)"
     )
     where.add_argument(
-        "--address", metavar="ADDRESS", help="of a running Ray: auto, HOST:PORT, ray://HOST:PORT (a private one)"
+        "--address",
+        metavar="ADDRESS",
+        help="address of a running Ray: auto, HOST:PORT, ray://HOST:PORT (a private Ray)",
     )
     record = parser.add_argument_group("where to keep it")
     record.add_argument("--storage", metavar="DIR", help=STORAGE_HELP)
@@ -84,7 +84,7 @@ def search_parser() -> Parser:
     record.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (sqlite:///mlflow.db)")
     record.add_argument("--register", metavar="NAME", help="put the best network into MLflow's registry")
     record.add_argument("--system-metrics", action="store_true", help="also record this machine's load in MLflow")
-    record.add_argument("--config", metavar="FILE", help="YAML with any of these options; the command line wins")
+    record.add_argument("--config", metavar="FILE", help="YAML with these options; the command line overrides it")
     record.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
     return parser
 
@@ -109,10 +109,13 @@ def search(arguments: list[str]) -> int:
 
 
 def run(config: Any, *, as_json: bool, resume: bool, named: bool = True) -> int:
-    """Prepares and runs a study, and says how it went.
+    """Prepare and run a study, print its result, and return the exit code.
 
     Args:
-        named: the user gave its name. If not, it takes another where a study that began at the same time has it.
+        config: the resolved configuration.
+        as_json: print the result as JSON.
+        resume: continue an existing study.
+        named: the user gave the study's name. Otherwise the study gets another name if its default name is taken.
     """
     from tune_sparsity.tuner.cluster.connection import connection, is_sound
     from tune_sparsity.tuner.tracking.tracker import writer_ahead
@@ -123,7 +126,7 @@ def run(config: Any, *, as_json: bool, resume: bool, named: bool = True) -> int:
 
     ahead, out = not resume and is_sound(config), sys.stdout
     with (
-        redirect_stdout(sys.stderr if as_json else out),  # Ray, and users' code, print there when they like
+        redirect_stdout(sys.stderr if as_json else out),  # because Ray and the user's code may print on stdout
         connection(config, ahead=ahead, died=died, say=say) as ray,
         writer_ahead(config.tracking_uri) if ahead else nullcontext() as writer,
     ):
@@ -148,21 +151,21 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
     if few := few_prunable(prepared.size):
         say(few)
     for warning in prepared.warnings:
-        if not few or warning.check != "prunable":  # of the same weights
+        if not few or warning.check != "prunable":  # `few` says the same
             say(f"{warning.check}: {warning.text}")
     if stray := stray_environment():
-        say(f"Ignoring {', '.join(stray)}: this study has runs of its own")
+        say(f"Ignoring {', '.join(stray)}: this study makes its own runs in MLflow")
     try:
         finished = run_study(prepared, ray, resume=resume, launched=LAUNCHED, writer=writer)
     except DiskFull as error:
-        say(f"{config.folder} cannot be written to: {error}. When there is room again: {_how_to_resume(config)}")
+        say(f"{config.folder} cannot be written to: {error}. After you have made room: {_how_to_resume(config)}")
         return EXIT_FAILED
     except TakenOver as error:
-        say(f"Ended, since the store could not be reached for too long: {error}")
+        say(f"The study was ended, because the object store could not be reached for too long: {error}")
         return EXIT_FAILED
     except (KeyboardInterrupt, Exception) as error:
         begun = _begun(config)
-        if begun and ray.lost:  # whatever the interrupt, or what waited for Ray, came out as
+        if begun and ray.lost:  # Ray's end is the cause, also if another error or an interrupt followed it
             say(_ray_died(config))
             return EXIT_FAILED
         if begun and isinstance(error, KeyboardInterrupt):
@@ -209,7 +212,7 @@ def _exit_code(finished: Any, config: Any) -> int:
 
 
 def _begun(config: Any) -> bool:
-    """Return whether there is a study to go on with."""
+    """Return whether the study exists, so that it can be resumed."""
     from tune_sparsity.tuner.study.layout import STUDY_YAML
 
     return bool((config.folder / STUDY_YAML).exists())
@@ -217,11 +220,11 @@ def _begun(config: Any) -> bool:
 
 def _ray_died(config: Any) -> str:
     to_go_on = f" To go on: {_how_to_resume(config)}" if _begun(config) else ""
-    return f"Ray died, perhaps for want of memory.{to_go_on}"
+    return f"Ray died, perhaps because memory was short.{to_go_on}"
 
 
 def _how_to_resume(config: Any) -> str:
-    """Return the command that goes on with the study, as a shell takes it."""
+    """Return the shell command that resumes the study."""
     from tune_sparsity.tuner.reports.text import command
 
     return f"{command('tune-sparsity')} resume {config.study} --storage {shlex.quote(str(config.storage))}"

@@ -1,4 +1,4 @@
-"""`tune-sparsity send`: brings to MLflow what a study could not tell it while it ran."""
+"""Runs `tune-sparsity send`, which sends to MLflow the records that a study could not send while it ran."""
 
 from __future__ import annotations
 
@@ -20,28 +20,37 @@ from tune_sparsity.tuner.tracking.outbox import end_abandoned, outbox_file
 
 
 def send_study(config: StudyConfig, *, chosen: bool) -> tuple[str, list[str]]:
-    """As `send`, for a study in a folder or in an object store: then what is noted of it goes back there.
+    """Send the records of a study, as `send_folder` does. If the study is in an object store, write the changed files
+    back there.
+
+    Args:
+        config: the study's configuration.
+        chosen: the user has given the tracking URI.
+
+    Returns:
+        The result of `send_folder`.
 
     Raises:
-        UsageError: also if the study is running elsewhere, or the store does not answer.
+        UsageError: if `send_folder` raises it, if another process runs the study, or if the object store does not
+            answer.
     """
     with config.storage.claim(config.study, resume=True) if config.storage.synced else nullcontext():
         return send_folder(config.folder, config.tracking_uri, chosen=chosen)
 
 
 def send_folder(study_folder: Path, uri: str, *, chosen: bool = True) -> tuple[str, list[str]]:
-    """Sends what waits in a study's outbox, and ends as KILLED the runs of a study that was cut off.
+    """Send the unsent records of a study to MLflow. Runs of a study that was killed get the status KILLED.
 
     Args:
-        study_folder: the study's.
-        uri: the tracking URI; a store that has nothing of the study yet is sent everything.
-        chosen: the user asks for this store; else it must be the one that the study wrote to.
+        study_folder: the study's folder.
+        uri: the tracking URI. A store without records of the study gets all records.
+        chosen: the user has given the tracking URI. Otherwise it must be the URI that the study has used.
 
     Returns:
-        Where the record is, and a line for everything that could not be sent.
+        The place of the records in MLflow in words, and one line for each part that could not be sent.
 
     Raises:
-        UsageError: if the study is running, or never had anything to tell.
+        UsageError: if the study is running, if it has no records, or if the tracking URI is wrong.
     """
     if not outbox_file(study_folder).is_file():
         raise UsageError(f"{study_folder} has no record to send: {outbox_file(study_folder)} is missing")
@@ -50,7 +59,7 @@ def send_folder(study_folder: Path, uri: str, *, chosen: bool = True) -> tuple[s
     except ValueError as error:
         raise UsageError(f"--tracking-uri: {error}") from None
     if not chosen and (before := written_to(study_folder)) not in (None, redact(uri)):
-        raise UsageError(f"the record belongs to {before}, whose password is in no file: give --tracking-uri")
+        raise UsageError(f"the record belongs to {before}, and its password is not stored: give --tracking-uri")
     own_environment()
     with only_one(study_folder, wait=False) as alone:
         if not alone:
@@ -63,7 +72,7 @@ def send_folder(study_folder: Path, uri: str, *, chosen: bool = True) -> tuple[s
 
 
 def _tell_result(study_folder: Path, sent: Sent) -> None:
-    """Return where the record is, in the result of a study that ended without knowing."""
+    """Write the ids of the experiment and the run in MLflow into result.json, if the study has ended."""
     file = study_folder / RESULT_JSON
     if not file.is_file() or sent.run_id is None:
         return
@@ -74,10 +83,10 @@ def _tell_result(study_folder: Path, sent: Sent) -> None:
 
 def send(arguments: list[str]) -> int:
     """Run the subcommand. Return the exit code."""
-    parser = Parser("tune-sparsity send", description="Brings to MLflow what a study could not tell it.")
-    parser.add_argument("study", metavar="STUDY", help="its name, or its folder")
+    parser = Parser("tune-sparsity send", description="Sends to MLflow the records that a study could not send.")
+    parser.add_argument("study", metavar="STUDY", help="the study's name, or its folder")
     parser.add_argument("--storage", metavar="DIR", default="studies", help=STORAGE_HELP)
-    parser.add_argument("--tracking-uri", metavar="URI", default=argparse.SUPPRESS, help="another store than before")
+    parser.add_argument("--tracking-uri", metavar="URI", default=argparse.SUPPRESS, help="another MLflow store")
     options = vars(parser.parse_args(arguments))
     from tune_sparsity.tuner.config.files import read_study
     from tune_sparsity.tuner.config.study_config import storage_of

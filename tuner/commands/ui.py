@@ -1,4 +1,4 @@
-"""`tune-sparsity ui`: MLflow's own UI on a study's store, for this machine only, until the command ends."""
+"""Runs `tune-sparsity ui`, which shows a study in MLflow's UI. Only this machine can open the UI."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from tune_sparsity.tuner.errors import UsageError
 
 HOST = "127.0.0.1"
 PORT = 5000
-_PATIENCE = 180.0  # seconds: MLflow imports for a while, and longer on a busy machine
+_PATIENCE = 180.0  # seconds to wait for the server: MLflow's imports take long on a busy machine
 
 
 def ui(arguments: list[str]) -> int:
-    """Runs the subcommand: returns when the server ended, or when it was asked to."""
+    """Run the subcommand until the user interrupts it. Return the exit code."""
     from tune_sparsity.tuner.commands.arguments import Parser
     from tune_sparsity.tuner.config.tracking_uri import resolve_tracking_uri
     from tune_sparsity.tuner.results.finished_study import read_ended
 
     parser = Parser("tune-sparsity ui", description="Starts MLflow's UI on a study's store, for this machine only.")
-    parser.add_argument("study", metavar="STUDY", nargs="?", help="its name, or its folder (any: the store as a whole)")
+    parser.add_argument("study", metavar="STUDY", nargs="?", help="the study's name, or its folder (the whole store)")
     parser.add_argument(
         "--storage", metavar="DIR", type=storage_of, default="studies", help="folder of studies, or s3://BUCKET/PREFIX"
     )
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (the study's, or sqlite:///mlflow.db)")
-    parser.add_argument("--port", metavar="N", help=f"({PORT}, or a free one)")
+    parser.add_argument("--port", metavar="N", help=f"the server's port ({PORT}, or a free port)")
     options = parser.parse_args(arguments)
     uri, page = options.tracking_uri, ""
     if options.study:
@@ -57,11 +57,12 @@ def ui(arguments: list[str]) -> int:
             server.wait()
         except KeyboardInterrupt:
             return 0
-    raise UsageError(f"MLflow's server ended by itself, with {server.returncode}")
+    raise UsageError(f"MLflow's server ended unexpectedly, with exit code {server.returncode}")
 
 
 def check_store(uri: str) -> None:
-    """Raises UsageError for a URI that is none, and for an SQLite file that is not there: MLflow would make one."""
+    """Raise UsageError if the URI is not valid, or if its SQLite file does not exist, because MLflow would create
+    it."""
     from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri, sqlite_file
 
     try:
@@ -70,12 +71,12 @@ def check_store(uri: str) -> None:
         raise UsageError(f"--tracking-uri: {error}") from None
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
-        raise UsageError(f"no MLflow store at {file}: give a STUDY, or --tracking-uri")
+        raise UsageError(f"there is no MLflow store at {file}: give a STUDY, or --tracking-uri")
 
 
 def free_port(wanted: str | None) -> int:
-    """Return the port that was asked for, or 5000, or where that is taken a free one. Raises UsageError for a wanted
-    one that is no port or is taken."""
+    """Return the wanted port, or without one port 5000, or a free port if 5000 is in use. Raise UsageError if the
+    wanted port is not a port or cannot be used."""
     if wanted is not None and not (wanted.isascii() and wanted.isdecimal() and 0 < int(wanted) < 65536):
         raise UsageError(f"--port {wanted!r}: a port is a number from 1 to 65535")
     for port in (int(wanted or PORT), *(() if wanted else (0,))):
@@ -86,31 +87,31 @@ def free_port(wanted: str | None) -> int:
                 return int(probe.getsockname()[1])
             except OSError:
                 continue
-    raise UsageError(f"--port {wanted}: something else listens there, or it needs more rights: give another")
+    raise UsageError(f"--port {wanted}: this port is in use or needs more rights: give another")
 
 
 @contextmanager
 def _server(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """MLflow's server, answering; with all its workers it is gone at the end.
+    """Start MLflow's server, and wait until it answers. After the block, end the server with all its workers.
 
     Raises:
-        UsageError: if it does not answer; the message has its last words.
+        UsageError: if the server does not answer. The message contains the last line of its output.
     """
     place = ["--host", HOST, "--port", str(port), "--workers", "1"]
-    # MLflow's own variables must not send it to another store.
+    # Without these variables, because they would make MLflow use another store.
     environment = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI")}
-    # The jobs that it could run are none of a study's, and would be a dozen more processes.
+    # No study uses the server's jobs, which would start a dozen more processes.
     environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    with tempfile.TemporaryFile("w+") as said:  # not a pipe, which nobody would empty
+    with tempfile.TemporaryFile("w+") as said:  # not a pipe, because nobody would read it
         server = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, *place],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=said,
-            start_new_session=True,  # so that it can be ended with all its workers
+            start_new_session=True,  # so that the server can be ended with all its workers
         )
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by its parent: the server goes too
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM ends the server too
         try:
             _wait_until_it_answers(server, port, said)
             yield server
@@ -125,7 +126,7 @@ def _wait_until_it_answers(server: subprocess.Popen[bytes], port: int, said: IO[
         if server.poll() is not None:
             said.seek(0)
             lines = said.read().strip().splitlines()
-            raise UsageError(f"MLflow's server did not start: {(lines or ['it said nothing'])[-1]}")
+            raise UsageError(f"MLflow's server did not start: {(lines or ['it printed nothing'])[-1]}")
         try:
             with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5):
                 return
@@ -145,4 +146,4 @@ def _end(server: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             continue
         if sign == signal.SIGTERM:
-            time.sleep(0.2)  # its workers end after it
+            time.sleep(0.2)  # until the server's workers have ended too

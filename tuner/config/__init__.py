@@ -1,1 +1,1 @@
-"""What a user gives: options and files, checked once."""
+"""Reads and checks the user's options and files."""

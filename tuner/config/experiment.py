@@ -1,4 +1,4 @@
-"""The experiment and the data that a configuration names, checked."""
+"""Finds and checks the experiment and the data of a configuration."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ def sound_data(
     load: Callable[[], Data] | None = None,
     warn: Callable[[Finding], object] | None = None,
 ) -> Data:
-    """Return the experiment's data, which its network, loss and metric can take.
+    """Load the experiment's data, and check them with its network, loss and metric. Return the data.
 
     Args:
-        load: what gives them, if they are being loaded already.
-        warn: is told what a check warns of, as far as a batch shows it.
+        config: the study's configuration.
+        experiment: the experiment.
+        load: returns the data, if another thread loads them already.
+        warn: is called with each warning of these checks, which use one batch.
 
     Raises:
-        UsageError: if they cannot be had, or do not fit: one line now, and not a failure of every trial.
+        UsageError: if the data cannot be loaded, or do not fit the network, the loss or the metric.
     """
     try:
         with watching(Reader.DATA):
@@ -55,10 +57,10 @@ def sound_data(
 
 
 def experiment_of(config: StudyConfig) -> Experiment:
-    """Return the experiment that a configuration names; a loop of one's own with what a first look at it finds.
+    """Return the experiment of a configuration. The user's own loop is run up to its first step to find its network.
 
     Raises:
-        UsageError: if there is none, or if the loop fails before its first step.
+        UsageError: if there is no such experiment, or if the loop fails before its first step.
     """
     experiment = find_experiment(config.experiment)
     if config.pattern is not None:
@@ -74,6 +76,11 @@ def experiment_of(config: StudyConfig) -> Experiment:
 
 
 def find_experiment(name: str) -> Experiment:
+    """Return the experiment with this name: the value of --experiment.
+
+    Raises:
+        UsageError: if there is no such experiment, or if its file or module cannot be imported.
+    """
     if ":" not in name and name not in EXPERIMENTS:
         if name.endswith(".py"):
             raise UsageError(f"--experiment {name}: say which experiment or loop of the file: {name}:NAME")
@@ -86,19 +93,24 @@ def find_experiment(name: str) -> Experiment:
 
 
 def check_group(config: StudyConfig, experiment: Experiment, data: Data, *, costs_known: bool) -> None:
-    """Raise UsageError if --group is given and the experiment does not tell classes apart by the accuracy.
+    """Check that the experiment is a classification judged by the accuracy if --group is given.
 
     Args:
-        data: the experiment's.
+        config: the study's configuration.
+        experiment: the experiment.
+        data: the experiment's data.
         costs_known: whether the multiply-adds of its networks are known.
+
+    Raises:
+        UsageError: if its networks cannot be grouped.
     """
     if config.group is None:
         return
     wrong, metric = "", metric_of(experiment.metric)
     if isinstance(experiment, OwnLoop):
-        wrong = "is a loop of your own, whose networks cannot be asked here"
+        wrong = "is a loop of your own, whose networks cannot be run here"
     elif metric.name != ACCURACY or not metric.each:
-        wrong = f"is judged by {metric.name}, and a group needs the accuracy, with a score of each example"
+        wrong = f"is judged by {metric.name}, but a group needs the accuracy, with a score for each example"
     else:
         some = data.val.first(2)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -112,7 +124,8 @@ def check_group(config: StudyConfig, experiment: Experiment, data: Data, *, cost
 
 
 def objective_of(experiment: Experiment) -> Objective:
-    """Return what the experiment's networks are judged by. Raises UsageError if its metric cannot be used."""
+    """Return the objective of a study of this experiment. Raise UsageError if the experiment's metric cannot be
+    used."""
     try:
         metric = metric_of(experiment.metric)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The options that say what to find, from the command line's text or a file's values: --target and the like."""
+"""Parses the options of the goal, such as --target, from the command line or a file."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _BYTES = {"": 1, "B": 1} | {
     for kind, base in (("B", 1000), ("IB", 1024))
 }
 _MOST_BYTES = 10**15
-_MOST = 20  # targets: each has files of its own
+_MOST = 20  # the largest number of targets, because each target has its own files
 
 
 def split(value: Any) -> Any:
-    """Text at its commas; anything else as it is."""
+    """Return the parts of a text between its commas. Return any other value unchanged."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
 def parse_target(value: Any) -> Any:
-    """Return one sparsity, or the rising tuple of several. Raises ValueError with what is accepted."""
+    """Return one sparsity, or a rising tuple of several. Raise ValueError, which says what is accepted."""
     values = split(value)
     if value is None:
         return None
@@ -41,7 +41,8 @@ def parse_target(value: Any) -> Any:
 
 
 def parse_front(value: Any) -> Any:
-    """Return the two ends, from "0.5:0.99" or a pair of numbers. Raises ValueError with what is accepted."""
+    """Return both ends of a front, from "0.5:0.99" or a pair of numbers. Raise ValueError, which says what is
+    accepted."""
     if value is None:
         return None
     ends = value.split(":") if isinstance(value, str) else value
@@ -54,7 +55,8 @@ def parse_front(value: Any) -> Any:
 
 
 def parse_bytes(value: Any) -> Any:
-    """Return a number of bytes from 10000, "10000", "10kB" or "10KiB", rounded down. Raises ValueError."""
+    """Return a number of bytes from 10000, "10000", "10kB" or "10KiB", rounded down. Raise ValueError, which says what
+    is accepted."""
     if value is None:
         return None
     number, unit = value, "B"
@@ -77,7 +79,7 @@ def _sparsity(value: Any, accepted: str) -> float:
         except (ValueError, OverflowError):
             raise ValueError(accepted) from None
         if 0 <= number < 1:
-            return number + 0.0  # without the sign of a zero
+            return number + 0.0  # turns -0.0 into 0.0
     raise ValueError(accepted)
 
 

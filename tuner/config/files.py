@@ -1,4 +1,4 @@
-"""Configurations that come from files: --config, and the study.yaml of a study to be resumed."""
+"""Reads configurations from files: the file of --config, and study.yaml. Writes study.yaml."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from tune_sparsity.tuner.system.files import write_atomically
 _PACKAGES = ("tune-sparsity", "torch", "torchvision", "ray", "optuna", "mlflow", "numpy")
 
 
-_ABOUT = "about"  # study.yaml's account of versions and data: no option
-_METRIC = "metric"  # in that account, where it is not accuracy
-WITHHELD = "tracking_uri_without_password"  # in that account, where the URI is not among the options for its password
+_ABOUT = "about"  # the part of study.yaml with versions and data, which are not options
+_METRIC = "metric"  # a key in this part, if the metric is not accuracy
+WITHHELD = "tracking_uri_without_password"  # a key in this part, if the URI has a password and so is no option here
 
 
 def read_config(options: dict[str, Any]) -> StudyConfig:
-    """Return the configuration from the command line's options and, beneath them, the file that `config` names.
+    """Return the configuration from the command line's options and the file in `options["config"]`. The command line
+    overrides the file.
 
     Raises:
-        UsageError: with the line of the file where that is where the mistake is.
+        UsageError: if an option is wrong. The message has the line of the file if the mistake is in the file.
     """
     options = dict(options)
     file = options.pop("config", None)
@@ -42,35 +43,49 @@ def read_config(options: dict[str, Any]) -> StudyConfig:
 
 
 def read_study(study: str, storage: StudyStorage, options: dict[str, Any]) -> StudyConfig:
-    """Return the configuration of an existing study, by its name in `storage` or by its folder.
+    """Return the configuration of an existing study.
+
+    Args:
+        study: the study's name in `storage`, or its folder.
+        storage: the storage of the study.
+        options: options that replace those in study.yaml.
 
     Raises:
-        UsageError: if there is none, or if the object store cannot be read.
+        UsageError: if there is no such study, or if the object store cannot be read.
     """
     place, name = storage.find(study)
     return _from_file(place.study_yaml(name), {**options, "storage": place, "study": name})
 
 
 def check_withheld(config: StudyConfig) -> None:
-    """Raises UsageError if the study's tracking URI was not kept, for the password in it, and is not given again: its
-    runs would go on in another store."""
+    """Check that the user gives the tracking URI again if study.yaml does not contain it because of its password.
+    Otherwise the study would continue in another MLflow store.
+
+    Raises:
+        UsageError: if the URI is missing.
+    """
     uri = read_about(config).get(WITHHELD)
     if uri and not (config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()):
         raise UsageError(
-            f"the study's runs are in {uri}, whose password is not kept: give the whole URI again, by "
+            f"the study's runs are in {uri}, and its password is not stored: give the whole URI again with "
             "MLFLOW_TRACKING_URI or --tracking-uri"
         )
 
 
 def judged(goal: Goal, about: Mapping[str, Any]) -> Goal:
-    """Return the goal with the metric that study.yaml's account names; without one the metric is accuracy."""
+    """Return the goal with the metric from study.yaml, which is accuracy if study.yaml names none.
+
+    Args:
+        goal: a goal with any metric.
+        about: the result of `read_about`.
+    """
     metric = {**asdict(ACCURACY), "baseline": 0.0, **about.get(_METRIC, {})}
     baseline = metric.pop("baseline")
     return replace(goal, objective=Objective(**metric), baseline=baseline)
 
 
 def read_about(config: StudyConfig) -> dict[str, Any]:
-    """Return the account of versions, data and metric in the study.yaml of a study that exists."""
+    """Return the versions, the data and the metric in the study.yaml of an existing study."""
     from tune_sparsity.search_spaces import read_mapping
 
     data, _ = read_mapping(config.storage.study_yaml(config.study))
@@ -82,7 +97,7 @@ def _is_option(name: str) -> bool:
 
 
 def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:
-    from tune_sparsity.search_spaces import (  # with torch, in seconds that a study without a file saves
+    from tune_sparsity.search_spaces import (  # imported here, because it imports torch, which takes seconds
         BadFile,
         read_mapping,
     )
@@ -95,16 +110,16 @@ def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:
     named = {key.replace("-", "_"): key for key in data}
     if twice := [key for key in data if named[key.replace("-", "_")] != key]:
         raise UsageError(str(lines.error((twice[0],), f"{twice[0]!r} is given twice, once with '-' and once with '_'")))
-    # An option without a value is not given; a name that is no option is told all the same.
+    # An option without a value counts as not given. Unknown names stay, so that they cause an error.
     given = {name: data[key] for name, key in named.items() if data[key] is not None or not _is_option(name)}
-    if any(name in options for name in GOALS):  # the command line's goal is given instead of the file's
+    if any(name in options for name in GOALS):  # the command line's goal replaces the file's goal
         given = {name: value for name, value in given.items() if name not in GOALS}
     merged = {**given, **options}
     try:
         return StudyConfig(**merged)
     except ValidationError as error:
         place = error.errors()[0]["loc"]
-        # Without a place it is about the goals: then the last one that the file gives is where to look.
+        # An error without a place is about the goals. Then the message has the line of the file's last goal.
         field = str(place[0]) if place else next((name for name in reversed(list(given)) if name in GOALS), "")
         if field in named and field not in options:
             raise UsageError(str(lines.error((named[field],), describe(error)))) from None
@@ -112,17 +127,19 @@ def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:
 
 
 def write_study_yaml(config: StudyConfig, *, epochs: int, checksum: str, device: str, goal: Goal | None = None) -> None:
-    """Write the whole resolved configuration, enough to run the study again with --config, and what it ran on.
+    """Write study.yaml: the whole resolved configuration, with which --config runs the study again, and the versions,
+    the device and the data.
 
     Args:
-        epochs: of a trial, with the experiment's own where the options give none.
-        checksum: of the data.
-        device: that the trials train on, "cpu" or "cuda".
-        goal: whose metric is written, unless it is accuracy.
+        config: the resolved configuration.
+        epochs: the epochs of a complete trial.
+        checksum: the checksum of the data.
+        device: the device on which trials train, "cpu" or "cuda".
+        goal: the study's goal, for its metric.
     """
     options, withheld = config.model_dump(mode="json"), {}
     if redact(options["tracking_uri"]) != options["tracking_uri"]:
-        del options["tracking_uri"]  # it holds a password: a resume takes it from the environment or the command line
+        del options["tracking_uri"]  # because of the password: the user gives the URI again to resume the study
         withheld = {WITHHELD: redact(config.tracking_uri)}
     options["epochs"] = epochs
     about: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The configuration of a study: typed, checked once, here; everything behind it may rely on it."""
+"""Defines the configuration of a study. All options are checked here, and nowhere else."""
 
 from __future__ import annotations
 
@@ -35,17 +35,18 @@ if TYPE_CHECKING:
 SAMPLERS = ("tpe", "gp", "nsgaii", "cmaes", "qmc", "random")
 SCHEDULERS = ("asha", "none")
 GOALS = ("target", "front", "max_nonzero", "max_bytes")
-"""The options that say what to find: exactly one of them is given."""
+"""The options of the goal. Exactly one of them must be given."""
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""The environment variable that Ray sets for what `ray job submit` runs."""
+"""The environment variable that Ray sets for a command of `ray job submit`."""
 FLAGS = ("system_metrics",)
-"""The options that are given or not."""
-_MILLION = 1_000_000  # more trials, epochs or whatever else is a slip of the keyboard
+"""The options without a value on the command line. In files they are true or false."""
+_MILLION = 1_000_000  # a larger number of trials or epochs is surely a typing error
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_duration(value: Any) -> Any:
-    """Seconds from 90, "90", "90s", "30m", "1h30m" or "2d"; anything else is left for pydantic to refuse."""
+    """Return the seconds from "90", "90s", "30m", "1h30m" or "2d". Return a value that is no text unchanged: pydantic
+    checks it. Raise ValueError for any other text."""
     if not isinstance(value, str):
         return value
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", value)
@@ -61,7 +62,7 @@ Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=3650
 
 
 def storage_of(text: str) -> StudyStorage:
-    """Return the storage that a subcommand's --storage names. Raises UsageError."""
+    """Return the storage for the value of --storage. Raise UsageError if the value is wrong."""
     try:
         return parse_storage(text)
     except ValueError as error:
@@ -70,11 +71,11 @@ def storage_of(text: str) -> StudyStorage:
 
 def _registered_name(name: str) -> str:
     if not name.strip() or len(name) > 250 or set(name) & set("/:") or not name.isprintable():
-        raise ValueError("a registered model's name has 1 to 250 characters, '/' and ':' not among them")
+        raise ValueError("a registered model's name has 1 to 250 characters, without '/' and ':'")
     return name
 
 
-# Pydantic warns that a metaclass of its own has a method of the name, which is no harm.
+# Pydantic warns that its metaclass has a method with this name, but this does no harm.
 warnings.filterwarnings("ignore", message='Field name "register" in "StudyConfig" shadows')
 
 
@@ -119,12 +120,12 @@ class StudyConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_other_type(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and info.field_name not in FLAGS:  # pydantic would take true for 1
-            raise ValueError("true and false are the value of no option")
-        if isinstance(value, bytes):  # pydantic would take them for text
-            raise ValueError("binary data are the value of no option")
+        if isinstance(value, bool) and info.field_name not in FLAGS:  # pydantic would convert true to 1
+            raise ValueError("true and false are not accepted here")
+        if isinstance(value, bytes):  # pydantic would convert them to text
+            raise ValueError("binary data are not accepted here")
         if isinstance(value, str) and "\0" in value:
-            raise ValueError("a null character is part of no option's value")
+            raise ValueError("a null character is not accepted here")
         return value
 
     @field_validator("method")
@@ -164,7 +165,7 @@ class StudyConfig(BaseModel):
     @classmethod
     def _study(cls, name: str) -> str:
         if name and not STUDY_NAME.fullmatch(name):
-            raise ValueError("a study's name has letters, digits, '.', '_' and '-' only, and starts with the first two")
+            raise ValueError("use only letters, digits, '.', '_' and '-', and begin with a letter or a digit")
         return name
 
     @field_validator("experiment", "space", "storage", "data_dir", "address", mode="before")
@@ -225,14 +226,16 @@ class StudyConfig(BaseModel):
         return self
 
     def goal(self, layers: int, weights: int, layout: Layout | None = None) -> Goal:
-        """Return the goal of the study, for a network with `weights` prunable weights in so many layers.
+        """Return the goal of the study for a network.
 
         Args:
-            layout: of the network's packed file; None if there can be none.
+            layers: the number of prunable layers.
+            weights: the number of prunable weights.
+            layout: the layout of the network's packed file; None if the packed format cannot hold the network.
 
         Raises:
-            UsageError: if the network has fewer weights than --max-nonzero allows, or must keep fewer than it has
-                layers: one without any connection would cut it in two. Also if its file has more than --max-bytes then.
+            UsageError: if --max-nonzero is larger than the number of weights, if the goal leaves fewer weights than
+                layers, or if the smallest packed file is larger than --max-bytes.
         """
         if self.max_bytes is not None:
             return self._within_bytes(layers, weights, layout)
@@ -258,7 +261,7 @@ class StudyConfig(BaseModel):
 
         assert self.max_bytes is not None
         if layout is None:
-            raise UsageError(f"--max-bytes {self.max_bytes}: the network has tensors of a type that no packed file has")
+            raise UsageError(f"--max-bytes {self.max_bytes}: a packed file cannot hold some tensors of this network")
         if self.max_bytes < (least := layout.least()):
             raise UsageError(f"--max-bytes {self.max_bytes}: this network needs at least {least:,} bytes")
         return within_bytes(self.max_bytes, max(layers, layout.nonzero_within(self.max_bytes)), weights)
@@ -275,7 +278,7 @@ class StudyConfig(BaseModel):
 
     @property
     def wanted(self) -> str:
-        """Return the goal in characters that a folder's name can have."""
+        """Return the goal as a part of a folder's name."""
         if self.max_nonzero is not None:
             return f"{self.max_nonzero}-weights"
         if self.max_bytes is not None:
@@ -287,13 +290,12 @@ class StudyConfig(BaseModel):
 
     @property
     def folder(self) -> Path:
-        """Return the study's own folder; of a study in an object store, the one on this machine that it is worked on
-        in."""
+        """Return the study's folder. If the study is in an object store, return its working folder on this machine."""
         return self.storage.folder(self.study)
 
     def resolved(self) -> StudyConfig:
-        """With the defaults that depend on the rest filled in, the study's name and the tracking URI, and with
-        absolute paths, since a worker or a later resume may run in another folder."""
+        """Return the configuration with the study's name, the tracking URI and Ray's address filled in, and with
+        absolute paths, because workers and a later `resume` may run in other folders."""
         where, _, attribute = self.experiment.rpartition(":")
         is_file = self.space is not None and Path(self.space).suffix in {".yaml", ".yml"}
         paths = {
@@ -309,7 +311,7 @@ class StudyConfig(BaseModel):
 
 
 def default_study_name(experiment: str, wanted: str, now: datetime) -> str:
-    """EXPERIMENT-GOAL-TIME, in characters that a folder's name can have."""
+    """Return EXPERIMENT-GOAL-TIME, with only characters that a folder's name can have."""
     last = re.split(r"[:/\\]", experiment)[-1] or "study"
     safe = re.sub(r"[^A-Za-z0-9_-]", "-", last)[:60]
     return f"{safe.lstrip('-_') or 'study'}-{wanted}-{now:%Y%m%d-%H%M%S}"
@@ -319,10 +321,10 @@ def make_config(options: dict[str, Any]) -> StudyConfig:
     """Return the checked configuration.
 
     Args:
-        options: names and values of the fields; those from a file and from the command line together.
+        options: the values of the fields by name.
 
     Raises:
-        UsageError: with the first thing that is wrong.
+        UsageError: if a value is wrong; the message is about the first wrong value.
     """
     try:
         return StudyConfig(**options)
@@ -331,9 +333,9 @@ def make_config(options: dict[str, Any]) -> StudyConfig:
 
 
 def describe(error: ValidationError) -> str:
-    """Return the first of pydantic's errors as one line: the option, what it was given, what is accepted."""
+    """Return pydantic's first error as one line, with the option, its value and the accepted values."""
     first = error.errors()[0]
-    if not first["loc"]:  # about several options together, which the message names
+    if not first["loc"]:  # the error is about several options, which its message names
         return first["msg"].removeprefix("Value error, ")
     field = str(first["loc"][0])
     option = f"--{field.replace('_', '-')}"

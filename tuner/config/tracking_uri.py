@@ -1,4 +1,4 @@
-"""Which MLflow store a study writes to, told from options and environment without importing MLflow."""
+"""Finds and checks the URI of MLflow's store, without importing MLflow."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ _SQLITE = re.compile(r"^(sqlite(?:\+\w+)?:///)([^?]+)", re.IGNORECASE)
 
 
 def resolve_tracking_uri(option: str | None) -> str:
-    """`option`, else MLFLOW_TRACKING_URI, else mlflow.db in the current folder; SQLite files as absolute paths."""
+    """Return the tracking URI: `option`, or MLFLOW_TRACKING_URI, or mlflow.db in the current folder. The path of an
+    SQLite file is made absolute."""
     uri = (option or "").strip() or os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
     return _SQLITE.sub(lambda match: f"{match[1]}{Path.cwd() / match[2]}", uri)
 
 
 def check_tracking_uri(uri: str) -> None:
-    """Checks a tracking URI's form, without MLflow and without touching the store.
+    """Check the form of a tracking URI, without MLflow and without access to the store.
 
     Raises:
-        ValueError: In one line, what is wrong and what is accepted.
+        ValueError: if the form is wrong. The message, in one line, says what is accepted.
     """
     scheme, _, rest = uri.partition("://")
     plain = scheme.partition("+")[0].lower()
@@ -43,18 +44,18 @@ def check_tracking_uri(uri: str) -> None:
 
 
 def stray_environment() -> list[str]:
-    """Return the MLflow variables that are set and would redirect other tools' runs; here they are ignored."""
+    """Return the names of MLflow's environment variables that are set but that a study ignores."""
     return [name for name in STRAY if os.environ.get(name)]
 
 
 def is_server(uri: str) -> bool:
-    """Return whether something other than a database answers at the URI: it knows where artifacts go."""
+    """Return whether the URI is of a server, which decides itself where artifacts are stored, and not of a database."""
     return uri.partition("://")[0].partition("+")[0].lower() not in _DATABASES
 
 
 def with_driver(uri: str) -> str:
-    """Return the URI with the package named by which Python speaks to PostgreSQL: which one `postgresql://` alone means
-    differs between versions of SQLAlchemy."""
+    """Return the URI of a PostgreSQL database with the installed driver in it, such as postgresql+psycopg2://. Without
+    this, versions of SQLAlchemy choose different drivers. Return any other URI unchanged."""
     scheme, _, rest = uri.partition("://")
     if scheme.lower() != "postgresql":
         return uri
@@ -62,11 +63,12 @@ def with_driver(uri: str) -> str:
 
 
 def check_driver(uri: str) -> None:
-    """Raises ValueError, in one line, if the package is missing by which Python speaks to the URI's database."""
+    """Raise ValueError, with a message in one line, if no driver for the URI's database is installed."""
     if with_driver(uri).lower().startswith("postgresql://"):
         raise ValueError("postgresql://... needs the package psycopg2: pip install 'tune-sparsity[postgresql]'")
 
 
 def sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite URI; None for other URIs."""
     match = _SQLITE.match(uri)
     return Path(match[2]) if match else None

@@ -1,1 +1,1 @@
-"""What a study has found: tables, networks, exported files, what they cost to run."""
+"""Makes the results of a study: tables, networks, exported files, and the costs of the networks."""

@@ -1,4 +1,4 @@
-"""`tune-sparsity export`: a study's network as a file for other programs, checked, and what its zeros are worth."""
+"""Exports a study's network as a file for other programs, checks the file, and measures the gain from its zeros."""
 
 from __future__ import annotations
 
@@ -30,49 +30,49 @@ SUFFIXES = {
     "torch": ".pt",
     "csr": ".csr.safetensors",
 }
-"""The formats, and how the names of their files end."""
+"""The suffix of the file's name for each format."""
 
 
 class ExportFailed(Exception):
-    """The file was not written, or is not the network; the message is one line."""
+    """The file could not be written, or does not compute the same as the network. The message is one line."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A study's network, read back from where the study wrote it."""
+    """A network that a study has written, with its experiment and data."""
 
     experiment: Experiment
     data: Data
     model: nn.Module  # in evaluation mode
-    tensors: dict[str, Tensor]
-    prunable: set[str]
+    tensors: dict[str, Tensor]  # the network's state_dict
+    prunable: set[str]  # the names of its prunable weights
     precision: Precision
     description: Path  # model.json
     objective: Objective
-    val_value: float  # the metric on the validation data, as the trial reported it
+    val_value: float  # the metric on the validation data that the trial reported
 
     @cached_property
     def _precise(self) -> dict[str, Tensor | Codes | Signs]:
-        """Return the tensors in their own precision."""
+        """Return the tensors in the network's precision."""
         return self.precision.of(self.tensors, self.prunable)
 
     @cached_property
     def packed(self) -> bytes:
-        """Return the packed file. Raises ValueError if there can be none."""
+        """Return the bytes of the packed file. Raise ValueError if the packed format cannot hold the network."""
         from tune_sparsity.sparsity.cost.writer import encode
 
         return encode(self._precise, self.precision.with_zeros(self.prunable))
 
     @cached_property
     def coded(self) -> dict[str, Tensor | Codes]:
-        """Return the tensors in their own precision, signs as int8."""
+        """Return the tensors in the network's precision, with weights of one bit as int8."""
         from tune_sparsity.sparsity.few_bits import Signs
 
         return {name: one.values if isinstance(one, Signs) else one for name, one in self._precise.items()}
 
     @property
     def codes(self) -> dict[str, Codes]:
-        """Return the codes of those that have few bits."""
+        """Return the weights that have few bits, by name."""
         from tune_sparsity.sparsity.few_bits import Codes
 
         return {name: one for name, one in self.coded.items() if isinstance(one, Codes)}
@@ -81,20 +81,22 @@ class Network:
 def export_network(
     study: EndedStudy, name: str, kind: str, path: Path, given: tuple[Experiment, Data] | None = None
 ) -> dict[str, Any]:
-    """Writes one network of a study, checks the file on the validation data, and measures what its zeros save.
+    """Write one network of a study, check the file on the validation data, and measure the gain from its zeros.
 
     Args:
-        name: of the network, a folder under the study's.
-        kind: a format of `SUFFIXES`.
-        path: the file; replaced if it exists. Beside it goes model.json, under the file's name with .json added.
-        given: as `read_network` takes it.
+        study: the study.
+        name: the network's folder in the study's folder, such as "best".
+        kind: the format, a key of `SUFFIXES`.
+        path: the file, which is replaced if it exists. A copy of model.json is written next to it, with .json added to
+            the file's name.
+        given: the experiment and its data if the caller has them already.
 
     Returns:
-        The figures, in JSON's types.
+        The figures of the export, in types of JSON.
 
     Raises:
-        UsageError: if the experiment or its data are not to be had, or the file cannot be written.
-        ExportFailed: if the file does not compute what the network computes; it is removed.
+        UsageError: if the experiment or its data cannot be found, or if the file cannot be written.
+        ExportFailed: if the file does not compute the same as the network. The file is then removed.
     """
     import torch
 
@@ -105,18 +107,18 @@ def export_network(
     val, objective = network.data.val, network.objective
     try:
         measured = network.experiment.validated(network.model, network.data)
-    except Exception as error:  # the user's
+    except Exception as error:  # an error in the user's code
         raise ExportFailed(f"{name} cannot be measured on the validation data: {one_line(error)}") from error
     if measured is not None and not agrees(network.experiment, measured, network.val_value, val):
         raise ExportFailed(
-            f"{name} has a validation {objective.name} of {measured:.4f} on these data, its trial reported "
-            f"{network.val_value:.4f}: are they the study's data?"
+            f"{name} has a validation {objective.name} of {measured:.4f} on these data, but its trial reported "
+            f"{network.val_value:.4f}: are these the study's data?"
         )
     with replacing(path) as temporary:
         _write(network, kind, temporary)
         try:
             difference, value = _compare(network, reader_of(network, kind, temporary))
-        except Exception as error:  # of the program that reads the format
+        except Exception as error:  # an error in the library that reads the format
             raise ExportFailed(f"the {kind} file cannot be used: {one_line(error)}") from error
         scale = difference[1] or 1.0
         if difference[0] > (tolerance_of(network) * scale if kind == "onnx" else 0.0):
@@ -138,7 +140,7 @@ def export_network(
 
 
 def _packed(network: Network) -> dict[str, int]:
-    """Return the bytes of the network's packed file, where there can be one."""
+    """Return the size of the packed file as "packed", in bytes; an empty dict if there can be none."""
     with suppress(ValueError):
         return {"packed": len(network.packed)}
     return {}
@@ -156,11 +158,12 @@ def read_network(study: EndedStudy, name: str, given: tuple[Experiment, Data] | 
     """Return one network of a study.
 
     Args:
-        name: a folder under the study's.
-        given: its experiment and data, where they have been read.
+        study: the study.
+        name: the network's folder in the study's folder, such as "best".
+        given: the experiment and its data if the caller has them already.
 
     Raises:
-        UsageError: if it cannot be read, or if the experiment or its data are not to be had.
+        UsageError: if the network cannot be read, or if the experiment or its data cannot be found.
     """
     from safetensors.torch import load_file
 
@@ -185,13 +188,17 @@ def read_network(study: EndedStudy, name: str, given: tuple[Experiment, Data] | 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write to, which takes the path's place at the end, and is gone after an exception."""
+    """Yield a temporary file. After the block it replaces the file at `path`. After an exception it is removed.
+
+    Raises:
+        UsageError: if the file cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.umask(mask := os.umask(0o077))
-        temporary.chmod(0o666 & ~mask)  # safetensors' own files are private to their owner
+        temporary.chmod(0o666 & ~mask)  # because safetensors writes files that only the owner can read
         temporary.replace(path)
     except OSError as error:
         raise UsageError(f"--out {path}: cannot be written ({error.strerror or error})") from None
@@ -222,7 +229,12 @@ def _write(network: Network, kind: str, path: Path) -> None:
 
 
 def reader_of(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor]:
-    """Return the file as a function of inputs as the data set holds them: read back as its users would."""
+    """Read an exported file in the same way as its users. Return a function from inputs, in the data set's form, to
+    outputs.
+
+    Raises:
+        ExportFailed: if onnxruntime cannot read an ONNX file.
+    """
     import torch
 
     from tune_sparsity.sparsity.cost.writer import load
@@ -231,7 +243,7 @@ def reader_of(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor
     if kind == "onnx":
         try:
             return formats.onnx_function(path)
-        except Exception as error:  # onnxruntime's, of an LSTM with projections
+        except Exception as error:  # for example for an LSTM with projections
             raise ExportFailed(f"onnxruntime cannot read the file that torch has written: {one_line(error)}") from error
     tensors = {
         "packed": lambda: load(path.read_bytes()),
@@ -243,8 +255,13 @@ def reader_of(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor
 
 
 def _compare(network: Network, exported: Callable[[Any], Tensor]) -> tuple[tuple[float, float], float | None]:
-    """((the largest difference of outputs, the largest output), the exported one's metric) on validation data. Of a
-    loop of one's own the data are the inputs of its first forward pass, and there is no metric."""
+    """Compare the exported file with the network on the validation data.
+
+    For the user's own loop, the data are the inputs of its first forward pass, and there is no metric.
+
+    Returns:
+        ((largest absolute difference of outputs, largest absolute output), the exported file's metric or None).
+    """
     import torch
 
     from tune_sparsity.experiments.metrics import Scorer, metric_of
@@ -263,8 +280,8 @@ def _compare(network: Network, exported: Callable[[Any], Tensor]) -> tuple[tuple
 
 
 def tolerance_of(network: Network) -> float:
-    """Return how far, in largest outputs, another program's outputs may be from the network's: its sums round
-    differently."""
+    """Return the allowed difference of another program's outputs, as a fraction of the network's largest output. Other
+    programs round sums differently."""
     import torch
 
     steps = [torch.finfo(one.dtype).eps for one in network.tensors.values() if one.is_floating_point()]
@@ -272,7 +289,7 @@ def tolerance_of(network: Network) -> float:
 
 
 def as_text(document: dict[str, Any], objective: Objective) -> str:
-    """Return the figures as a person reads them."""
+    """Return the figures of `export_network` as text for people."""
     value = document.get(objective.val)
     metric = "" if value is None else f"{objective.name} {objective.text(value)}"
     checked = f"the validation data: {metric}" if metric else "the inputs of the loop's first forward pass"
@@ -295,7 +312,7 @@ def as_text(document: dict[str, Any], objective: Objective) -> str:
 
 
 def verdict(document: dict[str, Any]) -> str:
-    """Say in one sentence how much sparsity saves here, also when it saves nothing."""
+    """Return one or two sentences about the gain from sparsity in size and in time, also if there is none."""
     held = document["sizes"]
     best = min((name for name in held if name != "dense"), key=held.__getitem__)
     words = best.replace("_", " ")

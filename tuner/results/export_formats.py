@@ -1,8 +1,8 @@
-"""A trained network as a file that other programs read: how each format is written and read back.
+"""Writes a trained network in formats for other programs, and reads the files back.
 
-None of the files holds code: tensors as safetensors, a state_dict that torch loads with weights_only=True, an ONNX
-graph. None of them is larger than the same network's would be without a zero in it: masks are left out, since the
-zeros are in the weights, and a tensor that would grow in CSR or in a packed file stays dense.
+No file contains code: the formats are safetensors, a state_dict that torch loads with weights_only=True, and an ONNX
+graph. No file is larger than the file of the same network without zeros. Masks are left out, because the zeros are in
+the weights. A tensor that would be larger in CSR or in a packed file stays dense.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from tune_sparsity.sparsity.few_bits import Codes
 from tune_sparsity.tuner.errors import UsageError
 
 Tensors = Mapping[str, Tensor]
-Coded = Mapping[str, Tensor | Codes]  # where weights have few bits
-_HEADER = 250  # bytes, at most, that three more entries take in a safetensors file's header
+Coded = Mapping[str, Tensor | Codes]  # Codes are weights with few bits
+_HEADER = 250  # the largest size in bytes of three more entries in the header of a safetensors file
 
 
 def save_safetensors(tensors: Coded, path: Path) -> None:
-    """The state_dict as it is: dense tensors with exact zeros. A weight of few bits is NAME.codes, int8 in its shape,
-    and NAME.scales, a float16 for each row. `load_safetensors` reads it."""
+    """Write the state_dict as dense tensors with exact zeros. A weight with few bits becomes NAME.codes, which is int8
+    in the weight's shape, and NAME.scales, which is float16 with one number for each row. `load_safetensors` reads the
+    file."""
     stored: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, Codes):
@@ -45,7 +46,19 @@ def save_safetensors(tensors: Coded, path: Path) -> None:
 
 
 def load_safetensors(path: Path | str) -> dict[str, Tensor]:
-    """Return the network's ordinary state_dict from a file that `save_safetensors` wrote."""
+    """Return the network's state_dict from a file that `tune-sparsity export --format safetensors` has written.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The tensors by their names in the network's state_dict, on the CPU. Weights with few bits are decoded to dense
+        tensors.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        safetensors.SafetensorError: if it is not a safetensors file.
+    """
     stored = load_file(path)
     with safe_open(path, framework="pt") as file:
         coded = json.loads((file.metadata() or {}).get("codes", "{}"))
@@ -55,18 +68,18 @@ def load_safetensors(path: Path | str) -> dict[str, Tensor]:
 
 
 def save_torch(tensors: Tensors, path: Path) -> None:
-    """The state_dict for `torch.load(path, weights_only=True)`."""
+    """Write the state_dict for `torch.load(path, weights_only=True)`."""
     torch.save(dict(tensors), path)
 
 
 def index_dtype(columns: int) -> torch.dtype:
-    """Return the smallest integers that number so many columns."""
+    """Return the smallest integer dtype for the indices of `columns` columns."""
     return torch.uint8 if columns <= 2**8 else torch.uint16 if columns <= 2**16 else torch.int32
 
 
 def csr_bytes(weight: Tensor) -> int:
-    """Bytes of a weight in CSR, its dimensions but the first as one: values, column indices in the smallest type that
-    holds them, and row pointers of 4 bytes."""
+    """Return the size of a weight in CSR, in bytes. Its dimensions after the first are flattened to columns. The size
+    includes the values, the column indices in the smallest dtype, and row pointers of 4 bytes."""
     nonzero, rows, columns = int(weight.count_nonzero()), weight.shape[0], weight[0].numel()
     return nonzero * (weight.element_size() + index_dtype(columns).itemsize) + 4 * (rows + 1)
 
@@ -76,8 +89,11 @@ def dense_bytes(tensor: Tensor) -> int:
 
 
 def save_csr(tensors: Tensors, prunable: set[str], path: Path) -> None:
-    """The prunable weights as NAME.values, NAME.columns and NAME.rows (the row pointers) in a safetensors file, their
-    shapes as JSON under "csr" in its metadata; everything else, and what would grow, dense. `load_csr` reads it."""
+    """Write the prunable weights as CSR in a safetensors file, which `load_csr` reads.
+
+    A weight becomes NAME.values, NAME.columns and NAME.rows (the row pointers). The shapes are in the metadata under
+    "csr", as JSON. Other tensors, and weights that would be larger in CSR, stay dense.
+    """
     stored: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for name, tensor in tensors.items():
@@ -94,7 +110,19 @@ def save_csr(tensors: Tensors, prunable: set[str], path: Path) -> None:
 
 
 def load_csr(path: Path | str) -> dict[str, Tensor]:
-    """Return the network's ordinary state_dict from a file that `save_csr` wrote."""
+    """Return the network's state_dict from a file that `tune-sparsity export --format csr` has written.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The tensors by their names in the network's state_dict, all dense and on the CPU.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        safetensors.SafetensorError: if it is not a safetensors file.
+        KeyError: if it is a safetensors file without CSR weights.
+    """
     stored = load_file(path)
     with safe_open(path, framework="pt") as file:
         shapes = json.loads(file.metadata()["csr"])
@@ -108,10 +136,11 @@ def load_csr(path: Path | str) -> dict[str, Tensor]:
 
 
 class Whole(nn.Module):
-    """An experiment's network behind the preparation of its inputs, which it takes as the data set holds them.
+    """A network that takes inputs in the data set's form, and prepares them itself.
 
     Args:
-        outputs: (network, inputs) -> outputs.
+        outputs: a function (network, inputs in the data set's form) -> outputs.
+        network: the experiment's network.
     """
 
     def __init__(self, outputs: Callable[[nn.Module, Any], Tensor], network: nn.Module) -> None:
@@ -123,7 +152,7 @@ class Whole(nn.Module):
 
 
 def require_onnx() -> None:
-    """Raises UsageError unless the packages that write and run ONNX are installed."""
+    """Raise UsageError unless the packages that write and run ONNX are installed."""
     try:
         import onnx
         import onnxruntime
@@ -140,11 +169,7 @@ def save_onnx(
     path: Path,
     codes: Mapping[str, Codes] | None = None,
 ) -> None:
-    """Write a network as an ONNX graph. The arguments are those of `onnx_model`.
-
-    Raises:
-        RuntimeError: as `onnx_model`.
-    """
+    """Write a network as an ONNX graph to `path`. The other arguments and the errors are those of `onnx_model`."""
     path.write_bytes(onnx_model(model, outputs, inputs, codes).SerializeToString())
 
 
@@ -154,15 +179,16 @@ def onnx_model(
     inputs: Any,
     codes: Mapping[str, Codes] | None = None,
 ) -> Any:
-    """Return the network as a model of ONNX to "outputs", for any number of examples at once.
+    """Return the network as an ONNX model for any number of examples. The graph's output is called "outputs".
 
-    The exporter's notes are left out: they hold paths and source lines of this machine.
+    The exporter's notes are removed, because they contain paths and source lines of this machine.
 
     Args:
-        outputs: (network, inputs as the data set holds them) -> outputs.
-        inputs: two examples or more. The graph's input is called "inputs"; of a nest they have the names that
-            `tune_sparsity.experiments.examples.named` gives them.
-        codes: of the weights of few bits, by name. They are int8 in the graph, with a scale for each row.
+        model: the network.
+        outputs: a function (network, inputs in the data set's form) -> outputs.
+        inputs: at least two examples. The graph's input is called "inputs". If the examples are a nest of tensors, the
+            graph's inputs have the names of `tune_sparsity.experiments.examples.named`.
+        codes: the weights with few bits, by name. In the graph they are int8, with a scale for each row.
 
     Raises:
         RuntimeError: if torch cannot export the network; the message is torch's, in one line.
@@ -172,7 +198,7 @@ def onnx_model(
         with _quiet():
             program: Any = torch.onnx.export(
                 in_evaluation(Whole(outputs, model)),
-                kwargs={"inputs": inputs},  # of args a dict at the end would be taken for the keyword arguments
+                kwargs={"inputs": inputs},  # because torch takes a dict at the end of `args` for keyword arguments
                 input_names=[name or "inputs" for name in named(inputs)],
                 output_names=["outputs"],
                 dynamic_shapes={"inputs": mapped(lambda _: {0: batch}, inputs)},
@@ -193,8 +219,8 @@ def onnx_model(
 
 
 def _use_codes(graph: Any, codes: Mapping[str, Codes]) -> None:
-    """Puts codes and scales, and the node that multiplies them, in the place of weights of few bits. A weight that the
-    exporter has changed stays as it is."""
+    """Replace each weight with few bits in the graph by its codes, its scales, and a node that multiplies them. A
+    weight that the exporter has changed is left as it is."""
     from onnx import helper, numpy_helper
 
     for name, one in codes.items():
@@ -209,10 +235,8 @@ def _use_codes(graph: Any, codes: Mapping[str, Codes]) -> None:
 
 
 def clear_notes(part: Any) -> None:
-    """Clears what only people read in a message of ONNX and in all messages within it, such as nodes and functions.
-
-    An exporter writes there the stack in which a node came about.
-    """
+    """Clear the notes in a message of ONNX and in all messages within it, such as nodes and functions. An exporter
+    writes stack traces there."""
     for note in ("metadata_props", "doc_string"):
         if note in part.DESCRIPTOR.fields_by_name:
             part.ClearField(note)
@@ -224,7 +248,7 @@ def clear_notes(part: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's own account of its steps is not for our reader."""
+    """Suppress the exporter's log messages and warnings within the block."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -236,15 +260,15 @@ def _quiet() -> Iterator[None]:
 
 
 def onnx_function(path: Path) -> Callable[[Any], Tensor]:
-    """Return the ONNX file as a function of a batch, run by onnxruntime on the CPU."""
+    """Return a function that runs the ONNX file on a batch of inputs, with onnxruntime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # Further optimisations of onnxruntime 1.31 end the process at some networks in bfloat16.
+    # With more optimisations, onnxruntime 1.31 crashes the process for some networks in bfloat16.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    known = {one.name for one in session.get_inputs()}  # without those that the network does not use
+    known = {one.name for one in session.get_inputs()}  # inputs that the network does not use are missing here
 
     def run(inputs: Any) -> Tensor:
         given = {name or "inputs": x.numpy() for name, x in named(inputs).items()}

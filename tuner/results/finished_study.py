@@ -1,4 +1,4 @@
-"""A study that has ended, as its folder tells of it: for the commands that look at studies."""
+"""Reads an ended study from its folder, for the commands that report, compare and export studies."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tune_sparsity.tuner.study.trial import TrialRecord
 
 @dataclass(frozen=True)
 class EndedStudy:
-    """What an ended study left in its folder.
+    """An ended study, as its files describe it.
 
     Attributes:
-        config: from study.yaml, its storage and name from where the study lies now.
-        about: study.yaml's account of versions, device and data.
-        result: result.json.
-        folder: the study's, or a copy of it on this machine.
+        config: the configuration in study.yaml, with the study's present storage and name.
+        about: the versions, the device and the data in study.yaml.
+        result: the content of result.json.
+        folder: the study's folder, or a copy of it on this machine.
     """
 
     config: StudyConfig
@@ -35,8 +35,8 @@ class EndedStudy:
 
     @property
     def results(self) -> Path:
-        """Return where files go that are made from the study: its folder, or one of its name here if it is in a
-        store."""
+        """Return the folder for new files about the study: the study's folder, or a local folder with the study's name
+        if the study is in an object store."""
         return self.config.storage.results(self.config.study)
 
     @property
@@ -56,25 +56,27 @@ class EndedStudy:
 
     def records(self) -> list[TrialRecord]:
         """Return all ended trials, by number."""
-        from tune_sparsity.tuner.search.journal import records_of  # brings Optuna
+        from tune_sparsity.tuner.search.journal import records_of  # imported here, because it imports Optuna
 
         return records_of(self.folder)
 
     @property
     def networks(self) -> list[str]:
-        """Return the networks that the study wrote, as folders under its own: "best" first."""
+        """Return the folders of the study's networks, relative to the study's folder. "best" is first."""
         found = (path.parent for pattern in ("best*", "front/*") for path in self.folder.glob(f"{pattern}/model.json"))
         return sorted(path.relative_to(self.folder).as_posix() for path in found)
 
 
 def read_ended(study: str, storage: StudyStorage, options: dict[str, Any] | None = None) -> EndedStudy:
-    """Return an ended study, by its name in `storage` or by its folder.
+    """Return an ended study.
 
     Args:
-        options: of StudyConfig, in the place of study.yaml's.
+        study: the study's name in `storage`, or its folder.
+        storage: the storage of the study.
+        options: options of StudyConfig that replace those in study.yaml.
 
     Raises:
-        UsageError: if there is none, or if it has not ended.
+        UsageError: if there is no such study, or if it has not ended.
     """
     config = read_study(study, storage, options or {})
     try:
@@ -87,6 +89,6 @@ def read_ended(study: str, storage: StudyStorage, options: dict[str, Any] | None
         about = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8")).get("about") or {}
         return EndedStudy(config, dict(about), dict(document), folder)
     except FileNotFoundError:
-        raise UsageError(f"study {study!r} has not ended: go on with it: tune-sparsity resume {study}") from None
+        raise UsageError(f"study {study!r} has not ended. Continue it with: tune-sparsity resume {study}") from None
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UsageError(f"study {study!r}: {result} cannot be read: {error}") from None

@@ -1,4 +1,5 @@
-"""A group of two networks as files for other programs: a folder with both, or one ONNX graph; checked."""
+"""Exports a group of two networks for other programs, as a folder with both or as one ONNX graph, and checks the
+files."""
 
 from __future__ import annotations
 
@@ -30,38 +31,41 @@ if TYPE_CHECKING:
     from tune_sparsity.tuner.study.objective import Objective
 
 GROUP_JSON = "group.json"
-_NEAR = 1e-4  # of the gate: programs that round differently may pass such an example on, or not
+_NEAR = 1e-4  # examples whose margin is so near to the gate's threshold are not compared: rounding may decide them
 
 
 def group_named(study: EndedStudy, name: str) -> dict[str, Any]:
-    """Return a group of a study, as result.json tells of it.
+    """Return the entry of a group in result.json.
 
     Args:
-        name: "group-2", or "group" for the one to use.
+        study: the study.
+        name: the group's name, such as "group-2", or "group" for the recommended group.
 
     Raises:
-        UsageError: if there is none of this name.
+        UsageError: if there is no group with this name.
     """
     document = study.result.get("group") or {}
     groups = {group["name"]: group for group in document.get("groups", ())}
     found = main_group(document) if name == "group" else groups.get(name)
     if found is None:
-        there = ", ".join(groups) or f"none; tune-sparsity resume {study.config.study} --group cascade looks for some"
-        raise UsageError(f"--network {name}: study {study.config.study} has no such group: there is {there}")
+        there = ", ".join(groups) or f"none; tune-sparsity resume {study.config.study} --group cascade looks for groups"
+        raise UsageError(f"--network {name}: study {study.config.study} has no such group. Its groups: {there}")
     return found
 
 
 def export_group(study: EndedStudy, name: str, kind: str, path: Path) -> dict[str, Any]:
-    """Write a group of a study, check it on the validation data, and return its figures in JSON's types.
+    """Write a group of a study, check it on the validation data, and return its figures in types of JSON.
 
     Args:
-        name: as `group_named` takes it.
-        kind: a format of `SUFFIXES`.
-        path: the ONNX file; of another format the folder that gets both networks' files and group.json.
+        study: the study.
+        name: the group's name, such as "group-2", or "group" for the recommended group.
+        kind: the format, a key of `SUFFIXES`.
+        path: the ONNX file, or for other formats the folder for the files of both networks and group.json.
 
     Raises:
-        UsageError: as `export_network`, or if there is no such group.
-        ExportFailed: if the files do not compute what the group computes.
+        UsageError: if there is no such group, if the experiment or its data cannot be found, or if a file cannot be
+            written.
+        ExportFailed: if the files do not compute the same as the group.
     """
     from tune_sparsity.tuner.config.experiment import experiment_of, sound_data
 
@@ -71,7 +75,7 @@ def export_group(study: EndedStudy, name: str, kind: str, path: Path) -> dict[st
     folders = {part: _folder_of(study, group[part]) for part in ("small", "large")}
     networks = {part: read_network(study, folder, given) for part, folder in folders.items()}
     whole = _cascade(networks, group["theta"])
-    about = {"kind": study.result["group"]["kind"], **group}  # what goes beside the files
+    about = {"kind": study.result["group"]["kind"], **group}  # the content of group.json
     if kind == "onnx":
         with replacing(path) as temporary:
             _write_onnx(networks, group["theta"], temporary)
@@ -94,7 +98,7 @@ def export_group(study: EndedStudy, name: str, kind: str, path: Path) -> dict[st
 
 
 def _folder_of(study: EndedStudy, trial: str) -> str:
-    """Return the folder, under the study's, of a trial's network. Raises UsageError if there is none."""
+    """Return the folder of a trial's network, relative to the study's folder. Raise UsageError if there is none."""
     for name in study.networks:
         if json.loads((study.folder / name / "model.json").read_text())["trial"] == trial:
             return name
@@ -104,7 +108,8 @@ def _folder_of(study: EndedStudy, trial: str) -> str:
 def _cascade(
     networks: dict[str, Network], theta: float, kind: str = "", files: dict[str, Path] | None = None
 ) -> Cascade:
-    """Return a group as a function; of exported files where they are given."""
+    """Return a group as a function from inputs to outputs. It runs the exported files if they are given, otherwise the
+    study's networks."""
     from tune_sparsity.experiments.cascade import Cascade
 
     parts: list[Answer] = [
@@ -115,7 +120,7 @@ def _cascade(
 
 
 def _write_onnx(networks: dict[str, Network], theta: float, path: Path) -> None:
-    """Write one graph of both networks. Raises ExportFailed if torch cannot export one of them."""
+    """Write both networks as one graph. Raise ExportFailed if torch cannot export one of them."""
     from tune_sparsity.tuner.results.export_formats import onnx_model
     from tune_sparsity.tuner.results.onnx_cascade import gated
 
@@ -137,11 +142,18 @@ def _checked(
     given: tuple[Experiment, Data],
     tolerance: float,
 ) -> dict[str, Any]:
-    """Return how far the exported group is from the study's on the validation data. Raises ExportFailed if it is
-    another one.
+    """Compare the exported group with the study's group on the validation data, and return the figures.
 
     Args:
-        tolerance: of the outputs, in largest outputs.
+        study: the study.
+        group: the group's entry in result.json.
+        whole: the study's group.
+        exported: the exported group.
+        given: the experiment and its data.
+        tolerance: the allowed difference of outputs, as a fraction of the largest output.
+
+    Raises:
+        ExportFailed: if the two groups differ, or if the study reported another metric.
     """
     import torch
 
@@ -160,13 +172,13 @@ def _checked(
                 sure = _sure(whole, x)
                 difference = max(difference, _most(pair[0][sure] - pair[1][sure]))
                 largest = max(largest, _most(pair[0]))
-    except Exception as error:  # of the program that reads the format
+    except Exception as error:  # an error in the library that reads the format
         raise ExportFailed(f"the exported group cannot be used: {one_line(error)}") from error
     measured, value = (scorer.value() for scorer in scorers)
     if not agrees(experiment, measured, group[objective.val], data.val):
         raise ExportFailed(
-            f"the group has a validation {objective.name} of {measured:.4f} on these data, the study reported "
-            f"{group[objective.val]:.4f}: are they the study's data?"
+            f"the group has a validation {objective.name} of {measured:.4f} on these data, but the study reported "
+            f"{group[objective.val]:.4f}: are these the study's data?"
         )
     if difference > tolerance * (largest or 1.0):
         raise ExportFailed(f"the exported group computes something else: outputs differ by {difference:.3g}")
@@ -174,7 +186,7 @@ def _checked(
 
 
 def _sure(whole: Cascade, x: Any) -> Tensor:
-    """Return the places of the examples that every program passes on, or none does."""
+    """Return a mask of the examples whose margin is not near the threshold, so that rounding cannot decide them."""
     from tune_sparsity.experiments.cascade import margins
 
     return (margins(whole.small(x)) - whole.theta).abs() > _NEAR
@@ -185,7 +197,7 @@ def _most(outputs: Tensor) -> float:
 
 
 def group_text(document: dict[str, Any], objective: Objective) -> str:
-    """Return the figures as a person reads them."""
+    """Return the figures of `export_group` as text for people."""
     value = objective.text(document[objective.val])
     packed = document["size_bytes"]
     return "\n".join(
@@ -195,7 +207,7 @@ def group_text(document: dict[str, Any], objective: Objective) -> str:
             f"{document['largest_difference']:.2g} of the group's",
             f"{document['passed_on']:.1%} of the examples, with a margin below {document['theta']:.6g}, go to the "
             "large network",
-            f"{document['expected_macs']:,.0f} multiply-adds an example are expected, {document['worst_macs']:,} at "
-            f"most{'' if packed is None else f'; packed, both networks take {packed:,} bytes'}",
+            f"an example takes {document['expected_macs']:,.0f} multiply-adds on average, and at most "
+            f"{document['worst_macs']:,}{'' if packed is None else f'; packed, both networks take {packed:,} bytes'}",
         ]
     )

@@ -1,4 +1,5 @@
-"""Two ONNX models as one graph, in which the second sees the rows alone that the first is unsure of."""
+"""Joins two ONNX models into one graph, in which the second model computes only the rows with an unsure first
+answer."""
 
 from __future__ import annotations
 
@@ -8,15 +9,16 @@ _SMALL, _LARGE = "small.", "large."
 
 
 def gated(small: Any, large: Any, theta: float) -> Any:
-    """Return the model of ONNX that computes a `tune_sparsity.experiments.cascade.Cascade`.
+    """Return the ONNX model that computes a `tune_sparsity.experiments.cascade.Cascade`.
 
-    The large network is within an If: where no row is passed on it is not run at all. Else the inputs' rows are
-    gathered for it, and its outputs are scattered over the small one's.
+    A row is passed on to the large network if the small network's margin is below theta. The large network is within an
+    If node, so it does not run if no row is passed on. Otherwise these rows of the inputs are gathered, and the large
+    network's outputs replace the small network's outputs of these rows.
 
     Args:
-        small: as `tune_sparsity.tuner.results.export_formats.onnx_model` gives it.
-        large: likewise, of the same inputs.
-        theta: the rows with a margin below it are passed on.
+        small: the small network, from `tune_sparsity.tuner.results.export_formats.onnx_model`.
+        large: the large network, from the same function and with the same inputs.
+        theta: the threshold of the margin, a number that float32 represents exactly.
     """
     from onnx import ModelProto, compose, helper
 
@@ -56,8 +58,8 @@ def gated(small: Any, large: Any, theta: float) -> Any:
 
 
 def _gate(outputs: str, theta: float) -> tuple[list[Any], list[Any]]:
-    """Return the nodes, and their constants, that make of logits the "rows" that are passed on, and "gate.any": whether
-    there are any."""
+    """Return the nodes of the gate and their constants. From the logits in `outputs` they compute "rows", the indices
+    of the rows to pass on, and "gate.any", which is true if there are such rows."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 

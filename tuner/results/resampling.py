@@ -1,8 +1,8 @@
-"""An ensemble of networks near an average of weights, drawn from the spread of its samples; off by default.
+"""Makes an ensemble of networks near an average of weights, without further training. It is off by default.
 
-Late in a training weights walk around their mean. Weights drawn from that walk, each from a normal distribution of its
-own, are other networks of about the same quality, whose outputs are averaged (weight parameter resampling, arXiv
-1807.00847; the diagonal case of SWAG, Maddox et al. 2019, arXiv 1902.02476). Nothing is trained.
+Late in a training, weights move around their mean. To draw each weight from a normal distribution with this mean and
+spread gives another network of similar quality. The ensemble averages the outputs of such networks (weight parameter
+resampling, arXiv 1807.00847; the diagonal case of SWAG, Maddox et al. 2019, arXiv 1902.02476).
 """
 
 from __future__ import annotations
@@ -27,30 +27,33 @@ from tune_sparsity.tuner.results.networks import split_masks
 from tune_sparsity.tuner.study.layout import SPREAD
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 2.0)
-"""Of the spread: what is chosen from, on the validation data. 0 is the average itself."""
-_BINS = 15  # of the calibration error, as Guo et al. 2017 (arXiv 1706.04599) have it
-_DROP = 0.005 + 1e-9  # of a metric that lies in [0, 1]: what noise may cost
+"""Factors of the spread. The validation data decide which one is used. 0 gives the average itself."""
+_BINS = 15  # bins of the calibration error, as in Guo et al. 2017 (arXiv 1706.04599)
+_DROP = 0.005 + 1e-9  # the allowed loss by noise of a metric in [0, 1]
 _HALVINGS, _SEED = 20, 0
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Holds what outputs are worth: the metric, and of classes the mean negative log-likelihood and calibration."""
+    """The quality of outputs."""
 
-    value: float
-    nll: float | None
-    ece: float | None
+    value: float  # the metric
+    nll: float | None  # the mean negative log-likelihood; None unless the targets are classes
+    ece: float | None  # the expected calibration error; None unless the targets are classes
 
 
 class Resampling:
-    """A network, the spread of its weights, and the networks drawn around it.
+    """Draws networks around an average of weights, and judges ensembles of them.
 
     Args:
-        file: a network as `tune_sparsity.tuner.worker.trainable.packed_weights` gives it.
-        members: networks in an ensemble. They come in pairs with opposite deviations.
+        experiment: the network's experiment.
+        data: the experiment's data.
+        file: a network as `tune_sparsity.tuner.worker.trainable.packed_weights` returns it.
+        members: the number of networks in an ensemble. They are drawn in pairs with opposite deviations.
+        device: the device on which the networks are evaluated.
 
     Raises:
-        ValueError: if the file has no spread: its weights were not averaged.
+        ValueError: if the file contains no spread, because the weights were not averaged.
     """
 
     def __init__(self, experiment: Experiment, data: Data, file: Path, members: int, device: str = "cpu") -> None:
@@ -65,10 +68,11 @@ class Resampling:
         self._means = {name: state[name].clone() for name in self.spread if name in state}
 
     def judged(self, split: Split | Loaded, scale: float) -> Judged:
-        """Return what the ensemble's mean outputs are worth on a split: of classes the mean of their probabilities.
+        """Return the quality of the ensemble's mean outputs on a split.
 
         Args:
-            scale: of the spread; 0 is the network alone.
+            split: the examples.
+            scale: the factor of the spread; 0 judges the average alone.
         """
         if scale == 0:
             return self._judged(split, [nullcontext()])
@@ -76,14 +80,15 @@ class Resampling:
 
     @contextmanager
     def drawn(self, scale: float, member: int) -> Iterator[None]:
-        """Within it the network has the weights of a member, and running statistics of its own."""
+        """Give the network the weights of a member within the block, and measure its running statistics again."""
         sign = -1.0 if member % 2 else 1.0
         with self._moved({name: sign * scale * one for name, one in self.spread.items()}, _SEED + member // 2):
             yield
 
     def noise_tolerance(self) -> float:
-        """Return the largest relative noise r at which the metric on the validation data is at most half a point worse;
-        at most 1. A weight is w (1 + r e) then, with e from a normal distribution. By bisection."""
+        """Return the largest relative noise of the weights, in [0, 1], that makes the metric on the validation data at
+        most half a point worse. Noise r changes a weight w to w (1 + r e), with e from a standard normal distribution.
+        The result is found by bisection."""
         best, low, high = self.judged(self.data.val, 0.0).value, 0.0, 1.0
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
@@ -93,8 +98,8 @@ class Resampling:
 
     @contextmanager
     def _moved(self, deviations: Mapping[str, Tensor], seed: int) -> Iterator[None]:
-        """Within it each weight is moved by its deviation times a number from a normal distribution. Those that are
-        masked stay 0."""
+        """Move each weight within the block by its deviation times a number from a standard normal distribution. Masked
+        weights stay 0."""
         state, generator = self.model.state_dict(), Generator().manual_seed(seed)
         try:
             with torch.no_grad():
@@ -110,7 +115,12 @@ class Resampling:
                     state[name].copy_(mean)
 
     def _judged(self, split: Split | Loaded, members: Sequence[AbstractContextManager[None]]) -> Judged:
-        """Return what the mean outputs of networks are worth, each of which the model is within a context."""
+        """Return the quality of the mean outputs of several networks.
+
+        Args:
+            split: the examples.
+            members: a context for each network, which gives the model the network's weights.
+        """
         parts = [self._outputs(split, member) for member in members]
         targets = [y for _, y in parts[0]]
         scorer, found = Scorer(metric_of(self.experiment.metric), torch.device("cpu")), []
@@ -125,14 +135,17 @@ class Resampling:
         return Judged(value, nll, calibration_error(outputs.softmax(1), wanted))
 
     def _outputs(self, split: Split | Loaded, member: AbstractContextManager[None]) -> list[tuple[Tensor, Tensor]]:
-        """Return the outputs of a member, and the targets, batch by batch."""
+        """Return the outputs of a member and the targets, for each batch."""
         with member, torch.no_grad():
             return [(outputs.cpu(), y.cpu()) for outputs, y in outputs_of(self.experiment, self.model, split)]
 
     def bits(self, tolerance: float) -> dict[str, int]:
-        """Return how many bits each prunable weight needs for no more noise than that.
+        """Return the number of bits for the weights of each prunable tensor, so that rounding adds at most this noise.
 
-        A uniform quantiser of step d has noise d / sqrt(12): b >= log2(2 max|w| / (sqrt(12) r rms(w))).
+        A uniform quantiser with step d has noise d / sqrt(12). So b >= log2(2 max|w| / (sqrt(12) r rms(w))).
+
+        Args:
+            tolerance: the largest relative noise r.
         """
         found = {}
         for name, mask in self.masks.items():
@@ -145,11 +158,11 @@ class Resampling:
 
 
 def mean_outputs(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean of several networks' outputs; of classes the logarithm of their mean probabilities.
+    """Return the mean outputs of several networks. For classes, return the logarithm of the mean probabilities.
 
     Args:
-        outputs: (networks, examples, ...).
-        targets: (examples, ...), whole numbers for classes.
+        outputs: a tensor of the shape (networks, examples, ...).
+        targets: a tensor of the shape (examples, ...), with integers for classes.
     """
     if len(outputs) == 1:
         return outputs[0]
@@ -159,12 +172,12 @@ def mean_outputs(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def calibration_error(probabilities: Tensor, targets: Tensor) -> float:
-    """Return the expected calibration error: |accuracy - confidence| in 15 equal bins of confidence, weighted by how
-    many examples each has.
+    """Return the expected calibration error, in [0, 1]: the mean of |accuracy - confidence| over 15 equal bins of
+    confidence, weighted by the number of examples in each bin.
 
     Args:
-        probabilities: (examples, classes).
-        targets: (examples,).
+        probabilities: a tensor of the shape (examples, classes).
+        targets: a tensor of the shape (examples,).
     """
     confidence, chosen = probabilities.double().max(1)
     right = (chosen == targets).double()
@@ -174,8 +187,13 @@ def calibration_error(probabilities: Tensor, targets: Tensor) -> float:
 
 
 def ensemble_document(drawn: Resampling, size_bytes: int | None, macs: int | None) -> dict[str, Any]:
-    """Return what result.json tells of an ensemble. The scale is chosen on the validation data; the test data are read
-    once."""
+    """Return the entry of an ensemble in result.json. The scale is chosen on the validation data alone.
+
+    Args:
+        drawn: the network and its spread.
+        size_bytes: the size of the network's packed file; None if unknown.
+        macs: the network's multiply-adds in one example; None if unknown.
+    """
     experiment, data = drawn.experiment, drawn.data
     metric = metric_of(experiment.metric)
     tried = {scale: drawn.judged(data.val, scale) for scale in SCALES}
@@ -190,7 +208,7 @@ def ensemble_document(drawn: Resampling, size_bytes: int | None, macs: int | Non
         "validation": {str(scale): vars(one) for scale, one in tried.items()},
         "test": {"ensemble": vars(test), "average": vars(alone)},
     }
-    # The mean and the spread share one index, however many members are drawn.
+    # The file holds the mean and the spread with one common index of nonzero weights, for any number of members.
     masks = drawn.masks
     counts = [int(masks[name].sum()) if name in masks else one.numel() for name, one in drawn.spread.items()]
     if size_bytes is not None:

@@ -1,4 +1,4 @@
-"""Which method wins, and by how much: each method's best trial trained again from fresh seeds, judged on test data."""
+"""Compares methods: the best trial of each is trained again with other seeds and measured on the test data."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 from tune_sparsity.tuner.study.pareto import best_trial
 from tune_sparsity.tuner.study.trial import TrialRecord
 
-_FIRST_SEED = 1_000_000  # as a trial's number: beyond every trial of a search, so that no seed is used twice
+_FIRST_SEED = 1_000_000  # used as a trial number, above those of all trials, so that no seed is used twice
 
 
 @dataclass(frozen=True)
 class Retrained:
-    """A method's best feasible trial, trained again. The metric's values are on the test data, one for each seed under
-    which the training did not fail; at least one."""
+    """The results of training a method's best feasible trial again."""
 
     method: str
     trial: str
     sparsity: float
-    test_values: tuple[float, ...]
-    target: float | None = None  # at which it is the method's best, where the goal has several
-    failed: int = 0  # seeds under which the training failed
+    test_values: tuple[float, ...]  # the metric on the test data, for each training that did not fail; at least one
+    target: float | None = None  # the trial is the method's best at this target; None if the goal has one target
+    failed: int = 0  # the number of trainings that failed
     objective: Objective = ACCURACY
 
     @property
@@ -54,23 +53,23 @@ class Retrained:
 
 @dataclass(frozen=True)
 class Retraining:
-    """What training again gave."""
+    """The results of training again for all methods."""
 
     methods: Sequence[Retrained] = ()
-    problems: Sequence[str] = ()  # a line for each reason why a training or its measuring failed
+    problems: Sequence[str] = ()  # the reasons why a training or its measurement failed, one line each
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A method's best feasible trial at a target; `target` is None where the goal has only one."""
+    """A method's best feasible trial at a target. `target` is None if the goal has only one target."""
 
     target: float | None
     record: TrialRecord
 
 
 def best_of_each(records: Iterable[TrialRecord], methods: Sequence[str], goal: Goal) -> list[Chosen]:
-    """Return the best trial of every method that has a feasible one, in the order of `methods`, for every target in
-    turn."""
+    """Return the best feasible trial of each method at each target, ordered by target and then as in `methods`. A
+    method without a feasible trial at a target is left out."""
     records = list(records)
     several = len(goal.targets) > 1
     return [
@@ -82,12 +81,13 @@ def best_of_each(records: Iterable[TrialRecord], methods: Sequence[str], goal: G
 
 
 def _trials(chosen: Iterable[Chosen]) -> list[TrialRecord]:
-    """Return every trial once: it may be the best at several targets."""
+    """Return the chosen trials without duplicates, because a trial may be the best at several targets."""
     return list({one.record.number: one.record for one in chosen}.values())
 
 
 def jobs(chosen: Iterable[Chosen], seeds: int) -> list[dict[str, Any]]:
-    """Return the trainings to run: each trial's method and params under `seeds` seed numbers, trial by trial."""
+    """Return the configs of the trainings to run, in the form of a trial's config: `seeds` of them for each trial, one
+    trial after another."""
     return [
         {"number": _FIRST_SEED + seed, "method": record.method, "params": record.params}
         for record in _trials(chosen)
@@ -96,8 +96,14 @@ def jobs(chosen: Iterable[Chosen], seeds: int) -> list[dict[str, Any]]:
 
 
 def summarise(chosen: Sequence[Chosen], values: Sequence[float | None], seeds: int) -> list[Retrained]:
-    """Return the metric's values, in the order of `jobs` and None for a training that failed, by target and method; a
-    target's best mean first. A method whose trainings all failed is left out."""
+    """Return the results by target and method. At each target, the method with the best mean is first. A method is left
+    out if all its trainings failed.
+
+    Args:
+        chosen: the trials that were trained again.
+        values: the metric on the test data in the order of `jobs`, with None for a training that failed.
+        seeds: the number of trainings for each trial.
+    """
     of_trial = {
         record.number: [value for value in values[i * seeds : (i + 1) * seeds] if value is not None]
         for i, record in enumerate(_trials(chosen))
@@ -119,7 +125,8 @@ def summarise(chosen: Sequence[Chosen], values: Sequence[float | None], seeds: i
 
 
 def verdicts(retrained: Sequence[Retrained]) -> list[str]:
-    """Return which method wins and by how much, in one line for each target that more than one method meets."""
+    """Return a line for each target that several methods meet. It names the best method and its lead over the
+    second."""
     lines = []
     for target in dict.fromkeys(one.target for one in retrained):
         there = [one for one in retrained if one.target == target]

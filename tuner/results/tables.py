@@ -1,7 +1,7 @@
-"""The result of a study as files: trials.csv, pareto.csv and result.json.
+"""Writes the results of a study: trials.csv, pareto.csv and result.json.
 
-The files are read by other programs, perhaps while the study runs, so each of them is replaced in one step and is
-never seen half written. Missing values are empty in the tables and null in the JSON, which never contains NaN.
+Other programs may read these files while the study runs, so each file is replaced in one step. Missing values are empty
+in the tables and null in the JSON, which never contains NaN.
 """
 
 from __future__ import annotations
@@ -29,18 +29,21 @@ TRAILING_COLUMNS = (
     *("sparsity", "sparsity_matrices", "sparsity_total", "hoyer", "nonzero_weights", "size_bytes", "macs"),
     *("syn_ops", "train_bytes", "epochs", "seconds", "method", "reason"),
 )
-"""After the parameters and the metric; like the leading ones they are attributes of a TrialRecord, but for
-"sparsity_matrices"."""
+"""The columns after the parameters and the metric. All leading and trailing columns except "sparsity_matrices" are
+attributes of a TrialRecord."""
 
 
 @dataclass(frozen=True)
 class StudySeconds:
-    """Where the driver's wall clock went, in seconds.
+    """The wall-clock time of a study in seconds. The parts do not overlap and add up to the total.
 
-    The parts do not overlap, and sum to the total: `startup` from the command's start to the first trial's first epoch,
-    `training` the workers' epochs divided by the number of trials that ran at once, `sampling` and `tracking` what the
-    driver spent in the searcher and in the tracker, `finishing` from the search's end to the last file, and `other` the
-    rest: workers that waited for trials, or for others to end.
+    Attributes:
+        total: the time from the start of the command to the last file.
+        startup: the time from the start of the command to the first epoch of a trial.
+        training: the time of all epochs in the workers, divided by the number of trials that ran at once.
+        sampling: the driver's time in the searcher.
+        tracking: the driver's time in the tracker.
+        finishing: the time from the end of the search to the last file.
     """
 
     total: float = 0.0
@@ -52,14 +55,14 @@ class StudySeconds:
 
     @property
     def other(self) -> float:
-        """Return the rest of the total; it is never negative, since clocks read one after the other may disagree a
-        little."""
+        """Return the rest of the total, in which workers waited for trials or for other workers. Small errors of the
+        clocks never make it negative."""
         parts = (self.startup, self.training, self.sampling, self.tracking, self.finishing)
         return max(0.0, self.total - sum(parts))
 
     def without_overlap(self) -> StudySeconds:
-        """Return the same, where what the driver did while trials trained counts once: as its own, and not as
-        training."""
+        """Return these seconds without time that is counted twice: if trials trained while the driver did something
+        else, this time counts for the driver and not as training."""
         rest = self.startup + self.sampling + self.tracking + self.finishing
         return replace(self, training=max(0.0, min(self.training, self.total - rest)))
 
@@ -69,27 +72,27 @@ class StudySeconds:
 
 @dataclass(frozen=True)
 class StudyOutcome:
-    """All that a study found, in the one form from which its files and its last words on the terminal are made."""
+    """The results of a study, from which its files and the summary on the terminal are made."""
 
     study: str
     goal: Goal
     experiment: str
-    method: str  # as given: several methods are separated by commas
+    method: str  # the methods, separated by commas
     records: Sequence[TrialRecord]
-    folder: Path  # STORAGE/STUDY; of a study in an object store, where it is worked on
+    folder: Path  # STORAGE/STUDY, or a local working folder if the study is in an object store
     seconds: StudySeconds = field(default_factory=StudySeconds)
-    test_values: Mapping[int, float] = field(default_factory=dict)  # the metric of the reported networks, by trial
-    weights: int | None = None  # number of prunable weights of the network
-    sparsity_by_layer: Mapping[str, float] = field(default_factory=dict)  # of the best network, in its order
-    dead_neurons: Mapping[str, DeadNeurons] = field(default_factory=dict)  # of the best network's layers that have any
+    test_values: Mapping[int, float] = field(default_factory=dict)  # the metric on the test data, by trial number
+    weights: int | None = None  # the number of prunable weights in the network
+    sparsity_by_layer: Mapping[str, float] = field(default_factory=dict)  # in the best network, in the layers' order
+    dead_neurons: Mapping[str, DeadNeurons] = field(default_factory=dict)  # in the best network, by layer
     mlflow_experiment_id: str | None = None
-    mlflow_run_id: str | None = None  # of the study's parent run
+    mlflow_run_id: str | None = None  # the study's parent run
     tracking_uri: str | None = None
-    store: str = ""  # where it is kept, if that is not the folder
-    size: NetworkSize | None = None  # how many of the network's parameters can be pruned
-    retrained: Sequence[Retrained] = ()  # with --final-seeds: every method's best, trained again; the winner first
-    group: Mapping[str, Any] = field(default_factory=dict)  # with --group: of two of the kept networks
-    ensemble: Mapping[str, Any] = field(default_factory=dict)  # with --ensemble: of networks around the best one
+    store: str = ""  # the study's address in an object store, or "" if the folder is the study's place
+    size: NetworkSize | None = None  # the numbers of prunable and other parameters of the network
+    retrained: Sequence[Retrained] = ()  # the results of --final-seeds, the best method first
+    group: Mapping[str, Any] = field(default_factory=dict)  # the results of --group
+    ensemble: Mapping[str, Any] = field(default_factory=dict)  # the results of --ensemble
 
     @property
     def best(self) -> TrialRecord | None:
@@ -101,21 +104,21 @@ class StudyOutcome:
 
     @property
     def test_value(self) -> float | None:
-        """Return the metric of the best trial on the test data."""
+        """Return the metric of the best network on the test data; None if there is no such network."""
         return None if self.best is None else self.test_values.get(self.best.number)
 
     @property
     def spike_rates(self) -> dict[str, float]:
-        """Return the best network's, by layer; nothing where it has no spiking layers."""
+        """Return the spike rates of the best network by layer; an empty dict if it has no spiking layers."""
         return {} if self.best is None else self.best.spike_rates
 
     def sparsity_matrices(self, record: TrialRecord) -> float | None:
-        """Return a trial's zeros over the numbers of all weight matrices, those that stay dense included."""
+        """Return a trial's number of zeros divided by the size of all weight matrices, including dense ones."""
         return _sparsity_matrices(record, self.size)
 
     @property
     def states(self) -> dict[str, int]:
-        """Return the number of trials in each final state; a trial that is still running is in none of them."""
+        """Return the number of trials in each final state. Running trials are not counted."""
         counts = Counter(record.state for record in self.records)
         return {str(s): counts[s] for s in (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)}
 
@@ -131,12 +134,13 @@ def _by_number(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 
 def _parameter_columns(records: Iterable[TrialRecord], value: str) -> dict[str, str]:
-    """Return the heading of each parameter's column, by the parameter's name, in first-seen order.
+    """Return the heading of each parameter's column by the parameter's name, ordered by the first trial with it.
 
-    Headings are the plain names, except where a name is that of another column: `epochs` becomes `param.epochs`,
-    because two columns of one name are read back as something else by every reader.
+    The heading is the parameter's name. If another column has this name, the heading gets a prefix: `epochs` becomes
+    `param.epochs`, because programs cannot read two columns with one name reliably.
 
     Args:
+        records: the trials.
         value: the heading of the metric's column.
     """
     names = dict.fromkeys(name for record in _by_number(records) for name in record.params)
@@ -149,10 +153,10 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return repr(value)  # the shortest text that reads back as the same number
+        return repr(value)  # the shortest text for exactly this number
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return " ".join(str(value).splitlines())  # a row stays one line, also for tools that cut at line ends
+    return " ".join(str(value).splitlines())  # so that each row is one line
 
 
 def trials_csv(
@@ -161,16 +165,16 @@ def trials_csv(
     objective: Objective = ACCURACY,
     size: NetworkSize | None = None,
 ) -> str:
-    """Return the trials as a table: number, state, parameters, measures, method, reason.
+    """Return the trials as a table, with a row for each trial.
 
     Args:
-        records: the rows, in this order.
-        columns_of: the trials whose parameters make the columns; by default those of the rows.
-        objective: the metric that the trials have.
-        size: of the network; without it "sparsity_matrices" is empty.
+        records: the trials of the rows, in this order.
+        columns_of: the trials whose parameters have a column; by default `records`.
+        objective: the objective of the trials.
+        size: the numbers of parameters of the network; without them "sparsity_matrices" is empty.
 
     Returns:
-        The text of the CSV file: RFC 4180 quoting, "\n" line ends.
+        The text of the CSV file, with quotes as in RFC 4180 and "\n" as line ends.
     """
     parameters = _parameter_columns(records if columns_of is None else columns_of, objective.val)
     text = io.StringIO()
@@ -185,7 +189,7 @@ def trials_csv(
 
 
 def trial_document(record: TrialRecord) -> dict[str, Any]:
-    """Return a trial as result.json describes it."""
+    """Return a trial's entry in result.json."""
     return {
         "trial": record.name,
         "method": record.method,
@@ -202,7 +206,7 @@ def trial_document(record: TrialRecord) -> dict[str, Any]:
 
 
 def _reported_document(outcome: StudyOutcome, record: TrialRecord | None) -> dict[str, Any] | None:
-    """Return a trial whose network is reported, with what was measured of it."""
+    """Return the entry of a trial whose network was tested; None without a trial."""
     if record is None:
         return None
     test = {record.objective.test: outcome.test_values.get(record.number)}
@@ -211,7 +215,7 @@ def _reported_document(outcome: StudyOutcome, record: TrialRecord | None) -> dic
 
 
 def _goal_document(outcome: StudyOutcome) -> dict[str, Any]:
-    """Return the findings for a goal that is not a single target; `target` is its lowest sparsity."""
+    """Return the entries of result.json that depend on the goal; an empty dict for a goal with one target."""
     goal = outcome.goal
     if goal.kind is GoalKind.TARGETS:
         found = goal.best_at(outcome.records)
@@ -230,8 +234,7 @@ def _goal_document(outcome: StudyOutcome) -> dict[str, Any]:
 
 
 def result_document(outcome: StudyOutcome) -> dict[str, Any]:
-    """Return the study's result as one document, that of result.json and of `--json`; `best` is None if none is
-    feasible."""
+    """Return the content of result.json, which `--json` prints too. "best" is None if no trial is feasible."""
     dense = outcome.size.dense if outcome.size else ()
     document = {
         "study": outcome.study,
@@ -260,10 +263,16 @@ def result_document(outcome: StudyOutcome) -> dict[str, Any]:
 def write_trials(
     folder: Path, records: Sequence[TrialRecord], goal: Goal, size: NetworkSize | None = None
 ) -> list[Path]:
-    """Writes trials.csv (by number) and pareto.csv (by sparsity), perhaps after every trial. Returns both paths.
+    """Write trials.csv, ordered by number, and pareto.csv, ordered by sparsity. Return both paths.
 
     Args:
-        size: of the network, for "sparsity_matrices".
+        folder: the study's folder.
+        records: the study's trials.
+        goal: the study's goal.
+        size: the numbers of parameters of the network, for "sparsity_matrices".
+
+    Raises:
+        OSError: if the folder cannot be written to.
     """
     trials, pareto = folder / TRIALS_CSV, folder / PARETO_CSV
     write_atomically(trials, trials_csv(_by_number(records), objective=goal.objective, size=size))
@@ -272,9 +281,9 @@ def write_trials(
 
 
 def write_results(outcome: StudyOutcome) -> list[Path]:
-    """Writes trials.csv, pareto.csv and result.json into the study's folder. Returns the three paths.
+    """Write trials.csv, pareto.csv and result.json into the study's folder. Return the three paths.
 
-    result.json comes last: where it is, the study ended and its tables are complete.
+    result.json is written last. So if it exists, the study has ended and its tables are complete.
 
     Raises:
         OSError: if the folder cannot be written to.
@@ -284,7 +293,7 @@ def write_results(outcome: StudyOutcome) -> list[Path]:
 
 
 def write_result(outcome: StudyOutcome) -> Path:
-    """Write result.json alone, where the tables are written already. Return its path. Raises as `write_results`."""
+    """Write result.json without the tables, and return its path. Raise OSError if the folder cannot be written to."""
     result = outcome.folder / RESULT_JSON
     write_atomically(result, to_json(result_document(outcome)))
     return result
