@@ -1,8 +1,8 @@
-"""What one trial trains: a data set, a network and a loop, and how a user adds one.
+"""Describe and run the training of one trial: the data set, the network and the training loop.
 
-An experiment is an `Experiment`: plain functions for the data, the network, the loss and the metric, and a recipe.
-This room may import `sparsity`, and neither Ray nor Optuna nor MLflow. It reads data sets and trains; it does not
-search.
+A user adds an experiment as an `Experiment`: functions for the data, the network, the loss and the metric, and a
+`Recipe`. This package reads data sets and trains networks. It does not search. It may import `sparsity`, but not Ray,
+Optuna or MLflow.
 """
 
 from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe

@@ -1,4 +1,4 @@
-"""What an experiment is."""
+"""Define an experiment, its data and its default training settings."""
 
 from __future__ import annotations
 
@@ -24,28 +24,37 @@ from tune_sparsity.sparsity.wrappers import load_plain, unwrapped
 
 
 class DataUnavailable(Exception):
-    """The data set is neither on this machine nor to be had; the message is one line that says what to do."""
+    """Report that the data set is not on this machine and cannot be downloaded. The message is one line that says what
+    to do."""
 
 
 class NotFinite(Exception):
-    """The loss, the outputs or the metric became NaN or infinite: what follows cannot be trained or judged."""
+    """Report that the loss, the outputs or the metric became NaN or infinite, so that the training cannot continue."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set. The search sees `train` and `val`; `test` is read once, for the network that is reported.
+    """Holds the three splits of a data set. The search uses `train` and `val`. `test` is used once, for each reported
+    network.
 
-    Each split is a `Split` of tensors in memory, or a torch data set: map-style, or an IterableDataset that has a
-    length. Of a data set every process that trains loads its own: `load` is called there too.
+    Each split is a `Split` of tensors in memory or a torch data set. A torch data set is map-style, or an
+    IterableDataset that has a length. If the splits are torch data sets, every training process calls `Experiment.load`
+    itself.
 
     Attributes:
-        preprocessing: what was done to the raw inputs, in JSON's types, for whoever uses the exported network.
-        classes: the names of the classes, in the order of the logits; empty if there are none.
-        collate: of data sets: makes (inputs, targets) of a list of examples. torch's default_collate unless given.
-        workers: of data sets: processes that load for each training; 0: the training process loads.
+        train: the examples for the training.
+        val: the examples that the search compares networks on.
+        test: the examples for the final test.
+        preprocessing: a description of the changes that were made to the raw inputs, for users of the exported network.
+            It contains only types that JSON has.
+        classes: the names of the classes, in the order of the logits. It is empty if there are no classes.
+        collate: makes (inputs, targets) from a list of examples. It applies to torch data sets only. The default is
+            torch's default_collate.
+        workers: the number of processes that load examples for each training. It applies to torch data sets only. With
+            0, the training process loads them.
     """
 
-    train: Any  # a Split, or Loaded, which data sets become
+    train: Any  # a Split or a Loaded: __post_init__ wraps a data set in a Loaded
     val: Any
     test: Any
     preprocessing: dict[str, Any] = field(default_factory=dict)
@@ -64,8 +73,8 @@ class Data:
         return not any(isinstance(split, Loaded) for split in (self.train, self.val, self.test))
 
     def checksum(self) -> str:
-        """SHA-256 over all splits' bytes, shapes and types: equal exactly for equal data in equal order. Of data sets
-        that are not in memory only some examples go in."""
+        """Return the SHA-256 of the bytes, shapes and types of all splits. Equal data in equal order have equal
+        checksums. For a torch data set the checksum covers its length and a sample of its examples."""
         digest = hashlib.sha256()
         for split in (self.train, self.val, self.test):
             split.add_to(digest)
@@ -73,12 +82,21 @@ class Data:
 
 
 def correct(outputs: Tensor, targets: Tensor) -> Tensor:
-    """1 for every example whose largest logit is its class, else 0: shape (n,). Its mean is the accuracy."""
+    """Return 1 for every example whose largest logit belongs to its class, and 0 for the others.
+
+    Args:
+        outputs: logits of the shape (n, classes).
+        targets: numbers of the classes, of the shape (n,).
+
+    Returns:
+        Shape (n,). Its mean is the accuracy.
+    """
     return (outputs.argmax(dim=1) == targets).float()
 
 
 def are_classes(outputs: Tensor, targets: Any) -> bool:
-    """Return whether outputs are logits, shape (n, classes), and targets the numbers of classes, shape (n,)."""
+    """Return whether `outputs` are logits of the shape (n, classes) and `targets` are numbers of classes of the shape
+    (n,)."""
     labels = isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point()
     return labels and outputs.dim() == 2
 
@@ -92,18 +110,23 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 
 @dataclass(frozen=True)
 class Recipe:
-    """Default settings of a training. Raises ValueError for what is out of range.
+    """Holds the default settings of a training.
 
     Attributes:
         epochs: passes over the training data, at least 1.
-        batch_size: examples of a forward pass, at least 1.
-        drop_last: leave out what is left over at an epoch's end, where it is fewer examples than batch_size. Other
-            examples are left out in every epoch. Batch normalisation cannot train on one example.
-        accumulate: batches whose gradients are averaged for one step, at least 1.
-        clip_norm: the L2 norm of all gradients together that a step has at most, > 0; None: they are not clipped. On
-            the sphere only a gradient's direction counts.
-        precision: "float32"; or "bfloat16" or "float16", for torch.autocast over forward pass and loss. Gradients of
-            float16 are scaled, and a step with an infinite one is left out. Evaluation is in the weights' own type.
+        batch_size: examples in a forward pass, at least 1.
+        drop_last: whether an epoch skips its last batch if this batch has fewer than `batch_size` examples. Each epoch
+            skips other examples, because the order changes. This helps networks with batch normalisation, which cannot
+            train on one example.
+        accumulate: the number of batches whose gradients are averaged for one step, at least 1.
+        clip_norm: the largest L2 norm of all gradients together, > 0. Larger gradients are scaled down to it before a
+            step. None: they are not clipped. For weights on the sphere only the direction of the gradient matters.
+        precision: "float32", "bfloat16" or "float16". The last two run the forward pass and the loss in torch.autocast.
+            With "float16" the gradients are scaled, and a step with an infinite gradient is skipped. The evaluation
+            always uses the type of the weights.
+
+    Raises:
+        ValueError: if a setting is out of range.
     """
 
     epochs: int
@@ -122,51 +145,57 @@ class Recipe:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
     def trained_on(self, examples: int) -> int:
-        """Return how many of so many examples an epoch trains on."""
+        """Return the number of examples that an epoch trains on.
+
+        Args:
+            examples: the size of the training split.
+        """
         return examples - examples % self.batch_size if self.drop_last else examples
 
     def batches(self, examples: int) -> int:
-        """Return how many batches an epoch of so many examples has."""
+        """Return the number of batches in an epoch over a training split of this size."""
         return -(-self.trained_on(examples) // self.batch_size)
 
     def steps(self, examples: int) -> int:
-        """Return how many steps an epoch of so many examples has."""
+        """Return the number of optimizer steps in an epoch over a training split of this size."""
         return -(-self.batches(examples) // self.accumulate)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A data set, a network and how they are trained; the built-in ones and users' own are all this.
+    """Describes a data set, a network and their training. The built-in experiments are instances of it, and so are
+    users' own.
 
     Attributes:
-        name: under which the experiment is known in files and in MLflow.
-        load: reads the data; its argument is the folder given by --data-dir, or None for the default one. Raises
-            DataUnavailable when the data cannot be had.
-        model: makes a fresh network, its weights drawn from torch's global generator (which the caller seeds).
-        recipe: default epochs and batch size.
-        forward: (network, prepared inputs) -> one tensor of outputs, an entry an example. Unless given, the network is
-            called with the inputs; those of a dict are its keyword arguments.
-        optimizer: "sgd" or "adamw", of everything off the sphere. With "adamw" a study searches the methods' spaces
-            with ranges that suit it, as `--space lpss+adamw` does.
+        name: the name of the experiment in files and in MLflow.
+        load: takes the folder that --data-dir gives, or None for the default folder, and returns the data. It raises
+            DataUnavailable if the data cannot be found or downloaded.
+        model: makes a fresh network. It draws the weights from torch's global generator, which the caller seeds.
+        recipe: the default epochs, batch size and other settings of the training.
+        forward: (network, prepared inputs) -> one tensor of outputs whose first dimension counts the examples. By
+            default the network is called with the inputs. If the inputs are a dict, its entries are keyword arguments.
+        optimizer: "sgd" or "adamw". It updates all parameters that do not lie on the sphere. With "adamw" a study uses
+            search ranges that suit AdamW, as `--space lpss+adamw` does.
         loss: (outputs, targets) -> a scalar to minimise.
-        metric: (outputs, targets) -> one score in [0, 1] for every example; the mean is what is called accuracy. Or a
-            Metric, with a name and a direction of its own; or a torchmetrics metric.
-        prepare: inputs as the data set holds them -> as the network takes them. Applied to every batch, on its
-            device, in training and in evaluation: large images can stay bytes in memory.
-        augment: (inputs, generator on the CPU) -> inputs of the same shapes and types, randomly changed. Applied to
-            training batches only, on their device and before `prepare`; all its randomness must come from the
-            generator, or a resumed training is another one.
-        layers: which of the network's layers are pruned, and which of them lie on the sphere.
-        cuda_graph: whether a step on a GPU, from the batch to the new weights, may be recorded once and replayed from
-            then on. Small networks train several times as fast so. `prepare`, `model` and `loss` have to do the same
-            operations at every step: what Python decides or draws in them, torch's numbers on the CPU included, is
-            decided once and for all by the recording (what torch draws on the GPU is not), and nothing may wait for
-            the GPU, as `.item()` does.
-        space: a search space, by name or .yaml file, that suits this data better than its method's own; a study takes
-            it for that method unless it is given another.
-        trained: whether `model` returns a network that was trained before. Its first masks then go by magnitude.
-        files: what the experiment's code reads beside its modules, for workers on other machines and for the logged
-            model: names of files and folders, or patterns of glob, in the folder of the experiment's own file.
+        metric: (outputs, targets) -> a score in [0, 1] for every example, whose mean is called accuracy. It may also be
+            a Metric, which has its own name and direction, or a torchmetrics metric.
+        prepare: converts inputs of the data set into inputs of the network. It is applied to every batch on the batch's
+            device, in training and in evaluation. Large images can therefore stay bytes in memory.
+        augment: (inputs, generator on the CPU) -> randomly changed inputs of the same shapes and types. It is applied
+            only to training batches, on their device and before `prepare`. It must draw all random numbers from the
+            generator. Otherwise a resumed training gives other results.
+        layers: rules that select the layers to prune and the layers on the sphere.
+        cuda_graph: whether a training step on a GPU may be recorded once as a CUDA graph and then replayed. Small
+            networks train several times faster with it. `prepare`, `model` and `loss` must do the same operations in
+            every step. Decisions and random numbers of Python, and random numbers of torch on the CPU, are fixed by the
+            recording. Random numbers of torch on the GPU are not. No operation may wait for the GPU, as `.item()` does.
+        space: the name or .yaml file of a search space that suits this data better than the default space of its
+            method. A study uses it for this method unless the user gives another space.
+        trained: whether `model` returns a network that has been trained before. If so, the first masks keep the weights
+            with the largest magnitudes.
+        files: the files that the experiment's code reads besides its modules. Workers on other machines and the logged
+            model need them. Each entry is a file, a folder or a glob pattern, relative to the folder of the
+            experiment's own file.
     """
 
     name: str
@@ -187,16 +216,17 @@ class Experiment:
 
     @property
     def origin(self) -> Any:
-        """Return the object in the user's file that this is."""
+        """Return the object that the user's file defines. It differs from this experiment if an option has changed a
+        copy."""
         return getattr(self, "_origin", self)
 
     @property
     def travelling(self) -> Mapping[str, Any]:
-        """Return the attributes that its code does not tell, which workers need."""
+        """Return the attributes that differ from the user's code, so that workers need them besides the code."""
         return {} if self.origin is self else {"layers": self.layers}
 
     def with_pattern(self, pattern: Pattern) -> Experiment:
-        """Return the experiment with this pattern of the zeros."""
+        """Return a copy of the experiment whose masks have this pattern of zeros."""
         made = replace(self, layers=replace(self.layers, pattern=pattern))
         object.__setattr__(made, "_origin", self.origin)
         return made
@@ -206,24 +236,28 @@ class Experiment:
         return metric_of(self.metric).name
 
     def validated(self, model: nn.Module, data: Data) -> float | None:
-        """Return the metric on the validation data; None where it cannot be measured here. Raises NotFinite."""
+        """Return the metric on the validation data, or None if this process cannot measure it. Raise NotFinite if it is
+        not finite."""
         return evaluate(self, model, data.val)
 
     def tested(self, model: nn.Module, data: Data) -> float | None:
-        """Return the metric on the test data; None where there are none. Raises NotFinite."""
+        """Return the metric on the test data, or None if there are none. Raise NotFinite if it is not finite."""
         return evaluate(self, model, data.test)
 
     def outputs(self, model: nn.Module, x: Any) -> Tensor:
-        """Return the network's outputs for inputs as the data set holds them."""
+        """Return the network's outputs for inputs of the data set, which `prepare` has not converted yet."""
         return self.forward(model, self.prepare(x))
 
     def network(self) -> nn.Module:
-        """Return a fresh network to compute with outside of a training: without torch.compile, and on one device."""
+        """Return a fresh network for use outside of a training: without torch.compile, and on one device."""
         return unwrapped(self.model())
 
     def network_with(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """Return the network with these weights, in evaluation mode; binary, if they are. Raises what load_state_dict
-        does."""
+        """Return the network with the given weights, in evaluation mode. Binary weights make the network binary.
+
+        Raises:
+            RuntimeError: if load_state_dict refuses the weights.
+        """
         network = self.network()
         as_stored(network, tensors)
         load_plain(network, tensors)
@@ -231,7 +265,7 @@ class Experiment:
 
 
 def in_evaluation(model: nn.Module) -> nn.Module:
-    """Return the network in evaluation mode. Where a person has written its train() anew, eval() may return nothing."""
+    """Return the network in evaluation mode. Its eval() may return None if the user has overridden train()."""
     model.eval()
     return model
 
@@ -239,12 +273,13 @@ def in_evaluation(model: nn.Module) -> nn.Module:
 def outputs_of(
     experiment: Experiment, model: nn.Module, split: Split | Loaded, batch: int | None = None
 ) -> Iterator[tuple[Tensor, Any]]:
-    """Yield the network's outputs over a split, batch by batch, with the targets: on its device and in evaluation mode;
-    the mode it was in is restored at the end.
+    """Yield the network's outputs and the targets of a split, batch by batch.
+
+    The network computes on its own device and in evaluation mode. At the end it gets back its former mode.
 
     Args:
-        batch: examples at once; by default 4096, and fewer where inputs are large. Of a data set that is not in memory
-            the recipe's batch size.
+        batch: examples in a batch. The default for data in memory is 4096, or fewer if the inputs are large. The
+            default for a torch data set is the recipe's batch size.
     """
     if batch is None and isinstance(split, Loaded):
         batch = experiment.recipe.batch_size
@@ -265,7 +300,7 @@ def evaluate(experiment: Experiment, model: nn.Module, split: Split | Loaded, ba
     """Return the experiment's metric of `model` over a split. The arguments are those of `outputs_of`.
 
     Raises:
-        NotFinite: if an output is NaN: the largest of such outputs is no answer. Also if the metric is NaN or infinite.
+        NotFinite: if an output is NaN, because NaN has no largest logit, or if the metric is NaN or infinite.
     """
     device = next((param.device for param in model.parameters()), torch.device("cpu"))
     metric = metric_of(experiment.metric)

@@ -1,4 +1,4 @@
-"""Batch normalisation's running statistics, measured anew for weights that were not trained as they are."""
+"""Measure the running statistics of batch normalisation again after weights were masked or averaged."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _SAMPLE, _BATCH = 1024, 128  # examples
 
 
 def sample(n: int) -> list[Tensor]:
-    """Indices of up to 1,024 of n examples in batches of up to 128; always the same, each batch from all over the set,
-    which may be sorted by class."""
+    """Return the numbers of up to 1,024 of n examples, in batches of up to 128. They are always the same. Each batch
+    has examples from the whole set, because the set may be sorted by class."""
     indices = spread_over(n, _SAMPLE)
     batches = -(-len(indices) // _BATCH)
     return [indices[k::batches] for k in range(batches)]
 
 
 def sampled_inputs(model: nn.Module, train: Split | Loaded) -> Iterator[Any]:
-    """Yield the training inputs that running statistics are measured on anew, on the network's device; none where there
-    are none to measure."""
+    """Yield training inputs for `remeasure`, on the network's device. Yield nothing if the network has no running
+    statistics."""
     if train.examples >= 2 and normalises(model):
         device = next(model.parameters()).device
         yield from (train.at(batch).to(device).x for batch in sample(train.examples))
 
 
 def normalises(model: nn.Module) -> bool:
-    """Return whether training moves running statistics of the network's activations."""
+    """Return whether a training changes running statistics of the network."""
     return bool(moving(model))
 
 
@@ -43,13 +43,15 @@ def remeasure(
     forward: Callable[[nn.Module, Any], object] = called,
     layers: Sequence[BatchNorm] | None = None,
 ) -> None:
-    """Make the running statistics the means over the given batches, of two examples and more, for the weights that the
-    network has now; without any batch they stay. Nothing but batch normalisation is in training mode meanwhile, so that
-    nothing random is drawn.
+    """Set the running statistics to their means over the given batches, for the current weights of the network.
+
+    Without batches the statistics stay as they are. All other layers are in evaluation mode meanwhile, so that dropout
+    draws no random numbers.
 
     Args:
+        inputs: batches of at least two examples each.
         forward: (network, inputs) -> anything.
-        layers: the normalisations whose statistics are measured; None for those of `moving`.
+        layers: the normalisations whose statistics are measured. None: the result of `moving`.
     """
     layers = moving(model) if layers is None else layers
     momenta = [layer.momentum for layer in layers]
@@ -74,8 +76,8 @@ def remeasured(
     forward: Callable[[nn.Module, Any], object] = called,
     layers: Sequence[BatchNorm] | None = None,
 ) -> Iterator[None]:
-    """Within it the network is in evaluation mode and its running statistics are those of `remeasure`; afterwards both
-    are what they were."""
+    """Within this block, the network is in evaluation mode and has the running statistics of `remeasure`. Afterwards
+    the network has its former mode and statistics."""
     kept = [(value, value.clone()) for layer in moving(model) for value in layer.buffers()]
     try:
         with modes_kept(model):
@@ -89,6 +91,7 @@ def remeasured(
 
 
 def moving(model: nn.Module) -> list[BatchNorm]:
-    """Return the batch normalisations whose running statistics training moves: a momentum of 0 keeps them."""
+    """Return the batch normalisations whose running statistics change in training. A momentum of 0 leaves them
+    unchanged."""
     norms = [layer for layer in normalising(model) if isinstance(layer, BatchNorm)]
     return [layer for layer in norms if layer.track_running_stats and layer.momentum != 0.0]

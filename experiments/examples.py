@@ -1,4 +1,4 @@
-"""The examples of a split: tensors in memory, or a data set that gives them when they are needed."""
+"""Hold the examples of a split: tensors in memory, or a data set that loads examples when they are needed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.sparsity.torch_internals import tree_leaves, tree_map, tree_paths
 
-_FETCHED_NUMBERS = 1 << 18  # at once: a megabyte of float32, which processors keep at hand
-_ASKED_NUMBERS = 1 << 22  # inputs' numbers in one batch: a wide residual net makes 16 to 64 times as many of them
-_HASHED = 64  # examples of a data set that is not in memory
+_FETCHED_NUMBERS = 1 << 18  # to fetch at once: a megabyte of float32, which fits into a processor's cache
+_ASKED_NUMBERS = 1 << 22  # in an evaluation batch: a wide residual net makes 16 to 64 times as many activations
+_HASHED = 64  # examples in the checksum of a data set that is not in memory
 
 
 def tensors_in(nest: Any) -> list[Tensor]:
-    """Return the tensors of a nest of dicts, tuples and lists, in order."""
+    """Return the tensors of a nest in order. A nest is a tensor, or a dict, tuple or list of nests."""
     return [nest] if isinstance(nest, Tensor) else [leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor)]
 
 
@@ -38,8 +38,8 @@ def copied(nest: Any) -> Any:
 
 
 def named(nest: Any) -> dict[str, Tensor]:
-    """Return the tensors of a nest by their names: the keys and places on the way to each, joined by dots. A tensor
-    that is no nest has the name ""."""
+    """Return the tensors of a nest by name. A name joins the keys and indices that lead to the tensor with dots. A nest
+    that is a tensor has the name ""."""
     return {".".join(path): leaf for path, leaf in tree_paths(nest) if isinstance(leaf, Tensor)}
 
 
@@ -49,9 +49,9 @@ def length(nest: Any) -> int:
 
 
 class Split(NamedTuple):
-    """Examples in memory: inputs, of which Experiment.prepare makes what the network takes, and targets.
+    """Holds examples in memory: the inputs x, which Experiment.prepare converts for the network, and the targets y.
 
-    Each is a tensor of shape (n, ...), or a dict, tuple or list of such tensors, all with the same n.
+    Each is a tensor of shape (n, ...), or a dict, tuple or list of such tensors. All have the same n.
 
     >>> Split(torch.zeros(3, 8), torch.tensor([0, 1, 1])).x.shape
     torch.Size([3, 8])
@@ -75,11 +75,12 @@ class Split(NamedTuple):
         return mapped(lambda part: part.to(device), self)
 
     def batches(self, size: int) -> Iterator[Split]:
-        """Yield all examples in order."""
+        """Yield all examples in order, in batches of `size`."""
         return map(Split, parts(self.x, size), parts(self.y, size))
 
     def shuffled(self, size: int, order: Generator, *, count: int, epoch: int) -> Iterator[Split]:
-        """Yield `count` examples in a fresh order. Small examples are fetched for several batches at once."""
+        """Yield `count` examples in a fresh order, in batches of `size`. Small examples are fetched for several batches
+        at once."""
         several = max(1, _FETCHED_NUMBERS // (size * max(1, numbers(self.first(1).x))))
         places = torch.randperm(self.examples, generator=order)[:count].to(tensors_in(self.x)[0].device)
         for some in places.split(size * several):
@@ -88,23 +89,27 @@ class Split(NamedTuple):
             yield from Split(*fetched).batches(size)
 
     def seed(self, order: Generator) -> int | None:
-        """None: an epoch draws no random numbers but the generator's."""
+        """Return None, because an epoch draws no random numbers except from `order`."""
         return None
 
     def add_to(self, digest: Any) -> None:
-        """Feed all bytes, shapes and types to a hash."""
+        """Add all bytes, shapes and types to a hash."""
         for tensor in tensors_in(self):
             digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.contiguous().cpu().numpy().data)
 
 
 def numbers(nest: Any) -> int:
-    """Return how many numbers there are in all tensors together."""
+    """Return how many numbers all tensors of a nest hold."""
     return sum(tensor.numel() for tensor in tensors_in(nest))
 
 
 def at_once(nest: Any) -> int:
-    """Return how many examples like these a network is asked about at once: 4096, and fewer where they are large."""
+    """Return the size of a batch in an evaluation: 4096, or fewer if the examples are large.
+
+    Args:
+        nest: some of the examples.
+    """
     return max(1, min(4096, _ASKED_NUMBERS * length(nest) // max(1, numbers(nest))))
 
 
@@ -118,14 +123,15 @@ def parts(nest: Any, size: int) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A torch data set whose examples are loaded when they are needed, by a DataLoader.
+    """Holds a torch data set whose examples a DataLoader loads when they are needed.
 
     Attributes:
-        dataset: map-style, with `__getitem__` and `__len__`; or an IterableDataset with `__len__`, the number of
-            examples of an epoch, which is told the epoch by its `set_epoch` if it has one.
-        collate: makes (inputs, targets) of a list of examples; torch's default_collate unless given.
-        workers: processes that load for a training; 0: the training process loads.
-        device: where batches go.
+        dataset: a map-style data set with `__getitem__` and `__len__`, or an IterableDataset. The `__len__` of an
+            IterableDataset is the number of examples in an epoch. If it has `set_epoch`, this method is called with the
+            number of each epoch.
+        collate: makes (inputs, targets) from a list of examples. The default is torch's default_collate.
+        workers: the number of processes that load examples for a training. With 0, the training process loads them.
+        device: the device of the batches.
 
     Raises:
         ValueError: if the data set does not know its length, or is empty.
@@ -154,12 +160,13 @@ class Loaded:
         return isinstance(self.dataset, IterableDataset)
 
     def at(self, indices: Tensor) -> Split:
-        """Return the examples with these numbers; of an IterableDataset as many of the first ones."""
+        """Return the examples with these numbers. From an IterableDataset, return the same number of examples from its
+        beginning."""
         with same_random_numbers(0):
             if self.iterable:
                 found = next(self._batches(batch_size=len(indices)), None)
                 if found is None:
-                    raise ValueError(f"{type(self.dataset).__name__} gives no example, of {self.examples} that it has")
+                    raise ValueError(f"{type(self.dataset).__name__} gives no example, but has {self.examples}")
                 return found
             return self._here((self.collate or default_collate)([self.dataset[i] for i in indices.tolist()]))
 
@@ -170,11 +177,12 @@ class Loaded:
         return replace(self, device=device)
 
     def batches(self, size: int) -> Iterator[Split]:
-        """Yield all examples in order."""
+        """Yield all examples in order, in batches of `size`."""
         return islice(self._batches(batch_size=size, workers=self.workers), -(-self.examples // size))
 
     def shuffled(self, size: int, order: Generator, *, count: int, epoch: int) -> Iterator[Split]:
-        """Yield `count` examples in a fresh order; an IterableDataset's in its own, and no more batches than that."""
+        """Yield `count` examples in a fresh order, in batches of `size`. An IterableDataset keeps its own order, and
+        may yield fewer."""
         if not self.iterable:
             places = torch.randperm(self.examples, generator=order)[:count]
             yield from self.chosen(places.split(size), self.seed(order))
@@ -186,15 +194,15 @@ class Loaded:
         yield from islice(batches, -(-count // size))
 
     def chosen(self, batches: Sequence[Tensor], seed: int) -> Iterator[Split]:
-        """Yield batches of the examples with these numbers.
+        """Yield one batch for each tensor of examples' numbers.
 
         Args:
-            seed: of the random numbers that processes of a map-style data set draw.
+            seed: the seed for random numbers in the loading processes of a map-style data set.
         """
         return self._batches(batch_sampler=[some.tolist() for some in batches], workers=self.workers, seed=seed)
 
     def seed(self, order: Generator) -> int:
-        """Draw the seed of the random numbers that the data set itself may draw in an epoch."""
+        """Draw a seed for the random numbers that the data set draws in an epoch."""
         return int(torch.randint(2**31, (), generator=order))
 
     def _batches(self, *, workers: int = 0, seed: int = 0, **options: Any) -> Iterator[Split]:
@@ -212,31 +220,32 @@ class Loaded:
         except Exception as error:
             if "DataLoader worker process" not in str(error):
                 raise
-            cause = str(error).strip().splitlines()[-1]  # below the traceback, which torch puts into the message
+            cause = str(error).strip().splitlines()[-1]  # torch's message ends with the error, after the traceback
             raise RuntimeError(f"a process that loads data failed: {cause}") from error
 
     def _here(self, batch: Any) -> Split:
         """Return a batch as inputs and targets, on the device."""
         if not isinstance(batch, Sequence) or len(batch) != 2:
             raise ValueError(
-                f"a batch of {type(self.dataset).__name__} is a {type(batch).__name__}: give Data(collate=...) that "
-                "makes (inputs, targets) of a list of examples"
+                f"a batch of {type(self.dataset).__name__} is a {type(batch).__name__}: give Data(collate=...), a "
+                "function that makes (inputs, targets) from a list of examples"
             )
         pair = Split(*(dict(part) if isinstance(part, Mapping) else part for part in batch))
         return mapped(lambda part: part.to(self.device, non_blocking=True), pair)
 
     def add_to(self, digest: Any) -> None:
-        """Feed length and some examples, from all over the set, to a hash: to read all may take hours."""
+        """Add the length and a sample of the examples to a hash. To read all examples may take hours."""
         digest.update(f"{type(self.dataset).__name__}{self.examples}".encode())
         self.at(spread_over(self.examples, _HASHED)).add_to(digest)
 
 
 def is_data_set(value: Any) -> bool:
-    """Return whether this is a torch data set, or an object that behaves like a map-style one."""
+    """Return whether the value is a torch data set, or an object with `__getitem__` and `__len__` that is no collection
+    of Python, tensor or array."""
     plain = isinstance(value, tuple | list | str | Mapping | Tensor | np.ndarray)
     return isinstance(value, Dataset) or (hasattr(value, "__getitem__") and hasattr(value, "__len__") and not plain)
 
 
 def spread_over(examples: int, count: int) -> Tensor:
-    """Return the numbers of up to `count` examples from all over a set, which may be sorted by class."""
+    """Return the numbers of up to `count` examples. They come from the whole set, because it may be sorted by class."""
     return torch.linspace(0, examples - 1, min(count, examples)).round().long()

@@ -1,4 +1,4 @@
-"""What judges a network: a score of each example, or one value of a whole split, with a name and a direction."""
+"""Measure a network with a metric, which has a name and a direction. A metric scores each example or a whole split."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _TAKEN = (
     *("bytes", "epochs", "hypervolume", "macs", "method", "nonzero", "seconds", "size_bytes", "sparsity"),
     *("study", "syn_ops", "target", "train_bytes", "trial"),
 )
-"""Headings that stand beside the metric's in tables and pictures."""
+"""Names of other columns in the tables and plots that show the metric."""
 _BELOW_ZERO = ("matthews_corr_coef", "cohen_kappa")
-"""Metrics of torchmetrics that lie in [-1, 1], though they give 0 as their lower bound."""
+"""Metrics of torchmetrics that lie in [-1, 1] although their plot_lower_bound is 0."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,18 @@ class Metric:
     tensor(1.4142)
 
     Attributes:
-        name: stands where `accuracy` stands otherwise: val_rmse, test_rmse, ... A lower-case identifier.
-        function: (all outputs, all targets) -> one finite number. Both are on the CPU, and are concatenated leaf by
-            leaf where they are dictionaries or tuples of tensors. It may also be a torchmetrics metric. A loop of one's
-            own measures by itself, and needs none.
-        maximize: whether larger is better.
-        each: the function gives a score of every example of a batch, shape (n,), on the batch's device. The metric is
-            the mean of the scores.
-        percent: the metric lies in [0, 1], and is shown in percent.
+        name: replaces `accuracy` in all names, as in val_rmse and test_rmse. It has the form of macro_f1: a-z, 0-9 and
+            _, with a letter first.
+        function: (all outputs, all targets) -> one finite number. Both are on the CPU. Outputs that are dicts or tuples
+            of tensors are concatenated tensor by tensor. The function may also be a torchmetrics metric. A user's
+            training loop measures by itself and needs no function.
+        maximize: whether larger values are better.
+        each: whether the function gives a score for every example of a batch, shape (n,), on the batch's device. The
+            metric is then the mean of the scores.
+        percent: whether the metric lies in [0, 1] and is shown in percent.
 
     Raises:
-        ValueError: if the name cannot be used, or if accuracy were minimised.
+        ValueError: if the name cannot be used, or if a metric called accuracy is not a maximised percentage.
     """
 
     name: str
@@ -63,7 +64,11 @@ class Metric:
     def tolerance(self, value: float, examples: int) -> float:
         """Return by how much a network's value may differ when it is measured again on another device.
 
-        Sums round differently there. A handful of examples near a decision may change sides.
+        Sums round differently there, so that a few examples near a decision boundary may change their class.
+
+        Args:
+            value: the first measurement.
+            examples: the number of examples that were measured.
         """
         if self.each and self.percent:
             return max(0.005, 2.5 / examples)
@@ -74,11 +79,11 @@ def metric_of(given: Any) -> Metric:
     """Return an experiment's metric as a Metric.
 
     Args:
-        given: a Metric; a torchmetrics metric; or a function that gives one score in [0, 1] for each example, the mean
-            of which is called accuracy.
+        given: a Metric, a torchmetrics metric, or a function that gives a score in [0, 1] for each example. The mean of
+            such scores is called accuracy.
 
     Raises:
-        ValueError: if it is a torchmetrics metric that does not tell its direction.
+        ValueError: if a torchmetrics metric does not declare whether larger values are better.
     """
     if isinstance(given, Metric):
         return given
@@ -96,17 +101,20 @@ def metric_of(given: Any) -> Metric:
 
 
 def is_torchmetric(value: Any) -> bool:
-    """Return whether a value is a metric of torchmetrics, found without importing it."""
+    """Return whether a value is a metric of torchmetrics. The function does not import torchmetrics."""
     parts = ("update", "compute", "reset", "to")
     return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in parts)
 
 
 class Scorer:
-    """Takes a split's outputs batch by batch, and gives the metric's value over the whole split.
+    """Collects a split's outputs batch by batch and gives the metric's value over the whole split.
 
     Args:
-        metric: any.
-        device: of the outputs and targets.
+        metric: the metric.
+        device: the device of the outputs and targets.
+
+    Raises:
+        ValueError: if the metric has no function.
     """
 
     def __init__(self, metric: Metric, device: torch.device) -> None:
@@ -119,7 +127,7 @@ class Scorer:
             metric.function.to(device).reset()
 
     def add(self, outputs: Any, targets: Any) -> None:
-        """Take up a batch."""
+        """Add the outputs and the targets of a batch."""
         function = self._metric.function
         if self._stateful:
             function.update(outputs, targets)
@@ -129,7 +137,7 @@ class Scorer:
             self._gathered.append(mapped(lambda one: one.detach().cpu(), (outputs, targets)))
 
     def value(self) -> float:
-        """Return the metric's value over all batches; it may be NaN or infinite."""
+        """Return the metric's value over all batches. It may be NaN or infinite."""
         function, gathered = self._metric.function, self._gathered
         if self._stateful:
             value = float(function.compute())
@@ -141,6 +149,7 @@ class Scorer:
 
 
 def concatenated(parts: Sequence[Any]) -> Any:
-    """Return nests of tensors, all of one form, as one nest whose tensors are those of all parts one after another."""
+    """Return one nest whose tensors are the concatenated tensors of all parts. The parts are nests of the same
+    structure."""
     joined = map(torch.cat, zip(*map(tensors_in, parts), strict=True))
     return mapped(lambda _: next(joined), parts[0])

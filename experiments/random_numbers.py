@@ -1,4 +1,4 @@
-"""The global random numbers of a process, kept for others."""
+"""Save, seed and restore the global random generators of a process."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 
 @contextmanager
 def same_random_numbers(seed: int | None = None) -> Iterator[None]:
-    """Keep Python's, NumPy's and torch's global generators as they are for what comes after.
+    """Restore Python's, NumPy's and torch's global generators on the CPU after this block.
 
     Args:
-        seed: where they begin; None: where they are.
+        seed: the seed at the block's beginning. None: the generators keep their states.
     """
     python, numpy = random.getstate(), np.random.get_state()
     try:
@@ -39,7 +39,7 @@ def seed_all(seed: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """Return where the global generators are, in what a checkpoint can hold."""
+    """Return the states of the global generators, in types that a checkpoint can hold."""
     kind, keys, *rest = cast("tuple[Any, ...]", np.random.get_state())
     gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     return {
@@ -51,7 +51,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put the global generators where `random_state` found them."""
+    """Set the global generators to states from `random_state`."""
     kind, keys, *rest = state["numpy"]
     random.setstate(state["python"])
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))

@@ -1,4 +1,4 @@
-"""The processes that train one network together, each on its part of every batch: a training's ranks."""
+"""Train one network with several processes, called ranks. Each rank trains on its part of every batch."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from tune_sparsity.experiments.examples import Loaded, Split, length, mapped
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.sparsity.gradients import make_gradients_dense
 
-TIMEOUT = timedelta(minutes=5)  # that a rank waits for another one, whose machine may be gone
+TIMEOUT = timedelta(minutes=5)  # after which a rank gives up waiting for another rank
 
 
 class Disconnected(RuntimeError):
-    """Another rank has ended, or has left the training because of an error of its own."""
+    """Report that another rank has ended, or has left the training because of an error."""
 
 
 class RanksDiffer(RuntimeError):
-    """The ranks do not hold the same network any more."""
+    """Report that the ranks no longer hold the same network."""
 
 
 class Share(NamedTuple):
-    """Holds what a rank trains on of a batch.
+    """Holds a rank's share of a batch.
 
     Attributes:
-        batch: the examples.
-        whole: how many examples the whole batch has.
-        parts: how many shares of this size the whole batch has, which need not be a whole number.
+        batch: the examples of the share.
+        whole: the number of examples in the whole batch.
+        parts: the size of the whole batch in shares of this size. It need not be a whole number.
     """
 
     batch: Split
@@ -43,36 +43,38 @@ class Share(NamedTuple):
 
 
 class OneRank:
-    """The only process of a training. It does nothing of what ranks do together."""
+    """Stands for the only process of a training. Its methods exchange nothing."""
 
     def shares(self, data: Split | Loaded, size: int, order: Generator, *, count: int, epoch: int) -> Iterator[Share]:
-        """Yield this rank's share of each batch of an epoch. The arguments are those of `shuffled`."""
+        """Yield this rank's share of each batch of an epoch. The arguments are those of `Split.shuffled`."""
         for batch in data.shuffled(size, order, count=count, epoch=epoch):
             yield Share(batch, length(batch.x), 1)
 
     def own_noise(self) -> AbstractContextManager[None]:
-        """Let each rank draw its own global random numbers within the block, as for dropout."""
+        """Within this block, each rank draws its own global random numbers, for example for dropout."""
         return nullcontext()
 
     def own_generator(self, order: Generator) -> Generator:
-        """Return the generator for this rank's augmentation in an epoch, which may be `order` itself."""
+        """Return this rank's generator for the augmentation in an epoch. It may be `order` itself."""
         return order
 
     def add_gradients(self, params: Iterable[Tensor]) -> None:
-        """Replace each gradient by its sum over the ranks. What has a gradient on one rank has one on all."""
+        """Replace each gradient by its sum over the ranks. A parameter that has a gradient on one rank then has one on
+        all."""
 
     def total(self, *values: float) -> list[float]:
         """Return the sum of each value over the ranks."""
         return list(values)
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Give all ranks the buffers of the first one, as the running statistics of batch normalisation."""
+        """Copy the buffers of the first rank to all ranks, for example the running statistics of batch
+        normalisation."""
 
     def check_same(self, tensors: Iterable[Tensor], what: str) -> None:
         """Raise RanksDiffer unless the tensors have the same bytes on all ranks.
 
         Args:
-            what: the tensors' name in the message.
+            what: the name of the tensors in the message.
         """
 
 
@@ -80,20 +82,20 @@ ONE_RANK = OneRank()
 
 
 class Ranks(OneRank):
-    """One of several processes that train together.
+    """One of several processes that train a network together.
 
-    All ranks must begin with the same seed. Each then holds the same network, and draws the same order of examples. It
-    trains on its share of each batch, and all make the same step on the gradient of the whole batch. What one process
-    would train is trained, but for what depends on the other examples of a batch (batch normalisation) or is drawn at
-    random for each example (dropout, augmentation).
+    All ranks must begin with the same seed. Each then holds the same network and draws the same order of examples. Each
+    trains on its share of every batch, and all make the same step with the gradient of the whole batch. The result is
+    that of one process, with two exceptions: batch normalisation sees only a rank's share, and dropout and augmentation
+    draw other random numbers.
 
     Every method raises Disconnected if another rank has ended or left.
 
     Args:
-        rank: this process's number, from 0.
-        size: how many ranks there are, at least 2.
-        store: where the ranks find each other. A store serves once.
-        device: "cpu", or "cuda": then each rank must have a GPU of its own.
+        rank: the number of this process, from 0.
+        size: the number of ranks, at least 2.
+        store: a new torch.distributed store, through which the ranks connect.
+        device: "cpu" or "cuda". With "cuda" each rank must have a GPU of its own.
     """
 
     def __init__(self, rank: int, size: int, store: dist.Store, device: str = "cpu") -> None:
@@ -116,7 +118,7 @@ class Ranks(OneRank):
             for batch, some in zip(loaded, batches, strict=True):
                 yield Share(batch, len(some), self._parts(len(some)))
             return
-        if isinstance(data, Loaded):  # in a process that draws the same random numbers on every rank
+        if isinstance(data, Loaded):  # a loading process draws the same random numbers on every rank
             data = replace(data, workers=max(1, data.workers))
         for batch in data.shuffled(size, order, count=count, epoch=epoch):
             whole = length(batch.x)
@@ -124,8 +126,8 @@ class Ranks(OneRank):
             yield Share(mapped(lambda part, at=place: part[at], batch), whole, self._parts(whole))  # type: ignore[misc]
 
     def _place(self, whole: int) -> slice:
-        """Return where in a batch this rank's share is. A batch too small to be divided is every rank's: each has at
-        least two examples, without which batch normalisation cannot train."""
+        """Return the slice of a batch that this rank trains on. Each share has at least two examples, because batch
+        normalisation cannot train on one. If the batch is too small for this, every rank trains on the whole batch."""
         if whole < 2 * self.size:
             return slice(0, whole)
         return slice(whole * self.rank // self.size, whole * (self.rank + 1) // self.size)
@@ -148,8 +150,8 @@ class Ranks(OneRank):
 
     @torch.no_grad()
     def _add(self, params: list[Tensor]) -> None:
-        """Do so for parameters of one type: their gradients are added as one tensor, and with them how many ranks have
-        each."""
+        """Add the gradients of parameters of one type over the ranks, as one tensor. The same tensor counts the ranks
+        that have a gradient of each parameter."""
         grads = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
         have = torch.tensor([param.grad is not None for param in params]).to(grads[0])
         flat = torch.cat([*(grad.reshape(-1) for grad in grads), have])
@@ -182,4 +184,4 @@ class Ranks(OneRank):
         try:
             call(*args, **options)
         except RuntimeError as error:
-            raise Disconnected(f"a worker of the trial has lost the others: {error}") from error
+            raise Disconnected(f"a worker of the trial has lost contact with the others: {error}") from error

@@ -1,4 +1,4 @@
-"""Experiments by name: the built-in ones, path/to/file.py:name and package.module:name."""
+"""Find experiments by name: the built-in ones, path/to/file.py:name and package.module:name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tune_sparsity.experiments.own.loop import own_loop
 from tune_sparsity.experiments.user_code import OURS, described, is_users_own, place_of
 from tune_sparsity.experiments.user_reads import watching
 
-# Built-in experiments, imported when they are asked for: name -> module, attribute, what it is.
+# Built-in experiments: name -> module, attribute, description. `find` imports their modules.
 BUILT_IN: dict[str, tuple[str, str, str]] = {
     "digits": (
         "experiments.builtin.digits",
@@ -70,24 +70,28 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
 
 
 PICKLED = ".pickle"
-"""How the names of files end that hold an Experiment which was made in a notebook."""
+"""The suffix of files with an Experiment that was made in a notebook."""
 
-_homes: dict[str, tuple[Experiment, Path]] = {}  # users' own experiments that were found, by their names
+_homes: dict[str, tuple[Experiment, Path]] = {}  # name -> a user's experiment that was found, and its folder
 
 
 class OldImport(ValueError):
-    """A user's file imports `experiments` or another part of `tune_sparsity` as earlier versions had it."""
+    """Report that a user's file imports `experiments` or another part of `tune_sparsity` under the name of an earlier
+    version."""
 
 
 def find(name: str) -> Experiment:
-    """Return the experiment of that name.
+    """Return the experiment with this name.
 
-    A file may import modules that lie beside it, and a module may be an installed one or lie in the current folder:
-    both folders are put at the end of sys.path, so that what is installed under the same name comes first.
+    A user's file may import modules in its own folder. A module is installed or lies in the current folder. These
+    folders are added at the end of sys.path, so that installed modules come first.
+
+    Args:
+        name: the name of a built-in experiment, path/to/file.py:name or package.module:name.
 
     Raises:
-        ValueError: for an unknown name, or a file or module that does not hold it; one line, in plain words, with the
-            file and line where the user's own code raised.
+        ValueError: if the name is unknown, or if the file or module cannot be imported or does not hold the experiment.
+            The message is one line, with the file and line of an error in the user's own code.
     """
     if name in BUILT_IN:
         module, attribute, _ = BUILT_IN[name]
@@ -119,16 +123,17 @@ def _unpickled(path: Path) -> Experiment:
     try:
         return cloudpickle.loads(path.read_bytes())
     except Exception as error:
-        raise ValueError(f"{path} cannot be read: {described(error)}: tune() writes it anew") from error
+        raise ValueError(f"{path} cannot be read: {described(error)}. tune() writes it again") from error
 
 
 def home_of(experiment: Experiment) -> Path | None:
-    """Return the folder of the user's file that an experiment was found in; None where it was not found in one."""
+    """Return the folder of the user's file that holds an experiment, or None if the experiment was not found in a
+    user's file."""
     return next((folder for found, folder in _homes.values() if found.origin is experiment.origin), None)
 
 
 def module_name(path: Path) -> str:
-    """Under what name a user's file is imported: a file called random.py must not take that module's place."""
+    """Return the module name for a user's file. A file called random.py must not replace Python's module random."""
     return f"experiment_file_{path.stem}"
 
 
@@ -140,7 +145,7 @@ def _from_file(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.pop(name, None)  # the file is read afresh, and leaves nothing of an earlier reading if that fails
+    sys.modules.pop(name, None)  # so that a failed import leaves no earlier version of the module
     with _importing(str(path), path.parent):
         sys.modules[name] = module
         spec.loader.exec_module(module)
@@ -154,7 +159,8 @@ def _from_package(name: str) -> ModuleType:
 
 @contextmanager
 def _importing(what: str, folder: Path) -> Iterator[None]:
-    """With `folder` importable; a failure leaves no module behind, and is one line that says where it was raised."""
+    """Within this block, modules in `folder` can be imported. A failed import leaves no module behind and raises
+    ValueError, with one line that names the place of the error."""
     before = set(sys.modules)
     import_from(folder)
     try:
@@ -165,26 +171,29 @@ def _importing(what: str, folder: Path) -> Iterator[None]:
             if is_users_own(getattr(sys.modules[name], "__file__", None)):
                 del sys.modules[name]
         if (old := _old_name(error)) and (place := place_of(error)):
-            told = f"{place} imports {old}, which is a part of tune_sparsity now"
+            told = f"{place} imports {old}, which is part of tune_sparsity now"
             raise OldImport(f"{told}: write `from tune_sparsity import ...`") from error
         hint = " (give a file of a package as package.module:name)" if "relative import" in str(error) else ""
         raise ValueError(f"{what} cannot be imported: {described(error)}{hint}") from error
 
 
 def _old_name(error: BaseException) -> str:
-    """Return the module that a user's file imports as it did when ours had no common package; else an empty string.
-    A package of that name that is the user's own is meant as it is."""
+    """Return the part of tune_sparsity that a user's file imports without the package name, or "". A user's own package
+    with such a name does not count."""
     name = str(error.name or "") if isinstance(error, ImportError) else ""
     own = isinstance(error, ImportError) and is_users_own(error.path)
     return name if name.partition(".")[0] in OURS and not own else ""
 
 
-_added: list[str] = []  # folders of users' own code that were put on sys.path here, the latest first
+_added: list[str] = []  # folders of users' own code that import_from has added to sys.path, the latest first
 
 
 def import_from(folder: Path) -> None:
-    """Lets modules in `folder` be imported, behind all that is installed. A module of another experiment's folder
-    whose name occurs in this one too is forgotten, so that each experiment gets its own."""
+    """Allow imports of modules in `folder`. Installed modules come first.
+
+    If modules of another experiment's folder have the same names, they are removed from sys.modules, so that each
+    experiment gets its own modules.
+    """
     path = str(folder.resolve())
     if path in sys.path and path not in _added:
         return
@@ -197,4 +206,4 @@ def import_from(folder: Path) -> None:
             del sys.modules[name]
     sys.path[:] = [*(one for one in sys.path if one not in _added), path, *others]
     _added[:] = [path, *others]
-    importlib.invalidate_caches()  # the folder may be newer than what the import system remembers of it
+    importlib.invalidate_caches()  # the folder may have changed since Python listed it

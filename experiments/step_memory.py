@@ -1,4 +1,4 @@
-"""Measure the most bytes that are alive in a step of a training, while one of its steps is taken."""
+"""Measure the largest number of bytes that are alive during one step of a training."""
 
 from __future__ import annotations
 
@@ -16,29 +16,33 @@ from tune_sparsity.sparsity.torch_internals import is_compiled, tree_leaves
 
 
 class StepMemory:
-    """Measures the second step of a training, which has all state that later ones have; of one step alone, that one.
+    """Measures the second step of a training, which has all state that later steps have. A training with one step is
+    measured in this step.
 
-    On a CPU it tracks the tensors of torch's operations, and does not see memory within an operation, or within
-    compiled code. On a GPU it takes torch's own count. The data set is left out, but for the batch.
+    On a CPU it tracks the tensors of torch's operations. It does not see memory within an operation or within compiled
+    code. On a GPU it reads torch's memory statistics. The data set does not count, except the batch.
 
     Args:
-        sparse: the training. Nothing is measured where its network is compiled.
-        alone: whether one process trains. The memory of one of several depends on their exchange, and is not measured.
+        model: the network. Nothing is measured if it is compiled.
+        sparse: the training.
+        alone: whether one process trains. With several processes nothing is measured, because their exchange needs
+            memory, too.
 
     Attributes:
-        peak: the bytes; None before they are known.
+        peak: the bytes, or None before the measurement.
     """
 
     def __init__(self, model: nn.Module, sparse: SparseTraining, *, alone: bool = True) -> None:
         self._model, self._sparse, self._alone = model, sparse, alone
         self._step = min(1, sparse.total_steps - 1)
         self._live: LiveBytes | None = None
-        self._left_out = 0  # on a GPU: what is alive before the step, and is not the training's
+        self._left_out = 0  # on a GPU: bytes that are alive before the step and do not belong to the training
         self.peak: int | None = None
 
     @contextmanager
     def within(self, batch: Any = ()) -> Iterator[None]:
-        """Measure what is done within it, if that is part of the step to be measured. A step may have several parts.
+        """Measure the memory within this block if it is part of the step to be measured. A step may consist of several
+        blocks.
 
         Args:
             batch: a nest with the tensors of the examples.
@@ -60,7 +64,7 @@ class StepMemory:
                 self._live = None
 
     def _there(self, batch: Any) -> list[Tensor]:
-        """Return the tensors that exist before the step."""
+        """Return the tensors of the training that exist before the step."""
         sparse, params = self._sparse, list(self._model.parameters())
         states = [*sparse.optimizer.state.values(), sparse.masks, sparse.averages]
         gradients = [param.grad for param in params]
@@ -70,7 +74,8 @@ class StepMemory:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Keep Python from looking for garbage: a step would have fewer bytes alive if it did so just then."""
+    """Disable Python's garbage collection within this block, because it would reduce the number of bytes at a random
+    moment."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""The one training loop: a trial, epoch by epoch, with its whole state to save and to load."""
+"""Train the network of one trial, epoch by epoch, with a state that can be saved and loaded."""
 
 from __future__ import annotations
 
@@ -22,21 +22,24 @@ from tune_sparsity.sparsity.wrappers import load_plain, on_one_device, plain_sta
 
 
 class Training:
-    """One network in training with one method and its parameters.
+    """Trains one network with one method and its parameters.
 
-    Everything random comes from `seed`: on a CPU the same seed gives the same weights, and a training that was saved
-    after an epoch and loaded into a new object goes on bit for bit as if it had never stopped.
+    All random numbers depend on `seed`. On a CPU the same seed gives the same weights. A training that was saved after
+    an epoch and loaded into a new object continues exactly as without the interruption, bit for bit.
 
     Args:
-        experiment: what to train.
-        train, val: the data; what is in memory is moved to `device` whole.
+        experiment: the experiment to train.
+        train, val: the splits. Splits in memory are moved to `device` as a whole.
         method: a name in sparsity.METHODS.
-        params: the method's parameters. Raises ValueError if the method does not accept them.
-        epochs: how long; the schedules are laid over all of it.
-        seed: of the initial weights, the masks, the order of the examples and their augmentation.
+        params: the method's parameters.
+        epochs: the number of epochs. The schedules cover all of them.
+        seed: the seed of the initial weights, the masks, the order of the examples and their augmentation.
         device: "cpu", "cuda", ...
-        ranks: the processes that train this network together; each has a Training of its own with the same arguments.
-            Raises RanksDiffer if they do not begin with the same network.
+        ranks: the processes that train this network together. Each has a Training with the same arguments.
+
+    Raises:
+        ValueError: if the method does not accept the parameters.
+        RanksDiffer: if the ranks do not begin with the same network.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class Training:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = on_one_device(experiment.model()).to(device)
-            self.noise = torch.get_rng_state()  # for dropout and the like, apart from what others draw
+            self.noise = torch.get_rng_state()  # the generator's state for dropout and other noise
             example = experiment.prepare(self.train_split.first(2).x)
             rules = with_last_layer(experiment.layers, self.model, example, experiment.forward)
         ranks.check_same([*self.model.parameters(), *self.model.buffers()], "the first weights")
@@ -73,7 +76,7 @@ class Training:
             trained=experiment.trained,
         )
         self._memory = StepMemory(self.model, self.sparse, alone=ranks is ONE_RANK)
-        self._first_masks: dict[str, float] = {}  # how good a trained network is under the masks that it begins with
+        self._first_masks: dict[str, float] = {}  # the metric of a trained network under its first masks
         recipe = experiment.recipe
         if self.sparse.steps_in_backward:
             check_steps_in_backward(recipe, alone=ranks is ONE_RANK)
@@ -83,26 +86,27 @@ class Training:
         records = experiment.cuda_graph and recipe.accumulate == 1 and self._scaler is None and ranks is ONE_RANK
         records = records and can_be_recorded(self.model.parameters()) and not self.sparse.steps_in_backward
         self._recorded = RecordedPasses(self.model.parameters()) if records else None
-        self._batch: Split | None = None  # where recorded passes find theirs
+        self._batch: Split | None = None  # the batch in the memory that recorded passes read
 
     @property
     def finished(self) -> bool:
         return self.epochs_done >= self.epochs
 
     def epoch(self) -> dict[str, float]:
-        """Trains one epoch and measures.
+        """Train one epoch and measure the network.
 
         Returns:
-            train_loss; val_accuracy and val_accuracy_at_target (as if projected to the final sparsity now), under the
-            name of the experiment's metric; while weights are averaged, both of the average, and val_accuracy_last of
-            the last step's weights; sparsity and sparsity_total as the network stands; hoyer; nonzero_weights;
-            travel (the sum of the sphere's learning rates so far); threshold and grow_rate while the masks move, of
-            methods that have them; train_bytes (see StepMemory), where it was measured; val_accuracy_first_mask after
-            the first epoch, if a trained network begins with masked weights: the metric under these masks, before the
-            first step; epoch_seconds.
+            train_loss; val_accuracy, and val_accuracy_at_target as if the network were projected to its final sparsity
+                now. The name of the experiment's metric replaces "accuracy" in these names. While weights are averaged,
+                both belong to the average, and val_accuracy_last belongs to the weights of the last step. Also sparsity
+                and sparsity_total of the current network; hoyer; nonzero_weights; travel, the sum of the sphere's
+                learning rates so far; threshold and grow_rate, while the masks of a method that has them change;
+                train_bytes of StepMemory, if it was measured; epoch_seconds. After the first epoch of a trained network
+                that begins with masked weights, val_accuracy_first_mask is the metric under these masks before the
+                first step.
 
         Raises:
-            NotFinite: when the loss, an output in the evaluation or the metric is no longer a number.
+            NotFinite: if the loss, an output in the evaluation or the metric is NaN or infinite.
         """
         start = time.perf_counter()
         train_loss = self.train()
@@ -117,8 +121,8 @@ class Training:
         }
 
     def _validated(self) -> dict[str, float]:
-        """Return the validation metric of the network as it stands, or of the average of its weights, where there is
-        one."""
+        """Return the validation metrics of the current network. If its weights are averaged, return those of the
+        average, too."""
         name = f"val_{self.experiment.metric_name}"
         value = evaluate(self.experiment, self.model, self.val_split)
         average = self.sparse.average
@@ -133,10 +137,11 @@ class Training:
             return {name: value, f"{name}_at_target": self._masked_value()}
 
     def close(self) -> None:
-        """Give back what outlives an epoch; of this training there is nothing."""
+        """Do nothing: this class holds no resources beyond an epoch, as `OwnTraining` does."""
 
     def train(self) -> float:
-        """Trains one epoch without measuring; the mean training loss. Raises NotFinite."""
+        """Train one epoch without measuring the network. Return the mean training loss. Raise NotFinite if it is not
+        finite."""
         with same_random_numbers(self.train_split.seed(self.order)):
             torch.set_rng_state(self.noise)
             with self.ranks.own_noise():
@@ -146,18 +151,18 @@ class Training:
         return loss
 
     def _masked_value(self) -> float:
-        """Validation metric of weights that were just masked or averaged. Running statistics of batch normalisation,
-        being those of the weights before, would make a good network look like a guess: they are measured anew."""
+        """Return the validation metric after weights were masked or averaged. The running statistics of batch
+        normalisation are measured again for it. Those of the former weights would make the metric much worse."""
         with remeasured(self.model, sampled_inputs(self.model, self.train_split), self.experiment.outputs):
             return evaluate(self.experiment, self.model, self.val_split)
 
     def _train(self) -> float:
-        """Train for one pass over the data in a fresh order; return the mean loss. Raises NotFinite."""
+        """Train for one pass over the data in a fresh order. Return the mean loss. Raise NotFinite."""
         experiment, recipe, train = self.experiment, self.experiment.recipe, self.train_split
         self.model.train()
         losses, sizes = list[Tensor](), list[float]()
         count, batches = recipe.trained_on(train.examples), recipe.batches(train.examples)
-        waiting = 0  # batches whose gradients no step has used yet
+        waiting = 0  # batches since the last step
         generator = self.order if experiment.augment is None else self.ranks.own_generator(self.order)
         shares = self.ranks.shares(train, recipe.batch_size, self.order, count=count, epoch=self.epochs_done)
         for (x, y), whole, parts in shares:
@@ -173,7 +178,7 @@ class Training:
                     self._step(losses[-1])
         if not losses:
             raise NotFinite(f"the training data gave no example in epoch {self.epochs_done + 1}")
-        if waiting:  # of data that gave fewer batches than they have examples for
+        if waiting:  # the data gave fewer batches than their length promised
             self._step(losses[-1])
         if self.epochs_done + 1 == self.epochs:
             self.sparse.finish()
@@ -193,10 +198,10 @@ class Training:
         return mean
 
     def _step(self, loss: Tensor) -> None:
-        """One step on the gradients at hand.
+        """Make one step with the current gradients.
 
         Args:
-            loss: of the last batch, for the message.
+            loss: the loss of the last batch, for the message.
         """
         clip, scaler, moved = self.experiment.recipe.clip_norm, self._scaler, self.sparse.mask_updates
         self.ranks.add_gradients(self.model.parameters())
@@ -227,11 +232,12 @@ class Training:
             self._first_masks = {f"val_{name}_first_mask": self._masked_value()}
 
     def _passes(self, batch: Split, together: float, *, first: bool) -> Tensor:
-        """Forward and backward; the loss. Recorded, where they are, but for a last batch that is smaller.
+        """Run the forward and the backward pass, and return the loss. Replay a recording unless this batch is a smaller
+        last one.
 
         Args:
-            together: batches whose gradients are averaged, or shares of batches.
-            first: whether this is the first of them.
+            together: the number of batches, or of shares of batches, whose gradients are averaged.
+            first: whether this is the first of these batches.
         """
         if self._recorded is None or batch.examples < self.experiment.recipe.batch_size:
             return self._passes_now(batch, together, first=first)
@@ -252,7 +258,8 @@ class Training:
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the training needs to go on: network, method, order of the data, noise, epochs done."""
+        """Return the whole state of the training: network, method, order of the data, state for noise, and epochs
+        done."""
         return {
             "model": plain_state(self.model),
             "sparse": self.sparse.state_beside_network(),
@@ -275,7 +282,7 @@ class Training:
 
 
 def check_steps_in_backward(recipe: Recipe, *, alone: bool) -> None:
-    """Raise ValueError if a training's weights cannot be stepped as soon as they have their gradients.
+    """Raise ValueError if the recipe or the ranks do not allow steps within the backward pass.
 
     Args:
         alone: whether one process trains.
@@ -289,7 +296,7 @@ def check_steps_in_backward(recipe: Recipe, *, alone: bool) -> None:
 
 
 def train_whole(experiment: Experiment, data: Data, method: str, params: dict[str, Any], **options: Any) -> Training:
-    """Return a training from the first epoch to the last, measured only by the caller: for scripts and benchmarks."""
+    """Return a training after all its epochs, without any measurement. Scripts and benchmarks use it."""
     training = Training(experiment, data.train, data.val, method, params, **options)
     while not training.finished:
         training.train()

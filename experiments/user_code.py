@@ -1,4 +1,4 @@
-"""Whose code a file is, and where in a user's own code something went wrong."""
+"""Tell users' own code from other code, and find the place of an error in it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ OURS = ("experiments", "search_spaces", "sparsity", "tuner")
 
 
 def is_users_own(file: str | None) -> bool:
-    """Return whether a module's file belongs to a person's own code: not to Python, to an installed package or to
-    us."""
+    """Return whether a module's file belongs to the user's own code, and not to Python, an installed package or this
+    package."""
     if not file or file.startswith("<"):
         return False
     parts = Path(file).parts
@@ -25,27 +25,27 @@ def is_users_own(file: str | None) -> bool:
 
 @cache
 def _foreign() -> tuple[str, ...]:
-    """Folders that hold no user's code, as the beginnings of paths."""
+    """Return the folders of Python and of this package, as beginnings of paths."""
     paths = sysconfig.get_paths()
     package = Path(str(tune_sparsity.__file__)).parent
-    ours = [package, *((package / name).resolve() for name in OURS)]  # in a checkout, links lead to the folders
+    ours = [package, *((package / name).resolve() for name in OURS)]  # in a checkout these are links
     return tuple(f"{folder}/" for folder in (paths["stdlib"], paths["platstdlib"], *ours))
 
 
 def is_module(path: str) -> bool:
-    """Return whether Python would import the file."""
+    """Return whether Python would import this file as a module."""
     return path.endswith(MODULE_SUFFIXES)
 
 
 def place_of(error: BaseException) -> str:
-    """Return FILE:LINE of the innermost line of the user's own code that an error passed through, "" without one."""
+    """Return FILE:LINE of the innermost line of the user's own code in an error's traceback, or "" if there is none."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users_own(frame.filename)]
     return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
 
 
 def described(error: BaseException) -> str:
-    """TYPE: message (FILE:LINE), in one line, with the innermost line of the user's own code that the error passed
-    through; without a place where it passed through none."""
+    """Return "TYPE: message (FILE:LINE)" in one line. The place is the innermost line of the user's own code in the
+    traceback. It is left out if there is none."""
     if isinstance(error, SyntaxError):
         text, place = str(error.msg), (error.filename, error.lineno)
     else:

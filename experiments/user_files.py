@@ -1,4 +1,4 @@
-"""The files that a user's own experiment needs: which they are, and a copy of them on another machine."""
+"""Find the files that a user's experiment needs, and copy them on another machine."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Code:
     """The files that an experiment needs.
 
     Attributes:
-        name: of the experiment, as --experiment takes it, relative to the root: "mine.py:mine", "package.module:mine".
-        root: the folder on this machine that holds the files, and from which the user's modules are imported.
+        name: the value of --experiment, relative to the root: "mine.py:mine" or "package.module:mine".
+        root: the folder on this machine that holds the files. The user's modules are imported from it.
         files: path relative to the root -> content.
     """
 
@@ -34,18 +34,19 @@ class Code:
     files: dict[str, bytes]
 
     def folder(self) -> Path:
-        """Return the root where it is there with these very files, else a folder with a copy of them."""
+        """Return the root if it holds exactly these files. Otherwise return a folder with a copy of them."""
         return Path(self.root) if self.is_here() else self._unpacked()
 
     def is_here(self) -> bool:
-        """Return whether this machine has these very files at their root."""
+        """Return whether the root exists on this machine and holds these files with the same content."""
         try:
             return all((Path(self.root) / path).read_bytes() == content for path, content in self.files.items())
         except OSError:
             return False
 
     def _unpacked(self) -> Path:
-        """Return a folder of this user's alone, one for each content, that appears whole or not at all."""
+        """Return a folder with the files. Only this user can access it, and its name depends on the content. It appears
+        as a whole or not at all."""
         digest = hashlib.sha256()
         for path, content in sorted(self.files.items()):
             digest.update(f"{path}\0{len(content)}\0".encode() + content)
@@ -59,16 +60,16 @@ class Code:
             for path, content in self.files.items():
                 (fresh / path).parent.mkdir(parents=True, exist_ok=True)
                 (fresh / path).write_bytes(content)
-            with contextlib.suppress(OSError):  # another worker of this machine was faster, with the same content
+            with contextlib.suppress(OSError):  # another worker on this machine was faster
                 fresh.rename(target)
         return target
 
 
 def code_of(experiment: Experiment, name: str) -> Code | None:
-    """Return the files behind an experiment that was found by `name`: its module, the modules of the user's own that
-    this one imports, and the files that the experiment declares.
+    """Return the files of an experiment that was found by `name`: its module, the user's own modules that it imports,
+    and the files that the experiment declares.
 
-    None where there are none to send: it is built in, installed, or was not found by that name.
+    Return None if there are no files to send: the experiment is built in or installed, or was not found by this name.
     """
     where, _, attribute = name.rpartition(":")
     if name in BUILT_IN or not where:
@@ -89,13 +90,13 @@ def code_of(experiment: Experiment, name: str) -> Code | None:
 
 
 def declared(experiment: Experiment, folder: Path) -> set[Path]:
-    """Return the files that an experiment declares. Hidden ones are among them where they are named in full.
+    """Return the files that an experiment declares. Hidden files count only if they are named explicitly.
 
     Args:
-        folder: where the experiment's own file lies.
+        folder: the folder of the experiment's own file.
 
     Raises:
-        ValueError: if a name fits no file, or leads out of the folder.
+        ValueError: if a name matches no file or leads out of the folder.
     """
     found: set[Path] = set()
     for pattern in experiment.files:
@@ -111,8 +112,8 @@ def declared(experiment: Experiment, folder: Path) -> set[Path]:
 
 
 def _imported_by(files: set[Path], root: Path) -> set[Path]:
-    """Return the files, and those of the modules in `root` that they import, anywhere in them, and those import in
-    turn. Of the packages among them also those modules that were imported by now, however that was."""
+    """Return the files and all modules in `root` that they import, directly or indirectly. If packages are among them,
+    also return the modules of these packages that are already imported."""
     found, waiting = set(files), list(files)
     while waiting:
         file = waiting.pop()
@@ -127,13 +128,13 @@ def _imported_by(files: set[Path], root: Path) -> set[Path]:
 
 
 def _imported(file: Path, root: Path) -> set[str]:
-    """Return the names of the modules that a source imports, and of what it takes from them, which may be modules as
-    well."""
+    """Return the names that a source file imports. Names after "from ... import" are included, because they may be
+    modules."""
     names: set[str] = set()
     package = file.parent.relative_to(root).parts
     try:
         nodes = list(ast.walk(ast.parse(file.read_bytes())))
-    except SyntaxError:  # a template in a package, say: if it is imported, that fails on the driver
+    except SyntaxError:  # for example a template: an import of it would have failed before
         return names
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -146,7 +147,7 @@ def _imported(file: Path, root: Path) -> set[str]:
 
 
 def _lies_in(name: str, root: Path) -> bool:
-    """Return whether a module is imported from `root`, and not from what is installed."""
+    """Return whether Python imports a module from `root` and not from an installed package."""
     top = name.partition(".")[0]
     try:
         spec = importlib.util.find_spec(top)
@@ -160,8 +161,7 @@ def _lies_in(name: str, root: Path) -> bool:
 
 
 def _files_of(name: str, root: Path) -> Iterator[Path]:
-    """Yield the files that Python reads to import a module from `root`: those of the packages on the way, and its
-    own."""
+    """Yield the files that Python reads to import a module from `root`: those of its parent packages, then its own."""
     place = root
     for part in name.split("."):
         place /= part

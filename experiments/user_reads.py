@@ -1,4 +1,4 @@
-"""Notices which files a user's code reads while it is looked at: where the code travels to, they may be missing."""
+"""Record which files a user's code reads while it is checked. These files may be missing on other machines."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from tune_sparsity.experiments.user_code import is_module, is_users_own
 
 
 class Reader(Enum):
-    """Says what reads a file."""
+    """The kind of code that reads a file."""
 
     CODE = "code"
-    """Code that runs wherever networks are made or trained."""
+    """Code that runs in every process that makes or trains networks."""
     DATA = "data"
     """The loader of the data, or a data set."""
 
 
-_read: dict[Reader, set[str]] = {reader: set() for reader in Reader}  # in this process; no modules
-_watched: list[tuple[int, Reader]] = []  # threads, of which the last one is watched
+_read: dict[Reader, set[str]] = {reader: set() for reader in Reader}  # files read here, without modules
+_watched: list[tuple[int, Reader]] = []  # threads of nested blocks: only the last one is watched
 _installed: list[bool] = []
 
 
 @contextmanager
 def watching(reader: Reader = Reader.CODE) -> Iterator[None]:
-    """Within it the files are noticed that this thread opens in Python to read. It may stand in another such block."""
+    """Within this block, record the files that the current thread opens in Python for reading. Blocks may be nested."""
     if not _installed:
-        sys.addaudithook(_notice)  # which cannot be removed
+        sys.addaudithook(_notice)  # a hook cannot be removed
         _installed.append(True)
     _watched.append((threading.get_ident(), reader))
     try:
@@ -52,8 +52,7 @@ def _notice(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def read_in(folder: Path, reader: Reader = Reader.CODE) -> list[Path]:
-    """Return the files in a folder, and below, that a reader was noticed to read, but for hidden ones and what is
-    installed there."""
+    """Return the recorded files of a reader in a folder and below. Hidden files and installed packages are left out."""
     found = {Path(path).parent.resolve() / Path(path).name for path in _read[reader]}
     inside = {path.relative_to(folder).parts: path for path in found if path.is_relative_to(folder)}
     own = [path for parts, path in inside.items() if not any(part.startswith(".") for part in parts)]

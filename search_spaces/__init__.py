@@ -1,6 +1,7 @@
-"""What is searched: the parameters of each method and their priors, as data files, and the one small reader of them.
+"""Read search spaces: the parameters of each method, with their ranges and priors, from YAML files.
 
-This room may import `sparsity` (for the theory's suggestions) and Optuna's distributions. A space is data, never code.
+A space contains data, never code. This package may import `sparsity`, for the p that theory suggests, and Optuna's
+distributions.
 """
 
 from tune_sparsity.search_spaces.loading import BUILT_IN, is_built_in, load_space, space_layout, space_text

@@ -1,4 +1,4 @@
-"""Search spaces by name or by file."""
+"""Find search spaces by name or by file."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from tune_sparsity.search_spaces.yaml_file import BadFile
 FOLDER = Path(__file__).parent
 BUILT_IN = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 OVERLAYS = tuple(sorted(path.stem for path in FOLDER.glob("overlays/*.yaml")))
-"""What may follow a built-in space's name, behind a "+"."""
+"""The names that may follow the name of a built-in space after a "+"."""
 
 
 def load_space(name: str, target: float) -> Space:
-    """Return the built-in space of that name, or the one in the file of that name, laid out for `target` in [0, 1).
+    """Return the search space with this name for a target.
 
-    "lpss+adamw" is the built-in space lpss with the parameters of overlays/adamw.yaml in the place of its own.
-    There may be several: "lpss+adamw+bits".
+    Args:
+        name: the name of a built-in space or of a .yaml file. Overlays may follow a built-in space: "lpss+adamw" is the
+            space lpss with the parameters of overlays/adamw.yaml. Several are possible: "lpss+adamw+bits".
+        target: the target sparsity in [0, 1).
 
     Raises:
-        BadFile: for a file that is not a valid space; the line is named.
-        ValueError: for an unknown name, with the nearest ones.
+        BadFile: if the file is not a valid space. The message names the line.
+        ValueError: if the name is unknown. The message suggests similar names.
     """
     return space_layout(name)(target)
 
 
 def space_layout(name: str) -> Callable[[float], Space]:
-    """Return the function that lays a space out for a target, as `load_space` does. The file is read now, and not
-    again: it may change while the function is in use. Raises as `load_space` does."""
+    """Read a space's file once, and return a function that makes the space for a target. Later changes of the file have
+    no effect. The name and the errors are those of `load_space`."""
     from tune_sparsity.search_spaces.space_parser import read_space
 
     overlays = name.split("+")[1:] if is_built_in(name) else []
@@ -38,14 +40,14 @@ def space_layout(name: str) -> Callable[[float], Space]:
 
 
 def is_built_in(name: str) -> bool:
-    """Return whether this names a built-in space, with overlays or without."""
+    """Return whether this is the name of a built-in space, with or without overlays."""
     base, *overlays = name.split("+")
     return base in BUILT_IN and set(overlays) <= set(OVERLAYS)
 
 
 def space_text(name: str) -> str:
-    """Return a space as it is written, with its comments: what one of one's own can start from. Raises as load_space
-    does."""
+    """Return the text of a space's file with its comments, as a start for a user's own space. The errors are those of
+    `load_space`."""
     path = space_file(name)
     try:
         return path.read_text(encoding="utf-8")
@@ -56,7 +58,7 @@ def space_text(name: str) -> str:
 
 
 def space_file(name: str) -> Path:
-    """Return the file of a space. Raises ValueError for an unknown name, with the nearest ones."""
+    """Return the path of a space's file. Raise ValueError for an unknown name, with similar names."""
     if is_built_in(name):
         return FOLDER / f"{name.partition('+')[0]}.yaml"
     if Path(name).suffix in {".yaml", ".yml"}:

@@ -1,7 +1,7 @@
-"""One parameter of a space's file: a range, choices, a fixed value or a schedule, with its prior.
+"""Parse one parameter of a space's file: a range, choices, a fixed value or a schedule, with its prior.
 
-Pydantic does not check it: words may stand for numbers and each refusal has its own text, so that every field would
-need a validator of ours. That was tried, and took a sixth more lines.
+The parser does not use pydantic. Words may stand for numbers, and each error has its own text, so that every field
+would need a validator. An attempt with pydantic took a sixth more lines.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KNOT = ("at", "value")
 
 @dataclass(frozen=True)
 class Parsed:
-    """A parameter, or one part of a schedule: searched in a distribution, or fixed at a value."""
+    """A parameter or one part of a schedule. It has a distribution to search, or a fixed value."""
 
     name: str
     place: Place
@@ -40,13 +40,13 @@ class Parsed:
 
 
 class ParameterReader:
-    """Turns a parameter's plain data into what is searched, and every mistake into an error with its line."""
+    """Parses the data of a parameter. Every mistake becomes an error with its line."""
 
     def __init__(self, values: Values) -> None:
         self._values = values
 
     def read(self, place: Place, name: str, spec: Any) -> list[Parsed]:
-        """Return one element, or one for each part of a schedule."""
+        """Return one parameter, or one for each part of a schedule."""
         if not isinstance(spec, dict):
             return [Parsed(name, place, value=self._values.plain(place, spec))]
         kind = spec.get("type")
@@ -69,7 +69,8 @@ class ParameterReader:
         return Parsed(name, place, distribution, prior=prior, when=when)
 
     def _schedule(self, place: Place, name: str, spec: dict[str, Any]) -> list[Parsed]:
-        """Return a shape between two points in time, or knots that are joined by straight lines."""
+        """Return the parts of a schedule. It has a shape between two points in time, or knots with straight lines
+        between them."""
         given = [key for key in spec if key not in ("type", "when")]
         if "knots" in spec:
             if len(given) > 1:
@@ -89,8 +90,8 @@ class ParameterReader:
         ]
 
     def _part(self, place: Place, name: str, spec: Any) -> Parsed:
-        """Return a part of a schedule: a value, a list of choices, or a mapping as of a parameter, a float by
-        default."""
+        """Return one part of a schedule. It is given as a value, as a list of choices, or as a mapping whose default
+        type is float."""
         if isinstance(spec, list):
             spec = {"type": "categorical", "choices": spec}
         if not isinstance(spec, dict):
@@ -118,17 +119,17 @@ class ParameterReader:
             step = self._values.number((*place, "step"), step, whole=whole)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # `high` moves to the last step below it: it may depend on the target
+                warnings.simplefilter("ignore")  # Optuna warns that it lowers `high` to a whole step
                 if whole:
                     return IntDistribution(int(low), int(high), log=log, step=1 if step is None else int(step))
                 return FloatDistribution(low, high, log=log, step=step)
-        except ArithmeticError as error:  # from Optuna's decimals
+        except ArithmeticError as error:  # Optuna computes with decimals
             raise self._values.error((*place, "step"), "step is too small for this range") from error
         except ValueError as error:
             raise self._values.error(place, str(error)) from error
 
     def _prior(self, place: Place, spec: Any, distribution: BaseDistribution) -> Prior | None:
-        """A bare value is the centre; a mapping has the centre and the width."""
+        """Return the prior, which is given as its centre or as a mapping with a centre and a width."""
         if spec is None:
             return None
         if not isinstance(spec, dict):
@@ -145,7 +146,7 @@ class ParameterReader:
 
 
 def only(values: Values, place: Place, data: dict[Any, Any], accepted: set[str]) -> None:
-    """Raises BadFile for a key that is not accepted."""
+    """Raise BadFile for a key that is not accepted."""
     for key in data:
         if key not in accepted:
             message = f"unknown key {shown(key)}: accepted are {', '.join(sorted(accepted))}"

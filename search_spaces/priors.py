@@ -1,4 +1,4 @@
-"""Priors: where in its range a parameter's best value is expected, and how sure that is."""
+"""Draw values from priors. A prior is the expected best value of a parameter, with an uncertainty."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 WIDTH = 0.2
-_DRAWS = 100  # until a normal variate falls into the range; a centre at its edge needs two
+_DRAWS = 100  # attempts to draw a normal variate within the range; two suffice on average with a centre at the edge
 
 
 @dataclass(frozen=True)
 class Prior:
-    """A normal distribution, cut off at the ends of the range.
+    """A normal distribution that is cut off at the ends of the range.
 
     Attributes:
-        centre: the value that is expected to be the best; one of the distribution.
-        width: in (0, 1]: the standard deviation as a share of the range, on the range's own scale (the logarithm's
-            where it is logarithmic). Of a categorical parameter: the chance of another choice than the centre.
+        centre: the expected best value. The distribution contains it.
+        width: the standard deviation as a share of the range, in (0, 1]. A logarithmic range is measured in logarithms.
+            For a categorical parameter, the width is the probability of another choice than the centre.
     """
 
     centre: Any
@@ -28,7 +28,7 @@ class Prior:
 
 
 def draw(distribution: BaseDistribution, prior: Prior | None, rng: np.random.Generator) -> Any:
-    """Return a value from the prior, or an even draw from the distribution where there is none."""
+    """Draw a value from the prior. Without a prior, draw uniformly from the distribution."""
     if isinstance(distribution, CategoricalDistribution):
         return _choice(distribution, prior, rng)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -42,7 +42,8 @@ def draw(distribution: BaseDistribution, prior: Prior | None, rng: np.random.Gen
 
 
 def middle(distribution: BaseDistribution) -> Any:
-    """Return the first choice, or the middle of the range on its own scale."""
+    """Return the first choice, or the middle of the range. The middle of a logarithmic range is that of the
+    logarithms."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[0]
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -59,13 +60,14 @@ def _choice(distribution: CategoricalDistribution, prior: Prior | None, rng: np.
 
 
 def to_unit(distribution: FloatDistribution | IntDistribution, value: float) -> float:
-    """Return the value's place in the range, in [0, 1], on the range's own scale."""
+    """Return the position of a value in the range, in [0, 1]. Positions in a logarithmic range are linear in the
+    logarithm."""
     low, high = _ends(distribution)
     return ((math.log(value) if distribution.log else value) - low) / (high - low) if high > low else 0.0
 
 
 def from_unit(distribution: FloatDistribution | IntDistribution, at: float) -> float | int:
-    """Return the value at a place of the range in [0, 1]."""
+    """Return the value at a position in [0, 1], as `to_unit` defines it."""
     low, high = _ends(distribution)
     value = low + at * (high - low)
     return nearest(distribution, math.exp(value) if distribution.log else value)
@@ -77,12 +79,12 @@ def _ends(distribution: FloatDistribution | IntDistribution) -> tuple[float, flo
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equality, but true is not the number 1, which it is in Python."""
+    """Return whether two values are equal. Unlike in Python, True does not equal 1."""
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
 def nearest(distribution: FloatDistribution | IntDistribution, value: float) -> float | int:
-    """Return the value that the distribution has nearest to `value`."""
+    """Return the value in the distribution that is nearest to `value`."""
     low, high, step = distribution.low, distribution.high, distribution.step
     value = min(max(value, low), high)
     if step is not None and not distribution.log:

@@ -1,4 +1,4 @@
-"""Search spaces: named parameters with their distributions, conditions and priors, and the points to try first."""
+"""Define a search space: parameters with their distributions, conditions and priors, and the points to try first."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from optuna.distributions import BaseDistribution
 from tune_sparsity.search_spaces.priors import Prior, middle, same
 
 NEAREST = 3
-"""So many of the first points that say which target they are for are tried in a study of one target."""
+"""The number of first points with a `near` target that a study of one target tries."""
 
 
 @dataclass(frozen=True)
 class Space:
     """A method's search space for one target.
 
-    A schedule's parts are parameters named SCHEDULE.PART, such as threshold.start; the method takes them as one value.
+    The parts of a schedule are parameters with names such as threshold.start. The method gets them as one value.
 
     Attributes:
-        name: of the space: a built-in name or the file it was read from.
-        method: the method whose parameters it searches.
-        distributions: the searched parameters, as Optuna's distributions; those that others depend on come first.
-        fixed: parameters with one value.
-        first: points to try first, within the distributions and without parameters that do not apply to them.
-        near: for each first point the target that it is for, None where it is for any.
-        priors: of those searched parameters that have one.
-        when: by the name of a parameter that applies only sometimes: the parameters that decide, each with the values
-            at which it applies.
+        name: the name of a built-in space, or the file of the space.
+        method: the method whose parameters are searched.
+        distributions: the searched parameters -> Optuna's distributions. A parameter comes after those that it depends
+            on.
+        fixed: the parameters with one value.
+        first: the points to try first. They lie within the distributions and contain only parameters that apply.
+        near: for each first point the target that suits it, or None if it suits any.
+        priors: the searched parameters that have a prior -> this prior.
+        when: parameters that apply only under a condition -> their condition. A condition gives, for each deciding
+            parameter, the values at which the parameter applies.
     """
 
     name: str
@@ -43,34 +44,38 @@ class Space:
     near: tuple[float | None, ...] = ()
 
     def applies(self, name: str, values: Mapping[str, Any]) -> bool:
-        """Return whether a parameter applies, given the values of all searched ones that apply among those it depends
-        on."""
+        """Return whether a parameter applies.
+
+        Args:
+            values: the values of the searched parameters that it depends on, as far as these apply.
+        """
         condition = self.when.get(name, {})
         return applies(condition, {**self.fixed, **values}) and all(
             self.applies(parent, values) for parent in condition
         )
 
     def fixed_for(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fixed parameters that apply beside the searched ones' values."""
+        """Return the fixed parameters that apply together with these values of the searched parameters."""
         return {name: value for name, value in self.fixed.items() if self.applies(name, values)}
 
     def first_for(self, target: float) -> list[dict[str, Any]]:
-        """Return the first points that a study of one target tries, in their order.
+        """Return the first points for a study of one target, in their order.
 
-        They are all that do not say which target they are for, and of the others those for the nearest three.
+        These are all points without a `near` target, and the three points whose `near` targets are nearest.
         """
         apart = self.apart_from(target)
         left_out = sorted(apart, key=lambda index: apart[index])[NEAREST:]
         return [point for index, point in enumerate(self.first) if index not in left_out]
 
     def apart_from(self, target: float) -> dict[int, float]:
-        """Return by the index of each first point that says its target how far that is from this one, in the logarithm
-        of the density."""
+        """Return the distance of each `near` target from this target, by the index of its first point. The distance is
+        the difference of the logarithms of the densities."""
         said = {index: near for index, near in enumerate(self.near) if near is not None}
         return {index: abs(math.log1p(-near) - math.log1p(-target)) for index, near in said.items()}
 
     def centre(self) -> dict[str, Any]:
-        """Return every searched parameter, applying or not, at its prior's centre, else in the middle of its range."""
+        """Return a value for every searched parameter, whether or not it applies: the centre of its prior, or the
+        middle of its range if it has no prior."""
         return {
             name: self.priors[name].centre if name in self.priors else middle(distribution)
             for name, distribution in self.distributions.items()
@@ -78,7 +83,7 @@ class Space:
 
 
 def applies(condition: Mapping[str, tuple[Any, ...]], values: Mapping[str, Any]) -> bool:
-    """Return whether every parameter that decides is there with one of its accepted values."""
+    """Return whether every deciding parameter is present and has one of its accepted values."""
     return all(
         parent in values and any(same(values[parent], value) for value in accepted)
         for parent, accepted in condition.items()

@@ -1,4 +1,4 @@
-"""Reads a space's file: its parameters, what they depend on, and the points to try first."""
+"""Parse a space's file: its parameters, their conditions, and the points to try first."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from tune_sparsity.search_spaces.yaml_file import read_mapping, shown
 from tune_sparsity.sparsity import METHODS
 
 NEAR = "near"
-"""A first point's own key: the target that the point is for. A study of several sparsities tries it there."""
+"""The key of a first point for the target that suits it. A study of several sparsities tries the point there."""
 Condition = dict[str, tuple[Any, ...]]
 
 
 def read_space(name: str, path: Path, overlays: Sequence[Path] = ()) -> Callable[[float], Space]:
-    """Read a space's file once, and return the function that lays the space out for a target. Both raise BadFile with
-    the line of what is wrong.
+    """Read a space's file once, and return a function that makes the space for a target.
+
+    The function and the reading raise BadFile, with the line of the mistake.
 
     Args:
-        overlays: files with parameters that take the place of the space's own; its first points then leave them out.
-            One with a parameter that the method does not have changes nothing.
+        overlays: files with parameters that replace those of the space. The space's first points lose these parameters.
+            An overlay has no effect if the method does not have all its parameters.
     """
     data, lines = read_mapping(path)
     for overlay in overlays:
@@ -43,7 +44,7 @@ def read_space(name: str, path: Path, overlays: Sequence[Path] = ()) -> Callable
 
 
 class _Parser:
-    """Turns the plain data of a space file into a Space, and every mistake into an error with its line."""
+    """Makes a Space from the data of a space's file. Every mistake becomes an error with its line."""
 
     def __init__(self, values: Values) -> None:
         self._values = values
@@ -93,8 +94,7 @@ class _Parser:
     # Conditions
 
     def _conditions(self, specs: dict[str, Any], parsed: dict[str, Parsed]) -> dict[str, Condition]:
-        """Return the parameters that each parameter depends on; the parts of a schedule depend on those of the
-        schedule."""
+        """Return the condition of each parameter that has one. A condition of a schedule applies to all its parts."""
         conditions: dict[str, Condition] = {}
         for name, one in parsed.items():
             key = _base(name)
@@ -110,7 +110,7 @@ class _Parser:
     def _condition(self, place: Place, key: str, spec: Any, parsed: dict[str, Parsed]) -> Condition:
         if not isinstance(spec, dict) or not spec:
             raise self._values.error(
-                place, "when must be a mapping of parameters to the value or values at which this one applies"
+                place, "when must be a mapping of other parameters to the value or values at which this one applies"
             )
         condition = {}
         for parent, accepted in spec.items():
@@ -126,7 +126,7 @@ class _Parser:
         return condition
 
     def _accepted(self, place: Place, value: Any, parent: Parsed) -> Any:
-        """Return one of the values that the deciding parameter can have."""
+        """Return one value of the deciding parameter at which the other parameter applies."""
         if isinstance(parent.distribution, CategoricalDistribution):
             return self._values.choice(place, value, parent.distribution)
         if isinstance(parent.distribution, FloatDistribution):
@@ -136,10 +136,11 @@ class _Parser:
             if not parent.distribution._contains(whole):
                 raise self._values.error(place, f"{whole} is none of the values of {parent.name}")
             return whole
-        return self._values.plain(place, value)  # of a fixed parameter: whoever fixes another one leaves this one out
+        return self._values.plain(place, value)  # the value of a fixed parameter, which need not be equal
 
     def _order(self, parsed: dict[str, Parsed], when: dict[str, Condition]) -> list[str]:
-        """Return the parameters' names, those that others depend on first; else as they are written."""
+        """Return the names of the parameters. A parameter comes after those that it depends on. Otherwise the order is
+        that of the file."""
         order: list[str] = []
         begun: set[str] = set()
 
@@ -157,10 +158,11 @@ class _Parser:
             add(name)
         return order
 
-    # Whether the method takes it
+    # Check with the method
 
     def _usable(self, method: str, parsed: dict[str, Parsed], when: dict[str, Condition]) -> None:
-        """Tries the ends of every parameter, with the others inside theirs, on the method's own checks."""
+        """Check the ends of every range and all choices with the method's own checks. The other parameters have a value
+        inside their ranges."""
         samples = {key: [p.value] if p.distribution is None else _samples(p.distribution) for key, p in parsed.items()}
         inside = {key: values[0] for key, values in samples.items()}
         for key, values in samples.items():
@@ -171,7 +173,7 @@ class _Parser:
                 try:
                     METHODS[method].configure(tried)
                 except (ValueError, TypeError) as error:
-                    # It may be another parameter that has no accepted value at all: the message begins with its name.
+                    # The mistake may be in another parameter: the message begins with the name of the wrong one.
                     named = str(error).partition(" ")[0]
                     place = parsed[named if named in parsed else key].place
                     raise self._values.error(place, str(error)) from error
@@ -184,7 +186,7 @@ class _Parser:
         return tuple(self._point(("first", index), point, space) for index, point in enumerate(points))
 
     def _near(self, index: int, point: dict[str, Any]) -> float | None:
-        """Return the target that a point is for."""
+        """Return the target that suits a first point, or None if the point gives none."""
         if NEAR not in point:
             return None
         target = self._values.number(("first", index, NEAR), point[NEAR])
@@ -193,7 +195,8 @@ class _Parser:
         return float(target)
 
     def _point(self, place: Place, point: dict[str, Any], space: Space) -> dict[str, Any]:
-        """Return the point within the space; what it leaves open is at its prior's centre where it has one."""
+        """Return a first point within the space. A parameter that it leaves out gets the centre of its prior, if it has
+        one."""
         given: dict[str, Any] = {}
         for key, value in point.items():
             if key == NEAR:
@@ -209,7 +212,7 @@ class _Parser:
             if not space.applies(name, complete) and name in given:
                 decides = ", ".join(space.when[name])
                 raise self._values.error(
-                    (*place, _base(name)), f"{name} does not apply in this point, where another {decides} is chosen"
+                    (*place, _base(name)), f"{name} does not apply in this point, because of the value of {decides}"
                 )
             if name in given:
                 complete[name] = given[name]
@@ -219,7 +222,7 @@ class _Parser:
 
 
 def _base(name: str) -> str:
-    """Return the parameter that a part of a schedule belongs to; any other parameter itself."""
+    """Return the schedule that a part belongs to. Return the name of any other parameter unchanged."""
     return name.partition(".")[0]
 
 
@@ -233,13 +236,13 @@ def _needed(name: str, when: Mapping[str, Condition]) -> dict[str, Any]:
 
 
 def _all_apply(name: str, values: Mapping[str, Any], when: Mapping[str, Condition]) -> bool:
-    """Return whether a parameter applies, and all that it depends on do."""
+    """Return whether a parameter and all parameters that it depends on apply."""
     condition = when.get(name, {})
     return applies(condition, values) and all(_all_apply(parent, values, when) for parent in condition)
 
 
 def _samples(distribution: BaseDistribution) -> list[Any]:
-    """Return every choice, or an inner point and the two ends of a range."""
+    """Return every choice. For a range, return an inner point and the two ends."""
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -247,7 +250,7 @@ def _samples(distribution: BaseDistribution) -> list[Any]:
 
 
 def _required(method: str) -> set[str]:
-    """Return the parameters without a default: a space has to give them."""
+    """Return the method's parameters that have no default, so that every space must give them."""
     fields = dataclass_fields(METHODS[method].settings)
     return {field.name for field in fields if field.default is MISSING and field.default_factory is MISSING}
 

@@ -1,4 +1,4 @@
-"""Single values of a space's file: numbers, text and truth values, and the words that stand for numbers."""
+"""Parse single values of a space's file: numbers, text, truth values, and words that stand for numbers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tune_sparsity.search_spaces.yaml_file import BadFile, Lines, shown
 from tune_sparsity.sparsity import suggest_p
 from tune_sparsity.sparsity.methods.lpss import published_p, published_p_early
 
-# What a space may say instead of a number, as a function of the study's target.
+# Words that may stand for numbers in a space. The numbers depend on the study's target.
 SYMBOLS: dict[str, Callable[[float], float]] = {
     "target": lambda target: target,
-    "above": lambda target: target + 0.2 * (1 - target),  # .9 -> .92: a little above, a fifth of what is left
+    "above": lambda target: target + 0.2 * (1 - target),  # a fifth of the way from the target to 1: .9 -> .92
     "suggest_p": lambda target: max(1.05, suggest_p(target)),
     "published_p": published_p,
     "published_p_early": published_p_early,
@@ -26,7 +26,7 @@ Place = tuple[Any, ...]
 
 
 class Values:
-    """Reads single values for one target; every refusal names the line."""
+    """Parses single values for one target. Every error names the line."""
 
     def __init__(self, lines: Lines, target: float) -> None:
         self._lines, self._target = lines, target
@@ -35,7 +35,7 @@ class Values:
         return self._lines.error(place, message)
 
     def plain(self, place: Place, value: Any) -> Any:
-        """Return a number, text or truth value, with the symbols replaced by their numbers for the target."""
+        """Return a number, text or truth value. Words that stand for numbers are replaced by these numbers."""
         if isinstance(value, str) and value in SYMBOLS:
             return SYMBOLS[value](self._target)
         if not isinstance(value, str | int | float | bool):
@@ -55,8 +55,8 @@ class Values:
         return float(value)
 
     def inside(self, place: Place, value: Any, distribution: BaseDistribution) -> Any:
-        """Return the value, moved to the nearest one that is searched: theory may suggest what a narrower space leaves
-        out."""
+        """Return the value, or the nearest value in the distribution. A number that theory suggests may lie outside a
+        narrow range."""
         if isinstance(distribution, CategoricalDistribution):
             return self.choice(place, value, distribution)
         assert isinstance(distribution, FloatDistribution | IntDistribution)

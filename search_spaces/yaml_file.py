@@ -1,4 +1,4 @@
-"""YAML mappings with the line of every key, so that an error can say where it is."""
+"""Read YAML mappings with the line of every key, so that errors can name the line."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any
 
 import yaml
 
-# No space or configuration comes near these. Behind them a short file with anchors can stand for billions of values.
+# Limits far above any real file. Without them, a short file with anchors could stand for billions of values.
 _BYTES, _VALUES, _DEPTH, _SCALAR = 100_000, 10_000, 50, 3_000
 
 
 class BadFile(ValueError):
-    """A file that cannot be used; the message is one line: file, line where known, what is wrong, what is accepted."""
+    """Report that a file cannot be used. The message is one line: the file, its line if it is known, the mistake, and
+    the accepted values."""
 
 
 class Lines:
-    """Where the keys of a mapping stand: paths of keys such as ("parameters", "p") to line numbers from 1."""
+    """The line numbers, from 1, of all keys in a YAML mapping. A key is given by its path, such as ("parameters",
+    "p")."""
 
     def __init__(self, path: Path, node: yaml.Node) -> None:
         self._path = path
@@ -51,23 +53,23 @@ class Lines:
         return BadFile(f"{self._path}:{node.start_mark.line + 1}: {message}")
 
     def error(self, place: tuple[Any, ...], message: str) -> BadFile:
-        """Return the error to raise about the value at `place`, or about the nearest enclosing one that the file
-        has."""
+        """Return an error about the value at `place`. If the file has no such place, the error names the line of the
+        nearest enclosing one."""
         while place not in self._lines:
             place = place[:-1]
         return BadFile(f"{self._path}:{self._lines[place]}: {' '.join(message.split())}")
 
 
 def read_mapping(path: Path) -> tuple[dict[str, Any], Lines]:
-    """Return a YAML file whose top level is a mapping with text as keys, loaded safely, and its lines.
+    """Load a YAML file safely. Return its top-level mapping, whose keys are text, and the lines of its keys.
 
     Raises:
-        BadFile: if the file cannot be read, is not YAML, is not a mapping, or is far larger than anything of use.
+        BadFile: if the file cannot be read, is not YAML, is not a mapping, or is too large.
     """
     text = _text(path)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        # First: it counts, and so keeps the loader from what would fill the memory.
+        # Lines comes first, because it checks the limits before the loader can fill the memory.
         lines = None if node is None else Lines(path, node)
         data = yaml.safe_load(text)
     except BadFile:
@@ -78,7 +80,7 @@ def read_mapping(path: Path) -> tuple[dict[str, Any], Lines]:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise BadFile(f"{path}{line}: not YAML: {' '.join((error.problem or str(error)).split())}") from error
-    except Exception as error:  # of any kind: the loader's own conversions fail as int() or a missing match does
+    except Exception as error:  # the loader's conversions raise errors of many types
         raise BadFile(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict) or lines is None:
         raise BadFile(f"{path}:1: must be a mapping of keys to values, not {_kind(data)}")
@@ -88,7 +90,7 @@ def read_mapping(path: Path) -> tuple[dict[str, Any], Lines]:
 
 
 def shown(value: Any) -> str:
-    """Return the value as an error message quotes it: one line, cut where it is long."""
+    """Return the value as an error message quotes it: in one line, and shortened if it is long."""
     return reprlib.repr(value)
 
 

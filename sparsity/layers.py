@@ -145,7 +145,7 @@ def prunable_layers(
             is TorchScript.
     """
     if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError("the network is TorchScript, whose layers cannot be told: give the nn.Module it was made from")
+        raise ValueError("the network is TorchScript, whose layers cannot be seen: give the nn.Module it was made from")
     if example is not None:
         rules = with_last_layer(rules, model, example)
     found = weight_matrices(model, rules.prune)

@@ -1,1 +1,1 @@
-"""The built-in experiments, a module a data set, and their networks."""
+"""Contain the built-in experiments, one module for each data set, and their networks."""

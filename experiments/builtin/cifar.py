@@ -1,4 +1,4 @@
-"""CIFAR-10 through torchvision, and a small part of it from one file."""
+"""Load CIFAR-10 with torchvision, or a small part of it from one file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _NORMALISE = Normalise((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # of
 
 
 def _data(images: np.ndarray, labels: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, validation: int) -> Data:
-    """From arrays of bytes (n, 32, 32, 3); the validation examples are taken out of the training ones, by class."""
+    """Return the data from arrays of bytes of the shape (n, 32, 32, 3). The validation examples are drawn from the
+    training examples, in equal shares by class."""
     x, y = _channels_first(images), torch.tensor(labels, dtype=torch.int64)
     train, val = hold_out(y, validation)
     test = Split(_channels_first(x_test), torch.tensor(y_test, dtype=torch.int64))
@@ -36,11 +37,14 @@ def _channels_first(images: np.ndarray) -> Tensor:
 
 
 def load(data_dir: Path | None = None) -> Data:
-    """45,000 images to train on, 5,000 to validate (500 a class, always the same ones) and the 10,000 of the test set,
-    as bytes (batch, 3, 32, 32).
+    """Load 45,000 images for the training, 5,000 for the validation and the 10,000 of the test set.
 
-    torchvision looks for them in DATA_DIR/cifar-10-batches-py, or for DATA_DIR/cifar-10-python.tar.gz, and otherwise
-    downloads them to there. Raises DataUnavailable.
+    The images are bytes of the shape (batch, 3, 32, 32). The validation images are always the same, 500 of each class.
+    torchvision reads DATA_DIR/cifar-10-batches-py or DATA_DIR/cifar-10-python.tar.gz. If neither exists, torchvision
+    downloads the files into DATA_DIR.
+
+    Raises:
+        DataUnavailable: if the download fails or the files are damaged.
     """
     import torchvision.datasets
 
@@ -53,11 +57,14 @@ def load(data_dir: Path | None = None) -> Data:
 
 
 def load_subset(data_dir: Path | None = None) -> Data:
-    """Return a tenth of CIFAR-10's images, for tries without a download: NOT CIFAR-10, and accuracies on it are not to
-    be compared with any published for CIFAR-10.
+    """Load a tenth of CIFAR-10's images, for trials without a download. Do not compare accuracies on it with results
+    published for CIFAR-10.
 
-    DATA_DIR/cifar10_subset.npz holds the first 400 training and 100 test images of each class: 3,500 to train on, 500
-    to validate and 1,000 to test. Raises DataUnavailable.
+    DATA_DIR/cifar10_subset.npz holds the first 400 training images and the first 100 test images of each class. 3,500
+    images are for the training, 500 for the validation and 1,000 for the test.
+
+    Raises:
+        DataUnavailable: if the file is missing or damaged.
     """
     path = (data_dir or default_data_dir()) / _SUBSET
     raw = read_checked(path, _SUBSET_MD5, "the file of 4000 + 1000 images")

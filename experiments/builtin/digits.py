@@ -1,4 +1,4 @@
-"""scikit-learn's 8x8 digits: the experiment that needs no download."""
+"""Load scikit-learn's 8x8 digits, which need no download."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from tune_sparsity.experiments.builtin.mlp import multilayer_perceptron
 
 TRAIN, VAL, TEST = 1257, 180, 360
 ORDER = Path(__file__).with_name("digits_order.npy")
-"""Which of scikit-learn's images are to be trained on, to validate and to test, in this order: what train_test_split
-gives when it takes 360 of all and then 180 of the rest, stratified by class, with random_state=0."""
+"""A file with the numbers of scikit-learn's images: first the training, then the validation, then the test images.
+train_test_split chose 360 test images and then 180 of the others, stratified by class, with random_state=0."""
 
 
 def load(data_dir: Path | None = None) -> Data:
-    """1,797 images of 64 pixels: 1,257 to train on, 180 to validate and 360 to test, stratified by class; always the
-    same split. Pixels 0..16 become (x/16 - mean)/std with the training images' own mean and deviation."""
+    """Load 1,797 images of 64 pixels: 1,257 for the training, 180 for the validation and 360 for the test.
+
+    The split is stratified by class and always the same. Pixels x in 0..16 become (x/16 - mean)/std. The mean and the
+    deviation are those of the training images.
+    """
     images, labels = (rows[np.load(ORDER)] for rows in _images_and_labels())
     x = images / 16
     mean, std = float(x[:TRAIN].mean()), float(x[:TRAIN].std())
@@ -34,8 +37,8 @@ def load(data_dir: Path | None = None) -> Data:
 
 
 def _images_and_labels() -> tuple[np.ndarray, np.ndarray]:
-    """Return all of them, in scikit-learn's order. Its file is read without it: to import it takes longer than the
-    training of a network here."""
+    """Return all images and labels in scikit-learn's order. The function reads scikit-learn's file without importing
+    scikit-learn, because the import takes longer than the training of a network."""
     spec = importlib.util.find_spec("sklearn")
     file = Path(spec.origin or "").parent / "datasets" / "data" / "digits.csv.gz" if spec else Path()
     if file.is_file():
@@ -52,13 +55,16 @@ def model() -> torch.nn.Module:
 
 @cache
 def smoothed_targets(device: torch.device) -> torch.Tensor:
-    """Of the ten classes, on a device once for all batches. Smoothed, because 1,257 images are learnt by heart in a few
-    epochs: without that the test accuracy is 0.3 points lower in the mean of six seeds."""
+    """Return the smoothed targets of the ten classes, shape (10, 10). They are kept on the device for all batches.
+
+    Without smoothing, networks memorise the 1,257 images in a few epochs. The test accuracy is then 0.3 points lower on
+    average over six seeds.
+    """
     return (0.9 * torch.eye(10) + 0.01).to(device)
 
 
 def smoothed_cross_entropy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """F.cross_entropy with label_smoothing=0.1, of whose time it takes two thirds."""
+    """Return F.cross_entropy with label_smoothing=0.1, in two thirds of its time."""
     return F.cross_entropy(outputs, smoothed_targets(labels.device)[labels])
 
 

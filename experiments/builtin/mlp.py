@@ -1,4 +1,4 @@
-"""The built-in networks."""
+"""Build multilayer perceptrons and LeNets for the built-in experiments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from torch import nn
 
 
 def multilayer_perceptron(*sizes: int) -> nn.Sequential:
-    """Linear layers of the given sizes, input first, with ReLU between them; takes inputs (batch, sizes[0])."""
+    """Return linear layers with ReLU between them, for inputs of the shape (batch, sizes[0]).
+
+    Args:
+        sizes: the number of inputs, then the number of neurons in each layer.
+    """
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
         linear = nn.Linear(fan_in, fan_out)
@@ -19,8 +23,8 @@ def multilayer_perceptron(*sizes: int) -> nn.Sequential:
 
 
 def lenet_5() -> nn.Sequential:
-    """LeNet-5 as Caffe has it, for 28x28 images as (batch, 784): 430,500 weights and 580 biases. Its convolutions have
-    maxima behind them, and no ReLU."""
+    """Return LeNet-5 as Caffe defines it, for 28x28 images of the shape (batch, 784). It has 430,500 weights and 580
+    biases. Max pooling follows its convolutions, without ReLU."""
     network = nn.Sequential(
         *(nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 20, 5), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.MaxPool2d(2)),
         *(nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10)),
@@ -33,5 +37,5 @@ def lenet_5() -> nn.Sequential:
 
 
 def lenet_300_100() -> nn.Sequential:
-    """LeNet-300-100 for 28x28 images as (batch, 784): 266,200 weights."""
+    """Return LeNet-300-100 for 28x28 images of the shape (batch, 784). It has 266,200 weights."""
     return multilayer_perceptron(784, 300, 100, 10)

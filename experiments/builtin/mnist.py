@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST: their IDX files, found or downloaded by torchvision, as tensors."""
+"""Load MNIST and Fashion-MNIST from their IDX files. torchvision downloads the files if they are missing."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def parse_idx(raw: bytes) -> Tensor:
 
 
 def _read(folder: Path, data_set: str, stem: str) -> Tensor:
-    """Return one file of the data set, unpacked or gzipped, checked."""
+    """Return the tensor in one file of the data set, which may be gzipped. Raise DataUnavailable if the file is
+    damaged."""
     plain, packed = folder / stem, folder / f"{stem}.gz"
     path = plain if plain.is_file() else packed
     try:
@@ -91,8 +92,11 @@ def _present(folder: Path) -> bool:
 
 
 def _raw(data_set: str, data_dir: Path | None) -> dict[tuple[str, str], Tensor]:
-    """Return the four files' tensors, by part and kind; downloaded through torchvision where they are missing. Raises
-    DataUnavailable."""
+    """Return the tensors of the four files, by split and by content. torchvision downloads missing files.
+
+    Raises:
+        DataUnavailable: if the download fails or a file is damaged.
+    """
     root = data_dir or default_data_dir()
     folder = root / data_set / "raw"
     if not _present(folder):
@@ -128,8 +132,8 @@ def load_images(data_set: str, normalise: Normalise, data_dir: Path | None = Non
 
 
 def load(data_set: str, data_dir: Path | None = None) -> Data:
-    """Return the same images in the same splits as load_images gives, as (batch, 784) floats: (x/255 - mean)/std with
-    the training images' mean and deviation."""
+    """Load the images of `load_images` in the same splits as floats of the shape (batch, 784). Pixels x become (x/255 -
+    mean)/std. The mean and the deviation are those of the training images."""
     data = load_images(data_set, Normalise((0.0,), (1.0,)), data_dir)
     train, val, test = (Split(part.x.float(), part.y) for part in (data.train, data.val, data.test))
     mean, std = float(train.x.mean()) / 255, float(train.x.std()) / 255
@@ -146,7 +150,7 @@ mnist = Experiment("mnist", partial(load, "MNIST"), lenet_300_100, _RECIPE, cuda
 mnist_lenet5 = Experiment("mnist-lenet5", partial(load, "MNIST"), lenet_5, _RECIPE, cuda_graph=True)
 fashion_mnist = Experiment("fashion-mnist", partial(load, "FashionMNIST"), lenet_300_100, _RECIPE, cuda_graph=True)
 
-# The published normalisation, which is MNIST's on either set.
+# The published experiments use MNIST's normalisation for both data sets.
 _NORMALISE = Normalise((0.13,), (0.31,))
 mnist_wrn = Experiment(
     "mnist-wrn",

@@ -1,4 +1,7 @@
-"""Small sequences for spiking networks: images row by row, and DNA place by place. Real currents, nothing drawn."""
+"""Load small sequences for spiking networks: images row by row and DNA nucleotide by nucleotide.
+
+The inputs are real currents, not random spikes.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,16 @@ from tune_sparsity.experiments.builtin import digits, mnist, uci
 from tune_sparsity.experiments.spiking import SpikingNetwork
 
 EXAMPLES = 10_000
-"""The number of training images of MNIST and Fashion-MNIST: a step of a spiking network takes long."""
+"""The number of training images of MNIST and Fashion-MNIST. It is small because a spiking network trains slowly."""
 
 
 def _sequences(data: Data, shape: tuple[int, int], about: dict[str, Any], examples: int | None = None) -> Data:
     """Return the same data as sequences.
 
     Args:
-        shape: steps, and the features of a step: the first ones that the data have there.
-        about: takes the place of "flatten" in the description of the preprocessing.
-        examples: how many are trained on, the first ones; None: all.
+        shape: the number of steps and the number of features in a step. Further features of a step are left out.
+        about: replaces "flatten" in the description of the preprocessing.
+        examples: the number of training examples to keep, from the beginning. None: all of them.
     """
     steps, features = shape
 
@@ -32,25 +35,26 @@ def _sequences(data: Data, shape: tuple[int, int], about: dict[str, Any], exampl
 
 
 def load_digits(data_dir: Path | None = None) -> Data:
-    """Return the examples and splits of `digits`, as 8 steps of the 8 pixels of a row, from the top down."""
+    """Return the examples and splits of `digits` as sequences. The 8 steps are the rows from top to bottom, with 8
+    pixels each."""
     data = digits.load(data_dir)
     return _sequences(data, (8, 8), {"steps": "8 rows from the top down"})
 
 
 def load_rows(data_set: str, data_dir: Path | None = None, examples: int = EXAMPLES) -> Data:
-    """Return the validation and test data of `mnist` or `fashion-mnist`, and some of their training data, as 28 steps
-    of the 28 pixels of a row, from the top down.
+    """Return `mnist` or `fashion-mnist` as sequences, with fewer training images. The 28 steps are the rows from top to
+    bottom, with 28 pixels each.
 
     Args:
         data_set: "MNIST" or "FashionMNIST".
-        examples: how many images are trained on, at most 55,000; always the same ones.
+        examples: the number of training images, at most 55,000. They are always the same.
     """
     data = mnist.load(data_set, data_dir)
     return _sequences(data, (28, 28), {"steps": "28 rows from the top down"}, examples)
 
 
 def load_dna(data_dir: Path | None = None) -> Data:
-    """Return the examples and splits of `uci-dna`, as 60 steps of a nucleotide: A, C, G, T are 100, 010, 001, 000."""
+    """Return the examples and splits of `uci-dna` as sequences of 60 nucleotides. A, C, G, T are 100, 010, 001, 000."""
     data = uci.load_dna(data_dir)
     return _sequences(data, (60, 3), {"one_hot": "A, C, G, T as 100, 010, 001, 000", "steps": "60 nucleotides"})
 

@@ -1,4 +1,4 @@
-"""Tiny ImageNet: 200 classes of 64x64 images, from the folder that its archive unpacks to."""
+"""Load Tiny ImageNet, 200 classes of 64x64 images, from the folder of its unpacked archive."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _NORMALISE = Normalise((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821))
 
 
 def read_images(paths: list[Path], size: int = 64) -> Tensor:
-    """Bytes (n, 3, size, size); grey images get three equal channels. Raises ValueError for a file that is no image
-    of that size."""
+    """Return the images as bytes of the shape (n, 3, size, size). A grey image gets three equal channels. Raise
+    ValueError for a file that is not an image of this size."""
     from PIL import Image
 
     images = np.empty((len(paths), size, size, 3), np.uint8)
@@ -39,8 +39,14 @@ def read_images(paths: list[Path], size: int = 64) -> Tensor:
 
 
 def image_folder(folder: Path) -> tuple[tuple[str, ...], list[Path], Tensor]:
-    """Class names in alphabetical order, the files under folder/CLASS in the order of their paths, and their labels:
-    as torchvision's ImageFolder lists them. Raises OSError for a class without images."""
+    """Return the classes, image files and labels of the folders folder/CLASS, as torchvision's ImageFolder lists them.
+
+    Returns:
+        The names of the classes in alphabetical order, the files in the order of their paths, and their labels.
+
+    Raises:
+        OSError: if a class has no images.
+    """
     from torchvision.datasets import ImageFolder
 
     listed = ImageFolder(folder)
@@ -48,8 +54,8 @@ def image_folder(folder: Path) -> tuple[tuple[str, ...], list[Path], Tensor]:
 
 
 def labelled_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
-    """val/images' files and their labels, in the order of val/val_annotations.txt, whose lines begin with file and
-    class, separated by tabs. Raises ValueError for a line that does not."""
+    """Return the files in val/images and their labels, in the order of val/val_annotations.txt. Each line of this file
+    begins with a file name and a class, separated by a tab. Raise ValueError for another line or an unknown class."""
     number = {name: kind for kind, name in enumerate(classes)}
     rows = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()]
     if any(len(row) < 2 or row[1] not in number for row in rows):
@@ -59,8 +65,8 @@ def labelled_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], 
 
 
 def judging_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
-    """Return the labelled images of val, in the published layout or sorted into one folder a class. Raises ValueError
-    or OSError for neither."""
+    """Return the image files of val and their labels. val has the published layout or one folder for each class. Raise
+    ValueError or OSError for another layout."""
     if (folder / "val" / "val_annotations.txt").is_file():
         return labelled_files(folder, classes)
     found, files, labels = image_folder(folder / "val")
@@ -70,12 +76,17 @@ def judging_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], T
 
 
 def load(data_dir: Path | None = None) -> Data:
-    """95,000 images to train on, 5,000 of the published training set to validate (25 a class, always the same ones),
-    and as test the 10,000 of the published validation set (the published test set has no labels); as bytes
-    (batch, 3, 64, 64).
+    """Load 95,000 images for the training, 5,000 for the validation and 10,000 for the test.
 
-    They are read from DATA_DIR/tiny-imagenet-200, as it is published, or with val/CLASS for the labelled images, as
-    many rearrange it. Raises DataUnavailable.
+    The images are bytes of the shape (batch, 3, 64, 64). The training and validation images come from the published
+    training set. The validation images are always the same, 25 of each class. The test images are the published
+    validation set, because the published test set has no labels.
+
+    The files are read from DATA_DIR/tiny-imagenet-200, in the published layout. The labelled images may also lie in
+    val/CLASS.
+
+    Raises:
+        DataUnavailable: if the files are missing or damaged.
     """
     folder = (data_dir or default_data_dir()) / _FOLDER
     if not (folder / "train").is_dir() or not (folder / "val").is_dir():

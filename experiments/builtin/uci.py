@@ -1,6 +1,6 @@
-"""Three small tables of the UCI Machine Learning Repository: DNA, Mushroom and Climate Model Simulation Crashes.
+"""Load three small tables of the UCI Machine Learning Repository: DNA, Mushroom and Climate Model Simulation Crashes.
 
-Their files are looked for in DATA_DIR/uci and never downloaded.
+The files are read from DATA_DIR/uci. They are never downloaded.
 """
 
 from __future__ import annotations
@@ -38,18 +38,25 @@ def _libsvm(data_dir: Path | None, name: str, features: int) -> tuple[Tensor, Te
 
 
 def nucleotides(x: Tensor) -> Tensor:
-    """(n, 180) with A, C, G, T as 100, 010, 001, 000, as the Statlog form has them -> (n, 240), four inputs each."""
+    """Convert DNA from three inputs for each nucleotide to four inputs.
+
+    Args:
+        x: shape (n, 180), with A, C, G, T as 100, 010, 001, 000, as in the Statlog files.
+
+    Returns:
+        Shape (n, 240), one-hot.
+    """
     three = x.unflatten(1, (60, 3))
     return torch.cat([three, 1 - three.sum(2, keepdim=True)], dim=2).flatten(1)
 
 
 def load_dna(data_dir: Path | None = None) -> Data:
-    """Splice junctions: 60 nucleotides, is their middle an exon-intron border (EI), an intron-exon border (IE) or
-    neither (N)?
+    """Load splice junctions of 60 nucleotides. The classes are exon-intron border (EI), intron-exon border (IE) and
+    neither (N).
 
-    The Statlog files: dna.scale's 2,000 examples are 1,700 to train on and 300 to validate, stratified by class;
-    dna.scale.t's 1,186 are the test. Some sequences occur more than once: none of those validates. (82 examples of
-    the published test file are in the published training file too; they were left there.)
+    The Statlog file dna.scale has 2,000 examples: 1,700 for the training and 300 for the validation, stratified by
+    class. The 1,186 examples of dna.scale.t are for the test. Sequences that occur more than once are never validation
+    examples. 82 examples of the published test file also occur in the published training file. They were left in both.
     """
     x, y = _libsvm(data_dir, "dna.scale", 180)
     x_test, y_test = _libsvm(data_dir, "dna.scale.t", 180)
@@ -65,8 +72,12 @@ def load_dna(data_dir: Path | None = None) -> Data:
 
 
 def load_mushroom(data_dir: Path | None = None) -> Data:
-    """Is a mushroom poisonous, by 22 properties as 126 zeros and ones? XGBoost's form of the set: 5,713 of the
-    training file to train on, 800 of it to validate, stratified by class; the test file's 1,611. No two are equal."""
+    """Load XGBoost's version of the Mushroom data: 22 properties as 126 zeros and ones. The classes are edible and
+    poisonous.
+
+    The training file gives 5,713 examples for the training and 800 for the validation, stratified by class. The test
+    file gives 1,611 examples. No two examples are equal.
+    """
     x, y = _libsvm(data_dir, "agaricus.txt.train", 126)
     train, val = hold_out(y, 800)
     test = Split(*_libsvm(data_dir, "agaricus.txt.test", 126))
@@ -75,12 +86,16 @@ def load_mushroom(data_dir: Path | None = None) -> Data:
 
 
 def load_climate(data_dir: Path | None = None) -> Data:
-    """Does a climate simulation crash, by 18 model parameters? 540 simulations, of which 46 crashed: of the file's
-    first 400, 320 to train on and 80 to validate, stratified by outcome, always the same ones; the last 140 are the
-    test. Features are standardised with the training examples' means and deviations.
+    """Load 540 climate simulations with 18 model parameters. 46 of the simulations crashed. The classes are crash and
+    success.
 
-    The published split is not known. The last 140 have 129 successes, and the lowest published accuracy, .9214, is
-    129/140: what a network gets that foresees no crash at all. A split stratified by outcome has 128.
+    The first 400 simulations of the file give 320 training and 80 validation examples, stratified by class and always
+    the same. The last 140 are for the test. The features are standardised with the means and deviations of the training
+    examples.
+
+    The published split is not known. The last 140 simulations have 129 successes. The lowest published accuracy is
+    .9214, which is 129/140, the accuracy of a network that always predicts success. A stratified split would have 128
+    successes.
     """
     rows = [line.split() for line in _text(data_dir, "pop_failures.dat").splitlines()]
     table = torch.tensor([[float(cell) for cell in row] for row in rows])
@@ -97,8 +112,11 @@ def load_climate(data_dir: Path | None = None) -> Data:
 
 
 def dna_perceptron() -> nn.Sequential:
-    """240-1024-512-256-128-3 with biases: 936,195 parameters, exactly the published number. The published hidden
-    layers are not known; these are the powers of two that give it, with a one-hot code of 60 x 4 inputs."""
+    """Return the network 240-1024-512-256-128-3 with biases. It has 936,195 parameters, exactly the published number.
+
+    The published sizes of the hidden layers are not known. These powers of two give the published number, with a
+    one-hot code of 60 x 4 inputs.
+    """
     return multilayer_perceptron(240, 1024, 512, 256, 128, 3)
 
 

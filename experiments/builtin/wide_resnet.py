@@ -1,4 +1,4 @@
-"""Wide residual networks for small images."""
+"""Build wide residual networks for small images."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ def _convolution(fan_in: int, fan_out: int, size: int, stride: int = 1) -> nn.Co
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with normalisation and a shortcut, ReLU after the sum: (n, fan_in, h, w) ->
-    (n, fan_out, ceil(h/stride), ceil(w/stride)). Where that is another shape, the shortcut is a 1x1 convolution with
-    normalisation."""
+    """Two 3x3 convolutions with batch normalisation and a shortcut, with ReLU after the sum.
+
+    The block maps (n, fan_in, h, w) to (n, fan_out, ceil(h/stride), ceil(w/stride)). If these shapes differ, the
+    shortcut is a 1x1 convolution with batch normalisation.
+    """
 
     def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
         super().__init__()
@@ -59,5 +61,5 @@ def wide_residual_net(blocks: Sequence[int], width: int, channels: int, classes:
         layers += [BasicBlock(fan_in, fan_out, stride)]
         layers += [BasicBlock(fan_out, fan_out, 1) for _ in range(count - 1)]
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
-    # In this order of memory convolutions take a quarter less time, on CPUs and on GPUs, which turn it over otherwise.
+    # Convolutions take a quarter less time in this memory format, on CPUs and on GPUs.
     return network.to(memory_format=torch.channels_last)

@@ -1,11 +1,12 @@
-"""Is an experiment sound? A conformance suite for users' own ones, as ``tune-sparsity check`` runs it.
+"""Check whether an experiment is sound, as ``tune-sparsity check`` does.
 
-``inspect(experiment)`` runs every check, ``first_fault(experiment, data)`` the quick ones that a study begins with::
+``inspect(experiment)`` runs every check. ``first_fault(experiment, data)`` runs the quick checks that every study
+begins with::
 
     for finding in inspect(find("mine.py:mine")):
         print(finding.level, finding.check, finding.text)
 
-or, in a test of one's own: ``assert_sound(experiment)``.
+In a test, call ``assert_sound(experiment)``.
 """
 
 from tune_sparsity.experiments.checks.suite import Check, Finding, Level, Subject

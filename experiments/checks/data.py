@@ -1,4 +1,5 @@
-"""Checks of the data: their numbers, their classes, and whether the examples that judge are among those that train."""
+"""Check the data: their values, their classes, and whether validation or test examples also occur in the training
+data."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ from tune_sparsity.experiments.metrics import ACCURACY
 from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.user_reads import Reader, watching
 
-_MANY = 0.1  # of a split's examples in the training split too: a leak, unless the data are full of twins anyway
+_MANY = 0.1  # a larger share of common examples is a leak, unless the training data repeat their examples as often
 _UNBALANCED = 0.9
-_FEW = 16  # inputs that are compared before all are, which takes as much memory again
+_FEW = 16  # inputs to compare first, since a comparison of all inputs needs as much memory as the inputs
 
 
 def varied(subject: Subject) -> Iterator[Problem]:
@@ -31,12 +32,12 @@ def varied(subject: Subject) -> Iterator[Problem]:
 
 
 def loads_the_same(subject: Subject) -> Iterator[Problem]:
-    other = (torch.initial_seed() + 1) % 2**32  # as in a process that was seeded otherwise
+    other = (torch.initial_seed() + 1) % 2**32  # as in a process with another seed
     with same_random_numbers(other), watching(Reader.DATA):
         again = subject.experiment.load(subject.data_dir)
     for name in ("train", "val", "test"):
         one, other = (getattr(data, name) for data in (subject.data, again))
-        if isinstance(one, Loaded):  # of which the checksum says enough
+        if isinstance(one, Loaded):  # compared by the checksum below
             continue
         for part, first, second in zip("xy", one, other, strict=True):
             if not same(first, second):
@@ -64,13 +65,13 @@ def no_leak(subject: Subject) -> Iterator[Problem]:
         share = shared / len(mine)
         told = f"{shared:,} of the {count(len(mine), 'example')} of the {name} split are training examples too"
         if share >= _MANY and share > 1.5 * twins:
-            yield Problem(f"{told}: accuracies on it would say nothing, split the data without overlap")
+            yield Problem(f"{told}: accuracies on it mean nothing. Split the data without overlap")
         else:
-            yield warning(f"{told}, exact copies: leave them out where the data are your own")
+            yield warning(f"{told}. If you made the data, leave these exact copies out")
 
 
 def _hashes(x: Any) -> list[bytes]:
-    """Of each example's bytes."""
+    """Return a hash of the bytes of each example."""
     rows = [tensor.contiguous().reshape(len(tensor), -1).numpy() for tensor in tensors_in(x)]
     return [_hash(*(part[i] for part in rows)) for i in range(length(x))]
 
@@ -104,7 +105,7 @@ def balanced(subject: Subject) -> Iterator[Problem]:
         if by_accuracy and float(sizes[most]) / len(labels) >= _UNBALANCED:
             told = f"{float(sizes[most]) / len(labels):.0%} of the {name} split are {_class(subject, int(kinds[most]))}"
             yield warning(
-                f"{told}: a network that always says so has that accuracy, a balanced metric may serve better"
+                f"{told}: a network that always gives this class has this accuracy. Consider a balanced metric"
             )
 
 
@@ -116,7 +117,7 @@ def _class(subject: Subject, number: int) -> str:
 CHECKS = (
     Check("inputs", "the inputs differ, and are of a size that networks learn from", varied, ("data",), told=True),
     Check("loading", "loading twice gives the same data", loads_the_same, ("data",)),
-    Check("leaks", "no example that judges is a training example", no_leak, ("data",)),
+    Check("leaks", "no validation or test example is a training example", no_leak, ("data",)),
     Check(
         "classes",
         "the classes are in all splits, and none outweighs the others",

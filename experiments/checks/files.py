@@ -1,4 +1,7 @@
-"""The check of what the code reads beside its modules: it must be declared to be there wherever the code goes."""
+"""Check that an experiment declares the files that its code reads besides its modules.
+
+Workers on other machines and the logged model get only the declared files.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ _FEW, _NAMED = 4, 3
 
 
 def declares(subject: Subject) -> Iterator[Problem]:
-    """Name what the code has read so far, and reads in a pass through the network, but does not declare."""
+    """Yield a problem if the code reads files that the experiment does not declare. Run the network once to see more of
+    them."""
     experiment = subject.experiment
     if home_of(experiment) is None:
         return
@@ -37,10 +41,11 @@ def declares(subject: Subject) -> Iterator[Problem]:
 
 
 def undeclared(experiment: Experiment, data_dir: Path | None, elsewhere: str = "") -> Iterator[Problem]:
-    """Name what an experiment's code was noticed to read, but does not declare. Files of `data_dir` are data.
+    """Yield a problem if the code has read files that the experiment does not declare. Files in `data_dir` are data,
+    and need no declaration.
 
     Args:
-        elsewhere: what is said of a file that only the loader of the data reads.
+        elsewhere: the end of the message about files that only the loader of the data reads.
     """
     home = home_of(experiment)
     if home is None:
@@ -67,7 +72,7 @@ def undeclared(experiment: Experiment, data_dir: Path | None, elsewhere: str = "
 
 
 def _named(paths: Iterable[Path], home: Path) -> tuple[str, str]:
-    """Return the names of files as a text, and as an experiment declares them."""
+    """Return the names of the files as a text, and as an argument of Experiment."""
     names = [path.relative_to(home).as_posix() for path in paths]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     given = "".join(f"{name!r}, " for name in names[:_NAMED]).strip()

@@ -1,4 +1,4 @@
-"""Checks of the network and of what is done to its inputs: seeds, evaluation mode, batches, devices, export."""
+"""Check the network and the preparation of its inputs: seeds, evaluation mode, batches and devices."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def prepares(subject: Subject) -> Iterator[Problem]:
         with same_random_numbers(other):
             results.append(copied(subject.experiment.prepare(x)))
         if not same(x, kept):
-            yield Problem("prepare changes the inputs in place, which are the data set's own: make new tensors in it")
+            yield Problem("prepare changes the data set's own inputs in place: let it return new tensors")
             return
     if not same(*results):
         yield Problem("prepare gives the same inputs other values: what is random belongs into augment")
@@ -120,20 +120,20 @@ def one_by_one(subject: Subject) -> Iterator[Problem]:
     difference = float((together - alone).abs().max())
     if difference > _rounding(together, *model.parameters()) * float(together.abs().max()) + 1e-6:
         yield Problem(
-            f"an example's outputs depend on the others in its batch, by {difference:.2g}, in evaluation mode: let no "
-            "statistics of the batch enter there"
+            f"in evaluation mode an example's outputs differ by {difference:.2g} when its batch has other examples: "
+            "do not use statistics of the batch there"
         )
 
 
 def _rounding(*tensors: Tensor) -> float:
-    """Return how far, in largest outputs, sums of these types of numbers may differ where their order does."""
+    """Return the largest relative difference of sums in these types that rounding alone can cause."""
     dtypes = {one.dtype for one in tensors if one.is_floating_point() and one.itemsize > 1}
     return max([1e-3, *(8 * torch.finfo(dtype).eps for dtype in dtypes)])
 
 
 class _OneDevice(TorchDispatchMode):
-    """Raises where an operation meets tensors of two devices. Without a GPU, "meta" stands for it: tensors without
-    numbers, for which torch itself does not look at devices everywhere."""
+    """Raises _TwoDevices if an operation has tensors of two devices. The device "meta" takes the place of a GPU, so
+    that the check needs none. torch itself does not compare the devices in all operations on "meta"."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
@@ -163,7 +163,7 @@ def moves(subject: Subject) -> Iterator[Problem]:
             step = "loss"
             subject.experiment.loss(outputs, y)
             metric = metric_of(subject.experiment.metric)
-            if metric.each:  # others get their outputs on the CPU, or move with them
+            if metric.each:  # other metrics get outputs on the CPU or move to the device of the outputs
                 step = "metric"
                 metric.function(outputs, y)
     except _TwoDevices as error:
@@ -172,8 +172,8 @@ def moves(subject: Subject) -> Iterator[Problem]:
             f"on a GPU {step} would mix tensors of two devices{f' ({where})' if where else ''}: keep tensors as "
             "buffers, layers in a ModuleList, and make new ones on the device of the inputs"
         )
-    except Exception as error:  # operations that need numbers: nothing can be said without a GPU
-        yield not_checked(f"cannot be told without a GPU: {described(error)}"[:200])
+    except Exception as error:  # an operation that needs the values of its tensors
+        yield not_checked(f"cannot be checked without a GPU: {described(error)}"[:200])
 
 
 _FIT = ("experiment", "data", "network", "outputs")

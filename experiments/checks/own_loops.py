@@ -1,4 +1,4 @@
-"""Checks of loops of one's own: each trains an epoch or two of the loop."""
+"""Check a user's training loop: each check trains one or two epochs with it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _EPOCHS = 2
 
 
 class LoopSubject:
-    """A loop of one's own under examination.
+    """A user's training loop that is being checked.
 
     Args:
         experiment: the loop.
-        data_dir: handed to it.
+        data_dir: the folder that the loop gets as `trial.data_dir`.
     """
 
     def __init__(self, experiment: OwnLoop, data_dir: Path | None = None) -> None:
@@ -47,7 +47,7 @@ class LoopSubject:
 
     @cached_property
     def first_epoch(self) -> tuple[OwnTraining, dict[str, Any]]:
-        """Return a training after its first epoch, and its state there."""
+        """Return a training that has trained one epoch, and a copy of its state."""
         training = self.training()
         training.epoch()
         return training, copied(training.state_dict())
@@ -75,8 +75,8 @@ def trains(subject: LoopSubject) -> Iterator[Problem]:
     made, announced = training.sparse.steps, training.sparse.total_steps
     if made != announced:
         yield warning(
-            f"{_EPOCHS} epochs make {made} steps, and {announced} are announced for them: give trial.sparsify the "
-            "steps of all epochs"
+            f"{_EPOCHS} epochs make {made} steps, but trial.sparsify was told {announced}: give it the number of steps "
+            "in all epochs"
         )
 
 
@@ -102,8 +102,8 @@ def resumes(subject: LoopSubject) -> Iterator[Problem]:
         return
     if name is not None:
         yield Problem(
-            f"an epoch after saving and loading ends with another {name} than one without: give what else the loop "
-            "goes on with, such as a scheduler, to trial.keep(name, object)"
+            f"an epoch after saving and loading ends with another {name} than one without: give every other object "
+            "with a state, such as a scheduler, to trial.keep(name, object)"
         )
 
 

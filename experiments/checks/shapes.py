@@ -1,4 +1,4 @@
-"""The quick checks: is it an experiment, do data and network fit together, is there something to prune?"""
+"""Run the quick checks: the experiment is well formed, data and network fit together, and there are layers to prune."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from tune_sparsity.sparsity import LayerRules, network_size, prunable_layers
 from tune_sparsity.sparsity.methods.validation import OPTIMIZERS
 from tune_sparsity.sparsity.wrappers import plain_state, unwrapped
 
-_FEW = 4  # examples that the quick checks push through the network
-_JUDGED = 256  # validation examples that a metric of a whole split is tried on
-_EXAMPLE = 0.9  # a sparsity over the prunable weights
-_SMALL = 8  # examples, up to which a last batch is tried: batch normalisation refuses one
+_FEW = 4  # examples for a forward pass of the quick checks
+_JUDGED = 256  # validation examples for a metric of a whole split
+_EXAMPLE = 0.9  # a sparsity over the prunable weights, for the message
+_SMALL = 8  # examples: a last batch of at most this size is tried, since batch normalisation refuses one example
 _FUNCTIONS = ("load", "model", "loss", "prepare", "forward")
 
 
@@ -77,12 +77,12 @@ def loads(subject: Subject) -> Iterator[Problem]:
     try:
         json.dumps(data.preprocessing)
     except (TypeError, ValueError) as error:
-        yield Problem(f"Data.preprocessing is written as JSON, and cannot be ({error}): give numbers, texts and lists")
+        yield Problem(f"Data.preprocessing cannot be written as JSON ({error}): give numbers, texts and lists")
 
 
 def _split(name: str, split: Any) -> Iterator[Problem]:
     if isinstance(split, Loaded):
-        split.first(1)  # raises what is wrong
+        split.first(1)  # raises an error if the data set is faulty
         return
     if isinstance(split, Split) and (part := next((part for part in split if not tensors_in(part)), None)) is not None:
         yield Problem(f"the {name} split holds a {type(part).__name__}: give tensors, as torch.from_numpy makes them")
@@ -99,7 +99,7 @@ def _split(name: str, split: Any) -> Iterator[Problem]:
         yield Problem(f"the {name} split is empty: x has the shape {shape_of(x)}, y {shape_of(y)}")
     elif length(x) != length(y):
         yield Problem(
-            f"the {name} split has {count(length(x), 'input')} and {count(length(y), 'target')}: give as many"
+            f"the {name} split has {count(length(x), 'input')} and {count(length(y), 'target')}: give equal numbers"
         )
     elif len(lengths) > 1:
         yield Problem(
@@ -124,7 +124,7 @@ def finite(subject: Subject) -> Iterator[Problem]:
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    """Return whether all numbers are finite. The function allocates no second tensor of the same size, because every
+    """Return whether all values are finite. The function allocates no second tensor of the same size, because every
     study runs this check."""
     if not tensor.is_floating_point() or not tensor.numel():
         return not tensor.is_complex() or bool(torch.isfinite(tensor).all())
@@ -138,7 +138,7 @@ def builds(subject: Subject) -> Iterator[Problem]:
         return
     model = unwrapped(made)
     if isinstance(model, torch.jit.ScriptModule):
-        yield Problem("it is TorchScript, whose layers cannot be told: give the nn.Module that it was made from")
+        yield Problem("it is TorchScript, whose layers cannot be seen: give the nn.Module that it was made from")
         return
     lazy = [name for name, param in model.named_parameters() if isinstance(param, UninitializedParameter)]
     if lazy:
@@ -156,7 +156,7 @@ def builds(subject: Subject) -> Iterator[Problem]:
         return
     names = [name for name in state if name.endswith(".mask")]
     if names:
-        yield Problem(f"{names[0]}: names that end in .mask are those of the masks in the written network: rename it")
+        yield Problem(f"{names[0]}: written files use names that end in .mask for the masks: rename it")
 
 
 def prunes(subject: Subject) -> Iterator[Problem]:
@@ -168,7 +168,7 @@ def prunes(subject: Subject) -> Iterator[Problem]:
         return
     state = plain_state(model)
     if lost := [layer.name for layer in prunable_layers(model, rules) if layer.name not in state]:
-        yield Problem(f"{lost[0]} is not in the network's state_dict under this name, which the files are made of")
+        yield Problem(f"{lost[0]} is not in the network's state_dict under this name: the files could not hold it")
         return
     pruned = _EXAMPLE * size.prunable
     shares = f"{pruned / size.matrices:.1%} of all weight matrices and {pruned / size.parameters:.1%} of all parameters"
@@ -200,27 +200,27 @@ def gives_outputs(subject: Subject) -> Iterator[Problem]:
         return
     if not same(x, kept):
         yield Problem(
-            "the network changes its inputs in place, which are the data set's own: no inplace=True in its first "
-            "layer, or clone() in prepare"
+            "the network changes the data set's own inputs in place: avoid inplace=True in its first layer, or clone() "
+            "the inputs in prepare"
         )
     if not isinstance(outputs, Tensor):
         yield Problem(
-            f"the network returns a {type(outputs).__name__}: give Experiment(forward=...) that makes one tensor, the "
-            "outputs of a batch, of it"
+            f"the network returns a {type(outputs).__name__}: give Experiment(forward=...), a function that returns "
+            "the outputs of a batch as one tensor"
         )
     elif not outputs.dim() or len(outputs) != length(inputs):
-        yield Problem(f"the network makes {_shape(outputs)} of {_shape(inputs)}: the first number must stay")
+        yield Problem(f"the network makes {_shape(outputs)} of {_shape(inputs)}: the first dimension must stay")
     elif not torch.isfinite(outputs).all():
         yield Problem("the fresh network's outputs are NaN or infinite: look at its first weights and at the inputs")
 
 
 def shape_of(nest: Any) -> str:
-    """Return a tensor's shape, or a nest's with the tensors' shapes in place of them."""
+    """Return the shape of a tensor, or a nest with the shapes in place of its tensors, as text."""
     return str(mapped(lambda tensor: tuple(tensor.shape), nest))
 
 
 def kinds(nest: Any) -> str:
-    """Return a tensor's type and shape, or a nest's with those in place of its tensors."""
+    """Return the type and the shape of a tensor, or a nest with these in place of its tensors, as text."""
     return str(mapped(lambda one: f"{str(one.dtype).removeprefix('torch.')} {tuple(one.shape)}", nest))
 
 
@@ -262,7 +262,7 @@ def gives_scores(subject: Subject) -> Iterator[Problem]:
 
 
 def _scores(subject: Subject, metric: Metric) -> Iterator[Problem]:
-    """Say what is wrong with a metric that scores each example."""
+    """Yield the problems of a metric that scores each example."""
     x, y = subject.batch(_FEW)
     with torch.no_grad():
         outputs = subject.experiment.forward(in_evaluation(subject.model()), x)
@@ -281,7 +281,7 @@ def _scores(subject: Subject, metric: Metric) -> Iterator[Problem]:
 
 
 def _value(subject: Subject, metric: Metric) -> Iterator[Problem]:
-    """Say what is wrong with a metric of a whole split."""
+    """Yield the problems of a metric of a whole split."""
     model, val = subject.model(), spread(subject.data.val, _JUDGED)
     try:
         first, second = (evaluate(subject.experiment, model, val) for _ in range(2))
@@ -292,7 +292,7 @@ def _value(subject: Subject, metric: Metric) -> Iterator[Problem]:
         yield Problem(f"{metric.name} cannot be measured on {len(val.x)} validation examples: {described(error)}")
         return
     if first != second:
-        yield Problem(f"{metric.name} is {first:g}, and {second:g} for the same outputs and targets again")
+        yield Problem(f"{metric.name} is {first:g}, then {second:g} for the same outputs and targets")
     elif metric.percent and not 0 <= first <= 1 and not is_torchmetric(metric.function):
         yield Problem(f"{metric.name} is {first:g}: percent=True is for metrics in [0, 1]")
 
@@ -303,7 +303,7 @@ def fits_labels(subject: Subject) -> Iterator[Problem]:
         return
     logits = subject.outputs(subject.model(), _FEW).shape[1]
     if logits == 1:
-        yield Problem("the network has one output, of which the softmax is always 1: give one for each class")
+        yield Problem("the network has one output, whose softmax is always 1: give one output for each class")
     for name in ("train", "val", "test"):
         labels = subject.seen(name).y
         low, high = int(labels.min()), int(labels.max())
@@ -317,11 +317,11 @@ def fits_labels(subject: Subject) -> Iterator[Problem]:
 
 
 def takes_the_last_batch(subject: Subject) -> Iterator[Problem]:
-    """An epoch's last batch holds what is left over, which may be one example."""
+    """Yield a problem if the network cannot train on the last batch of an epoch, which may have one example."""
     examples, recipe = subject.data.train.examples, subject.experiment.recipe
     size = recipe.batch_size
     if not recipe.trained_on(examples):
-        yield Problem(f"drop_last leaves nothing of {count(examples, 'example')} by {size}: take a smaller batch_size")
+        yield Problem(f"drop_last skips all {count(examples, 'example')}: take a batch_size of at most {examples}")
         return
     left = recipe.trained_on(examples) % size or min(size, examples)
     if left > _SMALL:
@@ -341,7 +341,7 @@ def takes_the_last_batch(subject: Subject) -> Iterator[Problem]:
 
 
 def is_classification(subject: Subject) -> bool:
-    """Return whether targets are numbers of classes, and outputs logits."""
+    """Return whether the targets are numbers of classes and the outputs are logits."""
     experiment, y = subject.experiment, subject.raw(_FEW).y
     loss = experiment.loss
     while isinstance(loss, partial):

@@ -1,4 +1,4 @@
-"""What a check is, what it looks at, and how checks are run."""
+"""Define a check and its findings, and run checks."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tune_sparsity.experiments.training import Training
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.experiments.user_reads import Reader, watching
 
-_STEPS, _BATCH, _VALIDATED = 3, 16, 32  # of the trainings that checks make: steps an epoch, and examples
-_LOADED = 64  # examples that are looked at of a data set that is not in memory
+_STEPS, _BATCH, _VALIDATED = 3, 16, 32  # of a check's training: steps an epoch, and training and validation examples
+_LOADED = 64  # examples to check of a data set that is not in memory
 
 
 class Level(StrEnum):
-    """How a check ended. Only FAILED makes an experiment unsound."""
+    """The result of a check. Only FAILED makes an experiment unsound."""
 
     OK = "ok"
     WARNING = "warning"
@@ -34,7 +34,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found, in one line: that it holds, or what is wrong and how to mend it."""
+    """The finding of one check in one line. It confirms the property, or it names the problem and a remedy."""
 
     check: str
     level: Level
@@ -43,7 +43,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that a check found to be wrong."""
+    """A problem that a check has found."""
 
     text: str
     level: Level = Level.FAILED
@@ -58,12 +58,12 @@ def not_checked(text: str) -> Problem:
 
 
 class Subject:
-    """An experiment under examination.
+    """An experiment that is being checked.
 
     Args:
-        experiment: any.
-        data_dir: handed to its loader.
-        data: where it is loaded already.
+        experiment: the experiment.
+        data_dir: the folder for `experiment.load`.
+        data: the data, if they are already loaded.
     """
 
     def __init__(self, experiment: Experiment, data_dir: Path | None = None, data: Data | None = None) -> None:
@@ -77,21 +77,22 @@ class Subject:
             return self.experiment.load(self.data_dir)
 
     def model(self, seed: int = 0) -> nn.Module:
-        """Return a fresh network, as a trial with this seed would get it, but for torch.compile."""
+        """Return a fresh network as a trial with this seed would get it, but without torch.compile."""
         torch.manual_seed(seed)
         return self.experiment.network()
 
     def raw(self, count: int) -> Split:
-        """Up to `count` training examples from all over the set, which may be sorted by class; copies."""
+        """Return copies of up to `count` training examples. They come from the whole set, because it may be sorted by
+        class."""
         return spread(self.data.train, count)
 
     def seen(self, name: str) -> Split:
-        """Return a split: whole where it is in memory, else some examples from all over it."""
+        """Return the whole split if it is in memory. Otherwise return a sample of it."""
         split = getattr(self.data, name)
         return spread(split, _LOADED) if isinstance(split, Loaded) else split
 
     def batch(self, count: int) -> tuple[Any, Any]:
-        """Inputs as the network takes them, and targets."""
+        """Return prepared inputs for the network, and their targets."""
         x, y = self.raw(count)
         return self.experiment.prepare(x), y
 
@@ -101,7 +102,7 @@ class Subject:
             return self.experiment.forward(in_evaluation(model), self.batch(count)[0])
 
     def training(self, method: str = "lpss", *, epochs: int = 2, seed: int = 0) -> Training:
-        """Return a short training: a few steps an epoch, on few examples."""
+        """Return a short training with few steps in an epoch and few examples."""
         size = min(self.experiment.recipe.batch_size, _BATCH)
         small = replace(self.experiment, recipe=replace(self.experiment.recipe, epochs=epochs, batch_size=size))
         train, val = self.raw(size * _STEPS), spread(self.data.val, _VALIDATED)
@@ -109,23 +110,23 @@ class Subject:
 
     @cached_property
     def trained(self) -> Training:
-        """Return a training of one epoch, which has ended."""
+        """Return a training that has ended after its only epoch."""
         training = self.training(epochs=1)
         training.epoch()
         return training
 
     @cached_property
     def twice(self) -> tuple[Training, Training]:
-        """Return the same first epoch of two, twice; equal if the experiment is sound. Whoever goes on with them is the
-        last to look."""
+        """Return two trainings after the first of two epochs, with the same seed. They are equal if the experiment is
+        sound. A check that trains them further must be the last one to use them."""
         first, second = self.training(), self.training()
         first.epoch()
-        torch.rand(3), copied(first.model.state_dict())  # what other code of the process may do in between
+        torch.rand(3), copied(first.model.state_dict())  # as other code in the process may do
         second.epoch()
         return first, second
 
 
-# Of every kind of method: moves masks at every step, on the sphere and off it.
+# One method with weights on the sphere and one without. Both update their masks in every step.
 PARAMS: dict[str, dict[str, Any]] = {
     "lpss": {"final_sparsity": 0.5, "p": 1.4, "sphere_lr": 0.01, "lr": 0.01, "threshold_interval": 1},
     "rigl": {"final_sparsity": 0.5, "lr": 0.01, "interval": 1},
@@ -138,16 +139,16 @@ def spread(split: Split | Loaded, count: int) -> Split:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that must hold.
+    """One property that an experiment must have.
 
     Attributes:
-        name: short, and unique.
-        holds: what is so when nothing is wrong, for a person.
-        problems: finds what is wrong with a Subject. An exception that it raises is the experiment's, and a problem as
-            well.
-        needs: names of checks that must not have failed for this one to make sense.
-        quick: cheap enough to begin every study with, which does not begin where it fails.
-        told: cheap as well: what it finds is told by a study, which begins all the same.
+        name: a short and unique name.
+        holds: a sentence for users that describes the property.
+        problems: yields the problems of a Subject. An exception that it raises is a problem of the experiment, too.
+        needs: the names of other checks. This check is skipped if one of them has failed or was skipped.
+        quick: whether every study begins with this check, because it is cheap. A study does not begin if the check
+            fails.
+        told: whether a study also runs this check, and reports its problems as warnings. The study begins nevertheless.
     """
 
     name: str
@@ -192,24 +193,24 @@ def _problems(check: Check, subject: Any) -> list[Problem]:
 
 
 def count(number: int, what: str) -> str:
-    """ "1 example", "2,000 examples"."""
+    """Return a number with its noun, as "1 example" or "2,000 examples"."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def same(first: Any, second: Any) -> bool:
-    """Return whether two nests of tensors are equal in types, shapes and every bit but NaN's."""
+    """Return whether two nests of tensors have equal types, shapes and values. NaN equals NaN."""
     pairs = list(zip(tensors_in(first), tensors_in(second), strict=True))
     return all(a.dtype == b.dtype and torch.equal(_comparable(a), _comparable(b)) for a, b in pairs)
 
 
 def _comparable(x: Tensor) -> Tensor:
-    """Return the tensor with a number in the place of NaN; of a type of 8 bits, these bits."""
+    """Return the tensor with a number in place of each NaN. Return types of 8 bits as their bits."""
     x = x.detach()
     return x.view(torch.uint8) if x.dtype.itemsize == 1 else x.nan_to_num()
 
 
 def first_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> str | None:
-    """Return the name of the first tensor that two state_dicts do not have alike; None if they are equal."""
+    """Return the name of the first tensor that differs between two state_dicts, or None if all are equal."""
     for name in [*first, *second]:
         if name not in first or name not in second or not _alike(first[name], second[name]):
             return name

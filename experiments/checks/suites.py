@@ -1,4 +1,4 @@
-"""All checks in their order, and the ways to run them."""
+"""List all checks in their order, and run them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ CHECKS: tuple[Check, ...] = (*shapes.CHECKS, *data.CHECKS, *network.CHECKS, *tra
 
 
 def inspect(experiment: Experiment, data_dir: Path | None = None) -> Iterator[Finding]:
-    """Yield every check's finding, one after the other.
+    """Run all checks on an experiment, and yield one finding for each check as soon as it ends.
+
+    Args:
+        experiment: the experiment or the user's training loop.
+        data_dir: the folder for `experiment.load`. None: the default folder.
 
     Raises:
-        DataUnavailable: when the data set is not to be had.
+        DataUnavailable: if the data cannot be found or downloaded.
     """
     if isinstance(experiment, OwnLoop):
         return run(own_loops.CHECKS, own_loops.LoopSubject(experiment, data_dir))
@@ -26,18 +30,20 @@ def inspect(experiment: Experiment, data_dir: Path | None = None) -> Iterator[Fi
 
 
 def first_fault(experiment: Experiment, loaded: Data) -> Finding | None:
-    """Return the first of the quick checks that fails, on data that were loaded already; None if none does."""
+    """Return the finding of the first quick check that fails, or None. The data are already loaded."""
     return next((finding for finding in first_look(experiment, loaded) if finding.level is Level.FAILED), None)
 
 
 def first_look(
     experiment: Experiment, loaded: Data, *, told: bool = False, data_dir: Path | None = None
 ) -> Iterator[Finding]:
-    """Yield what the quick checks find, on data that were loaded already, or of a loop that was looked at.
+    """Yield the findings of the quick checks.
 
     Args:
-        told: also what those checks find that cost little more. Of these a fault is a warning too.
-        data_dir: where the data are.
+        experiment: the experiment, or a user's training loop after `looked_at`.
+        loaded: the experiment's data.
+        told: whether to run the other cheap checks, too. A failure of these becomes a warning.
+        data_dir: the folder of the data.
     """
     if isinstance(experiment, OwnLoop):
         subject = own_loops.LoopSubject(experiment, data_dir)
@@ -52,6 +58,11 @@ def first_look(
 
 
 def assert_sound(experiment: Experiment, data_dir: Path | None = None) -> None:
-    """For tests: raises AssertionError with a line for every check that fails."""
+    """Run all checks in a test of an experiment. The arguments are those of `inspect`.
+
+    Raises:
+        AssertionError: if a check fails. The message has a line for every failed check.
+        DataUnavailable: if the data cannot be found or downloaded.
+    """
     failed = [finding for finding in inspect(experiment, data_dir) if finding.level is Level.FAILED]
     assert not failed, "\n".join(f"{finding.check}: {finding.text}" for finding in failed)

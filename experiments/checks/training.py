@@ -1,4 +1,5 @@
-"""Checks that train a little: steps of every kind of method, repetition, resumption, export, and whether it learns."""
+"""Check short trainings: the steps of each kind of method, repetition, resumption, export, and whether the loss
+falls."""
 
 from __future__ import annotations
 
@@ -25,10 +26,10 @@ from tune_sparsity.sparsity.gradients import make_gradients_dense
 from tune_sparsity.sparsity.wrappers import load_plain, plain_parameters, plain_state, unwrapped
 
 _LEARNING_STEPS, _LEARNING_BATCH = 15, 16
-_FEW = 4  # examples through which gradients are looked for
+_FEW = 4  # examples for the check of the gradients
 LAST_UNKNOWN = warning(
-    "no layer's weights reach the outputs, so that the last layer is the one registered last: give its weights "
-    "in LayerRules(last=...)"
+    "the layer that makes the outputs could not be found, so that the layer registered last counts as the last layer: "
+    "give the weights of the last layer in LayerRules(last=...)"
 )
 
 
@@ -75,7 +76,7 @@ def gradients(subject: Subject) -> Iterator[Problem]:
 
 
 def _outcome(subject: Subject, training: Training) -> tuple[dict[str, Tensor], Tensor]:
-    """Return all that the network keeps, and what it answers."""
+    """Return the network's state and its outputs for some examples."""
     return plain_state(training.model), subject.outputs(training.model, 8)
 
 
@@ -123,8 +124,8 @@ def exports(subject: Subject) -> Iterator[Problem]:
         return
     if not same(subject.outputs(unwrapped(training.model), 8), subject.outputs(fresh, 8)):
         yield Problem(
-            "a fresh network with the trained weights answers otherwise: what it computes with is not all in its "
-            "state_dict; make it a parameter or a buffer (register_buffer)"
+            "a fresh network with the trained weights gives other outputs: it uses values that its state_dict does not "
+            "hold. Make each of them a parameter or a buffer (register_buffer)"
         )
 
 

@@ -1,1 +1,1 @@
-"""Reading, splitting and augmenting data sets."""
+"""Read, split and augment data sets."""

@@ -1,7 +1,7 @@
-"""Images kept as bytes: normalised and augmented batch by batch, where the network is.
+"""Normalise and augment images that are kept as bytes, batch by batch on the network's device.
 
-Random crop, flip and cutout work on whole batches (n, c, h, w) of any type, with random numbers from a generator on the
-CPU, so that a training on any device draws the same ones and can be resumed.
+Random crop, flip and cutout work on whole batches (n, c, h, w) of any type. They draw random numbers from a generator
+on the CPU. A training therefore draws the same numbers on every device and can be resumed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class Normalise:
-    """Turn images of bytes, shape (n, c, h, w), into float32 (x/255 - mean)/std, channel by channel.
+    """Turns images of bytes, shape (n, c, h, w), into float32 values (x/255 - mean)/std, channel by channel.
 
     >>> Normalise(mean=(0.5,), std=(0.5,))(torch.tensor([[[[0, 255]]]], dtype=torch.uint8))
     tensor([[[[-1.,  1.]]]])
+
+    Attributes:
+        mean: the mean of each channel, on the scale of [0, 1].
+        std: the deviation of each channel, on the same scale, > 0.
     """
 
     mean: tuple[float, ...]
@@ -30,19 +34,25 @@ class Normalise:
         return (x.float() / 255 - mean) / std
 
     def description(self) -> dict[str, Any]:
-        """For Data.preprocessing."""
+        """Return a description for Data.preprocessing."""
         return {"divide": 255, "mean": list(self.mean), "std": list(self.std)}
 
 
 @cache
 def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """(channels, 1, 1). Kept: to bring them to a GPU would make every batch wait for it."""
+    """Return the values with the shape (channels, 1, 1). They are cached, because each copy to a GPU would delay a
+    batch."""
     return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def crop(x: Tensor, pad: int, top: Tensor, left: Tensor) -> Tensor:
-    """Image k's window of the original size at row top[k] and column left[k] (0..2 pad) of the image padded by `pad`
-    on every side by reflection (the border itself is not repeated). `pad` must be below the height and the width."""
+    """Return a window of the original size from each image after padding.
+
+    Args:
+        x: images (n, c, h, w). They are padded on every side by reflection, which does not repeat the border itself.
+        pad: pixels on every side, less than the height and the width.
+        top, left: the row and the column (n,) where each window begins in its padded image, in 0..2 pad.
+    """
     height, width = x.shape[-2:]
     rows, columns = _reflected(top, pad, height), _reflected(left, pad, width)
     index = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
@@ -50,18 +60,23 @@ def crop(x: Tensor, pad: int, top: Tensor, left: Tensor) -> Tensor:
 
 
 def _reflected(start: Tensor, pad: int, size: int) -> Tensor:
-    """(n, size): which of `size` pixels lie in the window that begins at `start` of the padded line."""
+    """Return the original pixels in each window of a padded line, shape (n, size).
+
+    Args:
+        start: the places (n,) where the windows begin in the padded line.
+    """
     position = start[:, None] + torch.arange(size, device=start.device) - pad
     return (size - 1) - ((size - 1) - position.abs()).abs()
 
 
 def flip(x: Tensor, which: Tensor) -> Tensor:
-    """Mirrors, left to right, the images for which `which` (n,) is true."""
+    """Return the images, mirrored from left to right where `which` (n,) is true."""
     return torch.where(which[:, None, None, None], x.flip(-1), x)
 
 
 def cutout(x: Tensor, size: int, top: Tensor, left: Tensor) -> Tensor:
-    """Sets to 0, in all channels, the square of `size` pixels whose corner is top[k], left[k]."""
+    """Return the images with a square of `size` pixels set to 0 in all channels. Its corner is at the row top[k] and
+    the column left[k] of image k."""
     rows, columns = (torch.arange(n, device=x.device) for n in x.shape[-2:])
     inside_rows = (rows >= top[:, None]) & (rows < top[:, None] + size)
     inside_columns = (columns >= left[:, None]) & (columns < left[:, None] + size)
@@ -70,14 +85,18 @@ def cutout(x: Tensor, size: int, top: Tensor, left: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop after padding by reflection, then horizontal flip, then cutout; each may be left out.
+    """Changes images at random: a crop after padding by reflection, then a horizontal flip, then cutout. Each may be
+    left out.
+
+    Call it with images (n, c, h, w) of any type and a generator on the CPU.
 
     Attributes:
-        pad: pixels on every side, below the image's height and width; all (2 pad + 1)^2 windows are equally likely.
-        mirror: whether half of the images are flipped.
-        hole: side of the square set to 0 (black, as the bytes are not normalised yet); it lies wholly in the image
-            (T. DeVries, G. Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017, let
-            it reach over the border).
+        pad: pixels of padding on every side, less than the image's height and width. 0: no crop. All (2 pad + 1)^2
+            windows are equally likely.
+        mirror: whether each image is flipped with probability 1/2.
+        hole: side of the square that is set to 0, in pixels. 0: no cutout. The square is black, because the bytes are
+            not normalised yet. It lies wholly in the image. In T. DeVries, G. Taylor, "Improved Regularization of
+            Convolutional Neural Networks with Cutout", 2017, it may reach over the border.
     """
 
     pad: int = 4

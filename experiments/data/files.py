@@ -1,4 +1,4 @@
-"""Data files on this machine: where they are kept, and whether they are whole."""
+"""Find data files on this machine and check that they are complete."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ from tune_sparsity.experiments.base import DataUnavailable
 
 
 def default_data_dir() -> Path:
-    """Return where data sets are kept when no --data-dir is given: TUNE_SPARSITY_DATA, else a folder in the user's
-    cache."""
+    """Return the folder for data sets without --data-dir: TUNE_SPARSITY_DATA, or a folder in the user's cache."""
     if folder := os.environ.get("TUNE_SPARSITY_DATA"):
         return Path(folder)
     return cache_folder() / "data"
 
 
 def check_md5(raw: bytes, expected: str) -> None:
-    """Raises ValueError unless the bytes have that MD5 checksum."""
+    """Raise ValueError unless the bytes have this MD5 checksum."""
     if hashlib.md5(raw, usedforsecurity=False).hexdigest() != expected:
         raise ValueError("its MD5 checksum is not the published one")
 
 
 def read_checked(path: Path, md5: str, origin: str) -> bytes:
-    """Read a file that is never downloaded here.
+    """Read a file that this program never downloads, and check its contents.
 
     Args:
-        md5: of the whole file.
-        origin: what file it is and whose, for the message to a person who has to get it.
+        md5: the checksum of the whole file.
+        origin: a description of the file and its source, for the error message.
 
     Raises:
-        DataUnavailable: if it is missing, cannot be read or is not the published file.
+        DataUnavailable: if the file is missing, cannot be read or is not the published file.
     """
     try:
         raw = path.read_bytes()
@@ -51,8 +50,10 @@ def read_checked(path: Path, md5: str, origin: str) -> bytes:
 
 @contextlib.contextmanager
 def downloading(data_set: str, root: Path, folder: str) -> Iterator[None]:
-    """Around torchvision's download of a data set into root/folder: what is printed goes to standard error, and a
-    failure takes its empty folders away and becomes DataUnavailable, in one line."""
+    """Within this block, torchvision may download a data set into root/folder. Its output goes to standard error.
+
+    If the download fails, the block removes the empty folders of the download and raises DataUnavailable.
+    """
     target = root / folder
     before = {path for path in (target, *target.parents) if path.exists()}
     try:
@@ -68,7 +69,7 @@ def downloading(data_set: str, root: Path, folder: str) -> Iterator[None]:
 
 
 def _remove_empty(folder: Path, keep: set[Path]) -> None:
-    """Takes away the empty folders that a failed download left, up to those that were there before."""
+    """Remove the empty folders that a failed download left, but not folders in `keep` or above."""
     while folder not in keep:
         if folder.is_dir():
             if any(folder.iterdir()):

@@ -1,4 +1,4 @@
-"""The LIBSVM text format: one example a line, "label index:value index:value ...", zeros left out."""
+"""Read the LIBSVM text format. Each line has one example, "label index:value index:value ...", without its zeros."""
 
 from __future__ import annotations
 

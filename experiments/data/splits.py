@@ -1,4 +1,4 @@
-"""Which examples validate: fixed, and none that a training example equals."""
+"""Choose validation examples that are always the same and differ from all training examples."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from torch import Generator, Tensor
 
 
 def hold_out(labels: Tensor, count: int, allowed: Tensor | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Two sets of indices (kept, held out), both in ascending order, always the same for the same labels.
+    """Split examples at random into two sets of numbers (kept, held out). The result is always the same for the same
+    arguments.
 
-    The held-out ones are drawn by class, in the classes' shares of all labels (largest remainder), from the
-    `allowed` (n,) examples.
+    The held-out examples have the classes' shares of all labels, rounded by largest remainder. Both results are in
+    ascending order.
+
+    Args:
+        labels: the class of each example, shape (n,).
+        count: examples to hold out.
+        allowed: whether an example may be held out, shape (n,). None: every example may.
 
     Raises:
         ValueError: if a class has fewer allowed examples than its share.
@@ -31,6 +37,6 @@ def hold_out(labels: Tensor, count: int, allowed: Tensor | None = None, seed: in
 
 
 def occurs_once(x: Tensor) -> Tensor:
-    """(n,) booleans: whether no other of the inputs (n, ...) equals this one."""
+    """Return whether each of the inputs (n, ...) differs from all others, as booleans (n,)."""
     _, group, sizes = x.flatten(1).unique(dim=0, return_inverse=True, return_counts=True)
     return sizes[group] == 1

@@ -1,4 +1,4 @@
-"""Loops of one's own: a user's training function, which asks its trial for the optimizer and the epochs."""
+"""Run training loops of users: a loop is a function that gets its optimizer and its epochs from a `Trial`."""
 
 from tune_sparsity.experiments.own.loop import OwnLoop, own_loop
 from tune_sparsity.experiments.own.training import OwnTraining

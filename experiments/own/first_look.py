@@ -1,4 +1,4 @@
-"""A first look at a loop of one's own: it is run up to the first forward pass of its training, without a step."""
+"""Run a user's training loop up to the first forward pass of its training, to find its network, inputs and epochs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ from tune_sparsity.sparsity.output_layers import normalising
 from tune_sparsity.sparsity.torch_internals import NormBase
 from tune_sparsity.sparsity.wrappers import plain_state
 
-_PATIENCE = 10.0  # seconds that a loop has to end after all has been seen
+_PATIENCE = 10.0  # seconds for a loop to end after the first look
 
 
 class _Seen(BaseException):
-    """All has been seen; it is no Exception, so that loops let it through."""
+    """Ends a loop after its first look. It is not an Exception, so that the loop's `except Exception` does not catch
+    it."""
 
 
 class _Looking(Trial):
@@ -40,7 +41,7 @@ class _Looking(Trial):
         self.own_epochs = 0
         self.inputs: Any = None
         self.seen = threading.Event()
-        self.norms: list[NormBase] | None = None  # that measure their inputs in the loop's training, once that is seen
+        self.norms: list[NormBase] | None = None  # in training mode during the loop's training; None before
 
     def _made(self, model: nn.Module, total_steps: int) -> SparseTraining:
         self._hook = model.register_forward_pre_hook(self._look, with_kwargs=True)
@@ -90,12 +91,13 @@ class _Looking(Trial):
 
 
 def looked_at(experiment: OwnLoop, data_dir: Path | None) -> OwnLoop:
-    """Return the experiment with what a first look finds: its epochs, its network, the last layers, example inputs.
+    """Return the experiment with the results of a first look: its epochs, its network, the last layers and example
+    inputs.
 
     The loop runs in this process, up to the first forward pass of its training.
 
     Raises:
-        LoopError: in one line, if the loop fails or does not use its trial as it must.
+        LoopError: in one line, if the loop fails or uses its trial wrongly.
     """
     trial = _Looking(data_dir)
     assert experiment.loop is not None
@@ -128,12 +130,12 @@ def looked_at(experiment: OwnLoop, data_dir: Path | None) -> OwnLoop:
 
 
 def _run(loop: Callable[[Any], object], trial: _Looking) -> None:
-    """Run the loop, in a thread that can be left alone if it does not end. Raise what the loop raises."""
+    """Run the loop in a thread, which is abandoned if it does not end. Raise the loop's exceptions."""
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
-            with torch.enable_grad(), watching():  # both are a thread's own
+            with torch.enable_grad(), watching():  # both apply only to the current thread
                 loop(trial)
         except BaseException as error:
             raised.append(error)
@@ -145,13 +147,13 @@ def _run(loop: Callable[[Any], object], trial: _Looking) -> None:
     trial.seen.wait()
     thread.join(_PATIENCE)
     if thread.is_alive():
-        raise LoopError(f"the loop goes on {_PATIENCE:g} s after it was ended: let BaseException through")
+        raise LoopError(f"the loop goes on {_PATIENCE:g} s after it was ended: it must not catch BaseException")
     if raised:
         raise raised[0]
 
 
 def _check_model(experiment: OwnLoop, model: nn.Module) -> None:
-    """Raise LoopError unless the loop's function for the network makes the one that the loop trains."""
+    """Raise LoopError unless the loop's `model` function makes the same network as the loop trains."""
     try:
         with same_random_numbers():
             made = {name: tuple(tensor.shape) for name, tensor in plain_state(experiment.network()).items()}
@@ -162,23 +164,22 @@ def _check_model(experiment: OwnLoop, model: nn.Module) -> None:
         name = next(name for name in [*trained, *made] if made.get(name) != trained.get(name))
         raise LoopError(
             f"{experiment.name}.model makes another network than the loop trains: {name} has the shape "
-            f"{made.get(name, 'of nothing')} there and {trained.get(name, 'of nothing')} in the loop"
+            f"{made.get(name, '(missing)')} there and {trained.get(name, '(missing)')} in the loop"
         )
 
 
 def _rules(experiment: OwnLoop, model: nn.Module, trial: _Looking) -> Any:
-    """Return the rules with the last layers in them, if a call of the network tells them."""
+    """Return the experiment's rules. Add the last layers if a forward pass finds them."""
     if trial.inputs is None:
         return experiment.layers
     try:
         return with_last_layer(experiment.layers, model, trial.inputs, call, trial.norms)
-    except Exception:  # the user's network, which may want more than its first inputs
+    except Exception:  # the user's network may need other arguments than the recorded inputs
         return experiment.layers
 
 
 def _data(inputs: Any) -> Data:
-    """Return the inputs of the first forward pass, in the place of data: they tell shapes, and exported files are tried
-    with them."""
+    """Return the inputs of the first forward pass as data. They give the shapes for tests of exported files."""
     x = torch.empty(1, 0) if inputs is None or not tensors_in(inputs) else inputs
     split = Split(x, torch.zeros(length(x)))
     return Data(split, split, split)

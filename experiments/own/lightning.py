@@ -1,4 +1,4 @@
-"""A Lightning module as a loop of one's own: Lightning has the loop, and a callback speaks with the trial."""
+"""Train with Lightning as a user's training loop: a Lightning callback connects the Trainer with the trial."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from tune_sparsity.sparsity import SparseTraining
 class LightningSparsity(L.Callback):
     """Trains a Lightning module sparse, as a trial of a search.
 
-    The trial's optimizer takes the place of what the module's configure_optimizers gives. The validation of each epoch
-    sees the network as it would be at its final sparsity::
+    The trial's optimizer replaces the result of the module's configure_optimizers. In the validation of each epoch, the
+    network is as it would be at its final sparsity::
 
         def train(trial):
             module = Classifier()
             trainer = L.Trainer(max_epochs=8, callbacks=[LightningSparsity(trial, "val_accuracy")])
             trainer.fit(module, training, validation)
 
-    A trial that was interrupted goes on with the epochs that were left.
+    A trial that was interrupted continues with the remaining epochs.
 
     Args:
-        trial: the loop's.
-        monitor: the metric that the module logs in validation_step.
+        trial: the trial that the search gives to the loop.
+        monitor: the name of a metric that the module logs in validation_step.
+
+    Raises:
+        LoopError: during the fit, if Lightning does not know its number of steps or the module does not log the metric.
     """
 
     def __init__(self, trial: Trial, monitor: str) -> None:

@@ -1,4 +1,4 @@
-"""A loop of one's own as an experiment: what the rest of the program takes where it takes an Experiment."""
+"""Make an experiment of a user's training loop."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ _POSITIONAL = "input_"
 
 
 def _no_model() -> nn.Module:
-    raise RuntimeError("the loop does not tell how its network is made: train.model = a function that makes it")
+    raise RuntimeError("the loop's network cannot be made: set train.model to a function that makes it")
 
 
 def _no_data(data_dir: Path | None) -> Data:
-    raise RuntimeError("a loop of one's own loads its data itself")
+    raise RuntimeError("a user's training loop loads its data itself")
 
 
 @dataclass(frozen=True)
 class OwnLoop(Experiment):
-    """A loop of one's own. What it is, its function's attributes tell.
+    """A user's training loop as an experiment. The attributes of the loop's function are its settings.
 
     Attributes:
-        loop: the function, which is given a Trial.
-        tests: (network, data_dir) -> the metric on the test data, called once for each reported network; None: there
-            is no test value.
-        rebuilt: whether `model` makes the network anew anywhere; else it is there only where the loop was looked at.
-        baseline: of metrics without a worst value that is known, what an untrained network has.
-        data_dir: --data-dir.
+        loop: the function. Its argument is a Trial.
+        tests: (network, data_dir) -> the metric on the test data. It is called once for each reported network. None:
+            there is no test value.
+        rebuilt: whether `model` can make the network in any process. Otherwise only the process of the first look has a
+            network.
+        baseline: the value of an untrained network, for metrics without a known worst value.
+        data_dir: the folder that --data-dir gives, or None.
     """
 
     loop: Callable[[Any], object] | None = None
@@ -61,7 +62,8 @@ class OwnLoop(Experiment):
         return None
 
     def tested(self, model: nn.Module, data: Data) -> float | None:
-        """Raises NotFinite if the metric is no number."""
+        """Return the metric on the test data, or None if the loop has no `test` function. Raise NotFinite if it is not
+        finite."""
         if self.tests is None:
             return None
         model.eval()
@@ -80,13 +82,13 @@ def own_loop(function: Callable[..., object]) -> OwnLoop:
             space and files.
 
     Raises:
-        ValueError: if the function does not take one argument, or has an attribute that is not known.
+        ValueError: if the function does not take exactly one argument, or has an unknown or wrong attribute.
     """
     name = function.__name__
     try:
         inspect.signature(function).bind(None)
     except TypeError:
-        raise ValueError(f"{name} is no loop of one's own: such a function takes one argument, the trial") from None
+        raise ValueError(f"{name} is no training loop: such a function takes one argument, the trial") from None
     given = {key: value for key, value in vars(function).items() if not key.startswith("_")}
     if unknown := sorted(set(given) - set(ATTRIBUTES)):
         raise ValueError(f"the loop {name} has an attribute {unknown[0]!r}: known are {', '.join(ATTRIBUTES)}")
@@ -120,8 +122,11 @@ def own_loop(function: Callable[..., object]) -> OwnLoop:
 
 
 def as_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Return a call's arguments as the nest of inputs that `call` takes: one alone as it is, several as a dict.
-    Keyword arguments that have no entry for each example are left out."""
+    """Return the arguments of a network's call as a nest of inputs for `call`.
+
+    A single argument stays as it is. Several become a dict. Keyword arguments without an entry for each example are
+    left out.
+    """
     examples = [len(one) for one in tensors_in([args, dict(kwargs)]) if one.ndim]
     with_tensors = {
         name: value
@@ -134,7 +139,7 @@ def as_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def call(model: nn.Module, x: Any) -> Any:
-    """Return what the network makes of inputs, as `as_inputs` gives them."""
+    """Return the network's result for inputs from `as_inputs`."""
     if not isinstance(x, Mapping):
         return model(x)
     places = [name for name in x if name.startswith(_POSITIONAL)]
@@ -142,16 +147,17 @@ def call(model: nn.Module, x: Any) -> Any:
 
 
 def answer(model: nn.Module, x: Any) -> Tensor:
-    """Return the outputs that a network's answer to these inputs holds."""
+    """Return the outputs of a network for inputs from `as_inputs`, as one tensor."""
     return one_tensor(call(model, x))
 
 
 def one_tensor(outputs: Any) -> Tensor:
-    """Return the tensor of outputs in a network's answer: the logits, or the first one that is no single number."""
+    """Return the outputs in a network's result: its `logits`, or its first tensor that is no single number. Raise
+    ValueError if the result holds no tensor."""
     logits = getattr(outputs, "logits", None)
     if isinstance(logits, Tensor):
         return logits
     found = tensors_in(outputs)
     if not found:
-        raise ValueError(f"the network's answer, a {type(outputs).__name__}, holds no tensor")
+        raise ValueError(f"the network's result, a {type(outputs).__name__}, holds no tensor")
     return next((tensor for tensor in found if tensor.ndim), found[0])

@@ -1,4 +1,4 @@
-"""The trial of a loop that trains, in the loop's own thread."""
+"""Implement the trial of a search for a user's training loop. The loop runs in a thread of its own."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from tune_sparsity.sparsity.output_layers import modes_kept
 from tune_sparsity.sparsity.torch_internals import BatchNorm
 from tune_sparsity.sparsity.wrappers import plain_state
 
-_LAST_INPUTS = 8  # batches, for running statistics of weights that were just masked
+_LAST_INPUTS = 8  # batches to keep, for the running statistics after weights were masked
 
 
 class RunningTrial(Trial):
     """A trial of a search.
 
     Args:
-        experiment: the loop, which has been looked at.
-        method, params: what the trial tries.
-        epochs: the study's number of them.
-        seed: the trial's.
+        experiment: the loop, after `looked_at`.
+        method, params: the method and its parameters in this trial.
+        epochs: the study's number of epochs.
+        seed: the seed of the trial.
         device: "cpu" or "cuda".
-        hand_over: is given an epoch's measures, or None when the loop begins; it returns when the loop is to go on.
+        hand_over: takes the measures of an epoch, or None when the loop begins. It returns when the loop is to
+            continue.
     """
 
     def __init__(
@@ -51,10 +52,10 @@ class RunningTrial(Trial):
         self._hand_over = hand_over
         self.order = Generator().manual_seed(seed)  # of the masks
         self.done, self.stopped, self.careful = 0, False, False
-        self._late = False  # whether the loop has reported where it must not
+        self._late = False  # whether the loop has reported outside of an epoch
         self._inputs: deque[Any] = deque(maxlen=_LAST_INPUTS)
-        self._norms: list[BatchNorm] = []  # whose running statistics training may move
-        self._moved: list[BatchNorm] = []  # of these, which the loop does not keep in evaluation mode
+        self._norms: list[BatchNorm] = []  # their running statistics may change in training
+        self._moved: list[BatchNorm] = []  # those of them that the loop has in training mode
 
     def sparsify(self, model: nn.Module, total_steps: int) -> SparseTraining:
         self._check_stop()
@@ -85,7 +86,7 @@ class RunningTrial(Trial):
     def _left(self, epochs: int) -> int:
         if epochs != self._experiment.recipe.epochs:
             was = self._experiment.recipe.epochs
-            raise LoopError(f"the loop has {epochs} epochs of its own now, and had {was} when the study began")
+            raise LoopError(f"the loop asks for {epochs} epochs now, but asked for {was} when the study began")
         self._hand_over(None)
         return self._total - self.done
 
@@ -105,7 +106,7 @@ class RunningTrial(Trial):
         self._check_stop()
         if self.sparse is None or self.over:
             self._late = True
-            raise LoopError("trial.report is called where no epoch is being trained: call it once in each of them")
+            raise LoopError("trial.report is called outside of an epoch: call it once in each epoch of trial.epochs")
         last = self.done + 1 == self._total
         if last:
             self._finish()
@@ -129,7 +130,8 @@ class RunningTrial(Trial):
         }
 
     def _measured(self, value: float | Callable[[], float]) -> float:
-        """Return the network's value. Measuring changes neither its modes nor the random numbers."""
+        """Return the value of the network. The measurement changes neither the network's mode nor the random
+        numbers."""
         if not callable(value):
             return float(value)
         assert self.model is not None
@@ -165,7 +167,8 @@ class RunningTrial(Trial):
                 yield
 
     def _finish(self) -> None:
-        """End on the final sparsity. An average of weights gets running statistics of its own."""
+        """Set the network to its final sparsity. If its weights are an average, measure the running statistics for
+        them."""
         sparse, model = self.sparse, self.model
         assert sparse is not None
         assert model is not None

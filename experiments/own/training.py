@@ -1,4 +1,4 @@
-"""A loop of one's own with the face of a Training: epoch by epoch, with its whole state to save and to load."""
+"""Run a user's training loop epoch by epoch. `OwnTraining` has the methods of a Training."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from tune_sparsity.experiments.random_numbers import random_state, seed_all, set
 from tune_sparsity.sparsity import SparseTraining
 from tune_sparsity.sparsity.wrappers import load_plain, plain_state
 
-_PATIENCE = 30.0  # seconds that a loop has to end after its trial was stopped
+_PATIENCE = 30.0  # seconds for a loop to end after its trial was stopped
 
 
 class OwnTraining:
-    """One network in training by a loop of one's own, with one method and its parameters.
+    """Trains one network with a user's training loop, with one method and its parameters.
 
-    The loop runs in a thread that waits whenever nobody asks for the next epoch.
+    The loop runs in a thread. Between two epochs the thread waits for the next call of `epoch`.
 
     Args:
-        experiment: the loop, which has been looked at.
+        experiment: the loop, after `looked_at`.
         method: a name in sparsity.METHODS.
         params: the method's parameters.
-        epochs: how many; the loop's own number is another matter.
-        seed: of all global random numbers in the loop, and of the masks.
+        epochs: the number of epochs to train. It may differ from the number in the loop.
+        seed: the seed of the masks and of all global random numbers in the loop.
         device: "cpu", "cuda", ...
         begun: is called when the loop has its optimizer, before the first step.
-        careful: whether each measuring is looked at: it must not change the network.
+        careful: whether to check that no measurement changes the network.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class OwnTraining:
         begun: Callable[[OwnTraining], object] = bool,
     ) -> None:
         self.experiment, self.epochs = experiment, epochs
-        self._said: queue.Queue[Any] = queue.Queue()  # what the loop hands over
+        self._said: queue.Queue[Any] = queue.Queue()  # the loop's messages
         self._go = threading.Semaphore(0)
         self._random: Any = None  # the loop's random numbers, while it waits
         self._trial = RunningTrial(
@@ -79,12 +79,12 @@ class OwnTraining:
         """Let the loop train an epoch.
 
         Returns:
-            What Training.epoch returns, without what only the loop knows.
+            The measures of `Training.epoch`, except those that only the loop can know.
 
         Raises:
-            NotFinite: if a weight or the metric is no longer a number.
-            LoopError: if the loop ends, or reports what it must not.
-            Exception: what the loop raises.
+            NotFinite: if a weight or the metric is NaN or infinite.
+            LoopError: if the loop ends too early or reports at a wrong time.
+            Exception: any exception of the loop.
         """
         self._ready()
         start = time.perf_counter()
@@ -96,7 +96,7 @@ class OwnTraining:
         self.epoch()
 
     def _ready(self) -> None:
-        """Let the loop run to where its epochs begin."""
+        """Start the loop, unless it runs, and wait until its epochs begin."""
         if self._thread.ident is None:
             self._thread.start()
             self._said_next()
@@ -115,14 +115,14 @@ class OwnTraining:
         return said
 
     def _hand_over(self, said: dict[str, float] | None) -> None:
-        """In the loop's thread: give what was measured, and wait."""
+        """Pass the measures of an epoch to the other thread, and wait. This method runs in the loop's thread."""
         self._random = random_state()
         self._said.put(said)
         self._go.acquire()
         set_random_state(self._random)
 
     def _run(self) -> None:
-        """In the thread: the loop, from its first line to its last."""
+        """Run the loop from its first line to its last. This method runs in the loop's thread."""
         loop = self.experiment.loop
         assert loop is not None
         seed_all(self._trial.seed)
@@ -130,20 +130,20 @@ class OwnTraining:
             loop(self._trial)
         except Stopped:
             return
-        except BaseException as error:  # told where the next epoch is waited for
+        except BaseException as error:  # raised by _said_next in the other thread
             self._said.put(error)
             return
         if not self._trial.over:
             self._said.put(LoopError(f"the loop ended after {self.epochs_done} of {self.epochs} epochs"))
 
     def close(self) -> BaseException | None:
-        """Let the loop end: its trial has ended, or was stopped.
+        """Let the loop end after its last epoch, or after the trial was stopped.
 
         Returns:
-            What the loop raised after its last epoch.
+            The exception that the loop raised after its last epoch, or None.
 
         Raises:
-            LoopError: if it goes on all the same.
+            LoopError: if the loop does not end.
         """
         self._trial.stopped = not self.finished
         if self._thread.ident is None:
@@ -155,7 +155,8 @@ class OwnTraining:
         return None if self._said.empty() else self._said.get()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the loop needs to go on: network, method, what it keeps, random numbers, epochs done."""
+        """Return the whole state of the training: network, method, the objects of `Trial.keep`, random numbers and
+        epochs done."""
         trial = self._trial
         assert trial.model is not None
         return {
@@ -168,15 +169,16 @@ class OwnTraining:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the loop run to where its epochs begin, and go on from there as it was saved.
+        """Start the loop, wait until its epochs begin, and load a saved state.
 
         Raises:
-            ValueError: if the loop keeps other things now. What the parts raise when they load is raised too.
+            ValueError: if the loop gives other names to `Trial.keep` than the saved state has.
+            Exception: any exception of a load_state_dict.
         """
         self._ready()
         trial = self._trial
         if set(state["kept"]) != set(trial.kept):
-            raise ValueError("the loop keeps other things than before")
+            raise ValueError("the loop gives trial.keep other names than before")
         load_plain(trial.model, state["model"])  # type: ignore[arg-type]
         self.sparse.load_state_dict(state["sparse"])
         trial.order.set_state(state["order"])

@@ -1,4 +1,4 @@
-"""transformers' Trainer as a loop of one's own: the Trainer has the loop, and a callback speaks with the trial."""
+"""Train with transformers' Trainer as a user's training loop: a callback connects the Trainer with the trial."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tune_sparsity.experiments.own.trial import LoopError, Trial
 class TrainerSparsity(TrainerCallback):
     """Trains a network sparse with transformers' Trainer, as a trial of a search.
 
-    The evaluation of each epoch sees the network as it would be at its final sparsity::
+    In the evaluation of each epoch, the network is as it would be at its final sparsity::
 
         def train(trial):
             model, args = BertForSequenceClassification(config), TrainingArguments(..., eval_strategy="epoch")
@@ -21,21 +21,23 @@ class TrainerSparsity(TrainerCallback):
             Trainer(model, args, train_dataset=training, eval_dataset=validation, compute_metrics=f1,
                     callbacks=[sparse], optimizers=sparse.optimizers).train()
 
-    The learning rate follows the trial's schedule alone, unless `args.lr_scheduler_type` says so: by default that is
-    made "constant". A trial that was interrupted goes on with the epochs that were left.
+    The trial's schedule sets the learning rate. The Trainer's default schedule, "linear", is therefore replaced by
+    "constant". Another `args.lr_scheduler_type` stays. A trial that was interrupted continues with the remaining
+    epochs.
 
     Args:
-        trial: the loop's.
-        model: the network; it is moved to the arguments' device.
-        args: the Trainer's. Their number of epochs, and their default schedule, are changed.
-        examples: in the training data.
-        monitor: the metric that the evaluation gives.
+        trial: the trial that the search gives to the loop.
+        model: the network. It is moved to the device of the arguments.
+        args: the Trainer's arguments. Their number of epochs, seed and default schedule are changed.
+        examples: the number of examples in the training data.
+        monitor: the name of a metric in the results of the evaluation.
 
     Attributes:
-        optimizers: for the Trainer.
+        optimizers: the argument `optimizers` of the Trainer.
 
     Raises:
-        LoopError: if the arguments do not evaluate each epoch.
+        LoopError: if the arguments do not evaluate after each epoch. Also during the training, if the evaluation does
+            not give the metric.
     """
 
     def __init__(self, trial: Trial, model: nn.Module, args: TrainingArguments, examples: int, monitor: str) -> None:
@@ -50,7 +52,7 @@ class TrainerSparsity(TrainerCallback):
         steps = epochs * -(-batches // args.gradient_accumulation_steps)
         self.optimizers = (trial.sparsify(model.to(args.device), total_steps=steps), None)
         args.num_train_epochs = trial.begin(epochs)
-        args.seed = trial.seed % 2**31  # which the Trainer sets
+        args.seed = trial.seed % 2**31  # the Trainer seeds all generators with it
         if args.lr_scheduler_type == "linear":
             args.lr_scheduler_type = type(args.lr_scheduler_type)("constant")
 
@@ -69,7 +71,7 @@ class TrainerSparsity(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         projected, self._projected = self._projected, None
-        if projected is None:  # an evaluation that the loop asks for itself
+        if projected is None:  # an evaluation outside of the training
             return
         projected.__exit__(None, None, None)
         measured = metrics or {}

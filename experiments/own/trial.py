@@ -1,4 +1,4 @@
-"""What a loop of one's own is given, and what it asks of it."""
+"""Define the trial that a user's training loop gets as its argument."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ class LoopError(ValueError):
 
 
 class Stopped(BaseException):
-    """The trial was stopped, and the loop goes on all the same. It is no Exception, so that loops let it through."""
+    """Ends a loop whose trial was stopped. It is not an Exception, so that the loop's `except Exception` does not catch
+    it."""
 
 
 class Trial(ABC):
-    """One training of a search, seen from a loop of one's own.
+    """One training of a search, as a user's training loop sees it.
 
-    A loop asks it for the optimizer, for the epochs, and tells it how good the network is::
+    The loop gets its optimizer and its epochs from the trial, and reports the metric of each epoch::
 
         def train(trial):
             model = network().to(trial.device)
@@ -40,13 +41,13 @@ class Trial(ABC):
                     sparse.step()
                 trial.report(lambda: accuracy(model, validation))
 
-    Every generator of global random numbers (Python's, NumPy's, torch's) is seeded by the trial. A trial that goes on
-    from a checkpoint has them as they were.
+    The trial seeds the global random generators of Python, NumPy and torch. A trial that continues from a checkpoint
+    restores their states.
 
     Attributes:
         device: "cpu" or "cuda".
-        data_dir: what --data-dir gives; None without it.
-        seed: the trial's own.
+        data_dir: the folder that --data-dir gives, or None.
+        seed: the seed of this trial.
     """
 
     def __init__(self, device: str, data_dir: Path | None, seed: int) -> None:
@@ -56,15 +57,16 @@ class Trial(ABC):
         self.kept: dict[str, Any] = {}
 
     def sparsify(self, model: nn.Module, total_steps: int) -> SparseTraining:
-        """Return what takes the optimizer's place: a torch optimizer, made of the trial's method and parameters.
+        """Return the optimizer of the trial's method and parameters. It is a torch optimizer.
 
         Args:
             model: the network, on the device.
-            total_steps: how many times `step()` is called in all epochs of the loop's own number. If the study trains
-                another number of epochs, the schedules are stretched to it.
+            total_steps: the number of calls of `step()` in all epochs of the loop. If the study trains another number
+                of epochs, the schedules are stretched to it.
 
         Raises:
-            LoopError: at the second call, and for what is no network or no number of steps.
+            LoopError: at the second call, if `model` is no torch.nn.Module, or if `total_steps` is no whole number >=
+                1.
         """
         if self.sparse is not None:
             raise LoopError("trial.sparsify is called twice: a trial trains one network")
@@ -83,17 +85,18 @@ class Trial(ABC):
         """Return the optimizer of a network."""
 
     def begin(self, epochs: int) -> int:
-        """Begin to train; for trainers that have the loop. Else use `epochs`, which calls it.
+        """Begin to train. Call this method only for trainers that have their own loop, such as Lightning's. Otherwise
+        use `epochs`, which calls it.
 
         Args:
-            epochs: the loop's own number.
+            epochs: the number of epochs in the loop.
 
         Returns:
-            How many epochs are left to train: the study's number, if it gives one, without those that a checkpoint
-            has.
+            The number of epochs that are left to train. The study's number replaces the loop's, and epochs in a
+                checkpoint are subtracted.
 
         Raises:
-            LoopError: without an optimizer.
+            LoopError: if `sparsify` was not called before.
         """
         if self.sparse is None:
             raise LoopError("the loop begins without an optimizer: call trial.sparsify(model, total_steps=...) first")
@@ -105,11 +108,16 @@ class Trial(ABC):
 
     @abstractmethod
     def epochs(self, epochs: int) -> Iterator[int]:
-        """Yield the number of each epoch from 0 on; after a resume, from the first one that is left. It ends early when
-        the search stops the trial.
+        """Yield the numbers of the epochs to train, from 0 on.
+
+        After a resume, the first number is that of the first remaining epoch. The iterator ends early if the search
+        stops the trial.
 
         Args:
-            epochs: the loop's own number, which the study's takes the place of.
+            epochs: the number of epochs in the loop. The study's number replaces it.
+
+        Raises:
+            LoopError: if `sparsify` was not called before, or if an epoch ends without `report`.
         """
 
     @abstractmethod
@@ -117,32 +125,35 @@ class Trial(ABC):
         """End an epoch with the metric on the validation data.
 
         Args:
-            value: measures the network. It is called as the network stands; and, while masks move, once more as the
-                network would be at its final sparsity. The network's mode and the random numbers stay as they are. A
-                number is taken as it is: measure it within `projected`.
+            value: a function that measures the network. It is called with the current network. While masks change, it
+                is called again with the network as it would be at its final sparsity. The network's mode and the random
+                numbers are restored. A number is also accepted: measure it within `projected`.
             others: further finite numbers of the epoch, such as train_loss.
+
+        Raises:
+            LoopError: if no epoch is being trained.
         """
 
     def keep(self, name: str, thing: T) -> T:
-        """Return `thing`, and put what its state_dict() gives into the checkpoints; a resume calls its load_state_dict.
+        """Return `thing` and add its state to the checkpoints. A resume calls its load_state_dict with the saved state.
 
         Args:
-            name: no other one's.
-            thing: a scheduler, a GradScaler, an average of weights, ...
+            name: a name that no other object has.
+            thing: an object with state_dict and load_state_dict, such as a scheduler or a GradScaler.
 
         Raises:
-            LoopError: if the name is taken, or the thing has no state.
+            LoopError: if the name is taken, or if `thing` lacks one of the two methods.
         """
         if name in self.kept:
             raise LoopError(f"trial.keep has a {name!r} already")
         if not (callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))):
-            raise LoopError(f"trial.keep needs a state_dict and a load_state_dict, and {name!r} has not both")
+            raise LoopError(f"trial.keep needs a state_dict and a load_state_dict, but {name!r} lacks one of them")
         self.kept[name] = thing
         return thing
 
     @abstractmethod
     def projected(self) -> AbstractContextManager[None]:
-        """Within it the network is as it would be at its final sparsity."""
+        """Within this block, the network is as it would be at its final sparsity. Afterwards it is as before."""
 
     @property
     @abstractmethod

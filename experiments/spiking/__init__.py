@@ -1,4 +1,4 @@
-"""Spiking networks: neurons that send spikes over time, with recurrence of their own, and networks of them."""
+"""Build networks of spiking neurons with self-recurrence."""
 
 from tune_sparsity.experiments.spiking.network import ReadOut, SpikingLayer, SpikingNetwork
 from tune_sparsity.experiments.spiking.neurons.scan import Constants, spiking_scan

@@ -1,4 +1,4 @@
-"""Networks of spiking neurons with self-recurrence, skip connections and trained intrinsic constants."""
+"""Build networks of spiking neurons with self-recurrence, skip connections and trained intrinsic constants."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tune_sparsity.experiments.spiking.neurons.scan import Constants, spiking_sc
 
 
 class _Reading(nn.Module):
-    """A layer's weights, one matrix for each layer that it reads, and the currents that they make.
+    """The weights of a layer, one matrix for each source, and the currents that they produce.
 
     Args:
-        sources: the sizes of what it reads, by name; the layer before comes first.
-        neurons: the layer's own size.
-        gain: of its first weights, which are normal with the deviation gain / sqrt(fan-in).
-        normalise: whether batch normalisation over examples and steps takes the place of a bias.
+        sources: the name of each source -> its size. The previous layer comes first.
+        neurons: the number of neurons in this layer.
+        gain: scales the initial weights, which are normal with the deviation gain / sqrt(fan-in).
+        normalise: whether batch normalisation over examples and steps replaces the bias.
     """
 
     zeros: Tensor
@@ -35,24 +35,32 @@ class _Reading(nn.Module):
         self.register_buffer("zeros", torch.zeros(neurons), persistent=False)
 
     def currents(self, seen: Mapping[str, Tensor]) -> Tensor:
-        """Return the currents (examples * steps, neurons) of what is read: each (examples * steps, size), by name."""
+        """Return the input currents of the layer, (examples * steps, neurons).
+
+        Args:
+            seen: the name of each source -> its values, (examples * steps, size).
+        """
         total = reduce(torch.add, (linear(seen[name]) for name, linear in self.weights.items()))
         return total + self.bias if self.norm is None else self.norm(total)
 
     def constant(self, trained: Tensor | None, tau: float, ratio: float) -> Tensor:
-        """Return the leak of each neuron in a step: 1/tau, moved by what is trained.
+        """Return the share of each neuron that leaks in a step, at first 1/tau.
 
         Args:
-            trained: zeros at first; or None.
-            ratio: by which SGD moves the constant faster than it moves a parameter of the same gradient.
+            trained: the trained change of its logit, at first 0. None: the share is not trained.
+            tau: the initial time constant in steps, > 1.
+            ratio: how many times faster SGD changes the logit than a parameter with the same gradient.
         """
         moved = self.zeros if trained is None else math.sqrt(ratio) * trained
-        return torch.sigmoid(moved - math.log(tau - 1))  # at 0: the sigmoid of logit(1/tau)
+        return torch.sigmoid(moved - math.log(tau - 1))  # 1/tau where moved is 0
 
 
 class SpikingLayer(_Reading):
-    """Spiking neurons behind their weights. It may be called with a mapping as `_Reading.currents` takes it, and the
-    number of steps; it returns traces and spikes, each (examples, steps, neurons)."""
+    """A layer of spiking neurons with its weights.
+
+    Call it with the argument of `_Reading.currents` and the number of steps. It returns traces and spikes, each of the
+    shape (examples, steps, neurons).
+    """
 
     def __init__(self, sources: Mapping[str, int], neurons: int, network: SpikingNetwork) -> None:
         super().__init__(sources, neurons, 1.0 if network.normalise else 3.0, normalise=network.normalise)
@@ -63,7 +71,7 @@ class SpikingLayer(_Reading):
         self.synapse = nn.Parameter(torch.zeros(neurons)) if network.learn_intrinsic else None
 
     def constants(self) -> Constants:
-        """Return the neurons' constants as they are now."""
+        """Return the current constants of the neurons."""
         leaks = zip((self.membrane, self.synapse), self.tau, strict=True)
         membrane, synapse = (self.constant(trained, tau, self.intrinsic_lr) for trained, tau in leaks)
         return Constants(self.zeros if self.self_weight is None else self.self_weight, membrane, synapse)
@@ -73,9 +81,10 @@ class SpikingLayer(_Reading):
 
 
 class ReadOut(_Reading):
-    """Leaky integrators without spikes, r[t] = (1 - k) r[t-1] + current[t], and their mean over time.
+    """Leaky integrators without spikes, r[t] = (1 - k) r[t-1] + current[t]. The output is their mean over time.
 
-    That mean is a weighted sum of the currents: current[t] counts (1 - (1 - k)^(T - t)) / (k T) for t = 0 ... T - 1.
+    This mean is a weighted sum of the currents. The weight of current[t] is (1 - (1 - k)^(T - t)) / (k T) for t = 0 ...
+    T - 1.
     """
 
     def __init__(self, sources: Mapping[str, int], outputs: int, network: SpikingNetwork) -> None:
@@ -92,36 +101,36 @@ class ReadOut(_Reading):
 
 
 class SpikingNetwork(nn.Module):
-    """Layers of spiking neurons that read a sequence step by step, and a leaky read-out.
+    """A network whose layers of spiking neurons read a sequence step by step. Leaky integrators read them out.
 
-    Each neuron sends a trace of its spikes. A layer's current at a step is the sum of what the layer before sends at
-    that step (W), of what the neuron itself sent at the step before (v), and, with `skip`, of what the earlier layers
-    and the input send (S). All W and S are nn.Linear, and every method prunes them; no v or other constant is pruned.
-    `spiking_scan` has the equations. Zhang, Li, arXiv:2010.12691.
+    Each neuron sends a trace of its spikes. A layer's current in a step is a sum of up to three parts: the traces of
+    the previous layer in this step (weights W), the neuron's own trace of the step before (weight v), and, with `skip`,
+    the traces of earlier layers and the input (weights S). All W and S are nn.Linear, and every method prunes them. No
+    v or other constant is pruned. `spiking_scan` documents the equations. They come from Zhang, Li, arXiv:2010.12691.
 
-    It takes real currents (examples, steps, sizes[0]), of one number of steps for all examples of a batch, and returns
-    (examples, sizes[-1]). Nothing is drawn: the same inputs give the same outputs. Example::
+    The network takes real currents (examples, steps, sizes[0]). All examples of a batch have the same number of steps.
+    The network returns (examples, sizes[-1]). It draws no random numbers. Example::
 
         network = SpikingNetwork((28, 128, 128, 10))
         network(images)          # (n, 28 rows, 28 pixels) -> (n, 10)
         network.spikes(images)   # two tensors (n, 28, 128) of zeros and ones, which a loss may contain
 
     Args:
-        sizes: features of a step, neurons of each spiking layer, outputs; at least three numbers >= 1.
-        self_recurrent: whether each neuron has v, 0 at first.
-        skip: whether a layer, and the read-out, also reads all layers before the one before it.
-        learn_intrinsic: whether the leaks of membranes, traces and read-out are trained with the weights, each neuron's
-            own, through a sigmoid.
-        normalise: whether batch normalisation over examples and steps makes the currents; it can be folded into the
-            weights. Otherwise the layer has a bias, and trains less easily.
-        tau_membrane: steps in which a potential leaks at first, > 1; also of the read-out.
-        tau_synapse: steps in which a trace leaks at first, > 1.
-        slope: of a spike's surrogate gradient, > 0.
-        intrinsic_lr: how many times faster than other parameters SGD moves the logits of the leaks, > 0. (AdamW: the
-            root of it.) Weight decay draws the leaks to their first values.
+        sizes: the features of a step, the neurons of each spiking layer, and the outputs. At least three numbers >= 1.
+        self_recurrent: whether each neuron has a weight v, at first 0.
+        skip: whether each layer and the read-out also read all layers before the previous one.
+        learn_intrinsic: whether the leaks of membranes, traces and read-out are trained. Each neuron has its own leaks,
+            as sigmoids of trained logits.
+        normalise: whether the currents get batch normalisation over examples and steps. It can be folded into the
+            weights. Otherwise each layer has a bias, and trains less easily.
+        tau_membrane: initial time constant of the potentials and of the read-out, in steps, > 1.
+        tau_synapse: initial time constant of the traces, in steps, > 1.
+        slope: slope of a spike's surrogate gradient, > 0.
+        intrinsic_lr: how many times faster SGD trains the logits of the leaks than other parameters, > 0. With AdamW
+            the factor is its square root. Weight decay draws the leaks to their initial values.
 
     Raises:
-        ValueError: for what is out of range.
+        ValueError: if an argument is out of range, or if the inputs have another shape.
     """
 
     def __init__(
@@ -139,7 +148,7 @@ class SpikingNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if len(sizes) < 3 or min(sizes) < 1:
-            raise ValueError(f"sizes are of the input, at least one spiking layer and the outputs, got {tuple(sizes)}")
+            raise ValueError(f"sizes are input, one spiking layer or more, and outputs, got {tuple(sizes)}")
         for name, value, least in (
             *(("tau_membrane", tau_membrane, 1), ("tau_synapse", tau_synapse, 1)),
             *(("slope", slope, 0), ("intrinsic_lr", intrinsic_lr, 0)),
@@ -161,12 +170,15 @@ class SpikingNetwork(nn.Module):
         return self._run(x)[0]
 
     def spikes(self, x: Tensor) -> list[Tensor]:
-        """Return the spikes of each spiking layer, (examples, steps, neurons), zeros and ones. Their gradient is the
-        surrogate's: a loss may add a weight times the square of their mean, so that fewer are sent."""
+        """Return the spikes of each spiking layer, zeros and ones of the shape (examples, steps, neurons).
+
+        Their gradient is the surrogate gradient. To train a network with fewer spikes, add a multiple of the square of
+        their mean to the loss.
+        """
         return self._run(x)[1]
 
     def readers(self) -> list[tuple[SpikingLayer, list[nn.Linear]]]:
-        """Return each spiking layer with the matrices that read it."""
+        """Return each spiking layer with the weight matrices that read it."""
         matrices = [item for one in (*self._hidden(), self.readout) for item in one.weights.items()]
         return [
             (layer, [one for name, one in matrices if name == f"hidden_{i}" and isinstance(one, nn.Linear)])
@@ -188,6 +200,6 @@ class SpikingNetwork(nn.Module):
 
 
 def _read(sources: Mapping[str, int], skip: bool) -> dict[str, int]:
-    """Return what a layer reads of all that comes before it: the last one first, and the others with `skip`."""
+    """Return the sources of the next layer: the previous layer first and, with `skip`, all others."""
     latest_first = list(sources.items())[::-1]
     return dict(latest_first if skip else latest_first[:1])

@@ -1,4 +1,4 @@
-"""Count the spikes of a network for an example, and the synaptic operations that they cause."""
+"""Count the spikes of a network and the synaptic operations that they cause for an example."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tune_sparsity.experiments.spiking.network import SpikingLayer, SpikingNetwo
 
 @dataclass(frozen=True)
 class Activity:
-    """Says what the spiking layers of a network did, on average over examples.
+    """Holds averages over examples of the activity in the spiking layers of a network.
 
     Attributes:
-        rates: of each spiking layer by name, spikes a neuron and step, in [0, 1].
-        spared: multiply-adds of an example with weights that are not zero and that read a spiking layer.
-        caused: additions of an example in their place: of each spike, as many as the weights that are not zero and that
-            read its neuron.
+        rates: the name of each spiking layer -> spikes of a neuron in a step, in [0, 1].
+        spared: multiply-adds in an example that additions replace. These use nonzero weights that read a spiking layer.
+        caused: the additions that replace them. Each spike causes one addition for each nonzero weight that reads its
+            neuron.
     """
 
     rates: Mapping[str, float]
@@ -31,20 +31,20 @@ class Activity:
     caused: float
 
     def synaptic_operations(self, macs: int) -> int:
-        """Return the synaptic operations of an example: its additions, and the multiply-adds with real inputs.
+        """Return the synaptic operations of an example: its additions and the multiply-adds with real inputs.
 
         Args:
-            macs: multiply-adds of an example with weights that are not zero, in all layers.
+            macs: multiply-adds of an example with nonzero weights, in all layers.
         """
         return round(macs - self.spared + self.caused)
 
 
 class _Spikes:
-    """Sums the spikes of a layer, as a hook of its forward pass.
+    """Sums the spikes of a layer. It is a hook for the layer's forward pass.
 
     Attributes:
-        sums: of each neuron, over examples and steps.
-        steps: of all examples.
+        sums: the spikes of each neuron, over examples and steps.
+        steps: the number of steps in all examples.
     """
 
     def __init__(self) -> None:
@@ -58,8 +58,8 @@ class _Spikes:
 
 @torch.no_grad()
 def activity(experiment: Experiment, model: nn.Module, split: Split | Loaded) -> Activity | None:
-    """Return what the spiking networks in a network do over a split, in evaluation mode; None where it has none. The
-    network may be one itself."""
+    """Return the activity of the spiking networks in `model` over a split, in evaluation mode. `model` may be a spiking
+    network itself. Return None if `model` contains none."""
     networks = (module for module in model.modules() if isinstance(module, SpikingNetwork))
     readers = {layer: found for network in networks for layer, found in network.readers()}
     if not readers:
@@ -70,7 +70,7 @@ def activity(experiment: Experiment, model: nn.Module, split: Split | Loaded) ->
             pass
     rates, spared, caused = dict[str, float](), 0.0, 0.0
     for layer, spikes in counted.items():
-        if not spikes.steps:  # the outputs do not need it
+        if not spikes.steps:  # the outputs do not use this layer
             continue
         rates[names[layer]] = float(spikes.sums.mean()) / spikes.steps
         for weight in (linear.weight for linear in readers[layer]):
@@ -82,7 +82,7 @@ def activity(experiment: Experiment, model: nn.Module, split: Split | Loaded) ->
 
 @contextmanager
 def _counted(layers: Mapping[SpikingLayer, Any]) -> Iterator[dict[SpikingLayer, _Spikes]]:
-    """Within it the spikes of these layers are summed."""
+    """Within this block, count the spikes of these layers."""
     counted = {layer: _Spikes() for layer in layers}
     with ExitStack() as hooks:
         for layer, spikes in counted.items():

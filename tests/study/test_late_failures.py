@@ -84,7 +84,7 @@ def test_an_export_of_what_is_no_tensor_is_refused_in_a_line(
     capsys.readouterr()
     assert main(["export", "late", "--storage", str(tmp_path / "studies"), "--format", "torch"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "makes one tensor" in line
+    assert "as one tensor" in line
 
 
 def test_a_trial_whose_evaluation_gives_nan_fails(strange: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_an_import_as_in_earlier_versions_is_told_in_one_line(module: str, tmp_p
     file.write_text(f"import torch\nfrom {module} import Something\n")
     with pytest.raises(ValueError, match="from tune_sparsity import") as caught:
         find(f"{file}:mine")
-    told = f"{file}:2 imports {module}, which is a part of tune_sparsity now: write `from tune_sparsity import ...`"
+    told = f"{file}:2 imports {module}, which is part of tune_sparsity now: write `from tune_sparsity import ...`"
     assert str(caught.value) == told
 
 

@@ -1,8 +1,8 @@
-/* The steps of spiking neurons over time, in float32 on a CPU: what scan.py beside it says in torch's operations.
+/* Compute the steps of spiking neurons over time, in float32 on a CPU. scan.py has the same computation in torch.
  *
- * All arrays are (examples, steps, neurons), or (neurons), one number after another. scan.py alone calls this file, and
- * answers for every address. Each number is computed by the same operations in the same order as there, none of them
- * contracted: a potential that differs in its last bit may or may not spike.
+ * All arrays are contiguous, with the shape (examples, steps, neurons) or (neurons). Only scan.py calls this file, and
+ * it guarantees that every address is valid. Both files use the same operations in the same order, and the compiler
+ * must not contract them: a difference in the last bit of a potential can decide whether the neuron spikes.
  */
 
 #define Py_LIMITED_API 0x030B0000 /* one file for every Python from 3.11 on */
@@ -100,7 +100,7 @@ static void backward(Shape shape, Backward b)
     }
 }
 
-/* The arguments in order, as numbers and addresses; an address of 0 for what there is none of. */
+/* Read the arguments in order, as numbers and addresses. An address of 0 stands for a missing array. */
 static int64_t whole(PyObject *const **arguments) { return PyLong_AsLongLong(*(*arguments)++); }
 static void *address(PyObject *const **arguments) { return PyLong_AsVoidPtr(*(*arguments)++); }
 

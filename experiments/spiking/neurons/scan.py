@@ -1,7 +1,7 @@
-"""The steps of spiking neurons over time as one function of autograd: compiled for float32 on a CPU, else in torch.
+"""Compute spiking neurons over time as one autograd function. Compiled code does it for float32 on a CPU, else torch.
 
-A layer's input currents of all steps are one matrix product. Only the neurons' own state goes from step to step, and
-that is elementwise: its recurrence is diagonal.
+One matrix product gives the input currents of all steps. Only the state of each neuron goes from step to step,
+elementwise.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Constants(NamedTuple):
 
 
 def spiking_scan(currents: Tensor, constants: Constants, slope: float = 5.0) -> tuple[Tensor, Tensor]:
-    """Return the traces a and the spikes s (zeros and ones) of a layer of neurons, each of the currents' shape.
+    """Return the traces a and the spikes s (zeros and ones) of a layer of neurons. Both have the shape of `currents`.
 
-    With zeros before the first step, for t = 0, 1, ...::
+    All states are zero before the first step. For t = 0, 1, ...::
 
         u[t] = (1 - km) u[t-1] (1 - s[t-1]) + currents[t] + v a[t-1]      potential; a spike sets it to zero
         s[t] = 1 if u[t] >= 1 else 0
@@ -46,8 +46,8 @@ def spiking_scan(currents: Tensor, constants: Constants, slope: float = 5.0) -> 
 
     Args:
         currents: (examples, steps, neurons), of any floating-point type; the results have the constants' type.
-        constants: of the neurons.
-        slope: of the surrogate gradient, > 0.
+        constants: the constants of the neurons.
+        slope: the slope of the surrogate gradient, > 0.
     """
     traces, spikes = _Scan.apply(currents.to(constants.membrane.dtype), *constants, slope)
     return traces, spikes
@@ -55,7 +55,7 @@ def spiking_scan(currents: Tensor, constants: Constants, slope: float = 5.0) -> 
 
 def _fits(*tensors: Tensor) -> bool:
     """Return whether the compiled code can work on these tensors."""
-    if compiled is None or torch.compiler.is_compiling():  # a tensor that is traced has no memory
+    if compiled is None or torch.compiler.is_compiling():  # torch.compile traces with tensors that have no memory
         return False
     return all(one.dtype == torch.float32 and one.device.type == "cpu" for one in tensors)
 
@@ -96,20 +96,20 @@ def _torch_forward(currents: Tensor, v: Tensor, km: Tensor, ks: Tensor) -> tuple
 def _torch_backward(
     grads: list[Tensor | None], saved: tuple[Tensor, ...], constants: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """Go from the last step to the first.
+    """Compute the gradients from the last step to the first.
 
     Args:
-        grads: of the loss, by traces and by spikes.
-        saved: potentials, spikes, traces, and the surrogate derivative of a spike by its potential.
+        grads: the gradients of the loss with respect to the traces and the spikes. None: there is none.
+        saved: potentials, spikes, traces, and the surrogate derivative of each spike with respect to its potential.
         constants: v, km and ks.
 
     Returns:
-        The gradients by currents, v, km and ks.
+        The gradients with respect to the currents, v, km and ks.
     """
     (grad_a, grad_s), (u, s, a, surrogate), (v, km, ks) = grads, saved, constants
     grad_currents = torch.empty_like(u)
-    ga = gu = gr = zero = torch.zeros_like(u[:, 0])  # by the trace, the potential and, through the reset, the spike
-    sums = [zero, zero, zero]  # by v, km and ks, of each example
+    ga = gu = gr = zero = torch.zeros_like(u[:, 0])  # of trace, potential and, through the reset, spike
+    sums = [zero, zero, zero]  # gradients of v, km and ks, for each example
     for t in reversed(range(u.shape[1])):
         a_before = a[:, t - 1] if t else zero
         s_before, u_before = (s[:, t - 1], u[:, t - 1]) if t else (zero, zero)
@@ -137,7 +137,7 @@ def _compiled_forward(currents: Tensor, *constants: Tensor) -> tuple[Tensor, Ten
 def _compiled_backward(
     grads: list[Tensor | None], saved: tuple[Tensor, ...], constants: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """Return the arguments and the results are those of `_torch_backward`."""
+    """Compute the gradients with compiled code. The arguments and results are those of `_torch_backward`."""
     grad_currents = torch.empty_like(saved[0])
     sums = [torch.zeros_like(one) for one in constants]
     memory = torch.empty(3 * len(constants[0]))

@@ -110,7 +110,7 @@ def test_without_its_model_a_loop_gives_tensors_and_masks(file: Path, capsys: py
     assert ran.stderr.count("unnamed.model is to say how it is made anew") == 1
     assert (file.parent / "studies" / "u" / "best" / "model.safetensors").exists()
     assert {float(row["train_loss"]) for row in csv.DictReader((file.parent / "studies/u/epochs.csv").open())} == {0.5}
-    with pytest.raises(ValueError, match="does not tell how its network is made"):
+    with pytest.raises(ValueError, match="network cannot be made"):
         load_study("u", file.parent / "studies").best.network()
 
 
@@ -200,7 +200,7 @@ def test_a_loop_is_searched_from_python(file: Path, monkeypatch: pytest.MonkeyPa
     ("name", "code", "failed", "said"),
     [
         ("train", 0, None, ""),
-        ("half_the_steps", 0, None, "2 epochs make 10 steps, and 20 are announced for them"),
+        ("half_the_steps", 0, None, "2 epochs make 10 steps, but trial.sparsify was told 20"),
         ("reports_after_the_end", 1, "epochs", "the loop fails after its last epoch: LoopError"),
         ("disturbs", 1, "epochs", "call model.eval() in what is reported"),
         ("forgets", 1, "resumption", "trial.keep(name, object)"),

@@ -135,7 +135,7 @@ def test_an_error_names_the_plain_parameter() -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, torch.randn(2, 6))])
 def test_torchscript_is_refused(make: Callable[[nn.Module], nn.Module]) -> None:
-    with pytest.raises(ValueError, match=r"^the network is TorchScript, whose layers cannot be told: give the nn\.Mod"):
+    with pytest.raises(ValueError, match=r"^the network is TorchScript, whose layers cannot be seen: give the nn\.Mod"):
         lpss(make(plain().eval()), total_steps=3, sparsity=0.5)
     part = nn.Sequential(make(plain().eval()), nn.Linear(3, 3))
     assert [one.name for one in prunable_layers(part)] == ["1.weight"]

@@ -173,7 +173,7 @@ BROKEN: dict[str, tuple[Experiment, str, str]] = {
     "other input size": (replace(SOUND, model=lambda: nn.Linear(5, 3)), "outputs", "float32 (4, 6)"),
     "float64 inputs": (replace(SOUND, prepare=Tensor.double), "outputs", "most networks take float32"),
     "outputs in a tuple": (with_forward(lambda m, x: (m.net(x), x)), "outputs", "returns a tuple"),
-    "flattened outputs": (with_forward(lambda m, x: m.net(x).flatten()), "outputs", "the first number must stay"),
+    "flattened outputs": (with_forward(lambda m, x: m.net(x).flatten()), "outputs", "the first dimension must stay"),
     "NaN outputs": (with_forward(lambda m, x: m.net(x) / 0), "outputs", "NaN or infinite"),
     "prepare drops examples": (replace(SOUND, prepare=lambda x: x[1:]), "outputs", "number of examples"),
     "a loss each": (replace(SOUND, loss=partial(F.cross_entropy, reduction="none")), "loss", "one number"),

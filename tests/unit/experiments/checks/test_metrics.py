@@ -37,7 +37,7 @@ RMSE = Metric("rmse", rmse, maximize=False)
 SOUND = Experiment("line", load, model, Recipe(2, 16), nn.functional.mse_loss, RMSE)
 FAULTS: dict[str, tuple[Any, str, str]] = {
     "raises": (Metric("m", raises), "metric", "broken on purpose"),
-    "chance": (Metric("m", lambda o, t: torch.rand(())), "metric", "for the same outputs and targets again"),
+    "chance": (Metric("m", lambda o, t: torch.rand(())), "metric", "for the same outputs and targets"),
     "several numbers": (Metric("m", lambda o, t: o[:, 0]), "metric", "m cannot be measured on 50 validation examples"),
     "not a number": (Metric("m", lambda o, t: torch.nan), "metric", "the metric m is nan, on 50 validation examples"),
     "not in per cent": (Metric("m", lambda o, t: 2, percent=True), "metric", "percent=True is for metrics in [0, 1]"),

@@ -129,7 +129,7 @@ def renamed() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "in place": (in_place, "the network changes its inputs in place, which are the data set's own: no inplace=True"),
+    "in place": (in_place, "the network changes the data set's own inputs in place: avoid inplace=True"),
     "extra state": (ExtraState, "_extra_state of the network's state_dict is a dict, and files hold tensors alone"),
     "on meta": (left_on_meta, "1.weight lies on the device meta, where it has no numbers"),
     "renamed": (renamed, "0.weight is not in the network's state_dict under this name"),

@@ -247,7 +247,7 @@ def test_a_loop_whose_last_layer_is_not_found_is_told(file: Path) -> None:
         for name, one in ((name, loop(file, name)) for name in ("hidden", "unnamed"))
     }
     assert set(told["hidden"]) == {"loop"}
-    assert "the last layer is the one registered last" in told["hidden"]["loop"]
+    assert "the layer registered last counts as the last layer" in told["hidden"]["loop"]
     assert told["unnamed"] == {}
 
 
