@@ -17,6 +17,7 @@ from tests.helpers.command import EXPERIMENT, Ran, run_command
 from tests.helpers.examples import is_long
 
 settings.load_profile("usual")
+os.environ.setdefault("RAY_worker_niceness", "0")  # with Ray's low priority, trials on a busy machine take minutes
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

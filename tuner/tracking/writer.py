@@ -26,6 +26,7 @@ from tune_sparsity.tuner.tracking.outbox import end_abandoned
 
 FLUSH, CLOSE, DEAD = "flush", "close", "dead"
 SERVER, DATABASE = "server", "database"
+NICENESS = "RAY_worker_niceness"  # Ray's environment variable for the priority of its workers
 GATHER = 1.0  # seconds for which notes are gathered into one part, since every part takes time from the trials
 LONGEST = 16.0  # seconds between two attempts
 SHARE = 1  # the pause after a part is so many times the processor time that it took, which the trials may have missed:
@@ -40,8 +41,8 @@ def main(kind: str) -> None:
     """
     gc.set_threshold(100_000, 50, 100)  # to look for garbage while MLflow loads takes a quarter of that time
     own_environment()
-    with suppress(OSError):
-        os.nice(15)  # as Ray gives the trials, and no more: what they leave undone is done after them, on one core
+    with suppress(OSError, ValueError):
+        os.nice(int(os.environ.get(NICENESS, "15")))  # as Ray gives the trials, so that neither starves
     with suppress(Exception):  # tried again, and told, when it is needed
         _load(kind)
     if hello := sys.stdin.readline():
