@@ -166,7 +166,7 @@ class Found:
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and name in self._about:
             return self._about[name]
-        raise AttributeError(f"no {name!r} is known of this network: there are {', '.join(self._about)}")
+        raise AttributeError(f"this network has no {name!r}. Its attributes: {', '.join(self._about)}")
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._about})
@@ -187,7 +187,9 @@ class Found:
             tensors = split_masks(load_file(self._ended.folder / self._folder / MODEL))[0]
             return find_experiment(self._ended.config.experiment).network_with(tensors)
         except (UsageError, RuntimeError, OSError) as error:
-            raise ValueError(f"{self._folder} of {self._ended.config.study} cannot be made: {error}") from None
+            raise ValueError(
+                f"the network {self._folder} of {self._ended.config.study} cannot be made: {error}"
+            ) from None
 
     def __repr__(self) -> str:
         objective = self._ended.goal.objective

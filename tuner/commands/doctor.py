@@ -81,9 +81,7 @@ def _running_cluster(config: StudyConfig) -> Iterator[Finding]:
 
 def _environment() -> Finding:
     if stray := stray_environment():
-        return Finding(
-            "environment", f"{', '.join(stray)} set", f"unset {' '.join(stray)}: a study makes its own runs in MLflow"
-        )
+        return Finding("environment", f"{', '.join(stray)} set", f"unset {' '.join(stray)}: a study makes its own runs")
     return Finding("environment", "no stray MLFLOW_ variables")
 
 
@@ -127,7 +125,7 @@ def tracking(uri: str) -> Finding:
         if wrong := _without_a_record(here):
             return wrong
         if new:
-            return Finding("mlflow", f"{here} can keep a record, the first study will make {shown}")
+            return Finding("mlflow", f"{here} can keep a record; {shown} will be made by the first study")
     if "://" not in uri:
         return Finding("mlflow", f"{here}, {shown}")
     return _database(uri, shown, here)
@@ -140,7 +138,7 @@ def _without_a_record(here: str) -> Finding | None:
     try:
         wrong = try_sqlite()
     except OSError as error:
-        return Finding("mlflow", f"no room to try it ({error.strerror or error})", "set TMPDIR to a folder with room")
+        return Finding("mlflow", f"cannot be tried ({error.strerror or error})", "set TMPDIR to a folder with room")
     if not wrong:
         return None
     return Finding("mlflow", f"cannot keep a record ({wrong}), its version is {here}", "pip install -U mlflow")

@@ -154,7 +154,7 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
         if not few or warning.check != "prunable":  # `few` says the same
             say(f"{warning.check}: {warning.text}")
     if stray := stray_environment():
-        say(f"Ignoring {', '.join(stray)}: this study makes its own runs in MLflow")
+        say(f"Ignoring {', '.join(stray)}: this study makes its own runs")
     try:
         finished = run_study(prepared, ray, resume=resume, launched=LAUNCHED, writer=writer)
     except DiskFull as error:

@@ -87,7 +87,7 @@ def _folder(study: str, storage: StudyStorage) -> Path:
     except OSError as error:
         raise UsageError(f"--warm-start {study}: {error}") from None
     if folder is None:
-        raise UsageError(f"--warm-start {study}: this is neither a study in {storage} nor a study's folder: {known}")
+        raise UsageError(f"--warm-start {study}: no such study in {storage}, and no such folder: {known}")
     return folder
 
 

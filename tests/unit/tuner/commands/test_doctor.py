@@ -243,8 +243,7 @@ def test_an_address_where_nothing_answers_is_a_finding(
     assert main(["doctor", "--address", "127.0.0.1:9"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert (
-        lines[0] == "fix  environment: MLFLOW_EXPERIMENT_ID set: unset MLFLOW_EXPERIMENT_ID: "
-        "a study makes its own runs in MLflow"
+        lines[0] == "fix  environment: MLFLOW_EXPERIMENT_ID set: unset MLFLOW_EXPERIMENT_ID: a study makes its own runs"
     )
     assert lines[1].endswith("step on the sphere: compiled") == (fused.kernel is not None)
     assert lines[2].startswith("ok   mlflow: ")

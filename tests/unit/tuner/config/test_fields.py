@@ -115,7 +115,7 @@ def test_a_size_is_resolved_in_a_network() -> None:
     assert make_config({"max_bytes": least}).goal(1, 1000, layout).lowest == 0.999
     with pytest.raises(UsageError, match=f"^--max-bytes {least - 1}: this network needs at least {least} bytes$"):
         make_config({"max_bytes": least - 1}).goal(1, 1000, layout)
-    with pytest.raises(UsageError, match="no packed file"):
+    with pytest.raises(UsageError, match="a packed file cannot hold"):
         make_config({"max_bytes": 1000}).goal(1, 1000, None)
 
 
