@@ -95,7 +95,7 @@ class Lease:
 
     def _wait_for(self, before: dict[str, Any]) -> None:
         host = before.get("host", "another machine")
-        print(f"Checking whether {host} still runs the study, for {TTL:.0f} seconds", file=sys.stderr, flush=True)
+        print(f"Checking whether {host} still runs the study, at most {TTL:.0f} seconds", file=sys.stderr, flush=True)
         end = time.monotonic() + TTL
         while time.monotonic() < end:
             time.sleep(_LOOK)

@@ -35,7 +35,7 @@ class Mirror:
 
     Args:
         study: the study's prefix in the store.
-        folder: the study's folder. Only this process, its workers and its record's process write to it.
+        folder: the study's folder. Only this process and its tracker write to it.
         owner: the claim of this process on the study.
         arrived: the names of files that are equal in the store and in the folder.
 
