@@ -33,7 +33,7 @@ def adam_of_signs(weight: Tensor, mean: Tensor, grad: Tensor, lr: float, step: i
 
 
 def bop(weight: Tensor, mean: Tensor, grad: Tensor, gamma: float, tau: float) -> None:
-    """Flip signs in place if the mean of their gradients is larger than tau and has the same sign as the weight
+    """Flip signs in place where the magnitude of the mean gradient exceeds tau and its sign is that of the weight
     (Helwegen et al. 2019, arXiv 1906.02107).
 
     Args:
