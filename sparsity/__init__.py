@@ -1,7 +1,7 @@
-"""How a network becomes sparse: the Lp sphere, LpSGD, masks, topology, schedules, Hoyer theory, the methods.
+"""Train networks sparse: the Lp sphere, LpSGD, masks, topologies, schedules, Hoyer theory and the methods.
 
-This room knows tensors and networks only: it imports torch, the NumPy beneath it, what of its own was compiled, and
-nothing else of this project, so that it serves alone in anybody's training loop::
+This package knows only tensors and networks. It imports torch, NumPy and its own compiled code, but no other part of
+this project. It can therefore be used in any training loop::
 
     sparse = lpss(model, total_steps=epochs * len(loader), sparsity=0.9)
     for x, y in loader:

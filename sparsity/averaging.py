@@ -1,8 +1,8 @@
-"""The average of a network's weights over the last part of its training, under a mask that no longer moves.
+"""Average a network's weights over the last part of its training, after the mask is fixed.
 
-A learning rate that is held up leaves the weights on a walk around their best values; their mean lies nearer to these
-than the last of them (Izmailov et al. 2018, arXiv 1803.05407). Weights that are masked are zero in every sample, and so
-in the mean. The mean becomes the network once, at the end, and nothing is trained on it.
+With a learning rate that stays large, the weights move around their best values. Their mean is nearer to these than the
+last weights (Izmailov et al. 2018, arXiv 1803.05407). Masked weights are zero in every sample and therefore in the
+mean. The mean replaces the weights once, at the end, and is not trained any further.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ KINDS = ("swa", "ema")
 
 @dataclass(frozen=True)
 class Averaging:
-    """Says how weights are averaged.
+    """Describes how weights are averaged.
 
     Attributes:
-        kind: "swa", the plain mean of all samples; "ema", an exponential moving one that begins with the first.
-        begin: progress in [0, 1] at which the first sample may be taken; none is taken before the mask is fixed.
-        every: steps between two samples, counted from the last step, which is one.
-        decay: for "ema", the share that the mean keeps of itself at a sample, in [0, 1).
+        kind: "swa" for the plain mean of all samples, "ema" for an exponential moving mean that begins with the first
+            sample.
+        begin: progress in [0, 1] before which no sample is taken. No sample is taken before the mask is fixed, either.
+        every: steps between two samples, >= 1. The last step is one of them.
+        decay: for "ema", the weight of the old mean when a sample is added, in [0, 1).
+
+    Raises:
+        ValueError: if an attribute is out of range.
     """
 
     kind: str = "swa"
@@ -41,26 +45,31 @@ class Averaging:
             raise ValueError(f"an average needs begin in [0, 1], every >= 1 and decay in [0, 1), got {self}")
 
     def due(self, steps: int, total_steps: int) -> bool:
-        """Return whether a sample is taken after so many steps."""
+        """Return whether a sample is taken after this step.
+
+        Args:
+            steps: the number of steps done.
+            total_steps: the number of steps of the training.
+        """
         return steps >= self.begin * total_steps and (total_steps - steps) % self.every == 0
 
 
 class WeightAverage:
-    """The mean of some parameters over samples, in float32 or better.
+    """The mean of parameters over samples, in float32 or a more exact type.
 
     Args:
-        params: the parameters; those that are not trained are left out.
-        how: what the mean is.
+        params: the parameters. Frozen ones are left out.
+        how: the kind of mean.
     """
 
     def __init__(self, params: Iterable[Tensor], how: Averaging) -> None:
         self.how, self.samples, self.taken = how, 0, False
         self._params = [param for param in params if param.requires_grad]
         self._means: list[Tensor] = []
-        self._squares: list[Tensor] | None = None  # of the samples' distances from the mean: see `keep_spread`
+        self._squares: list[Tensor] | None = None  # sums of squared distances from the mean: see `keep_spread`
 
     def keep_spread(self) -> None:
-        """Also measure how far samples are from the mean. To be called before the first."""
+        """Also measure the deviation of the samples from the mean. Call this method before the first sample."""
         self._squares = []
 
     @torch.no_grad()
@@ -86,8 +95,8 @@ class WeightAverage:
         torch._foreach_lerp_(self._means, weights, share)
 
     def spread(self) -> list[tuple[Tensor, Tensor]]:
-        """Return the parameters, each with the standard deviation of its samples, in its shape; nothing if that was not
-        measured, or of a single sample."""
+        """Return the parameters, each with the standard deviation of its samples, in its shape. Return an empty list if
+        this was not measured, or if there are fewer than two samples."""
         if self._squares is None or self.samples < 2:
             return []
         count = self.samples - 1 if self.how.kind == "swa" else 1
@@ -95,8 +104,8 @@ class WeightAverage:
 
     @torch.no_grad()
     def take(self) -> bool:
-        """Make the mean the parameters, for good; their last values then stand where the mean stood. Return whether
-        there is a mean that was not taken before."""
+        """Replace the parameters by their mean for good, and keep their last values instead. Return False if there is
+        no mean or if it has already replaced them."""
         if self.taken or not self.samples:
             return False
         last = [param.to(mean.dtype, copy=True) for param, mean in zip(self._params, self._means, strict=True)]
@@ -106,7 +115,8 @@ class WeightAverage:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Within it the parameters are the mean; once the mean was taken, they are the last values instead."""
+        """Within this block, the parameters have the values of the mean. After `take`, they have the last values
+        instead."""
         kept = [param.detach().clone() for param in self._params]
         try:
             self._put(self._means)

@@ -1,4 +1,4 @@
-"""How a network's sparsity is shared out among its layers, with the total exact to the weight."""
+"""Distribute a network's sparsity over its layers. The total is exact to the weight."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ DISTRIBUTIONS = ("uniform", "erk", "global")
 def layer_counts(
     shapes: Sequence[torch.Size], sparsity: float, distribution: str, *, a_neuron: int = 0, most: float = 1.0
 ) -> list[int]:
-    """Return how many weights each layer keeps; in all exactly what `sparsity` leaves.
+    """Return how many weights each layer keeps. The sum is exactly the number that `sparsity` requires.
 
     Args:
-        shapes: (neurons, fan-in...) of every layer, as (output, input, kernel...) of a convolution.
-        sparsity: of the whole network, in [0, 1).
-        distribution: "uniform": the same density everywhere. "erk" (Erdos-Renyi-Kernel, Evci et al. 2020, arXiv
-            1911.11134): density proportional to the sum of a layer's dimensions over their product, layers that this
-            would fill beyond 1 kept dense and the rest scaled anew.
-        a_neuron: so many weights a neuron are every layer's least, or as many as are feasible in all. What a layer
-            needs for that the others give, each in proportion to what it has beyond its own least.
-        most: the largest share of its weights that a layer keeps, in (0, 1]. Where the sparsity leaves more than that
-            share of all weights, every layer keeps the share that it leaves.
+        shapes: the shape (neurons, fan-in...) of every layer. For a convolution it is (output, input, kernel...).
+        sparsity: the sparsity of the whole network, in [0, 1).
+        distribution: "uniform" gives all layers the same density. "erk" (Erdos-Renyi-Kernel, Evci et al. 2020, arXiv
+            1911.11134) makes the density proportional to the sum of a layer's dimensions over their product. Layers
+            whose density would exceed 1 stay dense, and the others are scaled again.
+        a_neuron: the least number of weights of each neuron. It is reduced if there are too few weights. Other layers
+            give the missing weights, in proportion to the weights that they have beyond their own least number.
+        most: the largest share of its weights that a layer keeps, in (0, 1]. If the whole network keeps a larger share,
+            every layer keeps this larger share.
 
     Raises:
-        ValueError: for a distribution that is not named above ("global" leaves the counts to chance).
+        ValueError: if the distribution has another name. "global" has no fixed counts.
     """
     sizes = [math.prod(shape) for shape in shapes]
     keep = sum(sizes) - zeros_for(sparsity, sum(sizes))
@@ -48,7 +48,7 @@ def layer_counts(
 
 
 def _raised(wanted: Sequence[float], least: Sequence[int], keep: int) -> list[float]:
-    """Return numbers whose sum is still `keep`, none of them below its least."""
+    """Return numbers that are at least as large as their least values, and whose sum is still `keep`."""
     if all(number >= floor - 1e-9 for number, floor in zip(wanted, least, strict=True)):
         return list(wanted)
     excess = [max(0.0, number - floor) for number, floor in zip(wanted, least, strict=True)]
@@ -70,7 +70,8 @@ def _erk_densities(shapes: Sequence[torch.Size], sizes: Sequence[int], keep: int
 
 
 def rounded(wanted: Sequence[float], sizes: Sequence[int], keep: int) -> list[int]:
-    """Whole numbers near `wanted` whose sum is `keep`: the largest remainders are rounded up."""
+    """Return whole numbers near `wanted` whose sum is `keep`. The numbers with the largest remainders are rounded
+    up."""
     counts = [min(math.floor(w + 1e-9), size) for w, size in zip(wanted, sizes, strict=True)]
     by_remainder = sorted(range(len(counts)), key=lambda i: counts[i] - wanted[i])
     while (missing := keep - sum(counts)) > 0:
@@ -82,12 +83,14 @@ def rounded(wanted: Sequence[float], sizes: Sequence[int], keep: int) -> list[in
 
 
 def random_masks(weights: Sequence[Tensor], sparsity: float, distribution: str, generator: Generator) -> list[Tensor]:
-    """Random masks on the CPU, in each weight's dtype, with exactly the zeros that `sparsity` asks for in all.
+    """Return random masks on the CPU, in each weight's dtype. Together they have exactly the number of zeros that
+    `sparsity` requires.
 
-    "global" draws over all layers at once; the others draw within each layer the number that `layer_counts` gives.
+    "global" draws over all layers at once. The other distributions draw within each layer the number from
+    `layer_counts`.
 
     Args:
-        weights: in the shape (neurons, fan-in...).
+        weights: the weights in the shape (neurons, fan-in...).
     """
     shapes = [weight.shape for weight in weights]
     sizes = [weight.numel() for weight in weights]

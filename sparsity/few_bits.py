@@ -1,10 +1,10 @@
-"""Weights of few bits: a scale for each row, times whole numbers of which none is 0 (a zero is the mask's).
+"""Train weights of few bits: a scale for each row, times whole numbers. A whole number is never 0, because zeros come
+from the mask.
 
-Trained by the straight-through estimator: the network computes with the rounded weights, and the gradient goes to the
+The training uses the straight-through estimator. The network computes with rounded weights. The gradients go to the
 numbers before rounding (Bengio et al. 2013, arXiv 1308.3432) and to the scales (Esser et al. 2020, arXiv 1902.08153).
-Rows are those of a weight's first dimension. All else that is trained, biases and the like, is rounded to float16. The
-bias of a row without a weight is 0 as soon as the mask is fixed: what it gave to the next layer, that layer's own
-biases learn.
+The rows are those of a weight's first dimension. Other trained parameters, such as biases, are rounded to float16. The
+bias of a row without a weight becomes 0 when the mask is fixed. The biases of the next layer learn to replace it.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from tune_sparsity.sparsity.orientation import STANDARD
 from tune_sparsity.sparsity.wrappers import plain_parameters
 
 ALL_BITS = 32
-"""Of a weight that is as it was trained, whatever its type."""
+"""The value of `bits` for weights that are not rounded, in any type."""
 SIGN_BITS = 1
-"""Of a weight that is -1 or +1, and has no scale."""
+"""The value of `bits` for weights that are -1 or +1 and have no scale."""
 BITS = (8, 4, 2)
 EXACT = (torch.float32, torch.float64)
-"""The types that hold the product of a scale and a code."""
+"""The types that hold the product of a scale and a code exactly."""
 _SMALLEST, _LARGEST = 2.0**-24, 65504.0  # of float16
-_SHARES = [0.4 + 0.05 * k for k in range(13)]  # of the scale at which a row's largest has the largest code
-_LATENT_LR, _SCALE_LR, _OTHER_LR = 3e-3, 1e-3, 3e-4  # the latent's for 2 bits, in levels; the scale's is relative
+_SHARES = [0.4 + 0.05 * k for k in range(13)]  # scales to try, as multiples of (a row's largest weight / largest code)
+_LATENT_LR, _SCALE_LR, _OTHER_LR = 3e-3, 1e-3, 3e-4  # latents of 2 bits, in levels; scales, relative; others
 
 
 class Codes(NamedTuple):
     """A weight of few bits.
 
     Attributes:
-        codes: int8 in the weight's shape: 0 where it is masked, else a magnitude of 1 to `largest_code(bits)` with a
-            sign.
-        scales: float16, shape (rows,); 0 for a row without a weight.
-        bits: of a code; 1 too, where a file is written.
+        codes: int8 in the weight's shape. It is 0 for a masked weight. Otherwise it has a magnitude from 1 to
+            `largest_code(bits)` and a sign.
+        scales: float16, shape (rows,). It is 0 for a row without a weight.
+        bits: the bits of a code. A file may also have 1.
     """
 
     codes: Tensor
@@ -50,25 +50,30 @@ class Codes(NamedTuple):
     bits: int
 
     def weight(self) -> Tensor:
-        """Return the weight as float32: exactly the row's scale times the code."""
+        """Return the weight as float32. It is exactly the scale of the row times the code."""
         return self.codes.float() * self.scales.float().view(-1, *[1] * (self.codes.dim() - 1))
 
 
 class Signs(NamedTuple):
-    """A weight of signs, each of which is a bit where it is written: int8 of -1 and +1."""
+    """A weight of signs, int8 of -1 and +1. A file stores each sign as a bit."""
 
     values: Tensor
 
 
 def largest_code(bits: int) -> int:
-    """Return the largest magnitude of a code: 2^(bits-1), or the 127 that int8 has."""
+    """Return the largest magnitude of a code: 2^(bits-1), but at most 127 because of int8."""
     return min(2 ** (bits - 1), 127)
 
 
 def codes_of(weight: Tensor, bits: int) -> Codes | None:
-    """Return a weight of few bits as codes and scales, found from its values alone, so that a file of plain numbers is
-    enough to begin with. They give the same weight bit for bit, but need not be those that it was trained with: where
-    all codes of a row have a common divisor, the scale has it. None: it is no such weight of so many bits."""
+    """Return the codes and scales of a weight of few bits, which are found from its values alone.
+
+    They give exactly the same weight. They may differ from the trained codes and scales by a common divisor of all
+    codes in a row. A file of plain numbers is therefore sufficient as an input.
+
+    Returns:
+        None if the weight does not have this number of bits.
+    """
     if not weight.numel():
         return Codes(weight.to(torch.int8), weight.new_zeros(len(weight), dtype=torch.float16), bits)
     rows = weight.detach().float().reshape(len(weight), -1)
@@ -86,13 +91,14 @@ def codes_of(weight: Tensor, bits: int) -> Codes | None:
 
 
 class Precision(NamedTuple):
-    """Says how exact a network's numbers are.
+    """Describes the precision of a network's numbers.
 
     Attributes:
-        bits: of a prunable weight: ALL_BITS, or few, which are codes with a scale for each row.
-        halves: the names of the other tensors that float16 holds exactly: with few bits, all that were trained.
-        biases: those of them that are 0 exactly for the rows without a weight, and the name of the weight.
-        signs: whether prunable weights are -1 and +1, of one bit each, without a scale.
+        bits: the bits of a prunable weight. ALL_BITS means that it is not rounded. Otherwise it is a code with a scale
+            for each row.
+        halves: the names of other tensors that float16 holds exactly. With few bits these are all trained tensors.
+        biases: those of `halves` that are exactly 0 in rows without a weight -> the name of the weight.
+        signs: whether prunable weights are -1 and +1, with one bit and no scale.
     """
 
     bits: int = ALL_BITS
@@ -106,10 +112,10 @@ class Precision(NamedTuple):
         return self.bits != ALL_BITS and not self.signs
 
     def of(self, tensors: Mapping[str, Tensor], prunable: Collection[str]) -> dict[str, Tensor | Codes | Signs]:
-        """Return a network's tensors in this precision, which lose nothing.
+        """Convert a network's tensors into this precision without loss.
 
         Raises:
-            ValueError: if they are of another one.
+            ValueError: if a tensor does not have this precision.
         """
         found: dict[str, Tensor | Codes | Signs] = dict(tensors)
         if self.signs:
@@ -131,8 +137,8 @@ class Precision(NamedTuple):
 
 
 def biases_of(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
-    """Return the names of the biases that few bits make 0 where their rows have no weight, with those of the weights.
-    The last layer's, which are outputs as they are, stay."""
+    """Return the names of the biases that few bits set to 0 in rows without a weight -> the names of their weights. The
+    biases of the last layer are not among them, because they are direct outputs."""
     params, found = dict(plain_parameters(model)), {}
     for layer in layers[:-1]:
         name = layer.name.removesuffix("weight") + "bias"
@@ -143,13 +149,14 @@ def biases_of(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
 
 
 def halved(parameter: Tensor) -> bool:
-    """Return whether a parameter that is no weight of few bits is rounded to float16 where there are such."""
+    """Return whether few bits round this parameter, which is no weight of few bits, to float16."""
     return parameter.requires_grad and parameter.dtype in EXACT
 
 
 @dataclass(frozen=True)
 class FewBits:
-    """Says how weights of few bits are trained: `bits` of each weight, in one of BITS, and the number of `steps`."""
+    """Describes the training of weights with few bits: `bits` for each weight, one of BITS, and the number of
+    `steps`."""
 
     bits: int
     steps: int
@@ -160,14 +167,15 @@ class FewBits:
 
 
 class FewBitsTraining:
-    """The end of a training, under a mask that is fixed: Adam on the numbers before rounding, the scales and all else.
+    """The last part of a training, after the mask is fixed. Adam updates the numbers before rounding, the scales and
+    all other parameters.
 
     Args:
-        weights: that get few bits.
-        masks: one a weight, in its shape. They are looked at when the training begins.
-        others: the other parameters that are trained.
-        how: the bits, and the steps, over which the learning rates are a cosine to 0.
-        biases: those of `others` that are 0 for the rows without a weight, and the place of their weight.
+        weights: the weights that get few bits.
+        masks: one mask for each weight, in its shape. They are read when this part begins.
+        others: the other trained parameters.
+        how: the bits and the number of steps. The learning rates fall to 0 as a cosine.
+        biases: those of `others` that become 0 in rows without a weight, each with the index of its weight.
     """
 
     def __init__(
@@ -186,12 +194,13 @@ class FewBitsTraining:
         self._biases = list(biases)
 
     def bias_masks(self) -> list[tuple[Tensor, Tensor]]:
-        """Return the biases that are 0 where a row has no weight, each with a mask of its shape: 0 there, else 1."""
+        """Return the biases that become 0 in rows without a weight. Each has a mask of its shape, which is 0 in these
+        rows and otherwise 1."""
         return [(bias, self._masks[place].flatten(1).any(1).to(bias)) for bias, place in self._biases]
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Round the weights, each row with the scale that rounds it best. Does nothing the second time."""
+        """Round the weights. Each row gets the scale with the smallest rounding error. A second call has no effect."""
         if self.begun:
             return
         self._set_up()
@@ -208,7 +217,7 @@ class FewBitsTraining:
         self._write()
 
     def _set_up(self) -> None:
-        """Make room for the numbers of the active weights, in one tensor, and for the scales of all rows."""
+        """Allocate one tensor for the numbers of all active weights and one for the scales of all rows."""
         self._places = [mask.reshape(-1).nonzero().squeeze(1) for mask in self._masks]
         lengths, rows, before = [max(1, mask[:1].numel()) for mask in self._masks], [], 0
         for mask, places, length in zip(self._masks, self._places, lengths, strict=True):
@@ -228,9 +237,9 @@ class FewBitsTraining:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Take a step on the gradients at hand."""
+        """Make a step with the current gradients."""
         grads = self._active([torch.zeros_like(one) if one.grad is None else one.grad for one in self._weights])
-        # A weight is its scale times a whole number, so that it is its own derivative by the scale's logarithm.
+        # A weight is a scale times a code. Its derivative with respect to the logarithm of the scale is the weight.
         by_scale = grads * self._active(self._weights)
         self._log_scales.grad = by_scale.new_zeros(len(self._log_scales)).index_add_(0, self._rows, by_scale)
         self._latents.grad = grads.mul_(self._log_scales.exp()[self._rows])
@@ -246,7 +255,7 @@ class FewBitsTraining:
         self._write()
 
     def codes(self) -> list[Codes]:
-        """Return the weights in their order."""
+        """Return the codes of the weights, in their order."""
         levels, scales = self._levels(self._latents), self._scales().clone()
         scales[torch.bincount(self._rows, minlength=len(scales)) == 0] = 0
         parts = zip(
@@ -263,19 +272,20 @@ class FewBitsTraining:
         return found
 
     def _active(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the entries of tensors of the weights' shapes where the weights are active, flat."""
+        """Return the entries of active weights in one flat tensor. The arguments have the shapes of the weights."""
         pairs = zip(tensors, self._places, strict=True)
         return torch.cat([one.detach().reshape(-1)[places] for one, places in pairs]).to(self._latents.dtype)
 
     def _levels(self, latents: Tensor) -> Tensor:
-        """Return the whole numbers that they are rounded to; never 0."""
+        """Return the numbers rounded to codes, which are never 0."""
         return torch.copysign(latents.abs().round_().clamp_(1, largest_code(self.how.bits)), latents)
 
     def _scales(self) -> Tensor:
         return self._log_scales.exp().clamp_(_SMALLEST, _LARGEST).half()
 
     def _write(self) -> None:
-        """Give the weights their values: products of float16 scales and small whole numbers, which float32 has."""
+        """Write the rounded values into the weights. float32 holds the product of a float16 scale and a small whole
+        number exactly."""
         values = self._levels(self._latents) * self._scales().to(self._latents.dtype)[self._rows]
         for weight, places, own in zip(
             self._weights, self._places, values.split([len(places) for places in self._places]), strict=True
@@ -296,7 +306,7 @@ class FewBitsTraining:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state; the masks must be those that it was made under."""
+        """Load a state. The masks must be the same as when the state was saved."""
         self.steps, self.begun = state["steps"], "latents" in state
         if self.begun:
             self._set_up()

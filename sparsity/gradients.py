@@ -1,4 +1,4 @@
-"""Gradients in the form that masks and optimizers take."""
+"""Convert and average gradients for masks and optimizers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _AVERAGE = 0.9  # the momentum of a gradient's average
 
 
 def make_gradients_dense(params: Iterable[Tensor]) -> None:
-    """Replace sparse gradients, which nn.Embedding(sparse=True) has, by dense ones. Masks, weight decay and momentum
-    reach every weight at every step."""
+    """Replace sparse gradients, such as those of nn.Embedding(sparse=True), by dense ones. Masks, weight decay and
+    momentum need a gradient for every weight in every step."""
     for param in params:
         if param.grad is not None and param.grad.layout != torch.strided:
             param.grad = param.grad.to_dense()
@@ -20,10 +20,10 @@ def make_gradients_dense(params: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def average_gradients(averages: Sequence[Tensor], params: Sequence[nn.Parameter]) -> None:
-    """Move each average towards its parameter's gradient, where it has one.
+    """Update each average with its parameter's gradient, if there is one.
 
     Args:
-        averages: one for each of the parameters; or none, and nothing is done.
+        averages: one for each parameter. If the sequence is empty, nothing happens.
     """
     pairs = [(one, param.grad) for one, param in zip(averages, params, strict=False) if param.grad is not None]
     if pairs:

@@ -1,6 +1,6 @@
-"""Hoyer sparsity, what the gamma hypothesis expects of it, and the p that a target sparsity suggests.
+"""Compute Hoyer sparsity, its expectation under the gamma hypothesis, and the p that suits a target sparsity.
 
-Hoyer sparsity is a measure of concentration, not the fraction of zeros: report both, under their own names.
+Hoyer sparsity measures concentration. It is not the fraction of zeros. Report both under their own names.
 """
 
 from __future__ import annotations
@@ -19,9 +19,17 @@ def hoyer(w: Tensor) -> Tensor:
     >>> hoyer(torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 3.0, 0.0]]))
     tensor([0., 1.])
 
-    w has the shape (..., n) with n >= 2, and the result the shape (...). It is 0 when all magnitudes are equal, and 1
-    with a single non-zero weight. A row of zeros counts as 1.
-    Source: Hoyer, JMLR 5 (2004).
+    The result is 0 if all magnitudes are equal, and 1 with a single nonzero weight. A row of zeros counts as 1. Source:
+    Hoyer, JMLR 5 (2004).
+
+    Args:
+        w: weights of the shape (..., n) with n >= 2.
+
+    Returns:
+        Values in [0, 1] of the shape (...).
+
+    Raises:
+        ValueError: if n < 2.
     """
     n = w.shape[-1]
     if n < 2:
@@ -38,19 +46,20 @@ def _from_ratio(ratio: float, n: int) -> float:
 
 
 def expected_gamma(shape: float, power: float, n: int) -> float:
-    """Expected Hoyer sparsity for large n when |w_i|^power ~ Gamma(shape) i.i.d.; any scale, on the sphere or off it.
+    """Return the expected Hoyer sparsity for large n if |w_i|^power ~ Gamma(shape) i.i.d. The scale does not matter.
 
-    ||w||_1/||w||_2 -> sqrt(n) Gamma(a + 1/r)/sqrt(Gamma(a) Gamma(a + 2/r)), by the law of large numbers.
+    By the law of large numbers, ||w||_1/||w||_2 -> sqrt(n) Gamma(a + 1/r)/sqrt(Gamma(a) Gamma(a + 2/r)), with the shape
+    a and the power r.
     """
     log = math.lgamma(shape + 1 / power) - 0.5 * (math.lgamma(shape) + math.lgamma(shape + 2 / power))
     return _from_ratio(math.sqrt(n) * math.exp(log), n)
 
 
 def expected_paper(p: float, n: int) -> float:
-    """Return the paper's curve over p, exact at finite n: w_i^2 ~ Gamma(k) i.i.d. with k = 0.4 (p - 1).
+    """Return the paper's expected Hoyer sparsity, exact at finite n, for w_i^2 ~ Gamma(k) i.i.d. with k = 0.4 (p - 1).
 
-    The vector w/||w||_2 then has Dirichlet squares, so E ||w||_1/||w||_2 = n Gamma(k+1/2) Gamma(nk)/(Gamma(k)
-    Gamma(nk+1/2)). Reconstructed from the figures of arXiv 2103.16013.
+    The squares of w/||w||_2 then have a Dirichlet distribution, so that E ||w||_1/||w||_2 = n Gamma(k+1/2)
+    Gamma(nk)/(Gamma(k) Gamma(nk+1/2)). The formula was reconstructed from the figures of arXiv 2103.16013.
     """
     k = 0.4 * (p - 1)
     log = math.lgamma(k + 0.5) - math.lgamma(k) + math.lgamma(n * k) - math.lgamma(n * k + 0.5)
@@ -58,20 +67,23 @@ def expected_paper(p: float, n: int) -> float:
 
 
 def expected_uniform(p: float, n: int) -> float:
-    """Expected Hoyer sparsity of the uniform (cone) distribution on the Lp sphere, large n: |w|^p ~ Gamma(1/p)."""
+    """Return the expected Hoyer sparsity of the uniform (cone) distribution on the Lp sphere for large n: |w|^p ~
+    Gamma(1/p)."""
     return expected_gamma(1 / p, p, n)
 
 
 def expected_gaussian_dual(p: float, n: int) -> float:
-    """Expected Hoyer sparsity for large n if v is Gaussian (our hypothesis): |w|^(2(p-1)) ~ Gamma(1/2)."""
+    """Return the expected Hoyer sparsity for large n if v is Gaussian, which is our hypothesis: |w|^(2(p-1)) ~
+    Gamma(1/2)."""
     return expected_gamma(0.5, 2 * (p - 1), n)
 
 
 def expected_below(p: float, level: float = 0.2) -> float:
-    """Return the fraction of weights below `level` x the neuron's mean magnitude, if v is Gaussian (our hypothesis).
+    """Return the fraction of weights below `level` times the mean magnitude of their neuron if v is Gaussian, which is
+    our hypothesis.
 
-    |w| = |v|^e with e = 1/(p-1), so E|w| = 2^(e/2) Gamma((e+1)/2)/sqrt(pi) and the threshold on |v| is
-    t = (level E|w|)^(1/e); the fraction is erf(t/sqrt 2).
+    |w| = |v|^e with e = 1/(p-1), so that E|w| = 2^(e/2) Gamma((e+1)/2)/sqrt(pi). The threshold for |v| is t = (level
+    E|w|)^(1/e), and the fraction is erf(t/sqrt 2).
     """
     e = 1 / (p - 1)
     log_mean = (e / 2) * math.log(2) + math.lgamma((e + 1) / 2) - 0.5 * math.log(math.pi)
@@ -79,20 +91,25 @@ def expected_below(p: float, level: float = 0.2) -> float:
 
 
 def suggest_p(target: float, *, level: float = 0.2) -> float:
-    """Return the p at which a neuron with Gaussian v has the fraction `target` of its weights below `level` x its mean.
+    """Return the p for a target sparsity. With this p and Gaussian v, the fraction `target` of a neuron's weights is
+    below `level` times the neuron's mean `|w|`.
 
-    A prior for a search, from theory: published choices lie close to it. It is no use when the sum of the learning
-    rates over the steps (the travel) stays near 1, since the weights then still show their initialisation.
+    Theory gives this value as a prior for a search, and published choices lie near it. It does not apply if the sum of
+    the learning rates over all steps (the metric travel) stays near 1, because the weights then still depend on their
+    initialisation.
 
     >>> round(suggest_p(0.9), 2)
     1.1
 
     Args:
         target: sparsity in [0, 1).
-        level: the threshold as a multiple of the neuron's mean `|w|`, in (0, 1); published 0.2.
+        level: the threshold as a multiple of the neuron's mean `|w|`, in (0, 1). The published value is 0.2.
 
     Returns:
-        p in [1.02, 2], at the end of the range where the target lies beyond what p can reach.
+        p in [1.02, 2]. If no p in this range gives the target, the nearest end of the range.
+
+    Raises:
+        ValueError: if the target is out of range.
     """
     if not 0.0 <= target < 1.0:
         raise ValueError(f"target must lie in [0, 1), got {target}")

@@ -1,4 +1,4 @@
-"""Which weights are prunable, and which of them live on the sphere."""
+"""Find the prunable weights of a network, and those of them that lie on the sphere."""
 
 from __future__ import annotations
 
@@ -20,9 +20,15 @@ from tune_sparsity.sparsity.torch_internals import NormBase
 
 @dataclass(frozen=True)
 class Layer:
-    """One prunable weight: its name in the network's state_dict, without the prefixes of wrappers, the parameter,
-    whether it lies on the sphere, how it is seen as a matrix (neurons, fan-in), and whether a normalisation takes away
-    the scale of its rows."""
+    """One prunable weight.
+
+    Attributes:
+        name: its name in the network's state_dict, without the prefixes of wrappers.
+        weight: the parameter.
+        sphere: whether it lies on the sphere.
+        orientation: how it is viewed as a matrix (neurons, fan-in).
+        normalised: whether a normalisation removes the scale of its rows.
+    """
 
     name: str
     weight: nn.Parameter
@@ -31,11 +37,11 @@ class Layer:
     normalised: bool = False
 
     def turned(self, x: Tensor) -> Tensor:
-        """Return a tensor of the weight's shape as (neurons, fan-in...)."""
+        """Return a tensor of the weight's shape in the shape (neurons, fan-in...)."""
         return self.orientation.turned(x)
 
     def turned_back(self, x: Tensor) -> Tensor:
-        """Return in the weight's shape what `turned` made of it."""
+        """Return the result of `turned` in the weight's shape."""
         return self.orientation.turned_back(x, self.weight.shape)
 
     def rows(self) -> Tensor:
@@ -45,25 +51,28 @@ class Layer:
 
 @dataclass(frozen=True)
 class LayerRules:
-    """Which of a network's weight matrices are pruned, and which of those lie on the sphere.
+    """Selects the weight matrices that are pruned, and those of them that lie on the sphere.
+
+    A rule is a pattern for the names of weights, such as "features.*", or a class of layers, such as nn.Conv2d.
 
     Attributes:
-        dense: rules for weights that are not pruned, nor on the sphere.
-        off_sphere: rules for weights that are pruned but not on the sphere. None is the published choice: the last
-            layer's, whose scale is the logits', and those of convolutions with one input channel, whose fan-in is too
-            small to select from. So are neurons with one weight, and frozen weights that `prune` names.
-        prune: rules for what is pruned beside the layers of known kinds, each with the dimensions of the parameter that
-            are its neurons' fan-in: {"embedding.weight": 1}. Also frozen weights, which are left alone otherwise.
-        last: the names of the last layer's weights. None for those of the layer that was registered last;
-            `prunable_layers` finds them where it is given an example.
-        normalised: the names of weights whose rows have a scale that does not count, because a batch or instance
-            normalisation follows directly. None for those of layers behind which one was registered;
-            `prunable_layers` finds them where it is given an example.
-        pattern: of the zeros, for methods that have patterns: a Pattern, or its text, such as "2:4". Weights of a shape
-            that cannot have it stay dense.
+        dense: rules for weights that are neither pruned nor on the sphere.
+        off_sphere: rules for weights that are pruned but not on the sphere. None: the published choice, which is the
+            last layer, because its scale is that of the logits, and convolutions with one input channel, because their
+            fan-in is too small for a selection. With None, neurons with one weight are off the sphere, too. Frozen
+            weights always are.
+        prune: rules for further weights to prune -> the dimensions of the parameter that are the fan-in of its neurons,
+            as in {"embedding.weight": 1}. Frozen weights are pruned only if a rule here names them.
+        last: the names of the last layer's weights. None: the weights of the layer that was registered last. If
+            `prunable_layers` has an example, it finds the last layer.
+        normalised: the names of weights whose rows' scale has no effect, because a batch or instance normalisation
+            follows directly. None: the weights of layers after which such a normalisation was registered. If
+            `prunable_layers` has an example, it finds these weights.
+        pattern: the pattern of the zeros, for methods that have patterns: a Pattern or its text, such as "2:4". Weights
+            whose shape does not fit the pattern stay dense.
 
     Raises:
-        ValueError: if the text names no pattern.
+        ValueError: if the text is no pattern.
     """
 
     dense: tuple[Rule, ...] = ()
@@ -82,22 +91,23 @@ PAPER_RULES = LayerRules()
 
 
 def turned_back(layers: Sequence[Layer], masks: Iterable[Tensor]) -> list[Tensor]:
-    """Return masks of the shapes (neurons, fan-in...), one a layer, in the weights' shapes."""
+    """Return masks of the shapes (neurons, fan-in...), one for each layer, in the shapes of the weights."""
     return [layer.turned_back(mask) for layer, mask in zip(layers, masks, strict=True)]
 
 
 def has_normalisation(model: nn.Module) -> bool:
-    """Return whether any layer normalises its input's scale away, so that magnitudes of neurons do not compare."""
+    """Return whether a layer of the network normalises the scale of its input, so that magnitudes in different neurons
+    cannot be compared."""
     kinds = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     return any(isinstance(module, kinds) for module in model.modules())
 
 
 class DeadNeurons(NamedTuple):
-    """How many of a layer's neurons have no connection left.
+    """Counts the neurons of a layer that have no connection left.
 
     Attributes:
-        dead: their number.
-        neurons: the number of all the layer's neurons.
+        dead: the number of these neurons.
+        neurons: the number of all neurons in the layer.
     """
 
     dead: int
@@ -105,10 +115,11 @@ class DeadNeurons(NamedTuple):
 
 
 def dead_neurons(layers: Sequence[Layer], masks: Iterable[Tensor]) -> dict[str, DeadNeurons]:
-    """Return the layers that have neurons without any connection, by name.
+    """Return the layers with neurons that have no connection, by name.
 
     Args:
-        masks: one a layer, in the weights' shapes.
+        layers: the prunable layers.
+        masks: one for each layer, in the shape of its weight.
     """
     found = {}
     for layer, mask in zip(layers, masks, strict=True):
@@ -128,21 +139,21 @@ class LeftDense(NamedTuple):
 def prunable_layers(
     model: nn.Module, rules: LayerRules = PAPER_RULES, *, sphere: bool = True, example: Any = None
 ) -> list[Layer]:
-    """Return the weights of linear, convolution, attention and recurrent layers, in the network's order; a shared
-    weight is listed once.
+    """Return the prunable weights of linear, convolution, attention and recurrent layers, in the network's order.
 
-    Biases and normalisation layers are neither prunable nor on the sphere. Weights that are frozen, or computed from
-    other parameters, are left out (`left_dense` names them).
+    A shared weight is listed once. Biases and normalisation layers are neither prunable nor on the sphere. Frozen
+    weights and weights that are computed from other parameters are left out. `left_dense` lists them.
 
     Args:
-        rules: the exceptions.
-        sphere: whether any of them lies on the sphere at all.
-        example: a batch of inputs, as the network takes them. The last layer is then the one that no other layer
-            follows on the way to the outputs, else the one that was registered last.
+        model: the network.
+        rules: exceptions.
+        sphere: whether any weight lies on the sphere.
+        example: a batch of inputs of the network. With it, the last layer is the one that no other layer follows on the
+            way to the outputs. Without it, the last layer is the one that was registered last.
 
     Raises:
-        ValueError: if no layer is left to prune, if a rule fits none, if a weight shares its memory, or if the network
-            is TorchScript.
+        ValueError: if there is no layer to prune, if a rule fits no weight, if a weight shares its memory, or if the
+            network is TorchScript.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("the network is TorchScript, whose layers cannot be seen: give the nn.Module it was made from")
@@ -175,21 +186,21 @@ def prunable_layers(
 
 
 def left_dense(model: nn.Module, rules: LayerRules = PAPER_RULES) -> list[LeftDense]:
-    """Return the weight matrices that are not pruned, with the reason and the number of weights of each."""
+    """Return the weight matrices that are not pruned, each with the reason and its number of weights."""
     reasons = [(one, _why_dense(one, rules)) for one in weight_matrices(model, rules.prune)]
     return [LeftDense(one.name, reason, one.size) for one, reason in reasons if reason]
 
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """How many of a network's parameters can be pruned.
+    """Counts the prunable and other parameters of a network.
 
     Attributes:
-        layers: prunable weights, as tensors.
-        prunable: their numbers.
+        layers: the number of prunable tensors.
+        prunable: the number of weights in them.
         dense: the weight matrices that stay dense.
-        parameters: all of the network's numbers that are trained or frozen.
-        pattern: of the zeros.
+        parameters: the number of all values in parameters, trained or frozen.
+        pattern: the pattern of the zeros.
     """
 
     layers: int
@@ -200,22 +211,27 @@ class NetworkSize:
 
     @property
     def matrices(self) -> int:
-        """Return the numbers of all weight matrices."""
+        """Return the number of weights in all weight matrices."""
         return self.prunable + sum(one.size for one in self.dense)
 
     def sparsity_matrices(self, nonzero: int) -> float:
-        """Return the fraction of zeros over all weight matrices, if so many of the prunable weights are not zero."""
+        """Return the fraction of zeros in all weight matrices.
+
+        Args:
+            nonzero: the number of prunable weights that are not zero.
+        """
         return (self.prunable - nonzero) / self.matrices
 
     def share(self, one: LeftDense) -> float:
-        """Return the part of all matrix weights that a matrix has."""
+        """Return a matrix's share of the weights in all matrices."""
         return one.size / self.matrices
 
     def dense_text(self, most: int = 3) -> str:
-        """Name the largest weight matrices that stay dense, with their shares and the reasons; nothing without any.
+        """Return a text that names the largest dense weight matrices with their shares and reasons, or "" if there are
+        none.
 
         Args:
-            most: how many are named.
+            most: the largest number of matrices that are named.
         """
         largest = sorted(self.dense, key=lambda one: -one.size)
         named = ", ".join(f"{one.name} {self.share(one):.1%} ({one.reason})" for one in largest[:most])
@@ -223,7 +239,7 @@ class NetworkSize:
 
 
 def network_size(model: nn.Module, rules: LayerRules = PAPER_RULES) -> NetworkSize:
-    """Return how many of the network's parameters can be pruned. Raises what `prunable_layers` does."""
+    """Return the numbers of prunable and other parameters. The errors are those of `prunable_layers`."""
     layers = prunable_layers(model, rules, sphere=False)
     prunable = sum(layer.weight.numel() for layer in layers)
     parameters = sum(param.numel() for param in model.parameters())
@@ -237,17 +253,17 @@ def with_last_layer(
     forward: Callable[[nn.Module, Any], Any] = called,
     norms: Sequence[NormBase] | None = None,
 ) -> LayerRules:
-    """Return the rules with the names of the last layer's weights, and of those that are normalised, where they are
-    asked for and an example tells them. The arguments are those of `followers`."""
+    """Return the rules with the names of the last layer's weights and of normalised weights, if the rules leave them
+    open and an example finds them. The arguments are those of `followers`."""
     known = rules.last is not None or rules.off_sphere is not None
     if known and rules.normalised is not None:
         return rules
     layers = [one for one in weight_matrices(model, rules.prune) if one.orientation is not None]
-    if not known and len(layers) < 2:  # then there is nothing to ask the network
+    if not known and len(layers) < 2:  # no need to call the network
         return replace(rules, last=tuple(one.name for one in layers) or None)
     found = followers(model, layers, example, forward, norms)
     normalised = rules.normalised
-    if normalised is None and found.last:  # else there is no graph
+    if normalised is None and found.last:  # without it, autograd has no graph
         normalised = found.normalised
     return replace(rules, last=rules.last if known else found.last or None, normalised=normalised)
 
@@ -268,7 +284,7 @@ def _last(found: list[Matrix], rules: LayerRules) -> set[str]:
 
 
 def _normalised(model: nn.Module, found: list[Matrix], rules: LayerRules) -> set[str]:
-    """Return the names of the weights whose rows a normalisation follows."""
+    """Return the names of the weights whose layer a normalisation follows directly."""
     if rules.normalised is not None:
         return set(rules.normalised)
     leaves = [module for module in model.modules() if not any(True for _ in module.children())]

@@ -1,4 +1,4 @@
-"""Masks: tensors of zeros and ones in the shape and dtype of the weight they prune, with exact counts."""
+"""Compute masks: tensors of zeros and ones in the shape and dtype of a weight, with exact numbers of zeros."""
 
 from __future__ import annotations
 
@@ -9,28 +9,33 @@ from fractions import Fraction
 import torch
 from torch import Generator, Tensor
 
-_SMALLEST = 2.0**-100  # an active weight ends at least this large: it counts as a weight, and adds nothing
+_SMALLEST = (
+    2.0**-100
+)  # the least magnitude of an active weight: large enough to be nonzero, too small to have an effect
 
 
 def zeros_for(sparsity: float, weights: int) -> int:
-    """Return the least number of zeros z with z / weights >= sparsity, for the decimal number that `sparsity` prints
-    as.
+    """Return the least number of zeros z with z / weights >= sparsity.
 
-    Exact: .9 of 1000 weights is 900, where binary arithmetic can give 901.
+    The result is exact for the decimal number that `sparsity` prints as: .9 of 1000 weights is 900, where binary
+    arithmetic can give 901.
     """
     return math.ceil(Fraction(repr(float(sparsity))) * weights)
 
 
 def sparsity_with(zeros: int, weights: int) -> float:
-    """Return the largest sparsity that `zeros` zeros reach, of those that ask for no zero more: the quotient, or where
-    that is rounded up the float below it."""
+    """Return the largest sparsity for which `zeros_for` requires no more than this number of zeros. It is the quotient,
+    or the next smaller float if the quotient was rounded up."""
     sparsity = zeros / weights
     return sparsity if zeros_for(sparsity, weights) <= zeros else math.nextafter(sparsity, 0.0)
 
 
 def row_floors(shapes: Sequence[torch.Size], keep: int, a_row: int) -> list[int]:
-    """Return how many entries each row of each tensor keeps at least: `a_row`, or all that it has; the same number
-    fewer everywhere where that would be more than `keep` in all. Rows are those of the first dimension."""
+    """Return the least number of entries that each row keeps, for each tensor.
+
+    It is `a_row`, or the length of the row if this is smaller. If these would be more than `keep` entries together, it
+    is reduced equally in all tensors. The rows are those of the first dimension.
+    """
     floors = [min(a_row, shape[1:].numel()) for shape in shapes]
     if sum(shape[0] * floor for shape, floor in zip(shapes, floors, strict=True)) <= keep:
         return floors
@@ -38,15 +43,19 @@ def row_floors(shapes: Sequence[torch.Size], keep: int, a_row: int) -> list[int]
 
 
 def keep_largest(scores: Sequence[Tensor], keep: int, *, at_least: int = 1, a_row: int = 0) -> list[Tensor]:
-    """Masks that keep exactly `keep` entries in all: those of largest score over all tensors together.
+    """Return masks that keep exactly `keep` entries: those with the largest scores of all tensors together.
 
-    Every row of every tensor keeps `a_row` of its own as far as `row_floors` says, and every tensor at least `at_least`
-    (fewer if it is smaller or `keep` does not reach): a layer with no connection left would cut the network in two.
-    Ties go to the one that torch.topk meets first, so the count is exact also when all scores are equal.
+    Every row of every tensor keeps the number of entries from `row_floors`. Without `a_row`, every tensor keeps at
+    least `at_least` entries, because a layer without connections would cut the network in two. These minimums are
+    reduced if the tensor or `keep` is too small. Between equal scores the first that torch.topk finds is kept, so that
+    the count is exact even if all scores are equal.
 
     Args:
-        scores: one tensor a layer, any shape; NaN is not allowed, -inf marks entries to take last.
-        keep: how many entries to keep in all, in [0, their number].
+        scores: one tensor of any shape for each layer. NaN is not allowed. -inf marks entries that are kept last.
+        keep: the number of entries to keep, from 0 to the number of all entries.
+
+    Raises:
+        ValueError: if `keep` is out of range.
     """
     flat = torch.cat([score.flatten() for score in scores])
     if not 0 <= keep <= flat.numel():
@@ -75,7 +84,8 @@ def random_mask(shape: torch.Size, sparsity: float, generator: Generator, dtype:
 
 
 def grow_rate(before: Sequence[Tensor], after: Sequence[Tensor]) -> float | None:
-    """Return how many connections grew over how many were dropped between two lists of masks; None where none were."""
+    """Return the number of connections that grew, divided by the number that were dropped, between two lists of masks.
+    Return None if none were dropped."""
     dropped, grown = (
         sum(int((old > new).sum()) for old, new in zip(first, second, strict=True))
         for first, second in ((before, after), (after, before))
@@ -84,7 +94,8 @@ def grow_rate(before: Sequence[Tensor], after: Sequence[Tensor]) -> float | None
 
 
 def multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Multiply each first tensor by its second, in place: as one where that saves kernels."""
+    """Multiply the first tensor of each pair by the second, in place. More than two pairs are one operation, which
+    saves kernels."""
     if len(pairs) > 2:
         torch._foreach_mul_(*map(list, zip(*pairs, strict=True)))
         return
@@ -93,7 +104,7 @@ def multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
 
 
 def keep_active(weight: Tensor, mask: Tensor) -> None:
-    """Make active weights that are zero, or nearly so, a tiny number: they count as weights."""
+    """Replace active weights that are zero or almost zero by a tiny number, so that they count as weights."""
     info = torch.finfo(weight.dtype)
     smallest = max(_SMALLEST, info.tiny * info.eps)  # of float16, which has no 2^-100
     weight.masked_fill_((weight.abs() < smallest) & (mask != 0), smallest)

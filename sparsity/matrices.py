@@ -1,4 +1,4 @@
-"""The weight matrices of a network: where they are, how they are oriented, and which of them stay dense, and why."""
+"""Find the weight matrices of a network, their orientations, and the reasons why some of them stay dense."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tune_sparsity.sparsity.orientation import STANDARD, Orientation, oriented
 from tune_sparsity.sparsity.wrappers import plain_name
 
 Rule = str | type[nn.Module]
-"""Which layers: a pattern, as for file names, of the weight's name ("features.*"), or a kind of layer (nn.Conv2d)."""
+"""A selection of layers: a pattern for names of weights, as for file names ("features.*"), or a class (nn.Conv2d)."""
 
 FanIn = int | tuple[int, ...]
 """The dimensions of a parameter that are its neurons' fan-in."""
@@ -29,14 +29,13 @@ class Matrix:
     """A weight matrix.
 
     Attributes:
-        name: in the network's state_dict, without the prefixes of wrappers; of a weight that is computed, where its
-            layer has it.
-        module: the module that has it.
-        params: the parameters that it is made of: one, but for a weight that is computed, or of which a rule names a
-            part; then that part comes first.
-        orientation: None where no kind of layer and no rule tells it.
-        is_layer: whether it is a layer's weight, of a kind that is known.
-        reason: why it stays dense unless it is asked for; empty if it is prunable.
+        name: its name in the network's state_dict, without the prefixes of wrappers. A computed weight has the name
+            that its layer gives it.
+        module: the module that contains it.
+        params: its parameters. Only a computed weight has several. If a rule names one of these, it comes first.
+        orientation: None if neither the layer's class nor a rule determines it.
+        is_layer: whether it is the weight of a layer whose class is known.
+        reason: why it stays dense unless a rule prunes it. Empty if it is prunable.
     """
 
     name: str
@@ -48,16 +47,16 @@ class Matrix:
 
     @property
     def size(self) -> int:
-        """Return how many weights it has."""
+        """Return the number of weights."""
         return max(param.numel() for param in self.params)
 
     @property
     def neurons(self) -> int:
-        """Return how many neurons it has."""
+        """Return the number of neurons."""
         return len((self.orientation or STANDARD).rows(self.params[0].detach()))
 
     def better_known(self, other: Matrix) -> bool:
-        """Return whether more is known of the same parameter here than there."""
+        """Return whether this object describes the same parameter more completely than the other one."""
         return (self.orientation is not None, not self.reason) > (other.orientation is not None, not other.reason)
 
     def fits(self, rule: Rule) -> bool:
@@ -65,18 +64,18 @@ class Matrix:
 
 
 def weight_matrices(model: nn.Module, prune: Mapping[Rule, FanIn]) -> list[Matrix]:
-    """Return all weight matrices of a network in its order, a shared one once: the weights of its layers, and all other
-    parameters of which two dimensions are larger than 1.
+    """Return all weight matrices of a network in its order: the weights of layers, and all other parameters with at
+    least two dimensions larger than 1. A shared matrix is listed once.
 
     Args:
-        prune: what is prunable beside the layers of known kinds, with its fan-in dimensions.
+        prune: rules for further prunable weights -> their fan-in dimensions.
 
     Raises:
-        ValueError: if a rule of `prune` fits no parameter, or its dimensions are not the parameter's.
+        ValueError: if a rule of `prune` fits no parameter, or if the parameter does not have these dimensions.
     """
     found: dict[int, Matrix] = {}
     used: set[Rule] = set()
-    computed: dict[int, Matrix] = {}  # by what they are computed from
+    computed: dict[int, Matrix] = {}  # id of a source parameter -> the computed matrix
     for wrapped, module in model.named_modules():
         prefix = plain_name(model, wrapped)
         own = {name: param for name, param in module.named_parameters(recurse=False) if _numbers(prefix, name, param)}
@@ -118,8 +117,7 @@ def _joined(prefix: str, name: str) -> str:
 
 
 def _numbers(prefix: str, name: str, param: nn.Parameter) -> int:
-    """Return the number of elements of a parameter. The function raises ValueError if the shape of the parameter is not
-    known yet."""
+    """Return the number of elements of a parameter. Raise ValueError if its shape is not known yet."""
     if isinstance(param, UninitializedParameter):
         raise ValueError(
             f"{_joined(prefix, name)} belongs to a lazy layer, which has no weights yet: give the layer its sizes, or "
@@ -133,7 +131,8 @@ def _is_matrix(param: Tensor) -> bool:
 
 
 def _asked(one: Matrix, prune: Mapping[Rule, FanIn]) -> tuple[Matrix, Rule | None]:
-    """Return the matrix as the first rule that fits it has it, or with its reason to stay dense, and that rule."""
+    """Return the matrix and the first rule that fits it. The matrix has the orientation of this rule. Without a rule,
+    it has its reason to stay dense."""
     (param,) = one.params
     for rule, fan_in in prune.items():
         if param.dim() >= 2 and one.fits(rule):
@@ -156,7 +155,8 @@ def _reason(one: Matrix, param: nn.Parameter) -> str:
 
 
 def _weights_of(module: nn.Module) -> dict[str, Orientation]:
-    """Return the names of a layer's weight matrices, each with its orientation; none for a kind that is not known."""
+    """Return the names of a layer's weight matrices, each with its orientation. The result is empty for an unknown
+    class."""
     if isinstance(module, _TRANSPOSED):
         return {"weight": Orientation((0, *range(2, 2 + len(module.kernel_size))), module.groups)}
     if isinstance(module, _STANDARD):
@@ -184,8 +184,9 @@ def _why_computed(module: nn.Module, name: str) -> str:
 
 
 def _sources(module: nn.Module, name: str, own: Mapping[str, nn.Parameter]) -> tuple[nn.Parameter, ...]:
-    """Return the parameters of which a layer computes its weight. The weight is not asked for: to compute it may
-    change them. Older ways (torch.nn.utils.weight_norm) keep them in the layer itself, under longer names."""
+    """Return the parameters from which a layer computes its weight. The function does not read the weight, because its
+    computation may change them. torch.nn.utils.weight_norm and other older functions keep them in the layer, with
+    longer names."""
     if parametrize.is_parametrized(module, name):
         parametrizations: nn.ModuleDict = module.parametrizations  # type: ignore[assignment]
         return tuple(parametrizations[name].parameters())

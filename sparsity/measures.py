@@ -1,4 +1,4 @@
-"""What a sparse training tells of itself."""
+"""Measure the state of a sparse training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tune_sparsity.sparsity.wrappers import plain_name
 
 
 class Measures:
-    """The questions that a SparseTraining answers, and what of it they need."""
+    """The measuring methods of SparseTraining, and the attributes that they need."""
 
     model: nn.Module
     layers: Sequence[Layer]
@@ -25,9 +25,12 @@ class Measures:
     lr_sum: float
 
     def measures(self) -> dict[str, float]:
-        """Return what an epoch reports of the network as it stands: sparsity and sparsity_total, over the prunable and
-        over all weights; hoyer; nonzero_weights; travel (the sum of the sphere's learning rates so far); and
-        `adaptation`."""
+        """Return the measures of an epoch for the current network.
+
+        Returns:
+            sparsity, over the prunable weights; sparsity_total, over all parameters; hoyer; nonzero_weights; travel,
+                the sum of the sphere's learning rates so far; and the results of `adaptation`.
+        """
         zeros, weights = self.zeros()
         return {
             "sparsity": zeros / weights,
@@ -39,10 +42,10 @@ class Measures:
         }
 
     def check_finite(self) -> None:
-        """Raises FloatingPointError, with its name, if a trained parameter of the network is NaN or infinite.
+        """Raise FloatingPointError if a trained parameter is NaN or infinite. The message names the parameter.
 
-        A step on such a gradient leaves its parameter so for good. LpSGD raises in the step itself on a CPU; on a GPU
-        that would stall the device, so ask here once an epoch: it waits for the device once.
+        A step with such a gradient spoils its parameter for good. On a CPU, LpSGD raises this error in the step itself.
+        On a GPU, this would stall the device. Call this method once an epoch instead. It waits for the device once.
         """
         trained = {name: param.detach() for name, param in self.model.named_parameters() if param.requires_grad}
         finite = torch.stack([param.isfinite().all() for param in trained.values()])
@@ -51,29 +54,30 @@ class Measures:
                 raise FloatingPointError(f"{plain_name(self.model, name)} is NaN or infinite")
 
     def zeros(self) -> tuple[int, int]:
-        """(pruned weights, all prunable weights), counted from the masks."""
+        """Return (pruned weights, all prunable weights), counted from the masks."""
         total = sum(mask.numel() for mask in self.masks)
         return total - sum(int(mask.sum(dtype=torch.float64)) for mask in self.masks), total
 
     def sparsity(self) -> float:
-        """Pruned weights over prunable weights, in [0, 1]."""
+        """Return the number of pruned weights divided by that of prunable weights, in [0, 1]."""
         zeros, total = self.zeros()
         return zeros / total
 
     def by_layer(self) -> dict[str, float]:
-        """Return the sparsity of each prunable weight, by its name."""
+        """Return the sparsity of each prunable weight by name, in [0, 1]."""
         return {
             layer.name: 1.0 - int(mask.count_nonzero()) / mask.numel()
             for layer, mask in zip(self.layers, self.masks, strict=True)
         }
 
     def adaptation(self) -> dict[str, float]:
-        """Return how the masks moved in the last update: "threshold", a multiple of the neuron's mean magnitude, if the
-        topology drops by one, and "grow_rate", connections grown over those dropped. Empty while masks do not move."""
+        """Return measures of the last update of the masks. "threshold" is a multiple of the neuron's mean magnitude, if
+        the topology has a threshold. "grow_rate" is the number of grown connections divided by that of dropped ones.
+        The result is empty if the masks are fixed."""
         known = {"threshold": getattr(self.topology, "applied", None), "grow_rate": self.grow_rate}
         return {} if self.fixed else {name: value for name, value in known.items() if value is not None}
 
     def hoyer(self) -> float:
-        """Mean Hoyer sparsity of the prunable layers' rows, active weights only in the sense that pruned ones are 0."""
+        """Return the mean Hoyer sparsity of all rows in the prunable layers. Pruned weights count as 0."""
         rows = [hoyer(rows) for rows in (layer.rows() for layer in self.layers) if rows.shape[1] > 1]
         return float(torch.cat(rows).mean()) if rows else 0.0

@@ -1,4 +1,4 @@
-"""Where the numbers of a network's parameters lie in memory, into which masks and steps are written."""
+"""Check that no two values of a network's parameters share memory, because masks and steps write into it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 
 def check_memory(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where writing into one number of a parameter would change another.
+    """Raise ValueError if a write to one value of a parameter would change another value.
 
     Args:
-        weights: the prunable weights, by name.
+        model: the network.
+        weights: the prunable weights by name.
     """
     trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
     for name, param in {**trained, **weights}.items():
@@ -34,7 +35,7 @@ def check_memory(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _overlap(first: Tensor, second: Tensor) -> bool:
-    """Return whether two tensors of one storage have a number in common."""
+    """Return whether two tensors with the same storage have a value in common."""
     ends = [_last(first), _last(second)]
     if first.storage_offset() > ends[1] or second.storage_offset() > ends[0] or first.itemsize != second.itemsize:
         return False
@@ -44,11 +45,11 @@ def _overlap(first: Tensor, second: Tensor) -> bool:
 
 
 def _last(x: Tensor) -> int:
-    """Return the place of x's last number in its storage."""
+    """Return the position of x's last value in its storage."""
     return int(x.storage_offset()) + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
 def _at(x: Tensor, memory: Tensor) -> Tensor:
-    """Return the entries of a flat tensor that lie where x's lie in its storage."""
+    """Return the entries of a flat tensor at the positions that x has in its storage."""
     shape = [size if stride else 1 for size, stride in zip(x.shape, x.stride(), strict=True)]
     return memory.as_strided(shape, x.stride(), x.storage_offset())

@@ -1,4 +1,4 @@
-"""How a weight is seen as a matrix: a row for each neuron, which holds the weights of its fan-in."""
+"""View a weight as a matrix with one row for each neuron, which holds the weights of its fan-in."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from torch import Tensor
 
 
 class Orientation(NamedTuple):
-    """Which dimensions of a weight are its neurons' fan-in. The standard one is that of nn.Linear and nn.Conv2d.
+    """Describes which dimensions of a weight are the fan-in of its neurons. The standard orientation is that of
+    nn.Linear and nn.Conv2d.
 
     Attributes:
-        fan_in: the dimensions; None for all but the first. The neurons are the other dimensions, taken together.
-        groups: how many groups the first dimension falls into, each with neurons of its own. A transposed convolution
-            has a weight (inputs, outputs / groups, kernel...), where a group's outputs see that group's inputs alone.
+        fan_in: the dimensions. None: all except the first. The neurons are all combinations of the other dimensions.
+        groups: the number of groups in the first dimension. Each group has its own neurons. The weight of a transposed
+            convolution has the shape (inputs, outputs / groups, kernel...), and the outputs of a group use only the
+            inputs of this group.
     """
 
     fan_in: tuple[int, ...] | None = None
     groups: int = 1
 
     def suits(self, shape: torch.Size) -> bool:
-        """Return whether a weight of this shape can have it."""
+        """Return whether a weight of this shape can have this orientation."""
         return self.fan_in is None or (set(self.fan_in) < set(range(len(shape))) and shape[0] % self.groups == 0)
 
     def turned(self, x: Tensor) -> Tensor:
-        """Return a tensor of the weight's shape as (neurons, fan-in...): a view where one exists, else a copy."""
+        """Return a tensor of the weight's shape in the shape (neurons, fan-in...). It is a view if possible, otherwise
+        a copy."""
         if self.fan_in is None:
             return x
         order, neurons = self._order(x.dim())
@@ -36,7 +39,7 @@ class Orientation(NamedTuple):
         return self.turned(x).flatten(1)
 
     def turned_back(self, x: Tensor, shape: torch.Size) -> Tensor:
-        """Return in the weight's shape what `turned` or `rows` made of it."""
+        """Return the result of `turned` or `rows` in the weight's shape."""
         if self.fan_in is None:
             return x if x.shape == shape else x.view(shape)
         order, _ = self._order(len(shape))
@@ -45,7 +48,8 @@ class Orientation(NamedTuple):
         return x.reshape([split[dim] for dim in order]).permute(back).reshape(shape)
 
     def _order(self, dims: int) -> tuple[list[int], int]:
-        """Return the order of the dimensions with the groups as a first one, and how many of them are neurons'."""
+        """Return the order of the dimensions, with the groups as an additional first dimension, and the number of
+        dimensions that belong to the neurons."""
         assert self.fan_in is not None
         fan_in = [dim + 1 for dim in self.fan_in]
         neurons = [dim for dim in range(dims + 1) if dim not in fan_in]
@@ -58,8 +62,11 @@ STANDARD = Orientation()
 def oriented(fan_in: int | tuple[int, ...], dims: int) -> Orientation:
     """Return the orientation of a weight of `dims` dimensions.
 
+    Args:
+        fan_in: the fan-in dimensions. Negative numbers count from the end.
+
     Raises:
-        ValueError: if these are not some of the dimensions, and not all.
+        ValueError: if the weight does not have these dimensions, or if they are none or all of its dimensions.
     """
     given = (fan_in,) if isinstance(fan_in, int) else tuple(fan_in)
     found = sorted({dim + dims if dim < 0 else dim for dim in given})

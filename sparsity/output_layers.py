@@ -1,4 +1,4 @@
-"""What follows the layers of a network on the way to its outputs: found in autograd's graph."""
+"""Find the last layers of a network, and the layers that a normalisation follows directly, from autograd's graph."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from tune_sparsity.sparsity.matrices import Matrix
 from tune_sparsity.sparsity.torch_internals import NormBase, tree_leaves, tree_map
 
-_MIXED = ""  # the label of a node that depends on more than one layer's weights
+_MIXED = ""  # the label of a node that does not depend on the weights of exactly one layer
 
 
 def called(model: nn.Module, inputs: Any) -> Any:
-    """Return what the network makes of its inputs; those of a dict are its keyword arguments."""
+    """Return the network's result for its inputs. The entries of a dict are keyword arguments."""
     return model(**inputs) if isinstance(inputs, dict) else model(inputs)
 
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """After it each module is in training or evaluation mode as it was before."""
+    """Restore the training or evaluation mode of each module after this block."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -34,8 +34,8 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def normalising(model: nn.Module) -> list[NormBase]:
-    """Return the batch and instance normalisations that measure their inputs while the network is trained. Others do
-    not take the scale of a row away: networks keep them in evaluation mode, where they multiply by constants."""
+    """Return the batch and instance normalisations that measure their inputs in the training of the network. A network
+    keeps others in evaluation mode, in which they only multiply by constants and do not remove the scale of a row."""
     with modes_kept(model):
         model.train()
         norms = [module for module in model.modules() if isinstance(module, NormBase)]
@@ -43,13 +43,13 @@ def normalising(model: nn.Module) -> list[NormBase]:
 
 
 class Found(NamedTuple):
-    """Names of layers' weights, in the network's order."""
+    """The names of layers' weights, in the network's order."""
 
     last: tuple[str, ...]
-    """Of the layers whose results reach the outputs without passing another layer. There are several where a network
-    has several heads, or a shortcut to its outputs."""
+    """The last layers, whose results reach the outputs without another layer. A network with several heads or with a
+    shortcut to its outputs has several."""
     normalised: tuple[str, ...]
-    """Of the layers whose results nothing reads but a batch or instance normalisation."""
+    """The layers whose results only a batch or instance normalisation uses."""
 
 
 def followers(
@@ -59,14 +59,16 @@ def followers(
     forward: Callable[[nn.Module, Any], Any] = called,
     norms: Sequence[NormBase] | None = None,
 ) -> Found:
-    """Return which layers are the last ones, and which of them a normalisation follows directly.
+    """Return the last layers, and the layers that a normalisation follows directly.
 
-    The network is called once, in evaluation mode; its weights, its buffers and its modes stay what they are.
+    The network is called once, in evaluation mode. Its weights, buffers and modes do not change.
 
     Args:
+        model: the network.
+        layers: its weight matrices.
         example: a batch of inputs.
         forward: (network, inputs) -> outputs.
-        norms: the normalisations that measure their inputs while the network is trained; None for `normalising`.
+        norms: the normalisations that measure their inputs in the training. None: the result of `normalising`.
     """
     norms = normalising(model) if norms is None else norms
     with modes_kept(model), ready(model), _inputs_of(norms) as read:
@@ -81,7 +83,7 @@ def followers(
 
 @contextmanager
 def _inputs_of(norms: Sequence[NormBase]) -> Iterator[list[Any]]:
-    """Give a list. What makes the inputs of these normalisations comes into it meanwhile."""
+    """Yield a list. Within this block, the nodes that produce the inputs of these normalisations are added to it."""
     nodes: list[Any] = []
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs: nodes.extend(one.grad_fn for one in inputs[:1]))
@@ -95,12 +97,12 @@ def _inputs_of(norms: Sequence[NormBase]) -> Iterator[list[Any]]:
 
 
 def _normalised(roots: Iterable[Any], labels: Mapping[Any, str], read: Iterable[Any]) -> set[str]:
-    """Return the names of the layers all of whose results are inputs of normalisations, and of nothing else.
+    """Return the names of the layers whose results are all inputs of normalisations and are used nowhere else.
 
     Args:
-        roots: the nodes that make the outputs.
-        labels: of all nodes.
-        read: the nodes that make the normalisations' inputs.
+        roots: the nodes that produce the outputs.
+        labels: the labels of all nodes.
+        read: the nodes that produce the inputs of the normalisations.
     """
     normalisations = Counter(read)
     readers = Counter((*roots, *(other for node in labels for other in set(_inputs(node)))))
@@ -109,7 +111,7 @@ def _normalised(roots: Iterable[Any], labels: Mapping[Any, str], read: Iterable[
         inputs = _inputs(node) if labels[node] == _MIXED else []
         named = {other: labels[other] for other in inputs if labels[other] != _MIXED}
         for other, name in named.items():
-            # Where autograd does not follow the layer's input, what it makes depends on its weights alone.
+            # If autograd does not follow the layer's input, the layer's result depends only on its weights.
             result = other if other in normalisations else node
             alone = len(named) == 1 and normalisations[result] == readers[result] == 1
             (found if alone else others).add(name)
@@ -117,15 +119,16 @@ def _normalised(roots: Iterable[Any], labels: Mapping[Any, str], read: Iterable[
 
 
 def _followed(x: Any) -> Any:
-    """Return an input that autograd follows, where it can: a copy, which the network may change in place."""
+    """Return a copy of an input that autograd follows, if its type allows this. The network may change it in place."""
     return x.detach().requires_grad_().clone() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 @contextmanager
 def ready(model: nn.Module) -> Iterator[None]:
-    """Within it the network is in evaluation mode, autograd follows all its parameters, and nothing is compiled."""
+    """Within this block, the network is in evaluation mode, autograd follows all its parameters, and nothing is
+    compiled."""
     frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
-    # Where the compiler was not loaded nothing is compiled, and it takes seconds to load.
+    # If the compiler is not imported, nothing is compiled. Its import would take seconds.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     try:
         model.eval()
@@ -143,8 +146,8 @@ def _inputs(node: Any) -> list[Any]:
 
 
 def _labels(roots: Sequence[Any], owners: Mapping[int, str]) -> dict[Any, str]:
-    """Return for each node the name of the layer whose weights alone it depends on, or that it is mixed. So that a
-    layer's weight is followed through what is done to it before it meets the activations."""
+    """Return a label for each node: the name of the layer if the node depends only on the weights of this layer,
+    otherwise _MIXED. Operations on a layer's weight before it meets the activations thus have the layer's name."""
     labels: dict[Any, str] = {}
     stack = list(roots)
     while stack:
@@ -163,7 +166,7 @@ def _labels(roots: Sequence[Any], owners: Mapping[int, str]) -> dict[Any, str]:
 
 
 def _reached(roots: Sequence[Any], labels: Mapping[Any, str]) -> set[str]:
-    """Return the names of the layers that are met first from the outputs on."""
+    """Return the names of the layers that are met first on the way back from the outputs."""
     reached = {labels[node] for node in roots} - {_MIXED}
     seen, stack = set(roots), [node for node in roots if labels[node] == _MIXED]
     while stack:

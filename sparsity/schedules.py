@@ -1,4 +1,4 @@
-"""Values that change over training: pure, frozen, and asked with the training's progress in [0, 1]."""
+"""Define values that change over the training. A schedule is an immutable function of the progress in [0, 1]."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
-# Each shape maps u in [0, 1], the way from begin to end, to the share of the starting value that is left.
-_EXP_RATE = 5.0  # the exponential shape has fallen to e^-5 = 0.7 % at its end; it is rescaled to end on 0 exactly
+# Each shape maps u in [0, 1], the position between begin and end, to the remaining share of the starting value.
+_EXP_RATE = 5.0  # the exponential shape falls to e^-5 = 0.7 %, and is then rescaled to end exactly at 0
 _SHAPES: dict[str, Callable[[float], float]] = {
     "constant": lambda u: 1.0,
     "linear": lambda u: 1.0 - u,
@@ -23,14 +23,18 @@ KINDS = tuple(_SHAPES)
 
 @dataclass(frozen=True)
 class Schedule:
-    """From `start` to `stop` between the progresses `begin` and `end`, in one of the shapes of KINDS.
+    """A value that changes from `start` to `stop` between the progresses `begin` and `end`, in one of the shapes of
+    KINDS.
 
-    Before `begin` the value is `start`, after `end` it is `stop` (`start` throughout for "constant"). "cubic" is the
-    gradual-pruning shape of Zhu and Gupta (arXiv 1710.01878) when start and stop are sparsities.
+    The value is `start` before `begin` and `stop` after `end`. With "constant" it is always `start`. If start and stop
+    are sparsities, "cubic" is the shape of gradual pruning by Zhu and Gupta (arXiv 1710.01878).
 
     >>> rising = Schedule("cubic", 0.0, 0.9, begin=0.1, end=0.7)
     >>> [round(rising(progress), 3) for progress in (0, 0.4, 1)]
     [0.0, 0.788, 0.9]
+
+    Raises:
+        ValueError: if the shape is unknown, or unless 0 <= begin <= end <= 1.
     """
 
     kind: str
@@ -46,7 +50,7 @@ class Schedule:
             raise ValueError(f"a schedule needs 0 <= begin <= end <= 1, got {self.begin} and {self.end}")
 
     def __call__(self, progress: float) -> float:
-        """The value at `progress`, the fraction of training steps done."""
+        """Return the value at `progress`, the fraction of training steps done, in [0, 1]."""
         if progress <= self.begin:
             return self.start
         if self.kind == "constant":
@@ -59,7 +63,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class PiecewiseLinear:
-    """Linear interpolation through (progress, value) knots, constant outside them.
+    """A value that is linear between (progress, value) knots, and constant before the first and after the last knot.
 
     >>> PiecewiseLinear(((0, 0.1), (0.5, 1.0), (1, 0.0)))(0.25)
     0.55
@@ -76,7 +80,7 @@ class PiecewiseLinear:
             raise ValueError(f"knots must be at least one and in order of progress, got {self.knots}")
 
     def __call__(self, progress: float) -> float:
-        """The value at `progress`, the fraction of training steps done."""
+        """Return the value at `progress`, the fraction of training steps done, in [0, 1]."""
         right = bisect_right([x for x, _ in self.knots], progress)
         if right == 0:
             return self.knots[0][1]
@@ -91,16 +95,17 @@ _PARTS = {"shape": "kind", "start": "start", "stop": "stop", "begin": "begin", "
 
 
 def schedule_from(name: str, value: Any, default: Schedule | None = None) -> Curve:
-    """Return the schedule that a setting stands for.
+    """Return the schedule for the value of a setting.
 
     Args:
-        name: of the setting, for errors.
-        value: a schedule; or its parts: shape, start, stop, begin and end, or the knots at1, value1, at2, value2, ...
-        default: what parts are taken from that are not given; a shape alone will do then. Without it, shape and start
-            have to be given.
+        name: the name of the setting, for errors.
+        value: a schedule or its parts. The parts are shape, start, stop, begin and end, or the knots at1, value1, at2,
+            value2, ...
+        default: gives the parts that are missing. A shape alone is then sufficient. Without it, shape and start are
+            required.
 
     Raises:
-        ValueError: for anything else; the message begins with the part's name, such as threshold.start.
+        ValueError: for any other value. The message begins with the name of the part, such as threshold.start.
     """
     if isinstance(value, Schedule | PiecewiseLinear):
         return value
@@ -129,7 +134,7 @@ def schedule_from(name: str, value: Any, default: Schedule | None = None) -> Cur
 
 
 def _through_knots(name: str, value: Mapping[str, Any]) -> PiecewiseLinear:
-    """Knots in order of progress, in whichever order they were drawn."""
+    """Return a schedule through knots. Their numbers need not be in the order of progress."""
     count = len(value) // 2
     expected = {f"{part}{index}" for index in range(1, count + 1) for part in ("at", "value")}
     if set(value) != expected:
@@ -145,7 +150,7 @@ def _finite(value: Any) -> bool:
 
 
 def extremes(curve: Curve) -> tuple[float, float]:
-    """Return the least and the greatest value that a schedule takes."""
+    """Return the smallest and the largest value of a schedule."""
     if isinstance(curve, PiecewiseLinear):
         values = [value for _, value in curve.knots]
     else:
@@ -154,21 +159,23 @@ def extremes(curve: Curve) -> tuple[float, float]:
 
 
 def published_learning_rate(epochs: int) -> PiecewiseLinear:
-    """Return the LpSS paper's learning rate over knots (0, E/6, E/3, E-3, E), as a multiple of its peak: method of
-    arXiv 2103.16013, values (.04, 2, .5, .004, .0002) over a peak of 2. For short trainings the fourth knot is kept
-    behind the third."""
+    """Return the learning rate of the LpSS paper (arXiv 2103.16013) as a multiple of its peak. The knots are 0, E/6,
+    E/3, E-3, E for E epochs, with the values .04, 2, .5, .004, .0002 and the peak 2. In a short training the fourth
+    knot is not before the third."""
     late = max(1.0 / 3.0, 1.0 - 3.0 / epochs)
     return PiecewiseLinear(((0.0, 0.02), (1 / 6, 1.0), (1 / 3, 0.25), (late, 0.002), (1.0, 0.0001)))
 
 
 def warmup_cosine(progress: float, warmup: float = 0.05) -> float:
-    """Return a learning rate's share of its peak: linear over the first `warmup` of training, then a cosine to 0."""
+    """Return the learning rate as a share of its peak. It rises linearly in the first `warmup` of the training and then
+    falls to 0 as a cosine."""
     if progress < warmup:
         return max(progress / warmup, 0.01)
     return 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
 
 
 def hold(tail: float, begin: float) -> PiecewiseLinear:
-    """Return a learning rate's share of its peak that does not go to 0: a warm-up of .05 of the training, 1 until three
-    quarters of the way to `begin`, then linear to `tail` at `begin`, where it stays."""
+    """Return a learning rate, as a share of its peak, that does not fall to 0. It rises in the first .05 of the
+    training, stays at 1 until three quarters of the way to `begin`, falls linearly to `tail` at `begin`, and stays
+    there."""
     return PiecewiseLinear(((0.0, 0.01), (0.05, 1.0), (0.75 * begin, 1.0), (begin, tail)))

@@ -1,4 +1,5 @@
-"""Every use of a private name of torch, except the operations `torch._foreach_*`, each with its reason."""
+"""Contain every use of a private name of torch, each with its reason. Only the operations `torch._foreach_*` are used
+elsewhere."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ __all__ = [
 
 
 class EagerMode(TorchDispatchMode):
-    """A mode that sees all operations, for what is never compiled: torch's own loads the compiler in a second."""
+    """A dispatch mode that sees all operations, for code that is never compiled. torch's own mode loads the compiler,
+    which takes a second."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -40,41 +42,44 @@ BatchNorm = _BatchNorm
 NormBase = _NormBase
 """The class of all batch and instance normalisations."""
 GLOBAL_STEP_HOOKS = (optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks)
-"""What is called before and after the steps of all optimizers: a step with such hooks is no recording."""
+"""The hooks that torch calls before and after the steps of all optimizers. Steps with such hooks are not recorded."""
 
 COMPILED = "_orig_mod"
 """The name under which the module that torch.compile returns holds the network."""
 
 
 def compiled_network(module: Any) -> nn.Module | None:
-    """Return the network that torch.compile was given, None for a module that it did not return. Its class has no
-    public name, and to import it loads the compiler."""
+    """Return the network inside a module of torch.compile, or None for any other module. The class of such a module has
+    no public name, and importing it loads the compiler."""
     return dict(module.named_children()).get(COMPILED) if isinstance(module, nn.Module) else None
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Return whether torch.compile was given the network, or a part of it."""
+    """Return whether torch.compile was applied to the network or to a part of it."""
     return any(
         compiled_network(module) is not None or module._compiled_call_impl is not None for module in model.modules()
     )
 
 
 def call_eagerly(module: nn.Module) -> None:
-    """Undo `module.compile()`, for which torch has no public way."""
+    """Undo `module.compile()`. torch has no public function for it."""
     if module._compiled_call_impl is not None:
         module._compiled_call_impl = None
 
 
 def tree_paths(nest: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """Return the leaves of a nest of dicts, tuples and lists, each behind the keys and places on the way to it."""
+    """Return the leaves of a nest of dicts, tuples and lists. Each comes with the keys and indices that lead to it."""
     leaves, _ = tree_flatten_with_path(nest)
     return [(tuple(str(getattr(key, "key", getattr(key, "idx", key))) for key in path), leaf) for path, leaf in leaves]
 
 
 def leave_compiler_out() -> None:
-    """Keeps torch from loading its compiler, in two seconds, at the first call of an optimizer's method, only to have
-    that method left alone by it: nobody compiles an optimizer's step here. What users compile is compiled as ever."""
+    """Keep torch from loading its compiler, which takes two seconds, at the first call of an optimizer's method.
+
+    torch loads it only to exclude this method from compilation, and nothing here compiles an optimizer's step.
+    Compilation by users works as before.
+    """
     for method in vars(Optimizer).values():
         function = getattr(method, "__wrapped__", None)
         if function is not None:
-            function.__dict__.setdefault("__dynamo_disable", function)  # where torch._disable_dynamo looks
+            function.__dict__.setdefault("__dynamo_disable", function)  # torch._disable_dynamo reads this attribute

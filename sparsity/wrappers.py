@@ -1,4 +1,4 @@
-"""Networks within wrappers, as torch.compile and DataParallel are: their names without the wrappers' prefixes."""
+"""Handle networks inside wrappers such as torch.compile and DataParallel: use names without the wrappers' prefixes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import nn
 from tune_sparsity.sparsity.torch_internals import COMPILED, call_eagerly, compiled_network
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-_HELD = "module"  # the name under which those, and users' own wrappers, hold a network
+_HELD = "module"  # the attribute in which these classes, and users' own wrappers, hold a network
 
 
 def plain_name(model: nn.Module, name: str) -> str:
-    """Return the name of a module or tensor of a network as it is without wrappers: "0.weight" for
+    """Return the name of a network's module or tensor without the prefixes of wrappers, such as "0.weight" for
     "_orig_mod.0.weight" under torch.compile.
 
-    A wrapper is made by torch.compile, nn.DataParallel or DistributedDataParallel. Around the whole network it is also
-    any module that holds nothing but one other under the name "module".
+    Wrappers come from torch.compile, nn.DataParallel and DistributedDataParallel. A module around the whole network is
+    also a wrapper if it contains only one module, with the name "module".
     """
     module: Any = model
     kept: list[str] = []
@@ -30,7 +30,7 @@ def plain_name(model: nn.Module, name: str) -> str:
 
 
 def _held(module: Any, *, outermost: bool) -> str:
-    """Return the name under which a wrapper holds its network; nothing for what is no wrapper."""
+    """Return the attribute in which a wrapper holds its network, or "" for any other module."""
     if compiled_network(module) is not None:
         return COMPILED
     if isinstance(module, _PARALLEL) or (outermost and _holds_one_alone(module)):
@@ -45,19 +45,19 @@ def _holds_one_alone(module: Any) -> bool:
 
 
 def plain_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield what `named_parameters` does, under plain names."""
+    """Yield the names and parameters of `named_parameters`, with plain names."""
     for name, param in model.named_parameters():
         yield plain_name(model, name), param
 
 
 def plain_state(model: nn.Module) -> dict[str, Any]:
-    """Return the state_dict under plain names: the network without its wrappers can load it."""
+    """Return the state_dict with plain names. The network without its wrappers can load it."""
     return {plain_name(model, name): tensor for name, tensor in model.state_dict().items()}
 
 
 def as_plain(model: nn.Module, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Return tensors under the network's plain names. Theirs may have prefixes of wrappers, as earlier versions wrote
-    them."""
+    """Return the tensors under the network's plain names. Their names may have prefixes of wrappers, as in files of
+    earlier versions."""
     plain = plain_state(model)
     bare = {_bare(name): name for name in plain}
     return {name if name in plain else bare.get(_bare(name), name): tensor for name, tensor in tensors.items()}
@@ -68,14 +68,15 @@ def _bare(name: str) -> str:
 
 
 def load_plain(model: nn.Module, tensors: Mapping[str, Any]) -> None:
-    """Load a state_dict with plain names, or with wrappers' prefixes. Raises what `load_state_dict` does."""
+    """Load a state_dict whose names are plain or have prefixes of wrappers. The errors are those of
+    `load_state_dict`."""
     own = {plain_name(model, name): name for name in model.state_dict()}
     model.load_state_dict({own.get(name, name): tensor for name, tensor in as_plain(model, tensors).items()})
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network as torch computes it without a compiler and on one device. Wrappers inside of it are replaced
-    in place. Users' own wrappers stay, since they may compute something."""
+    """Return the network without torch.compile and DataParallel. Such wrappers inside the network are replaced in
+    place. Users' own wrappers stay, because they may compute something."""
     model = _replaced(model, compiled=True)
     for module in model.modules():
         call_eagerly(module)
@@ -83,15 +84,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def on_one_device(model: nn.Module) -> nn.Module:
-    """Return the network without DataParallel, which asks for all GPUs that it sees: a training has one device."""
+    """Return the network without DataParallel, which would use all GPUs. A training has one device."""
     return _replaced(model, compiled=False)
 
 
 def _replaced(model: nn.Module, *, compiled: bool) -> nn.Module:
-    """Return the network with what wrappers hold in their places.
+    """Return the network with the contents of wrappers in place of the wrappers.
 
     Args:
-        compiled: whether those of torch.compile are meant too.
+        compiled: whether to replace those of torch.compile, too.
     """
     model = _inner(model, compiled)
     for module in list(model.modules()):

@@ -1,1 +1,1 @@
-"""Binary networks: training in little memory, and inference that counts bits (Wang et al. 2021, arXiv 2102.04270)."""
+"""Train binary networks in little memory, and use them by counting bits (Wang et al. 2021, arXiv 2102.04270)."""

@@ -1,4 +1,4 @@
-"""Signs as packed bits: bit 1 is +1, bit 0 is -1. Bits of a byte count from the lowest, and a row begins at a byte."""
+"""Pack signs as bits: 1 is +1, 0 is -1. The bits of a byte count from the lowest, and each row begins at a new byte."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def signs(x: Tensor) -> Tensor:
 
 
 def signs_(x: Tensor) -> Tensor:
-    """Do what `signs` does in place."""
+    """Replace each number by its sign, as `signs` does."""
     return x.ge_(0).mul_(2).sub_(1)
 
 
 def pack(positive: Tensor) -> Tensor:
-    """Return truth values of shape (rows, n) as uint8 of shape (rows, ceil(n / 8)). Bits that are left over are 0."""
-    if positive.device.type == "cpu":  # NumPy is several times as quick there
+    """Pack truth values of shape (rows, n) into uint8 of shape (rows, ceil(n / 8)). Unused bits are 0."""
+    if positive.device.type == "cpu":  # NumPy is several times faster
         return torch.from_numpy(np.packbits(positive.contiguous().numpy(), axis=1, bitorder="little"))
     rows, n = positive.shape
     padded = torch.nn.functional.pad(positive.to(torch.uint8), (0, -n % 8)).view(rows, -1, 8)
@@ -27,7 +27,7 @@ def pack(positive: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, n: int) -> Tensor:
-    """Return -1 and +1 as float32 of shape (rows, n) for what `pack` made of n truth values a row."""
+    """Return signs, -1 and +1 as float32 of shape (rows, n), from the result of `pack` for n truth values in a row."""
     if packed.device.type == "cpu":
         bits = torch.from_numpy(np.unpackbits(packed.contiguous().numpy(), axis=1, count=n, bitorder="little"))
     else:

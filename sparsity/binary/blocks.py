@@ -1,6 +1,6 @@
-"""A binary layer with its normalisation and activation, for training: it retains bits, and works on a few rows at once.
+"""Train a binary layer with its normalisation and activation. It stores bits, and computes a few rows at a time.
 
-Of the activations only signs are retained for the backward pass, which uses them in the normalisation's gradient, too
+Only the signs of the activations are stored for the backward pass. The gradient of the normalisation uses signs, too
 (Wang et al. 2021, arXiv 2102.04270, with batch normalisation by the mean magnitude).
 """
 
@@ -17,13 +17,19 @@ from tune_sparsity.sparsity.binary.inference import Kind, SignLayer, activated, 
 from tune_sparsity.sparsity.binary.products import Product
 
 _MOMENTUM = 0.9  # of the running statistics
-_SMALLEST = 1e-3  # mean magnitude, of a neuron that is the same for all examples
-_TOGETHER = 1 << 15  # weights of the rows that are worked on at a time, about
+_SMALLEST = 1e-3  # the least mean magnitude, for a neuron that is equal for all examples
+_TOGETHER = 1 << 15  # about how many weights are computed at a time
 
 
 def normalise(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y of shape (batch, rows, places) less its mean over examples and places, and then over its mean magnitude;
-    the mean; and the mean magnitude, both of shape (rows)."""
+    """Normalise products: subtract the mean over examples and places, then divide by the mean magnitude.
+
+    Args:
+        y: shape (batch, rows, places).
+
+    Returns:
+        The normalised products, the means (rows), and the mean magnitudes (rows).
+    """
     mean = y.mean((0, 2))
     centred = y - mean[:, None]
     size = centred.abs().mean((0, 2)).clamp_min_(_SMALLEST)
@@ -31,12 +37,13 @@ def normalise(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def normalise_backward(grad: Tensor, sign: Tensor, size: Tensor) -> Tensor:
-    """Return the gradient by y for the gradient by what `normalise` returns first, of which only signs are known. It is
-    the exact one where all magnitudes are equal.
+    """Return the gradient with respect to the argument of `normalise`. It uses only the signs of the result, and is
+    exact if all magnitudes are equal.
 
     Args:
-        sign: of the normalised numbers with their bias, -1 or +1.
-        size: the mean magnitudes.
+        grad: the gradient with respect to the normalised products.
+        sign: the signs of the normalised products with their bias, -1 or +1.
+        size: the mean magnitudes (rows).
     """
     u = grad / size[:, None]
     along = (u * sign).mean((0, 2))
@@ -44,18 +51,19 @@ def normalise_backward(grad: Tensor, sign: Tensor, size: Tensor) -> Tensor:
 
 
 def in_parts(weight: Tensor, results: int = 1) -> Iterator[slice]:
-    """Yield the rows of a weight, some at a time: a multiple of 8, so that their bits are whole bytes.
+    """Yield slices of a weight's rows. Each has a multiple of 8 rows, except the last, so that their bits are whole
+    bytes.
 
     Args:
-        results: numbers that are made of a row.
+        results: numbers that are computed from a row.
     """
     rows = max(8, _TOGETHER // max(1, weight[0].numel(), results) // 8 * 8)
     yield from (slice(first, min(first + rows, len(weight))) for first in range(0, len(weight), rows))
 
 
 class _Block(torch.autograd.Function):
-    """(inputs, the same as bits or None, latent weight, bias, what to multiply, what follows) -> (outputs, their signs
-    as bits, mean, mean magnitude)."""
+    """Map (inputs, their bits or None, latent weight, bias, product, kind) to (outputs, their signs as bits, mean, mean
+    magnitude)."""
 
     @staticmethod
     def forward(
@@ -102,29 +110,30 @@ class _Block(torch.autograd.Function):
 
 
 def _normalised(y: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return products of shape (batch, rows, ...) normalised, with their bias; mean, and mean magnitude."""
+    """Return the products (batch, rows, ...) after normalisation and bias, the means, and the mean magnitudes."""
     normalised, mean, size = normalise(y.reshape(*y.shape[:2], -1))
     return normalised.add_(bias[:, None]).view(y.shape), mean, size
 
 
 def _through(grad: Tensor, sign: Tensor, gate: Tensor | None, kind: Kind) -> Tensor:
-    """Return the gradient before the activation. That of a sign is the straight-through estimator, cut off."""
+    """Return the gradient before the activation. The gradient of a sign is a straight-through estimator that is cut off
+    at magnitude 1."""
     if kind == "none":
         return grad
     return grad * ((sign if gate is None else unpack(gate, sign[0].numel()).view(sign.shape)) > 0)
 
 
 class BinaryBlock(nn.Module):
-    """A linear layer or convolution of signs, batch normalisation by the mean magnitude, and the activation.
+    """A linear layer or convolution of signs, with batch normalisation by the mean magnitude and an activation.
 
-    The gradient of its weights is signs, too.
+    The gradients of its weights are signs, too.
 
     Attributes:
-        weight: the latent weights, of which the signs are used; float16 within [-1, 1]; (rows, fan-in...).
-        bias: of the normalised results, (rows).
-        running_mean, running_size: statistics for evaluation.
-        kind: what follows.
-        before: the block whose outputs are this one's inputs, in a tuple; nothing where these are no signs.
+        weight: latent weights, whose signs are used. float16 within [-1, 1], shape (rows, fan-in...).
+        bias: added after the normalisation, shape (rows).
+        running_mean, running_size: statistics for the evaluation.
+        kind: the activation.
+        before: a tuple with the block whose outputs are this block's inputs. It is empty if the inputs are not signs.
     """
 
     running_mean: Tensor
@@ -151,7 +160,7 @@ class BinaryBlock(nn.Module):
         return out
 
     def take_signs(self) -> Tensor | None:
-        """Return the signs of the last outputs as bits, and forget them here: the next block retains them."""
+        """Return the signs of the last outputs as bits, and release them here. The next block stores them."""
         given, self._given = self._given, None
         return given
 
@@ -162,7 +171,7 @@ class BinaryBlock(nn.Module):
         return {"scale": 1 / size, "offset": bias - mean / size}
 
     def folded(self) -> SignLayer:
-        """Return the layer without what only training needs. It computes what the block does in evaluation."""
+        """Return the layer for inference. Its outputs equal those of the block in evaluation mode."""
         constants = self._constants()
         if self.kind == "sign" and self.before:
             constants["threshold"] = whole_threshold(constants["threshold"], self.weight[0].numel())

@@ -1,4 +1,5 @@
-"""An ordinary network as a binary one: its layers are replaced in place, each with what follows it."""
+"""Convert an ordinary network into a binary one in place. Each layer is replaced together with the modules that follow
+it."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ _KEPT = (nn.Flatten, nn.Unflatten, nn.Identity)
 
 
 class Place(NamedTuple):
-    """A module that holds no others, and where it is."""
+    """A module without children, and its place in the network."""
 
     parent: nn.Module
     key: str
@@ -28,22 +29,24 @@ class Place(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """A layer, and what follows it until the next layer."""
+    """A layer, and the pooling between it and the next layer."""
 
     layer: Place
     pool: tuple[int, int]
 
 
 def make_binary(model: nn.Module, activations: str = "binary") -> list[BinaryBlock]:
-    """Replace a network's layers by binary blocks in place, and return these. A block has the layer's place, and the
-    normalisation, activation, dropout and pooling that follow the layer are part of it.
+    """Replace a network's layers by binary blocks in place, and return the blocks. A block includes the normalisation,
+    activation, dropout and pooling that follow its layer.
 
     Args:
-        model: an nn.Sequential, perhaps with others within it.
-        activations: in ACTIVATIONS; "real": those between layers are real, and only weights are binary.
+        model: an nn.Sequential, which may contain others.
+        activations: one of ACTIVATIONS. With "real", the activations between layers are real numbers, and only weights
+            are binary.
 
     Raises:
-        ValueError: with one line about the first module that has no binary form; nothing is replaced then.
+        ValueError: if a module has no binary form. The message is one line about the first such module, and the network
+            is unchanged.
     """
     groups = _groups(list(places(model)))
     if not groups:
@@ -64,7 +67,7 @@ def make_binary(model: nn.Module, activations: str = "binary") -> list[BinaryBlo
 
 
 def fold(model: nn.Module) -> list[tuple[str, SignLayer]]:
-    """Replace a network's binary blocks in place by what is used of them, and return these with their names."""
+    """Replace a network's binary blocks in place by layers for inference. Return these layers with their names."""
     found = []
     for place in list(places(model)):
         if isinstance(place.module, BinaryBlock):
@@ -75,8 +78,8 @@ def fold(model: nn.Module) -> list[tuple[str, SignLayer]]:
 
 
 def as_stored(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Make a fresh network binary, in place, if these tensors are those of a folded binary network; it is ready to load
-    them then."""
+    """Make a fresh network binary, in place, if the tensors are those of a folded binary network. It can then load
+    them."""
     own = model.state_dict()
     if not any(
         name in own and own[name].is_floating_point() and one.dtype == torch.int8 for name, one in tensors.items()
@@ -87,7 +90,8 @@ def as_stored(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def places(module: nn.Module, name: str = "") -> Iterator[Place]:
-    """Yield the modules that hold no others, in the order of a sequence. Raises ValueError for what is no sequence."""
+    """Yield the modules without children in the order of a sequence. Raise ValueError if a module with children is no
+    nn.Sequential."""
     if not isinstance(module, nn.Sequential):
         raise ValueError(
             f"binary converts an nn.Sequential of layers, and {name or 'the network'} is a {type(module).__name__}"

@@ -1,4 +1,4 @@
-"""A binary layer as it is used: signs, and for each neuron one threshold, or a scale and an offset."""
+"""Define binary layers for inference: signs, and for each neuron one threshold or a scale and an offset."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tune_sparsity.sparsity.binary.bits import signs
 from tune_sparsity.sparsity.binary.products import Product
 
 Kind = Literal["sign", "relu", "none"]
-"""The function behind the normalisation: a sign; a ReLU, where activations are real; nothing behind the last layer."""
+"""The function after the normalisation: a sign, a ReLU if activations are real, or none after the last layer."""
 _CONSTANTS: Mapping[Kind, tuple[str, ...]] = {
     "sign": ("threshold",),
     "relu": ("scale", "offset"),
@@ -24,8 +24,8 @@ def concluded(y: Tensor, kind: Kind, constants: Mapping[str, Tensor]) -> Tensor:
     """Return a layer's outputs for its products.
 
     Args:
-        y: of shape (batch, rows, ...).
-        constants: of the rows, by name.
+        y: the products, shape (batch, rows, ...).
+        constants: the constants of the rows by name.
     """
     own = [constants[name].to(y.dtype).view(-1, *[1] * (y.dim() - 2)) for name in _CONSTANTS[kind]]
     if kind == "sign":
@@ -34,18 +34,18 @@ def concluded(y: Tensor, kind: Kind, constants: Mapping[str, Tensor]) -> Tensor:
 
 
 def activated(h: Tensor, kind: Kind) -> Tensor:
-    """Return what follows the normalisation."""
+    """Return the activation of normalised values."""
     return signs(h) if kind == "sign" else h.relu() if kind == "relu" else h
 
 
 class SignLayer(nn.Module):
-    """A linear layer or convolution of signs, with constants in the place of a normalisation.
+    """A linear layer or convolution of signs, with constants instead of a normalisation.
 
     Attributes:
-        weight: int8, each -1 or +1; (rows, fan-in...).
-        threshold: the least product for the output +1, of a layer whose outputs are signs. It is a whole number where
+        weight: int8 of -1 and +1, shape (rows, fan-in...).
+        threshold: for a layer whose outputs are signs, the least product with the output +1. It is a whole number if
             the inputs are signs, too.
-        scale, offset: what is done to the products of any other layer.
+        scale, offset: for other layers, the outputs are scale * product + offset.
     """
 
     def __init__(self, weight: Tensor, product: Product, kind: Kind, constants: Mapping[str, Tensor]) -> None:
@@ -66,6 +66,6 @@ class SignLayer(nn.Module):
 
 
 def whole_threshold(threshold: Tensor, fan_in: int) -> Tensor:
-    """Return thresholds of sums of so many signs as the whole numbers that decide the same."""
+    """Return whole numbers that decide the same as these thresholds for sums of `fan_in` signs."""
     kept = threshold.ceil().clamp(-fan_in, fan_in + 1)
     return kept.to(torch.int16 if fan_in < torch.iinfo(torch.int16).max else torch.int32)

@@ -1,6 +1,6 @@
-"""Optimizers of binary weights, whose gradients are signs: Adam without a second moment, and Bop.
+"""Optimize binary weights whose gradients are signs, with Adam without a second moment or with Bop.
 
-A weight is stepped within the backward pass as soon as its gradient is there, and its gradient is then gone.
+A weight is updated within the backward pass as soon as its gradient exists. The gradient is then released.
 """
 
 from __future__ import annotations
@@ -19,31 +19,33 @@ FLIPS = ("signs", "bop")
 
 
 def adam_of_signs(weight: Tensor, mean: Tensor, grad: Tensor, lr: float, step: int) -> None:
-    """Take a step of Adam (Kingma and Ba 2015) in place, for gradients that are always -c or +c. The root of their mean
-    square is c, so that none is kept, and c falls out: `grad` has signs. Weights stay within [-1, 1].
+    """Make a step of Adam (Kingma and Ba 2015) in place, for gradients that are always -c or +c.
+
+    The root of their mean square is c. It needs no memory and cancels out, so that `grad` holds only signs. The weights
+    stay within [-1, 1].
 
     Args:
-        mean: of the signs, not corrected; zeros at first.
-        step: from 1.
+        mean: the mean of the signs, without bias correction. It begins with zeros.
+        step: the number of this step, from 1.
     """
     now = _moved(mean, grad, 1 - BETA_1)
     weight.copy_(weight.to(now.dtype).sub_(now, alpha=lr / (1 - BETA_1**step)).clamp_(-1, 1))
 
 
 def bop(weight: Tensor, mean: Tensor, grad: Tensor, gamma: float, tau: float) -> None:
-    """Flip signs in place, where the mean of gradients is larger than tau and of the same sign (Helwegen et al. 2019,
-    arXiv 1906.02107).
+    """Flip signs in place where the magnitude of the mean gradient exceeds tau and its sign is that of the weight
+    (Helwegen et al. 2019, arXiv 1906.02107).
 
     Args:
         weight: -1 or +1.
-        mean: an exponential moving one, of signs; zeros at first.
+        mean: the exponential moving mean of the signs of gradients. It begins with zeros.
     """
     now = _moved(mean, grad, gamma)
     weight.copy_(torch.where((now.abs() > tau) & ((now > 0) == (weight > 0)), -weight, weight))
 
 
 def _moved(mean: Tensor, grad: Tensor, share: float) -> Tensor:
-    """Move a mean in place; return it as float32 at least, in which it is computed."""
+    """Update a mean in place. Return it in float32 or a more exact type, in which it is computed."""
     wide = torch.promote_types(mean.dtype, torch.float32)
     now = torch.lerp(mean.to(wide), grad.to(wide), share)
     mean.copy_(now)
@@ -51,13 +53,14 @@ def _moved(mean: Tensor, grad: Tensor, share: float) -> Tensor:
 
 
 class BinaryOptimizer(torch.optim.Optimizer):
-    """Steps binary weights within the backward pass, and all else, by Adam, in `step()`.
+    """Updates binary weights within the backward pass, and all other parameters with Adam in `step()`.
 
     Args:
-        weights: of binary blocks.
+        weights: the weights of binary blocks.
         others: the other parameters.
-        flips: how signs change, in FLIPS.
-        gamma, tau: of Bop.
+        lr: the learning rate.
+        flips: how signs change, one of FLIPS.
+        gamma, tau: the settings of Bop.
     """
 
     def __init__(
@@ -72,13 +75,13 @@ class BinaryOptimizer(torch.optim.Optimizer):
         weights = list(weights)
         groups = [{"params": weights, "binary": True}, {"params": list(others), "binary": False}]
         super().__init__(groups, {"lr": lr, "flips": flips, "gamma": gamma, "tau": tau})
-        if flips == "bop":  # there is nothing latent
+        if flips == "bop":  # Bop has no latent weights
             for weight in weights:
                 weight.data = signs(weight.data).to(weight.dtype)
         self._follow_gradients()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a state, also that of a copy, whose weights have no hooks."""
+        """Load the state of a copy. The weights of a copy have no hooks, so that this method adds them."""
         super().__setstate__(state)
         self._follow_gradients()
 
@@ -92,7 +95,7 @@ class BinaryOptimizer(torch.optim.Optimizer):
             hook.remove()
 
     def close(self) -> None:
-        """Let the weights go, with what is known of them."""
+        """Remove the hooks and the state of the weights."""
         self._let_go()
         self.state.clear()
 
@@ -113,7 +116,7 @@ class BinaryOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Step the parameters that are not binary, on the gradients at hand."""
+        """Update the parameters that are not binary with the current gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,7 +1,7 @@
-"""Linear layers of signs that count bits, on a CPU, where the package was compiled (sparsity/optim/popcount.c).
+"""Compute linear layers of signs by counting bits. This needs a CPU and compiled code (sparsity/optim/popcount.c).
 
-An inner product of n signs is n - 2 popcount(x xor w): 64 multiplications are one operation. Between such layers signs
-stay packed.
+The inner product of n signs is n - 2 popcount(x xor w), so that one operation replaces 64 multiplications. Signs stay
+packed between such layers.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _WORD = 64
 
 
 def available() -> bool:
-    """Return whether there is compiled code that counts bits."""
+    """Return whether the compiled code that counts bits is installed."""
     return hasattr(kernel, "multiply_signs")
 
 
 def to_words(positive: Tensor) -> Tensor:
-    """Return truth values of shape (rows, n) as int64 of shape (rows, ceil(n / 64)). Bits that are left over are 0."""
+    """Pack truth values of shape (rows, n) into int64 of shape (rows, ceil(n / 64)). Unused bits are 0."""
     packed = pack(positive)
     return torch.nn.functional.pad(packed, (0, -packed.shape[1] % 8)).view(torch.int64)
 
@@ -34,8 +34,8 @@ def to_words(positive: Tensor) -> Tensor:
 class PopcountLayer(nn.Module):
     """A linear layer of signs whose inputs are signs.
 
-    It takes signs as numbers, or as `to_words` packs them, and gives outputs as numbers; or packed, if they are signs
-    and `packs` is set.
+    The inputs are signs as numbers, or packed by `to_words`. The outputs are numbers. If they are signs and `packs` is
+    set, they are packed.
     """
 
     least: Tensor | None
@@ -75,16 +75,19 @@ class PopcountLayer(nn.Module):
 
 
 def counting_bits(model: nn.Module) -> nn.Module:
-    """Return a copy of a folded binary network, an nn.Sequential on a CPU, whose linear layers count bits where their
-    inputs are signs. It computes the same, bit for bit.
+    """Return a copy of a folded binary network whose linear layers count bits if their inputs are signs. It computes
+    exactly the same outputs.
+
+    Args:
+        model: an nn.Sequential on a CPU, after `fold`.
 
     Raises:
-        RuntimeError: where there is no compiled code.
+        RuntimeError: if the compiled code is not installed.
     """
     if not available():
         raise RuntimeError("tune_sparsity was installed without a C compiler: no compiled code counts bits")
     model = copy.deepcopy(model)
-    before: SignLayer | PopcountLayer | None = None  # what makes the inputs
+    before: SignLayer | PopcountLayer | None = None  # the layer that produces the inputs
     for place in list(places(model)):
         if isinstance(layer := place.module, SignLayer):
             if before is not None and before.kind == "sign" and isinstance(layer.product, LinearProduct):

@@ -1,6 +1,6 @@
-"""Multiply in a block: a linear layer, or a convolution with a max-pooling behind it, and the products' gradients.
+"""Compute the products of a block, a linear layer or a convolution with max pooling, and their gradients.
 
-Weights are signs, of some of a layer's rows at a time. Results have the shape (batch, rows, ...).
+The weights are the signs of some of a layer's rows. The results have the shape (batch, rows, ...).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ class LinearProduct(NamedTuple):
         return x @ weight.t()
 
     def gradients(self, x: Tensor, weight: Tensor, grad: Tensor, by_input: Tensor | None) -> Tensor:
-        """Return the gradient of the weight, and add that of the inputs to `by_input`, if it is wanted."""
+        """Return the gradient of the weight. Add the gradient of the inputs to `by_input` unless it is None."""
         if by_input is not None:
             by_input.addmm_(grad, weight)
         return grad.t() @ x
 
 
 class ConvolutionProduct(NamedTuple):
-    """The product of a convolution, and the largest of it in each window of a pooling.
+    """The product of a convolution, followed by max pooling.
 
     Attributes:
-        stride, padding, dilation: of the convolution.
-        fill: what surrounds the image: -1, since 0 is no bit; 0 where inputs are real.
-        pool: the sizes of a window, which are the pooling's stride, too; (1, 1) for no pooling.
+        stride, padding, dilation: the settings of the convolution.
+        fill: the value around the image. It is -1 for signs, because 0 is no sign, and 0 for real inputs.
+        pool: the height and the width of a pooling window, which are also the strides. (1, 1): no pooling.
     """
 
     stride: tuple[int, int]
@@ -45,8 +45,8 @@ class ConvolutionProduct(NamedTuple):
         return results if self.pool == (1, 1) else F.max_pool2d(results, self.pool)
 
     def gradients(self, x: Tensor, weight: Tensor, grad: Tensor, by_input: Tensor | None) -> Tensor:
-        """Return the gradient of the weight, and add that of the inputs to `by_input`, if it is wanted. Which results
-        the pooling has kept is computed anew, so that nothing of it is retained."""
+        """Return the gradient of the weight. Add the gradient of the inputs to `by_input` unless it is None. The places
+        of the maxima are computed again, so that the forward pass need not store them."""
         padded, how = self._padded(x), (self.stride, 0, self.dilation)
         if self.pool != (1, 1):
             results = self._convolved(padded, weight)

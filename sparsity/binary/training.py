@@ -1,4 +1,4 @@
-"""A training of a binary network, in the place of a sparse training."""
+"""Train a binary network. The class has the methods of a sparse training."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from tune_sparsity.sparsity.wrappers import plain_name
 
 
 class BinaryTraining(SparseTraining):
-    """Trains a network binary: its layers are replaced in place, and at the end by what is used of them.
+    """Trains a binary network. The network's layers are replaced in place by binary blocks, and at the end by layers
+    for inference.
 
-    The weights are stepped within the backward pass, and `step()` steps the rest. There are no masks; at the end each
-    weight is -1 or +1.
+    The backward pass updates the weights, and `step()` updates the other parameters. There are no masks. At the end
+    each weight is -1 or +1.
 
     Args:
-        model: what `make_binary` takes.
-        activations: as there.
-        total_steps: the number of steps that the learning rate is laid over.
-        settings: of BinaryOptimizer.
+        model: a network that `make_binary` accepts.
+        activations: the argument of `make_binary`.
+        total_steps: the number of steps, which the schedule of the learning rate covers.
+        settings: arguments of BinaryOptimizer.
     """
 
     steps_in_backward = True
@@ -54,12 +55,13 @@ class BinaryTraining(SparseTraining):
 
     @property
     def weight_bits(self) -> int:
-        """Return the bits of a weight at the end."""
+        """Return the number of bits of a weight after the training."""
         return SIGN_BITS
 
     @torch.no_grad()
     def quick_step(self) -> None:
-        """Step what the backward pass has not stepped. After the last step it does nothing."""
+        """Update the parameters that the backward pass has not updated. After the last step this method has no
+        effect."""
         if self.fixed:
             return
         self._binary.step()
@@ -69,10 +71,10 @@ class BinaryTraining(SparseTraining):
             self.finish()
 
     def move_masks(self) -> None:
-        """Do nothing: there are none."""
+        """Do nothing, because there are no masks."""
 
     def finish(self) -> None:
-        """End the training: the network is what is used of it. Does nothing the second time."""
+        """End the training and replace the blocks by layers for inference. A second call has no effect."""
         if self.fixed:
             return
         layers = fold(self.model)
@@ -87,18 +89,19 @@ class BinaryTraining(SparseTraining):
 
     @contextmanager
     def projected(self) -> Iterator[None]:
-        """Within it the network is as it is: nothing is projected."""
+        """Within this block, the network is unchanged, because a binary network needs no projection."""
         yield
 
     def zeros(self) -> tuple[int, int]:
-        """(0, all weights of the layers)."""
+        """Return (0, the number of weights in all layers)."""
         return 0, self._weights
 
     def hoyer(self) -> float:
-        """0: all weights of a row have one magnitude."""
+        """Return 0, because all weights of a row have the same magnitude."""
         return 0.0
 
     def check_finite(self) -> None:
-        """Raise FloatingPointError as that of other trainings does, until the weights are signs."""
+        """Raise FloatingPointError if a trained parameter is NaN or infinite. After the training there is nothing to
+        check."""
         if not self.fixed:
             super().check_finite()

@@ -1,1 +1,2 @@
-"""What a network costs: bytes, as a packed file whose zeros take next to no room, and multiply-adds."""
+"""Compute the costs of a network: multiply-adds, memory, and the bytes of a packed file, where zeros need almost no
+space."""

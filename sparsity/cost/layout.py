@@ -1,4 +1,5 @@
-"""How many bytes a network takes in a packed file, known from its masks alone, and how sparse it must be for a size."""
+"""Compute the bytes of a network's packed file from its masks alone, and the sparsity that a limit of bytes
+requires."""
 
 from __future__ import annotations
 
@@ -24,16 +25,16 @@ from tune_sparsity.sparsity.few_bits import ALL_BITS, Precision
 _CHECKSUM = 4  # bytes
 _SCALE = _HALF = 16  # bits
 _WHOLE, _A_ROW = Precision(), 4
-_UNEVEN = 0.85  # of the entropy: what an index takes where some layers are much sparser than others
+_UNEVEN = 0.85  # the size of an index as a share of the entropy, if some layers are much sparser than others
 
 
 class Form(NamedTuple):
-    """A way to write which values of a tensor are stored.
+    """A form in which a tensor's stored values and their places are written.
 
     Attributes:
         form: DENSE, BITMAP or RICE.
-        k: of RICE.
-        bits: how many the index takes, filled up to whole bytes.
+        k: the parameter of RICE.
+        bits: the bits of the index, rounded up to whole bytes.
     """
 
     form: int
@@ -42,27 +43,32 @@ class Form(NamedTuple):
 
 
 def varint_bytes(number: int) -> int:
-    """Return how many bytes a varint of this number takes."""
+    """Return the number of bytes of this number as a varint."""
     return max(1, -(-number.bit_length() // 7))
 
 
 def _whole(bits: int) -> int:
-    """Return so many bits filled up to whole bytes."""
+    """Return the number of bits, rounded up to whole bytes."""
     return -(-bits // 8) * 8
 
 
 def gaps_of(index: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the number of places left out before each of these places, which rise."""
+    """Return the number of zeros before each stored value.
+
+    Args:
+        index: the places of the stored values, in ascending order.
+    """
     return np.diff(index, prepend=-1) - 1
 
 
 def best_form(index: np.ndarray[Any, Any], n: int, value_bits: int, *, dense: bool = True) -> Form:
-    """Return the form that takes the fewest bytes, the simplest of several.
+    """Return the form with the fewest bytes. Of several such forms return the simplest.
 
     Args:
-        index: where the stored values stand in the flat tensor of n values, rising.
-        value_bits: of a value.
-        dense: whether all values may be stored, zeros too.
+        index: the places of the stored values in the flat tensor, in ascending order.
+        n: the number of values in the tensor.
+        value_bits: the bits of a value.
+        dense: whether all values may be stored, including zeros.
     """
     z = len(index)
     head = 8 * varint_bytes(z)
@@ -79,7 +85,8 @@ def best_form(index: np.ndarray[Any, Any], n: int, value_bits: int, *, dense: bo
 
 @dataclass(frozen=True)
 class Prunable:
-    """A tensor of which zeros are left out: how many values it has, in how many rows, and bits of a value."""
+    """A tensor whose zeros are left out. `n` is the number of its values, `rows` the number of its rows, `bits` the
+    bits of a value."""
 
     n: int
     rows: int
@@ -87,7 +94,7 @@ class Prunable:
     scaled: bool = False  # whether rows have scales
 
     def size_in_bits(self, mask: np.ndarray[Any, Any]) -> int:
-        """Return what the tensor's index and values take, if it has other values than 0 where the mask is not 0."""
+        """Return the bits of the tensor's index and values. The values are nonzero exactly where the mask is not 0."""
         index = np.flatnonzero(mask)
         form = best_form(index, self.n, self.bits, dense=not self.scaled)
         used = len(np.unique(index // (self.n // self.rows))) if self.scaled and self.n else 0
@@ -99,9 +106,9 @@ class Layout:
     """Describes the packed file of a network.
 
     Attributes:
-        fixed: bytes of all but the indices and values of prunable tensors.
-        prunable: those, by name.
-        biases: that are left out for rows without a weight, by the names of their weights.
+        fixed: bytes of the file without the indices and values of prunable tensors.
+        prunable: the prunable tensors by name.
+        biases: the name of a weight -> its bias. The biases of rows without a weight are left out.
     """
 
     fixed: int
@@ -113,12 +120,12 @@ class Layout:
         """Return the layout of a network.
 
         Args:
-            tensors: its state_dict.
+            tensors: the network's state_dict.
             prunable: the names of the tensors that have masks.
-            precision: of its numbers.
+            precision: the precision of the network's numbers.
 
         Raises:
-            ValueError: if a tensor is of a type that the file cannot have.
+            ValueError: if the file cannot hold the type of a tensor.
         """
         fixed, found, biases = len(MAGIC) + varint_bytes(len(tensors)) + _CHECKSUM, {}, {}
         known = {_memory(tensors[name]): place for place, name in enumerate(tensors) if name in prunable}
@@ -143,19 +150,21 @@ class Layout:
         return sum(one.n for one in self.prunable.values())
 
     def size(self, masks: Mapping[str, Tensor]) -> int:
-        """Return the bytes of the file of a network with other values than 0 exactly where its masks are not 0."""
+        """Return the bytes of the file of a network whose prunable tensors are nonzero exactly where their masks are
+        not 0."""
         used = {name: masks[name] != 0 for name in self.prunable}
         bits = [one.size_in_bits(used[name].cpu().numpy()) for name, one in self.prunable.items()]
         bits += [one.size_in_bits(used[name].flatten(1).any(1).cpu().numpy()) for name, one in self.biases.items()]
         return self.fixed + sum(bits) // 8
 
     def estimate(self, nonzero: int, uneven: float = 1.0, a_row: int = 1) -> float:
-        """Return about how many bytes the file takes with so many weights that are not 0, at places of equal chance:
-        the entropy of the index, and the values.
+        """Return an estimate of the file's bytes if the nonzero weights are at random places: the entropy of the index
+        plus the values.
 
         Args:
-            uneven: what the index takes of that, where chances are not equal.
-            a_row: weights that a row has at least, if it has any.
+            nonzero: the number of nonzero weights.
+            uneven: the size of the index as a share of this entropy, for weights that are not evenly distributed.
+            a_row: the least number of weights in a row that has any.
         """
         weights = self.weights
         bits = nonzero * self._value_bits + uneven * weights * _entropy(nonzero / weights)
@@ -166,9 +175,9 @@ class Layout:
         return self.fixed + (min(bits, dense) + rows + biases) / 8
 
     def nonzero_within(self, most: int) -> int:
-        """Return the largest number of weights that may fit into so many bytes; 0 if not one does.
+        """Return about the largest number of weights whose file has at most `most` bytes, or 0 if there is none.
 
-        It is rather too many: a projection drops what is too many, and would not bring back what is missing.
+        The number is rather too large. A projection drops superfluous weights, but does not bring missing ones back.
         """
         low, high = 0, self.weights + 1
         while high - low > 1:
@@ -177,13 +186,13 @@ class Layout:
         return low
 
     def least(self) -> int:
-        """Return a number of bytes that is enough for one weight a prunable tensor, wherever it is."""
+        """Return a number of bytes that is enough for one weight in each prunable tensor, at any place."""
         those = [*self.prunable.values(), *self.biases.values()]
         return self.fixed + sum(one.size_in_bits(np.arange(one.n) == one.n - 1) for one in those) // 8
 
     @property
     def _value_bits(self) -> float:
-        """Return the bits of a prunable weight, the mean where tensors are of several types."""
+        """Return the bits of a prunable weight, as a mean over tensors of several types."""
         return sum(one.n * one.bits for one in self.prunable.values()) / self.weights
 
     @property
@@ -192,33 +201,33 @@ class Layout:
 
 
 class Budget:
-    """A number of bytes that a network's file may have.
+    """A limit for the bytes of a network's file.
 
     Args:
-        layout: of the file.
-        most: bytes.
+        layout: the layout of the file.
+        most: the largest number of bytes.
     """
 
     def __init__(self, layout: Layout, most: int) -> None:
         self._layout, self._most = layout, most
 
     def excess(self, masks: Sequence[Tensor]) -> int:
-        """Return how many weights more must go, about, for the file to be small enough; 0 if it is.
+        """Return about how many more weights must be dropped until the file is small enough. Return 0 if it is.
 
         Args:
-            masks: of the prunable tensors, in the layout's order.
+            masks: the masks of the prunable tensors, in the layout's order.
         """
         size = self._layout.size(dict(zip(self._layout.prunable, masks, strict=True)))
         if size <= self._most:
             return 0
         nonzero = sum(int(mask.count_nonzero()) for mask in masks)
-        # The mean of a weight's bytes is at least what one more weight takes: it never says too many.
+        # A weight takes on average at least as many bytes as one more weight would: the result is never too large.
         each = (size - self._layout.fixed) / max(1, nonzero)
         return max(1, int((size - self._most) / each))
 
 
 def check(name: str, tensor: Tensor) -> None:
-    """Raises ValueError for a tensor that a packed file cannot have."""
+    """Raise ValueError if a packed file cannot hold this tensor."""
     if type_of(tensor) not in TYPES or tensor.dim() > MOST_DIMENSIONS:
         raise ValueError(f"{name} cannot be packed: it has {tensor.dim()} dimensions of the type {type_of(tensor)}")
 
@@ -235,10 +244,10 @@ def header_bytes(name: str, shape: Sequence[int]) -> int:
 
 
 def _memory(tensor: Tensor) -> tuple[object, ...]:
-    """Return what is equal of two tensors that are one."""
+    """Return a value that is equal for two tensors if they are the same memory."""
     return tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def _entropy(p: float) -> float:
-    """Return the bits of a choice of two with this probability."""
+    """Return the entropy, in bits, of a choice between two values with the probabilities p and 1 - p."""
     return 0.0 if p in (0.0, 1.0) else -p * math.log2(p) - (1 - p) * math.log2(1 - p)

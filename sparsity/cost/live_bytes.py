@@ -1,4 +1,4 @@
-"""Measure the most bytes of tensors that are alive during a computation."""
+"""Measure the largest number of bytes in tensors that are alive during a computation."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from tune_sparsity.sparsity.torch_internals import EagerMode, tree_leaves
 
 
 class LiveBytes(EagerMode):
-    """Counts the bytes of the tensors that operations of torch take and make within it.
+    """Counts the bytes of the tensors that torch's operations use within this block.
 
-    A tensor counts from where it is first seen until its memory is given back. Memory within an operation, and that of
-    compiled code, is not seen. It may be entered several times; the count goes on.
+    A tensor counts from its first use until its memory is released. Memory within an operation and within compiled code
+    does not count. The block may be entered several times, and the count continues.
 
     Args:
-        there: tensors that exist before.
+        there: tensors that exist before the block.
 
     Attributes:
         now: the bytes that are alive.
-        peak: the most bytes that were alive at once.
+        peak: the largest number of bytes that were alive at once.
     """
 
     def __init__(self, there: Iterable[Tensor]) -> None:
         super().__init__()
-        self._known: dict[int, int] = {}  # the bytes of the live memories, by where they begin
+        self._known: dict[int, int] = {}  # address of live memory -> its bytes
         self.now = self.peak = 0
         self._see(list(there))
 

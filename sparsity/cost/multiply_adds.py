@@ -1,4 +1,4 @@
-"""How many multiplications a network needs for an example, of which those with a weight of zero can be left out."""
+"""Count the multiplications that a network needs for an example. Multiplications with zero weights can be left out."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
 @dataclass(frozen=True)
 class Uses:
-    """Says how often a network uses its weights for one example.
+    """Describes how often a network uses its weights for one example.
 
     Attributes:
-        prunable: of each prunable tensor, by name: in how many multiplications each of its weights is, on average.
-        rest: multiplications with weights that are not prunable.
+        prunable: the name of each prunable tensor -> the average number of multiplications with each of its weights.
+        rest: multiplications with other weights.
     """
 
     prunable: Mapping[str, float]
     rest: float
 
     def macs(self, nonzero: Mapping[str, int]) -> int:
-        """Return the multiply-adds of an example with weights that are not zero.
+        """Return the multiply-adds of an example without those of zero weights.
 
         Args:
-            nonzero: how many weights of each prunable tensor are not zero.
+            nonzero: the name of each prunable tensor -> the number of its nonzero weights.
         """
         return round(self.rest + sum(nonzero[name] * uses for name, uses in self.prunable.items()))
 
 
 class _Products(EagerMode):
-    """Counts the multiplications with each of some tensors, by where their memory begins."""
+    """Counts the multiplications with each tensor, by the address of its memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class _Products(EagerMode):
                 self._add(factor, result.numel() * left.shape[-1])
         elif name == "aten::convolution":
             inputs, weight = args[:2]
-            places = inputs if args[6] else result  # of a transposed convolution each input meets all weights
+            places = inputs if args[6] else result  # in a transposed convolution every input uses all weights
             self._add(weight, weight.numel() * places.shape[0] * places[0, 0].numel())
         elif name == "aten::mkldnn_rnn_layer":  # an LSTM on a CPU: (inputs of all steps, weights of both kinds, ...)
             for weight in args[1:3]:
@@ -74,17 +74,20 @@ class _Products(EagerMode):
 def count_uses(
     model: nn.Module, layers: Sequence[Layer], example: Any, forward: Callable[[nn.Module, Any], Any] = called
 ) -> Uses | None:
-    """Return how often a network uses its weights for one example; None if a prunable one is used in a way that is not
-    known here. The network is called once, in evaluation mode.
+    """Return how often a network uses its weights for one example. The network is called once, in evaluation mode.
 
     Args:
+        model: the network.
         layers: its prunable layers.
         example: a batch of inputs.
         forward: (network, inputs) -> outputs.
+
+    Returns:
+        None if an operation that is not known here uses a prunable weight.
     """
     examples = next(len(one) for one in tree_leaves(example) if isinstance(one, Tensor))
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # it does a whole layer in one operation
+    torch.backends.mha.set_fastpath_enabled(False)  # it computes a whole layer in one operation
     try:
         with modes_kept(model), ready(model), torch.no_grad(), _Products() as products:
             forward(model, example)

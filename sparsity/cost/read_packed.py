@@ -1,6 +1,6 @@
-"""Read a network from a file that `tune-sparsity export --format packed` wrote.
+"""Read a network from a file of `tune-sparsity export --format packed`.
 
-This file needs Python and NumPy alone. Copy it to where the network is used::
+This module needs only Python and NumPy. Copy it into the program that uses the network::
 
     arrays = read("best.packed")  # {"0.weight": array, "0.bias": array, ...}
 
@@ -16,16 +16,16 @@ A tensor is
     DENSE   its n values
     BITMAP  varint: z, n bits: which values are stored, its z values
     RICE    varint: z, z quotients, z remainders, its z values
-    SAME    varint: the place of the tensor in this file that it is equal to
+    SAME    varint: the place, in this file, of an equal tensor
 
-Values that are not stored are 0. With the form RICE the gap before a stored value, a number of zeros, is
-quotient * 2^k + remainder. Each quotient is as many bits 0 and then a bit 1, and each remainder has k bits. Quotients,
-remainders, a bitmap and values begin at a byte of their own; bits that are left over are 0.
+Values that are not stored are 0. With the form RICE, the number of zeros before a stored value is
+quotient * 2^k + remainder. Each quotient is written as that many bits 0, then a bit 1. Each remainder has k bits. The
+quotients, the remainders, a bitmap and the values each begin at a new byte, and unused bits are 0.
 
-Values of the types "codes8", "codes4", "codes2" and "codes1" have so many bits. The highest of them is the sign, and
-the others are a magnitude less 1. Before them stand float16 scales, one for each row with a stored value, where rows
-are those of the first dimension. A weight is the row's scale times the code. Values of the type "signs" are bits, 1 for
-+1 and 0 for -1.
+Values of the types "codes8", "codes4", "codes2" and "codes1" have 8, 4, 2 and 1 bits. The highest bit is the sign, and
+the others are the magnitude minus 1. float16 scales come before the values, one for each row with a stored value. The
+rows are those of the first dimension. A weight is the scale of its row times its code. Values of the type "signs" are
+bits: 1 is +1, 0 is -1.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Packed:
-    """A tensor as the file has it.
+    """A tensor as the file stores it.
 
     Attributes:
         type: a name in `TYPES`.
-        shape: its dimensions.
-        index: where the stored values stand in the flat tensor, rising; None if all are stored.
-        values: the stored values; codes and signs as int8, bfloat16 as the upper halves of float32.
-        scales: of codes: a float16 for each row; 0 for a row without a stored value. None of other types.
+        shape: the dimensions.
+        index: the places of the stored values in the flat tensor, in ascending order. None: all values are stored.
+        values: the stored values. Codes and signs are int8, bfloat16 values are the upper halves of float32.
+        scales: for codes, a float16 scale for each row. It is 0 for a row without a stored value. None for other types.
     """
 
     type: str
@@ -75,7 +75,7 @@ class Packed:
     scales: _Array | None = None
 
     def codes(self) -> _Array:
-        """Return the values in the tensor's shape, as they are stored, with zeros where nothing is stored."""
+        """Return the stored values in the tensor's shape, with zeros at all other places."""
         if self.index is None:
             return self.values.reshape(self.shape)
         try:
@@ -86,7 +86,7 @@ class Packed:
         return dense
 
     def array(self) -> _Array:
-        """Return the tensor: codes times their rows' scales as float32, and bfloat16 as float32."""
+        """Return the tensor. Codes are multiplied by the scales of their rows. Codes and bfloat16 become float32."""
         dense = self.codes()
         if self.type == "bfloat16":
             return (dense.astype("<u4") << 16).view("<f4")
@@ -98,12 +98,18 @@ class Packed:
 
 
 def read(path: str | PathLike[str]) -> dict[str, _Array]:
-    """Return the tensors of a file by name. Raises ValueError for a file that is not whole, OSError as `open` does."""
+    """Return the tensors of a file by name.
+
+    Raises:
+        ValueError: if the file is damaged.
+        OSError: if the file cannot be read.
+    """
     return {name: one.array() for name, one in decode(Path(path).read_bytes()).items()}
 
 
 def decode(data: bytes) -> dict[str, Packed]:
-    """Return the tensors of a file's bytes by name, in its order. Raises ValueError unless they are a whole file."""
+    """Return the tensors in the bytes of a file by name, in the file's order. Raise ValueError if the file is
+    damaged."""
     if len(data) < len(MAGIC) + 5 or data[: len(MAGIC)] != MAGIC:
         raise ValueError("no packed network: it does not begin with TSP1")
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
@@ -131,13 +137,13 @@ def decode(data: bytes) -> dict[str, Packed]:
 
 
 class _Reader:
-    """Reads a file's bytes from a place on."""
+    """Reads the bytes of a file, beginning at a place."""
 
     def __init__(self, data: bytes, place: int) -> None:
         self._data, self._place = data, place
 
     def tensor(self) -> tuple[str, Packed, int | None]:
-        """Return a tensor's name, the tensor, and the place of another one that it is equal to, if it is."""
+        """Return a tensor's name, the tensor, and the place of an equal tensor or None."""
         name = self._name()
         kind, form = self._byte(), self._byte()
         form, k = form & 15, form >> 4
@@ -173,7 +179,7 @@ class _Reader:
         return self._data[self._place - count : self._place]
 
     def _bits(self, count: int) -> _Array:
-        """Return as many bits, and go on at the next byte."""
+        """Return `count` bits, and skip the rest of the last byte."""
         bits = np.unpackbits(np.frombuffer(self._bytes((count + 7) // 8), np.uint8), bitorder="little")
         if bits[count:].any():
             raise ValueError("a malformed file: bits are left over that are not 0")
@@ -198,7 +204,7 @@ class _Reader:
         return shape, n if all(shape) else 0
 
     def _index(self, form: int, k: int, n: int) -> _Array:
-        """Return where the stored values stand, of n."""
+        """Return the places of the stored values among n values."""
         z = self.varint()
         if z > n:
             raise ValueError("a malformed file: a tensor has more values than places")
@@ -216,7 +222,8 @@ class _Reader:
         return index
 
     def _quotients(self, z: int, most: int) -> _Array:
-        """Return z numbers that are written as bits 0 before a bit 1, in at most so many bits."""
+        """Return z numbers. Each is written as that many bits 0, then a bit 1. All have at most `most` bits
+        together."""
         start, left = self._place, len(self._data) - self._place
         some = np.frombuffer(self._data, np.uint8, min((most + 7) // 8, left), start) if z else np.zeros(0, np.uint8)
         ones = np.flatnonzero(np.unpackbits(some, bitorder="little"))[:z]

@@ -1,4 +1,4 @@
-"""Networks of torch as packed files, whose format `read_packed` describes, and back."""
+"""Convert networks into packed files and back. `read_packed` describes the format."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ _NUMBERS = {name: number for number, name in enumerate(TYPES)}
 
 
 def encode(tensors: Mapping[str, Tensor | Codes | Signs], prunable: Collection[str]) -> bytes:
-    """Return the bytes of the file. `load` gives the same tensors; the sign of a zero of a prunable one is lost, and so
-    is the scale of a row without a weight.
+    """Return the bytes of a packed file.
+
+    `load` returns the same tensors, with two exceptions in prunable tensors: the sign of a zero and the scale of a row
+    without weights are lost.
 
     Args:
-        tensors: the network's state_dict. Weights of few bits and signs may take the places of tensors of numbers.
-        prunable: the names of those whose zeros are left out.
+        tensors: the network's state_dict. Codes or Signs may replace tensors.
+        prunable: the names of the tensors whose zeros are left out.
 
     Raises:
-        ValueError: for a tensor of a type that the file cannot have, and for codes out of range.
+        ValueError: if the file cannot hold the type of a tensor, or if codes are out of range.
     """
     parts = [MAGIC, _varint(len(tensors))]
     for name, tensor in tensors.items():
@@ -50,10 +52,10 @@ def encode(tensors: Mapping[str, Tensor | Codes | Signs], prunable: Collection[s
 
 
 def load(data: bytes) -> dict[str, Tensor]:
-    """Return the network's state_dict from the bytes of a file, codes times their scales as float32.
+    """Return the network's state_dict from the bytes of a packed file. Codes times their scales become float32.
 
     Raises:
-        ValueError: if they are not a whole file.
+        ValueError: if the file is damaged.
     """
     return {name: _tensor(one) for name, one in decode(data).items()}
 
@@ -66,7 +68,8 @@ def _tensor(one: Packed) -> Tensor:
 
 
 def _equal(tensors: Mapping[str, Tensor | Codes | Signs], prunable: Collection[str], tensor: Tensor) -> str | None:
-    """Return the name of a prunable tensor that this one, which is not prunable, is equal to: a shared weight."""
+    """Return the name of a prunable tensor that equals this tensor, as with a shared weight. Return None if there is
+    none."""
     for name in prunable:
         found = tensors[name]
         if isinstance(found, Signs):
@@ -78,7 +81,7 @@ def _equal(tensors: Mapping[str, Tensor | Codes | Signs], prunable: Collection[s
 
 
 def _numbers(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """Return the tensor's numbers, flat; those of bfloat16 as the upper halves of float32."""
+    """Return the tensor's values as a flat array. bfloat16 values become the upper halves of float32."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     array = flat.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else flat.numpy()
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -132,7 +135,7 @@ def _header(name: str, kind: str, shape: tuple[int, ...], form: int, k: int = 0)
 
 
 def _index(index: np.ndarray[Any, Any], n: int, form: int, k: int) -> bytes:
-    """Return how many values are stored, and which."""
+    """Return the bytes of an index: the number of stored values, and their places."""
     z = len(index)
     if form != RICE:
         bits = np.zeros(n, np.uint8)
@@ -146,7 +149,7 @@ def _index(index: np.ndarray[Any, Any], n: int, form: int, k: int) -> bytes:
 
 
 def _low_bits(numbers: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
-    """Return the lowest bits of each number, one number after another."""
+    """Return the lowest `count` bits of all numbers in one array, number by number."""
     return ((numbers[:, None] >> np.arange(count)) & 1).astype(np.uint8).reshape(-1)
 
 

@@ -1,1 +1,1 @@
-"""The methods by name: what each consists of, and its settings."""
+"""Define the methods by name, with their parts and their settings."""

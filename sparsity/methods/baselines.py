@@ -1,4 +1,4 @@
-"""The methods that people would use instead, over plain SGD: short recipes over the same parts as lpss."""
+"""Define the methods that lpss is compared with. They use SGD or AdamW and the same parts as lpss."""
 
 from __future__ import annotations
 
@@ -29,9 +29,18 @@ from tune_sparsity.sparsity.training import SparseTraining
 
 @dataclass(frozen=True)
 class DenseSettings(TailSettings):
-    """lr: peak learning rate, > 0. momentum: Nesterov momentum in [0, 1), or beta_1 of AdamW. weight_decay: L2
-    coefficient, or AdamW's, >= 0. optimizer: "sgd" or "adamw". learning_rate: its shape over the training, "cosine" or
-    "hold". And those of TailSettings."""
+    """Holds the settings of dense training, in addition to TailSettings.
+
+    Attributes:
+        lr: peak learning rate, > 0.
+        momentum: Nesterov momentum in [0, 1), or beta_1 of AdamW.
+        weight_decay: L2 coefficient or AdamW's weight decay, >= 0.
+        optimizer: "sgd" or "adamw".
+        learning_rate: shape over the training, "cosine" or "hold".
+
+    Raises:
+        ValueError: if a setting is out of range.
+    """
 
     lr: float = 0.05
     momentum: float = 0.9
@@ -50,7 +59,11 @@ class DenseSettings(TailSettings):
 
 @dataclass(frozen=True)
 class SnipSettings(DenseSettings):
-    """And final_sparsity: fraction of zero weights, in [0, 1), exact to the weight."""
+    """Holds the settings of snip, in addition to DenseSettings.
+
+    Attributes:
+        final_sparsity: fraction of zero weights in [0, 1), exact to the weight.
+    """
 
     final_sparsity: float = 0.9
 
@@ -61,9 +74,13 @@ class SnipSettings(DenseSettings):
 
 @dataclass(frozen=True)
 class GmpSettings(SnipSettings):
-    """And begin, end: progress between which the sparsity rises, 0 <= begin < end <= 1; interval: steps between two
-    prunings, shortened in a short training so that there are five; distribution: of what is kept over the layers,
-    global, erk or uniform, as of lpss."""
+    """Holds the settings of gmp, in addition to SnipSettings.
+
+    Attributes:
+        begin, end: progress between which the sparsity rises, 0 <= begin < end <= 1.
+        interval: steps between two prunings. A short training has a shorter interval, so that there are five prunings.
+        distribution: how the kept weights are distributed over the layers: global, erk or uniform, as in lpss.
+    """
 
     begin: float = 0.1
     end: float = 0.7
@@ -80,8 +97,12 @@ class GmpSettings(SnipSettings):
 
 @dataclass(frozen=True)
 class StaticSettings(SnipSettings):
-    """And distribution: of the first mask over the layers, uniform, erk or global. The mask is random, or has the
-    largest weights of a network that was trained before."""
+    """Holds the settings of static, in addition to SnipSettings. The mask is random, or keeps the largest weights of a
+    network that was trained before.
+
+    Attributes:
+        distribution: how the first mask is distributed over the layers: uniform, erk or global.
+    """
 
     distribution: str = "erk"
 
@@ -92,8 +113,14 @@ class StaticSettings(SnipSettings):
 
 @dataclass(frozen=True)
 class DropGrowSettings(StaticSettings):
-    """And drop_fraction: share of the connections that an update replaces at first, in (0, 1), a cosine to 0 at
-    `end`, the progress at which the mask is fixed, in (0, 1]; interval: steps between two updates."""
+    """Holds the settings of set, rigl and sparse-momentum, in addition to StaticSettings.
+
+    Attributes:
+        drop_fraction: share of the connections that the first update replaces, in (0, 1). It falls to 0 at `end` as a
+            cosine.
+        end: progress at which the mask is fixed, in (0, 1].
+        interval: steps between two updates.
+    """
 
     drop_fraction: float = 0.3
     end: float = 0.75
@@ -108,9 +135,17 @@ class DropGrowSettings(StaticSettings):
 
 @dataclass(frozen=True)
 class _Start:
-    """Holds what a recipe begins with: a network, the layers of it that may be pruned, the number of steps, the
-    generator of random masks, whether the network was trained before, how weights get few bits after these steps, and
-    the pattern of the zeros."""
+    """Holds the arguments of a recipe.
+
+    Attributes:
+        model: the network.
+        layers: its prunable layers.
+        total_steps: the number of steps before weights get few bits.
+        generator: draws random masks.
+        trained: whether the network was trained before.
+        few_bits: how weights get few bits after these steps, or None.
+        pattern: the pattern of the zeros.
+    """
 
     model: nn.Module
     layers: list[Layer]
@@ -142,7 +177,7 @@ class _Start:
 
 
 def _method(recipe: Callable[[_Start, Any], SparseTraining]) -> Callable[..., SparseTraining]:
-    """Make of a recipe the function that a method is made by: (network, settings, ...) -> SparseTraining."""
+    """Turn a recipe into the function of a method: (network, settings, ...) -> SparseTraining."""
 
     @wraps(recipe)
     def make(
@@ -162,7 +197,7 @@ def _method(recipe: Callable[[_Start, Any], SparseTraining]) -> Callable[..., Sp
 
 
 def _optimizer(params: list[nn.Parameter], s: DenseSettings) -> torch.optim.Optimizer:
-    if s.optimizer == "adamw":  # fused it is quick on a CPU, too
+    if s.optimizer == "adamw":  # the fused form is fast on a CPU, too
         plain = all(param.is_floating_point() for param in params)
         return torch.optim.AdamW(
             params, lr=s.lr, betas=(s.momentum, BETA_2), weight_decay=s.weight_decay, fused=plain or None
@@ -185,8 +220,8 @@ def _first_masks(start: _Start, s: StaticSettings) -> list[Tensor]:
 
 
 def _largest(weights: Sequence[Tensor], sparsity: float, distribution: str) -> list[Tensor]:
-    """Return the masks of the largest weights: of all layers together where the distribution is "global"; else each
-    layer has as many as the distribution gives it."""
+    """Return masks that keep the largest weights. With "global" they are the largest of all layers together. Otherwise
+    the distribution gives the number of weights in each layer."""
     scores = [weight.abs() for weight in weights]
     if distribution == "global":
         total = sum(score.numel() for score in scores)
@@ -197,27 +232,28 @@ def _largest(weights: Sequence[Tensor], sparsity: float, distribution: str) -> l
 
 @_method
 def dense(start: _Start, s: DenseSettings) -> SparseTraining:
-    """No sparsity at all: what the others are measured against."""
+    """Train without any sparsity, for comparison with the other methods."""
     return start.training(s, StaticMask(), start.ones(), sparsity=0.0, mask_frozen_at=0.0)
 
 
 @_method
 def static(start: _Start, s: StaticSettings) -> SparseTraining:
-    """Return a mask that never changes: a random one, or that of the largest weights of a trained network."""
+    """Train with a mask that never changes. It is random, or keeps the largest weights of a trained network."""
     return start.training(s, StaticMask(), _first_masks(start, s), sparsity=s.final_sparsity, mask_frozen_at=0.0)
 
 
 @_method
 def snip(start: _Start, s: SnipSettings) -> SparseTraining:
-    """Return the connections of largest |weight x gradient| on the first batch (Lee et al. 2019, arXiv 1810.02340)."""
+    """Keep the connections with the largest |weight x gradient| on the first batch (Lee et al. 2019, arXiv
+    1810.02340)."""
     topology = SnipAtInit(s.final_sparsity)
-    mask_frozen_at = 1 / start.total_steps  # the step after the one at which the topology chooses
+    mask_frozen_at = 1 / start.total_steps  # the step after the topology has chosen the mask
     return start.training(s, topology, start.ones(), sparsity=s.final_sparsity, mask_frozen_at=mask_frozen_at)
 
 
 @_method
 def gmp(start: _Start, s: GmpSettings) -> SparseTraining:
-    """Gradual magnitude pruning: a cubic ramp of the sparsity (Zhu and Gupta 2017, arXiv 1710.01878)."""
+    """Prune by magnitude while the sparsity rises as a cubic (Zhu and Gupta 2017, arXiv 1710.01878)."""
     selection = selection_for(start.model, s.distribution, start.pattern)
     rising = Schedule("cubic", 0.0, s.final_sparsity, s.begin, s.end)
     topology = GlobalMagnitude(rising, shortened(s.interval, rising, start.total_steps), selection)

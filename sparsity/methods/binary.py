@@ -1,4 +1,4 @@
-"""binary: weights, and mostly activations, of one bit, trained in little memory."""
+"""Define the method binary: weights, and usually activations, of one bit, trained in little memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from tune_sparsity.sparsity.methods.validation import numbers, within
 
 @dataclass(frozen=True)
 class BinarySettings:
-    """The learning rate is a cosine.
+    """Holds the settings of binary. The learning rate falls as a cosine.
 
     Attributes:
-        lr: its peak, > 0.
-        activations: "binary"; or "real": those between layers are real, and only weights have one bit.
-        flips: how signs change: "signs": the mean of the gradients' signs moves a latent weight; or "bop".
-        gamma: of Bop, the share of a new gradient in the mean, in (0, 1].
-        tau: of Bop, the mean's size at which a sign flips, in [0, 1).
+        lr: peak learning rate, > 0.
+        activations: "binary" or "real". With "real", the activations between layers are real numbers, and only weights
+            have one bit.
+        flips: how signs change. With "signs", the mean of the gradients' signs moves a latent weight. "bop" is the
+            other choice.
+        gamma: for Bop, the share of a new gradient in the mean, in (0, 1].
+        tau: for Bop, the magnitude of the mean at which a sign flips, in [0, 1).
+
+    Raises:
+        ValueError: if a setting is out of range.
     """
 
     lr: float = 2e-3
@@ -49,10 +54,10 @@ def binary(
     rules: LayerRules = PAPER_RULES,
     trained: bool = False,
 ) -> BinaryTraining:
-    """Weights and activations of one bit, trained in little memory; no zeros (Wang et al. 2021, arXiv 2102.04270).
+    """Train weights and activations of one bit in little memory, without zeros (Wang et al. 2021, arXiv 2102.04270).
 
-    Of the other methods' arguments it needs none: it draws nothing, all layers are binary, and it begins with the
-    network's weights.
+    The arguments `generator`, `rules` and `trained` have no effect: the method draws nothing, all layers are binary,
+    and the training begins with the network's weights.
     """
     settings = {"lr": s.lr, "flips": s.flips, "gamma": s.gamma, "tau": s.tau}
     return BinaryTraining(model, s.activations, total_steps=total_steps, **settings)

@@ -1,4 +1,4 @@
-"""The methods by name. A recipe takes a network and typed settings and returns the SparseTraining that trains it."""
+"""Find methods by name. A method takes a network and typed settings, and returns the SparseTraining that trains it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from tune_sparsity.sparsity.training import SparseTraining
 
 @dataclass(frozen=True)
 class Method:
-    """A method by name: what makes a SparseTraining, its settings, and whether its zeros can have a pattern."""
+    """A method.
+
+    Attributes:
+        name: the name of the method.
+        settings: the class of its settings.
+        make: the function that returns a SparseTraining.
+        patterned: whether its zeros can have a pattern.
+    """
 
     name: str
     settings: type[Any]
@@ -26,12 +33,15 @@ class Method:
     patterned: bool = False
 
     def defaults(self) -> dict[str, Any]:
-        """Return the values that parameters have where they are not given."""
+        """Return the default values of the parameters that have one."""
         return {field.name: field.default for field in fields(self.settings) if field.default is not MISSING}
 
     def configure(self, params: Mapping[str, Any]) -> Any:
-        """Return the settings of `params`, in which "threshold.start" is the part "start" of "threshold". Raises
-        ValueError for an unknown, missing or ill-chosen parameter."""
+        """Return the settings for `params`. The name "threshold.start" means the part "start" of "threshold".
+
+        Raises:
+            ValueError: if a parameter is unknown, missing or out of range.
+        """
         params = nested(params)
         known = {field.name: field for field in fields(self.settings)}
         unknown = sorted(set(params) - set(known))
@@ -56,13 +66,18 @@ class Method:
         """Return the SparseTraining for `params`.
 
         Args:
-            rules: which layers are pruned, and lie on the sphere.
-            epochs: of the training, for methods that have the parameter `knots_for_epochs` and are not given it.
-            trained: the network was trained before. lpss and gmp then begin with all its weights, and methods that
-                begin sparse with its largest ones; snip goes by its own criterion.
+            model: the network.
+            params: the method's parameters.
+            total_steps: how many times `step()` will be called.
+            generator: draws random masks, on the CPU.
+            rules: rules for the layers to prune and the layers on the sphere.
+            epochs: the number of epochs. It is used if the method has the parameter `knots_for_epochs` and `params`
+                does not.
+            trained: whether the network was trained before. lpss and gmp then begin with all its weights. Methods that
+                begin sparse begin with its largest weights, except snip, which has its own criterion.
 
         Raises:
-            ValueError: as `configure` does; and for a pattern, if the method has none.
+            ValueError: if `configure` raises it, or if the rules have a pattern and the method has none.
         """
         if rules.pattern != UNSTRUCTURED and not self.patterned:
             raise ValueError(f"the zeros of {self.name} cannot have the pattern {rules.pattern}")
@@ -73,7 +88,7 @@ class Method:
 
 
 def nested(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Names with a dot as mappings: {"threshold.start": 0.2} is {"threshold": {"start": 0.2}}."""
+    """Return names with a dot as mappings: {"threshold.start": 0.2} becomes {"threshold": {"start": 0.2}}."""
     result = {name: value for name, value in params.items() if "." not in name}
     parts = [(*name.partition("."), value) for name, value in params.items() if "." in name]
     for base, _, part, value in parts:

@@ -1,4 +1,4 @@
-"""The settings of all methods for the part of a training that comes after the mask is fixed."""
+"""Define the settings that all methods have for the part of a training after the mask is fixed."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from tune_sparsity.sparsity.few_bits import ALL_BITS, BITS, FewBits
 from tune_sparsity.sparsity.methods.validation import numbers, whole, within
 from tune_sparsity.sparsity.schedules import hold, warmup_cosine
 
-_BEGIN, _EARLIEST = 0.8, 0.5  # progress: where the tail begins if the mask is fixed before the earliest
+_BEGIN, _EARLIEST = 0.8, 0.5  # progress: the tail begins at _BEGIN if the mask is fixed before _EARLIEST
 LEARNING_RATES = ("cosine", "hold")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TailSettings:
-    """The tail begins where the mask is fixed, or at .8 of the training if that is in its first half.
+    """Holds the settings of the tail. The tail begins when the mask is fixed, or at .8 of the training if the mask is
+    fixed in its first half.
 
     Attributes:
-        averaging: whether the network is the last step's ("none"), or the mean over the tail: the plain one ("swa") or
-            an exponential moving one ("ema").
-        average_every: steps between two samples of the mean, at least 1: a sample is a pass over all weights.
-        ema_horizon: for "ema", over how much of the tail it averages: a share in (0, 1].
-        weight_bits: of a prunable weight, 32, 8, 4 or 2. With few bits a weight is a whole number times a scale of its
-            row, trained in a last part of the steps; nothing is averaged then.
-        bits_share: how large this part is, in (0, 1); all else takes place before it.
+        averaging: how the weights of the tail are averaged: "none" keeps those of the last step, "swa" takes the plain
+            mean, "ema" an exponential moving mean.
+        average_every: steps between two samples of the mean, >= 1. A sample reads all weights once.
+        ema_horizon: for "ema", the share of the tail over which it averages, in (0, 1].
+        weight_bits: bits of a prunable weight, 32, 8, 4 or 2. With fewer than 32, a weight is a whole number times the
+            scale of its row. The last part of the steps trains these, and no weights are averaged.
+        bits_share: the share of the steps in this last part, in (0, 1). Everything else happens before it.
         tail: for the learning rate "hold", the rate in the tail as a share of its peak, in (0, 1].
     """
 
@@ -47,18 +48,18 @@ class TailSettings:
         within("bits_share", self.bits_share, 0 < self.bits_share < 1, "(0, 1)")
 
     def few_bits_of(self, total_steps: int) -> FewBits | None:
-        """Return how few bits are trained, in the last of so many steps; None where weights have all their bits."""
+        """Return how the last of `total_steps` steps train few bits. Return None if weights have all their bits."""
         if self.weight_bits == ALL_BITS:
             return None
         return FewBits(self.weight_bits, min(total_steps - 1, round(self.bits_share * total_steps)))
 
     def steps_of(self, total_steps: int) -> int:
-        """Return how many of so many steps come before those that train few bits."""
+        """Return the number of steps before those that train few bits."""
         few_bits = self.few_bits_of(total_steps)
         return total_steps - (few_bits.steps if few_bits else 0)
 
     def averaging_of(self, mask_frozen_at: float, total_steps: int) -> Averaging | None:
-        """Return how a training of so many steps averages its weights; None if it does not."""
+        """Return how a training of `total_steps` steps averages its weights. Return None if it does not."""
         if self.averaging == "none" or self.weight_bits != ALL_BITS:
             return None
         begin = _tail_begin(mask_frozen_at)
@@ -66,7 +67,7 @@ class TailSettings:
         return Averaging(self.averaging, begin, self.average_every, 1 - 1 / samples)
 
     def rate_of(self, shape: str, mask_frozen_at: float) -> Callable[[float], float]:
-        """Return the learning rate over progress, of one of the shapes in LEARNING_RATES."""
+        """Return the learning rate as a function of progress. `shape` is one of LEARNING_RATES."""
         return warmup_cosine if shape == "cosine" else hold(self.tail, _tail_begin(mask_frozen_at))
 
 

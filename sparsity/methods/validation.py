@@ -1,7 +1,7 @@
-"""One-line refusals of settings, shared by the methods.
+"""Check settings. Each error is one line. All methods use these functions.
 
-Pydantic would need the same checks and a translation of its errors, and double the time that this package takes to load
-behind torch.
+pydantic would need the same checks and a translation of its errors. It would also double the time that this package
+takes to load after torch.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from numbers import Integral, Real
 from typing import Any
 
 OPTIMIZERS = ("sgd", "adamw")
-"""What steps the parameters that are not on the sphere."""
+"""The optimizers for parameters that are not on the sphere."""
 
 
 def within(name: str, value: Any, good: bool, accepted: str) -> None:
-    """Raises ValueError naming the setting, its value and what is accepted, unless `good`."""
+    """Raise ValueError unless `good`. The message names the setting, its value and the accepted values."""
     if not good:
         raise ValueError(f"{name} = {value!r} is not accepted: it takes {accepted}")
 
 
 def numbers(settings: Any) -> None:
-    """Raises ValueError unless every float field of a settings dataclass holds a number."""
+    """Raise ValueError unless every float field of a settings dataclass holds a number."""
     for field in fields(settings):
         if field.type == "float":
             value = getattr(settings, field.name)
@@ -29,5 +29,5 @@ def numbers(settings: Any) -> None:
 
 
 def whole(name: str, value: Any) -> None:
-    """Raises ValueError unless the value is 1, 2, ..."""
+    """Raise ValueError unless the value is 1, 2, ..."""
     within(name, value, isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1, "1, 2, ...")

@@ -1,1 +1,1 @@
-"""How the set of active connections changes during training: what drops, what grows, and when."""
+"""Change the set of active connections during the training: define which connections are dropped or grow, and when."""

@@ -1,7 +1,7 @@
-"""How the set of active connections moves during training: what is dropped, what grows back, and when.
+"""Define the interface of a topology. A topology decides which connections are dropped and grow back, and when.
 
-A topology sees the layers through `LayerView`, changes their masks, and keeps what state it has in a plain dictionary.
-Progress is the fraction of training steps done.
+It sees the layers as `LayerView` objects, returns new masks, and has its state in a plain dictionary. Progress is the
+fraction of training steps done.
 """
 
 from __future__ import annotations
@@ -16,32 +16,40 @@ from torch import Tensor
 from tune_sparsity.sparsity.schedules import Schedule
 
 UPDATES = 5
-"""How often masks move at least. Where a network loses most of its weights at once, neither lpss nor gmp recovers."""
+"""The least number of updates of the masks. A network that loses most weights in one update does not recover."""
 
 
 @dataclass
 class LayerView:
-    """One prunable layer at an update: its mask, the saliency of every weight (log2 of its magnitude, masked ones
-    included where they live on) and the dense gradient, all in the shape (neurons, fan-in...); whether it lies on the
-    sphere."""
+    """A prunable layer during an update. All tensors have the shape (neurons, fan-in...).
+
+    Attributes:
+        name: the name of its weight.
+        mask: the current mask.
+        log_magnitude: returns log2 of the magnitude of every weight. On the sphere it includes masked weights, which
+            live on in v.
+        gradient: returns the dense gradient.
+        sphere: whether the layer lies on the sphere.
+        momentum: returns the average of the dense gradient, if the training computes it.
+    """
 
     name: str
     mask: Tensor
     log_magnitude: Callable[[], Tensor]
     gradient: Callable[[], Tensor]
     sphere: bool = True
-    momentum: Callable[[], Tensor] = lambda: torch.zeros(())  # average of the dense gradient, where it is kept
+    momentum: Callable[[], Tensor] = lambda: torch.zeros(())
 
 
 class Topology(Protocol):
-    """The rule of one method."""
+    """The rule of a method for its masks."""
 
     def due(self, step: int, total: int) -> bool:
         """Return whether the masks must change at this step. `total` is the number of steps of the training."""
 
     def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:
-        """Return the new masks, in the order and shapes of the layers. One that drops by a threshold keeps it as
-        `applied`: a multiple of the neuron's mean magnitude."""
+        """Return the new masks, in the order and shapes of the layers. A topology with a threshold sets its attribute
+        `applied` to the threshold, a multiple of the neuron's mean magnitude."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -49,28 +57,28 @@ class Topology(Protocol):
 
 
 def sparsity_of(masks: Sequence[Tensor]) -> float:
-    """Zeros over all entries."""
+    """Return the fraction of zeros in all masks."""
     return 1.0 - count_active(masks) / sum(mask.numel() for mask in masks)
 
 
 def count_active(masks: Sequence[Tensor]) -> int:
-    """Return how many entries are not zero: counted, since a sum of ones in a half precision is not exact."""
+    """Return the number of entries that are not zero. A sum of ones would not be exact in half precision."""
     return sum(int(mask.count_nonzero()) for mask in masks)
 
 
 def is_due(step: int, total: int, schedule: Schedule, interval: int) -> bool:
-    """Return whether a step is one of every `interval` between the schedule's begin and end."""
+    """Return whether a step is a multiple of `interval` and lies between the schedule's begin and end."""
     return step % interval == 0 and schedule.begin <= step / total <= schedule.end
 
 
 def shortened(interval: int, schedule: Schedule, total: int) -> int:
-    """Return the steps between two updates: `interval`, or fewer in a training of so few steps in all that there would
-    be less than `UPDATES` between the schedule's begin and end."""
+    """Return the steps between two updates. It is `interval`, or fewer if there would be less than `UPDATES` updates
+    between the schedule's begin and end."""
     return max(1, min(interval, int((schedule.end - schedule.begin) * total / UPDATES)))
 
 
 class Stateless:
-    """The state of a topology that has none."""
+    """Implements the state of a topology that has none."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}

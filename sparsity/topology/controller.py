@@ -1,4 +1,4 @@
-"""Feedback of the measured sparsity on the regrowth: gamma, the share of the dropped weights that grows back."""
+"""Control the sparsity with gamma, the share of the dropped weights that grows back."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from tune_sparsity.sparsity.schedules import Schedule
 
 
 class Feedback(Protocol):
-    """A controller of the sparsity; its state is what must survive a restart.
+    """A controller of the sparsity. A checkpoint contains its state.
 
     Attributes:
-        raised: what is added to the drop threshold rho at the next update, >= 0.
+        raised: the number that is added to the drop threshold rho at the next update, >= 0.
     """
 
     raised: float
 
     def update(self, sparsity: float, dropped: float, rho: float, progress: float) -> float:
-        """gamma, the share of what was dropped that grows back, in [0, 2].
+        """Return gamma, the share of the dropped weights that grows back, in [0, 2].
 
         Args:
-            sparsity: before this update's drop, in [0, 1].
-            dropped: what it dropped, as a fraction of all weights.
-            rho: the scheduled threshold.
-            progress: of the training.
+            sparsity: the sparsity before this update, in [0, 1].
+            dropped: the weights that this update drops, as a fraction of all weights.
+            rho: the threshold in the schedule.
+            progress: the progress of the training.
         """
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -34,10 +34,11 @@ class Feedback(Protocol):
 
 @dataclass
 class PaperFeedback:
-    """gamma = (1 - delta) s/S while s < S(1 - rho/2), else (1 + delta) s/S (arXiv 2103.16013; published delta .1).
+    """The published feedback: gamma = (1 - delta) s/S while s < S(1 - rho/2), else (1 + delta) s/S, for the sparsity s
+    and the target S (arXiv 2103.16013; published delta .1).
 
-    Its only actuator is the regrowth: as rho falls to 0 nothing is dropped any more and the sparsity stays where it
-    is. The exact projection at the end closes what is left.
+    It acts only through the regrowth. When rho falls to 0, no weights are dropped, and the sparsity no longer changes.
+    The exact projection at the end corrects the remaining difference.
     """
 
     target: float
@@ -58,14 +59,14 @@ class PaperFeedback:
 
 @dataclass
 class ProportionalIntegral:
-    """A proportional-integral controller that tracks a sparsity that rises from the initial to the target.
+    """A proportional-integral controller. It follows a sparsity that rises from the initial to the final one.
 
-    With the error e = reference(progress) - s, the sparsity should change by u = kp e + ki (sum of e) in this update;
-    since what was dropped is known, regrowth is gamma = 1 - u/dropped, in [0, 2]. kp = 1 closes the error at once.
-    Where even no regrowth at all leaves the network too dense, the threshold is raised from the next update on by
-    twice the sparsity that is missing, and lowered again by half an update when it is not: the controller keeps an
-    actuator when rho falls to 0, where the published one loses its own. The sum stops while gamma is at a bound
-    (anti-windup).
+    With the error e = reference(progress) - s, the sparsity should change by u = kp e + ki (sum of e) in this update.
+    The dropped fraction is known, so that gamma = 1 - u/dropped, limited to [0, 2]. kp = 1 corrects the error at once.
+
+    If the network is too dense even without regrowth, the threshold is raised at the next update by twice the missing
+    sparsity. In later updates this increase is halved when it is not needed. The controller can therefore still act
+    when rho falls to 0, unlike the published one. The sum of e does not change while gamma is at a limit (anti-windup).
     """
 
     reference: Schedule

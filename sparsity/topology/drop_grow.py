@@ -1,4 +1,4 @@
-"""Drop and grow: dynamic sparse training at a constant sparsity, as SET, RigL and sparse momentum do it."""
+"""Drop and grow connections at a constant sparsity, as SET, RigL and sparse momentum do."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from tune_sparsity.sparsity.topology.base import LayerView, is_due
 
 @dataclass
 class DropGrow:
-    """Every `interval` steps each layer drops a share of its connections, those of least magnitude, and as many grow.
+    """Replaces connections every `interval` steps: each layer drops a share of its connections with the smallest
+    magnitudes, and equally many grow.
 
-    Growth "random" with these rules is SET (Mocanu et al. 2018), "gradient" is RigL (Evci et al. 2020, arXiv
-    1911.11134): the inactive connections of largest |gradient|, layer by layer. "momentum" is sparse momentum
-    (Dettmers and Zettlemoyer 2019, arXiv 1907.04840): what all layers dropped is shared out among them by the mean
-    |momentum| of their active connections, and goes to the inactive ones of largest |momentum|. As those papers say,
-    what is dropped may grow back at once, and grown connections start at zero.
+    "random" growth is SET (Mocanu et al. 2018). "gradient" is RigL (Evci et al. 2020, arXiv 1911.11134): in each layer
+    the inactive connections with the largest |gradient| grow. "momentum" is sparse momentum (Dettmers and Zettlemoyer
+    2019, arXiv 1907.04840): the new connections are distributed over the layers by the mean |momentum| of their active
+    connections, and those with the largest |momentum| grow. As in these papers, dropped connections may grow back at
+    once, and grown connections begin at zero.
 
     Args:
-        fraction: the share dropped, over training.
+        fraction: the share that is dropped, over the training.
         growth: "random", "gradient" or "momentum".
         interval: steps between two updates.
-        generator: of random growth.
+        generator: draws random growth.
     """
 
     fraction: Schedule
@@ -38,11 +39,11 @@ class DropGrow:
 
     @property
     def needs_momentum(self) -> bool:
-        """Return whether the training has to average the dense gradient for this topology."""
+        """Return whether the training must average the dense gradient for this topology."""
         return self.growth == "momentum"
 
     def due(self, step: int, total: int) -> bool:
-        # Not at the first step: nothing has been learnt yet that would tell a weight to drop from one to keep.
+        # Not at the first step, because the magnitudes of untrained weights mean nothing.
         return step > 0 and is_due(step, total, self.fraction, self.interval)
 
     def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:
@@ -67,7 +68,7 @@ class DropGrow:
 
 
 def drop_smallest(layer: LayerView, share: float) -> Tensor:
-    """Return the layer's mask without the round(share x active) active connections of least magnitude."""
+    """Return the layer's mask without the round(share x active) active connections with the smallest magnitudes."""
     active = layer.mask != 0
     count = round(share * int(active.sum()))
     scores = layer.log_magnitude().masked_fill(~active, torch.inf).flatten()
@@ -77,14 +78,20 @@ def drop_smallest(layer: LayerView, share: float) -> Tensor:
 
 
 def grow(mask: Tensor, score: Tensor, count: int) -> Tensor:
-    """Return the mask with `count` more connections: the inactive ones of largest score, which must not be negative."""
+    """Return the mask with `count` more connections: the inactive ones with the largest scores. Scores must not be
+    negative."""
     flat = mask.clone().flatten()
     flat[score.float().masked_fill(mask != 0, -1.0).flatten().topk(count, sorted=False).indices] = 1.0
     return flat.view_as(mask)
 
 
 def _by_momentum(layers: Sequence[LayerView], total: int, room: Sequence[int]) -> list[int]:
-    """`total` new connections shared out by the layers' mean |momentum|; what a full layer cannot take goes on."""
+    """Distribute `total` new connections over the layers by their mean |momentum|. If a layer is full, other layers get
+    the rest.
+
+    Args:
+        room: the number of inactive connections in each layer.
+    """
     strength = [float((layer.momentum() * layer.mask).abs().sum() / layer.mask.sum().clamp_min(1)) for layer in layers]
     given, open_layers = [0.0] * len(layers), set(range(len(layers)))
     left = float(total)

@@ -1,4 +1,4 @@
-"""Gradual magnitude pruning: the largest weights are kept, at a sparsity that rises by a schedule."""
+"""Prune gradually by magnitude: keep the largest weights, at a sparsity that rises by a schedule."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tune_sparsity.sparsity.topology.base import LayerView, Stateless, is_due
 
 @dataclass
 class GlobalMagnitude(Stateless):
-    """Keeps the most salient weights over all layers, at a sparsity that follows a schedule; masked weights that gain
-    saliency come back. With magnitudes and a cubic schedule this is gradual magnitude pruning (arXiv 1710.01878)."""
+    """Keeps the largest weights of all layers, at a sparsity that follows a schedule. Masked weights come back if their
+    magnitude becomes large enough. With a cubic schedule this is gradual magnitude pruning (arXiv 1710.01878)."""
 
     sparsity: Schedule
     interval: int = 40

@@ -1,4 +1,4 @@
-"""Masks that are chosen once: at random before training, or by SNIP at its first step."""
+"""Choose masks once: before the training, or by SNIP at its first step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tune_sparsity.sparsity.topology.base import LayerView, Stateless
 
 
 class StaticMask(Stateless):
-    """The masks that training began with."""
+    """Keeps the first masks of the training."""
 
     def due(self, step: int, total: int) -> bool:
         return False
@@ -23,7 +23,7 @@ class StaticMask(Stateless):
 
 @dataclass
 class SnipAtInit(Stateless):
-    """Keeps the connections of largest |weight x gradient| at the first step (SNIP, arXiv 1810.02340)."""
+    """Keeps the connections with the largest |weight x gradient| at the first step (SNIP, arXiv 1810.02340)."""
 
     sparsity: float
 

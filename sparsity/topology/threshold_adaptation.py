@@ -1,4 +1,5 @@
-"""Threshold adaptation, LPSS's own rule: small connections drop, those of large gradient grow."""
+"""Adapt masks with a threshold, the rule of LPSS: small connections are dropped, and those with large gradients
+grow."""
 
 from __future__ import annotations
 
@@ -18,13 +19,15 @@ from tune_sparsity.sparsity.topology.controller import Feedback
 
 @dataclass
 class ThresholdAdaptation:
-    """Semi-pruning with threshold adaptation (arXiv 2103.16013, section 3 of the method).
+    """Implements semi-pruning with threshold adaptation (arXiv 2103.16013, section 3 of the method).
 
-    Drop: an active connection of a neuron goes where |w| < rho x the mean |w| of the neuron's active connections,
-    rho following `threshold`; layers off the sphere keep theirs until the projection. With rho <= 1 the largest
-    connection of a neuron always stays, so no neuron dies.
-    Grow: gamma x (number dropped) of the connections inactive before, those of largest |gradient| after dividing by
-    the neuron's norm, come back. gamma is what `feedback` answers to the measured sparsity.
+    Drop: an active connection is dropped if |w| < rho x the mean |w| of its neuron's active connections. rho follows
+    `threshold`. Layers off the sphere keep their connections until the projection. With rho <= 1 the largest connection
+    of a neuron always stays, so that no neuron dies.
+
+    Grow: gamma x (number of dropped connections) grow back. They are those with the largest |gradient|, divided by the
+    neuron's norm, among the connections that were inactive before. `feedback` computes gamma from the measured
+    sparsity.
     """
 
     threshold: Schedule
@@ -56,10 +59,15 @@ class ThresholdAdaptation:
 
 
 def drop_below(log_magnitude: Tensor, mask: Tensor, rho: float) -> Tensor:
-    """Return the mask without the active connections whose magnitude 2^saliency is below rho x the neuron's active
-    mean."""
+    """Return the mask without the active connections whose magnitude is below rho x the mean of their neuron's active
+    ones.
+
+    Args:
+        log_magnitude: log2 of the magnitudes.
+        mask: the current mask.
+    """
     active = mask.flatten(1)
-    # Relative to the row's largest active magnitude, so that nothing underflows.
+    # Magnitudes relative to the row's largest active one do not underflow.
     logs = log_magnitude.flatten(1).masked_fill(active == 0, -torch.inf)
     magnitude = (logs - logs.amax(1, keepdim=True)).nan_to_num(nan=-torch.inf).exp2()
     mean = magnitude.sum(1, keepdim=True) / active.count_nonzero(1).clamp_min(1).unsqueeze(1)
@@ -69,8 +77,9 @@ def drop_below(log_magnitude: Tensor, mask: Tensor, rho: float) -> Tensor:
 def grow_by_gradient(
     masks: Sequence[Tensor], before: Sequence[Tensor], gradients: Sequence[Tensor], count: int
 ) -> list[Tensor]:
-    """Return the masks with `count` more connections: of those inactive `before`, the ones of largest |gradient|, each
-    neuron's gradient divided by its norm. What this update dropped cannot come back in it."""
+    """Return the masks with `count` more connections: those with the largest |gradient| among the connections that were
+    inactive `before`. Each neuron's gradient is divided by its norm. Connections that this update has dropped cannot
+    grow back in it."""
     scores = []
     for old, gradient in zip(before, gradients, strict=True):
         score = unit(gradient.flatten(1), 2.0).abs().view_as(old)

@@ -1,1 +1,1 @@
-"""Ray: a private one on this machine, or a running cluster, and its nodes."""
+"""Connect to Ray: start a private Ray on this machine, or join a running cluster and check its nodes."""

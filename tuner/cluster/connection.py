@@ -1,6 +1,6 @@
-"""A study's connection to Ray, from before it is needed until it is no longer.
+"""Connect a study to Ray, and end the connection when the study no longer needs it.
 
-A private Ray takes seconds to start. It does so in a process of its own, beside whatever else the command has to do.
+A private Ray takes seconds to start. It starts in another process while the command does other work.
 """
 
 from __future__ import annotations
@@ -17,48 +17,49 @@ from tune_sparsity.tuner.cluster.private_ray import NodeProcess, settle_environm
 from tune_sparsity.tuner.cluster.ray_patches import in_waiting_processes, why_not
 from tune_sparsity.tuner.config.study_config import StudyConfig
 
-_ANSWER_WITHIN = 15.0  # seconds that the main thread may wait for Ray, once that has died
+_ANSWER_WITHIN = 15.0  # seconds for the main thread to react after Ray has died
 _CHECKED_LATER = ("space", "warm_start", "gpus_per_trial", "workers_per_trial")
 
 
 class Connection(Protocol):
-    """Has ended when its block is left.
+    """A connection to Ray. It ends with its block.
 
     Attributes:
-        lost: whether Ray died; the main thread is then interrupted, as by a request to terminate.
-        plain: why a Ray of our own was started with public calls, which takes longer; else empty.
+        lost: whether Ray has died. The main thread is then interrupted, as by a request to terminate.
+        plain: why a private Ray was started with public calls, which takes longer. Otherwise "".
     """
 
     lost: bool
     plain: str
 
     def begin(self) -> None:
-        """Ray will be needed soon. May be called again."""
+        """Begin to start Ray, because it will be needed soon. This method may be called again."""
 
     def share(self, alone: Callable[[], bool]) -> None:
-        """Ray's workers have what this process has loaded, and what they need is loaded here. May be called again; the
-        first call has to come before a user's code is run.
+        """Load the libraries of Ray's workers, and make the workers copies of this process.
+
+        This method may be called again. The first call must come before a user's code runs.
 
         Args:
-            alone: whether this process has no other threads now, which a copy would lack; may wait until it has none.
-                Ray is started with public calls where it has some.
+            alone: returns whether this process has no other threads, which a copy would lack. It may wait until they
+                have ended. If there are other threads, Ray is started with public calls.
         """
 
     def wait(self) -> None:
-        """Until Ray is there.
+        """Wait until Ray is ready.
 
         Raises:
             UsageError: if no cluster answers at the address, or if the study cannot run on its nodes.
         """
 
     def heard(self) -> None:
-        """The main thread knows that it is lost, and ends the study."""
+        """Note that the main thread knows of Ray's death and ends the study."""
 
     def end(self) -> None:
-        """Ray is not needed any more. Its processes end beside what is done next."""
+        """Begin to end Ray, because it is no longer needed. Its processes end while the command does other work."""
 
     def ended(self) -> None:
-        """Until they have, if they are to."""
+        """Wait until Ray's processes have ended."""
 
     def __enter__(self) -> Self: ...
 
@@ -68,9 +69,10 @@ class Connection(Protocol):
 
 
 def is_sound(config: StudyConfig) -> bool:
-    """Return whether the unchecked rest is likely to be right, so that the study's parts may be started ahead."""
+    """Return whether options that are checked later are probably right, so that parts of the study may be started
+    early."""
     sure = all(getattr(config, name) == StudyConfig.model_fields[name].default for name in _CHECKED_LATER)
-    return sure and ":" not in config.experiment  # a user's code
+    return sure and ":" not in config.experiment  # a colon means a user's own code
 
 
 def connection(
@@ -80,17 +82,18 @@ def connection(
     died: Callable[[], object] = lambda: None,
     say: Callable[[str], object] = lambda line: None,
 ) -> Connection:
-    """To the cluster at --address, or to a Ray of our own.
+    """Return a connection to the cluster at --address, or to a private Ray.
 
     Args:
-        ahead: begin at once. `share` has to be called then.
-        died: called, in a thread, where a Ray of our own has died and the main thread cannot be interrupted since it
-            waits for Ray: to say so, and to end the process.
-        say: called with a line for the user where a Ray of our own is not started in the quick way.
+        config: the study's settings.
+        ahead: whether to begin at once. `share` must be called then.
+        died: is called in a thread if a private Ray has died and the main thread cannot be interrupted, because it
+            waits for Ray. The function reports this and ends the process.
+        say: is called with a line for the user if a private Ray is not started in the quick way.
     """
     if config.address is not None:
         return RunningCluster(config)
-    settle_environment(own=True)  # before torch is loaded, which has its threads from there
+    settle_environment(own=True)  # before torch is imported, which reads its number of threads
     ray = PrivateRay(config, died, say)
     if ahead:
         ray.begin_shared()
@@ -98,7 +101,7 @@ def connection(
 
 
 class RunningCluster:
-    """The cluster at --address, whose nodes have to run what we run and to share the storage."""
+    """The connection to the cluster at --address. Its nodes must have equal versions and share the storage."""
 
     def __init__(self, config: StudyConfig) -> None:
         self._config, self._stack, self.lost, self.plain = config, ExitStack(), False, ""
@@ -120,7 +123,7 @@ class RunningCluster:
         pass
 
     def end(self) -> None:
-        pass  # others use it too
+        pass  # others use the cluster, too
 
     def ended(self) -> None:
         pass
@@ -135,10 +138,10 @@ class RunningCluster:
 
 
 class PrivateRay:
-    """A Ray on this machine for one study alone.
+    """A Ray on this machine for one study.
 
-    Its workers are copies of this process, and it is started with private names of Ray. Where anything is wrong with
-    that, what there is of it is ended, and Ray is started with public calls.
+    Its workers are copies of this process, and private names of Ray start it. If anything goes wrong with this quick
+    way, the started parts are ended, and public calls start Ray.
     """
 
     def __init__(
@@ -154,7 +157,7 @@ class PrivateRay:
         self._ending: threading.Thread | None = None
         self._needed, self._heard = True, threading.Event()
         self.lost, self.plain = False, ""
-        self._others = ""  # why trials run in other processes than those that wait for them
+        self._others = ""  # why trials cannot run in the processes that Ray starts in advance
 
     def begin(self) -> None:
         if self._node is None:
@@ -164,7 +167,7 @@ class PrivateRay:
             self._node = self._processes.enter_context(node)
 
     def begin_shared(self) -> None:
-        """The same, when `share` is going to be called."""
+        """Begin to start Ray. `share` must be called later."""
         self._forking = self._processes.enter_context(ForkServer())
         self.begin()
 
@@ -176,8 +179,10 @@ class PrivateRay:
             self._check(self._forking.refused)
 
     def _check(self, wrong: str = "") -> None:
-        """Start Ray with public calls if something is wrong with the quick way. End first what has been started."""
-        self._others = why_not(in_waiting_processes)  # a quick Ray has no agents, for which they would wait for good
+        """End the started parts and start Ray with public calls if the quick way has failed."""
+        self._others = why_not(
+            in_waiting_processes
+        )  # other processes would wait forever for agents, which a quick Ray lacks
         wrong = wrong or self._others
         if wrong and not self.plain:
             self.plain, begun = wrong, self._node is not None
@@ -187,7 +192,7 @@ class PrivateRay:
                 self.begin()
 
     def wait(self) -> None:
-        from tune_sparsity.tuner.cluster.join import connected  # Ray is heavy, and has to be loaded by `share`
+        from tune_sparsity.tuner.cluster.join import connected  # imports Ray, which `share` must do first
 
         self._check()
         self.begin()
@@ -199,13 +204,13 @@ class PrivateRay:
         threading.Thread(target=self._watch, args=(self._node,), name="ray", daemon=True).start()
 
     def _watch(self, node: NodeProcess) -> None:
-        """If Ray dies, as for want of memory, nothing that waits for it would ever hear of it, and Ray itself would end
-        this process without a word on how to go on."""
+        """Wait for the death of Ray, for example for lack of memory, and interrupt the main thread. Calls that wait for
+        Ray would never return, and Ray itself would end this process without a message."""
         node.wait()
         if not self._needed:
             return
         self.lost = True
-        if callable(signal.getsignal(signal.SIGTERM)):  # a real signal: else who sleeps would sleep on
+        if callable(signal.getsignal(signal.SIGTERM)):  # a real signal also wakes a sleeping thread
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         if not self._heard.wait(_ANSWER_WITHIN):
             self._died()
@@ -216,7 +221,7 @@ class PrivateRay:
     def end(self) -> None:
         self._needed = False
         self.heard()
-        self._connected.close()  # here: Ray ends a process one of whose threads drops an object of its meanwhile
+        self._connected.close()  # in this thread: Ray ends a process whose other threads release its objects
         self._ending = threading.Thread(target=self._processes.close, name="ray's end")
         self._ending.start()
 

@@ -1,7 +1,7 @@
 """Start a worker of a private Ray as a copy of the fork server (tuner.cluster.fork_server), or as Ray does.
 
-The raylet runs this file as a script, in place of Ray's own setup_worker.py and with its arguments: Ray's options, the
-script of its workers, and that one's options. It loads nothing but what it needs to ask.
+The raylet runs this file as a script instead of Ray's own setup_worker.py, with the same arguments: Ray's options, the
+script of its workers, and the options of this script. The file imports only what it needs for the request.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import socket
 import sys
 import time
 
-SERVER = "TUNE_SPARSITY_FORK_SERVER"  # the variable with the path of the server's socket
-FORKED = b"\1"  # its answer
+SERVER = "TUNE_SPARSITY_FORK_SERVER"  # the environment variable with the path of the server's socket
+FORKED = b"\1"  # the server's answer
 OOM_SCORE = "/proc/self/oom_score_adj"
 _ENDS_WITHIN = 0.2  # seconds
 _CONTEXT = "--serialized-runtime-env-context="
@@ -22,7 +22,7 @@ _LANGUAGE = "--language="
 
 
 def main(arguments: list[str]) -> None:
-    """Returns when the worker has been forked; else becomes it."""
+    """Return after the server has forked the worker. Otherwise this process becomes the worker."""
     try:
         forked = _plain(arguments) and ask(os.environ[SERVER], arguments)
     except (OSError, KeyError):
@@ -34,20 +34,20 @@ def main(arguments: list[str]) -> None:
 
 
 def _alone() -> bool:
-    """Return whether the raylet has ended, as with a driver that tells a mistake: its end refuses the waiting workers.
-    A worker would look for its raylet for a minute."""
+    """Return whether the raylet has ended, for example because the driver has reported a user's mistake. The server
+    refuses waiting workers then. A worker would search for its raylet for a minute."""
     time.sleep(_ENDS_WITHIN)
     return os.environ.get("RAY_RAYLET_PID", str(os.getppid())) != str(os.getppid())
 
 
 def _plain(arguments: list[str]) -> bool:
-    """Return whether the worker is to be of this Python, in an environment like any other's."""
+    """Return whether the worker needs this Python and no special environment."""
     options = [argument for argument in arguments if argument.startswith((_CONTEXT, _LANGUAGE))]
     return set(options) <= {_CONTEXT + "{}", _LANGUAGE + "PYTHON"}
 
 
 def ask(server: str, arguments: list[str]) -> bool:
-    """Asks the server for a worker in this process's place. Whether there is one.
+    """Ask the server for a worker in place of this process. Return whether it has forked one.
 
     Raises:
         OSError: if no server answers.

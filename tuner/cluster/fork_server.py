@@ -1,12 +1,12 @@
-"""The process of which the workers of a private Ray are copies.
+"""Fork the workers of a private Ray from a process that has already loaded their libraries.
 
-A worker needs torch, Ray and our trials' code: seconds of a processor, and most of a gigabyte. The fork server has
-them once for all workers; each is forked from it in a moment, and shares the memory of what was loaded. It has no
-threads that a copy would lack, and runs no code of a user's. The raylet starts tuner/cluster/fork_client.py
-in place of Ray's own script for workers. That script asks here.
+A worker needs torch, Ray and our code for trials. Loading them takes seconds of processor time and most of a gigabyte.
+The fork server loads them once for all workers. Each worker is forked from it in a moment and shares its memory. The
+fork server has no other threads, which a copy would lack, and runs no user code. The raylet starts
+tuner/cluster/fork_client.py instead of Ray's own script for workers. That script asks the fork server for a worker.
 
-The fork server is itself a copy of the command, which needs the same libraries, made before any of a user's code is run
-and before the command has talked to Ray.
+The fork server is itself a copy of the command, which needs the same libraries. The copy is made before any user code
+runs and before the command talks to Ray.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ from tune_sparsity.tuner.cluster.ray_patches import MISSING, loading_a_worker, s
 from tune_sparsity.tuner.errors import one_line
 from tune_sparsity.tuner.system.patching import variables
 
-_BACKLOG = 1024  # workers that may wait for it to have loaded
-_MISUNDERSTOOD = (OSError, ValueError, TypeError, LookupError)  # from a client that has left, or is none of ours
+_BACKLOG = 1024  # workers that may wait while the fork server loads libraries
+_MISUNDERSTOOD = (OSError, ValueError, TypeError, LookupError)  # errors with a client that has left or is not ours
 _RAY, _LIBRARY = "RAY_", "ray"
 _NO_JOB = {"RAY_JOB_ID": "ffffffff"}
 
 
 class ForkServer:
-    """A fork server from `fork` until the block ends, or this process does. Whoever asks before waits for it.
+    """A fork server. It runs from `fork` until the block or this process ends. Earlier requests wait for it.
 
     Attributes:
-        variables: by which tuner/cluster/fork_client.py finds it; none where processes are not safely copied.
-        refused: why there is no copy after `fork`, in one line; empty where there is one.
+        variables: the environment variables with which tuner/cluster/fork_client.py finds it. Empty if processes cannot
+            be copied safely.
+        refused: after `fork`, why there is no copy, in one line. Empty if there is one.
     """
 
     def __init__(self) -> None:
@@ -51,8 +52,8 @@ class ForkServer:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        if sys.platform == "linux" and _LIBRARY not in sys.modules:  # which `fork` has to load in its own way
-            folder = tempfile.mkdtemp(prefix="tune-sparsity-")  # only this user's, and so is what is asked for there
+        if sys.platform == "linux" and _LIBRARY not in sys.modules:  # `fork` must import Ray itself
+            folder = tempfile.mkdtemp(prefix="tune-sparsity-")  # only this user has access
             self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
             self._path = Path(folder, "workers")
             self._listener = self._stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -69,10 +70,10 @@ class ForkServer:
         self._stack.close()
 
     def fork(self, alone: Callable[[], bool]) -> None:
-        """Load what workers need, and copy this process; only the first time.
+        """Load the libraries of workers and copy this process. Only the first call has an effect.
 
         Args:
-            alone: whether it has no other threads now; else those who ask are refused.
+            alone: returns whether this process has no other threads. If it has some, all requests are refused.
         """
         if not self.variables or self._listener.fileno() < 0:
             return
@@ -98,7 +99,7 @@ class ForkServer:
 
 
 def _refusal(alone: Callable[[], bool]) -> str:
-    """Load what workers need. Return why this process is not to be copied, in one line, or an empty string."""
+    """Load the libraries of workers. Return why this process must not be copied, in one line, or ""."""
     if _LIBRARY in sys.modules:
         return "Ray was loaded before"
     try:
@@ -111,27 +112,28 @@ def _refusal(alone: Callable[[], bool]) -> str:
 
 
 def _load() -> None:
-    """Loads Ray so that a copy can become its worker, and our trials' code."""
+    """Import our code for trials, and Ray in such a way that a copy can become its worker."""
     with _as_in_a_worker():
         import ray  # noqa: F401
 
     with loading_a_worker():
         import tune_sparsity.tuner.worker.trainable  # noqa: F401
 
-    gc.freeze()  # what a copy's collector never looks at stays shared
+    gc.freeze()  # the collector of a copy skips frozen objects, so that their memory stays shared
 
 
 def _as_in_a_worker() -> AbstractContextManager[None]:
-    """Ray's library reads two variables when it is loaded, and a driver's needs neither: whose work a worker does, any
-    job's, and the process with which it ends, for which this one does, since the raylet ends with it too."""
+    """Within this block, set two variables that Ray reads when it is imported in a worker. The first is the job of the
+    worker, here any job. The second is the process with which a worker ends. This process serves as well, because the
+    raylet ends with it, too. A driver needs neither variable."""
     return variables({**_NO_JOB, "RAY_RAYLET_PID": str(os.getpid())})
 
 
 def _serve(asked: socket.socket, path: Path, ended: int) -> None:
-    """The process: serves the listening socket until `ended`, a pipe, does, with the driver that has not ended it. The
-    folder of the socket's path is then nobody's."""
-    os.setpgid(0, 0)  # an interrupt from the keyboard is for the driver alone
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody here waits for workers: they leave no zombies
+    """Serve requests at the listening socket until the pipe `ended` closes, which means that the driver has died. Then
+    remove the folder of the socket."""
+    os.setpgid(0, 0)  # Ctrl-C is only for the driver
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # avoids zombies, because this process does not wait for workers
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream, number in ((ended, 0), (nowhere, 1), (nowhere, 2)):
         os.dup2(stream, number)
@@ -149,15 +151,17 @@ def _serve(asked: socket.socket, path: Path, ended: int) -> None:
 
 
 def _close_pipes() -> None:
-    """Those of the driver, whose other processes are to see that they end with it. Libraries have none of their own."""
+    """Close the driver's pipes, so that its other processes notice when it ends. Libraries have no pipes of their
+    own."""
     for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # the listing's own
+        with suppress(OSError):  # listdir's own descriptor is already closed
             if int(name) > 2 and os.readlink(f"/proc/self/fd/{name}").startswith("pipe:"):
                 os.close(int(name))
 
 
 def _end_with(last: Callable[[], object]) -> NoReturn:
-    """A forked process does this, and nothing of what its original would have done next."""
+    """Call a function in a forked process and then end the process, so that it does not continue the program of its
+    parent."""
     code = 1
     try:
         last()
@@ -173,7 +177,7 @@ def _end_with(last: Callable[[], object]) -> NoReturn:
 
 
 def _differ() -> bool:
-    """Return whether copies of this process give out names of their own."""
+    """Return whether two copies of this process give different names to Ray's objects."""
     return _name_of_a_copy() != _name_of_a_copy()
 
 
@@ -195,21 +199,21 @@ def _name_of_a_copy() -> bytes:
 
 
 class Server:
-    """Forks workers.
+    """Forks workers on request.
 
     Args:
-        listener: the socket that is asked at, which no worker keeps.
+        listener: the socket for requests. Workers close it.
     """
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener, self._variables = listener, dict[str, str]()
 
     def answer(self, client: socket.socket) -> None:
-        """Fork the worker that is asked for, unless it is to see other variables of Ray's than the first, or the raylet
-        has given up waiting for it meanwhile.
+        """Fork the requested worker. Refuse if its Ray variables differ from those of the first worker, or if the
+        raylet no longer waits for it.
 
         Raises:
-            one of _MISUNDERSTOOD: if the client did not ask.
+            One of _MISUNDERSTOOD: if the request cannot be read.
         """
         first, streams, _, _ = socket.recv_fds(client, 1, 3)
         try:
@@ -229,21 +233,21 @@ class Server:
 
 
 def _has_left(client: socket.socket) -> bool:
-    """Return whether the other end is closed altogether, and not only for writing."""
+    """Return whether the other end has closed the connection completely, and not only for writing."""
     poll = select.poll()
     poll.register(client, 0)
     return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 def _of_ray(environment: dict[str, str]) -> dict[str, str]:
-    """Ray's variables as a worker sees them that is started before there is work for it: it may then do any job's. One
-    that is started for work is told whose, and there is one job only."""
+    """Return Ray's variables as a worker without a job sees them, which Ray starts in advance. A worker that is started
+    for a job gets the id of this job. There is only one job, so that the difference does not matter."""
     return {name: value for name, value in environment.items() if name.startswith(_RAY)} | _NO_JOB
 
 
 def _become(asked: dict[str, Any], streams: list[int]) -> None:
-    """Ray's worker, as if it had been started as the raylet wanted."""
-    os.setpgid(0, 0)  # the raylet ends a worker with its group
+    """Become Ray's worker, as if the raylet had started this process."""
+    os.setpgid(0, 0)  # the raylet ends the whole process group of a worker
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, asked["blocked"])
     for number, stream in enumerate(streams):
@@ -262,7 +266,8 @@ def _become(asked: dict[str, Any], streams: list[int]) -> None:
 
 
 def _own_randomness() -> None:
-    """Copies would all draw the same numbers, where a user's code gives no seed. Python's own generator knows."""
+    """Seed NumPy's global generator. Otherwise all copies would draw the same numbers if a user's code sets no seed.
+    Python seeds its own generator after a fork."""
     import numpy as np
 
     np.random.seed()

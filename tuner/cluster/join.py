@@ -1,8 +1,8 @@
-"""The connection to Ray: a private one on this machine, a running cluster, or one behind Ray Client.
+"""Connect this process to Ray: to a private Ray on this machine, to a running cluster, or through Ray Client.
 
-Whatever the cluster's nodes have installed, the code that they run is this process's: the package `tune_sparsity` goes
-there as Ray's runtime environment, from the place that it is imported from (a wheel, an editable checkout). A user's
-experiment travels with the trials (tuner.worker.shipping), and the data through Ray's object store, once to each node.
+The nodes always run this process's version of our code. The package `tune_sparsity` is sent to them as Ray's runtime
+environment, from the folder of its import (a wheel or an editable checkout). A user's experiment is sent with the
+trials (tuner.worker.shipping). The data are sent through Ray's object store, once to each node.
 """
 
 from __future__ import annotations
@@ -28,20 +28,23 @@ _CLIENT = "ray://"
 
 @contextlib.contextmanager
 def connected(config: StudyConfig, node: NodeProcess | None = None) -> Iterator[None]:
-    """A connection to the cluster at the study's address, or to a private Ray on this machine, that ends with it.
+    """Within this block, be connected to the cluster at the study's address or to a private Ray.
 
     Args:
-        node: the private Ray; one for this connection by default.
+        config: the study's settings.
+        node: the private Ray. None: a new one for this connection.
 
     Raises:
-        UsageError: if no cluster answers at the address, or refuses this process.
+        UsageError: if no cluster answers at the address, or if it refuses this process.
         RuntimeError: if a private Ray does not start.
     """
     settle_environment(own=config.address is None)
-    import ray  # after its variables are set
+    import ray  # after its environment variables are set
 
     for name in ("ray.tune", "ray.air"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # a failed trial's reason is in our own table, in one line
+        logging.getLogger(name).setLevel(
+            logging.CRITICAL
+        )  # our own table has the reason of a failed trial, in one line
     with contextlib.ExitStack() as stack:
         stack.callback(ray.shutdown)
         if config.address is None:
@@ -68,27 +71,27 @@ def _join(address: str) -> None:
     with _standard_error_aside() as said:
         try:
             ray.init(address, runtime_env=runtime_environment(), log_to_driver=False, logging_level=logging.ERROR)
-        except Exception as error:  # Ray's own, gRPC's and Python's, as the way of connecting has it
+        except Exception as error:  # errors of Ray, gRPC or Python, depending on the address
             said.seek(0)
             raise UsageError(f"--address {address!r}: {refusal(str(error), said.read())}") from error
     if missing := why_not(lambda: tuner_here(Path())):
         raise UsageError(
-            f"--address {address!r}: this version of Ray cannot run a study so ({missing}): give HOST:PORT"
+            f"--address {address!r}: this version of Ray cannot run a study with Ray Client ({missing}): give HOST:PORT"
         )
 
 
 def refusal(message: str, said: str) -> str:
-    """Why a cluster could not be joined, in one line.
+    """Return in one line why this process could not join a cluster.
 
     Args:
-        message: of the exception that Ray raised.
-        said: what its libraries wrote to standard error meanwhile.
+        message: the message of Ray's exception.
+        said: the text that Ray's libraries wrote to standard error meanwhile.
     """
     both = f"{message} {said}"
     if "InvalidAuthToken" in both or "uthentication" in both:
         return (
-            "the cluster asks for a token, and did not get its own: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH "
-            "to a file that holds the cluster's token"
+            "the cluster needs its token, and did not get it: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a "
+            "file that holds the cluster's token"
         )
     reason = " ".join(message.split())
     if "ersion mismatch" in reason:
@@ -97,8 +100,8 @@ def refusal(message: str, said: str) -> str:
 
 
 def runtime_environment() -> dict[str, Any]:
-    """Return the setting with which Ray brings our package to every node. It is empty where a job already brings
-    modules: Ray does not let us add to those."""
+    """Return the runtime environment with which Ray sends our package to every node. It is empty if a Ray job already
+    sends modules, because Ray does not allow additions."""
     job = json.loads(os.environ.get(JOB) or "{}").get("runtime_env") or {}
     if "py_modules" in job:
         return {}
@@ -107,8 +110,8 @@ def runtime_environment() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _standard_error_aside() -> Iterator[IO[str]]:
-    """Write standard error into a file meanwhile, that of Ray's libraries too: a cluster that refuses us does so in
-    twenty lines."""
+    """Within this block, write standard error to a file, including that of Ray's libraries. A cluster that refuses this
+    process writes twenty lines."""
     with tempfile.TemporaryFile("w+", errors="replace") as file:
         before = os.dup(2)
         os.dup2(file.fileno(), 2)

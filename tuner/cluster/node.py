@@ -1,4 +1,4 @@
-"""A node of a cluster, and how many trials fit on it."""
+"""Count the trials that fit on a node of a cluster."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Node:
-    """Describe a machine of the cluster that can run trials."""
+    """A machine of the cluster that can run trials."""
 
     id: str
     address: str
@@ -16,17 +16,22 @@ class Node:
     gpus: float
 
     def room(self, cpus: float, gpus: float) -> int:
-        """Return how many trials' workers fit, when each takes so many CPUs and GPUs of one node."""
+        """Return how many workers of trials fit on this node.
+
+        Args:
+            cpus, gpus: the CPUs and GPUs of each worker.
+        """
         fit = int(self.cpus / cpus + 1e-9)
-        # A trial that shares a GPU has its share of one: what is left of two is no room for it.
+        # The share of a GPU lies on one GPU. Rests on two GPUs cannot be added up.
         whole = int(self.gpus) * int(1 / gpus + 1e-9) if 0 < gpus < 1 else int(self.gpus / gpus + 1e-9) if gpus else fit
         return min(fit, whole)
 
 
 def trials_at_once(nodes: Iterable[Node], cpus: float, gpus: float, workers: int) -> int:
-    """Return how many trials fit, when each has so many workers, which may lie on several nodes.
+    """Return how many trials fit on the nodes at once. The workers of a trial may run on several nodes.
 
     Args:
-        cpus, gpus: of each worker.
+        cpus, gpus: the CPUs and GPUs of each worker.
+        workers: the workers of each trial.
     """
     return sum(node.room(cpus, gpus) for node in nodes) // workers

@@ -1,7 +1,7 @@
-"""How a study's data reach the processes that train: through Ray's object store, where a node keeps one copy for all.
+"""Send a study's data to the processes that train, through Ray's object store. Each node keeps one copy for all.
 
-Data up to a size are sent from the driver, which has loaded them. Larger ones every node of a cluster loads by itself,
-from the same path, before the study begins: a node without them, or with others, is found then and not after an hour.
+The driver sends small data, which it has loaded. Each node of a cluster loads large data itself, from the same path,
+before the study begins. A node without these data is therefore found before the first trial.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from tune_sparsity.tuner.worker.shipping import Parcel
 from tune_sparsity.tuner.worker.trainable import LoadedThere, shared_arrays
 
 Arrays = Mapping[str, Any]
-"""Nests of NumPy arrays by name, as shared_arrays makes them."""
+"""Names -> nests of NumPy arrays, from shared_arrays."""
 LARGE = 1 << 30
-"""Bytes of training and validation data above which nodes load them by themselves; TUNE_SPARSITY_LARGE_DATA sets it."""
+"""Bytes of training and validation data above which nodes load the data. TUNE_SPARSITY_LARGE_DATA overrides it."""
 
 
 @dataclass(frozen=True)
 class NodeArrays:
-    """What each node has loaded, by the node's id."""
+    """Holds references to the arrays that each node has loaded, by the id of the node."""
 
     references: dict[str, Any]
 
     def here(self) -> Arrays:
-        """This node's, read in place; a node that joined later takes another's."""
+        """Return this node's arrays without a copy. A node that joined later gets those of another node."""
         mine = self.references.get(ray.get_runtime_context().get_node_id())
         found: Arrays = ray.get(mine if mine is not None else next(iter(self.references.values())))
         return found
@@ -46,13 +46,16 @@ class NodeArrays:
 def for_workers(
     config: StudyConfig, experiment: Experiment, data: Data, checksum: Callable[[], str]
 ) -> Arrays | NodeArrays | LoadedThere:
-    """Return the data for the processes that train. Ray is connected.
+    """Return the data for the processes that train. Ray must be connected.
 
     Args:
-        checksum: gives the data's, which takes a while.
+        config: the study's settings.
+        experiment: the experiment.
+        data: the loaded data.
+        checksum: returns the data's checksum, which takes a while.
 
     Raises:
-        UsageError: if the data are large and a node has not the same.
+        UsageError: if the data are large and a node does not have the same data.
     """
     if isinstance(experiment, OwnLoop):  # it loads its data itself
         return {}
@@ -61,21 +64,22 @@ def for_workers(
     arrays = shared_arrays(data)
     large = int(os.environ.get("TUNE_SPARSITY_LARGE_DATA") or LARGE)
     if config.address is None or sum(array.nbytes for array in tree_leaves(arrays)) <= large:
-        # A trial's workers hand on what they are given: references, and not the arrays themselves.
+        # The workers of a trial pass their arguments on. References are cheaper to pass on than arrays.
         return arrays if config.workers_per_trial == 1 else NodeArrays({"": ray.put(arrays)})
     return loaded_by(nodes(), experiment, config.experiment, config.data_dir, checksum())
 
 
 def loaded_by(where: list[Node], experiment: Experiment, source: str, folder: Path | None, checksum: str) -> NodeArrays:
-    """Has each node load the data of the experiment.
+    """Let each node load the experiment's data.
 
     Args:
-        source: the name that the experiment was found by, from which its code travels.
+        where: the nodes.
+        source: the name that found the experiment. Its code is sent to the nodes.
         folder: --data-dir, on every node.
-        checksum: of the driver's data, which all must equal.
+        checksum: the checksum of the driver's data. All nodes must have the same.
 
     Raises:
-        UsageError: if a node has not these data; the line names the first one.
+        UsageError: if a node does not have these data. The message names the first such node.
     """
     task: Any = ray.remote(num_cpus=0, num_returns=2)(_load)
     asked = {
@@ -88,17 +92,17 @@ def loaded_by(where: list[Node], experiment: Experiment, source: str, folder: Pa
         try:
             wrong = ray.get(problem)
         except ray.exceptions.RayError as error:
-            wrong = f"they do not load ({' '.join(str(error).split())[-200:]})"
+            wrong = f"they cannot be loaded ({' '.join(str(error).split())[-200:]})"
         if wrong:
             raise UsageError(
-                f"node {node.address} has not the data of {experiment.name} that this machine has: {wrong}: large data "
-                "must lie at the same --data-dir on all nodes"
+                f"node {node.address} does not have this machine's data of {experiment.name}: {wrong}: large data must "
+                "lie at the same --data-dir on all nodes"
             )
     return NodeArrays({node.id: arrays for node, (_, arrays) in asked.items()})
 
 
 def _load(experiment: Experiment, folder: Path | None, checksum: str) -> tuple[str, dict[str, Any]]:
-    """On a node: what is wrong with its data, "" if nothing, and the data."""
+    """Load the data on a node. Return the mistake, or "", and the data."""
     try:
         data = experiment.load(folder)
     except (Exception, SystemExit) as error:

@@ -1,4 +1,5 @@
-"""What a node of a cluster says of itself. Runs there, and needs Python alone: a node that lacks a package says so."""
+"""Describe a node of a cluster. This module runs there and imports only Python's own modules, so that a missing package
+can be reported."""
 
 from __future__ import annotations
 
@@ -13,35 +14,36 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("ray", "torch", "numpy", "safetensors", "pydantic")
-"""What a trial's process imports, beside Python and our own code; optuna and mlflow are the driver's alone."""
+"""The packages that a trial's process imports. Only the driver imports optuna and mlflow."""
 OURS = "tune_sparsity"
 PATIENCE = 10.0  # seconds that a network file system may take to show what another machine wrote
 
 
 def probe(storage: Any, token: str, name: str) -> dict[str, Any]:
-    """Return the node's versions, GPUs and view of the storage.
+    """Return the node's versions, its GPUs and its access to the storage.
 
     Args:
-        storage: a tuner.storage.places.Place, in which the driver has left a file "driver" with the token; None: not
-            looked at.
-        token: what the file holds.
-        name: of the file that this node leaves beside it, with the same content.
+        storage: a tuner.storage.places.Place, in which the driver has written a file "driver" with the token. None: the
+            storage is not tested.
+        token: the content of the file.
+        name: the name of the file with the same content that this node writes.
 
     Returns:
-        versions: package -> version, "" where it is not installed; "python"; "tune-sparsity", a digest of the code.
-        gpus: name, total and free memory in MiB of each.
-        storage: what is wrong with it, "" if nothing.
+        versions: package -> version, "" if it is not installed. Also "python", and "tune-sparsity" with a digest of the
+            code.
+        gpus: the name and the total and free memory in MiB of each GPU.
+        storage: the problem with the storage, or "".
     """
     return {"versions": versions(), "gpus": gpus(), "storage": _storage(storage, token, name)}
 
 
 def versions() -> dict[str, str]:
-    """Of everything that a trial's process runs on."""
+    """Return the versions of Python, our code and the packages that a trial's process needs."""
     return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}, "tune-sparsity": code()}
 
 
 def code() -> str:
-    """Return a digest of our own package's code, as this process imports it; "" where it is missing."""
+    """Return a digest of our package's code as this process imports it, or "" if it is missing."""
     spec = importlib.util.find_spec(OURS)
     if spec is None or spec.origin is None:
         return ""
@@ -54,7 +56,7 @@ def code() -> str:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Return the GPUs that the driver's own tool lists: CUDA_VISIBLE_DEVICES hides none of them from it."""
+    """Return the GPUs that nvidia-smi lists. CUDA_VISIBLE_DEVICES does not hide any of them."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
         listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout

@@ -1,4 +1,4 @@
-"""The nodes of the connected cluster: what each of them has, and whether a study can run on them all."""
+"""Check the nodes of the connected cluster: their versions, GPUs and storage, and whether a study can run on all."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tune_sparsity.tuner.storage.study_storage import StudyStorage
 _ANSWER_WITHIN = 120.0  # seconds; a node may have to fetch the code and start a process first
 
 EACH_NODE = "every node needs a way to the store, and credentials of its own"
-_ALIKE = ("python", "ray", "torch", "numpy", "tune-sparsity")  # of the rest, any version will do
+_ALIKE = ("python", "ray", "torch", "numpy", "tune-sparsity")  # the versions of other packages may differ
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a node said of itself, or why it did not.
+    """A node's description of itself, or why it gave none.
 
     Attributes:
-        versions, gpus, storage: as `node_probe.probe`.
-        silent: why there is no answer, "" if there is one.
+        versions, gpus, storage: the results of `node_probe.probe`.
+        silent: why there is no answer, or "".
     """
 
     node: Node
@@ -41,7 +41,7 @@ class Answer:
 
 
 def nodes() -> list[Node]:
-    """Those that are alive and have CPUs, in the order of their addresses."""
+    """Return the live nodes that have CPUs, in the order of their addresses."""
     found = [
         Node(
             node["NodeID"], node["NodeManagerAddress"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)
@@ -53,14 +53,15 @@ def nodes() -> list[Node]:
 
 
 def ask(asked: Sequence[Node], storage: StudyStorage | None) -> list[Answer]:
-    """Ask every node about itself, all at once.
+    """Ask all nodes about themselves at the same time.
 
     Args:
-        storage: the folder that all should share, or the object store that all should reach, probed with a file that
-            is gone afterwards; None: not probed.
+        asked: the nodes.
+        storage: the folder that all should share, or the object store that all should reach. It is tested with files
+            that are removed afterwards. None: it is not tested.
 
     Raises:
-        OSError: if this machine itself cannot write to the storage.
+        OSError: if this machine cannot write to the storage.
     """
     token = secrets.token_hex(16)
     with _left_behind(storage, token) as place:
@@ -87,7 +88,7 @@ def _answer(node: Node, reference: Any, end: float) -> Answer:
 
 
 def _read_back(answer: Answer, place: Place | None) -> Answer:
-    """With the storage found wanting where the node's file does not arrive here."""
+    """Return the answer. Report a problem with the storage if the node's file does not appear here."""
     if place is None or answer.silent or answer.storage:
         return answer
     end = time.monotonic() + node_probe.PATIENCE
@@ -100,7 +101,7 @@ def _read_back(answer: Answer, place: Place | None) -> Answer:
 
 @contextlib.contextmanager
 def _left_behind(storage: StudyStorage | None, token: str) -> Iterator[Place | None]:
-    """A place in the storage with the driver's file; afterwards there is no trace of it."""
+    """Within this block, the storage has a place with the driver's file. Afterwards the place is removed."""
     if storage is None:
         yield None
         return
@@ -110,8 +111,8 @@ def _left_behind(storage: StudyStorage | None, token: str) -> Iterator[Place | N
 
 
 def differences(answers: Sequence[Answer]) -> list[str]:
-    """List the versions of the nodes that differ from those of this process: a line a package and version, with all its
-    nodes."""
+    """Return a line for each package and version that differ from those of this process, with all nodes that have this
+    version."""
     here = node_probe.versions()
     found: dict[str, list[str]] = {}
     for answer in answers:
@@ -124,18 +125,19 @@ def differences(answers: Sequence[Answer]) -> list[str]:
 
 
 def compared(package: str, version: str) -> str:
-    """Return the part of a version that all nodes must have alike: of torch not the build (2.9.0+cpu, 2.9.0+cu126), of
-    Python not the patch release, of NumPy the major number, whose pickles differ."""
+    """Return the part of a version that must be equal on all nodes. For torch it is the version without the build
+    (2.9.0+cpu, 2.9.0+cu126), for Python the version without the patch number, and for NumPy the major number, which
+    decides the format of pickles."""
     release = version.partition("+")[0]
     parts = {"python": 2, "numpy": 1}.get(package)
     return release if parts is None else ".".join(release.split(".")[:parts])
 
 
 def check_nodes(storage: StudyStorage) -> None:
-    """Before a study begins on a cluster: every node runs what the driver runs, and shares or reaches its storage.
+    """Check before a study that every node has the same versions as this process and can use its storage.
 
     Raises:
-        UsageError: with the first thing that is wrong, and on which node.
+        UsageError: with the first problem and its node.
     """
     answers = ask(nodes(), storage)
     for answer in answers:

@@ -1,4 +1,4 @@
-"""The process of a private Ray (tuner.cluster.private_ray_main), as the driver sees it."""
+"""Control the process of a private Ray (tuner.cluster.private_ray_main) from the driver."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tune_sparsity.tuner.system.processes import own_process
 _END_WITHIN = 30.0  # seconds
 _NOTHING: Mapping[str, str] = {}
 MODE, _TOKENS = "RAY_AUTH_MODE", ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-# Our own records are the truth, and the driver writes them: Ray's loggers, its snapshots and its reporter only cost.
+# The driver writes all records. Ray's loggers, snapshots and reporter would only cost time.
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -25,22 +25,23 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "PL_DISABLE_FORK": "1",  # which Tune sets for its actors
+    "PL_DISABLE_FORK": "1",  # Tune sets it for its actors
     # One thread per trial process: two under contention make a one-second trial take 35 seconds.
     "OMP_NUM_THREADS": "1",
 }
 
-# In a Ray of our own nobody asks what ran when: to be told of it, and to keep it, takes 15 KiB a trial.
+# Nobody reads the task events of a private Ray. They would take 15 KiB for each trial.
 _OWN = {"RAY_task_events_report_interval_ms": "0", MODE: "token"}
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # without it Ray listens on all interfaces
 
 
 def settle_environment(*, own: bool = False) -> None:
-    """Ray's, for this process and those that it starts; what a user has set stays.
+    """Set Ray's environment variables for this process and its children. Variables that the user has set stay as they
+    are.
 
     Args:
-        own: for a Ray of our own, and before Ray is loaded. It listens on loopback alone, and asks for a token that
-            only these processes have, unless the user has said otherwise.
+        own: whether to set the variables of a private Ray, before Ray is imported. This Ray listens only on loopback.
+            Unless the user has chosen otherwise, it requires a token that only these processes have.
     """
     for name, value in (_ENVIRONMENT | (_OWN if own else {})).items():
         os.environ.setdefault(name, value)
@@ -51,22 +52,22 @@ def settle_environment(*, own: bool = False) -> None:
 
 
 def asks_for_token() -> bool:
-    """Return whether Ray asks for a token, as soon as this process is connected."""
+    """Return whether Ray requires a token from connected processes."""
     return os.environ.get(MODE, "").lower() == "token"
 
 
 class NodeProcess:
-    """A Ray on this machine for one study alone, until the block ends, or this process does.
+    """The process of a Ray on this machine for one study. It runs until the block or this process ends.
 
     Args:
-        config: the study's.
-        variables: more of them for Ray's processes.
-        plain: why Ray is to be started with public calls, in one line; it is also where the quick way fails.
-        ahead: whether workers load what trials need before there is one.
-        say: called with each line for the user, by who asks for the address.
+        config: the study's settings.
+        variables: more environment variables for Ray's processes.
+        plain: why Ray is to be started with public calls, in one line. With "", the quick way is tried first.
+        ahead: whether workers load the libraries of trials before there is a trial.
+        say: is called with each line for the user, in the thread that calls `address`.
 
     Attributes:
-        plain: why Ray was started with public calls; empty where it was not, and until the address is known.
+        plain: why Ray was started with public calls. Empty if it was not, or if the address is not yet known.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class NodeProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            process_group=0,  # an interrupt from the keyboard is for the driver alone
+            process_group=0,  # Ctrl-C is only for the driver
             text=True,
         )
         assert self._process.stdin is not None
@@ -96,10 +97,10 @@ class NodeProcess:
         self._say, self.plain = say, ""
 
     def address(self) -> str:
-        """Ray's, as soon as it is up.
+        """Wait until Ray has started, and return its address.
 
         Raises:
-            RuntimeError: if it does not start.
+            RuntimeError: if Ray does not start.
         """
         while self._said is None:
             message = json.loads(self._output.readline() or "{}")
@@ -115,14 +116,14 @@ class NodeProcess:
         return self._said["address"]
 
     def wait(self) -> None:
-        """Until Ray has ended, or is ended for want of one of its processes; not before `address`."""
+        """Wait until Ray has ended, or was ended because one of its processes died. Call `address` first."""
         self._output.read()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *reason: object) -> None:
-        if self._said is None:  # nobody needs it, as where a mistake is told: the kernel ends what it has started
+        if self._said is None:  # Ray was never used, for example after a user's mistake. The kernel ends its processes
             self._process.kill()
         self._input.close()
         try:

@@ -1,11 +1,12 @@
-"""The process that a private Ray on this machine belongs to: starts it, watches it, and ends it.
+"""Start, watch and end a private Ray on this machine, in a process of its own.
 
-It is not the driver: workers are copies of the driver (tuner.cluster.fork_server), and a process that has talked to Ray
-has threads that a copy would lack. The driver has it started (tuner.cluster.private_ray), reads Ray's address from it,
-and ends it by closing its standard input. The kernel does the same for a driver that is killed.
+This process is not the driver. Workers are copies of the driver (tuner.cluster.fork_server), and a process that has
+talked to Ray has threads, which a copy would lack. The driver starts this process (tuner.cluster.private_ray) and reads
+Ray's address from it. It ends this process by closing its standard input. If the driver is killed, the kernel closes
+it.
 
-Ray is started in a quick way, with private names of its own. If anything goes wrong there, this process ends what it
-has started, begins again as a fresh one, and starts Ray with public calls.
+The quick way to start Ray uses private names of Ray. If anything goes wrong with it, this process ends the started
+parts, replaces itself by a fresh process, and starts Ray with public calls.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from tune_sparsity.tuner.system.processes import own_process
 
 _LOOK_EVERY = 0.2  # seconds
 _ENDS_WITHIN = 10.0  # seconds, for a process that was killed
-_FILES = 65536  # that Ray's processes may have open, as Ray has it, where the system lets them
-_LATE = "timed out during startup"  # Ray's words: it gives its processes half a minute
-_SERVERS = ("gcs_server", "raylet")  # without one of which Ray is dead
+_FILES = 65536  # Ray's own limit of open files for its processes, if the system allows it
+_LATE = "timed out during startup"  # Ray's message if its processes need more than half a minute
+_SERVERS = ("gcs_server", "raylet")  # Ray needs both
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Started:
     """A Ray that has started.
 
     Attributes:
-        end: ends it.
+        address: its address.
+        end: a function that ends it.
     """
 
     address: str
@@ -51,12 +53,13 @@ class Started:
 
 
 def main(wanted: str, plain: str = "", tried: str = "") -> None:
-    """The process.
+    """Run the process.
 
     Args:
-        wanted: as JSON: `sizes`, the arguments of `cpus_in_use`, and whether workers load `ahead`.
-        plain: why Ray is started with public calls, in one line; empty where it is not.
-        tried: why that has to be tried again, in one line; empty where it has not been tried.
+        wanted: JSON with `sizes`, the arguments of `cpus_in_use`, and `ahead`, whether workers load libraries in
+            advance.
+        plain: why Ray is started with public calls, in one line. "": it is started in the quick way.
+        tried: why the start with public calls is repeated, in one line. "": it is the first attempt.
     """
     gc.set_threshold(100_000, 50, 100)
     if plain:
@@ -80,7 +83,7 @@ def main(wanted: str, plain: str = "", tried: str = "") -> None:
 
 
 def _again(*arguments: str) -> NoReturn:
-    """Be a fresh process, in which nothing of Ray is replaced."""
+    """Replace this process by a fresh one, in which no part of Ray is changed."""
     command = own_process("tune_sparsity.tuner.cluster.private_ray_main", *arguments)
     os.execv(command[0], command)
 
@@ -91,15 +94,15 @@ def _tell(**message: str) -> None:
 
 
 def _watch(ray: Started) -> None:
-    """Wait until the driver has ended, or one of Ray's processes, as for want of memory: nothing that waits for Ray
-    would ever hear of it. End Ray, and this process."""
+    """Wait until the driver or one of Ray's processes has ended, for example for lack of memory. Then end Ray and this
+    process. Calls that wait for a dead Ray would never return."""
     servers = [child for child in psutil.Process().children() if child.name() in _SERVERS]
     alive = True
     while alive and not select.select([sys.stdin], [], [], _LOOK_EVERY)[0]:
         alive = all(map(_runs, servers))
-    os.close(sys.stdout.fileno())  # which says that it has ended
-    sys.stdin.read()  # the driver would wait a minute for what it has just asked of a process that is ended
-    if alive:  # else it would wait for the other one
+    os.close(sys.stdout.fileno())  # tells the driver that Ray has ended
+    sys.stdin.read()  # the driver closes its side first: its last calls to an ended Ray would wait for a minute
+    if alive:  # a graceful end would wait for the dead process
         with contextlib.suppress(Exception):
             ray.end()
     end_all(psutil.Process().children(recursive=True))
@@ -124,7 +127,7 @@ def end_all(processes: list[psutil.Process]) -> None:
 def cpus_in_use(
     cpus_per_trial: float, gpus_per_trial: float | str, workers_per_trial: int, trials: int, concurrency: int | None
 ) -> int:
-    """CPUs of the trials that run at once: Ray starts a process for each of their workers."""
+    """Return the number of CPUs for the trials that run at once. Ray starts a process for each of their workers."""
     here = Node("", "", max(len(os.sched_getaffinity(0)), cpus_per_trial), count_gpus())
     gpus = gpus_per_trial if not isinstance(gpus_per_trial, str) else float(here.gpus > 0)
     at_once = max(1, trials_at_once([here], cpus_per_trial, gpus, workers_per_trial))
@@ -133,9 +136,9 @@ def cpus_in_use(
 
 
 def start_quickly(cpus: int) -> Started:
-    """Start Ray without what nobody looks at here: its dashboard's server, its agents, its autoscaler and what collects
-    workers' logs. Each is a Python process of its own, and together they take as long to start as all the rest of Ray.
-    Workers are started by tuner/cluster/fork_client.py, where there is a fork server for it to ask."""
+    """Start Ray without the server of its dashboard, its agents, its autoscaler and its collector of logs, which a
+    private Ray does not need. Each of them is a Python process, and together they take as long to start as the rest of
+    Ray. If there is a fork server, tuner/cluster/fork_client.py starts the workers."""
     options: dict[str, Any] = {"include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
     if fork_client.SERVER in os.environ:
         options["setup_worker_path"] = fork_client.__file__
@@ -154,7 +157,8 @@ def start_plainly(cpus: int) -> Started:
 
 @contextlib.contextmanager
 def _standard_output_aside() -> Iterator[None]:
-    """Send what Ray and its libraries write to standard output to standard error: the driver reads the former."""
+    """Within this block, send standard output to standard error, including that of Ray's libraries. The driver reads
+    standard output."""
     before = os.dup(1)
     os.dup2(2, 1)
     try:
@@ -171,10 +175,14 @@ def _allow_files() -> None:
 
 
 def _loading_ahead(ahead: bool) -> contextlib.AbstractContextManager[None]:
-    """Ray's processes start, and load what trials need, seconds before there is a trial to run, and are kept until
-    there is; not where only one of several processes would ever have one. They start with the raylet: with the driver's
-    connection, as Ray has it, the driver would wait for them, and it has as much to load."""
-    # A worker is there when the driver has loaded all: a raylet that gave up before would not take the driver either.
+    """Within this block, set variables of Ray for workers that start in advance, load the libraries of trials and wait
+    for a trial.
+
+    Without `ahead`, workers do not start in advance, because only one of several processes would be used. Workers start
+    with the raylet and not with the driver's connection, as they do by default: the driver would wait for them while it
+    has as much to load itself.
+    """
+    # A worker may register late, when the driver has loaded all libraries. The raylet must wait for both.
     settings = {"RAY_prestart_worker_first_driver": "0", "RAY_worker_register_timeout_seconds": "600"}
     if ahead:
         settings |= {

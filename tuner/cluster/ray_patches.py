@@ -1,8 +1,8 @@
-"""Every use of a private name of Ray. `PRIVATE` says of each why it is used, and how a study runs without it.
+"""Contain every use of a private name of Ray. `PRIVATE` explains why each is used and how a study runs without it.
 
-Ray is loaded inside the functions, and by each only the part that it needs: the process of a private Ray does without
-Ray Tune, and the fork server has to load Ray in a way of its own. A function raises one of `MISSING` where Ray has no
-such name; `patched` then does without, and `why_not` tells what is missing.
+Each function imports Ray itself, and only the part that it needs: the process of a private Ray does not need Ray Tune,
+and the fork server must import Ray in a special way. A function raises one of `MISSING` if Ray has no such name.
+`patched` then leaves the patch out, and `why_not` names the missing part.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 MISSING = (ImportError, AttributeError)
-"""What is raised where Ray has no such name."""
+"""The errors that are raised if Ray has no such name."""
 PLAIN = "Ray is started with public calls"
-"""What happens without most names."""
-_ONLY_LOADED_BEFORE = "nothing is lost unless Ray was loaded before the study set Ray's variables"
+"""The effect if one of most names is missing."""
+_ONLY_LOADED_BEFORE = "there is no effect unless Ray was imported before the study set Ray's variables"
 _ONE_LOSS_TWICE = "Tune counts the loss of a process twice for a trial that waits for it"
 _CLIENT = "a study with --address ray://... ends with a message"
 
@@ -36,10 +36,10 @@ class PrivateName(NamedTuple):
     """A private name of Ray.
 
     Attributes:
-        name: in full, from `ray`.
+        name: the full name, beginning with `ray`.
         reason: why it is used.
-        gain: what it saves, or makes possible.
-        without: what happens where Ray does not have it.
+        gain: what it saves or makes possible.
+        without: what happens if Ray does not have it.
     """
 
     name: str
@@ -53,73 +53,75 @@ PRIVATE = (
     PrivateName(
         "ray._private.node.Node",
         "starts Ray's processes from a process that does not talk to Ray",
-        "workers are copies of the command, and four Python processes are spared: with the next four names, start-up "
-        "takes 9 s and not 26 s on two cores",
+        "workers are copies of the command, and four Python processes are not needed: with the next four names, "
+        "start-up takes 9 s instead of 26 s on two cores",
         PLAIN,
     ),
-    PrivateName("ray._private.parameter.RayParams", "is the argument of Node", "as of Node", PLAIN),
+    PrivateName("ray._private.parameter.RayParams", "is the argument of Node", "the same as for Node", PLAIN),
     PrivateName(
         "ray._private.node.Node.start_api_server",
-        "starts the dashboard's process, which no option spares",
-        "a Python process less",
+        "starts the dashboard's process, which no option turns off",
+        "one Python process less",
         PLAIN,
     ),
     PrivateName(
         "ray._private.services.start_ray_process",
         "launches the raylet, whose two agents are left out",
-        "two Python processes less, for which the raylet waits before it starts workers",
+        "two Python processes less, and the raylet does not wait for them before it starts workers",
         PLAIN,
     ),
     PrivateName(
         "ray._private.workers.default_worker",
-        "is the script of Ray's workers, which is loaded before a process is copied",
-        "copies share its memory, and do not load it",
+        "is the script of Ray's workers, which is imported before a process is copied",
+        "copies share its memory, and do not import it",
         PLAIN,
     ),
     PrivateName(
         "ray.actor.ActorClassID",
         "names actors when Ray's modules are loaded, from a generator that all copies would share",
-        "processes can be copied: each worker starts in a moment, and shares most of its memory",
+        "processes can be copied: each worker starts in a moment and shares most of its memory",
         PLAIN,
     ),
     PrivateName(
         "ray.tune.execution.class_cache._ActorClassCache",
-        "gives Tune's actors an environment, for which Ray starts other processes than those that wait",
-        "trials run in the processes that have loaded their libraries",
+        "gives Tune's actors an environment, for which Ray starts new processes instead of using waiting ones",
+        "trials run in processes that have already loaded their libraries",
         f"{PLAIN}, and its processes load the libraries when the trials begin",
     ),
     PrivateName(
         "ray._private.accelerators.NvidiaGPUAcceleratorManager",
         "counts the GPUs as Ray does",
-        "torch need not be loaded, which takes seconds",
+        "torch is not imported, which would take seconds",
         "torch counts them",
     ),
     PrivateName(
         "ray._private.ray_constants.ENABLE_RAY_CLUSTER",
-        "keeps Ray on loopback, though it was loaded before the study began",
-        "a program that has loaded Ray itself can run a study",
+        "keeps Ray on loopback if it was imported before the study began",
+        "a program that has imported Ray itself can run a study",
         _ONLY_LOADED_BEFORE,
     ),
     PrivateName(
         "ray._raylet.Config",
-        "reads Ray's variables again, for one that was loaded before they were set",
-        "a program that has loaded Ray itself can run a study",
+        "reads Ray's variables again if Ray was imported before they were set",
+        "a program that has imported Ray itself can run a study",
         _ONLY_LOADED_BEFORE,
     ),
     PrivateName(
         "ray.air._internal.usage.tag_callbacks",
-        "counts callbacks for Ray's statistics, and loads MLflow to know its own",
-        "seconds and memory of the command: another process has MLflow",
-        "the command loads MLflow",
+        "counts callbacks for Ray's statistics, and imports MLflow for this",
+        "the command saves seconds and memory, because only another process needs MLflow",
+        "the command imports MLflow",
     ),
     PrivateName(
         f"{_CONTROLLER}._process_trial_failure",
-        "decides about a trial whose process is lost before it begins",
+        "decides what happens to a trial whose process is lost before the trial begins",
         "the loss counts once",
         _ONE_LOSS_TWICE,
     ),
     *(
-        PrivateName(f"{_CONTROLLER}.{name}", "holds the state of a trial that waits", "as above", _ONE_LOSS_TWICE)
+        PrivateName(
+            f"{_CONTROLLER}.{name}", "holds the state of a trial that waits", "the loss counts once", _ONE_LOSS_TWICE
+        )
         for name in (
             "_resetting_trials",
             "_trial_to_actor",
@@ -131,13 +133,13 @@ PRIVATE = (
     PrivateName(
         "ray.tune.impl.tuner_internal.TunerInternal",
         "runs Tune's controller in this process under Ray Client",
-        "studies with --address ray://...: our threads, files and MLflow are here",
+        "studies with --address ray://... work, since our threads, files and MLflow are in this process",
         _CLIENT,
     ),
     PrivateName(
         "ray.train._internal.storage._get_ray_train_session_dir",
-        "names a folder of a node of Ray, which there is none of under Ray Client",
-        "studies with --address ray://...",
+        "names a folder of a Ray node, and Ray Client has no node on this machine",
+        "studies with --address ray://... work",
         _CLIENT,
     ),
 )
@@ -145,7 +147,7 @@ PRIVATE = (
 
 @contextmanager
 def patched(*patches: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
-    """Apply these patches inside the block, but those for which Ray has no such name."""
+    """Apply these patches inside the block. Leave out those that need a name that Ray does not have."""
     with ExitStack() as stack:
         for patch in patches:
             with suppress(*MISSING):
@@ -174,8 +176,10 @@ def without_mlflow() -> AbstractContextManager[None]:
 
 
 def lost_while_waiting() -> AbstractContextManager[None]:
-    """Give a trial another process if the one that it waits for is gone, because the trial before it, or all of the
-    node, took it along. A trial that runs gets one, too. Tune would take it for failed, and count the one loss twice.
+    """Give a trial another process if its process is lost before the trial begins.
+
+    The process may be lost with the trial before or with its whole node. A running trial gets another process, too.
+    Tune would count a waiting trial as failed, and count the loss twice.
     """
     from ray.tune.execution.tune_controller import TuneController
 
@@ -191,24 +195,25 @@ def lost_while_waiting() -> AbstractContextManager[None]:
 
 
 def _waits_already(controller: TuneController, trial: Trial, exception: Any) -> bool:
-    """Return whether a trial was told of its loss before, and waits for a process. Prepare it for that otherwise."""
+    """Return whether a trial already waits for another process because of this loss. Otherwise prepare it for Tune's
+    next attempt."""
     import ray
     from ray.tune.experiment import Trial
 
-    controller._resetting_trials.discard(trial)  # else it would wait for the lost process for good
+    controller._resetting_trials.discard(trial)  # otherwise it would wait forever for the lost process
     if trial.status != Trial.PENDING or not isinstance(exception, ray.exceptions.RayActorError):
         return False
     if trial not in controller._trial_to_actor:
         return True
     if trial in controller._staged_trials:
         controller._unstage_trial_with_resources(trial)
-    controller._set_trial_status(trial, Trial.RUNNING)  # of which Tune tries again what is lost
+    controller._set_trial_status(trial, Trial.RUNNING)  # Tune restarts lost trials only if they are running
     return False
 
 
 def in_waiting_processes() -> AbstractContextManager[None]:
-    """Run trials in the processes that are there and have loaded their libraries. Tune would have Ray start others,
-    since it gives its actors an environment; in a Ray of our own all have it anyway."""
+    """Run trials in the waiting processes, which have loaded their libraries. Tune gives its actors an environment, and
+    Ray would start new processes for it. In a private Ray all processes have this environment anyway."""
     import ray
     from ray.tune.execution.class_cache import _ActorClassCache
 
@@ -218,11 +223,12 @@ def in_waiting_processes() -> AbstractContextManager[None]:
 
 @contextmanager
 def tuner_here(scratch: Path) -> Iterator[Callable[..., Any]]:
-    """Provide a Tuner of Ray Tune whose controller runs in this process. Under Ray Client it would run on the cluster,
-    where our threads, files and MLflow are not; and here there is no node of Ray's whose folder it could use.
+    """Provide Ray Tune's Tuner with its controller in this process. Under Ray Client it would run on the cluster,
+    without our threads, files and MLflow. A temporary folder replaces that of a Ray node, because this machine has no
+    node.
 
     Raises:
-        one of MISSING: if Ray has no such Tuner.
+        One of MISSING: if Ray has no such Tuner.
     """
     import ray
     from ray import tune
@@ -237,19 +243,19 @@ def tuner_here(scratch: Path) -> Iterator[Callable[..., Any]]:
         yield partial(TunerInternal, _tuner_kwargs={"_remote": False})
 
 
-# A Ray of our own
+# A private Ray
 
 
 def on_loopback() -> AbstractContextManager[None]:
-    """Let Ray take 127.0.0.1 as the address of this process inside the block. It would take the machine's own where
-    it believes that there can be a cluster, and was loaded before its variable said otherwise."""
+    """Let Ray use 127.0.0.1 as the address of this process inside the block. If Ray was imported before its variable
+    was set, it would use the address of the machine."""
     from ray._private import ray_constants
 
     return replaced(ray_constants, "ENABLE_RAY_CLUSTER", False)
 
 
 def settle_ray() -> None:
-    """Let Ray read its variables again. The driver may have had others when it loaded Ray."""
+    """Let Ray read its variables again. They may have been different when the driver imported Ray."""
     with suppress(*MISSING):
         from ray import _raylet
 
@@ -276,10 +282,12 @@ def without_agents() -> AbstractContextManager[None]:
 
 
 def _without_agents(command: list[str]) -> list[str]:
-    """Return the raylet's command without its agents for the dashboard and for runtime environments. They are Python
-    processes that load for seconds, for which the raylet waits before it lets workers start. It insists on having them,
-    and ends if they do. So each is a process that waits for the end of its input, the raylet's own, at ports that
-    nobody asks for."""
+    """Return the raylet's command without its agents for the dashboard and for runtime environments.
+
+    The agents are Python processes that load for seconds, and the raylet starts no workers before they are ready. It
+    requires that the agents exist, and ends if they end. Each agent is therefore replaced by a process that waits for
+    the end of its input, which is the raylet's own. The ports are those of agents that serve nothing.
+    """
     waits, nowhere = shutil.which("cat"), "-1"  # the port of an agent that serves nothing
     if waits is None:
         return command
@@ -294,8 +302,8 @@ def start_node(cpus: int, **options: Any) -> RayNode:
     """Start Ray's processes on this machine. `ray.init` would start them as children of a process that talks to Ray.
 
     Args:
-        cpus: that Ray is to have.
-        options: more of Ray's parameters.
+        cpus: the number of CPUs that Ray may use.
+        options: further parameters of Ray.
     """
     from ray._private import node, parameter
 
@@ -318,8 +326,8 @@ def count_gpus() -> int:
 
 @contextmanager
 def loading_a_worker() -> Iterator[None]:
-    """Load Ray's script for workers, and inside the block the code of trials, so that a copy of this process can become
-    a worker."""
+    """Load Ray's script for workers. Inside the block, the caller loads the code of trials. A copy of this process can
+    then become a worker."""
     import ray
 
     with replaced(ray.actor, "ActorClassID", ActorClassID):
@@ -329,8 +337,8 @@ def loading_a_worker() -> Iterator[None]:
 
 
 class ActorClassID:
-    """Ray's, but that its generator is not begun: all workers would go on with it, and give out the same names. Ray's
-    modules name their actors when they are loaded."""
+    """Gives random names to actors as Ray's class does, without its generator. All workers would inherit the state of
+    this generator and give out the same names. Ray's modules name their actors when they are imported."""
 
     @staticmethod
     def from_random() -> Any:

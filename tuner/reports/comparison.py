@@ -1,4 +1,4 @@
-"""`tune-sparsity compare`: studies of one experiment beside each other: their fronts, and what they reach."""
+"""Compare studies of one experiment: their fronts, and their best networks at each target."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _LOOKS = [
     *(("blue", "circle"), ("vermillion", "diamond"), ("bluish green", "square"), ("orange", "triangle-up")),
     *(("reddish purple", "cross"), ("sky blue", "star"), ("black", "x")),
 ]
-"""A colour and a shape for each study."""
+"""The colour and the shape of each study's points."""
 
 
 def check_alike(studies: Sequence[EndedStudy]) -> None:
-    """Raises UsageError unless these are two or more studies of one experiment and one metric."""
+    """Raise UsageError unless these are two or more studies of one experiment and one metric."""
     if len(studies) < 2 or len({study.folder.resolve() for study in studies}) < len(studies):
         raise UsageError("compare needs two or more different studies: tune-sparsity compare STUDY STUDY")
     metrics = dict.fromkeys(str(study.goal.objective) for study in studies)
@@ -38,8 +38,8 @@ def check_alike(studies: Sequence[EndedStudy]) -> None:
 
 
 def differences(studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialRecord]]) -> list[dict[str, Any]]:
-    """For every target that any of the studies has, each study's best trial at it, and how far its metric is from
-    the first study's. The metric is that on the validation data."""
+    """Return a row for each target of any study and each study. A row has the study's best trial at the target, and the
+    difference of its metric from that of the first study. The metric is that on the validation data."""
     objective = studies[0].goal.objective
     targets = sorted({target for study in studies for target in study.goal.targets})
     rows = []
@@ -100,10 +100,10 @@ def as_lines(rows: Sequence[dict[str, Any]], objective: Objective) -> list[str]:
 
 
 def notes_on(studies: Sequence[EndedStudy]) -> list[str]:
-    """Return a line for each thing beside the search that the studies do not have in common: data, networks, epochs."""
+    """Return a line for each difference between the studies that is not part of the search: data, networks, epochs."""
     name, notes = studies[0].goal.objective.name, list[str]()
     if len({study.about.get("data_sha256") for study in studies}) > 1:
-        notes.append(f"Their data differ, so that a difference in {name} may be the data's.")
+        notes.append(f"Their data differ, so that a difference in {name} may come from the data.")
     weights = [(study.result.get("best") or {}).get("weights") for study in studies]
     if len(set(weights) - {None}) > 1:
         told = " and ".join("unknown" if number is None else f"{number:,}" for number in weights)
@@ -115,8 +115,7 @@ def notes_on(studies: Sequence[EndedStudy]) -> list[str]:
 
 
 def fronts_figure(studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialRecord]]) -> go.Figure:
-    """Return the studies' fronts over each other, from the lowest target of any of them, and their other completed
-    trials."""
+    """Return a plot of all fronts from the lowest target of any study, with the other completed trials."""
     lowest, objective = min(study.goal.lowest for study in studies), studies[0].goal.objective
     data: list[dict[str, Any]] = []
     for i, (study, own) in enumerate(zip(studies, records, strict=True)):
@@ -141,10 +140,10 @@ def fronts_figure(studies: Sequence[EndedStudy], records: Sequence[Sequence[Tria
         {"text": percent(end), "x": 100 * end, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
         for end in ends
     ]
-    dashed = "dashed: what the studies were asked for"
+    dashed = "dashed: the targets of the studies"
     return figure(
         data,
-        titled("Fronts over each other", f"{objective.name} on the validation data; {dashed}"),
+        titled("Fronts of the studies", f"{objective.name} on the validation data; {dashed}"),
         xaxis={"title": {"text": "sparsity"}, "ticksuffix": "%"},
         yaxis=value_axis(objective, "validation"),
         shapes=[{**line, "x0": 100 * end, "x1": 100 * end} for end in ends],
@@ -158,7 +157,7 @@ def fronts_figure(studies: Sequence[EndedStudy], records: Sequence[Sequence[Tria
 def compare_page(
     studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialRecord]], rows: Sequence[dict[str, Any]]
 ) -> str:
-    """Return the page: the fronts, the differences, and what each study was asked."""
+    """Return the page with the fronts, the differences and the settings of the studies."""
     title = f"{studies[0].result['experiment']}: {' and '.join(study.config.study for study in studies)}"
     objective, configs = studies[0].goal.objective, [study.config for study in studies]
     asked = [

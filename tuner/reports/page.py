@@ -1,4 +1,4 @@
-"""HTML pages, each a single file that opens without a network, from the templates beside this module."""
+"""Write HTML pages from the templates in this folder. Each page is a single file that opens without a network."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def _templates() -> Environment:
 
 
 def page(template: str, title: str, figures: Mapping[str, go.Figure], height: str = "480px", **values: Any) -> str:
-    """Return a page, which has plotly.js in it once.
+    """Return a page. It contains plotly.js once.
 
     Args:
         template: the name of the template's file.
         title: plain text.
-        figures: by their names.
-        height: of a figure that has none of its own.
-        values: what else the template shows.
+        figures: name -> figure.
+        height: the height of figures that have none of their own.
+        values: further values for the template.
     """
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
@@ -54,15 +54,16 @@ def _drawn(figure: go.Figure, name: str, height: str) -> str:
     """Return the figure as HTML. The name is its id, so that the same study gives the same file."""
     if figure.layout.height:
         height = f"{figure.layout.height}px"
-    # Not displaylogo: a link to a web site has no place in a page that is read offline.
+    # plotly's logo links to a web site, and the page must work offline.
     config = {"displaylogo": False, "responsive": True}
     return str(figure.to_html(config, full_html=False, include_plotlyjs=False, div_id=name, default_height=height))
 
 
 def write_html(figure: go.Figure, path: Path) -> None:
-    """Write the figure as one self-contained page (about 5 MB: plotly.js is in it) that asks the network for nothing.
+    """Write the figure as one self-contained page of about 5 MB, which includes plotly.js and needs no network.
 
-    The page's title is the figure's, or the file's name if it has none. An existing file is replaced in one step.
+    The title of the page is that of the figure, or the name of the file if the figure has none. An existing file is
+    replaced in one step.
 
     Raises:
         OSError: if the folder cannot be written to.

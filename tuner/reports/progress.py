@@ -1,7 +1,7 @@
-"""The terminal: how far a study is while it runs, and what it found at its end.
+"""Show the progress of a running study in the terminal.
 
-Progress goes to standard error and the result to standard output, so that `--json` and pipes stay clean. rich is
-imported only where something is drawn.
+Progress goes to standard error and the result to standard output, so that `--json` and pipes get only the result. rich
+is imported only if the stream is a terminal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 UPDATE_SECONDS = 0.25
-_UPDATE_SHARE = 50  # and no more often than once in so many times what an update takes: it looks at every trial
+_UPDATE_SHARE = 50  # the least interval of updates, as a multiple of an update's time, which grows with the trials
 LINE_SECONDS = 10.0
 
 FINISHED = (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)
@@ -32,20 +32,23 @@ FINISHED = (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)
 
 @dataclass(frozen=True)
 class Summary:
-    """The study at one moment, as the terminal shows it."""
+    """The state of a study at one moment, for the terminal."""
 
     done: int = 0
     running: int = 0
     pruned: int = 0
     failed: int = 0
     best: TrialRecord | None = None
-    saved: float = 0.0  # of the epochs that the ended trials would have trained: those that stopping them saved
-    found: str = ""  # of a goal that is not the one best trial: what there is of it so far
+    saved: float = 0.0  # the share of epochs that early stopping has saved, see `saved_epochs`
+    found: str = ""  # the results so far, for a goal with several targets or a front
 
     @classmethod
     def of(cls, records: Iterable[TrialRecord], goal: Goal, epochs: int = 0) -> Summary:
-        """Summarise these trials. `epochs` is the number of epochs of a trial without early stopping, and 0 if this
-        number is not known."""
+        """Summarise these trials.
+
+        Args:
+            epochs: the number of epochs of a trial without early stopping. 0: it is not known.
+        """
         records = list(records)
         states = Counter(record.state for record in records)
         return cls(
@@ -59,7 +62,7 @@ class Summary:
         )
 
     def counts(self) -> str:
-        """Return the trials that are not simply done; failed ones are mentioned only if there are any."""
+        """Return a text with the numbers of trials that run, were stopped early or have failed."""
         failed = f", {self.failed} failed" if self.failed else ""
         saved = f" ({self.saved:.0%} of the epochs saved)" if self.saved >= 0.005 else ""
         return f"{self.running} running, {self.pruned} stopped early{saved}{failed}"
@@ -73,7 +76,7 @@ class Summary:
 
 
 def _found(records: Sequence[TrialRecord], goal: Goal) -> str:
-    """Return the results so far, at each of several targets or of a front."""
+    """Return the results so far for a goal with several targets or a front."""
     if goal.kind is GoalKind.TARGETS:
         found = [(target, best) for target, best in goal.best_at(records) if best is not None]
         best = ", ".join(f"{best.text} at {target:g} ({best.name})" for target, best in found)
@@ -86,15 +89,15 @@ def _found(records: Sequence[TrialRecord], goal: Goal) -> str:
 
 
 def missing_above(goal: Goal, records: Sequence[TrialRecord], word: str = " yet") -> str:
-    """Return the words that name the part of the goal's range that no trial covers. A sentence ends with them. The
-    result is empty if trials cover the whole range."""
+    """Return words, for the end of a sentence, that name the part of the goal's range without trials. Return "" if
+    trials cover the whole range."""
     above = goal.missing_above(records)
     return "" if above is None else f", nothing above {above:.4g}{word}"
 
 
 def saved_epochs(records: Iterable[TrialRecord], epochs: int) -> float:
-    """Return the epochs that stopped trials did not train, as a share of those that the completed and the stopped
-    trials would have trained."""
+    """Return the share of epochs that early stopping has saved, in [0, 1]. The whole is the number of epochs that the
+    completed and the stopped trials would have trained without it."""
     ended = [record for record in records if record.state in (TrialState.COMPLETED, TrialState.PRUNED)]
     stopped = [record for record in ended if record.state is TrialState.PRUNED]
     return (
@@ -103,9 +106,10 @@ def saved_epochs(records: Iterable[TrialRecord], epochs: int) -> float:
 
 
 def work_done(records: Iterable[TrialRecord]) -> float:
-    """Return the trials that are finished, and those that run as far as the mean duration of finished ones tells.
+    """Return the number of finished trials plus the finished shares of running trials, estimated from the mean
+    duration.
 
-    Without the latter the first estimate, made when one of several concurrent trials ended, would be far too long.
+    Without the shares, the first estimate of the time left would be far too long if several trials run at once.
     """
     records = list(records)
     durations = [record.seconds for record in records if record.state in FINISHED]
@@ -115,21 +119,21 @@ def work_done(records: Iterable[TrialRecord]) -> float:
 
 
 class Progress:
-    """Shows how far a study is: a bar on a terminal, now and then a line elsewhere, nothing if quiet.
+    """Shows the progress of a study. A terminal gets a bar, another stream gets a line from time to time.
 
-    Use it as a context manager, and call `update` as often as there is news: it does nothing until there is something
-    to redraw, at most 4 times a second. A stream that breaks (a closed pipe) ends the display and not the study.
+    Use it as a context manager, and call `update` after every event. A call has no effect until it is time to redraw,
+    at most 4 times a second. If the stream breaks (a closed pipe), the display ends and the study continues.
 
     Args:
-        total_trials: how many trials the study will have, those of earlier runs included.
-        goal: what the study looks for.
-        stream: where to write; default sys.stderr.
-        live: whether the stream is a terminal whose lines can be redrawn; by default this is found out.
-        deadline: the clock's reading at which the time budget ends, if there is one.
-        quiet: show nothing at all.
-        finished_before: trials that an earlier run of the study finished; they say nothing of this run's pace.
-        epochs: that a trial trains which is not stopped.
-        clock: seconds that never go back.
+        total_trials: the number of trials of the whole study, including earlier runs.
+        goal: the goal of the study.
+        stream: the output. The default is sys.stderr.
+        live: whether the stream is a terminal whose lines can be redrawn. None: it is detected.
+        deadline: the clock's time at which the time budget ends, if there is one.
+        quiet: whether to show nothing at all.
+        finished_before: trials that an earlier run has finished. They do not count for the speed of this run.
+        epochs: the number of epochs of a trial that is not stopped.
+        clock: a clock in seconds that never goes back.
     """
 
     def __init__(
@@ -166,12 +170,12 @@ class Progress:
         return self
 
     def open(self) -> None:
-        """Begin to show something, if only that nothing is known yet."""
+        """Begin to show the progress, even if nothing is known yet."""
         if self._live_wanted and not self._quiet:
             from rich.console import Console
             from rich.live import Live
 
-            # rich redraws by itself, so that the clock goes on while no trial reports.
+            # rich redraws by itself, so that the elapsed time is right while no trial reports.
             console = Console(file=self._stream, force_terminal=True)
             self._live = Live(get_renderable=self._drawing, console=console, refresh_per_second=1 / UPDATE_SECONDS)
             self._live.start()
@@ -182,11 +186,11 @@ class Progress:
         self.close()
 
     def update(self, records: Iterable[TrialRecord]) -> None:
-        """Shows these trials, of every state, if it is time to.
+        """Show these trials if it is time to redraw.
 
         Args:
-            records: all trials of the study so far. They are not looked at before it is time to, so that calling
-                this after every epoch of every trial costs nothing; pass a collection, not an iterator.
+            records: all trials of the study so far, in any state. Pass a collection and not an iterator. It is read
+                only if it is time to redraw, so that a call after every epoch costs nothing.
         """
         if self._quiet:
             return
@@ -195,13 +199,13 @@ class Progress:
             self._take()
 
     def close(self) -> None:
-        """Shows the last state and lets go of the terminal. May be called more than once."""
+        """Show the last state and release the terminal. This method may be called more than once."""
         if self._quiet:
             return
         self._take(last=True)
         self._quiet = True
         if self._live is not None:
-            with suppress(OSError, ValueError):  # the terminal is gone: nothing is left to restore
+            with suppress(OSError, ValueError):  # the terminal has closed
                 self._live.stop()
 
     def line(self) -> str:
@@ -234,7 +238,7 @@ class Progress:
         ends = [end for end in (self._expected_end, self._deadline) if end is not None]
         if not ends or self._summary.done >= self._total:
             return ""
-        # Before a trial has ended nothing is known but the budget.
+        # Before the first trial has ended, only the budget is known.
         return time_left(min(ends) - now, "at most" if self._expected_end is None else "about")
 
     def _times(self) -> str:
@@ -243,7 +247,7 @@ class Progress:
         return f"{duration(now - self._started)} elapsed" + (f", {left}" if left else "")
 
     def _write_line(self, now: float) -> None:
-        # A log of a night's study need not have a line for every 10 seconds of it.
+        # Lines become rarer, so that the log of a long study stays short.
         self._next_line = now + max(LINE_SECONDS, (now - self._started) / 30)
         try:
             print(self.line(), file=self._stream, flush=True)
@@ -251,7 +255,8 @@ class Progress:
             self._quiet = True
 
     def _drawing(self) -> RenderableType:
-        """Two lines and a bar. Called by rich's thread: it reads only what `_take` replaces as a whole."""
+        """Return two lines and a bar. rich's thread calls this method, which reads only attributes that `_take`
+        replaces as a whole."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table

@@ -1,4 +1,4 @@
-"""Numbers, times, paths and commands as text."""
+"""Format numbers, times, paths and commands as text."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from tune_sparsity.sparsity import DeadNeurons, NetworkSize
     from tune_sparsity.tuner.study.goal import Goal
 
-_DEAD_NAMED = 6  # layers that have dead neurons
-_SATURATED = 0.9  # spikes a neuron and step
+_DEAD_NAMED = 6  # layers with dead neurons that a text names
+_SATURATED = 0.9  # spikes of a neuron in a step
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in the largest two units that matter: "41 s", "3 min 20 s", "2 h 05 min"."""
+    """Return a duration with its two largest units: "41 s", "3 min 20 s", "2 h 05 min"."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -30,7 +30,7 @@ def duration(seconds: float) -> str:
 
 
 def time_left(seconds: float, word: str = "about") -> str:
-    """Return an estimate in words that claim no more than it knows: "about 40 s left", "a few seconds left"."""
+    """Return a rough estimate as text: "about 40 s left", "a few seconds left"."""
     if seconds < 7.5:
         return "a few seconds left"
     if seconds < 90:
@@ -41,7 +41,8 @@ def time_left(seconds: float, word: str = "about") -> str:
 
 
 def dead_text(dead: Mapping[str, DeadNeurons]) -> str:
-    """Say which layers have neurons without a connection, those with the most first; nothing where there are none."""
+    """Return a text that names the layers with neurons without a connection, the layers with the most of them first.
+    Return "" if there are none."""
     most = sorted(dead.items(), key=lambda item: -item[1].dead)
     named = ", ".join(f"{one.dead} of {one.neurons} in {name}" for name, one in most[:_DEAD_NAMED])
     more = f" and in {len(most) - _DEAD_NAMED} more layers" if len(most) > _DEAD_NAMED else ""
@@ -49,19 +50,19 @@ def dead_text(dead: Mapping[str, DeadNeurons]) -> str:
 
 
 def spikes_text(rates: Mapping[str, float]) -> str:
-    """Warn of spiking layers that never spike, or nearly always; nothing where there are none.
+    """Return a warning about spiking layers that never spike or nearly always spike. Return "" if there are none.
 
     Args:
-        rates: spikes a neuron and step, by layer.
+        rates: the name of each layer -> spikes of a neuron in a step.
     """
     odd = [
         f"{name} spikes at {rate:.1%} of the steps" for name, rate in rates.items() if rate == 0 or rate > _SATURATED
     ]
-    return f"{', '.join(odd)}: such a layer tells the next one next to nothing" if odd else ""
+    return f"{', '.join(odd)}: such a layer passes almost no information on" if odd else ""
 
 
 def few_prunable(size: NetworkSize) -> str:
-    """Return a warning where less than half of the weights in matrices can be pruned; else nothing."""
+    """Return a warning if less than half of the weights in matrices can be pruned. Otherwise return ""."""
     if 2 * size.prunable >= size.matrices:
         return ""
     share = size.prunable / size.matrices
@@ -73,7 +74,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def shown_path(path: Path) -> str:
-    """Return the path as it is shortest to type: relative to the current folder if it lies in it."""
+    """Return the shortest form of a path: relative to the current folder if it lies below it."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except (OSError, ValueError):
@@ -85,22 +86,23 @@ def short_number(value: Any) -> str:
 
 
 def command(name: str) -> str:
-    """Return how to call a command of this installation from here: by its name if the shell finds it, else by its path,
-    as in a virtual environment that is not activated."""
+    """Return how a user calls a command of this installation here. It is the command's name if the shell finds it.
+    Otherwise it is the path, as in a virtual environment that is not activated."""
     beside = Path(sys.executable).with_name(name)
     return name if shutil.which(name) or not beside.is_file() else shlex.quote(shown_path(beside))
 
 
 def corner_text(goal: Goal, sparsity: str) -> str:
-    """Return the corner that a hypervolume is measured from, and on which side of it the area lies.
+    """Return a text that describes the corner from which the hypervolume is measured, and on which side of it the area
+    lies.
 
     Args:
-        sparsity: the corner's, as text.
+        sparsity: the sparsity of the corner, as text.
     """
     side = "above" if goal.objective.maximize else "below"
     return f"{side} (sparsity {sparsity}, {goal.objective.name} {goal.baseline:.4g})"
 
 
 def percent(fraction: float) -> str:
-    """Return a fraction such as a target as people write it: 0.9 is "90%", 0.985 is "98.5%"."""
+    """Return a fraction as a percentage: 0.9 is "90%", 0.985 is "98.5%"."""
     return f"{100 * fraction:.6g}%"

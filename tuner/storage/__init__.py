@@ -1,1 +1,1 @@
-"""Where a study is kept: a folder, or a prefix in an object store, and which process may write there."""
+"""Keep studies in a folder or in an object store, and decide which process may write there."""

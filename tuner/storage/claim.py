@@ -1,4 +1,4 @@
-"""A study that this process holds: its folder, or its prefix in an object store."""
+"""Claim a study for this process, in a folder or in an object store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tune_sparsity.tuner.storage.sync import Mirror
 
 @contextmanager
 def claim_folder(folder: Path, *, resume: bool) -> Iterator[None]:
-    """Hold the study in this folder. See StudyStorage.claim."""
+    """Claim the study in this folder for the block. See StudyStorage.claim."""
     if not resume:
         folder.mkdir(parents=True, exist_ok=True)
     with lock_study(folder):
@@ -28,7 +28,8 @@ def claim_folder(folder: Path, *, resume: bool) -> Iterator[None]:
 
 @contextmanager
 def claim_prefix(study: S3Prefix, folder: Path, *, resume: bool) -> Iterator[Mirror]:
-    """Hold the study below this prefix, and keep what the folder has of it up to date there. See StudyStorage.claim."""
+    """Claim the study below this prefix for the block, and copy the files of the folder there. See
+    StudyStorage.claim."""
     folder.mkdir(parents=True, exist_ok=True)
     with lock_study(folder):
         owner = Lease(study, folder)
@@ -46,7 +47,7 @@ def claim_prefix(study: S3Prefix, folder: Path, *, resume: bool) -> Iterator[Mir
 
 
 def _fetched(study: S3Prefix, folder: Path) -> list[str]:
-    """Makes the folder what the store has; the folder itself stays, since the lock is on it."""
+    """Replace the contents of the folder by the files in the store. The folder itself stays, because it is locked."""
     for old in folder.iterdir():
         if old.is_dir() and not old.is_symlink():
             shutil.rmtree(old)

@@ -1,8 +1,8 @@
-"""Whose a study in an object store is: an object that its driver renews, since such a store has no locks.
+"""Claim a study in an object store. The driver renews an object there, because an object store has no locks.
 
-What it can do: a second driver sees that the first one renews it, and is refused; a driver that finds another's mark in
-the place of its own stops writing. What it cannot: a driver that could not reach the store for longer than TTL is
-taken for dead; should it live, both may train for a while, until it reaches the store again and stops.
+A second driver sees that the first one renews the object, and is refused. A driver that finds the object of another
+driver stops writing. One case is not covered: a driver that cannot reach the store for longer than TTL counts as dead.
+If it still lives, both drivers may train until the first one reaches the store again and stops.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.storage.s3 import S3Prefix
 
 OWNER = ".owner.json"
-MARK = ".owner"  # in the working folder: the last driver that wrote there
+MARK = ".owner"  # a file in the working folder with the token of the last driver that wrote there
 BEAT = 10.0  # seconds between two renewals
-TTL = 40.0  # seconds without one after which the driver is taken for dead
-_LOOK = 2.0  # seconds between two looks at another's mark
-_SETTLE = 1.0  # seconds after which the last one of several that took it at once is to be seen
+TTL = 40.0  # seconds without a renewal after which the driver counts as dead
+_LOOK = 2.0  # seconds between two checks of another driver's object
+_SETTLE = 1.0  # seconds after which the last write of several drivers is visible
 
 
 class TakenOver(Exception):
-    """Another driver runs the study now."""
+    """Report that another driver runs the study now."""
 
 
 class Lease:
-    """This process as a study's driver.
+    """The claim of this process on a study.
 
     Args:
-        study: its prefix in the store.
-        folder: where this process works on it.
+        study: the study's prefix in the store.
+        folder: the folder in which this process works on the study.
     """
 
     def __init__(self, study: S3Prefix, folder: Path) -> None:
@@ -46,13 +46,13 @@ class Lease:
         self._token, self._beat, self._next = secrets.token_hex(16), 0, 0.0
 
     def take(self) -> bool:
-        """Makes the study this process's.
+        """Claim the study for this process.
 
         Returns:
-            Whether the store may have more of it than the folder has: another driver, or none from here, was the last.
+            Whether the store may have newer files than the folder, because the last driver worked in another folder.
 
         Raises:
-            UsageError: if another driver runs it.
+            UsageError: if another driver runs the study.
             OSError: if the store cannot be read or written.
         """
         before = self._read()
@@ -68,16 +68,21 @@ class Lease:
         return before is not None and here != before.get("token")
 
     def mark(self) -> None:
-        """Notes in the folder that it holds what this driver knows of the study. Raises OSError."""
+        """Mark the folder as the place of this driver's files. Raise OSError if this fails."""
         (self._folder / MARK).write_text(self._token)
 
     @property
     def due(self) -> bool:
-        """Return whether it is time to renew."""
+        """Return whether it is time for a renewal."""
         return time.monotonic() >= self._next
 
     def renew(self) -> None:
-        """Looks whether the study is still this process's, and renews that. Raises TakenOver, OSError."""
+        """Check that this process still has the study, and renew the claim if it is due.
+
+        Raises:
+            TakenOver: if another driver has the study.
+            OSError: if the store cannot be read or written.
+        """
         now = self._read() or {}
         if now.get("token", self._token) != self._token:
             raise TakenOver(_taken(self._study, now))
@@ -85,12 +90,12 @@ class Lease:
             self._write(ended=False)
 
     def release(self) -> None:
-        """The study is nobody's. Raises OSError."""
+        """End the claim. Raise OSError if the store cannot be written."""
         self._write(ended=True)
 
     def _wait_for(self, before: dict[str, Any]) -> None:
         host = before.get("host", "another machine")
-        print(f"Looking whether {host} still runs the study, {TTL:.0f} seconds at most", file=sys.stderr, flush=True)
+        print(f"Checking whether {host} still runs the study, at most {TTL:.0f} seconds", file=sys.stderr, flush=True)
         end = time.monotonic() + TTL
         while time.monotonic() < end:
             time.sleep(_LOOK)
@@ -123,8 +128,8 @@ def _taken(study: S3Prefix, by: dict[str, Any]) -> str:
 
 
 def _machine() -> str:
-    """Return the running system within which a process has its number: another after a reboot, and in each
-    container."""
+    """Return a name for the running system. It changes with a reboot, and each container has its own. Process numbers
+    are unique within it."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -139,7 +144,7 @@ def _started(pid: int) -> float | None:
 
 
 def _is_gone(owner: dict[str, Any]) -> bool:
-    """Return whether that driver ran on this machine, and does no more; False where that cannot be known."""
+    """Return whether the driver ran on this machine and has ended. Return False if this cannot be known."""
     if not _machine() or owner.get("machine") != _machine():
         return False
     started = _started(owner.get("pid", 0))

@@ -1,4 +1,4 @@
-"""Studies of an object store on this machine's disk: where a study that runs is worked on, and copies to look at."""
+"""Keep local files of studies in an object store: working folders of running studies, and copies for reading."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tune_sparsity.cache import cache_folder
 from tune_sparsity.tuner.storage.s3 import S3Prefix, parts_of
 from tune_sparsity.tuner.study.layout import WEIGHTS
 
-CACHE_VARIABLE = "TUNE_SPARSITY_CACHE"  # the folder of working copies, in the place of ~/.cache/tune-sparsity
+CACHE_VARIABLE = "TUNE_SPARSITY_CACHE"  # the folder for working folders, instead of ~/.cache/tune-sparsity
 _COPIES: list[tempfile.TemporaryDirectory[str]] = []  # each is removed when this process ends
 
 
 def working_folder(store: S3Prefix, study: str) -> Path:
-    """Return where a driver on this machine works on a study of the store: the same one whenever it is called."""
+    """Return the folder in which drivers on this machine work on a study of the store. It is always the same."""
     home = os.environ.get(CACHE_VARIABLE)
     base = Path(home) if home else cache_folder()
-    # One folder for each place: a study's name may be another study's prefix in the store, and not here.
+    # Each storage has its own folder. In the store, the name of a study may be a prefix of another storage.
     where = quote(f"{store.endpoint.partition('://')[2] or 's3'}/{store.bucket}/{store.prefix}", safe="")
     if len(where) > 150:
         where = f"{where[:100]}-{hashlib.sha256(where.encode()).hexdigest()[:16]}"
@@ -29,7 +29,7 @@ def working_folder(store: S3Prefix, study: str) -> Path:
 
 
 def belongs(name: str) -> bool:
-    """Return whether a file of this name is part of the study, and not scratch, a lock or somebody's own."""
+    """Return whether a file with this name is part of the study. Temporary files, locks and foreign files are not."""
     try:
         parts = parts_of(name)
     except ValueError:
@@ -40,17 +40,17 @@ def belongs(name: str) -> bool:
 
 
 def download(study: S3Prefix, folder: Path, *, hidden: bool = True) -> list[str]:
-    """Writes the study's files into the folder.
+    """Write the study's files into the folder.
 
     Args:
-        study: its prefix in the store.
-        hidden: also what only a study that goes on needs.
+        study: the study's prefix in the store.
+        hidden: whether to write hidden files, too. Only a study that continues needs them.
 
     Returns:
         The names of the files, relative to the folder.
 
     Raises:
-        OSError: if the store cannot be read, or the folder not be written to.
+        OSError: if the store cannot be read or the folder cannot be written to.
     """
     names = [name for name in study.names() if belongs(name) and (hidden or not name.startswith("."))]
     for name in names:
@@ -62,7 +62,8 @@ def download(study: S3Prefix, folder: Path, *, hidden: bool = True) -> list[str]
 
 @functools.lru_cache
 def looked_at(study: S3Prefix) -> Path:
-    """A copy of the study to look at, which is gone when this process ends. Raises OSError."""
+    """Return a copy of the study for reading. It is removed when this process ends. Raise OSError if the store cannot
+    be read."""
     folder = _temporary() / study.prefix.rpartition("/")[2]
     download(study, folder, hidden=False)
     return folder
@@ -70,7 +71,8 @@ def looked_at(study: S3Prefix) -> Path:
 
 @functools.lru_cache
 def file_of(study: S3Prefix, name: str) -> Path:
-    """A copy of one file of the study, which is gone when this process ends. Raises OSError."""
+    """Return a copy of one file of the study. It is removed when this process ends. Raise OSError if the store cannot
+    be read."""
     path = _temporary() / name
     path.write_bytes(study.read(name))
     return path

@@ -1,4 +1,4 @@
-"""A study belongs to one process at a time; and what a process that was killed has left in its folder."""
+"""Lock a study for one process at a time, and remove temporary files of a process that was killed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from tune_sparsity.tuner.system.locks import lock
 
 @contextmanager
 def lock_study(folder: Path) -> Iterator[None]:
-    """Within it no other process runs the study in this folder. However this one ends, the system lets go of it.
+    """Within this block, no other process can lock the study in this folder. The system releases the lock if this
+    process dies.
 
     Raises:
-        UsageError: if another process runs it now: two would write the same trials.
+        UsageError: if another process runs the study. Both would write the same trials.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -29,8 +30,8 @@ def lock_study(folder: Path) -> Iterator[None]:
 
 
 def tidy(folder: Path) -> None:
-    """Removes what a process that was killed left behind: half written files, Ray's scratch files, and Optuna's lock on
-    its journal, which Optuna itself would wait for, half a minute."""
+    """Remove the files that a killed process has left: incomplete files, Ray's temporary files, and Optuna's lock on
+    its journal. Optuna would wait half a minute for this lock."""
     for pattern in (
         "*.journal.lock*",
         ".*.tmp",

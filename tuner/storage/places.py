@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders of them."""
+"""Read and write files that appear as a whole or not at all, in a folder or an object store."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from tune_sparsity.tuner.system.files import write_bytes
 
 
 class Place(Protocol):
-    """Where files with names are: a folder, or a prefix in an object store."""
+    """A place of named files: a folder, or a prefix in an object store."""
 
     def read(self, name: str) -> bytes:
-        """Return a file's content. Raises FileNotFoundError, or another OSError."""
+        """Return a file's content. Raise FileNotFoundError or another OSError."""
 
     def write(self, name: str, content: bytes) -> None:
-        """Replaces a file, which is seen whole or not at all. Raises OSError."""
+        """Replace a file. Readers see the old or the new file. Raise OSError."""
 
     def remove(self, name: str) -> None:
-        """Removes a file if it is there. Raises OSError."""
+        """Remove a file if it exists. Raise OSError."""
 
     def names(self) -> list[str]:
-        """Of all files. Raises OSError."""
+        """Return the names of all files. Raise OSError."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder as a Place; folders in it are not looked into."""
+    """A folder as a Place. It has no subfolders."""
 
     path: Path
 
-    def __reduce__(self) -> tuple[Any, ...]:  # as text: versions of Python pickle a Path in ways of their own
+    def __reduce__(self) -> tuple[Any, ...]:  # as text, because versions of Python pickle a Path differently
         return _folder, (str(self.path),)
 
     def read(self, name: str) -> bytes:

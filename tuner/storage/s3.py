@@ -1,8 +1,8 @@
-"""A place for studies in an object store: a bucket and a prefix in it, spoken to as Amazon's S3 is.
+"""Keep studies in an object store with Amazon's S3 protocol, in a bucket under a prefix.
 
-Which service it is, and as whom, is said by the usual variables: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, AWS_REGION or
-AWS_DEFAULT_REGION, and AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or what the machine itself has.
-Credentials are in no URI, so that none is written down.
+The usual environment variables select the service and the user: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, AWS_REGION or
+AWS_DEFAULT_REGION, and AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, or AWS_PROFILE. Without them the credentials of
+the machine apply. A URI never contains credentials, so that none is written to a file.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 SCHEME = "s3://"
 ACCEPTED = "give a folder, or s3://BUCKET/PREFIX"
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
-_PART = re.compile(r"[A-Za-z0-9._ =,+()!-]{1,200}")  # what no service and no shell's user is surprised by
+_PART = re.compile(r"[A-Za-z0-9._ =,+()!-]{1,200}")  # characters that all services accept and that are safe in a shell
 _CONNECT_WITHIN = 3.0  # seconds
-_SILENCE = 15.0  # seconds without a byte after which a request has failed; it is tried twice
-_AT_ONCE = 5.0  # the same for the one request by which a person learns whether the store is there
+_SILENCE = 15.0  # seconds without a byte after which a request has failed; each request is tried twice
+_AT_ONCE = 5.0  # the same for the request that checks whether the store answers, which is tried once
 _WHY = {
     "NO_SUCH_BUCKET": "there is no such bucket",
     "ACCESS_DENIED": "the credentials are missing or not accepted: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
@@ -34,19 +34,20 @@ _DENIED = ("INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_
 
 
 class StoreError(OSError):
-    """The object store did not do what it was asked for: why, in one line."""
+    """Report why the object store has failed, in one line."""
 
 
 @dataclass(frozen=True)
 class S3Prefix:
-    """A prefix in a bucket; objects are named relative to it, with "/" between the parts of a name.
+    """A prefix in a bucket. Names of objects are relative to it, with "/" between their parts.
 
-    It can be sent to other machines: it holds no credentials, and each machine uses its own.
+    A prefix can be sent to other machines. It holds no credentials, and each machine uses its own.
 
     Attributes:
-        prefix: without "/" at its ends; "" is the whole bucket.
-        endpoint: http(s)://HOST[:PORT]; "" is Amazon's.
-        region: "" leaves it to the store's client.
+        bucket: the name of the bucket.
+        prefix: the prefix without "/" at its ends. "": the whole bucket.
+        endpoint: http(s)://HOST[:PORT]. "": Amazon's.
+        region: the region. "": the client chooses it.
     """
 
     bucket: str
@@ -58,29 +59,33 @@ class S3Prefix:
         return f"{SCHEME}{self._path()}"
 
     def __truediv__(self, name: str) -> S3Prefix:
-        """Return the prefix below this one. Raises ValueError for a name that would lead out of it."""
+        """Return a prefix below this one. Raise ValueError for a name that would lead out of it."""
         return replace(self, prefix="/".join(part for part in (self.prefix, *parts_of(name)) if part))
 
     @property
     def parent(self) -> S3Prefix:
-        """Return the prefix that this one is in."""
+        """Return the prefix that contains this one."""
         return replace(self, prefix=self.prefix.rpartition("/")[0])
 
     def read(self, name: str) -> bytes:
-        """Return the content of an object. The method raises FileNotFoundError if the object does not exist, and
-        StoreError for any other failure of the store."""
+        """Return the content of an object.
+
+        Raises:
+            FileNotFoundError: if the object does not exist.
+            StoreError: if the store fails otherwise.
+        """
         with told(self), self._client().open_input_stream(self._path(name)) as stream:
             return bytes(stream.read())
 
     def write(self, name: str, content: bytes) -> None:
-        """Puts an object, which is there as a whole or not at all. Raises StoreError."""
+        """Write an object as a whole or not at all. Raise StoreError."""
         with told(self):
             stream = self._client().open_output_stream(self._path(name))
             stream.write(content)
-            stream.close()  # not by `with`: closing after a failed write would end the object there
+            stream.close()  # without `with`, which would also complete the object after a failed write
 
     def remove(self, name: str) -> None:
-        """Removes an object if it is there. Raises StoreError."""
+        """Remove an object if it exists. Raise StoreError."""
         with told(self):
             try:
                 self._client().delete_file(self._path(name))
@@ -88,20 +93,23 @@ class S3Prefix:
                 return
 
     def names(self, under: str = "") -> list[str]:
-        """Return the names of all objects, sorted.
+        """Return the sorted names of all objects.
 
         Args:
-            under: only those below this name.
+            under: limits the result to names below this one.
+
+        Raises:
+            StoreError: if the store cannot be read.
         """
         start = len(self._path()) + 1
         return sorted(info.path[start:] for info in self._listed(under, recursive=True) if info.is_file)
 
     def children(self) -> list[str]:
-        """Return the first parts of the names of objects that have several, sorted."""
+        """Return the sorted first parts of the names that have several parts."""
         return sorted(info.base_name for info in self._listed("", recursive=False) if not info.is_file)
 
     def reach(self) -> None:
-        """Raises StoreError unless the bucket is there and answers, within some seconds."""
+        """Raise StoreError unless the store answers within some seconds and has the bucket."""
         with told(self):
             if self.endpoint:
                 _knock(self.endpoint)
@@ -123,10 +131,10 @@ class S3Prefix:
 
 
 def parse_store(uri: str) -> S3Prefix:
-    """Return the store that a URI names, at the endpoint and in the region that the environment names.
+    """Return the store that a URI names. The environment gives the endpoint and the region.
 
     Raises:
-        ValueError: in one line, without what may be a secret.
+        ValueError: if the URI is wrong. The message is one line without secrets.
     """
     if not uri.startswith(SCHEME):
         raise ValueError(f"{ACCEPTED}: no other object stores are known")
@@ -146,7 +154,8 @@ def parse_store(uri: str) -> S3Prefix:
 
 
 def parts_of(name: str) -> tuple[str, ...]:
-    """Return the parts of an object's name, none of which leads elsewhere. Raises ValueError for any other name."""
+    """Return the parts of an object's name. Raise ValueError if a part has other characters than those allowed, or
+    leads out of the prefix."""
     parts = tuple(name.split("/")) if name else ()
     for part in parts:
         if part in (".", "..") or not _PART.fullmatch(part):
@@ -156,7 +165,7 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 @contextmanager
 def told(store: S3Prefix) -> Iterator[None]:
-    """Turn every failure within it into a StoreError of one line, or a FileNotFoundError."""
+    """Within this block, turn errors of the store into StoreErrors of one line. A FileNotFoundError stays."""
     try:
         yield
     except (FileNotFoundError, StoreError):
@@ -166,7 +175,7 @@ def told(store: S3Prefix) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """Why the store did not do it, in words."""
+    """Return the reason of an error in plain words."""
     text = " ".join(str(error).split())
     if any(word in text for word in _DENIED):
         return _WHY["ACCESS_DENIED"]
@@ -176,7 +185,7 @@ def reason(error: Exception) -> str:
 
 
 def _knock(endpoint: str) -> None:
-    """Raises OSError if nothing listens there: the store's own client would try for longer."""
+    """Raise OSError if nothing listens at the endpoint. The store's client would try for longer."""
     parts = urlsplit(endpoint)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -196,6 +205,6 @@ def _client(bucket: str, endpoint: str, region: str, at_once: bool) -> Any:
         region=region,
         connect_timeout=_CONNECT_WITHIN,
         request_timeout=_AT_ONCE if at_once else _SILENCE,
-        allow_delayed_open=True,  # a small object is then one request, and no empty one before it
+        allow_delayed_open=True,  # writes a small object with one request, without an empty object first
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1 if at_once else 2),
     )

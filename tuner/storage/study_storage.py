@@ -1,4 +1,4 @@
-"""Where a user keeps studies, each under its name: a folder, or a prefix in an object store."""
+"""Keep a user's studies by name, in a folder or under a prefix in an object store."""
 
 from __future__ import annotations
 
@@ -25,34 +25,35 @@ STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class StudyStorage(ABC):
-    """A place of studies. As text it is the value of --storage.
+    """A place for studies. Its text is the value of --storage.
 
     Attributes:
-        synced: whether a study is worked on in a folder of the driver's machine, whose files are brought to the
-            storage. If not, the storage has that folder itself, and all nodes of a cluster share it.
+        synced: whether the driver works in a folder of its machine, and a thread copies its files to the storage.
+            Otherwise the storage contains this folder itself, and all nodes of a cluster share it.
     """
 
     synced: ClassVar[bool]
 
     @abstractmethod
     def absolute(self) -> StudyStorage:
-        """Return the same place, named so that it does not depend on the current folder."""
+        """Return the same storage with a name that does not depend on the current folder."""
 
     @abstractmethod
     def check(self) -> None:
-        """Raise UsageError unless files can be made here; leave no trace."""
+        """Raise UsageError unless files can be created here. Leave no files."""
 
     @abstractmethod
     def probe(self, name: str) -> AbstractContextManager[Place]:
-        """Make a place of this name for the block; afterwards there is no trace of it. Raises OSError."""
+        """Create a place with this name, and remove it after the block. Raise OSError if it cannot be created."""
 
     @abstractmethod
     def studies(self, file: str = STUDY_YAML) -> list[str]:
-        """Return the names of the studies that have this file; in an object store those of all. Raises OSError."""
+        """Return the names of the studies that have this file. An object store returns the names of all studies. Raise
+        OSError."""
 
     @abstractmethod
     def address(self, study: str) -> str:
-        """Return where the study is kept, for people."""
+        """Return the study's location as users know it."""
 
     @abstractmethod
     def folder(self, study: str) -> Path:
@@ -60,53 +61,62 @@ class StudyStorage(ABC):
 
     @abstractmethod
     def results(self, name: str) -> Path:
-        """Return the place on this machine for what is made from ended studies, under a study's or another name."""
+        """Return the folder on this machine for results that are made from ended studies, such as exports. The name is
+        that of a study or another one."""
 
     @abstractmethod
     def exists(self, study: str) -> bool:
-        """Return whether there is a study of that name, here or on its way here. Raises OSError."""
+        """Return whether there is a study with this name, here or in its working folder. Raise OSError."""
 
     @abstractmethod
     def find(self, study: str) -> tuple[StudyStorage, str]:
-        """Return the storage and the name of a study that is given by its name here, or by its folder.
+        """Return the storage and the name of a study.
+
+        Args:
+            study: the study's name in this storage, or its folder.
 
         Raises:
-            UsageError: if there is none, or if that cannot be a study's name.
+            UsageError: if there is no such study, or if no study can have this name.
         """
 
     @abstractmethod
     def study_yaml(self, study: str) -> Path:
-        """Return the study's study.yaml, or a copy of it on this machine. Raises UsageError if there is none."""
+        """Return the study's study.yaml, or a copy on this machine. Raise UsageError if there is none."""
 
     @abstractmethod
     def readable(self, study: str) -> Path:
-        """Return the study's folder, or a copy of it on this machine. Raises OSError."""
+        """Return the study's folder, or a copy on this machine. Raise OSError."""
 
     @abstractmethod
     def folder_with(self, study: str, file: str) -> Path | None:
-        """Return a folder to read a study in, which is given by its name here or by its folder.
+        """Return a folder for reading a study.
+
+        Args:
+            study: the study's name in this storage, or its folder.
+            file: a file that the study must have.
 
         Returns:
-            None if there is no such study, or if it has no such file.
+            None if there is no such study, or if it does not have the file.
 
         Raises:
-            UsageError: if that cannot be a study's name.
+            UsageError: if no study can have this name.
             OSError: if the storage cannot be read.
         """
 
     @abstractmethod
     def checkpoints(self, study: str) -> Place:
-        """Return the place of the checkpoints of a study that this process has claimed. The place exists already."""
+        """Return the existing place for the checkpoints of a study that this process has claimed."""
 
     @abstractmethod
     def claim(self, study: str, *, resume: bool) -> AbstractContextManager[Mirror | None]:
-        """Make the study this process's for the block, and keep its files here up to date.
+        """Claim the study for this process within the block, and keep its files in the storage up to date.
 
         Args:
-            resume: the study is there, and goes on.
+            study: the study's name.
+            resume: whether an existing study continues.
 
         Yields:
-            The thread that brings the study's files here; None where they lie here.
+            The thread that copies files to the storage, or None if the storage contains the folder itself.
 
         Raises:
             UsageError: if another process runs the study, or if the storage cannot be read or written.
@@ -114,13 +124,13 @@ class StudyStorage(ABC):
 
     @contextmanager
     def new_name(self, wanted: str) -> Iterator[str]:
-        """Take a new study's name for this process alone: the wanted one, or that with a number if there is one.
+        """Reserve a name for a new study: the wanted name, or this name with a number if it is taken.
 
-        The study's folder is made here, for other processes that want the same name meanwhile. It is gone after the
-        block if the study has left nothing in it.
+        The study's folder is created here, so that other processes see that the name is taken. The folder is removed
+        after the block if it is empty.
 
         Raises:
-            OSError: if the folder cannot be made.
+            OSError: if the folder cannot be created.
         """
         for name in (wanted, *(f"{wanted}-{number}" for number in range(2, 10_000))):
             folder = self.folder(name)
@@ -138,18 +148,18 @@ class StudyStorage(ABC):
                     one.rmdir()
 
     def unknown(self, study: str) -> UsageError:
-        """Return the error that there is no such study. Raises OSError."""
+        """Return the error for a study that does not exist. Raise OSError if the storage cannot be read."""
         return UsageError(f"no study {study!r} in {self}: {self.known()}")
 
     def known(self, file: str = STUDY_YAML) -> str:
-        """Return in words which studies have this file, see `studies`. Raises OSError."""
+        """Return a text that lists the studies with this file, as `studies` does. Raise OSError."""
         there = ", ".join(self.studies(file))
         return f"there is {there}" if there else "there are none"
 
 
 @dataclass(frozen=True)
 class LocalStorage(StudyStorage):
-    """A folder, in which each study is a folder."""
+    """A folder with a subfolder for each study."""
 
     path: Path
     synced = False
@@ -231,7 +241,7 @@ class LocalStorage(StudyStorage):
 
 @dataclass(frozen=True)
 class S3Storage(StudyStorage):
-    """A prefix in an object store, below which each study has a prefix."""
+    """A prefix in an object store, with a prefix below it for each study."""
 
     prefix: S3Prefix
     synced = True
@@ -240,7 +250,7 @@ class S3Storage(StudyStorage):
         return str(self.prefix)
 
     def study(self, name: str) -> S3Prefix:
-        """Return the prefix of a study. Raises UsageError for other names: none may lead out of the storage."""
+        """Return the prefix of a study. Raise UsageError for a name that could lead out of the storage."""
         if not STUDY_NAME.fullmatch(name):
             raise UsageError(f"{name[:100]!r} is no study's name: a study in {self} is given by its name alone")
         return self.prefix / name
@@ -272,8 +282,8 @@ class S3Storage(StudyStorage):
 
     @contextmanager
     def new_name(self, wanted: str) -> Iterator[str]:
-        """See StudyStorage.new_name. A random ending keeps apart the names that other machines take: they do not see
-        the folder that is made here."""
+        """Reserve a name with a random suffix. Other machines do not see the folder that is created here, and the
+        suffix keeps their names different."""
         with super().new_name(f"{wanted}-{secrets.token_hex(3)}") as name:
             yield name
 
@@ -297,7 +307,7 @@ class S3Storage(StudyStorage):
         try:
             return file_of(self.study(study), STUDY_YAML)
         except FileNotFoundError:
-            waiting = self.folder(study) / STUDY_YAML  # an earlier process could not bring it to the store
+            waiting = self.folder(study) / STUDY_YAML  # an earlier process could not copy it to the store
             if _is_file(waiting):
                 return waiting
             try:
@@ -325,10 +335,10 @@ class S3Storage(StudyStorage):
 
 
 def parse_storage(given: Any) -> StudyStorage:
-    """Return the storage that a value of --storage names; a path is that folder.
+    """Return the storage for a value of --storage. A Path is a folder.
 
     Raises:
-        ValueError: in one line, without what may be a secret.
+        ValueError: if the value is wrong. The message is one line without secrets.
     """
     if isinstance(given, Path):
         return LocalStorage(given)
@@ -342,5 +352,5 @@ def parse_storage(given: Any) -> StudyStorage:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that is too long for a file, a folder that may not be entered
+    except (OSError, ValueError):  # for example a name that is too long, or a folder without permission
         return False

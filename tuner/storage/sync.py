@@ -1,7 +1,8 @@
-"""Brings a study's files to an object store while the study runs, from a thread, so that no trial waits for it.
+"""Copy a study's files to an object store while the study runs. A thread does it, so that no trial waits.
 
-What is in the store can be resumed at any time: networks arrive before the journal that names their trials, and what
-the journal no longer names goes after it. A store that does not answer is tried again, for as long as the study runs.
+The study in the store can be resumed at any time. Networks arrive before the journal that names their trials, and are
+removed after the journal that no longer names them. If the store does not answer, the thread tries again as long as the
+study runs.
 """
 
 from __future__ import annotations
@@ -21,27 +22,27 @@ from tune_sparsity.tuner.storage.s3 import S3Prefix
 from tune_sparsity.tuner.study.layout import JOURNAL, RESULT_JSON, WEIGHTS
 
 EVERY = 3.0  # seconds between two rounds, at least
-_SHARE = 10  # and so many times what the last round took
-PATIENCE = 30.0  # seconds that a store has to answer when the study has ended
-AT_ONCE = 5.0  # and when it was broken off
+_SHARE = 10  # the pause after a round, as a multiple of the round's time
+PATIENCE = 30.0  # seconds for the store to answer after the study has ended
+AT_ONCE = 5.0  # the same after an interrupt
 _FIRST = ("study.yaml", "tracking/outbox.jsonl", "tracking/sent.json")
-_PASSING = (f"{WEIGHTS}/*", "best/*", "best-*/*", "front/*")  # what a study may remove of its files
+_PASSING = (f"{WEIGHTS}/*", "best/*", "best-*/*", "front/*")  # files that a study may remove
 Signature = tuple[int, int, int]
 
 
 class Mirror:
-    """The copy in the store of a study's folder. Use it as a context manager.
+    """Keeps a copy of a study's folder in the store. Use it as a context manager.
 
     Args:
-        study: its prefix in the store.
-        folder: the study's, which only this process's drivers and trackers write to.
-        owner: which has the study.
-        arrived: names of files that the store has as they are in the folder.
+        study: the study's prefix in the store.
+        folder: the study's folder. Only this process and its tracker write to it.
+        owner: the claim of this process on the study.
+        arrived: the names of files that are equal in the store and in the folder.
 
     Attributes:
-        also: called in every round, for what else there is to do in the store.
-        lost: why the study is no more this process's; "" while it is.
-        complete: whether at the end all had arrived.
+        also: a function that is called in every round, for other work in the store.
+        lost: why this process no longer has the study, or "".
+        complete: whether all files had arrived at the end.
     """
 
     def __init__(self, study: S3Prefix, folder: Path, owner: Lease, arrived: Iterable[str] = ()) -> None:
@@ -78,7 +79,7 @@ class Mirror:
             )
 
     def settle(self) -> None:
-        """Sends all that there is now, if the store takes it: before a study rewrites its networks."""
+        """Send all current files if the store answers. Call this method before the study rewrites its networks."""
         if not self.lost:
             self._try_round()
 
@@ -94,7 +95,7 @@ class Mirror:
             following = now if self._why else now + _SHARE * (now - start)
 
     def _try_renewal(self) -> None:
-        """Between two rounds that are far apart."""
+        """Renew the claim between two rounds."""
         try:
             with self._one:
                 self._owner.renew()
@@ -104,7 +105,7 @@ class Mirror:
             self._why = str(error)
 
     def _try_round(self, *, last: bool = False) -> bool:
-        """Return whether everything has arrived."""
+        """Run a round. Return whether all files have arrived."""
         try:
             with self._one:
                 self._owner.renew()
@@ -119,13 +120,14 @@ class Mirror:
         return self.complete
 
     def round(self) -> bool:
-        """Sends what is new. Returns False if the study changed so much meanwhile that its journal has to wait.
+        """Send the new files. Return False if files of networks disappeared meanwhile, so that the journal must wait
+        for the next round.
 
         Raises:
-            OSError: if the store does not take it.
+            OSError: if the store fails.
         """
         files, journal = self._moment()
-        # Read before the outbox is: it must not speak of more than is there.
+        # sent.json is read before the outbox: it must not refer to notes that the outbox in the store lacks.
         sent = self._content("tracking/sent.json")
         for name in _FIRST:
             self._send(name, files, sent if name == "tracking/sent.json" else None)
@@ -133,14 +135,15 @@ class Mirror:
         if not all(self._send(name, files) for name in weights):
             return False
         self._send(JOURNAL, files, journal)
-        for name in sorted(files, key=lambda name: (name == RESULT_JSON, name)):  # where it is, all else is
+        for name in sorted(files, key=lambda name: (name == RESULT_JSON, name)):  # result.json comes last
             self._send(name, files)
         self._remove_stale(files)
         self.also()
         return True
 
     def _moment(self) -> tuple[dict[str, Signature], bytes | None]:
-        """The files as they are at one moment of the journal: a study removes networks only after it was written."""
+        """Return the files and the journal at one moment. A study removes networks only after it has written the
+        journal."""
         for _ in range(20):
             journal, files = self._content(JOURNAL), self._files()
             if JOURNAL not in files or journal is None or files[JOURNAL][0] == len(journal):
@@ -148,13 +151,13 @@ class Mirror:
         return files, journal
 
     def _send(self, name: str, files: dict[str, Signature], content: bytes | None = None) -> bool:
-        """Sends a file unless the store has it as it is. Returns False if it is gone."""
+        """Send a file unless the store has the same version. Return False if the file no longer exists."""
         if name not in files or self._sent.get(name) == files[name]:
             return True
         content = self._content(name) if content is None else content
         if content is None:
             return False
-        if self._owner.due:  # a round with large networks takes longer than a driver may be silent
+        if self._owner.due:  # a round with large networks may take longer than TTL
             self._owner.renew()
         self.study.write(name, content)
         self._sent[name] = files[name]
@@ -175,7 +178,7 @@ class Mirror:
             return None
 
     def _files(self) -> dict[str, Signature]:
-        """Return the study's files and by what a change of each is seen."""
+        """Return the study's files. Each has a signature that changes with its content."""
         found = {}
         for folder, _, names in os.walk(self._folder):
             for name in names:

@@ -1,1 +1,2 @@
-"""What the operating system and other libraries are asked for: files, signals, processes, patches."""
+"""Provide files, locks, signals, processes and patches: the interface to the operating system and to other
+libraries."""

@@ -1,4 +1,4 @@
-"""Tensors as NumPy has them."""
+"""Convert tensors into NumPy arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
-    """Return a tensor on the CPU as an array: as float32 where NumPy has no such type, as for bfloat16."""
+    """Return a tensor on the CPU as an array. Types that NumPy lacks, such as bfloat16, become float32."""
     import torch
 
     known = not tensor.is_floating_point() or tensor.dtype in (torch.float16, torch.float32, torch.float64)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and values as JSON."""
+"""Write files that appear as a whole or not at all, and values as JSON."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces the file by one with this content, on the disk itself when this returns.
+    """Replace a file by one with this content. The content is on the disk when the function returns.
 
-    A reader sees the old file or the new one, and a crash leaves one of the two.
+    A reader sees the old or the new file. A crash leaves one of the two.
 
     Raises:
-        OSError: if the folder cannot be written to; the old file is then untouched.
+        OSError: if the folder cannot be written to. The old file is then unchanged.
     """
-    # In the same folder, because only a rename within one file system is atomic; and not made by tempfile, whose files
-    # are private to their owner, while studies are often on a disk that a group shares.
+    # The temporary file is in the same folder, because a rename is atomic only within one file system. It is not made
+    # by tempfile, whose files only their owner can read, because a group often shares the disk of its studies.
     temporary = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -32,20 +32,21 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces the file by one with this text (UTF-8, line ends as they are), creating its folder where needed.
+    """Replace a file by one with this text, in UTF-8 and with unchanged line ends. Create its folder if it is missing.
 
-    A reader sees the old file or the new one, and a crash leaves one of the two.
+    A reader sees the old or the new file. A crash leaves one of the two.
 
     Raises:
-        OSError: if the folder cannot be written to; the old file is then untouched.
+        OSError: if the folder cannot be written to. The old file is then unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # An exception's text may hold bytes that no encoding takes: they are escaped rather than lose the file.
+    # The text of an exception may hold bytes that cannot be encoded. They are escaped, so that the file is not lost.
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def plain(value: Any) -> Any:
-    """Return the value as strictly valid JSON can hold it: NumPy scalars as Python's, NaN and infinities as None."""
+    """Return the value in types that strictly valid JSON has. NumPy scalars become Python's, NaN and infinities become
+    None."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):

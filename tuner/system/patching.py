@@ -1,4 +1,4 @@
-"""What another library decides without asking, decided otherwise for a while."""
+"""Change attributes of other libraries, or environment variables, for the time of a block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """The attribute of a module or a class is `value` inside the block."""
+    """Within this block, an attribute of a module or a class has another value."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -21,7 +21,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def variables(new: Mapping[str, str]) -> Iterator[None]:
-    """The environment has these variables inside the block."""
+    """Within this block, the environment has these variables."""
     before = {name: os.environ.get(name) for name in new}
     os.environ.update(new)
     try:

@@ -1,4 +1,4 @@
-"""A process of our own beside the command."""
+"""Start a module of this package in a process of its own."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import tune_sparsity
 
 
 def own_process(module: str, *arguments: str) -> list[str]:
-    """Return the command that calls the `main` of one of our modules with these arguments, in this Python.
+    """Return a command that calls the function `main` of a module of this package, with this Python.
 
     Args:
-        module: its full name.
+        module: the full name of the module.
+        arguments: the arguments of `main`.
     """
-    # -P keeps the current folder's modules out. Our package comes last: nothing else there may take another's place.
+    # -P hides modules in the current folder. Our folder is last in sys.path, so that it hides no installed module.
     ours = str(Path(str(tune_sparsity.__file__)).parents[1])
     code = f"import sys; sys.path.append({ours!r}); from {module} import main; main(*sys.argv[1:])"
     return [sys.executable, "-P", "-c", code, *arguments]

@@ -1,4 +1,4 @@
-"""What Ctrl-C and a request to terminate do while a study runs."""
+"""Handle Ctrl-C and requests to terminate while a study runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from typing import Any, Protocol
 
 
 class Connection(Protocol):
-    """What is asked of the connection to Ray: whether Ray died, and that the main thread has heard of it."""
+    """The connection to Ray, as far as the handling of signals needs it.
+
+    `lost` says whether Ray has died. `heard` is called when the main thread knows of it.
+    """
 
     @property
     def lost(self) -> bool: ...
@@ -19,13 +22,13 @@ class Connection(Protocol):
     def heard(self) -> None: ...
 
 
-_depth, _waiting = 0, False  # of blocks that are done whole, and whether an interrupt waits for their end
+_depth, _waiting = 0, False  # the number of open `undisturbed` blocks, and whether an interrupt waits for their end
 
 
 @contextmanager
 def interruptible(stop: Any, ray: Connection) -> Iterator[None]:
-    """Ctrl-C or a request to terminate ends the search cleanly; a second one at once, and so does the first where Ray
-    is lost, and with it the running trials."""
+    """Within this block, Ctrl-C or a request to terminate ends the search cleanly. A second one ends it at once. If Ray
+    has died, and the running trials with it, the first one ends it at once."""
 
     def ask(signum: int, frame: Any) -> None:
         if stop.asked or ray.lost:
@@ -41,7 +44,7 @@ def interruptible(stop: Any, ray: Connection) -> Iterator[None]:
 
 @contextmanager
 def terminable(ray: Connection) -> Iterator[None]:
-    """Let Ctrl-C and a request to terminate end the command at once, where the search does not run."""
+    """Within this block, Ctrl-C or a request to terminate ends the command at once. Use it while no search runs."""
 
     def ask(signum: int, frame: Any) -> None:
         ray.heard()
@@ -53,7 +56,7 @@ def terminable(ray: Connection) -> Iterator[None]:
 
 @contextmanager
 def handled(handler: Callable[[int, Any], None], *signals: signal.Signals) -> Iterator[None]:
-    """The signals are the handler's, and afterwards whose they were."""
+    """Within this block, the handler receives the signals. Afterwards their former handlers do."""
     before = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
@@ -64,10 +67,10 @@ def handled(handler: Callable[[int, Any], None], *signals: signal.Signals) -> It
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Finish the work within: an interrupt that comes meanwhile is raised at its end. For what others' code leaves
-    neither done nor undone, as the lock of Optuna's file."""
+    """Delay an interrupt until the end of this block. It protects operations of other libraries that must not stop
+    halfway, such as the lock of Optuna's file."""
     global _depth, _waiting
-    if threading.current_thread() is not threading.main_thread():  # no other is interrupted
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is interrupted
         yield
         return
     _depth += 1

@@ -1,1 +1,1 @@
-"""The record in MLflow: what is noted, and how it gets there. The only package that imports MLflow."""
+"""Record studies in MLflow. Only this package imports MLflow."""

@@ -1,6 +1,7 @@
-"""MLflow as the record's deliverer sees it: runs by their names, and what is written to each.
+"""Write the runs of a study to an MLflow store.
 
-Only `MlflowClient` with an explicit URI is used: MLflow's global state and its environment variables decide nothing.
+This module uses only `MlflowClient` with an explicit URI. MLflow's global state and environment variables have no
+effect.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-SENDERS = 4  # requests that a server gets at once: it and the way to it would be idle by turns; a file has one writer
+SENDERS = 4  # simultaneous requests to a server, so that server and network are never idle; a file has one writer
 _Point = tuple[str, float, int, int]  # a metric's name, value, Unix time in ms, step
-# Answers that trying again would not change.
+# Errors that another attempt would not avoid.
 LASTING = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "PERMISSION_DENIED"}
 
 
 @dataclass
 class Owed:
-    """Notes about one run, taken together."""
+    """Collects the notes about one run that have not been sent."""
 
     started: int  # Unix time in ms
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     metrics: list[_Point] = field(default_factory=list)
-    files: dict[str, None] = field(default_factory=dict)  # in order, each once
-    status: tuple[str, int] | None = None  # MLflow's status, and since when (Unix time in ms)
+    files: dict[str, None] = field(default_factory=dict)  # an ordered set
+    status: tuple[str, int] | None = None  # MLflow's status and its time (Unix time in ms)
     dataset: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     group: dict[str, Any] = field(default_factory=dict)
@@ -57,7 +58,7 @@ class Owed:
 
 
 def by_run(notes: Iterable[Note]) -> dict[str, Owed]:
-    """Sort the unsent entries by run, the parent last, so that it never ends before its trials."""
+    """Group unsent notes by run. The parent run comes last, so that it never ends before its trials."""
     owed: dict[str, Owed] = {}
     for note in notes:
         owed.setdefault(note.run, Owed(note.at)).add(note)
@@ -67,35 +68,35 @@ def by_run(notes: Iterable[Note]) -> dict[str, Owed]:
 
 
 class RunWriter:
-    """A study's runs in one MLflow store. Every method may raise whatever MLflow raises, and may be called again.
+    """Writes a study's runs to one MLflow store. Every method may raise MLflow's errors, and may then be called again.
 
     Args:
         uri: the tracking URI.
-        identity: the study's.
-        folder: the study's, in which the files lie that become artifacts.
-        runs: the ids of the runs that are known, by name.
+        identity: the study.
+        folder: the study's folder, which contains the files for artifacts.
+        runs: the name of each known run -> its id.
     """
 
     def __init__(self, uri: str, identity: StudyIdentity, folder: Path, runs: dict[str, str]) -> None:
         self.uri, self.identity, self.folder, self.runs = uri, identity, folder, runs
         self.experiment_id: str | None = None
         self.client: MlflowClient
-        self._found: dict[str, MlflowRun] | None = None  # the parent's trials in the store; None: not asked yet
+        self._found: dict[str, MlflowRun] | None = None  # the trials' runs in the store by name; None: not searched yet
 
     def open(self) -> None:
-        """Imports MLflow, and finds or creates the store and the experiment."""
+        """Import MLflow, and find or create the store and the experiment."""
         if self.experiment_id is not None:
             return
         if (file := sqlite_file(self.uri)) is not None:
             prepare_sqlite(file)
-        from mlflow import MlflowClient  # takes seconds: never in the driver's process
+        from mlflow import MlflowClient  # the import takes seconds and must not delay the driver
 
         quiet_loggers()
         self.client = MlflowClient(tracking_uri=with_driver(self.uri))
         name = f"tune-sparsity/{self.identity.experiment}"
-        found = self.client.get_experiment_by_name(name)  # finds deleted ones too
+        found = self.client.get_experiment_by_name(name)  # includes deleted experiments
         if found is None:
-            # Refused when another study is quicker, and then the next attempt finds that one's.
+            # If another study creates the experiment first, this call fails, and the next attempt finds the experiment.
             self.experiment_id = self.client.create_experiment(name, artifact_location=self._artifacts(name))
             return
         if found.lifecycle_stage == "deleted":
@@ -103,8 +104,11 @@ class RunWriter:
         self.experiment_id = found.experiment_id
 
     def _artifacts(self, experiment: str) -> str | None:
-        """Return where a new experiment's artifacts go. A server knows; a database does not, and MLflow would put them
-        under whatever the current folder is: they go beside an SQLite file, else beside the studies."""
+        """Return the artifact location of a new experiment, or None for a server, which has its own.
+
+        With a database MLflow would use the current folder. The location is therefore beside the SQLite file, or beside
+        the studies for another database.
+        """
         if is_server(self.uri):
             return None
         file = sqlite_file(self.uri)
@@ -112,7 +116,8 @@ class RunWriter:
         return (folder / "mlartifacts" / experiment.replace(":", "_")).absolute().as_uri()
 
     def knows_the_study(self) -> bool:
-        """Return whether the runs that are known are this store's: perhaps it is a new one under an old address."""
+        """Return whether the store contains the known parent run. It does not if a new store has replaced an old one at
+        this URI."""
         if PARENT not in self.runs:
             return False
         from mlflow import MlflowException
@@ -126,10 +131,12 @@ class RunWriter:
         return True
 
     def ensure(self, name: str, started: int, more: Mapping[str, str]) -> tuple[str, bool]:
-        """Return the run's id, and whether the run is new.
+        """Find or create a run. Return its id, and whether it is new.
 
         Args:
-            more: tags that a new one has from its beginning.
+            name: the name of the run.
+            started: its start as Unix time in ms.
+            more: the first tags of a new run.
         """
         if name in self.runs:
             return self.runs[name], False
@@ -148,7 +155,7 @@ class RunWriter:
         try:
             created = self.client.create_run(self.experiment_id or "", started, tags, name if parent_id else of.study)
         except Exception:
-            self._found = None  # asked again: perhaps only the answer was lost
+            self._found = None  # search again: the run may exist if only the response was lost
             raise
         if parent_id is None:
             self._found = {}
@@ -159,7 +166,8 @@ class RunWriter:
         return next(iter(self._search(query, 1)), None)
 
     def _trials(self, parent_id: str) -> dict[str, MlflowRun]:
-        """Return the study's trials in the store, by name; after that those that are created are known in `runs`."""
+        """Return the runs of the study's trials in the store at the first call, by name. `runs` holds the runs that are
+        created later."""
         if self._found is None:
             runs = self._search(f"tags.`mlflow.parentRunId` = '{parent_id}'")
             self._found = {run.data.tags["trial"]: run for run in reversed(runs) if "trial" in run.data.tags}
@@ -182,22 +190,23 @@ class RunWriter:
                 return runs
 
     def write_all(self, owed: Mapping[str, Owed]) -> list[str]:
-        """Writes what is owed to several runs, as `write` does; the parent's comes last."""
+        """Write the notes about several runs with `write`, those about the parent run last."""
         trials = [(name, each) for name, each in owed.items() if name != PARENT]
-        if trials:  # known before threads ask for them
+        if trials:  # find the runs before several threads need them
             self._trials(self.ensure(PARENT, min(each.started for each in owed.values()), {})[0])
         with ThreadPoolExecutor(SENDERS if is_server(self.uri) else 1) as pool:
             sent = [pool.submit(self.write, *each) for each in trials]
             wait(sent, return_when=FIRST_EXCEPTION)
-            pool.shutdown(cancel_futures=True)  # a server that is away is not tried once more for every run
+            pool.shutdown(cancel_futures=True)  # do not try every run if the server is away
         refused = [line for each in sent if not each.cancelled() for line in each.result()]
         return refused + (self.write(PARENT, owed[PARENT]) if PARENT in owed else [])
 
     def write(self, name: str, owed: Owed) -> list[str]:
-        """Writes what is owed, in an order that may be repeated after a failure: what is there already stays as it is.
+        """Write the notes about a run. The order allows a repetition after a failure: parts that have arrived do not
+        change.
 
         Returns:
-            A line for each part that the store refuses for good.
+            A line for each part that the store has finally refused.
         """
         from mlflow.entities import Metric, Param, RunTag
 
@@ -218,16 +227,16 @@ class RunWriter:
         params = [Param(*item) for item in owed.params.items()]
         metrics = [Metric(*item) for item in owed.metrics]
         tags = [] if new else [RunTag(*item) for item in owed.tags.items()]
-        # MLflow's client keeps a batch's limits itself; True: now, whatever MLFLOW_ENABLE_ASYNC_LOGGING says.
+        # MLflow's client splits batches that are too large. True: send now, even with MLFLOW_ENABLE_ASYNC_LOGGING.
         send("metrics, parameters and tags", lasting, self.client.log_batch, metrics, params, tags, True)
         if owed.dataset:
             send("the data set", lasting, lambda run: log_dataset(self.client, run, owed.dataset))
-        for file in owed.files:  # a folder goes under its own name
+        for file in owed.files:  # a folder keeps its name
             send(f"artifact {Path(file).name}", _local, self.client.log_artifact, str(self.folder / file))
         for what, model in {"the best network": owed.model, "the group of networks": owed.group}.items():
             if model:
                 send(what, _local, log_model, self.client, self.experiment_id or "", self.folder, model)
-        if owed.status is not None and not (new and owed.status[0] == RUNNING):  # as a new one is
+        if owed.status is not None and not (new and owed.status[0] == RUNNING):  # a new run is RUNNING
             if owed.status[0] == RUNNING:
                 send("status", lasting, self.client.update_run, RUNNING)
             else:
@@ -236,18 +245,19 @@ class RunWriter:
 
 
 def prepare_sqlite(file: Path) -> None:
-    """Fails early when an SQLite store cannot be written, and creates a new one whole or not at all.
+    """Raise an error early if an SQLite store cannot be written. Create a new store as a whole or not at all.
 
-    MLflow builds a new file in place. A study killed meanwhile would leave a file that MLflow refuses from then on, and
-    of two studies that start together one would fail. So the file is built elsewhere, and linked into place complete.
+    MLflow builds a new file in place. If a study were killed meanwhile, MLflow would refuse the incomplete file
+    forever. If two studies started together, one would fail. This function therefore builds the file elsewhere and
+    links it to its path when it is complete.
     """
     if file.exists():
-        # MLflow would try for over a minute and a half before it says the same.
+        # MLflow would report the same error only after 90 seconds.
         with closing(sqlite3.connect(file, timeout=20)) as database:
             database.execute("BEGIN IMMEDIATE")
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    import mlflow  # noqa: F401  # which sets up its loggers
+    import mlflow  # noqa: F401  # the import sets up the loggers
 
     quiet_loggers()
     with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=file.parent) as folder:
@@ -257,7 +267,7 @@ def prepare_sqlite(file: Path) -> None:
             os.fsync(handle.fileno())
         try:
             os.link(new, file)
-        except FileExistsError:  # another study was quicker: its file is as good
+        except FileExistsError:  # another study has created the store
             pass
         except OSError:  # a file system without hard links
             if not file.exists():
@@ -265,22 +275,22 @@ def prepare_sqlite(file: Path) -> None:
 
 
 def own_environment() -> None:
-    """Settles MLflow's environment for a process that does nothing but deliver."""
+    """Set MLflow's environment variables for a process that only delivers records."""
     for name in STRAY:
         os.environ.pop(name, None)
-    # A dead server would be tried for minutes within one call.
+    # With MLflow's defaults, one call would try a dead server for minutes.
     for name, value in {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_UV_AUTO_DETECT": "false",  # the current folder's project has nothing to do with a logged model
+        "MLFLOW_UV_AUTO_DETECT": "false",  # a logged model does not depend on the project in the current folder
     }.items():
         os.environ.setdefault(name, value)
 
 
 def quiet_loggers() -> None:
-    """Leaves warnings of MLflow's; what fails is told once, and not as tracebacks."""
+    """Show only MLflow's warnings. Failures are reported once elsewhere, without tracebacks."""
     if os.environ.get("MLFLOW_LOGGING_LEVEL"):
         return
     levels = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL}
@@ -293,13 +303,14 @@ def lasting(error: Exception) -> bool:
 
 
 def _local(error: Exception) -> bool:
-    """Return whether a file is at fault, or is refused: that keeps a run from nothing else, and trying again helps
-    nothing."""
+    """Return whether a file causes the error, or the store finally refuses it. Another attempt would fail, too, but
+    other parts of the run can still be sent."""
     return lasting(error) or isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError)
 
 
 def one_line(error: BaseException) -> str:
-    """Return the error and its first cause, which says more than MLflow's account of its request."""
+    """Return the error and its first cause in one line. The cause says more than MLflow's description of its
+    request."""
     root = error
     while below := root.__cause__ or root.__context__:
         root = below

@@ -1,4 +1,4 @@
-"""The data set in MLflow: what the driver notes of it, and how it is logged."""
+"""Describe the data set for MLflow, and log it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _DIGEST = 36  # MLflow's limit, in characters
 
 
 def dataset_note(experiment: str, data: Data, checksum: str) -> dict[str, Any]:
-    """Return the data set: its name, sizes and types, and its checksum, of which MLflow's digest has the first 36
-    digits."""
+    """Return the name, sizes, types and checksum of the data set. MLflow's digest is the first 36 digits of the
+    checksum."""
     x, y = data.train.first(1)
     return {
         "name": experiment,
@@ -34,7 +34,7 @@ def dataset_note(experiment: str, data: Data, checksum: str) -> dict[str, Any]:
 
 
 def log_dataset(client: MlflowClient, run_id: str, note: Mapping[str, Any]) -> None:
-    """Logs the data set as the run's input."""
+    """Log the data set as an input of the run."""
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.schema import TensorDatasetSchema
     from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -54,7 +54,8 @@ def log_dataset(client: MlflowClient, run_id: str, note: Mapping[str, Any]) -> N
 
 
 def specs(nest: Any) -> Any:
-    """Return the type and the shape of an example's tensor; of a nest those of each by its name. In JSON's types."""
+    """Return the type and the shape of an example's tensor, or of each tensor in a nest by name, in types that JSON
+    has."""
     found = {
         name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape[1:])] for name, tensor in named(nest).items()
     }
@@ -62,7 +63,7 @@ def specs(nest: Any) -> Any:
 
 
 def tensor_specs(noted: Any) -> list[Any]:
-    """Return MLflow's account of what `specs` noted."""
+    """Convert the result of `specs` into MLflow's TensorSpecs."""
     from mlflow.types import TensorSpec
 
     each = noted if isinstance(noted, dict) else {None: noted}

@@ -1,7 +1,7 @@
-"""Brings a study's outbox to an MLflow store, from wherever it was left.
+"""Deliver a study's outbox to an MLflow store. A delivery continues where the last one ended.
 
-What has arrived is noted beside the outbox in sent.json. A part that is sent twice, because a process died between
-the sending and the note, does no harm: the same points, parameters and tags are there once.
+The file sent.json beside the outbox says which notes have arrived. If a process dies after it sends a part and before
+it writes this file, the part is sent again. This does no harm: the store keeps equal points, parameters and tags once.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from tune_sparsity.tuner.tracking.outbox import PARENT, outbox_file, read_identi
 
 SENT, LOCK = "sent.json", "lock"
 PART = 1 << 20  # bytes of the outbox that are sent together
-ATTEMPTS = 3  # failures in a row after which the store is said to be away
+ATTEMPTS = 3  # failures in a row after which the store counts as away
 
 
 @dataclass
 class Sent:
-    """What has arrived, and where.
+    """Describes which notes have arrived in a store.
 
     Attributes:
-        uri: the store's, without credentials.
-        offset: of the outbox, up to which all has arrived.
-        runs: MLflow's ids by the runs' names.
-        refused: a line for everything that the store refused for good.
+        uri: the store's URI without credentials.
+        offset: the position in the outbox, in bytes, up to which all notes have arrived.
+        experiment_id: MLflow's id of the experiment.
+        runs: the name of each run -> MLflow's id.
+        refused: a line for everything that the store has finally refused.
     """
 
     uri: str
@@ -47,7 +48,7 @@ class Sent:
 
 
 def read_sent(study_folder: Path, uri: str) -> Sent:
-    """Read how much of the study the store at `uri` has; nothing if another store was written to last."""
+    """Return which notes the store at `uri` has. Return an empty result if the study wrote to another store last."""
     try:
         sent = Sent(**json.loads((outbox_file(study_folder).parent / SENT).read_text()))
     except (OSError, ValueError, TypeError):
@@ -56,7 +57,7 @@ def read_sent(study_folder: Path, uri: str) -> Sent:
 
 
 def written_to(study_folder: Path) -> str | None:
-    """Return the store that the study wrote to last, or tried to, without credentials; None if it never tried."""
+    """Return the URI, without credentials, of the store that the study used last, or None if it used none."""
     try:
         return str(json.loads((outbox_file(study_folder).parent / SENT).read_text())["uri"])
     except (OSError, ValueError, LookupError, TypeError):
@@ -64,10 +65,10 @@ def written_to(study_folder: Path) -> str | None:
 
 
 class Delivery:
-    """Sends a study's outbox, part by part.
+    """Sends a study's outbox part by part.
 
     Args:
-        study_folder: the study's.
+        study_folder: the study's folder.
         uri: the tracking URI.
     """
 
@@ -84,7 +85,7 @@ class Delivery:
         return self.file.stat().st_size > self.sent.offset
 
     def part(self) -> None:
-        """Sends the next part, if there is one. Raises whatever MLflow raises, and may be called again."""
+        """Send the next part, if there is one. This method may raise MLflow's errors, and may then be called again."""
         self._open()
         notes, offset = read_notes(self.file, self.sent.offset, PART)
         try:
@@ -104,7 +105,7 @@ class Delivery:
         self.sent.experiment_id, self._opened = self._store.experiment_id, True
 
     def unsent_runs(self) -> int:
-        """Return how many runs have not arrived completely."""
+        """Return the number of runs that have not arrived completely."""
         return len({note.run for note in read_notes(self.file, self.sent.offset)[0]})
 
     def _note(self) -> None:
@@ -112,13 +113,13 @@ class Delivery:
 
 
 def deliver(study_folder: Path, uri: str, pause: float = 1.0) -> tuple[Sent, str]:
-    """Sends all that waits, in this process, trying a few times.
+    """Send all unsent notes in this process, with a few attempts.
 
     Args:
-        pause: seconds after a failure.
+        pause: seconds between an error and the next attempt.
 
     Returns:
-        What has arrived; and why not all has, or "".
+        Which notes have arrived, and the reason if notes are missing, or "".
     """
     delivery = Delivery(study_folder, uri)
     failures, error = 0, ""
@@ -133,16 +134,19 @@ def deliver(study_folder: Path, uri: str, pause: float = 1.0) -> tuple[Sent, str
 
 
 def missing(delivery: Delivery, uri: str, error: str) -> str:
-    """Say in one line which part has not arrived, and why."""
+    """Return a line that says how many runs have not arrived completely, and why."""
     return redact(f"MLflow at {uri}: {error}; {delivery.unsent_runs()} runs are not fully recorded there")
 
 
 @contextmanager
 def only_one(study_folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Return whether no other process delivers this study: two would create runs twice.
+    """Within this block, hold the study's lock for deliveries. Two deliveries at once would create runs twice.
 
     Args:
-        wait: until it is so.
+        wait: whether to wait for the lock.
+
+    Yields:
+        Whether this process has the lock.
     """
     with (outbox_file(study_folder).parent / LOCK).open("w") as handle:
         yield lock(handle.fileno(), wait=wait)

@@ -1,6 +1,6 @@
-"""The data set and the best network in MLflow: what the driver notes of them, and how they are logged.
+"""Describe the best network for MLflow, and log it as a model.
 
-Notes are made without MLflow, and logged by the process that delivers them.
+The driver makes the description without MLflow. The process that delivers the record logs the model.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 BEST_NAME, GROUP_NAME = "best", "group"
 ALIAS = "champion"
-SERVED = {BEST_NAME: "model", GROUP_NAME: "group"}  # the folder, under STUDY/tracking, of what a logged model holds
+SERVED = {BEST_NAME: "model", GROUP_NAME: "group"}  # name -> folder in STUDY/tracking
 EXAMPLE, EXAMPLES = "example.npy", "example.npz"
-_EXAMPLES = 2  # inputs in the input example
+_EXAMPLES = 2  # examples in MLflow's input example
 _REQUIRED = ("tune-sparsity", "mlflow", "numpy", "safetensors", "scikit-learn", "torch", "torchvision")
 
 
@@ -47,15 +47,17 @@ def model_note(
     metrics: Mapping[str, float],
     register: str | None,
 ) -> dict[str, Any]:
-    """Puts what the logged model is to hold into a folder of the study's, and says what it is.
+    """Write the contents of the logged model into a folder of the study, and return its description.
 
     Args:
-        study_folder: the study's.
-        network: the folder with the network's model.safetensors and model.json; or a group of two such.
-        name: by which the experiment is found, as --experiment takes it.
-        tags: what the network is: trial, target, ...
-        metrics: what was measured of it.
-        register: under which name it goes into the registry; None: it does not.
+        study_folder: the study's folder.
+        network: the folder with the network's model.safetensors and model.json, or a group of two networks.
+        experiment: the experiment of the network.
+        name: the name of the experiment, as --experiment takes it.
+        data: the experiment's data.
+        tags: facts about the network: trial, target, ...
+        metrics: the measures of the network.
+        register: the name in MLflow's model registry. None: the model is not registered.
     """
     from tune_sparsity.tuner.tracking.pyfunc_model import assemble, load
 
@@ -89,7 +91,8 @@ def model_note(
 
 
 def model_type(data: Data) -> str | None:
-    """Return what MLflow calls such a model, told by the targets; None where there is no word for it."""
+    """Return MLflow's type of such a model, "classifier" or "regressor", which depends on the targets. Return None for
+    others."""
     y = data.val.first(1).y
     if not isinstance(y, Tensor):
         return None
@@ -99,7 +102,7 @@ def model_type(data: Data) -> str | None:
 
 
 def requirements() -> list[str]:
-    """Return the packages that the logged model needs, with the versions that are installed here."""
+    """Return the packages that the logged model needs, with their versions in this installation."""
     found = []
     for name in _REQUIRED:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -110,8 +113,8 @@ def requirements() -> list[str]:
 def log_model(
     run_id: str, client: MlflowClient, experiment_id: str, study_folder: Path, note: Mapping[str, Any]
 ) -> None:
-    """Logs the best network, or a group, as a model of the run's, and registers it if that is wanted. The same network
-    again is left as it is."""
+    """Log the best network or a group as a model of the run, and register it if the note has a registered name. A model
+    with the same weights is not logged again."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
     name = note.get("name", BEST_NAME)  # notes of earlier versions have none
@@ -143,7 +146,8 @@ def log_model(
 
 
 def _upload(client: MlflowClient, model: Any, run_id: str, study_folder: Path, note: Mapping[str, Any]) -> None:
-    """Make the model's files and send them. Raises ValueError if they cannot be made: trying again helps nothing."""
+    """Make the model's files and send them. Raise ValueError if they cannot be made, because another attempt would
+    fail, too."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             _save(Path(folder) / "model", model, run_id, study_folder, note)
@@ -164,8 +168,7 @@ def _save(path: Path, model: Any, run_id: str, study_folder: Path, note: Mapping
         artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id
     )
     signature = ModelSignature(Schema(tensor_specs(note["inputs"])), Schema(tensor_specs(note["outputs"])))
-    # MLflow would look for two seconds through all that is installed for versions other than those required: they are
-    # those that are installed.
+    # MLflow's comparison of required and installed versions takes two seconds. They are always equal here.
     unneeded = replaced(mlflow.utils.environment, "warn_dependency_requirement_mismatches", lambda required: None)
     with unneeded:
         mlflow.pyfunc.save_model(
@@ -185,7 +188,7 @@ def _example(path: Path) -> Any:
 
 
 def _register(client: MlflowClient, name: str, model_id: str, run_id: str, note: Mapping[str, Any]) -> None:
-    """A version of the registered model, with what was measured as its tags, and the alias on it."""
+    """Register the model as a version with its measures as tags, and set the alias to this version."""
     from mlflow import MlflowException
 
     try:
@@ -208,7 +211,8 @@ def _register(client: MlflowClient, name: str, model_id: str, run_id: str, note:
 
 @contextmanager
 def _current_store(uri: str) -> Iterator[None]:
-    """With MLflow's global store set: `models:/ID` is looked up there, whatever client is asked."""
+    """Within this block, MLflow's global tracking URI is `uri`. MLflow looks up `models:/ID` there, even with a client
+    for another store."""
     import mlflow
 
     before = mlflow.get_tracking_uri()

@@ -1,4 +1,4 @@
-"""The names that our modules had in earlier versions, for the user's code in models which those have logged."""
+"""Make the module names of earlier versions importable. User code in models that these versions logged needs them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _OLD = {
         **{f"sparsity.{name}": f"sparsity.{name}" for name in ("layers", "masks", "schedules", "training")},
     },
 }
-"""By the top-level name: what a user's code may import, and where it is in `tune_sparsity`."""
+"""Top-level package -> old names of its modules -> their names in `tune_sparsity`."""
 
 
 def make_known() -> None:
-    """Let our modules be imported by their old names too. They are the same modules, and not loaded again."""
+    """Allow imports of our modules by their old names. Both names give the same module, which is not loaded twice."""
     for package, modules in _OLD.items():
         if _is_free(package):
             sys.modules.update({old: import_module(f"tune_sparsity.{new}") for old, new in modules.items()})
 
 
 def _is_free(package: str) -> bool:
-    """Return whether nothing else has this name: a package of a user's own is meant as it is."""
+    """Return whether no other package has this name. A user's own package keeps its name."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         return True

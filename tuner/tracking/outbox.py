@@ -1,8 +1,8 @@
-"""What MLflow is to be told about a study, as a file: the driver appends, whoever delivers reads.
+"""Keep a study's record for MLflow in a file, the outbox. The driver appends notes, and another process delivers them.
 
-The file is the record's one way to MLflow, so nothing is lost with a server or a process: what has not arrived is still
-in it. It lies under STUDY/tracking, a JSON document a line, the first of which says whose it is. Lines are only ever
-appended, each with a single write. A line that a crash of the machine tore is passed over.
+All of the record goes through this file. Notes that have not arrived stay in it, so that nothing is lost when a server
+or a process fails. The file lies in STUDY/tracking. Each line is a JSON document. The first line identifies the study.
+Lines are only appended, each with a single write. Readers skip a line that is incomplete after a crash.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 from tune_sparsity.tuner.system.locks import lock
 
 FOLDER, OUTBOX = "tracking", "outbox.jsonl"
-PARENT = ""  # the name of the parent run in notes; a trial's run has the trial's
-RUNNING, KILLED = "RUNNING", "KILLED"  # MLflow's
+PARENT = ""  # the name of the parent run in notes; the run of a trial has the trial's name
+RUNNING, KILLED = "RUNNING", "KILLED"  # statuses of MLflow
 ENDED = ("FINISHED", "FAILED")
 UNENDED = {"state": "failed", "reason": "the study ended before this trial"}  # a KILLED trial's tags
 PARAM_LENGTH, TAG_LENGTH, KEY_LENGTH = 6000, 5000, 250  # MLflow's limits, in characters
@@ -31,18 +31,18 @@ PARAM_LENGTH, TAG_LENGTH, KEY_LENGTH = 6000, 5000, 250  # MLflow's limits, in ch
 
 @dataclass(frozen=True)
 class StudyIdentity:
-    """Which study the runs belong to."""
+    """Identifies the study that runs belong to."""
 
     study: str
     experiment: str
-    target: float | str  # sparsity, a fraction in [0, 1]; of other goals the option's value
+    target: float | str  # a sparsity in [0, 1], or the value of the option for another goal
     method: str  # one name, or several separated by commas
-    id: str = ""  # of this study alone, for all its processes: another one of the same name has runs of its own
+    id: str = ""  # unique, and equal in all processes of the study; another study with the same name has another id
 
 
 @dataclass
 class Note:
-    """Something about one run. Values are as MLflow takes them."""
+    """One note about a run. Its values have types that MLflow accepts."""
 
     run: str
     at: int = field(default_factory=lambda: now_ms())  # Unix time in ms
@@ -50,12 +50,12 @@ class Note:
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
-    status: str = ""  # MLflow's
+    status: str = ""  # a status of MLflow
     files: list[str] = field(default_factory=list)  # artifacts, relative to the study's folder; a folder keeps its name
-    dataset: dict[str, Any] = field(default_factory=dict)  # as tuner.tracking.model takes it
-    model: dict[str, Any] = field(default_factory=dict)  # as tuner.tracking.model takes it
-    group: dict[str, Any] = field(default_factory=dict)  # likewise, of two networks
-    begin: str = ""  # a process of the driver's begins: it is this one that appends from here on
+    dataset: dict[str, Any] = field(default_factory=dict)  # the result of dataset_note
+    model: dict[str, Any] = field(default_factory=dict)  # the result of model_note for the best network
+    group: dict[str, Any] = field(default_factory=dict)  # the result of model_note for a group of two networks
+    begin: str = ""  # the session of a driver that begins to append
 
     def line(self) -> str:
         said = {name: value for name, value in asdict(self).items() if value or name == "run"}
@@ -76,11 +76,11 @@ def outbox_file(study_folder: Path) -> Path:
 
 
 def read_identity(file: Path) -> StudyIdentity:
-    """Whose outbox it is.
+    """Return the study that an outbox belongs to.
 
     Raises:
-        OSError: if there is no such file.
-        ValueError: if it is none.
+        OSError: if the file does not exist.
+        ValueError: if the file is not an outbox.
     """
     with file.open("rb") as lines:
         document = json.loads(lines.readline())
@@ -91,8 +91,8 @@ def read_notes(file: Path, offset: int = 0, limit: int | None = None) -> tuple[l
     """Return the notes from `offset` on.
 
     Args:
-        offset: in bytes.
-        limit: bytes to read, of which whole lines are taken; by default all.
+        offset: a position in bytes.
+        limit: the number of bytes to read. Only whole lines count, but at least one. None: all.
 
     Returns:
         The notes, and the offset after them.
@@ -105,7 +105,7 @@ def read_notes(file: Path, offset: int = 0, limit: int | None = None) -> tuple[l
     text = text[: text.rfind(b"\n") + 1]
     notes = []
     for line in text.splitlines():
-        with suppress(ValueError):  # torn; and the first line, of which Note knows nothing
+        with suppress(ValueError):  # an incomplete line
             document = json.loads(line)
             if isinstance(document, dict) and "run" in document:
                 notes.append(Note.read(document))
@@ -113,11 +113,12 @@ def read_notes(file: Path, offset: int = 0, limit: int | None = None) -> tuple[l
 
 
 class Outbox:
-    """Appends to a study's outbox, which is made if there is none, and knows what it says already.
+    """Appends notes to a study's outbox and leaves out known values. A missing outbox is created.
 
     Attributes:
-        identity: with the id that the outbox has.
-        statuses: of every run, as last noted.
+        identity: the study with the id in the outbox.
+        statuses: the last status of every run.
+        pareto: the names of the runs that were last noted as on the front.
     """
 
     def __init__(self, study_folder: Path, identity: StudyIdentity) -> None:
@@ -141,7 +142,7 @@ class Outbox:
         self.note(PARENT, begin=self.session)
 
     def size(self) -> int:
-        """In bytes: the offset of what will be noted next."""
+        """Return the size in bytes, which is the offset of the next note."""
         return self.file.stat().st_size
 
     def note(
@@ -156,14 +157,18 @@ class Outbox:
         files: Iterable[Path] = (),
         **more: Any,
     ) -> None:
-        """Notes something about a run: whatever of it has been noted before is left out.
+        """Append a note about a run. Values that were noted before are left out.
 
         Args:
-            run: PARENT, or a trial's name.
-            params: once noted, MLflow keeps a parameter for ever: another value becomes a tag `resumed.NAME`.
-            metrics: infinite values become NaN, which MLflow can show; what is not a number is left out, and so are
-                epochs that a resumed trial trains again.
-            files: in the study's folder, or anywhere.
+            run: PARENT, or the name of a trial.
+            params: MLflow never changes a parameter. If a noted parameter gets another value, this value becomes a tag
+                `resumed.NAME`.
+            tags: the run's tags.
+            metrics: infinite values become NaN, which MLflow can show. Values that are not numbers are left out, and so
+                are epochs that a resumed trial trains again.
+            step: the step of the metrics.
+            status: a status of MLflow.
+            files: artifacts, in the study's folder or elsewhere.
         """
         note = Note(run, step=step, status=status, **more)
         known = self._params.get(run, {})
@@ -190,9 +195,7 @@ class Outbox:
             (self.pareto.add if note.tags["pareto"] == "true" else self.pareto.discard)(note.run)
         if note.status:
             self.statuses[note.run] = note.status
-        if (
-            note.status in ENDED and note.run != PARENT
-        ):  # nothing more is said of it, except for tags: a large study would fill the memory
+        if note.status in ENDED and note.run != PARENT:  # only tags can follow, and a large study would fill the memory
             self._params.pop(note.run, None)
             self._last.pop(note.run, None)
             return
@@ -204,11 +207,11 @@ class Outbox:
 
 
 def end_abandoned(study_folder: Path, session: str = "") -> None:
-    """Notes as KILLED all runs that nobody will end.
+    """Note all runs as KILLED whose driver no longer exists.
 
     Args:
-        session: the driver that is gone; if another has taken the study up since, nothing is noted. By default nothing
-            is known to run.
+        session: the driver that has died. If another driver has continued the study since, nothing is noted. "": no
+            driver of the study runs.
     """
     file = outbox_file(study_folder)
     with _appending(file) as write:
@@ -225,7 +228,7 @@ def end_abandoned(study_folder: Path, session: str = "") -> None:
 
 
 def append(study_folder: Path, note: Note) -> None:
-    """Appends a note to an outbox that another process may append to."""
+    """Append a note to an outbox. Another process may append to it at the same time."""
     _append(outbox_file(study_folder), note.line())
 
 
@@ -236,7 +239,7 @@ def _append(file: Path, text: str) -> None:
 
 @contextmanager
 def _appending(file: Path) -> Iterator[Callable[[str], None]]:
-    """A function that appends, while no other process does."""
+    """Yield a function that appends text. No other process appends within this block."""
     handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         lock(handle, wait=True)
@@ -250,7 +253,7 @@ def _write(handle: int, text: str) -> None:
 
 
 def _later(new: tuple[int, float], known: tuple[int, float]) -> bool:
-    """Return whether a point of (step, value) is news: a later step, or another value of the same."""
+    """Return whether a point (step, value) is new: its step is later, or its value differs at the same step."""
     return new[0] > known[0] or (new[0] == known[0] and repr(new[1]) != repr(known[1]))
 
 
@@ -268,6 +271,6 @@ def _number(value: Any) -> float | None:
 
 
 def _key(name: str) -> str:
-    """`name` as MLflow accepts it for a parameter, a tag or a metric."""
+    """Return `name` in a form that MLflow accepts for a parameter, a tag or a metric."""
     parts = re.sub(r"[^/\w.\- ]", "_", name).split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))[:KEY_LENGTH] or "_"

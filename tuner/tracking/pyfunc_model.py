@@ -1,8 +1,8 @@
-"""The best network as MLflow serves it: loaded from tensors and JSON, with nothing pickled.
+"""Load the best network as an MLflow model, from tensors and JSON. No pickle is involved.
 
-A served folder holds model.safetensors, model.json, served.json (by what name the experiment is found) and, of a user's
-own experiment, its code under code/. That of a group of two has the networks' files in small/ and large/. MLflow calls
-`_load_pyfunc` with it, in a process that has this package and nothing else of the study.
+The folder of a model holds model.safetensors, model.json and served.json, which names the experiment. The code of a
+user's own experiment is in code/. The model of a group has the files of its two networks in small/ and large/. MLflow
+calls `_load_pyfunc` with this folder, in a process that has this package but no other part of the study.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ _MASK = ".mask"
 
 
 class Gated(NamedTuple):
-    """A group of two networks: their folders, and the margin of the small one below which the large one answers."""
+    """A group of two networks. The large network answers if the margin of the small one is below theta.
+
+    Attributes:
+        small, large: the folders of the networks.
+        theta: the limit for the margin.
+    """
 
     small: Path
     large: Path
@@ -38,21 +43,20 @@ class Gated(NamedTuple):
 
 
 class Served:
-    """A network that takes the data set's inputs as arrays."""
+    """A network or a group whose inputs are arrays, as the data set has them."""
 
     def __init__(self, answer: Answer, names: Any = "") -> None:
         self._answer, self._names = answer, names
 
     @torch.no_grad()
     def predict(self, inputs: Any, params: dict[str, Any] | None = None) -> np.ndarray:
-        """Return the network's outputs, for a classifier the logits: shape (n, classes). What is bfloat16 becomes
-        float32.
+        """Return the network's outputs. For a classifier they are the logits (n, classes). bfloat16 becomes float32.
 
         Args:
-            inputs: an array of shape (n, ...), examples as the data set holds them; of nested inputs a dict of such
-                arrays by the names of `tune_sparsity.experiments.examples.named`. What the network needs done to them
-                first is done here.
-            params: none are known; MLflow may hand some over.
+            inputs: an array of shape (n, ...) with examples as in the data set. Nested inputs are a dict of such
+                arrays, with the names of `tune_sparsity.experiments.examples.named`. This method prepares them for the
+                network.
+            params: MLflow's parameters, which have no effect.
         """
         given = inputs if isinstance(inputs, dict) else {"": inputs}
         x = _filled(self._names, {name: torch.from_numpy(np.array(one)) for name, one in given.items()})
@@ -61,13 +65,13 @@ class Served:
 
 
 def _names(nest: Any) -> Any:
-    """Return the nest with its tensors' names in place of them, in JSON's types."""
+    """Return the nest with the names of its tensors in place of them, in types that JSON has."""
     names = iter(named(nest))
     return mapped(lambda _: next(names), nest)
 
 
 def _filled(names: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """Return the nest with its tensors in place of their names. They are copies: the caller's may be read-only."""
+    """Return the nest with its tensors in place of their names."""
     if isinstance(names, str):
         return tensors[names]
     if isinstance(names, dict):
@@ -76,14 +80,14 @@ def _filled(names: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def load(experiment: Experiment, folder: Path) -> Served:
-    """Return the network of this experiment with the tensors from the folder, or the group of two."""
+    """Return the network or the group in the folder, as a model of this experiment."""
     served = json.loads((folder / SERVED_JSON).read_text())
     theta = served.get("theta")
     if theta is None:
         answer = _answer(experiment, folder)
     else:
         answer = Cascade(_answer(experiment, folder / SMALL), _answer(experiment, folder / LARGE), theta)
-    return Served(answer, served.get("inputs", ""))  # earlier versions had single tensors alone
+    return Served(answer, served.get("inputs", ""))  # earlier versions had no nests
 
 
 def _answer(experiment: Experiment, folder: Path) -> Answer:
@@ -95,17 +99,17 @@ def _answer(experiment: Experiment, folder: Path) -> Answer:
 
 
 def assemble(folder: Path, network: Path | Gated, experiment: Experiment, name: str, inputs: Any) -> None:
-    """Makes a served folder.
+    """Create the folder of a model.
 
     Args:
-        folder: to make.
-        network: the folder with model.safetensors and model.json; or a group of two.
-        experiment: of the network.
-        name: by which the experiment is found, as --experiment takes it.
-        inputs: an example's, as the data set holds them.
+        folder: the folder to create.
+        network: the folder with model.safetensors and model.json, or a group of two networks.
+        experiment: the experiment of the network.
+        name: the name of the experiment, as --experiment takes it.
+        inputs: inputs of an example in the data set.
 
     Raises:
-        ValueError: if the experiment has no source.
+        ValueError: if the experiment has no source file.
     """
     if name.partition(":")[0].endswith(PICKLED):
         raise ValueError(
@@ -131,7 +135,7 @@ def assemble(folder: Path, network: Path | Gated, experiment: Experiment, name: 
 
 
 def _load_pyfunc(path: str) -> Served:
-    """MLflow's way in."""
+    """Load the model. MLflow calls this function."""
     folder = Path(path)
     name = json.loads((folder / SERVED_JSON).read_text())["experiment"]
     code = folder / CODE
@@ -141,6 +145,6 @@ def _load_pyfunc(path: str) -> Served:
             name = f"{code}/{name}"
     try:
         return load(find(name), folder)
-    except OldImport:  # of a study that an earlier version began
+    except OldImport:  # an earlier version logged the model
         make_known()
         return load(find(name), folder)

@@ -1,8 +1,8 @@
-"""An empty MLflow store in an SQLite file.
+"""Create an empty MLflow store in an SQLite file.
 
-MLflow makes its tables by going through all versions that they ever had, in seconds of a processor that a study's first
-trials need. So it does it once for each user and each set of versions, its own and those of the packages that it makes
-them with: the tables are kept in the user's cache, and a new store begins as a copy of them.
+MLflow creates its tables by running the migrations of all its versions. This takes seconds of processor time that the
+first trials need. It is therefore done once for each user and each set of versions of MLflow and its database packages.
+The user's cache keeps the tables, and a new store begins as a copy of them.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from tune_sparsity.tuner.system.files import write_bytes
 
 
 def make_store(file: Path, artifacts: str) -> None:
-    """Makes the store in a file that does not exist yet, in a folder of nobody else's.
+    """Create a store in a new file. No other process may use its folder.
 
     Args:
-        artifacts: URI of the place for the artifacts of MLflow's default experiment.
+        artifacts: the URI for artifacts of MLflow's default experiment.
 
     Raises:
-        OSError, MlflowException: if it cannot be made.
+        OSError, MlflowException: if the store cannot be created.
     """
     template = kept_tables()
-    copy = file.with_name(f"copy-{file.name}")  # MLflow keeps in mind what it found behind a name
-    with suppress(Exception):  # whatever is wrong with a copy, MLflow makes a new one
+    copy = file.with_name(f"copy-{file.name}")  # another name, because MLflow remembers a store that failed
+    with suppress(Exception):  # if the copy is unusable, MLflow creates new tables
         shutil.copyfile(template, copy)
         _check(copy)
         _open(copy, artifacts)
@@ -41,9 +41,9 @@ def make_store(file: Path, artifacts: str) -> None:
 
 
 def kept_tables() -> Path:
-    """Says where the tables are that MLflow makes with the versions installed; they have no content.
+    """Return the path of the empty tables that the installed versions create.
 
-    The file is not there before MLflow first made them.
+    The file does not exist before MLflow has created the tables once.
     """
     import alembic
     import mlflow
@@ -54,7 +54,8 @@ def kept_tables() -> Path:
 
 
 def _check(file: Path) -> None:
-    """Raises unless it is a sound database with a version: with others MLflow tries for a minute and a half."""
+    """Raise sqlite3.Error unless the file is a sound database with a schema version. With an unsound one MLflow would
+    try for 90 seconds."""
     with closing(sqlite3.connect(file)) as database:
         (sound,) = database.execute("PRAGMA quick_check").fetchone()
         if sound != "ok" or database.execute("SELECT * FROM alembic_version").fetchone() is None:
@@ -62,7 +63,7 @@ def _check(file: Path) -> None:
 
 
 def _open(file: Path, artifacts: str) -> None:
-    """MLflow makes what is missing, and refuses tables that are not of its version."""
+    """Let MLflow open the store. It creates missing tables, and refuses tables of another version."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from sqlalchemy import Engine, event
 
@@ -74,12 +75,12 @@ def _open(file: Path, artifacts: str) -> None:
 
 
 def _without_waiting(connection: Any, _: Any) -> None:
-    """Of some hundred transactions on a file that nobody else has, only the last needs to be on the disk."""
+    """Do not wait for the disk after each of about a hundred transactions. No other process uses the file yet."""
     connection.execute("PRAGMA synchronous=OFF")
 
 
 def _keep(file: Path, template: Path) -> None:
-    """The default experiment stays out: it says where its artifacts are."""
+    """Save the tables in the cache, without the default experiment, which contains the location of its artifacts."""
     tables = file.with_name(f"tables-{file.name}")
     shutil.copyfile(file, tables)
     with closing(sqlite3.connect(tables, isolation_level=None)) as database:

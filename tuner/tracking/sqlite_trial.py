@@ -1,7 +1,7 @@
-"""The process that tries whether MLflow can keep a record in an SQLite file.
+"""Test in a separate process whether MLflow can keep a record in an SQLite file.
 
-MLflow may be installed with packages that it does not work with, which shows only when a store is made. A process of
-its own keeps MLflow, its settings and what it prints out of the command that asks.
+MLflow may be installed with packages that it does not work with. This shows only when a store is created. A separate
+process keeps MLflow, its settings and its output out of the calling command.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pathlib import Path
 from tune_sparsity.tuner.system.processes import own_process
 from tune_sparsity.tuner.tracking.client import one_line, own_environment, prepare_sqlite
 
-LONGEST = 240.0  # seconds: MLflow tries some things for more than a minute and a half before it gives up
+LONGEST = 240.0  # seconds, since MLflow repeats some operations for more than 90 seconds before it fails
 
 
 def try_sqlite() -> str:
-    """Has a process make a store as a study's first record would, and write a run to it and read it back.
+    """Let a process create a store as a study does, write a run to it and read the run back.
 
     Returns:
-        What went wrong, in a line, or "".
+        The error in one line, or "".
 
     Raises:
-        OSError: if there is no place for temporary files.
+        OSError: if temporary files cannot be created.
     """
     with tempfile.TemporaryDirectory(prefix="tune-sparsity-") as folder:
         try:
@@ -48,25 +48,25 @@ def try_sqlite() -> str:
 
 
 def main(folder: str) -> None:
-    """Tries it in this process, whose last line is what went wrong.
+    """Run the test in this process. Its last line of output is the error, if there is one.
 
     Args:
-        folder: the place for the store.
+        folder: the folder for the store.
     """
-    gc.set_threshold(100_000, 50, 100)  # as the process that delivers a record does
+    gc.set_threshold(100_000, 50, 100)  # as in tuner.tracking.writer
     own_environment()
     wrong = ""
     try:
         _keep_a_run(Path(folder) / "mlflow.db")
-    except Exception as error:  # whatever it is, a study would meet it too
+    except Exception as error:  # any error would stop a study's record, too
         wrong = one_line(error)
         print(wrong)
     sys.stdout.flush()
-    os._exit(1 if wrong else 0)  # to take MLflow's objects apart takes a second
+    os._exit(1 if wrong else 0)  # the clean-up of MLflow's objects takes a second
 
 
 def _keep_a_run(file: Path) -> None:
-    """Writes a run with a metric to a new store. Raises whatever MLflow raises, or ValueError if the metric is lost."""
+    """Write a run with a metric to a new store. Raise MLflow's errors, or ValueError if the metric is lost."""
     prepare_sqlite(file)
     from mlflow import MlflowClient
 

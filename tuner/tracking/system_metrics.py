@@ -1,4 +1,4 @@
-"""This machine's load, noted for the parent run while a study runs."""
+"""Record this machine's load in the parent run while a study runs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 from tune_sparsity.tuner.tracking.outbox import PARENT, Note, append
 
-EVERY = 10.0  # seconds between two samples; MLflow's variable for it is honoured
+EVERY = 10.0  # seconds between two samples, unless MLflow's environment variable sets them
 
 
 def sample_forever(study_folder: Path) -> None:
-    """Notes the load of processor, memory, disk, network and GPUs, under the names that MLflow's UI has charts for."""
+    """Note the load of processor, memory, disk, network and GPUs repeatedly, under the names of the charts in MLflow's
+    UI."""
     monitors = _monitors()
     every = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or EVERY)
     began = time.time()
@@ -24,7 +25,7 @@ def sample_forever(study_folder: Path) -> None:
             monitor.collect_metrics()
             values |= {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
             monitor.clear_metrics()
-        # The step is the time, so that a study that goes on does not begin again at 0.
+        # The step is the time, so that a resumed study does not begin at 0 again.
         append(study_folder, Note(PARENT, step=int(time.time()), metrics=values))
         time.sleep(max(0.1, every - (time.time() - began) % every))
 
@@ -36,6 +37,6 @@ def _monitors() -> list[Any]:
     from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
     found: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-    with suppress(ImportError, RuntimeError):  # no GPU, or nothing that reads its load
+    with suppress(ImportError, RuntimeError):  # no GPU, or no library that reads its load
         found.append(GPUMonitor())
     return found

@@ -1,8 +1,8 @@
-"""The study's record in MLflow: one parent run a study, one nested run a trial.
+"""Record a study in MLflow: one parent run for the study, one nested run for each trial.
 
-Nothing here holds the search up. `Tracker` notes what there is to tell in the study's outbox, in microseconds, and a
-process beside it delivers the notes in batches (tuner.tracking.writer). What cannot arrive now is tried again, and what
-has not arrived at the end stays in the outbox and is told in `Tracker.problems`, never raised into the search.
+The record never delays the search. `Tracker` writes notes to the study's outbox, in microseconds. A separate process
+delivers the notes in batches (tuner.tracking.writer), and tries again if the store is away. Notes that have not arrived
+at the end stay in the outbox. `Tracker.problems` reports them. No error of the store is raised into the search.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-SILENCE = 90.0  # seconds without a word of the writer's after which a study that has ended waits no longer
+SILENCE = 90.0  # seconds without a message of the writer after which the end of a study waits no longer
 STATUS = {
     TrialState.RUNNING: RUNNING,
     TrialState.COMPLETED: "FINISHED",
-    TrialState.PRUNED: "FINISHED",  # MLflow has no such status: the tag `state` tells it from completed
+    TrialState.PRUNED: "FINISHED",  # MLflow has no status for it, but the tag `state` says "pruned"
     TrialState.FAILED: "FAILED",
 }
 _SIZES = ("nonzero_weights", "size_bytes", "macs", "syn_ops", "train_bytes")
@@ -54,22 +54,23 @@ def _timed(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate
 
 
 def begin_writer(uri: str) -> subprocess.Popen[str]:
-    """Starts the process that will deliver a study's record to the store at this URI, and loads MLflow first."""
+    """Start the process that will deliver a study's record to the store at this URI. It imports MLflow first."""
     return subprocess.Popen(
         own_process(writer_process.__name__, writer_process.SERVER if is_server(uri) else writer_process.DATABASE),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # until it knows the study
+        stderr=subprocess.DEVNULL,  # later the log file in the study's folder
         text=True,
-        # An interrupt from the keyboard ends the search, whose record is still to come. Not a session of its own:
-        # Linux shares the processors between sessions before it looks at how nice a process is.
+        # Ctrl-C must not end this process, because the end of the search still has to be recorded. A session of its
+        # own would defeat the low priority: Linux divides the processors between sessions first.
         process_group=0,
     )
 
 
 @contextmanager
 def writer_ahead(uri: str) -> Iterator[subprocess.Popen[str]]:
-    """The same for a study that is likely to begin: nothing is left of it when the block ends."""
+    """Within this block, run the process of `begin_writer` for a study that is likely to begin. The process ends with
+    the block."""
     writer = begin_writer(uri)
     try:
         yield writer
@@ -79,20 +80,20 @@ def writer_ahead(uri: str) -> Iterator[subprocess.Popen[str]]:
 
 
 class Tracker:
-    """Notes one study's record, and has it delivered.
+    """Notes the record of a study and has it delivered.
 
-    The methods raise nothing for a store that is away. `close` must be called at the end.
+    The methods raise no error if the store is away. `close` must be called at the end.
 
     Args:
-        uri: the tracking URI, as `resolve_tracking_uri` gives it.
-        identity: the study; the same one in the same folder continues the same runs.
-        folder: the study's. The outbox lies in it, and the files that become artifacts.
-        system_metrics: also record this machine's load, on the parent run.
-        writer: the process that delivers, if it has been started already.
-        size: of the network, for each trial's "sparsity_matrices".
+        uri: the tracking URI, from `resolve_tracking_uri`.
+        identity: the study. The same study in the same folder continues the same runs.
+        folder: the study's folder, which contains the outbox and the files for artifacts.
+        system_metrics: whether to record this machine's load in the parent run.
+        writer: the process of `begin_writer`, if it has been started.
+        size: the size of the network, for each trial's "sparsity_matrices".
 
     Attributes:
-        seconds: how long callers have spent in the public methods.
+        seconds: the time that callers have spent in the public methods.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Tracker:
         self._outbox = Outbox(folder, identity)
         self._lost = ""
         self._finished = self._closed = False
-        self._noting = threading.Lock()  # pictures come from a thread of their own
+        self._noting = threading.Lock()  # plots come from another thread
         self._changed = threading.Condition()
         self._status: dict[str, Any] = {"offset": 0, "failures": 0, "error": "", "refused": [], "unsent": 0}
         self._log = writer_process.log_file(folder)
@@ -123,17 +124,17 @@ class Tracker:
 
     @property
     def experiment_id(self) -> str | None:
-        """None until the store was opened: see `flush`."""
+        """Return the id of the experiment. It is None until the store was opened: see `flush`."""
         return self._status.get("experiment_id")
 
     @property
     def run_id(self) -> str | None:
-        """Return the id of the parent run; None until it was found or created: see `flush`."""
+        """Return the id of the parent run. It is None until the run was found or created: see `flush`."""
         return self._status.get("run_id")
 
     @property
     def problems(self) -> list[str]:
-        """Return a line for everything that has not arrived; complete once `close` returned."""
+        """Return a line for everything that has not arrived. The list is complete after `close`."""
         status = self._status
         lines = [*status["refused"], *([self._lost] if self._lost else [])]
         away = status["failures"] >= ATTEMPTS
@@ -145,62 +146,64 @@ class Tracker:
 
     @property
     def waiting(self) -> bool:
-        """Return whether something has not arrived that may arrive later."""
+        """Return whether notes have not arrived yet that may arrive later."""
         return bool(self._status["offset"] < self._outbox.size())
 
     @_timed
     def start_study(self, params: Mapping[str, Any], tags: Mapping[str, str], **more: Any) -> None:
-        """Begins the parent run, or takes it up again.
+        """Begin or continue the parent run.
 
         Args:
-            more: `dataset`, as `tuner.tracking.dataset.dataset_note` gives it.
+            more: `dataset`, the result of `tuner.tracking.dataset.dataset_note`.
         """
         self._note(PARENT, params=params, tags=tags, status=RUNNING, **more)
 
     @_timed
     def start_trial(self, record: TrialRecord) -> None:
-        """Begins a trial's run, or takes it up again."""
+        """Begin or continue a trial's run."""
         self._tell(record, {})
 
     @_timed
     def recall(self, record: TrialRecord) -> None:
-        """Tells of a trial that ended in an earlier process, if that was killed before it could."""
+        """Record the end of a trial that ended in an earlier process, if this process was killed before it could do
+        so."""
         if self._outbox.statuses.get(record.name) != STATUS[record.state]:
             self._end(record)
 
     @_timed
     def log_epoch(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Records an epoch. Epochs come in order; one that is already recorded is left as it is.
+        """Record an epoch. Epochs come in order. An epoch that is already recorded is left out.
 
         Args:
-            number: the trial's.
-            epoch: the metrics' step in MLflow.
-            metrics: by name. Infinite values become NaN, which MLflow can show; what is not a number is left out.
+            number: the number of the trial.
+            epoch: the number of the epoch, which is the step in MLflow.
+            metrics: metrics by name. Infinite values become NaN, which MLflow can show. Values that are not numbers are
+                left out.
         """
         self._note(trial_name(number), metrics=metrics, step=epoch)
 
     @_timed
     def end_trial(self, record: TrialRecord) -> None:
-        """Ends a trial's run with its state and final measures."""
+        """End a trial's run with its state and its final measures."""
         self._end(record)
 
     @_timed
     def log_artifacts(self, files: Iterable[Path]) -> None:
-        """Makes files, and folders that keep their own names, the parent run's artifacts, as they are when they are
-        sent. May be called again for the same files."""
+        """Make files and folders artifacts of the parent run. Folders keep their names. The contents are those at the
+        time of sending. The same files may be given again."""
         self._note(PARENT, files=files)
 
     @_timed
     def log_networks(
         self, folders: Iterable[Path], model: Mapping[str, Any] | None, group: Mapping[str, Any] | None = None
     ) -> None:
-        """Makes the networks that are reported artifacts of the parent run, at once: that takes a second, in which the
-        rest of what is to be told is made.
+        """Make the reported networks artifacts of the parent run, and send them at once. Sending takes a second, in
+        which the caller can prepare other results.
 
         Args:
-            folders: the networks'.
-            model: the best network, as `tuner.tracking.model.model_note` gives it.
-            group: a group of two networks, likewise.
+            folders: the folders of the networks.
+            model: the best network, from `tuner.tracking.model.model_note`.
+            group: a group of two networks, from the same function.
         """
         self._note(PARENT, files=folders, model=dict(model or {}), group=dict(group or {}))
         self._ask(writer_process.FLUSH)
@@ -214,13 +217,13 @@ class Tracker:
         pareto: Collection[int],
         artifacts: Iterable[Path] = (),
     ) -> None:
-        """Ends the parent run, marks the trials on the front, and ends as KILLED the trials that still run.
+        """End the parent run, mark the trials on the front, and end trials that still run as KILLED.
 
         Args:
             status: FINISHED, FAILED or KILLED.
-            metrics: the parent run's.
+            metrics: metrics of the parent run.
             pareto: the numbers of the trials on the front.
-            artifacts: as `log_artifacts` takes them.
+            artifacts: the argument of `log_artifacts`.
         """
         front = {trial_name(number) for number in pareto}
         for name in sorted(self._outbox.pareto ^ front):
@@ -231,10 +234,13 @@ class Tracker:
 
     @_timed
     def flush(self, timeout: float | None = None) -> bool:
-        """Waits until all that was noted has arrived, or the store turns out to be away.
+        """Wait until all notes up to now have arrived, or until the store counts as away.
+
+        Args:
+            timeout: seconds to wait, at most. None: no limit.
 
         Returns:
-            Whether all has arrived.
+            Whether all notes have arrived.
         """
         wanted = self._outbox.size()
         self._ask(writer_process.FLUSH)
@@ -247,12 +253,12 @@ class Tracker:
 
     @_timed
     def close(self, timeout: float | None = None) -> None:
-        """Waits until all has arrived, or the store turns out to be away; `problems` has what has not.
+        """Wait until all notes have arrived, or until the store counts as away. `problems` then lists the missing ones.
 
-        A study that was not finished ends here as KILLED.
+        A study without `finish_study` ends here as KILLED.
 
         Args:
-            timeout: seconds to wait at most; by default as long as the writer is heard of.
+            timeout: seconds to wait, at most. None: as long as the writer sends messages.
         """
         if self._closed:
             return
@@ -292,7 +298,7 @@ class Tracker:
         try:
             with self._noting:
                 self._outbox.note(run, **what)
-        except OSError as error:  # a full disk, say: the search ends when it must, and not for its record
+        except OSError as error:  # for example a full disk, which must not end the search because of its record
             self._lost = f"{self._outbox.file} could not be written: {error.strerror}; not all runs are fully recorded"
 
     def _arrived(self, wanted: int) -> bool:
@@ -310,7 +316,7 @@ class Tracker:
             self._writer.stdin.flush()
             if line == writer_process.CLOSE:
                 self._writer.stdin.close()
-        except (OSError, ValueError):  # it died, or has been closed: `problems` says so
+        except (OSError, ValueError):  # the writer has died or is closed, which `problems` reports
             pass
 
     def _listen(self) -> None:
@@ -323,7 +329,7 @@ class Tracker:
             self._changed.notify_all()
 
     def _last_words(self) -> str:
-        """Return the last line of a writer that died."""
+        """Return the last line in the log of a writer that died."""
         try:
             lines = self._log.read_text().strip().splitlines()
         except OSError:

@@ -1,9 +1,11 @@
-"""The process that delivers a study's outbox while its driver runs.
+"""Deliver a study's outbox in a separate process while its driver runs.
 
-A process of its own keeps MLflow, whose import alone takes seconds, out of the driver, gives way to the trials, and
-outlives a driver that is killed by as long as it takes to say so. On standard input it is told, in a line of JSON,
-what to deliver and where (a URI may hold a password, which no command line should), then `flush` and `close`. On
-standard output it says after every part how it stands. The end of its input without `close` is the driver's death.
+The import of MLflow takes seconds. A separate process keeps it out of the driver, and has a lower priority than the
+trials. If the driver is killed, this process records that before it ends.
+
+The first line on standard input is a JSON document that names the outbox and the store. A URI may hold a password,
+which must not be in a command line. The lines `flush` and `close` follow. If the input ends without `close`, the driver
+has died. After every part, this process writes its status to standard output.
 """
 
 from __future__ import annotations
@@ -27,30 +29,31 @@ from tune_sparsity.tuner.tracking.outbox import end_abandoned
 FLUSH, CLOSE, DEAD = "flush", "close", "dead"
 SERVER, DATABASE = "server", "database"
 NICENESS = "RAY_worker_niceness"  # Ray's environment variable for the priority of its workers
-GATHER = 1.0  # seconds for which notes are gathered into one part, since every part takes time from the trials
-LONGEST = 16.0  # seconds between two attempts
-SHARE = 1  # the pause after a part is so many times the processor time that it took, which the trials may have missed:
-# not more, since what is not sent while they run is sent after them, when nothing else is left to do
+GATHER = 1.0  # seconds between two parts, at least: few large parts take less time from the trials
+LONGEST = 16.0  # seconds between two attempts, at most
+SHARE = 1  # the pause after a part, as a multiple of the processor time that the part took from the trials
+# A larger SHARE would leave more notes until after the trials, when the study waits for them.
 
 
 def main(kind: str) -> None:
-    """The process, which may be started before there is a study to tell of.
+    """Run the process. It may be started before there is a study.
 
     Args:
-        kind: of the store, a SERVER or a DATABASE.
+        kind: the kind of the store, SERVER or DATABASE.
     """
-    gc.set_threshold(100_000, 50, 100)  # to look for garbage while MLflow loads takes a quarter of that time
+    gc.set_threshold(100_000, 50, 100)  # garbage collection would take a quarter of MLflow's import time
     own_environment()
     with suppress(OSError, ValueError):
-        os.nice(int(os.environ.get(NICENESS, "15")))  # as Ray gives the trials, so that neither starves
-    with suppress(Exception):  # tried again, and told, when it is needed
+        # As Ray's workers: with a lower priority, most notes would have to wait for the end of the trials.
+        os.nice(int(os.environ.get(NICENESS, "15")))
+    with suppress(Exception):  # `serve` tries again and reports the error
         _load(kind)
     if hello := sys.stdin.readline():
         asked = json.loads(hello)
         with log_file(Path(asked["folder"])).open("w") as log:
             os.dup2(log.fileno(), sys.stderr.fileno())
         serve(asked, sys.stdin, sys.stdout)
-    os._exit(0)  # the study waits for this process, and to take MLflow's objects apart takes a second
+    os._exit(0)  # the study waits for this process, and the clean-up of MLflow's objects takes a second
 
 
 def log_file(folder: Path) -> Path:
@@ -67,10 +70,11 @@ def _load(kind: str) -> None:
 
 
 def serve(asked: dict[str, Any], stdin: TextIO, stdout: TextIO) -> None:
-    """Delivers until it is told to close, or the driver is dead, and all has arrived or the store is away.
+    """Deliver notes until the driver closes this process or dies. Before that, deliver the rest unless the store is
+    away.
 
     Args:
-        asked: what to deliver, and where: the first line of standard input.
+        asked: the first line of standard input, which names the outbox and the store.
     """
     folder, uri = Path(asked["folder"]), asked["uri"]
     commands: queue.Queue[str] = queue.Queue()
@@ -82,7 +86,7 @@ def serve(asked: dict[str, Any], stdin: TextIO, stdout: TextIO) -> None:
         while True:
             hurried = _wait(commands, pause)
             if hurried in (CLOSE, DEAD):
-                closing, failures = True, min(failures, ATTEMPTS - 1)  # a store that was away gets one more chance
+                closing, failures = True, min(failures, ATTEMPTS - 1)  # one more attempt if the store was away
             if hurried == DEAD:
                 end_abandoned(folder, asked["session"])
             start, error = time.process_time(), ""
@@ -91,12 +95,10 @@ def serve(asked: dict[str, Any], stdin: TextIO, stdout: TextIO) -> None:
                     delivery.part()
                     _say(stdout, delivery, 0, "")
                 failures = 0
-            except Exception as caught:  # whatever it is, it is tried again
+            except Exception as caught:  # the next round tries again after any error
                 failures, error = failures + 1, one_line(caught)
             _say(stdout, delivery, failures, error)
-            if not (
-                sampling or failures
-            ):  # not before: two threads that import MLflow at once stand in each other's way
+            if not (sampling or failures):  # not earlier: two threads must not import MLflow at once
                 from tune_sparsity.tuner.tracking.system_metrics import sample_forever
 
                 threading.Thread(target=sample_forever, args=(folder,), daemon=True).start()
@@ -109,7 +111,7 @@ def serve(asked: dict[str, Any], stdin: TextIO, stdout: TextIO) -> None:
 
 
 def _wait(commands: queue.Queue[str], pause: float) -> str:
-    """Return the weightiest of the commands that came within `pause` seconds; the first ends the wait."""
+    """Wait up to `pause` seconds for a command. Return the most urgent command that has arrived, or ""."""
     came = []
     with suppress(queue.Empty):
         came.append(commands.get(timeout=pause))

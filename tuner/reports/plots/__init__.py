@@ -1,1 +1,1 @@
-"""The pictures of a study."""
+"""Draw the plots of a study."""

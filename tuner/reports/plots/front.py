@@ -1,6 +1,6 @@
-"""Interactive pictures of a study, each one a single file that opens without a network.
+"""Draw a study's front: the metric against sparsity.
 
-plotly is imported where a figure is made, because importing it takes longer than `tune-sparsity --help` may.
+plotly is imported inside the functions, because its import takes longer than `tune-sparsity --help` may take.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 Range = tuple[float, float]
-"""Of an axis, as it is shown."""
+"""The displayed range of an axis."""
 
 
 @dataclass(frozen=True)
 class _Groups:
-    """The trials by how they are drawn; each of them has a point."""
+    """Trials in groups that are drawn differently. Each trial has a point."""
 
     front: list[TrialRecord]
     dominated: list[TrialRecord]
@@ -47,22 +47,23 @@ class _Groups:
 
     @cached_property
     def names(self) -> dict[Point | None, list[str]]:
-        """Of the trials at each point: several may lie at one, since sparsities are exact."""
+        """Return the names of the trials at each point. Several trials may have the same point, because sparsities are
+        exact."""
         names: dict[Point | None, list[str]] = defaultdict(list)
         for one in self.drawn:
             names[point_of(one)].append(one.name)
         return names
 
     def label(self, record: TrialRecord) -> str:
-        """Return the hover label of the record's point. Of several points at one place, one is shown, and names the
-        others."""
+        """Return the hover label of a trial. It names other trials at the same point, because only one of them is
+        visible."""
         others = [name for name in self.names[point_of(record)] if name != record.name]
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         return hover_text(record) + (f"<br>also here: {', '.join(others[:5])}{more}" if others else "")
 
 
 def _group(records: Sequence[TrialRecord], goal: Goal) -> _Groups:
-    # Failed trials are not drawn: what was measured before a loss became NaN says nothing. Running ones will be.
+    # Failed trials are not drawn, because measures before a NaN mean nothing. Running trials are drawn when they end.
     located = [record for record in records if point_of(record) is not None]
     front = goal.front(located)
     numbers = {record.number for record in front}
@@ -89,12 +90,12 @@ def _trace(groups: _Groups, records: Sequence[TrialRecord], name: str, **look: A
 
 
 def _traces(groups: _Groups, best: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """From back to front, each group with a colour and a shape of its own; a group without trials has no trace."""
+    """Return the traces from back to front. Each group has its own colour and shape. An empty group has no trace."""
     blue, sky, red = OKABE_ITO["blue"], OKABE_ITO["sky blue"], OKABE_ITO["vermillion"]
     grey = {"color": GREY, "size": 8}
     front_look = {
         "mode": "lines+markers",
-        # Steps, because a straight line between two networks would promise networks that nobody trained.
+        # Steps, because a straight line between two networks would suggest networks that do not exist.
         "line": {"color": blue, "width": 2, "shape": "vh"},
         "marker": {"color": blue, "size": 10},
     }
@@ -111,16 +112,16 @@ def _traces(groups: _Groups, best: Sequence[TrialRecord]) -> list[dict[str, Any]
 
 
 def _padded(values: Sequence[float], least: float, bounds: Range) -> Range:
-    """Return a range around the values, `least` wide if they are closer together, that hardly leaves the bounds."""
+    """Return a range around the values. It is at least `least` wide, and hardly exceeds the bounds."""
     low, high = min(values), max(values)
     span = max(high - low, least)
     margin = (span - (high - low)) / 2 + 0.06 * span
-    spare = 0.02 * span  # so that a marker at exactly 100% is not cut in half
+    spare = 0.02 * span  # shows a marker at exactly 100% as a whole
     return max(low - margin, bounds[0] - spare), min(high + margin, bounds[1] + spare)
 
 
 def _inside(points: Iterable[Point], x_range: Range, y_range: Range, reach: float = 0.0) -> list[Point]:
-    """Return the points in the ranges, or outside them by no more than `reach` times the ranges' widths."""
+    """Return the points within the ranges, each extended on both sides by `reach` times its width."""
     x_reach, y_reach = reach * (x_range[1] - x_range[0]), reach * (y_range[1] - y_range[0])
     return [
         (x, y)
@@ -130,7 +131,7 @@ def _inside(points: Iterable[Point], x_range: Range, y_range: Range, reach: floa
 
 
 def _not_collapsed(groups: _Groups) -> list[TrialRecord]:
-    """Return the feasible trials but collapsed ones, whose bad values would flatten the front in the picture."""
+    """Return the feasible trials without collapsed ones, whose bad values would flatten the front in the plot."""
     merits = [known_point(record)[1] for record in groups.feasible]
     middle = median(merits)
     lowest = min(middle - 3 * (max(merits) - middle), *(known_point(record)[1] for record in groups.front))
@@ -138,10 +139,10 @@ def _not_collapsed(groups: _Groups) -> list[TrialRecord]:
 
 
 def _ranges(groups: _Groups, goal: Goal) -> tuple[Range, Range]:
-    """Return the ranges of sparsity and of the metric on which the picture opens: on the goal and the feasible trials.
+    """Return the initial ranges of sparsity and of the metric. They show the goal and the feasible trials.
 
-    Other trials are often far from these (one stopped in its first epochs is almost dense), so they count only where
-    they are near, or where nothing is feasible.
+    Other trials are often far away, because a trial that stops in its first epochs is almost dense. They count only if
+    they are near, or if no trial is feasible.
     """
     whole = goal.objective.shown(goal.scale)
     bounds = (0.0, 100.0) if goal.objective.percent else (-math.inf, math.inf)
@@ -176,8 +177,8 @@ def _note(text: str, **place: Any) -> dict[str, Any]:
 
 
 def _labels(goal: Goal) -> list[dict[str, Any]]:
-    """Label the dashed lines. The first and the last of several say it in words; those between, where there is less
-    room, in numbers."""
+    """Return labels for the dashed lines of the targets. The first and, for a front, the last label have words. The
+    others are only numbers, because they have less space."""
     front = goal.kind is GoalKind.FRONT
     first, *others = goal.ends
     texts = [f"front from {percent(first)}" if front else f"target {percent(first)}"]
@@ -196,23 +197,24 @@ def _annotations(groups: _Groups, goal: Goal, outside: int) -> list[dict[str, An
         notes.append(_note(text, **{**centre, "y": 0.97}))
     if outside:
         text = f"{outside} more outside this view: double-click to see all"
-        # Where bad values are: the best trials are on the other side.
+        # On the side of bad values, so that it covers no good trial.
         side = {"y": 0, "yanchor": "bottom"} if goal.objective.maximize else {"y": 1, "yanchor": "top"}
         notes.append(_note(text, x=1, xanchor="right", font={"size": 12, "color": "#555555"}, **side))
     return notes
 
 
 def front_figure(records: Iterable[TrialRecord], goal: Goal, title: str) -> go.Figure:
-    """Return the metric against sparsity: the feasible front, the other trials, the best ones and the targets.
+    """Return a plot of the metric against sparsity: the feasible front, the other trials, the best trials and the
+    targets.
 
     Args:
-        records: trials in any order and any state. Failed and running ones are counted but not drawn, and stopped
-            ones are drawn where their last validation left them.
-        goal: what the study looks for.
-        title: plain text above the picture.
+        records: trials in any order and state. Failed and running trials are counted but not drawn. Stopped trials are
+            drawn at their last validation.
+        goal: the goal of the study.
+        title: plain text above the plot.
 
     Returns:
-        A plotly figure, its sparsities in percent; with no trials it says so.
+        A plotly figure with sparsities in percent. Without trials it says so.
     """
     import plotly.graph_objects as go
 
@@ -222,7 +224,7 @@ def front_figure(records: Iterable[TrialRecord], goal: Goal, title: str) -> go.F
     outside = len(groups.drawn) - len(_inside(places(groups.drawn), x_range, y_range))
     line = {"color": "black", "width": 1.5, "dash": "dash"}
     across = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "line": line, "layer": "below"}
-    best = goal.reported(records)[: len(goal.targets)]  # of a front, whose networks are all reported, the first
+    best = goal.reported(records)[: len(goal.targets)]  # a front reports all its networks: mark the first
     subtitle = {"text": _summary(records, groups)}
     return go.Figure(
         data=_traces(groups, best),

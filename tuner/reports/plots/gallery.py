@@ -1,4 +1,4 @@
-"""All pictures of a study, and pages of them with plotly.js in once, which ask the network for nothing."""
+"""Draw all plots of a study, and put them on one page that needs no network."""
 
 from __future__ import annotations
 
@@ -25,13 +25,21 @@ if TYPE_CHECKING:
     import numpy as np
     import plotly.graph_objects as go
 
-_FAN_IN = 100  # where no network is there to ask
+_FAN_IN = 100  # the weights of a neuron if there is no network yet
 
 
 @dataclass(frozen=True)
 class Pictured:
-    """Hold the content of a study's pictures. `weights`: the best network's prunable ones, by name. `groups`: of two
-    networks, as result.json has them."""
+    """The content of a study's plots.
+
+    Attributes:
+        title: the title of the front.
+        goal: the goal of the study.
+        records: the trials.
+        epochs: the number of a trial -> the measures of its epochs.
+        weights: the best network's prunable weights by name.
+        groups: groups of two networks, as in result.json.
+    """
 
     title: str
     goal: Goal
@@ -47,13 +55,13 @@ def front_title(experiment: str, goal: Goal) -> str:
 
 
 def pictured(title: str, goal: Goal, records: Sequence[TrialRecord], folder: Path) -> Pictured:
-    """With the epochs and the best network from the study's folder, as far as they are there."""
+    """Return the content of the plots, with the epochs and the best network if the study's folder has them."""
     weights = best_weights(folder, goal.best(records))
     return Pictured(title, goal, records, read_epochs(folder / EPOCHS_CSV), weights, _groups(folder / RESULT_JSON))
 
 
 def _groups(result: Path) -> list[dict[str, Any]]:
-    """Return the groups of two networks that an ended study has."""
+    """Return an ended study's groups of two networks, as in result.json."""
     try:
         return list(json.loads(result.read_text(encoding="utf-8")).get("group", {}).get("groups", ()))
     except OSError:
@@ -61,8 +69,8 @@ def _groups(result: Path) -> list[dict[str, Any]]:
 
 
 def best_weights(folder: Path, best: TrialRecord | None) -> dict[str, np.ndarray]:
-    """Return the prunable weights of the study's best network, neurons first: while the study runs from where the trial
-    left it; none where there is no such network."""
+    """Return the prunable weights of the study's best network, with one row for each neuron. They come from the trial's
+    file while the study runs. Return an empty dict if there is no such network."""
     from safetensors import safe_open
 
     from tune_sparsity.tuner.results.networks import mask_names
@@ -90,13 +98,14 @@ def _turned(weight: np.ndarray, fan_in: list[int], groups: int) -> np.ndarray:
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """So that layer 10 comes after layer 2: the file has the names in no order of the network's."""
+    """Return a sort key that puts layer 10 after layer 2. The order of the names in the file is not that of the
+    network."""
     parts = re.split(r"(\d+)", name)
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def figures(study: Pictured) -> dict[str, go.Figure]:
-    """Return the study's pictures by their short names, those left out that have nothing to show yet."""
+    """Return the study's plots by their short names, without those that would be empty."""
     from tune_sparsity.tuner.search.importance import importances
 
     goal, records = study.goal, study.records
@@ -121,5 +130,5 @@ def figures(study: Pictured) -> dict[str, go.Figure]:
 
 
 def pictures_page(study: Pictured, heading: str) -> str:
-    """Return all pictures of a study as a page."""
+    """Return a page with all plots of a study."""
     return page("pictures.html", heading, figures(study))

@@ -1,5 +1,8 @@
-"""Pictures of the best network: how it became sparse, where its zeros are, how its weights are spread, and its
-trials' Hoyer sparsity beside what theory expects. Each is a function of plain data."""
+"""Draw the best network: its training, its zeros and its weights. Also compare the Hoyer sparsity of all trials with
+theory.
+
+Each plot is a function of plain data.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +35,12 @@ _PANELS = {
     "threshold": ("threshold", 1.0, ""),
     "grow_rate": ("grow rate", 1.0, ""),
 }
-_MOST_LAYERS = 7  # of the lines in one picture: a colour for each
+_MOST_LAYERS = 7  # lines in one plot, one for each colour
 
 
 def training_figure(record: TrialRecord, series: Series, goal: Goal) -> go.Figure | None:
-    """Sparsity, threshold, grow rate and metric of one trial by epoch, a panel each; a method without a threshold has
-    no such panel. None without epochs."""
+    """Return a plot of one trial's sparsity, threshold, grow rate and metric by epoch, with a panel for each. A method
+    without a threshold has no such panel. Return None if there are no epochs."""
     metric = record.objective
     described = _PANELS | {metric.at_target: (metric.name, metric.shown(1.0), metric.suffix)}
     found = [name for name in described if any(name in one for one in series)]
@@ -86,12 +89,12 @@ def training_figure(record: TrialRecord, series: Series, goal: Goal) -> go.Figur
 def layers_figure(
     weights: Mapping[str, np.ndarray], spike_rates: Mapping[str, float] | None = None
 ) -> go.Figure | None:
-    """Return the fraction of zeros in each layer's weight, in the network's order, with the fraction over all as a
-    line.
+    """Return a plot of the fraction of zeros in each layer, in the network's order. A line shows the fraction over all
+    layers.
 
     Args:
-        weights: the prunable ones, by name. None for an empty mapping.
-        spike_rates: spikes a neuron and step of spiking layers, by name.
+        weights: the prunable weights by name. For an empty mapping, the result is None.
+        spike_rates: the name of each spiking layer -> spikes of a neuron in a step.
     """
     if not weights:
         return None
@@ -124,7 +127,7 @@ def layers_figure(
     spikes = ", ".join(f"{name} at {rate:.1%}" for name, rate in (spike_rates or {}).items())
     return figure(
         [bars],
-        titled("Sparsity by layer", "of the best network" + (f"; of the steps spike: {spikes}" if spikes else "")),
+        titled("Sparsity by layer", "of the best network" + (f"; steps with a spike: {spikes}" if spikes else "")),
         xaxis={"title": {"text": "weights that are zero"}, "ticksuffix": "%", "range": [0, 101]},
         yaxis={"autorange": "reversed"},
         shapes=[line],
@@ -135,8 +138,8 @@ def layers_figure(
 
 
 def weights_figure(weights: Mapping[str, np.ndarray]) -> go.Figure | None:
-    """Return how the weights that are not zero are spread, layer by layer: densities over their values. Of many layers
-    the largest are drawn. None where there are no weights."""
+    """Return a plot of the distribution of the nonzero weights in each layer, as densities. If there are many layers,
+    only the largest are drawn. Return None if there are no weights."""
     import numpy as np
 
     nonzero = {name: values[values != 0] for name, values in weights.items()}
@@ -180,13 +183,13 @@ def weights_figure(weights: Mapping[str, np.ndarray]) -> go.Figure | None:
 
 
 def exponent(record: TrialRecord) -> float | None:
-    """Return the p that a trial ended with, where its parameters have it as a number."""
+    """Return the final p of a trial, or None if its parameters do not contain it as a number."""
     value = record.params.get("p", record.params.get("p.stop"))
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _measured(done: Sequence[TrialRecord], best: TrialRecord | None) -> list[dict[str, Any]]:
-    """Return the measured Hoyer sparsity of the trials as points, those of the best trial in a separate list."""
+    """Return the measured Hoyer sparsity of the trials as points. The best trial has a trace of its own."""
     looks = (
         ("measured", False, {"color": SKY, "size": 9, "line": {"color": BLUE, "width": 1}}),
         (f"best: {best.name}" if best else "", True, {"color": RED, "size": 17, "symbol": "star"}),
@@ -209,11 +212,11 @@ def _measured(done: Sequence[TrialRecord], best: TrialRecord | None) -> list[dic
 
 
 def hoyer_figure(records: Sequence[TrialRecord], goal: Goal, fan_in: int) -> go.Figure | None:
-    """Measured Hoyer sparsity of the completed trials over their p, beside what theory expects of rows that nobody
-    pruned. None where no trial has a p.
+    """Return a plot of the completed trials' Hoyer sparsity against p, with the expectation for unpruned rows. Return
+    None if no trial has a p.
 
     Args:
-        fan_in: weights of a neuron, for the curves.
+        fan_in: the number of weights of a neuron, for the expected curves.
     """
     from tune_sparsity.sparsity.hoyer import expected_gaussian_dual, expected_paper, expected_uniform
 
@@ -233,7 +236,7 @@ def hoyer_figure(records: Sequence[TrialRecord], goal: Goal, fan_in: int) -> go.
             "mode": "lines",
             "name": name,
             "x": ps,
-            "y": [min(1.0, expected(p, fan_in)) for p in ps],  # of a limit: for few weights it passes 1
+            "y": [min(1.0, expected(p, fan_in)) for p in ps],  # a limit formula, which exceeds 1 for few weights
             "line": {"color": colour, "dash": dash, "width": 2},
             "hovertemplate": "p %{x:.3f}: %{y:.3f}<extra>" + name + "</extra>",
         }

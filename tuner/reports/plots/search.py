@@ -1,5 +1,8 @@
-"""Pictures of the search: its best over time, its trials in parallel coordinates, which parameters mattered, and the
-learning curves. Each is a function of plain data."""
+"""Draw the search: its best values over time, its trials in parallel coordinates, the importances of parameters, and
+the learning curves.
+
+Each plot is a function of plain data.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,12 @@ from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-MOST_LINES = 200  # more lines than these are a blot: the best trials are drawn
+MOST_LINES = 200  # with more lines nothing can be distinguished: only the best trials are drawn
 
 
 def _in_order(records: Sequence[TrialRecord]) -> tuple[list[tuple[float, TrialRecord]], str]:
-    """Return the ended trials with the time that each ended at, and what the time is called: minutes since the first
-    began, or where that is not known the number of trials that had ended."""
+    """Return the ended trials, each with the time of its end, and a label for this time. It is in minutes since the
+    first trial began. If this is not known, it is the number of ended trials."""
     ended = [record for record in records if record.state is not TrialState.RUNNING]
     if ended and all(record.ended is not None for record in ended):
         start = min((record.ended or 0.0) - record.seconds for record in ended)
@@ -46,7 +49,7 @@ def _in_order(records: Sequence[TrialRecord]) -> tuple[list[tuple[float, TrialRe
 
 
 def progress_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure:
-    """Return the best value at each target, and the hypervolume, as they improved while the trials ended."""
+    """Return a plot of the best value at each target, and of the hypervolume, over time."""
     timed, name = _in_order(records)
     objective = goal.objective
     standing = FrontTracker(goal)
@@ -99,13 +102,13 @@ def _numbers(values: Sequence[Any]) -> bool:
 
 
 def _hovered(objective: Objective) -> str:
-    """Return the metric's value in a hover label, in plotly's format."""
+    """Return plotly's format of the metric in a hover label."""
     return "%{y:.2f}%" if objective.percent else "%{y:.4g}"
 
 
 def _around(traces: Sequence[Mapping[str, Any]], goal: Goal) -> list[float] | None:
-    """Return a range around what the traces show; of percentages it has nothing above 100 but half a marker. None: of
-    nothing."""
+    """Return a range around the values of the traces. For percentages it ends half a marker above 100. Return None if
+    there are no values."""
     shown = [value for trace in traces for value in trace["y"] if value is not None]
     if not shown:
         return None
@@ -114,8 +117,8 @@ def _around(traces: Sequence[Mapping[str, Any]], goal: Goal) -> list[float] | No
 
 
 class _Scale:
-    """One axis of the parallel coordinates: from a parameter's values to [0, 1], the lowest at 0, and its ticks. A
-    trial that has no such parameter lies below the axis."""
+    """An axis of the parallel coordinates. It maps the values of a parameter to [0, 1], with the lowest value at 0, and
+    has ticks. A trial without this parameter lies below the axis."""
 
     def __init__(self, name: str, values: Sequence[Any], *, logarithmic: bool | None = None) -> None:
         self.name = name
@@ -126,7 +129,7 @@ class _Scale:
             self._low, self._span = self._at(low), self._at(high) - self._at(low)
             middle = math.exp((math.log(low) + math.log(high)) / 2) if self.log else (low + high) / 2
             ticks = [low, high] if low == high or (isinstance(low, int) and high - low < 2) else [low, middle, high]
-            # Two digits of a small number: its zeros take the room that there is between two axes.
+            # A small number has only two digits, because its zeros already need much space.
             self.ticks = [
                 (self(value), f"{value:.2g}" if abs(value) < 0.01 else f"{value:.3g}") for value in dict.fromkeys(ticks)
             ]
@@ -158,14 +161,15 @@ def _searched(records: Sequence[TrialRecord]) -> list[str]:
 def _lines(
     done: Sequence[TrialRecord], best: TrialRecord | None, heights: Sequence[Sequence[float]]
 ) -> list[dict[str, Any]]:
-    """Return a line for each trial, of rising merit.
+    """Return a line for each trial, from the worst to the best.
 
     Args:
-        heights: on each axis, those of the trials.
+        heights: for each axis, the positions of the trials.
     """
     from plotly.colors import sample_colorscale
 
-    # By rank, since one collapsed trial would leave all others one colour; light ones would be lost on white.
+    # Colours follow the rank: with values, one collapsed trial would give all others the same colour. The lightest
+    # colours are left out, because they cannot be seen on white.
     ranks = [0.85 * (1 - i / (len(done) - 1)) for i in range(len(done))]
     colours = sample_colorscale("Cividis", ranks)
     return [
@@ -187,10 +191,11 @@ def _lines(
 
 
 def parallel_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure | None:
-    """Return every completed trial as a line over its parameters, its sparsity and its metric, coloured by the metric.
+    """Return a plot with a line for every completed trial across its parameters, sparsity and metric. The metric gives
+    the colour.
 
     Returns:
-        None with fewer than two completed trials, or where they differ in nothing.
+        None if there are fewer than two completed trials, or if their parameters are all equal.
     """
     done = [record for record in records if record.state is TrialState.COMPLETED and point_of(record) is not None]
     done = sorted(done, key=lambda record: known_point(record)[1])[-MOST_LINES:]  # the best on top of the others
@@ -239,7 +244,8 @@ def parallel_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure | N
 def importance_figure(
     importances: Mapping[str, float], method: str, trials: int, metric: str = ACCURACY.name
 ) -> go.Figure | None:
-    """Return how much of the metric's variance over the space each parameter explains. None where nothing is known."""
+    """Return a plot of the share of the metric's variance that each parameter explains. Return None if it is not
+    known."""
     if not importances:
         return None
     ranked = sorted(importances.items(), key=lambda item: item[1])
@@ -266,8 +272,8 @@ def importance_figure(
 
 
 def curves_figure(records: Sequence[TrialRecord], epochs: Mapping[int, Series], goal: Goal) -> go.Figure | None:
-    """Return the metric at the final sparsity by epoch, of every trial; stopped ones end in a cross. None without
-    epochs."""
+    """Return a plot of the metric at the final sparsity by epoch, for all trials. A cross marks the end of a stopped
+    trial. Return None if there are no epochs."""
     drawn = [record for record in records if epochs.get(record.number)]
     if not drawn:
         return None
@@ -309,7 +315,8 @@ def curves_figure(records: Sequence[TrialRecord], epochs: Mapping[int, Series], 
 
 
 def _most_of(series: Sequence[Series], goal: Goal) -> list[float] | None:
-    """Return a range around the learning curves but for the worst tenth of their values. None: of nothing."""
+    """Return a range around the values of the learning curves without the worst tenth. Return None if there are no
+    values."""
     objective = goal.objective
     values = [one[objective.at_target] for own in series for one in own if objective.at_target in one]
     if not values:
@@ -330,7 +337,8 @@ def _curves(
     line: Mapping[str, Any],
     objective: Objective,
 ) -> dict[str, Any]:
-    """Return a group's curves as one trace, with gaps between them: a trace for each would make the page slow."""
+    """Return the curves of a group as one trace with gaps between them. One trace for each curve would make the page
+    slow."""
     x: list[float | None] = []
     y: list[float | None] = []
     texts: list[str] = []

@@ -1,4 +1,4 @@
-"""The pictures of the metric against what networks take: bytes of their files, and multiply-adds."""
+"""Draw the metric against the costs of networks: bytes of their files, and multiply-adds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BITS = "weight_bits"
 
 
 def smallest_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Return the completed trials than which no other is both smaller in bytes and as good, by rising size."""
+    """Return the completed trials that are not dominated in bytes and metric, from the smallest to the largest."""
     front, best = list[TrialRecord](), -math.inf
     for record in sorted(_sized(records), key=_rank):
         _, merit = known_point(record)
@@ -31,8 +31,8 @@ def smallest_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 
 def bytes_figure(records: Iterable[TrialRecord], goal: Goal) -> go.Figure | None:
-    """Return the metric against the bytes of the packed file, each method with a colour of its own, and each number of
-    bits a weight. None if no trial has a size."""
+    """Return a plot of the metric against the bytes of the packed file. Each method and each number of bits has its own
+    colour. Return None if no trial has a size."""
     sized = _sized(records)
     if not sized:
         return None
@@ -51,7 +51,7 @@ def bytes_figure(records: Iterable[TrialRecord], goal: Goal) -> go.Figure | None
         }
         for i, (name, members) in looks
     ]
-    # Steps, because a straight line between two networks would promise networks that nobody trained.
+    # Steps, because a straight line between two networks would suggest networks that do not exist.
     steps = {"color": "black", "width": 1.5, "shape": "hv"}
     data.insert(0, {**_points(smallest_front(sized), goal), "mode": "lines", "name": "front in bytes", "line": steps})
     dashes = {"color": "black", "width": 1.5, "dash": "dash"}
@@ -68,11 +68,11 @@ def bytes_figure(records: Iterable[TrialRecord], goal: Goal) -> go.Figure | None
 
 
 def macs_figure(records: Iterable[TrialRecord], goal: Goal, groups: Sequence[Mapping[str, Any]]) -> go.Figure | None:
-    """Return the metric against multiply-adds, of the completed trials and of groups of their networks. None if there
-    are no groups.
+    """Return a plot of the metric against multiply-adds, for the completed trials and for groups of two networks.
+    Return None if there are no groups.
 
     Args:
-        groups: as result.json has them.
+        groups: the groups in result.json.
     """
     if not groups:
         return None

@@ -1,4 +1,4 @@
-"""The look of every picture: colours, template, titles, panels."""
+"""Define the look of all plots: colours, template, titles, panels."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ OKABE_ITO = {
     "vermillion": "#D55E00",
     "reddish purple": "#CC79A7",
 }
-"""The eight colours of Okabe and Ito (2008), which people of every kind of colour vision can tell apart."""
+"""The eight colours of Okabe and Ito (2008), which people with any kind of colour vision can distinguish."""
 GREY = "#8C8C8C"
-"""For what does not count as a result."""
+"""The colour of trials that do not count as results."""
 _AXIS = {
     **{"showline": True, "linecolor": "#444444", "ticks": "outside", "tickcolor": "#444444"},
     **{"gridcolor": "#E5E5E5", "zeroline": False, "automargin": True},
-    "title": {"standoff": 12, "font": {"size": 14}},  # without a standoff it runs into the longest tick's label
+    "title": {"standoff": 12, "font": {"size": 14}},  # otherwise it overlaps long tick labels
 }
 THEME: dict[str, Any] = {
     "layout": {
@@ -43,17 +43,17 @@ THEME: dict[str, Any] = {
         ],
         "xaxis": _AXIS,
         "yaxis": _AXIS,
-        # Small enough that "EXPERIMENT: accuracy against sparsity" is whole on a telephone.
+        # Small enough for "EXPERIMENT: accuracy against sparsity" to fit on a telephone.
         "title": {"x": 0.02, "xanchor": "left", "font": {"size": 17}, "subtitle": {"font": {"size": 12}}},
-        # The legend below: above it would run into the title where the page is narrow, as in MLflow's UI.
+        # The legend is below the plot. Above it would overlap the title of a narrow page, as in MLflow's UI.
         "margin": {"l": 70, "r": 30, "t": 105, "b": 105},
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 0.01, "yanchor": "bottom", "yref": "container"},
         "hoverlabel": {"align": "left", "bgcolor": "white"},
         "hovermode": "closest",
     }
 }
-"""The look of every picture, as a plotly template: `go.Figure(layout={"template": THEME})`. Fonts of the reader's
-system only, since a web font would be fetched."""
+"""The look of all plots, as a plotly template: `go.Figure(layout={"template": THEME})`. It uses only fonts of the
+reader's system, because a web font would need the network."""
 BLUE, SKY, RED = OKABE_ITO["blue"], OKABE_ITO["sky blue"], OKABE_ITO["vermillion"]
 PANEL_COLOURS = (BLUE, OKABE_ITO["bluish green"], OKABE_ITO["orange"], OKABE_ITO["reddish purple"])
 
@@ -63,7 +63,8 @@ def _value(value: Any) -> str:
 
 
 def hover_text(record: TrialRecord) -> str:
-    """Return the facts of a trial as the lines of a hover label. Text of the user's is escaped: plotly reads tags."""
+    """Return the facts of a trial as the lines of a hover label. Text of the user is escaped, because plotly interprets
+    tags."""
     known: dict[str, Any] = {
         record.objective.name: record.text or None,
         "sparsity": None if record.sparsity is None else f"{record.sparsity:.3%}",
@@ -82,23 +83,23 @@ def hover_text(record: TrialRecord) -> str:
 
 
 def places(records: Iterable[TrialRecord]) -> list[Point]:
-    """Return where trials lie in pictures of the metric against sparsity: (sparsity in percent, the metric as shown).
+    """Return the points of trials in plots of the metric against sparsity: (sparsity in percent, the displayed metric).
     Trials without a point are left out."""
     found = [(record.objective, point) for record in records if (point := point_of(record)) is not None]
     return [(100 * x, objective.shown(objective.value(merit))) for objective, (x, merit) in found]
 
 
 def value_axis(objective: Objective, what: str) -> dict[str, Any]:
-    """Return an axis of the metric.
+    """Return an axis for the metric.
 
     Args:
-        what: before the metric's name in the axis's title.
+        what: the text before the metric's name in the title of the axis.
     """
     return {"title": {"text": f"{what} {objective.name}"}, "ticksuffix": objective.suffix}
 
 
 def titled(title: str, subtitle: str = "") -> dict[str, Any]:
-    """Return a picture's title in plotly's form, both as plain text."""
+    """Return the title of a plot in plotly's form. The arguments are plain text."""
     return {"text": html.escape(title), "subtitle": {"text": html.escape(subtitle)}}
 
 
@@ -111,6 +112,6 @@ def figure(data: Sequence[Mapping[str, Any]], title: dict[str, Any], **layout: A
 
 
 def panels(count: int) -> list[list[float]]:
-    """Return the heights of so many panels, one above the other, the first on top."""
+    """Return the vertical ranges of `count` panels, from top to bottom."""
     each = 1 / count
     return [[max(0.0, 1 - (i + 1) * each + 0.09 * (i + 1 < count)), 1 - i * each] for i in range(count)]

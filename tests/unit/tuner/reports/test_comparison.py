@@ -23,6 +23,6 @@ def test_alike_studies_have_no_notes() -> None:
 
 def test_each_difference_is_a_line() -> None:
     first, second, third = notes_on([study(), study(data="b", weights=17024, epochs=20)])
-    assert first == "Their data differ, so that a difference in accuracy may be the data's."
+    assert first == "Their data differ, so that a difference in accuracy may come from the data."
     assert second == "Their networks differ: they have 1,000 and 17,024 prunable weights."
     assert third == "Their trials differ in length: 3 and 20 epochs."

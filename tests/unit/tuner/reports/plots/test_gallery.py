@@ -234,7 +234,7 @@ def test_layers_and_weights_are_counted_in_the_weights_themselves() -> None:
     assert "spike" not in bars.layout.title.subtitle.text
     spiking = layers_figure(weights, {"hidden.0": 0.125})
     assert spiking is not None
-    assert spiking.layout.title.subtitle.text.endswith("; of the steps spike: hidden.0 at 12.5%")
+    assert spiking.layout.title.subtitle.text.endswith("; steps with a spike: hidden.0 at 12.5%")
     assert layers_figure({}) is None
     assert weights_figure({}) is None
 
