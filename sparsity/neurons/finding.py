@@ -143,7 +143,8 @@ class _Trial:
         if not self._why_not(range(self.groups.count)):
             return
         for block, own in zip(blocks, numbers, strict=True):
-            links.keep(block, self._why_not(own))
+            if why := self._why_not(own):
+                links.keep(block, why)
         rest = [
             number for block, own in zip(blocks, numbers, strict=True) if block[0] not in links.whole for number in own
         ]

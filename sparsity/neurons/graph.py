@@ -233,4 +233,4 @@ def _keep_what_masks_do_not_reach(links: Links, prunable: Collection[str]) -> No
     for name in links.modules:
         links.keep((one for one in links.sets(name, True) if one not in made), "no weight makes it")
         links.keep((one for one in links.sets(name, False) if one not in made), "no weight makes it")
-        links.keep((one for one in links.sets(name, True) if one not in read), "its outputs are the network's")
+        links.keep((one for one in links.sets(name, True) if one not in read), "no layer is seen to read its outputs")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tune_sparsity.sparsity.masks import zeros_for
+from tune_sparsity.sparsity.masks import sparsity_with, zeros_for
 from tune_sparsity.sparsity.neurons.channels import KEPT, Channels
 from tune_sparsity.sparsity.neurons.importance import importance
 
@@ -83,7 +83,7 @@ class NeuronGroups:
     def highest_sparsity(self) -> float:
         """Return the share of prunable weights that are zero when one neuron a layer is left."""
         ranks, removable = self.ranks(torch.zeros(self.count, dtype=torch.float64))
-        return 1 - sum(self._kept(ranks, removable)) / self.weights
+        return sparsity_with(self.weights - sum(self._kept(ranks, removable)), self.weights)
 
     def masks(
         self, log_magnitudes: Sequence[Tensor], sparsity: float, *, active: Sequence[Tensor] | None = None
