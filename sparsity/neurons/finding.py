@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from tune_sparsity.sparsity.layers import Layer
 from tune_sparsity.sparsity.neurons.channels import KEPT, has_weight, outputs_first, weight_groups
 from tune_sparsity.sparsity.neurons.graph import OPAQUE, Links, linked, require_torch_pruning
-from tune_sparsity.sparsity.neurons.groups import LayerGroups, NeuronGroups, Whole
+from tune_sparsity.sparsity.neurons.groups import LayerGroups, NeuronGroups, Scale, Whole
 from tune_sparsity.sparsity.neurons.removal import without
 from tune_sparsity.sparsity.output_layers import called, ready
 from tune_sparsity.sparsity.torch_internals import NormBase, tree_leaves, tree_map
@@ -83,14 +83,18 @@ def _groups(
         first, second = (torch.full((size,), KEPT) for size in shape[:2])
         if owner in channels:
             first, second = weight_groups(links.modules[owner], channels[owner])
-        found.append(LayerGroups(layer.name, shape, first, second, outputs_first(links.modules.get(owner))))
+        found.append(
+            LayerGroups(layer.name, shape, first, second, outputs_first(links.modules.get(owner)), layer.normalised)
+        )
         if owner in links.modules:
             stays = next((links.whole[one] for one in links.sets(owner, True) if one in links.whole), "")
         else:
             stays = reason or _why_not_traced(model, layer)
         if stays:
             whole.append(Whole(layer.name, stays))
-    return NeuronGroups(tuple(found), channels, count, tuple(whole))
+    modules = ((model.get_submodule(name), ids.outputs) for name, ids in channels.items())
+    scales = (Scale(one.weight, ids) for one, ids in modules if isinstance(one, NormBase) and one.weight is not None)
+    return NeuronGroups(tuple(found), channels, count, tuple(whole), tuple(scales))
 
 
 def _why_not_traced(model: nn.Module, layer: Layer) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tune_sparsity.sparsity.masks import sparsity_with, zeros_for
 from tune_sparsity.sparsity.neurons.channels import KEPT, Channels
-from tune_sparsity.sparsity.neurons.importance import importance
+from tune_sparsity.sparsity.neurons.importance import Part, importance, mean_squares, over_mean
 
 Enough = Callable[[Sequence[int]], bool]
 """Says whether enough neurons are removed, given how many weights each layer keeps. With fewer weights it stays so."""
@@ -27,6 +27,7 @@ class LayerGroups(NamedTuple):
         first: the group of each index of its first dimension, int64, on the CPU.
         second: that of each index of its second dimension.
         outputs_first: whether the first dimension is the layer's outputs.
+        normalised: whether a normalisation takes the scale of its rows away.
     """
 
     name: str
@@ -34,11 +35,20 @@ class LayerGroups(NamedTuple):
     first: Tensor
     second: Tensor
     outputs_first: bool
+    normalised: bool
 
     @property
     def others(self) -> int:
         """Return how many weights there are for each pair of indices of the two dimensions."""
         return self.shape[2:].numel()
+
+    def parts(self, log_magnitude: Tensor) -> list[Part]:
+        """Return what the layer's rows and columns say of the groups."""
+        sides = ((0, self.first, not self.outputs_first), (1, self.second, self.outputs_first))
+        return [
+            Part(mean_squares(log_magnitude, dim), ids, reads, "normalised" if self.normalised and not reads else "")
+            for dim, ids, reads in sides
+        ]
 
     def mask(self, alive: Tensor, like: Tensor) -> Tensor:
         """Return the weight's mask, of the device and dtype of another tensor.
@@ -49,6 +59,13 @@ class LayerGroups(NamedTuple):
         first, second = (alive[ids].to(like) for ids in (self.first, self.second))
         mask = first[:, None] * second
         return mask.view(*mask.shape, *(1 for _ in self.shape[2:])).expand(self.shape).contiguous()
+
+
+class Scale(NamedTuple):
+    """What a normalisation multiplies its channels by: the parameter, which training changes, and their groups."""
+
+    weight: Tensor
+    groups: Tensor
 
 
 class Whole(NamedTuple):
@@ -67,12 +84,14 @@ class NeuronGroups:
         modules: the channels of all modules that can lose some, by the module's name.
         count: the number of groups.
         whole: the layers that stay whole, with the reasons.
+        scales: what the network's normalisations multiply by.
     """
 
     layers: tuple[LayerGroups, ...]
     modules: Mapping[str, Channels]
     count: int
     whole: tuple[Whole, ...]
+    scales: tuple[Scale, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -107,8 +126,7 @@ class NeuronGroups:
         Raises:
             ValueError: if it is not enough with one neuron a layer.
         """
-        sides = [((layer.first, layer.outputs_first), (layer.second, not layer.outputs_first)) for layer in self.layers]
-        values = importance(log_magnitudes, sides, self.count)
+        values = self.importance(log_magnitudes)
         if active is not None:
             values = values.masked_fill(~self.alive(active)[:KEPT], -1.0)
         ranks, removable = self.ranks(values)
@@ -119,6 +137,13 @@ class NeuronGroups:
         removed = bisect_left(range(removable), True, key=lambda number: enough(self._kept(ranks, number)))
         alive = ranks >= removed
         return [layer.mask(alive, log) for layer, log in zip(self.layers, log_magnitudes, strict=True)]
+
+    def importance(self, log_magnitudes: Sequence[Tensor]) -> Tensor:
+        """Return the importance of each group. The argument is that of `masks_until`."""
+        parts = [Part(over_mean(one.weight.detach().square()), one.groups, False, "gamma") for one in self.scales]
+        for layer, log in zip(self.layers, log_magnitudes, strict=True):
+            parts += layer.parts(log)
+        return importance(parts, self.count)
 
     def alive(self, masks: Sequence[Tensor]) -> Tensor:
         """Return whether each group has a weight that is not masked, and True at the end, where `KEPT` points."""
