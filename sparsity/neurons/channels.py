@@ -15,6 +15,7 @@ KEPT = -1
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
+_ORDERS = {4: torch.channels_last, 5: torch.channels_last_3d}  # of memory, beside the usual one
 
 
 class Channels(NamedTuple):
@@ -119,4 +120,7 @@ def _select(module: nn.Module, name: str, *indices: Tensor) -> None:
     new = old
     for dim, kept in enumerate(indices):
         new = new.index_select(dim, kept.to(old.device))
+    for dims, order in _ORDERS.items():
+        if old.dim() == dims and not old.is_contiguous() and old.is_contiguous(memory_format=order):
+            new = new.contiguous(memory_format=order)
     setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)

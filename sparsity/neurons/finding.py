@@ -11,9 +11,9 @@ from torch import Generator, Tensor, nn
 
 from tune_sparsity.sparsity.layers import Layer
 from tune_sparsity.sparsity.neurons.channels import KEPT, has_weight, outputs_first, weight_groups
-from tune_sparsity.sparsity.neurons.graph import OPAQUE, Links, linked, require_torch_pruning
+from tune_sparsity.sparsity.neurons.graph import OPAQUE, Links, linked, require_torch_pruning, with_article
 from tune_sparsity.sparsity.neurons.groups import LayerGroups, NeuronGroups, Scale, Whole
-from tune_sparsity.sparsity.neurons.removal import without
+from tune_sparsity.sparsity.neurons.removal import remove
 from tune_sparsity.sparsity.output_layers import called, ready
 from tune_sparsity.sparsity.torch_internals import NormBase, tree_leaves, tree_map
 
@@ -104,7 +104,9 @@ def _why_not_traced(model: nn.Module, layer: Layer) -> str:
     parts = users[0].split(".")
     above = [model.get_submodule(".".join(parts[:count])) for count in range(len(parts) + 1)]
     kind = next((type(one).__name__ for one in above if isinstance(one, OPAQUE)), "")
-    return f"a {kind} stays whole" if kind else f"torch-pruning does not trace a {type(above[-1]).__name__} here"
+    if kind:
+        return f"{with_article(kind)} stays whole"
+    return f"torch-pruning does not trace {with_article(type(above[-1]).__name__)} here"
 
 
 def _has(module: nn.Module, layer: Layer) -> bool:
@@ -114,8 +116,8 @@ def _has(module: nn.Module, layer: Layer) -> bool:
 class _Trial:
     """Removes neurons of a copy of the network, and compares what it computes.
 
-    The copy gets other weights. In a fresh network the outputs of a neuron without inputs are zero, and then it would
-    not show that something else reads them.
+    The copy gets other weights. In a fresh network the outputs of a neuron without inputs are zero, or all activations
+    are tiny, and then it would not show that something else reads them.
 
     Args:
         copied: the copy.
@@ -132,7 +134,7 @@ class _Trial:
         generator = Generator().manual_seed(0)
         values = torch.rand(groups.count, generator=generator, dtype=_EXACT)
         self.orders = [groups.ranks(values), groups.ranks(-values)]  # what one of them spares the other removes
-        _shake(copied, generator)
+        _draw_weights(copied, generator)
         self.network, self.example, self.equal = deepcopy(copied).to(_EXACT), tree_map(_exact, example), _EQUAL
         try:
             self._outputs(self.network)
@@ -174,15 +176,16 @@ class _Trial:
                 weight.data.mul_(layer.mask(alive, weight))
         expected = self._outputs(masked)
         try:
-            found = self._outputs(without(masked, self.groups, alive))
+            remove(masked, self.groups, alive)
+            found = self._outputs(masked)
         except Exception as error:
             return f"the network does not run without some of its outputs: {_line(error)}"
         alike = len(found) == len(expected) and all(map(self._alike, found, expected))
         return "" if alike else "the network computes something else without some of its outputs"
 
     def _outputs(self, network: nn.Module) -> list[Tensor]:
-        with ready(network), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with ready(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)  # that of the CPU alone
             outputs = self.forward(network, self.example)
         return [one.detach() for one in tree_leaves(outputs) if isinstance(one, Tensor)]
 
@@ -193,19 +196,26 @@ class _Trial:
         return torch.allclose(found, expected, rtol=0.0, atol=self.equal * largest)
 
 
-def _shake(network: nn.Module, generator: Generator) -> None:
-    """Add noise to all vectors of a network: biases, and what normalisations have learnt and measured."""
+@torch.no_grad()
+def _draw_weights(network: nn.Module, generator: Generator) -> None:
+    """Give the layers of a network random weights that neither make its activations vanish nor explode, and all vectors
+    values that are neither 0 nor 1."""
 
-    def noise(x: Tensor) -> Tensor:
-        return torch.rand(x.shape, generator=generator).to(x)
+    def between(x: Tensor, low: float) -> Tensor:
+        return (low + torch.rand(x.shape, generator=generator)).to(x)
 
-    for param in network.parameters():
-        if param.dim() == 1 and param.is_floating_point():
-            param.data.add_(0.2 * noise(param) - 0.1)
     for module in network.modules():
+        for name, param in module.named_parameters(recurse=False):
+            if not param.is_floating_point():
+                continue
+            if has_weight(module) and name == "weight":
+                spread = (2 / param[0].numel()) ** 0.5
+                param.copy_(spread * torch.randn(param.shape, generator=generator))
+            elif param.numel() == max(param.shape, default=0):
+                param.copy_(between(param, -0.5 if name == "bias" else 0.5))
         if isinstance(module, NormBase) and module.running_mean is not None and module.running_var is not None:
-            module.running_mean.add_(0.2 * noise(module.running_mean) - 0.1)
-            module.running_var.add_(noise(module.running_var))
+            module.running_mean.copy_(between(module.running_mean, -0.5))
+            module.running_var.copy_(between(module.running_var, 0.5))
 
 
 def _exact(x: Any) -> Any:

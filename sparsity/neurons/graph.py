@@ -6,7 +6,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from tune_sparsity.sparsity.torch_internals import tree_leaves, tree_map
 
 OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
 """The kinds of layers that stay whole, with all that they read."""
+
+_PASSING = ("CONCAT", "SPLIT", "ELEMENTWISE", "RESHAPE", "UNBIND", "EXPAND", "SLICE", "PRELU")
 
 Side = tuple[str, bool]
 """The name of a module, and whether its outputs are meant. Their inputs are meant otherwise."""
@@ -40,11 +42,10 @@ class Links:
                 self._starts[name, outputs] = len(self._parents)
                 self._parents.extend(range(len(self._parents), len(self._parents) + count))
 
-    def channel(self, name: str, outputs: bool, index: int) -> int:
-        """Return the number of a channel. It raises IndexError for one that the module does not have."""
-        if not 0 <= index < channel_counts(self.modules[name])[not outputs]:
-            raise IndexError(index)
-        return self._starts[name, outputs] + index
+    def channels(self, name: str, outputs: bool) -> range:
+        """Return the numbers of a module's output channels, or of its input channels."""
+        start = self._starts[name, outputs]
+        return range(start, start + channel_counts(self.modules[name])[not outputs])
 
     def set_of(self, channel: int) -> int:
         """Return which set a channel is in."""
@@ -62,8 +63,7 @@ class Links:
 
     def sets(self, name: str, outputs: bool) -> list[int]:
         """Return the set of each channel of a module."""
-        start, count = self._starts[name, outputs], channel_counts(self.modules[name])[not outputs]
-        return [self.set_of(channel) for channel in range(start, start + count)]
+        return [self.set_of(channel) for channel in self.channels(name, outputs)]
 
     def keep(self, sets: Iterable[int], reason: str) -> None:
         """Say why some sets stay. The first reason counts."""
@@ -116,7 +116,7 @@ def linked(
     for name, module in links.modules.items():
         for sides in coupled(module):
             pairs = zip((True, False), sides, strict=True)
-            links.join(links.channel(name, outputs, index) for outputs, side in pairs for index in side)
+            links.join(links.channels(name, outputs)[index] for outputs, side in pairs for index in side)
     for channel, reason in stops:
         links.keep([links.set_of(channel)], reason)
     _keep_what_masks_do_not_reach(links, prunable)
@@ -181,41 +181,65 @@ def _dependencies(model: nn.Module, example: Any, forward: Callable[[nn.Module, 
     )
 
 
+class _Index(NamedTuple):
+    """An index of a channel, and that of the layer's output that it goes together with."""
+
+    idx: int
+    root_idx: int
+
+
 def _follow(graph: Any, links: Links, names: dict[Any, str], name: str) -> Iterator[tuple[int, str]]:
     """Join the outputs of a layer with all channels that must go with them. Yield those that must stay, and why."""
-    from torch_pruning.ops import OPTYPE
-
-    passing = {OPTYPE.CONCAT, OPTYPE.SPLIT, OPTYPE.ELEMENTWISE, OPTYPE.RESHAPE, OPTYPE.UNBIND, OPTYPE.EXPAND}
-    passing |= {OPTYPE.SLICE, OPTYPE.PRELU}
     layer = links.modules[name]
     if not has_weight(layer):
         return
-    count, _ = channel_counts(layer)
-    own = [links.channel(name, True, index) for index in range(count)]
-    remove = graph.get_pruner_of_module(layer).prune_out_channels
-    for item in graph.get_pruning_group(layer, remove, list(range(count))):
-        node = item.dep.target
-        module, hidden = node.module, getattr(node.grad_fn, "hidden", "")
-        outputs = graph.is_out_channel_pruning_fn(item.dep.handler)
-        if any(channel_counts(module)):
+    own = links.channels(name, True)
+    for node, remove, indices in _reached(graph, layer, len(own)):
+        hidden = getattr(node.grad_fn, "hidden", "")
+        if any(channel_counts(node.module)):
+            reached = links.channels(names[node.module], graph.is_out_channel_pruning_fn(remove))
             try:
-                for index, root in zip(item.idxs, item.root_idxs, strict=True):
-                    links.join((own[root], links.channel(names[module], outputs, index)))
+                for index, root in indices:
+                    links.join((own[root], reached[index]))
             except (IndexError, TypeError):
-                yield from (
-                    (channel, f"torch-pruning does not follow its outputs to {names[module]}") for channel in own
-                )
-        elif hidden or node.type not in passing:
-            reason = f"a {hidden} reads its outputs" if hidden else _why(node.type, module)
-            yield from ((own[root], reason) for root in set(item.root_idxs) if root is not None)
+                why = f"torch-pruning does not follow its outputs to {names[node.module]}"
+                yield from ((channel, why) for channel in own)
+        elif hidden or node.type.name not in _PASSING:
+            why = f"{with_article(hidden)} reads its outputs" if hidden else _why(node.type.name, node.module)
+            yield from ((own[root], why) for root in {index.root_idx for index in indices} - {None})
 
 
-def _why(kind: Any, module: Any) -> str:
-    if kind.name == "OUTPUT":
+def _reached(graph: Any, layer: nn.Module, count: int) -> Iterator[tuple[Any, Any, tuple[_Index, ...]]]:
+    """Yield where channels must go when all outputs of a layer go: the node, the function that removes them, and which
+    ones. The graph's own `get_pruning_group` does so too, but it works out the shapes of all nodes anew each time."""
+    root, remove = graph.module2node[layer], graph.get_pruner_of_module(layer).prune_out_channels
+    stack = [(root, remove, tuple(_Index(index, index) for index in range(count)))]
+    seen = set(stack)
+    while stack:
+        node, remove, indices = stack.pop()
+        yield node, remove, indices
+        for step in node.dependencies:
+            found = indices
+            for mapping in step.index_mapping if step.is_triggered_by(remove) else ():
+                found = found if mapping is None else tuple(mapping(found))
+            one = (step.target, step.handler, found)
+            if step.is_triggered_by(remove) and found and one not in seen:
+                seen.add(one)
+                stack.append(one)
+
+
+def _why(kind: str, module: Any) -> str:
+    if kind == "OUTPUT":
         return "its outputs are the network's"
-    if kind.name == "PARAMETER":
+    if kind == "PARAMETER":
         return "a parameter of the network is combined with its outputs"
-    return f"a {type(module).__name__} reads its outputs"
+    does = "is combined with" if kind == "EMBED" else "reads"
+    return f"{with_article(type(module).__name__)} {does} its outputs"
+
+
+def with_article(name: str) -> str:
+    """Return a name with its article."""
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
 def _keep_what_masks_do_not_reach(links: Links, prunable: Collection[str]) -> None:

@@ -20,16 +20,16 @@ def smaller(model: nn.Module, groups: NeuronGroups, masks: Sequence[Tensor]) -> 
         groups: what `neuron_groups` said of it.
         masks: one a prunable layer, in the weights' shapes.
     """
-    return without(model, groups, groups.alive(masks))
+    copied = deepcopy(model)
+    remove(copied, groups, groups.alive(masks))
+    return copied
 
 
-def without(model: nn.Module, groups: NeuronGroups, alive: Tensor) -> nn.Module:
-    """Return a copy of a network without some groups of neurons.
+def remove(model: nn.Module, groups: NeuronGroups, alive: Tensor) -> None:
+    """Remove groups of neurons from a network, in place.
 
     Args:
         alive: whether each group stays, and True at the end.
     """
-    copied = deepcopy(model)
     for name, channels in groups.modules.items():
-        cut(copied.get_submodule(name), channels, alive)
-    return copied
+        cut(model.get_submodule(name), channels, alive)

@@ -35,7 +35,7 @@ GROUPS, LOGS = found(MLP, torch.randn(3, INPUTS))
 
 
 def neurons_left(masks: Sequence[Tensor]) -> tuple[int, int]:
-    """Return how many neurons of the two hidden layers have a weight, after a look at whether the masks fit together."""
+    """Return how many neurons of the two hidden layers have a weight. Check that the masks fit together."""
     first, second, third = masks
     assert torch.equal(first.any(1), second.any(0))
     assert torch.equal(second.any(1), third.any(0))
