@@ -16,8 +16,11 @@ from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, prunab
 from tune_sparsity.sparsity.masks import random_mask
 from tune_sparsity.sparsity.methods.tail import TailSettings
 from tune_sparsity.sparsity.methods.validation import OPTIMIZERS, whole, within
+from tune_sparsity.sparsity.neurons.finding import with_neurons
+from tune_sparsity.sparsity.neurons.selection import selection_of
 from tune_sparsity.sparsity.optim.lpsgd import LR_MAX, LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation
+from tune_sparsity.sparsity.patterns import Neurons
 from tune_sparsity.sparsity.schedules import (
     Curve,
     PiecewiseLinear,
@@ -26,7 +29,7 @@ from tune_sparsity.sparsity.schedules import (
     published_learning_rate,
     schedule_from,
 )
-from tune_sparsity.sparsity.selection import Selection, selection_for
+from tune_sparsity.sparsity.selection import Selection
 from tune_sparsity.sparsity.sphere import P_MAX, P_MIN
 from tune_sparsity.sparsity.topology.base import Topology, shortened
 from tune_sparsity.sparsity.topology.controller import Feedback, PaperFeedback, ProportionalIntegral
@@ -212,9 +215,11 @@ def lpss(
         ValueError: if a setting is out of range, or if the network has nothing to prune.
     """
     s = settings or LpssSettings(sparsity, suggest_p(sparsity))
+    rules = rules if example is None else with_neurons(rules, model, example)
     layers, steps = prunable_layers(model, rules, example=example), s.steps_of(total_steps)
-    initial = 0.0 if trained else min(s.initial_sparsity, s.final_sparsity)
-    selection = selection_for(model, s.distribution, rules.pattern)
+    neurons = isinstance(rules.pattern, Neurons)  # of which single masked weights are none
+    initial = 0.0 if trained or neurons else min(s.initial_sparsity, s.final_sparsity)
+    selection = selection_of(model, layers, s.distribution, rules.pattern)
     if not trained and not selection.normalised:
         _give_rows_norm([layer for layer in layers if layer.sphere], 2**0.5)
     return SparseTraining(

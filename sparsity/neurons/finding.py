@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from tune_sparsity.sparsity.layers import Layer
+from tune_sparsity.sparsity.layers import Layer, LayerRules, prunable_layers, with_last_layer
 from tune_sparsity.sparsity.neurons.channels import KEPT, has_weight, outputs_first, weight_groups
 from tune_sparsity.sparsity.neurons.graph import OPAQUE, Links, linked, require_torch_pruning, with_article
 from tune_sparsity.sparsity.neurons.groups import LayerGroups, NeuronGroups, Scale, Whole
 from tune_sparsity.sparsity.neurons.removal import remove
 from tune_sparsity.sparsity.output_layers import called, ready
+from tune_sparsity.sparsity.patterns import Neurons
 from tune_sparsity.sparsity.torch_internals import NormBase, tree_leaves, tree_map
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -50,6 +52,16 @@ def neuron_groups(model: nn.Module, layers: Sequence[Layer], example: Any, forwa
             links
         )
     return _groups(model, layers, owners, links)
+
+
+def with_neurons(rules: LayerRules, model: nn.Module, example: Any, forward: Forward = called) -> LayerRules:
+    """Return the rules with the network's groups of neurons in their pattern, where that is one of neurons and has none
+    yet. The other arguments, and the errors, are those of `neuron_groups`."""
+    if not isinstance(rules.pattern, Neurons) or rules.pattern.groups is not None:
+        return rules
+    layers = prunable_layers(model, with_last_layer(rules, model, example, forward), sphere=False)
+    groups = neuron_groups(model, layers, example, forward)
+    return replace(rules, pattern=Neurons(groups))
 
 
 def _owners(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
@@ -92,9 +104,12 @@ def _groups(
             stays = reason or _why_not_traced(model, layer)
         if stays:
             whole.append(Whole(layer.name, stays))
-    modules = ((model.get_submodule(name), ids.outputs) for name, ids in channels.items())
-    scales = (Scale(one.weight, ids) for one, ids in modules if isinstance(one, NormBase) and one.weight is not None)
-    return NeuronGroups(tuple(found), channels, count, tuple(whole), tuple(scales))
+    scales = tuple(Scale(name, ids.outputs) for name, ids in channels.items() if _is_scaling(model.get_submodule(name)))
+    return NeuronGroups(tuple(found), channels, count, tuple(whole), scales)
+
+
+def _is_scaling(module: nn.Module) -> bool:
+    return isinstance(module, NormBase) and module.weight is not None
 
 
 def _why_not_traced(model: nn.Module, layer: Layer) -> str:

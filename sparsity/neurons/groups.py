@@ -62,9 +62,9 @@ class LayerGroups(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """What a normalisation multiplies its channels by: the parameter, which training changes, and their groups."""
+    """A normalisation that multiplies its channels by learnt factors: its name, and the channels' groups."""
 
-    weight: Tensor
+    name: str
     groups: Tensor
 
 
@@ -84,14 +84,14 @@ class NeuronGroups:
         modules: the channels of all modules that can lose some, by the module's name.
         count: the number of groups.
         whole: the layers that stay whole, with the reasons.
-        scales: what the network's normalisations multiply by.
+        scales: the normalisations that multiply channels by learnt factors.
     """
 
     layers: tuple[LayerGroups, ...]
     modules: Mapping[str, Channels]
     count: int
     whole: tuple[Whole, ...]
-    scales: tuple[Scale, ...] = ()
+    scales: tuple[Scale, ...]
 
     @property
     def weights(self) -> int:
@@ -101,19 +101,34 @@ class NeuronGroups:
     @property
     def highest_sparsity(self) -> float:
         """Return the share of prunable weights that are zero when one neuron a layer is left."""
+        return sparsity_with(self.most_zeros, self.weights)
+
+    @property
+    def most_zeros(self) -> int:
+        """Return how many prunable weights are zero when one neuron a layer is left."""
         ranks, removable = self.ranks(torch.zeros(self.count, dtype=torch.float64))
-        return sparsity_with(self.weights - sum(self._kept(ranks, removable)), self.weights)
+        return self.weights - sum(self._kept(ranks, removable))
 
     def masks(
-        self, log_magnitudes: Sequence[Tensor], sparsity: float, *, active: Sequence[Tensor] | None = None
+        self,
+        log_magnitudes: Sequence[Tensor],
+        sparsity: float,
+        *,
+        scales: Sequence[Tensor] | None = None,
+        active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         """Return masks that remove the fewest groups, those of least importance first, with which the share of zeros
-        over all layers is at least `sparsity`. The arguments and errors are those of `masks_until`."""
-        zeros = zeros_for(sparsity, self.weights)
-        return self.masks_until(log_magnitudes, lambda kept: self.weights - sum(kept) >= zeros, active=active)
+        over all layers is at least `sparsity`. The other arguments, and the errors, are those of `masks_until`."""
+        most = self.weights - zeros_for(sparsity, self.weights)
+        return self.masks_until(log_magnitudes, lambda kept: sum(kept) <= most, scales=scales, active=active)
 
     def masks_until(
-        self, log_magnitudes: Sequence[Tensor], enough: Enough, *, active: Sequence[Tensor] | None = None
+        self,
+        log_magnitudes: Sequence[Tensor],
+        enough: Enough,
+        *,
+        scales: Sequence[Tensor] | None = None,
+        active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         """Return masks that remove the fewest groups, those of least importance first, with which it is enough. Every
         layer keeps a neuron.
@@ -121,12 +136,13 @@ class NeuronGroups:
         Args:
             log_magnitudes: log2 of the weights, one tensor a layer in the weight's shape, on any device; not NaN.
             enough: decides on how many weights each layer keeps.
+            scales: the factors of the normalisations of `scales`; None for 1.
             active: masks that the layers have by now; groups that they leave out are removed first.
 
         Raises:
             ValueError: if it is not enough with one neuron a layer.
         """
-        values = self.importance(log_magnitudes)
+        values = self.importance(log_magnitudes, scales)
         if active is not None:
             values = values.masked_fill(~self.alive(active)[:KEPT], -1.0)
         ranks, removable = self.ranks(values)
@@ -138,9 +154,10 @@ class NeuronGroups:
         alive = ranks >= removed
         return [layer.mask(alive, log) for layer, log in zip(self.layers, log_magnitudes, strict=True)]
 
-    def importance(self, log_magnitudes: Sequence[Tensor]) -> Tensor:
-        """Return the importance of each group. The argument is that of `masks_until`."""
-        parts = [Part(over_mean(one.weight.detach().square()), one.groups, False, "gamma") for one in self.scales]
+    def importance(self, log_magnitudes: Sequence[Tensor], scales: Sequence[Tensor] | None = None) -> Tensor:
+        """Return the importance of each group. The arguments are those of `masks_until`."""
+        factors = [] if scales is None else zip(self.scales, scales, strict=True)
+        parts = [Part(over_mean(factor.detach().square()), one.groups, False, "gamma") for one, factor in factors]
         for layer, log in zip(self.layers, log_magnitudes, strict=True):
             parts += layer.parts(log)
         return importance(parts, self.count)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tune_sparsity.sparsity.cost.multiply_adds import Uses
-from tune_sparsity.sparsity.layers import Layer, turned_back
+from tune_sparsity.sparsity.layers import Layer, has_normalisation, turned_back
 from tune_sparsity.sparsity.neurons.groups import NeuronGroups
-from tune_sparsity.sparsity.selection import Selection
+from tune_sparsity.sparsity.patterns import Neurons, Pattern
+from tune_sparsity.sparsity.selection import Selection, selection_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +21,14 @@ class NeuronSelection(Selection):
     Attributes:
         groups: the neurons of the network.
         layers: its prunable layers.
+        scales: the factors of the normalisations that the groups name.
         uses: how often the weights are used for an example. With it, a sparsity is the share that is left out of the
             multiply-adds with prunable weights. Without it, a sparsity is the share of zeros.
     """
 
     groups: NeuronGroups
     layers: Sequence[Layer]
+    scales: Sequence[Tensor]
     uses: Uses | None = None
 
     def __call__(
@@ -40,7 +43,7 @@ class NeuronSelection(Selection):
         logs = turned_back(self.layers, log_magnitudes)
         before = None if active is None else turned_back(self.layers, active)
         if self.uses is None:
-            masks = self.groups.masks(logs, sparsity, active=before)
+            masks = self.groups.masks(logs, sparsity, scales=self.scales, active=before)
         else:
             costs = [self.uses.prunable[layer.name] for layer in self.layers]
             most = (1 - sparsity) * sum(cost * log.numel() for cost, log in zip(costs, logs, strict=True))
@@ -49,8 +52,25 @@ class NeuronSelection(Selection):
             def enough(kept: Sequence[int]) -> bool:
                 return sum(cost * count for cost, count in zip(costs, kept, strict=True)) <= most
 
-            masks = self.groups.masks_until(logs, enough, active=before)
+            masks = self.groups.masks_until(logs, enough, scales=self.scales, active=before)
         return [layer.turned(mask) for layer, mask in zip(self.layers, masks, strict=True)]
+
+
+def selection_of(model: nn.Module, layers: Sequence[Layer], distribution: str, pattern: Pattern) -> Selection:
+    """Return the selection for a network: of weights, or of neurons where that is the pattern.
+
+    Raises:
+        ValueError: if the pattern is one of neurons, and those of the network are not known.
+    """
+    if not isinstance(pattern, Neurons):
+        return selection_for(model, distribution, pattern)
+    if pattern.groups is None:
+        raise ValueError(
+            "pattern neurons: the network's neurons are not known: give the rules that with_neurons returns"
+        )
+    scales = [model.get_submodule(scale.name).weight for scale in pattern.groups.scales]
+    normalised = has_normalisation(model)
+    return NeuronSelection(groups=pattern.groups, layers=layers, scales=scales, normalised=normalised, pattern=pattern)
 
 
 def sparsity_of_macs(uses: Uses, layers: Sequence[Layer], macs: int) -> float:

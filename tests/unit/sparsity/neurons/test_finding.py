@@ -54,7 +54,7 @@ def test_the_hidden_neurons_of_a_transformer_are_found_and_the_rest_is_named() -
     assert groups.count == 2 * 64
     named = whole(groups)
     assert {"patches.weight", "head.weight", "blocks.0.attention.qkv.weight", "blocks.1.mlp.2.weight"} < named.keys()
-    assert named["patches.weight"] == "a parameter of the network is combined with its outputs"
+    assert named["patches.weight"] == "a LayerNorm reads its outputs"
     assert "blocks.0.mlp.0.weight" not in named
 
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.helpers.problems import batches, blobs, normal
-from tune_sparsity.sparsity import METHODS, LpSGD, SparseTraining
+from tune_sparsity.sparsity import METHODS, LayerRules, LpSGD, SparseTraining, lpss
 from tune_sparsity.sparsity.masks import zeros_for
-from tune_sparsity.sparsity.neurons.finding import neuron_groups
+from tune_sparsity.sparsity.neurons.finding import neuron_groups, with_neurons
 from tune_sparsity.sparsity.neurons.removal import smaller
-from tune_sparsity.sparsity.neurons.selection import NeuronSelection
+from tune_sparsity.sparsity.patterns import Neurons
 from tune_sparsity.sparsity.sphere import row_norm
 
 pytest.importorskip("torch_pruning")
@@ -51,12 +51,13 @@ def trained(method: str, settings: dict[str, Any], sparsity: float) -> tuple[nn.
     x, y = blobs()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 4))
-    sparse = METHODS[method].build(
-        model, {"final_sparsity": sparsity, **settings}, total_steps=120, generator=torch.Generator().manual_seed(0)
-    )
-    groups = neuron_groups(model, sparse.layers, x[:3])
-    selection = NeuronSelection(groups=groups, layers=sparse.layers)
-    sparse.selection = sparse.topology.selection = selection  # type: ignore[attr-defined]
+    rules = with_neurons(LayerRules(pattern="neurons"), model, x[:3])  # type: ignore[arg-type]
+    assert isinstance(rules.pattern, Neurons)
+    groups = rules.pattern.groups
+    assert groups is not None
+    generator = torch.Generator().manual_seed(0)
+    params = {"final_sparsity": sparsity, **settings}
+    sparse = METHODS[method].build(model, params, total_steps=120, generator=generator, rules=rules)
     left = set()
     for inputs, labels in batches(x, y, 120):
         sparse.zero_grad()
@@ -68,11 +69,15 @@ def trained(method: str, settings: dict[str, Any], sparsity: float) -> tuple[nn.
 
 @pytest.mark.parametrize(
     ("method", "settings"),
-    [("gmp", {"interval": 5}), ("lpss", {"p": 1.4, "initial_sparsity": 0.0, "threshold_interval": 5})],
+    [
+        ("gmp", {"interval": 5}),
+        ("lpss", {"p": 1.4, "threshold_interval": 5}),
+        ("lpss", {"p": 1.4, "drop": "threshold", "threshold_interval": 5}),
+    ],
 )
 def test_a_training_ends_with_fewer_neurons(method: str, settings: dict[str, Any]) -> None:
     model, sparse, left = trained(method, settings, 0.8)
-    assert len(left) > 5
+    assert len(left) > (1 if "drop" in settings else 5)
     zeros, weights = sparse.zeros()
     assert zeros_for(0.8, weights) <= zeros <= zeros_for(0.8, weights) + 24 + 16
     x, y = blobs(seed=0)
@@ -83,3 +88,15 @@ def test_a_training_ends_with_fewer_neurons(method: str, settings: dict[str, Any
         torch.testing.assert_close(found(x), model(x), rtol=0, atol=1e-5)
     sizes = [module.weight.numel() for module in found.modules() if isinstance(module, nn.Linear)]
     assert sum(sizes) == weights - zeros
+
+
+def test_lpss_finds_the_neurons_with_an_example() -> None:
+    model = nn.Sequential(nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 4))
+    rules = LayerRules(pattern="neurons")  # type: ignore[arg-type]
+    sparse = lpss(model, total_steps=1, sparsity=0.5, rules=rules, example=torch.randn(2, 20))
+    sparse.finish()
+    assert int(sparse.masks[0].any(1).sum()) == 12
+    with pytest.raises(ValueError, match="pattern neurons: the network's neurons are not known"):
+        lpss(model, total_steps=1, sparsity=0.5, rules=rules)
+    with pytest.raises(ValueError, match=r"a sparsity of 0\.99 cannot have the pattern neurons: it ends at 0\.958333"):
+        lpss(model, total_steps=1, sparsity=0.99, rules=rules, example=torch.randn(2, 20))
