@@ -17,6 +17,7 @@ from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.ranks import ONE_RANK, OneRank
 from tune_sparsity.experiments.step_memory import StepMemory
 from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
+from tune_sparsity.sparsity.neurons.finding import with_neurons
 from tune_sparsity.sparsity.optim.cuda_graph import RecordedPasses, can_be_recorded
 from tune_sparsity.sparsity.wrappers import load_plain, on_one_device, plain_state
 
@@ -65,6 +66,7 @@ class Training:
             self.noise = torch.get_rng_state()  # the generator's state for dropout and other noise
             example = experiment.prepare(self.train_split.first(2).x)
             rules = with_last_layer(experiment.layers, self.model, example, experiment.forward)
+            rules = with_neurons(rules, self.model, example, experiment.forward)
         ranks.check_same([*self.model.parameters(), *self.model.buffers()], "the first weights")
         self.sparse: SparseTraining = METHODS[method].build(
             self.model,

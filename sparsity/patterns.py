@@ -1,12 +1,12 @@
-"""The patterns that zeros may have: anywhere, at most N of M weights that are not zero, whole blocks."""
+"""The patterns that zeros may have: anywhere, at most N of M weights that are not zero, whole blocks, whole neurons."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,11 @@ class Pattern:
         """Return the lowest sparsity, in [0, 1), at which all zeros have the pattern."""
         return 0.0
 
+    @property
+    def whole(self) -> dict[str, str]:
+        """Return why layers that are pruned have neurons that cannot have the pattern, by the layer's name."""
+        return {}
+
     def check(self, sparsity: float) -> None:
         """Raise ValueError if zeros of this sparsity cannot have the pattern."""
         if sparsity < self.least - 1e-12:
@@ -51,6 +56,10 @@ class Pattern:
     def least_weights(self, shape: torch.Size) -> int:
         """Return how many weights a layer of this shape keeps at least, if one alone cannot be kept; else 0."""
         return 0
+
+    def most_zeros(self, shapes: Sequence[torch.Size]) -> int:
+        """Return how many weights of layers of these shapes can be zero."""
+        return sum(shape.numel() - self.least_weights(shape) for shape in shapes)
 
     def ranked(self, score: Tensor) -> Tensor:
         """Return a layer's scores, those of weights that the pattern does not allow behind all others."""
@@ -183,12 +192,59 @@ class Block(Pattern):
         return sum(int(row.gather(1, one[:, None]).sum()) for row, one in zip(rows, firsts, strict=True)) <= keep
 
 
+class KnownNeurons(Protocol):
+    """Says which neurons of a network go together: a NeuronGroups, as `neuron_groups` finds it.
+
+    Attributes:
+        whole: (name, reason) of each layer that stays whole.
+        highest_sparsity: the share of prunable weights that are zero when one neuron in each layer is left.
+        most_zeros: the number of these zeros.
+    """
+
+    @property
+    def whole(self) -> Sequence[tuple[str, str]]: ...
+
+    @property
+    def highest_sparsity(self) -> float: ...
+
+    @property
+    def most_zeros(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Neurons(Pattern):
+    """Whole neurons are zero, with the weights that read them: the network is equal to a smaller one.
+
+    Attributes:
+        groups: the neurons of the network that go together; None as long as they are not known.
+    """
+
+    text: ClassVar[str] = "neurons"
+    exact_to: ClassVar[str] = "neuron"
+
+    groups: KnownNeurons | None = field(default=None, compare=False)
+
+    @property
+    def whole(self) -> dict[str, str]:
+        return {} if self.groups is None else dict(self.groups.whole)
+
+    def check(self, sparsity: float) -> None:
+        if self.groups is not None and sparsity > (highest := self.groups.highest_sparsity):
+            raise ValueError(f"a sparsity of {sparsity!r} cannot have the pattern {self}: it ends at {highest:.6g}")
+
+    def most_zeros(self, shapes: Sequence[torch.Size]) -> int:
+        return super().most_zeros(shapes) if self.groups is None else self.groups.most_zeros
+
+
 def pattern_from(text: str) -> Pattern:
-    """Return the pattern that is written as "unstructured", "2:4" or "block:4x1". Raises ValueError for other text."""
+    """Return the pattern that is written as "unstructured", "neurons", "2:4" or "block:4x1". Raises ValueError for any
+    other text."""
     if text == UNSTRUCTURED.text:
         return UNSTRUCTURED
+    if text == Neurons.text:
+        return Neurons()
     if found := re.fullmatch(r"(\d{1,4}):(\d{1,4})", text):
         return NofM(*map(int, found.groups()))
     if found := re.fullmatch(r"block:(\d{1,4})x(\d{1,4})", text):
         return Block(*map(int, found.groups()))
-    raise ValueError("it takes unstructured, N:M as 2:4, or block:RxC as block:4x1")
+    raise ValueError("it takes unstructured, neurons, N:M as 2:4, or block:RxC as block:4x1")

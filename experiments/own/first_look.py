@@ -21,6 +21,7 @@ from tune_sparsity.experiments.random_numbers import same_random_numbers
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.experiments.user_reads import watching
 from tune_sparsity.sparsity import METHODS, SparseTraining, with_last_layer
+from tune_sparsity.sparsity.neurons.finding import with_neurons
 from tune_sparsity.sparsity.output_layers import normalising
 from tune_sparsity.sparsity.torch_internals import NormBase
 from tune_sparsity.sparsity.wrappers import plain_state
@@ -173,9 +174,10 @@ def _rules(experiment: OwnLoop, model: nn.Module, trial: _Looking) -> Any:
     if trial.inputs is None:
         return experiment.layers
     try:
-        return with_last_layer(experiment.layers, model, trial.inputs, call, trial.norms)
+        rules = with_last_layer(experiment.layers, model, trial.inputs, call, trial.norms)
     except Exception:  # the user's network may need other arguments than the recorded inputs
-        return experiment.layers
+        rules = experiment.layers
+    return with_neurons(rules, model, trial.inputs, call)
 
 
 def _data(inputs: Any) -> Data:

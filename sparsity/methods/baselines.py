@@ -16,10 +16,10 @@ from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, prunab
 from tune_sparsity.sparsity.masks import keep_largest, zeros_for
 from tune_sparsity.sparsity.methods.tail import LEARNING_RATES, TailSettings
 from tune_sparsity.sparsity.methods.validation import OPTIMIZERS, whole, within
+from tune_sparsity.sparsity.neurons.selection import selection_of
 from tune_sparsity.sparsity.optim.adamw import BETA_2
 from tune_sparsity.sparsity.patterns import Pattern
 from tune_sparsity.sparsity.schedules import Schedule
-from tune_sparsity.sparsity.selection import selection_for
 from tune_sparsity.sparsity.topology.base import Topology, shortened
 from tune_sparsity.sparsity.topology.drop_grow import DropGrow
 from tune_sparsity.sparsity.topology.magnitude import GlobalMagnitude
@@ -254,7 +254,7 @@ def snip(start: _Start, s: SnipSettings) -> SparseTraining:
 @_method
 def gmp(start: _Start, s: GmpSettings) -> SparseTraining:
     """Prune by magnitude while the sparsity rises as a cubic (Zhu and Gupta 2017, arXiv 1710.01878)."""
-    selection = selection_for(start.model, s.distribution, start.pattern)
+    selection = selection_of(start.model, start.layers, s.distribution, start.pattern)
     rising = Schedule("cubic", 0.0, s.final_sparsity, s.begin, s.end)
     topology = GlobalMagnitude(rising, shortened(s.interval, rising, start.total_steps), selection)
     return start.training(

@@ -16,8 +16,11 @@ from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, prunab
 from tune_sparsity.sparsity.masks import random_mask
 from tune_sparsity.sparsity.methods.tail import TailSettings
 from tune_sparsity.sparsity.methods.validation import OPTIMIZERS, whole, within
+from tune_sparsity.sparsity.neurons.finding import with_neurons
+from tune_sparsity.sparsity.neurons.selection import selection_of
 from tune_sparsity.sparsity.optim.lpsgd import LR_MAX, LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation
+from tune_sparsity.sparsity.patterns import Neurons
 from tune_sparsity.sparsity.schedules import (
     Curve,
     PiecewiseLinear,
@@ -26,7 +29,7 @@ from tune_sparsity.sparsity.schedules import (
     published_learning_rate,
     schedule_from,
 )
-from tune_sparsity.sparsity.selection import Selection, selection_for
+from tune_sparsity.sparsity.selection import Selection
 from tune_sparsity.sparsity.sphere import P_MAX, P_MIN
 from tune_sparsity.sparsity.topology.base import Topology, shortened
 from tune_sparsity.sparsity.topology.controller import Feedback, PaperFeedback, ProportionalIntegral
@@ -203,18 +206,18 @@ def lpss(
         sparsity: final sparsity in [0, 1), used when no settings are given.
         generator: of the random initial mask; on the CPU. Default: seeded with 0.
         rules: which layers are pruned, and which of them lie on the sphere.
-        example: a batch of inputs, as `prunable_layers` takes it to tell which layer is the last, and which ones a
-            batch normalisation follows. Without it, the order tells in which layers were registered.
-        trained: the network was trained before. It goes on from what it computes, and no weight is masked at the start,
-            whatever the settings say.
+        example: a batch of inputs, from which `prunable_layers` finds the last layer and the layers that a batch
+            normalisation follows. Without it, the order in which layers were registered decides.
+        trained: the network was trained before. It begins with the same outputs, and with no masked weight.
 
     Raises:
         ValueError: if a setting is out of range, or if the network has nothing to prune.
     """
     s = settings or LpssSettings(sparsity, suggest_p(sparsity))
+    rules = rules if example is None else with_neurons(rules, model, example)
     layers, steps = prunable_layers(model, rules, example=example), s.steps_of(total_steps)
-    initial = 0.0 if trained else min(s.initial_sparsity, s.final_sparsity)
-    selection = selection_for(model, s.distribution, rules.pattern)
+    initial = 0.0 if trained or isinstance(rules.pattern, Neurons) else min(s.initial_sparsity, s.final_sparsity)
+    selection = selection_of(model, layers, s.distribution, rules.pattern)
     if not trained and not selection.normalised:
         _give_rows_norm([layer for layer in layers if layer.sphere], 2**0.5)
     return SparseTraining(

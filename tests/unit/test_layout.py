@@ -38,6 +38,7 @@ ONLY_IN = {
     "ray": {"tuner.cluster", "tuner.driver", "tuner.worker"},
     "mlflow": {"tuner.tracking"},
     "optuna": {"tuner.search", "tuner.driver.live_plots", "search_spaces"},
+    "torch_pruning": {"sparsity.neurons.graph"},
 }
 PRIVATE_IN = {"ray": "tuner.cluster.ray_patches", "torch": "sparsity.torch_internals", "mlflow": "tuner.tracking"}
 
@@ -85,7 +86,7 @@ def test_doors(module: Module) -> None:
         at_home = any(f"{module.name}.".startswith(f"{home}.") for home in homes)
         assert library not in module.libraries or at_home, f"{library} belongs in {homes}"
     if package == "sparsity":
-        assert module.libraries <= {"torch", "numpy", *sys.stdlib_module_names}
+        assert module.libraries <= {"torch", "torch_pruning", "numpy", *sys.stdlib_module_names}
     for library, home in PRIVATE_IN.items():
         found = [name for name in module.private if name.startswith(f"{library}.")]
         assert not found or module.name == home, f"private names of {library} belong in {home}"

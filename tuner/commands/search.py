@@ -57,7 +57,7 @@ def search_parser() -> Parser:
     how.add_argument("--epochs", metavar="N", help="epochs of a trial (the experiment's own)")
     how.add_argument("--seed", metavar="N", help="seed of the sampler, the weights and the order of examples (0)")
     how.add_argument(
-        "--pattern", metavar="PATTERN", help="pattern of the zeros: unstructured, 2:4, block:4x1 (the experiment's)"
+        "--pattern", metavar="PATTERN", help="pattern of the zeros: neurons, 2:4, block:4x1, ... (the experiment's)"
     )
     how.add_argument("--group", metavar="NAME", help="cascade: a small network, and a large one for unsure answers")
     how.add_argument("--ensemble", metavar="NAME", help="resample: networks drawn near the best one's average weights")

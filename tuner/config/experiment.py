@@ -13,7 +13,8 @@ from tune_sparsity.experiments.metrics import ACCURACY, metric_of
 from tune_sparsity.experiments.registry import BUILT_IN as EXPERIMENTS
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.experiments.user_reads import Reader, watching
-from tune_sparsity.sparsity.patterns import pattern_from
+from tune_sparsity.sparsity.neurons.graph import require_torch_pruning
+from tune_sparsity.sparsity.patterns import Neurons, pattern_from
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError, unknown
 from tune_sparsity.tuner.study.objective import Objective
@@ -65,6 +66,11 @@ def experiment_of(config: StudyConfig) -> Experiment:
     experiment = find_experiment(config.experiment)
     if config.pattern is not None:
         experiment = experiment.with_pattern(pattern_from(config.pattern))
+    if isinstance(experiment.layers.pattern, Neurons):
+        try:
+            require_torch_pruning()
+        except ValueError as error:
+            raise UsageError(f"--{error}") from None
     if not isinstance(experiment, OwnLoop):
         return experiment
     from tune_sparsity.experiments.own.first_look import looked_at

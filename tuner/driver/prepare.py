@@ -29,7 +29,8 @@ from tune_sparsity.sparsity.cost.layout import Layout
 from tune_sparsity.sparsity.cost.multiply_adds import Uses, count_uses
 from tune_sparsity.sparsity.few_bits import ALL_BITS, BITS, EXACT
 from tune_sparsity.sparsity.layers import Layer
-from tune_sparsity.sparsity.patterns import UNSTRUCTURED
+from tune_sparsity.sparsity.neurons.finding import with_neurons
+from tune_sparsity.sparsity.patterns import UNSTRUCTURED, Neurons
 from tune_sparsity.tuner.config.experiment import check_group, experiment_of, objective_of, sound_data
 from tune_sparsity.tuner.config.files import judged, read_about
 from tune_sparsity.tuner.config.study_config import GOALS, StudyConfig
@@ -118,6 +119,7 @@ def prepare(
     check_gpus(config)  # may speak to the GPUs' driver, and no copy of a process that has could use one
     warnings = list[Finding]()
     data = sound_data(config, experiment, loading.data if loading else None, None if own else warnings.append)
+    network = network.with_neurons(config, goal, experiment, data)
     goal = _as_before(goal, config) if resume else _with_baseline(goal, experiment, data)
     earlier = WarmStart()
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
@@ -249,14 +251,26 @@ class _Network(NamedTuple):
         """Raise UsageError if zeros of the goal's sparsities cannot have the pattern."""
         name = next(name for name in GOALS if getattr(config, name) is not None)
         option, pattern = f"--{name.replace('_', '-')}", self.size.pattern
-        least = sum(pattern.least_weights(layer.turned(layer.weight).shape) for layer in self.layers)
-        low, high = pattern.least, sparsity_of(self.size.prunable - least, self.size.prunable)
+        shapes = [layer.turned(layer.weight).shape for layer in self.layers]
+        low, high = pattern.least, sparsity_of(pattern.most_zeros(shapes), self.size.prunable)
         for sparsity in (goal.lowest, goal.highest):
             if not low - 1e-12 <= sparsity <= high:
                 raise UsageError(
                     f"{option}: with the pattern {pattern} this network has sparsities from {low:.6g} to {high:.6g}, "
                     f"and {sparsity:.6g} is not one of them"
                 )
+
+    def with_neurons(self, config: StudyConfig, goal: Goal, experiment: Experiment, data: Data) -> _Network:
+        """Return the network with the neurons that go together, where the pattern is of neurons. Raises UsageError if
+        the goal cannot be reached with them."""
+        if not isinstance(self.size.pattern, Neurons):
+            return self
+        with torch.random.fork_rng(devices=[]):
+            example = experiment.prepare(data.val.first(2).x)
+            rules = with_neurons(experiment.layers, self.model, example, experiment.forward)
+        network = self._replace(size=replace(self.size, pattern=rules.pattern))
+        network._check_reach(config, goal)
+        return network
 
     def limit(self, config: StudyConfig) -> ByteLimit | None:
         """Return how many bytes the study's networks may have; None for as many as they take."""

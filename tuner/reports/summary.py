@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tune_sparsity.sparsity.patterns import UNSTRUCTURED
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _LAYERS_SHOWN = 6
+_WHOLE_SHOWN = 3
 PLAIN_WIDTH = 120  # of a result that is not written to a terminal
 
 
@@ -145,7 +147,10 @@ def network_line(outcome: StudyOutcome) -> str:
     total = f" and {best.sparsity_total:.4%} of all parameters" if best.sparsity_total is not None else ""
     dense = f"; dense: {size.dense_text()}" if size.dense else ""
     pattern = "" if size.pattern == UNSTRUCTURED else f", in the pattern {size.pattern}"
-    return f"{matrices:.4%} of all weight matrices{total} are zero{pattern}{dense}"
+    whole = ", ".join(f"{name} ({reason})" for name, reason in islice(size.pattern.whole.items(), _WHOLE_SHOWN))
+    more = f" and {count} more" if (count := len(size.pattern.whole) - _WHOLE_SHOWN) > 0 else ""
+    whole = f"; whole: {whole}{more}" if whole else ""
+    return f"{matrices:.4%} of all weight matrices{total} are zero{pattern}{whole}{dense}"
 
 
 def layers_line(outcome: StudyOutcome) -> str:

@@ -236,6 +236,7 @@ def _goal_document(outcome: StudyOutcome) -> dict[str, Any]:
 def result_document(outcome: StudyOutcome) -> dict[str, Any]:
     """Return the content of result.json, which `--json` prints too. "best" is None if no trial is feasible."""
     dense = outcome.size.dense if outcome.size else ()
+    pattern = outcome.size.pattern if outcome.size else UNSTRUCTURED
     document = {
         "study": outcome.study,
         "target": outcome.goal.lowest,
@@ -244,7 +245,8 @@ def result_document(outcome: StudyOutcome) -> dict[str, Any]:
         "experiment": outcome.experiment,
         "method": outcome.method,
         "states": outcome.states,
-        **({"pattern": str(outcome.size.pattern)} if outcome.size and outcome.size.pattern != UNSTRUCTURED else {}),
+        **({} if pattern == UNSTRUCTURED else {"pattern": str(pattern)}),
+        **({"whole_layers": pattern.whole} if pattern.whole else {}),
         "dense_weights": {one.name: one.size for one in dense},
         "dense_share": {one.name: outcome.size.share(one) for one in dense} if outcome.size else {},
         "dead_neurons": {name: one._asdict() for name, one in outcome.dead_neurons.items()},

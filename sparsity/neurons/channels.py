@@ -1,0 +1,126 @@
+"""The channels of modules: which group of neurons each of them belongs to, and how a module loses some of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tune_sparsity.sparsity.torch_internals import NormBase
+
+KEPT = -1
+"""The group of a channel that is never removed."""
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+_PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
+_ORDERS = {4: torch.channels_last, 5: torch.channels_last_3d}  # of memory, beside the usual one
+
+
+class Channels(NamedTuple):
+    """The groups that a module's channels belong to, or `KEPT`: int64, on the CPU.
+
+    Attributes:
+        outputs: one entry an output channel.
+        inputs: one entry an input channel; none where the module treats each channel alone.
+    """
+
+    outputs: Tensor
+    inputs: Tensor
+
+
+def channel_counts(module: object) -> tuple[int, int]:
+    """Return how many output and input channels a module has that can lose some of them; (0, 0) for any other module,
+    and no inputs where it treats each channel alone."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    if isinstance(module, _CONVOLUTIONS):
+        return module.out_channels, module.in_channels
+    if isinstance(module, NormBase):
+        return module.num_features, 0
+    if isinstance(module, nn.PReLU) and module.num_parameters > 1:
+        return module.num_parameters, 0
+    return 0, 0
+
+
+def has_weight(module: object) -> bool:
+    """Return whether a module's outputs are sums over its inputs: then a mask of its weights can leave inputs out."""
+    return isinstance(module, (nn.Linear, *_CONVOLUTIONS))
+
+
+def coupled(module: object) -> list[tuple[list[int], list[int]]]:
+    """Return which output and input channels of a grouped convolution go together, beside what the graph says.
+
+    A convolution with more groups than inputs a group loses whole groups, each with its inputs and outputs, as a
+    depthwise one does. One with fewer groups loses the same channels of every group, so that all groups stay alike.
+    """
+    if not isinstance(module, _CONVOLUTIONS) or module.groups == 1:
+        return []
+    sides = [torch.arange(count).view(module.groups, -1) for count in (module.out_channels, module.in_channels)]
+    if _loses_groups(module):
+        return list(zip(*(side.tolist() for side in sides), strict=True))
+    outputs, inputs = (side.T.tolist() for side in sides)
+    return [*((channels, []) for channels in outputs), *(([], channels) for channels in inputs)]
+
+
+def _loses_groups(module: nn.Module) -> bool:
+    return (
+        isinstance(module, _CONVOLUTIONS) and module.groups > 1 and module.groups > module.in_channels / module.groups
+    )
+
+
+def outputs_first(module: object) -> bool:
+    """Return whether the first dimension of a module's weight is its outputs."""
+    return not isinstance(module, _TRANSPOSED)
+
+
+def weight_groups(module: nn.Module, channels: Channels) -> tuple[Tensor, Tensor]:
+    """Return the groups that the indices of a weight's first and second dimension belong to."""
+    first, second = channels if outputs_first(module) else reversed(channels)
+    if isinstance(module, _CONVOLUTIONS) and module.groups > 1:
+        width = module.weight.shape[1]
+        second = torch.full((width,), KEPT) if _loses_groups(module) else second[:width]
+    return first, second
+
+
+@torch.no_grad()
+def cut(module: nn.Module, channels: Channels, alive: Tensor) -> None:
+    """Remove channels from a module, in place.
+
+    Args:
+        alive: whether each group stays, and True at the end, where `KEPT` points.
+    """
+    kept = [alive[ids].nonzero().flatten() for ids in channels]
+    sizes = [len(indices) for indices in kept]
+    if has_weight(module):
+        first, second = (alive[ids].nonzero().flatten() for ids in weight_groups(module, channels))
+        _select(module, "weight", first, second)
+        _select(module, "bias", kept[0])
+    else:
+        for name in _PER_CHANNEL:
+            _select(module, name, kept[0])
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = sizes
+    elif isinstance(module, _CONVOLUTIONS):
+        if _loses_groups(module):
+            module.groups = module.groups * sizes[0] // module.out_channels
+        module.out_channels, module.in_channels = sizes
+    elif isinstance(module, NormBase):
+        module.num_features = sizes[0]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = sizes[0]
+
+
+def _select(module: nn.Module, name: str, *indices: Tensor) -> None:
+    """Keep these indices of the first dimensions of a module's tensor, where it has such a tensor."""
+    old = getattr(module, name, None)
+    if not isinstance(old, Tensor):
+        return
+    new = old
+    for dim, kept in enumerate(indices):
+        new = new.index_select(dim, kept.to(old.device))
+    for dims, order in _ORDERS.items():
+        if old.dim() == dims and not old.is_contiguous() and old.is_contiguous(memory_format=order):
+            new = new.contiguous(memory_format=order)
+    setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)

@@ -1,0 +1,241 @@
+"""Finds the groups of neurons of a network, and tries on it that the network computes the same without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from tune_sparsity.sparsity.layers import Layer, LayerRules, prunable_layers, with_last_layer
+from tune_sparsity.sparsity.neurons.channels import KEPT, has_weight, outputs_first, weight_groups
+from tune_sparsity.sparsity.neurons.graph import OPAQUE, Links, linked, require_torch_pruning, with_article
+from tune_sparsity.sparsity.neurons.groups import LayerGroups, NeuronGroups, Scale, Whole
+from tune_sparsity.sparsity.neurons.removal import remove
+from tune_sparsity.sparsity.output_layers import called, ready
+from tune_sparsity.sparsity.patterns import Neurons
+from tune_sparsity.sparsity.torch_internals import NormBase, tree_leaves, tree_map
+
+Forward = Callable[[nn.Module, Any], Any]
+
+_EXACT = torch.float64
+_EQUAL = 1e-9  # outputs that differ in the order of sums alone lie so near, over the largest of them
+_EQUAL_OTHERWISE = 1e-4  # for a network that insists on a dtype of its own
+
+
+def neuron_groups(model: nn.Module, layers: Sequence[Layer], example: Any, forward: Forward = called) -> NeuronGroups:
+    """Return which neurons of a network can be removed together.
+
+    What torch-pruning finds is tried on a copy of the network with other weights: with random neurons masked the copy
+    must compute the same as without them. Neurons for which it does not are never removed. The network stays what it
+    is.
+
+    Args:
+        layers: its prunable layers.
+        example: a batch of inputs.
+        forward: (network, inputs) -> outputs.
+
+    Raises:
+        ValueError: if torch-pruning is not installed.
+    """
+    require_torch_pruning()
+    owners = _owners(model, layers)
+    try:
+        links = linked(deepcopy(model), set(owners.values()), example, forward)
+    except Exception as error:  # of any kind: the network's code and the library's run in it
+        return _groups(model, layers, owners, Links({}), f"torch-pruning cannot trace the network: {_line(error)}")
+    if links.blocks():
+        _Trial(deepcopy(model), _groups(model, layers, owners, links), owners, example, forward).keep_what_changes(
+            links
+        )
+    return _groups(model, layers, owners, links)
+
+
+def with_neurons(rules: LayerRules, model: nn.Module, example: Any, forward: Forward = called) -> LayerRules:
+    """Return the rules with the network's groups of neurons in their pattern, where that is one of neurons and has none
+    yet. The other arguments, and the errors, are those of `neuron_groups`."""
+    if not isinstance(rules.pattern, Neurons) or rules.pattern.groups is not None:
+        return rules
+    layers = prunable_layers(model, with_last_layer(rules, model, example, forward), sphere=False)
+    groups = neuron_groups(model, layers, example, forward)
+    return replace(rules, pattern=Neurons(groups))
+
+
+def _owners(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
+    """Return the names of the modules that have the layers' weights, by the layer's name: where it is one module, of
+    a kind that can lose neurons."""
+    users: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for param in module.parameters(recurse=False):
+            users.setdefault(id(param), []).append(name)
+    owners = {}
+    for layer in layers:
+        first, *others = users[id(layer.weight)]
+        module = model.get_submodule(first)
+        if not others and has_weight(module) and getattr(module, "weight", None) is layer.weight:
+            owners[layer.name] = first
+    return owners
+
+
+def _groups(
+    model: nn.Module, layers: Sequence[Layer], owners: Mapping[str, str], links: Links, reason: str = ""
+) -> NeuronGroups:
+    """Return the groups that are left.
+
+    Args:
+        reason: why the layers that the links do not have stay whole.
+    """
+    channels, count = links.numbered()
+    found, whole = [], []
+    for layer in layers:
+        owner, shape = owners.get(layer.name, ""), layer.weight.shape
+        first, second = (torch.full((size,), KEPT) for size in shape[:2])
+        if owner in channels:
+            first, second = weight_groups(links.modules[owner], channels[owner])
+        found.append(
+            LayerGroups(layer.name, shape, first, second, outputs_first(links.modules.get(owner)), layer.normalised)
+        )
+        if owner in links.modules:
+            stays = next((links.whole[one] for one in links.sets(owner, True) if one in links.whole), "")
+        else:
+            stays = reason or _why_not_traced(model, layer)
+        if stays:
+            whole.append(Whole(layer.name, stays))
+    scales = tuple(Scale(name, ids.outputs) for name, ids in channels.items() if _is_scaling(model.get_submodule(name)))
+    return NeuronGroups(tuple(found), channels, count, tuple(whole), scales)
+
+
+def _is_scaling(module: nn.Module) -> bool:
+    return isinstance(module, NormBase) and module.weight is not None
+
+
+def _why_not_traced(model: nn.Module, layer: Layer) -> str:
+    users = [name for name, module in model.named_modules() if _has(module, layer)]
+    if len(users) > 1:
+        return "several modules share its weight"
+    parts = users[0].split(".")
+    above = [model.get_submodule(".".join(parts[:count])) for count in range(len(parts) + 1)]
+    kind = next((type(one).__name__ for one in above if isinstance(one, OPAQUE)), "")
+    if kind:
+        return f"{with_article(kind)} stays whole"
+    return f"torch-pruning does not trace {with_article(type(above[-1]).__name__)} here"
+
+
+def _has(module: nn.Module, layer: Layer) -> bool:
+    return any(param is layer.weight for param in module.parameters(recurse=False))
+
+
+class _Trial:
+    """Removes neurons of a copy of the network, and compares what it computes.
+
+    The copy gets other weights. In a fresh network the outputs of a neuron without inputs are zero, or all activations
+    are tiny, and then it would not show that something else reads them.
+
+    Args:
+        copied: the copy.
+        groups: what could be removed.
+        owners: the names of the modules that have the layers' weights.
+        example: a batch of inputs.
+        forward: (network, inputs) -> outputs.
+    """
+
+    def __init__(
+        self, copied: nn.Module, groups: NeuronGroups, owners: Mapping[str, str], example: Any, forward: Forward
+    ) -> None:
+        self.groups, self.owners, self.forward = groups, owners, forward
+        generator = Generator().manual_seed(0)
+        values = torch.rand(groups.count, generator=generator, dtype=_EXACT)
+        self.orders = [groups.ranks(values), groups.ranks(-values)]  # what one of them spares the other removes
+        _draw_weights(copied, generator)
+        self.network, self.example, self.equal = deepcopy(copied).to(_EXACT), tree_map(_exact, example), _EQUAL
+        try:
+            self._outputs(self.network)
+        except Exception:
+            self.network, self.example, self.equal = copied, example, _EQUAL_OTHERWISE
+
+    def keep_what_changes(self, links: Links) -> None:
+        """Keep the sets of channels without which the network does not compute the same."""
+        blocks = links.blocks()
+        ends = torch.tensor([len(block) for block in blocks]).cumsum(0).tolist()
+        numbers = [range(end - len(block), end) for block, end in zip(blocks, ends, strict=True)]
+        if not self._why_not(range(self.groups.count)):
+            return
+        for block, own in zip(blocks, numbers, strict=True):
+            if why := self._why_not(own):
+                links.keep(block, why)
+        rest = [
+            number for block, own in zip(blocks, numbers, strict=True) if block[0] not in links.whole for number in own
+        ]
+        if why := self._why_not(rest):
+            links.keep((one for block in blocks for one in block), why)
+
+    def _why_not(self, numbers: Sequence[int]) -> str:
+        """Return why these groups cannot be removed; nothing if they can."""
+        for ranks, removable in self.orders:
+            own = torch.zeros(len(ranks), dtype=torch.bool)
+            own[list(numbers)] = True
+            own &= ranks < removable
+            half = ranks[own].median() if own.any() else -1
+            if why := self._why_not_without(~own | (ranks > half)):
+                return why
+        return ""
+
+    def _why_not_without(self, alive: Tensor) -> str:
+        masked = deepcopy(self.network)
+        for layer in self.groups.layers:
+            if layer.name in self.owners:
+                weight = masked.get_parameter(f"{self.owners[layer.name]}.weight")
+                weight.data.mul_(layer.mask(alive, weight))
+        expected = self._outputs(masked)
+        try:
+            remove(masked, self.groups, alive)
+            found = self._outputs(masked)
+        except Exception as error:
+            return f"the network does not run without some of its outputs: {_line(error)}"
+        alike = len(found) == len(expected) and all(map(self._alike, found, expected))
+        return "" if alike else "the network computes something else without some of its outputs"
+
+    def _outputs(self, network: nn.Module) -> list[Tensor]:
+        with ready(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)  # that of the CPU alone
+            outputs = self.forward(network, self.example)
+        return [one.detach() for one in tree_leaves(outputs) if isinstance(one, Tensor)]
+
+    def _alike(self, found: Tensor, expected: Tensor) -> bool:
+        if found.shape != expected.shape or not expected.is_floating_point():
+            return torch.equal(found, expected)
+        largest = expected[expected.isfinite()].abs().amax().item() if expected.isfinite().any() else 0.0
+        return torch.allclose(found, expected, rtol=0.0, atol=self.equal * largest)
+
+
+@torch.no_grad()
+def _draw_weights(network: nn.Module, generator: Generator) -> None:
+    """Give the layers of a network random weights that neither make its activations vanish nor explode, and all vectors
+    values that are neither 0 nor 1."""
+
+    def between(x: Tensor, low: float) -> Tensor:
+        return (low + torch.rand(x.shape, generator=generator)).to(x)
+
+    for module in network.modules():
+        for name, param in module.named_parameters(recurse=False):
+            if not param.is_floating_point():
+                continue
+            if has_weight(module) and name == "weight":
+                spread = (2 / param[0].numel()) ** 0.5
+                param.copy_(spread * torch.randn(param.shape, generator=generator))
+            elif param.numel() == max(param.shape, default=0):
+                param.copy_(between(param, -0.5 if name == "bias" else 0.5))
+        if isinstance(module, NormBase) and module.running_mean is not None and module.running_var is not None:
+            module.running_mean.copy_(between(module.running_mean, -0.5))
+            module.running_var.copy_(between(module.running_var, 0.5))
+
+
+def _exact(x: Any) -> Any:
+    return x.to(_EXACT) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def _line(error: Exception) -> str:
+    return f"{error or type(error).__name__}".splitlines()[0]

@@ -1,0 +1,191 @@
+"""Groups of neurons that are removed together, and the masks that remove those of least importance."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tune_sparsity.sparsity.masks import sparsity_with, zeros_for
+from tune_sparsity.sparsity.neurons.channels import KEPT, Channels
+from tune_sparsity.sparsity.neurons.importance import Part, importance, mean_squares, over_mean
+
+Enough = Callable[[Sequence[int]], bool]
+"""Says whether enough neurons are removed, given how many weights each layer keeps. With fewer weights it stays so."""
+
+
+class LayerGroups(NamedTuple):
+    """The groups that the rows and columns of a prunable weight belong to, or `KEPT`.
+
+    Attributes:
+        name: the weight's name.
+        shape: its shape.
+        first: the group of each index of its first dimension, int64, on the CPU.
+        second: that of each index of its second dimension.
+        outputs_first: whether the first dimension is the layer's outputs.
+        normalised: whether a normalisation takes the scale of its rows away.
+    """
+
+    name: str
+    shape: torch.Size
+    first: Tensor
+    second: Tensor
+    outputs_first: bool
+    normalised: bool
+
+    @property
+    def others(self) -> int:
+        """Return how many weights there are for each pair of indices of the two dimensions."""
+        return self.shape[2:].numel()
+
+    def parts(self, log_magnitude: Tensor) -> list[Part]:
+        """Return what the layer's rows and columns say of the groups."""
+        sides = ((0, self.first, not self.outputs_first), (1, self.second, self.outputs_first))
+        return [
+            Part(mean_squares(log_magnitude, dim), ids, reads, "normalised" if self.normalised and not reads else "")
+            for dim, ids, reads in sides
+        ]
+
+    def mask(self, alive: Tensor, like: Tensor) -> Tensor:
+        """Return the weight's mask, of the device and dtype of another tensor.
+
+        Args:
+            alive: whether each group stays, and True at the end.
+        """
+        first, second = (alive[ids].to(like) for ids in (self.first, self.second))
+        mask = first[:, None] * second
+        return mask.view(*mask.shape, *(1 for _ in self.shape[2:])).expand(self.shape).contiguous()
+
+
+class Scale(NamedTuple):
+    """A normalisation that multiplies its channels by learnt factors: its name, and the channels' groups."""
+
+    name: str
+    groups: Tensor
+
+
+class Whole(NamedTuple):
+    """A layer whose neurons, or some of them, are never removed."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronGroups:
+    """Which neurons of a network are removed together, with the inputs that they feed.
+
+    Attributes:
+        layers: the prunable weights, in the network's order.
+        modules: the channels of all modules that can lose some, by the module's name.
+        count: the number of groups.
+        whole: the layers that stay whole, with the reasons.
+        scales: the normalisations that multiply channels by learnt factors.
+    """
+
+    layers: tuple[LayerGroups, ...]
+    modules: Mapping[str, Channels]
+    count: int
+    whole: tuple[Whole, ...]
+    scales: tuple[Scale, ...]
+
+    @property
+    def weights(self) -> int:
+        """Return the number of prunable weights."""
+        return sum(layer.shape.numel() for layer in self.layers)
+
+    @property
+    def highest_sparsity(self) -> float:
+        """Return the share of prunable weights that are zero when one neuron a layer is left."""
+        return sparsity_with(self.most_zeros, self.weights)
+
+    @property
+    def most_zeros(self) -> int:
+        """Return how many prunable weights are zero when one neuron a layer is left."""
+        ranks, removable = self.ranks(torch.zeros(self.count, dtype=torch.float64))
+        return self.weights - sum(self._kept(ranks, removable))
+
+    def masks(
+        self,
+        log_magnitudes: Sequence[Tensor],
+        sparsity: float,
+        *,
+        scales: Sequence[Tensor] | None = None,
+        active: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Return masks that remove the fewest groups, those of least importance first, with which the share of zeros
+        over all layers is at least `sparsity`. The other arguments, and the errors, are those of `masks_until`."""
+        most = self.weights - zeros_for(sparsity, self.weights)
+        return self.masks_until(log_magnitudes, lambda kept: sum(kept) <= most, scales=scales, active=active)
+
+    def masks_until(
+        self,
+        log_magnitudes: Sequence[Tensor],
+        enough: Enough,
+        *,
+        scales: Sequence[Tensor] | None = None,
+        active: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Return masks that remove the fewest groups, those of least importance first, with which it is enough. Every
+        layer keeps a neuron.
+
+        Args:
+            log_magnitudes: log2 of the weights, one tensor a layer in the weight's shape, on any device; not NaN.
+            enough: decides on how many weights each layer keeps.
+            scales: the factors of the normalisations of `scales`; None for 1.
+            active: masks that the layers have by now; groups that they leave out are removed first.
+
+        Raises:
+            ValueError: if it is not enough with one neuron a layer.
+        """
+        values = self.importance(log_magnitudes, scales)
+        if active is not None:
+            values = values.masked_fill(~self.alive(active)[:KEPT], -1.0)
+        ranks, removable = self.ranks(values)
+        if not enough(self._kept(ranks, removable)):
+            raise ValueError(
+                f"pattern neurons: with one neuron a layer {self.highest_sparsity:.1%} of the weights are zero"
+            )
+        removed = bisect_left(range(removable), True, key=lambda number: enough(self._kept(ranks, number)))
+        alive = ranks >= removed
+        return [layer.mask(alive, log) for layer, log in zip(self.layers, log_magnitudes, strict=True)]
+
+    def importance(self, log_magnitudes: Sequence[Tensor], scales: Sequence[Tensor] | None = None) -> Tensor:
+        """Return the importance of each group. The arguments are those of `masks_until`."""
+        factors = [] if scales is None else zip(self.scales, scales, strict=True)
+        parts = [Part(over_mean(factor.detach().square()), one.groups, False, "gamma") for one, factor in factors]
+        for layer, log in zip(self.layers, log_magnitudes, strict=True):
+            parts += layer.parts(log)
+        return importance(parts, self.count)
+
+    def alive(self, masks: Sequence[Tensor]) -> Tensor:
+        """Return whether each group has a weight that is not masked, and True at the end, where `KEPT` points."""
+        alive = torch.zeros(self.count + 1, dtype=torch.bool)
+        alive[KEPT] = True
+        for layer, mask in zip(self.layers, masks, strict=True):
+            kept = (mask != 0).flatten(2).any(2) if mask.dim() > 2 else mask != 0
+            for ids, dim in ((layer.first, 1), (layer.second, 0)):
+                alive[ids[kept.any(dim).cpu()]] = True
+        return alive
+
+    def ranks(self, values: Tensor) -> tuple[Tensor, int]:
+        """Return the place of each group in the order of removal, and how many can be removed. The most important one
+        of each layer comes behind them, and the place of `KEPT`."""
+        places = values.argsort(stable=True).argsort()
+        needed = torch.zeros(self.count, dtype=torch.bool)
+        for ids in (ids for layer in self.layers for ids in (layer.first, layer.second)):
+            if len(ids) and (ids != KEPT).all():
+                needed[ids[places[ids].argmax()]] = True
+        order = (places + self.count * needed).argsort()
+        ranks = torch.full((self.count + 1,), self.count)
+        ranks[order] = torch.arange(self.count)
+        return ranks, self.count - int(needed.sum())
+
+    def _kept(self, ranks: Tensor, removed: int) -> list[int]:
+        """Return how many weights each layer keeps."""
+        alive = ranks >= removed
+        return [int(alive[one.first].sum()) * int(alive[one.second].sum()) * one.others for one in self.layers]

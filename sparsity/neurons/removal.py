@@ -1,0 +1,35 @@
+"""The ordinary smaller network that a masked one is equal to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+from torch import Tensor, nn
+
+from tune_sparsity.sparsity.neurons.channels import cut
+from tune_sparsity.sparsity.neurons.groups import NeuronGroups
+
+
+def smaller(model: nn.Module, groups: NeuronGroups, masks: Sequence[Tensor]) -> nn.Module:
+    """Return a copy of a network without its masked neurons. In evaluation mode it computes the same, apart from the
+    order of sums.
+
+    Args:
+        model: the network, whose masked weights are zero.
+        groups: what `neuron_groups` said of it.
+        masks: one a prunable layer, in the weights' shapes.
+    """
+    copied = deepcopy(model)
+    remove(copied, groups, groups.alive(masks))
+    return copied
+
+
+def remove(model: nn.Module, groups: NeuronGroups, alive: Tensor) -> None:
+    """Remove groups of neurons from a network, in place.
+
+    Args:
+        alive: whether each group stays, and True at the end.
+    """
+    for name, channels in groups.modules.items():
+        cut(model.get_submodule(name), channels, alive)

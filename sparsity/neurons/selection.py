@@ -1,0 +1,81 @@
+"""Chooses the neurons that stay, in the place of the weights that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from tune_sparsity.sparsity.cost.multiply_adds import Uses
+from tune_sparsity.sparsity.layers import Layer, has_normalisation, turned_back
+from tune_sparsity.sparsity.neurons.groups import NeuronGroups
+from tune_sparsity.sparsity.patterns import Neurons, Pattern
+from tune_sparsity.sparsity.selection import Selection, selection_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronSelection(Selection):
+    """Chooses the neurons that stay.
+
+    Attributes:
+        groups: the neurons of the network.
+        layers: its prunable layers.
+        scales: the factors of the normalisations that the groups name.
+        uses: how often the weights are used for an example. With it, a sparsity is the share that is left out of the
+            multiply-adds with prunable weights. Without it, a sparsity is the share of zeros.
+    """
+
+    groups: NeuronGroups
+    layers: Sequence[Layer]
+    scales: Sequence[Tensor]
+    uses: Uses | None = None
+
+    def __call__(
+        self,
+        log_magnitudes: Sequence[Tensor],
+        on_sphere: Sequence[bool],
+        sparsity: float,
+        active: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Return masks of whole neurons, as `Selection` returns masks of weights. The sparsity is at least the given
+        one, and would be lower with one more neuron."""
+        logs = turned_back(self.layers, log_magnitudes)
+        before = None if active is None else turned_back(self.layers, active)
+        if self.uses is None:
+            masks = self.groups.masks(logs, sparsity, scales=self.scales, active=before)
+        else:
+            costs = [self.uses.prunable[layer.name] for layer in self.layers]
+            most = (1 - sparsity) * sum(cost * log.numel() for cost, log in zip(costs, logs, strict=True))
+            most *= 1 + 1e-12  # of rounding
+
+            def enough(kept: Sequence[int]) -> bool:
+                return sum(cost * count for cost, count in zip(costs, kept, strict=True)) <= most
+
+            masks = self.groups.masks_until(logs, enough, scales=self.scales, active=before)
+        return [layer.turned(mask) for layer, mask in zip(self.layers, masks, strict=True)]
+
+
+def selection_of(model: nn.Module, layers: Sequence[Layer], distribution: str, pattern: Pattern) -> Selection:
+    """Return the selection for a network: of weights, or of neurons where that is the pattern.
+
+    Raises:
+        ValueError: if the pattern is one of neurons, and those of the network are not known.
+    """
+    if not isinstance(pattern, Neurons):
+        return selection_for(model, distribution, pattern)
+    groups = pattern.groups
+    if not isinstance(groups, NeuronGroups):
+        raise ValueError(
+            "pattern neurons: the network's neurons are not known: give the rules that with_neurons returns"
+        )
+    scales = [model.get_parameter(f"{scale.name}.weight") for scale in groups.scales]
+    normalised = has_normalisation(model)
+    return NeuronSelection(groups=groups, layers=layers, scales=scales, normalised=normalised, pattern=pattern)
+
+
+def sparsity_of_macs(uses: Uses, layers: Sequence[Layer], macs: int) -> float:
+    """Return the share of the multiply-adds with prunable weights that must be left out for `macs` in all; more than 1
+    where the other weights need more than that."""
+    prunable = sum(uses.prunable[layer.name] * layer.weight.numel() for layer in layers)
+    return max(0.0, 1 - (macs - uses.rest) / prunable)

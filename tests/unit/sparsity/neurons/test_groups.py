@@ -1,0 +1,177 @@
+"""Which groups go first, how many of them, and the masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.helpers.problems import normal
+from tests.unit.sparsity.neurons import networks
+from tune_sparsity.sparsity import prunable_layers
+from tune_sparsity.sparsity.cost.multiply_adds import count_uses
+from tune_sparsity.sparsity.neurons.finding import neuron_groups
+from tune_sparsity.sparsity.neurons.groups import NeuronGroups
+from tune_sparsity.sparsity.neurons.importance import mean_squares
+from tune_sparsity.sparsity.neurons.selection import NeuronSelection, sparsity_of_macs
+
+pytest.importorskip("torch_pruning")
+
+INPUTS, FIRST, SECOND, OUTPUTS = 12, 20, 10, 4  # of networks.mlp
+
+
+def found(model: nn.Module, example: Tensor) -> tuple[NeuronGroups, list[Tensor]]:
+    layers = prunable_layers(model, sphere=False)
+    return neuron_groups(model, layers, example), [layer.weight.detach().abs().log2() for layer in layers]
+
+
+MLP = networks.mlp()
+GROUPS, LOGS = found(MLP, torch.randn(3, INPUTS))
+
+
+def neurons_left(masks: Sequence[Tensor]) -> tuple[int, int]:
+    """Return how many neurons of the two hidden layers have a weight. Check that the masks fit together."""
+    first, second, third = masks
+    assert torch.equal(first.any(1), second.any(0))
+    assert torch.equal(second.any(1), third.any(0))
+    return int(first.any(1).sum()), int(second.any(1).sum())
+
+
+def kept(first: int, second: int) -> int:
+    return INPUTS * first + first * second + second * OUTPUTS
+
+
+@given(seed=st.integers(0, 2**32 - 1), sparsity=st.floats(0, 0.96))
+def test_as_few_neurons_go_as_are_enough(seed: int, sparsity: float) -> None:
+    logs = [normal(seed + at, *log.shape).float() for at, log in enumerate(LOGS)]
+    masks = GROUPS.masks(logs, sparsity)
+    first, second = neurons_left(masks)
+    total = kept(FIRST, SECOND)
+    assert [int(mask.sum()) for mask in masks] == [INPUTS * first, first * second, second * OUTPUTS]
+    assert total - kept(first, second) >= Fraction(repr(sparsity)) * total
+    # The neuron that was the last to go would be one too many.
+    values = values_of(logs)
+    gone = ~GROUPS.alive(masks)[:-1]
+    if gone.any():
+        last = int(values.masked_fill(~gone, -1).argmax())
+        more = (first + 1, second) if last < FIRST else (first, second + 1)
+        assert total - kept(*more) < Fraction(repr(sparsity)) * total
+        stays = values[~gone].sort().values
+        assert values[gone].max() <= stays[min(2, len(stays) - 1)]  # but for the best of each layer
+
+
+def values_of(logs: Sequence[Tensor]) -> Tensor:
+    """Return the importance of the two hidden layers' neurons by its definition."""
+    squares = [(2 * log.double()).exp2() for log in logs]
+    rows = [square.mean(1) / square.mean() for square in squares]
+    columns = [square.mean(0) / square.mean() for square in squares]
+    return torch.cat([rows[0] * columns[1], rows[1] * columns[2]])
+
+
+def test_importance_is_the_rows_norm_times_the_columns() -> None:
+    torch.testing.assert_close(GROUPS.importance(LOGS), values_of(LOGS))
+
+
+def test_where_a_normalisation_follows_its_factor_takes_the_place_of_the_rows_norm() -> None:
+    model = nn.Sequential(nn.Linear(INPUTS, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, OUTPUTS))
+    groups, logs = found(model, torch.randn(3, INPUTS))
+    factors = normal(5, 8)
+    columns = (2 * logs[1].double()).exp2().mean(0)
+    expected = factors**2 / (factors**2).mean() * columns / columns.mean()
+    assert [scale.name for scale in groups.scales] == ["1"]
+    torch.testing.assert_close(groups.importance(logs, [factors]), expected)
+    scaled = [logs[0] + normal(6, 8).float()[:, None], logs[1]]
+    torch.testing.assert_close(groups.importance(scaled, [factors]), expected)
+
+
+def test_importance_does_not_underflow() -> None:
+    log = normal(0, 6, 5)
+    assert torch.equal(mean_squares(log - 1000, 0), mean_squares(log, 0))
+    zeros = torch.full((6, 5), -torch.inf)
+    assert torch.equal(mean_squares(zeros, 0), torch.zeros(6, dtype=torch.float64))
+
+
+def test_masks_do_not_change_where_a_neuron_is_scaled_and_what_reads_it_is_scaled_back() -> None:
+    scale = 4 * normal(1, FIRST).float()
+    scaled = [LOGS[0] + scale[:, None], LOGS[1] - scale, LOGS[2]]
+    before, after = values_of(LOGS)[:FIRST], values_of(scaled)[:FIRST]
+    torch.testing.assert_close(after / after.sum(), before / before.sum())
+
+
+def test_every_layer_keeps_a_neuron() -> None:
+    masks = GROUPS.masks(LOGS, GROUPS.highest_sparsity)
+    assert neurons_left(masks) == (1, 1)
+    assert GROUPS.highest_sparsity == 1 - kept(1, 1) / kept(FIRST, SECOND)
+    with pytest.raises(ValueError, match=r"with one neuron a layer 96\.5% of the weights are zero"):
+        GROUPS.masks(LOGS, 0.99)
+
+
+def test_nothing_goes_for_a_sparsity_of_zero() -> None:
+    assert all(mask.all() for mask in GROUPS.masks(LOGS, 0.0))
+
+
+def test_neurons_that_are_masked_by_now_go_first() -> None:
+    few = GROUPS.masks(LOGS, 0.3)
+    others = [-log for log in LOGS]
+    more = GROUPS.masks(others, 0.5, active=few)
+    assert not (GROUPS.alive(more) & ~GROUPS.alive(few)).any()
+    assert (GROUPS.alive(GROUPS.masks(others, 0.5)) & ~GROUPS.alive(few)).any()
+
+
+def test_ties_are_cut_to_a_neuron() -> None:
+    equal = [torch.zeros_like(log) for log in LOGS]
+    masks = GROUPS.masks(equal, 0.5)
+    first, second = neurons_left(masks)
+    assert kept(FIRST, SECOND) - kept(first, second) >= kept(FIRST, SECOND) / 2
+    assert kept(FIRST, SECOND) - kept(first + 1, second) < kept(FIRST, SECOND) / 2
+
+
+def test_masks_have_the_dtype_of_the_magnitudes() -> None:
+    assert {mask.dtype for mask in GROUPS.masks([log.bfloat16() for log in LOGS], 0.5)} == {torch.bfloat16}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: a CUDA device, and torch built for it")
+def test_masks_are_the_same_on_a_gpu() -> None:
+    masks = GROUPS.masks([log.cuda() for log in LOGS], 0.5)
+    assert all(mask.is_cuda for mask in masks)
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(masks, GROUPS.masks(LOGS, 0.5), strict=True))
+
+
+def test_convolutions_before_a_flattening_count_all_columns() -> None:
+    groups, logs = found(networks.lenet(), torch.randn(2, 1, 28, 28))
+    masks = groups.masks(logs, 0.8)
+    channels, more = (int(mask.flatten(1).any(1).sum()) for mask in masks[:2])
+    hidden = int(masks[2].any(1).sum())
+    assert [int(mask.sum()) for mask in masks] == [25 * channels, 25 * channels * more, 16 * more * hidden, 10 * hidden]
+    assert torch.equal(masks[1].flatten(1).any(1).repeat_interleave(16), masks[2].any(0))
+
+
+def test_a_selection_by_multiply_adds_meets_their_number() -> None:
+    model, example = networks.lenet(), torch.randn(2, 1, 28, 28)
+    layers = prunable_layers(model, sphere=False)
+    groups, logs = found(model, example)
+    uses = count_uses(model, layers, example)
+    assert uses is not None
+    dense = uses.macs({layer.name: layer.weight.numel() for layer in layers})
+    for macs in (dense, dense // 2):
+        selection = NeuronSelection(groups=groups, layers=layers, scales=(), uses=uses)
+        masks = selection(logs, [False] * len(layers), sparsity_of_macs(uses, layers, macs))
+        counts = {layer.name: int(mask.sum()) for layer, mask in zip(layers, masks, strict=True)}
+        assert 0.75 * macs < uses.macs(counts) <= macs  # a neuron more is at most a quarter
+
+
+def test_a_selection_takes_and_gives_weights_as_rows() -> None:
+    model = networks.transposed()
+    layers = prunable_layers(model, sphere=False)
+    groups, logs = found(model, torch.randn(2, 3, 8, 8))
+    rows = [layer.turned(log) for layer, log in zip(layers, logs, strict=True)]
+    masks = NeuronSelection(groups=groups, layers=layers, scales=[torch.ones(12)])(rows, [False] * len(layers), 0.5)
+    assert [mask.shape for mask in masks] == [row.shape for row in rows]
+    turned = [layer.turned(mask) for layer, mask in zip(layers, groups.masks(logs, 0.5), strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(masks, turned, strict=True))

@@ -1,0 +1,148 @@
+"""The smaller network against the masked one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.helpers.examples import examples
+from tests.strangers.generated import Plan, plans
+from tests.unit.sparsity.neurons import networks
+from tune_sparsity.sparsity import Layer, prunable_layers
+from tune_sparsity.sparsity.masks import zeros_for
+from tune_sparsity.sparsity.neurons.finding import neuron_groups
+from tune_sparsity.sparsity.neurons.groups import NeuronGroups
+from tune_sparsity.sparsity.neurons.removal import smaller
+
+pytest.importorskip("torch_pruning")
+
+EQUAL = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, seed: int) -> None:
+    """Give all vectors of a network, and what its normalisations have measured, values that are neither 0 nor 1."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = [param for param in model.parameters() if param.dim() == 1]
+    for vector in (*vectors, *(buffer for buffer in model.buffers() if buffer.dim() == 1)):
+        vector.copy_(0.5 + torch.rand(vector.shape, generator=generator))
+
+
+def masked(model: nn.Module, layers: list[Layer], example: Any, sparsity: float) -> tuple[NeuronGroups, list[Tensor]]:
+    """Mask as many neurons of a network as make this share of zeros, or the highest one that there is."""
+    groups = neuron_groups(model, layers, example)
+    logs = [layer.weight.detach().abs().log2() for layer in layers]
+    wanted = min(sparsity, groups.highest_sparsity)
+    masks = groups.masks(logs, wanted)
+    total = sum(mask.numel() for mask in masks)
+    assert sum(int((mask == 0).sum()) for mask in masks) >= zeros_for(wanted, total)
+    assert all(mask.any() for mask in masks)
+    for layer, mask in zip(layers, masks, strict=True):
+        layer.weight.data.mul_(mask)
+    return groups, masks
+
+
+def check(model: nn.Module, example: Any, sparsity: float, dtype: torch.dtype = torch.float32) -> NeuronGroups:
+    """Check that the smaller network computes what the masked one does, and has its weights that are not zero."""
+    model, example = model.to(dtype).eval(), example.to(dtype) if example.is_floating_point() else example
+    layers = prunable_layers(model, sphere=False)
+    groups, masks = masked(model, layers, example, sparsity)
+    found = smaller(model, groups, masks)
+    with torch.no_grad():
+        expected, outputs = model(example), found(example)
+    assert outputs.shape == expected.shape
+    assert (outputs - expected).abs().max() <= EQUAL[dtype] * expected.abs().max().clamp_min(1)
+    assert not any(torch.equal(a, b) for a, b in zip(outputs, outputs.roll(1, 0), strict=True))  # inputs count
+    parameters = dict(found.named_parameters())
+    for layer, mask in zip(layers, masks, strict=True):
+        assert parameters[layer.name].numel() == mask.count_nonzero()
+        assert torch.equal(parameters[layer.name].flatten(), layer.weight[mask != 0])
+    assert {type(a) for a in found.modules()} == {type(a) for a in model.modules()}
+    return groups
+
+
+@pytest.mark.parametrize("dtype", EQUAL)
+@pytest.mark.parametrize("sparsity", [0.3, 0.9, 0.999])
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (networks.mlp, (4, 12)),
+        (networks.lenet, (4, 1, 28, 28)),
+        (networks.resnet, (4, 3, 12, 12)),
+        (networks.densenet, (4, 3, 12, 12)),
+        (networks.grouped, (4, 3, 12, 12)),
+        (networks.transposed, (4, 3, 12, 12)),
+        (networks.Vit, (4, 3, 12, 12)),
+        (networks.encoder, (4, 5, 6)),
+        (networks.Recurrent, (4, 5, 6)),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_smaller_network_computes_the_same(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], sparsity: float, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    model, example = make(), torch.randn(shape)
+    randomise(model, 1)
+    check(model, example, sparsity, dtype)
+
+
+LARGE = ("densenet121", "resnext50_32x4d", "convnext_tiny")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v3_small", *(pytest.param(name, marks=pytest.mark.long) for name in LARGE)]
+)
+def test_networks_of_torchvision(name: str) -> None:
+    torch.manual_seed(0)
+    model, example = torchvision.models.get_model(name, num_classes=10), torch.randn(2, 3, 32, 32)
+    groups = check(model, example, 0.7)
+    norms = sum(isinstance(module, nn.LayerNorm) for module in model.modules())
+    assert len(groups.whole) <= 1 + 2 * norms
+
+
+def test_a_network_that_torch_pruning_cannot_trace_is_named() -> None:
+    model = torchvision.models.shufflenet_v2_x0_5(num_classes=10).eval()
+    groups = neuron_groups(model, prunable_layers(model), torch.randn(2, 3, 32, 32))
+    assert groups.count == 0
+    assert all(reason.startswith("torch-pruning cannot trace the network: ") for _, reason in groups.whole)
+
+
+@examples(50)
+@given(seed=st.integers(0, 2**32 - 1), sparsity=st.floats(0, 0.99))
+def test_generated_networks_of_convolutions(seed: int, sparsity: float) -> None:
+    torch.manual_seed(seed)
+    model, example = networks.generated(seed), torch.randn(3, 3, 8, 8)
+    randomise(model, seed)
+    groups = check(model, example, sparsity, torch.float64)
+    *others, (name, reason) = groups.whole
+    assert (name, reason) == (list(dict(model.named_parameters()))[-2], "no layer is seen to read its outputs")
+    # Where pooled channels that stand side by side are flattened, torch-pruning does not know them apart.
+    assert all("torch-pruning does not follow its outputs" in why for _, why in others)
+    assert not others or any(isinstance(module, networks.Dense) for module in model.modules())
+
+
+@settings(examples(25), suppress_health_check=list(HealthCheck))
+@given(plan=plans(), seed=st.integers(0, 2**32 - 1))
+def test_generated_networks_of_all_kinds(plan: Plan, seed: int) -> None:
+    """Whatever stays whole, the smaller network computes the same."""
+    torch.manual_seed(seed)
+    model, example = plan.make().eval(), plan.prepare(plan.batch(4, seed))
+    try:
+        with torch.no_grad():
+            model(example)
+            layers = prunable_layers(model, plan.rules, sphere=False)
+    except (RuntimeError, ValueError):  # torch lacks an operation in half precision, or nothing is prunable
+        assume(False)
+    groups, masks = masked(model, layers, example, 0.5)
+    with torch.no_grad():
+        expected, outputs = model(example), smaller(model, groups, masks)(example)
+    assert (outputs - expected).abs().max() <= 100 * torch.finfo(plan.dtype).eps * expected.abs().max().clamp_min(1)
