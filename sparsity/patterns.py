@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -199,6 +199,7 @@ class KnownNeurons(Protocol):
         whole: (name, reason) of each layer that stays whole.
         highest_sparsity: the share of prunable weights that are zero when one neuron in each layer is left.
         most_zeros: the number of these zeros.
+        fewest: the number of weights that each prunable layer keeps then.
     """
 
     @property
@@ -210,6 +211,15 @@ class KnownNeurons(Protocol):
     @property
     def most_zeros(self) -> int: ...
 
+    @property
+    def fewest(self) -> Sequence[int]: ...
+
+
+class KnownUses(Protocol):
+    """Says how often a network uses its weights: the result of `count_uses`."""
+
+    def macs(self, nonzero: Mapping[str, int]) -> int: ...
+
 
 @dataclass(frozen=True)
 class Neurons(Pattern):
@@ -217,19 +227,24 @@ class Neurons(Pattern):
 
     Attributes:
         groups: the neurons of the network that go together; None as long as they are not known.
+        by_macs: whether a sparsity is the share that is left out of the multiply-adds with prunable weights. If not, it
+            is the share of zeros.
+        uses: how often the network uses its weights for an example; None as long as it is not known, or not needed.
     """
 
     text: ClassVar[str] = "neurons"
     exact_to: ClassVar[str] = "neuron"
 
     groups: KnownNeurons | None = field(default=None, compare=False)
+    by_macs: bool = False
+    uses: KnownUses | None = field(default=None, compare=False)
 
     @property
     def whole(self) -> dict[str, str]:
         return {} if self.groups is None else dict(self.groups.whole)
 
     def check(self, sparsity: float) -> None:
-        if self.groups is not None and sparsity > (highest := self.groups.highest_sparsity):
+        if self.groups is not None and not self.by_macs and sparsity > (highest := self.groups.highest_sparsity):
             raise ValueError(f"a sparsity of {sparsity!r} cannot have the pattern {self}: it ends at {highest:.6g}")
 
     def most_zeros(self, shapes: Sequence[torch.Size]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from tune_sparsity.sparsity.cost.multiply_adds import count_uses
 from tune_sparsity.sparsity.layers import Layer, LayerRules, prunable_layers, with_last_layer
 from tune_sparsity.sparsity.neurons.channels import KEPT, has_weight, outputs_first, weight_groups
 from tune_sparsity.sparsity.neurons.graph import OPAQUE, Links, linked, require_torch_pruning, with_article
@@ -60,8 +61,11 @@ def with_neurons(rules: LayerRules, model: nn.Module, example: Any, forward: For
     if not isinstance(rules.pattern, Neurons) or rules.pattern.groups is not None:
         return rules
     layers = prunable_layers(model, with_last_layer(rules, model, example, forward), sphere=False)
+    uses = count_uses(model, layers, example, forward) if rules.pattern.by_macs else None
+    if rules.pattern.by_macs and uses is None:
+        raise ValueError("pattern neurons: the multiply-adds of this network are not known")
     groups = neuron_groups(model, layers, example, forward)
-    return replace(rules, pattern=Neurons(groups))
+    return replace(rules, pattern=replace(rules.pattern, groups=groups, uses=uses))
 
 
 def _owners(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:

@@ -106,8 +106,13 @@ class NeuronGroups:
     @property
     def most_zeros(self) -> int:
         """Return how many prunable weights are zero when one neuron a layer is left."""
+        return self.weights - sum(self.fewest)
+
+    @property
+    def fewest(self) -> list[int]:
+        """Return how many weights each layer keeps when one neuron in each layer is left."""
         ranks, removable = self.ranks(torch.zeros(self.count, dtype=torch.float64))
-        return self.weights - sum(self._kept(ranks, removable))
+        return self._kept(ranks, removable)
 
     def masks(
         self,

@@ -71,7 +71,10 @@ def selection_of(model: nn.Module, layers: Sequence[Layer], distribution: str, p
         )
     scales = [model.get_parameter(f"{scale.name}.weight") for scale in groups.scales]
     normalised = has_normalisation(model)
-    return NeuronSelection(groups=groups, layers=layers, scales=scales, normalised=normalised, pattern=pattern)
+    assert pattern.uses is None or isinstance(pattern.uses, Uses)
+    return NeuronSelection(
+        groups=groups, layers=layers, scales=scales, uses=pattern.uses, normalised=normalised, pattern=pattern
+    )
 
 
 def sparsity_of_macs(uses: Uses, layers: Sequence[Layer], macs: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -66,7 +67,9 @@ def experiment_of(config: StudyConfig) -> Experiment:
     experiment = find_experiment(config.experiment)
     if config.pattern is not None:
         experiment = experiment.with_pattern(pattern_from(config.pattern))
-    if isinstance(experiment.layers.pattern, Neurons):
+    if isinstance(pattern := experiment.layers.pattern, Neurons):
+        if config.max_macs is not None:
+            experiment = experiment.with_pattern(replace(pattern, by_macs=True))
         try:
             require_torch_pruning()
         except ValueError as error:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("tpe", "gp", "nsgaii", "cmaes", "qmc", "random")
 SCHEDULERS = ("asha", "none")
-GOALS = ("target", "front", "max_nonzero", "max_bytes")
+GOALS = ("target", "front", "max_nonzero", "max_bytes", "max_macs")
 """The options of the goal. Exactly one of them must be given."""
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """The environment variable that Ray sets for a command of `ray job submit`."""
@@ -89,6 +89,7 @@ class StudyConfig(BaseModel):
     front: Front = None
     max_nonzero: int | None = Field(default=None, ge=1)
     max_bytes: Bytes = None
+    max_macs: int | None = Field(default=None, ge=1)
     experiment: str = "digits"
     method: Annotated[list[str], BeforeValidator(split), Field(min_length=1)] = ["lpss"]
     pattern: str | None = None
@@ -283,6 +284,8 @@ class StudyConfig(BaseModel):
             return f"{self.max_nonzero}-weights"
         if self.max_bytes is not None:
             return f"{self.max_bytes}-bytes"
+        if self.max_macs is not None:
+            return f"{self.max_macs}-macs"
         if self.front is not None:
             return f"{self.front[0]:g}-to-{self.front[1]:g}"
         targets = self.target if isinstance(self.target, tuple) else (self.target,)

@@ -30,6 +30,7 @@ from tune_sparsity.sparsity.cost.multiply_adds import Uses, count_uses
 from tune_sparsity.sparsity.few_bits import ALL_BITS, BITS, EXACT
 from tune_sparsity.sparsity.layers import Layer
 from tune_sparsity.sparsity.neurons.finding import with_neurons
+from tune_sparsity.sparsity.neurons.selection import sparsity_of_macs
 from tune_sparsity.sparsity.patterns import UNSTRUCTURED, Neurons
 from tune_sparsity.tuner.config.experiment import check_group, experiment_of, objective_of, sound_data
 from tune_sparsity.tuner.config.files import judged, read_about
@@ -102,13 +103,7 @@ def prepare(
     network = _network(experiment)
     check_pattern(config, experiment)
     check_binary(config, experiment, network.model)
-    try:
-        goal = replace(network.goal(config), objective=objective_of(experiment))
-        suited = (experiment.space, experiment.optimizer)
-        spaces = spaces_of(config, goal, *suited, few_bits=network.few_bits(config))
-        check_sampler(config.sampler, front=goal.multi_objective, methods=len(spaces))
-    except (ValueError, OSError) as error:  # BadFile is a ValueError, a name too long for a path an OSError
-        raise UsageError(str(error)) from None
+    goal, spaces = network.sought(config, experiment)
     check_address(config.address)
     config.storage.check()
     if named:
@@ -120,6 +115,8 @@ def prepare(
     warnings = list[Finding]()
     data = sound_data(config, experiment, loading.data if loading else None, None if own else warnings.append)
     network = network.with_neurons(config, goal, experiment, data)
+    if config.max_macs is not None:  # which the data tell
+        goal, spaces = network.sought(config, experiment)
     goal = _as_before(goal, config) if resume else _with_baseline(goal, experiment, data)
     earlier = WarmStart()
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
@@ -236,8 +233,21 @@ class _Network(NamedTuple):
         """Return whether the methods' own spaces search weights of few bits: where a file's size is the goal."""
         return config.max_bytes is not None and all(layer.weight.dtype in EXACT for layer in self.layers)
 
+    def sought(self, config: StudyConfig, experiment: Experiment) -> tuple[Goal, list[Space]]:
+        """Return the goal and the search spaces of the study. Raise UsageError if a trial cannot reach the goal."""
+        try:
+            goal = replace(self.goal(config), objective=objective_of(experiment))
+            suited = (experiment.space, experiment.optimizer)
+            spaces = spaces_of(config, goal, *suited, few_bits=self.few_bits(config))
+            check_sampler(config.sampler, front=goal.multi_objective, methods=len(spaces))
+        except (ValueError, OSError) as error:  # BadFile is a ValueError, a name too long for a path an OSError
+            raise UsageError(str(error)) from None
+        return goal, spaces
+
     def goal(self, config: StudyConfig) -> Goal:
         """Return what the study looks for. Raises UsageError if the network cannot be that, and as `fewest_bits`."""
+        if config.max_macs is not None:
+            return self._within_macs(config.max_macs)
         layout: Layout | None = None
         if config.max_bytes is not None:
             bits = fewest_bits(config, few_bits=self.few_bits(config))
@@ -246,6 +256,18 @@ class _Network(NamedTuple):
         goal = config.goal(self.size.layers, self.size.prunable, layout)
         self._check_reach(config, goal)
         return goal
+
+    def _within_macs(self, most: int) -> Goal:
+        """Return the goal of so many multiply-adds, with a target of 0 as long as the neurons are not known."""
+        pattern, names = self.size.pattern, [layer.name for layer in self.layers]
+        if not isinstance(pattern, Neurons):
+            raise UsageError(f"--max-macs {most}: only whole neurons save them on all hardware: add --pattern neurons")
+        if pattern.groups is None or not isinstance(pattern.uses, Uses):
+            return Goal((0.0,), max_macs=most)
+        least = pattern.uses.macs(dict(zip(names, pattern.groups.fewest, strict=True)))
+        if most < least:
+            raise UsageError(f"--max-macs {most}: with one neuron in each layer this network needs {least:,}")
+        return Goal((sparsity_of_macs(pattern.uses, self.layers, most),), max_macs=most)
 
     def _check_reach(self, config: StudyConfig, goal: Goal) -> None:
         """Raise UsageError if zeros of the goal's sparsities cannot have the pattern."""
@@ -269,7 +291,8 @@ class _Network(NamedTuple):
             example = experiment.prepare(data.val.first(2).x)
             rules = with_neurons(experiment.layers, self.model, example, experiment.forward)
         network = self._replace(size=replace(self.size, pattern=rules.pattern))
-        network._check_reach(config, goal)
+        if config.max_macs is None:
+            network._check_reach(config, goal)
         return network
 
     def limit(self, config: StudyConfig) -> ByteLimit | None:

@@ -57,6 +57,8 @@ def _wanted(goal: Goal) -> str:
         return f"the {best} with at most {goal.max_nonzero:,} nonzero weights"
     if goal.kind is GoalKind.MAX_BYTES:
         return f"the {best} in a file of at most {goal.max_bytes:,} bytes"
+    if goal.kind is GoalKind.MAX_MACS:
+        return f"the {best} with at most {goal.max_macs:,} multiply-adds"
     targets = " and ".join(percent(target) for target in goal.targets)
     return f"the {best} at least {targets} sparse"
 

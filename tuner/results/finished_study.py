@@ -49,6 +49,8 @@ class EndedStudy:
             return Goal((self.result["target"],), max_nonzero=config.max_nonzero)
         if config.max_bytes is not None:
             return Goal((self.result["target"],), max_bytes=config.max_bytes)
+        if config.max_macs is not None:
+            return Goal((self.result["target"],), max_macs=config.max_macs)
         if config.front is not None:
             return Goal((config.front[0],), ceiling=config.front[1])
         assert config.target is not None

@@ -224,6 +224,8 @@ def _goal_document(outcome: StudyOutcome) -> dict[str, Any]:
         return {"max_nonzero": goal.max_nonzero}
     if goal.kind is GoalKind.MAX_BYTES:
         return {"max_bytes": goal.max_bytes}
+    if goal.kind is GoalKind.MAX_MACS:
+        return {"max_macs": goal.max_macs}
     if goal.kind is GoalKind.FRONT:
         area = goal.hypervolume(outcome.records)
         mean = {f"mean_{goal.objective.name}": goal.mean_value(area)}

@@ -26,6 +26,7 @@ class GoalKind(StrEnum):
     FRONT = "front"
     MAX_NONZERO = "max-nonzero"
     MAX_BYTES = "max-bytes"
+    MAX_MACS = "max-macs"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Goal:
             it.
         max_bytes: the largest allowed size of a network's packed file; None for the other goals. The target is then the
             approximate sparsity that this size needs.
+        max_macs: the largest allowed number of multiply-adds for an example; None for the other goals. The target is
+            then the share of the multiply-adds with prunable weights that is left out.
         objective: the metric that networks are judged by.
         baseline: the value from which the hypervolume is measured: 0 for accuracy, and the untrained network's value
             for a metric without a worst value.
@@ -48,6 +51,7 @@ class Goal:
     ceiling: float | None = None
     max_nonzero: int | None = None
     max_bytes: int | None = None
+    max_macs: int | None = None
     objective: Objective = ACCURACY
     baseline: float = 0.0
 
@@ -55,9 +59,9 @@ class Goal:
         rising = all(low < high for low, high in pairwise(self.ends))
         if not self.targets or not rising or not all(0 <= end < 1 for end in self.ends):
             raise ValueError(f"a goal's sparsities must rise within [0, 1), got {self.ends}")
-        counted = (self.ceiling, self.max_nonzero, self.max_bytes)
+        counted = (self.ceiling, self.max_nonzero, self.max_bytes, self.max_macs)
         if len(self.targets) > 1 and any(count is not None for count in counted):
-            raise ValueError("a front and a number of weights or bytes have one target")
+            raise ValueError("a front and a number of weights, bytes or multiply-adds have one target")
 
     @property
     def kind(self) -> GoalKind:
@@ -67,6 +71,8 @@ class Goal:
             return GoalKind.MAX_NONZERO
         if self.max_bytes is not None:
             return GoalKind.MAX_BYTES
+        if self.max_macs is not None:
+            return GoalKind.MAX_MACS
         return GoalKind.TARGETS if len(self.targets) > 1 else GoalKind.TARGET
 
     @property
@@ -76,8 +82,8 @@ class Goal:
 
     @property
     def lowest(self) -> float:
-        """Return the lowest target. A feasible trial has at least this sparsity, unless the goal is a number of
-        bytes."""
+        """Return the lowest target. A feasible trial has at least this sparsity, unless the goal is a number of bytes
+        or multiply-adds."""
         return self.targets[0]
 
     @property
@@ -102,21 +108,24 @@ class Goal:
         return self.lowest, self.lowest + 0.2 * (1 - self.lowest)
 
     def feasible(self, record: TrialRecord) -> bool:
-        if self.max_bytes is None:
-            return record.feasible(self.lowest)
-        return record.feasible(0.0) and record.size_bytes is not None and record.size_bytes <= self.max_bytes
+        for measured, most in ((record.size_bytes, self.max_bytes), (record.macs, self.max_macs)):
+            if most is not None:
+                return record.feasible(0.0) and measured is not None and measured <= most
+        return record.feasible(self.lowest)
 
     @property
     def condition(self) -> str:
         """Return the condition for a feasible trial, in words."""
         if self.max_bytes is not None:
             return f"a packed file of at most {self.max_bytes:,} bytes"
+        if self.max_macs is not None:
+            return f"at most {self.max_macs:,} multiply-adds"
         return f"a sparsity of {100 * self.lowest:.6g}% or more"
 
     def _judged(self, records: Iterable[TrialRecord], target: float) -> tuple[list[TrialRecord], float]:
         """Return candidates and a lowest sparsity. A candidate is feasible if it completed with at least this
         sparsity."""
-        if self.max_bytes is None:
+        if self.max_bytes is None and self.max_macs is None:
             return list(records), target
         return [record for record in records if self.feasible(record)], 0.0
 
@@ -223,6 +232,8 @@ class Goal:
             return f"at most {self.max_nonzero:,} nonzero weights, a sparsity of {self.lowest:.6g}"
         if self.max_bytes is not None:
             return f"at most {self.max_bytes:,} bytes, a sparsity of about {self.lowest:.6g} or more"
+        if self.max_macs is not None:
+            return f"at most {self.max_macs:,} multiply-adds, {self.lowest:.2%} fewer with prunable weights"
         numbers = ", ".join(f"{target:.6g}" for target in self.targets)
         return f"target{'s' if len(self.targets) > 1 else ''} {numbers}"
 
