@@ -74,7 +74,7 @@ def test_a_study_is_read_as_tables_pictures_and_networks(study: Study) -> None:
     zeros = sum(int((weight == 0).sum()) for name, weight in state.items() if name.endswith("weight"))
     assert zeros == study.best.weights - study.best.nonzero_weights
     assert "test_accuracy" in dir(study.best)
-    with pytest.raises(AttributeError, match=r"this network has no 'test_rmse'. Its attributes: trial"):
+    with pytest.raises(AttributeError, match=r"this network has no 'test_rmse'\. Its attributes: trial"):
         _ = study.best.test_rmse
     assert study.name in repr(study)
     assert "<table" in study._repr_html_()
