@@ -1,14 +1,14 @@
-/* Read a network from a file that `tune-sparsity export --format packed` wrote, and multiply with its matrices where
- * they lie in the file. read_packed.py beside this file describes the format.
+/* Read a network from a file of `tune-sparsity export --format packed`, and multiply with its matrices without unpacking
+ * them. read_packed.py in this folder describes the format.
  *
  *     packed_file file;
  *     packed_tensor layer;
- *     if (packed_open(&file, bytes, size)) return 1;       // the bytes stay the caller's, and in memory
+ *     if (packed_open(&file, bytes, size)) return 1;       // the caller keeps the bytes in memory
  *     while (packed_next(&file, &layer) == 1)              // 1: a tensor, 0: there are no more, -1: malformed
  *         if (packed_is(&layer, "0.weight")) packed_matvec(&layer, x, y);
  *
- * Everything is checked before it is used. Types with more than a float has (64-bit numbers) lose digits in
- * packed_value, and of complex types, which it does not know, it returns NaN. */
+ * Everything is checked before it is used. packed_value returns floats, so that 64-bit numbers lose digits. It returns
+ * NaN for complex types, which it does not support. */
 #ifndef TUNE_SPARSITY_PACKED_H
 #define TUNE_SPARSITY_PACKED_H
 

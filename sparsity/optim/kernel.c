@@ -1,9 +1,9 @@
-/* A step of LpSGD on a CPU in float32, row by row: what sparsity/optim/foreach.py does in some thirty passes over all weights.
+/* Make a step of LpSGD on a CPU in float32, row by row. sparsity/optim/foreach.py needs about thirty passes for it.
  *
- * A few rows at a time are brought into the processor's nearest cache and stepped there; only their active weights are,
- * where most are masked. Called by sparsity/optim/fused.py alone, which answers for every address.
- * Powers are exp2(a log2 x) of values cut off from below, as in sparsity/optim/row_ops.py. No call of this file depends on
- * another, and none waits or allocates.
+ * A few rows at a time are updated in the processor's nearest cache. If most weights are masked, only the active ones are
+ * updated. Only sparsity/optim/fused.py calls this file, and it guarantees that every address is valid. Powers are
+ * exp2(a log2 x) of values with a lower limit, as in sparsity/optim/row_ops.py. The calls do not depend on each other,
+ * and none waits or allocates memory.
  */
 
 #define Py_LIMITED_API 0x030B0000 /* one file for every Python from 3.11 on */
@@ -357,7 +357,7 @@ static int descend(int64_t n, const float *grad, float *param, float *buffer, fl
     return 1;
 }
 
-/* The arguments in order, as numbers and addresses; an address of 0 for what there is none of. */
+/* Read the arguments in order, as numbers and addresses. An address of 0 stands for a missing array. */
 static int64_t whole(PyObject *const **arguments) { return PyLong_AsLongLong(*(*arguments)++); }
 static void *address(PyObject *const **arguments) { return PyLong_AsVoidPtr(*(*arguments)++); }
 static float number(PyObject *const **arguments) { return (float)PyFloat_AsDouble(*(*arguments)++); }
