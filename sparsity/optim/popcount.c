@@ -22,7 +22,7 @@
 typedef struct {
     int64_t batch, rows, words, n;
     const uint64_t *x, *w; /* (batch, words), (rows, words) */
-    const int32_t *least;  /* (rows): the least product for the sign +1; none: products are wanted */
+    const int32_t *least;  /* (rows): the least product with the sign +1; none: the results are products */
     int32_t *products;     /* (batch, rows) */
     uint64_t *bits;        /* (batch, words of `rows` signs) */
 } Layer;

@@ -122,8 +122,8 @@ def inverse_norms(d: Rows, q: Number, scratch: Rows, out: Rows) -> Tensor:
 
 
 def times_own_power(v: Rows, exponent: Number, scratch: Rows) -> Rows:
-    """Return v |v|^exponent, in `scratch`. Return v itself if the exponent is 0, unless a device would have to be asked
-    for it."""
+    """Return v |v|^exponent, in `scratch`. Return v itself if the exponent is 0, unless this value lies in the memory
+    of a device."""
     known = not isinstance(exponent, Tensor) or exponent.device.type == "cpu"
     if known and exponent == 0.0:
         return v
