@@ -68,7 +68,7 @@ class ForeachStep:
 
         Returns:
             None. On a CPU the gradients are checked first. If one is NaN or infinite, the result is its parameter, and
-                no parameter or dual state v has changed.
+            no parameter or dual state v has changed.
         """
         lr, q = group["lr"], dual_exponent(group["p"])
         for state in self._states:

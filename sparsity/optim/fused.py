@@ -73,7 +73,7 @@ class FusedStep:
 
         Returns:
             None. If the gradient is NaN or infinite, the result is the parameter, and nothing has changed. If the
-                momentum overflows, the result is also the parameter, but some rows may have changed.
+            momentum overflows, the result is also the parameter, but some rows may have changed.
         """
         state, q, momentum = self._state, float(dual_exponent(group["p"])), group["momentum"]
         assert self.param.grad is not None
