@@ -70,7 +70,7 @@ class LpssSettings(TailSettings):
             schedule with values in [0, 1], by which both peaks are multiplied.
         knots_for_epochs: the number of epochs in the training, at least 1. "published" has a knot 3 epochs before the
             end.
-        drop: "ramp" keeps the weights with the largest gain x `|w|` of all layers. Their sparsity rises as a cubic from
+        drop: "ramp" keeps the weights with the largest gain x `|w|` of all layers. The sparsity rises as a cubic from
             the initial to the final one. Dropped weights live on in v, and come back when others fall below them.
             "threshold" is the published semi-pruning with threshold adaptation: connections below rho x the mean `|w|`
             of their neuron are dropped, and others grow back by gradient.
