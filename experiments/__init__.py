@@ -31,5 +31,5 @@ __all__ = [
     "own_loop",
 ]
 
-if __name__ != "tune_sparsity.experiments":  # found in the current folder
+if __name__ != "tune_sparsity.experiments":  # imported from the current folder
     raise ImportError(f"{__name__} is part of tune_sparsity: import tune_sparsity.experiments", name=__name__)

@@ -61,7 +61,7 @@ def remeasure(
             for index, x in enumerate(inputs):
                 for layer in layers if index == 0 else ():
                     layer.reset_running_stats()
-                    layer.momentum = None  # PyTorch's sign for the plain mean over batches
+                    layer.momentum = None  # None: the plain mean over batches
                     layer.train()
                 forward(model, x)
     finally:

@@ -98,14 +98,17 @@ class Training:
         """Train one epoch and measure the network.
 
         Returns:
-            train_loss; val_accuracy, and val_accuracy_at_target as if the network were projected to its final sparsity
-                now. The name of the experiment's metric replaces "accuracy" in these names. While weights are averaged,
-                both belong to the average, and val_accuracy_last belongs to the weights of the last step. Also sparsity
-                and sparsity_total of the current network; hoyer; nonzero_weights; travel, the sum of the sphere's
-                learning rates so far; threshold and grow_rate, while the masks of a method that has them change;
-                train_bytes of StepMemory, if it was measured; epoch_seconds. After the first epoch of a trained network
-                that begins with masked weights, val_accuracy_first_mask is the metric under these masks before the
-                first step.
+            The measures by name. The name of the experiment's metric replaces "accuracy".
+
+            train_loss, epoch_seconds: the mean training loss and the time of the epoch.
+            val_accuracy, val_accuracy_at_target: the metric of the current network, and of the network as if it were
+                projected to its final sparsity now. While weights are averaged, both belong to the average.
+            val_accuracy_last: while weights are averaged, the metric of the weights of the last step.
+            sparsity, sparsity_total, hoyer, nonzero_weights, travel, threshold, grow_rate: see
+                `SparseTraining.measures`.
+            train_bytes: see StepMemory. It is missing if it was not measured.
+            val_accuracy_first_mask: the metric under the first masks, before the first step. Only the first epoch of a
+                trained network that begins with masked weights has it.
 
         Raises:
             NotFinite: if the loss, an output in the evaluation or the metric is NaN or infinite.

@@ -21,5 +21,5 @@ __all__ = [
     "space_text",
 ]
 
-if __name__ != "tune_sparsity.search_spaces":  # found in the current folder
+if __name__ != "tune_sparsity.search_spaces":  # imported from the current folder
     raise ImportError(f"{__name__} is part of tune_sparsity: import tune_sparsity.search_spaces", name=__name__)

@@ -110,7 +110,7 @@ class _Parser:
     def _condition(self, place: Place, key: str, spec: Any, parsed: dict[str, Parsed]) -> Condition:
         if not isinstance(spec, dict) or not spec:
             raise self._values.error(
-                place, "when must be a mapping of other parameters to the value or values at which this one applies"
+                place, "when must be a mapping of parameters to the value or values at which this parameter applies"
             )
         condition = {}
         for parent, accepted in spec.items():

@@ -70,5 +70,5 @@ __all__ = [
     "zeros_for",
 ]
 
-if __name__ != "tune_sparsity.sparsity":  # found in the current folder
+if __name__ != "tune_sparsity.sparsity":  # imported from the current folder
     raise ImportError(f"{__name__} is part of tune_sparsity: import tune_sparsity.sparsity", name=__name__)

@@ -104,8 +104,8 @@ class WeightAverage:
 
     @torch.no_grad()
     def take(self) -> bool:
-        """Replace the parameters by their mean for good, and keep their last values instead. Return False if there is
-        no mean or if it has already replaced them."""
+        """Replace the parameters by their mean, once, and keep their last values for `swapped`. Return False if there
+        is no mean or if it has already replaced them."""
         if self.taken or not self.samples:
             return False
         last = [param.to(mean.dtype, copy=True) for param, mean in zip(self._params, self._means, strict=True)]

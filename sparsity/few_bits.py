@@ -80,7 +80,7 @@ def codes_of(weight: Tensor, bits: int) -> Codes | None:
     least = rows.abs().masked_fill(rows == 0, math.inf).amin(1, keepdim=True)
     scales, codes = torch.zeros_like(least), torch.zeros_like(rows)
     left = least < math.inf
-    for code in range(1, largest_code(bits) + 1):  # of the smallest weight of each row
+    for code in range(1, largest_code(bits) + 1):  # try each code for the smallest weight of each row
         scale = (least / code).half().float()
         found = (rows / scale).nan_to_num_().round_()
         fits = ((found * scale == rows) & (found.abs() <= largest_code(bits))).all(1, keepdim=True) & left

@@ -106,5 +106,5 @@ def multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
 def keep_active(weight: Tensor, mask: Tensor) -> None:
     """Replace active weights that are zero or almost zero by a tiny number, so that they count as weights."""
     info = torch.finfo(weight.dtype)
-    smallest = max(_SMALLEST, info.tiny * info.eps)  # of float16, which has no 2^-100
+    smallest = max(_SMALLEST, info.tiny * info.eps)  # the smallest number of float16 is larger than 2^-100
     weight.masked_fill_((weight.abs() < smallest) & (mask != 0), smallest)

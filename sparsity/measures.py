@@ -29,7 +29,7 @@ class Measures:
 
         Returns:
             sparsity, over the prunable weights; sparsity_total, over all parameters; hoyer; nonzero_weights; travel,
-                the sum of the sphere's learning rates so far; and the results of `adaptation`.
+            the sum of the sphere's learning rates so far; and the results of `adaptation`.
         """
         zeros, weights = self.zeros()
         return {

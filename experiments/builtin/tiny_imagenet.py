@@ -30,7 +30,7 @@ def read_images(paths: list[Path], size: int = 64) -> Tensor:
         try:
             with Image.open(path) as opened:
                 pixels = np.asarray(opened.convert("RGB"))
-        except (OSError, SyntaxError) as error:  # PIL's word for a broken header
+        except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for a broken header
             raise ValueError(f"{path} is no image that can be read") from error
         if pixels.shape != image.shape:
             raise ValueError(f"{path} is not {size}x{size} pixels")

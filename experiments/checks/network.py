@@ -109,7 +109,7 @@ def one_by_one(subject: Subject) -> Iterator[Problem]:
         together = forward(model, copied(x))
         try:
             alone = torch.cat([forward(model, one) for one in parts(x, 1)])
-        except Exception as error:  # the user's
+        except Exception as error:  # in the user's code
             yield Problem(f"the network cannot take a batch of one: {described(error)}")
             return
     if together.shape != alone.shape:

@@ -195,7 +195,7 @@ def gives_outputs(subject: Subject) -> Iterator[Problem]:
     try:
         with torch.no_grad():
             outputs = subject.experiment.forward(in_evaluation(subject.model()), inputs)
-    except Exception as error:  # the user's
+    except Exception as error:  # in the user's code
         yield Problem(f"the network cannot take inputs of {_shape(inputs)}: {described(error)}{_hint(inputs)}")
         return
     if not same(x, kept):
@@ -241,7 +241,7 @@ def gives_a_loss(subject: Subject) -> Iterator[Problem]:
     outputs = experiment.forward(in_evaluation(subject.model()), x)
     try:
         loss = experiment.loss(outputs, y)
-    except Exception as error:  # the user's, or a shape that does not fit
+    except Exception as error:  # in the user's function, or because of shapes
         yield Problem(f"loss cannot take outputs of {_shape(outputs)} and targets of {_shape(y)}: {described(error)}")
         return
     if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -268,7 +268,7 @@ def _scores(subject: Subject, metric: Metric) -> Iterator[Problem]:
         outputs = subject.experiment.forward(in_evaluation(subject.model()), x)
         try:
             scores = metric.function(outputs, y)
-        except Exception as error:  # the user's, or a shape that does not fit
+        except Exception as error:  # in the user's function, or because of shapes
             shapes = f"outputs of {_shape(outputs)} and targets of {_shape(y)}"
             yield Problem(f"metric cannot take {shapes}: {described(error)}")
             return
@@ -288,7 +288,7 @@ def _value(subject: Subject, metric: Metric) -> Iterator[Problem]:
     except NotFinite as error:
         yield Problem(f"{error}, on {count(len(val.x), 'validation example')}: let it be a finite number")
         return
-    except Exception as error:  # the user's
+    except Exception as error:  # in the user's code
         yield Problem(f"{metric.name} cannot be measured on {len(val.x)} validation examples: {described(error)}")
         return
     if first != second:
@@ -330,7 +330,7 @@ def takes_the_last_batch(subject: Subject) -> Iterator[Problem]:
     try:
         model.train()
         subject.experiment.forward(model, subject.batch(left)[0])
-    except Exception as error:  # the user's
+    except Exception as error:  # in the user's code
         remedy = (
             "give drop_last=True in the recipe, or another batch_size" if left < size else "take a larger batch_size"
         )

@@ -38,7 +38,7 @@ def steps(subject: Subject) -> Iterator[Problem]:
     for method, train in (("lpss", on), ("rigl", off)):  # on the sphere, and off it
         try:
             train()
-        except Exception as error:  # the user's, NotFinite included
+        except Exception as error:  # in the user's code, or NotFinite
             yield Problem(f"training with {method} fails: {described(error)}")
             return
 
@@ -102,7 +102,7 @@ def resumes(subject: Subject) -> Iterator[Problem]:
     state = copied(broken.state_dict())
     try:
         resumed.load_state_dict(state)
-    except Exception as error:  # the user's
+    except Exception as error:  # in the user's code
         yield Problem(f"the state that was saved after an epoch cannot be loaded: {described(error)}")
         return
     resumed.epoch()
@@ -119,7 +119,7 @@ def exports(subject: Subject) -> Iterator[Problem]:
     fresh = subject.model(seed=1)
     try:
         load_plain(fresh, load(save(tensors)))
-    except Exception as error:  # of the user's network, or of safetensors
+    except Exception as error:  # in the user's network or in safetensors
         yield Problem(f"the trained weights do not fit into a fresh network: {described(error)}"[:300])
         return
     if not same(subject.outputs(unwrapped(training.model), 8), subject.outputs(fresh, 8)):

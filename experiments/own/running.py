@@ -175,7 +175,7 @@ class RunningTrial(Trial):
         sparse.finish()
         if sparse.average is not None and sparse.average.taken:
             remeasure(model, list(self._inputs), _called, self._moved)
-            self._inputs.clear()  # once is enough
+            self._inputs.clear()  # no longer needed
 
     def _check_stop(self, *, late: bool = False) -> None:
         if self.stopped or self._late or late:

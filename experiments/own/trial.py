@@ -93,7 +93,7 @@ class Trial(ABC):
 
         Returns:
             The number of epochs that are left to train. The study's number replaces the loop's, and epochs in a
-                checkpoint are subtracted.
+            checkpoint are subtracted.
 
         Raises:
             LoopError: if `sparsify` was not called before.

@@ -1,14 +1,14 @@
-/* Read a network from a file that `tune-sparsity export --format packed` wrote, and multiply with its matrices where
- * they lie in the file. read_packed.py beside this file describes the format.
+/* Read a network from a file of `tune-sparsity export --format packed`, and multiply with its matrices without unpacking
+ * them. read_packed.py in this folder describes the format.
  *
  *     packed_file file;
  *     packed_tensor layer;
- *     if (packed_open(&file, bytes, size)) return 1;       // the bytes stay the caller's, and in memory
+ *     if (packed_open(&file, bytes, size)) return 1;       // the caller keeps the bytes in memory
  *     while (packed_next(&file, &layer) == 1)              // 1: a tensor, 0: there are no more, -1: malformed
  *         if (packed_is(&layer, "0.weight")) packed_matvec(&layer, x, y);
  *
- * Everything is checked before it is used. Types with more than a float has (64-bit numbers) lose digits in
- * packed_value, and of complex types, which it does not know, it returns NaN. */
+ * Everything is checked before it is used. packed_value returns floats, so that 64-bit numbers lose digits. It returns
+ * NaN for complex types, which it does not support. */
 #ifndef TUNE_SPARSITY_PACKED_H
 #define TUNE_SPARSITY_PACKED_H
 
@@ -23,7 +23,7 @@ enum { PACKED_F32, PACKED_F16, PACKED_BF16, PACKED_F64, PACKED_I64, PACKED_I32, 
 
 typedef struct {
     const uint8_t *data;
-    uint64_t size, place, tensors, left; /* left: tensors that are still to come */
+    uint64_t size, place, tensors, left; /* left: tensors that have not been read */
 } packed_file;
 
 typedef struct {
@@ -31,7 +31,7 @@ typedef struct {
     uint64_t name_length, shape[PACKED_DIMENSIONS], n, rows, z;
     int type, form, k, bits, dimensions;
     const uint8_t *index, *remainders, *scales, *values;
-    uint64_t same; /* of PACKED_SAME: the place in the file of the tensor that this one is equal to */
+    uint64_t same; /* for PACKED_SAME: the place in the file of the equal tensor */
 } packed_tensor;
 
 typedef struct { uint64_t i, at, bit, rows_met, last_row; } packed_cursor; /* walks over the stored values */
@@ -44,7 +44,7 @@ static inline uint64_t packed_bits(const uint8_t *data, uint64_t at, int count) 
     return value;
 }
 
-/* The next stored value: its place in the flat tensor goes to `at`. Returns 0 after the last one. */
+/* Go to the next stored value. Its place in the flat tensor goes to `at`. Return 0 after the last one. */
 static inline int packed_step(const packed_tensor *t, packed_cursor *c) {
     uint64_t gap = 0;
     if (c->i == t->z) return 0;
@@ -66,7 +66,7 @@ static inline float packed_half(const uint8_t *data) {
 
 #define PACKED_AS(kind) { kind v; memcpy(&v, at, sizeof v); return (float)v; }
 
-/* The stored value that the cursor stands at. Numbers are read as this machine has them: little-endian. */
+/* Return the stored value at the cursor. Numbers are read as little-endian, as on this machine. */
 static inline float packed_value(const packed_tensor *t, const packed_cursor *c) {
     const uint8_t *at = t->values + (t->bits < 8 ? 0 : (c->i - 1) * (t->bits / 8));
     uint32_t upper = 0;
@@ -95,7 +95,7 @@ static inline void packed_dense(const packed_tensor *t, float *out) {
     while (packed_step(t, &c)) out[c.at] = packed_value(t, &c);
 }
 
-/* y = W x, W being the tensor as a matrix: its rows are the first dimension, and x has a number for each of the others. */
+/* Compute y = W x. W is the tensor as a matrix: its rows are the first dimension, its columns all others together. */
 static inline void packed_matvec(const packed_tensor *t, const float *x, float *y) {
     packed_cursor c = {0, 0, 0, 0, 0};
     for (uint64_t row = 0; row < t->rows; row++) y[row] = 0;
@@ -114,7 +114,7 @@ static inline uint32_t packed_crc(const uint8_t *data, uint64_t size) {
     return ~crc;
 }
 
-static inline const uint8_t *packed_take(packed_file *f, uint64_t bytes) { /* NULL where the file ends before */
+static inline const uint8_t *packed_take(packed_file *f, uint64_t bytes) { /* NULL if the file ends before */
     if (bytes > f->size - f->place) return NULL;
     f->place += bytes;
     return f->data + f->place - bytes;
@@ -131,7 +131,7 @@ static inline int packed_varint(packed_file *f, uint64_t *value) {
     return -1;
 }
 
-static inline const uint8_t *packed_take_bits(packed_file *f, uint64_t bits) { /* NULL also for bits left over */
+static inline const uint8_t *packed_take_bits(packed_file *f, uint64_t bits) { /* NULL also if unused bits are not 0 */
     const uint8_t *start = packed_take(f, bits / 8 + (bits % 8 != 0));
     return start && bits % 8 && start[bits / 8] >> bits % 8 ? NULL : start;
 }
@@ -162,7 +162,7 @@ static inline int packed_index(packed_file *f, packed_tensor *t) { /* finds and 
     return t->z && c.at >= t->n ? -1 : 0;
 }
 
-static inline int packed_content(packed_file *f, packed_tensor *t, int empty) { /* what follows the dimensions */
+static inline int packed_content(packed_file *f, packed_tensor *t, int empty) { /* reads the part after the dimensions */
     packed_cursor c = {0, 0, 0, 0, 0};
     if (t->form == PACKED_SAME) return packed_varint(f, &t->same) || t->same >= f->tensors ? -1 : 1;
     t->rows = t->dimensions ? t->shape[0] : 1;

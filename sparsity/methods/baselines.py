@@ -244,8 +244,7 @@ def static(start: _Start, s: StaticSettings) -> SparseTraining:
 
 @_method
 def snip(start: _Start, s: SnipSettings) -> SparseTraining:
-    """Keep the connections with the largest |weight x gradient| on the first batch (Lee et al. 2019, arXiv
-    1810.02340)."""
+    """Keep the connections with the largest |weight x gradient| on the first batch: SNIP (Lee et al. 2019)."""
     topology = SnipAtInit(s.final_sparsity)
     mask_frozen_at = 1 / start.total_steps  # the step after the topology has chosen the mask
     return start.training(s, topology, start.ones(), sparsity=s.final_sparsity, mask_frozen_at=mask_frozen_at)
@@ -273,6 +272,8 @@ def _drop_grow(growth: str, doc: str) -> Callable[..., SparseTraining]:
     return _method(recipe)
 
 
-set_ = _drop_grow("random", "SET: drops the smallest weights, grows at random (Mocanu et al. 2018).")
-rigl = _drop_grow("gradient", "RigL: drops the smallest weights, grows by gradient (Evci et al. 2020, 1911.11134).")
-sparse_momentum = _drop_grow("momentum", "Sparse momentum: grows by momentum (Dettmers, Zettlemoyer 2019, 1907.04840).")
+set_ = _drop_grow("random", "Drop the smallest weights and grow others at random: SET (Mocanu et al. 2018).")
+rigl = _drop_grow("gradient", "Drop the smallest weights and grow others by gradient: RigL (Evci et al. 2020).")
+sparse_momentum = _drop_grow(
+    "momentum", "Drop the smallest weights and grow others by momentum (Dettmers, Zettlemoyer 2019, arXiv 1907.04840)."
+)

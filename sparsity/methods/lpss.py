@@ -1,4 +1,4 @@
-"""lpss: Lp-spherical sparse training, the method that this project is for."""
+"""Define lpss, Lp-spherical sparse training, the main method of this project."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from tune_sparsity.sparsity.topology.threshold_adaptation import ThresholdAdapta
 from tune_sparsity.sparsity.training import SparseTraining
 from tune_sparsity.sparsity.wrappers import plain_parameters
 
-# Over the sparsity (arXiv 2103.16013: 1.4/1.3 for .5, 1.3/1.15 for .8, 1.2/1.07 for .9, first 4 layers/the rest);
-# linear between these, and constant beyond, where nothing was published.
+# p by sparsity. arXiv 2103.16013 has, for the first 4 layers/the others, 1.4/1.3 at .5, 1.3/1.15 at .8 and 1.2/1.07 at
+# .9. p is linear between these values and constant beyond them, where nothing was published.
 published_p_early = PiecewiseLinear(((0.5, 1.4), (0.8, 1.3), (0.9, 1.2)))
 published_p = PiecewiseLinear(((0.5, 1.3), (0.8, 1.15), (0.9, 1.07)))
 
@@ -47,50 +47,57 @@ published_p = PiecewiseLinear(((0.5, 1.3), (0.8, 1.15), (0.9, 1.07)))
 DROPS = ("ramp", "threshold")
 FEEDBACKS = ("published", "pi")
 LEARNING_RATES = ("cosine", "hold", "published")
-_GAIN_LR = 0.1  # beside AdamW, whose own rates are too small for SGD
+_GAIN_LR = 0.1  # with AdamW, whose learning rates are too small for the SGD of gains
 THRESHOLD = Schedule("cosine", 0.2, 0.0, 0.1, 0.7)
 
 
 @dataclass(frozen=True)
 class LpssSettings(TailSettings):
-    """What can be set, and searched, of Lp-spherical sparse training, with TailSettings. Raises ValueError for what is
-    out of range.
+    """Holds the settings of Lp-spherical sparse training, in addition to TailSettings. A search can vary all of them.
 
     Attributes:
         final_sparsity: fraction of zero weights at the end, in [0, 1), exact to the weight.
-        p: the sphere's exponent, in [1.02, 2]; or a schedule of it, all of whose values lie there.
-        p_early: another exponent for the first `early_layers` layers on the sphere; None for the same. The published
-            recipes for wide residual nets take 4 of them and p_early/p 1.2/1.07 for sparsity .9, 1.3/1.15 for .8 and
-            1.4/1.3 for .5.
+        p: exponent of the sphere, in [1.02, 2]. It may also be a schedule with values in this range.
+        p_early: exponent for the first `early_layers` layers on the sphere. None: the same as `p`. The published
+            settings for wide residual nets use 4 early layers, and p_early/p are 1.2/1.07 for sparsity .9, 1.3/1.15 for
+            .8 and 1.4/1.3 for .5.
+        early_layers: the number of layers with `p_early`, at least 1.
         sphere_lr: peak learning rate on the sphere, in (0, 0.25].
-        lr: peak learning rate of everything else, gains that are learnt included, > 0.
-        momentum: Nesterov momentum of both, in [0, 1); with AdamW the beta_1 of everything else.
-        weight_decay: L2 coefficient of everything off the sphere, gains that are learnt included, >= 0. Since steps on
-            the sphere have the same length however small the gradient, it is what keeps a network that has learned all
-            its examples from following the noise of the last few.
-        learning_rate: shape of both rates over training: "cosine" after a short rise; "hold", which ends on `tail`;
-            "published", piecewise linear with its peak after a sixth; or a schedule, of which both rates are multiples,
-            with values in [0, 1].
-        knots_for_epochs: how many epochs the training has, at least 1: the published shape has a knot 3 before the end.
-        drop: "ramp" keeps the globally largest gain x `|w|` at a sparsity that rises as a cubic from the initial to the
-            final one; what is dropped lives on in v and comes back where others fall behind it. "threshold" is the
-            published semi-pruning with threshold adaptation: connections below rho x their neuron's mean `|w|` go, and
-            others come back by gradient.
-        threshold: the drop threshold rho over training, relative to a neuron's mean active `|w|`: a schedule, or those
-            of its parts that differ from the default's (a cosine from .2 to 0). Shape, start and stop, in [0, 1], are
-            for drop = "threshold". Connections move between its begin and its end, 0 <= begin < end <= 1, with either
-            drop; at the end the network is projected to its final sparsity, and trains on under that mask.
-        threshold_interval: steps between two updates of the masks, at least 1. In a short training it is shortened, so
-            that there are five.
-        feedback: what answers the measured sparsity with regrowth: "published" or "pi"; for drop = "threshold".
-        feedback_gain: delta of the published feedback, in [0, 1); the integral gain of "pi".
-        optimizer: "sgd" or "adamw", of everything off the sphere. On the sphere LpSGD stays, with its momentum. Gains
-            that are learnt take SGD, without decay beside AdamW.
-        gain_lr: peak learning rate of gains that are learnt, > 0; None for `lr` beside SGD, and .1 beside AdamW.
-        initial_sparsity: of the random initial mask, in [0, 1). A trained network has none.
-        distribution: how many weights each layer keeps: "global" keeps the largest of all layers together, "erk" and
-            "uniform" as many of each layer as they give it. With each of them every neuron keeps a connection, as long
-            as there are enough.
+        lr: peak learning rate of all other parameters, including trained gains, > 0.
+        momentum: Nesterov momentum on and off the sphere, in [0, 1). With AdamW it is beta_1 off the sphere.
+        weight_decay: L2 coefficient of all parameters off the sphere, including trained gains, >= 0. A step on the
+            sphere has the same length for any size of the gradient. Weight decay therefore keeps a network that has
+            learned all its examples from following the noise of the last few.
+        learning_rate: shape of both learning rates over the training. "cosine" falls after a short rise. "hold" ends at
+            `tail`. "published" is piecewise linear with its peak after a sixth of the training. It may also be a
+            schedule with values in [0, 1], by which both peaks are multiplied.
+        knots_for_epochs: the number of epochs in the training, at least 1. "published" has a knot 3 epochs before the
+            end.
+        drop: "ramp" keeps the weights with the largest gain x `|w|` of all layers. The sparsity rises as a cubic from
+            the initial to the final one. Dropped weights live on in v, and come back when others fall below them.
+            "threshold" is the published semi-pruning with threshold adaptation: connections below rho x the mean `|w|`
+            of their neuron are dropped, and others grow back by gradient.
+        threshold: the drop threshold rho over the training, relative to the mean active `|w|` of a neuron. It is a
+            schedule, or the parts that differ from the default, a cosine from .2 to 0. Its shape, start and stop, in
+            [0, 1], have an effect only if drop = "threshold". Its begin and end have an effect with both values of
+            drop: the masks change between them, 0 <= begin < end <= 1. At the end, the network is projected to its
+            final sparsity and trains on with this mask.
+        threshold_interval: steps between two updates of the masks, at least 1. A short training has a shorter interval,
+            so that there are five updates.
+        feedback: the controller that answers the measured sparsity with regrowth if drop = "threshold": "published" or
+            "pi".
+        feedback_gain: delta of the published feedback, or the integral gain of "pi", in [0, 1).
+        optimizer: "sgd" or "adamw", for all parameters off the sphere. LpSGD with its momentum is always used on the
+            sphere. Trained gains use SGD. With AdamW they have no weight decay.
+        gain_lr: peak learning rate of trained gains, > 0. None: `lr` with SGD, and .1 with AdamW.
+        initial_sparsity: sparsity of the random initial mask, in [0, 1). A network that was trained before begins
+            without a mask.
+        distribution: how the kept weights are distributed over the layers. "global" keeps the largest weights of all
+            layers together. "erk" and "uniform" give each layer a number of weights. With all of them, every neuron
+            keeps a connection as long as there are enough.
+
+    Raises:
+        ValueError: if a setting is out of range.
     """
 
     final_sparsity: float
@@ -186,7 +193,7 @@ def lpss(
     example: Any = None,
     trained: bool = False,
 ) -> SparseTraining:
-    """Make the optimizer that trains a network sparse on the Lp sphere (arXiv 2103.16013).
+    """Return the optimizer that trains a network sparse on the Lp sphere (arXiv 2103.16013).
 
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     >>> sparse = lpss(model, total_steps=20, sparsity=0.75)
@@ -198,20 +205,20 @@ def lpss(
     (144, 192)
 
     Args:
-        model: any network with weight matrices, on its device. Its prunable weights are put on the sphere. Every
-            neuron keeps its norm as a gain. The gain is learnt, unless a batch normalisation follows directly. Where no
-            layer normalises, and the network was not trained before, the norms begin as sqrt(2).
-        settings: all settings; by default the theory's p for `sparsity`, and the defaults of LpssSettings.
-        total_steps: how many times `step()` will be called.
-        sparsity: final sparsity in [0, 1), used when no settings are given.
-        generator: of the random initial mask; on the CPU. Default: seeded with 0.
-        rules: which layers are pruned, and which of them lie on the sphere.
-        example: a batch of inputs, from which `prunable_layers` finds the last layer and the layers that a batch
-            normalisation follows. Without it, the order in which layers were registered decides.
-        trained: the network was trained before. It begins with the same outputs, and with no masked weight.
+        model: any network with weight matrices, on its device. Its prunable weights are put on the sphere. Every neuron
+            keeps its norm as a gain. The gain is trained, unless a batch normalisation follows directly. If no layer
+            normalises and the network was not trained before, the norms begin as sqrt(2).
+        settings: all settings. None: the p that theory suggests for `sparsity`, and the defaults of LpssSettings.
+        total_steps: the number of calls of `step()`.
+        sparsity: final sparsity in [0, 1). It is used only without `settings`.
+        generator: draws the random initial mask, on the CPU. None: a generator with the seed 0.
+        rules: rules that select the layers to prune and the layers on the sphere.
+        example: a batch of inputs of the network. It determines the last layer and the layers that a batch
+            normalisation follows. Without it, the order of registration determines them.
+        trained: whether the network was trained before. The training then begins with its function, without a mask.
 
     Raises:
-        ValueError: if a setting is out of range, or if the network has nothing to prune.
+        ValueError: if a setting is out of range, or if the network has no weights to prune.
     """
     s = settings or LpssSettings(sparsity, suggest_p(sparsity))
     rules = rules if example is None else with_neurons(rules, model, example)
@@ -238,13 +245,13 @@ def lpss(
 
 
 def _threshold(s: LpssSettings) -> Schedule:
-    return cast("Schedule", s.threshold)  # the settings have made it one
+    return cast("Schedule", s.threshold)  # __post_init__ has converted it
 
 
 @torch.no_grad()
 def _give_rows_norm(layers: list[Layer], norm: float) -> None:
-    """Scale every neuron's weights to this L2 norm; sqrt(2) is the one of He's initialisation for ReLU. What is zero
-    stays so."""
+    """Scale the weights of every neuron to this L2 norm. sqrt(2) is the norm of He's initialisation for ReLU. Rows of
+    zeros do not change."""
     for layer in layers:
         rows = layer.rows()
         given = rows.norm(dim=1, keepdim=True)
@@ -268,7 +275,7 @@ def _sphere_optimizer(model: nn.Module, layers: list[Layer], s: LpssSettings) ->
 
 
 def _alike(layers: list[Layer], s: LpssSettings, **settings: Any) -> list[dict[str, Any]]:
-    """Return a group of the optimizer for each orientation that there is, with gains that are learnt or constant."""
+    """Return one optimizer group for each orientation and kind of gains, trained or constant."""
     sgd = s.optimizer == "sgd"
     gain_lr = s.gain_lr or (s.lr if sgd else _GAIN_LR)
     groups = dict[tuple[Orientation, bool], list[tuple[str, nn.Parameter]]]()

@@ -1,1 +1,1 @@
-"""The optimizer on the Lp sphere, LpSGD, and the ways in which its step is computed."""
+"""Optimize on the Lp sphere with LpSGD, and compute its step in several ways."""

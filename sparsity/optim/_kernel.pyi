@@ -1,4 +1,4 @@
-# The arguments are numbers and addresses, in the order that kernel.c and popcount.c read them in.
+# The arguments are numbers and addresses, in the order in which kernel.c and popcount.c read them.
 NEAR: int
 LANES: int
 

@@ -1,4 +1,4 @@
-"""AdamW's step (Loshchilov and Hutter 2019, arXiv 1711.05101) for the parameters that LpSGD has off the sphere."""
+"""Compute AdamW's step (Loshchilov and Hutter 2019, arXiv 1711.05101) for LpSGD's parameters off the sphere."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 BETA_2, EPS = 0.999, 1e-8
-"""torch's defaults; beta_1 is the group's momentum."""
+"""torch's defaults. beta_1 is the group's momentum."""
 
 
 def descend(
     params: Sequence[Tensor], grads: Sequence[Tensor], states: Mapping[Any, Any], group: Mapping[str, Any]
 ) -> None:
-    """One step of each parameter, as torch.optim.AdamW's.
+    """Make the step of torch.optim.AdamW for each parameter.
 
     Args:
-        states: of the parameters, by parameter. They get "step", "exp_avg" and "exp_avg_sq".
-        group: its momentum is beta_1; lr and weight_decay are AdamW's.
+        states: parameter -> its state, which gets "step", "exp_avg" and "exp_avg_sq".
+        group: its momentum is beta_1. Its lr and weight_decay are AdamW's.
     """
     for param in params:
         if "exp_avg" not in states[param]:

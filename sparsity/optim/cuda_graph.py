@@ -1,8 +1,9 @@
-"""Work on a GPU that is recorded once and replayed from then on: a CUDA graph.
+"""Record work on a GPU once and replay it: a CUDA graph.
 
-A step of a small network is hundreds of kernels of a few microseconds each, and to start them one by one takes a
-processor longer than they take the GPU. A recording starts all of them at once. What it has of the program is the
-kernels and the addresses of their memory; numbers that change from step to step have to stand in memory of the GPU.
+A step of a small network consists of hundreds of kernels that take a few microseconds each. A processor needs longer to
+start them one by one than the GPU needs to run them. A recording starts all of them at once. It contains only the
+kernels and the addresses of their memory. Numbers that change from step to step must therefore be in the memory of the
+GPU.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from torch import Tensor
 
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
 
-_MOVING = ("lr", "gain_lr")  # what the schedules change in an optimizer's groups, and what nothing changes:
-_KEPT = ("momentum", "nesterov", "weight_decay", "gain", "orientation", "dampening", "maximize")
-_BEFORE = 2  # calls that are not recorded: libraries make ready in them what may not be made within a recording
+_MOVING = ("lr", "gain_lr")  # settings of an optimizer's groups that schedules change
+_KEPT = ("momentum", "nesterov", "weight_decay", "gain", "orientation", "dampening", "maximize")  # constant settings
+_BEFORE = 2  # calls before a recording, in which libraries do preparations that a recording must not contain
 
 
 def can_be_recorded(params: Iterable[Tensor]) -> bool:
-    """Return whether work on these parameters can be: they are all on the GPU that is torch's current one. What is done
-    on another is no part of a recording."""
+    """Return whether work on these parameters can be recorded. They must all be on torch's current GPU, because a
+    recording does not contain work on other devices."""
     devices = {param.device for param in params}
     return (
         len(devices) == 1 and (device := devices.pop()).type == "cuda" and device.index == torch.cuda.current_device()
@@ -37,19 +38,21 @@ def _side() -> torch.cuda.Stream:
 
 @cache
 def _side_of(device: int) -> torch.cuda.Stream:
-    """On which everything is recorded: libraries keep memory for every stream that they have ever worked on."""
+    """Return the stream for all recordings on a device. There is only one, because libraries keep memory for every
+    stream that they have used."""
     return torch.cuda.Stream(device)
 
 
 def _free_generator() -> None:
-    """After a recording that broke off: the device's random numbers are for that one until another is whole."""
+    """Release the device's random generator after a recording that failed. It belongs to this recording until another
+    one succeeds."""
     with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_side()):
         torch.zeros(1, device="cuda")
 
 
 class Recorded:
-    """Work that is done as it is at its first calls, then recorded, and from then on replayed, for as long as the key
-    is the same. The key has to tell whatever the work depends on but the contents of its memory."""
+    """Work that is run normally at its first calls, then recorded, and replayed as long as its key does not change. The
+    key must contain everything that the work depends on, except the contents of its memory."""
 
     def __init__(self) -> None:
         self.key: Hashable = None
@@ -59,7 +62,7 @@ class Recorded:
         self._refused = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy, which has other memory: nothing is recorded in it."""
+        """Return the state of a copy. It has other memory, and therefore no recording."""
         return {**vars(self), "key": None, "_calls": 0, "_graph": None, "_result": None}
 
     @property
@@ -67,11 +70,11 @@ class Recorded:
         return self._graph is not None
 
     def forget(self) -> None:
-        """Gives the recording up, and the memory of what lay between its input and its result."""
+        """Delete the recording and the memory of its intermediate results."""
         self.key, self._calls, self._graph, self._result = None, 0, None, None
 
     def __call__(self, work: Callable[[], Tensor | None], key: Hashable) -> Tensor | None:
-        """Does the work; its result, which the next call overwrites."""
+        """Do the work and return its result, which the next call overwrites."""
         if key != self.key:
             self.forget()
             self.key = key
@@ -89,17 +92,17 @@ class Recorded:
         try:
             with torch.cuda.graph(graph, stream=_side(), capture_error_mode="thread_local"):
                 result = work()
-        except RuntimeError:  # something in it waits for the GPU
+        except RuntimeError:  # an operation waits for the GPU
             self._refused = True
             _free_generator()
-            torch.cuda.set_stream(here)  # which torch does only where a recording is whole
+            torch.cuda.set_stream(here)  # torch restores the stream only after a complete recording
             return self._aside(work)
         self._graph, self._result = graph, result
         graph.replay()
         return result
 
     def _aside(self, work: Callable[[], Tensor | None]) -> Tensor | None:
-        """The work on the stream on which it is recorded, where libraries are made ready for it."""
+        """Do the work on the stream of recordings, so that libraries are prepared for it. Return the result."""
         side, here = _side(), torch.cuda.current_stream()
         side.wait_stream(here)
         with torch.cuda.stream(side):
@@ -109,12 +112,12 @@ class Recorded:
 
 
 class DeviceScalars:
-    """Settings of an optimizer's groups that change from step to step, as numbers in the device's memory.
+    """Settings of an optimizer's groups that change from step to step, as numbers in the memory of the device.
 
     Args:
-        groups: the optimizer's.
-        names: of the settings; a group may lack some.
-        device, dtype: of the numbers.
+        groups: the optimizer's groups.
+        names: the names of the settings. A group may lack some.
+        device, dtype: the device and the type of the numbers.
     """
 
     def __init__(
@@ -126,11 +129,11 @@ class DeviceScalars:
         self._values: list[float | None] = [None] * len(pairs)
 
     def belongs_to(self, groups: Sequence[dict[str, Any]]) -> bool:
-        """Return whether these are the groups: an optimizer whose state is loaded has new ones."""
+        """Return whether these are the same groups. An optimizer that has loaded a state has new groups."""
         return self.groups is groups and self._count == len(groups)
 
     def follow(self) -> None:
-        """Brings the numbers to what the groups say now."""
+        """Copy the current settings of the groups to the device."""
         for index, (group, name, number) in enumerate(self._numbers):
             if self._values[index] != group[name]:
                 number.fill_(group[name])
@@ -138,7 +141,7 @@ class DeviceScalars:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Within it the groups hold the numbers in the device's memory."""
+        """Within this block, the groups contain the numbers in the memory of the device."""
         plain = [(group, name, group[name]) for group, name, _ in self._numbers]
         try:
             for group, name, number in self._numbers:
@@ -150,11 +153,11 @@ class DeviceScalars:
 
 
 class RecordedSteps:
-    """The steps of a training on a GPU, recorded apart from what gives the gradients.
+    """The recorded steps of a training on a GPU. The passes that compute the gradients are recorded separately.
 
     Args:
-        optimizer: LpSGD, or SGD that torch makes a kernel of ("fused"): others do not take the learning rate from the
-            device's memory, and are not recorded.
+        optimizer: LpSGD or torch's SGD with `fused`. Other optimizers cannot read the learning rate from the memory of
+            the device, and are not recorded.
         p_moves: whether the exponents of LpSGD's groups change from step to step.
     """
 
@@ -164,14 +167,14 @@ class RecordedSteps:
         self._moving: DeviceScalars | None = None
 
     def __call__(self, learn: Callable[[], None], fixed: bool) -> bool:
-        """Does what `learn()` does with the gradients at hand, if that can be recorded. They may lie elsewhere at every
-        step: it is recorded on copies of them.
+        """Do the work of `learn()` with the current gradients, if it can be recorded. The gradients may have a new
+        address in every step, so that the recording uses copies of them.
 
         Args:
-            fixed: whether the masks are: what there is to do depends on it.
+            fixed: whether the masks are fixed, which changes the work.
 
         Returns:
-            False if it cannot be recorded: nothing was done.
+            False if the work cannot be recorded. Nothing was done then.
         """
         if not self._can_record():
             return False
@@ -210,14 +213,14 @@ class RecordedSteps:
     def _moving_settings(self) -> DeviceScalars:
         groups = self._optimizer.param_groups
         if self._moving is None or not self._moving.belongs_to(groups):
-            # In double precision what LpSGD makes of a rate is no rounder than what it makes of a number.
+            # In double precision LpSGD computes with a rate on the device as exactly as with a Python number.
             dtype = torch.float64 if isinstance(self._optimizer, LpSGD) else torch.float32
             names = (*_MOVING, "p") if self._p_moves else _MOVING
             self._moving = DeviceScalars(groups, names, groups[0]["params"][0].device, dtype)
         return self._moving
 
     def _state(self) -> tuple[Hashable, ...]:
-        """Return everything that a step depends on besides numbers in the device's memory."""
+        """Return everything that a step depends on, except numbers in the memory of the device."""
         kept = _KEPT if self._p_moves else (*_KEPT, "p")
         return (
             getattr(self._optimizer, "arrangement", 0),
@@ -227,10 +230,10 @@ class RecordedSteps:
 
 
 class RecordedPasses:
-    """The passes of a training on a GPU, forward and backward, recorded.
+    """The recorded forward and backward passes of a training on a GPU.
 
     Args:
-        params: of the network.
+        params: the parameters of the network.
     """
 
     def __init__(self, params: Iterable[Tensor]) -> None:
@@ -238,16 +241,16 @@ class RecordedPasses:
         self._grads: list[Tensor | None] = []
 
     def __call__(self, passes: Callable[[], Tensor]) -> Tensor:
-        """Does what `passes()` does, which drops all gradients, puts new ones where they belong, and returns the loss.
-        It has to do the same operations at every call, on the same memory.
+        """Do the work of `passes()`, which drops all gradients, computes new ones and returns the loss. It must do the
+        same operations with the same memory at every call.
 
         Returns:
-            the loss, in memory that the next call may overwrite.
+            The loss, in memory that the next call may overwrite.
         """
         replayed = self._recorded.is_made
         loss = self._recorded(passes, "passes")
         if replayed:
-            _give(self._params, self._grads)  # which others have dropped meanwhile, as passes on a smaller batch do
+            _give(self._params, self._grads)  # other code, such as passes on a smaller batch, may have dropped them
         elif self._recorded.is_made:
             self._grads = [param.grad for param in self._params]
         assert loss is not None

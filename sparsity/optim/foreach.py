@@ -1,4 +1,4 @@
-"""Parameters on the sphere that are stepped together: their rows in one memory, one operation for all of them."""
+"""Update several parameters on the sphere together. Their rows lie in one memory, so that one operation reaches all."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ from tune_sparsity.sparsity.optim.row_ops import Layout, Rows, descend, inverse_
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation
 from tune_sparsity.sparsity.sphere import dual_exponent
 
-_NO_NORM = 1e-30  # a smaller sum of |v|^q is that of a row that came onto the sphere as zeros: it has no norm yet
-_GAIN_MIN = 1e-6  # a gain at zero would silence its neuron for good, and the sign belongs to w
+_NO_NORM = 1e-30  # a smaller sum of |v|^q belongs to a row that was zero at the start, and has no norm yet
+_GAIN_MIN = 1e-6  # a gain of zero would silence its neuron forever, and a negative one would have the sign of w
 
-_ONE_A_ROW = ("gain", "gain_momentum")  # the other states have an entry for every weight
+_ONE_A_ROW = ("gain", "gain_momentum")  # states with one number for each row; others have one for each weight
 
 State = dict[str, Tensor]
 
 
 class ForeachStep:
-    """Some parameters of a sphere group, of one device and one dtype of their state.
+    """Parameters of a sphere group whose states have the same device and dtype.
 
-    Their states become views of memory that the block owns, in order of fan-in, so that what is done to every entry is
-    one operation for all parameters, and what is done row by row is one for all parameters of equal fan-in.
+    Their states become views of memory that this object owns, in the order of fan-in. An operation on every entry is
+    then one operation for all parameters. An operation on rows is one operation for all parameters with the same
+    fan-in.
 
     Args:
-        params: the parameters; each has a gradient at every `step`.
-        states: the optimizer's state of each: "v" (rows, fan-in) and "gain" (rows, 1). Where something else puts new
-            tensors there, they are taken over at the next step.
-        masks: of the parameters, in their shapes, or None: the gradients of masked weights count as zero, and the
-            parameters hold zeros there.
-        foreach: whether gradients and parameters too are gathered and scattered as one. None: on a GPU, where
-            a kernel's start costs more than the copy; on a CPU it is the other way round.
-        owned: what an earlier block of the same parameters made of the states, by key, to go on in.
-        orientation: how the parameters are seen as rows.
+        params: the parameters. Each has a gradient at every `step`.
+        states: the optimizer's state of each parameter: "v" (rows, fan-in) and "gain" (rows, 1). If other code replaces
+            these tensors, the next step uses the new ones.
+        masks: the masks of the parameters in their shapes, or None. The gradients of masked weights count as zero, and
+            the parameters are zero there.
+        foreach: whether gradients and parameters are also gathered and scattered in one operation. None: only on a GPU,
+            where the start of a kernel costs more than the copy.
+        owned: the states by key that an earlier object for the same parameters has created. This object continues with
+            them.
+        orientation: how the parameters are viewed as rows.
     """
 
     def __init__(
@@ -56,30 +58,33 @@ class ForeachStep:
         self._owned = {} if owned is None else owned
         v = self._rows("v").flat
         self._gathers = foreach if foreach is not None else v.device.type != "cpu"
-        # Memory for all that has the parameters' size: on a CPU, fresh memory costs more than arithmetic.
+        # Reused memory for results of the parameters' size: on a CPU, new memory costs more than arithmetic.
         self._a, self._b = (self._layout.entries(torch.empty_like(v)) for _ in range(2))
         rows = sum(rows for rows, _ in self._layout.shapes)
         self._rates, self._powers, self._gain_grads = (self._layout.one_a_row(v.new_empty(rows)) for _ in range(3))
 
     def step(self, group: dict[str, Any]) -> Tensor | None:
-        """Take one step with the settings of `group`. The values lr, gain_lr and p may be tensors on the device. On a
-        CPU the function checks the gradients first. If a gradient is NaN or infinite, the function returns its
-        parameter and changes no parameter and no dual state v. In all other cases the function returns None."""
+        """Make one step with the settings of `group`. The values lr, gain_lr and p may be tensors on the device.
+
+        Returns:
+            None. On a CPU the gradients are checked first. If one is NaN or infinite, the result is its parameter, and
+            no parameter or dual state v has changed.
+        """
         lr, q = group["lr"], dual_exponent(group["p"])
         for state in self._states:
-            state.pop("latent", None)  # the compiled step's; it would be wrong after this one
+            state.pop("latent", None)  # belongs to the compiled step, and would be wrong after this one
         v, grads = self._rows("v"), self._gradients()
         if group["gain"]:
             self._gain_gradients(grads, group["weight_decay"])
         d = self._momentum(grads, "momentum_buffer", group, self._a)
         rates = inverse_norms(d, q, self._b, self._rates).mul_(-lr / (1 - lr))
-        # amin, since it passes NaN on; a sum would overflow where many rows are dead and their rate is huge.
+        # amin propagates NaN. A sum could overflow, because dead rows have huge rates.
         if rates.device.type == "cpu" and not math.isfinite(rates.amin().item()):
             parts = zip(self._params, self._rates.parts, strict=True)
             return next(param for param, rate in parts if not rate.isfinite().all())
-        v.add_(d, self._rates)  # ((1 - lr) v - lr d/||d||_q)/(1 - lr): the factor goes with the norm
+        v.add_(d, self._rates)  # ((1 - lr) v - lr d/||d||_q)/(1 - lr): the normalisation removes the factor
 
-        # With r = |v|^(q-2): v r is w before it is scaled, and |v|^q = v (v r), so one power serves norm and weights.
+        # With r = |v|^(q-2), v r is w before scaling, and |v|^q = v (v r). One power gives the norm and the weights.
         unscaled = times_own_power(v, q - 2.0, self._b)
         v.products(unscaled, self._powers)
         powers = self._powers.flat.clamp_min_(_NO_NORM)
@@ -96,7 +101,7 @@ class ForeachStep:
         return None
 
     def _rows(self, key: str) -> Rows:
-        """Return the state `key` of all parameters, of which theirs are views."""
+        """Return the state `key` of all parameters in one memory. The states of the parameters are views of it."""
         rows = self._owned.get(key)
         if rows is None or any(state[key] is not part for state, part in zip(self._states, rows.parts, strict=True)):
             flat = torch.cat([state[key].flatten() for state in self._states])
@@ -113,11 +118,11 @@ class ForeachStep:
         return self._gathered(grads)
 
     def _pieces(self, rows: Rows) -> list[Tensor]:
-        """Return the pieces that belong to one gathered matrix each."""
+        """Return the pieces of `rows` that correspond to the matrices of `_gathered`."""
         return rows.runs if self._gathers else rows.parts
 
     def _gathered(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Gradients or parameters as matrices."""
+        """Return gradients or parameters as matrices."""
         if self._gathers:
             dtype = self._states[0]["v"].dtype
             flat = [self._orientation.turned(one.detach()).flatten().to(dtype) for one in tensors]
@@ -125,7 +130,8 @@ class ForeachStep:
         return [self._orientation.rows(one.detach()) for one in tensors]
 
     def _gain_gradients(self, grads: Sequence[Tensor], weight_decay: float) -> None:
-        """The gain's gradient is <dL/dparameter, w>, and the parameter holds gain * w (masked where it is masked)."""
+        """Compute the gradients of the gains. The gradient of a gain is <dL/dparameter, w>, and the parameter is gain *
+        w, with zeros where it is masked."""
         gains = self._rows("gain").flat
         for grad, weight, out in zip(grads, self._gathered(self._params), self._pieces(self._gain_grads), strict=True):
             row_dot(grad, weight, out)
@@ -134,7 +140,7 @@ class ForeachStep:
             self._gain_grads.flat.add_(gains, alpha=weight_decay)
 
     def _momentum(self, grads: Sequence[Tensor], key: str, group: dict[str, Any], out: Rows) -> Rows:
-        """Return the gradients after heavy-ball or Nesterov momentum, in torch.optim.SGD's form (no dampening)."""
+        """Return the gradients after momentum or Nesterov momentum, as in torch.optim.SGD without dampening."""
         momentum = group["momentum"]
         if momentum == 0.0:
             for grad, d in zip(grads, self._pieces(out), strict=True):
@@ -148,14 +154,15 @@ class ForeachStep:
         return out if group["nesterov"] else buffers
 
     def _kept(self, key: str) -> Rows:
-        """Return the momentum `key`, which begins with zeros."""
+        """Return the momentum `key`. It begins with zeros."""
         for state in self._states:
             if key not in state:
                 state[key] = torch.zeros_like(state["gain" if key in _ONE_A_ROW else "v"])
         return self._rows(key)
 
     def _scatter(self, unscaled: Rows) -> None:
-        """Sets the parameters to `unscaled` times the scales of their rows, which stand where the rates stood."""
+        """Set the parameters to `unscaled` times the scales of their rows. The scales are in the memory of the
+        rates."""
         self._fill(unscaled)
         if self._masks is not None:
             torch._foreach_mul_([param.detach() for param in self._params], self._masks)

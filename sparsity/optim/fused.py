@@ -1,8 +1,8 @@
-"""A step on the sphere in compiled code (sparsity/kernel.c): on a CPU, in float32, where the package was compiled.
+"""Make a step on the sphere with compiled code (sparsity/optim/kernel.c), for float32 on a CPU.
 
-Where most weights are masked only the active ones are stepped. A masked weight has no gradient and no momentum, so that
-its v only shares in its row's factor, and |v|^q of all masked weights of a row together is one number, "latent" in the
-state, that follows from step to step.
+If most weights are masked, only the active ones are updated. A masked weight has no gradient and no momentum. Its v
+only changes with the factor of its row. The sum of |v|^q over all masked weights of a row is therefore one number, the
+state "latent", which is updated from step to step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ try:
 except ImportError:  # installed without a C compiler, or on another kind of processor
     kernel = None  # type: ignore[assignment]
 
-_FEW = 0.6  # of the weights; with more of them, reaching them one by one costs what is saved
+_FEW = 0.6  # the largest share of active weights that are updated one by one; with more, this saves no time
 
 
 def fits(tensor: Tensor) -> bool:
@@ -34,7 +34,7 @@ def _plain(tensor: Tensor) -> bool:
 
 
 def _gradient(param: Tensor) -> Tensor:
-    """Return the parameter's gradient, laid out as the parameter is."""
+    """Return the parameter's gradient in contiguous memory."""
     grad = param.grad
     assert grad is not None
     return grad if _plain(grad) else grad.contiguous()
@@ -45,14 +45,14 @@ def _address(tensor: Tensor | None) -> int:
 
 
 class FusedStep:
-    """The step of one parameter, with what it needs beside the optimizer's state.
+    """Makes the steps of one parameter.
 
     Args:
-        param: the parameter, which `fits`.
-        state: the optimizer's state of it: "v" (rows, fan-in) and "gain" (rows, 1).
-        mask: in its shape, or None: the gradients of masked weights count as zero, and the parameter and its momentum
-            hold zeros there.
-        orientation: how the parameter is seen as rows. Where that is no view of it, rows are copied to and fro.
+        param: a parameter whose rows `fits` accepts.
+        state: the optimizer's state of the parameter: "v" (rows, fan-in) and "gain" (rows, 1).
+        mask: the mask in the parameter's shape, or None. The gradients of masked weights count as zero. The parameter
+            and its momentum are zero there.
+        orientation: how the parameter is viewed as rows. If there is no such view, the rows are copied to and from it.
     """
 
     def __init__(self, param: Tensor, state: State, mask: Tensor | None, orientation: Orientation = STANDARD) -> None:
@@ -60,7 +60,7 @@ class FusedStep:
         self._mask = None if mask is None else self._matrix(mask.to(param.dtype))
         self._rows, self._fan_in = state["v"].shape
         self._places = self._starts = None
-        self._q: float | None = None  # of which "latent" is; None: of that which comes first
+        self._q: float | None = None  # the dual exponent of the state "latent"; None: not known yet
         if self._mask is not None and self._mask.count_nonzero() <= _FEW * param.numel():
             rows, columns = self._mask.nonzero().unbind(1)
             self._places = columns.to(torch.int32)
@@ -69,9 +69,12 @@ class FusedStep:
         self._memory = torch.empty(2 * max(kernel.NEAR, self._fan_in + kernel.LANES))
 
     def step(self, group: dict[str, Any]) -> Tensor | None:
-        """Take one step with the settings of `group`. Where the gradient is NaN or infinite the parameter is
-        returned, and nothing is changed; else None. (Where momentum overflows it is returned too, and rows may have
-        been stepped.)"""
+        """Make one step with the settings of `group`.
+
+        Returns:
+            None. If the gradient is NaN or infinite, the result is the parameter, and nothing has changed. If the
+            momentum overflows, the result is also the parameter, but some rows may have changed.
+        """
         state, q, momentum = self._state, float(dual_exponent(group["p"])), group["momentum"]
         assert self.param.grad is not None
         grad, rows = self._matrix(self.param.grad), self._matrix(self.param)
@@ -103,11 +106,11 @@ class FusedStep:
         return None if done else self.param
 
     def _matrix(self, x: Tensor) -> Tensor:
-        """Return a tensor of the parameter's shape as rows, one after another in memory."""
+        """Return a tensor of the parameter's shape as contiguous rows."""
         return self._orientation.rows(x).contiguous()
 
     def _at(self, key: str) -> int:
-        """Return the address of a state, which others may have replaced."""
+        """Return the address of a state. Other code may have replaced the state."""
         if not _plain(self._state[key]):
             self._state[key] = self._state[key].contiguous()
         return self._state[key].data_ptr()
@@ -119,7 +122,7 @@ class FusedStep:
         return self._at(key)
 
     def _follow_latent(self, q: float) -> None:
-        """Finds the sum of |v|^q over the masked weights of each row, where it is not known."""
+        """Compute the sum of |v|^q over the masked weights of each row if it is not known."""
         if self._places is None:
             self._state.pop("latent", None)  # it would be wrong after this step
         elif "latent" not in self._state or self._q not in (None, q):
@@ -129,7 +132,8 @@ class FusedStep:
 
 
 def descend(param: Tensor, state: State, group: dict[str, Any]) -> bool:
-    """torch.optim.SGD's step, in one pass. False if the gradient is NaN or infinite: then nothing is changed."""
+    """Make the step of torch.optim.SGD in one pass. Return False if the gradient is NaN or infinite. Nothing has
+    changed then."""
     grad, momentum = _gradient(param), group["momentum"]
     if momentum and "momentum_buffer" not in state:
         state["momentum_buffer"] = torch.zeros_like(param)

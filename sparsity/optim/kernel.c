@@ -1,9 +1,9 @@
-/* A step of LpSGD on a CPU in float32, row by row: what sparsity/optim/foreach.py does in some thirty passes over all weights.
+/* Make a step of LpSGD on a CPU in float32, row by row. sparsity/optim/foreach.py needs about thirty passes for it.
  *
- * A few rows at a time are brought into the processor's nearest cache and stepped there; only their active weights are,
- * where most are masked. Called by sparsity/optim/fused.py alone, which answers for every address.
- * Powers are exp2(a log2 x) of values cut off from below, as in sparsity/optim/row_ops.py. No call of this file depends on
- * another, and none waits or allocates.
+ * A few rows at a time are updated in the processor's nearest cache. If most weights are masked, only the active ones are
+ * updated. Only sparsity/optim/fused.py calls this file, and it guarantees that every address is valid. Powers are
+ * exp2(a log2 x) of values with a lower limit, as in sparsity/optim/row_ops.py. The calls do not depend on each other,
+ * and none waits or allocates memory.
  */
 
 #define Py_LIMITED_API 0x030B0000 /* one file for every Python from 3.11 on */
@@ -20,13 +20,13 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-static const float SMALLEST_GRADIENT = 2e-38f; /* normal, and 1/largest finite; smaller ones are as good as none */
-static const float LOWEST = -106.0f;           /* powers are cut off at 2^LOWEST: none is ever subnormal */
-static const float NO_NORM = 1e-30f;           /* a smaller sum of |v|^q is that of a row of zeros */
-static const float GAIN_MIN = 1e-6f;           /* a gain at zero would silence its neuron for good */
+static const float SMALLEST_GRADIENT = 2e-38f; /* its inverse is finite; smaller gradients count as none */
+static const float LOWEST = -106.0f;           /* powers are at least 2^LOWEST, so that none is subnormal */
+static const float NO_NORM = 1e-30f;           /* a smaller sum of |v|^q belongs to a row of zeros */
+static const float GAIN_MIN = 1e-6f;           /* a gain of zero would silence its neuron forever */
 
-/* Numbers below the smallest normal one count as 0 until `restore`: the momentum of a weight whose input is always zero
- * decays into them for good, and each costs the processor as much as a hundred others. */
+/* Numbers below the smallest normal one count as 0 until `restore`. The momentum of a weight whose input is always zero
+ * decays to such numbers, and each takes the processor as much time as a hundred normal ones. */
 #if defined(__SSE__)
 #include <xmmintrin.h>
 INLINE unsigned subnormals_away(void)
@@ -45,8 +45,8 @@ INLINE float larger(float a, float b) { return a > b ? a : b; }
 INLINE float smaller(float a, float b) { return a < b ? a : b; }
 INLINE float magnitude(float x) { return __builtin_fabsf(x); }
 
-/* log2 of a normal x > 0: of its exponent, and of its mantissa m in [sqrt(1/2), sqrt(2)) as (m - 1) P(m - 1). P is the
- * interpolation of log2(1 + t)/t in Chebyshev's nodes, to 4e-9 of its value. */
+/* Return log2 of a normal x > 0: its exponent, plus (m - 1) P(m - 1) for its mantissa m in [sqrt(1/2), sqrt(2)). P is the
+ * interpolation of log2(1 + t)/t in Chebyshev's nodes, with a relative error of 4e-9. */
 INLINE float log2_of(float x)
 {
     int32_t bits, exponent;
@@ -68,7 +68,7 @@ INLINE float log2_of(float x)
     return (float)exponent + t * sum;
 }
 
-/* 2^x for x in [-126, 127]: of the nearest whole number in the exponent's bits, and of the rest f as 1 + f P(f). */
+/* Return 2^x for x in [-126, 127]. The nearest whole number goes into the exponent, and the rest f gives 1 + f P(f). */
 INLINE float exp2_of(float x)
 {
     const int32_t whole = (int32_t)(x + 127.5f) - 127;
@@ -87,16 +87,16 @@ INLINE float exp2_of(float x)
     return sum;
 }
 
-/* x^exponent for x >= 0, of which 0 counts as the smallest normal number. */
+/* Return x^exponent for x >= 0. 0 counts as the smallest normal number. */
 INLINE float power_of(float x, float exponent)
 {
     return exp2_of(smaller(larger(exponent * log2_of(larger(x, FLT_MIN)), LOWEST), 127.0f));
 }
 
 enum {
-    LANES = 16,  /* numbers in the widest registers: what is padded to a multiple needs no loop for what is over */
-    BLOCK = 16,  /* rows at most that are stepped together, so that what is one number a row is computed at once */
-    NEAR = 4096, /* numbers at most of a block's rows, unless it is one row: twice as many stay in the nearest cache */
+    LANES = 16,  /* numbers in the widest registers; arrays are padded to a multiple of it, so that loops have no rest */
+    BLOCK = 16,  /* the most rows of a block; operations on one number for each row are done for a whole block */
+    NEAR = 4096, /* the most numbers in a block of several rows: twice as many fit into the nearest cache */
 };
 
 typedef struct {
@@ -104,8 +104,8 @@ typedef struct {
     float *grad, *param, *v, *buffer; /* (rows, fan-in); no buffer without momentum */
     float *gain, *gain_buffer;        /* (rows); no buffer without momentum, or if gains are constant */
     float *mask;                      /* (rows, fan-in) of zeros and ones, or none */
-    int32_t *places;                  /* the columns of the active weights, row after row, of which there may be 0 */
-    int64_t *starts;                  /* (rows + 1): where each row's places begin; none: all weights are stepped */
+    int32_t *places;                  /* the columns of the active weights, row after row; a row may have none */
+    int64_t *starts;                  /* (rows + 1): the start of each row in `places`; none: all weights are updated */
     float *latent;                    /* (rows): the sum of |v|^q over the weights that are not active */
     float *memory;                    /* for 2 NEAR numbers, or for two rows with LANES more each */
     float lr, q, momentum, weight_decay, gain_lr;
@@ -113,7 +113,7 @@ typedef struct {
     int together;                     /* the rows of a block */
 } Step;
 
-/* The largest magnitude's bits. Magnitudes are in the order of their bits; infinities and NaN come last. */
+/* Return the bits of the largest magnitude. Magnitudes have the order of their bits. Infinities and NaN come last. */
 INLINE int32_t largest_of(int64_t n, const float *x)
 {
     int32_t bits, most = 0;
@@ -129,8 +129,8 @@ INLINE int bounded(int32_t bits) { return bits < 0x7f800000; }
 
 typedef struct {
     int64_t start;         /* its first entry in matrices of (rows, fan-in) */
-    int64_t n, padded;     /* how many of its weights are stepped, and that to a multiple of LANES */
-    const int32_t *places; /* their columns, where only some are */
+    int64_t n, padded;     /* the number of its updated weights, and the same rounded up to a multiple of LANES */
+    const int32_t *places; /* their columns if only some are updated */
     float *d, *x;          /* memory for `padded` numbers each */
 } Row;
 
@@ -142,7 +142,7 @@ INLINE int rows_together(int64_t fan_in)
     return fit < 1 ? 1 : fit > BLOCK ? BLOCK : (int)fit;
 }
 
-/* Row `first + k`, which is number k of its block. */
+/* Return row `first + k`, which has the number k in its block. */
 INLINE Row row_at(const Step *s, int64_t first, int k)
 {
     const int64_t row = first + k, width = padded(s->fan_in);
@@ -161,7 +161,7 @@ INLINE void pad(float *x, const Row *r)
     for (int64_t k = r->n; k < r->padded; k++) x[k] = 0;
 }
 
-/* The row's gradient into d; its product with the parameter, of which the gain's is made. */
+/* Write the gradient of the row into d. Return its product with the parameter, which gives the gradient of the gain. */
 INLINE float take_gradient(const Step *s, const Row *r)
 {
     const float *const grad = s->grad + r->start, *const param = s->param + r->start;
@@ -185,7 +185,7 @@ INLINE float take_gradient(const Step *s, const Row *r)
     return dot;
 }
 
-/* Makes of the gradient in d the direction after momentum. */
+/* Replace the gradient in d by the direction after momentum. */
 INLINE void add_momentum(const Step *s, const Row *r)
 {
     const float momentum = s->momentum, seen = s->nesterov ? 1.0f : 0.0f, ahead = s->nesterov ? momentum : 1.0f;
@@ -206,7 +206,7 @@ INLINE void add_momentum(const Step *s, const Row *r)
     }
 }
 
-/* The sum of |d/largest|^q, in [1, n] but for d = 0, and 1/largest; 0 if d is not finite. */
+/* Compute the sum of |d/largest|^q, which is in [1, n] unless d = 0, and 1/largest. Return 0 if d is not finite. */
 INLINE int measure(const Row *r, float q, float *inverse, float *total)
 {
     const float *const d = r->d;
@@ -219,8 +219,8 @@ INLINE int measure(const Row *r, float q, float *inverse, float *total)
     return bounded(bits);
 }
 
-/* v moved by `rate` along d into x, and x |x|^(q-2), which is w before it is scaled, into d; the sum of |x|^q, of which
- * each is x x |x|^(q-2). */
+/* Write v moved by `rate` along d into x, and x |x|^(q-2), which is w before scaling, into d. Return the sum of |x|^q,
+ * computed as x x |x|^(q-2). */
 INLINE float advance(const Step *s, const Row *r, float rate)
 {
     const float *const v = s->v + r->start, q = s->q;
@@ -239,7 +239,7 @@ INLINE float advance(const Step *s, const Row *r, float rate)
     return powers;
 }
 
-/* SGD's step of a row's gain; the gain. */
+/* Make SGD's step for the gain of a row. Return the gain. */
 INLINE float descend_gain(const Step *s, int64_t row, float dot)
 {
     float d = dot / s->gain[row] + s->weight_decay * s->gain[row];
@@ -250,14 +250,14 @@ INLINE float descend_gain(const Step *s, int64_t row, float dot)
     return s->gain[row] = larger(s->gain[row] - s->gain_lr * d, GAIN_MIN);
 }
 
-/* v and the parameter from x and d. */
+/* Write v and the parameter from x and d. */
 INLINE void put(const Step *s, const Row *r, float norm, float scale)
 {
     const float *const x = r->x, *const u = r->d;
     float *const v = s->v + r->start, *const param = s->param + r->start;
     if (s->starts) {
 #pragma omp simd
-        for (int64_t k = 0; k < s->fan_in; k++) v[k] *= norm; /* masked weights share in their row's factor */
+        for (int64_t k = 0; k < s->fan_in; k++) v[k] *= norm; /* the factor of the row also applies to masked weights */
         for (int64_t k = 0; k < r->n; k++) {
             v[r->places[k]] = x[k] * norm;
             param[r->places[k]] = u[k] * scale;
@@ -278,8 +278,8 @@ INLINE void put(const Step *s, const Row *r, float norm, float scale)
     }
 }
 
-/* The step of some rows: v <- v - lr/(1 - lr) d/||d||_q, normalised; gain by SGD; param <- gain sign(v)|v|^(q-1). 0, and
- * v and the parameter are as they were, if momentum made d infinite. */
+/* Make the step of some rows: v <- v - lr/(1 - lr) d/||d||_q, normalised; gain by SGD; param <- gain sign(v)|v|^(q-1).
+ * If momentum makes d infinite, return 0 and leave v and the parameter unchanged. */
 INLINE int step_block(const Step *s, int64_t first, int rows)
 {
     float dots[BLOCK], inverse[BLOCK] = {0}, total[BLOCK] = {0}, rate[BLOCK], powers[BLOCK] = {0}, norm[BLOCK], scale[BLOCK];
@@ -308,13 +308,13 @@ INLINE int step_block(const Step *s, int64_t first, int rows)
     }
     for (int k = 0; k < rows; k++) {
         const Row r = row_at(s, first, k);
-        if (s->latent) s->latent[first + k] /= powers[k]; /* as it is when the row has norm 1 again */
+        if (s->latent) s->latent[first + k] /= powers[k]; /* its value after the normalisation of the row */
         put(s, &r, norm[k], scale[k] * (s->trains_gain ? descend_gain(s, first + k, dots[k]) : s->gain[first + k]));
     }
     return 1;
 }
 
-/* 0 if the gradient is not finite, and then nothing is changed, or if momentum is not. */
+/* Return 0 if the gradient or the momentum is not finite. If it is the gradient, nothing changes. */
 FOR_EACH_PROCESSOR
 static int step(const Step *s)
 {
@@ -336,7 +336,7 @@ static void sum_masked(int64_t rows, int64_t fan_in, const float *v, const float
     }
 }
 
-/* torch.optim.SGD's step; 0 and nothing changed if the gradient is not finite. */
+/* Make the step of torch.optim.SGD. If the gradient is not finite, return 0 and change nothing. */
 FOR_EACH_PROCESSOR
 static int descend(int64_t n, const float *grad, float *param, float *buffer, float lr, float momentum, int nesterov,
                    float weight_decay)
@@ -357,7 +357,7 @@ static int descend(int64_t n, const float *grad, float *param, float *buffer, fl
     return 1;
 }
 
-/* The arguments in order, as numbers and addresses; an address of 0 for what there is none of. */
+/* Read the arguments in order, as numbers and addresses. An address of 0 stands for a missing array. */
 static int64_t whole(PyObject *const **arguments) { return PyLong_AsLongLong(*(*arguments)++); }
 static void *address(PyObject *const **arguments) { return PyLong_AsVoidPtr(*(*arguments)++); }
 static float number(PyObject *const **arguments) { return (float)PyFloat_AsDouble(*(*arguments)++); }

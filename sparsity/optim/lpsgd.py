@@ -1,7 +1,8 @@
-"""LpSGD: stochastic gradient descent on the unit Lp sphere, with ordinary SGD groups beside it.
+"""Define LpSGD: stochastic gradient descent on the unit Lp sphere, with ordinary groups for other parameters.
 
-The optimizer keeps the dual image v of every sphere weight as its state; the parameter itself holds what the network
-multiplies with, gain x w. Whoever prunes tells it the masks, or multiplies the parameter after the step.
+The optimizer's state of a sphere weight is its dual image v. The parameter itself is gain x w, which the network
+multiplies with. A caller that prunes gives the masks to the optimizer, or multiplies the parameters by them after the
+step.
 """
 
 from __future__ import annotations
@@ -22,48 +23,49 @@ from tune_sparsity.sparsity.sphere import check_p, from_dual, project, row_norm,
 from tune_sparsity.sparsity.torch_internals import GLOBAL_STEP_HOOKS
 
 LR_MAX = 0.25
-"""Largest learning rate on the sphere: v keeps at least 1 - 2 x 0.25 = 1/2 of its norm in a step, so that the sum of
-|v|^q stays far above float32's smallest number for every supported p and no second rescaling is needed."""
+"""Largest learning rate on the sphere. With it, v keeps at least 1 - 2 x 0.25 = 1/2 of its norm in a step. The sum of
+|v|^q then stays far above float32's smallest number for every supported p, and needs no second rescaling."""
 
-_GAIN_OF_ZEROS = 1e-4  # at the start: a row of zeros becomes one of norm 1 in a step, which changes little so
+_GAIN_OF_ZEROS = 1e-4  # first gain of a row of zeros: its norm becomes 1 in a step, which should change little
 
 
 class LpSGD(torch.optim.Optimizer):
     """SGD with (Nesterov) momentum on the unit Lp sphere (arXiv 2103.16013).
 
-    Groups with an exponent `p` are sphere groups: the rows of each parameter (first dimension = output neurons, the
-    rest flattened = fan-in, unless an orientation says otherwise) satisfy ||w||_p = 1 over all their entries, pruned
-    ones included, because a semi-pruned weight lives on in v. With d the gradient after momentum and q = p/(p-1) one
-    step is::
+    Groups with an exponent `p` are sphere groups. The rows of each parameter satisfy ||w||_p = 1 over all their
+    entries. Pruned entries count, because they live on in v. The first dimension counts the rows, one for each neuron,
+    and the other dimensions are the fan-in, unless an orientation says otherwise. With the gradient d after momentum
+    and q = p/(p-1), one step is::
 
         v <- (1 - lr) v - lr d/||d||_q;   v <- v/||v||_q;   w <- sign(v)|v|^(1/(p-1));   parameter <- gain * w
 
-    The gain of a row is the norm ||.||_p that it came with, so that the parameter does not change before the first
-    step.
+    The gain of a row is the norm ||.||_p that it has at the start, so that the parameter does not change before the
+    first step.
 
-    Only the direction of d counts, so gradients may have any scale; a row with no gradient stays as it is.
-    Groups with p = None take ordinary SGD, or AdamW.
+    Only the direction of d matters, so that gradients may have any scale. A row without a gradient does not change.
+    Groups with p = None use ordinary SGD or AdamW.
 
     Args:
         params: parameters or groups, as for any torch optimizer.
-        lr: learning rate; on the sphere in [0, 0.25]. The published peak is 2/256.
+        lr: learning rate, on the sphere in [0, 0.25]. The published peak is 2/256.
         p: exponent in [1.02, 2], or None for an ordinary group.
         momentum: in [0, 1).
-        nesterov: Nesterov's look-ahead; needs momentum > 0 to have an effect.
-        weight_decay: L2 coefficient of ordinary groups and, in sphere groups, of the gains. On the sphere itself it
-            has no meaning: it is refused there where gains are constant.
-        gain: sphere groups only: whether the gains are trained, by ordinary SGD with rate `gain_lr`. They are constant
-            otherwise, as suits rows whose scale a normalisation takes away.
-        gain_lr: learning rate of the gains.
-        foreach: sphere groups only: whether gradients are gathered and parameters scattered as one. None for the usual
-            choice: on a GPU, where it makes few kernels of many layers; not on a CPU.
-        orientation: sphere groups only: (fan-in dimensions, groups), as `Orientation` has them, for parameters whose
-            neurons are not their first dimension; their memory is then put in the order of their rows, where one is.
-            None for those of nn.Linear and nn.Conv2d.
-        adamw: ordinary groups only: AdamW takes the place of SGD. Its beta_1 is the momentum, its decay is decoupled.
+        nesterov: whether to use Nesterov's form of momentum. It needs momentum > 0 to have an effect.
+        weight_decay: L2 coefficient of ordinary groups, and of the gains in sphere groups. It has no meaning for
+            weights on the sphere, and must be 0 there if the gains are constant.
+        gain: for sphere groups, whether ordinary SGD trains the gains with the rate `gain_lr`. Constant gains suit rows
+            whose scale a normalisation removes.
+        gain_lr: learning rate of the gains, >= 0.
+        foreach: for sphere groups, whether gradients are gathered and parameters scattered in one operation. None: only
+            on a GPU, where this reduces the number of kernels for many layers.
+        orientation: for sphere groups whose neurons are not the first dimension, (fan-in dimensions, groups) as in
+            `Orientation`. The parameters' memory is then put in the order of their rows, if possible. None: the
+            orientation of nn.Linear and nn.Conv2d.
+        adamw: for ordinary groups, whether to use AdamW instead of SGD. Its beta_1 is the momentum, and its weight
+            decay is decoupled.
 
     Raises:
-        ValueError: for a value outside its range, or a sphere parameter with fewer than 2 dimensions.
+        ValueError: if a value is out of range, or if a sphere parameter has fewer than 2 dimensions.
     """
 
     def __init__(
@@ -98,9 +100,9 @@ class LpSGD(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def _forget_blocks(self) -> None:
-        # By group: the parameters that had gradients, and what steps them; and their memory.
+        # Group -> the parameters that had gradients, and the objects that make their steps.
         self._blocks: dict[int, tuple[list[Tensor], list[ForeachStep | FusedStep]]] = {}
-        # How often what a step works on came to lie elsewhere in memory.
+        # The number of times that the memory of a step has changed its address.
         self.arrangement: int = self.__dict__.get("arrangement", 0) + 1
         self._memory: dict[tuple[int, ...], dict[str, Rows]] = {}
 
@@ -116,7 +118,7 @@ class LpSGD(torch.optim.Optimizer):
             group.setdefault("adamw", False)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group as torch does, checked, and puts the rows of a sphere group onto the sphere at once."""
+        """Check and add a group as torch does. Put the rows of a sphere group onto the sphere."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -129,8 +131,8 @@ class LpSGD(torch.optim.Optimizer):
                 self._enter_sphere(param, group)
 
     def express(self) -> None:
-        """Make v and the gains those of the weights that the sphere parameters have now: gain = ||row||_p and
-        v = to_dual(row/gain). Momentum stays."""
+        """Compute v and the gains again from the current values of the sphere parameters: gain = ||row||_p and v =
+        to_dual(row/gain). The momentum does not change."""
         for group in self.param_groups:
             for param in group["params"] if group["p"] is not None else ():
                 self.state[param].pop("latent", None)
@@ -145,23 +147,26 @@ class LpSGD(torch.optim.Optimizer):
         state = self.state[param]
         state["v"] = to_dual(project(exact, group["p"]), group["p"])
         state["gain"] = norm.masked_fill_(norm == 0, _GAIN_OF_ZEROS if group["gain"] else 1.0)
-        if orientation != STANDARD:  # so that its rows are a view, and no step copies them: with groups there is none
+        if orientation != STANDARD:  # makes the rows a view, so that no step copies them; impossible with groups
             param.data = orientation.turned_back(rows, param.shape)
 
     def sphere_weights(self, param: Tensor) -> Tensor:
-        """w of a sphere parameter, shape (rows, fan-in): without gain, and before any mask."""
+        """Return w of a sphere parameter, shape (rows, fan-in), without gain and mask."""
         p = self._group_of(param)["p"]
         return from_dual(self.state[param]["v"], p)
 
     @torch.no_grad()
     def set_masks(self, masks: Mapping[Tensor, Tensor], *, as_loaded: bool = False) -> None:
-        """Prunes sphere parameters: from now on the weights where a parameter's mask (in its shape, of zeros and ones)
-        is 0 are zero in it, without gradient or momentum; their v only decays. Parameters that are not named lose the
-        mask they had. Where most weights are masked a step is much quicker so, on a CPU, than with gradients masked
-        beforehand. Masks are not kept in the state_dict; call this again after changing one in place.
+        """Prune sphere parameters. Weights are zero where the mask of their parameter is 0, and have no gradient or
+        momentum. Their v only decays.
+
+        Parameters that are not named lose their masks. On a CPU, if most weights are masked, a step is much faster than
+        with masked gradients. The state_dict does not contain the masks. Call this method again after a mask was
+        changed in place.
 
         Args:
-            as_loaded: the state was loaded, and is that of these very masks.
+            masks: parameter -> mask of zeros and ones in its shape.
+            as_loaded: whether the state was just loaded and already belongs to these masks.
         """
         states = self.state
         for param, mask in masks.items() if not as_loaded else ():
@@ -177,7 +182,7 @@ class LpSGD(torch.optim.Optimizer):
         self._masks = dict(masks)
 
     def _stay(self, masks: Mapping[Tensor, Tensor]) -> bool:
-        """Return whether these are the tensors that were the masks before, whatever is in them."""
+        """Return whether these are the same mask tensors as before, with any contents."""
         return {id(param): id(mask) for param, mask in masks.items()} == {
             id(param): id(mask) for param, mask in self._masks.items()
         }
@@ -187,8 +192,8 @@ class LpSGD(torch.optim.Optimizer):
         return self.state[param]["gain"]
 
     def log_magnitude(self, param: Tensor) -> Tensor:
-        """log2(gain |w|) of a sphere parameter, in its shape: comparable across rows and layers, and free of the
-        underflow of |v|^(1/(p-1))."""
+        """Return log2(gain |w|) of a sphere parameter, in its shape. The values are comparable across rows and layers,
+        and do not underflow as |v|^(1/(p-1)) does."""
         group, state = self._group_of(param), self.state[param]
         log_w = state["v"].abs().log2() / (group["p"] - 1)
         return _orientation(group).turned_back(log_w + state["gain"].log2(), param.shape)
@@ -207,12 +212,15 @@ class LpSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take one step of every parameter that has a gradient.
+        """Make one step for every parameter that has a gradient.
+
+        Args:
+            closure: computes the loss again and returns it, as for any torch optimizer.
 
         Raises:
-            FloatingPointError: if a gradient is NaN or infinite; the parameter is named, and has not been changed. On
-                a GPU the question would stall the device, and is not asked: the parameter becomes NaN and stays so
-                (SparseTraining.check_finite asks, once an epoch).
+            FloatingPointError: if a gradient is NaN or infinite. The message names its parameter, which has not
+                changed. On a GPU this check would stall the device and is left out. The parameter then becomes NaN.
+                Call SparseTraining.check_finite once an epoch to detect this.
         """
         loss = None
         if closure is not None:
@@ -222,8 +230,8 @@ class LpSGD(torch.optim.Optimizer):
         return loss
 
     def quick_step(self) -> None:
-        """`step()`, called where gradients are off. Where nobody has hooked into that it goes without all that torch
-        wraps around a step, which costs a small network as much as its own update."""
+        """Make a step while autograd is off. Without hooks, this method skips the code that torch wraps around `step`,
+        which would cost a small network as much time as the update itself."""
         if self.hooked:
             self.step()
         else:
@@ -231,7 +239,7 @@ class LpSGD(torch.optim.Optimizer):
 
     @property
     def hooked(self) -> bool:
-        """Return whether somebody wants to be told of every step."""
+        """Return whether other code must be called at every step."""
         hooks = (self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks, *GLOBAL_STEP_HOOKS)
         return "step" in self.__dict__ or any(hooks)  # a learning rate scheduler counts steps by replacing the method
 
@@ -244,8 +252,8 @@ class LpSGD(torch.optim.Optimizer):
                 raise FloatingPointError(f"the gradient of {_name(bad, group)} is NaN or infinite")
 
     def _sphere_step(self, params: list[Tensor], group: dict[str, Any]) -> Tensor | None:
-        """Take one step with the parameters on the sphere. If the caller asks for the check of gradients, the result is
-        the first parameter with a NaN or infinite gradient. Otherwise the result is None."""
+        """Make one step for the parameters on the sphere. Return the first parameter whose gradient was found to be NaN
+        or infinite, or None."""
         for block in self._blocks_of(params, group):
             bad = block.step(group)
             if bad is not None:
@@ -253,8 +261,8 @@ class LpSGD(torch.optim.Optimizer):
         return None
 
     def _ordinary_step(self, params: list[Tensor], group: dict[str, Any]) -> Tensor | None:
-        """torch.optim.SGD's step, or AdamW's; the parameter whose gradient is NaN or infinite, where that is asked for,
-        or None."""
+        """Make the step of torch.optim.SGD or AdamW. Return the first parameter whose gradient was found to be NaN or
+        infinite, or None."""
         others = []
         for param in params:
             if group["adamw"] or not fused.fits(param):
@@ -263,7 +271,7 @@ class LpSGD(torch.optim.Optimizer):
                 return param
         grads = [param.grad for param in others if param.grad is not None]
         for param, grad in zip(others, grads, strict=True):
-            # A sum is the quickest question; it may overflow where no entry is infinite.
+            # The sum is the fastest check. It may overflow although all entries are finite.
             if grad.device.type == "cpu" and not (cmath.isfinite(grad.sum().item()) or grad.isfinite().all()):
                 return param
         if others and group["adamw"]:
@@ -273,7 +281,7 @@ class LpSGD(torch.optim.Optimizer):
         return None
 
     def _descend(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        """torch.optim.SGD's step in its order of operations."""
+        """Make the step of torch.optim.SGD, in its order of operations."""
         momentum = group["momentum"]
         if group["weight_decay"]:
             grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
@@ -288,8 +296,8 @@ class LpSGD(torch.optim.Optimizer):
         descend(params, grads, group["lr"])
 
     def _blocks_of(self, params: list[Tensor], group: dict[str, Any]) -> list[ForeachStep | FusedStep]:
-        """Return the objects that step the parameters of a sphere group: compiled code one by one, or a block all of
-        one device and dtype of their state."""
+        """Return the objects that make the steps of a sphere group: one FusedStep for each parameter that fits the
+        compiled code, and one ForeachStep for all other parameters with the same device and dtype."""
         known, blocks = self._blocks.get(id(group), ([], []))
         if len(known) == len(params) and all(a is b for a, b in zip(known, params, strict=True)):
             return blocks
@@ -312,8 +320,8 @@ class LpSGD(torch.optim.Optimizer):
         return ForeachStep(members, [self.state[param] for param in members], masks, foreach, memory, orientation)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but state keeps its own dtype, where torch would cast v to that of a half-precision parameter,
-        and is copied, where torch would go on in the very tensors of `state_dict`."""
+        """Load a state as torch does, with two differences. The state keeps its own dtype, where torch would convert v
+        to that of a half-precision parameter. The tensors are copied, where torch would use those of `state_dict`."""
         super().load_state_dict(state_dict)
         params = [param for group in self.param_groups for param in group["params"]]
         for index, saved in state_dict["state"].items():
@@ -321,7 +329,7 @@ class LpSGD(torch.optim.Optimizer):
             for key, value in saved.items():
                 if isinstance(value, Tensor):
                     state[key] = value.to(state[key].device, copy=True)
-            if "v" in state and "gain" not in state:  # of a version whose rows had gains only where those were trained
+            if "v" in state and "gain" not in state:  # earlier versions had only trained gains
                 state["gain"] = torch.ones_like(state["v"][:, :1])
 
 
@@ -330,7 +338,7 @@ def _orientation(group: Mapping[str, Any]) -> Orientation:
 
 
 def _check_group(group: dict[str, Any]) -> None:
-    """Raises ValueError for settings outside their ranges."""
+    """Raise ValueError if a setting is out of range."""
     sphere = group["p"] is not None
     if sphere:
         check_p(group["p"])
@@ -351,7 +359,7 @@ def _check_group(group: dict[str, Any]) -> None:
 
 
 def _name(param: Tensor, group: dict[str, Any]) -> str:
-    """Return the parameter's name where the group was made of named parameters, else its shape."""
+    """Return the parameter's name if the group has names, otherwise its shape."""
     names = group.get("param_names")
     index = next(i for i, other in enumerate(group["params"]) if other is param)
     return str(names[index]) if names else f"a parameter of shape {tuple(param.shape)}"

@@ -1,7 +1,8 @@
-/* The product of packed signs with packed weights: n - 2 popcount(x xor w), for vectors of n signs.
+/* Multiply packed signs with packed weights: n - 2 popcount(x xor w), for vectors of n signs.
  *
- * A sign is a bit, 1 for +1, and a vector is whole words of 64 bits, whose bits that are left over are 0. Called by
- * sparsity/binary/popcount.py alone, which answers for every address. Part of the module that kernel.c makes.
+ * A sign is a bit, and 1 stands for +1. A vector consists of whole words of 64 bits, and unused bits are 0. Only
+ * sparsity/binary/popcount.py calls this file, and it guarantees that every address is valid. The file is part of the
+ * module that kernel.c defines.
  */
 
 #define Py_LIMITED_API 0x030B0000
@@ -21,7 +22,7 @@
 typedef struct {
     int64_t batch, rows, words, n;
     const uint64_t *x, *w; /* (batch, words), (rows, words) */
-    const int32_t *least;  /* (rows): the least product for the sign +1; none: products are wanted */
+    const int32_t *least;  /* (rows): the least product with the sign +1; none: the results are products */
     int32_t *products;     /* (batch, rows) */
     uint64_t *bits;        /* (batch, words of `rows` signs) */
 } Layer;

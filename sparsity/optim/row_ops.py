@@ -1,8 +1,8 @@
-"""The arithmetic of a step on the sphere, in place and in few passes over the rows of many parameters at once.
+"""Compute parts of a step on the sphere, in place and with few passes over the rows of many parameters.
 
-On a CPU powers are what a step costs. They are taken as exp2(a log2 x) of values that have been cut off from below: the
-vectorised functions fall back to one value at a time, ten to a hundred times slower, for zeros and for results that
-underflow, and masked gradients are full of zeros.
+On a CPU, powers take most of the time of a step. They are computed as exp2(a log2 x) of values with a lower limit. For
+zeros and for results that underflow, the vectorised functions compute one value at a time, ten to a hundred times
+slower, and masked gradients contain many zeros.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import torch
 from torch import Tensor
 
 Number = float | Tensor
-"""A number, or one in a device's memory, as a tensor of no dimensions: nothing then waits to know it."""
+"""A number, or a tensor without dimensions in the memory of a device, whose value no code has to wait for."""
 
-# Keeps 1/largest finite: the smallest normal number, as smaller ones may count as zero (torch.set_flush_denormal).
+# The smallest normal number. It keeps 1/largest finite. Smaller numbers may count as zero (torch.set_flush_denormal).
 _TINY = 2.0**-126
-_HEADROOM = 20  # powers are cut off this many binary digits above the smallest normal number
+_HEADROOM = 20  # the limit of powers is this many binary digits above the smallest normal number
 
 
 class Rows(NamedTuple):
-    """Matrices of any fan-ins, one after another in flat memory, where one operation reaches all their entries."""
+    """Matrices with any fan-ins, one after another in flat memory, so that one operation reaches all their entries."""
 
     flat: Tensor
     """All entries, one-dimensional."""
     parts: list[Tensor]
-    """The matrices, (rows, fan-in) each: views of `flat`."""
+    """The matrices (rows, fan-in), as views of `flat`."""
     runs: list[Tensor]
-    """The same memory in as few matrices as possible: neighbours of equal fan-in are one."""
+    """The same memory in as few matrices as possible. Neighbours with equal fan-in are one matrix."""
 
     def largest(self, out: Rows) -> None:
-        """The largest entry of every row, into `out`, which has one number a row."""
+        """Write the largest entry of every row into `out`, which has one number for each row."""
         for rows, largest in zip(self.runs, out.runs, strict=True):
             torch.amax(rows, 1, keepdim=True, out=largest)
 
@@ -43,23 +43,25 @@ class Rows(NamedTuple):
         return torch.cat([rows.sum(1) for rows in self.runs])
 
     def products(self, other: Rows, out: Rows) -> None:
-        """The inner product of every row with the other's, into `out`, which has one number a row."""
+        """Write the inner product of every row with the same row of `other` into `out`, which has one number for each
+        row."""
         for rows, others, product in zip(self.runs, other.runs, out.runs, strict=True):
             row_dot(rows, others, product)
 
     def scale_(self, factors: Rows) -> None:
-        """Multiplies every row by a number of its own."""
+        """Multiply every row by its own factor."""
         for rows, factor in zip(self.runs, factors.runs, strict=True):
             rows.mul_(factor)
 
     def add_(self, other: Rows, factors: Rows) -> None:
-        """Adds to every row the other's, times a number of its own."""
+        """Add the same row of `other`, multiplied by its own factor, to every row."""
         for rows, others, factor in zip(self.runs, other.runs, factors.runs, strict=True):
             rows.addcmul_(others, factor)
 
 
 class Layout:
-    """Where matrices of these shapes (rows, fan-in), or one number for each of their rows, stand in flat memory."""
+    """The positions of matrices with these shapes (rows, fan-in), or of one number for each of their rows, in flat
+    memory."""
 
     def __init__(self, shapes: Sequence[tuple[int, int]]) -> None:
         self.shapes = shapes
@@ -84,10 +86,11 @@ def _shared(x: Tensor) -> bool:
 
 
 def power_(x: Tensor, exponent: Number) -> Tensor:
-    """x^exponent in place, for x >= 0 and exponent > 0. NaN stays NaN.
+    """Replace x by x^exponent, for x >= 0 and exponent > 0. NaN stays NaN.
 
-    On a CPU what is below 2^-106 in float32, 2^-1002 in float64, comes out as about that; an x below the smallest
-    normal number counts as that number, so a product x x^exponent is right to within these limits also at x = 0.
+    On a CPU, results below about 2^-106 in float32 or 2^-1002 in float64 become about this limit. An x below the
+    smallest normal number counts as this number. A product x x^exponent is therefore right within these limits even at
+    x = 0.
     """
     if x.device.type != "cpu":
         return x.pow_(exponent)
@@ -97,7 +100,7 @@ def power_(x: Tensor, exponent: Number) -> Tensor:
 
 
 def row_dot(x: Tensor, y: Tensor, out: Tensor) -> None:
-    """The inner product of every row of x with that of y, into `out` of shape (rows, 1)."""
+    """Write the inner product of every row of x with the same row of y into `out` of shape (rows, 1)."""
     if _shared(x) and x.dtype == y.dtype:
         np.vecdot(x.numpy(), y.numpy(), out=out.numpy()[:, 0])
     else:
@@ -105,9 +108,9 @@ def row_dot(x: Tensor, y: Tensor, out: Tensor) -> None:
 
 
 def inverse_norms(d: Rows, q: Number, scratch: Rows, out: Rows) -> Tensor:
-    """1/||d||_q of every row, into `out`, for finite d of any magnitude; returns it flat.
+    """Write 1/||d||_q of every row into `out`, for finite d of any magnitude. Return the result flat.
 
-    It is huge but finite for a row of zeros, and NaN for a row that holds NaN or an infinity.
+    It is huge but finite for a row of zeros, and NaN for a row with NaN or an infinite value.
     """
     torch.abs(d.flat, out=scratch.flat)
     scratch.largest(out)
@@ -119,7 +122,8 @@ def inverse_norms(d: Rows, q: Number, scratch: Rows, out: Rows) -> Tensor:
 
 
 def times_own_power(v: Rows, exponent: Number, scratch: Rows) -> Rows:
-    """v |v|^exponent, in `scratch`; v itself for exponent 0, where that is known without waiting for a device."""
+    """Return v |v|^exponent, in `scratch`. Return v itself if the exponent is 0, unless this value lies in the memory
+    of a device."""
     known = not isinstance(exponent, Tensor) or exponent.device.type == "cpu"
     if known and exponent == 0.0:
         return v
@@ -128,7 +132,7 @@ def times_own_power(v: Rows, exponent: Number, scratch: Rows) -> Rows:
 
 
 def descend(xs: list[Tensor], ds: list[Tensor], lr: Number) -> None:
-    """x - lr d, in each x."""
+    """Replace each x by x - lr d."""
     if isinstance(lr, Tensor):
         torch._foreach_sub_(xs, torch._foreach_mul(ds, lr))
     else:

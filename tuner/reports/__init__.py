@@ -1,1 +1,1 @@
-"""Results for people: text on the terminal, pages and pictures."""
+"""Present results to users: text in the terminal, pages and plots."""

@@ -186,7 +186,7 @@ class Outbox:
         last = self._last.get(run, {})
         numbers = ((_key(name), _number(value)) for name, value in metrics.items())
         found = {name: value for name, value in numbers if value is not None}
-        # repr: NaN is not NaN
+        # repr, because NaN does not equal NaN
         return {k: v for k, v in found.items() if k not in last or _later((step, v), last[k])}
 
     def _remember(self, note: Note) -> None:

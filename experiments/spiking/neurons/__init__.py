@@ -1,1 +1,1 @@
-"""Spiking neurons step by step over time, in torch and compiled."""
+"""Compute spiking neurons step by step over time, in torch and in compiled code."""

@@ -1,4 +1,5 @@
-"""Compute spiking neurons over time as one autograd function. Compiled code does it for float32 on a CPU, else torch.
+"""Compute spiking neurons over time as one autograd function. It uses compiled code for float32 on a CPU, otherwise
+torch.
 
 One matrix product gives the input currents of all steps. Only the state of each neuron goes from step to step,
 elementwise.

@@ -126,14 +126,14 @@ def test_a_loop_that_cannot_be_followed_says_why(
 def test_a_report_too_many_is_refused(file: Path) -> None:
     training = begun(loop(file, "reports_twice"), epochs=1)
     training.epoch()
-    assert "once in each of them" in str(training.close())
+    assert "once in each epoch of trial.epochs" in str(training.close())
 
 
 def test_a_report_after_the_end_costs_nothing_that_was_trained(file: Path) -> None:
     training = begun(loop(file, "reports_after_the_end"))
     last = [training.epoch() for _ in range(4)][-1]
     assert last["sparsity"] == pytest.approx(0.8, abs=0.01)
-    assert "once in each of them" in str(training.close())
+    assert "once in each epoch of trial.epochs" in str(training.close())
 
 
 def test_nan_weights_are_not_finite(file: Path) -> None:
