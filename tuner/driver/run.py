@@ -66,8 +66,7 @@ def run_study(
     Raises:
         UsageError: if the cluster cannot be reached or has no room for a trial, or if another process runs the study.
         DiskFull: if the study's folder cannot be written to; the study can be resumed.
-        TakenOver: if another process took over the study, because this one could not reach the object store for a
-            while; the study can be resumed.
+        TakenOver: if another process took over the study while this one could not reach the object store.
         KeyboardInterrupt: at the second Ctrl-C; the study can be resumed.
     """
     config, began = prepared.config, time.monotonic()
