@@ -157,7 +157,7 @@ def _server(uri: str, shown: str, here: str) -> Finding:
         return Finding("mlflow", f"{shown} does not answer ({error})", "start the server, or give another URI")
     if there.partition(".")[0] != here.partition(".")[0]:
         return Finding("mlflow", f"{shown} runs {there}, this machine has {here}", "install the same major version")
-    return Finding("mlflow", f"{shown} runs {there}, this machine has {here}")
+    return Finding("mlflow", f"{there} at {shown}, this machine has {here}")
 
 
 def _database(uri: str, shown: str, here: str) -> Finding:

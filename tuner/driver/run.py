@@ -65,9 +65,9 @@ def run_study(
 
     Raises:
         UsageError: if the cluster cannot be reached or has no room for a trial, or if another process runs the study.
-        DiskFull: if the study's folder cannot be written to. After this and the next two the study can be resumed.
-        TakenOver: if another process took the study over, because this one could not reach the object store.
-        KeyboardInterrupt: at the second Ctrl-C.
+        DiskFull: if the study's folder cannot be written to; the study can be resumed.
+        TakenOver: if another process took over the study while this one could not reach the object store.
+        KeyboardInterrupt: at the second Ctrl-C; the study can be resumed.
     """
     config, began = prepared.config, time.monotonic()
     launched = began if launched is None else launched
