@@ -164,8 +164,8 @@ def _check_model(experiment: OwnLoop, model: nn.Module) -> None:
     if made != trained:
         name = next(name for name in [*trained, *made] if made.get(name) != trained.get(name))
         raise LoopError(
-            f"{experiment.name}.model makes another network than the loop trains: {name} has the shape "
-            f"{made.get(name, '(missing)')} there and {trained.get(name, '(missing)')} in the loop"
+            f"{experiment.name}.model makes another network than the loop trains: the shape of {name} is "
+            f"{made.get(name, 'missing')} there and {trained.get(name, 'missing')} in the loop"
         )
 
 

@@ -187,7 +187,7 @@ def test_a_loop_that_never_ends_is_told(file: Path, monkeypatch: pytest.MonkeyPa
             "fails_at_once",
             r"fails before its first step: FileNotFoundError: no examples in /nowhere \(.*loops\.py:\d+\)",
         ),
-        ("other_model", r"other_model\.model makes another network than the loop trains: 0\.weight has the shape of"),
+        ("other_model", r"other_model\.model makes another network than the loop trains: the shape of 0\.weight is"),
     ],
 )
 def test_a_first_look_finds_what_is_wrong(file: Path, name: str, message: str) -> None:
