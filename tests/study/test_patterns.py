@@ -33,6 +33,25 @@ def test_a_study_of_2_of_4(experiment_file: Path, tmp_path: Path, capsys: pytest
     assert exported(storage, "pattern", "packed", capsys)["largest_difference"] == 0
 
 
+def test_a_study_of_neurons(experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch_pruning")
+    storage = tmp_path / "studies"
+    options = {"experiment": f"{experiment_file}:steady", "method": "lpss,gmp", "pattern": "neurons"}
+    folder = run_in_process(storage, "pattern", target=0.6, trials=6, scheduler="none", **options)
+    rows = trials_of(folder)
+    assert {row["method"] for row in rows} == {"lpss", "gmp"}
+    assert all(row["state"] == "completed" and float(row["sparsity"]) >= 0.6 for row in rows)
+    result = json.loads((folder / "result.json").read_text())
+    tensors = read_safetensors(folder / "best" / "model.safetensors")
+    first, last = (tensors[f"{name}.mask"] != 0 for name in tensors if f"{name}.mask" in tensors)
+    assert first.any(1).tolist() == last.any(0).tolist()
+    assert first.sum() == first.any(1).sum() * first.shape[1]
+    assert last.sum() == last.any(0).sum() * last.shape[0]
+    assert result["pattern"] == "neurons"
+    assert list(result["whole_layers"].values()) == ["no layer is seen to read its outputs"]
+    assert exported(storage, "pattern", "packed", capsys)["largest_difference"] == 0
+
+
 def test_a_pattern_of_the_experiments_own_reaches_the_workers(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
@@ -71,6 +90,10 @@ def test_a_pattern_of_the_experiments_own_reaches_the_workers(tmp_path: Path) ->
         (
             ["--target", "0.997", "--pattern", "block:8x8", "--experiment", "digits"],
             "--target: with the pattern block:8x8",
+        ),
+        (
+            ["--target", "0.9999", "--pattern", "neurons"],
+            "--target: with the pattern neurons this network has sparsities from 0 to",
         ),
         (
             ["--target", "0.9", "--pattern", "4:2"],
