@@ -48,7 +48,7 @@ def test_a_study_of_neurons(experiment_file: Path, tmp_path: Path, capsys: pytes
     assert first.sum() == first.any(1).sum() * first.shape[1]
     assert last.sum() == last.any(0).sum() * last.shape[0]
     assert result["pattern"] == "neurons"
-    assert list(result["whole_layers"].values()) == ["no layer is seen to read its outputs"]
+    assert list(result["whole_layers"].values()) == ["its outputs are the network's"]
     assert exported(storage, "pattern", "packed", capsys)["largest_difference"] == 0
 
 
@@ -99,7 +99,10 @@ def test_a_pattern_of_the_experiments_own_reaches_the_workers(tmp_path: Path) ->
             ["--target", "0.9", "--pattern", "4:2"],
             "--pattern '4:2': pattern 4:2: N must be at least 1, and less than M",
         ),
-        (["--target", "0.9", "--pattern", "blocks"], "--pattern 'blocks': it takes unstructured, N:M as 2:4, or"),
+        (
+            ["--target", "0.9", "--pattern", "blocks"],
+            "--pattern 'blocks': it takes unstructured, neurons, N:M as 2:4, or",
+        ),
         (["--target", "0.9", "--pattern", "block:512x512"], "nothing to prune"),
         (["--max-bytes", "9kB", "--pattern", "2:4"], "--pattern 2:4: --max-bytes is for zeros anywhere"),
         (
