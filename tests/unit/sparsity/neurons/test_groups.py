@@ -137,7 +137,7 @@ def test_masks_have_the_dtype_of_the_magnitudes() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: a CUDA device, and torch built for it")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_masks_are_the_same_on_a_gpu() -> None:
     masks = GROUPS.masks([log.cuda() for log in LOGS], 0.5)
     assert all(mask.is_cuda for mask in masks)
@@ -160,11 +160,12 @@ def test_a_selection_by_multiply_adds_meets_their_number() -> None:
     uses = count_uses(model, layers, example)
     assert uses is not None
     dense = uses.macs({layer.name: layer.weight.numel() for layer in layers})
-    for macs in (dense, dense // 2):
+    largest = 24 * 24 * 25 + 8 * 8 * 25 * 16  # of a channel of the first layer: what makes it, and what reads it
+    for macs in (dense, dense // 2, dense // 4):
         selection = NeuronSelection(groups=groups, layers=layers, scales=(), uses=uses)
         masks = selection(logs, [False] * len(layers), sparsity_of_macs(uses, layers, macs))
         counts = {layer.name: int(mask.sum()) for layer, mask in zip(layers, masks, strict=True)}
-        assert 0.75 * macs < uses.macs(counts) <= macs  # a neuron more is at most a quarter
+        assert macs - largest < uses.macs(counts) <= macs
 
 
 def test_a_selection_takes_and_gives_weights_as_rows() -> None:
