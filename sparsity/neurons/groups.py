@@ -43,12 +43,10 @@ class LayerGroups(NamedTuple):
         return self.shape[2:].numel()
 
     def parts(self, log_magnitude: Tensor) -> list[Part]:
-        """Return what the layer's rows and columns say of the groups."""
-        sides = ((0, self.first, not self.outputs_first), (1, self.second, self.outputs_first))
-        return [
-            Part(mean_squares(log_magnitude, dim), ids, reads, "normalised" if self.normalised and not reads else "")
-            for dim, ids, reads in sides
-        ]
+        """Return what the layer's rows and columns say of the groups. Rows whose scale does not count say nothing."""
+        first, second = mean_squares(log_magnitude)
+        sides = (Part(first, self.first, not self.outputs_first), Part(second, self.second, self.outputs_first))
+        return [side for side in sides if side.reads or not self.normalised]
 
     def mask(self, alive: Tensor, like: Tensor) -> Tensor:
         """Return the weight's mask, of the device and dtype of another tensor.
@@ -162,7 +160,7 @@ class NeuronGroups:
     def importance(self, log_magnitudes: Sequence[Tensor], scales: Sequence[Tensor] | None = None) -> Tensor:
         """Return the importance of each group. The arguments are those of `masks_until`."""
         factors = [] if scales is None else zip(self.scales, scales, strict=True)
-        parts = [Part(over_mean(factor.detach().square()), one.groups, False, "gamma") for one, factor in factors]
+        parts = [Part(over_mean(factor.detach().square()), one.groups, False) for one, factor in factors]
         for layer, log in zip(self.layers, log_magnitudes, strict=True):
             parts += layer.parts(log)
         return importance(parts, self.count)

@@ -33,6 +33,25 @@ def test_a_study_of_2_of_4(experiment_file: Path, tmp_path: Path, capsys: pytest
     assert exported(storage, "pattern", "packed", capsys)["largest_difference"] == 0
 
 
+def test_a_study_of_neurons(experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch_pruning")
+    storage = tmp_path / "studies"
+    options = {"experiment": f"{experiment_file}:steady", "method": "lpss,gmp", "pattern": "neurons"}
+    folder = run_in_process(storage, "pattern", target=0.6, trials=6, scheduler="none", **options)
+    rows = trials_of(folder)
+    assert {row["method"] for row in rows} == {"lpss", "gmp"}
+    assert all(row["state"] == "completed" and float(row["sparsity"]) >= 0.6 for row in rows)
+    result = json.loads((folder / "result.json").read_text())
+    tensors = read_safetensors(folder / "best" / "model.safetensors")
+    first, last = (tensors[f"{name}.mask"] != 0 for name in tensors if f"{name}.mask" in tensors)
+    assert first.any(1).tolist() == last.any(0).tolist()
+    assert first.sum() == first.any(1).sum() * first.shape[1]
+    assert last.sum() == last.any(0).sum() * last.shape[0]
+    assert result["pattern"] == "neurons"
+    assert list(result["whole_layers"].values()) == ["its outputs are the network's"]
+    assert exported(storage, "pattern", "packed", capsys)["largest_difference"] == 0
+
+
 def test_a_pattern_of_the_experiments_own_reaches_the_workers(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
@@ -73,10 +92,17 @@ def test_a_pattern_of_the_experiments_own_reaches_the_workers(tmp_path: Path) ->
             "--target: with the pattern block:8x8",
         ),
         (
+            ["--target", "0.9999", "--pattern", "neurons"],
+            "--target: with the pattern neurons this network has sparsities from 0 to",
+        ),
+        (
             ["--target", "0.9", "--pattern", "4:2"],
             "--pattern '4:2': pattern 4:2: N must be at least 1, and less than M",
         ),
-        (["--target", "0.9", "--pattern", "blocks"], "--pattern 'blocks': it takes unstructured, N:M as 2:4, or"),
+        (
+            ["--target", "0.9", "--pattern", "blocks"],
+            "--pattern 'blocks': it takes unstructured, neurons, N:M as 2:4, or",
+        ),
         (["--target", "0.9", "--pattern", "block:512x512"], "nothing to prune"),
         (["--max-bytes", "9kB", "--pattern", "2:4"], "--pattern 2:4: --max-bytes is for zeros anywhere"),
         (

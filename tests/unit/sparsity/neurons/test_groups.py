@@ -74,7 +74,7 @@ def values_of(logs: Sequence[Tensor]) -> Tensor:
 
 
 def test_importance_is_the_rows_norm_times_the_columns() -> None:
-    torch.testing.assert_close(GROUPS.importance(LOGS), values_of(LOGS))
+    torch.testing.assert_close(GROUPS.importance(LOGS), values_of(LOGS), rtol=1e-5, atol=0)
 
 
 def test_where_a_normalisation_follows_its_factor_takes_the_place_of_the_rows_norm() -> None:
@@ -84,16 +84,17 @@ def test_where_a_normalisation_follows_its_factor_takes_the_place_of_the_rows_no
     columns = (2 * logs[1].double()).exp2().mean(0)
     expected = factors**2 / (factors**2).mean() * columns / columns.mean()
     assert [scale.name for scale in groups.scales] == ["1"]
-    torch.testing.assert_close(groups.importance(logs, [factors]), expected)
+    torch.testing.assert_close(groups.importance(logs, [factors]), expected, rtol=1e-5, atol=0)
     scaled = [logs[0] + normal(6, 8).float()[:, None], logs[1]]
-    torch.testing.assert_close(groups.importance(scaled, [factors]), expected)
+    torch.testing.assert_close(groups.importance(scaled, [factors]), expected, rtol=1e-5, atol=0)
 
 
 def test_importance_does_not_underflow() -> None:
     log = normal(0, 6, 5)
-    assert torch.equal(mean_squares(log - 1000, 0), mean_squares(log, 0))
-    zeros = torch.full((6, 5), -torch.inf)
-    assert torch.equal(mean_squares(zeros, 0), torch.zeros(6, dtype=torch.float64))
+    assert all(map(torch.equal, mean_squares(log - 1024), mean_squares(log)))
+    rows, columns = mean_squares(torch.full((6, 5, 2), -torch.inf))
+    assert not rows.any()
+    assert not columns.any()
 
 
 def test_masks_do_not_change_where_a_neuron_is_scaled_and_what_reads_it_is_scaled_back() -> None:
@@ -136,7 +137,7 @@ def test_masks_have_the_dtype_of_the_magnitudes() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: a CUDA device, and torch built for it")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_masks_are_the_same_on_a_gpu() -> None:
     masks = GROUPS.masks([log.cuda() for log in LOGS], 0.5)
     assert all(mask.is_cuda for mask in masks)
@@ -159,11 +160,12 @@ def test_a_selection_by_multiply_adds_meets_their_number() -> None:
     uses = count_uses(model, layers, example)
     assert uses is not None
     dense = uses.macs({layer.name: layer.weight.numel() for layer in layers})
-    for macs in (dense, dense // 2):
+    largest = 24 * 24 * 25 + 8 * 8 * 25 * 16  # of a channel of the first layer: what makes it, and what reads it
+    for macs in (dense, dense // 2, dense // 4):
         selection = NeuronSelection(groups=groups, layers=layers, scales=(), uses=uses)
         masks = selection(logs, [False] * len(layers), sparsity_of_macs(uses, layers, macs))
         counts = {layer.name: int(mask.sum()) for layer, mask in zip(layers, masks, strict=True)}
-        assert 0.75 * macs < uses.macs(counts) <= macs  # a neuron more is at most a quarter
+        assert macs - largest < uses.macs(counts) <= macs
 
 
 def test_a_selection_takes_and_gives_weights_as_rows() -> None:

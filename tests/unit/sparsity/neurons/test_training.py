@@ -13,6 +13,7 @@ from tests.helpers.problems import batches, blobs, normal
 from tune_sparsity.sparsity import METHODS, LayerRules, LpSGD, SparseTraining, lpss
 from tune_sparsity.sparsity.masks import zeros_for
 from tune_sparsity.sparsity.neurons.finding import neuron_groups, with_neurons
+from tune_sparsity.sparsity.neurons.groups import NeuronGroups
 from tune_sparsity.sparsity.neurons.removal import smaller
 from tune_sparsity.sparsity.patterns import Neurons
 from tune_sparsity.sparsity.sphere import row_norm
@@ -54,7 +55,7 @@ def trained(method: str, settings: dict[str, Any], sparsity: float) -> tuple[nn.
     rules = with_neurons(LayerRules(pattern="neurons"), model, x[:3])  # type: ignore[arg-type]
     assert isinstance(rules.pattern, Neurons)
     groups = rules.pattern.groups
-    assert groups is not None
+    assert isinstance(groups, NeuronGroups)
     generator = torch.Generator().manual_seed(0)
     params = {"final_sparsity": sparsity, **settings}
     sparse = METHODS[method].build(model, params, total_steps=120, generator=generator, rules=rules)
