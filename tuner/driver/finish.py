@@ -267,6 +267,7 @@ def _model(prepared: Prepared, outcome: StudyOutcome, network: Path) -> dict[str
         "size_bytes": best.size_bytes,
         "macs": best.macs,
         "syn_ops": best.syn_ops,
+        "bit_ops": best.bit_ops,
     }
     tags = {"study": outcome.study, "trial": best.name, "method": best.method, "target": prepared.goal.option}
     return model_note(
@@ -337,7 +338,7 @@ def _metrics(outcome: StudyOutcome) -> dict[str, float]:
             metrics[f"best_{goal.objective.val}{where}"] = best.value
         if (value := outcome.test_values.get(best.number)) is not None:
             metrics[f"best_{goal.objective.test}{where}"] = value
-        costs = {name: getattr(best, name) for name in ("size_bytes", "macs", "syn_ops")}
+        costs = {name: getattr(best, name) for name in ("size_bytes", "macs", "syn_ops", "bit_ops")}
         more = {"sparsity_matrices": outcome.sparsity_matrices(best), **costs}
         metrics |= {f"best_{name}{where}": value for name, value in more.items() if value is not None}
     return metrics

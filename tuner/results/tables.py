@@ -26,7 +26,7 @@ from tune_sparsity.tuner.system.files import plain, to_json, write_atomically
 LEADING_COLUMNS = ("number", "state")
 TRAILING_COLUMNS = (
     *("sparsity", "sparsity_matrices", "sparsity_total", "hoyer", "nonzero_weights", "size_bytes", "macs"),
-    *("syn_ops", "train_bytes", "epochs", "seconds", "method", "reason"),
+    *("syn_ops", "bit_ops", "train_bytes", "epochs", "seconds", "method", "reason"),
 )
 """After the parameters and the metric; like the leading ones they are attributes of a TrialRecord, but for
 "sparsity_matrices"."""
@@ -196,6 +196,7 @@ def trial_document(record: TrialRecord) -> dict[str, Any]:
         "size_bytes": record.size_bytes,
         "macs": record.macs,
         "syn_ops": record.syn_ops,
+        "bit_ops": record.bit_ops,
         "train_bytes": record.train_bytes,
     }
 

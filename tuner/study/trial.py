@@ -18,6 +18,10 @@ SPIKE_RATE = "spike_rate_"
 """The beginning of the names of measures that are a spiking layer's rate; the layer's name follows."""
 
 
+COSTS = ("size_bytes", "macs", "syn_ops", "bit_ops", "train_bytes")
+"""The measures of a trial that are counts of bytes or operations; each is an attribute of a TrialRecord."""
+
+
 class TrialState(StrEnum):
     """The states of a trial; Optuna's, Ray's and MLflow's own states are derived from these."""
 
@@ -64,6 +68,7 @@ class TrialRecord:
     size_bytes: int | None = None  # of the network's packed file; known once the mask is fixed
     macs: int | None = None  # multiply-adds an example with weights that are not zero; likewise
     syn_ops: int | None = None  # synaptic operations an example, of a network of spiking neurons that was trained whole
+    bit_ops: int | None = None  # those of `macs` that are products of two signs, of a binary network
     train_bytes: int | None = None  # alive at most in a step of the training, as measured
     epochs: int = 0
     seconds: float = 0.0  # wall clock of the trial
@@ -116,8 +121,8 @@ class TrialRecord:
         self.value, self.hoyer = epoch.metrics[self.objective.val], epoch.metrics["hoyer"]
         self.sparsity, self.sparsity_total = epoch.metrics["sparsity"], epoch.metrics["sparsity_total"]
         self.nonzero_weights = int(epoch.metrics["nonzero_weights"])
-        costs = ("size_bytes", "macs", "syn_ops", "train_bytes")
-        self.size_bytes, self.macs, self.syn_ops, self.train_bytes = (_count(epoch.metrics.get(one)) for one in costs)
+        for cost in COSTS:
+            setattr(self, cost, _count(epoch.metrics.get(cost)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record in JSON's types, its value under the metric's name."""

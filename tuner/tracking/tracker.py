@@ -37,7 +37,7 @@ STATUS = {
     TrialState.PRUNED: "FINISHED",  # MLflow has no such status: the tag `state` tells it from completed
     TrialState.FAILED: "FAILED",
 }
-_SIZES = ("nonzero_weights", "size_bytes", "macs", "syn_ops", "train_bytes")
+_SIZES = ("nonzero_weights", "size_bytes", "macs", "syn_ops", "bit_ops", "train_bytes")
 _MEASURES = ("sparsity", "sparsity_total", "hoyer", *_SIZES, "epochs", "seconds")
 
 

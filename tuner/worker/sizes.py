@@ -90,7 +90,7 @@ def _layout(training: Training | OwnTraining) -> Layout:
 
 def network_cost(training: Training | OwnTraining, uses: Uses | None) -> dict[str, float]:
     """Return the size of the network's packed file in bytes, and its multiply-adds with weights that are not zero, of
-    an example; without what is not known.
+    an example; without what is not known. Of a binary network, also say how many of them are products of two signs.
 
     Args:
         uses: how often the network uses its weights.
@@ -100,7 +100,10 @@ def network_cost(training: Training | OwnTraining, uses: Uses | None) -> dict[st
     with suppress(ValueError):  # of a tensor that no packed file can have
         found["size_bytes"] = float(_layout(training).size(masks))
     if uses is not None:
-        found["macs"] = float(uses.macs({name: int(mask.count_nonzero()) for name, mask in masks.items()}))
+        nonzero = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
+        found["macs"] = float(uses.macs(nonzero))
+        if isinstance(training.sparse, BinaryTraining):
+            found["bit_ops"] = float(round(sum(nonzero[n] * uses.prunable[n] for n in training.sparse.names_of_signs)))
     return found
 
 
