@@ -17,7 +17,7 @@ def resume(arguments: list[str]) -> int:
     parser.add_argument("--time-budget", metavar="T", default=argparse.SUPPRESS, help="a new budget for all of it")
     parser.add_argument("--patience", metavar="N", default=argparse.SUPPRESS, help="trials without gain to end after")
     parser.add_argument(
-        "--group", metavar="NAME", default=argparse.SUPPRESS, help="cascade: of networks that are there"
+        "--group", metavar="NAME", default=argparse.SUPPRESS, help="cascade, of networks that are there; or reflect"
     )
     parser.add_argument("--data-dir", metavar="DIR", default=argparse.SUPPRESS)
     parser.add_argument("--address", metavar="ADDRESS", default=argparse.SUPPRESS, help="of the cluster to go on with")

@@ -56,7 +56,7 @@ def search_parser() -> Parser:
     how.add_argument("--patience", metavar="N", help="end after N trials without gain in what the goal judges")
     how.add_argument("--epochs", metavar="N", help="epochs of a trial (the experiment's own)")
     how.add_argument("--seed", metavar="N", help="of the sampler, the weights and the order of examples (0)")
-    how.add_argument("--group", metavar="NAME", help="cascade: a small network of the front, and a large one if unsure")
+    how.add_argument("--group", metavar="NAME", help="cascade: a small network, and a large one if unsure; or reflect")
     how.add_argument(
         "--ensemble", metavar="NAME", help="resample: of networks around the average of the best one's weights"
     )

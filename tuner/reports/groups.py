@@ -38,6 +38,22 @@ def passed_rows(document: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
+def reflection_line(document: Mapping[str, Any], objective: Objective) -> str:
+    """Say whether a large network that was trained again makes the better group; nothing without --group reflect."""
+    about = document.get("reflection")
+    if not about:
+        return ""
+    plain = next(group for group in document["groups"] if group["name"] == about["against"])
+    trained = f"{about['large']} was trained on all examples, the hard ones of {about['small']} up to 5 times"
+    if (value := about[objective.val]) is None:
+        return f"{trained}: its group takes more multiply-adds or bytes than {plain['name']}, and is not kept"
+    values = (
+        f"{objective.text(value)} on the validation data, {plain['name']} has {objective.text(plain[objective.val])}"
+    )
+    kept = "it is kept" if about["kept"] else "it is not kept"
+    return f"{trained}: with no more multiply-adds its group has {values}; {kept}"
+
+
 def group_line(document: Mapping[str, Any], objective: Objective) -> str:
     """Say what a group computes for the best network's accuracy; nothing without --group."""
     if not document:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tune_sparsity.sparsity import DeadNeurons
 from tune_sparsity.tuner.reports.groups import HEADER as GROUP_HEADER
-from tune_sparsity.tuner.reports.groups import PASSED_HEADER, group_line, group_rows, passed_rows
+from tune_sparsity.tuner.reports.groups import PASSED_HEADER, group_line, group_rows, passed_rows, reflection_line
 from tune_sparsity.tuner.reports.page import page
 from tune_sparsity.tuner.reports.plots.gallery import figures, front_title, pictured
 from tune_sparsity.tuner.reports.text import dead_text, duration, percent, short_number, shown_path, spikes_text
@@ -139,6 +139,7 @@ def _found(study: EndedStudy, goal: Goal, records: Sequence[TrialRecord]) -> dic
         "groups": group_rows(group, goal.objective),
         "groups_header": GROUP_HEADER,
         "group": group_line(group, goal.objective),
+        "reflection": reflection_line(group, goal.objective),
         "passed": passed_rows(group),
         "passed_header": PASSED_HEADER,
     }

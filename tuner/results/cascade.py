@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tune_sparsity.experiments import Data, Experiment, Loaded, NotFinite, Split
 from tune_sparsity.experiments.base import outputs_of
@@ -68,19 +68,20 @@ class Group:
     macs: float
 
 
-@torch.no_grad()
 def answers_of(
     experiment: Experiment, network: Path, split: Split | Loaded, device: str | torch.device = "cpu"
 ) -> Answers:
-    """Return the answers of a network on a split.
+    """Return the answers of a network on a split. Raises as `answered` does.
 
     Args:
         network: a file as `tune_sparsity.tuner.worker.trainable.packed_weights` gives it.
-
-    Raises:
-        NotFinite: if outputs are NaN.
     """
-    model = experiment.network_with(split_masks(load_file(network))[0]).to(device)
+    return answered(experiment, experiment.network_with(split_masks(load_file(network))[0]).to(device), split)
+
+
+@torch.no_grad()
+def answered(experiment: Experiment, model: nn.Module, split: Split | Loaded) -> Answers:
+    """Return the answers of a model on a split. Raises NotFinite if its outputs are NaN."""
     score = metric_of(experiment.metric).function
     parts = [
         (score(out, y).double().cpu(), margins(out).cpu(), out.topk(2, dim=1).indices.cpu())
@@ -287,13 +288,13 @@ def group_document(
         "pairs": choice.pairs,
         "as_good_as_best": None if choice.as_good is None else names[choice.as_good],
         "groups": [
-            {"name": name, **_described(group, records, read, best), "passed_pairs": choice.passed[group]}
+            {"name": name, **described(group, records, read, best), "passed_pairs": choice.passed[group]}
             for group, name in names.items()
         ],
     }
 
 
-def _described(
+def described(
     group: Group, records: Mapping[int, TrialRecord], read: Mapping[int, Answers], best: int
 ) -> dict[str, Any]:
     """Return a group in JSON's types.

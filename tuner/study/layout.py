@@ -16,6 +16,7 @@ PARETO_HTML = "pareto.html"
 PICTURES_HTML = "pictures.html"
 WEIGHTS = ".weights"  # the one hidden folder that belongs to a study: the networks that would be reported
 BEST = "best"  # the folder of the best network
+REFLECTED = "best-reflected"  # the folder of a network that was trained again for a group
 MODEL, DESCRIPTION = "model.safetensors", "model.json"
 SPREAD = ".spread"  # how the name of a tensor ends that is the spread of another, over the samples of an average
 ORIENTATIONS = "orientations"  # in the metadata of a network's file: as sparsity.orientation has them, in JSON
