@@ -89,11 +89,8 @@ def measured(data: Data, experiment: Experiment, seed: int) -> dict[str, float]:
     wrong = torch.zeros(train.examples, dtype=torch.bool)
     sure = out_of_fold(train.examples, seed, judge)
     shuffled = sure[torch.randperm(len(sure), generator=torch.Generator().manual_seed(seed))]
-    trained = {
-        "plain": train,
-        "reflected": train.at(repeated(sure, seed)),
-        "random": train.at(repeated(shuffled, seed)),
-    }
+    trained = {"plain": train}
+    trained |= {name: train.at(repeated(one, seed)) for name, one in {"reflected": sure, "random": shuffled}.items()}
     with torch.no_grad():
         theta = float(margins(first(data.val.x)).quantile(PASSED_ON))
     sides: dict[str, Model] = {

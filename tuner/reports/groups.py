@@ -47,11 +47,9 @@ def reflection_line(document: Mapping[str, Any], objective: Objective) -> str:
     trained = f"{about['large']} was trained on all examples, the hard ones of {about['small']} up to 5 times"
     if (value := about[objective.val]) is None:
         return f"{trained}: its group takes more multiply-adds or bytes than {plain['name']}, and is not kept"
-    values = (
-        f"{objective.text(value)} on the validation data, {plain['name']} has {objective.text(plain[objective.val])}"
-    )
-    kept = "it is kept" if about["kept"] else "it is not kept"
-    return f"{trained}: with no more multiply-adds its group has {values}; {kept}"
+    now, before = objective.text(value), objective.text(plain[objective.val])
+    values = f"{now} on the validation data, where {plain['name']} has {before}"
+    return f"{trained}: with no more multiply-adds its group has {values}; it is {'' if about['kept'] else 'not '}kept"
 
 
 def group_line(document: Mapping[str, Any], objective: Objective) -> str:

@@ -18,7 +18,6 @@ from torch.utils.data import Subset
 
 from tune_sparsity.experiments import Data, Experiment, Loaded, Split, Training
 from tune_sparsity.experiments.base import evaluate, outputs_of
-from tune_sparsity.experiments.training import train_whole
 from tune_sparsity.sparsity.cost.multiply_adds import Uses
 from tune_sparsity.tuner.results.cascade import (
     Answers,
@@ -70,8 +69,11 @@ class Recipe:
     def train(self, record: TrialRecord, examples: Split | Loaded) -> Training:
         """Return the training of a trial, from its first to its last epoch, on other examples."""
         options: dict[str, Any] = {"seed": trial_seed(self.seed, record.number), "device": self.device}
-        data = replace(self.data, train=examples)
-        return train_whole(self.experiment, data, record.method, record.params, epochs=self.epochs, **options)
+        splits = examples, self.data.val
+        training = Training(self.experiment, *splits, record.method, record.params, epochs=self.epochs, **options)
+        while not training.finished:
+            training.train()
+        return training
 
     def record(self, of: TrialRecord, training: Training) -> TrialRecord:
         """Return what is known of a trial's training here."""
