@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_sparsity.sparsity import DeadNeurons
+from tune_sparsity.tuner.reports.advice import advice
 from tune_sparsity.tuner.reports.groups import HEADER as GROUP_HEADER
 from tune_sparsity.tuner.reports.groups import PASSED_HEADER, group_line, group_rows, passed_rows, reflection_line
 from tune_sparsity.tuner.reports.page import page
@@ -27,6 +28,7 @@ def report_page(study: EndedStudy) -> str:
         f"{experiment}: {_wanted(goal)}",
         figures(pictured(front_title(experiment, goal), goal, records, study.folder)),
         verdict=_verdict(study, goal),
+        advice=advice(study.config.study, goal, records, study.result.get("group") or {}),
         dead=_dead(study),
         spikes=spikes_text(study.result.get("spike_rates") or {}),
         asked=_asked(study),

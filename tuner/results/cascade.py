@@ -326,8 +326,13 @@ def described(
 def main_group(document: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the group to use of those that result.json tells of: the one that is as good as the best network, else the
     most accurate; None if there is none."""
-    groups = {group["name"]: group for group in document.get("groups", ())}
-    return groups.get(document.get("as_good_as_best")) or next(reversed(groups.values()), None)
+    return as_good_as_best(document) or next(reversed(document.get("groups", ())), None)
+
+
+def as_good_as_best(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the cheapest group, of those that result.json tells of, that is as good as the best network; None if there
+    is none."""
+    return next((one for one in document.get("groups", ()) if one["name"] == document["as_good_as_best"]), None)
 
 
 def group_metrics(group: Mapping[str, Any]) -> dict[str, float]:
