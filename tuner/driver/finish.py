@@ -83,8 +83,7 @@ def conclude(
     tables = write_results(_outcome(prepared, records, {}, retrained.methods))
     written = _networks(prepared, folders)
     outcome, more, missing = _judged(prepared, records, folders, written, retrained)
-    unlogged = _log_networks(prepared, outcome, folders | more, tracker)
-    failures = [*retrained.problems, *written.problems, *missing, *unlogged]
+    failures = [*missing, *_log_networks(prepared, outcome, folders | more, tracker)]
     write_result(outcome)
     all_failed = bool(records) and all(record.state is TrialState.FAILED for record in records)
     tracker.finish_study(
@@ -173,7 +172,7 @@ def _judged(
     outcome = _outcome(prepared, records, written.networks, retrained.methods)
     outcome, no_ensemble = _with_ensemble(prepared, outcome)
     outcome, more, no_group = with_groups(prepared, outcome, folders)
-    return outcome, more, [*no_ensemble, *no_group]
+    return outcome, more, [*retrained.problems, *written.problems, *no_ensemble, *no_group]
 
 
 def _with_ensemble(prepared: Prepared, outcome: StudyOutcome) -> tuple[StudyOutcome, list[str]]:

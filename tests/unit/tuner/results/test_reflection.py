@@ -124,8 +124,8 @@ def test_examples_of_a_data_set_are_those_of_the_tensors() -> None:
 
 def test_what_is_learnt_by_heart_is_chance_out_of_fold() -> None:
     """Labels are drawn at random. A network that has seen them knows them, and one that has not knows nothing."""
-    recipe = recipe_of(data_of(0, random_labels=True), epochs=60)
-    record = TrialRecord(0, "dense", {"lr": 0.3})
+    recipe = recipe_of(data_of(0, random_labels=True, examples=120), epochs=150)
+    record = TrialRecord(0, "dense", {"lr": 0.1})
     sure = reflect(recipe, record, record).sure
     known = recipe.train(record, recipe.data.train).model
     own = probabilities(recipe.experiment, known, recipe.data.train)
