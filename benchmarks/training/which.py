@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -237,8 +238,9 @@ def draw(points: list[Point], path: Path) -> None:
         return
     from playwright.sync_api import sync_playwright
 
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         view = chromium.new_page(viewport={"width": 1100, "height": 650})
         view.goto(page.resolve().as_uri())
         view.wait_for_selector(".legend")

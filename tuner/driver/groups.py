@@ -64,12 +64,12 @@ def _reflected(
     """Return what result.json tells of the groups with a large network that was trained again; and this network, by its
     folder, if its group is the better one."""
     from tune_sparsity.tuner.results.networks import measuring_device, write_best
-    from tune_sparsity.tuner.results.reflection import Recipe, with_reflection
+    from tune_sparsity.tuner.results.reflection import StudyRecipe, with_reflection
     from tune_sparsity.tuner.worker.trainable import save_weights
 
     config, device = prepared.config, measuring_device(prepared.config)
     about = (prepared.epochs, config.seed, device, prepared.uses)
-    document, made = with_reflection(Recipe(prepared.experiment, prepared.data, *about), document, networks)
+    document, made = with_reflection(StudyRecipe(prepared.experiment, prepared.data, *about), document, networks)
     if made is None:
         return document, {}
     file = config.folder / WEIGHTS / f"{made.record.name}.safetensors"

@@ -51,7 +51,7 @@ class Reflected(TrialRecord):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StudyRecipe:
     """Says how a study's trials are trained here.
 
     Attributes:
@@ -141,7 +141,7 @@ def probabilities(experiment: Experiment, model: nn.Module, split: Split | Loade
     return torch.cat([out.double().softmax(1).gather(1, y[:, None])[:, 0].cpu() for out, y in pairs])
 
 
-def reflect(recipe: Recipe, small: TrialRecord, large: TrialRecord) -> Reflection:
+def reflect(recipe: StudyRecipe, small: TrialRecord, large: TrialRecord) -> Reflection:
     """Train a large network again, on all examples. Those count up to MOST times of which networks of the small one's
     recipe, trained without them, were unsure."""
     train = recipe.data.train
@@ -180,7 +180,7 @@ def within(
 
 
 def with_reflection(
-    recipe: Recipe, document: Mapping[str, Any], networks: Mapping[str, tuple[TrialRecord, Path]]
+    recipe: StudyRecipe, document: Mapping[str, Any], networks: Mapping[str, tuple[TrialRecord, Path]]
 ) -> tuple[dict[str, Any], Reflection | None]:
     """Train the large network of a study's group to use again. Return what result.json tells of the groups, with the
     new one if it is better, and the new network then.

@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from tune_sparsity.experiments import Data, Experiment, Loaded, Split
-from tune_sparsity.experiments import Recipe as Settings
+from tune_sparsity.experiments import Data, Experiment, Loaded, Recipe, Split
 from tune_sparsity.experiments.cascade import Cascade
 from tune_sparsity.sparsity import prunable_layers
 from tune_sparsity.sparsity.cost.multiply_adds import count_uses
@@ -22,7 +21,7 @@ from tune_sparsity.tuner.results.cascade import Answers, group_document, main_gr
 from tune_sparsity.tuner.results.networks import split_masks, write_best
 from tune_sparsity.tuner.results.reflection import (
     FOLDS,
-    Recipe,
+    StudyRecipe,
     folds,
     out_of_fold,
     probabilities,
@@ -54,14 +53,14 @@ def data_of(seed: int, *, random_labels: bool = False, examples: int = 300) -> D
     return Data(split(examples), split(400), split(2000))
 
 
-def recipe_of(data: Data, epochs: int = 4) -> Recipe:
-    experiment = Experiment("reflected", lambda _: data, network, Settings(epochs=epochs, batch_size=20))
+def recipe_of(data: Data, epochs: int = 4) -> StudyRecipe:
+    experiment = Experiment("reflected", lambda _: data, network, Recipe(epochs=epochs, batch_size=20))
     model = network()
     uses = count_uses(model, prunable_layers(model), data.val.x[:2])
-    return Recipe(experiment, data, epochs, 0, "cpu", uses)
+    return StudyRecipe(experiment, data, epochs, 0, "cpu", uses)
 
 
-def networks_of(recipe: Recipe, folder: Path) -> dict[str, tuple[TrialRecord, Path]]:
+def networks_of(recipe: StudyRecipe, folder: Path) -> dict[str, tuple[TrialRecord, Path]]:
     """A sparse and a less sparse network of a study, with their records."""
     found = {}
     for number, sparsity in enumerate((0.9, 0.5)):
@@ -73,7 +72,7 @@ def networks_of(recipe: Recipe, folder: Path) -> dict[str, tuple[TrialRecord, Pa
     return found
 
 
-def document_of(recipe: Recipe, networks: dict[str, tuple[TrialRecord, Path]]) -> dict[str, Any]:
+def document_of(recipe: StudyRecipe, networks: dict[str, tuple[TrialRecord, Path]]) -> dict[str, Any]:
     numbered = {record.number: (record, file) for record, file in networks.values()}
     best = max(numbered, key=lambda number: numbered[number][0].value or 0.0)
     return group_document(recipe.experiment, recipe.data, numbered, best)
@@ -144,18 +143,18 @@ def test_random_labels_give_chance_through_the_whole_way(tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def recipe() -> Recipe:
+def recipe() -> StudyRecipe:
     return recipe_of(data_of(2))
 
 
 @pytest.fixture(scope="module")
-def networks(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[TrialRecord, Path]]:
+def networks(recipe: StudyRecipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[TrialRecord, Path]]:
     return networks_of(recipe, tmp_path_factory.mktemp("networks"))
 
 
 @torch.no_grad()
 def test_a_better_group_is_told_as_what_its_networks_answer(
-    recipe: Recipe, networks: dict[str, tuple[TrialRecord, Path]], tmp_path: Path
+    recipe: StudyRecipe, networks: dict[str, tuple[TrialRecord, Path]], tmp_path: Path
 ) -> None:
     plain = with_value(document_of(recipe, networks), 0.0)
     with torch.enable_grad():
@@ -200,7 +199,7 @@ class Watched:
 
 
 def test_a_group_that_is_no_better_is_left_out_and_never_tested(
-    recipe: Recipe, networks: dict[str, tuple[TrialRecord, Path]]
+    recipe: StudyRecipe, networks: dict[str, tuple[TrialRecord, Path]]
 ) -> None:
     plain = with_value(document_of(recipe, networks), 1.0)
     watched: Any = Watched(recipe.data)
@@ -212,7 +211,7 @@ def test_a_group_that_is_no_better_is_left_out_and_never_tested(
     assert 0.5 < document["reflection"]["val_accuracy"] < 1.0
 
 
-def test_without_a_group_nothing_is_trained(recipe: Recipe) -> None:
+def test_without_a_group_nothing_is_trained(recipe: StudyRecipe) -> None:
     document, made = with_reflection(recipe, {"kind": "cascade", "as_good_as_best": None, "groups": []}, {})
     assert (document["kind"], made) == ("reflect", None)
     assert "reflection" not in document
