@@ -59,7 +59,8 @@ def _of_group(study: str, group: Mapping[str, Any]) -> str:
     share = f"{found['share_of_best_macs']:.0%}"
     return (
         f"for fewer multiply-adds take two networks: {found['name']} computes {share} of what {group['best']} does, "
-        f"at the same accuracy on the validation data: tune-sparsity export {study} --network {found['name']}"
+        "at the same accuracy on the validation data: "
+        f"tune-sparsity export {study} --network {found['name']} --format onnx"
     )
 
 

@@ -44,7 +44,7 @@ def test_a_group_as_good_as_the_best_network_is_advised() -> None:
     group = {"best": "t0003", "as_good_as_best": "group-2", "groups": groups}
     said = advice("s", FRONT, [], group)
     assert "group-2 computes 32% of what t0003 does" in said
-    assert said.endswith("tune-sparsity export s --network group-2")
+    assert said.endswith("tune-sparsity export s --network group-2 --format onnx")
     assert advice("s", FRONT, [], {**group, "as_good_as_best": None}) == ""
 
 
