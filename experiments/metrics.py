@@ -14,7 +14,7 @@ from tune_sparsity.experiments.examples import mapped, tensors_in
 ACCURACY = "accuracy"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TAKEN = (
-    *("bytes", "epochs", "hypervolume", "macs", "method", "nonzero", "seconds", "size_bytes", "sparsity"),
+    *("bit_ops", "bytes", "epochs", "hypervolume", "macs", "method", "nonzero", "seconds", "size_bytes", "sparsity"),
     *("study", "syn_ops", "target", "train_bytes", "trial"),
 )
 """Names of other columns in the tables and plots that show the metric."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,9 +34,11 @@ class BinaryTraining(SparseTraining):
     """
 
     steps_in_backward = True
+    names_of_signs: Sequence[str] = ()  # of the layers' weights whose inputs are signs, too; known at the end
 
     def __init__(self, model: nn.Module, activations: str, *, total_steps: int, **settings: Any) -> None:
         blocks = make_binary(model, activations)
+        self._reads_signs = [bool(block.before) for block in blocks]
         self._weights = sum(block.weight.numel() for block in blocks)
         weights, biases = [block.weight for block in blocks], [block.bias for block in blocks]
         self._binary = BinaryOptimizer(weights, biases, **settings)
@@ -82,6 +84,8 @@ class BinaryTraining(SparseTraining):
         self.layers = [
             Layer(plain_name(self.model, f"{name}.weight"), layer.weight, sphere=False) for name, layer in layers
         ]
+        pairs = zip(self.layers, self._reads_signs, strict=True)
+        self.names_of_signs = [layer.name for layer, reads in pairs if reads]
         self.masks = [torch.ones_like(layer.weight, dtype=torch.bool) for layer in self.layers]
         self.fixed = True
 

@@ -60,7 +60,9 @@ def search_parser() -> Parser:
     how.add_argument(
         "--pattern", metavar="PATTERN", help="pattern of the zeros: neurons, 2:4, block:4x1, ... (the experiment's)"
     )
-    how.add_argument("--group", metavar="NAME", help="cascade: a small network, and a large one for unsure answers")
+    how.add_argument(
+        "--group", metavar="NAME", help="cascade: a small and a large network that answers if unsure; or reflect"
+    )
     how.add_argument("--ensemble", metavar="NAME", help="resample: networks drawn near the best one's average weights")
     how.add_argument("--members", metavar="N", help="networks in the ensemble (10)")
     how.add_argument("--final-seeds", metavar="N", help="at the end, train each method's best again with N seeds (0)")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from tune_sparsity.experiments import Data, DataUnavailable, Experiment, LoopError, OwnLoop, find
+from tune_sparsity.experiments import Data, DataUnavailable, Experiment, Loaded, LoopError, OwnLoop, find
 from tune_sparsity.experiments.base import are_classes, in_evaluation
 from tune_sparsity.experiments.checks import Finding, Level, first_look
 from tune_sparsity.experiments.metrics import ACCURACY, metric_of
@@ -120,6 +120,8 @@ def check_group(config: StudyConfig, experiment: Experiment, data: Data, *, cost
         wrong = "is a loop of your own, whose networks cannot be run here"
     elif metric.name != ACCURACY or not metric.each:
         wrong = f"is judged by {metric.name}, but a group needs the accuracy, with a score for each example"
+    elif config.group == "reflect" and isinstance(data.train, Loaded) and data.train.iterable:
+        wrong = "has training data that come as a stream, of which no part can be left out"
     else:
         some = data.val.first(2)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -99,7 +99,7 @@ class StudyConfig(BaseModel):
     patience: int | None = Field(default=None, ge=1, le=_MILLION)
     epochs: int | None = Field(default=None, ge=1, le=_MILLION)
     final_seeds: int = Field(default=0, ge=0, le=1000)
-    group: Literal["cascade"] | None = None
+    group: Literal["cascade", "reflect"] | None = None
     ensemble: Literal["resample"] | None = None
     members: int = Field(default=10, ge=2, le=1000)
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -224,6 +224,8 @@ class StudyConfig(BaseModel):
                 f"--group {self.group}: this goal keeps one network, and a group has two: give --front 0.5:0.99 or "
                 "several targets"
             )
+        if self.group == "reflect" and self.workers_per_trial > 1:
+            raise ValueError("--group reflect trains in one process: give --workers-per-trial 1")
         return self
 
     def goal(self, layers: int, weights: int, layout: Layout | None = None) -> Goal:

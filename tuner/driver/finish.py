@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_sparsity.experiments import OwnLoop
+from tune_sparsity.tuner.driver.groups import group_model, with_groups
 from tune_sparsity.tuner.driver.prepare import Prepared
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.results.cascade import group_metrics, main_group
@@ -20,7 +21,6 @@ from tune_sparsity.tuner.study.goal import GoalKind
 from tune_sparsity.tuner.study.layout import BEST, CHECKPOINTS, MODEL, STUDY_YAML, WEIGHTS, weights_file
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.tracking.model import model_note
-from tune_sparsity.tuner.tracking.pyfunc_model import Gated
 
 if TYPE_CHECKING:
     from tune_sparsity.tuner.driver.ray_tune import StopWhen
@@ -82,8 +82,8 @@ def conclude(
     folders = {} if stop.asked else goal.folders(records)
     tables = write_results(_outcome(prepared, records, {}, retrained.methods))
     written = _networks(prepared, folders)
-    outcome, missing = _judged(prepared, records, folders, written, retrained)
-    failures = [*retrained.problems, *written.problems, *missing, *_log_networks(prepared, outcome, folders, tracker)]
+    outcome, more, missing = _judged(prepared, records, folders, written, retrained)
+    failures = [*missing, *_log_networks(prepared, outcome, folders | more, tracker)]
     write_result(outcome)
     all_failed = bool(records) and all(record.state is TrialState.FAILED for record in records)
     tracker.finish_study(
@@ -166,13 +166,13 @@ def _judged(
     folders: Mapping[str, TrialRecord],
     written: Written,
     retrained: Retraining,
-) -> tuple[StudyOutcome, list[str]]:
-    """Return what the study has found, with what is made of several networks where that is asked for, and what it
-    lacks."""
+) -> tuple[StudyOutcome, dict[str, TrialRecord], list[str]]:
+    """Return what the study has found, with what is made of several networks where that is asked for; what was trained
+    for that, by its folder; and what the study lacks."""
     outcome = _outcome(prepared, records, written.networks, retrained.methods)
     outcome, no_ensemble = _with_ensemble(prepared, outcome)
-    outcome, no_group = _with_group(prepared, outcome, folders)
-    return outcome, [*no_ensemble, *no_group]
+    outcome, more, no_group = with_groups(prepared, outcome, folders)
+    return outcome, more, [*retrained.problems, *written.problems, *no_ensemble, *no_group]
 
 
 def _with_ensemble(prepared: Prepared, outcome: StudyOutcome) -> tuple[StudyOutcome, list[str]]:
@@ -190,27 +190,6 @@ def _with_ensemble(prepared: Prepared, outcome: StudyOutcome) -> tuple[StudyOutc
         return replace(outcome, ensemble=ensemble_document(drawn, best.size_bytes, best.macs)), []
     except (Exception, SystemExit) as error:  # the user's network and metric
         return outcome, [f"there is no ensemble around {best.name}: {one_line(error)}"]
-
-
-def _with_group(
-    prepared: Prepared, outcome: StudyOutcome, folders: Mapping[str, TrialRecord]
-) -> tuple[StudyOutcome, list[str]]:
-    """Return the outcome with groups of the kept networks, where they are asked for, and a line if there are none."""
-    config, best = prepared.config, outcome.best
-    if config.group is None or best is None or not folders:
-        return outcome, []
-    from tune_sparsity.tuner.results.cascade import group_document
-    from tune_sparsity.tuner.results.networks import measuring_device
-
-    files = {record.number: (record, config.folder / name / MODEL) for name, record in folders.items()}
-    networks = {number: kept for number, kept in files.items() if number in outcome.test_values}
-    try:
-        document = group_document(prepared.experiment, prepared.data, networks, best.number, measuring_device(config))
-        return replace(outcome, group=document), []
-    except (Exception, SystemExit) as error:  # the user's network and metric
-        if disk_error(error):
-            raise
-        return outcome, [f"there is no group of networks: {one_line(error)}"]
 
 
 def _short(outcome: StudyOutcome) -> list[str]:
@@ -240,7 +219,7 @@ def _log_networks(
         )
     notes: dict[str, Callable[[], dict[str, Any] | None]] = {
         "best network": lambda: None if best is None else _model(prepared, outcome, folder / best),
-        "group": lambda: _group_model(prepared, outcome, {folders[name].name: folder / name for name in there}),
+        "group": lambda: group_model(prepared, outcome, {folders[name].name: folder / name for name in there}),
     }
     for what, note in notes.items():
         try:
@@ -267,6 +246,7 @@ def _model(prepared: Prepared, outcome: StudyOutcome, network: Path) -> dict[str
         "size_bytes": best.size_bytes,
         "macs": best.macs,
         "syn_ops": best.syn_ops,
+        "bit_ops": best.bit_ops,
     }
     tags = {"study": outcome.study, "trial": best.name, "method": best.method, "target": prepared.goal.option}
     return model_note(
@@ -278,28 +258,6 @@ def _model(prepared: Prepared, outcome: StudyOutcome, network: Path) -> dict[str
         tags={**tags, "experiment": outcome.experiment},
         metrics={name: value for name, value in measured.items() if value is not None},
         register=prepared.config.register,
-    )
-
-
-def _group_model(prepared: Prepared, outcome: StudyOutcome, networks: Mapping[str, Path]) -> dict[str, Any] | None:
-    """Return the content of MLflow's model of the group; None if there is no group.
-
-    Args:
-        networks: the folders of the networks, by their trials' names.
-    """
-    group = main_group(outcome.group)
-    if group is None:
-        return None
-    return model_note(
-        prepared.config.folder,
-        Gated(networks[group["small"]], networks[group["large"]], group["theta"]),
-        prepared.experiment,
-        prepared.config.experiment,
-        prepared.data,
-        tags={"study": outcome.study, "experiment": outcome.experiment, "kind": outcome.group["kind"]}
-        | {name: group[name] for name in ("small", "large", "theta")},
-        metrics=group_metrics(group),
-        register=None,
     )
 
 
@@ -337,7 +295,7 @@ def _metrics(outcome: StudyOutcome) -> dict[str, float]:
             metrics[f"best_{goal.objective.val}{where}"] = best.value
         if (value := outcome.test_values.get(best.number)) is not None:
             metrics[f"best_{goal.objective.test}{where}"] = value
-        costs = {name: getattr(best, name) for name in ("size_bytes", "macs", "syn_ops")}
+        costs = {name: getattr(best, name) for name in ("size_bytes", "macs", "syn_ops", "bit_ops")}
         more = {"sparsity_matrices": outcome.sparsity_matrices(best), **costs}
         metrics |= {f"best_{name}{where}": value for name, value in more.items() if value is not None}
     return metrics

@@ -38,6 +38,20 @@ def passed_rows(document: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
+def reflection_line(document: Mapping[str, Any], objective: Objective) -> str:
+    """Say whether a large network that was trained again makes the better group; nothing without --group reflect."""
+    about = document.get("reflection")
+    if not about:
+        return ""
+    plain = next(group for group in document["groups"] if group["name"] == about["against"])
+    trained = f"{about['large']} was trained on all examples, the hard ones of {about['small']} up to 5 times"
+    if (value := about[objective.val]) is None:
+        return f"{trained}: its group takes more multiply-adds or bytes than {plain['name']}, and is not kept"
+    now, before = objective.text(value), objective.text(plain[objective.val])
+    values = f"{now} on the validation data, where {plain['name']} has {before}"
+    return f"{trained}: with no more multiply-adds its group has {values}; it is {'' if about['kept'] else 'not '}kept"
+
+
 def group_line(document: Mapping[str, Any], objective: Objective) -> str:
     """Say what a group computes for the best network's accuracy; nothing without --group."""
     if not document:

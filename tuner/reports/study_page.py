@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tune_sparsity.sparsity import DeadNeurons
+from tune_sparsity.tuner.reports.advice import advice
 from tune_sparsity.tuner.reports.groups import HEADER as GROUP_HEADER
-from tune_sparsity.tuner.reports.groups import PASSED_HEADER, group_line, group_rows, passed_rows
+from tune_sparsity.tuner.reports.groups import PASSED_HEADER, group_line, group_rows, passed_rows, reflection_line
 from tune_sparsity.tuner.reports.page import page
 from tune_sparsity.tuner.reports.plots.gallery import figures, front_title, pictured
 from tune_sparsity.tuner.reports.savings import HEADER as SAVINGS_HEADER
@@ -34,6 +35,7 @@ def report_page(study: EndedStudy, *, measure: bool = True) -> str:
         f"{experiment}: {_wanted(goal)}",
         figures(pictured(front_title(experiment, goal), goal, records, study.folder)),
         verdict=_verdict(study, goal),
+        advice=advice(study.config.study, goal, records, study.result.get("group") or {}),
         dead=_dead(study),
         spikes=spikes_text(study.result.get("spike_rates") or {}),
         saved=saved,
@@ -152,6 +154,7 @@ def _found(study: EndedStudy, goal: Goal, records: Sequence[TrialRecord]) -> dic
         "groups": group_rows(group, goal.objective),
         "groups_header": GROUP_HEADER,
         "group": group_line(group, goal.objective),
+        "reflection": reflection_line(group, goal.objective),
         "passed": passed_rows(group),
         "passed_header": PASSED_HEADER,
     }

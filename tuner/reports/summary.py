@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tune_sparsity.sparsity.patterns import UNSTRUCTURED
 from tune_sparsity.tuner.errors import redact
 from tune_sparsity.tuner.reports.groups import HEADER as GROUP_HEADER
-from tune_sparsity.tuner.reports.groups import group_line, group_rows
+from tune_sparsity.tuner.reports.groups import group_line, group_rows, reflection_line
 from tune_sparsity.tuner.reports.progress import missing_above
 from tune_sparsity.tuner.reports.text import (
     command,
@@ -259,6 +259,7 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
         ("front", front_line(outcome)),
         ("network", network_line(outcome)),
         ("group", group_line(outcome.group, outcome.goal.objective)),
+        ("reflect", reflection_line(outcome.group, outcome.goal.objective)),
         ("ensemble", ensemble_line(outcome)),
         ("layers", layers_line(outcome)),
         ("dead", dead_text(outcome.dead_neurons)),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tune_sparsity.experiments import Data, Experiment, Loaded, NotFinite, Split
 from tune_sparsity.experiments.base import outputs_of
@@ -68,19 +68,20 @@ class Group:
     macs: float
 
 
-@torch.no_grad()
 def answers_of(
     experiment: Experiment, network: Path, split: Split | Loaded, device: str | torch.device = "cpu"
 ) -> Answers:
-    """Return the answers of a network on a split.
+    """Return the answers of a network on a split. Raises as `answered` does.
 
     Args:
         network: a file as `tune_sparsity.tuner.worker.trainable.packed_weights` gives it.
-
-    Raises:
-        NotFinite: if outputs are NaN.
     """
-    model = experiment.network_with(split_masks(load_file(network))[0]).to(device)
+    return answered(experiment, experiment.network_with(split_masks(load_file(network))[0]).to(device), split)
+
+
+@torch.no_grad()
+def answered(experiment: Experiment, model: nn.Module, split: Split | Loaded) -> Answers:
+    """Return the answers of a model on a split. Raises NotFinite if its outputs are NaN."""
     score = metric_of(experiment.metric).function
     parts = [
         (score(out, y).double().cpu(), margins(out).cpu(), out.topk(2, dim=1).indices.cpu())
@@ -287,13 +288,13 @@ def group_document(
         "pairs": choice.pairs,
         "as_good_as_best": None if choice.as_good is None else names[choice.as_good],
         "groups": [
-            {"name": name, **_described(group, records, read, best), "passed_pairs": choice.passed[group]}
+            {"name": name, **described(group, records, read, best), "passed_pairs": choice.passed[group]}
             for group, name in names.items()
         ],
     }
 
 
-def _described(
+def described(
     group: Group, records: Mapping[int, TrialRecord], read: Mapping[int, Answers], best: int
 ) -> dict[str, Any]:
     """Return a group in JSON's types.
@@ -325,8 +326,13 @@ def _described(
 def main_group(document: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the group to use of those that result.json tells of: the one that is as good as the best network, else the
     most accurate; None if there is none."""
-    groups = {group["name"]: group for group in document.get("groups", ())}
-    return groups.get(document.get("as_good_as_best")) or next(reversed(groups.values()), None)
+    return as_good_as_best(document) or next(reversed(document.get("groups", ())), None)
+
+
+def as_good_as_best(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the cheapest group, of those that result.json tells of, that is as good as the best network; None if there
+    is none."""
+    return next((one for one in document.get("groups", ()) if one["name"] == document["as_good_as_best"]), None)
 
 
 def group_metrics(group: Mapping[str, Any]) -> dict[str, float]:

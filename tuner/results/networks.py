@@ -260,6 +260,7 @@ def _describe(
             "size_bytes": record.size_bytes,
             "macs": record.macs,
             "syn_ops": record.syn_ops,
+            "bit_ops": record.bit_ops,
         },
         "sparsity_by_layer": dict(best.by_layer),
     }

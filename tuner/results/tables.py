@@ -21,13 +21,13 @@ from tune_sparsity.tuner.results.retraining import Retrained
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.layout import PARETO_CSV, RESULT_JSON, TRIALS_CSV
 from tune_sparsity.tuner.study.objective import ACCURACY, Objective
-from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
+from tune_sparsity.tuner.study.trial import COSTS, TrialRecord, TrialState
 from tune_sparsity.tuner.system.files import plain, to_json, write_atomically
 
 LEADING_COLUMNS = ("number", "state")
 TRAILING_COLUMNS = (
-    *("sparsity", "sparsity_matrices", "sparsity_total", "hoyer", "nonzero_weights", "size_bytes", "macs"),
-    *("syn_ops", "train_bytes", "epochs", "seconds", "method", "reason"),
+    *("sparsity", "sparsity_matrices", "sparsity_total", "hoyer", "nonzero_weights", *COSTS),
+    *("epochs", "seconds", "method", "reason"),
 )
 """The columns after the parameters and the metric. All leading and trailing columns except "sparsity_matrices" are
 attributes of a TrialRecord."""
@@ -198,10 +198,7 @@ def trial_document(record: TrialRecord) -> dict[str, Any]:
         "sparsity": record.sparsity,
         "sparsity_total": record.sparsity_total,
         "nonzero_weights": record.nonzero_weights,
-        "size_bytes": record.size_bytes,
-        "macs": record.macs,
-        "syn_ops": record.syn_ops,
-        "train_bytes": record.train_bytes,
+        **{name: getattr(record, name) for name in COSTS},
     }
 
 

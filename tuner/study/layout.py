@@ -16,6 +16,7 @@ PARETO_HTML = "pareto.html"
 PICTURES_HTML = "pictures.html"
 WEIGHTS = ".weights"  # the folder of the networks that would be reported if the study ended now
 BEST = "best"  # the folder of the best network
+REFLECTED = "best-reflected"  # the folder of a network that was trained again for a group
 MODEL, DESCRIPTION = "model.safetensors", "model.json"
 SPREAD = ".spread"  # the suffix of a tensor that is the spread of an averaged tensor over its samples
 ORIENTATIONS = "orientations"  # a key in the metadata of a network's file: sparsity.orientation.Orientation in JSON

@@ -18,6 +18,10 @@ SPIKE_RATE = "spike_rate_"
 """The prefix of the metric for a spiking layer's rate. The layer's name follows."""
 
 
+COSTS = ("size_bytes", "macs", "syn_ops", "bit_ops", "train_bytes")
+"""The measures of a trial that are counts of bytes or operations; each is an attribute of a TrialRecord."""
+
+
 class TrialState(StrEnum):
     """The states of a trial. The states in Optuna, Ray and MLflow are derived from these."""
 
@@ -65,6 +69,7 @@ class TrialRecord:
     size_bytes: int | None = None  # the size of the network's packed file; None until the mask is fixed
     macs: int | None = None  # multiply-adds with nonzero weights in one example; None until the mask is fixed
     syn_ops: int | None = None  # synaptic operations in one example; only for a spiking network after its last epoch
+    bit_ops: int | None = None  # those of `macs` that are products of two signs, in a binary network
     train_bytes: int | None = None  # the measured peak of memory in a training step
     epochs: int = 0  # the number of trained epochs
     seconds: float = 0.0  # the trial's wall-clock time
@@ -118,8 +123,8 @@ class TrialRecord:
         self.value, self.hoyer = epoch.metrics[self.objective.val], epoch.metrics["hoyer"]
         self.sparsity, self.sparsity_total = epoch.metrics["sparsity"], epoch.metrics["sparsity_total"]
         self.nonzero_weights = int(epoch.metrics["nonzero_weights"])
-        costs = ("size_bytes", "macs", "syn_ops", "train_bytes")
-        self.size_bytes, self.macs, self.syn_ops, self.train_bytes = (_count(epoch.metrics.get(one)) for one in costs)
+        for cost in COSTS:
+            setattr(self, cost, _count(epoch.metrics.get(cost)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record in types of JSON. The value has the metric's name as its key."""

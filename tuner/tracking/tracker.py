@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from tune_sparsity.tuner.config.tracking_uri import is_server
 from tune_sparsity.tuner.errors import redact
-from tune_sparsity.tuner.study.trial import TrialRecord, TrialState, trial_name
+from tune_sparsity.tuner.study.trial import COSTS, TrialRecord, TrialState, trial_name
 from tune_sparsity.tuner.system.processes import own_process
 from tune_sparsity.tuner.tracking import writer as writer_process
 from tune_sparsity.tuner.tracking.delivery import ATTEMPTS
@@ -37,8 +37,7 @@ STATUS = {
     TrialState.PRUNED: "FINISHED",  # MLflow has no status for it, but the tag `state` says "pruned"
     TrialState.FAILED: "FAILED",
 }
-_SIZES = ("nonzero_weights", "size_bytes", "macs", "syn_ops", "train_bytes")
-_MEASURES = ("sparsity", "sparsity_total", "hoyer", *_SIZES, "epochs", "seconds")
+_MEASURES = ("sparsity", "sparsity_total", "hoyer", "nonzero_weights", *COSTS, "epochs", "seconds")
 
 
 def _timed(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate[Tracker, P], R]:

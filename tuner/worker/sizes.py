@@ -98,7 +98,8 @@ def _layout(training: Training | OwnTraining) -> Layout:
 
 def network_cost(training: Training | OwnTraining, uses: Uses | None) -> dict[str, float]:
     """Return "size_bytes", the size of the network's packed file, and "macs", the multiply-adds with nonzero weights in
-    one example. An unknown cost is left out.
+    one example. For a binary network, also return "bit_ops", the number of them that multiply two signs. An unknown
+    cost is left out.
 
     Args:
         training: the training that has the network and its masks.
@@ -109,7 +110,10 @@ def network_cost(training: Training | OwnTraining, uses: Uses | None) -> dict[st
     with suppress(ValueError):  # the packed format cannot hold one of the tensors
         found["size_bytes"] = float(_layout(training).size(masks))
     if uses is not None:
-        found["macs"] = float(uses.macs({name: int(mask.count_nonzero()) for name, mask in masks.items()}))
+        nonzero = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
+        found["macs"] = float(uses.macs(nonzero))
+        if isinstance(training.sparse, BinaryTraining):
+            found["bit_ops"] = float(round(sum(nonzero[n] * uses.prunable[n] for n in training.sparse.names_of_signs)))
     return found
 
 

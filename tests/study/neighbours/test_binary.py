@@ -27,6 +27,11 @@ def test_binary_networks_fit_and_are_exported_bit_for_bit(tmp_path: Path, capsys
     assert {(row["size_bytes"], row["sparsity"], row["nonzero_weights"]) for row in rows} == {("7866", "0.0", "50200")}
     best = json.loads((folder / "result.json").read_text())["best"]
     assert best["test_accuracy"] > 0.8
+    # Of 64-300-100-10, only the first layer reads real numbers.
+    assert {(row["macs"], row["bit_ops"]) for row in rows} == {("50200", str(300 * 100 + 100 * 10))}
+    assert best["bit_ops"] == 31_000
+    described = json.loads((folder / "best" / "model.json").read_text())
+    assert described["metrics"]["bit_ops"] == 31_000
     stored = load_file(folder / "best" / "model.safetensors")
     for kind in ("packed", "safetensors", "onnx"):
         document = exported(storage, "alone", kind, capsys)
@@ -44,6 +49,7 @@ def test_binary_stands_beside_lpss(tmp_path: Path) -> None:
     folder = run_in_process(tmp_path / "studies", "both", max_bytes=MOST, **options)
     rows = trials_of(folder)
     assert {row["method"] for row in rows} == {"binary", "lpss"}
+    assert all((row["bit_ops"] == "") == (row["method"] == "lpss") for row in rows)
     assert all(row["state"] == "completed" and int(row["size_bytes"]) <= MOST for row in rows)
 
 

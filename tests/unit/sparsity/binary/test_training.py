@@ -44,6 +44,8 @@ def test_it_learns_and_ends_on_signs(settings: dict[str, Any]) -> None:
     assert accuracy(model, x, y) > 0.95
     assert {layer.name for layer in training.layers} == {"0.weight", "2.weight", "4.weight"}
     assert all(set(layer.weight.unique().tolist()) <= {-1, 1} for layer in training.layers)
+    of_signs = [] if settings.get("activations") == "real" else ["2.weight", "4.weight"]
+    assert training.names_of_signs == of_signs
     measured = training.measures()
     assert (measured["sparsity"], measured["nonzero_weights"]) == (0.0, 20 * 64 + 64 * 64 + 64 * 4)
     training.check_finite()

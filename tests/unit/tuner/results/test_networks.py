@@ -157,6 +157,7 @@ def test_the_description_says_how_to_use_it(trained: Trained, weights: Path, stu
             "size_bytes": None,
             "macs": None,
             "syn_ops": None,
+            "bit_ops": None,
             "weights": WEIGHTS,
         },
     }

@@ -35,7 +35,7 @@ def trial(number: int, **fields: Any) -> TrialRecord:
     return TrialRecord.from_dict({"number": number, **document})
 
 
-SIZES = {"nonzero_weights": 50, "size_bytes": 1234, "macs": 56, "syn_ops": 34, "train_bytes": 789}
+SIZES = {"nonzero_weights": 50, "size_bytes": 1234, "macs": 56, "syn_ops": 34, "bit_ops": 12, "train_bytes": 789}
 RECORDS = [
     trial(2, state=TrialState.FAILED, reason="loss is NaN,\nat epoch 3", value=math.nan, params={"rho": 0.2}),
     trial(0, value=0.1 + 0.2, sparsity=0.95, sparsity_total=0.94, hoyer=0.5, epochs=4, **SIZES),
@@ -65,7 +65,7 @@ def strict(text: str) -> Any:
 def test_the_columns_are_those_of_the_contract(tmp_path: Path) -> None:
     trials, pareto, _ = write_results(outcome(tmp_path))
     expected = "number,state,p,lr,rho,val_accuracy,sparsity,sparsity_matrices,sparsity_total,hoyer,nonzero_weights,"
-    expected += "size_bytes,macs,syn_ops,train_bytes,"
+    expected += "size_bytes,macs,syn_ops,bit_ops,train_bytes,"
     for path in (trials, pareto):
         assert path.read_text(encoding="utf-8").splitlines()[0] == expected + "epochs,seconds,method,reason"
 
@@ -147,7 +147,7 @@ def test_result_json_is_the_contract_s(tmp_path: Path) -> None:
     members = {"method": "lpss"}
     best = {"trial": "t0001", "params": {"p": 1.2, "lr": 1e-7}, "val_accuracy": 0.9, "sparsity": 0.9} | members
     best |= {"sparsity_total": None, "nonzero_weights": 100, "size_bytes": None}
-    best |= {"macs": None, "syn_ops": None, "train_bytes": None}
+    best |= {"macs": None, "syn_ops": None, "bit_ops": None, "train_bytes": None}
     other = {"trial": "t0000", "params": {"p": 1.1}, "val_accuracy": 0.1 + 0.2, "sparsity": 0.95} | members
     other |= {"sparsity_total": 0.94, **SIZES}
     assert document == {

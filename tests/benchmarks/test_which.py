@@ -1,0 +1,53 @@
+"""The picture of what accuracy takes: its table in the documents is that of the committed data."""
+
+from __future__ import annotations
+
+from benchmarks.training.which import HEADER, KINDS, LOOKS, Point, figure, points_of, read, wanted, within
+from tests import ROOT
+
+DONE = ROOT / "benchmarks" / "training" / "done" / "which.jsonl"
+POINTS = list(points_of(read(DONE)))
+
+
+def test_the_page_has_the_table_of_the_committed_data() -> None:
+    page = (ROOT / "docs" / "which.md").read_text(encoding="utf-8")
+    assert "\n".join([HEADER, *(point.row() for point in POINTS)]) in page
+    assert "which.png" in page
+
+
+def test_each_kind_was_trained() -> None:
+    found = read(DONE)
+    assert list(found) == list(KINDS)
+    for kind, documents in found.items():
+        labels = [one.label for one in wanted(kind)]
+        assert all([point["label"] for point in document["points"]] == labels for document in documents)
+
+
+def test_both_pictures_show_all_kinds_and_the_legend_says_what_an_operation_is() -> None:
+    data = figure(POINTS).data
+    for axis, values in (("x", "size"), ("x2", "operations")):
+        drawn = {trace.legendgroup: trace for trace in data if trace.xaxis == axis}
+        assert drawn.keys() == LOOKS.keys()
+        for series, trace in drawn.items():
+            own = [point for point in POINTS if point.series == series]
+            assert list(trace.x) == [getattr(point, values) for point in own]
+            assert list(trace.y) == [point.test for point in own]
+            assert trace.name.endswith(LOOKS[series][3])
+    assert [trace.showlegend for trace in data if trace.xaxis == "x2"] == [False] * len(LOOKS)
+
+
+def test_operations_are_those_that_a_kind_computes() -> None:
+    spiking = {"label": "s", "test": 0.5, "size_bytes": 10, "macs": 100, "syn_ops": 30}
+    binary = {"label": "b", "test": 0.25, "size_bytes": 20, "macs": 80, "bit_ops": 50}
+    rows = list(points_of({"spiking": [{"points": [spiking]}], "binary": [{"points": [binary]}]}))
+    assert rows == [Point("spiking", "s", 50, 50, 50, 10, 30, 0, 1), Point("binary", "b", 25, 25, 25, 20, 80, 50, 1)]
+
+
+def test_a_group_stands_where_it_is_within_a_share() -> None:
+    groups = [
+        {"name": "group-1", "share_of_best_macs": 0.1, "test_accuracy": 0.9},
+        {"name": "group-2", "share_of_best_macs": 0.2, "test_accuracy": 0.92},
+        {"name": "group-3", "share_of_best_macs": 0.9, "test_accuracy": 0.93},
+    ]
+    found = {share: group["name"] for share, group in within({"groups": groups}).items()}
+    assert found == {0.125: "group-1", 0.25: "group-2"}

@@ -1,0 +1,100 @@
+"""The groups of two of the kept networks that a study ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tune_sparsity.tuner.driver.prepare import Prepared
+from tune_sparsity.tuner.errors import disk_error, one_line
+from tune_sparsity.tuner.results.cascade import group_metrics, main_group
+from tune_sparsity.tuner.results.tables import StudyOutcome
+from tune_sparsity.tuner.study.layout import MODEL, REFLECTED, WEIGHTS
+from tune_sparsity.tuner.study.trial import TrialRecord
+from tune_sparsity.tuner.tracking.model import model_note
+from tune_sparsity.tuner.tracking.pyfunc_model import Gated
+
+Networks = dict[str, tuple[TrialRecord, Path]]
+"""The kept networks' trials and files, by the trials' names."""
+
+
+def with_groups(
+    prepared: Prepared, outcome: StudyOutcome, folders: Mapping[str, TrialRecord]
+) -> tuple[StudyOutcome, dict[str, TrialRecord], list[str]]:
+    """Return the outcome with groups of the kept networks, where they are asked for; the network that was trained for
+    them, by its folder; and a line for what could not be made.
+
+    Args:
+        folders: the kept networks' trials, by their folders.
+    """
+    config, best = prepared.config, outcome.best
+    if config.group is None or best is None or not folders:
+        return outcome, {}, []
+    files = {record.name: (record, config.folder / name / MODEL) for name, record in folders.items()}
+    networks = {name: kept for name, kept in files.items() if kept[0].number in outcome.test_values}
+    failed = "there is no group of networks"
+    try:
+        outcome = replace(outcome, group=_cascades(prepared, networks, best))
+        if config.group == "cascade":
+            return outcome, {}, []
+        failed = "no network was trained again for a group"
+        document, more = _reflected(prepared, outcome.group, networks)
+        return replace(outcome, group=document), more, []
+    except (Exception, SystemExit) as error:  # the user's network and metric
+        if disk_error(error):
+            raise
+        return outcome, {}, [f"{failed}: {one_line(error)}"]
+
+
+def _cascades(prepared: Prepared, networks: Networks, best: TrialRecord) -> dict[str, Any]:
+    """Return what result.json tells of groups of networks that are there."""
+    from tune_sparsity.tuner.results.cascade import group_document
+    from tune_sparsity.tuner.results.networks import measuring_device
+
+    numbered = {record.number: (record, file) for record, file in networks.values()}
+    device = measuring_device(prepared.config)
+    return group_document(prepared.experiment, prepared.data, numbered, best.number, device)
+
+
+def _reflected(
+    prepared: Prepared, document: Mapping[str, Any], networks: Networks
+) -> tuple[dict[str, Any], dict[str, TrialRecord]]:
+    """Return what result.json tells of the groups with a large network that was trained again; and this network, by its
+    folder, if its group is the better one."""
+    from tune_sparsity.tuner.results.networks import measuring_device, write_best
+    from tune_sparsity.tuner.results.reflection import StudyRecipe, with_reflection
+    from tune_sparsity.tuner.worker.trainable import save_weights
+
+    config, device = prepared.config, measuring_device(prepared.config)
+    about = (prepared.epochs, config.seed, device, prepared.uses)
+    document, made = with_reflection(StudyRecipe(prepared.experiment, prepared.data, *about), document, networks)
+    if made is None:
+        return document, {}
+    file = config.folder / WEIGHTS / f"{made.record.name}.safetensors"
+    save_weights(made.training, file)
+    write_best(file, config.folder / REFLECTED, prepared.experiment, prepared.data, made.record, device=device)
+    return document, {REFLECTED: made.record}
+
+
+def group_model(prepared: Prepared, outcome: StudyOutcome, networks: Mapping[str, Path]) -> dict[str, Any] | None:
+    """Return the content of MLflow's model of the group; None if there is no group.
+
+    Args:
+        networks: the folders of the networks, by their trials' names.
+    """
+    group = main_group(outcome.group)
+    if group is None:
+        return None
+    return model_note(
+        prepared.config.folder,
+        Gated(networks[group["small"]], networks[group["large"]], group["theta"]),
+        prepared.experiment,
+        prepared.config.experiment,
+        prepared.data,
+        tags={"study": outcome.study, "experiment": outcome.experiment, "kind": outcome.group["kind"]}
+        | {name: group[name] for name in ("small", "large", "theta")},
+        metrics=group_metrics(group),
+        register=None,
+    )
