@@ -137,7 +137,7 @@ def test_masks_have_the_dtype_of_the_magnitudes() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: a CUDA device, and torch built for it")
 def test_masks_are_the_same_on_a_gpu() -> None:
     masks = GROUPS.masks([log.cuda() for log in LOGS], 0.5)
     assert all(mask.is_cuda for mask in masks)

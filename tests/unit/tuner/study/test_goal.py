@@ -36,14 +36,15 @@ def histories(draw: st.DrawFn) -> list[TrialRecord]:
 
 
 def test_each_kind_says_what_it_is() -> None:
-    single, several, front, count, size = (
+    single, several, front, count, size, operations = (
         at_targets(0.9),
         at_targets(0.8, 0.95),
         along_front(0.5, 0.99),
         at_most(20_000, 50_200),
         within_bytes(10_000, 2_000, 50_200),
+        Goal((0.75,), max_macs=12_000),
     )
-    assert [goal.kind for goal in (single, several, front, count, size)] == list(GoalKind)
+    assert [goal.kind for goal in (single, several, front, count, size, operations)] == list(GoalKind)
     assert [goal.lowest for goal in (single, several, front)] == [0.9, 0.8, 0.5]
     assert [goal.highest for goal in (single, several, front)] == [0.9, 0.95, 0.99]
     assert single.searched == (0.9, pytest.approx(0.92))
@@ -54,6 +55,20 @@ def test_each_kind_says_what_it_is() -> None:
     assert str(front) == "front 0.5:0.99"
     assert "20,000" in str(count)
     assert "10,000 bytes" in str(size)
+    assert str(operations) == "at most 12,000 multiply-adds, 75.00% fewer with prunable weights"
+
+
+def test_multiply_adds_alone_make_a_trial_feasible() -> None:
+    goal = Goal((0.75,), max_macs=1000)
+    records = [
+        trial(0, 0.9, 0.8, macs=1000),
+        trial(1, 0.5, 0.9, macs=990),  # fewer zeros than another share of the multiply-adds, and it fits
+        trial(2, 0.95, 0.99, macs=1001),
+        trial(3, 0.95, 0.99),  # not known
+    ]
+    assert [goal.feasible(record) for record in records] == [True, True, False, False]
+    assert goal.best(records) is records[1]
+    assert goal.condition == "at most 1,000 multiply-adds"
 
 
 def test_bytes_alone_make_a_trial_feasible() -> None:
