@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 
 from tests.helpers.command import run_command
@@ -49,6 +50,14 @@ def test_a_study_of_neurons(experiment_file: Path, tmp_path: Path, capsys: pytes
     assert last.sum() == last.any(0).sum() * last.shape[0]
     assert result["pattern"] == "neurons"
     assert list(result["whole_layers"].values()) == ["its outputs are the network's"]
+    document = exported(storage, "pattern", "onnx", capsys)
+    shapes = {tuple(one.dims) for one in onnx.load(document["file"]).graph.initializer}
+    neurons = int(first.any(1).sum())
+    assert {(neurons, 12), (3, neurons)} <= shapes or {(12, neurons), (neurons, 3)} <= shapes
+    assert document["largest_difference"] < 1e-4  # of outputs of about 10
+    assert main(["report", "pattern", "--storage", str(storage)]) == 0
+    assert "neurons removed" in (folder / "report.html").read_text()
+    capsys.readouterr()
     assert exported(storage, "pattern", "packed", capsys)["largest_difference"] == 0
 
 

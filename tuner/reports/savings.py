@@ -67,6 +67,7 @@ def _times(network: Network) -> Rows:
         experiment.prepare(network.data.val.first(256).x),
         experiment.layers.pattern,
         forward=experiment.forward,
+        smaller=network.without_neurons if network.removes_neurons else None,
     )
     alike: dict[str, list[Pass]] = {}
     for one in found:
@@ -86,7 +87,8 @@ def _share(one: Pass, dense: Pass) -> str:
 
 
 def _form(one: Pass) -> str:
-    return one.form.upper() + (f": {one.note}" if one.note else "")
+    form = one.form.upper() if one.form in ("csr", "bsr") else one.form
+    return form + (f": {one.note}" if one.note else "")
 
 
 def _ms(one: Pass) -> str:

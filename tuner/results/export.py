@@ -70,6 +70,36 @@ class Network:
 
         return {name: one.values if isinstance(one, Signs) else one for name, one in self._precise.items()}
 
+    def without_neurons(self, model: nn.Module) -> nn.Module:
+        """Return a copy of the network without its removed neurons.
+
+        Args:
+            model: the network, as `experiment.network_with` makes it.
+
+        Raises:
+            ValueError: if the pattern of the zeros is not `neurons`, or if the network cannot be traced.
+        """
+        from tune_sparsity.experiments.base import in_evaluation
+        from tune_sparsity.sparsity import prunable_layers
+        from tune_sparsity.sparsity.neurons.finding import with_neurons
+        from tune_sparsity.sparsity.neurons.groups import NeuronGroups
+        from tune_sparsity.sparsity.neurons.removal import smaller
+        from tune_sparsity.sparsity.patterns import Neurons
+
+        example = self.experiment.prepare(self.data.val.first(2).x)
+        rules = with_neurons(self.experiment.layers, model, example, self.experiment.forward)
+        if not isinstance(rules.pattern, Neurons) or not isinstance(rules.pattern.groups, NeuronGroups):
+            raise ValueError(f"zeros with the pattern {rules.pattern} leave no neuron out")
+        masks = [(layer.weight != 0).float() for layer in prunable_layers(model, rules, sphere=False)]
+        return in_evaluation(smaller(model, rules.pattern.groups, masks))
+
+    @property
+    def removes_neurons(self) -> bool:
+        """Return whether whole neurons are zero, by the pattern."""
+        from tune_sparsity.sparsity.patterns import Neurons
+
+        return isinstance(self.experiment.layers.pattern, Neurons)
+
     @property
     def codes(self) -> dict[str, Codes]:
         """Return the weights that have few bits, by name."""
@@ -212,7 +242,10 @@ def _write(network: Network, kind: str, path: Path) -> None:
     if kind == "onnx":
         try:
             example = network.data.val.first(2).x
-            formats.save_onnx(network.model, network.experiment.outputs, example, path, network.codes)
+            model, codes = network.model, network.codes
+            if network.removes_neurons and not codes:
+                model = network.without_neurons(model)
+            formats.save_onnx(model, network.experiment.outputs, example, path, codes)
         except RuntimeError as error:
             raise ExportFailed(str(error)) from error
     elif kind == "packed":

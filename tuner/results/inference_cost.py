@@ -201,6 +201,7 @@ def passes(
     pattern: Pattern,
     batches: tuple[int, ...] = (1, 256),
     forward: Callable[[Any, Any], Tensor] = called,
+    smaller: Callable[[nn.Module], nn.Module] | None = None,
 ) -> list[Pass]:
     """Return the times of a network in all its forms: with one thread and with all, in float32 and in bfloat16.
 
@@ -210,6 +211,7 @@ def passes(
         inputs: as `forward` takes them; repeated where a batch wants more.
         pattern: of the zeros. Blocks are measured in BSR format, too.
         forward: (network, inputs) -> outputs.
+        smaller: network -> a copy without its removed neurons; None if there is none.
     """
     threads, found = torch.get_num_threads(), list[Pass]()
     blocks: dict[str, Block | None] = {"csr": None} | ({"bsr": pattern} if isinstance(pattern, Block) else {})
@@ -222,6 +224,8 @@ def passes(
         for form, block in blocks.items():
             outputs = partial(_of_copies, forward, few)
             networks[form], notes[form] = _usable(model, make().eval().to(dtype), prunable, outputs, block)
+        if smaller is not None:
+            networks["neurons removed"], notes["neurons removed"] = smaller(make().eval()).to(dtype), ""
         for count in sorted({1, threads}):
             for size in batches:
                 about = (size, count, str(dtype).removeprefix("torch."))
