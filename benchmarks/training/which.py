@@ -35,7 +35,7 @@ from tune_sparsity.sparsity import prunable_layers
 from tune_sparsity.sparsity.cost.multiply_adds import count_uses
 from tune_sparsity.tuner.reports.page import write_html
 from tune_sparsity.tuner.reports.plots.theme import GREY, OKABE_ITO, THEME
-from tune_sparsity.tuner.results.cascade import group_document
+from tune_sparsity.tuner.results.cascade import as_good_as_best, group_document
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 from tune_sparsity.tuner.worker.sizes import network_cost, spiking_cost
 from tune_sparsity.tuner.worker.trainable import save_weights
@@ -156,23 +156,12 @@ def points_of(found: Mapping[str, list[Job]]) -> Iterator[Point]:
             networks = [document["points"][place] for document in documents]
             operations = [point.get("syn_ops", point["macs"]) for point in networks]
             yield _point(kind, one["label"], networks, operations)
-    groups = [document["group"] for document in found.get("lpss", ())]
-    for share in sorted({share for document in groups for share in within(document)}):
-        chosen = [within(document)[share] for document in groups if share in within(document)]
-        yield _point(
-            "group of two lpss", f"within {share:g} of the best", chosen, [one["expected_macs"] for one in chosen]
-        )
-
-
-def within(document: Job) -> dict[float, Job]:
-    """Return the most accurate group, on the validation data, within some shares of the best network's
-    multiply-adds."""
-    found = dict[float, Job]()
-    for share in (0.125, 0.25):
-        for group in document["groups"]:
-            if group["share_of_best_macs"] <= share:
-                found[share] = {**group, "test": group["test_accuracy"]}
-    return found
+    documents = [document["group"] for document in found.get("lpss", ())]
+    groups = [group for document in documents if (group := as_good_as_best(document))]
+    if groups:
+        networks = [{**group, "test": group["test_accuracy"]} for group in groups]
+        operations = [group["expected_macs"] for group in groups]
+        yield _point("group of two lpss", "as good as the best", networks, operations)
 
 
 def _point(series: str, label: str, networks: list[Job], operations: list[float]) -> Point:

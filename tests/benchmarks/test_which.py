@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.training.which import HEADER, KINDS, LOOKS, Point, figure, points_of, read, wanted, within
+from benchmarks.training.which import HEADER, KINDS, LOOKS, Point, figure, points_of, read, wanted
 from tests import ROOT
 
 DONE = ROOT / "benchmarks" / "training" / "done" / "which.jsonl"
@@ -43,11 +43,12 @@ def test_operations_are_those_that_a_kind_computes() -> None:
     assert rows == [Point("spiking", "s", 50, 50, 50, 10, 30, 0, 1), Point("binary", "b", 25, 25, 25, 20, 80, 50, 1)]
 
 
-def test_a_group_stands_where_it_is_within_a_share() -> None:
-    groups = [
-        {"name": "group-1", "share_of_best_macs": 0.1, "test_accuracy": 0.9},
-        {"name": "group-2", "share_of_best_macs": 0.2, "test_accuracy": 0.92},
-        {"name": "group-3", "share_of_best_macs": 0.9, "test_accuracy": 0.93},
+def test_a_group_stands_there_that_is_as_good_as_the_best_network() -> None:
+    about = {"size_bytes": 100, "test_accuracy": 0.9}
+    groups = [{**about, "name": f"group-{n}", "expected_macs": 10.0 * n, "test_accuracy": n / 4} for n in (1, 2, 3)]
+    seeds = [
+        {"points": [], "group": {"groups": groups, "as_good_as_best": name}} for name in ("group-1", "group-3", None)
     ]
-    found = {share: group["name"] for share, group in within({"groups": groups}).items()}
-    assert found == {0.125: "group-1", 0.25: "group-2"}
+    assert list(points_of({"lpss": seeds})) == [
+        Point("group of two lpss", "as good as the best", 50, 25, 75, 100, 20, 0, 2)
+    ]
