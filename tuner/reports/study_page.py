@@ -98,7 +98,7 @@ def _dead(study: EndedStudy) -> str:
     """Return the best network's neurons without a connection; nothing where there are none, or an earlier version
     measured."""
     dead = study.result.get("dead_neurons") or {}
-    return dead_text({name: DeadNeurons(**one) for name, one in dead.items()})
+    return dead_text({name: DeadNeurons(**one) for name, one in dead.items()}, study.result.get("pattern"))
 
 
 def _asked(study: EndedStudy) -> list[tuple[str, Any]]:

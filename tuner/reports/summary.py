@@ -262,7 +262,7 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
         ("reflect", reflection_line(outcome.group, outcome.goal.objective)),
         ("ensemble", ensemble_line(outcome)),
         ("layers", layers_line(outcome)),
-        ("dead", dead_text(outcome.dead_neurons)),
+        ("dead", dead_text(outcome.dead_neurons, str(outcome.size.pattern) if outcome.size else None)),
         ("spikes", spikes_text(outcome.spike_rates)),
         *((one.method, retrained_line(one)) for one in outcome.retrained),
         *(("verdict", text) for text in verdicts(outcome.retrained)),

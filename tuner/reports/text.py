@@ -40,13 +40,19 @@ def time_left(seconds: float, word: str = "about") -> str:
     return f"{word} {duration(600 * round(seconds / 600))} left"
 
 
-def dead_text(dead: Mapping[str, DeadNeurons]) -> str:
+def dead_text(dead: Mapping[str, DeadNeurons], pattern: str | None = None) -> str:
     """Return a text that names the layers with neurons without a connection, the layers with the most of them first.
-    Return "" if there are none."""
+    Return "" if there are none.
+
+    Args:
+        dead: the numbers of such neurons, by layer.
+        pattern: the pattern of the zeros. With "neurons" such neurons are removed on purpose.
+    """
     most = sorted(dead.items(), key=lambda item: -item[1].dead)
     named = ", ".join(f"{one.dead} of {one.neurons} in {name}" for name, one in most[:_DEAD_NAMED])
     more = f" and in {len(most) - _DEAD_NAMED} more layers" if len(most) > _DEAD_NAMED else ""
-    return f"neurons without a connection: {named}{more}" if most else ""
+    words = "removed neurons" if pattern == "neurons" else "neurons without a connection"
+    return f"{words}: {named}{more}" if most else ""
 
 
 def spikes_text(rates: Mapping[str, float]) -> str:

@@ -146,6 +146,7 @@ def test_layers_with_dead_neurons_are_named_those_with_the_most_first(tmp_path: 
     assert line in printed(outcome(tmp_path, dead_neurons=dead)).splitlines()
     assert "without a connection" not in printed(outcome(tmp_path))
     many = {f"{k}.weight": DeadNeurons(k, 40) for k in range(1, 9)}
+    assert dead_text(many, "neurons").startswith("removed neurons: ")
     assert dead_text(many).endswith(" 3 of 40 in 3.weight and in 2 more layers")
 
 
