@@ -48,7 +48,12 @@ with connection(make_config({"target": 0.9, "concurrency": 2}).resolved(), ahead
     another = ray.get(ray.remote(num_cpus=1)(Actor).remote().facts.remote())
     started = trees()
     everyone = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    open_to = [c.laddr.ip for p in everyone for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    def connections(process):
+        try:
+            return process.net_connections("tcp")
+        except psutil.NoSuchProcess:  # it has ended since
+            return []
+    open_to = [c.laddr.ip for p in everyone for c in connections(p) if c.status == psutil.CONN_LISTEN]
     connected.end()
     connected.ended()
 print(json.dumps({

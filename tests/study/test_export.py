@@ -193,7 +193,7 @@ def test_the_default_place_is_in_the_studys_folder_and_readable_by_a_group(
     [
         (["nope", "--format", "csr"], ["no study 'nope'", "gains, images"]),
         (["images", "--format", "pickle"], ["unknown format 'pickle'", "safetensors, onnx, torch, csr"]),
-        (["images", "--format", "csr", "--network", "best-0.9"], ["no network 'best-0.9'", "there is best"]),
+        (["images", "--format", "csr", "--network", "best-0.9"], ["no network 'best-0.9'", "Its networks: best"]),
         (["images"], ["--format"]),
         (["images", "--format", "csr", "--out", "/proc/nowhere/net"], ["--out", "cannot be written"]),
     ],

@@ -100,7 +100,7 @@ def test_a_server_that_is_not_there_is_found_and_no_password_is_shown() -> None:
 
 @pytest.mark.slow
 def test_a_database_is_opened_if_it_is_there_and_not_made_if_not(tmp_path: Path) -> None:
-    assert "keeps a record" in (found := tracking(f"sqlite:///{tmp_path}/mlflow.db").found)
+    assert "can keep a record" in (found := tracking(f"sqlite:///{tmp_path}/mlflow.db").found)
     assert "will be made" in found
     assert "cannot be made" in tracking(f"sqlite:///{tmp_path}/no/mlflow.db").found
     assert not list(tmp_path.iterdir())
@@ -140,7 +140,7 @@ def test_an_mlflow_that_cannot_keep_a_record_is_told(module: str, new: bool, tmp
     assert ran.stderr == ""
     (line,) = [line for line in ran.stdout.splitlines() if " mlflow: " in line]
     assert line.startswith("fix  mlflow: cannot keep a record (ImportError: cannot import name 'Pool'")
-    assert line.endswith(f"it is {version('mlflow')}: pip install -U mlflow")
+    assert line.endswith(f"its version is {version('mlflow')}: pip install -U mlflow")
     assert list(temporary.iterdir()) == []
 
 
