@@ -110,7 +110,7 @@ def test_nobody_goes_on_while_a_better_one_is_stopped(points: list[Value], reduc
 
 @examples(50)
 @given(
-    st.lists(st.floats(0.3, 1.0), min_size=1, max_size=60, unique=True),
+    st.lists(st.integers(3000, 10_000).map(lambda k: k / 10_000), min_size=1, max_size=60, unique=True),
     st.integers(1, 8),
     st.randoms(use_true_random=False),
 )
