@@ -115,6 +115,8 @@ def prepare(
     warnings = list[Finding]()
     data = sound_data(config, experiment, loading.data if loading else None, None if own else warnings.append)
     network = network.with_neurons(config, goal, experiment, data)
+    if isinstance(network.size.pattern, Neurons):  # so that no trial has to find them again
+        experiment = experiment.with_pattern(network.size.pattern)
     if config.max_macs is not None:  # which the data tell
         goal, spaces = network.sought(config, experiment)
     goal = _as_before(goal, config) if resume else _with_baseline(goal, experiment, data)
