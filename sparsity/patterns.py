@@ -27,7 +27,7 @@ class Pattern:
 
     text: ClassVar[str] = "unstructured"
     exact_to: ClassVar[str] = "weight"
-    """What a sparsity is exact to."""
+    """The unit to which a sparsity is exact."""
 
     def __str__(self) -> str:
         return self.text

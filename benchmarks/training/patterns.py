@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training.sizes import STUDIES, studied
+from benchmarks.training.sizes import STUDIES, seeds_text, studied
 from tune_sparsity.tuner.config.study_config import storage_of
 from tune_sparsity.tuner.reports.savings import HEADER, savings
 from tune_sparsity.tuner.results.finished_study import read_ended
@@ -29,10 +29,9 @@ GOALS = (
 
 
 def row(experiment: str, pattern: str, sparsity: str, document: dict[str, Any]) -> str:
-    best, seeds = document["best"], document["final_seeds"][0]["test_accuracy"]
-    test = f"{100 * seeds['mean']:.2f} ({100 * seeds['min']:.2f} to {100 * seeds['max']:.2f})"
-    told = (experiment, pattern, sparsity, f"{best['sparsity']:.4f}", f"{100 * best['val_accuracy']:.2f}", test)
-    return f"| {' | '.join(told)} |"
+    best = document["best"]
+    measured = (f"{best['sparsity']:.4f}", f"{100 * best['val_accuracy']:.2f}", seeds_text(document))
+    return f"| {' | '.join((experiment, pattern, sparsity, *measured))} |"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Which channels of a network go together: read from the dependency graph of torch-pruning."""
+"""Finds the channels of a network that go together, from the dependency graph of torch-pruning."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Whole(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class NeuronGroups:
-    """Which neurons of a network are removed together, with the inputs that they feed.
+    """Names the neurons of a network that are removed together, with the inputs that they feed.
 
     Attributes:
         layers: the prunable weights, in the network's order.

@@ -1,4 +1,4 @@
-"""How much a group of neurons counts: by what makes its outputs, and by what reads them."""
+"""Measures the importance of a group of neurons, from the weights that make its outputs and those that read them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Part(NamedTuple):
-    """What one layer or normalisation says of groups.
+    """Holds what one layer or normalisation says of groups.
 
     Attributes:
         values: one for each index, not negative, with a mean of 1: on any device.

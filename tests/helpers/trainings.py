@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.helpers.problems import batches, blobs, mlp
+from tune_sparsity.experiments import Data, Split
 from tune_sparsity.sparsity import METHODS
 from tune_sparsity.sparsity.layers import prunable_layers
 from tune_sparsity.sparsity.optim.lpsgd import LpSGD
@@ -19,6 +20,20 @@ from tune_sparsity.sparsity.training import SparseTraining
 X, Y = blobs()
 MASKED = [name for name in METHODS if name != "binary"]
 """The methods whose networks have masks."""
+
+
+class Watched:
+    """Data that count how often their test split is asked for."""
+
+    classes = ()
+
+    def __init__(self, data: Data) -> None:
+        self.train, self.val, self._test, self.asked = data.train, data.val, data.test, 0
+
+    @property
+    def test(self) -> Split:
+        self.asked += 1
+        return self._test
 
 
 def train(model: nn.Module, sparse: SparseTraining, start: int, stop: int, total: int = 400) -> None:

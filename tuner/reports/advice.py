@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tune_sparsity.sparsity.few_bits import ALL_BITS
 from tune_sparsity.tuner.results.cascade import as_good_as_best
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.objective import ACCURACY
@@ -12,7 +13,6 @@ from tune_sparsity.tuner.study.pareto import known_point
 from tune_sparsity.tuner.study.trial import BINARY, WEIGHT_BITS, TrialRecord
 
 _NEARLY = 0.02  # of the accuracy: a cheaper network that loses more is no hint that most examples are easy
-_WHOLE_BITS = 32
 
 
 def advice(study: str, goal: Goal, records: Sequence[TrialRecord], group: Mapping[str, Any]) -> str:
@@ -33,7 +33,7 @@ def _of_bits(goal: Goal, records: Sequence[TrialRecord]) -> str:
     """Compare the best networks of the two kinds of weights that reach most."""
     kinds: dict[int, list[TrialRecord]] = {}
     for record in filter(goal.feasible, records):
-        bits = 1 if record.method == BINARY else int(record.params.get(WEIGHT_BITS, _WHOLE_BITS))
+        bits = 1 if record.method == BINARY else int(record.params.get(WEIGHT_BITS, ALL_BITS))
         kinds.setdefault(bits, []).append(record)
     best = {bits: max(some, key=_merit) for bits, some in kinds.items()}
     if len(best) < 2:

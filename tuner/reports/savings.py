@@ -1,4 +1,4 @@
-"""What the zeros of a study's best network save on this machine: bytes, multiply-adds and milliseconds."""
+"""Measures what a study's best network saves by its zeros on this machine: bytes, multiply-adds and milliseconds."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def timings(
 
 @dataclass(frozen=True)
 class Pass:
-    """How long a forward pass of a batch takes on this machine's CPUs.
+    """Holds the time of a forward pass of a batch on this machine's CPUs.
 
     Attributes:
         form: "dense", "csr" or "bsr": how the prunable weights are held.

@@ -1,4 +1,4 @@
-"""Which neurons of a network can be removed, and which layers stay whole and are named."""
+"""Finds the neurons of a network that can be removed, and names the layers that stay whole."""
 
 from __future__ import annotations
 

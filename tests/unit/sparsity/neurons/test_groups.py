@@ -1,4 +1,4 @@
-"""Which groups go first, how many of them, and the masks."""
+"""Checks the order and the number of the groups that are removed, and the masks."""
 
 from __future__ import annotations
 

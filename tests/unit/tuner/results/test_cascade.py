@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.helpers.trainings import Watched
 from tune_sparsity.experiments import Data, Experiment, NotFinite, Recipe, Split
 from tune_sparsity.tuner.results.cascade import (
     QUANTILES,
@@ -250,20 +251,6 @@ def test_the_ends_of_the_gates_are_the_two_networks(study: Study) -> None:
         if group.theta > 1:
             assert (group.value, group.passed) == (values[group.large], 1.0)
             assert group.macs == study.macs[0] + study.macs[group.large]
-
-
-class Watched:
-    """Data that count how often their test split is asked for."""
-
-    classes = ()
-
-    def __init__(self, data: Data) -> None:
-        self.train, self.val, self._test, self.asked = data.train, data.val, data.test, 0
-
-    @property
-    def test(self) -> Split:
-        self.asked += 1
-        return self._test
 
 
 def test_nothing_of_the_test_data_is_used_in_choosing(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

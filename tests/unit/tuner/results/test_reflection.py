@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from tests.helpers.trainings import Watched
 from tune_sparsity.experiments import Data, Experiment, Loaded, Recipe, Split
 from tune_sparsity.experiments.cascade import Cascade
 from tune_sparsity.sparsity import prunable_layers
@@ -182,20 +183,6 @@ def test_a_better_group_is_told_as_what_its_networks_answer(
     save_weights(made.training, tmp_path / "again.safetensors")
     best = write_best(tmp_path / "again.safetensors", tmp_path / "x", recipe.experiment, recipe.data, made.record)
     assert best.problem == ""
-
-
-class Watched:
-    """Data that count how often their test split is asked for."""
-
-    classes = ()
-
-    def __init__(self, data: Data) -> None:
-        self.train, self.val, self._test, self.asked = data.train, data.val, data.test, 0
-
-    @property
-    def test(self) -> Split:
-        self.asked += 1
-        return self._test
 
 
 def test_a_group_that_is_no_better_is_left_out_and_never_tested(
