@@ -198,6 +198,38 @@ def test_a_driver_that_waits_for_a_dead_ray_is_told_too(how: str, code: int, sai
     assert (done.returncode, done.stdout.split()) == (code, [said]), done.stderr
 
 
+LEAVING = """
+import os, signal, sys
+import ray
+from tune_sparsity.tuner.cluster.connection import connection
+from tune_sparsity.tuner.config.study_config import make_config
+from tune_sparsity.tuner.system.signals import terminable
+
+def interrupted(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGINT)
+    disconnect(*arguments, **options)
+
+with connection(make_config({"target": 0.9, "concurrency": 1}).resolved()) as connected:
+    connected.share(lambda: True)
+    connected.wait()
+    kept, disconnect = ray.put(bytes(1 << 20)), ray._private.worker.disconnect
+    ray._private.worker.disconnect = interrupted
+    try:
+        with terminable(connected):
+            connected.end()
+    except KeyboardInterrupt:
+        print("interrupted", ray.is_initialized(), flush=True)
+print("ended", flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_an_interrupt_waits_until_ray_is_left() -> None:
+    done = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["interrupted", "False", "ended"]), done.stderr
+
+
 @pytest.mark.parametrize(
     ("more", "ahead"),
     [

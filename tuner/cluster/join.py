@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +22,7 @@ from tune_sparsity.tuner.cluster.private_ray import NodeProcess, settle_environm
 from tune_sparsity.tuner.cluster.ray_patches import on_loopback, patched, settle_ray, tuner_here, why_not
 from tune_sparsity.tuner.config.study_config import JOB, StudyConfig
 from tune_sparsity.tuner.errors import UsageError
+from tune_sparsity.tuner.system.signals import undisturbed
 
 _CLIENT = "ray://"
 
@@ -46,12 +47,19 @@ def connected(config: StudyConfig, node: NodeProcess | None = None) -> Iterator[
             logging.CRITICAL
         )  # our own table has the reason of a failed trial, in one line
     with contextlib.ExitStack() as stack:
-        stack.callback(ray.shutdown)
+        stack.callback(_undisturbed, ray.shutdown)
         if config.address is None:
             _join_own(node or stack.enter_context(NodeProcess(config)))
         else:
             _join(config.address)
         yield
+
+
+def _undisturbed(shutdown: Callable[[], None]) -> None:
+    """End the connection to Ray. An interrupt waits meanwhile, because a Ray that ends before the whole
+    connection has ended would end this process, too."""
+    with undisturbed():
+        shutdown()
 
 
 def _join_own(node: NodeProcess) -> None:

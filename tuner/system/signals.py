@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Protocol
 
 
@@ -22,6 +23,7 @@ class Connection(Protocol):
     def heard(self) -> None: ...
 
 
+_LATER = 0.05  # seconds after an interrupt in a finalizer
 _depth, _waiting = 0, False  # the number of open `undisturbed` blocks, and whether an interrupt waits for their end
 
 
@@ -30,10 +32,10 @@ def interruptible(stop: Any, ray: Connection) -> Iterator[None]:
     """Within this block, Ctrl-C or a request to terminate ends the search cleanly. A second one ends it at once. If Ray
     has died, and the running trials with it, the first one ends it at once."""
 
-    def ask(signum: int, frame: Any) -> None:
+    def ask(signum: int, frame: FrameType | None) -> None:
         if stop.asked or ray.lost:
             ray.heard()
-            _interrupt()
+            _interrupt(frame)
             return
         stop.asked = True
         print("Interrupted: ending the running trials. Again to end at once.", file=sys.stderr, flush=True)
@@ -46,16 +48,16 @@ def interruptible(stop: Any, ray: Connection) -> Iterator[None]:
 def terminable(ray: Connection) -> Iterator[None]:
     """Within this block, Ctrl-C or a request to terminate ends the command at once. Use it while no search runs."""
 
-    def ask(signum: int, frame: Any) -> None:
+    def ask(signum: int, frame: FrameType | None) -> None:
         ray.heard()
-        _interrupt()
+        _interrupt(frame)
 
     with handled(ask, signal.SIGINT, signal.SIGTERM):
         yield
 
 
 @contextmanager
-def handled(handler: Callable[[int, Any], None], *signals: signal.Signals) -> Iterator[None]:
+def handled(handler: Callable[[int, FrameType | None], None], *signals: signal.Signals) -> Iterator[None]:
     """Within this block, the handler receives the signals. Afterwards their former handlers do."""
     before = {number: signal.signal(number, handler) for number in signals}
     try:
@@ -83,8 +85,21 @@ def undisturbed() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
-def _interrupt() -> None:
+def _interrupt(frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, now or at the end of `undisturbed` blocks. Python would ignore it in a finalizer.
+    There it is raised a moment later."""
     global _waiting
-    if _depth == 0:
+    if _depth:
+        _waiting = True
+    elif _in_finalizer(frame):
+        again = threading.Timer(_LATER, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        again.daemon = True
+        again.start()
+    else:
         raise KeyboardInterrupt
-    _waiting = True
+
+
+def _in_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None

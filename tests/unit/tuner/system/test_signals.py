@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,6 +80,23 @@ def test_an_interrupt_waits_for_the_outermost_of_what_is_done_whole() -> None:
     with terminable(PrivateRay(make_config({"target": 0.9}))), pytest.raises(KeyboardInterrupt):
         work()
     assert done == ["inner", "outer"]
+
+
+def test_an_interrupt_in_a_finalizer_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+            done.append("finalized")
+
+    def work() -> None:
+        Finalized()
+        time.sleep(60)
+
+    done = list[str]()
+    with terminable(PrivateRay(make_config({"target": 0.9}))), pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["finalized"]
+    assert capsys.readouterr().err == ""
 
 
 def test_another_thread_delays_no_interrupt() -> None:
