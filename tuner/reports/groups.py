@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from markupsafe import Markup
+
+from tune_sparsity.experiments.base import Data
+from tune_sparsity.tuner.reports.examples import pictures_of
 from tune_sparsity.tuner.results.cascade import main_group
 from tune_sparsity.tuner.study.objective import Objective
 
@@ -14,6 +18,8 @@ HEADER = (
 )
 
 PASSED_HEADER = ("the small network hesitates between", "examples passed on", "small is right", "large is right")
+LEAST_SURE = "it is least sure of"
+_IMAGE = Markup('<img class="example" alt="example" src="{}">')
 
 
 def group_rows(document: Mapping[str, Any], objective: Objective) -> list[list[str]]:
@@ -30,12 +36,24 @@ def group_rows(document: Mapping[str, Any], objective: Objective) -> list[list[s
     ]
 
 
-def passed_rows(document: Mapping[str, Any]) -> list[list[str]]:
-    """Return the pairs of classes that the group to use passes on, a row each, with the columns of PASSED_HEADER."""
+def passed_table(document: Mapping[str, Any], data: Data | None) -> dict[str, Any]:
+    """Return the table of the pairs of classes that the group to use passes on: its header and its rows.
+
+    Args:
+        data: the study's data, for pictures of the examples. None: there are no pictures.
+    """
     pairs = (main_group(document) or {}).get("passed_pairs", ())
-    return [
+    rows = [
         [" or ".join(pair["classes"]), str(pair["examples"]), str(pair["small"]), str(pair["large"])] for pair in pairs
     ]
+    drawn = [pictures_of(data, pair.get("shown", ())) if data else [] for pair in pairs]
+    if not any(drawn):
+        return {"passed": rows, "passed_header": PASSED_HEADER}
+    images = [Markup("").join(map(_IMAGE.format, some)) for some in drawn]
+    return {
+        "passed": [[*row, image] for row, image in zip(rows, images, strict=True)],
+        "passed_header": (*PASSED_HEADER, LEAST_SURE),
+    }
 
 
 def reflection_line(document: Mapping[str, Any], objective: Objective) -> str:

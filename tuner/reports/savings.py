@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from tune_sparsity.experiments.base import Data, Experiment
 from tune_sparsity.tuner.errors import UsageError, one_line
 from tune_sparsity.tuner.results.export import Network, read_network
 from tune_sparsity.tuner.results.finished_study import EndedStudy
@@ -14,16 +15,19 @@ HEADER = ("of the best network", "dense", "without the zeros", "in the form", "o
 Rows = list[tuple[str, str, str, str, str]]
 
 
-def savings(study: EndedStudy) -> tuple[Rows, str]:
+def savings(study: EndedStudy, given: tuple[Experiment, Data] | None = None) -> tuple[Rows, str]:
     """Measure the study's best network. Return the rows of a table under HEADER, and a line that says what is missing.
 
     A network that cannot be read or run costs nothing but its rows.
+
+    Args:
+        given: the study's experiment and its data if the caller has them already.
     """
     if study.result["best"] is None:
         return [], ""
     rows: Rows = []
     try:
-        network = read_network(study, "best")
+        network = read_network(study, "best", given)
         for part in (_bytes, _multiply_adds, _times):
             rows += part(network)
         return rows, ""

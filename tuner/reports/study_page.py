@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tune_sparsity.experiments.base import Data, Experiment
 from tune_sparsity.sparsity import DeadNeurons
+from tune_sparsity.tuner.config.experiment import experiment_of, sound_data
 from tune_sparsity.tuner.reports.advice import advice
 from tune_sparsity.tuner.reports.groups import HEADER as GROUP_HEADER
-from tune_sparsity.tuner.reports.groups import PASSED_HEADER, group_line, group_rows, passed_rows, reflection_line
+from tune_sparsity.tuner.reports.groups import group_line, group_rows, passed_table, reflection_line
 from tune_sparsity.tuner.reports.page import page
 from tune_sparsity.tuner.reports.plots.gallery import figures, front_title, pictured
 from tune_sparsity.tuner.reports.savings import HEADER as SAVINGS_HEADER
@@ -27,7 +29,8 @@ def report_page(study: EndedStudy, *, measure: bool = True) -> str:
     Args:
         measure: whether the best network is run, to say what its zeros save on this machine.
     """
-    saved, missing = savings(study) if measure else ([], "")
+    given = _data(study) if study.result.get("group") else None
+    saved, missing = savings(study, given) if measure else ([], "")
     records, goal = study.records(), study.goal
     experiment = study.result["experiment"]
     return page(
@@ -42,10 +45,19 @@ def report_page(study: EndedStudy, *, measure: bool = True) -> str:
         saved_header=SAVINGS_HEADER,
         not_measured=missing,
         asked=_asked(study),
-        **_found(study, goal, records),
+        **_found(study, goal, records, given[1] if given else None),
         cost=_cost(study, records),
         **_use(study),
     )
+
+
+def _data(study: EndedStudy) -> tuple[Experiment, Data] | None:
+    """Return the study's experiment and its data. Return None if they cannot be loaded here."""
+    try:
+        experiment = experiment_of(study.config)
+        return experiment, sound_data(study.config, experiment)
+    except (Exception, SystemExit):  # the user's code
+        return None
 
 
 def _wanted(goal: Goal) -> str:
@@ -121,7 +133,7 @@ def _asked(study: EndedStudy) -> list[tuple[str, Any]]:
     return [row for row in rows if row[1] is not None]
 
 
-def _found(study: EndedStudy, goal: Goal, records: Sequence[TrialRecord]) -> dict[str, Any]:
+def _found(study: EndedStudy, goal: Goal, records: Sequence[TrialRecord], data: Data | None) -> dict[str, Any]:
     """Return the front, or each target's best; and the methods' best trained again."""
     tests = _test_values(study, goal.objective)
     best = goal.best(records)
@@ -155,8 +167,7 @@ def _found(study: EndedStudy, goal: Goal, records: Sequence[TrialRecord]) -> dic
         "groups_header": GROUP_HEADER,
         "group": group_line(group, goal.objective),
         "reflection": reflection_line(group, goal.objective),
-        "passed": passed_rows(group),
-        "passed_header": PASSED_HEADER,
+        **passed_table(group, data),
     }
 
 

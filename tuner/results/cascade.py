@@ -28,7 +28,7 @@ QUANTILES = 20
 MOST_NETWORKS = 200
 SHARES = (0.125, 0.25, 0.5, 1.0)
 """Of the best network's multiply-adds: for each the most accurate group within it is chosen."""
-PAIRS_SHOWN = 10
+PAIRS_SHOWN, EXAMPLES_SHOWN = 10, 5
 """Pairs of classes that are told of a group."""
 _NEVER, _ALWAYS = 0.0, 2.0  # gates that no margin is below, and that all are
 
@@ -193,10 +193,11 @@ def passed_pairs(small: Answers, large: Answers, theta: float, classes: Sequence
         classes: their names; empty: they are numbered.
 
     Returns:
-        For each pair its classes, the number of examples that are passed on, and how many of them the small and the
-        large network have right.
+        For each pair its classes, the number of examples that are passed on, how many of them the small and the large
+        network have right, and the places in the split of the EXAMPLES_SHOWN with the smallest margins.
     """
     passed = small.margins < theta
+    order = small.margins[passed].argsort(stable=True)
     pairs, places = small.leading[passed].sort(dim=1).values.unique(dim=0, return_inverse=True)
     rights = torch.stack([torch.ones(len(places)), small.scores[passed] > 0.5, large.scores[passed] > 0.5])
     counts = torch.zeros(3, len(pairs)).index_add_(1, places, rights).long().tolist()
@@ -206,8 +207,9 @@ def passed_pairs(small: Answers, large: Answers, theta: float, classes: Sequence
             "examples": n,
             "small": own,
             "large": other,
+            "shown": passed.nonzero()[order[places[order] == place][:EXAMPLES_SHOWN], 0].tolist(),
         }
-        for pair, n, own, other in zip(pairs.tolist(), *counts, strict=True)
+        for place, (pair, n, own, other) in enumerate(zip(pairs.tolist(), *counts, strict=True))
     ]
     return sorted(rows, key=lambda row: -row["examples"])[:PAIRS_SHOWN]
 

@@ -224,12 +224,12 @@ def test_what_is_reported_of_a_group_is_what_its_networks_answer(study: Study) -
 
 def test_the_pairs_that_are_passed_on_are_those_counted_by_hand() -> None:
     """Examples 0, 1 and 3 are passed on: two between classes 1 and 2, in either order, and one between 0 and 2."""
-    sure = torch.tensor([0.1, 0.2, 0.9, 0.1, 0.8])
+    sure = torch.tensor([0.2, 0.1, 0.9, 0.1, 0.8])
     leading = torch.tensor([[1, 2], [2, 1], [1, 2], [2, 0], [0, 2]])
     small = Answers(torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0], dtype=torch.float64), sure, leading)
     large = Answers(torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0], dtype=torch.float64), torch.ones(5), leading)
-    first = {"classes": ["dog", "fox"], "examples": 2, "small": 1, "large": 2}
-    second = {"classes": ["cat", "fox"], "examples": 1, "small": 0, "large": 0}
+    first = {"classes": ["dog", "fox"], "examples": 2, "small": 1, "large": 2, "shown": [1, 0]}
+    second = {"classes": ["cat", "fox"], "examples": 1, "small": 0, "large": 0, "shown": [3]}
     assert passed_pairs(small, large, 0.5, ("cat", "dog", "fox")) == [first, second]
     assert passed_pairs(small, large, 0.0, ()) == []
     assert passed_pairs(small, large, 0.5, ())[0]["classes"] == ["1", "2"]
