@@ -1,0 +1,92 @@
+"""Train configurations of the table that are not trained yet.
+
+    python -m benchmarks.curves.collect --experiment digits --method lpss --upto 800 [--data-dir DIR] [--workers 2]
+
+Configuration i is point i of a Sobol sequence over the method's whole space (`points`). Every tenth is trained under
+three seeds, the others under one. The trainings are added to benchmarks/curves/trainings/ in small parts: the command
+can be stopped at any time, and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from benchmarks.curves.points import point, whole
+from benchmarks.curves.table import Row, Table
+from tune_sparsity.experiments import Data, Experiment, find
+from tune_sparsity.experiments.base import evaluate, outputs_of
+from tune_sparsity.experiments.training import NotFinite, Training
+
+EPOCHS = {"digits": 24, "fashion-mnist": 8, "mnist": 8}
+SEVERAL, SEEDS = 10, 3
+PART = 40  # trainings
+
+
+@lru_cache(maxsize=1)
+def _loaded(experiment: str, data_dir: str) -> tuple[Experiment, Data]:
+    found = find(experiment)
+    return found, found.load(Path(data_dir))
+
+
+def trained(experiment: str, method: str, data_dir: str, index: int, seed: int) -> Row:
+    """Train one configuration in this process."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # as the search's workers do
+    start = time.perf_counter()
+    found, data = _loaded(experiment, data_dir)
+    params = point(method, index)
+    curve, val_loss, test = list[float](), None, None
+    try:
+        training = Training(
+            found, data.train, data.val, method, whole(method, params), epochs=EPOCHS[experiment], seed=seed
+        )
+        while not training.finished:
+            curve.append(round(training.epoch()["val_accuracy_at_target"], 6))
+        val_loss, test = round(_loss(found, training, data), 6), round(evaluate(found, training.model, data.test), 6)
+    except NotFinite:
+        pass
+    return Row(index, seed, params, curve, val_loss, test, round(time.perf_counter() - start, 2))
+
+
+@torch.no_grad()
+def _loss(experiment: Experiment, training: Training, data: Data) -> float:
+    parts = [
+        (float(experiment.loss(out, y)) * len(y), len(y)) for out, y in outputs_of(experiment, training.model, data.val)
+    ]
+    return sum(loss for loss, _ in parts) / sum(count for _, count in parts)
+
+
+def wanted(table: Table, upto: int) -> Iterator[tuple[int, int]]:
+    """Yield the configurations below `upto` and the seeds that the table does not have yet."""
+    done = {(row.index, row.seed) for row in table.rows()}
+    seeds = ((index, seed) for index in range(upto) for seed in range(1 if index % SEVERAL else SEEDS))
+    return (one for one in seeds if one not in done)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", choices=EPOCHS, required=True)
+    parser.add_argument("--method", required=True)
+    parser.add_argument("--upto", type=int, required=True, help="the number of configurations")
+    parser.add_argument("--data-dir", default="../shared/data")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    table = Table(options.experiment, options.method)
+    common = options.experiment, options.method, options.data_dir
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+        while part := list(islice(wanted(table, options.upto), PART)):
+            table.append(list(pool.map(trained, *zip(*((*common, *one) for one in part), strict=True))))
+            print(f"{len(table.rows())} trainings in {table.path}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
