@@ -1,0 +1,153 @@
+"""A surrogate: learning curves and times for any configuration, learned from the table.
+
+    python -m benchmarks.curves.surrogate --experiment digits --method lpss
+
+prints its error on configurations that it was not fitted to, beside the spread of equal configurations under different
+seeds, which no surrogate can be below.
+
+The curves are fitted as errors (1 minus the accuracy) in logarithms: a network with 2 % of errors is as far from one
+with 4 % as 20 % from 40 %. Extremely randomised trees (Geurts et al., 2006) predict all epochs at once. A simulated
+training adds the deviation of a real training from the mean of its configuration's seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from optuna.distributions import CategoricalDistribution
+from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.model_selection import GroupKFold
+
+from benchmarks.curves.points import SPARSITY, space_of
+from benchmarks.curves.table import Row, Table
+from tune_sparsity.search_spaces.priors import to_unit
+
+TREES, LEAF, FOLDS = 400, 2, 10
+_LEAST_ERROR = 0.002  # so that a network without an error on few examples has a logarithm
+_NEAREST = 40  # deviations are drawn from so many with a similar error
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def features(method: str, params: dict[str, Any]) -> list[float]:
+    """Return a configuration as numbers: positions in the ranges, -1 for a parameter that does not apply, choices as
+    0 and 1, and the logarithm of the density."""
+    found: list[float] = []
+    for name, distribution in space_of(method).distributions.items():
+        if name == SPARSITY:
+            found.append(float(np.log1p(-params[name])))
+        elif isinstance(distribution, CategoricalDistribution):
+            found += [float(params.get(name) == choice) for choice in distribution.choices]
+        else:
+            found.append(to_unit(distribution, params[name]) if name in params else -1.0)  # type: ignore[arg-type]
+    return found
+
+
+def log_errors(rows: Sequence[Row], epochs: int, chance: float = 0.1) -> Array:
+    """Return the logarithms of the errors after each epoch, shape (rows, epochs). After a divergence the accuracy is
+    that of chance."""
+    curves = [[*row.at_target, *[chance] * (epochs - len(row.at_target))] for row in rows]
+    return np.log(1 - np.array(curves) + _LEAST_ERROR)
+
+
+def accuracies(errors: Array) -> Array:
+    """Return the accuracies for results of `log_errors`."""
+    return 1 + _LEAST_ERROR - np.exp(errors)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The error on held-out configurations, at the last epoch.
+
+    Attributes:
+        rows: the number of trainings.
+        rmse: of the accuracy, over the better half of the trainings.
+        seeds: the standard deviation of the accuracy between seeds of one configuration, over the better half.
+        rank: Spearman's correlation over all trainings.
+    """
+
+    rows: int
+    rmse: float
+    seeds: float
+    rank: float
+
+
+class Surrogate:
+    """Learns from the trainings of one method.
+
+    Args:
+        method: the method.
+        rows: its trainings.
+    """
+
+    def __init__(self, method: str, rows: Sequence[Row]) -> None:
+        self.method, self.epochs = method, max(len(row.at_target) for row in rows)
+        self._x = np.array([features(method, row.params) for row in rows])
+        self._y = log_errors(rows, self.epochs)
+        self._groups = np.array([row.index for row in rows])
+        self._trees = _trees().fit(self._x, self._y)
+        self.epoch_seconds = float(np.median([row.seconds for row in rows])) / self.epochs
+        self._deviations, self._levels = _deviations(self._y, self._groups)
+
+    def means(self, params: Sequence[dict[str, Any]]) -> Array:
+        """Return the expected accuracies after each epoch, shape (configurations, epochs)."""
+        return accuracies(self._predicted(params))
+
+    def curve(self, params: dict[str, Any], rng: np.random.Generator) -> list[float]:
+        """Return the accuracies of one simulated training after each epoch."""
+        (errors,) = self._predicted([params])
+        near = np.argsort(np.abs(self._levels - errors[-1]), kind="stable")[:_NEAREST]
+        return list(accuracies(errors + self._deviations[rng.choice(near)]).clip(0, 1))
+
+    def _predicted(self, params: Sequence[dict[str, Any]]) -> Array:
+        x = np.array([features(self.method, one) for one in params])
+        return np.asarray(self._trees.predict(x)).reshape(len(x), self.epochs)
+
+    def held_out(self) -> HeldOut:
+        """Return the error of surrogates like this one on configurations that they were not fitted to."""
+        predicted = np.empty_like(self._y)
+        for fit, held in GroupKFold(FOLDS).split(self._x, groups=self._groups):
+            predicted[held] = _trees().fit(self._x[fit], self._y[fit]).predict(self._x[held])
+        true, found = accuracies(self._y[:, -1]), accuracies(predicted[:, -1])
+        better = true >= np.median(true)
+        several = [true[self._groups == group] for group in np.unique(self._groups)]
+        spreads = [one.var(ddof=1) for one in several if len(one) > 1 and one.mean() >= np.median(true)]
+        rank = np.corrcoef(true.argsort().argsort(), found.argsort().argsort())[0, 1]
+        rmse = float(np.sqrt(np.mean((true - found)[better] ** 2)))
+        return HeldOut(len(true), rmse, float(np.sqrt(np.mean(spreads))), float(rank))
+
+
+def _trees() -> ExtraTreesRegressor:
+    return ExtraTreesRegressor(TREES, min_samples_leaf=LEAF, max_features=0.5, random_state=0)
+
+
+def _deviations(errors: Array, groups: Any) -> tuple[Array, Array]:
+    """Return the deviations of trainings from the mean of their configuration, and the last errors of these means.
+    Each deviation is scaled up, because the mean of few seeds lies too near to each of them."""
+    deviations, levels = list[Array](), list[float]()
+    for group in np.unique(groups):
+        some = errors[groups == group]
+        if len(some) > 1:
+            deviations += list((some - some.mean(0)) * np.sqrt(len(some) / (len(some) - 1)))
+            levels += [float(some[:, -1].mean())] * len(some)
+    return np.array(deviations), np.array(levels)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", required=True)
+    parser.add_argument("--method", nargs="+", default=["lpss"])
+    options = parser.parse_args()
+    print(
+        "| method | trainings | error on held-out configurations | between seeds | rank correlation |\n|" + " --- |" * 5
+    )
+    for method in options.method:
+        held = Surrogate(method, Table(options.experiment, method).rows()).held_out()
+        print(f"| {method} | {held.rows:,} | {100 * held.rmse:.2f} | {100 * held.seeds:.2f} | {held.rank:.3f} |")
+
+
+if __name__ == "__main__":
+    main()
