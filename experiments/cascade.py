@@ -1,4 +1,4 @@
-"""Two networks as one: a small one answers, and a larger one where the small one is unsure."""
+"""Combine two networks: the small one answers, or the larger one if the small one is unsure."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ LAUNCHED = time.monotonic()  # a study's seconds count from here, so that they i
 _EPILOG = """\
 also:
   tune-sparsity resume STUDY    continue a study that was interrupted
-  tune-sparsity export STUDY --format packed|safetensors|onnx|torch|csr    write the best network as a file, and check the file
+  tune-sparsity export STUDY --format packed|safetensors|onnx|torch|csr    write the best network as a checked file
   tune-sparsity report STUDY    write one HTML page to send to a colleague
   tune-sparsity compare STUDY STUDY    compare two or more studies of one experiment
   tune-sparsity ui STUDY        open the study in MLflow's UI

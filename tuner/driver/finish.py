@@ -1,4 +1,4 @@
-"""How a study is concluded: its best network is judged, its files are written, and MLflow is told how it ended."""
+"""Conclude a study: measure its best network, write its files, and tell MLflow how the study ended."""
 
 from __future__ import annotations
 
@@ -132,10 +132,10 @@ def _networks(prepared: Prepared, folders: dict[str, TrialRecord]) -> Written:
 def _outcome(
     prepared: Prepared, records: list[TrialRecord], networks: Mapping[int, BestModel], retrained: Sequence[Retrained]
 ) -> StudyOutcome:
-    """Return what the study has found.
+    """Return the outcome of the study.
 
     Args:
-        networks: those that were judged on the test data, by their trials' numbers.
+        networks: the networks that were measured on the test data, by their trials' numbers.
     """
     config = prepared.config
     outcome = StudyOutcome(
@@ -167,8 +167,8 @@ def _judged(
     written: Written,
     retrained: Retraining,
 ) -> tuple[StudyOutcome, dict[str, TrialRecord], list[str]]:
-    """Return what the study has found, with what is made of several networks where that is asked for; what was trained
-    for that, by its folder; and what the study lacks."""
+    """Return the outcome of the study with its groups and ensembles, if the user asked for some; the trials that were
+    trained again for them, by the folders of their networks; and a line for each missing part."""
     outcome = _outcome(prepared, records, written.networks, retrained.methods)
     outcome, no_ensemble = _with_ensemble(prepared, outcome)
     outcome, more, no_group = with_groups(prepared, outcome, folders)
@@ -204,7 +204,7 @@ def _short(outcome: StudyOutcome) -> list[str]:
 def _log_networks(
     prepared: Prepared, outcome: StudyOutcome, folders: Mapping[str, TrialRecord], tracker: Tracker
 ) -> list[str]:
-    """Tell MLflow of the reported networks, and of the best one as a model. Return what it lacks, in lines."""
+    """Send the reported networks to MLflow, and the best one as a model. Return a line for each missing part."""
     if not folders:
         return []
     folder = prepared.config.folder

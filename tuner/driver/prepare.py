@@ -169,10 +169,10 @@ def _as_before(goal: Goal, config: StudyConfig) -> Goal:
 
 
 def _with_baseline(goal: Goal, experiment: Experiment, data: Data) -> Goal:
-    """Return the goal with what the untrained network has, where the metric has no worst value that is known.
+    """Return the goal with the metric of the untrained network as baseline, if the metric has no known worst value.
 
     Raises:
-        UsageError: if the metric cannot be measured of that network, or is no number.
+        UsageError: if the metric of that network cannot be measured, or is no number.
     """
     if goal.objective.bounded:
         return goal
@@ -203,11 +203,11 @@ class _Loading:
         self._loaded = self._executor.submit(load)
 
     def data(self) -> Data:
-        """Raises what `load` does."""
+        """Return the data. Raise the error of `load` if it has failed."""
         return self._loaded.result()
 
     def over(self) -> bool:
-        """Waits a while, since data may have to be downloaded. Whether the thread has ended."""
+        """Wait a while, because data may have to be downloaded. Return whether the thread has ended."""
         if wait([self._loaded], _A_WHILE).not_done:
             return False
         self._executor.shutdown()
@@ -260,7 +260,7 @@ class _Network(NamedTuple):
         return goal
 
     def _within_macs(self, most: int) -> Goal:
-        """Return the goal of so many multiply-adds, with a target of 0 as long as the neurons are not known."""
+        """Return the goal of at most so many multiply-adds. Before the neurons are known, its target is 0."""
         pattern, names = self.size.pattern, [layer.name for layer in self.layers]
         if not isinstance(pattern, Neurons):
             raise UsageError(f"--max-macs {most}: only whole neurons save them on all hardware: add --pattern neurons")
@@ -343,8 +343,8 @@ def check_address(address: str | None) -> None:
 
 
 def check_gpus(config: StudyConfig) -> None:
-    """Raises UsageError if trials are to have more GPUs than this machine has: starting Ray to find out takes longer.
-    What a cluster has, only the cluster knows."""
+    """Raise UsageError if trials need more GPUs than this machine has. Ray would find this out later. The GPUs of a
+    cluster are not known here."""
     wanted = config.gpus_per_trial
     if config.address is None and wanted != "auto" and wanted > (have := torch.cuda.device_count()):
         raise UsageError(

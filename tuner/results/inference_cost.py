@@ -1,4 +1,4 @@
-"""What the zeros of a network save: bytes in several forms, and the time of a forward pass, both measured."""
+"""Measure how much the zeros of a network save: bytes in several forms, and the time of a forward pass."""
 
 from __future__ import annotations
 
@@ -68,15 +68,15 @@ def latencies(
     batches: tuple[int, ...] = (1, 256),
     forward: Callable[[Any, Any], Tensor] = called,
 ) -> list[Latency]:
-    """Forward passes of the dense network and of the one over CSR matrices, alternating, on the CPU with the threads
-    that torch has.
+    """Measure forward passes of the dense network and of the network with CSR matrices. They alternate, on the CPU with
+    torch's number of threads.
 
     Args:
-        model: the dense one.
-        twin: another network with the same weights, which becomes the one over CSR matrices. A copy would not do:
-            networks with torch.nn.utils.weight_norm have none.
+        model: the dense network.
+        twin: another network with the same weights. It gets the CSR matrices. A copy of `model` is not possible if it
+            uses torch.nn.utils.weight_norm.
         prunable: the plain names of the weights that become CSR matrices.
-        inputs: as `forward` takes them; repeated where a batch wants more.
+        inputs: the inputs of `forward`. They are repeated for larger batches.
         forward: (network, inputs) -> outputs.
     """
     model.eval()
@@ -106,11 +106,11 @@ def _usable(
     outputs: Callable[[Any], Tensor],
     block: Block | None = None,
 ) -> tuple[Callable[..., Tensor] | None, str]:
-    """Return the network over sparse matrices as a function if it computes the same, and what is to be said about it.
+    """Return the network with sparse matrices as a function if it computes the same, and a remark for the user.
 
     Args:
-        outputs: a network's for some inputs.
-        block: of BSR matrices; None: CSR.
+        outputs: returns the outputs of a network for some inputs.
+        block: the shape of the blocks of BSR matrices. None: CSR matrices.
     """
     kind = "CSR" if block is None else "BSR"
     try:
