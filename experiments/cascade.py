@@ -29,8 +29,8 @@ def margins(outputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Cascade:
-    """Answers as the small network does where its margin is theta or more, and else as the large one, which sees these
-    examples alone. A theta of 0 is the small network, and one above 1 the large one.
+    """Returns the outputs of the small network for examples on which its margin is at least theta. The large network
+    computes only the other examples. With theta = 0 the small network answers always, with theta > 1 the large one.
 
     Attributes:
         theta: a number that float32 has exactly.

@@ -92,12 +92,12 @@ class Selection:
 def fitted(
     chosen: Callable[[float], list[Tensor]], sparsity: float, excess: Callable[[Sequence[Tensor]], int]
 ) -> list[Tensor]:
-    """Return the masks of this sparsity, or of the next higher one that is found to be enough.
+    """Return masks of this sparsity, or of a higher one if `excess` requires more zeros. At least one weight stays for
+    each mask.
 
     Args:
-        chosen: a sparsity -> masks.
-        excess: masks -> about how many weights more must go, not too many; 0 if that is none. A weight a mask is the
-            least that is left.
+        chosen: sparsity -> masks.
+        excess: masks -> a lower estimate of the number of weights that must also be pruned; 0: the masks suffice.
     """
     masks = chosen(sparsity)
     weights = sum(mask.numel() for mask in masks)

@@ -210,8 +210,9 @@ def _follow(graph: Any, links: Links, names: dict[Any, str], name: str) -> Itera
 
 
 def _reached(graph: Any, layer: nn.Module, count: int) -> Iterator[tuple[Any, Any, tuple[_Index, ...]]]:
-    """Yield where channels must go when all outputs of a layer go: the node, the function that removes them, and which
-    ones. The graph's own `get_pruning_group` does so too, but it works out the shapes of all nodes anew each time."""
+    """Yield the channels that must be removed with all outputs of a layer: the node, the function that removes channels
+    of the node, and their indices. The graph's own `get_pruning_group` also finds them, but computes the shapes of all
+    nodes in every call."""
     root, remove = graph.module2node[layer], graph.get_pruner_of_module(layer).prune_out_channels
     stack = [(root, remove, tuple(_Index(index, index) for index in range(count)))]
     seen = set(stack)

@@ -61,18 +61,18 @@ def conclude(
     concurrency: int,
     retrained: Retraining,
 ) -> Finished:
-    """Judges the best network, writes the files, and tells MLflow how the study ended.
+    """Measure the best network, write the files, and tell MLflow how the study ended.
 
-    The tables are written before the networks are measured: a network that fails there costs nothing else.
+    The tables are written before the networks are measured. If a measurement fails, the tables still exist.
 
     Args:
-        prepared: the study's.
-        study: its search has ended.
+        prepared: the prepared study.
+        study: the study, after its search has ended.
         tracker: has told MLflow of the trials.
-        stop: whether, and why, it ended before its time.
-        times: from which its seconds count.
-        concurrency: trials at once.
-        retrained: each method's best under fresh seeds.
+        stop: whether and why the search ended early.
+        times: the times from which the study's seconds count.
+        concurrency: the number of trials at once.
+        retrained: the results of training each method's best trial again with fresh seeds.
     """
     from tune_sparsity.tuner.driver.live_plots import final_pictures
 
@@ -177,7 +177,7 @@ def _judged(
 
 def _with_ensemble(prepared: Prepared, outcome: StudyOutcome) -> tuple[StudyOutcome, list[str]]:
     """Return the outcome and a list of messages. The outcome has an ensemble around the best network if the study asks
-    for one. A message says why there is none."""
+    for one. If the ensemble could not be made, a message says why."""
     config, best = prepared.config, outcome.best
     if config.ensemble is None or best is None or best.number not in outcome.test_values:
         return outcome, []
@@ -262,7 +262,7 @@ def _model(prepared: Prepared, outcome: StudyOutcome, network: Path) -> dict[str
 
 
 def _why(study: StudyRun, stop: StopWhen) -> str:
-    """Why the search ended."""
+    """Return why the search ended."""
     begun = len(study.records)
     if stop.asked:
         return f"The search was interrupted after {begun} trials."

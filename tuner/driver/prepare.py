@@ -80,15 +80,15 @@ def prepare(
     named: bool = True,
     share: Callable[[Callable[[], bool]], object] = bool,
 ) -> Prepared:
-    """Checks everything that a study needs and loads its data; writes nothing.
+    """Check everything that a study needs, and load its data. Write nothing.
 
     Args:
         named: the user gave the study's name, which must not be taken. If not, see StudyStorage.new_name.
-        share: Connection.share. It takes a second, and is called as late as it may be: mistakes are told at once. Data
-            of our own load beside it.
+        share: Connection.share. It takes a second, so it is called after the quick checks, which report mistakes at
+            once. The data of built-in experiments load at the same time.
 
     Raises:
-        UsageError: with one line about the first thing that is wrong.
+        UsageError: with one line about the first mistake.
     """
     try:
         check_tracking_uri(config.tracking_uri)
@@ -134,7 +134,7 @@ def prepare(
 
 
 def _check_name(config: StudyConfig, resume: bool) -> None:
-    """Raises UsageError if a study that goes on is not there, or if a new one has the name of another."""
+    """Raise UsageError if a study to resume does not exist, or if a new study has the name of an existing one."""
     if config.storage.exists(config.study) == resume:
         return
     if resume:
@@ -157,8 +157,8 @@ def _check_data(prepared: Prepared) -> None:
 
 
 def _as_before(goal: Goal, config: StudyConfig) -> Goal:
-    """Return the goal of a study that goes on, with the baseline that it began with. Raises UsageError if its
-    experiment has another metric now."""
+    """Return the goal of a resumed study, with its first baseline. Raise UsageError if its experiment has another
+    metric now."""
     before = judged(goal, read_about(config))
     if (was := before.objective) != (now := goal.objective):
         raise UsageError(
@@ -247,7 +247,7 @@ class _Network(NamedTuple):
         return goal, spaces
 
     def goal(self, config: StudyConfig) -> Goal:
-        """Return what the study looks for. Raises UsageError if the network cannot be that, and as `fewest_bits`."""
+        """Return the goal of the study. Raise UsageError if the network cannot meet it, or as `fewest_bits` does."""
         if config.max_macs is not None:
             return self._within_macs(config.max_macs)
         layout: Layout | None = None

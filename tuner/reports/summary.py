@@ -52,11 +52,11 @@ def _fitting(columns: Sequence[Sequence[str]], width: int) -> int:
 def trial_columns(
     rows: Sequence[TrialRecord], width: int, leading: Sequence[list[str]] = ()
 ) -> tuple[list[list[str]], int]:
-    """Trials as columns of text, each with its heading first.
+    """Return trials as columns of text. Each column begins with its heading.
 
     Args:
-        rows: a trial a row; at least one.
-        width: characters that a line has.
+        rows: one trial for each row; at least one.
+        width: the number of characters in a line.
         leading: columns to put before the trials' own.
 
     Returns:
@@ -81,7 +81,7 @@ def trial_columns(
 
 
 def best_line(outcome: StudyOutcome) -> str:
-    """Return the best trial in one line, its sparsity also as counts; or that there is none."""
+    """Return a line about the best trial, with its sparsity also as counts, or about the lack of a best trial."""
     best = outcome.best
     if best is None:
         return f"no feasible trial: none completed with {outcome.goal.condition}"
@@ -284,7 +284,7 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
 
 
 def print_result(outcome: StudyOutcome, stream: TextIO | None = None) -> None:
-    """Prints `final_table` on standard output, in colour only on a terminal."""
+    """Print `final_table` on standard output, in colour only on a terminal."""
     from rich.console import Console
 
     stream = sys.stdout if stream is None else stream
