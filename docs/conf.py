@@ -1,4 +1,4 @@
-"""The static site of the documentation: `make docs` writes build/site, which opens without a network."""
+"""The static site of the documentation: `make docs` writes build/site, which needs no internet connection."""
 
 from importlib.metadata import version as version_of
 

@@ -1,4 +1,4 @@
-"""Two networks as one: a small one answers, and a larger one where the small one is unsure."""
+"""Combine two networks: the small one answers, or the larger one if the small one is unsure."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def margins(outputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Cascade:
-    """Answers as the small network does where its margin is theta or more, and else as the large one, which sees these
-    examples alone. A theta of 0 is the small network, and one above 1 the large one.
+    """Returns the outputs of the small network for examples on which its margin is at least theta. The large network
+    computes only the other examples. With theta = 0 the small network answers always, with theta > 1 the large one.
 
     Attributes:
         theta: a number that float32 has exactly.

@@ -97,7 +97,7 @@ class Precision(NamedTuple):
         bits: the bits of a prunable weight. ALL_BITS means that it is not rounded. Otherwise it is a code with a scale
             for each row.
         halves: the names of other tensors that float16 holds exactly. With few bits these are all trained tensors.
-        biases: those of `halves` that are exactly 0 in rows without a weight -> the name of the weight.
+        biases: the tensors of `halves` that are exactly 0 in rows without a weight -> the name of the weight.
         signs: whether prunable weights are -1 and +1, with one bit and no scale.
     """
 

@@ -1,4 +1,4 @@
-"""The patterns that zeros may have: anywhere, at most N of M weights that are not zero, whole blocks, whole neurons."""
+"""Define patterns of zeros: anywhere, at most N nonzero weights of each M, whole blocks, or whole neurons."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LAST = 3e4  # in log2: puts what a pattern does not allow behind all that it al
 
 @dataclass(frozen=True)
 class Pattern:
-    """Zeros may be anywhere. Other patterns say what is different.
+    """Allows zeros anywhere. The subclasses restrict the places of zeros.
 
-    Tensors of scores have the shape (neurons, fan-in...), one a layer. The second dimension are a layer's inputs, or a
-    convolution's input channels.
+    There is one tensor of scores for each layer, with the shape (neurons, fan-in...). The second dimension is the
+    layer's inputs, or a convolution's input channels.
     """
 
     text: ClassVar[str] = "unstructured"
@@ -39,14 +39,14 @@ class Pattern:
 
     @property
     def whole(self) -> dict[str, str]:
-        """Return why layers that are pruned have neurons that cannot have the pattern, by the layer's name."""
+        """Return the layers that are pruned although some of their neurons cannot have the pattern: name -> reason."""
         return {}
 
     def check(self, sparsity: float) -> None:
         """Raise ValueError if zeros of this sparsity cannot have the pattern."""
         if sparsity < self.least - 1e-12:
             raise ValueError(
-                f"a sparsity of {sparsity!r} cannot have the pattern {self}: it begins at {self.least:.6g}"
+                f"a sparsity of {sparsity!r} cannot have the pattern {self}: its lowest is {self.least:.6g}"
             )
 
     def why_dense(self, shape: torch.Size) -> str:
@@ -62,12 +62,12 @@ class Pattern:
         return sum(shape.numel() - self.least_weights(shape) for shape in shapes)
 
     def ranked(self, score: Tensor) -> Tensor:
-        """Return a layer's scores, those of weights that the pattern does not allow behind all others."""
+        """Return a layer's scores. Weights that the pattern does not allow get the lowest scores."""
         return score
 
     def keep(self, scores: Sequence[Tensor], keep: int, a_row: int) -> list[Tensor]:
-        """Return the masks of the weights with the largest scores, at most `keep` of them in all layers. What
-        `keep_largest` says of rows is so here."""
+        """Return masks of the weights with the largest scores. They keep at most `keep` weights in all layers together.
+        Rows keep weights as in `keep_largest`."""
         return keep_largest(scores, keep, a_row=a_row)
 
 
@@ -162,7 +162,7 @@ class Block(Pattern):
         return x.movedim((-3, -2), (0, 1))
 
     def _spread(self, x: Tensor, shape: torch.Size) -> Tensor:
-        """Return for each weight what its block has."""
+        """Return for each weight the value of its block."""
         return x.repeat_interleave(self.rows, 0).repeat_interleave(self.inputs, 1)[: shape[0], : shape[1]]
 
     def keep(self, scores: Sequence[Tensor], keep: int, a_row: int) -> list[Tensor]:
@@ -226,10 +226,10 @@ class Neurons(Pattern):
     """Whole neurons are zero, with the weights that read them: the network is equal to a smaller one.
 
     Attributes:
-        groups: the neurons of the network that go together; None as long as they are not known.
-        by_macs: whether a sparsity is the share that is left out of the multiply-adds with prunable weights. If not, it
-            is the share of zeros.
-        uses: how often the network uses its weights for an example; None as long as it is not known, or not needed.
+        groups: the neurons of the network that are removed together. None: not known yet.
+        by_macs: whether a sparsity means the share of multiply-adds with prunable weights that the network saves.
+            Otherwise it means the share of zeros.
+        uses: how often the network uses its weights for an example. None: not known yet, or not needed.
     """
 
     text: ClassVar[str] = "neurons"
@@ -245,7 +245,7 @@ class Neurons(Pattern):
 
     def check(self, sparsity: float) -> None:
         if self.groups is not None and not self.by_macs and sparsity > (highest := self.groups.highest_sparsity):
-            raise ValueError(f"a sparsity of {sparsity!r} cannot have the pattern {self}: it ends at {highest:.6g}")
+            raise ValueError(f"a sparsity of {sparsity!r} cannot have the pattern {self}: its highest is {highest:.6g}")
 
     def most_zeros(self, shapes: Sequence[torch.Size]) -> int:
         return super().most_zeros(shapes) if self.groups is None else self.groups.most_zeros

@@ -1,4 +1,4 @@
-"""Which weights stay: those of largest magnitude, on a scale on which layers compare, and some of every neuron."""
+"""Choose the weights that stay: the largest ones on a common scale of all layers, and some of every neuron."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Selection:
     Attributes:
         distribution: "global": the largest weights of all layers together. "erk", "uniform": the largest of each layer,
             as many as `layer_counts` gives it.
-        a_neuron: so many connections stay of every neuron, as long as so many stay in all.
-        normalised: whether the network has normalisation layers. They take the scale of a neuron away, so that
-            magnitudes of different neurons do not compare as they are: `relative_magnitude` and `lamp_score` do.
-        pattern: of the zeros.
+        a_neuron: the least number of connections that every neuron keeps, if enough connections stay for this.
+        normalised: whether the network has normalisation layers. They remove the scale of a neuron, so the magnitudes
+            of different neurons cannot be compared. `relative_magnitude` and `lamp_score` can be compared.
+        pattern: the pattern of the zeros.
     """
 
     distribution: str = "global"
@@ -41,20 +41,20 @@ class Selection:
         sparsity: float,
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Return masks of `sparsity` over all layers, or of the next higher one that the pattern has. Below the
-        pattern's least sparsity, weights that it does not allow stay where there is place for them: the smallest of
-        them go first while a sparsity rises.
+        """Return masks of `sparsity` over all layers, or of the next higher sparsity that the pattern can have. Below
+        the lowest sparsity of the pattern, some weights stay that the pattern does not allow. The smallest of them are
+        pruned first while the sparsity rises.
 
-        Where some layers lie on the sphere and others do not, their magnitudes do not compare: with p near 1 the few
-        large weights of the sphere's rows would leave the last layer next to nothing. With the global distribution
-        those off the sphere then keep what an Erdos-Renyi-Kernel distribution gives them, and the others share the
-        rest.
+        The magnitudes of layers on the sphere and off the sphere cannot be compared: with p near 1 the few large
+        weights of the sphere's rows would leave almost no weight to the last layer. With the global distribution, the
+        layers off the sphere therefore keep as many weights as an Erdos-Renyi-Kernel distribution gives them. The other
+        layers share the rest.
 
         Args:
             log_magnitudes: log2 of the weights, one tensor a layer in the shape (neurons, fan-in...); not NaN.
             on_sphere: whether each layer lies on the sphere.
             sparsity: in [0, 1).
-            active: masks that the layers have by now; all that they leave out is taken last.
+            active: the current masks of the layers. Weights that they mask are chosen last.
         """
         scores = [self._score(one) for one in log_magnitudes]
         if active is not None:  # an active weight of 0 too comes before masked ones
@@ -80,7 +80,7 @@ class Selection:
         return lamp_score(relative_magnitude(log_magnitude)) if self.normalised else log_magnitude
 
     def _groups(self, on_sphere: Sequence[bool]) -> list[list[int]]:
-        """Return which layers share what they keep."""
+        """Return the groups of layers that share a number of kept weights."""
         layers = range(len(on_sphere))
         if self.distribution != "global":
             return [[index] for index in layers]
@@ -92,12 +92,12 @@ class Selection:
 def fitted(
     chosen: Callable[[float], list[Tensor]], sparsity: float, excess: Callable[[Sequence[Tensor]], int]
 ) -> list[Tensor]:
-    """Return the masks of this sparsity, or of the next higher one that is found to be enough.
+    """Return masks of this sparsity, or of a higher one if `excess` requires more zeros. At least one weight stays for
+    each mask.
 
     Args:
-        chosen: a sparsity -> masks.
-        excess: masks -> about how many weights more must go, not too many; 0 if that is none. A weight a mask is the
-            least that is left.
+        chosen: sparsity -> masks.
+        excess: masks -> a lower estimate of the number of weights that must also be pruned; 0: the masks suffice.
     """
     masks = chosen(sparsity)
     weights = sum(mask.numel() for mask in masks)

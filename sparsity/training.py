@@ -1,4 +1,4 @@
-"""A sparse training: one network, one optimizer and one topology at work together, with all state in one place."""
+"""Train one network sparse, with one optimizer and one topology. One object holds the state of all of them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ from tune_sparsity.sparsity.wrappers import plain_parameters
 class SparseTraining(Measures, torch.optim.Optimizer):
     """Trains a network sparse, in place of the optimizer in an ordinary training loop.
 
-    Call `zero_grad()`, backward and `step()`. It is a torch optimizer: gradient scalers, learning-rate schedulers and
-    trainers of other libraries take it. What a scheduler does to the rates multiplies their own schedule; a step that a
-    scaler leaves out is none. The masks follow the topology until the progress `fix_at`; there the
-    network is projected to its final sparsity, exact to the weight, and trains on under that mask. Weights that are
-    masked are zero in the parameter itself, so the network is an ordinary one at any time: a copy of it, its state_dict
-    and whatever loads that have the same zeros. An average over steps (torch.optim.swa_utils.AveragedModel) has them
-    if it begins when the mask is `fixed`: before that the masks move, and a mean of two is denser than either.
+    Call `zero_grad()`, backward and `step()`. The object is a torch optimizer: gradient scalers, learning-rate
+    schedulers and trainers of other libraries accept it. The factor of a scheduler multiplies the schedule of
+    `learning_rate`. A step that a gradient scaler skips does not count as a step.
+
+    The topology moves the masks until the progress reaches `mask_frozen_at`. Then the network is projected to its final
+    sparsity, exact to the weight, and the training continues under this mask. Masked weights are zero in the parameters
+    themselves. The network is therefore an ordinary one at any time, and copies of it and its state_dict have the same
+    zeros. An average over steps, such as torch.optim.swa_utils.AveragedModel, must begin when the mask is `fixed`.
+    Before that the masks move, and the mean of two networks with different masks has fewer zeros than each of them.
 
     Args:
         model: the network, on its device.
@@ -41,20 +43,20 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         topology: moves the masks.
         masks: the initial masks, one for each layer.
         sparsity: the final sparsity over the layers' weights, in [0, 1).
-        total_steps: the number of calls of `step()` that the schedules are laid over.
-        fix_at: progress in [0, 1] at which the mask is projected and fixed.
-        learning_rate: each group's rate is multiplied by this function of progress, at every step.
-        dense_latent: whether masked weights on the sphere go on learning from the dense gradient. If not (the
-            published way), their v only decays by (1 - lr) a step.
-        exponent: p as a function of progress, for the groups of the optimizer that say "p_moves"; by default it stays.
+        total_steps: the number of calls of `step()`. The schedules depend on it.
+        mask_frozen_at: the progress in [0, 1] at which the network is projected and its mask is fixed.
+        learning_rate: a function of progress. In every step it multiplies the learning rate of each group.
+        dense_latent: whether masked weights on the sphere continue to learn from the dense gradient. If not, which is
+            the published way, their v only decays by the factor (1 - lr) in each step.
+        exponent: p as a function of progress, for the groups of the optimizer with "p_moves". None: p is constant.
         selection: chooses the weights that the projection keeps.
-        averaging: the network is this average over steps at the end; None: that of the last step. Measure running
-            statistics of normalisation layers anew then, as torch.optim.swa_utils.update_bn does.
-        few_bits: how the prunable weights get few bits, in steps after `total_steps`; None: they do not.
+        averaging: the average over steps that is the network at the end. None: the network of the last step. After an
+            average, measure the running statistics of normalisation layers again (torch.optim.swa_utils.update_bn).
+        few_bits: the way to few bits, in steps after `total_steps`. None: the weights keep all bits.
     """
 
     steps_in_backward = False
-    """True where weights are stepped as soon as they have their gradients, before `step()`."""
+    """True if each weight makes its step as soon as it has its gradient, before `step()` is called."""
 
     def __init__(
         self,
@@ -117,12 +119,12 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         return dict(vars(self))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As the optimizer's own, without what torch wraps around that: a tenth of a millisecond a step."""
+        """Clear the gradients. Without torch's profiling code this is a tenth of a millisecond quicker."""
         for param in (param for group in self.param_groups for param in group["params"]):
             param.grad = None if set_to_none or param.grad is None else torch.zeros_like(param)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refuse: the network's parameters are all here."""
+        """Raise ValueError, because the training already has all parameters of the network."""
         if hasattr(self, "model"):
             raise ValueError("a sparse training has all parameters of its network: none can be added")
         super().add_param_group(param_group)
@@ -134,9 +136,9 @@ class SparseTraining(Measures, torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take one optimizer step, under masks that may move first, on the gradient at hand. On a GPU its kernels are
-        begun together, as a CUDA graph, and nothing in it waits for the device, except where masks move. Raises what
-        the optimizer raises: LpSGD, on a CPU, FloatingPointError."""
+        """Take one optimizer step with the current gradients. The masks may move first. On a GPU one CUDA graph
+        launches all kernels of the step, and the step waits for the device only if masks move. LpSGD on a CPU raises
+        FloatingPointError if a gradient is NaN or infinite."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -146,7 +148,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
 
     @torch.no_grad()
     def quick_step(self) -> None:
-        """`step()` without what torch wraps around that."""
+        """Take one step as `step()` does, without torch's hooks and profiling code."""
         if self.few_bits is not None and self.few_bits.begun:
             make_gradients_dense(param for group in self.param_groups for param in group["params"])
             self.few_bits.step()
@@ -165,8 +167,8 @@ class SparseTraining(Measures, torch.optim.Optimizer):
 
     @torch.no_grad()
     def move_masks(self) -> None:
-        """Does what a step begins with: it moves the masks that are to move, on the gradient at hand. The `step()` that
-        follows does the rest. To be called by those who look at the network in between."""
+        """Make the first part of a step: move the masks with the current gradients, if they move in this step. The next
+        `step()` makes the rest. Call this function to read the new masks before the weights change."""
         if self._moved:
             return
         self._moved = True
@@ -189,7 +191,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         self.lr_sum += max((g["lr"] for g in self.optimizer.param_groups if g.get("p") is not None), default=0.0)
 
     def _learn(self) -> None:
-        """All that a step does to the network under masks that stay, on the gradient at hand."""
+        """Make the part of a step that leaves the masks as they are, with the current gradients."""
         self._mask_gradients()
         if isinstance(self.optimizer, LpSGD):
             self.optimizer.quick_step()
@@ -198,8 +200,8 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         self._apply_masks()
 
     def _move_exponent(self, p: float) -> None:
-        """The step that follows projects v, the state, onto the new sphere: where p falls, w concentrates on fewer
-        weights of the same latent."""
+        """Set p. The next step projects the state v onto the new sphere. A smaller p concentrates w on fewer weights,
+        from the same v."""
         for group in self.optimizer.param_groups:
             if group.get("p_moves"):
                 group["p"] = p
@@ -229,7 +231,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         return pruned
 
     def _saliency(self, layer: Layer) -> Tensor:
-        """log2 of the weight's magnitude in the network, as it would be without a mask where that is known."""
+        """Return log2 of the weights' magnitudes. For weights of LpSGD these are the magnitudes without the mask."""
         if layer.sphere and isinstance(self.optimizer, LpSGD):
             return self.optimizer.log_magnitude(layer.weight)
         return layer.weight.detach().abs().log2()
@@ -245,7 +247,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         self._apply_masks()
 
     def _give_masks(self, *, as_loaded: bool = False) -> None:
-        """Tells LpSGD the masks under which nothing learns: it is quicker for knowing them."""
+        """Give LpSGD the masks under which no masked weight learns. LpSGD then skips these weights."""
         pairs = list(zip(self.layers, self.masks, strict=True))
         given = isinstance(self.optimizer, LpSGD) and (self.fixed or not self.dense_latent)
         if given:
@@ -259,13 +261,13 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         self._still = [*biases, *((one.weight, mask) for one, mask in pairs if not ((given or spared) and one.sphere))]
 
     def _forget_dropped(self, weight: Tensor, mask: Tensor) -> None:
-        """Clear the momentum of dropped weights, which would move them on. On the sphere LpSGD does so itself."""
+        """Clear the momentum of dropped weights, which would move them. On the sphere LpSGD does this itself."""
         for value in self.optimizer.state.get(weight, {}).values():  # a frozen weight has none
             if isinstance(value, Tensor) and value.numel() == weight.numel() > 1:
                 value.mul_(mask.view_as(value))
 
     def _mask_gradients(self) -> None:
-        """So that masked weights learn nothing, except those on the sphere where their latent is to go on learning."""
+        """Set the gradients of masked weights to zero, except on the sphere if `dense_latent` lets them learn."""
         pairs = [(weight.grad, mask) for weight, mask in self._still if weight.grad is not None]
         multiply(pairs)
 
@@ -273,8 +275,8 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         multiply(self._own)
 
     def _projected_masks(self) -> list[Tensor]:
-        """Return the exact masks: `final_sparsity` over all weights, the most salient of the active ones kept; or
-        `fitted`."""
+        """Return masks with exactly `final_sparsity` over all weights. They keep the active weights with the largest
+        magnitudes. With `excess`, `fitted` chooses the sparsity."""
         magnitudes = [layer.turned(self._saliency(layer)) for layer in self.layers]
         masks = zip(self.layers, self.masks, strict=True)
         active = None if self.dense_latent else [layer.turned(mask) for layer, mask in masks]
@@ -287,7 +289,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
 
     @torch.no_grad()
     def project(self) -> None:
-        """Projects to the final sparsity, exactly, and fixes the mask. Does nothing the second time."""
+        """Project the network to exactly its final sparsity, and fix the mask. A second call keeps this mask."""
         if not self.fixed:
             self._set_masks(self._projected_masks())
             self.fixed = True
@@ -296,9 +298,9 @@ class SparseTraining(Measures, torch.optim.Optimizer):
             keep_active(layer.weight, mask)
 
     def finish(self) -> None:
-        """End the training, on the exact final sparsity. The last of `total_steps` steps calls it; call it where there
-        were fewer. Where weights were averaged, the average is the network, and later steps change nothing; where they
-        get few bits, later steps train those. Does nothing the second time."""
+        """End the training with exactly the final sparsity. The last of `total_steps` steps calls this function. Call
+        it yourself after fewer steps. With `averaging`, the network becomes the average, and later steps change
+        nothing. With `few_bits`, later steps train the weights with few bits. A second call changes nothing."""
         self.project()
         if self.average is not None and self.average.take():
             self.project()  # the mean of active weights may be 0
@@ -318,25 +320,25 @@ class SparseTraining(Measures, torch.optim.Optimizer):
 
     @property
     def weight_bits(self) -> int:
-        """Return the bits of a prunable weight at the end: ALL_BITS, or few."""
+        """Return the number of bits of a prunable weight at the end. Without `few_bits` it is ALL_BITS."""
         return ALL_BITS if self.few_bits is None else self.few_bits.how.bits
 
     def codes(self) -> dict[str, Codes]:
-        """Return the prunable weights by name, as codes and scales, once they have few bits; else nothing."""
+        """Return the codes and scales of the prunable weights by name. Before the weights have few bits, return {}."""
         if self.few_bits is None or not self.few_bits.begun:
             return {}
         return {layer.name: codes for layer, codes in zip(self.layers, self.few_bits.codes(), strict=True)}
 
     def _restore_order(self) -> None:
-        """Puts weights back into the usual order of memory, which LpSGD changes where neurons are not the first
-        dimension. A network with the same weights then computes the same, to the last bit."""
+        """Put the weights back into the usual order of memory. LpSGD changes this order if the neurons are not the
+        first dimension. With the usual order, networks with equal weights compute equal outputs, bit for bit."""
         for layer in self.layers:
             if layer.sphere and layer.orientation != STANDARD:
                 layer.weight.data = layer.weight.data.contiguous()
 
     @contextmanager
     def projected(self) -> Iterator[None]:
-        """Within it the network's weights are those of its projection to the final sparsity, now."""
+        """Project the network to its final sparsity within this block. The block restores the weights at its end."""
         if self.fixed:
             yield
             return
@@ -352,12 +354,12 @@ class SparseTraining(Measures, torch.optim.Optimizer):
                     layer.weight.copy_(weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """`state_beside_network`, and the layers' weights: another program may load its network before it makes the
-        optimizer, which changes them."""
+        """Return `state_beside_network` and the layers' weights. The weights are needed if a program loads its network
+        before it makes the optimizer, because the optimizer changes the weights."""
         return {**self.state_beside_network(), "weights": [layer.weight.detach().clone() for layer in self.layers]}
 
     def state_beside_network(self) -> dict[str, Any]:
-        """Everything that training needs beside the network's own state_dict: a resumed run equals an unbroken one."""
+        """Return all state except the network's own state_dict. With both, a resumed run equals an unbroken one."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "masks": [mask.clone() for mask in self.masks],

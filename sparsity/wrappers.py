@@ -92,7 +92,7 @@ def _replaced(model: nn.Module, *, compiled: bool) -> nn.Module:
     """Return the network with the contents of wrappers in place of the wrappers.
 
     Args:
-        compiled: whether to replace those of torch.compile, too.
+        compiled: whether to replace the wrappers of torch.compile, too.
     """
     model = _inner(model, compiled)
     for module in list(model.modules()):

@@ -99,7 +99,7 @@ def load(data_dir: Path | None = None) -> Data:
         judged, y_test = judging_files(folder, classes)
         if (len(classes), len(files), len(judged)) != (200, 100_000, 10_000):
             raise ValueError(
-                f"it should hold 200 classes, 100000 and 10000 images, "
+                f"it should hold 200 classes, 100000 images in train and 10000 in val, "
                 f"and holds {len(classes)}, {len(files)} and {len(judged)}"
             )
         x, x_test = read_images(files), read_images(judged)

@@ -215,12 +215,14 @@ def gives_outputs(subject: Subject) -> Iterator[Problem]:
 
 
 def shape_of(nest: Any) -> str:
-    """Return the shape of a tensor, or a nest with the shapes in place of its tensors, as text."""
+    """Return the shape of a tensor as text. For a nested structure, return its text with shapes in place of the
+    tensors."""
     return str(mapped(lambda tensor: tuple(tensor.shape), nest))
 
 
 def kinds(nest: Any) -> str:
-    """Return the type and the shape of a tensor, or a nest with these in place of its tensors, as text."""
+    """Return the type and the shape of a tensor as text. For a nested structure, return its text with these in place of
+    the tensors."""
     return str(mapped(lambda one: f"{str(one.dtype).removeprefix('torch.')} {tuple(one.shape)}", nest))
 
 

@@ -152,7 +152,7 @@ def answer(model: nn.Module, x: Any) -> Tensor:
 
 
 def one_tensor(outputs: Any) -> Tensor:
-    """Return the outputs in a network's result: its `logits`, or its first tensor that is no single number. Raise
+    """Return the outputs in a network's result: its `logits`, or its first tensor with at least one dimension. Raise
     ValueError if the result holds no tensor."""
     logits = getattr(outputs, "logits", None)
     if isinstance(logits, Tensor):

@@ -128,7 +128,7 @@ def decode(data: bytes) -> dict[str, Packed]:
     names = list(tensors)
     for name, place in same.items():
         if place >= len(names) or names[place] in same:
-            raise ValueError(f"a malformed file: {name!r} is equal to no tensor of it")
+            raise ValueError(f"a malformed file: {name!r} refers to an equal tensor that the file does not hold")
         other_one = tensors[names[place]]
         if (other_one.type, other_one.shape) != (tensors[name].type, tensors[name].shape):
             raise ValueError(f"a malformed file: {name!r} is equal to a tensor of another type or shape")

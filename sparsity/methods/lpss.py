@@ -193,7 +193,9 @@ def lpss(
     example: Any = None,
     trained: bool = False,
 ) -> SparseTraining:
-    """Return the optimizer that trains a network sparse on the Lp sphere (arXiv 2103.16013).
+    """Train a network sparse on the Lp sphere (arXiv 2103.16013).
+
+    Return a torch optimizer that takes the place of the training loop's own.
 
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     >>> sparse = lpss(model, total_steps=20, sparsity=0.75)

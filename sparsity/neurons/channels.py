@@ -1,4 +1,4 @@
-"""The channels of modules: which group of neurons each of them belongs to, and how a module loses some of them."""
+"""Find the group of neurons of each channel of a module, and remove channels from modules."""
 
 from __future__ import annotations
 
@@ -50,10 +50,11 @@ def has_weight(module: object) -> bool:
 
 
 def coupled(module: object) -> list[tuple[list[int], list[int]]]:
-    """Return which output and input channels of a grouped convolution go together, beside what the graph says.
+    """Return which output and input channels of a grouped convolution go together, in addition to the graph's links.
 
-    A convolution with more groups than inputs a group loses whole groups, each with its inputs and outputs, as a
-    depthwise one does. One with fewer groups loses the same channels of every group, so that all groups stay alike.
+    If a convolution has more groups than inputs per group, it loses whole groups with their inputs and outputs. A
+    depthwise convolution is an example. Otherwise it loses the same channels of every group, so that all groups keep
+    equal sizes.
     """
     if not isinstance(module, _CONVOLUTIONS) or module.groups == 1:
         return []

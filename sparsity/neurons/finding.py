@@ -30,9 +30,9 @@ _EQUAL_OTHERWISE = 1e-4  # for a network that insists on a dtype of its own
 def neuron_groups(model: nn.Module, layers: Sequence[Layer], example: Any, forward: Forward = called) -> NeuronGroups:
     """Return which neurons of a network can be removed together.
 
-    What torch-pruning finds is tried on a copy of the network with other weights: with random neurons masked the copy
-    must compute the same as without them. Neurons for which it does not are never removed. The network stays what it
-    is.
+    The groups that torch-pruning finds are tried on a copy of the network with other weights. With random neurons
+    masked, the copy must compute the same as without these neurons. Otherwise these neurons are never removed. The
+    network itself does not change.
 
     Args:
         layers: its prunable layers.
@@ -56,14 +56,14 @@ def neuron_groups(model: nn.Module, layers: Sequence[Layer], example: Any, forwa
 
 
 def with_neurons(rules: LayerRules, model: nn.Module, example: Any, forward: Forward = called) -> LayerRules:
-    """Return the rules with the network's groups of neurons in their pattern, where that is one of neurons and has none
-    yet. The other arguments, and the errors, are those of `neuron_groups`."""
+    """Return the rules with the network's groups of neurons in their pattern. Rules with another pattern, or with known
+    groups, are returned unchanged. The other arguments, and the errors, are those of `neuron_groups`."""
     if not isinstance(rules.pattern, Neurons) or rules.pattern.groups is not None:
         return rules
     layers = prunable_layers(model, with_last_layer(rules, model, example, forward), sphere=False)
     uses = count_uses(model, layers, example, forward) if rules.pattern.by_macs else None
     if rules.pattern.by_macs and uses is None:
-        raise ValueError("pattern neurons: the multiply-adds of this network are not known")
+        raise ValueError("pattern neurons: the multiply-adds of this network could not be counted")
     groups = neuron_groups(model, layers, example, forward)
     return replace(rules, pattern=replace(rules.pattern, groups=groups, uses=uses))
 
@@ -133,14 +133,14 @@ def _has(module: nn.Module, layer: Layer) -> bool:
 
 
 class _Trial:
-    """Removes neurons of a copy of the network, and compares what it computes.
+    """Removes neurons of a copy of the network, and compares the outputs before and after.
 
-    The copy gets other weights. In a fresh network the outputs of a neuron without inputs are zero, or all activations
-    are tiny, and then it would not show that something else reads them.
+    The copy gets other weights. In a fresh network a neuron without inputs may have zero outputs, or all activations
+    may be tiny. The comparison would then miss that another layer reads the neuron.
 
     Args:
         copied: the copy.
-        groups: what could be removed.
+        groups: the groups that could be removed.
         owners: the names of the modules that have the layers' weights.
         example: a batch of inputs.
         forward: (network, inputs) -> outputs.

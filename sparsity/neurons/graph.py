@@ -71,7 +71,7 @@ class Links:
             self.whole.setdefault(one, reason)
 
     def blocks(self) -> list[list[int]]:
-        """Return the sets that can be removed: those of the same modules together."""
+        """Return the sets that can be removed. Sets of the same modules stand together."""
         places = defaultdict[int, list[Side]](list)
         for side in self._starts:
             for one in dict.fromkeys(self.sets(*side)):
@@ -105,7 +105,7 @@ def linked(
 
     Raises:
         ValueError: if torch-pruning is not installed.
-        Exception: what torch-pruning raises for a network that it cannot trace.
+        Exception: of any type, if torch-pruning cannot trace the network.
     """
     with modes_kept(model), ready(model), _hidden(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -124,7 +124,7 @@ def linked(
 
 
 class _Hidden(torch.autograd.Function):
-    """A tensor that autograd takes for a function of others in one step."""
+    """Makes a tensor look to autograd like a function of other tensors, computed in one step."""
 
     @staticmethod
     def forward(ctx: Any, kind: str, result: Tensor, *inputs: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ def _dependencies(model: nn.Module, example: Any, forward: Callable[[nn.Module, 
 
 
 class _Index(NamedTuple):
-    """An index of a channel, and that of the layer's output that it goes together with."""
+    """The index of a channel, and the index of the layer output that belongs to it."""
 
     idx: int
     root_idx: int
@@ -210,8 +210,9 @@ def _follow(graph: Any, links: Links, names: dict[Any, str], name: str) -> Itera
 
 
 def _reached(graph: Any, layer: nn.Module, count: int) -> Iterator[tuple[Any, Any, tuple[_Index, ...]]]:
-    """Yield where channels must go when all outputs of a layer go: the node, the function that removes them, and which
-    ones. The graph's own `get_pruning_group` does so too, but it works out the shapes of all nodes anew each time."""
+    """Yield the channels that must be removed with all outputs of a layer: the node, the function that removes channels
+    of the node, and their indices. The graph's own `get_pruning_group` also finds them, but computes the shapes of all
+    nodes in every call."""
     root, remove = graph.module2node[layer], graph.get_pruner_of_module(layer).prune_out_channels
     stack = [(root, remove, tuple(_Index(index, index) for index in range(count)))]
     seen = set(stack)

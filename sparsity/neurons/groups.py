@@ -1,4 +1,4 @@
-"""Groups of neurons that are removed together, and the masks that remove those of least importance."""
+"""Hold the groups of neurons that are removed together, and make masks that remove the least important groups."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LayerGroups(NamedTuple):
         name: the weight's name.
         shape: its shape.
         first: the group of each index of its first dimension, int64, on the CPU.
-        second: that of each index of its second dimension.
+        second: the group of each index of its second dimension.
         outputs_first: whether the first dimension is the layer's outputs.
         normalised: whether a normalisation takes the scale of its rows away.
     """
@@ -43,7 +43,8 @@ class LayerGroups(NamedTuple):
         return self.shape[2:].numel()
 
     def parts(self, log_magnitude: Tensor) -> list[Part]:
-        """Return what the layer's rows and columns say of the groups. Rows whose scale does not count say nothing."""
+        """Return the importance of the groups from the layer's rows and columns. Rows whose scale has no effect do not
+        count."""
         first, second = mean_squares(log_magnitude)
         sides = (Part(first, self.first, not self.outputs_first), Part(second, self.second, self.outputs_first))
         return [side for side in sides if side.reads or not self.normalised]
@@ -120,8 +121,8 @@ class NeuronGroups:
         scales: Sequence[Tensor] | None = None,
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Return masks that remove the fewest groups, those of least importance first, with which the share of zeros
-        over all layers is at least `sparsity`. The other arguments, and the errors, are those of `masks_until`."""
+        """Return masks with a share of zeros of at least `sparsity` over all layers. They remove as few groups as
+        possible, the least important first. The other arguments, and the errors, are those of `masks_until`."""
         most = self.weights - zeros_for(sparsity, self.weights)
         return self.masks_until(log_magnitudes, lambda kept: sum(kept) <= most, scales=scales, active=active)
 
@@ -133,17 +134,18 @@ class NeuronGroups:
         scales: Sequence[Tensor] | None = None,
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Return masks that remove the fewest groups, those of least importance first, with which it is enough. Every
+        """Return masks that satisfy `enough`. They remove as few groups as possible, the least important first. Every
         layer keeps a neuron.
 
         Args:
-            log_magnitudes: log2 of the weights, one tensor a layer in the weight's shape, on any device; not NaN.
-            enough: decides on how many weights each layer keeps.
-            scales: the factors of the normalisations of `scales`; None for 1.
-            active: masks that the layers have by now; groups that they leave out are removed first.
+            log_magnitudes: log2 of the weights' magnitudes, one tensor for each layer, in the shape of the weight, on
+                any device; not NaN.
+            enough: returns whether the masks suffice, from the number of weights that each layer keeps.
+            scales: the factors of the normalisations in `scales`. None: 1.
+            active: the current masks of the layers. Groups that they mask are removed first.
 
         Raises:
-            ValueError: if it is not enough with one neuron a layer.
+            ValueError: if masks with one neuron in each layer do not satisfy `enough`.
         """
         values = self.importance(log_magnitudes, scales)
         if active is not None:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 class Part(NamedTuple):
-    """Holds what one layer or normalisation says of groups.
+    """Holds the importance of groups in one layer or normalisation.
 
     Attributes:
         values: one for each index, not negative, with a mean of 1: on any device.
         groups: the group of each index, or -1.
-        reads: whether it reads the groups' outputs. It makes them otherwise.
+        reads: whether the layer reads the groups' outputs. Otherwise it computes them.
     """
 
     values: Tensor
@@ -24,11 +24,11 @@ class Part(NamedTuple):
 
 
 def importance(parts: Iterable[Part], count: int) -> Tensor:
-    """Return the importance of each group, float64, on the CPU: the mean of what makes its outputs, times the mean of
-    what reads them. Where nothing is said of one of the two it is 1.
+    """Return the importance of each group, float64, on the CPU. It is the mean over the parts that compute its outputs,
+    times the mean over the parts that read them. A mean without parts is 1.
 
     Args:
-        parts: what layers and normalisations say.
+        parts: the importance in each layer and normalisation.
         count: the number of groups.
     """
     found = list(parts)

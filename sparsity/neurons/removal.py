@@ -1,4 +1,4 @@
-"""The ordinary smaller network that a masked one is equal to."""
+"""Make the smaller ordinary network that computes the same as a masked network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def smaller(model: nn.Module, groups: NeuronGroups, masks: Sequence[Tensor]) -> 
 
     Args:
         model: the network, whose masked weights are zero.
-        groups: what `neuron_groups` said of it.
+        groups: its groups, from `neuron_groups`.
         masks: one a prunable layer, in the weights' shapes.
     """
     copied = deepcopy(model)

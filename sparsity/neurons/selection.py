@@ -22,8 +22,8 @@ class NeuronSelection(Selection):
         groups: the neurons of the network.
         layers: its prunable layers.
         scales: the factors of the normalisations that the groups name.
-        uses: how often the weights are used for an example. With it, a sparsity is the share that is left out of the
-            multiply-adds with prunable weights. Without it, a sparsity is the share of zeros.
+        uses: how often the weights are used for an example. With `uses`, a sparsity means the share of multiply-adds
+            with prunable weights that the network saves. Without it, a sparsity means the share of zeros.
     """
 
     groups: NeuronGroups
@@ -57,10 +57,10 @@ class NeuronSelection(Selection):
 
 
 def selection_of(model: nn.Module, layers: Sequence[Layer], distribution: str, pattern: Pattern) -> Selection:
-    """Return the selection for a network: of weights, or of neurons where that is the pattern.
+    """Return the selection for a network. It selects neurons if `pattern` is `Neurons`, otherwise weights.
 
     Raises:
-        ValueError: if the pattern is one of neurons, and those of the network are not known.
+        ValueError: if `pattern` is `Neurons`, and the groups of the network are not known.
     """
     if not isinstance(pattern, Neurons):
         return selection_for(model, distribution, pattern)

@@ -67,8 +67,8 @@ class ForeachStep:
         """Make one step with the settings of `group`. The values lr, gain_lr and p may be tensors on the device.
 
         Returns:
-            None. On a CPU the gradients are checked first. If one is NaN or infinite, the result is its parameter, and
-            no parameter or dual state v has changed.
+            None, if all gradients are finite. On a CPU, a parameter whose gradient is NaN or infinite, if there is one.
+            No parameter and no dual state v has then changed.
         """
         lr, q = group["lr"], dual_exponent(group["p"])
         for state in self._states:

@@ -26,9 +26,7 @@ def check(arguments: list[str]) -> int:
         description="Checks an experiment. For each problem it says how to correct it.",
         epilog="exit codes: 0 no check fails (there may be warnings), 1 a check fails, 2 wrong use",
     )
-    parser.add_argument(
-        "experiment", metavar="EXPERIMENT", help="path/to/file.py:name, package.module:name, built-in name"
-    )
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="built-in name, path/to/file.py:name or module:name")
     parser.add_argument("--data-dir", metavar="DIR", type=Path, help="where data sets are, or are downloaded to")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON on stdout")
     options = parser.parse_args(arguments)

@@ -22,7 +22,11 @@ def compare(arguments: list[str]) -> int:
         "--out", metavar="FILE", type=Path, help="the page (compare-A-B.html in the folder of studies; here for s3://)"
     )
     parser.add_argument(
-        "--storage", metavar="DIR", type=storage_of, default="studies", help="folder of studies, or s3://BUCKET/PREFIX"
+        "--storage",
+        metavar="DIR",
+        type=storage_of,
+        default="studies",
+        help="folder of studies, or s3://BUCKET/PREFIX (./studies)",
     )
     parser.add_argument("--json", action="store_true", help="print the table as JSON on stdout")
     options = parser.parse_args(arguments)

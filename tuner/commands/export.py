@@ -17,7 +17,7 @@ def export(arguments: list[str]) -> int:
     from tune_sparsity.tuner.commands.arguments import Parser
     from tune_sparsity.tuner.results.finished_study import read_ended
 
-    parser = Parser("tune-sparsity export", description="Writes a study's network as a file, and checks it.")
+    parser = Parser("tune-sparsity export", description="Writes a network of a study as a file, and checks the file.")
     parser.add_argument("study", metavar="STUDY", help="the study's name, or its folder")
     parser.add_argument("--format", metavar="F", required=True, help=", ".join(SUFFIXES))
     parser.add_argument(
@@ -30,7 +30,11 @@ def export(arguments: list[str]) -> int:
         help="the file (in the study's folder in export/; for s3:// in ./STUDY/export/)",
     )
     parser.add_argument(
-        "--storage", metavar="DIR", type=storage_of, default="studies", help="folder of studies, or s3://BUCKET/PREFIX"
+        "--storage",
+        metavar="DIR",
+        type=storage_of,
+        default="studies",
+        help="folder of studies, or s3://BUCKET/PREFIX (./studies)",
     )
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set is")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON on stdout")

@@ -10,11 +10,13 @@ from tune_sparsity.tuner.commands.search import run
 
 def resume(arguments: list[str]) -> int:
     """Run the subcommand. Return the exit code."""
-    parser = Parser("tune-sparsity resume", description="Continues a study. Ended trials stay as they are.")
+    parser = Parser(
+        "tune-sparsity resume", description="Continues a study that was interrupted. Ended trials are not repeated."
+    )
     parser.add_argument("study", metavar="STUDY", help="the study's name, or its folder")
     parser.add_argument("--storage", metavar="DIR", default="studies", help=STORAGE_HELP)
     parser.add_argument("--trials", metavar="N", default=argparse.SUPPRESS, help="a new total number of trials")
-    parser.add_argument("--time-budget", metavar="T", default=argparse.SUPPRESS, help="a new budget of the study")
+    parser.add_argument("--time-budget", metavar="T", default=argparse.SUPPRESS, help="a new time budget, e.g. 30m")
     parser.add_argument(
         "--patience", metavar="N", default=argparse.SUPPRESS, help="end after N trials in a row without a gain"
     )

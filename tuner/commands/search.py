@@ -19,16 +19,16 @@ LAUNCHED = time.monotonic()  # a study's seconds count from here, so that they i
 _EPILOG = """\
 also:
   tune-sparsity resume STUDY    continue a study that was interrupted
-  tune-sparsity export STUDY --format packed|safetensors|onnx|torch|csr    write the network as a checked file
-  tune-sparsity report STUDY    write a page to send to a colleague
-  tune-sparsity compare STUDY STUDY    compare studies of one experiment
+  tune-sparsity export STUDY --format packed|safetensors|onnx|torch|csr    write the best network as a checked file
+  tune-sparsity report STUDY    write one HTML page to send to a colleague
+  tune-sparsity compare STUDY STUDY    compare two or more studies of one experiment
   tune-sparsity ui STUDY        open the study in MLflow's UI
   tune-sparsity send STUDY      send to MLflow the records that it does not have
-  tune-sparsity check mine.py:mine    check your own experiment
+  tune-sparsity check mine.py:mine    check an experiment of your own
   tune-sparsity doctor          check the machine, Ray, MLflow and the storage
   tune-sparsity list experiments|methods|spaces|samplers    print the names that options accept
 
-exit codes: 0 done, 1 the study failed, 2 wrong use, 3 no trial meets the target, 130 interrupted"""
+exit codes: 0 done, 1 the study failed, 2 wrong use, 3 no network meets the goal, 130 interrupted"""
 
 
 def search_parser() -> Parser:
@@ -43,7 +43,7 @@ def search_parser() -> Parser:
     what.add_argument("--target", metavar="S", help="fraction of zero weights to reach, e.g. 0.9, or several: 0.8,0.9")
     what.add_argument("--front", metavar="S:S", help="the whole front between two sparsities, e.g. 0.5:0.99")
     what.add_argument("--max-nonzero", metavar="N", help="the largest number of nonzero weights, instead of a target")
-    what.add_argument("--max-macs", metavar="N", help="multiply-adds of an example, with --pattern neurons")
+    what.add_argument("--max-macs", metavar="N", help="the most multiply-adds of an example, with --pattern neurons")
     what.add_argument("--max-bytes", metavar="N", help="the largest size of the packed file, e.g. 10000 or 10kB")
     what.add_argument(
         "--experiment", metavar="NAME", help="built-in name, path/to/file.py:name or module:name (digits)"
@@ -61,14 +61,14 @@ def search_parser() -> Parser:
         "--pattern", metavar="PATTERN", help="pattern of the zeros: neurons, 2:4, block:4x1, ... (the experiment's)"
     )
     how.add_argument(
-        "--group", metavar="NAME", help="cascade: a small and a large network that answers if unsure; or reflect"
+        "--group", metavar="NAME", help="cascade: the large network answers if the small one is unsure; or reflect"
     )
     how.add_argument("--ensemble", metavar="NAME", help="resample: networks drawn near the best one's average weights")
     how.add_argument("--members", metavar="N", help="networks in the ensemble (10)")
     how.add_argument("--final-seeds", metavar="N", help="at the end, train each method's best again with N seeds (0)")
     how.add_argument("--sampler", metavar="NAME", help="tpe, gp, nsgaii, cmaes, qmc or random (tpe)")
     how.add_argument("--warm-start", metavar="STUDY", nargs="+", help="learn from the trials of earlier studies")
-    how.add_argument("--scheduler", metavar="NAME", help="asha stops bad trials early, none stops no trial (asha)")
+    how.add_argument("--scheduler", metavar="NAME", help="asha stops bad trials early; none never stops a trial (asha)")
     where = parser.add_argument_group("where to run")
     where.add_argument("--concurrency", metavar="N", help="trials at once (as many as fit)")
     where.add_argument("--workers-per-trial", metavar="N", help="processes that train a trial together (1)")

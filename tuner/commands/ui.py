@@ -30,10 +30,14 @@ def ui(arguments: list[str]) -> int:
     from tune_sparsity.tuner.config.tracking_uri import resolve_tracking_uri
     from tune_sparsity.tuner.results.finished_study import read_ended
 
-    parser = Parser("tune-sparsity ui", description="Starts MLflow's UI on a study's store, for this machine only.")
-    parser.add_argument("study", metavar="STUDY", nargs="?", help="the study's name, or its folder (the whole store)")
+    parser = Parser("tune-sparsity ui", description="Opens a study in MLflow's UI, for this machine only.")
+    parser.add_argument("study", metavar="STUDY", nargs="?", help="the study's name, or its folder; none: all studies")
     parser.add_argument(
-        "--storage", metavar="DIR", type=storage_of, default="studies", help="folder of studies, or s3://BUCKET/PREFIX"
+        "--storage",
+        metavar="DIR",
+        type=storage_of,
+        default="studies",
+        help="folder of studies, or s3://BUCKET/PREFIX (./studies)",
     )
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (the study's, or sqlite:///mlflow.db)")
     parser.add_argument("--port", metavar="N", help=f"the server's port ({PORT}, or a free port)")

@@ -1,4 +1,4 @@
-"""How a study is concluded: its best network is judged, its files are written, and MLflow is told how it ended."""
+"""Conclude a study: measure its best network, write its files, and tell MLflow how the study ended."""
 
 from __future__ import annotations
 
@@ -61,18 +61,18 @@ def conclude(
     concurrency: int,
     retrained: Retraining,
 ) -> Finished:
-    """Judges the best network, writes the files, and tells MLflow how the study ended.
+    """Measure the best network, write the files, and tell MLflow how the study ended.
 
-    The tables are written before the networks are measured: a network that fails there costs nothing else.
+    The tables are written before the networks are measured. If a measurement fails, the tables still exist.
 
     Args:
-        prepared: the study's.
-        study: its search has ended.
+        prepared: the prepared study.
+        study: the study, after its search has ended.
         tracker: has told MLflow of the trials.
-        stop: whether, and why, it ended before its time.
-        times: from which its seconds count.
-        concurrency: trials at once.
-        retrained: each method's best under fresh seeds.
+        stop: whether and why the search ended early.
+        times: the times from which the study's seconds count.
+        concurrency: the number of trials at once.
+        retrained: the results of training each method's best trial again with fresh seeds.
     """
     from tune_sparsity.tuner.driver.live_plots import final_pictures
 
@@ -132,10 +132,10 @@ def _networks(prepared: Prepared, folders: dict[str, TrialRecord]) -> Written:
 def _outcome(
     prepared: Prepared, records: list[TrialRecord], networks: Mapping[int, BestModel], retrained: Sequence[Retrained]
 ) -> StudyOutcome:
-    """Return what the study has found.
+    """Return the outcome of the study.
 
     Args:
-        networks: those that were judged on the test data, by their trials' numbers.
+        networks: the networks that were measured on the test data, by their trials' numbers.
     """
     config = prepared.config
     outcome = StudyOutcome(
@@ -167,8 +167,8 @@ def _judged(
     written: Written,
     retrained: Retraining,
 ) -> tuple[StudyOutcome, dict[str, TrialRecord], list[str]]:
-    """Return what the study has found, with what is made of several networks where that is asked for; what was trained
-    for that, by its folder; and what the study lacks."""
+    """Return the outcome of the study with its groups and ensembles, if the user asked for some; the trials that were
+    trained again for them, by the folders of their networks; and a line for each missing part."""
     outcome = _outcome(prepared, records, written.networks, retrained.methods)
     outcome, no_ensemble = _with_ensemble(prepared, outcome)
     outcome, more, no_group = with_groups(prepared, outcome, folders)
@@ -177,7 +177,7 @@ def _judged(
 
 def _with_ensemble(prepared: Prepared, outcome: StudyOutcome) -> tuple[StudyOutcome, list[str]]:
     """Return the outcome and a list of messages. The outcome has an ensemble around the best network if the study asks
-    for one. A message says why there is none."""
+    for one. If the ensemble could not be made, a message says why."""
     config, best = prepared.config, outcome.best
     if config.ensemble is None or best is None or best.number not in outcome.test_values:
         return outcome, []
@@ -204,7 +204,7 @@ def _short(outcome: StudyOutcome) -> list[str]:
 def _log_networks(
     prepared: Prepared, outcome: StudyOutcome, folders: Mapping[str, TrialRecord], tracker: Tracker
 ) -> list[str]:
-    """Tell MLflow of the reported networks, and of the best one as a model. Return what it lacks, in lines."""
+    """Send the reported networks to MLflow, and the best one as a model. Return a line for each missing part."""
     if not folders:
         return []
     folder = prepared.config.folder
@@ -262,7 +262,7 @@ def _model(prepared: Prepared, outcome: StudyOutcome, network: Path) -> dict[str
 
 
 def _why(study: StudyRun, stop: StopWhen) -> str:
-    """Why the search ended."""
+    """Return why the search ended."""
     begun = len(study.records)
     if stop.asked:
         return f"The search was interrupted after {begun} trials."

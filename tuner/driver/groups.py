@@ -1,4 +1,4 @@
-"""The groups of two of the kept networks that a study ends with."""
+"""Make groups of two of the kept networks at the end of a study."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Networks = dict[str, tuple[TrialRecord, Path]]
 def with_groups(
     prepared: Prepared, outcome: StudyOutcome, folders: Mapping[str, TrialRecord]
 ) -> tuple[StudyOutcome, dict[str, TrialRecord], list[str]]:
-    """Return the outcome with groups of the kept networks, where they are asked for; the network that was trained for
-    them, by its folder; and a line for what could not be made.
+    """Return the outcome with groups of the kept networks, if the user asked for groups; the trial that was trained
+    again for them, by the folder of its network; and a line for each missing part.
 
     Args:
         folders: the kept networks' trials, by their folders.
@@ -49,7 +49,7 @@ def with_groups(
 
 
 def _cascades(prepared: Prepared, networks: Networks, best: TrialRecord) -> dict[str, Any]:
-    """Return what result.json tells of groups of networks that are there."""
+    """Return the entry of result.json about groups of existing networks."""
     from tune_sparsity.tuner.results.cascade import group_document
     from tune_sparsity.tuner.results.networks import measuring_device
 
@@ -61,8 +61,8 @@ def _cascades(prepared: Prepared, networks: Networks, best: TrialRecord) -> dict
 def _reflected(
     prepared: Prepared, document: Mapping[str, Any], networks: Networks
 ) -> tuple[dict[str, Any], dict[str, TrialRecord]]:
-    """Return what result.json tells of the groups with a large network that was trained again; and this network, by its
-    folder, if its group is the better one."""
+    """Train a large network again. Return the entry of result.json about the groups, with the new one; and the trial of
+    the new network, by its folder, if its group is better than the others."""
     from tune_sparsity.tuner.results.networks import measuring_device, write_best
     from tune_sparsity.tuner.results.reflection import StudyRecipe, with_reflection
     from tune_sparsity.tuner.worker.trainable import save_weights

@@ -80,15 +80,15 @@ def prepare(
     named: bool = True,
     share: Callable[[Callable[[], bool]], object] = bool,
 ) -> Prepared:
-    """Checks everything that a study needs and loads its data; writes nothing.
+    """Check everything that a study needs, and load its data. Write nothing.
 
     Args:
         named: the user gave the study's name, which must not be taken. If not, see StudyStorage.new_name.
-        share: Connection.share. It takes a second, and is called as late as it may be: mistakes are told at once. Data
-            of our own load beside it.
+        share: Connection.share. It takes a second, so it is called after the quick checks, which report mistakes at
+            once. The data of built-in experiments load at the same time.
 
     Raises:
-        UsageError: with one line about the first thing that is wrong.
+        UsageError: with one line about the first mistake.
     """
     try:
         check_tracking_uri(config.tracking_uri)
@@ -134,7 +134,7 @@ def prepare(
 
 
 def _check_name(config: StudyConfig, resume: bool) -> None:
-    """Raises UsageError if a study that goes on is not there, or if a new one has the name of another."""
+    """Raise UsageError if a study to resume does not exist, or if a new study has the name of an existing one."""
     if config.storage.exists(config.study) == resume:
         return
     if resume:
@@ -157,8 +157,8 @@ def _check_data(prepared: Prepared) -> None:
 
 
 def _as_before(goal: Goal, config: StudyConfig) -> Goal:
-    """Return the goal of a study that goes on, with the baseline that it began with. Raises UsageError if its
-    experiment has another metric now."""
+    """Return the goal of a resumed study, with its first baseline. Raise UsageError if its experiment has another
+    metric now."""
     before = judged(goal, read_about(config))
     if (was := before.objective) != (now := goal.objective):
         raise UsageError(
@@ -169,10 +169,10 @@ def _as_before(goal: Goal, config: StudyConfig) -> Goal:
 
 
 def _with_baseline(goal: Goal, experiment: Experiment, data: Data) -> Goal:
-    """Return the goal with what the untrained network has, where the metric has no worst value that is known.
+    """Return the goal with the metric of the untrained network as baseline, if the metric has no known worst value.
 
     Raises:
-        UsageError: if the metric cannot be measured of that network, or is no number.
+        UsageError: if the metric of that network cannot be measured, or is no number.
     """
     if goal.objective.bounded:
         return goal
@@ -203,11 +203,11 @@ class _Loading:
         self._loaded = self._executor.submit(load)
 
     def data(self) -> Data:
-        """Raises what `load` does."""
+        """Return the data. Raise the error of `load` if it has failed."""
         return self._loaded.result()
 
     def over(self) -> bool:
-        """Waits a while, since data may have to be downloaded. Whether the thread has ended."""
+        """Wait a while, because data may have to be downloaded. Return whether the thread has ended."""
         if wait([self._loaded], _A_WHILE).not_done:
             return False
         self._executor.shutdown()
@@ -247,7 +247,7 @@ class _Network(NamedTuple):
         return goal, spaces
 
     def goal(self, config: StudyConfig) -> Goal:
-        """Return what the study looks for. Raises UsageError if the network cannot be that, and as `fewest_bits`."""
+        """Return the goal of the study. Raise UsageError if the network cannot meet it, or as `fewest_bits` does."""
         if config.max_macs is not None:
             return self._within_macs(config.max_macs)
         layout: Layout | None = None
@@ -260,7 +260,7 @@ class _Network(NamedTuple):
         return goal
 
     def _within_macs(self, most: int) -> Goal:
-        """Return the goal of so many multiply-adds, with a target of 0 as long as the neurons are not known."""
+        """Return the goal of at most so many multiply-adds. Before the neurons are known, its target is 0."""
         pattern, names = self.size.pattern, [layer.name for layer in self.layers]
         if not isinstance(pattern, Neurons):
             raise UsageError(f"--max-macs {most}: only whole neurons save them on all hardware: add --pattern neurons")
@@ -343,8 +343,8 @@ def check_address(address: str | None) -> None:
 
 
 def check_gpus(config: StudyConfig) -> None:
-    """Raises UsageError if trials are to have more GPUs than this machine has: starting Ray to find out takes longer.
-    What a cluster has, only the cluster knows."""
+    """Raise UsageError if trials need more GPUs than this machine has. Ray would find this out later. The GPUs of a
+    cluster are not known here."""
     wanted = config.gpus_per_trial
     if config.address is None and wanted != "auto" and wanted > (have := torch.cuda.device_count()):
         raise UsageError(

@@ -186,8 +186,8 @@ class StudyRun:
             listener.trial_recalled(self, record)
 
     def end(self, number: int, state: TrialState, reason: str = "") -> None:
-        """Record the end of a trial, and notify the searcher, early stopping and the listeners. A trial that has ended
-        already is left as it is."""
+        """Record the end of a trial, and notify the searcher, early stopping and the listeners. A second call for
+        the same trial changes nothing."""
         record = self.records[number]
         if record.state is not TrialState.RUNNING:
             return

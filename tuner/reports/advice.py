@@ -1,4 +1,4 @@
-"""One line of advice: what a study's own trials say about few bits, or about groups of two networks."""
+"""Give one line of advice about few bits, or about groups of two networks, from the trials of a study."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NEARLY = 0.02  # of the accuracy: a cheaper network that loses more is no hint 
 
 
 def advice(study: str, goal: Goal, records: Sequence[TrialRecord], group: Mapping[str, Any]) -> str:
-    """Return what the trials of a study advise, in one line; nothing if they advise nothing.
+    """Return advice from the trials of a study in one line, or an empty text.
 
     Args:
         study: its name.

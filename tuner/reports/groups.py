@@ -1,4 +1,4 @@
-"""The groups of two networks that a study chose, as people read them."""
+"""Describe the groups of two networks that a study chose, in lines and tables for people."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def reflection_line(document: Mapping[str, Any], objective: Objective) -> str:
 
 
 def group_line(document: Mapping[str, Any], objective: Objective) -> str:
-    """Say what a group computes for the best network's accuracy; nothing without --group."""
+    """Return how many multiply-adds a group needs for the best network's accuracy. Without --group, return an empty
+    text."""
     if not document:
         return ""
     best, group = document["best"], main_group(document)

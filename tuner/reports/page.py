@@ -1,4 +1,5 @@
-"""Write HTML pages from the templates in this folder. Each page is a single file that opens without a network."""
+"""Write HTML pages from the templates in this folder. Each page is a single file that needs no internet
+connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures what a study's best network saves by its zeros on this machine: bytes, multiply-adds and milliseconds."""
+"""Measure how many bytes, multiply-adds and milliseconds the zeros of a study's best network save on this machine."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Rows = list[tuple[str, str, str, str, str]]
 
 
 def savings(study: EndedStudy, given: tuple[Experiment, Data] | None = None) -> tuple[Rows, str]:
-    """Measure the study's best network. Return the rows of a table under HEADER, and a line that says what is missing.
+    """Measure the study's best network. Return the rows of a table under HEADER, and a line about missing rows.
 
-    A network that cannot be read or run costs nothing but its rows.
+    If the network cannot be read or run, its rows are missing. The report has all other parts.
 
     Args:
-        given: the study's experiment and its data if the caller has them already.
+        given: the study's experiment and its data, if the caller has them already.
     """
     if study.result["best"] is None:
         return [], ""

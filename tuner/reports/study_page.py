@@ -1,4 +1,4 @@
-"""`tune-sparsity report`: a study as a page for a colleague: what was asked and found, at what cost, how to use it."""
+"""Make the page of `tune-sparsity report`: the request of a study, its results, their cost, and how to use them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def report_page(study: EndedStudy, *, measure: bool = True) -> str:
     """Return the whole page.
 
     Args:
-        measure: whether the best network is run, to say what its zeros save on this machine.
+        measure: whether to run the best network, to measure the savings of its zeros on this machine.
     """
     given = _data(study) if study.result.get("group") else None
     saved, missing = savings(study, given) if measure else ([], "")
@@ -172,7 +172,7 @@ def _found(study: EndedStudy, goal: Goal, records: Sequence[TrialRecord], data: 
 
 
 def _test_values(study: EndedStudy, objective: Objective) -> dict[str, str]:
-    """Of the networks that were judged on the test data, by their trials' names."""
+    """Return the test metric of each network that was measured on the test data, by the trials' names."""
     result = study.result
     judged = [result["best"], *(one["best"] for one in result.get("targets", ()))]
     judged += result.get("front", {}).get("networks", [])

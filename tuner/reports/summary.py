@@ -1,4 +1,4 @@
-"""The last words of a study on the terminal: its front as a table, the best trial, and where the rest is."""
+"""Write the last lines of a study on the terminal: its front as a table, the best trial, and the folder of the rest."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def _fitting(columns: Sequence[Sequence[str]], width: int) -> int:
 def trial_columns(
     rows: Sequence[TrialRecord], width: int, leading: Sequence[list[str]] = ()
 ) -> tuple[list[list[str]], int]:
-    """Trials as columns of text, each with its heading first.
+    """Return trials as columns of text. Each column begins with its heading.
 
     Args:
-        rows: a trial a row; at least one.
-        width: characters that a line has.
+        rows: one trial for each row; at least one.
+        width: the number of characters in a line.
         leading: columns to put before the trials' own.
 
     Returns:
@@ -81,7 +81,7 @@ def trial_columns(
 
 
 def best_line(outcome: StudyOutcome) -> str:
-    """Return the best trial in one line, its sparsity also as counts; or that there is none."""
+    """Return a line about the best trial, with its sparsity also as counts, or about the lack of a best trial."""
     best = outcome.best
     if best is None:
         return f"no feasible trial: none completed with {outcome.goal.condition}"
@@ -101,7 +101,8 @@ def _found(outcome: StudyOutcome, record: TrialRecord) -> str:
 
 
 def targets_lines(outcome: StudyOutcome) -> list[str]:
-    """With several targets, what was found at each in one line, the test data's metric included; else nothing."""
+    """Return a line about the best network at each of several targets, with its test metric. For other goals, return
+    no line."""
     if outcome.goal.kind is not GoalKind.TARGETS:
         return []
     return [
@@ -111,7 +112,7 @@ def targets_lines(outcome: StudyOutcome) -> list[str]:
 
 
 def front_line(outcome: StudyOutcome) -> str:
-    """Return a front's hypervolume, and what it means; nothing for other goals."""
+    """Return a line about a front's hypervolume and its meaning. For other goals, return an empty text."""
     goal, objective = outcome.goal, outcome.goal.objective
     if goal.kind is not GoalKind.FRONT:
         return ""
@@ -124,7 +125,7 @@ def front_line(outcome: StudyOutcome) -> str:
 
 
 def ensemble_line(outcome: StudyOutcome) -> str:
-    """Say what the ensemble around the best network is worth, and that it is none where it gains nothing."""
+    """Return a line about the gain of the ensemble around the best network, or about the lack of a gain."""
     about, objective = outcome.ensemble, outcome.goal.objective
     if not about:
         return ""
@@ -188,7 +189,7 @@ def seconds_line(outcome: StudyOutcome) -> str:
 
 
 def files_line(outcome: StudyOutcome) -> str:
-    """Return the study's folder and what is in it."""
+    """Return a line with the study's folder and the names of its files."""
     tables = ("pareto.html", "pictures.html", "result.json", "trials.csv", "pareto.csv", "study.yaml")
     networks = list(dict.fromkeys(name.partition("/")[0] for name in outcome.goal.folders(outcome.records)))
     there = [f"{name}/" for name in networks if (outcome.folder / name).exists()]
@@ -283,7 +284,7 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
 
 
 def print_result(outcome: StudyOutcome, stream: TextIO | None = None) -> None:
-    """Prints `final_table` on standard output, in colour only on a terminal."""
+    """Print `final_table` on standard output, in colour only on a terminal."""
     from rich.console import Console
 
     stream = sys.stdout if stream is None else stream

@@ -1,4 +1,4 @@
-"""Groups of two of the study's networks, of which the large one answers where the small one is unsure.
+"""Group two networks of a study. The large network answers if the small one is unsure.
 
 Nothing is trained. Pairs and gates are chosen on the validation data, and the chosen groups are read once on the test
 data. A group computes less than its large network on most examples; it always takes the bytes of both.
@@ -35,7 +35,7 @@ _NEVER, _ALWAYS = 0.0, 2.0  # gates that no margin is below, and that all are
 
 @dataclass(frozen=True)
 class Answers:
-    """Holds what a network makes of a split.
+    """Holds the answers of a network on a split.
 
     Attributes:
         scores: the metric's score of each example, shape (n,), float64.
@@ -50,7 +50,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Group:
-    """A pair of trials' networks with a gate, and what it is worth on a split.
+    """A pair of trials' networks with a gate, and the quality of the pair on a split.
 
     Attributes:
         small, large: the trials' numbers.
@@ -264,7 +264,7 @@ def choose(
 def group_document(
     experiment: Experiment, data: Data, networks: Mapping[int, tuple[TrialRecord, Path]], best: int, device: str = "cpu"
 ) -> dict[str, Any]:
-    """Return what result.json tells of the study's groups.
+    """Return the entry of result.json about the study's groups.
 
     Args:
         networks: the kept networks' trials and files, by the trials' numbers.
@@ -326,18 +326,18 @@ def described(
 
 
 def main_group(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the group to use of those that result.json tells of: the one that is as good as the best network, else the
-    most accurate; None if there is none."""
+    """Return the group to use from the entry of result.json: the group that is as good as the best network, otherwise
+    the most accurate group. Return None if there is no group."""
     return as_good_as_best(document) or next(reversed(document.get("groups", ())), None)
 
 
 def as_good_as_best(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the cheapest group, of those that result.json tells of, that is as good as the best network; None if there
-    is none."""
+    """Return the cheapest group in the entry of result.json that is as good as the best network. Return None if there
+    is no such group."""
     return next((one for one in document.get("groups", ()) if one["name"] == document["as_good_as_best"]), None)
 
 
 def group_metrics(group: Mapping[str, Any]) -> dict[str, float]:
-    """Return what MLflow is told of a group: its numbers, by name."""
+    """Return the numbers of a group for MLflow, by name."""
     tests = {f"{name}_p": group[name]["p"] for name in ("mcnemar_against_large", "mcnemar_against_best")}
     return {name: float(value) for name, value in {**group, **tests}.items() if isinstance(value, int | float)}

@@ -1,4 +1,4 @@
-"""What the zeros of a network save: bytes in several forms, and the time of a forward pass, both measured."""
+"""Measure how much the zeros of a network save: bytes in several forms, and the time of a forward pass."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _MS_SECONDS = 0.2  # how long each form of a network is timed
 
 
 def sizes(tensors: Mapping[str, Tensor], prunable: set[str]) -> dict[str, int]:
-    """Bytes of all the network's numbers: dense; with a bit for each prunable weight and the values of those that are
-    not zero; in CSR; and the dense form as zip compresses it. A tensor that a form would make larger counts dense."""
+    """Return the bytes of all the network's numbers in several forms: dense; a bit for each prunable weight and the
+    nonzero values; CSR; and the dense form compressed by zip. A tensor stays dense if a form would make it larger."""
     dense = sum(map(dense_bytes, tensors.values()))
     saved_bits = sum(max(0, dense_bytes(tensors[name]) - _bitmask_bytes(tensors[name])) for name in prunable)
     saved_csr = sum(max(0, dense_bytes(tensors[name]) - csr_bytes(tensors[name])) for name in prunable)
@@ -51,7 +51,7 @@ def _deflated(tensors: Mapping[str, Tensor]) -> int:
 
 @dataclass(frozen=True)
 class Latency:
-    """Median time of one forward pass of a batch, in milliseconds; `note` says why there is none, or none over CSR."""
+    """The median time of one forward pass of a batch, in milliseconds. If a time is missing, `note` says why."""
 
     batch: int
     dense: float | None
@@ -68,15 +68,15 @@ def latencies(
     batches: tuple[int, ...] = (1, 256),
     forward: Callable[[Any, Any], Tensor] = called,
 ) -> list[Latency]:
-    """Forward passes of the dense network and of the one over CSR matrices, alternating, on the CPU with the threads
-    that torch has.
+    """Measure forward passes of the dense network and of the network with CSR matrices. They alternate, on the CPU with
+    torch's number of threads.
 
     Args:
-        model: the dense one.
-        twin: another network with the same weights, which becomes the one over CSR matrices. A copy would not do:
-            networks with torch.nn.utils.weight_norm have none.
+        model: the dense network.
+        twin: another network with the same weights. It gets the CSR matrices. A copy of `model` is not possible if it
+            uses torch.nn.utils.weight_norm.
         prunable: the plain names of the weights that become CSR matrices.
-        inputs: as `forward` takes them; repeated where a batch wants more.
+        inputs: the inputs of `forward`. They are repeated for larger batches.
         forward: (network, inputs) -> outputs.
     """
     model.eval()
@@ -106,11 +106,11 @@ def _usable(
     outputs: Callable[[Any], Tensor],
     block: Block | None = None,
 ) -> tuple[Callable[..., Tensor] | None, str]:
-    """Return the network over sparse matrices as a function if it computes the same, and what is to be said about it.
+    """Return the network with sparse matrices as a function if it computes the same, and a remark for the user.
 
     Args:
-        outputs: a network's for some inputs.
-        block: of BSR matrices; None: CSR.
+        outputs: returns the outputs of a network for some inputs.
+        block: the shape of the blocks of BSR matrices. None: CSR matrices.
     """
     kind = "CSR" if block is None else "BSR"
     try:
@@ -150,10 +150,10 @@ class Timing(NamedTuple):
 def timings(
     calls: Mapping[str, Callable[[], object]], seconds: float = 1.0, least: int = 5, most: int = 300
 ) -> dict[str, Timing]:
-    """Return the durations of each call, the calls taking turns so that all see the same machine.
+    """Return the durations of each call. The calls take turns, so that all are measured under the same load.
 
     Args:
-        seconds: how long it goes on, once every call was made `least` times; `most` times at most.
+        seconds: the time to measure. Every call is made at least `least` and at most `most` times.
     """
     for call in calls.values():
         call()
@@ -177,10 +177,10 @@ class Pass:
     """Holds the time of a forward pass of a batch on this machine's CPUs.
 
     Attributes:
-        form: "dense", "csr" or "bsr": how the prunable weights are held.
-        threads: of torch.
-        ms: the median, in milliseconds; None where `note` says why there is none.
-        low, high: quartiles.
+        form: the form of the prunable weights: "dense", "csr" or "bsr".
+        threads: the number of torch's threads.
+        ms: the median, in milliseconds. None: it could not be measured, and `note` says why.
+        low, high: the quartiles.
     """
 
     form: str
@@ -206,12 +206,12 @@ def passes(
     """Return the times of a network in all its forms: with one thread and with all, in float32 and in bfloat16.
 
     Args:
-        make: returns the network with its weights, anew at each call.
+        make: returns a new network with its weights at each call.
         prunable: the plain names of the weights that become sparse matrices.
-        inputs: as `forward` takes them; repeated where a batch wants more.
-        pattern: of the zeros. Blocks are measured in BSR format, too.
+        inputs: the inputs of `forward`. They are repeated for larger batches.
+        pattern: the pattern of the zeros. Blocks are measured in BSR format, too.
         forward: (network, inputs) -> outputs.
-        smaller: network -> a copy without its removed neurons; None if there is none.
+        smaller: network -> a copy without its removed neurons. None: no neurons are removed.
     """
     threads, found = torch.get_num_threads(), list[Pass]()
     blocks: dict[str, Block | None] = {"csr": None} | ({"bsr": pattern} if isinstance(pattern, Block) else {})

@@ -1,4 +1,4 @@
-"""The networks that are reported: judged once on the test data, and written as files that hold no code."""
+"""Measure the reported networks once on the test data, and write them as files that hold no code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _OtherNetwork(RuntimeError):
 
 @dataclass(frozen=True)
 class BestModel:
-    """What was measured of the network that is reported."""
+    """The measures of a reported network."""
 
     test_value: float | None  # the metric on the test data; None if measuring it failed
     weights: int  # prunable ones
@@ -49,7 +49,7 @@ class BestModel:
 
 @dataclass(frozen=True)
 class Written:
-    """The networks that were written, by their trials' numbers, and a line for each one of which something failed."""
+    """The networks that were written, by their trials' numbers, and a line for each failure."""
 
     networks: Mapping[int, BestModel]
     problems: list[str]
@@ -68,16 +68,16 @@ def write_networks(
     data: Data,
     device: str = "cpu",
 ) -> Written:
-    """Writes every reported trial's network into its folders, and removes folders of trials no longer reported.
+    """Write the network of every reported trial into its folders. Remove the folders of other trials.
 
-    Each network is measured once, however many folders it has. A network that fails costs the others nothing.
+    Each network is measured once, also if it has several folders. If one network fails, the others are still written.
 
     Args:
-        folders: the trials by where their networks go, under the study's folder.
-        weights: a trial's record -> the file that it left. Where there is none, the study had ended before and goes
-            on: then the network is where it was written at that time.
-        folder: the study's.
-        device: on which they are measured.
+        folders: the trials, by the folders of their networks within the study's folder.
+        weights: returns the file that a trial left. If the file does not exist, this is a resumed study that had ended
+            before. The network is then in the folder that was written at that time.
+        folder: the study's folder.
+        device: the device for the measurement.
 
     Raises:
         OSError: if the folder cannot be written to.
@@ -132,17 +132,17 @@ def write_best(
     measured: BestModel | None = None,
     device: str = "cpu",
 ) -> BestModel:
-    """Reads a trial's network, measures it on the test data, and writes it into the folder `target`.
+    """Read a trial's network, measure it on the test data, and write it into the folder `target`.
 
-    A network that cannot be measured is written all the same.
+    A network that cannot be measured is still written.
 
     Args:
-        measured: what is known of the same network already: then it is written only.
-        device: on which it is measured.
+        measured: earlier measures of the same network. With them, it is not measured again.
+        device: the device for the measurement.
 
     Raises:
-        RuntimeError: if the file's sparsity or validation metric is not the one that the trial reported: then
-            something between the worker and here is broken, and no figure may be trusted.
+        RuntimeError: if the sparsity or the validation metric of the file differs from the trial's report. The file is
+            then not the network that the worker trained, and its figures must not be trusted.
     """
     tensors, masks = split_masks(load_file(weights))
     model = experiment.network_with(tensors)
@@ -161,8 +161,8 @@ def mask_names(stored: Mapping[str, Any]) -> list[str]:
 
 
 def split_masks(stored: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Split what `tuner.worker.trainable.save_weights` wrote into the network's state_dict and the masks, which have
-    their weights' names."""
+    """Split the tensors that `tuner.worker.trainable.save_weights` wrote into the network's state_dict and the masks.
+    Each mask has the name of its weight."""
     masks = {name: stored[f"{name}{_MASK}"] for name in mask_names(stored)}
     return {name: tensor for name, tensor in stored.items() if not name.endswith((_MASK, SPREAD))}, masks
 
@@ -216,7 +216,7 @@ def _measure(
 
 
 def agrees(experiment: Experiment, measured: float, reported: float, split: Split | Loaded) -> bool:
-    """Return whether a metric that was measured again, perhaps on another device, is the one that a trial reported."""
+    """Return whether a metric that was measured again, perhaps on another device, agrees with the trial's report."""
     return abs(measured - reported) <= metric_of(experiment.metric).tolerance(reported, split.examples)
 
 
@@ -228,7 +228,7 @@ def test_value(experiment: Experiment, data: Data, network: bytes, device: str) 
 
 
 def count_zeros(tensors: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]) -> tuple[int, int]:
-    """(zero weights, all weights) over the tensors that have a mask, counted in the weights, not in the masks."""
+    """Return (zero weights, all weights) of the tensors with a mask. Zeros are counted in the weights, not in the masks."""
     zeros = sum(int((tensors[name] == 0).sum()) for name in masks)
     return zeros, sum(mask.numel() for mask in masks.values())
 

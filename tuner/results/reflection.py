@@ -1,4 +1,4 @@
-"""A group whose large network was trained again on the errors of the small one (after arXiv 1901.02433).
+"""Train the large network of a group again on the errors of the small network (after arXiv 1901.02433).
 
 The errors are out of fold: each training example is judged by a network that has not seen it. A network has few errors
 left on its own training data. The published procedure uses these, and loses.
@@ -76,7 +76,7 @@ class StudyRecipe:
         return training
 
     def record(self, of: TrialRecord, training: Training) -> TrialRecord:
-        """Return what is known of a trial's training here."""
+        """Return the record of a trial that was trained again here."""
         value = evaluate(self.experiment, training.model, training.val_split)
         measures = {**training.sparse.measures(), **network_cost(training, self.uses), of.objective.val: value}
         record = Reflected(of.number, of.method, of.params, TrialState.COMPLETED, objective=of.objective)
@@ -142,8 +142,8 @@ def probabilities(experiment: Experiment, model: nn.Module, split: Split | Loade
 
 
 def reflect(recipe: StudyRecipe, small: TrialRecord, large: TrialRecord) -> Reflection:
-    """Train a large network again, on all examples. Those count up to MOST times of which networks of the small one's
-    recipe, trained without them, were unsure."""
+    """Train a large network again on all examples. An example counts up to MOST times if a network with the small one's
+    recipe, trained without this example, is unsure about it."""
     train = recipe.data.train
 
     def judge(seen: Tensor, asked: Tensor) -> Tensor:
@@ -182,8 +182,8 @@ def within(
 def with_reflection(
     recipe: StudyRecipe, document: Mapping[str, Any], networks: Mapping[str, tuple[TrialRecord, Path]]
 ) -> tuple[dict[str, Any], Reflection | None]:
-    """Train the large network of a study's group to use again. Return what result.json tells of the groups, with the
-    new one if it is better, and the new network then.
+    """Train the large network of a study's main group again. Return the entry of result.json about the groups. If the
+    new group is better, the entry contains it, and the new network is returned, too.
 
     Args:
         document: as `tune_sparsity.tuner.results.cascade.group_document` gives it.

@@ -60,7 +60,7 @@ class Resampling:
         stored = load_file(file, device=device)
         self.spread = {name: stored[name + SPREAD] for name in stored if name + SPREAD in stored}
         if not self.spread:
-            raise ValueError("its weights were not averaged")
+            raise ValueError("the file holds no averaged weights")
         self.experiment, self.data, self.members = experiment, data, members
         self.tensors, self.masks = split_masks(stored)
         self.model = experiment.network_with(self.tensors).to(device)

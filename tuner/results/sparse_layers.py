@@ -24,7 +24,7 @@ def _sparse(weight: Tensor, block: Block | None = None) -> Tensor:
 
 
 class SparseLinear(nn.Module):
-    """A linear layer whose weight is a CSR or BSR matrix: its product skips the zeros."""
+    """A linear layer with a CSR or BSR matrix as weight. The matrix product skips the zeros."""
 
     def __init__(self, layer: nn.Linear, block: Block | None = None) -> None:
         super().__init__()

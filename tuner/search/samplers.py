@@ -89,7 +89,7 @@ def _numbers_of(trial: FrozenTrial) -> FrozenTrial:
 
 SAMPLERS = {
     "tpe": SamplerKind(
-        "tree-structured Parzen estimator: constraint, front, several methods, conditions",
+        "tree-structured Parzen estimator: for every goal, one or several methods",
         _tpe,
         own_study=True,
         most=256,
@@ -97,7 +97,7 @@ SAMPLERS = {
         anew=True,
     ),
     "gp": SamplerKind(
-        "Gaussian process: constraint, front; one method; slow to propose, for costly trials",
+        "Gaussian process: for every goal, one method; proposes slowly, for trials that take long",
         _gp,
         methods=False,
         own_study=True,
@@ -105,11 +105,11 @@ SAMPLERS = {
         startup=8,
     ),
     "nsgaii": SamplerKind(
-        "genetic algorithm: constraint, front, several methods; for hundreds of trials",
+        "genetic algorithm: for every goal, one or several methods; for hundreds of trials",
         lambda seed, trials, independent: samplers.NSGAIISampler(seed=seed, population_size=16),
     ),
     "cmaes": SamplerKind(
-        "evolution strategy: constraint by rank; no front; one method; draws all but numbers from their priors",
+        "evolution strategy: for one target, one method; searches numbers only, draws the rest from the priors",
         _cmaes,
         front=False,
         methods=False,
@@ -118,7 +118,7 @@ SAMPLERS = {
         startup=10,  # the evolution begins at the best tenth of them
     ),
     "qmc": SamplerKind(
-        "quasi-random: an even cover of the space; learns nothing",
+        "quasi-random: covers the space evenly; learns nothing",
         lambda seed, trials, independent: samplers.QMCSampler(
             seed=seed, scramble=True, independent_sampler=independent, warn_independent_sampling=False
         ),

@@ -154,7 +154,7 @@ class StudyStorage(ABC):
     def known(self, file: str = STUDY_YAML) -> str:
         """Return a text that lists the studies with this file, as `studies` does. Raise OSError."""
         there = ", ".join(self.studies(file))
-        return f"there is {there}" if there else "there are none"
+        return f"known are {there}" if there else "there are none"
 
 
 @dataclass(frozen=True)

@@ -183,8 +183,8 @@ class Goal:
 
     @property
     def scale(self) -> float:
-        """Return a large difference of the metric: 1 for a metric in [0, 1], otherwise the baseline's absolute value (1
-        if the baseline is 0)."""
+        """Return the unit in which differences of the metric are measured. It is 1 for a metric in [0, 1], otherwise
+        the absolute value of the baseline, or 1 if the baseline is 0."""
         return 1.0 if self.objective.percent else abs(self.baseline) or 1.0
 
     def hypervolume(self, records: Iterable[TrialRecord]) -> float:

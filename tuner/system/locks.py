@@ -1,8 +1,8 @@
 """Lock open files and folders between processes of one machine.
 
 The system releases such a lock when its process ends for any reason. The package filelock uses the same call, but takes
-70 ms to import and polls 20 times a second instead of waiting. It also needs files of its own, and this module locks
-the study's folder and its outbox themselves.
+70 ms to import and polls 20 times a second instead of waiting. It also needs a file for each lock. This module locks
+the study's folder and its outbox directly.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The code of a worker process: trials, their checkpoints, and the transfer of a user's code to the worker."""
+"""Run trials in worker processes, write their checkpoints, and bring the user's code to the workers."""

@@ -197,7 +197,7 @@ def test_a_training_ends_with_the_pattern(method: str, text: str) -> None:
 
 
 def test_a_sparsity_that_the_pattern_does_not_reach_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"a sparsity of 0.3 cannot have the pattern 2:4: it begins at 0.5"):
+    with pytest.raises(ValueError, match=r"a sparsity of 0.3 cannot have the pattern 2:4: its lowest is 0.5"):
         lpss(network(), LpssSettings(0.3, 1.5), total_steps=10, rules=LayerRules(pattern=NofM(2, 4)))
 
 

@@ -99,5 +99,7 @@ def test_lpss_finds_the_neurons_with_an_example() -> None:
     assert int(sparse.masks[0].any(1).sum()) == 12
     with pytest.raises(ValueError, match="pattern neurons: the network's neurons are not known"):
         lpss(model, total_steps=1, sparsity=0.5, rules=rules)
-    with pytest.raises(ValueError, match=r"a sparsity of 0\.99 cannot have the pattern neurons: it ends at 0\.958333"):
+    with pytest.raises(
+        ValueError, match=r"a sparsity of 0\.99 cannot have the pattern neurons: its highest is 0\.958333"
+    ):
         lpss(model, total_steps=1, sparsity=0.99, rules=rules, example=torch.randn(2, 20))

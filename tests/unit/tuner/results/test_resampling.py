@@ -130,5 +130,5 @@ def test_the_document_says_its_size_and_that_the_average_may_be_better(drawn: Re
 
 def test_a_network_whose_weights_were_not_averaged_is_refused(drawn: Resampling, tmp_path: Path) -> None:
     save_file({"0.weight": torch.ones(3, 6), "0.bias": torch.ones(3)}, tmp_path / "plain")
-    with pytest.raises(ValueError, match="its weights were not averaged"):
+    with pytest.raises(ValueError, match="the file holds no averaged weights"):
         Resampling(drawn.experiment, drawn.data, tmp_path / "plain", members=2)
