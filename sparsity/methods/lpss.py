@@ -193,9 +193,7 @@ def lpss(
     example: Any = None,
     trained: bool = False,
 ) -> SparseTraining:
-    """Train a network sparse on the Lp sphere (arXiv 2103.16013).
-
-    Return a torch optimizer that takes the place of the training loop's own.
+    """Train a network sparse on the Lp sphere (arXiv 2103.16013). Return the optimizer for its training loop.
 
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     >>> sparse = lpss(model, total_steps=20, sparsity=0.75)

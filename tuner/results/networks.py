@@ -228,7 +228,7 @@ def test_value(experiment: Experiment, data: Data, network: bytes, device: str) 
 
 
 def count_zeros(tensors: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]) -> tuple[int, int]:
-    """Return (zero weights, all weights) of the tensors with a mask. Zeros are counted in the weights, not in the masks."""
+    """Return (zero weights, all weights) of the tensors with a mask. Zeros of the masks do not count."""
     zeros = sum(int((tensors[name] == 0).sum()) for name in masks)
     return zeros, sum(mask.numel() for mask in masks.values())
 
