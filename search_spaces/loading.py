@@ -39,6 +39,12 @@ def space_layout(name: str) -> Callable[[float], Space]:
     return read_space(name, space_file(name), [FOLDER / "overlays" / f"{overlay}.yaml" for overlay in overlays])
 
 
+def overlay_title(name: str) -> str:
+    """Return what the parameters of an overlay are for: the beginning of its file."""
+    line = (FOLDER / "overlays" / f"{name}.yaml").read_text(encoding="utf-8").split("\n")[0]
+    return line.removeprefix("# ").split(":")[0]
+
+
 def is_built_in(name: str) -> bool:
     """Return whether this is the name of a built-in space, with or without overlays."""
     base, *overlays = name.split("+")

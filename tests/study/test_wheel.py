@@ -113,6 +113,7 @@ def test_the_entry_point_works(installed: Path, tmp_path: Path) -> None:
 def test_the_installed_command_finds_its_spaces(installed: Path, tmp_path: Path) -> None:
     listed = run([*COMMAND, "list", "spaces"], tmp_path, PYTHONPATH=str(installed)).stdout
     spaces = {path.stem for path in installed.rglob("search_spaces/*.yaml")}
+    spaces |= {f"SPACE+{path.stem}" for path in installed.rglob("search_spaces/overlays/*.yaml")}
     assert {line.split()[0] for line in listed.splitlines()} == spaces
     shown = run([*COMMAND, "list", "spaces", "--show", "lpss+adamw"], tmp_path, PYTHONPATH=str(installed)).stdout
     assert "method: lpss" in shown

@@ -46,12 +46,15 @@ def _methods() -> dict[str, str]:
 
 
 def _spaces() -> dict[str, str]:
-    from tune_sparsity.search_spaces import BUILT_IN, load_space
+    from tune_sparsity.search_spaces.loading import BUILT_IN, OVERLAYS, load_space, overlay_title
 
-    return {
-        name: f"{load_space(name, 0.9).method}: {len(load_space(name, 0.9).distributions)} parameters"
-        for name in BUILT_IN
-    }
+    spaces = {name: load_space(name, 0.9) for name in BUILT_IN}
+    rows = {name: f"{space.method}: {_counted(len(space.distributions))}" for name, space in spaces.items()}
+    return rows | {f"SPACE+{name}": overlay_title(name) for name in OVERLAYS}
+
+
+def _counted(parameters: int) -> str:
+    return f"{parameters} parameter{'' if parameters == 1 else 's'}"
 
 
 def _samplers() -> dict[str, str]:
