@@ -208,17 +208,20 @@ def _exit_code(finished: Any, config: Any) -> int:
         say(f"Every trial failed. The first: {finished.first_failure}")
         return EXIT_FAILED
     if outcome.best is None:
-        from tune_sparsity.tuner.reports.text import latency_text
-
-        if missed := latency_text(outcome.goal, outcome.latencies, None):
-            say(f"{missed[0].upper()}{missed[1:]}: give a longer --max-latency, or try more trials")
-            return EXIT_INFEASIBLE
-        advice = (
-            f"{_how_to_resume(config)} --time-budget LONGER" if finished.out_of_time else "try more trials or epochs"
-        )
-        say(f"No trial completed with {outcome.goal.condition}: {advice}")
+        say(_infeasible(finished, config))
         return EXIT_INFEASIBLE
     return EXIT_DONE
+
+
+def _infeasible(finished: Any, config: Any) -> str:
+    """Return why no trial meets the goal, with advice, in one line."""
+    from tune_sparsity.tuner.reports.text import latency_text
+
+    outcome = finished.outcome
+    if missed := latency_text(outcome.goal, outcome.latencies, None):
+        return f"{missed[0].upper()}{missed[1:]}: give a longer --max-latency, or try more trials"
+    advice = f"{_how_to_resume(config)} --time-budget LONGER" if finished.out_of_time else "try more trials or epochs"
+    return f"No trial completed with {outcome.goal.condition}: {advice}"
 
 
 def _begun(config: Any) -> bool:

@@ -116,12 +116,12 @@ def prepare(
     warnings, latency = list[Finding](), ""
     data = sound_data(config, experiment, loading.data if loading else None, None if own else warnings.append)
     network = network.with_neurons(config, goal, experiment, data)
-    if isinstance(network.size.pattern, Neurons):  # so that no trial has to find them again
-        experiment = experiment.with_pattern(network.size.pattern)
-    if isinstance(network.size.pattern, Neurons) and network.size.pattern.by_macs:  # which the data tell
-        before = read_about(config) if resume else {}
-        most, latency = expected_macs(config, before, experiment, data, network.model, network.layers)
-        goal, spaces = network.sought(config, experiment, most)
+    if isinstance(pattern := network.size.pattern, Neurons):
+        experiment = experiment.with_pattern(pattern)  # so that no trial has to find them again
+        if pattern.by_macs:  # which the data tell
+            before = read_about(config) if resume else {}
+            most, latency = expected_macs(config, before, experiment, data, network.model, network.layers)
+            goal, spaces = network.sought(config, experiment, most)
     goal = _as_before(goal, config) if resume else _with_baseline(goal, experiment, data)
     earlier = WarmStart()
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
