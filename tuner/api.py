@@ -50,7 +50,8 @@ def tune(
         quiet: print nothing.
         options: the options of the command, with "_" instead of "-", such as target=0.9, max_nonzero=20000, method,
             trials or epochs. A list stands for several values. One option must be the goal: target (a sparsity in
-            [0, 1), or several), front ("0.5:0.99"), max_nonzero (a number of weights) or max_bytes.
+            [0, 1), or several), front ("0.5:0.99"), max_nonzero (a number of weights), max_bytes, max_macs or
+            max_latency ("2ms").
 
     Returns:
         The ended study. Its `best` is None if no trial meets the target.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -107,7 +108,7 @@ class NeuronGroups:
         """Return how many prunable weights are zero when one neuron a layer is left."""
         return self.weights - sum(self.fewest)
 
-    @property
+    @cached_property
     def fewest(self) -> list[int]:
         """Return how many weights each layer keeps when one neuron in each layer is left."""
         ranks, removable = self.ranks(torch.zeros(self.count, dtype=torch.float64))

@@ -39,7 +39,8 @@ class NeuronSelection(Selection):
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         """Return masks of whole neurons, as `Selection` returns masks of weights. The sparsity is at least the given
-        one, and would be lower with one more neuron."""
+        one, and would be lower with one more neuron. A share of multiply-adds that no network can leave out gives the
+        smallest network."""
         logs = turned_back(self.layers, log_magnitudes)
         before = None if active is None else turned_back(self.layers, active)
         if self.uses is None:
@@ -49,8 +50,13 @@ class NeuronSelection(Selection):
             most = (1 - sparsity) * sum(cost * log.numel() for cost, log in zip(costs, logs, strict=True))
             most *= 1 + 1e-12  # of rounding
 
+            def used(kept: Sequence[int]) -> float:
+                return sum(cost * count for cost, count in zip(costs, kept, strict=True))
+
+            most = max(most, used(self.groups.fewest))
+
             def enough(kept: Sequence[int]) -> bool:
-                return sum(cost * count for cost, count in zip(costs, kept, strict=True)) <= most
+                return used(kept) <= most
 
             masks = self.groups.masks_until(logs, enough, scales=self.scales, active=before)
         return [layer.turned(mask) for layer, mask in zip(self.layers, masks, strict=True)]

@@ -17,7 +17,7 @@ from tune_sparsity.experiments import OwnLoop, OwnTraining, Training
 from tune_sparsity.experiments.training import NotFinite
 from tune_sparsity.tuner.cli import main
 from tune_sparsity.tuner.config.files import write_study_yaml
-from tune_sparsity.tuner.config.study_config import make_config
+from tune_sparsity.tuner.config.study_config import GOALS, make_config
 from tune_sparsity.tuner.driver.finish import Times, conclude
 from tune_sparsity.tuner.driver.listeners import KeepNetworks, LogEpochs, ShowProgress, TrackTrials
 from tune_sparsity.tuner.driver.prepare import prepare
@@ -46,7 +46,7 @@ class NoTracker:
 def run_in_process(storage: Path, name: str, *, tracker: Any = None, **options: Any) -> Path:
     """Runs a study and returns its folder; its trials train here, one after the other, as a worker would train them."""
     uri = f"sqlite:///{storage.parent / 'mlflow.db'}"
-    goal_given = {"front", "max_nonzero", "max_bytes"} & options.keys()
+    goal_given = options.keys() & GOALS
     given = {**({} if goal_given else {"target": 0.8}), "trials": 6, "epochs": 4, **options}
     config = make_config({"storage": storage, "study": name, "tracking_uri": uri, **given}).resolved()
     prepared = prepare(config)

@@ -18,7 +18,7 @@ from tune_sparsity.tuner.cluster.ray_patches import in_waiting_processes, why_no
 from tune_sparsity.tuner.config.study_config import StudyConfig
 
 _ANSWER_WITHIN = 15.0  # seconds for the main thread to react after Ray has died
-_CHECKED_LATER = ("space", "warm_start", "gpus_per_trial", "workers_per_trial")
+_CHECKED_LATER = ("space", "warm_start", "gpus_per_trial", "workers_per_trial", "max_latency")
 
 
 class Connection(Protocol):

@@ -44,6 +44,10 @@ def search_parser() -> Parser:
     what.add_argument("--front", metavar="S:S", help="the whole front between two sparsities, e.g. 0.5:0.99")
     what.add_argument("--max-nonzero", metavar="N", help="the largest number of nonzero weights, instead of a target")
     what.add_argument("--max-macs", metavar="N", help="the most multiply-adds of an example, with --pattern neurons")
+    what.add_argument(
+        "--max-latency", metavar="T", help="the longest time of a forward pass, e.g. 2ms, with --pattern neurons"
+    )
+    what.add_argument("--latency-batch", metavar="N", help="examples in this forward pass (1)")
     what.add_argument("--max-bytes", metavar="N", help="the largest size of the packed file, e.g. 10000 or 10kB")
     what.add_argument(
         "--experiment", metavar="NAME", help="built-in name, path/to/file.py:name or module:name (digits)"
@@ -77,9 +81,7 @@ def search_parser() -> Parser:
         "--gpus-per-trial", metavar="N", help="GPUs of each worker: auto, 0, a share such as 0.25, or 1 (auto)"
     )
     where.add_argument(
-        "--address",
-        metavar="ADDRESS",
-        help="address of a running Ray: auto, HOST:PORT, ray://HOST:PORT (a private Ray)",
+        "--address", metavar="ADDRESS", help="a running Ray: auto, HOST:PORT, ray://HOST:PORT (a private Ray)"
     )
     record = parser.add_argument_group("where to keep it")
     record.add_argument("--storage", metavar="DIR", help=STORAGE_HELP)
@@ -149,6 +151,8 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
 
     config = prepared.config
     say(f"{'Resuming' if resume else 'Starting'} {config.study}: {config.trials} trials, {prepared.goal}")
+    if prepared.latency:
+        say(prepared.latency)
     if config.storage.synced:
         say(f"The study is stored in {config.storage.address(config.study)}. The command works in {config.folder}")
     if few := few_prunable(prepared.size):
@@ -206,12 +210,20 @@ def _exit_code(finished: Any, config: Any) -> int:
         say(f"Every trial failed. The first: {finished.first_failure}")
         return EXIT_FAILED
     if outcome.best is None:
-        advice = (
-            f"{_how_to_resume(config)} --time-budget LONGER" if finished.out_of_time else "try more trials or epochs"
-        )
-        say(f"No trial completed with {outcome.goal.condition}: {advice}")
+        say(_infeasible(finished, config))
         return EXIT_INFEASIBLE
     return EXIT_DONE
+
+
+def _infeasible(finished: Any, config: Any) -> str:
+    """Return why no trial meets the goal, with advice, in one line."""
+    from tune_sparsity.tuner.reports.text import latency_text
+
+    outcome = finished.outcome
+    if missed := latency_text(outcome.goal, outcome.latencies, None):
+        return f"{missed[0].upper()}{missed[1:]}: give a longer --max-latency, or try more trials"
+    advice = f"{_how_to_resume(config)} --time-budget LONGER" if finished.out_of_time else "try more trials or epochs"
+    return f"No trial completed with {outcome.goal.condition}: {advice}"
 
 
 def _begun(config: Any) -> bool:

@@ -68,7 +68,7 @@ def experiment_of(config: StudyConfig) -> Experiment:
     if config.pattern is not None:
         experiment = experiment.with_pattern(pattern_from(config.pattern))
     if isinstance(pattern := experiment.layers.pattern, Neurons):
-        if config.max_macs is not None:
+        if config.max_macs is not None or config.max_latency is not None:
             experiment = experiment.with_pattern(replace(pattern, by_macs=True))
         try:
             require_torch_pruning()

@@ -17,6 +17,9 @@ _BYTES = {"": 1, "B": 1} | {
     for kind, base in (("B", 1000), ("IB", 1024))
 }
 _MOST_BYTES = 10**15
+LATENCY = "a latency is a time with its unit, e.g. 2ms, 500us or 0.1s"
+_MILLISECONDS = {"us": Decimal("0.001"), "ms": Decimal(1), "s": Decimal(1000)}
+_LATENCIES = (0.001, 3_600_000.0)  # the shortest and the longest, in milliseconds
 _MOST = 20  # the largest number of targets, because each target has its own files
 
 
@@ -72,6 +75,20 @@ def parse_bytes(value: Any) -> Any:
     return count
 
 
+def parse_latency(value: Any) -> Any:
+    """Return the milliseconds from "2ms", "500us" or "0.1s". Raise ValueError, which says what is accepted."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(us|ms|s)", value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(LATENCY)
+    number, unit = match.groups()
+    milliseconds = float(Decimal(number) * _MILLISECONDS[unit])
+    if not _LATENCIES[0] <= milliseconds <= _LATENCIES[1]:
+        raise ValueError("a latency lies between 1us and 3600s")
+    return milliseconds
+
+
 def _sparsity(value: Any, accepted: str) -> float:
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         try:
@@ -83,10 +100,15 @@ def _sparsity(value: Any, accepted: str) -> float:
     raise ValueError(accepted)
 
 
+def _latency_text(milliseconds: float | None) -> str | None:
+    return None if milliseconds is None else f"{milliseconds!r}ms"
+
+
 def _front_text(ends: tuple[float, float] | None) -> str | None:
     return None if ends is None else f"{ends[0]!r}:{ends[1]!r}"
 
 
 Target = Annotated[float | tuple[float, ...] | None, BeforeValidator(parse_target)]
 Bytes = Annotated[int | None, BeforeValidator(parse_bytes)]
+Latency = Annotated[float | None, BeforeValidator(parse_latency), PlainSerializer(_latency_text)]
 Front = Annotated[tuple[float, float] | None, BeforeValidator(parse_front), PlainSerializer(_front_text)]

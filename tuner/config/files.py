@@ -25,6 +25,7 @@ _PACKAGES = ("tune-sparsity", "torch", "torchvision", "ray", "optuna", "mlflow",
 
 _ABOUT = "about"  # the part of study.yaml with versions and data, which are not options
 _METRIC = "metric"  # a key in this part, if the metric is not accuracy
+MAX_MACS = "max_macs"  # a key in this part, if the goal is a latency: the multiply-adds that are expected to meet it
 WITHHELD = "tracking_uri_without_password"  # a key in this part, if the URI has a password and so is no option here
 
 
@@ -114,6 +115,8 @@ def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:
     given = {name: data[key] for name, key in named.items() if data[key] is not None or not _is_option(name)}
     if any(name in options for name in GOALS):  # the command line's goal replaces the file's goal
         given = {name: value for name, value in given.items() if name not in GOALS}
+        if "max_latency" not in options:
+            given.pop("latency_batch", None)
     merged = {**given, **options}
     try:
         return StudyConfig(**merged)
@@ -135,7 +138,7 @@ def write_study_yaml(config: StudyConfig, *, epochs: int, checksum: str, device:
         epochs: the epochs of a complete trial.
         checksum: the checksum of the data.
         device: the device on which trials train, "cpu" or "cuda".
-        goal: the study's goal, for its metric.
+        goal: the study's goal, for its metric and its measured limit.
     """
     options, withheld = config.model_dump(mode="json"), {}
     if redact(options["tracking_uri"]) != options["tracking_uri"]:
@@ -150,6 +153,8 @@ def write_study_yaml(config: StudyConfig, *, epochs: int, checksum: str, device:
     }
     if goal is not None and goal.objective != ACCURACY:
         about[_METRIC] = {**asdict(goal.objective), "baseline": goal.baseline}
+    if goal is not None and goal.max_latency is not None:
+        about[MAX_MACS] = goal.max_macs
     import yaml
 
     text = yaml.safe_dump({**options, "about": about}, sort_keys=False)

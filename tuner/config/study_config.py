@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from tune_sparsity.tuner.config.fields import Bytes, Front, Target, split
+from tune_sparsity.tuner.config.fields import Bytes, Front, Latency, Target, split
 from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri, resolve_tracking_uri
 from tune_sparsity.tuner.errors import UsageError, redact, unknown
 from tune_sparsity.tuner.storage.study_storage import STUDY_NAME, LocalStorage, StudyStorage, parse_storage
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("tpe", "gp", "nsgaii", "cmaes", "qmc", "random")
 SCHEDULERS = ("asha", "none")
-GOALS = ("target", "front", "max_nonzero", "max_bytes", "max_macs")
+GOALS = ("target", "front", "max_nonzero", "max_bytes", "max_macs", "max_latency")
 """The options of the goal. Exactly one of them must be given."""
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """The environment variable that Ray sets for a command of `ray job submit`."""
@@ -90,6 +90,8 @@ class StudyConfig(BaseModel):
     max_nonzero: int | None = Field(default=None, ge=1)
     max_bytes: Bytes = None
     max_macs: int | None = Field(default=None, ge=1)
+    max_latency: Latency = None
+    latency_batch: int | None = Field(default=None, ge=1, le=65_536)
     experiment: str = "digits"
     method: Annotated[list[str], BeforeValidator(split), Field(min_length=1)] = ["lpss"]
     pattern: str | None = None
@@ -218,6 +220,17 @@ class StudyConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _timed(self) -> StudyConfig:
+        if self.latency_batch is not None and self.max_latency is None:
+            raise ValueError(f"--latency-batch {self.latency_batch}: it is the batch of --max-latency: give both")
+        if self.final_seeds and self.max_latency is not None:
+            raise ValueError(
+                f"--final-seeds {self.final_seeds}: the networks that are trained again are not timed: leave it out, "
+                "or give --max-macs instead of --max-latency"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _networks_to_group(self) -> StudyConfig:
         if self.group is not None and self.front is None and not isinstance(self.target, tuple):
             raise ValueError(
@@ -288,6 +301,8 @@ class StudyConfig(BaseModel):
             return f"{self.max_bytes}-bytes"
         if self.max_macs is not None:
             return f"{self.max_macs}-macs"
+        if self.max_latency is not None:
+            return f"{self.max_latency:.7g}-ms"
         if self.front is not None:
             return f"{self.front[0]:g}-to-{self.front[1]:g}"
         targets = self.target if isinstance(self.target, tuple) else (self.target,)
@@ -299,8 +314,8 @@ class StudyConfig(BaseModel):
         return self.storage.folder(self.study)
 
     def resolved(self) -> StudyConfig:
-        """Return the configuration with the study's name, the tracking URI and Ray's address filled in, and with
-        absolute paths, because workers and a later `resume` may run in other folders."""
+        """Return the configuration with the study's name, the tracking URI, Ray's address and the batch of a latency
+        filled in, and with absolute paths, because workers and a later `resume` may run in other folders."""
         where, _, attribute = self.experiment.rpartition(":")
         is_file = self.space is not None and Path(self.space).suffix in {".yaml", ".yml"}
         paths = {
@@ -312,7 +327,9 @@ class StudyConfig(BaseModel):
         name = self.study or default_study_name(self.experiment, self.wanted, datetime.now())
         uri = resolve_tracking_uri(self.tracking_uri or None)
         address = self.address or ("auto" if JOB in os.environ else None)
-        return self.model_copy(update={**paths, "study": name, "tracking_uri": uri, "address": address})
+        batch = self.latency_batch or (None if self.max_latency is None else 1)
+        filled = {"study": name, "tracking_uri": uri, "address": address, "latency_batch": batch}
+        return self.model_copy(update={**paths, **filled})
 
 
 def default_study_name(experiment: str, wanted: str, now: datetime) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tune_sparsity.experiments import OwnLoop
 from tune_sparsity.tuner.driver.groups import group_model, with_groups
+from tune_sparsity.tuner.driver.latency import decide
 from tune_sparsity.tuner.driver.prepare import Prepared
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.results.cascade import group_metrics, main_group
@@ -25,6 +26,7 @@ from tune_sparsity.tuner.tracking.model import model_note
 if TYPE_CHECKING:
     from tune_sparsity.tuner.driver.ray_tune import StopWhen
     from tune_sparsity.tuner.driver.study_run import StudyRun
+    from tune_sparsity.tuner.results.inference_cost import Timing
     from tune_sparsity.tuner.results.networks import BestModel
     from tune_sparsity.tuner.tracking.tracker import Tracker
 
@@ -76,14 +78,16 @@ def conclude(
     """
     from tune_sparsity.tuner.driver.live_plots import final_pictures
 
-    config, goal = prepared.config, prepared.goal
-    searched, tracked = time.monotonic(), tracker.seconds
+    config, searched, tracked = prepared.config, time.monotonic(), tracker.seconds
     records = [record for record in study.records.values() if record.state is not TrialState.RUNNING]
-    folders = {} if stop.asked else goal.folders(records)
-    tables = write_results(_outcome(prepared, records, {}, retrained.methods))
+    given = (config.folder, prepared.experiment, prepared.data)
+    decision = decide(prepared.goal, records, *given, measure=not stop.asked)
+    prepared = replace(prepared, goal=decision.goal)
+    folders = {} if stop.asked else decision.goal.folders(records)
+    tables = write_results(_outcome(prepared, records, {}, retrained.methods, decision.latencies))
     written = _networks(prepared, folders)
-    outcome, more, missing = _judged(prepared, records, folders, written, retrained)
-    failures = [*missing, *_log_networks(prepared, outcome, folders | more, tracker)]
+    outcome, more, missing = _judged(prepared, records, folders, written, retrained, decision.latencies)
+    failures = [*decision.problems, *missing, *_log_networks(prepared, outcome, folders | more, tracker)]
     write_result(outcome)
     all_failed = bool(records) and all(record.state is TrialState.FAILED for record in records)
     tracker.finish_study(
@@ -93,15 +97,7 @@ def conclude(
         artifacts=[*tables, *final_pictures(prepared, records), config.folder / STUDY_YAML],
     )
     tracker.close()
-    ended = time.monotonic()
-    seconds = StudySeconds(
-        total=ended - times.launched,
-        startup=(study.first_epoch_began or searched) - times.launched,
-        training=study.training_seconds / concurrency,
-        sampling=study.sampling_seconds,
-        tracking=tracker.seconds,
-        finishing=ended - searched - (tracker.seconds - tracked),
-    ).without_overlap()
+    seconds = _seconds(study, times, searched, tracker.seconds, tracker.seconds - tracked, concurrency)
     outcome = replace(
         outcome, seconds=seconds, mlflow_experiment_id=tracker.experiment_id, mlflow_run_id=tracker.run_id
     )
@@ -112,6 +108,26 @@ def conclude(
         shutil.rmtree(config.folder / CHECKPOINTS, ignore_errors=True)
     first = next((record.reason for record in records if record.state is TrialState.FAILED), "")
     return Finished(outcome, stop.asked, stop.out_of_time, tracker.problems, failures, _why(study, stop), first, {}, {})
+
+
+def _seconds(
+    study: StudyRun, times: Times, searched: float, tracking: float, tracked: float, concurrency: int
+) -> StudySeconds:
+    """Return where the time of a study went.
+
+    Args:
+        searched: when the search had ended.
+        tracking: the tracker's seconds, of which `tracked` were after the search.
+    """
+    ended = time.monotonic()
+    return StudySeconds(
+        total=ended - times.launched,
+        startup=(study.first_epoch_began or searched) - times.launched,
+        training=study.training_seconds / concurrency,
+        sampling=study.sampling_seconds,
+        tracking=tracking,
+        finishing=ended - searched - tracked,
+    ).without_overlap()
 
 
 def _networks(prepared: Prepared, folders: dict[str, TrialRecord]) -> Written:
@@ -130,7 +146,11 @@ def _networks(prepared: Prepared, folders: dict[str, TrialRecord]) -> Written:
 
 
 def _outcome(
-    prepared: Prepared, records: list[TrialRecord], networks: Mapping[int, BestModel], retrained: Sequence[Retrained]
+    prepared: Prepared,
+    records: list[TrialRecord],
+    networks: Mapping[int, BestModel],
+    retrained: Sequence[Retrained],
+    latencies: Mapping[str, Timing],
 ) -> StudyOutcome:
     """Return the outcome of the study.
 
@@ -153,6 +173,7 @@ def _outcome(
         tracking_uri=config.tracking_uri,
         retrained=retrained,
         size=prepared.size,
+        latencies=latencies,
     )
     if outcome.best is not None and outcome.best.number in networks:
         best = networks[outcome.best.number]
@@ -166,10 +187,11 @@ def _judged(
     folders: Mapping[str, TrialRecord],
     written: Written,
     retrained: Retraining,
+    latencies: Mapping[str, Timing],
 ) -> tuple[StudyOutcome, dict[str, TrialRecord], list[str]]:
     """Return the outcome of the study with its groups and ensembles, if the user asked for some; the trials that were
     trained again for them, by the folders of their networks; and a line for each missing part."""
-    outcome = _outcome(prepared, records, written.networks, retrained.methods)
+    outcome = _outcome(prepared, records, written.networks, retrained.methods, latencies)
     outcome, no_ensemble = _with_ensemble(prepared, outcome)
     outcome, more, no_group = with_groups(prepared, outcome, folders)
     return outcome, more, [*retrained.problems, *written.problems, *no_ensemble, *no_group]
@@ -247,6 +269,7 @@ def _model(prepared: Prepared, outcome: StudyOutcome, network: Path) -> dict[str
         "macs": best.macs,
         "syn_ops": best.syn_ops,
         "bit_ops": best.bit_ops,
+        "latency_ms": None if outcome.latency is None else outcome.latency.ms,
     }
     tags = {"study": outcome.study, "trial": best.name, "method": best.method, "target": prepared.goal.option}
     return model_note(
@@ -283,6 +306,8 @@ def _metrics(outcome: StudyOutcome) -> dict[str, float]:
     metrics = {"hypervolume": area, "feasible_trials": float(sum(goal.feasible(record) for record in records))}
     if goal.kind is GoalKind.FRONT:
         metrics[f"front_mean_{goal.objective.name}"] = goal.mean_value(area)
+    if outcome.latency is not None:
+        metrics["best_latency_ms"] = outcome.latency.ms
     if (group := main_group(outcome.group)) is not None:
         metrics |= {f"group_{name}": value for name, value in group_metrics(group).items()}
     found = {"": outcome.best}

@@ -30,12 +30,12 @@ from tune_sparsity.sparsity.cost.multiply_adds import Uses, count_uses
 from tune_sparsity.sparsity.few_bits import ALL_BITS, BITS, EXACT
 from tune_sparsity.sparsity.layers import Layer
 from tune_sparsity.sparsity.neurons.finding import with_neurons
-from tune_sparsity.sparsity.neurons.selection import sparsity_of_macs
 from tune_sparsity.sparsity.patterns import UNSTRUCTURED, Neurons
 from tune_sparsity.tuner.config.experiment import check_group, experiment_of, objective_of, sound_data
 from tune_sparsity.tuner.config.files import judged, read_about
 from tune_sparsity.tuner.config.study_config import GOALS, StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_driver, check_tracking_uri
+from tune_sparsity.tuner.driver.latency import expected_macs, goal_within
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.search.samplers import check_sampler
 from tune_sparsity.tuner.search.spaces import fewest_bits, spaces_of
@@ -61,6 +61,7 @@ class Prepared:
     warnings: tuple[Finding, ...] = ()  # of checks, about an experiment of the user's own
     uses: Uses | None = None  # how often the network uses its weights for an example; None where that is not known
     limit: ByteLimit | None = None  # of a network's packed file
+    latency: str = ""  # the multiply-adds that --max-latency allows, in words, where they were measured
 
     @property
     def epochs(self) -> int:
@@ -103,7 +104,7 @@ def prepare(
     network = _network(experiment)
     check_pattern(config, experiment)
     check_binary(config, experiment, network.model)
-    goal, spaces = network.sought(config, experiment)
+    goal, spaces = network.sought(config, experiment, config.max_macs)
     check_address(config.address)
     config.storage.check()
     if named:
@@ -112,20 +113,22 @@ def prepare(
     if loading is not None:
         share(loading.over)
     check_gpus(config)  # may speak to the GPUs' driver, and no copy of a process that has could use one
-    warnings = list[Finding]()
+    warnings, latency = list[Finding](), ""
     data = sound_data(config, experiment, loading.data if loading else None, None if own else warnings.append)
     network = network.with_neurons(config, goal, experiment, data)
-    if isinstance(network.size.pattern, Neurons):  # so that no trial has to find them again
-        experiment = experiment.with_pattern(network.size.pattern)
-    if config.max_macs is not None:  # which the data tell
-        goal, spaces = network.sought(config, experiment)
+    if isinstance(pattern := network.size.pattern, Neurons):
+        experiment = experiment.with_pattern(pattern)  # so that no trial has to find them again
+        if pattern.by_macs:  # which the data tell
+            before = read_about(config) if resume else {}
+            most, latency = expected_macs(config, before, experiment, data, network.model, network.layers)
+            goal, spaces = network.sought(config, experiment, most)
     goal = _as_before(goal, config) if resume else _with_baseline(goal, experiment, data)
     earlier = WarmStart()
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
         alike = {"experiment": config.experiment, "epochs": config.epochs or experiment.recipe.epochs}
         earlier = warm_start(config.warm_start, config.storage, spaces, goal.lowest, alike, goal.objective)
     check_group(config, experiment, data, costs_known=(uses := _uses(experiment, network, data)) is not None)
-    about = (earlier, tuple(warnings), uses, network.limit(config))
+    about = (earlier, tuple(warnings), uses, network.limit(config), latency)
     prepared = Prepared(config, experiment, data, spaces, goal, network.size, *about)
     if resume:
         _check_data(prepared)
@@ -235,10 +238,10 @@ class _Network(NamedTuple):
         """Return whether the methods' own spaces search weights of few bits: where a file's size is the goal."""
         return config.max_bytes is not None and all(layer.weight.dtype in EXACT for layer in self.layers)
 
-    def sought(self, config: StudyConfig, experiment: Experiment) -> tuple[Goal, list[Space]]:
+    def sought(self, config: StudyConfig, experiment: Experiment, most: int | None) -> tuple[Goal, list[Space]]:
         """Return the goal and the search spaces of the study. Raise UsageError if a trial cannot reach the goal."""
         try:
-            goal = replace(self.goal(config), objective=objective_of(experiment))
+            goal = replace(self.goal(config, most), objective=objective_of(experiment))
             suited = (experiment.space, experiment.optimizer)
             spaces = spaces_of(config, goal, *suited, few_bits=self.few_bits(config))
             check_sampler(config.sampler, front=goal.multi_objective, methods=len(spaces))
@@ -246,10 +249,10 @@ class _Network(NamedTuple):
             raise UsageError(str(error)) from None
         return goal, spaces
 
-    def goal(self, config: StudyConfig) -> Goal:
+    def goal(self, config: StudyConfig, most: int | None) -> Goal:
         """Return the goal of the study. Raise UsageError if the network cannot meet it, or as `fewest_bits` does."""
-        if config.max_macs is not None:
-            return self._within_macs(config.max_macs)
+        if config.max_macs is not None or config.max_latency is not None:
+            return goal_within(config, self.size.pattern, self.layers, most)
         layout: Layout | None = None
         if config.max_bytes is not None:
             bits = fewest_bits(config, few_bits=self.few_bits(config))
@@ -258,18 +261,6 @@ class _Network(NamedTuple):
         goal = config.goal(self.size.layers, self.size.prunable, layout)
         self._check_reach(config, goal)
         return goal
-
-    def _within_macs(self, most: int) -> Goal:
-        """Return the goal of at most so many multiply-adds. Before the neurons are known, its target is 0."""
-        pattern, names = self.size.pattern, [layer.name for layer in self.layers]
-        if not isinstance(pattern, Neurons):
-            raise UsageError(f"--max-macs {most}: only whole neurons save them on all hardware: add --pattern neurons")
-        if pattern.groups is None or not isinstance(pattern.uses, Uses):
-            return Goal((0.0,), max_macs=most)
-        least = pattern.uses.macs(dict(zip(names, pattern.groups.fewest, strict=True)))
-        if most < least:
-            raise UsageError(f"--max-macs {most}: with one neuron in each layer this network needs {least:,}")
-        return Goal((sparsity_of_macs(pattern.uses, self.layers, most),), max_macs=most)
 
     def _check_reach(self, config: StudyConfig, goal: Goal) -> None:
         """Raise UsageError if zeros of the goal's sparsities cannot have the pattern."""
@@ -291,9 +282,12 @@ class _Network(NamedTuple):
             return self
         with torch.random.fork_rng(devices=[]):
             example = experiment.prepare(data.val.first(2).x)
-            rules = with_neurons(experiment.layers, self.model, example, experiment.forward)
+            try:
+                rules = with_neurons(experiment.layers, self.model, example, experiment.forward)
+            except ValueError as error:
+                raise UsageError(f"--{error}") from None
         network = self._replace(size=replace(self.size, pattern=rules.pattern))
-        if config.max_macs is None:
+        if config.max_macs is None and config.max_latency is None:
             network._check_reach(config, goal)
         return network
 

@@ -286,8 +286,9 @@ def _search(
         retrained = train_best_again(prepared, study, built.setup, arrays, gpus, concurrency)
         study.training_seconds += (time.monotonic() - start) * concurrency
     ray.end()
+    if mirror is not None or prepared.goal.max_latency is not None:
+        ray.ended()  # wait until no worker writes any more, and networks can be timed
     if mirror is not None:
-        ray.ended()  # wait until no worker writes any more
         mirror.settle()
     finished = conclude(prepared, study, tracker, stop, times, concurrency, retrained)
     states = study.searcher.states()

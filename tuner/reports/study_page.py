@@ -16,8 +16,17 @@ from tune_sparsity.tuner.reports.page import page
 from tune_sparsity.tuner.reports.plots.gallery import figures, front_title, pictured
 from tune_sparsity.tuner.reports.savings import HEADER as SAVINGS_HEADER
 from tune_sparsity.tuner.reports.savings import savings
-from tune_sparsity.tuner.reports.text import dead_text, duration, percent, short_number, shown_path, spikes_text
+from tune_sparsity.tuner.reports.text import (
+    dead_text,
+    duration,
+    latency_text,
+    percent,
+    short_number,
+    shown_path,
+    spikes_text,
+)
 from tune_sparsity.tuner.results.finished_study import EndedStudy
+from tune_sparsity.tuner.results.tables import latencies_in
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
@@ -73,6 +82,8 @@ def _wanted(goal: Goal) -> str:
         return f"the {best} in a file of at most {goal.max_bytes:,} bytes"
     if goal.kind is GoalKind.MAX_MACS:
         return f"the {best} with at most {goal.max_macs:,} multiply-adds"
+    if goal.kind is GoalKind.MAX_LATENCY:
+        return f"the {best} of at most {goal.latency}"
     targets = " and ".join(percent(target) for target in goal.targets)
     return f"the {best} at least {targets} sparse"
 
@@ -83,8 +94,9 @@ def _share(value: float | None, digits: int = 2) -> str:
 
 def _verdict(study: EndedStudy, goal: Goal) -> str:
     best, objective = study.result["best"], goal.objective
+    timed = latency_text(goal, latencies_in(study.result), best and best["trial"])
     if best is None:
-        return f"No trial completed with a sparsity of {percent(goal.lowest)} or more."
+        return f"{timed[0].upper()}{timed[1:]}." if timed else f"No trial completed with {goal.condition}."
     test = ""
     if (value := best[objective.test]) is not None:
         test = f", and on the test data, which the search never saw, {objective.text(value)}"
@@ -96,7 +108,8 @@ def _verdict(study: EndedStudy, goal: Goal) -> str:
         zero += f" and {_share(best['sparsity_total'])} over all parameters{_dense(study)})"
     reaches = "has an accuracy of" if objective == ACCURACY else f"reaches {objective.name}"
     value = f"{reaches} {objective.text(best[objective.val])} on the validation data"
-    return f"The best network, {best['trial']}, {value}{test}. {zero}."
+    takes = f" Its latency was {timed}." if timed else ""
+    return f"The best network, {best['trial']}, {value}{test}. {zero}.{takes}"
 
 
 def _dense(study: EndedStudy) -> str:

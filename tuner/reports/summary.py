@@ -22,6 +22,7 @@ from tune_sparsity.tuner.reports.text import (
     dead_text,
     duration,
     is_terminal,
+    latency_text,
     short_number,
     shown_path,
     spikes_text,
@@ -84,7 +85,8 @@ def best_line(outcome: StudyOutcome) -> str:
     """Return a line about the best trial, with its sparsity also as counts, or about the lack of a best trial."""
     best = outcome.best
     if best is None:
-        return f"no feasible trial: none completed with {outcome.goal.condition}"
+        condition = f"no feasible trial: none completed with {outcome.goal.condition}"
+        return latency_text(outcome.goal, outcome.latencies, None) or condition
     return f"best {_found(outcome, best)}"
 
 
@@ -152,6 +154,11 @@ def network_line(outcome: StudyOutcome) -> str:
     more = f" and {count} more" if (count := len(size.pattern.whole) - _WHOLE_SHOWN) > 0 else ""
     whole = f"; whole: {whole}{more}" if whole else ""
     return f"{matrices:.4%} of all weight matrices{total} are zero{pattern}{whole}{dense}"
+
+
+def latency_line(outcome: StudyOutcome) -> str:
+    """Return how long the best network takes, if the goal is a latency."""
+    return "" if outcome.best is None else latency_text(outcome.goal, outcome.latencies, outcome.best.name)
 
 
 def layers_line(outcome: StudyOutcome) -> str:
@@ -259,6 +266,7 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
         *(("targets", text) for text in targets_lines(outcome)),
         ("front", front_line(outcome)),
         ("network", network_line(outcome)),
+        ("latency", latency_line(outcome)),
         ("group", group_line(outcome.group, outcome.goal.objective)),
         ("reflect", reflection_line(outcome.group, outcome.goal.objective)),
         ("ensemble", ensemble_line(outcome)),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from tune_sparsity.sparsity import DeadNeurons, NetworkSize
+    from tune_sparsity.tuner.results.inference_cost import Timing
     from tune_sparsity.tuner.study.goal import Goal
 
 _DEAD_NAMED = 6  # layers with dead neurons that a text names
@@ -96,6 +97,32 @@ def command(name: str) -> str:
     Otherwise it is the path, as in a virtual environment that is not activated."""
     beside = Path(sys.executable).with_name(name)
     return name if shutil.which(name) or not beside.is_file() else shlex.quote(shown_path(beside))
+
+
+def latency_text(goal: Goal, latencies: Mapping[str, Timing], best: str | None) -> str:
+    """Return how long the best network takes, and which networks take too long. Return "" if nothing was measured.
+
+    Args:
+        goal: the study's goal.
+        latencies: the measured networks, by their trials' names.
+        best: the name of the best trial; None if no network meets the goal.
+    """
+    limit = goal.max_latency
+    if limit is None or not latencies:
+        return ""
+    slow = {name: one.ms for name, one in latencies.items() if one.ms > limit}
+    if best is None:
+        fastest = min(slow, key=slow.__getitem__, default=None)
+        took = "" if fastest is None else f": the fastest, {fastest}, takes {slow[fastest]:.3g} ms"
+        return f"no network meets {goal.latency}{took}"
+    if best not in latencies:
+        return ""
+    ms, low, high = latencies[best]
+    others = ", ".join(f"{name} takes {ms:.3g} ms" for name, ms in slow.items())
+    return (
+        f"{ms:.3g} ms ({low:.3g} to {high:.3g}) on one thread, at most {goal.latency}"
+        f"{f'; too slow: {others}' if others else ''}"
+    )
 
 
 def corner_text(goal: Goal, sparsity: str) -> str:

@@ -71,27 +71,11 @@ class Network:
         return {name: one.values if isinstance(one, Signs) else one for name, one in self._precise.items()}
 
     def without_neurons(self, model: nn.Module) -> nn.Module:
-        """Return a copy of the network without its removed neurons.
+        """Return a copy of the network without its removed neurons. The argument and the errors are those of
+        `tuner.results.networks.without_neurons`."""
+        from tune_sparsity.tuner.results.networks import without_neurons
 
-        Args:
-            model: the network, as `experiment.network_with` makes it.
-
-        Raises:
-            ValueError: if the pattern of the zeros is not `neurons`, or if the network cannot be traced.
-        """
-        from tune_sparsity.experiments.base import in_evaluation
-        from tune_sparsity.sparsity import prunable_layers
-        from tune_sparsity.sparsity.neurons.finding import with_neurons
-        from tune_sparsity.sparsity.neurons.groups import NeuronGroups
-        from tune_sparsity.sparsity.neurons.removal import smaller
-        from tune_sparsity.sparsity.patterns import Neurons
-
-        example = self.experiment.prepare(self.data.val.first(2).x)
-        rules = with_neurons(self.experiment.layers, model, example, self.experiment.forward)
-        if not isinstance(rules.pattern, Neurons) or not isinstance(rules.pattern.groups, NeuronGroups):
-            raise ValueError(f"zeros with the pattern {rules.pattern} leave no neuron out")
-        masks = [(layer.weight != 0).float() for layer in prunable_layers(model, rules, sphere=False)]
-        return in_evaluation(smaller(model, rules.pattern.groups, masks))
+        return without_neurons(self.experiment, self.data, model)
 
     @property
     def removes_neurons(self) -> bool:

@@ -51,6 +51,9 @@ class EndedStudy:
             return Goal((self.result["target"],), max_bytes=config.max_bytes)
         if config.max_macs is not None:
             return Goal((self.result["target"],), max_macs=config.max_macs)
+        if config.max_latency is not None:
+            limit = {"max_macs": self.result["max_macs"], "latency_batch": self.result["latency_batch"]}
+            return Goal((self.result["target"],), max_latency=config.max_latency, **limit)
         if config.front is not None:
             return Goal((config.front[0],), ceiling=config.front[1])
         assert config.target is not None

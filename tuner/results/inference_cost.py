@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import median, quantiles
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from tune_sparsity.tuner.results.sparse_layers import over_sparse
 
 _TOLERANCE = {torch.bfloat16: 5e-2}  # of the largest output: sums in another order round differently
 _MS_SECONDS = 0.2  # how long each form of a network is timed
+Key = TypeVar("Key", str, int)
 
 
 def sizes(tensors: Mapping[str, Tensor], prunable: set[str]) -> dict[str, int]:
@@ -85,12 +86,9 @@ def latencies(
     sparse, note = _usable(model, twin, prunable, lambda network: forward(network, mapped(Tensor.clone, few)))
     found = []
     for size in batches:
-        batch = _repeated(inputs, size)
-        calls: dict[str, Callable[[], object]] = {"dense": partial(forward, model, batch)}
-        if sparse is not None:
-            calls["sparse"] = partial(forward, sparse, batch)
+        networks: dict[str, Callable[..., Tensor]] = {"dense": model, **({"sparse": sparse} if sparse else {})}
         try:
-            times = timings(calls)
+            times = timed(networks, inputs, size, forward, torch.get_num_threads())
         except Exception as error:  # the user's
             found.append(Latency(size, None, None, f"the network cannot take a batch of {size}: {one_line(error)}"))
             continue
@@ -148,8 +146,8 @@ class Timing(NamedTuple):
 
 
 def timings(
-    calls: Mapping[str, Callable[[], object]], seconds: float = 1.0, least: int = 5, most: int = 300
-) -> dict[str, Timing]:
+    calls: Mapping[Key, Callable[[], object]], seconds: float = 1.0, least: int = 5, most: int = 300
+) -> dict[Key, Timing]:
     """Return the durations of each call. The calls take turns, so that all are measured under the same load.
 
     Args:
@@ -157,7 +155,7 @@ def timings(
     """
     for call in calls.values():
         call()
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    taken: dict[Key, list[float]] = {name: [] for name in calls}
     end, rounds = time.perf_counter() + seconds, 0
     while rounds < most and (rounds < least or time.perf_counter() < end):
         for name, call in calls.items():
@@ -170,6 +168,33 @@ def timings(
         low, _, high = quantiles(values, n=4, method="inclusive")
         found[name] = Timing(median(values), low, high)
     return found
+
+
+@torch.no_grad()
+def timed(
+    networks: Mapping[Key, Callable[..., Tensor]],
+    inputs: Any,
+    batch: int,
+    forward: Callable[[Any, Any], Tensor] = called,
+    threads: int = 1,
+    seconds: float = 1.0,
+) -> dict[Key, Timing]:
+    """Return the durations of a forward pass of each network on the CPU, the networks taking turns.
+
+    Args:
+        networks: in evaluation mode, by any name.
+        inputs: as `forward` takes them; repeated where the batch wants more.
+        batch: the number of examples.
+        forward: (network, inputs) -> outputs.
+        threads: of torch.
+        seconds: how long it goes on, as in `timings`.
+    """
+    repeated, before = _repeated(inputs, batch), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return timings({name: partial(forward, one, repeated) for name, one in networks.items()}, seconds)
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -229,17 +254,14 @@ def passes(
         for count in sorted({1, threads}):
             for size in batches:
                 about = (size, count, str(dtype).removeprefix("torch."))
-                calls = {form: partial(forward, one, _repeated(given, size)) for form, one in networks.items() if one}
-                torch.set_num_threads(count)
+                there = {form: one for form, one in networks.items() if one}
                 try:
-                    times, wrong = timings(calls, _MS_SECONDS), ""
+                    times, wrong = timed(there, given, size, forward, count, _MS_SECONDS), ""
                 except Exception as error:  # the user's
                     times, wrong = {}, f"not possible: {one_line(error)}"
-                finally:
-                    torch.set_num_threads(threads)
                 for form, note in notes.items():
-                    timed = times[form]._asdict() if form in times else {}
-                    found.append(Pass(form, *about, **timed, note=wrong or note))
+                    taken = times[form]._asdict() if form in times else {}
+                    found.append(Pass(form, *about, **taken, note=wrong or note))
     return found
 
 

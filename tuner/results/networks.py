@@ -16,12 +16,16 @@ from safetensors import safe_open
 from safetensors.torch import load, load_file
 
 from tune_sparsity.experiments import Data, Experiment, Loaded, Split
-from tune_sparsity.experiments.base import NotFinite
+from tune_sparsity.experiments.base import NotFinite, in_evaluation
 from tune_sparsity.experiments.examples import mapped
 from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.sparsity import DeadNeurons, dead_neurons, prunable_layers
 from tune_sparsity.sparsity.cost.writer import encode
 from tune_sparsity.sparsity.few_bits import Precision
+from tune_sparsity.sparsity.neurons.finding import with_neurons
+from tune_sparsity.sparsity.neurons.groups import NeuronGroups
+from tune_sparsity.sparsity.neurons.removal import smaller
+from tune_sparsity.sparsity.patterns import Neurons
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import disk_error, one_line
 from tune_sparsity.tuner.study.layout import DESCRIPTION, MODEL, PRECISION, SPREAD
@@ -225,6 +229,25 @@ def test_value(experiment: Experiment, data: Data, network: bytes, device: str) 
     it."""
     model = experiment.network_with(split_masks(load(network))[0])
     return experiment.tested(model.to(device), data)
+
+
+def without_neurons(experiment: Experiment, data: Data, model: torch.nn.Module) -> torch.nn.Module:
+    """Return a copy of a network without its removed neurons.
+
+    Args:
+        experiment: the network's experiment.
+        data: the experiment's data, of which the network takes two examples if its neurons are not known.
+        model: the network, as `experiment.network_with` makes it.
+
+    Raises:
+        ValueError: if the pattern of the zeros is not `neurons`, or if the network cannot be traced.
+    """
+    example = experiment.prepare(data.val.first(2).x)
+    rules = with_neurons(experiment.layers, model, example, experiment.forward)
+    if not isinstance(rules.pattern, Neurons) or not isinstance(rules.pattern.groups, NeuronGroups):
+        raise ValueError(f"zeros with the pattern {rules.pattern} leave no neuron out")
+    masks = [(layer.weight != 0).float() for layer in prunable_layers(model, rules, sphere=False)]
+    return in_evaluation(smaller(model, rules.pattern.groups, masks))
 
 
 def count_zeros(tensors: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from tune_sparsity.sparsity import DeadNeurons, NetworkSize
 from tune_sparsity.sparsity.patterns import UNSTRUCTURED
+from tune_sparsity.tuner.results.inference_cost import Timing
 from tune_sparsity.tuner.results.retraining import Retrained
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.layout import PARETO_CSV, RESULT_JSON, TRIALS_CSV
@@ -93,6 +94,7 @@ class StudyOutcome:
     retrained: Sequence[Retrained] = ()  # the results of --final-seeds, the best method first
     group: Mapping[str, Any] = field(default_factory=dict)  # the results of --group
     ensemble: Mapping[str, Any] = field(default_factory=dict)  # the results of --ensemble
+    latencies: Mapping[str, Timing] = field(default_factory=dict)  # what --max-latency measured, by trial
 
     @property
     def best(self) -> TrialRecord | None:
@@ -106,6 +108,11 @@ class StudyOutcome:
     def test_value(self) -> float | None:
         """Return the metric of the best network on the test data; None if there is no such network."""
         return None if self.best is None else self.test_values.get(self.best.number)
+
+    @property
+    def latency(self) -> Timing | None:
+        """Return the measured latency of the best network; None if it was not measured."""
+        return None if self.best is None else self.latencies.get(self.best.name)
 
     @property
     def spike_rates(self) -> dict[str, float]:
@@ -223,6 +230,11 @@ def _goal_document(outcome: StudyOutcome) -> dict[str, Any]:
         return {"max_bytes": goal.max_bytes}
     if goal.kind is GoalKind.MAX_MACS:
         return {"max_macs": goal.max_macs}
+    if goal.kind is GoalKind.MAX_LATENCY:
+        latency = None if outcome.latency is None else outcome.latency.ms
+        limit = {"max_latency_ms": goal.max_latency, "latency_batch": goal.latency_batch, "max_macs": goal.max_macs}
+        measured = [{"trial": name, **one._asdict()} for name, one in outcome.latencies.items()]
+        return {**limit, "latency_ms": latency, "latencies": measured}
     if goal.kind is GoalKind.FRONT:
         area = goal.hypervolume(outcome.records)
         mean = {f"mean_{goal.objective.name}": goal.mean_value(area)}
@@ -230,6 +242,11 @@ def _goal_document(outcome: StudyOutcome) -> dict[str, Any]:
         networks = [_reported_document(outcome, record) for record in outcome.front]
         return {"front": {"from": goal.lowest, "to": goal.highest, **judged, "networks": networks}}
     return {}
+
+
+def latencies_in(document: Mapping[str, Any]) -> dict[str, Timing]:
+    """Return the measured latencies in the content of result.json, by the trials' names."""
+    return {one["trial"]: Timing(one["ms"], one["low"], one["high"]) for one in document.get("latencies", ())}
 
 
 def result_document(outcome: StudyOutcome) -> dict[str, Any]:

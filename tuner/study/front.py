@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 
-from tune_sparsity.tuner.study.goal import Goal
+from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.pareto import known_point, point_of
 from tune_sparsity.tuner.study.trial import TrialRecord
 
@@ -20,12 +20,14 @@ class FrontTracker:
 
     Attributes:
         front: the feasible front, by rising sparsity.
+        candidates: the goal's candidates, of which the latencies decide at the end; none for another goal.
         since_gain: the number of trials that ended, in any state, since the goal's score rose last.
     """
 
     def __init__(self, goal: Goal, records: Iterable[TrialRecord] = ()) -> None:
         self.goal = goal
         self.front: list[TrialRecord] = []
+        self.candidates: list[TrialRecord] = []
         self.since_gain = 0
         self._score = goal.score(())
         for record in records:
@@ -38,12 +40,14 @@ class FrontTracker:
 
     @property
     def reported(self) -> list[TrialRecord]:
-        """Return the trials whose networks would be reported if the study ended now."""
-        return self.goal.reported(self.front)
+        """Return the trials whose networks could be reported if the study ended now."""
+        return self.candidates or self.goal.reported(self.front)
 
     def add(self, record: TrialRecord) -> bool:
         """Add a trial that has ended. Return whether the goal's score rose."""
         self.since_gain += 1
+        if self.goal.kind is GoalKind.MAX_LATENCY:
+            self.candidates = self.goal.candidates([*self.candidates, record])
         if not self._enter(record):
             return False
         score = self.goal.score(self.front)

@@ -1,4 +1,4 @@
-"""Defines the goal of a study: one target, several targets, a front, a number of weights, or a number of bytes.
+"""Defines the goal of a study: one target, several targets, a front, or a limit of weights, bytes, work or time.
 
 All code that depends on the kind of goal is here. The goal gives the range of the final sparsity in the search, decides
 which trials are feasible, and compares trials.
@@ -19,7 +19,7 @@ from tune_sparsity.tuner.study.trial import TrialRecord
 
 
 class GoalKind(StrEnum):
-    """The five kinds of goals. The values are the names of the options."""
+    """The kinds of goals. The values are the names of the options."""
 
     TARGET = "target"
     TARGETS = "targets"
@@ -27,6 +27,7 @@ class GoalKind(StrEnum):
     MAX_NONZERO = "max-nonzero"
     MAX_BYTES = "max-bytes"
     MAX_MACS = "max-macs"
+    MAX_LATENCY = "max-latency"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Goal:
             approximate sparsity that this size needs.
         max_macs: the largest allowed number of multiply-adds for an example; None for the other goals. The target is
             then the share of the multiply-adds with prunable weights that is left out.
+        max_latency: the longest allowed forward pass of a batch, in milliseconds; None for the other goals. Its
+            multiply-adds stand for it: `max_macs` is what is expected to meet it, and at the end what does.
+        latency_batch: the number of examples in this batch.
         objective: the metric that networks are judged by.
         baseline: the value from which the hypervolume is measured: 0 for accuracy, and the untrained network's value
             for a metric without a worst value.
@@ -52,6 +56,8 @@ class Goal:
     max_nonzero: int | None = None
     max_bytes: int | None = None
     max_macs: int | None = None
+    max_latency: float | None = None
+    latency_batch: int = 1
     objective: Objective = ACCURACY
     baseline: float = 0.0
 
@@ -71,6 +77,8 @@ class Goal:
             return GoalKind.MAX_NONZERO
         if self.max_bytes is not None:
             return GoalKind.MAX_BYTES
+        if self.max_latency is not None:
+            return GoalKind.MAX_LATENCY
         if self.max_macs is not None:
             return GoalKind.MAX_MACS
         return GoalKind.TARGETS if len(self.targets) > 1 else GoalKind.TARGET
@@ -118,9 +126,16 @@ class Goal:
         """Return the condition for a feasible trial, in words."""
         if self.max_bytes is not None:
             return f"a packed file of at most {self.max_bytes:,} bytes"
+        if self.max_latency is not None:
+            return f"at most {self.latency} ({self.max_macs:,} multiply-adds)"
         if self.max_macs is not None:
             return f"at most {self.max_macs:,} multiply-adds"
         return f"a sparsity of {100 * self.lowest:.6g}% or more"
+
+    @property
+    def latency(self) -> str:
+        """Return the longest allowed latency in words."""
+        return f"{self.max_latency:g} ms at batch {self.latency_batch}"
 
     def _judged(self, records: Iterable[TrialRecord], target: float) -> tuple[list[TrialRecord], float]:
         """Return candidates and a lowest sparsity. A candidate is feasible if it completed with at least this
@@ -132,6 +147,20 @@ class Goal:
     def best(self, records: Iterable[TrialRecord]) -> TrialRecord | None:
         """Return the best feasible trial, which a study reports; None if no trial is feasible."""
         return best_trial(*self._judged(records, self.lowest))
+
+    def candidates(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
+        """Return the feasible trials that are the best for some smaller number of multiply-adds, the best first. Each
+        has fewer multiply-adds than those before it."""
+        records, goal, found = list(records), self, list[TrialRecord]()
+        while (best := goal.best(records)) is not None:
+            found.append(best)
+            goal = goal.below(best)
+        return found
+
+    def below(self, record: TrialRecord) -> Goal:
+        """Return the goal of fewer multiply-adds than a trial has."""
+        assert record.macs is not None
+        return replace(self, max_macs=record.macs - 1)
 
     def best_at(self, records: Iterable[TrialRecord]) -> list[tuple[float, TrialRecord | None]]:
         """Return each target with its best trial: the best among the feasible trials that are at least as sparse as the
@@ -232,6 +261,8 @@ class Goal:
             return f"at most {self.max_nonzero:,} nonzero weights, a sparsity of {self.lowest:.6g}"
         if self.max_bytes is not None:
             return f"at most {self.max_bytes:,} bytes, a sparsity of about {self.lowest:.6g} or more"
+        if self.max_latency is not None:
+            return f"at most {self.latency}, about {self.max_macs:,} multiply-adds"
         if self.max_macs is not None:
             return f"at most {self.max_macs:,} multiply-adds, {self.lowest:.2%} fewer with prunable weights"
         numbers = ", ".join(f"{target:.6g}" for target in self.targets)

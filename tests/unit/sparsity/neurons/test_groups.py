@@ -168,6 +168,15 @@ def test_a_selection_by_multiply_adds_meets_their_number() -> None:
         assert macs - largest < uses.macs(counts) <= macs
 
 
+def test_a_selection_by_multiply_adds_that_nothing_can_meet_gives_the_smallest_network() -> None:
+    model, example = networks.lenet(), torch.randn(2, 1, 28, 28)
+    layers = prunable_layers(model, sphere=False)
+    groups, logs = found(model, example)
+    selection = NeuronSelection(groups=groups, layers=layers, scales=(), uses=count_uses(model, layers, example))
+    masks = selection(logs, [False] * len(layers), 1.0)
+    assert [int(mask.sum()) for mask in masks] == groups.fewest
+
+
 def test_a_selection_takes_and_gives_weights_as_rows() -> None:
     model = networks.transposed()
     layers = prunable_layers(model, sphere=False)

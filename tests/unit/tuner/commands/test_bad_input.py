@@ -147,6 +147,9 @@ WRONG: dict[str, list[str]] = {
     "front": ["", "0.5", "0.9:0.5", "0.5:0.5", "0.5:1", "-0.1:0.5", "0.5:0.7:0.9", "a:b", "nan:0.9", "0.5-0.9"],
     "max-nonzero": [*NUMBERS, "0", "2.5", "2", "50201"],
     "max-bytes": [*NUMBERS, "0", "10k", "10", "kB", "10 kilobytes"],
+    "max-macs": [*WHOLE[:-1], "0"],
+    "max-latency": [*NUMBERS, "0ms", "2", "2m", "2 hours", "-1ms"],
+    "latency-batch": [*WHOLE, "0"],
     "trials": [*WHOLE, "0"],
     "epochs": [*WHOLE, "0"],
     "patience": [*WHOLE, "0"],
@@ -169,7 +172,7 @@ WRONG: dict[str, list[str]] = {
     "register": ["", " ", "a/b", "a:b", "x" * 251, "a\nb"],
     "tracking-uri": ["mlruns", "file:///tmp/mlruns", "no-such-scheme://x"],
 }  # fmt: skip
-GOALS = ("target", "front", "max-nonzero", "max-bytes")
+GOALS = ("target", "front", "max-nonzero", "max-bytes", "max-macs", "max-latency")
 WRONG_VALUES = [(option, value) for option, values in WRONG.items() for value in values]
 
 
@@ -218,6 +221,10 @@ TOGETHER: dict[str, tuple[list[str], str]] = {
     "a count and a size": (["--max-nonzero", "9", "--max-bytes", "9kB"], "--max-nonzero and --max-bytes"),
     "dense with few bytes": (["--max-bytes", "9kB", "--method", "dense"], "--method dense"),
     "fewer bytes than a network of one weight a layer": (["--max-bytes", "90"], "needs at least"),
+    "a time and a target": (["--max-latency", "2ms", "--target", ".9"], "--target and --max-latency"),
+    "a time without neurons": (["--max-latency", "2ms"], "--max-latency 2ms"),
+    "a batch without a time": (["--target", ".9", "--latency-batch", "4"], "--latency-batch 4"),
+    "seeds of a timed network": (["--max-latency", "2ms", "--final-seeds", "2"], "--final-seeds 2"),
     "fewer weights than layers": (["--max-nonzero", "2"], "--max-nonzero 2"),
     "a target that leaves no layer whole": (["--target", "0.99999"], "--target 0.99999"),
     "a last target that leaves none": (["--target", "0.9,0.99999"], "--target 0.99999"),

@@ -1,4 +1,4 @@
-"""--target, --front and --max-nonzero: what they accept, that only one is given, and how study.yaml carries them."""
+"""The options of the goal: what they accept, that only one is given, and how study.yaml carries them."""
 
 from __future__ import annotations
 
@@ -104,6 +104,50 @@ def test_a_size_in_bytes(given_: Any, parsed: int | None) -> None:
         assert make_config({"max_bytes": given_}).max_bytes == parsed
 
 
+@pytest.mark.parametrize(
+    ("given_", "parsed"),
+    [
+        *(
+            ("2ms", 2.0),
+            ("2 ms", 2.0),
+            ("500us", 0.5),
+            ("0.1s", 100.0),
+            ("1us", 0.001),
+            ("3600s", 3.6e6),
+            ("0.3ms", 0.3),
+        ),
+        *(("2", None), (2, None), (2.0, None), ("ms", None), ("0ms", None), ("-2ms", None), ("2m", None), ("", None)),
+        *(("1e3ms", None), ("2MS", None), ("0.5us", None), ("3601s", None), ("nan ms", None), ("\u0663ms", None)),
+        *((True, None), ([2], None), ("1s500ms", None), ("9" * 400 + "ms", None)),
+    ],
+)
+def test_a_latency(given_: Any, parsed: float | None) -> None:
+    if parsed is None:
+        assert refusal(max_latency=given_).startswith("--max-latency ")
+    else:
+        assert make_config({"max_latency": given_}).max_latency == parsed
+
+
+@given(st.floats(0.001, 3.6e6))
+def test_a_latency_goes_through_its_text(milliseconds: float) -> None:
+    text = f"{milliseconds:f}ms"
+    config = make_config({"max_latency": text})
+    assert config.max_latency == float(text.removesuffix("ms"))
+    assert make_config(config.model_dump(mode="json")) == config
+
+
+def test_a_batch_belongs_to_a_latency(tmp_path: Path) -> None:
+    assert refusal(target=0.9, latency_batch=4).startswith("--latency-batch 4: ")
+    assert refusal(max_latency="2ms", final_seeds=1).startswith("--final-seeds 1: ")
+    assert make_config({"max_latency": "2ms", "tracking_uri": "http://host"}).resolved().latency_batch == 1
+    file = tmp_path / "c.yaml"
+    file.write_text("max_latency: 2ms\nlatency_batch: 4\n")
+    other = read_config({"config": str(file), "target": "0.9"})
+    assert (other.max_latency, other.latency_batch) == (None, None)
+    shorter = read_config({"config": str(file), "max_latency": "1ms"})
+    assert (shorter.max_latency, shorter.latency_batch) == (1.0, 4)
+
+
 def test_a_size_is_resolved_in_a_network() -> None:
     weights = torch.nn.Linear(40, 25).state_dict()
     layout = Layout.of(weights, ["weight"])
@@ -169,6 +213,8 @@ def test_the_sparsity_that_a_refusal_names_is_accepted(layers: int, more: int) -
         {"front": "0:.5"},
         {"max_nonzero": 7},
         {"max_bytes": "7kB"},
+        {"max_macs": 9000},
+        {"max_latency": "300us", "latency_batch": 8},
     ],
 )
 def test_a_goal_goes_through_a_file(options: dict[str, Any], tmp_path: Path) -> None:
@@ -199,6 +245,9 @@ def test_the_default_name_says_what_is_wanted() -> None:
     assert name(front="0.5:0.99") == "digits-0.5-to-0.99"
     assert name(max_nonzero=20000) == "digits-20000-weights"
     assert name(max_bytes="10kB") == "digits-10000-bytes"
+    assert name(max_macs=9000) == "digits-9000-macs"
+    assert name(max_latency="2ms") == "digits-2-ms"
+    assert name(max_latency="3600s") == "digits-3600000-ms"
 
 
 def test_every_goal_is_a_field() -> None:

@@ -6,12 +6,14 @@ import io
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from torch import nn
 
 from tune_sparsity.sparsity import DeadNeurons, network_size
+from tune_sparsity.tuner.commands.search import _exit_code
 from tune_sparsity.tuner.reports.summary import (
     best_line,
     final_table,
@@ -23,7 +25,8 @@ from tune_sparsity.tuner.reports.summary import (
     trial_columns,
 )
 from tune_sparsity.tuner.reports.text import command, dead_text, few_prunable, shown_path, spikes_text
-from tune_sparsity.tuner.results.tables import StudyOutcome, StudySeconds, result_document
+from tune_sparsity.tuner.results.inference_cost import Timing
+from tune_sparsity.tuner.results.tables import StudyOutcome, StudySeconds, latencies_in, result_document
 from tune_sparsity.tuner.study.goal import Goal, along_front, at_targets
 from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
@@ -53,6 +56,28 @@ def printed(found: StudyOutcome) -> str:
     stream = io.StringIO()
     print_result(found, stream)
     return stream.getvalue()
+
+
+def test_a_latency_is_told_with_the_networks_that_were_too_slow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    goal = Goal((0.5,), max_macs=900, max_latency=2.0, latency_batch=8)
+    records = [trial(0, macs=1000), trial(1, macs=900)]
+    times = {"t0000": Timing(2.25, 2.0, 2.5), "t0001": Timing(1.5, 1.25, 1.75)}
+    met = replace(outcome(tmp_path, records), goal=goal, latencies=times)
+    line = "1.5 ms (1.25 to 1.75) on one thread, at most 2 ms at batch 8; too slow: t0000 takes 2.25 ms\n"
+    assert line in printed(met)
+    document = result_document(met)
+    assert (document["max_latency_ms"], document["latency_batch"], document["latency_ms"]) == (2.0, 8, 1.5)
+    assert latencies_in(document) == times
+
+    slow = {"t0000": Timing(2.25, 2.0, 2.5), "t0001": Timing(2.125, 2.0, 2.5)}
+    none = replace(outcome(tmp_path, records), goal=replace(goal, max_macs=899), latencies=slow)
+    said = "o network meets 2 ms at batch 8: the fastest, t0001, takes 2.12 ms"
+    assert printed(none).startswith(f"n{said}\n")
+    assert result_document(none)["latency_ms"] is None
+    assert _exit_code(SimpleNamespace(interrupted=False, outcome=none), None) == 3
+    assert capsys.readouterr().err == f"N{said}: give a longer --max-latency, or try more trials\n"
 
 
 def test_the_result_has_the_front_the_best_the_files_the_time_and_the_way_to_mlflow(

@@ -36,15 +36,16 @@ def histories(draw: st.DrawFn) -> list[TrialRecord]:
 
 
 def test_each_kind_says_what_it_is() -> None:
-    single, several, front, count, size, operations = (
+    single, several, front, count, size, operations, time = (
         at_targets(0.9),
         at_targets(0.8, 0.95),
         along_front(0.5, 0.99),
         at_most(20_000, 50_200),
         within_bytes(10_000, 2_000, 50_200),
         Goal((0.75,), max_macs=12_000),
+        Goal((0.75,), max_macs=12_000, max_latency=0.5, latency_batch=8),
     )
-    assert [goal.kind for goal in (single, several, front, count, size, operations)] == list(GoalKind)
+    assert [goal.kind for goal in (single, several, front, count, size, operations, time)] == list(GoalKind)
     assert [goal.lowest for goal in (single, several, front)] == [0.9, 0.8, 0.5]
     assert [goal.highest for goal in (single, several, front)] == [0.9, 0.95, 0.99]
     assert single.searched == (0.9, pytest.approx(0.92))
@@ -56,6 +57,7 @@ def test_each_kind_says_what_it_is() -> None:
     assert "20,000" in str(count)
     assert "10,000 bytes" in str(size)
     assert str(operations) == "at most 12,000 multiply-adds, 75.00% fewer with prunable weights"
+    assert str(time) == "at most 0.5 ms at batch 8, about 12,000 multiply-adds"
 
 
 def test_multiply_adds_alone_make_a_trial_feasible() -> None:
@@ -160,6 +162,21 @@ def test_a_standing_kept_up_to_date_is_that_of_all_records(records: list[TrialRe
         assert standing.reported == goal.reported(seen)
     again = FrontTracker(goal, records)
     assert (again.front, again.since_gain) == (standing.front, standing.since_gain)
+
+
+@quick
+@given(st.lists(st.tuples(measures, measures, st.sampled_from([None, 1, 2, 3, 4, 9])), max_size=14))
+def test_the_candidates_of_a_latency_are_kept_up_to_date(drawn: list[tuple[float, float, int | None]]) -> None:
+    goal = Goal((0.0,), max_macs=4, max_latency=1.0)
+    standing, seen = FrontTracker(goal), list[TrialRecord]()
+    for number, (accuracy, sparsity, macs) in enumerate(drawn):
+        done = TrialState.COMPLETED
+        seen.append(TrialRecord(number, "lpss", {}, done, value=accuracy, sparsity=sparsity, macs=macs))
+        standing.add(seen[-1])
+        at_most_macs = [Goal((0.0,), max_macs=most).best(seen) for most in (4, 3, 2, 1)]
+        expected = {best.number: best for best in at_most_macs if best is not None}
+        assert standing.candidates == goal.candidates(seen) == list(expected.values())
+        assert standing.reported == (standing.candidates or goal.reported(seen))
 
 
 def test_what_is_a_gain_depends_on_the_goal() -> None:

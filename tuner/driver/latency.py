@@ -1,0 +1,262 @@
+"""Turns a limit of milliseconds into a limit of multiply-adds, and measures at the end which network meets it."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from tune_sparsity.experiments import Data, Experiment
+from tune_sparsity.experiments.base import in_evaluation
+from tune_sparsity.experiments.user_code import described
+from tune_sparsity.sparsity.cost.multiply_adds import Uses
+from tune_sparsity.sparsity.layers import Layer
+from tune_sparsity.sparsity.neurons.groups import NeuronGroups
+from tune_sparsity.sparsity.neurons.removal import smaller
+from tune_sparsity.sparsity.neurons.selection import sparsity_of_macs
+from tune_sparsity.sparsity.patterns import Neurons, Pattern
+from tune_sparsity.tuner.config.files import MAX_MACS
+from tune_sparsity.tuner.config.study_config import StudyConfig
+from tune_sparsity.tuner.errors import UsageError, one_line
+from tune_sparsity.tuner.results.inference_cost import Timing, timed
+from tune_sparsity.tuner.results.tables import latencies_in
+from tune_sparsity.tuner.search.monotone import FallingFit
+from tune_sparsity.tuner.study.goal import Goal, GoalKind
+from tune_sparsity.tuner.study.layout import RESULT_JSON, WEIGHTS, weights_file
+from tune_sparsity.tuner.study.trial import TrialRecord
+
+_SHARES = (0.7, 0.5, 0.35, 0.2, 0.1, 0.0)  # of the multiply-adds that can be removed, in the networks of a curve
+_MARGIN = 0.95  # of the limit, so that most networks of the search meet it
+_SECONDS = 2.0  # how long the networks of a curve are timed
+_LAST_SECONDS = 1.0  # how long a network is timed at the end
+
+
+class LatencyCurve:
+    """The milliseconds of a forward pass against the multiply-adds of an example. They rise from point to point, as the
+    fit of least squares, and are linear between the points.
+
+    Args:
+        measured: multiply-adds -> milliseconds, of the dense network and of smaller ones.
+    """
+
+    def __init__(self, measured: Mapping[int, float]) -> None:
+        self.fewest, self.dense = min(measured), max(measured)
+        self._fit = FallingFit([(macs, -ms) for macs, ms in measured.items()])
+
+    def __call__(self, macs: int) -> float:
+        return -self._fit(macs)
+
+    def most_macs(self, limit: float) -> int | None:
+        """Return the most multiply-adds that are expected to meet a limit of milliseconds, with a margin. Return None
+        if the smallest network does not meet the limit."""
+        if self(self.dense) <= limit:
+            return self.dense
+        if self(self.fewest) > limit:
+            return None
+        within, numbers = max(_MARGIN * limit, self(self.fewest)), range(self.fewest, self.dense + 1)
+        return numbers[bisect_right(numbers, within, key=self) - 1]
+
+
+def goal_within(config: StudyConfig, pattern: Pattern, layers: Sequence[Layer], most: int | None) -> Goal:
+    """Return the goal of --max-macs or --max-latency. The target is 0 as long as the neurons are not known.
+
+    Args:
+        config: the study's configuration.
+        pattern: the pattern of the zeros.
+        layers: the prunable layers of the network.
+        most: the largest number of multiply-adds; None as long as it is not known.
+
+    Raises:
+        UsageError: if the zeros have another pattern, or if the network needs more multiply-adds.
+    """
+    given = f"--max-macs {config.max_macs}" if config.max_latency is None else _given(config)
+    if not isinstance(pattern, Neurons):
+        raise UsageError(f"{given}: only whole neurons save multiply-adds on all hardware: add --pattern neurons")
+    goal = Goal((0.0,), max_macs=most, max_latency=config.max_latency, latency_batch=config.latency_batch or 1)
+    if most is None or pattern.groups is None or not isinstance(pattern.uses, Uses):
+        return goal
+    fewest = pattern.uses.macs({layer.name: kept for layer, kept in zip(layers, pattern.groups.fewest, strict=True)})
+    if most < fewest:
+        raise UsageError(f"{given}: with one neuron in each layer this network needs {fewest:,}")
+    return replace(goal, targets=(sparsity_of_macs(pattern.uses, layers, most),))
+
+
+def expected_macs(
+    config: StudyConfig,
+    about: Mapping[str, Any],
+    experiment: Experiment,
+    data: Data,
+    model: nn.Module,
+    layers: Sequence[Layer],
+) -> tuple[int | None, str]:
+    """Return the most multiply-adds that are expected to meet the limit of the study, and a line that says so.
+
+    A limit of multiply-adds needs no measurement and no line, and so does a study that goes on.
+
+    Args:
+        config: the study's configuration.
+        about: the result of `read_about` for a study that goes on; otherwise empty.
+        experiment: the experiment, whose pattern has the neurons of the network.
+        data: the experiment's data.
+        model: an untrained network.
+        layers: its prunable layers.
+
+    Raises:
+        UsageError: if the smallest network does not meet the limit, or if the network cannot be timed.
+    """
+    if config.max_latency is None or MAX_MACS in about:
+        return about.get(MAX_MACS, config.max_macs), ""
+    batch = config.latency_batch or 1
+    try:
+        curve = measured_curve(experiment, data, model, layers, batch)
+    except (Exception, SystemExit) as error:  # the user's network
+        raise UsageError(
+            f"{_given(config)}: the network cannot be timed at batch {batch}: {described(error)}"
+        ) from None
+    most = curve.most_macs(config.max_latency)
+    if most is None:
+        raise UsageError(
+            f"{_given(config)}: with one neuron in each layer this network needs {curve(curve.fewest):.3g} ms at batch "
+            f"{batch} on this machine"
+        )
+    allowed = f"allows about {most:,} of {curve.dense:,} multiply-adds (dense: {curve(curve.dense):.3g} ms)"
+    return most, f"latency: {config.max_latency:g} ms at batch {batch} {allowed}"
+
+
+def measured_curve(
+    experiment: Experiment, data: Data, model: nn.Module, layers: Sequence[Layer], batch: int
+) -> LatencyCurve:
+    """Measure an untrained network, and the same network without its least important neurons. The other arguments are
+    those of `expected_macs`."""
+    pattern = experiment.layers.pattern
+    assert isinstance(pattern, Neurons)
+    groups, uses = pattern.groups, pattern.uses
+    assert isinstance(groups, NeuronGroups)
+    assert isinstance(uses, Uses)
+
+    def macs_of(kept: Sequence[int]) -> int:
+        return uses.macs({layer.name: count for layer, count in zip(layers, kept, strict=True)})
+
+    logs = [layer.weight.detach().abs().log2() for layer in layers]
+    dense, fewest = macs_of([log.numel() for log in logs]), macs_of(groups.fewest)
+    networks = {dense: in_evaluation(model)}
+    for share in _SHARES:
+        most = fewest + share * (dense - fewest)
+        masks = groups.masks_until(logs, lambda kept, most=most: macs_of(kept) <= most)  # type: ignore[misc]
+        macs = macs_of([int(mask.sum()) for mask in masks])
+        if macs not in networks:
+            networks[macs] = in_evaluation(smaller(model, groups, masks))
+    times = timed(networks, _inputs(experiment, data, batch), batch, experiment.forward, seconds=_SECONDS)
+    return LatencyCurve({macs: time.ms for macs, time in times.items()})
+
+
+class Decision(NamedTuple):
+    """Which multiply-adds meet the limit of a study at its end.
+
+    Attributes:
+        goal: the study's goal, whose multiply-adds are those of the best network that meets the limit.
+        latencies: the measured networks, by their trials' names.
+        problems: a line for each network that could not be measured.
+    """
+
+    goal: Goal
+    latencies: Mapping[str, Timing]
+    problems: Sequence[str] = ()
+
+
+def decide(
+    goal: Goal, records: Iterable[TrialRecord], folder: Path, experiment: Experiment, data: Data, *, measure: bool
+) -> Decision:
+    """Measure the best network of an ended search, and then smaller ones until one meets the limit. For a goal without
+    a latency, measure nothing.
+
+    Args:
+        goal: the study's goal.
+        records: the study's ended trials.
+        folder: the study's folder.
+        experiment: the experiment, whose pattern has the neurons of the network.
+        data: the experiment's data.
+        measure: whether to measure networks. If not, the decision has the latencies of an earlier process alone.
+    """
+    known = _earlier(folder) if goal.kind is GoalKind.MAX_LATENCY else {}
+    if goal.kind is not GoalKind.MAX_LATENCY or not measure:
+        return Decision(goal, known)
+    problems = list[str]()
+
+    def latency(record: TrialRecord) -> Timing | None:
+        if record.name in known:
+            return known[record.name]
+        file = weights_file(folder / WEIGHTS, record.number)
+        if not file.exists():  # the study had ended before, and kept the reported network alone
+            return None
+        try:
+            return exported_latency(file, experiment, data, goal.latency_batch)
+        except (Exception, SystemExit) as error:  # the user's network
+            problems.append(f"the latency of {record.name} was not measured: {one_line(error)}")
+            return None
+
+    decided, measured = choose(goal, records, latency)
+    return Decision(decided, {**known, **measured}, problems)
+
+
+def choose(
+    goal: Goal, records: Iterable[TrialRecord], latency: Callable[[TrialRecord], Timing | None]
+) -> tuple[Goal, dict[str, Timing]]:
+    """Return the goal with the multiply-adds of the best network that meets its limit of milliseconds, and the measured
+    latencies by the trials' names.
+
+    Args:
+        goal: a goal with a latency.
+        records: the trials.
+        latency: measures a trial's network; None if there is no such network.
+    """
+    measured = {}
+    for record in goal.candidates(records):
+        found = latency(record)
+        if found is not None:
+            measured[record.name] = found
+            if goal.max_latency is not None and found.ms <= goal.max_latency:
+                return replace(goal, max_macs=record.macs), measured
+        goal = goal.below(record)
+    return goal, measured
+
+
+def exported_latency(file: Path, experiment: Experiment, data: Data, batch: int) -> Timing:
+    """Measure a network as it is exported, without its removed neurons.
+
+    Args:
+        file: the trial's weights.
+        experiment: the experiment, whose pattern has the neurons of the network.
+        data: the experiment's data.
+        batch: the number of examples.
+    """
+    from safetensors.torch import load_file
+
+    from tune_sparsity.tuner.results.networks import split_masks, without_neurons
+
+    model = without_neurons(experiment, data, experiment.network_with(split_masks(load_file(file))[0]))
+    inputs = _inputs(experiment, data, batch)
+    return timed({"network": model}, inputs, batch, experiment.forward, seconds=_LAST_SECONDS)["network"]
+
+
+def _earlier(folder: Path) -> dict[str, Timing]:
+    """Return the latencies in the result.json of a study that goes on."""
+    try:
+        return latencies_in(json.loads((folder / RESULT_JSON).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _inputs(experiment: Experiment, data: Data, batch: int) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        return experiment.prepare(data.val.first(batch).x)
+
+
+def _given(config: StudyConfig) -> str:
+    return f"--max-latency {config.max_latency:g}ms"
