@@ -18,6 +18,8 @@ from tune_sparsity.sparsity.torch_internals import tree_leaves, tree_map
 OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
 """The kinds of layers that stay whole, with all that they read."""
 
+_MOST_VISITS = 50
+"""The highest mean number of visits to each node of a graph for the outputs of one layer. One is usual."""
 _PASSING = ("CONCAT", "SPLIT", "ELEMENTWISE", "RESHAPE", "UNBIND", "EXPAND", "SLICE", "PRELU")
 
 Side = tuple[str, bool]
@@ -194,7 +196,10 @@ def _follow(graph: Any, links: Links, names: dict[Any, str], name: str) -> Itera
     if not has_weight(layer):
         return
     own = links.channels(name, True)
-    for node, remove, indices in _reached(graph, layer, len(own)):
+    for place, (node, remove, indices) in enumerate(_reached(graph, layer, len(own))):
+        if place > _MOST_VISITS * len(graph.module2node):  # in a circle where indices grow it would never end
+            yield from ((channel, "torch-pruning does not follow its outputs to their end") for channel in own)
+            return
         hidden = getattr(node.grad_fn, "hidden", "")
         if any(channel_counts(node.module)):
             reached = links.channels(names[node.module], graph.is_out_channel_pruning_fn(remove))

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.helpers.examples import examples
-from tests.strangers.generated import Plan, plans
+from tests.strangers.generated import Part, Plan, plans
 from tests.unit.sparsity.neurons import networks
 from tune_sparsity.sparsity import Layer, prunable_layers
 from tune_sparsity.sparsity.masks import zeros_for
@@ -152,7 +152,25 @@ def traced(model: nn.Module, example: Tensor) -> tuple[Tensor, list[bool]]:
     return outputs, alike
 
 
+ENDLESS = Plan(
+    parts=(Part("GRU cell", "frozen", 1, "batch norm"), Part("GRU", "in float64", 1, "no norm")),
+    front="tied tokens",
+    heads=2,
+    heads_first=False,
+    prunes_embedding=True,
+    dtype=torch.float64,
+)
+
+
+def test_a_network_whose_channels_lead_round_in_circles_stays_whole() -> None:
+    torch.manual_seed(1683)
+    model, example = ENDLESS.make().eval(), ENDLESS.prepare(ENDLESS.batch(4, 1683))
+    groups = neuron_groups(model, prunable_layers(model, ENDLESS.rules, sphere=False), example)
+    assert groups.count == 0
+
+
 @settings(examples(25), suppress_health_check=list(HealthCheck))
+@example(plan=ENDLESS, seed=1683)
 @given(plan=plans(), seed=st.integers(0, 2**32 - 1))
 def test_generated_networks_of_all_kinds(plan: Plan, seed: int) -> None:
     """Whatever stays whole, the smaller network computes the same."""
