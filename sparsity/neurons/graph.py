@@ -18,8 +18,8 @@ from tune_sparsity.sparsity.torch_internals import tree_leaves, tree_map
 OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
 """The kinds of layers that stay whole, with all that they read."""
 
-_MOST_VISITS = 50
-"""The highest mean number of visits to each node of a graph for the outputs of one layer. One is usual."""
+_MOST = 20
+"""How many times as many indices as channels are followed through a network. Once is usual."""
 _PASSING = ("CONCAT", "SPLIT", "ELEMENTWISE", "RESHAPE", "UNBIND", "EXPAND", "SLICE", "PRELU")
 
 Side = tuple[str, bool]
@@ -48,6 +48,11 @@ class Links:
         """Return the numbers of a module's output channels, or of its input channels."""
         start = self._starts[name, outputs]
         return range(start, start + channel_counts(self.modules[name])[not outputs])
+
+    @property
+    def count(self) -> int:
+        """Return the number of all channels."""
+        return len(self._parents)
 
     def set_of(self, channel: int) -> int:
         """Return which set a channel is in."""
@@ -196,8 +201,10 @@ def _follow(graph: Any, links: Links, names: dict[Any, str], name: str) -> Itera
     if not has_weight(layer):
         return
     own = links.channels(name, True)
-    for place, (node, remove, indices) in enumerate(_reached(graph, layer, len(own))):
-        if place > _MOST_VISITS * len(graph.module2node):  # in a circle where indices grow it would never end
+    left = _MOST * (len(own) * len(graph.module2node) + links.count)
+    for node, remove, indices in _reached(graph, layer, len(own)):
+        left -= len(indices)
+        if left < 0:  # in some networks the indices lead round in a circle, and grow
             yield from ((channel, "torch-pruning does not follow its outputs to their end") for channel in own)
             return
         hidden = getattr(node.grad_fn, "hidden", "")
