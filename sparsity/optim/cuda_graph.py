@@ -26,10 +26,12 @@ _BEFORE = 2  # calls before a recording, in which libraries do preparations that
 def can_be_recorded(params: Iterable[Tensor]) -> bool:
     """Return whether work on these parameters can be recorded. They must all be on torch's current GPU, because a
     recording does not contain work on other devices."""
-    devices = {param.device for param in params}
-    return (
-        len(devices) == 1 and (device := devices.pop()).type == "cuda" and device.index == torch.cuda.current_device()
-    )
+    devices = set[torch.device]()
+    for param in params:
+        if not param.is_cuda:  # the usual case is decided at the first parameter, because every step asks
+            return False
+        devices.add(param.device)
+    return len(devices) == 1 and devices.pop().index == torch.cuda.current_device()
 
 
 def _side() -> torch.cuda.Stream:
