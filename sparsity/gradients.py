@@ -14,8 +14,9 @@ def make_gradients_dense(params: Iterable[Tensor]) -> None:
     """Replace sparse gradients, such as those of nn.Embedding(sparse=True), by dense ones. Masks, weight decay and
     momentum need a gradient for every weight in every step."""
     for param in params:
-        if param.grad is not None and param.grad.layout != torch.strided:
-            param.grad = param.grad.to_dense()
+        grad = param.grad
+        if grad is not None and grad.layout is not torch.strided:
+            param.grad = grad.to_dense()
 
 
 @torch.no_grad()

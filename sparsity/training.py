@@ -120,8 +120,9 @@ class SparseTraining(Measures, torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients. Without torch's profiling code this is a tenth of a millisecond quicker."""
-        for param in (param for group in self.param_groups for param in group["params"]):
-            param.grad = None if set_to_none or param.grad is None else torch.zeros_like(param)
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad = None if set_to_none or param.grad is None else torch.zeros_like(param)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Raise ValueError, because the training already has all parameters of the network."""

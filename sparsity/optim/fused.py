@@ -77,7 +77,7 @@ class FusedStep:
         """
         state, q, momentum = self._state, float(dual_exponent(group["p"])), group["momentum"]
         assert self.param.grad is not None
-        grad, rows = self._matrix(self.param.grad), self._matrix(self.param)
+        grad, rows = self._in_rows(self.param.grad), self._in_rows(self.param)
         self._follow_latent(q)
         done = kernel.step(
             self._rows,
@@ -108,6 +108,10 @@ class FusedStep:
     def _matrix(self, x: Tensor) -> Tensor:
         """Return a tensor of the parameter's shape as contiguous rows."""
         return self._orientation.rows(x).contiguous()
+
+    def _in_rows(self, x: Tensor) -> Tensor:
+        """Return a tensor with the memory of `_matrix`. Usually it is the same tensor."""
+        return x if self._orientation is STANDARD and _plain(x) else self._matrix(x)
 
     def _at(self, key: str) -> int:
         """Return the address of a state. Other code may have replaced the state."""
