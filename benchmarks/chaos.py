@@ -242,11 +242,12 @@ def corrupted(folder: Path) -> list[str]:
     """Files that cannot be read as what they are, and files that should not be there."""
     from safetensors import safe_open
 
+    from tune_sparsity.tuner.storage.places import Folder
     from tune_sparsity.tuner.worker.checkpoints import read
 
     def tensors(path: Path) -> None:
         if path.parent.name == ".checkpoints":
-            read(path.parent, path.name)
+            read(Folder(path.parent), path.name)
         with safe_open(path, framework="np") as file:
             for name in file.keys():  # noqa: SIM118 - it is no dict
                 file.get_tensor(name)
