@@ -268,7 +268,7 @@ class _Network(NamedTuple):
             return Goal((0.0,), max_macs=most)
         least = pattern.uses.macs(dict(zip(names, pattern.groups.fewest, strict=True)))
         if most < least:
-            raise UsageError(f"--max-macs {most}: with one neuron in each layer this network needs {least:,}")
+            raise UsageError(f"--max-macs {most}: with the fewest neurons in each layer this network needs {least:,}")
         return Goal((sparsity_of_macs(pattern.uses, self.layers, most),), max_macs=most)
 
     def _check_reach(self, config: StudyConfig, goal: Goal) -> None:
