@@ -197,7 +197,7 @@ class KnownNeurons(Protocol):
 
     Attributes:
         whole: (name, reason) of each layer that stays whole.
-        highest_sparsity: the share of prunable weights that are zero when one neuron in each layer is left.
+        highest_sparsity: the share of prunable weights that are zero when each layer has as few neurons as it can have.
         most_zeros: the number of these zeros.
         fewest: the number of weights that each prunable layer keeps then.
     """
@@ -226,6 +226,7 @@ class Neurons(Pattern):
     """Whole neurons are zero, with the weights that read them: the network is equal to a smaller one.
 
     Attributes:
+        multiple: each layer keeps a multiple of this number of neurons, at least 1, as far as its own number allows it.
         groups: the neurons of the network that are removed together. None: not known yet.
         by_macs: whether a sparsity means the share of multiply-adds with prunable weights that the network saves.
             Otherwise it means the share of zeros.
@@ -235,9 +236,17 @@ class Neurons(Pattern):
     text: ClassVar[str] = "neurons"
     exact_to: ClassVar[str] = "neuron"
 
+    multiple: int = 1
     groups: KnownNeurons | None = field(default=None, compare=False)
     by_macs: bool = False
     uses: KnownUses | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.multiple < 1:
+            raise ValueError(f"pattern {self}: a layer keeps a multiple of at least 1")
+
+    def __str__(self) -> str:
+        return self.text if self.multiple == 1 else f"{self.text}:{self.multiple}"
 
     @property
     def whole(self) -> dict[str, str]:
@@ -252,14 +261,16 @@ class Neurons(Pattern):
 
 
 def pattern_from(text: str) -> Pattern:
-    """Return the pattern that is written as "unstructured", "neurons", "2:4" or "block:4x1". Raises ValueError for any
-    other text."""
+    """Return the pattern that is written as "unstructured", "neurons", "neurons:16", "2:4" or "block:4x1". Raises
+    ValueError for any other text."""
     if text == UNSTRUCTURED.text:
         return UNSTRUCTURED
     if text == Neurons.text:
         return Neurons()
+    if found := re.fullmatch(r"neurons:(\d{1,4})", text):
+        return Neurons(int(found[1]))
     if found := re.fullmatch(r"(\d{1,4}):(\d{1,4})", text):
         return NofM(*map(int, found.groups()))
     if found := re.fullmatch(r"block:(\d{1,4})x(\d{1,4})", text):
         return Block(*map(int, found.groups()))
-    raise ValueError("it takes unstructured, neurons, N:M as 2:4, or block:RxC as block:4x1")
+    raise ValueError("it takes unstructured, neurons, neurons:K as neurons:16, N:M as 2:4, or block:RxC as block:4x1")

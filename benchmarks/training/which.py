@@ -33,6 +33,7 @@ from tune_sparsity.experiments.builtin.mlp import multilayer_perceptron
 from tune_sparsity.experiments.training import train_whole
 from tune_sparsity.sparsity import prunable_layers
 from tune_sparsity.sparsity.cost.multiply_adds import count_uses
+from tune_sparsity.sparsity.patterns import Neurons
 from tune_sparsity.tuner.reports.page import write_html
 from tune_sparsity.tuner.reports.plots.theme import GREY, OKABE_ITO, THEME
 from tune_sparsity.tuner.results.cascade import as_good_as_best, group_document
@@ -45,9 +46,10 @@ if TYPE_CHECKING:
 
 EPOCHS = 8
 SPARSITIES = (0.9, 0.95, 0.98, 0.99)
+LEFT_OUT = (0.5, 0.8, 0.9, 0.95, 0.98)  # shares of the multiply-adds, by whole neurons
 TUNED = Path(__file__).parents[1] / "methods_done"
 DEEP = (784, 256, 256, 256, 256, 10)
-KINDS = ("dense", "gmp", "lpss", "lpss-4-bits", "binary", "spiking")
+KINDS = ("dense", "gmp", "lpss", "lpss-4-bits", "gmp-neurons", "lpss-neurons", "binary", "spiking")
 
 
 class Wanted(NamedTuple):
@@ -69,6 +71,9 @@ def wanted(kind: str) -> list[Wanted]:
         pruned = {**LPSS, "sphere_lr": 0.008, "final_sparsity": 0.9}
         return [Wanted("dense", "rows", "dense", {"lr": 0.2}), Wanted("lpss 0.9", "rows", "lpss", pruned)]
     method, *bits = kind.split("-", 1)
+    if bits == ["neurons"]:
+        params = tuned(method, 0.9)
+        return [Wanted(f"{at}", "neurons", method, {**params, "final_sparsity": at}) for at in LEFT_OUT]
     few = {"weight_bits": 4, "bits_share": 0.2} if bits else {}
     return [Wanted(f"{at}", "lenet", method, {**tuned(method, at), **few}) for at in SPARSITIES]
 
@@ -82,6 +87,8 @@ def tuned(method: str, at: float) -> dict[str, Any]:
 @lru_cache(maxsize=2)
 def loaded(name: str, data_dir: str) -> tuple[Experiment, Data]:
     experiment = find("mnist-spiking" if name == "rows" else "mnist")
+    if name == "neurons":
+        experiment = experiment.with_pattern(Neurons(by_macs=True))
     if name == "deep":
         experiment = replace(experiment, model=partial(multilayer_perceptron, *DEEP), recipe=Recipe(EPOCHS, 250))
     return experiment, experiment.load(Path(data_dir))
@@ -175,6 +182,8 @@ LOOKS: dict[str, tuple[str, str, str, str]] = {
     "gmp": ("gmp", GREY, "circle", "multiply-adds"),
     "lpss": ("lpss", OKABE_ITO["blue"], "circle", "multiply-adds"),
     "lpss-4-bits": ("lpss, 4 bits", OKABE_ITO["sky blue"], "diamond", "multiply-adds, one factor of 4 bits"),
+    "gmp-neurons": ("gmp, whole neurons", GREY, "square-open", "multiply-adds"),
+    "lpss-neurons": ("lpss, whole neurons", OKABE_ITO["blue"], "square-open", "multiply-adds"),
     "group of two lpss": ("two lpss networks", OKABE_ITO["bluish green"], "star", "multiply-adds, expected"),
     "binary": ("binary", OKABE_ITO["vermillion"], "x", "additions of pixels, and products of single bits"),
     "spiking": (
@@ -207,6 +216,7 @@ def figure(points: list[Point]) -> go.Figure:
         }
         made.add_scatter(x=[point.size for point in own], **drawn, row=1, col=1)
         made.add_scatter(x=[point.operations for point in own], **drawn, showlegend=False, row=1, col=2)
+    made.update_yaxes(range=[92, 99.2])
     made.update_xaxes(type="log", dtick=1, minor={"dtick": "D1", "ticks": "outside"})
     made.update_xaxes(title="bytes of the packed file", row=1, col=1)
     made.update_xaxes(title="operations of an image; the legend says which", row=1, col=2)

@@ -85,6 +85,8 @@ class NeuronGroups:
         count: the number of groups.
         whole: the layers that stay whole, with the reasons.
         scales: the normalisations that multiply channels by learnt factors.
+        multiple: groups that belong to the same layers go in bundles of so many. The first bundle is smaller where
+            their number is no multiple.
     """
 
     layers: tuple[LayerGroups, ...]
@@ -92,6 +94,7 @@ class NeuronGroups:
     count: int
     whole: tuple[Whole, ...]
     scales: tuple[Scale, ...]
+    multiple: int = 1
 
     @property
     def weights(self) -> int:
@@ -100,17 +103,17 @@ class NeuronGroups:
 
     @property
     def highest_sparsity(self) -> float:
-        """Return the share of prunable weights that are zero when one neuron a layer is left."""
+        """Return the share of zeros when each layer has as few neurons as it can have."""
         return sparsity_with(self.most_zeros, self.weights)
 
     @property
     def most_zeros(self) -> int:
-        """Return how many prunable weights are zero when one neuron a layer is left."""
+        """Return the number of zeros when each layer has as few neurons as it can have."""
         return self.weights - sum(self.fewest)
 
     @cached_property
     def fewest(self) -> list[int]:
-        """Return how many weights each layer keeps when one neuron in each layer is left."""
+        """Return the number of weights that each layer keeps at least."""
         ranks, removable = self.ranks(torch.zeros(self.count, dtype=torch.float64))
         return self._kept(ranks, removable)
 
@@ -122,8 +125,9 @@ class NeuronGroups:
         scales: Sequence[Tensor] | None = None,
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Return masks with a share of zeros of at least `sparsity` over all layers. They remove as few groups as
-        possible, the least important first. The other arguments, and the errors, are those of `masks_until`."""
+        """Return masks with a share of zeros of at least `sparsity` over all layers. They remove as few bundles of
+        groups as possible, the least important first. The other arguments, and the errors, are those of
+        `masks_until`."""
         most = self.weights - zeros_for(sparsity, self.weights)
         return self.masks_until(log_magnitudes, lambda kept: sum(kept) <= most, scales=scales, active=active)
 
@@ -135,8 +139,8 @@ class NeuronGroups:
         scales: Sequence[Tensor] | None = None,
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Return masks that satisfy `enough`. They remove as few groups as possible, the least important first. Every
-        layer keeps a neuron.
+        """Return masks that satisfy `enough`. They remove as few bundles of groups as possible, the least important
+        first. Every layer keeps a bundle.
 
         Args:
             log_magnitudes: log2 of the weights' magnitudes, one tensor for each layer, in the shape of the weight, on
@@ -146,16 +150,15 @@ class NeuronGroups:
             active: the current masks of the layers. Groups that they mask are removed first.
 
         Raises:
-            ValueError: if masks with one neuron in each layer do not satisfy `enough`.
+            ValueError: if masks with one bundle in each layer do not satisfy `enough`.
         """
         values = self.importance(log_magnitudes, scales)
         if active is not None:
             values = values.masked_fill(~self.alive(active)[:KEPT], -1.0)
         ranks, removable = self.ranks(values)
         if not enough(self._kept(ranks, removable)):
-            raise ValueError(
-                f"pattern neurons: with one neuron a layer {self.highest_sparsity:.1%} of the weights are zero"
-            )
+            most = f"{self.highest_sparsity:.1%} of the weights are zero"
+            raise ValueError(f"pattern neurons: with the fewest neurons in each layer {most}")
         removed = bisect_left(range(removable), True, key=lambda number: enough(self._kept(ranks, number)))
         alive = ranks >= removed
         return [layer.mask(alive, log) for layer, log in zip(self.layers, log_magnitudes, strict=True)]
@@ -179,17 +182,43 @@ class NeuronGroups:
         return alive
 
     def ranks(self, values: Tensor) -> tuple[Tensor, int]:
-        """Return the place of each group in the order of removal, and how many can be removed. The most important one
-        of each layer comes behind them, and the place of `KEPT`."""
-        places = values.argsort(stable=True).argsort()
-        needed = torch.zeros(self.count, dtype=torch.bool)
+        """Return the place of each group's bundle in the order of removal, and how many bundles can be removed. The
+        most important bundle of each layer comes behind them, and the place of `KEPT`."""
+        bundles, count = self._bundles(values)
+        sums = torch.zeros(count, dtype=values.dtype).index_add_(0, bundles, values)
+        places = (sums / bundles.bincount(minlength=count)).argsort(stable=True).argsort()
+        needed = torch.zeros(count, dtype=torch.bool)
         for ids in (ids for layer in self.layers for ids in (layer.first, layer.second)):
             if len(ids) and (ids != KEPT).all():
-                needed[ids[places[ids].argmax()]] = True
-        order = (places + self.count * needed).argsort()
-        ranks = torch.full((self.count + 1,), self.count)
-        ranks[order] = torch.arange(self.count)
-        return ranks, self.count - int(needed.sum())
+                own = bundles[ids]
+                needed[own[places[own].argmax()]] = True
+        order = (places + count * needed).argsort()
+        ranks = torch.empty(count + 1, dtype=torch.int64)
+        ranks[order], ranks[KEPT] = torch.arange(count), count
+        return torch.cat([ranks[bundles], ranks[KEPT:]]), count - int(needed.sum())
+
+    def _bundles(self, values: Tensor) -> tuple[Tensor, int]:
+        """Return the number of each group's bundle, and the number of bundles. Groups of like importance go together,
+        and the bundle of least importance is the one that may be smaller."""
+        if self.multiple == 1 or not self.count:
+            return torch.arange(self.count), self.count
+        kinds = self._kinds()
+        bundles, count = torch.empty(self.count, dtype=torch.int64), 0
+        for kind in range(int(kinds.max()) + 1):
+            own = (kinds == kind).nonzero().flatten()
+            own = own[values[own].argsort(stable=True)]
+            numbers = (torch.arange(len(own)) + -len(own) % self.multiple) // self.multiple
+            bundles[own] = numbers + count
+            count += int(numbers[-1]) + 1
+        return bundles, count
+
+    def _kinds(self) -> Tensor:
+        """Return a number for each group that is the same for groups of which each layer has as many outputs."""
+        members = torch.zeros(self.count + 1, len(self.layers), dtype=torch.int64)
+        for place, layer in enumerate(self.layers):
+            ids = layer.first if layer.outputs_first else layer.second
+            members[:, place] = (ids % (self.count + 1)).bincount(minlength=self.count + 1)
+        return members[:KEPT].unique(dim=0, return_inverse=True)[1]
 
     def _kept(self, ranks: Tensor, removed: int) -> list[int]:
         """Return how many weights each layer keeps."""

@@ -105,12 +105,16 @@ def test_a_pattern_of_the_experiments_own_reaches_the_workers(tmp_path: Path) ->
             "--target: with the pattern neurons this network has sparsities from 0 to",
         ),
         (
+            ["--max-macs", "1400", "--pattern", "neurons:16"],
+            "--max-macs 1400: with the fewest neurons in each layer this network needs 1,440",
+        ),
+        (
             ["--target", "0.9", "--pattern", "4:2"],
             "--pattern '4:2': pattern 4:2: N must be at least 1, and less than M",
         ),
         (
             ["--target", "0.9", "--pattern", "blocks"],
-            "--pattern 'blocks': it takes unstructured, neurons, N:M as 2:4, or",
+            "--pattern 'blocks': it takes unstructured, neurons, neurons:K as neurons:16, N:M",
         ),
         (["--target", "0.9", "--pattern", "block:512x512"], "nothing to prune"),
         (["--max-bytes", "9kB", "--pattern", "2:4"], "--pattern 2:4: --max-bytes is for zeros anywhere"),

@@ -47,12 +47,12 @@ def dead_text(dead: Mapping[str, DeadNeurons], pattern: str | None = None) -> st
 
     Args:
         dead: the numbers of such neurons, by layer.
-        pattern: the pattern of the zeros. With "neurons" such neurons are removed on purpose.
+        pattern: the pattern of the zeros. If it begins with "neurons", such neurons are removed on purpose.
     """
     most = sorted(dead.items(), key=lambda item: -item[1].dead)
     named = ", ".join(f"{one.dead} of {one.neurons} in {name}" for name, one in most[:_DEAD_NAMED])
     more = f" and in {len(most) - _DEAD_NAMED} more layers" if len(most) > _DEAD_NAMED else ""
-    words = "removed neurons" if pattern == "neurons" else "neurons without a connection"
+    words = "removed neurons" if (pattern or "").startswith("neurons") else "neurons without a connection"
     return f"{words}: {named}{more}" if most else ""
 
 

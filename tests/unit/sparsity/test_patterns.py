@@ -17,7 +17,7 @@ from tune_sparsity.sparsity import METHODS, LayerRules, LpssSettings, lpss, prun
 from tune_sparsity.sparsity.distributions import DISTRIBUTIONS
 from tune_sparsity.sparsity.layers import left_dense
 from tune_sparsity.sparsity.masks import zeros_for
-from tune_sparsity.sparsity.patterns import UNSTRUCTURED, Block, NofM, Pattern, pattern_from
+from tune_sparsity.sparsity.patterns import UNSTRUCTURED, Block, Neurons, NofM, Pattern, pattern_from
 from tune_sparsity.sparsity.selection import Selection
 
 kernels = st.sampled_from([(), (2,), (3, 2)])
@@ -135,13 +135,16 @@ def test_patterns_take_all_types_and_weights_of_zero(text: str, dtype: torch.dty
     assert mask[0, :2].tolist() == [1, 1]
 
 
-@given(st.one_of(some_of.map(lambda pair: NofM(*pair)), blocks.map(lambda pair: Block(*pair)), st.just(UNSTRUCTURED)))
+patterns = [some_of.map(lambda pair: NofM(*pair)), blocks.map(lambda pair: Block(*pair)), st.just(UNSTRUCTURED)]
+
+
+@given(st.one_of(*patterns, st.integers(1, 64).map(Neurons)))
 def test_a_pattern_is_read_as_it_is_written(pattern: Pattern) -> None:
     assert pattern_from(str(pattern)) == pattern
 
 
 @pytest.mark.parametrize(
-    "text", ["4:2", "2:2", "0:4", "block:0x4", "block:1x1", "block:4", "block", "neuron", "", "2:4 "]
+    "text", ["4:2", "2:2", "0:4", "block:0x4", "block:1x1", "block:4", "block", "neuron", "neurons:0", "", "2:4 "]
 )
 def test_what_is_no_pattern_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ValueError, match=r"pattern|it takes") as found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -108,8 +109,40 @@ def test_every_layer_keeps_a_neuron() -> None:
     masks = GROUPS.masks(LOGS, GROUPS.highest_sparsity)
     assert neurons_left(masks) == (1, 1)
     assert GROUPS.highest_sparsity == 1 - kept(1, 1) / kept(FIRST, SECOND)
-    with pytest.raises(ValueError, match=r"with one neuron a layer 96\.5% of the weights are zero"):
+    with pytest.raises(ValueError, match=r"with the fewest neurons in each layer 96\.5% of the weights are zero"):
         GROUPS.masks(LOGS, 0.99)
+
+
+@given(seed=st.integers(0, 2**32 - 1), sparsity=st.floats(0, 0.7))
+def test_layers_keep_a_multiple_of_so_many_neurons(seed: int, sparsity: float) -> None:
+    logs = [normal(seed + at, *log.shape).float() for at, log in enumerate(LOGS)]
+    groups = replace(GROUPS, multiple=4)
+    first, second = neurons_left(groups.masks(logs, sparsity))
+    assert first in range(4, FIRST + 1, 4)
+    assert second in (4, 8, SECOND)
+    total = kept(FIRST, SECOND)
+    assert total - kept(first, second) >= Fraction(repr(sparsity)) * total
+    # The neurons that stay of a layer are its most important ones, and one bundle more would be one too many.
+    alive, values = groups.alive(groups.masks(logs, sparsity))[:-1], values_of(logs)
+    for part, count in ((slice(None, FIRST), first), (slice(FIRST, None), second)):
+        assert values[part][alive[part]].sort().values.equal(values[part].sort().values[-count:])
+    more = [(first + 4, second)] * (first < FIRST) + [(first, min(SECOND, second + 4))] * (second < SECOND)
+    assert not more or any(total - kept(*one) < Fraction(repr(sparsity)) * total for one in more)
+
+
+def test_a_layer_with_fewer_neurons_than_a_bundle_keeps_all() -> None:
+    groups = replace(GROUPS, multiple=16)
+    assert neurons_left(groups.masks(LOGS, groups.highest_sparsity)) == (16, SECOND)
+    assert groups.fewest == [INPUTS * 16, 16 * SECOND, SECOND * OUTPUTS]
+
+
+def test_channels_that_a_residual_sum_adds_keep_a_multiple_together() -> None:
+    model = networks.resnet()
+    groups, logs = found(model, torch.randn(2, 3, 8, 8))
+    masks = replace(groups, multiple=4).masks(logs, 0.5)
+    outputs = [int(mask.flatten(1).any(1).sum()) for mask in masks[:-1]]
+    assert all(count % 4 == 0 for count in outputs)
+    assert min(outputs) < max(len(mask) for mask in masks)
 
 
 def test_nothing_goes_for_a_sparsity_of_zero() -> None:

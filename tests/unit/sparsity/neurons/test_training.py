@@ -91,12 +91,18 @@ def test_a_training_ends_with_fewer_neurons(method: str, settings: dict[str, Any
     assert sum(sizes) == weights - zeros
 
 
-def test_lpss_finds_the_neurons_with_an_example() -> None:
+@pytest.mark.parametrize(("pattern", "stay"), [("neurons", 12), ("neurons:8", 8), ("neurons:5", 10)])
+def test_lpss_finds_the_neurons_with_an_example(pattern: str, stay: int) -> None:
     model = nn.Sequential(nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 4))
-    rules = LayerRules(pattern="neurons")  # type: ignore[arg-type]
+    rules = LayerRules(pattern=pattern)  # type: ignore[arg-type]
     sparse = lpss(model, total_steps=1, sparsity=0.5, rules=rules, example=torch.randn(2, 20))
     sparse.finish()
-    assert int(sparse.masks[0].any(1).sum()) == 12
+    assert int(sparse.masks[0].any(1).sum()) == stay
+
+
+def test_neurons_that_are_not_known_or_not_enough_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 4))
+    rules = LayerRules(pattern="neurons")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="pattern neurons: the network's neurons are not known"):
         lpss(model, total_steps=1, sparsity=0.5, rules=rules)
     with pytest.raises(
