@@ -49,9 +49,7 @@ def search_parser() -> Parser:
     )
     what.add_argument("--latency-batch", metavar="N", help="examples in this forward pass (1)")
     what.add_argument("--max-bytes", metavar="N", help="the largest size of the packed file, e.g. 10000 or 10kB")
-    what.add_argument(
-        "--experiment", metavar="NAME", help="built-in name, path/to/file.py:name or module:name (digits)"
-    )
+    what.add_argument("--experiment", metavar="NAME", help="built-in name, file.py:name or module:name (digits)")
     what.add_argument("--method", metavar="NAME", help="one method, or several with commas, e.g. lpss,gmp (lpss)")
     what.add_argument("--space", metavar="NAME|FILE", help="search space (the method's own)")
     what.add_argument("--data-dir", metavar="DIR", help="where data sets are, or are downloaded to")
