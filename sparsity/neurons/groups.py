@@ -140,7 +140,8 @@ class NeuronGroups:
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         """Return masks that satisfy `enough`. They remove as few bundles of groups as possible, the least important
-        first. Every layer keeps a bundle.
+        first. Every layer keeps a bundle. In some networks the fewest weights are left only if certain neurons stay.
+        If others are more important, the masks leave a few weights more than `enough` allows.
 
         Args:
             log_magnitudes: log2 of the weights' magnitudes, one tensor for each layer, in the shape of the weight, on
@@ -150,13 +151,13 @@ class NeuronGroups:
             active: the current masks of the layers. Groups that they mask are removed first.
 
         Raises:
-            ValueError: if masks with one bundle in each layer do not satisfy `enough`.
+            ValueError: if no masks with a bundle in each layer satisfy `enough`.
         """
         values = self.importance(log_magnitudes, scales)
         if active is not None:
             values = values.masked_fill(~self.alive(active)[:KEPT], -1.0)
         ranks, removable = self.ranks(values)
-        if not enough(self._kept(ranks, removable)):
+        if not enough(self._kept(ranks, removable)) and not enough(self.fewest):
             most = f"{self.highest_sparsity:.1%} of the weights are zero"
             raise ValueError(f"pattern neurons: with the fewest neurons in each layer {most}")
         removed = bisect_left(range(removable), True, key=lambda number: enough(self._kept(ranks, number)))
