@@ -1,1 +1,1 @@
-"""A table of trainings to search on, its surrogate, and simulated studies. See docs in `table` and `collect`."""
+"""Collect a table of trainings, fit a surrogate to it, and simulate studies on the surrogate."""

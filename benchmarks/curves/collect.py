@@ -13,28 +13,21 @@ import argparse
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
 from itertools import islice
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 
 from benchmarks.curves.points import point, whole
 from benchmarks.curves.table import Row, Table
-from tune_sparsity.experiments import Data, Experiment, find
+from benchmarks.methods import _loaded
+from tune_sparsity.experiments import Data, Experiment
 from tune_sparsity.experiments.base import evaluate, outputs_of
 from tune_sparsity.experiments.training import NotFinite, Training
 
 EPOCHS = {"digits": 24, "fashion-mnist": 8, "mnist": 8}
 SEVERAL, SEEDS = 10, 3
 PART = 40  # trainings
-
-
-@lru_cache(maxsize=1)
-def _loaded(experiment: str, data_dir: str) -> tuple[Experiment, Data]:
-    found = find(experiment)
-    return found, found.load(Path(data_dir))
 
 
 def trained(experiment: str, method: str, data_dir: str, index: int, seed: int) -> Row:

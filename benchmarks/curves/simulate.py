@@ -1,4 +1,4 @@
-"""Whole studies on the surrogate, in seconds, on a simulated clock.
+"""Run whole studies on the surrogate, in seconds, on a simulated clock.
 
     python -m benchmarks.curves.simulate --experiment digits [--target 0.9] [--trials 64] [--seeds 20] [--only NAME ...]
 

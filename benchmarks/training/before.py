@@ -1,4 +1,4 @@
-"""What a training step of data in memory takes, as a share of its time at commit 748a2fc, before loaders and own loops.
+"""Compare the time of a training step of data in memory with that at commit 748a2fc, before loaders and own loops.
 
     git worktree add --detach OLD 748a2fc
     gcc -shared -fPIC -O3 -fopenmp-simd -fno-trapping-math -fno-math-errno -fno-signed-zeros -fassociative-math \\

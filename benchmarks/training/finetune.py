@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.training.jobs import Job, Jobs
-from benchmarks.training.paired import accuracy, difference
+from benchmarks.training.paired import accuracies, accuracy, difference
 from tune_sparsity.experiments import Data, Experiment, Recipe, Training, find
 from tune_sparsity.experiments.base import Split
 from tune_sparsity.experiments.training import NotFinite, train_whole
@@ -186,8 +186,7 @@ def rows(network: str, targets: Tensor, found: dict[str, list[Job]]) -> list[str
     apart = partial(difference, accuracy, targets, classes=CLASSES)
     lines = []
     for method, test in tests.items():
-        right = 100 * (test == targets).double().mean(1)
-        cells = [f"{right.mean():.2f} ({right.min():.2f} to {right.max():.2f})"]
+        cells = [accuracies(targets, test)]
         cells.append("" if method == "dense" else str(apart(test, tests["dense"])))
         cells.append("" if method == "lpss" else str(apart(tests["lpss"], test)))
         changed = [one["changed"] for one in found[method] if one["changed"] is not None]

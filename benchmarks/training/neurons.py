@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from benchmarks.training.finetune import predictions, resnet18
 from benchmarks.training.jobs import Job, Jobs
-from benchmarks.training.paired import accuracy, difference
+from benchmarks.training.paired import accuracies, accuracy, difference
 from tune_sparsity.experiments import Data, Experiment, Recipe, Split, find
 from tune_sparsity.experiments.training import Training, train_whole
 from tune_sparsity.sparsity import prunable_layers
@@ -275,10 +275,9 @@ def rows(benchmark: Benchmark, targets: Tensor) -> list[str]:
     latency, lines = [benchmark.latency(runtime) for runtime in RUNTIMES], []
     for method, done in found.items():
         share = {name: mean(one[name] for one in done) / found["dense"][0][name] for name in ("macs", "parameters")}
-        right = 100 * (tests[method] == targets).double().mean(1)
         cells = [benchmark.network, method, f"{share['macs']:.3f}", f"{share['parameters']:.3f}"]
         cells += [*(one[method] for one in latency), f"{100 * validated[method]:.2f}"]
-        cells.append(f"{right.mean():.2f} ({right.min():.2f} to {right.max():.2f})")
+        cells.append(accuracies(targets, tests[method]))
         apart = partial(difference, accuracy, targets, tests[method], classes=CLASSES)
         cells.append("" if method == "dense" else str(apart(tests["dense"])))
         cells.append("" if method in ("dense", example) else str(apart(tests[example])))

@@ -38,6 +38,17 @@ def confusion(targets: Tensor, predictions: Tensor, weights: Tensor, classes: in
     return torch.einsum("re,sec->rsc", weights, cells).unflatten(-1, (classes, classes))
 
 
+def accuracies(targets: Tensor, predictions: Tensor) -> str:
+    """Return the mean accuracy over seeds in per cent, with the lowest and the highest.
+
+    Args:
+        targets: (examples).
+        predictions: (seeds, examples).
+    """
+    right = 100 * (predictions == targets).double().mean(1)
+    return f"{right.mean():.2f} ({right.min():.2f} to {right.max():.2f})"
+
+
 class Difference(NamedTuple):
     mean: float
     low: float

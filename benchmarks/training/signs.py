@@ -30,11 +30,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from benchmarks.methods import _loaded
 from benchmarks.training.jobs import Job, Jobs
-from tune_sparsity.experiments import Data, Experiment, find
+from tune_sparsity.experiments import Data, Experiment
 from tune_sparsity.experiments.base import evaluate
 from tune_sparsity.experiments.training import train_whole
 
+EXPERIMENT = "fashion-mnist"
 FLOAT, BINARY, SPARSITIES = 5, 3, (0.9,)
 WAYS: dict[str, list[dict[str, float]]] = {
     "straight": [{"lr": lr, "share": 0.0} for lr in (1e-3, 3e-3, 1e-2)],
@@ -82,16 +84,10 @@ class Powered(nn.Module):
         return weight / self.log_scale.detach().exp()
 
 
-@lru_cache(maxsize=1)
-def _loaded(data_dir: str) -> tuple[Experiment, Data]:
-    found = find("fashion-mnist")
-    return found, found.load(Path(data_dir))
-
-
 @lru_cache
 def _trained(data_dir: str, sparsity: float, seed: int) -> tuple[nn.Module, list[Tensor]]:
     params = {**PARAMS, "final_sparsity": sparsity}
-    done = train_whole(*_loaded(data_dir), "lpss", params, epochs=FLOAT, seed=seed, device="cpu")
+    done = train_whole(*_loaded(EXPERIMENT, data_dir), "lpss", params, epochs=FLOAT, seed=seed, device="cpu")
     return done.model, list(done.sparse.masks)
 
 
@@ -103,7 +99,7 @@ def _before(data_dir: str, sparsity: float, seed: int) -> tuple[nn.Module, list[
 
 def train(job: Job) -> Job:
     """Train one network to signs. Return its accuracies before and after."""
-    experiment, data = _loaded(job["data_dir"])
+    experiment, data = _loaded(EXPERIMENT, job["data_dir"])
     model, masks = _before(job["data_dir"], job["sparsity"], job["seed"])
     start = evaluate(experiment, model, data.val)
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,19 +47,13 @@ def connected(config: StudyConfig, node: NodeProcess | None = None) -> Iterator[
             logging.CRITICAL
         )  # our own table has the reason of a failed trial, in one line
     with contextlib.ExitStack() as stack:
-        stack.callback(_undisturbed, ray.shutdown)
+        # A Ray that ends before the whole connection has ended would end this process, too: interrupts wait.
+        stack.callback(undisturbed()(ray.shutdown))
         if config.address is None:
             _join_own(node or stack.enter_context(NodeProcess(config)))
         else:
             _join(config.address)
         yield
-
-
-def _undisturbed(shutdown: Callable[[], None]) -> None:
-    """End the connection to Ray. An interrupt waits meanwhile, because a Ray that ends before the whole
-    connection has ended would end this process, too."""
-    with undisturbed():
-        shutdown()
 
 
 def _join_own(node: NodeProcess) -> None:

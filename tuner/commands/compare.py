@@ -14,20 +14,14 @@ from tune_sparsity.tuner.results.finished_study import read_ended
 
 def compare(arguments: list[str]) -> int:
     """Run the subcommand. Return the exit code."""
-    from tune_sparsity.tuner.commands.arguments import Parser
+    from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
 
     parser = Parser("tune-sparsity compare", description="Compares studies of one experiment with the first of them.")
     parser.add_argument("studies", metavar="STUDY", nargs="+", help="names, or folders; two or more")
     parser.add_argument(
         "--out", metavar="FILE", type=Path, help="the page (compare-A-B.html in the folder of studies; here for s3://)"
     )
-    parser.add_argument(
-        "--storage",
-        metavar="DIR",
-        type=storage_of,
-        default="studies",
-        help="folder of studies, or s3://BUCKET/PREFIX (./studies)",
-    )
+    parser.add_argument("--storage", metavar="DIR", type=storage_of, default="studies", help=STORAGE_HELP)
     parser.add_argument("--json", action="store_true", help="print the table as JSON on stdout")
     options = parser.parse_args(arguments)
     studies = [read_ended(name, options.storage) for name in options.studies]

@@ -14,7 +14,7 @@ from tune_sparsity.tuner.results.group_export import export_group, group_named, 
 
 def export(arguments: list[str]) -> int:
     """Run the subcommand. Return 0, or 1 if the exported file does not compute the same as the network."""
-    from tune_sparsity.tuner.commands.arguments import Parser
+    from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
     from tune_sparsity.tuner.results.finished_study import read_ended
 
     parser = Parser("tune-sparsity export", description="Writes a network of a study as a file, and checks the file.")
@@ -29,13 +29,7 @@ def export(arguments: list[str]) -> int:
         type=Path,
         help="the file (in the study's folder in export/; for s3:// in ./STUDY/export/)",
     )
-    parser.add_argument(
-        "--storage",
-        metavar="DIR",
-        type=storage_of,
-        default="studies",
-        help="folder of studies, or s3://BUCKET/PREFIX (./studies)",
-    )
+    parser.add_argument("--storage", metavar="DIR", type=storage_of, default="studies", help=STORAGE_HELP)
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set is")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON on stdout")
     options = parser.parse_args(arguments)

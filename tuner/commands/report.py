@@ -15,20 +15,14 @@ REPORT_HTML = "report.html"
 
 def report(arguments: list[str]) -> int:
     """Run the subcommand. Return the exit code."""
-    from tune_sparsity.tuner.commands.arguments import Parser
+    from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
 
     parser = Parser("tune-sparsity report", description="Writes one HTML page about a study, to send to a colleague.")
     parser.add_argument("study", metavar="STUDY", help="the study's name, or its folder")
     parser.add_argument(
         "--out", metavar="FILE", type=Path, help="the page (report.html in the study's folder; for s3:// in ./STUDY/)"
     )
-    parser.add_argument(
-        "--storage",
-        metavar="DIR",
-        type=storage_of,
-        default="studies",
-        help="folder of studies, or s3://BUCKET/PREFIX (./studies)",
-    )
+    parser.add_argument("--storage", metavar="DIR", type=storage_of, default="studies", help=STORAGE_HELP)
     parser.add_argument(
         "--no-times", action="store_true", help="do not run the best network to measure what its zeros save"
     )

@@ -157,7 +157,7 @@ def measured_curve(
 
 
 class Decision(NamedTuple):
-    """Which multiply-adds meet the limit of a study at its end.
+    """Says which multiply-adds meet the limit of a study at its end.
 
     Attributes:
         goal: the study's goal, whose multiply-adds are those of the best network that meets the limit.
@@ -236,11 +236,9 @@ def exported_latency(file: Path, experiment: Experiment, data: Data, batch: int)
         data: the experiment's data.
         batch: the number of examples.
     """
-    from safetensors.torch import load_file
+    from tune_sparsity.tuner.results.networks import network_in, without_neurons
 
-    from tune_sparsity.tuner.results.networks import split_masks, without_neurons
-
-    model = without_neurons(experiment, data, experiment.network_with(split_masks(load_file(file))[0]))
+    model = without_neurons(experiment, data, network_in(experiment, file))
     inputs = _inputs(experiment, data, batch)
     return timed({"network": model}, inputs, batch, experiment.forward, seconds=_LAST_SECONDS)["network"]
 

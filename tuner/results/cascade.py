@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tune_sparsity.experiments import Data, Experiment, Loaded, NotFinite, Split
 from tune_sparsity.experiments.base import outputs_of
 from tune_sparsity.experiments.cascade import margins
 from tune_sparsity.experiments.metrics import metric_of
-from tune_sparsity.tuner.results.networks import split_masks
+from tune_sparsity.tuner.results.networks import network_in
 from tune_sparsity.tuner.study.trial import TrialRecord
 
 QUANTILES = 20
@@ -76,7 +75,7 @@ def answers_of(
     Args:
         network: a file as `tune_sparsity.tuner.worker.trainable.packed_weights` gives it.
     """
-    return answered(experiment, experiment.network_with(split_masks(load_file(network))[0]).to(device), split)
+    return answered(experiment, network_in(experiment, network).to(device), split)
 
 
 @torch.no_grad()

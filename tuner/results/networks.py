@@ -231,6 +231,15 @@ def test_value(experiment: Experiment, data: Data, network: bytes, device: str) 
     return experiment.tested(model.to(device), data)
 
 
+def network_in(experiment: Experiment, file: Path) -> torch.nn.Module:
+    """Return the network of a trial's file, in evaluation mode.
+
+    Args:
+        file: a file as `tune_sparsity.tuner.worker.trainable.packed_weights` gives it.
+    """
+    return experiment.network_with(split_masks(load_file(file))[0])
+
+
 def without_neurons(experiment: Experiment, data: Data, model: torch.nn.Module) -> torch.nn.Module:
     """Return a copy of a network without its removed neurons.
 
