@@ -64,7 +64,7 @@ def with_neurons(rules: LayerRules, model: nn.Module, example: Any, forward: For
     uses = count_uses(model, layers, example, forward) if rules.pattern.by_macs else None
     if rules.pattern.by_macs and uses is None:
         raise ValueError("pattern neurons: the multiply-adds of this network could not be counted")
-    groups = replace(neuron_groups(model, layers, example, forward), multiple=rules.pattern.multiple)
+    groups = neuron_groups(model, layers, example, forward).bundled(rules.pattern.multiple)
     return replace(rules, pattern=replace(rules.pattern, groups=groups, uses=uses))
 
 

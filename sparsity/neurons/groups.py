@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -37,6 +37,11 @@ class LayerGroups(NamedTuple):
     second: Tensor
     outputs_first: bool
     normalised: bool
+
+    @property
+    def outputs(self) -> Tensor:
+        """Return the group of each neuron."""
+        return self.first if self.outputs_first else self.second
 
     @property
     def others(self) -> int:
@@ -95,6 +100,20 @@ class NeuronGroups:
     whole: tuple[Whole, ...]
     scales: tuple[Scale, ...]
     multiple: int = 1
+
+    def bundled(self, multiple: int) -> NeuronGroups:
+        """Return the groups in bundles of `multiple`. Layers that have no more than one bundle stay whole."""
+        if multiple == 1:
+            return self
+        found = replace(self, multiple=multiple)
+        bundles, _ = found._bundles(torch.zeros(self.count, dtype=torch.float64))
+        own = {layer.name: layer.outputs for layer in self.layers if (layer.outputs != KEPT).all()}
+        whole = [
+            Whole(name, f"its {len(ids)} neurons go together, {multiple} at once")
+            for name, ids in own.items()
+            if len(bundles[ids].unique()) == 1
+        ]
+        return replace(found, whole=(*self.whole, *whole))
 
     @property
     def weights(self) -> int:
@@ -217,8 +236,7 @@ class NeuronGroups:
         """Return a number for each group that is the same for groups of which each layer has as many outputs."""
         members = torch.zeros(self.count + 1, len(self.layers), dtype=torch.int64)
         for place, layer in enumerate(self.layers):
-            ids = layer.first if layer.outputs_first else layer.second
-            members[:, place] = (ids % (self.count + 1)).bincount(minlength=self.count + 1)
+            members[:, place] = (layer.outputs % (self.count + 1)).bincount(minlength=self.count + 1)
         return members[:KEPT].unique(dim=0, return_inverse=True)[1]
 
     def _kept(self, ranks: Tensor, removed: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""How many generated cases a property is tried with."""
+"""How many cases a test is tried with, and where."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
 
 USUAL = 50
@@ -28,3 +29,6 @@ def thinned(cases: Iterable[tuple[Any, ...]], every: int) -> list[Any]:
 def is_long() -> bool:
     """Return whether this is a run of `make long`."""
     return settings.default.max_examples > USUAL
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: a CUDA device, and torch built for it")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import subprocess
 import sys
 import zipfile
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +15,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 import tune_sparsity
 from tests.helpers.in_process import run_in_process
-from tests.helpers.waiting import Clock
-from tune_sparsity.sparsity.patterns import Block
 from tune_sparsity.tuner.cli import main
-from tune_sparsity.tuner.results import inference_cost
 from tune_sparsity.tuner.results.export_formats import Whole, clear_notes, csr_bytes, load_csr, save_csr
-from tune_sparsity.tuner.results.inference_cost import latencies, passes, sizes, timings
-from tune_sparsity.tuner.results.sparse_layers import over_sparse
+from tune_sparsity.tuner.results.inference_cost import sizes
 
 EXPERIMENT = """
 import torch
@@ -301,74 +294,3 @@ def test_a_form_that_would_grow_counts_dense() -> None:
     tensors = {"w": torch.randn(30, 30)}
     found = sizes(tensors, {"w"})
     assert found["dense"] == found["bitmask_and_values"] == found["csr"] == 3600
-
-
-@pytest.mark.parametrize(
-    ("layer", "shape"),
-    [
-        (nn.Linear(12, 5), (7, 12)),
-        (nn.Linear(12, 5, bias=False), (2, 3, 12)),
-        (nn.Conv2d(3, 5, 3, stride=2, padding=1), (4, 3, 9, 8)),
-        (nn.Conv2d(3, 5, (3, 2), dilation=(1, 2), padding=(0, 1), bias=False), (1, 3, 7, 7)),
-    ],
-)
-def test_products_over_sparse_matrices_are_the_layers_own(layer: nn.Module, shape: tuple[int, ...]) -> None:
-    with torch.no_grad():
-        layer.weight.mul_(torch.rand_like(layer.weight) < 0.3)
-        x = torch.randn(shape)
-        sparse, made = over_sparse(layer, {"weight"})
-        assert made == 1
-        assert torch.allclose(sparse(x), layer(x), atol=1e-5)
-        nested, made = over_sparse(nn.Sequential(nn.Identity(), nn.Sequential(layer)), {"1.0.weight"})
-        assert made == 1
-        assert torch.allclose(nested(x), layer(x), atol=1e-5)
-
-
-@pytest.mark.parametrize("block", [Block(2, 2), Block(4, 4)])
-def test_products_over_blocks_are_the_layers_own_where_blocks_are_cut(block: Block) -> None:
-    layer, x = nn.Linear(11, 6), torch.randn(2, 3, 11)
-    with torch.no_grad():
-        layer.weight[:4, :8] = 0
-        sparse, made = over_sparse(copy.deepcopy(layer), {"weight"}, block)
-        assert made == 1
-        assert torch.allclose(sparse(x), layer(x), atol=1e-5)
-
-
-def test_passes_are_timed_in_every_form_and_what_is_not_there_is_told() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
-    found = passes(lambda: copy.deepcopy(model), {"0.weight", "2.weight"}, torch.randn(3, 8), Block(4, 4), (1, 5))
-    counts = sorted({1, torch.get_num_threads()})
-    kinds = [(one.dtype, one.threads, one.batch, one.form) for one in found]
-    assert kinds == list(product(("float32", "bfloat16"), counts, (1, 5), ("dense", "csr", "bsr")))
-    for one in found:
-        assert one.low <= one.ms <= one.high if one.ms is not None else one.note
-    assert all(one.ms for one in found if one.form == "dense" or one.dtype == "float32")
-    slim = passes(lambda: copy.deepcopy(model), {"0.weight"}, torch.randn(3, 8), Block(4, 1), (1,))
-    other = next(one for one in slim if one.form == "bsr")
-    assert "square blocks" in other.note
-
-
-def test_layers_without_a_sparse_product_stay_dense_and_are_told() -> None:
-    model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Flatten(), nn.Linear(24, 3))
-    one, many = latencies(model, copy.deepcopy(model), {"0.weight", "2.weight"}, torch.randn(5, 2, 8), batches=(1, 7))
-    assert (one.batch, many.batch) == (1, 7)
-    assert one.sparse is not None
-    assert "1 of 2 prunable layers stay dense" in one.note
-    (only,) = latencies(nn.Conv1d(2, 4, 3), nn.Conv1d(2, 4, 3), {"weight"}, torch.randn(5, 2, 8), batches=(1,))
-    assert only.sparse is None
-    assert only.dense > 0
-
-
-def test_a_median_is_of_calls_that_took_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    order, clock = list[str](), Clock()
-    monkeypatch.setattr(inference_cost, "time", clock)
-
-    def call(name: str, seconds: float) -> None:
-        order.append(name)
-        clock.sleep(seconds * len(order))
-
-    found = timings({"a": lambda: call("a", 0.25), "b": lambda: call("b", 0.0)}, seconds=0.0, least=3)
-    assert order == ["a", "b"] * 4  # the first round warms up
-    assert {name: one.ms for name, one in found.items()} == {"a": 1000 * 0.25 * 5, "b": 0.0}
-    assert found["a"] == (1250, 1000, 1500)

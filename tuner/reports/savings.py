@@ -8,7 +8,8 @@ from tune_sparsity.experiments.base import Data, Experiment
 from tune_sparsity.tuner.errors import UsageError, one_line
 from tune_sparsity.tuner.results.export import Network, read_network
 from tune_sparsity.tuner.results.finished_study import EndedStudy
-from tune_sparsity.tuner.results.inference_cost import Pass, passes, sizes
+from tune_sparsity.tuner.results.forms import Pass, passes
+from tune_sparsity.tuner.results.inference_cost import sizes
 
 HEADER = ("of the best network", "dense", "without the zeros", "in the form", "of dense")
 
@@ -64,26 +65,20 @@ def _multiply_adds(network: Network) -> Rows:
 
 
 def _times(network: Network) -> Rows:
-    experiment = network.experiment
-    found = passes(
-        lambda: experiment.network_with(network.tensors),
-        network.prunable,
-        experiment.prepare(network.data.val.first(256).x),
-        experiment.layers.pattern,
-        forward=experiment.forward,
-        smaller=network.without_neurons if network.removes_neurons else None,
-    )
+    found = passes(network.timed_weights, network.experiment.layers.pattern)
     alike: dict[str, list[Pass]] = {}
     for one in found:
         threads = f"{one.threads} thread{'s' if one.threads > 1 else ''}"
-        alike.setdefault(f"milliseconds, batch {one.batch}, {threads}, {one.dtype}", []).append(one)
+        where = "GPU" if one.device == "cuda" else threads
+        alike.setdefault(f"milliseconds, batch {one.batch}, {where}, {one.dtype}", []).append(one)
     rows: Rows = []
     for words, (dense, *others) in alike.items():
         there = [one for one in others if one.ms is not None]
         rows += [(words, _ms(dense), _ms(one), _form(one), _share(one, dense)) for one in there]
         rows += [] if there else [(words, _ms(dense), "", "", "")]
-    missing = dict.fromkeys((one.dtype, _form(one)) for one in found if one.ms is None)
-    return [*rows, *((f"milliseconds, {dtype}", "", "", form, "") for dtype, form in missing)]
+    without = [one for one in found if one.ms is None]
+    missing = dict.fromkeys((one.dtype + (", GPU" if one.device == "cuda" else ""), _form(one)) for one in without)
+    return [*rows, *((f"milliseconds, {kind}", "", "", form, "") for kind, form in missing)]
 
 
 def _share(one: Pass, dense: Pass) -> str:

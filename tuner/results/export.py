@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tune_sparsity.experiments import Data, Experiment
     from tune_sparsity.sparsity.few_bits import Codes, Precision, Signs
     from tune_sparsity.tuner.results.finished_study import EndedStudy
-    from tune_sparsity.tuner.results.inference_cost import Latency
+    from tune_sparsity.tuner.results.forms import Latency, Weights
     from tune_sparsity.tuner.study.objective import Objective
 
 SUFFIXES = {
@@ -76,6 +76,20 @@ class Network:
         from tune_sparsity.tuner.results.networks import without_neurons
 
         return without_neurons(self.experiment, self.data, model)
+
+    @property
+    def timed_weights(self) -> Weights:
+        """Return the network with its first validation examples, to be measured."""
+        from tune_sparsity.tuner.results.forms import Weights
+
+        experiment = self.experiment
+        return Weights(
+            lambda: experiment.network_with(self.tensors),
+            self.prunable,
+            experiment.prepare(self.data.val.first(256).x),
+            experiment.forward,
+            self.without_neurons if self.removes_neurons else None,
+        )
 
     @property
     def removes_neurons(self) -> bool:
@@ -161,11 +175,9 @@ def _packed(network: Network) -> dict[str, int]:
 
 
 def _latencies(network: Network) -> list[Latency]:
-    from tune_sparsity.tuner.results.inference_cost import latencies
+    from tune_sparsity.tuner.results.forms import latencies
 
-    experiment = network.experiment
-    prepared, twin = experiment.prepare(network.data.val.first(256).x), experiment.network_with(network.tensors)
-    return latencies(network.model, twin, network.prunable, prepared, forward=experiment.forward)
+    return latencies(network.timed_weights)
 
 
 def read_network(study: EndedStudy, name: str, given: tuple[Experiment, Data] | None = None) -> Network:

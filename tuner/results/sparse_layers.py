@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from typing import cast
+from typing import Literal, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tune_sparsity.sparsity.patterns import Block
 from tune_sparsity.sparsity.wrappers import plain_name
+
+Form = Literal["csr", "bsr", "2:4"]
 
 
 def _sparse(weight: Tensor, block: Block | None = None) -> Tensor:
@@ -60,33 +63,53 @@ class SparseConv2d(nn.Module):
         return out if self.bias is None else out + self.bias.view(-1, 1, 1)
 
 
-def _sparse_layer(layer: nn.Module, block: Block | None) -> nn.Module | None:
-    """Return the layer over a sparse matrix; None for kinds that it is not written for."""
+def _semi_structured(layer: nn.Linear) -> nn.Linear:
+    """Return the layer with torch's semi-structured tensor as weight, for a GPU's products that skip 2 of 4 weights."""
+    weight = layer.weight.detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says once that these tensors are a prototype
+        matrix = torch.sparse.to_sparse_semi_structured(weight)
+    if int((weight.unflatten(1, (-1, 4)) != 0).sum(2).max()) > 2:
+        raise ValueError("more than 2 of 4 weights are not zero")
+    layer.weight = nn.Parameter(matrix, requires_grad=False)
+    return layer
+
+
+def _sparse_layer(layer: nn.Module, form: Form, block: Block | None) -> nn.Module:
+    """Return the layer over a sparse matrix. Raises ValueError or torch's RuntimeError, which says why not."""
     if type(layer) is nn.Linear:
-        return SparseLinear(layer, block)
-    if type(layer) is nn.Conv2d and block is None and layer.groups == 1 and layer.padding_mode == "zeros":
-        return None if isinstance(layer.padding, str) else SparseConv2d(layer)
-    return None
+        return _semi_structured(layer) if form == "2:4" else SparseLinear(layer, block)
+    convolution = type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"
+    if convolution and form == "csr" and not isinstance(layer.padding, str):
+        return SparseConv2d(cast("nn.Conv2d", layer))
+    raise ValueError("no product is written for a layer of its kind")
 
 
-def over_sparse(model: nn.Module, prunable: set[str], block: Block | None = None) -> tuple[nn.Module, int]:
-    """Put the prunable layers of a network over sparse matrices, in place. Return the network, and how many of them
-    that could be done for.
+def over_sparse(
+    model: nn.Module, prunable: set[str], form: Form = "csr", block: Block | None = None
+) -> tuple[nn.Module, dict[str, str]]:
+    """Put the prunable layers of a network over sparse matrices, in place. Return the network, and why layers stay
+    dense: the plain name of a weight -> the reason.
 
     Args:
-        prunable: the plain names of their weights.
-        block: of BSR matrices; None: CSR.
+        prunable: the plain names of the weights.
+        form: the form of the matrices. "2:4" takes a network on a GPU.
+        block: the shape of the blocks of "bsr".
     """
-    made, own = 0, {plain_name(model, name): name for name, _ in model.named_modules()}
+    dense, own = dict[str, str](), {plain_name(model, name): name for name, _ in model.named_modules()}
     for name in sorted(prunable):
         path, _, attribute = name.rpartition(".")
         path = own[path]
-        layer = _sparse_layer(model.get_submodule(path), block) if attribute == "weight" else None
-        if layer is None:
+        if attribute != "weight":
+            dense[name] = "it is no weight of a layer with one weight"
             continue
-        made += 1
+        try:
+            layer = _sparse_layer(model.get_submodule(path), form, block)
+        except (ValueError, RuntimeError) as error:
+            dense[name] = " ".join(str(error).split())
+            continue
         if not path:
-            return layer, made
+            return layer, dense
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, layer)
-    return model, made
+    return model, dense

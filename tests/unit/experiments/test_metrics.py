@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from sklearn.metrics import f1_score, roc_auc_score
 from torch import Tensor, nn
 
+from tests.helpers.examples import needs_gpu
 from tune_sparsity.experiments.base import Data, Experiment, NotFinite, Recipe, Split, correct, evaluate
 from tune_sparsity.experiments.metrics import Metric, Scorer, metric_of
 from tune_sparsity.experiments.training import Training
@@ -176,7 +177,7 @@ def test_an_epoch_measures_under_the_metrics_name() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: a CUDA device, and torch built for it")
+@needs_gpu
 def test_values_on_a_gpu_are_those_on_the_cpu() -> None:
     logits, y = normal(1, 90, 3), torch.arange(90) % 3
     for metric in (

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
+from tests.helpers.examples import needs_gpu
 from tune_sparsity.experiments.data.augment import Augmentation, Normalise, crop, cutout, flip
 
 
@@ -124,7 +125,7 @@ def test_normalise() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: a CUDA device, and torch built for it")
+@needs_gpu
 def test_same_images_on_a_gpu() -> None:
     augment, x = Augmentation(4, True, 3), images(64)
     assert torch.equal(augment(x.cuda(), seeded()).cpu(), augment(x, seeded()))

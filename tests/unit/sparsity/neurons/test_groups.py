@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.helpers.examples import needs_gpu
 from tests.helpers.problems import normal
 from tests.unit.sparsity.neurons import networks
 from tune_sparsity.sparsity import prunable_layers
@@ -116,7 +116,7 @@ def test_every_layer_keeps_a_neuron() -> None:
 @given(seed=st.integers(0, 2**32 - 1), sparsity=st.floats(0, 0.7))
 def test_layers_keep_a_multiple_of_so_many_neurons(seed: int, sparsity: float) -> None:
     logs = [normal(seed + at, *log.shape).float() for at, log in enumerate(LOGS)]
-    groups = replace(GROUPS, multiple=4)
+    groups = GROUPS.bundled(4)
     first, second = neurons_left(groups.masks(logs, sparsity))
     assert first in range(4, FIRST + 1, 4)
     assert second in (4, 8, SECOND)
@@ -131,7 +131,9 @@ def test_layers_keep_a_multiple_of_so_many_neurons(seed: int, sparsity: float) -
 
 
 def test_a_layer_with_fewer_neurons_than_a_bundle_keeps_all() -> None:
-    groups = replace(GROUPS, multiple=16)
+    groups = GROUPS.bundled(16)
+    assert groups.whole == (*GROUPS.whole, (GROUPS.layers[1].name, f"its {SECOND} neurons go together, 16 at once"))
+    assert GROUPS.bundled(4).whole == GROUPS.whole
     assert neurons_left(groups.masks(LOGS, groups.highest_sparsity)) == (16, SECOND)
     assert groups.fewest == [INPUTS * 16, 16 * SECOND, SECOND * OUTPUTS]
 
@@ -139,7 +141,7 @@ def test_a_layer_with_fewer_neurons_than_a_bundle_keeps_all() -> None:
 def test_channels_that_a_residual_sum_adds_keep_a_multiple_together() -> None:
     model = networks.resnet()
     groups, logs = found(model, torch.randn(2, 3, 8, 8))
-    masks = replace(groups, multiple=4).masks(logs, 0.5)
+    masks = groups.bundled(4).masks(logs, 0.5)
     outputs = [int(mask.flatten(1).any(1).sum()) for mask in masks[:-1]]
     assert all(count % 4 == 0 for count in outputs)
     assert min(outputs) < max(len(mask) for mask in masks)
@@ -170,7 +172,7 @@ def test_masks_have_the_dtype_of_the_magnitudes() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: a CUDA device, and torch built for it")
+@needs_gpu
 def test_masks_are_the_same_on_a_gpu() -> None:
     masks = GROUPS.masks([log.cuda() for log in LOGS], 0.5)
     assert all(mask.is_cuda for mask in masks)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.helpers.examples import needs_gpu
 from tests.helpers.problems import tensors
 from tune_sparsity.sparsity import METHODS, LpSGD, SparseTraining
 from tune_sparsity.sparsity.optim.cuda_graph import (
@@ -22,7 +23,6 @@ from tune_sparsity.sparsity.optim.cuda_graph import (
 )
 from tune_sparsity.sparsity.optim.foreach import ForeachStep
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: a CUDA device, and torch built for it")
 SHAPES = [(6, 40), (5, 40), (4, 3, 2, 2)]
 PARAMS = {
     "lpss": {"final_sparsity": 0.8, "p": 1.4, "threshold_interval": 5},
