@@ -1,7 +1,7 @@
 """Measure linear layers of 1024 and 4096 neurons on a GPU: dense, and with at most 2 of 4 weights in torch's
 semi-structured format.
 
-    python -m benchmarks.semi_structured
+    python -m benchmarks.training.semi_structured
 
 All forms take turns. The times are medians with quartiles.
 """
