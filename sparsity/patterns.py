@@ -261,7 +261,7 @@ class Neurons(Pattern):
 
 
 def pattern_from(text: str) -> Pattern:
-    """Return the pattern that is written as "unstructured", "neurons", "neurons:16", "2:4" or "block:4x1". Raises
+    """Return the pattern that is written as "unstructured", "neurons", "neurons:16", "2:4" or "block:4x1". Raise
     ValueError for any other text."""
     if text == UNSTRUCTURED.text:
         return UNSTRUCTURED

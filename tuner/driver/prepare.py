@@ -149,7 +149,7 @@ def _check_name(config: StudyConfig, resume: bool) -> None:
 
 
 def _check_data(prepared: Prepared) -> None:
-    """Raises UsageError if the data are not those that the study began with: its trials would not compare, and a test
+    """Raise UsageError if the data are not those that the study began with: its trials would not compare, and a test
     example may have been a training example."""
     before = read_about(prepared.config).get("data_sha256")
     if before and before != prepared.checksum:
@@ -276,7 +276,7 @@ class _Network(NamedTuple):
                 )
 
     def with_neurons(self, config: StudyConfig, goal: Goal, experiment: Experiment, data: Data) -> _Network:
-        """Return the network with the neurons that go together, where the pattern is of neurons. Raises UsageError if
+        """Return the network with the neurons that go together, where the pattern is of neurons. Raise UsageError if
         the goal cannot be reached with them."""
         if not isinstance(self.size.pattern, Neurons):
             return self
@@ -324,7 +324,7 @@ def _network(experiment: Experiment) -> _Network:
 
 
 def check_address(address: str | None) -> None:
-    """Raises UsageError unless something answers at HOST:PORT or ray://HOST:PORT: Ray itself would try for minutes."""
+    """Raise UsageError unless something answers at HOST:PORT or ray://HOST:PORT: Ray itself would try for minutes."""
     if address in (None, "auto"):
         return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -362,7 +362,7 @@ def check_pattern(config: StudyConfig, experiment: Experiment) -> None:
 
 
 def check_binary(config: StudyConfig, experiment: Experiment, model: nn.Module) -> None:
-    """Raises UsageError if binary is a method of the study, and the experiment's network has no binary form, or is
+    """Raise UsageError if binary is a method of the study, and the experiment's network has no binary form, or is
     trained as no binary one can be; or if binary is the only method, and its networks do not fit --max-bytes."""
     if BINARY not in config.method:
         return
@@ -380,7 +380,7 @@ def check_binary(config: StudyConfig, experiment: Experiment, model: nn.Module) 
 
 
 def check_workers(config: StudyConfig, experiment: Experiment) -> None:
-    """Raises UsageError if a batch cannot be divided among the workers of a trial."""
+    """Raise UsageError if a batch cannot be divided among the workers of a trial."""
     workers, examples = config.workers_per_trial, experiment.recipe.batch_size
     if workers > 1 and isinstance(experiment, OwnLoop):
         raise UsageError(

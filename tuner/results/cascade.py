@@ -80,7 +80,7 @@ def answers_of(
 
 @torch.no_grad()
 def answered(experiment: Experiment, model: nn.Module, split: Split | Loaded) -> Answers:
-    """Return the answers of a model on a split. Raises NotFinite if its outputs are NaN."""
+    """Return the answers of a model on a split. Raise NotFinite if its outputs are NaN."""
     score = metric_of(experiment.metric).function
     parts = [
         (score(out, y).double().cpu(), margins(out).cpu(), out.topk(2, dim=1).indices.cpu())

@@ -190,7 +190,7 @@ def _measure(
     precision: Precision,
     record: TrialRecord,
 ) -> BestModel:
-    """Measure the network on the test data, if it is the one that its trial reported. Raises RuntimeError if it is
+    """Measure the network on the test data, if it is the one that its trial reported. Raise RuntimeError if it is
     not."""
     zeros, total = count_zeros(tensors, masks)
     if record.size_bytes is not None:

@@ -76,7 +76,7 @@ def _semi_structured(layer: nn.Linear) -> nn.Linear:
 
 
 def _sparse_layer(layer: nn.Module, form: Form, block: Block | None) -> nn.Module:
-    """Return the layer over a sparse matrix. Raises ValueError or torch's RuntimeError, which says why not."""
+    """Return the layer over a sparse matrix. Raise ValueError or torch's RuntimeError, which says why not."""
     if type(layer) is nn.Linear:
         return _semi_structured(layer) if form == "2:4" else SparseLinear(layer, block)
     convolution = type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"
