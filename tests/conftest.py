@@ -24,6 +24,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     torch.set_num_threads(1)  # the tests' tensors are small: more threads only wait for each other
 
 
+def pytest_runtest_teardown() -> None:
+    torch.set_flush_denormal(False)  # what runs as a worker in this process sets it for good
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give each test the marker of its folder, and put files that run whole studies first: two processes that share the
     files then end at about the same time."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,13 +59,6 @@ class Process:
         if self.trial._writer is not None:
             self.trial._writer.finish()
         return reports
-
-
-@pytest.fixture(autouse=True, scope="module")
-def as_before() -> Iterator[None]:
-    """The processor's setting, which a worker changes for good, is this process's own again."""
-    yield
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(autouse=True)
