@@ -23,7 +23,7 @@ class BinarySettings:
             have one bit.
         flips: how signs change. With "signs", the mean of the gradients' signs moves a latent weight. "bop" is the
             other choice.
-        gamma: for Bop, the share of a new gradient in the mean, in (0, 1].
+        gamma: for Bop, the peak of the share of a new gradient in the mean, in (0, 1]. It falls with the learning rate.
         tau: for Bop, the magnitude of the mean at which a sign flips, in [0, 1).
 
     Raises:
