@@ -39,7 +39,7 @@ class Pattern:
 
     @property
     def whole(self) -> dict[str, str]:
-        """Return the layers that are pruned although some of their neurons cannot have the pattern: name -> reason."""
+        """Return the reason why a pruned layer keeps all its neurons, by the name of the layer."""
         return {}
 
     def check(self, sparsity: float) -> None:
@@ -50,11 +50,11 @@ class Pattern:
             )
 
     def why_dense(self, shape: torch.Size) -> str:
-        """Return why a weight of this shape cannot have the pattern; nothing if it can."""
+        """Return why a weight of this shape cannot have the pattern. Return an empty text if it can."""
         return ""
 
     def least_weights(self, shape: torch.Size) -> int:
-        """Return how many weights a layer of this shape keeps at least, if one alone cannot be kept; else 0."""
+        """Return how many weights a layer of this shape keeps at least. Return 0 if it can keep a single weight."""
         return 0
 
     def most_zeros(self, shapes: Sequence[torch.Size]) -> int:
@@ -196,7 +196,7 @@ class KnownNeurons(Protocol):
     """Says which neurons of a network go together: a NeuronGroups, as `neuron_groups` finds it.
 
     Attributes:
-        whole: (name, reason) of each layer that stays whole.
+        whole: (name, reason) of each layer that keeps all its neurons.
         highest_sparsity: the share of prunable weights that are zero when each layer has as few neurons as it can have.
         most_zeros: the number of these zeros.
         fewest: the number of weights that each prunable layer keeps then.
@@ -227,10 +227,10 @@ class Neurons(Pattern):
 
     Attributes:
         multiple: each layer keeps a multiple of this number of neurons, at least 1, as far as its own number allows it.
-        groups: the neurons of the network that are removed together. None: not known yet.
+        groups: the neurons of the network that are removed together. None if they are not known yet.
         by_macs: whether a sparsity means the share of multiply-adds with prunable weights that the network saves.
             Otherwise it means the share of zeros.
-        uses: how often the network uses its weights for an example. None: not known yet, or not needed.
+        uses: how often the network uses its weights for an example. None if this is not known yet, or not needed.
     """
 
     text: ClassVar[str] = "neurons"

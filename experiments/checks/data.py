@@ -67,7 +67,7 @@ def no_leak(subject: Subject) -> Iterator[Problem]:
         if share >= _MANY and share > 1.5 * twins:
             yield Problem(f"{told}: accuracies on it mean nothing. Split the data without overlap")
         else:
-            yield warning(f"{told}. If you made the data, leave these exact copies out")
+            yield warning(f"{told}. If you made the split, leave these examples out of it")
 
 
 def _hashes(x: Any) -> list[bytes]:

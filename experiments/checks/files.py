@@ -22,8 +22,8 @@ _FEW, _NAMED = 4, 3
 
 
 def declares(subject: Subject) -> Iterator[Problem]:
-    """Yield a problem if the code reads files that the experiment does not declare. Run the network once to see more of
-    them."""
+    """Yield a problem if the code reads files that the experiment does not declare. The check runs the network once,
+    because the network may read files, too."""
     experiment = subject.experiment
     if home_of(experiment) is None:
         return
@@ -45,7 +45,7 @@ def undeclared(experiment: Experiment, data_dir: Path | None, elsewhere: str = "
     and need no declaration.
 
     Args:
-        elsewhere: the end of the message about files that only the loader of the data reads.
+        elsewhere: the advice at the end of the message about files that only `load` reads.
     """
     home = home_of(experiment)
     if home is None:

@@ -66,7 +66,7 @@ def gradients(subject: Subject) -> Iterator[Problem]:
     elif without:
         names = ", ".join(without[:3])
         yield warning(
-            f"no gradient reaches {names}: frozen, or not used in the forward pass; they are pruned all the same"
+            f"no gradient reaches {names}: they are frozen, or the forward pass does not use them. They are pruned nevertheless"
         )
     bad = [layer.name for layer in layers if layer.weight.grad is not None and not layer.weight.grad.isfinite().all()]
     if bad:

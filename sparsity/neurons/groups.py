@@ -166,7 +166,7 @@ class NeuronGroups:
             log_magnitudes: log2 of the weights' magnitudes, one tensor for each layer, in the shape of the weight, on
                 any device; not NaN.
             enough: returns whether the masks suffice, from the number of weights that each layer keeps.
-            scales: the factors of the normalisations in `scales`. None: 1.
+            scales: the factors of the normalisations in `scales`. If None, all are 1.
             active: the current masks of the layers. Groups that they mask are removed first.
 
         Raises:

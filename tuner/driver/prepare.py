@@ -358,7 +358,7 @@ def check_pattern(config: StudyConfig, experiment: Experiment) -> None:
             f"--pattern {pattern}: the zeros of {without[0]} cannot have one: give --method {' or '.join(have)}"
         )
     if config.max_bytes is not None:
-        raise UsageError(f"--pattern {pattern}: --max-bytes is for zeros anywhere: give --target, or no pattern")
+        raise UsageError(f"--pattern {pattern}: --max-bytes needs zeros at any places: give --target, or no pattern")
 
 
 def check_binary(config: StudyConfig, experiment: Experiment, model: nn.Module) -> None:

@@ -181,7 +181,7 @@ class StopWhen(_NotPickled, tune.Stopper):
     cannot be written to, or another process has taken over the study.
 
     Args:
-        deadline: the end of the time budget, by time.monotonic(); None: there is no time budget.
+        deadline: the end of the time budget, by time.monotonic(). If None, there is no time budget.
         lost: returns the reason why this process may not continue the study, or "" while it may.
 
     Attributes:

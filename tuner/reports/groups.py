@@ -37,10 +37,11 @@ def group_rows(document: Mapping[str, Any], objective: Objective) -> list[list[s
 
 
 def passed_table(document: Mapping[str, Any], data: Data | None) -> dict[str, Any]:
-    """Return the table of the pairs of classes that the group to use passes on: its header and its rows.
+    """Return the header and the rows of a table of the examples that the recommended group passes on. Each row is for
+    one pair of classes.
 
     Args:
-        data: the study's data, for pictures of the examples. None: there are no pictures.
+        data: the study's data, for pictures of the examples. If None, the table has no pictures.
     """
     pairs = (main_group(document) or {}).get("passed_pairs", ())
     rows = [
@@ -57,7 +58,8 @@ def passed_table(document: Mapping[str, Any], data: Data | None) -> dict[str, An
 
 
 def reflection_line(document: Mapping[str, Any], objective: Objective) -> str:
-    """Say whether a large network that was trained again makes the better group; nothing without --group reflect."""
+    """Say whether a large network that was trained again makes a better group. Return an empty text without --group
+    reflect."""
     about = document.get("reflection")
     if not about:
         return ""
@@ -81,8 +83,8 @@ def group_line(document: Mapping[str, Any], objective: Objective) -> str:
     share = f"{group['share_of_best_macs']:.0%} of its multiply-adds"
     tested = f"test {objective.name} {objective.text(group[objective.test])}"
     against = group["mcnemar_against_best"]
-    tested += f"; right where {best} is wrong {against['only_group']} times, wrong where it is right "
-    tested += f"{against['only_network']} times (McNemar's p {against['p']:.2g})"
+    tested += f"; only the group is right for {against['only_group']} examples, and only {best} is right for "
+    tested += f"{against['only_network']} (McNemar's p {against['p']:.2g})"
     if document["as_good_as_best"] is None:
         value = objective.text(group[objective.val])
         return f"no pair has the accuracy of {best}; {group['name']} has {value} with {share}: {tested}"

@@ -128,7 +128,7 @@ class Progress:
         total_trials: the number of trials of the whole study, including earlier runs.
         goal: the goal of the study.
         stream: the output. The default is sys.stderr.
-        live: whether the stream is a terminal whose lines can be redrawn. None: it is detected.
+        live: whether the stream is a terminal whose lines can be redrawn. If None, this is detected.
         deadline: the clock's time at which the time budget ends, if there is one.
         quiet: whether to show nothing at all.
         finished_before: trials that an earlier run has finished. They do not count for the speed of this run.

@@ -130,8 +130,8 @@ def candidates(small: int, answers: Mapping[int, Answers], macs: Mapping[int, in
 
 
 def on_front(groups: Iterable[Group], alone: Iterable[tuple[float, float]]) -> list[Group]:
-    """Return the groups than which no other group, and no network alone, is both as cheap and as good, by rising
-    multiply-adds.
+    """Return the Pareto-optimal groups, by rising multiply-adds. No other group and no single network is both as cheap
+    and as good as one of them.
 
     Args:
         alone: multiply-adds and the metric's value of each network.
@@ -148,13 +148,13 @@ def on_front(groups: Iterable[Group], alone: Iterable[tuple[float, float]]) -> l
 
 
 def chosen(front: Sequence[Group], value: float, macs: float) -> list[Group]:
-    """Return the groups to report, five at most, by rising multiply-adds: the cheapest that is as good as the best
-    network, and the best within each of SHARES of its multiply-adds.
+    """Return at most five groups to report, by rising multiply-adds: the cheapest group that is as good as the best
+    network, and for each of SHARES the best group with at most this share of the best network's multiply-adds.
 
     Args:
         front: as `on_front` gives it.
-        value: the best network's.
-        macs: likewise.
+        value: the metric of the best network.
+        macs: the multiply-adds of the best network.
     """
     level = as_good(front, value, macs)
     within = [[group for group in front if group.macs <= share * macs] for share in SHARES]
@@ -168,15 +168,15 @@ def as_good(groups: Sequence[Group], value: float, macs: float) -> Group | None:
 
 
 def mcnemar(one: Tensor, other: Tensor) -> dict[str, Any]:
-    """Return McNemar's exact test of whether two classifiers are equally often right.
+    """Return McNemar's exact test of whether a group and a single network are equally often correct.
 
     Args:
-        one: 1 for each example that the first has right, else 0.
-        other: likewise the second.
+        one: for each example 1 if the group is correct, else 0.
+        other: for each example 1 if the network is correct, else 0.
 
     Returns:
-        How many examples only the group (`one`) and only the network (`other`) has right, and the two-sided p-value
-        of so uneven a division under a fair coin.
+        The number of examples for which only the group is correct, the number for which only the network is correct,
+        and the two-sided p-value.
     """
     won, lost = int(((one > 0.5) & (other <= 0.5)).sum()), int(((one <= 0.5) & (other > 0.5)).sum())
     tail = sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1))
@@ -184,16 +184,18 @@ def mcnemar(one: Tensor, other: Tensor) -> dict[str, Any]:
 
 
 def passed_pairs(small: Answers, large: Answers, theta: float, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the pairs of classes between which the small network hesitates, the commonest PAIRS_SHOWN of them first.
+    """Return the pairs of the two likeliest classes of the examples that are passed on. They are the PAIRS_SHOWN
+    commonest pairs, the commonest first.
 
     Args:
         small, large: answers on the same split.
-        theta: the gate.
-        classes: their names; empty: they are numbered.
+        theta: the threshold. Examples with a smaller margin are passed on.
+        classes: the names of the classes. If it is empty, the classes have numbers.
 
     Returns:
-        For each pair its classes, the number of examples that are passed on, how many of them the small and the large
-        network have right, and the places in the split of the EXAMPLES_SHOWN with the smallest margins.
+        For each pair the classes, the number of examples that are passed on, the numbers of these for which the small
+        and the large network are correct, and the places in the split of the EXAMPLES_SHOWN examples with the smallest
+        margins.
     """
     passed = small.margins < theta
     order = small.margins[passed].argsort(stable=True)
@@ -215,13 +217,13 @@ def passed_pairs(small: Answers, large: Answers, theta: float, classes: Sequence
 
 @dataclass(frozen=True)
 class Choice:
-    """Holds the choice that the validation data make.
+    """Holds the groups that were chosen on the validation data.
 
     Attributes:
-        groups: as `chosen` gives them.
+        groups: the result of `chosen`.
         as_good: the cheapest of them that is as good as the best network, if any.
         pairs: the number of pairs of networks that were tried.
-        passed: the pairs of classes that each group passes on, as `passed_pairs` gives them.
+        passed: for each group the result of `passed_pairs`.
     """
 
     groups: list[Group]
@@ -239,13 +241,13 @@ def choose(
     device: str = "cpu",
     classes: Sequence[str] = (),
 ) -> Choice:
-    """Return the groups of a study's networks that the validation data choose.
+    """Choose groups of a study's networks on the validation data.
 
     Args:
+        networks: the networks' files, by the numbers of their trials.
+        macs: the networks' multiply-adds, by the numbers of their trials.
+        best: the number of the best network's trial.
         classes: the names of the classes, if they have any.
-        networks: their files, by their trials' numbers.
-        macs: their multiply-adds, likewise.
-        best: the best network's number.
     """
     answers = {number: answers_of(experiment, file, val, device) for number, file in networks.items()}
     values = {number: float(one.scores.mean()) for number, one in answers.items()}
@@ -263,7 +265,7 @@ def choose(
 def group_document(
     experiment: Experiment, data: Data, networks: Mapping[int, tuple[TrialRecord, Path]], best: int, device: str = "cpu"
 ) -> dict[str, Any]:
-    """Return the entry of result.json about the study's groups.
+    """Return the study's groups as they stand in `group` of result.json.
 
     Args:
         networks: the kept networks' trials and files, by the trials' numbers.
@@ -325,13 +327,13 @@ def described(
 
 
 def main_group(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the group to use from the entry of result.json: the group that is as good as the best network, otherwise
-    the most accurate group. Return None if there is no group."""
+    """Return the recommended group of `group` in result.json: the cheapest group that is as accurate as the best
+    network, or the most accurate group if none is. Return None if there is no group."""
     return as_good_as_best(document) or next(reversed(document.get("groups", ())), None)
 
 
 def as_good_as_best(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the cheapest group in the entry of result.json that is as good as the best network. Return None if there
+    """Return the cheapest group of `group` in result.json that is as accurate as the best network. Return None if there
     is no such group."""
     return next((one for one in document.get("groups", ()) if one["name"] == document["as_good_as_best"]), None)
 

@@ -182,11 +182,11 @@ def within(
 def with_reflection(
     recipe: StudyRecipe, document: Mapping[str, Any], networks: Mapping[str, tuple[TrialRecord, Path]]
 ) -> tuple[dict[str, Any], Reflection | None]:
-    """Train the large network of a study's main group again. Return the entry of result.json about the groups. If the
-    new group is better, the entry contains it, and the new network is returned, too.
+    """Train the large network of a study's recommended group again. Return `group` of result.json, and the new network
+    if its group is better. `group` then contains the new group.
 
     Args:
-        document: as `tune_sparsity.tuner.results.cascade.group_document` gives it.
+        document: the result of `tune_sparsity.tuner.results.cascade.group_document`.
         networks: the kept networks' trials and files, by the trials' names.
     """
     plain = main_group(document)

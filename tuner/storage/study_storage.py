@@ -81,11 +81,12 @@ class StudyStorage(ABC):
 
     @abstractmethod
     def study_yaml(self, study: str) -> Path:
-        """Return the study's study.yaml, or a copy on this machine. Raise UsageError if there is none."""
+        """Return the path of the study's study.yaml on this machine. It may be the path of a copy. Raise UsageError if
+        the study has no such file."""
 
     @abstractmethod
     def readable(self, study: str) -> Path:
-        """Return the study's folder, or a copy on this machine. Raise OSError."""
+        """Return the study's folder on this machine, which may be a copy. Raise OSError if it cannot be read."""
 
     @abstractmethod
     def folder_with(self, study: str, file: str) -> Path | None:

@@ -92,7 +92,7 @@ def read_notes(file: Path, offset: int = 0, limit: int | None = None) -> tuple[l
 
     Args:
         offset: a position in bytes.
-        limit: the number of bytes to read. Only whole lines count, but at least one. None: all.
+        limit: the number of bytes to read. Only whole lines count, but at least one. If None, all are read.
 
     Returns:
         The notes, and the offset after them.
