@@ -81,7 +81,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
             raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
         if len(devices := {str(layer.weight.device) for layer in layers}) > 1:
             raise ValueError(
-                f"the prunable weights lie on several devices: {', '.join(sorted(devices))}; move them to one"
+                f"the prunable weights lie on several devices: {', '.join(sorted(devices))}; move them to one device"
             )
         if total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, got {total_steps}")

@@ -55,7 +55,7 @@ def in_parts(weight: Tensor, results: int = 1) -> Iterator[slice]:
     bytes.
 
     Args:
-        results: numbers that are computed from a row.
+        results: how many numbers each row gives.
     """
     rows = max(8, _TOGETHER // max(1, weight[0].numel(), results) // 8 * 8)
     yield from (slice(first, min(first + rows, len(weight))) for first in range(0, len(weight), rows))

@@ -113,7 +113,7 @@ def decode(data: bytes) -> dict[str, Packed]:
     if len(data) < len(MAGIC) + 5 or data[: len(MAGIC)] != MAGIC:
         raise ValueError("no packed network: it does not begin with TSP1")
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
-        raise ValueError("a damaged file: its checksum is another one")
+        raise ValueError("a damaged file: its checksum is wrong")
     reader = _Reader(data[:-4], len(MAGIC))
     tensors: dict[str, Packed] = {}
     same: dict[str, int] = {}

@@ -23,7 +23,7 @@ _IMAGE = Markup('<img class="example" alt="example" src="{}">')
 
 
 def group_rows(document: Mapping[str, Any], objective: Objective) -> list[list[str]]:
-    """Return the table of the groups, a row each, with the columns of HEADER."""
+    """Return the table of the groups, with one row for each group and the columns of HEADER."""
     return [
         [
             *(group["name"], group["small"], group["large"], f"{group['passed_on']:.1%}"),
@@ -64,12 +64,14 @@ def reflection_line(document: Mapping[str, Any], objective: Objective) -> str:
     if not about:
         return ""
     plain = next(group for group in document["groups"] if group["name"] == about["against"])
-    trained = f"{about['large']} was trained on all examples, the hard ones of {about['small']} up to 5 times"
+    trained = f"{about['large']} was trained again, with hard examples of {about['small']} up to 5 times an epoch"
     if (value := about[objective.val]) is None:
         return f"{trained}: its group takes more multiply-adds or bytes than {plain['name']}, and is not kept"
     now, before = objective.text(value), objective.text(plain[objective.val])
     values = f"{now} on the validation data, where {plain['name']} has {before}"
-    return f"{trained}: with no more multiply-adds its group has {values}; it is {'' if about['kept'] else 'not '}kept"
+    return (
+        f"{trained}: its group has {values}, with no more multiply-adds, and is {'' if about['kept'] else 'not '}kept"
+    )
 
 
 def group_line(document: Mapping[str, Any], objective: Objective) -> str:

@@ -47,7 +47,7 @@ class Summary:
         """Summarise these trials.
 
         Args:
-            epochs: the number of epochs of a trial without early stopping. 0: it is not known.
+            epochs: the number of epochs of a trial without early stopping, or 0 if it is not known.
         """
         records = list(records)
         states = Counter(record.state for record in records)

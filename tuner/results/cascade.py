@@ -1,7 +1,8 @@
 """Group two networks of a study. The large network answers if the small one is unsure.
 
-Nothing is trained. Pairs and gates are chosen on the validation data, and the chosen groups are read once on the test
-data. A group computes less than its large network on most examples; it always takes the bytes of both.
+Nothing is trained. Pairs and thresholds are chosen on the validation data. The chosen groups are evaluated once on the
+test data. A group computes less than its large network for most examples, but it always takes the bytes of both
+networks.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Answers:
 
     Attributes:
         scores: the metric's score of each example, shape (n,), float64.
-        margins: how sure the network is of each, shape (n,), float32.
-        leading: the two classes that the network finds likeliest, shape (n, 2), int64.
+        margins: the margin of each example, shape (n,), float32.
+        leading: the two classes of each example with the largest probabilities, shape (n, 2), int64.
     """
 
     scores: Tensor
@@ -49,14 +50,15 @@ class Answers:
 
 @dataclass(frozen=True)
 class Group:
-    """A pair of trials' networks with a gate, and the quality of the pair on a split.
+    """The networks of two trials with a threshold, and the quality of this group on a split.
 
     Attributes:
-        small, large: the trials' numbers.
-        theta: the large network answers where the small one's margin is below it.
+        small, large: the numbers of the trials.
+        theta: the threshold. The large network answers if the margin of the small network is below it.
         passed: the share of the examples that the large network answers.
         value: the metric.
-        macs: expected multiply-adds an example: the small network's, and the large one's for the share.
+        macs: the mean multiply-adds of an example: those of the small network, plus `passed` times those of the large
+            network.
     """
 
     small: int
@@ -73,7 +75,7 @@ def answers_of(
     """Return the answers of a network on a split. Raises as `answered` does.
 
     Args:
-        network: a file as `tune_sparsity.tuner.worker.trainable.packed_weights` gives it.
+        network: a file with the result of `tune_sparsity.tuner.worker.trainable.packed_weights`.
     """
     return answered(experiment, network_in(experiment, network).to(device), split)
 
@@ -93,12 +95,13 @@ def answered(experiment: Experiment, model: nn.Module, split: Split | Loaded) ->
 
 
 def gates(sure: Tensor) -> list[float]:
-    """Return the gates to try, rising: 0, about QUANTILES quantiles of the margins, and 2.
+    """Return the thresholds to try, rising: 0, about QUANTILES quantiles of the margins, and 2.
 
-    A quantile lies halfway between two margins: another program's, which round differently, are on the same side.
+    Each quantile lies halfway between two margins. Another program rounds differently, but its margins then lie on the
+    same side of the threshold.
 
     Args:
-        sure: margins, shape (n,).
+        sure: the margins, shape (n,).
     """
     ordered, count = sure.sort().values, len(sure)
     places = [round(count * k / (QUANTILES + 1)) for k in range(1, QUANTILES + 1)]
@@ -107,12 +110,12 @@ def gates(sure: Tensor) -> list[float]:
 
 
 def candidates(small: int, answers: Mapping[int, Answers], macs: Mapping[int, int]) -> list[Group]:
-    """Return the groups of a small network with each network of more multiply-adds, at all gates.
+    """Return the groups of a small network with each network of more multiply-adds, at all thresholds.
 
     Args:
-        small: a trial's number.
-        answers: of the networks, by their trials' numbers.
-        macs: multiply-adds of an example, likewise.
+        small: the number of the small network's trial.
+        answers: the networks' answers, by the numbers of their trials.
+        macs: the networks' multiply-adds of an example, by the numbers of their trials.
     """
     own, larger = answers[small], [number for number in answers if macs[number] > macs[small]]
     if not larger:
@@ -152,7 +155,7 @@ def chosen(front: Sequence[Group], value: float, macs: float) -> list[Group]:
     network, and for each of SHARES the best group with at most this share of the best network's multiply-adds.
 
     Args:
-        front: as `on_front` gives it.
+        front: the result of `on_front`.
         value: the metric of the best network.
         macs: the multiply-adds of the best network.
     """

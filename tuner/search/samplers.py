@@ -109,7 +109,7 @@ SAMPLERS = {
         lambda seed, trials, independent: samplers.NSGAIISampler(seed=seed, population_size=16),
     ),
     "cmaes": SamplerKind(
-        "evolution strategy: for one target and one method; it searches numbers only, and draws other parameters from their priors",
+        "evolution strategy: for one target and one method; it searches numbers, and draws the rest from the priors",
         _cmaes,
         front=False,
         methods=False,

@@ -49,7 +49,7 @@ class StudyStorage(ABC):
     @abstractmethod
     def studies(self, file: str = STUDY_YAML) -> list[str]:
         """Return the names of the studies that have this file. An object store returns the names of all studies. Raise
-        OSError."""
+        OSError if the storage cannot be read."""
 
     @abstractmethod
     def address(self, study: str) -> str:
@@ -61,12 +61,13 @@ class StudyStorage(ABC):
 
     @abstractmethod
     def results(self, name: str) -> Path:
-        """Return the folder on this machine for results that are made from ended studies, such as exports. The name is
-        that of a study or another one."""
+        """Return the folder on this machine for results that are made from ended studies, such as exports. The name may
+        be that of a study, or any other name."""
 
     @abstractmethod
     def exists(self, study: str) -> bool:
-        """Return whether there is a study with this name, here or in its working folder. Raise OSError."""
+        """Return whether there is a study with this name, here or in its working folder. Raise OSError if the storage
+        cannot be read."""
 
     @abstractmethod
     def find(self, study: str) -> tuple[StudyStorage, str]:
@@ -153,7 +154,8 @@ class StudyStorage(ABC):
         return UsageError(f"no study {study!r} in {self}: {self.known()}")
 
     def known(self, file: str = STUDY_YAML) -> str:
-        """Return a text that lists the studies with this file, as `studies` does. Raise OSError."""
+        """Return a text that lists the studies with this file, as `studies` does. Raise OSError if the storage cannot
+        be read."""
         there = ", ".join(self.studies(file))
         return f"known are {there}" if there else "there are none"
 
