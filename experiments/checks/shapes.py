@@ -276,7 +276,7 @@ def _scores(subject: Subject, metric: Metric) -> Iterator[Problem]:
             return
     if not isinstance(scores, Tensor) or scores.shape != (length(y),):
         given = f"metric returns {_shape(scores)} for {count(length(y), 'example')}"
-        yield Problem(f"{given}: return one score for each example, not the mean, or give a tune_sparsity.Metric")
+        yield Problem(f"{given}: return one score for each example, not their mean, or give a tune_sparsity.Metric")
     elif metric.percent and not ((scores >= 0) & (scores <= 1)).all():
         worst = scores[~((scores >= 0) & (scores <= 1))][0].item()
         yield Problem(f"metric gives a score of {worst:g}: scores lie in [0, 1], and 1 is best")

@@ -110,7 +110,7 @@ class NeuronGroups:
         bundles, _ = found._bundles(torch.zeros(self.count, dtype=torch.float64))
         own = {layer.name: layer.outputs for layer in self.layers if (layer.outputs != KEPT).all()}
         whole = [
-            Whole(name, f"its {len(ids)} neurons are a single bundle of {multiple}")
+            Whole(name, f"its {len(ids)} neurons fit into one bundle of {multiple}")
             for name, ids in own.items()
             if len(bundles[ids].unique()) == 1
         ]

@@ -84,9 +84,7 @@ def prepare(
     """Check everything that a study needs, and load its data. Write nothing.
 
     Args:
-        resume: whether an existing study continues.
-        named: whether the user gave the study's name, which must not be taken. Otherwise StudyStorage.new_name finds
-            a name.
+        named: whether the user gave the study's name. This name must not be taken.
         share: Connection.share. It takes a second, so it is called after the quick checks, which report mistakes at
             once. The data of built-in experiments load at the same time.
 
