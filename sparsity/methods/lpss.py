@@ -58,7 +58,7 @@ class LpssSettings(TailSettings):
     Attributes:
         final_sparsity: fraction of zero weights at the end, in [0, 1), exact to the weight.
         p: exponent of the sphere, in [1.02, 2]. It may also be a schedule with values in this range.
-        p_early: exponent for the first `early_layers` layers on the sphere. None: the same as `p`. The published
+        p_early: exponent for the first `early_layers` layers on the sphere. If None, this is `p`. The published
             settings for wide residual nets use 4 early layers, and p_early/p are 1.2/1.07 for sparsity .9, 1.3/1.15 for
             .8 and 1.4/1.3 for .5.
         early_layers: the number of layers with `p_early`, at least 1.
@@ -89,7 +89,7 @@ class LpssSettings(TailSettings):
         feedback_gain: delta of the published feedback, or the integral gain of "pi", in [0, 1).
         optimizer: "sgd" or "adamw", for all parameters off the sphere. LpSGD with its momentum is always used on the
             sphere. Trained gains use SGD. With AdamW they have no weight decay.
-        gain_lr: peak learning rate of trained gains, > 0. None: `lr` with SGD, and .1 with AdamW.
+        gain_lr: peak learning rate of trained gains, > 0. If None, this is `lr` with SGD, and .1 with AdamW.
         initial_sparsity: sparsity of the random initial mask, in [0, 1). A network that was trained before begins
             without a mask.
         distribution: how the kept weights are distributed over the layers. "global" keeps the largest weights of all
@@ -208,10 +208,10 @@ def lpss(
         model: any network with weight matrices, on its device. Its prunable weights are put on the sphere. Every neuron
             keeps its norm as a gain. The gain is trained, unless a batch normalisation follows directly. If no layer
             normalises and the network was not trained before, the norms begin as sqrt(2).
-        settings: all settings. None: the p that theory suggests for `sparsity`, and the defaults of LpssSettings.
+        settings: all settings. If None, p is `suggest_p(sparsity)`, and the others are the defaults of LpssSettings.
         total_steps: the number of calls of `step()`.
         sparsity: final sparsity in [0, 1). It is used only without `settings`.
-        generator: draws the random initial mask, on the CPU. None: a generator with the seed 0.
+        generator: draws the random initial mask, on the CPU. If None, this is a generator with the seed 0.
         rules: rules that select the layers to prune and the layers on the sphere.
         example: a batch of inputs of the network. It determines the last layer and the layers that a batch
             normalisation follows. Without it, the order of registration determines them.

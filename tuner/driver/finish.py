@@ -237,7 +237,7 @@ def _log_networks(
         name = prepared.experiment.name
         best, failures = (
             None,
-            [*failures, f"MLflow has no model of the best network: {name}.model is to say how it is made anew"],
+            [*failures, f"MLflow has no model of the best network: set {name}.model to a function that makes it"],
         )
     notes: dict[str, Callable[[], dict[str, Any] | None]] = {
         "best network": lambda: None if best is None else _model(prepared, outcome, folder / best),

@@ -56,7 +56,7 @@ class StudyRun:
         goal: the goal that trials are judged by.
         searcher: suggests trials, and receives the result of each. It may hold trials of earlier processes.
         listeners: are notified of every event, in this order.
-        halving: stops trials early; None: every trial trains to its end.
+        halving: stops trials early. If None, every trial trains to its end.
         clock: returns the time in seconds; tests replace it.
     """
 

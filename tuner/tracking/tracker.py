@@ -236,7 +236,7 @@ class Tracker:
         """Wait until all notes up to now have arrived, or until the store counts as away.
 
         Args:
-            timeout: seconds to wait, at most. None: no limit.
+            timeout: seconds to wait, at most. If None, there is no limit.
 
         Returns:
             Whether all notes have arrived.
@@ -257,7 +257,7 @@ class Tracker:
         A study without `finish_study` ends here as KILLED.
 
         Args:
-            timeout: seconds to wait, at most. None: as long as the writer sends messages.
+            timeout: seconds to wait, at most. If None, the wait lasts as long as the writer sends messages.
         """
         if self._closed:
             return
