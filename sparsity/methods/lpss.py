@@ -187,7 +187,7 @@ def lpss(
     settings: LpssSettings | None = None,
     *,
     total_steps: int,
-    sparsity: float = 0.9,
+    sparsity: float | None = None,
     generator: Generator | None = None,
     rules: LayerRules = PAPER_RULES,
     example: Any = None,
@@ -210,7 +210,7 @@ def lpss(
             normalises and the network was not trained before, the norms begin as sqrt(2).
         settings: all settings. If None, p is `suggest_p(sparsity)`, and the others are the defaults of LpssSettings.
         total_steps: the number of calls of `step()`.
-        sparsity: final sparsity in [0, 1). It is used only without `settings`.
+        sparsity: final sparsity in [0, 1). If None, it is that of `settings`, or 0.9 without settings.
         generator: draws the random initial mask, on the CPU. If None, this is a generator with the seed 0.
         rules: rules that select the layers to prune and the layers on the sphere.
         example: a batch of inputs of the network. It determines the last layer and the layers that a batch
@@ -218,9 +218,9 @@ def lpss(
         trained: whether the network was trained before. The training then begins with its function, without a mask.
 
     Raises:
-        ValueError: if a setting is out of range, or if the network has no weights to prune.
+        ValueError: if an argument or a setting is not accepted, or if the network has no weights to prune.
     """
-    s = settings or LpssSettings(sparsity, suggest_p(sparsity))
+    s = _settings(model, settings, sparsity)
     rules = rules if example is None else with_neurons(rules, model, example)
     layers, steps = prunable_layers(model, rules, example=example), s.steps_of(total_steps)
     initial = 0.0 if trained or isinstance(rules.pattern, Neurons) else min(s.initial_sparsity, s.final_sparsity)
@@ -242,6 +242,23 @@ def lpss(
         averaging=s.averaging_of(_threshold(s).end, steps),
         few_bits=s.few_bits_of(total_steps),
     )
+
+
+def _settings(model: Any, settings: Any, sparsity: float | None) -> LpssSettings:
+    """Return the settings for these arguments of `lpss`. Raise ValueError if the arguments do not fit."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a network, an nn.Module, got {model!r:.80}")
+    if settings is None:
+        sparsity = 0.9 if sparsity is None else sparsity
+        within("sparsity", sparsity, 0 <= sparsity < 1, "[0, 1)")
+        return LpssSettings(sparsity, suggest_p(sparsity))
+    if not isinstance(settings, LpssSettings):
+        raise ValueError(f"settings must be LpssSettings, got {type(settings).__name__}")
+    if sparsity not in (None, settings.final_sparsity):
+        raise ValueError(
+            f"sparsity = {sparsity} contradicts final_sparsity = {settings.final_sparsity} of the settings"
+        )
+    return settings
 
 
 def _threshold(s: LpssSettings) -> Schedule:

@@ -142,6 +142,7 @@ def run(config: Any, *, as_json: bool, resume: bool, named: bool = True) -> int:
 
 
 def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: bool, resume: bool) -> int:
+    from tune_sparsity.experiments.registry import has_source
     from tune_sparsity.tuner.config.tracking_uri import stray_environment
     from tune_sparsity.tuner.driver.run import DiskFull, run_study
     from tune_sparsity.tuner.reports.text import few_prunable
@@ -158,6 +159,8 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
     for warning in prepared.warnings:
         if not few or warning.check != "prunable":  # `few` says the same
             say(f"{warning.check}: {warning.text}")
+    if not has_source(config.experiment):
+        say("MLflow gets no model of the best network: the experiment was given to tune() as an object, without source")
     if stray := stray_environment():
         say(f"Ignoring {', '.join(stray)}: this study makes its own runs")
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_sparsity.experiments import OwnLoop
+from tune_sparsity.experiments.registry import has_source
 from tune_sparsity.tuner.driver.groups import group_model, with_groups
 from tune_sparsity.tuner.driver.latency import decide
 from tune_sparsity.tuner.driver.prepare import Prepared
@@ -243,7 +244,7 @@ def _log_networks(
         "best network": lambda: None if best is None else _model(prepared, outcome, folder / best),
         "group": lambda: group_model(prepared, outcome, {folders[name].name: folder / name for name in there}),
     }
-    for what, note in notes.items():
+    for what, note in notes.items() if has_source(prepared.config.experiment) else ():
         try:
             models[what] = note()
         except (Exception, SystemExit) as error:  # the user's network, which answers as it likes

@@ -169,8 +169,9 @@ class Progress:
         self.open()
         return self
 
-    def open(self) -> None:
-        """Begin to show the progress, even if nothing is known yet."""
+    def open(self, records: Iterable[TrialRecord] = ()) -> None:
+        """Begin to show the progress of a study with these trials, which an earlier run may have finished."""
+        self._records = records
         if self._live_wanted and not self._quiet:
             from rich.console import Console
             from rich.live import Live

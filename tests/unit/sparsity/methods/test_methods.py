@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tests.helpers.examples import examples
 from tests.helpers.trainings import MASKED
-from tune_sparsity.sparsity import METHODS, SparseTraining
+from tune_sparsity.sparsity import METHODS, LpssSettings, SparseTraining, lpss
 from tune_sparsity.sparsity.masks import zeros_for
 
 STEPS = 80
@@ -307,6 +307,23 @@ def test_a_parameter_that_is_no_number_is_named() -> None:
         model[2].weight[3, 4] = math.inf
     with pytest.raises(FloatingPointError, match=r"^2\.weight is NaN or infinite$"):
         sparse.check_finite()
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "sparsity", "message"),
+    [
+        (nn.Linear, None, None, r"^model must be a network, an nn\.Module, got <class .*Linear'>$"),
+        (network().parameters(), None, None, "^model must be a network"),
+        (network(), torch.optim.Adam(network().parameters()), None, "^settings must be LpssSettings, got Adam$"),
+        (network(), None, 90, r"^sparsity = 90 is not accepted: it takes \[0, 1\)$"),
+        (network(), LpssSettings(0.5, 1.2), 0.9, "^sparsity = 0.9 contradicts final_sparsity = 0.5 of the settings$"),
+    ],
+)
+def test_arguments_of_lpss_that_do_not_fit_are_refused(
+    model: Any, settings: Any, sparsity: float | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        lpss(model, settings, total_steps=10, sparsity=sparsity)
 
 
 @pytest.mark.parametrize("name", MASKED)
