@@ -63,7 +63,7 @@ def own_study(searcher: OptunaSearcher) -> optuna.Study:
 
 
 def test_the_command_accepts_exactly_these_samplers() -> None:
-    assert tuple(SAMPLERS) == study_config.SAMPLERS, "the names stand in tuner/config/study_config.py, too"
+    assert set(SAMPLERS) == set(study_config.SAMPLERS), "the names stand in tuner/config/study_config.py, too"
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
