@@ -292,12 +292,7 @@ def _why(study: StudyRun, stop: StopWhen) -> str:
         return f"The search was interrupted after {begun} trials."
     if stop.out_of_time:
         return f"The search ended after {begun} trials: the time budget was used up."
-    if study.out_of_patience and not study.full:
-        return (
-            f"The search ended after {begun} trials: the last {study.standing.since_gain} brought no gain, and "
-            f"--patience is {study.config.patience}."
-        )
-    return f"The search ended: it had all of its {begun} trials."
+    return study.why_ended
 
 
 def _metrics(outcome: StudyOutcome) -> dict[str, float]:
