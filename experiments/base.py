@@ -120,7 +120,8 @@ class Recipe:
             train on one example.
         accumulate: the number of batches whose gradients are averaged for one step, at least 1.
         clip_norm: the largest L2 norm of all gradients together, > 0. Larger gradients are scaled down to it before a
-            step. None: they are not clipped. For weights on the sphere only the direction of the gradient matters.
+            step. If None, the gradients are not clipped. For weights on the sphere only the direction of the gradient
+            matters.
         precision: "float32", "bfloat16" or "float16". The last two run the forward pass and the loss in torch.autocast.
             With "float16" the gradients are scaled, and a step with an infinite gradient is skipped. The evaluation
             always uses the type of the weights.

@@ -51,7 +51,7 @@ def remeasure(
     Args:
         inputs: batches of at least two examples each.
         forward: (network, inputs) -> anything.
-        layers: the normalisations whose statistics are measured. None: the result of `moving`.
+        layers: the normalisations whose statistics are measured. If None, this is the result of `moving`.
     """
     layers = moving(model) if layers is None else layers
     momenta = [layer.momentum for layer in layers]

@@ -1,4 +1,4 @@
-"""Combine two networks: the small one answers, or the larger one if the small one is unsure."""
+"""Combine a small and a large network. The large network answers only if the small network is unsure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Answer = Callable[[Any], Tensor]
 
 
 def margins(outputs: Tensor) -> Tensor:
-    """Return how sure a network is: its largest probability minus the second largest, in [0, 1], of each example.
+    """Return a network's margin for each example: its largest probability minus the second largest, in [0, 1].
 
     Args:
         outputs: (n, classes), two classes or more.
@@ -30,10 +30,11 @@ def margins(outputs: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Cascade:
     """Returns the outputs of the small network for examples on which its margin is at least theta. The large network
-    computes only the other examples. With theta = 0 the small network answers always, with theta > 1 the large one.
+    computes only the other examples. With theta = 0 the small network always answers. With theta > 1 the large network
+    always answers.
 
     Attributes:
-        theta: a number that float32 has exactly.
+        theta: the threshold, a number that float32 represents exactly.
     """
 
     small: Answer

@@ -16,7 +16,7 @@ def same_random_numbers(seed: int | None = None) -> Iterator[None]:
     """Restore Python's, NumPy's and torch's global generators on the CPU after this block.
 
     Args:
-        seed: the seed at the block's beginning. None: the generators keep their states.
+        seed: the seed at the block's beginning. If None, the generators keep their states.
     """
     python, numpy = random.getstate(), np.random.get_state()
     try:

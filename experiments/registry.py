@@ -96,11 +96,13 @@ def find(name: str) -> Experiment:
     if name in BUILT_IN:
         module, attribute, _ = BUILT_IN[name]
         return getattr(importlib.import_module(f"tune_sparsity.{module}"), attribute)
+    if name.endswith(".py"):
+        raise ValueError(f"{name}: say which experiment or loop of the file: {name}:NAME")
     where, colon, attribute = name.rpartition(":")
     if not colon or not where or not attribute:
         known = ", ".join(BUILT_IN)
         raise ValueError(f"unknown experiment {name!r}: {known}, path/to/file.py:name or package.module:name")
-    if where.endswith(PICKLED):
+    if not has_source(name):
         return _unpickled(Path(where))
     module_object = _from_file(Path(where)) if where.endswith(".py") else _from_package(where)
     found = getattr(module_object, attribute, None)
@@ -108,12 +110,18 @@ def find(name: str) -> Experiment:
         found = own_loop(found)
     if not isinstance(found, Experiment):
         has = sorted(key for key, value in vars(module_object).items() if isinstance(value, Experiment))
-        but = f", but a {type(found).__name__} of that name" if hasattr(module_object, attribute) else ""
+        kind = "class" if isinstance(found, type) else type(found).__name__
+        but = f", but a {kind} of that name" if hasattr(module_object, attribute) else ""
         raise ValueError(f"{where} has no experiment {attribute!r}{but}: it has {', '.join(has) or 'none'}")
     file = getattr(module_object, "__file__", None)
     if file and is_users_own(file):
         _homes[name] = found, Path(file).resolve().parent
     return found
+
+
+def has_source(name: str) -> bool:
+    """Return whether the experiment of this name has source code. An object that was given to `tune` has none."""
+    return not name.rpartition(":")[0].endswith(PICKLED)
 
 
 def _unpickled(path: Path) -> Experiment:

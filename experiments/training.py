@@ -293,7 +293,7 @@ def check_steps_in_backward(recipe: Recipe, *, alone: bool) -> None:
         alone: whether one process trains.
     """
     if recipe.accumulate > 1:
-        raise ValueError("binary steps on every batch: give a recipe with accumulate = 1")
+        raise ValueError("binary makes a step after every batch: give a recipe with accumulate = 1")
     if recipe.precision != "float32":
         raise ValueError("binary computes in float32: give a recipe of this precision")
     if not alone:

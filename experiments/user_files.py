@@ -53,7 +53,7 @@ class Code:
         home = Path(tempfile.gettempdir()) / f"tune-sparsity-code-{os.getuid()}"
         home.mkdir(mode=0o700, exist_ok=True)
         if home.is_symlink() or home.stat().st_uid != os.getuid() or home.stat().st_mode & 0o077:
-            raise RuntimeError(f"{home} belongs to somebody else, or others may write there: remove it")
+            raise RuntimeError(f"{home} must be a folder of your own that no other user can access: remove it")
         target = home / digest.hexdigest()[:32]
         if not target.exists():
             fresh = Path(tempfile.mkdtemp(dir=home))

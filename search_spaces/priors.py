@@ -42,8 +42,8 @@ def draw(distribution: BaseDistribution, prior: Prior | None, rng: np.random.Gen
 
 
 def middle(distribution: BaseDistribution) -> Any:
-    """Return the first choice, or the middle of the range. The middle of a logarithmic range is that of the
-    logarithms."""
+    """Return the first choice, or the middle of the range. In a logarithmic range this is the geometric mean of the
+    ends."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[0]
     assert isinstance(distribution, FloatDistribution | IntDistribution)

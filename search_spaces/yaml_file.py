@@ -33,7 +33,7 @@ class Lines:
         if len(prefix) > _DEPTH:
             raise self._at(node, "nested too deeply")
         if self._values > _VALUES:
-            raise self._at(node, f"more than {_VALUES} values, anchors followed")
+            raise self._at(node, f"more than {_VALUES} values after its anchors are expanded")
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 if not isinstance(key, yaml.ScalarNode):

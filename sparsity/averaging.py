@@ -69,7 +69,7 @@ class WeightAverage:
         self._squares: list[Tensor] | None = None  # sums of squared distances from the mean: see `keep_spread`
 
     def keep_spread(self) -> None:
-        """Also measure the deviation of the samples from the mean. Call this method before the first sample."""
+        """Also measure the standard deviation of the samples. Call this method before the first sample."""
         self._squares = []
 
     @torch.no_grad()

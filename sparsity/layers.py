@@ -57,17 +57,17 @@ class LayerRules:
 
     Attributes:
         dense: rules for weights that are neither pruned nor on the sphere.
-        off_sphere: rules for weights that are pruned but not on the sphere. None: the published choice, which is the
+        off_sphere: rules for weights that are pruned but not on the sphere. If None, this is the published choice: the
             last layer, because its scale is that of the logits, and convolutions with one input channel, because their
             fan-in is too small for a selection. With None, neurons with one weight are off the sphere, too. Frozen
             weights always are.
         prune: rules for further weights to prune -> the dimensions of the parameter that are the fan-in of its neurons,
             as in {"embedding.weight": 1}. Frozen weights are pruned only if a rule here names them.
-        last: the names of the last layer's weights. None: the weights of the layer that was registered last. If
-            `prunable_layers` has an example, it finds the last layer.
+        last: the names of the last layer's weights. If None, these are the weights of the layer that was registered
+            last. If `prunable_layers` has an example, it finds the last layer.
         normalised: the names of weights whose rows' scale has no effect, because a batch or instance normalisation
-            follows directly. None: the weights of layers after which such a normalisation was registered. If
-            `prunable_layers` has an example, it finds these weights.
+            follows directly. If None, these are the weights of layers after which such a normalisation was registered.
+            If `prunable_layers` has an example, it finds these weights.
         pattern: the pattern of the zeros, for methods that have patterns: a Pattern or its text, such as "2:4". Weights
             whose shape does not fit the pattern stay dense.
 

@@ -18,7 +18,7 @@ def check_memory(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
     for name, param in {**trained, **weights}.items():
         if any(size > 1 and stride == 0 for size, stride in zip(param.shape, param.stride(), strict=True)):
-            raise ValueError(f"{name} is an expanded tensor, of which several numbers are one in memory: use clone()")
+            raise ValueError(f"{name} is an expanded tensor, whose numbers share memory: use clone()")
     neighbours = dict[int, list[tuple[str, Tensor]]]()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.layout == torch.strided and not tensor.is_meta and tensor.numel():

@@ -13,7 +13,8 @@ class Orientation(NamedTuple):
     nn.Linear and nn.Conv2d.
 
     Attributes:
-        fan_in: the dimensions. None: all except the first. The neurons are all combinations of the other dimensions.
+        fan_in: the dimensions of the fan-in. If None, these are all dimensions except the first. Each combination of
+            indices of the other dimensions is one neuron.
         groups: the number of groups in the first dimension. Each group has its own neurons. The weight of a transposed
             convolution has the shape (inputs, outputs / groups, kernel...), and the outputs of a group use only the
             inputs of this group.

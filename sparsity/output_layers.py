@@ -68,7 +68,8 @@ def followers(
         layers: its weight matrices.
         example: a batch of inputs.
         forward: (network, inputs) -> outputs.
-        norms: the normalisations that measure their inputs in the training. None: the result of `normalising`.
+        norms: the normalisations that measure their inputs in the training. If None, this is the result of
+            `normalising`.
     """
     norms = normalising(model) if norms is None else norms
     with modes_kept(model), ready(model), _inputs_of(norms) as read:

@@ -39,7 +39,7 @@ class Pattern:
 
     @property
     def whole(self) -> dict[str, str]:
-        """Return the layers that are pruned although some of their neurons cannot have the pattern: name -> reason."""
+        """Return the pruned layers with neurons that are never removed: the layer's name -> the reason."""
         return {}
 
     def check(self, sparsity: float) -> None:
@@ -50,11 +50,11 @@ class Pattern:
             )
 
     def why_dense(self, shape: torch.Size) -> str:
-        """Return why a weight of this shape cannot have the pattern; nothing if it can."""
+        """Return why a weight of this shape cannot have the pattern. Return an empty text if it can."""
         return ""
 
     def least_weights(self, shape: torch.Size) -> int:
-        """Return how many weights a layer of this shape keeps at least, if one alone cannot be kept; else 0."""
+        """Return how many weights a layer of this shape keeps at least. Return 0 if it can keep a single weight."""
         return 0
 
     def most_zeros(self, shapes: Sequence[torch.Size]) -> int:
@@ -166,8 +166,9 @@ class Block(Pattern):
         return x.repeat_interleave(self.rows, 0).repeat_interleave(self.inputs, 1)[: shape[0], : shape[1]]
 
     def keep(self, scores: Sequence[Tensor], keep: int, a_row: int) -> list[Tensor]:
-        """Return the masks of the blocks with the largest mean squares, as many as have at most `keep` weights. Every
-        row of blocks keeps one, as far as there are enough, and every layer keeps one."""
+        """Return masks that keep the blocks with the largest mean squares. The kept blocks have at most `keep` weights.
+        Every row of blocks keeps one block if `keep` is large enough for this. Otherwise every layer keeps one block if
+        it is large enough for that."""
         pools = [self.pooled(score) for score in scores]
         ranks, sizes = [pool.clone() for pool, _ in pools], [size for _, size in pools]
         for by_row in (True, False) if a_row else (False,):
@@ -196,7 +197,7 @@ class KnownNeurons(Protocol):
     """Says which neurons of a network go together: a NeuronGroups, as `neuron_groups` finds it.
 
     Attributes:
-        whole: (name, reason) of each layer that stays whole.
+        whole: (name, reason) of each layer with neurons that are never removed.
         highest_sparsity: the share of prunable weights that are zero when each layer has as few neurons as it can have.
         most_zeros: the number of these zeros.
         fewest: the number of weights that each prunable layer keeps then.
@@ -227,10 +228,10 @@ class Neurons(Pattern):
 
     Attributes:
         multiple: each layer keeps a multiple of this number of neurons, at least 1, as far as its own number allows it.
-        groups: the neurons of the network that are removed together. None: not known yet.
+        groups: the neurons of the network that are removed together. None if they are not known yet.
         by_macs: whether a sparsity means the share of multiply-adds with prunable weights that the network saves.
             Otherwise it means the share of zeros.
-        uses: how often the network uses its weights for an example. None: not known yet, or not needed.
+        uses: how often the network uses its weights for an example. None if this is not known yet, or not needed.
     """
 
     text: ClassVar[str] = "neurons"
@@ -243,7 +244,7 @@ class Neurons(Pattern):
 
     def __post_init__(self) -> None:
         if self.multiple < 1:
-            raise ValueError(f"pattern {self}: a layer keeps a multiple of at least 1")
+            raise ValueError(f"pattern {self}: the multiple must be at least 1")
 
     def __str__(self) -> str:
         return self.text if self.multiple == 1 else f"{self.text}:{self.multiple}"
@@ -273,4 +274,4 @@ def pattern_from(text: str) -> Pattern:
         return NofM(*map(int, found.groups()))
     if found := re.fullmatch(r"block:(\d{1,4})x(\d{1,4})", text):
         return Block(*map(int, found.groups()))
-    raise ValueError("it takes unstructured, neurons, neurons:K as neurons:16, N:M as 2:4, or block:RxC as block:4x1")
+    raise ValueError("it takes unstructured, neurons, neurons:K, N:M or block:RxC, e.g. neurons:16, 2:4, block:4x1")

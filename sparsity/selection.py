@@ -22,7 +22,7 @@ class Selection:
 
     Attributes:
         distribution: "global": the largest weights of all layers together. "erk", "uniform": the largest of each layer,
-            as many as `layer_counts` gives it.
+            with the numbers from `layer_counts`.
         a_neuron: the least number of connections that every neuron keeps, if enough connections stay for this.
         normalised: whether the network has normalisation layers. They remove the scale of a neuron, so the magnitudes
             of different neurons cannot be compared. `relative_magnitude` and `lamp_score` can be compared.
@@ -97,7 +97,8 @@ def fitted(
 
     Args:
         chosen: sparsity -> masks.
-        excess: masks -> a lower estimate of the number of weights that must also be pruned; 0: the masks suffice.
+        excess: masks -> a lower estimate of the number of weights that must also be pruned. It is 0 if the masks
+            suffice.
     """
     masks = chosen(sparsity)
     weights = sum(mask.numel() for mask in masks)
@@ -110,7 +111,7 @@ def fitted(
 
 
 def selection_for(model: nn.Module, distribution: str, pattern: Pattern = UNSTRUCTURED) -> Selection:
-    """Return the selection for a network, with one connection a neuron."""
+    """Return the selection for a network. Each neuron keeps at least one connection."""
     return Selection(distribution, a_neuron=1, normalised=has_normalisation(model), pattern=pattern)
 
 

@@ -48,11 +48,12 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         learning_rate: a function of progress. In every step it multiplies the learning rate of each group.
         dense_latent: whether masked weights on the sphere continue to learn from the dense gradient. If not, which is
             the published way, their v only decays by the factor (1 - lr) in each step.
-        exponent: p as a function of progress, for the groups of the optimizer with "p_moves". None: p is constant.
+        exponent: p as a function of progress, for the groups of the optimizer with "p_moves". If None, p is constant.
         selection: chooses the weights that the projection keeps.
-        averaging: the average over steps that is the network at the end. None: the network of the last step. After an
-            average, measure the running statistics of normalisation layers again (torch.optim.swa_utils.update_bn).
-        few_bits: the way to few bits, in steps after `total_steps`. None: the weights keep all bits.
+        averaging: the average over steps, which is the network at the end. If None, the network of the last step is.
+            After an average, measure the running statistics of normalisation layers again
+            (torch.optim.swa_utils.update_bn).
+        few_bits: the way to few bits, in steps after `total_steps`. If None, the weights keep all bits.
     """
 
     steps_in_backward = False
@@ -80,7 +81,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
             raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
         if len(devices := {str(layer.weight.device) for layer in layers}) > 1:
             raise ValueError(
-                f"the prunable weights lie on several devices: {', '.join(sorted(devices))}; move them to one"
+                f"the prunable weights lie on several devices: {', '.join(sorted(devices))}; move them to one device"
             )
         if total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, got {total_steps}")

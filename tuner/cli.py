@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code.
 
     Args:
-        arguments: the arguments after the command's name; None: those of the process.
+        arguments: the arguments after the command's name. If None, these are the arguments of the process.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     warnings.filterwarnings("ignore", _OF_TORCHSCRIPT, FutureWarning)

@@ -23,7 +23,7 @@ def load(data_dir: Path | None = None) -> Data:
     """Load 1,797 images of 64 pixels: 1,257 for the training, 180 for the validation and 360 for the test.
 
     The split is stratified by class and always the same. Pixels x in 0..16 become (x/16 - mean)/std. The mean and the
-    deviation are those of the training images.
+    standard deviation are those of the training images.
     """
     images, labels = (rows[np.load(ORDER)] for rows in _images_and_labels())
     x = images / 16

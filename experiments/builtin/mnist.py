@@ -133,7 +133,7 @@ def load_images(data_set: str, normalise: Normalise, data_dir: Path | None = Non
 
 def load(data_set: str, data_dir: Path | None = None) -> Data:
     """Load the images of `load_images` in the same splits as floats of the shape (batch, 784). Pixels x become (x/255 -
-    mean)/std. The mean and the deviation are those of the training images."""
+    mean)/std. The mean and the standard deviation are those of the training images."""
     data = load_images(data_set, Normalise((0.0,), (1.0,)), data_dir)
     train, val, test = (Split(part.x.float(), part.y) for part in (data.train, data.val, data.test))
     mean, std = float(train.x.mean()) / 255, float(train.x.std()) / 255

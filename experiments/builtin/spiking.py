@@ -23,7 +23,7 @@ def _sequences(data: Data, shape: tuple[int, int], about: dict[str, Any], exampl
     Args:
         shape: the number of steps and the number of features in a step. Further features of a step are left out.
         about: replaces "flatten" in the description of the preprocessing.
-        examples: the number of training examples to keep, from the beginning. None: all of them.
+        examples: the number of training examples to keep, from the beginning. If None, all are kept.
     """
     steps, features = shape
 

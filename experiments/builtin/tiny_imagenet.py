@@ -59,7 +59,7 @@ def labelled_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], 
     number = {name: kind for kind, name in enumerate(classes)}
     rows = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()]
     if any(len(row) < 2 or row[1] not in number for row in rows):
-        raise ValueError("val_annotations.txt names a class that train has not")
+        raise ValueError("val_annotations.txt names a class that is not in train")
     labels = torch.tensor([number[row[1]] for row in rows], dtype=torch.int64)
     return [folder / "val" / "images" / row[0] for row in rows], labels
 
@@ -71,7 +71,7 @@ def judging_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], T
         return labelled_files(folder, classes)
     found, files, labels = image_folder(folder / "val")
     if found != classes:
-        raise ValueError("val has neither val_annotations.txt nor the folders that train has")
+        raise ValueError("val has neither val_annotations.txt nor the folders of train")
     return files, labels
 
 

@@ -26,7 +26,7 @@ def varied(subject: Subject) -> Iterator[Problem]:
     inputs = tensors_in(subject.seen("train").x)
     for x in inputs:
         if x.is_floating_point() and x.numel() and (largest := float(torch.stack(torch.aminmax(x)).abs().max())) > 1000:
-            yield warning(f"the inputs reach {largest:g}: networks learn from numbers near 1, standardise them")
+            yield warning(f"the inputs reach {largest:g}: standardise them, as networks learn from numbers near 1")
     if len(inputs[0]) > 1 and all(bool((part == x[:1]).all()) for x in inputs for part in (x[:_FEW], x)):
         yield Problem("all training inputs are equal: there is nothing to learn from")
 
@@ -67,7 +67,7 @@ def no_leak(subject: Subject) -> Iterator[Problem]:
         if share >= _MANY and share > 1.5 * twins:
             yield Problem(f"{told}: accuracies on it mean nothing. Split the data without overlap")
         else:
-            yield warning(f"{told}. If you made the data, leave these exact copies out")
+            yield warning(f"{told}. If you made the split, leave these examples out of it")
 
 
 def _hashes(x: Any) -> list[bytes]:
@@ -115,7 +115,7 @@ def _class(subject: Subject, number: int) -> str:
 
 
 CHECKS = (
-    Check("inputs", "the inputs differ, and are of a size that networks learn from", varied, ("data",), told=True),
+    Check("inputs", "the inputs differ, and have a scale that networks learn from", varied, ("data",), told=True),
     Check("loading", "loading twice gives the same data", loads_the_same, ("data",)),
     Check("leaks", "no validation or test example is a training example", no_leak, ("data",)),
     Check(

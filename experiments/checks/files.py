@@ -22,8 +22,8 @@ _FEW, _NAMED = 4, 3
 
 
 def declares(subject: Subject) -> Iterator[Problem]:
-    """Yield a problem if the code reads files that the experiment does not declare. Run the network once to see more of
-    them."""
+    """Yield a problem if the code reads files that the experiment does not declare. The check runs the network once,
+    because the network may read files, too."""
     experiment = subject.experiment
     if home_of(experiment) is None:
         return
@@ -36,7 +36,7 @@ def declares(subject: Subject) -> Iterator[Problem]:
     if subject.data.in_memory:
         elsewhere = "workers get the data without it. To send it along, declare it"
     else:
-        elsewhere = "workers elsewhere do not have it. Keep it in --data-dir, at the same path there, or declare it"
+        elsewhere = "workers on other machines do not have it. Keep it in --data-dir on all of them, or declare it"
     yield from undeclared(experiment, subject.data_dir, elsewhere)
 
 
@@ -45,7 +45,7 @@ def undeclared(experiment: Experiment, data_dir: Path | None, elsewhere: str = "
     and need no declaration.
 
     Args:
-        elsewhere: the end of the message about files that only the loader of the data reads.
+        elsewhere: the advice at the end of the message about files that only `load` reads.
     """
     home = home_of(experiment)
     if home is None:
@@ -63,8 +63,8 @@ def undeclared(experiment: Experiment, data_dir: Path | None, elsewhere: str = "
     if code:
         named, files = _named(code, home)
         yield warning(
-            f"the code reads {named} beside it, which the logged model and workers elsewhere do not have: declare what "
-            f"it reads, {files}"
+            f"the code reads {named} beside it, which the logged model and workers on other machines lack: declare "
+            f"what it reads, {files}"
         )
     elif load:
         named, files = _named(load, home)

@@ -79,7 +79,7 @@ def prepares(subject: Subject) -> Iterator[Problem]:
             yield Problem("prepare changes the data set's own inputs in place: let it return new tensors")
             return
     if not same(*results):
-        yield Problem("prepare gives the same inputs other values: what is random belongs into augment")
+        yield Problem("prepare gives other values for the same inputs: move random changes into augment")
 
 
 def evaluates(subject: Subject) -> Iterator[Problem]:

@@ -102,8 +102,8 @@ def resumes(subject: LoopSubject) -> Iterator[Problem]:
         return
     if name is not None:
         yield Problem(
-            f"an epoch after saving and loading ends with another {name} than one without: give every other object "
-            "with a state, such as a scheduler, to trial.keep(name, object)"
+            f"an epoch after saving and loading ends with another {name} than an epoch without this: give every "
+            "other object with a state, such as a scheduler, to trial.keep(name, object)"
         )
 
 

@@ -54,7 +54,7 @@ def well_formed(subject: Subject) -> Iterator[Problem]:
             yield Problem(f"its {name} is a {type(value).__name__}: give a function")
     metric = experiment.metric.function if isinstance(experiment.metric, Metric) else experiment.metric
     if not callable(metric):
-        yield Problem(f"its metric is a {type(metric).__name__}: give a function, a Metric or one of torchmetrics")
+        yield Problem(f"its metric is a {type(metric).__name__}: give a function, a Metric or a metric of torchmetrics")
     if experiment.optimizer not in OPTIMIZERS:
         yield Problem(f"its optimizer is {experiment.optimizer!r}: give {' or '.join(map(repr, OPTIMIZERS))}")
     if isinstance(experiment.files, str) or not all(isinstance(name, str) for name in experiment.files):
@@ -150,8 +150,8 @@ def builds(subject: Subject) -> Iterator[Problem]:
         return
     if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
         yield Problem(
-            f"{other[0]} of the network's state_dict is a {type(state[other[0]]).__name__}, and files hold tensors "
-            "alone: make it a buffer (register_buffer), or let get_extra_state return a tensor"
+            f"{other[0]} of the network's state_dict is a {type(state[other[0]]).__name__}, and files hold only "
+            "tensors: make it a buffer (register_buffer), or let get_extra_state return a tensor"
         )
         return
     names = [name for name in state if name.endswith(".mask")]
@@ -249,7 +249,7 @@ def gives_a_loss(subject: Subject) -> Iterator[Problem]:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         yield Problem(f"loss returns {_shape(loss)}: return one number, such as the mean over the examples")
     elif not loss.requires_grad:
-        yield Problem("the loss has no gradient: no detach(), item() or argmax() between the outputs and the loss")
+        yield Problem("the loss has no gradient: avoid detach(), item() and argmax() between the outputs and the loss")
     elif not torch.isfinite(loss):
         yield Problem(f"the fresh network's loss is {loss.item()}: look at the inputs, the targets and the loss")
 
@@ -276,7 +276,7 @@ def _scores(subject: Subject, metric: Metric) -> Iterator[Problem]:
             return
     if not isinstance(scores, Tensor) or scores.shape != (length(y),):
         given = f"metric returns {_shape(scores)} for {count(length(y), 'example')}"
-        yield Problem(f"{given}: return one score each, not their mean, or give a tune_sparsity.Metric")
+        yield Problem(f"{given}: return one score for each example, not their mean, or give a tune_sparsity.Metric")
     elif metric.percent and not ((scores >= 0) & (scores <= 1)).all():
         worst = scores[~((scores >= 0) & (scores <= 1))][0].item()
         yield Problem(f"metric gives a score of {worst:g}: scores lie in [0, 1], and 1 is best")
@@ -361,7 +361,7 @@ CHECKS = (
     Check("values", "no number is NaN or infinite", finite, ("data",), True),
     Check("network", "model() makes a network", builds, ("experiment",), True),
     PRUNABLE,
-    Check("outputs", "the network takes the inputs, one output an example", gives_outputs, FIT[:3], True),
+    Check("outputs", "the network takes inputs, and gives one output an example", gives_outputs, FIT[:3], True),
     Check("labels", "every label has its output", fits_labels, FIT, True),
     Check("loss", "the loss is one number with a gradient", gives_a_loss, (*FIT, "labels"), True),
     Check("metric", "the metric is one score for each example, or one number for all", gives_scores, FIT, True),

@@ -19,7 +19,7 @@ def inspect(experiment: Experiment, data_dir: Path | None = None) -> Iterator[Fi
 
     Args:
         experiment: the experiment or the user's training loop.
-        data_dir: the folder for `experiment.load`. None: the default folder.
+        data_dir: the folder for `experiment.load`. If None, this is the default folder.
 
     Raises:
         DataUnavailable: if the data cannot be found or downloaded.

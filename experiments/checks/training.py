@@ -66,7 +66,8 @@ def gradients(subject: Subject) -> Iterator[Problem]:
     elif without:
         names = ", ".join(without[:3])
         yield warning(
-            f"no gradient reaches {names}: frozen, or not used in the forward pass; they are pruned all the same"
+            f"no gradient reaches {names}: they are frozen, or the forward pass does not use them. They are pruned "
+            "nevertheless"
         )
     bad = [layer.name for layer in layers if layer.weight.grad is not None and not layer.weight.grad.isfinite().all()]
     if bad:
@@ -108,8 +109,8 @@ def resumes(subject: Subject) -> Iterator[Problem]:
     resumed.epoch()
     if (name := _differs(subject, unbroken, resumed)) is not None:
         yield Problem(
-            f"an epoch after saving and loading ends with another {name} than one without: keep counters and other "
-            "state in buffers (register_buffer), which state_dict holds"
+            f"an epoch after saving and loading ends with another {name} than an epoch without this: keep counters "
+            "and other state in buffers (register_buffer), which state_dict holds"
         )
 
 

@@ -23,7 +23,7 @@ class Normalise:
 
     Attributes:
         mean: the mean of each channel, on the scale of [0, 1].
-        std: the deviation of each channel, on the same scale, > 0.
+        std: the standard deviation of each channel, on the same scale, > 0.
     """
 
     mean: tuple[float, ...]
@@ -91,12 +91,12 @@ class Augmentation:
     Call it with images (n, c, h, w) of any type and a generator on the CPU.
 
     Attributes:
-        pad: pixels of padding on every side, less than the image's height and width. 0: no crop. All (2 pad + 1)^2
-            windows are equally likely.
+        pad: pixels of padding on every side, less than the image's height and width. With 0, there is no crop. All (2
+            pad + 1)^2 windows are equally likely.
         mirror: whether each image is flipped with probability 1/2.
-        hole: side of the square that is set to 0, in pixels. 0: no cutout. The square is black, because the bytes are
-            not normalised yet. It lies wholly in the image. In T. DeVries, G. Taylor, "Improved Regularization of
-            Convolutional Neural Networks with Cutout", 2017, it may reach over the border.
+        hole: side of the square that is set to 0, in pixels. With 0, there is no cutout. The square is black, because
+            the bytes are not normalised yet. It lies wholly in the image. In T. DeVries, G. Taylor, "Improved
+            Regularization of Convolutional Neural Networks with Cutout", 2017, it may reach over the border.
     """
 
     pad: int = 4

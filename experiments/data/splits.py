@@ -16,7 +16,7 @@ def hold_out(labels: Tensor, count: int, allowed: Tensor | None = None, seed: in
     Args:
         labels: the class of each example, shape (n,).
         count: examples to hold out.
-        allowed: whether an example may be held out, shape (n,). None: every example may.
+        allowed: whether an example may be held out, shape (n,). If None, every example may.
 
     Raises:
         ValueError: if a class has fewer allowed examples than its share.

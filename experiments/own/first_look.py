@@ -148,7 +148,7 @@ def _run(loop: Callable[[Any], object], trial: _Looking) -> None:
     trial.seen.wait()
     thread.join(_PATIENCE)
     if thread.is_alive():
-        raise LoopError(f"the loop goes on {_PATIENCE:g} s after it was ended: it must not catch BaseException")
+        raise LoopError(f"the loop still runs {_PATIENCE:g} s after it was ended: it must not catch BaseException")
     if raised:
         raise raised[0]
 

@@ -36,7 +36,7 @@ class OwnLoop(Experiment):
 
     Attributes:
         loop: the function. Its argument is a Trial.
-        tests: (network, data_dir) -> the metric on the test data. It is called once for each reported network. None:
+        tests: (network, data_dir) -> the metric on the test data. It is called once for each reported network. If None,
             there is no test value.
         rebuilt: whether `model` can make the network in any process. Otherwise only the process of the first look has a
             network.

@@ -147,7 +147,7 @@ class RunningTrial(Trial):
         after = plain_state(self.model)
         changed = next((name for name, one in before.items() if not torch.equal(one, after[name])), None)
         if changed is not None:
-            raise LoopError(f"measuring the network changes its {changed}: call model.eval() in what is reported")
+            raise LoopError(f"measuring the network changes its {changed}: call model.eval() in the reported function")
 
     @contextmanager
     def projected(self) -> Iterator[None]:

@@ -151,7 +151,9 @@ class OwnTraining:
         self._go.release()
         self._thread.join(_PATIENCE)
         if self._thread.is_alive():
-            raise LoopError(f"the loop goes on {_PATIENCE:g} s after its trial was stopped: end it with trial.epochs")
+            raise LoopError(
+                f"the loop still runs {_PATIENCE:g} s after the trial was stopped: end it with trial.epochs"
+            )
         return None if self._said.empty() else self._said.get()
 
     def state_dict(self) -> dict[str, Any]:

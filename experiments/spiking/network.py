@@ -47,7 +47,7 @@ class _Reading(nn.Module):
         """Return the share of each neuron that leaks in a step, at first 1/tau.
 
         Args:
-            trained: the trained change of its logit, at first 0. None: the share is not trained.
+            trained: the trained change of its logit, at first 0. If None, the share is not trained.
             tau: the initial time constant in steps, > 1.
             ratio: how many times faster SGD changes the logit than a parameter with the same gradient.
         """

@@ -1,1 +1,1 @@
-"""Train binary networks in little memory, and use them by counting bits (Wang et al. 2021, arXiv 2102.04270)."""
+"""Train binary networks in little memory, and run them with bit operations (Wang et al. 2021, arXiv 2102.04270)."""

@@ -28,7 +28,7 @@ def normalise(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y: shape (batch, rows, places).
 
     Returns:
-        The normalised products, the means (rows), and the mean magnitudes (rows).
+        The normalised products, the means and the mean magnitudes. The last two have the shape (rows,).
     """
     mean = y.mean((0, 2))
     centred = y - mean[:, None]
@@ -37,13 +37,13 @@ def normalise(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def normalise_backward(grad: Tensor, sign: Tensor, size: Tensor) -> Tensor:
-    """Return the gradient with respect to the argument of `normalise`. It uses only the signs of the result, and is
-    exact if all magnitudes are equal.
+    """Return the gradient with respect to the argument of `normalise`. The gradient uses only the signs of the result
+    of `normalise`. It is exact if all magnitudes are equal.
 
     Args:
         grad: the gradient with respect to the normalised products.
-        sign: the signs of the normalised products with their bias, -1 or +1.
-        size: the mean magnitudes (rows).
+        sign: the signs of the sums of the normalised products and the bias, -1 or +1.
+        size: the mean magnitudes, shape (rows,).
     """
     u = grad / size[:, None]
     along = (u * sign).mean((0, 2))
@@ -55,7 +55,7 @@ def in_parts(weight: Tensor, results: int = 1) -> Iterator[slice]:
     bytes.
 
     Args:
-        results: numbers that are computed from a row.
+        results: how many numbers each row gives.
     """
     rows = max(8, _TOGETHER // max(1, weight[0].numel(), results) // 8 * 8)
     yield from (slice(first, min(first + rows, len(weight))) for first in range(0, len(weight), rows))

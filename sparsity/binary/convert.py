@@ -123,7 +123,7 @@ def _window(place: Place) -> tuple[int, int]:
     size = _pair(module.kernel_size)
     plain = _pair(module.padding) == (0, 0) and _pair(module.dilation) == (1, 1) and not module.ceil_mode
     if _pair(module.stride) != size or not plain:
-        raise _no_form(place, ": it takes windows side by side, without padding")
+        raise _no_form(place, ": its windows must lie side by side, without padding")
     return size
 
 
@@ -135,7 +135,7 @@ def _product(group: _Group, *, first: bool) -> Product:
         return LinearProduct()
     assert isinstance(layer, nn.Conv2d)
     if layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        raise _no_form(group.layer, ": it takes one group, and a padding in numbers with zeros")
+        raise _no_form(group.layer, ": it must have one group, and a padding with zeros that is given in numbers")
     fill = 0.0 if first else -1.0
     return ConvolutionProduct(_pair(layer.stride), _pair(layer.padding), _pair(layer.dilation), fill, group.pool)
 

@@ -1,4 +1,4 @@
-"""Compute linear layers of signs by counting bits. This needs a CPU and compiled code (sparsity/optim/popcount.c).
+"""Compute linear layers of signs with XOR and popcount. This needs a CPU and compiled code (sparsity/optim/popcount.c).
 
 The inner product of n signs is n - 2 popcount(x xor w), so that one operation replaces 64 multiplications. Signs stay
 packed between such layers.
@@ -21,7 +21,7 @@ _WORD = 64
 
 
 def available() -> bool:
-    """Return whether the compiled code that counts bits is installed."""
+    """Return whether the compiled code for bit operations is installed."""
     return hasattr(kernel, "multiply_signs")
 
 
@@ -44,7 +44,7 @@ class PopcountLayer(nn.Module):
     def __init__(self, layer: SignLayer) -> None:
         super().__init__()
         if not isinstance(layer.product, LinearProduct):
-            raise ValueError("only a linear layer counts bits")
+            raise ValueError("only linear layers can use bit operations")
         self.kind, self.packs = layer.kind, False
         self.rows, self.fan_in = layer.weight.shape
         self.register_buffer("words", to_words(layer.weight > 0))
@@ -75,8 +75,8 @@ class PopcountLayer(nn.Module):
 
 
 def counting_bits(model: nn.Module) -> nn.Module:
-    """Return a copy of a folded binary network whose linear layers count bits if their inputs are signs. It computes
-    exactly the same outputs.
+    """Return a copy of a folded binary network whose linear layers use bit operations if their inputs are signs. It
+    computes exactly the same outputs.
 
     Args:
         model: an nn.Sequential on a CPU, after `fold`.
@@ -85,7 +85,9 @@ def counting_bits(model: nn.Module) -> nn.Module:
         RuntimeError: if the compiled code is not installed.
     """
     if not available():
-        raise RuntimeError("tune_sparsity was installed without a C compiler: no compiled code counts bits")
+        raise RuntimeError(
+            "tune_sparsity was installed without a C compiler: the compiled code for bit operations is missing"
+        )
     model = copy.deepcopy(model)
     before: SignLayer | PopcountLayer | None = None  # the layer that produces the inputs
     for place in list(places(model)):

@@ -31,7 +31,7 @@ class ConvolutionProduct(NamedTuple):
     Attributes:
         stride, padding, dilation: the settings of the convolution.
         fill: the value around the image. It is -1 for signs, because 0 is no sign, and 0 for real inputs.
-        pool: the height and the width of a pooling window, which are also the strides. (1, 1): no pooling.
+        pool: the height and the width of a pooling window, which are also the strides. (1, 1) means no pooling.
     """
 
     stride: tuple[int, int]

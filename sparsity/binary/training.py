@@ -55,6 +55,11 @@ class BinaryTraining(SparseTraining):
         )
         self._follow_schedules()  # for the weights' first step
 
+    def _follow_schedules(self) -> None:
+        """Set the rates of the next step. Bop's gamma falls with the learning rate, so that signs come to rest."""
+        super()._follow_schedules()
+        self._binary.param_groups[0]["gamma"] = self._binary.defaults["gamma"] * self.learning_rate(self.progress)
+
     @property
     def weight_bits(self) -> int:
         """Return the number of bits of a weight after the training."""

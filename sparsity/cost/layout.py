@@ -85,16 +85,26 @@ def best_form(index: np.ndarray[Any, Any], n: int, value_bits: int, *, dense: bo
 
 @dataclass(frozen=True)
 class Prunable:
-    """A tensor whose zeros are left out. `n` is the number of its values, `rows` the number of its rows, `bits` the
-    bits of a value."""
+    """A tensor whose zeros are not stored.
+
+    Attributes:
+        n: the number of values.
+        rows: the number of rows.
+        bits: the number of bits of a value.
+        scaled: whether each row has a scale.
+    """
 
     n: int
     rows: int
     bits: int
-    scaled: bool = False  # whether rows have scales
+    scaled: bool = False
 
     def size_in_bits(self, mask: np.ndarray[Any, Any]) -> int:
-        """Return the bits of the tensor's index and values. The values are nonzero exactly where the mask is not 0."""
+        """Return the number of bits that the tensor's index and values take.
+
+        Args:
+            mask: not 0 exactly where the tensor has a nonzero value.
+        """
         index = np.flatnonzero(mask)
         form = best_form(index, self.n, self.bits, dense=not self.scaled)
         used = len(np.unique(index // (self.n // self.rows))) if self.scaled and self.n else 0

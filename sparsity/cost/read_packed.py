@@ -63,7 +63,7 @@ class Packed:
     Attributes:
         type: a name in `TYPES`.
         shape: the dimensions.
-        index: the places of the stored values in the flat tensor, in ascending order. None: all values are stored.
+        index: the places of the stored values in the flat tensor, in ascending order. If None, all values are stored.
         values: the stored values. Codes and signs are int8, bfloat16 values are the upper halves of float32.
         scales: for codes, a float16 scale for each row. It is 0 for a row without a stored value. None for other types.
     """
@@ -113,7 +113,7 @@ def decode(data: bytes) -> dict[str, Packed]:
     if len(data) < len(MAGIC) + 5 or data[: len(MAGIC)] != MAGIC:
         raise ValueError("no packed network: it does not begin with TSP1")
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
-        raise ValueError("a damaged file: its checksum is another one")
+        raise ValueError("a damaged file: its checksum is wrong")
     reader = _Reader(data[:-4], len(MAGIC))
     tensors: dict[str, Packed] = {}
     same: dict[str, int] = {}

@@ -134,7 +134,7 @@ class DropGrowSettings(StaticSettings):
 
 
 @dataclass(frozen=True)
-class _Start:
+class Start:
     """Holds the arguments of a recipe.
 
     Attributes:
@@ -176,7 +176,7 @@ class _Start:
         )
 
 
-def _method(recipe: Callable[[_Start, Any], SparseTraining]) -> Callable[..., SparseTraining]:
+def method(recipe: Callable[[Start, Any], SparseTraining]) -> Callable[..., SparseTraining]:
     """Turn a recipe into the function of a method: (network, settings, ...) -> SparseTraining."""
 
     @wraps(recipe)
@@ -191,7 +191,7 @@ def _method(recipe: Callable[[_Start, Any], SparseTraining]) -> Callable[..., Sp
     ) -> SparseTraining:
         layers = prunable_layers(model, rules, sphere=False)
         bits = s.few_bits_of(total_steps)
-        return recipe(_Start(model, layers, s.steps_of(total_steps), generator, trained, bits, rules.pattern), s)
+        return recipe(Start(model, layers, s.steps_of(total_steps), generator, trained, bits, rules.pattern), s)
 
     return make
 
@@ -212,7 +212,9 @@ def _optimizer(params: list[nn.Parameter], s: DenseSettings) -> torch.optim.Opti
     )
 
 
-def _first_masks(start: _Start, s: StaticSettings) -> list[Tensor]:
+def first_masks(start: Start, s: StaticSettings) -> list[Tensor]:
+    """Return the masks of a training that begins sparse: random ones, or those of the largest weights of a network that
+    was trained before."""
     turned = [layer.turned(layer.weight.detach()) for layer in start.layers]
     if start.trained:
         return turned_back(start.layers, _largest(turned, s.final_sparsity, s.distribution))
@@ -230,28 +232,28 @@ def _largest(weights: Sequence[Tensor], sparsity: float, distribution: str) -> l
     return [keep_largest([score], count)[0] for score, count in zip(scores, counts, strict=True)]
 
 
-@_method
-def dense(start: _Start, s: DenseSettings) -> SparseTraining:
+@method
+def dense(start: Start, s: DenseSettings) -> SparseTraining:
     """Train without any sparsity, for comparison with the other methods."""
     return start.training(s, StaticMask(), start.ones(), sparsity=0.0, mask_frozen_at=0.0)
 
 
-@_method
-def static(start: _Start, s: StaticSettings) -> SparseTraining:
+@method
+def static(start: Start, s: StaticSettings) -> SparseTraining:
     """Train with a mask that never changes. It is random, or keeps the largest weights of a trained network."""
-    return start.training(s, StaticMask(), _first_masks(start, s), sparsity=s.final_sparsity, mask_frozen_at=0.0)
+    return start.training(s, StaticMask(), first_masks(start, s), sparsity=s.final_sparsity, mask_frozen_at=0.0)
 
 
-@_method
-def snip(start: _Start, s: SnipSettings) -> SparseTraining:
+@method
+def snip(start: Start, s: SnipSettings) -> SparseTraining:
     """Keep the connections with the largest |weight x gradient| on the first batch: SNIP (Lee et al. 2019)."""
     topology = SnipAtInit(s.final_sparsity)
     mask_frozen_at = 1 / start.total_steps  # the step after the topology has chosen the mask
     return start.training(s, topology, start.ones(), sparsity=s.final_sparsity, mask_frozen_at=mask_frozen_at)
 
 
-@_method
-def gmp(start: _Start, s: GmpSettings) -> SparseTraining:
+@method
+def gmp(start: Start, s: GmpSettings) -> SparseTraining:
     """Prune by magnitude while the sparsity rises as a cubic (Zhu and Gupta 2017, arXiv 1710.01878)."""
     selection = selection_of(start.model, start.layers, s.distribution, start.pattern)
     rising = Schedule("cubic", 0.0, s.final_sparsity, s.begin, s.end)
@@ -262,14 +264,14 @@ def gmp(start: _Start, s: GmpSettings) -> SparseTraining:
 
 
 def _drop_grow(growth: str, doc: str) -> Callable[..., SparseTraining]:
-    def recipe(start: _Start, s: DropGrowSettings) -> SparseTraining:
-        masks = _first_masks(start, s)
+    def recipe(start: Start, s: DropGrowSettings) -> SparseTraining:
+        masks = first_masks(start, s)
         falling = Schedule("cosine", s.drop_fraction, 0.0, 0.0, s.end)
         topology = DropGrow(falling, growth, s.interval, start.generator)
         return start.training(s, topology, masks, sparsity=s.final_sparsity, mask_frozen_at=s.end)
 
     recipe.__doc__ = doc
-    return _method(recipe)
+    return method(recipe)
 
 
 set_ = _drop_grow("random", "Drop the smallest weights and grow others at random: SET (Mocanu et al. 2018).")

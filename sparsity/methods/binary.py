@@ -21,9 +21,9 @@ class BinarySettings:
         lr: peak learning rate, > 0.
         activations: "binary" or "real". With "real", the activations between layers are real numbers, and only weights
             have one bit.
-        flips: how signs change. With "signs", the mean of the gradients' signs moves a latent weight. "bop" is the
-            other choice.
-        gamma: for Bop, the share of a new gradient in the mean, in (0, 1].
+        flips: how signs change. With "signs", the mean of the gradients' signs moves a latent weight, whose sign is the
+            weight. With "bop", a weight changes its sign where this mean is large and has the same sign.
+        gamma: for Bop, the peak of the share of a new gradient in the mean, in (0, 1]. It falls with the learning rate.
         tau: for Bop, the magnitude of the mean at which a sign flips, in [0, 1).
 
     Raises:

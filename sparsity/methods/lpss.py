@@ -58,7 +58,7 @@ class LpssSettings(TailSettings):
     Attributes:
         final_sparsity: fraction of zero weights at the end, in [0, 1), exact to the weight.
         p: exponent of the sphere, in [1.02, 2]. It may also be a schedule with values in this range.
-        p_early: exponent for the first `early_layers` layers on the sphere. None: the same as `p`. The published
+        p_early: exponent for the first `early_layers` layers on the sphere. If None, this is `p`. The published
             settings for wide residual nets use 4 early layers, and p_early/p are 1.2/1.07 for sparsity .9, 1.3/1.15 for
             .8 and 1.4/1.3 for .5.
         early_layers: the number of layers with `p_early`, at least 1.
@@ -89,7 +89,7 @@ class LpssSettings(TailSettings):
         feedback_gain: delta of the published feedback, or the integral gain of "pi", in [0, 1).
         optimizer: "sgd" or "adamw", for all parameters off the sphere. LpSGD with its momentum is always used on the
             sphere. Trained gains use SGD. With AdamW they have no weight decay.
-        gain_lr: peak learning rate of trained gains, > 0. None: `lr` with SGD, and .1 with AdamW.
+        gain_lr: peak learning rate of trained gains, > 0. If None, this is `lr` with SGD, and .1 with AdamW.
         initial_sparsity: sparsity of the random initial mask, in [0, 1). A network that was trained before begins
             without a mask.
         distribution: how the kept weights are distributed over the layers. "global" keeps the largest weights of all
@@ -187,7 +187,7 @@ def lpss(
     settings: LpssSettings | None = None,
     *,
     total_steps: int,
-    sparsity: float = 0.9,
+    sparsity: float | None = None,
     generator: Generator | None = None,
     rules: LayerRules = PAPER_RULES,
     example: Any = None,
@@ -208,19 +208,19 @@ def lpss(
         model: any network with weight matrices, on its device. Its prunable weights are put on the sphere. Every neuron
             keeps its norm as a gain. The gain is trained, unless a batch normalisation follows directly. If no layer
             normalises and the network was not trained before, the norms begin as sqrt(2).
-        settings: all settings. None: the p that theory suggests for `sparsity`, and the defaults of LpssSettings.
+        settings: all settings. If None, p is `suggest_p(sparsity)`, and the others are the defaults of LpssSettings.
         total_steps: the number of calls of `step()`.
-        sparsity: final sparsity in [0, 1). It is used only without `settings`.
-        generator: draws the random initial mask, on the CPU. None: a generator with the seed 0.
+        sparsity: final sparsity in [0, 1). If None, it is that of `settings`, or 0.9 without settings.
+        generator: draws the random initial mask, on the CPU. If None, this is a generator with the seed 0.
         rules: rules that select the layers to prune and the layers on the sphere.
         example: a batch of inputs of the network. It determines the last layer and the layers that a batch
             normalisation follows. Without it, the order of registration determines them.
         trained: whether the network was trained before. The training then begins with its function, without a mask.
 
     Raises:
-        ValueError: if a setting is out of range, or if the network has no weights to prune.
+        ValueError: if an argument or a setting is not accepted, or if the network has no weights to prune.
     """
-    s = settings or LpssSettings(sparsity, suggest_p(sparsity))
+    s = _settings(model, settings, sparsity)
     rules = rules if example is None else with_neurons(rules, model, example)
     layers, steps = prunable_layers(model, rules, example=example), s.steps_of(total_steps)
     initial = 0.0 if trained or isinstance(rules.pattern, Neurons) else min(s.initial_sparsity, s.final_sparsity)
@@ -242,6 +242,23 @@ def lpss(
         averaging=s.averaging_of(_threshold(s).end, steps),
         few_bits=s.few_bits_of(total_steps),
     )
+
+
+def _settings(model: Any, settings: Any, sparsity: float | None) -> LpssSettings:
+    """Return the settings for these arguments of `lpss`. Raise ValueError if the arguments do not fit."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a network, an nn.Module, got {model!r:.80}")
+    if settings is None:
+        sparsity = 0.9 if sparsity is None else sparsity
+        within("sparsity", sparsity, 0 <= sparsity < 1, "[0, 1)")
+        return LpssSettings(sparsity, suggest_p(sparsity))
+    if not isinstance(settings, LpssSettings):
+        raise ValueError(f"settings must be LpssSettings, got {type(settings).__name__}")
+    if sparsity not in (None, settings.final_sparsity):
+        raise ValueError(
+            f"sparsity = {sparsity} contradicts final_sparsity = {settings.final_sparsity} of the settings"
+        )
+    return settings
 
 
 def _threshold(s: LpssSettings) -> Schedule:

@@ -1,1 +1,1 @@
-"""Whole neurons, with the inputs that they feed: which ones go together, which go first, and how they are removed."""
+"""Remove whole neurons: find those that must be removed together, choose the least important ones, and remove them."""

@@ -22,8 +22,9 @@ class Channels(NamedTuple):
     """The groups that a module's channels belong to, or `KEPT`: int64, on the CPU.
 
     Attributes:
-        outputs: one entry an output channel.
-        inputs: one entry an input channel; none where the module treats each channel alone.
+        outputs: one entry for each output channel.
+        inputs: one entry for each input channel. It is empty if the module treats each channel alone, as a
+            normalisation does.
     """
 
     outputs: Tensor
@@ -31,8 +32,8 @@ class Channels(NamedTuple):
 
 
 def channel_counts(module: object) -> tuple[int, int]:
-    """Return how many output and input channels a module has that can lose some of them; (0, 0) for any other module,
-    and no inputs where it treats each channel alone."""
+    """Return how many output and input channels a module has. If it treats each channel alone, the number of inputs is
+    0. If it cannot lose channels, both numbers are 0."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
     if isinstance(module, _CONVOLUTIONS):
@@ -45,7 +46,7 @@ def channel_counts(module: object) -> tuple[int, int]:
 
 
 def has_weight(module: object) -> bool:
-    """Return whether a module's outputs are sums over its inputs: then a mask of its weights can leave inputs out."""
+    """Return whether a module's outputs are sums over its inputs. A mask of its weights can then leave inputs out."""
     return isinstance(module, (nn.Linear, *_CONVOLUTIONS))
 
 
@@ -90,7 +91,7 @@ def cut(module: nn.Module, channels: Channels, alive: Tensor) -> None:
     """Remove channels from a module, in place.
 
     Args:
-        alive: whether each group stays, and True at the end, where `KEPT` points.
+        alive: whether each group stays, then True for `KEPT`.
     """
     kept = [alive[ids].nonzero().flatten() for ids in channels]
     sizes = [len(indices) for indices in kept]

@@ -1,4 +1,5 @@
-"""Finds the groups of neurons of a network, and tries on it that the network computes the same without them."""
+"""Finds the groups of neurons that can be removed from a network, and tests that the smaller network computes the
+same."""
 
 from __future__ import annotations
 
@@ -90,7 +91,7 @@ def _groups(
     """Return the groups that are left.
 
     Args:
-        reason: why the layers that the links do not have stay whole.
+        reason: why the layers that are not in `links` keep all their neurons.
     """
     channels, count = links.numbered()
     found, whole = [], []

@@ -16,7 +16,7 @@ from tune_sparsity.sparsity.output_layers import modes_kept, ready
 from tune_sparsity.sparsity.torch_internals import tree_leaves, tree_map
 
 OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
-"""The kinds of layers that stay whole, with all that they read."""
+"""The kinds of layers that keep all their neurons. The neurons that they read stay, too."""
 
 _MOST = 20
 """How many times as many indices as channels are followed through a network. Once is usual."""
@@ -31,7 +31,7 @@ class Links:
 
     Attributes:
         modules: the modules that have them, by name.
-        whole: why the channels of a set stay, by the set.
+        whole: the reason why the channels of a set are never removed, by the set.
     """
 
     def __init__(self, modules: dict[str, nn.Module]) -> None:
@@ -63,7 +63,7 @@ class Links:
         return channel
 
     def join(self, channels: Iterable[int]) -> None:
-        """Say that some channels go together."""
+        """Record that some channels can only be removed together."""
         sets = [self.set_of(channel) for channel in channels]
         for other in sets[1:]:
             self._parents[self.set_of(other)] = self.set_of(sets[0])
@@ -73,7 +73,7 @@ class Links:
         return [self.set_of(channel) for channel in self.channels(name, outputs)]
 
     def keep(self, sets: Iterable[int], reason: str) -> None:
-        """Say why some sets stay. The first reason counts."""
+        """Record why some sets are never removed. A set keeps the first reason."""
         for one in sets:
             self.whole.setdefault(one, reason)
 

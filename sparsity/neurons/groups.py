@@ -28,7 +28,7 @@ class LayerGroups(NamedTuple):
         first: the group of each index of its first dimension, int64, on the CPU.
         second: the group of each index of its second dimension.
         outputs_first: whether the first dimension is the layer's outputs.
-        normalised: whether a normalisation takes the scale of its rows away.
+        normalised: whether a normalisation removes the scale of its rows.
     """
 
     name: str
@@ -56,10 +56,11 @@ class LayerGroups(NamedTuple):
         return [side for side in sides if side.reads or not self.normalised]
 
     def mask(self, alive: Tensor, like: Tensor) -> Tensor:
-        """Return the weight's mask, of the device and dtype of another tensor.
+        """Return the weight's mask, on the device and in the dtype of another tensor.
 
         Args:
-            alive: whether each group stays, and True at the end.
+            alive: whether each group stays, then True for `KEPT`.
+            like: the other tensor.
         """
         first, second = (alive[ids].to(like) for ids in (self.first, self.second))
         mask = first[:, None] * second
@@ -88,10 +89,10 @@ class NeuronGroups:
         layers: the prunable weights, in the network's order.
         modules: the channels of all modules that can lose some, by the module's name.
         count: the number of groups.
-        whole: the layers that stay whole, with the reasons.
+        whole: the layers with neurons that are never removed, and the reasons.
         scales: the normalisations that multiply channels by learnt factors.
-        multiple: groups that belong to the same layers go in bundles of so many. The first bundle is smaller where
-            their number is no multiple.
+        multiple: the number of groups in a bundle, which is removed as a whole. The groups of a bundle belong to the
+            same layers. If their number is no multiple of it, one bundle is smaller.
     """
 
     layers: tuple[LayerGroups, ...]
@@ -102,14 +103,14 @@ class NeuronGroups:
     multiple: int = 1
 
     def bundled(self, multiple: int) -> NeuronGroups:
-        """Return the groups in bundles of `multiple`. Layers that have no more than one bundle stay whole."""
+        """Return the groups in bundles of `multiple`. A layer with a single bundle keeps all its neurons."""
         if multiple == 1:
             return self
         found = replace(self, multiple=multiple)
         bundles, _ = found._bundles(torch.zeros(self.count, dtype=torch.float64))
         own = {layer.name: layer.outputs for layer in self.layers if (layer.outputs != KEPT).all()}
         whole = [
-            Whole(name, f"its {len(ids)} neurons go together, {multiple} at once")
+            Whole(name, f"its {len(ids)} neurons fit into one bundle of {multiple}")
             for name, ids in own.items()
             if len(bundles[ids].unique()) == 1
         ]
@@ -166,7 +167,7 @@ class NeuronGroups:
             log_magnitudes: log2 of the weights' magnitudes, one tensor for each layer, in the shape of the weight, on
                 any device; not NaN.
             enough: returns whether the masks suffice, from the number of weights that each layer keeps.
-            scales: the factors of the normalisations in `scales`. None: 1.
+            scales: the factors of the normalisations in `scales`. If None, all are 1.
             active: the current masks of the layers. Groups that they mask are removed first.
 
         Raises:
@@ -192,7 +193,7 @@ class NeuronGroups:
         return importance(parts, self.count)
 
     def alive(self, masks: Sequence[Tensor]) -> Tensor:
-        """Return whether each group has a weight that is not masked, and True at the end, where `KEPT` points."""
+        """Return whether each group has a weight that is not masked. The last entry, for `KEPT`, is True."""
         alive = torch.zeros(self.count + 1, dtype=torch.bool)
         alive[KEPT] = True
         for layer, mask in zip(self.layers, masks, strict=True):
@@ -202,8 +203,9 @@ class NeuronGroups:
         return alive
 
     def ranks(self, values: Tensor) -> tuple[Tensor, int]:
-        """Return the place of each group's bundle in the order of removal, and how many bundles can be removed. The
-        most important bundle of each layer comes behind them, and the place of `KEPT`."""
+        """Return the place of each group's bundle in the order of removal, and the number of bundles that can be
+        removed. The most important bundle of each layer comes after these bundles. The last entry is the place for
+        `KEPT`."""
         bundles, count = self._bundles(values)
         sums = torch.zeros(count, dtype=values.dtype).index_add_(0, bundles, values)
         places = (sums / bundles.bincount(minlength=count)).argsort(stable=True).argsort()
@@ -218,8 +220,8 @@ class NeuronGroups:
         return torch.cat([ranks[bundles], ranks[KEPT:]]), count - int(needed.sum())
 
     def _bundles(self, values: Tensor) -> tuple[Tensor, int]:
-        """Return the number of each group's bundle, and the number of bundles. Groups of like importance go together,
-        and the bundle of least importance is the one that may be smaller."""
+        """Return the number of each group's bundle, and the number of bundles. Groups of similar importance are in the
+        same bundle. Only the least important bundle may be smaller."""
         if self.multiple == 1 or not self.count:
             return torch.arange(self.count), self.count
         kinds = self._kinds()
@@ -233,7 +235,8 @@ class NeuronGroups:
         return bundles, count
 
     def _kinds(self) -> Tensor:
-        """Return a number for each group that is the same for groups of which each layer has as many outputs."""
+        """Return a number for each group. Two groups have the same number if each layer computes equally many neurons
+        of both."""
         members = torch.zeros(self.count + 1, len(self.layers), dtype=torch.int64)
         for place, layer in enumerate(self.layers):
             members[:, place] = (layer.outputs % (self.count + 1)).bincount(minlength=self.count + 1)

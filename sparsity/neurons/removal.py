@@ -18,7 +18,7 @@ def smaller(model: nn.Module, groups: NeuronGroups, masks: Sequence[Tensor]) -> 
     Args:
         model: the network, whose masked weights are zero.
         groups: its groups, from `neuron_groups`.
-        masks: one a prunable layer, in the weights' shapes.
+        masks: one for each prunable layer, in the shapes of the weights.
     """
     copied = deepcopy(model)
     remove(copied, groups, groups.alive(masks))
@@ -29,7 +29,7 @@ def remove(model: nn.Module, groups: NeuronGroups, alive: Tensor) -> None:
     """Remove groups of neurons from a network, in place.
 
     Args:
-        alive: whether each group stays, and True at the end.
+        alive: whether each group stays, then True for `KEPT`.
     """
     for name, channels in groups.modules.items():
         cut(model.get_submodule(name), channels, alive)

@@ -1,4 +1,4 @@
-"""Chooses the neurons that stay, in the place of the weights that stay."""
+"""Chooses the neurons that stay. `Selection` chooses single weights instead."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def selection_of(model: nn.Module, layers: Sequence[Layer], distribution: str, p
 
 
 def sparsity_of_macs(uses: Uses, layers: Sequence[Layer], macs: int) -> float:
-    """Return the share of the multiply-adds with prunable weights that must be left out for `macs` in all; more than 1
-    where the other weights need more than that."""
+    """Return the share of the multiply-adds with prunable weights that must be saved, so that the network takes `macs`
+    in all. It is more than 1 if the other weights alone take more than `macs`."""
     prunable = sum(uses.prunable[layer.name] * layer.weight.numel() for layer in layers)
     return max(0.0, 1 - (macs - uses.rest) / prunable)

@@ -34,8 +34,8 @@ class ForeachStep:
             these tensors, the next step uses the new ones.
         masks: the masks of the parameters in their shapes, or None. The gradients of masked weights count as zero, and
             the parameters are zero there.
-        foreach: whether gradients and parameters are also gathered and scattered in one operation. None: only on a GPU,
-            where the start of a kernel costs more than the copy.
+        foreach: whether gradients and parameters are also gathered and scattered in one operation. If None, this is so
+            only on a GPU, where the start of a kernel costs more than the copy.
         owned: the states by key that an earlier object for the same parameters has created. This object continues with
             them.
         orientation: how the parameters are viewed as rows.

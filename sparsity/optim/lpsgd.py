@@ -56,11 +56,11 @@ class LpSGD(torch.optim.Optimizer):
         gain: for sphere groups, whether ordinary SGD trains the gains with the rate `gain_lr`. Constant gains suit rows
             whose scale a normalisation removes.
         gain_lr: learning rate of the gains, >= 0.
-        foreach: for sphere groups, whether gradients are gathered and parameters scattered in one operation. None: only
-            on a GPU, where this reduces the number of kernels for many layers.
+        foreach: for sphere groups, whether gradients are gathered and parameters scattered in one operation. If None,
+            this is so only on a GPU, where this reduces the number of kernels for many layers.
         orientation: for sphere groups whose neurons are not the first dimension, (fan-in dimensions, groups) as in
-            `Orientation`. The parameters' memory is then put in the order of their rows, if possible. None: the
-            orientation of nn.Linear and nn.Conv2d.
+            `Orientation`. The parameters' memory is then put in the order of their rows, if possible. If None, the
+            orientation is that of nn.Linear and nn.Conv2d.
         adamw: for ordinary groups, whether to use AdamW instead of SGD. Its beta_1 is the momentum, and its weight
             decay is decoupled.
 

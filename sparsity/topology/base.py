@@ -45,7 +45,8 @@ class Topology(Protocol):
     """The rule of a method for its masks."""
 
     def due(self, step: int, total: int) -> bool:
-        """Return whether the masks must change at this step. `total` is the number of steps of the training."""
+        """Return whether the masks must change at this step of `total` steps. The training asks only while its progress
+        is below `mask_frozen_at`. Then it projects the network and fixes the masks."""
 
     def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:
         """Return the new masks, in the order and shapes of the layers. A topology with a threshold sets its attribute

@@ -23,8 +23,8 @@ class Feedback(Protocol):
         Args:
             sparsity: the sparsity before this update, in [0, 1].
             dropped: the weights that this update drops, as a fraction of all weights.
-            rho: the threshold in the schedule.
-            progress: the progress of the training.
+            rho: the value of the drop threshold's schedule at this update, without `raised`.
+            progress: the share of the training that is done, in [0, 1].
         """
 
     def state_dict(self) -> dict[str, Any]: ...

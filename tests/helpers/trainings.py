@@ -20,6 +20,8 @@ from tune_sparsity.sparsity.training import SparseTraining
 X, Y = blobs()
 MASKED = [name for name in METHODS if name != "binary"]
 """The methods whose networks have masks."""
+STILL = ("dense", "static", "snip")
+"""Those whose masks do not move after the first step. The masks of every new method are expected to move."""
 
 
 class Watched:

@@ -114,13 +114,13 @@ def test_a_pattern_of_the_experiments_own_reaches_the_workers(tmp_path: Path) ->
         ),
         (
             ["--target", "0.9", "--pattern", "blocks"],
-            "--pattern 'blocks': it takes unstructured, neurons, neurons:K as neurons:16, N:M",
+            "--pattern 'blocks': it takes unstructured, neurons, neurons:K, N:M or block:RxC",
         ),
         (["--target", "0.9", "--pattern", "block:512x512"], "nothing to prune"),
-        (["--max-bytes", "9kB", "--pattern", "2:4"], "--pattern 2:4: --max-bytes is for zeros anywhere"),
+        (["--max-bytes", "9kB", "--pattern", "2:4"], "--pattern 2:4: --max-bytes needs zeros at any places"),
         (
             ["--target", "0.9", "--pattern", "2:4", "--method", "lpss,rigl"],
-            "--pattern 2:4: the zeros of rigl cannot have one: give --method lpss or gmp",
+            "--pattern 2:4: method rigl does not support patterns: give --method lpss or gmp",
         ),
     ],
 )

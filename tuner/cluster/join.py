@@ -33,7 +33,7 @@ def connected(config: StudyConfig, node: NodeProcess | None = None) -> Iterator[
 
     Args:
         config: the study's settings.
-        node: the private Ray. None: a new one for this connection.
+        node: the private Ray. If None, a new one is started for this connection.
 
     Raises:
         UsageError: if no cluster answers at the address, or if it refuses this process.

@@ -23,8 +23,8 @@ def probe(storage: Any, token: str, name: str) -> dict[str, Any]:
     """Return the node's versions, its GPUs and its access to the storage.
 
     Args:
-        storage: a tuner.storage.places.Place, in which the driver has written a file "driver" with the token. None: the
-            storage is not tested.
+        storage: a tuner.storage.places.Place, in which the driver has written a file "driver" with the token. If None,
+            the storage is not tested.
         token: the content of the file.
         name: the name of the file with the same content that this node writes.
 

@@ -58,7 +58,7 @@ def ask(asked: Sequence[Node], storage: StudyStorage | None) -> list[Answer]:
     Args:
         asked: the nodes.
         storage: the folder that all should share, or the object store that all should reach. It is tested with files
-            that are removed afterwards. None: it is not tested.
+            that are removed afterwards. If None, no storage is tested.
 
     Raises:
         OSError: if this machine cannot write to the storage.

@@ -32,6 +32,8 @@ _ENVIRONMENT = {
 
 # Nobody reads the task events of a private Ray. They would take 15 KiB for each trial.
 _OWN = {"RAY_task_events_report_interval_ms": "0", MODE: "token"}
+# Ray waits 40 s in each attempt to join a cluster that does not answer, and by default makes 20 attempts.
+_JOINING = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # without it Ray listens on all interfaces
 
 
@@ -40,10 +42,11 @@ def settle_environment(*, own: bool = False) -> None:
     are.
 
     Args:
-        own: whether to set the variables of a private Ray, before Ray is imported. This Ray listens only on loopback.
-            Unless the user has chosen otherwise, it requires a token that only these processes have.
+        own: whether to set the variables of a private Ray, before Ray is imported, or else those of a running cluster.
+            A private Ray listens only on loopback. Unless the user has chosen otherwise, it requires a token that only
+            these processes have.
     """
-    for name, value in (_ENVIRONMENT | (_OWN if own else {})).items():
+    for name, value in (_ENVIRONMENT | (_OWN if own else _JOINING)).items():
         os.environ.setdefault(name, value)
     if own:
         os.environ.update(_LOOPBACK)

@@ -58,8 +58,8 @@ def main(wanted: str, plain: str = "", tried: str = "") -> None:
     Args:
         wanted: JSON with `sizes`, the arguments of `cpus_in_use`, and `ahead`, whether workers load libraries in
             advance.
-        plain: why Ray is started with public calls, in one line. "": it is started in the quick way.
-        tried: why the start with public calls is repeated, in one line. "": it is the first attempt.
+        plain: why Ray is started with public calls, in one line, or "" to start it in the quick way.
+        tried: why the start with public calls is repeated, in one line, or "" at the first attempt.
     """
     gc.set_threshold(100_000, 50, 100)
     if plain:

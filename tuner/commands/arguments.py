@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 from typing import Any, NoReturn
 
+_UNKNOWN = "unrecognized arguments: "
 STORAGE_HELP = "folder of studies, or s3://BUCKET/PREFIX (./studies)"
 
 
@@ -22,4 +25,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         from tune_sparsity.tuner.errors import UsageError
 
-        raise UsageError(f"{message} (tune-sparsity --help shows all options)")
+        given = message.removeprefix(_UNKNOWN).split("=")[0].split()[0]
+        near = difflib.get_close_matches(given, re.findall(r"--[\w-]+", self.format_usage()), n=1)
+        hint = f", did you mean {near[0]}?" if near and message.startswith(_UNKNOWN) else ""
+        raise UsageError(f"{message}{hint} ({self.prog} --help shows all options)")

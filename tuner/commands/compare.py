@@ -19,7 +19,10 @@ def compare(arguments: list[str]) -> int:
     parser = Parser("tune-sparsity compare", description="Compares studies of one experiment with the first of them.")
     parser.add_argument("studies", metavar="STUDY", nargs="+", help="names, or folders; two or more")
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, help="the page (compare-A-B.html in the folder of studies; here for s3://)"
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help="the page (compare-A-B.html in the folder of studies, or here for s3://)",
     )
     parser.add_argument("--storage", metavar="DIR", type=storage_of, default="studies", help=STORAGE_HELP)
     parser.add_argument("--json", action="store_true", help="print the table as JSON on stdout")

@@ -19,7 +19,7 @@ LAUNCHED = time.monotonic()  # a study's seconds count from here, so that they i
 _EPILOG = """\
 also:
   tune-sparsity resume STUDY    continue a study that was interrupted
-  tune-sparsity export STUDY --format packed|safetensors|onnx|torch|csr    write the best network as a checked file
+  tune-sparsity export STUDY --format FORMAT    write the best network as a checked file
   tune-sparsity report STUDY    write one HTML page to send to a colleague
   tune-sparsity compare STUDY STUDY    compare two or more studies of one experiment
   tune-sparsity ui STUDY        open the study in MLflow's UI
@@ -68,7 +68,7 @@ def search_parser() -> Parser:
     how.add_argument("--ensemble", metavar="NAME", help="resample: networks drawn near the best one's average weights")
     how.add_argument("--members", metavar="N", help="networks in the ensemble (10)")
     how.add_argument("--final-seeds", metavar="N", help="at the end, train each method's best again with N seeds (0)")
-    how.add_argument("--sampler", metavar="NAME", help="tpe, gp, nsgaii, cmaes, qmc or random (tpe)")
+    how.add_argument("--sampler", metavar="NAME", help="a name from `tune-sparsity list samplers` (tpe)")
     how.add_argument("--warm-start", metavar="STUDY", nargs="+", help="learn from the trials of earlier studies")
     how.add_argument("--scheduler", metavar="NAME", help="asha stops bad trials early; none never stops a trial (asha)")
     where = parser.add_argument_group("where to run")
@@ -142,6 +142,7 @@ def run(config: Any, *, as_json: bool, resume: bool, named: bool = True) -> int:
 
 
 def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: bool, resume: bool) -> int:
+    from tune_sparsity.experiments.registry import has_source
     from tune_sparsity.tuner.config.tracking_uri import stray_environment
     from tune_sparsity.tuner.driver.run import DiskFull, run_study
     from tune_sparsity.tuner.reports.text import few_prunable
@@ -158,6 +159,8 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
     for warning in prepared.warnings:
         if not few or warning.check != "prunable":  # `few` says the same
             say(f"{warning.check}: {warning.text}")
+    if not has_source(config.experiment):
+        say("MLflow gets no model of the best network: the experiment was given to tune() as an object, without source")
     if stray := stray_environment():
         say(f"Ignoring {', '.join(stray)}: this study makes its own runs")
     try:

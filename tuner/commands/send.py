@@ -83,7 +83,7 @@ def _tell_result(study_folder: Path, sent: Sent) -> None:
 
 def send(arguments: list[str]) -> int:
     """Run the subcommand. Return the exit code."""
-    parser = Parser("tune-sparsity send", description="Sends to MLflow the records of a study that it does not have.")
+    parser = Parser("tune-sparsity send", description="Sends the records of a study that MLflow does not have yet.")
     parser.add_argument("study", metavar="STUDY", help="the study's name, or its folder")
     parser.add_argument("--storage", metavar="DIR", default="studies", help=STORAGE_HELP)
     parser.add_argument("--tracking-uri", metavar="URI", default=argparse.SUPPRESS, help="another MLflow store")

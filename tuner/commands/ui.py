@@ -49,6 +49,7 @@ def ui(arguments: list[str]) -> int:
         print(f"{uri.rstrip('/')}{page}  (a server is its own UI)")
         return 0
     port = free_port(options.port)
+    print("MLflow's server starts. This may take half a minute.", file=sys.stderr)
     with _server(uri, port) as server:
         print(f"http://{HOST}:{port}{page}\nCtrl-C ends it.", flush=True)
         try:

@@ -9,7 +9,8 @@ import torch
 
 from tune_sparsity.experiments import Data, DataUnavailable, Experiment, Loaded, LoopError, OwnLoop, find
 from tune_sparsity.experiments.base import are_classes, in_evaluation
-from tune_sparsity.experiments.checks import Finding, Level, first_look
+from tune_sparsity.experiments.checks import Finding, Level, Subject, first_look
+from tune_sparsity.experiments.checks.shapes import well_formed
 from tune_sparsity.experiments.metrics import ACCURACY, metric_of
 from tune_sparsity.experiments.registry import BUILT_IN as EXPERIMENTS
 from tune_sparsity.experiments.user_code import described
@@ -65,6 +66,9 @@ def experiment_of(config: StudyConfig) -> Experiment:
         UsageError: if there is no such experiment, or if the loop fails before its first step.
     """
     experiment = find_experiment(config.experiment)
+    loop = isinstance(experiment, OwnLoop)
+    if not loop and (problem := next(well_formed(Subject(experiment)), None)) is not None:
+        raise UsageError(f"--experiment {config.experiment}: {problem.text}")
     if config.pattern is not None:
         experiment = experiment.with_pattern(pattern_from(config.pattern))
     if isinstance(pattern := experiment.layers.pattern, Neurons):
@@ -90,9 +94,7 @@ def find_experiment(name: str) -> Experiment:
     Raises:
         UsageError: if there is no such experiment, or if its file or module cannot be imported.
     """
-    if ":" not in name and name not in EXPERIMENTS:
-        if name.endswith(".py"):
-            raise UsageError(f"--experiment {name}: say which experiment or loop of the file: {name}:NAME")
+    if ":" not in name and name not in EXPERIMENTS and not name.endswith(".py"):
         accepted = f"{unknown('experiment', name, EXPERIMENTS)}, path/to/file.py:name or module:name"
         raise UsageError(f"--experiment: {accepted}")
     try:
@@ -121,7 +123,7 @@ def check_group(config: StudyConfig, experiment: Experiment, data: Data, *, cost
     elif metric.name != ACCURACY or not metric.each:
         wrong = f"is judged by {metric.name}, but a group needs the accuracy, with a score for each example"
     elif config.group == "reflect" and isinstance(data.train, Loaded) and data.train.iterable:
-        wrong = "has training data that come as a stream, of which no part can be left out"
+        wrong = "has an IterableDataset as training data, but reflect must leave out parts of them"
     else:
         some = data.val.first(2)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

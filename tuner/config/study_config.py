@@ -222,7 +222,7 @@ class StudyConfig(BaseModel):
     @model_validator(mode="after")
     def _timed(self) -> StudyConfig:
         if self.latency_batch is not None and self.max_latency is None:
-            raise ValueError(f"--latency-batch {self.latency_batch}: it is the batch of --max-latency: give both")
+            raise ValueError(f"--latency-batch {self.latency_batch}: it needs --max-latency: give both")
         if self.final_seeds and self.max_latency is not None:
             raise ValueError(
                 f"--final-seeds {self.final_seeds}: the networks that are trained again are not timed: leave it out, "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_sparsity.experiments import OwnLoop
+from tune_sparsity.experiments.registry import has_source
 from tune_sparsity.tuner.driver.groups import group_model, with_groups
 from tune_sparsity.tuner.driver.latency import decide
 from tune_sparsity.tuner.driver.prepare import Prepared
@@ -237,13 +238,13 @@ def _log_networks(
         name = prepared.experiment.name
         best, failures = (
             None,
-            [*failures, f"MLflow has no model of the best network: {name}.model is to say how it is made anew"],
+            [*failures, f"MLflow has no model of the best network: set {name}.model to a function that makes it"],
         )
     notes: dict[str, Callable[[], dict[str, Any] | None]] = {
         "best network": lambda: None if best is None else _model(prepared, outcome, folder / best),
         "group": lambda: group_model(prepared, outcome, {folders[name].name: folder / name for name in there}),
     }
-    for what, note in notes.items():
+    for what, note in notes.items() if has_source(prepared.config.experiment) else ():
         try:
             models[what] = note()
         except (Exception, SystemExit) as error:  # the user's network, which answers as it likes
@@ -291,12 +292,7 @@ def _why(study: StudyRun, stop: StopWhen) -> str:
         return f"The search was interrupted after {begun} trials."
     if stop.out_of_time:
         return f"The search ended after {begun} trials: the time budget was used up."
-    if study.out_of_patience and not study.full:
-        return (
-            f"The search ended after {begun} trials: the last {study.standing.since_gain} brought no gain, and "
-            f"--patience is {study.config.patience}."
-        )
-    return f"The search ended: it had all of its {begun} trials."
+    return study.why_ended
 
 
 def _metrics(outcome: StudyOutcome) -> dict[str, float]:

@@ -23,8 +23,11 @@ Networks = dict[str, tuple[TrialRecord, Path]]
 def with_groups(
     prepared: Prepared, outcome: StudyOutcome, folders: Mapping[str, TrialRecord]
 ) -> tuple[StudyOutcome, dict[str, TrialRecord], list[str]]:
-    """Return the outcome with groups of the kept networks, if the user asked for groups; the trial that was trained
-    again for them, by the folder of its network; and a line for each missing part.
+    """Add groups of the kept networks to the outcome of a study, if the user asked for groups.
+
+    Returns:
+        The outcome, the trial that was trained again for a group by the folder of its network, and a line for each
+        missing part.
 
     Args:
         folders: the kept networks' trials, by their folders.

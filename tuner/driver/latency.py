@@ -38,11 +38,11 @@ _LAST_SECONDS = 1.0  # how long a network is timed at the end
 
 
 class LatencyCurve:
-    """The milliseconds of a forward pass against the multiply-adds of an example. They rise from point to point, as the
-    fit of least squares, and are linear between the points.
+    """Gives the expected milliseconds of a forward pass for a number of multiply-adds of an example. It is the
+    least-squares fit that never falls, and linear between the measured points.
 
     Args:
-        measured: multiply-adds -> milliseconds, of the dense network and of smaller ones.
+        measured: multiply-adds -> milliseconds, for the dense network and for smaller networks.
     """
 
     def __init__(self, measured: Mapping[int, float]) -> None:
@@ -53,8 +53,8 @@ class LatencyCurve:
         return -self._fit(macs)
 
     def most_macs(self, limit: float) -> int | None:
-        """Return the most multiply-adds that are expected to meet a limit of milliseconds, with a margin. Return None
-        if the smallest network does not meet the limit."""
+        """Return the most multiply-adds that are expected to stay a few percent below a limit of milliseconds. Return
+        those of the dense network if it meets the limit. Return None if the smallest network does not meet it."""
         if self(self.dense) <= limit:
             return self.dense
         if self(self.fewest) > limit:
@@ -97,11 +97,11 @@ def expected_macs(
 ) -> tuple[int | None, str]:
     """Return the most multiply-adds that are expected to meet the limit of the study, and a line that says so.
 
-    A limit of multiply-adds needs no measurement and no line, and so does a study that goes on.
+    For a limit of multiply-adds, and for a study that is resumed, nothing is measured, and the line is empty.
 
     Args:
         config: the study's configuration.
-        about: the result of `read_about` for a study that goes on; otherwise empty.
+        about: the result of `read_about` for a study that is resumed. Otherwise it is empty.
         experiment: the experiment, whose pattern has the neurons of the network.
         data: the experiment's data.
         model: an untrained network.

@@ -94,7 +94,7 @@ class ShowProgress(Listener):
         self._progress = progress
 
     def study_begun(self, study: StudyRun) -> None:
-        self._progress.open()
+        self._progress.open(study.records.values())
 
     def epoch_trained(self, study: StudyRun, record: TrialRecord, epoch: Epoch) -> None:
         self._progress.update(study.records.values())

@@ -1,4 +1,4 @@
-"""Makes the pictures of a running study from time to time, in a thread of the driver: no trial waits for them."""
+"""Makes the pictures of a running study from time to time. A thread of the driver does it, so that no trial waits."""
 
 from __future__ import annotations
 

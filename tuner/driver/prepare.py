@@ -1,4 +1,4 @@
-"""Everything that a study needs, checked before it begins: experiment, data, spaces, goal, places to write to."""
+"""Check everything that a study needs before it begins: experiment, data, spaces, goal, places to write to."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class Prepared:
 
     @cached_property
     def checksum(self) -> str:
-        """Return the checksum of the data; read once, since the data may be large and several records name it. "" of a
-        loop of one's own, which loads them itself."""
+        """Return the checksum of the data, or "" if the user's own loop loads them. It is computed once, because the
+        data may be large."""
         return "" if isinstance(self.experiment, OwnLoop) else self.data.checksum()
 
 
@@ -84,7 +84,7 @@ def prepare(
     """Check everything that a study needs, and load its data. Write nothing.
 
     Args:
-        named: the user gave the study's name, which must not be taken. If not, see StudyStorage.new_name.
+        named: whether the user gave the study's name. This name must not be taken.
         share: Connection.share. It takes a second, so it is called after the quick checks, which report mistakes at
             once. The data of built-in experiments load at the same time.
 
@@ -193,7 +193,7 @@ def _with_baseline(goal: Goal, experiment: Experiment, data: Data) -> Goal:
             return replace(goal, baseline=evaluate(experiment, experiment.network(), data.val))
     except (Exception, SystemExit) as error:  # the user's
         raise UsageError(
-            f"--experiment: the metric of {experiment.name} cannot be measured of the untrained network on the "
+            f"--experiment: the metric of {experiment.name} cannot be measured for the untrained network on the "
             f"validation data: {described(error)}"
         ) from None
 
@@ -348,22 +348,24 @@ def check_gpus(config: StudyConfig) -> None:
 
 
 def check_pattern(config: StudyConfig, experiment: Experiment) -> None:
-    """Raise UsageError if the study's zeros have a pattern, and a method of it has none, or bytes are the goal."""
+    """Raise UsageError if the zeros have a pattern that a method of the study does not support, or that cannot be
+    combined with --max-bytes."""
     pattern = experiment.layers.pattern
     if pattern == UNSTRUCTURED:
         return
     have = [name for name, method in METHODS.items() if method.patterned]
     if without := [name for name in config.method if name not in have]:
         raise UsageError(
-            f"--pattern {pattern}: the zeros of {without[0]} cannot have one: give --method {' or '.join(have)}"
+            f"--pattern {pattern}: method {without[0]} does not support patterns: give --method {' or '.join(have)}"
         )
     if config.max_bytes is not None:
-        raise UsageError(f"--pattern {pattern}: --max-bytes is for zeros anywhere: give --target, or no pattern")
+        raise UsageError(f"--pattern {pattern}: --max-bytes needs zeros at any places: give --target, or no pattern")
 
 
 def check_binary(config: StudyConfig, experiment: Experiment, model: nn.Module) -> None:
-    """Raise UsageError if binary is a method of the study, and the experiment's network has no binary form, or is
-    trained as no binary one can be; or if binary is the only method, and its networks do not fit --max-bytes."""
+    """Check a study with the method binary. Raise UsageError if the experiment's network has no binary form, if its
+    training has settings that binary networks do not support, or if binary is the only method and its networks are
+    larger than --max-bytes."""
     if BINARY not in config.method:
         return
     if isinstance(experiment, OwnLoop):

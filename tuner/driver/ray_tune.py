@@ -181,7 +181,7 @@ class StopWhen(_NotPickled, tune.Stopper):
     cannot be written to, or another process has taken over the study.
 
     Args:
-        deadline: the end of the time budget, by time.monotonic(); None: there is no time budget.
+        deadline: the end of the time budget, by time.monotonic(). If None, there is no time budget.
         lost: returns the reason why this process may not continue the study, or "" while it may.
 
     Attributes:
@@ -208,10 +208,10 @@ class StopWhen(_NotPickled, tune.Stopper):
         return self._lost()
 
     def unless_disk_full(self, call: Callable[..., R], *args: Any) -> R | None:
-        """Return the result of call(*args), or None once the study has to end because of its storage.
+        """Return the result of call(*args), or None if the study must end because of its storage.
 
-        The first error that the disk causes sets `disk`, and from then on nothing is called: another line in the
-        journal, after one that was cut off, would make both unreadable.
+        The first error of the disk sets `disk`. From then on this method calls nothing, because a line after an
+        incomplete line of the journal would make both unreadable.
         """
         if self.disk or self.lost:
             return None

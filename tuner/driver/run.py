@@ -250,7 +250,7 @@ def _run_trials(built: _Built, ray: Connection, arrays: Any, *, gpus: float, con
     study, stop = built.study, built.stop
     ray_states: dict[str, str] = {}
     with interruptible(stop, ray), study.lasting():
-        if not (study.full or study.out_of_patience):
+        if not study.why_ended:
             ray_states = run_trials(study, built.setup, arrays, gpus=gpus, concurrency=concurrency, stop=stop)
     if stop.disk:
         raise DiskFull(stop.disk)

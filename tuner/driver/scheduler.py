@@ -42,8 +42,8 @@ class StudyScheduler(FIFOScheduler):
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
-        """Return None: Ray then starts any pending trial. FIFOScheduler would look through all trials of the study each
-        time, which takes most of the driver's time after thousands of trials."""
+        """Return None, so that Ray starts any pending trial. FIFOScheduler would look through all trials of the study
+        each time, which takes most of the driver's time after thousands of trials."""
         return None
 
     def debug_string(self) -> str:

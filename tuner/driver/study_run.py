@@ -56,7 +56,7 @@ class StudyRun:
         goal: the goal that trials are judged by.
         searcher: suggests trials, and receives the result of each. It may hold trials of earlier processes.
         listeners: are notified of every event, in this order.
-        halving: stops trials early; None: every trial trains to its end.
+        halving: stops trials early. If None, every trial trains to its end.
         clock: returns the time in seconds; tests replace it.
     """
 
@@ -74,6 +74,7 @@ class StudyRun:
         self._halving = halving or Halving((), target=None)
         self.records = {record.number: record for record in searcher.finished()}
         self.standing = FrontTracker(goal, self.records.values())
+        self._why_ended = ""
         self._began: dict[int, float] = {}
         self._started = clock()
         self.elapsed_before = max((record.elapsed for record in self.records.values()), default=0.0)
@@ -94,8 +95,8 @@ class StudyRun:
             yield
 
     def ask(self) -> Asked | None:
-        """Begin and return the next trial. Return None if the study has all its trials, or is out of patience."""
-        if self.full or self.out_of_patience:
+        """Begin and return the next trial. Return None if the search has ended: `why_ended` is the reason."""
+        if self.why_ended:
             return None
         start = self._clock()
         asked = self.searcher.ask()
@@ -113,9 +114,22 @@ class StudyRun:
         return len(self.records) >= self.config.trials
 
     @property
-    def out_of_patience(self) -> bool:
-        """Return whether --patience trials in a row have ended without a better score of the goal."""
-        return self.config.patience is not None and self.standing.since_gain >= self.config.patience
+    def why_ended(self) -> str:
+        """Return why the search begins no more trials, as a sentence, or "" while it may begin one. The first reason
+        stays, because Ray asks for no trial after a refusal, even if a trial that still runs brings a gain."""
+        self._why_ended = self._why_ended or self._reason_to_end()
+        return self._why_ended
+
+    def _reason_to_end(self) -> str:
+        begun, patience = len(self.records), self.config.patience
+        if self.full:
+            return f"The search ended: it had all of its {begun} trials."
+        if patience is not None and self.standing.since_gain >= patience:
+            return (
+                f"The search ended after {begun} trials: the last {self.standing.since_gain} brought no gain, and "
+                f"--patience is {patience}."
+            )
+        return ""
 
     def epoch(self, number: int, epoch: Epoch) -> None:
         """Record an epoch that a trial has trained, and notify the listeners. An epoch that the record contains already

@@ -19,8 +19,10 @@ def advice(study: str, goal: Goal, records: Sequence[TrialRecord], group: Mappin
     """Return advice from the trials of a study in one line, or an empty text.
 
     Args:
-        study: its name.
-        group: as result.json has it; empty without --group.
+        study: the study's name.
+        goal: the study's goal.
+        records: the study's trials.
+        group: `group` of result.json. It is empty without --group.
     """
     if goal.kind is GoalKind.MAX_BYTES:
         return _of_bits(goal, records)

@@ -17,11 +17,12 @@ _LEAST_SIDE = 4  # pixels; fewer are no picture
 
 
 def pictures_of(data: Data, places: Sequence[int]) -> list[str]:
-    """Return examples of the validation data as the addresses of pictures, which hold the pictures themselves. The list
+    """Return pictures of examples of the validation data, as addresses (data:) that contain the pictures. The list
     is empty if the inputs are no images in memory.
 
     Args:
-        places: of the examples, in the validation data.
+        data: the study's data.
+        places: the places of the examples in the validation data.
     """
     split = data.val
     if not isinstance(split, Split) or not len(places):

@@ -23,7 +23,7 @@ _IMAGE = Markup('<img class="example" alt="example" src="{}">')
 
 
 def group_rows(document: Mapping[str, Any], objective: Objective) -> list[list[str]]:
-    """Return the table of the groups, a row each, with the columns of HEADER."""
+    """Return the table of the groups, with one row for each group and the columns of HEADER."""
     return [
         [
             *(group["name"], group["small"], group["large"], f"{group['passed_on']:.1%}"),
@@ -37,10 +37,11 @@ def group_rows(document: Mapping[str, Any], objective: Objective) -> list[list[s
 
 
 def passed_table(document: Mapping[str, Any], data: Data | None) -> dict[str, Any]:
-    """Return the table of the pairs of classes that the group to use passes on: its header and its rows.
+    """Return the header and the rows of a table of the examples that the recommended group passes on. Each row is for
+    one pair of classes.
 
     Args:
-        data: the study's data, for pictures of the examples. None: there are no pictures.
+        data: the study's data, for pictures of the examples. If None, the table has no pictures.
     """
     pairs = (main_group(document) or {}).get("passed_pairs", ())
     rows = [
@@ -57,17 +58,20 @@ def passed_table(document: Mapping[str, Any], data: Data | None) -> dict[str, An
 
 
 def reflection_line(document: Mapping[str, Any], objective: Objective) -> str:
-    """Say whether a large network that was trained again makes the better group; nothing without --group reflect."""
+    """Say whether a large network that was trained again makes a better group. Return an empty text without --group
+    reflect."""
     about = document.get("reflection")
     if not about:
         return ""
     plain = next(group for group in document["groups"] if group["name"] == about["against"])
-    trained = f"{about['large']} was trained on all examples, the hard ones of {about['small']} up to 5 times"
+    trained = f"{about['large']} was trained again, with hard examples of {about['small']} up to 5 times an epoch"
     if (value := about[objective.val]) is None:
         return f"{trained}: its group takes more multiply-adds or bytes than {plain['name']}, and is not kept"
     now, before = objective.text(value), objective.text(plain[objective.val])
     values = f"{now} on the validation data, where {plain['name']} has {before}"
-    return f"{trained}: with no more multiply-adds its group has {values}; it is {'' if about['kept'] else 'not '}kept"
+    return (
+        f"{trained}: its group has {values}, with no more multiply-adds, and is {'' if about['kept'] else 'not '}kept"
+    )
 
 
 def group_line(document: Mapping[str, Any], objective: Objective) -> str:
@@ -81,8 +85,8 @@ def group_line(document: Mapping[str, Any], objective: Objective) -> str:
     share = f"{group['share_of_best_macs']:.0%} of its multiply-adds"
     tested = f"test {objective.name} {objective.text(group[objective.test])}"
     against = group["mcnemar_against_best"]
-    tested += f"; right where {best} is wrong {against['only_group']} times, wrong where it is right "
-    tested += f"{against['only_network']} times (McNemar's p {against['p']:.2g})"
+    tested += f"; only the group is right for {against['only_group']} examples, and only {best} is right for "
+    tested += f"{against['only_network']} (McNemar's p {against['p']:.2g})"
     if document["as_good_as_best"] is None:
         value = objective.text(group[objective.val])
         return f"no pair has the accuracy of {best}; {group['name']} has {value} with {share}: {tested}"

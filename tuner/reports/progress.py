@@ -47,7 +47,7 @@ class Summary:
         """Summarise these trials.
 
         Args:
-            epochs: the number of epochs of a trial without early stopping. 0: it is not known.
+            epochs: the number of epochs of a trial without early stopping, or 0 if it is not known.
         """
         records = list(records)
         states = Counter(record.state for record in records)
@@ -128,7 +128,7 @@ class Progress:
         total_trials: the number of trials of the whole study, including earlier runs.
         goal: the goal of the study.
         stream: the output. The default is sys.stderr.
-        live: whether the stream is a terminal whose lines can be redrawn. None: it is detected.
+        live: whether the stream is a terminal whose lines can be redrawn. If None, this is detected.
         deadline: the clock's time at which the time budget ends, if there is one.
         quiet: whether to show nothing at all.
         finished_before: trials that an earlier run has finished. They do not count for the speed of this run.
@@ -169,8 +169,9 @@ class Progress:
         self.open()
         return self
 
-    def open(self) -> None:
-        """Begin to show the progress, even if nothing is known yet."""
+    def open(self, records: Iterable[TrialRecord] = ()) -> None:
+        """Begin to show the progress of a study with these trials, which an earlier run may have finished."""
+        self._records = records
         if self._live_wanted and not self._quiet:
             from rich.console import Console
             from rich.live import Live

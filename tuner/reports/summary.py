@@ -1,4 +1,5 @@
-"""Write the last lines of a study on the terminal: its front as a table, the best trial, and the folder of the rest."""
+"""Write the last lines of a study on the terminal: its front as a table, the best trial, and the folder of its
+files."""
 
 from __future__ import annotations
 
@@ -205,7 +206,7 @@ def files_line(outcome: StudyOutcome) -> str:
 
 
 def tracking_line(tracking_uri: str) -> str:
-    """Return how to open MLflow's UI on the record; a password in the URI is not shown."""
+    """Return how to open MLflow's UI for the study. A password in the URI is not shown."""
     shown = redact(tracking_uri)
     if re.match(r"https?://", shown):
         return shown  # a server: it is its own UI
@@ -213,8 +214,11 @@ def tracking_line(tracking_uri: str) -> str:
 
 
 def table_rows(outcome: StudyOutcome) -> tuple[list[TrialRecord], list[list[str]]]:
-    """Return the trials that the table shows, a row each, and the columns that go before their own: with several
-    targets each target that is met and its best, else the front."""
+    """Return the trials of the table, one for each row, and the columns to put before the trials' own.
+
+    With several targets, these are the best trial of each target that is met, and a column of the targets. For other
+    goals, these are the trials of the front and no further column.
+    """
     goal = outcome.goal
     if goal.kind is not GoalKind.TARGETS:
         return outcome.front, []
@@ -241,12 +245,13 @@ def _table(columns: Sequence[Sequence[str]], best: int | None = None) -> Rendera
 
 
 def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableType:
-    """Return the results of a study as text: the front as a table, or the best at each of several targets; and where
-    the rest is.
+    """Return the results of a study as text. A table shows the front, or the best trial at each of several targets. The
+    lines after it say where the files are.
 
     Args:
         outcome: the study.
-        width: characters that a line of the table may have; other lines are never broken, so that they can be copied.
+        width: the number of characters in a line of the table. Other lines are never broken, so that users can copy
+            them.
 
     Returns:
         Something for `rich.console.Console.print`.

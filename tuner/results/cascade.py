@@ -1,7 +1,8 @@
 """Group two networks of a study. The large network answers if the small one is unsure.
 
-Nothing is trained. Pairs and gates are chosen on the validation data, and the chosen groups are read once on the test
-data. A group computes less than its large network on most examples; it always takes the bytes of both.
+Nothing is trained. Pairs and thresholds are chosen on the validation data. The chosen groups are evaluated once on the
+test data. A group computes less than its large network for most examples, but it always takes the bytes of both
+networks.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Answers:
 
     Attributes:
         scores: the metric's score of each example, shape (n,), float64.
-        margins: how sure the network is of each, shape (n,), float32.
-        leading: the two classes that the network finds likeliest, shape (n, 2), int64.
+        margins: the margin of each example, shape (n,), float32.
+        leading: the two classes of each example with the largest probabilities, shape (n, 2), int64.
     """
 
     scores: Tensor
@@ -49,14 +50,15 @@ class Answers:
 
 @dataclass(frozen=True)
 class Group:
-    """A pair of trials' networks with a gate, and the quality of the pair on a split.
+    """The networks of two trials with a threshold, and the quality of this group on a split.
 
     Attributes:
-        small, large: the trials' numbers.
-        theta: the large network answers where the small one's margin is below it.
+        small, large: the numbers of the trials.
+        theta: the threshold. The large network answers if the margin of the small network is below it.
         passed: the share of the examples that the large network answers.
         value: the metric.
-        macs: expected multiply-adds an example: the small network's, and the large one's for the share.
+        macs: the mean multiply-adds of an example: those of the small network, plus `passed` times those of the large
+            network.
     """
 
     small: int
@@ -73,7 +75,7 @@ def answers_of(
     """Return the answers of a network on a split. Raises as `answered` does.
 
     Args:
-        network: a file as `tune_sparsity.tuner.worker.trainable.packed_weights` gives it.
+        network: a file with the result of `tune_sparsity.tuner.worker.trainable.packed_weights`.
     """
     return answered(experiment, network_in(experiment, network).to(device), split)
 
@@ -93,12 +95,13 @@ def answered(experiment: Experiment, model: nn.Module, split: Split | Loaded) ->
 
 
 def gates(sure: Tensor) -> list[float]:
-    """Return the gates to try, rising: 0, about QUANTILES quantiles of the margins, and 2.
+    """Return the thresholds to try, rising: 0, about QUANTILES quantiles of the margins, and 2.
 
-    A quantile lies halfway between two margins: another program's, which round differently, are on the same side.
+    Each quantile lies halfway between two margins. Another program rounds differently, but its margins then lie on the
+    same side of the threshold.
 
     Args:
-        sure: margins, shape (n,).
+        sure: the margins, shape (n,).
     """
     ordered, count = sure.sort().values, len(sure)
     places = [round(count * k / (QUANTILES + 1)) for k in range(1, QUANTILES + 1)]
@@ -107,12 +110,12 @@ def gates(sure: Tensor) -> list[float]:
 
 
 def candidates(small: int, answers: Mapping[int, Answers], macs: Mapping[int, int]) -> list[Group]:
-    """Return the groups of a small network with each network of more multiply-adds, at all gates.
+    """Return the groups of a small network with each network of more multiply-adds, at all thresholds.
 
     Args:
-        small: a trial's number.
-        answers: of the networks, by their trials' numbers.
-        macs: multiply-adds of an example, likewise.
+        small: the number of the small network's trial.
+        answers: the networks' answers, by the numbers of their trials.
+        macs: the networks' multiply-adds of an example, by the numbers of their trials.
     """
     own, larger = answers[small], [number for number in answers if macs[number] > macs[small]]
     if not larger:
@@ -130,8 +133,8 @@ def candidates(small: int, answers: Mapping[int, Answers], macs: Mapping[int, in
 
 
 def on_front(groups: Iterable[Group], alone: Iterable[tuple[float, float]]) -> list[Group]:
-    """Return the groups than which no other group, and no network alone, is both as cheap and as good, by rising
-    multiply-adds.
+    """Return the Pareto-optimal groups, by rising multiply-adds. No other group and no single network is both as cheap
+    and as good as one of them.
 
     Args:
         alone: multiply-adds and the metric's value of each network.
@@ -148,13 +151,13 @@ def on_front(groups: Iterable[Group], alone: Iterable[tuple[float, float]]) -> l
 
 
 def chosen(front: Sequence[Group], value: float, macs: float) -> list[Group]:
-    """Return the groups to report, five at most, by rising multiply-adds: the cheapest that is as good as the best
-    network, and the best within each of SHARES of its multiply-adds.
+    """Return at most five groups to report, by rising multiply-adds: the cheapest group that is as good as the best
+    network, and for each of SHARES the best group with at most this share of the best network's multiply-adds.
 
     Args:
-        front: as `on_front` gives it.
-        value: the best network's.
-        macs: likewise.
+        front: the result of `on_front`.
+        value: the metric of the best network.
+        macs: the multiply-adds of the best network.
     """
     level = as_good(front, value, macs)
     within = [[group for group in front if group.macs <= share * macs] for share in SHARES]
@@ -168,15 +171,15 @@ def as_good(groups: Sequence[Group], value: float, macs: float) -> Group | None:
 
 
 def mcnemar(one: Tensor, other: Tensor) -> dict[str, Any]:
-    """Return McNemar's exact test of whether two classifiers are equally often right.
+    """Return McNemar's exact test of whether a group and a single network are equally often correct.
 
     Args:
-        one: 1 for each example that the first has right, else 0.
-        other: likewise the second.
+        one: for each example 1 if the group is correct, else 0.
+        other: for each example 1 if the network is correct, else 0.
 
     Returns:
-        How many examples only the group (`one`) and only the network (`other`) has right, and the two-sided p-value
-        of so uneven a division under a fair coin.
+        The number of examples for which only the group is correct, the number for which only the network is correct,
+        and the two-sided p-value.
     """
     won, lost = int(((one > 0.5) & (other <= 0.5)).sum()), int(((one <= 0.5) & (other > 0.5)).sum())
     tail = sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1))
@@ -184,16 +187,18 @@ def mcnemar(one: Tensor, other: Tensor) -> dict[str, Any]:
 
 
 def passed_pairs(small: Answers, large: Answers, theta: float, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the pairs of classes between which the small network hesitates, the commonest PAIRS_SHOWN of them first.
+    """Return the pairs of the two likeliest classes of the examples that are passed on. They are the PAIRS_SHOWN
+    commonest pairs, the commonest first.
 
     Args:
         small, large: answers on the same split.
-        theta: the gate.
-        classes: their names; empty: they are numbered.
+        theta: the threshold. Examples with a smaller margin are passed on.
+        classes: the names of the classes. If it is empty, the classes have numbers.
 
     Returns:
-        For each pair its classes, the number of examples that are passed on, how many of them the small and the large
-        network have right, and the places in the split of the EXAMPLES_SHOWN with the smallest margins.
+        For each pair the classes, the number of examples that are passed on, the numbers of these for which the small
+        and the large network are correct, and the places in the split of the EXAMPLES_SHOWN examples with the smallest
+        margins.
     """
     passed = small.margins < theta
     order = small.margins[passed].argsort(stable=True)
@@ -215,13 +220,13 @@ def passed_pairs(small: Answers, large: Answers, theta: float, classes: Sequence
 
 @dataclass(frozen=True)
 class Choice:
-    """Holds the choice that the validation data make.
+    """Holds the groups that were chosen on the validation data.
 
     Attributes:
-        groups: as `chosen` gives them.
+        groups: the result of `chosen`.
         as_good: the cheapest of them that is as good as the best network, if any.
         pairs: the number of pairs of networks that were tried.
-        passed: the pairs of classes that each group passes on, as `passed_pairs` gives them.
+        passed: for each group the result of `passed_pairs`.
     """
 
     groups: list[Group]
@@ -239,13 +244,13 @@ def choose(
     device: str = "cpu",
     classes: Sequence[str] = (),
 ) -> Choice:
-    """Return the groups of a study's networks that the validation data choose.
+    """Choose groups of a study's networks on the validation data.
 
     Args:
+        networks: the networks' files, by the numbers of their trials.
+        macs: the networks' multiply-adds, by the numbers of their trials.
+        best: the number of the best network's trial.
         classes: the names of the classes, if they have any.
-        networks: their files, by their trials' numbers.
-        macs: their multiply-adds, likewise.
-        best: the best network's number.
     """
     answers = {number: answers_of(experiment, file, val, device) for number, file in networks.items()}
     values = {number: float(one.scores.mean()) for number, one in answers.items()}
@@ -263,7 +268,7 @@ def choose(
 def group_document(
     experiment: Experiment, data: Data, networks: Mapping[int, tuple[TrialRecord, Path]], best: int, device: str = "cpu"
 ) -> dict[str, Any]:
-    """Return the entry of result.json about the study's groups.
+    """Return the study's groups as they stand in `group` of result.json.
 
     Args:
         networks: the kept networks' trials and files, by the trials' numbers.
@@ -325,13 +330,13 @@ def described(
 
 
 def main_group(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the group to use from the entry of result.json: the group that is as good as the best network, otherwise
-    the most accurate group. Return None if there is no group."""
+    """Return the recommended group of `group` in result.json: the cheapest group that is as accurate as the best
+    network, or the most accurate group if none is. Return None if there is no group."""
     return as_good_as_best(document) or next(reversed(document.get("groups", ())), None)
 
 
 def as_good_as_best(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the cheapest group in the entry of result.json that is as good as the best network. Return None if there
+    """Return the cheapest group of `group` in result.json that is as accurate as the best network. Return None if there
     is no such group."""
     return next((one for one in document.get("groups", ()) if one["name"] == document["as_good_as_best"]), None)
 

@@ -143,7 +143,7 @@ def export_network(
             f"{network.val_value:.4f}: are these the study's data?"
         )
     with replacing(path) as temporary:
-        _write(network, kind, temporary)
+        write_as(network, kind, temporary)
         try:
             difference, value = _compare(network, reader_of(network, kind, temporary))
         except Exception as error:  # an error in the library that reads the format
@@ -232,23 +232,32 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_as(network: Network, kind: str, path: Path) -> None:
+    """Write a network in one of the formats.
+
+    Raises:
+        ExportFailed: if the format cannot hold the network, or if the library that writes the format fails.
+        OSError: if the file cannot be written.
+    """
+    try:
+        _write(network, kind, path)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ExportFailed(f"the network cannot be written as {kind}: {one_line(error)}") from error
+
+
 def _write(network: Network, kind: str, path: Path) -> None:
     from tune_sparsity.tuner.results import export_formats as formats
 
     if kind == "onnx":
-        try:
-            example = network.data.val.first(2).x
-            model, codes = network.model, network.codes
-            if network.removes_neurons and not codes:
-                model = network.without_neurons(model)
-            formats.save_onnx(model, network.experiment.outputs, example, path, codes)
-        except RuntimeError as error:
-            raise ExportFailed(str(error)) from error
+        example = network.data.val.first(2).x
+        model, codes = network.model, network.codes
+        if network.removes_neurons and not codes:
+            model = network.without_neurons(model)
+        formats.save_onnx(model, network.experiment.outputs, example, path, codes)
     elif kind == "packed":
-        try:
-            path.write_bytes(network.packed)
-        except ValueError as error:
-            raise ExportFailed(str(error)) from error
+        path.write_bytes(network.packed)
     elif kind == "csr":
         formats.save_csr(network.tensors, network.prunable, path)
     elif kind == "torch":

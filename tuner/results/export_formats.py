@@ -78,8 +78,9 @@ def index_dtype(columns: int) -> torch.dtype:
 
 
 def csr_bytes(weight: Tensor) -> int:
-    """Return the size of a weight in CSR, in bytes. Its dimensions after the first are flattened to columns. The size
-    includes the values, the column indices in the smallest dtype, and row pointers of 4 bytes."""
+    """Return the size in bytes of a weight in CSR. All dimensions of the weight after the first are flattened to
+    columns. The size includes the values, the column indices in the dtype of `index_dtype`, and row pointers of 4
+    bytes."""
     nonzero, rows, columns = int(weight.count_nonzero()), weight.shape[0], weight[0].numel()
     return nonzero * (weight.element_size() + index_dtype(columns).itemsize) + 4 * (rows + 1)
 

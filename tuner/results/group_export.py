@@ -48,7 +48,9 @@ def group_named(study: EndedStudy, name: str) -> dict[str, Any]:
     groups = {group["name"]: group for group in document.get("groups", ())}
     found = main_group(document) if name == "group" else groups.get(name)
     if found is None:
-        there = ", ".join(groups) or f"none; tune-sparsity resume {study.config.study} --group cascade looks for groups"
+        there = (
+            ", ".join(groups) or f"none. `tune-sparsity resume {study.config.study} --group cascade` looks for groups"
+        )
         raise UsageError(f"--network {name}: study {study.config.study} has no such group. Its groups: {there}")
     return found
 

@@ -88,15 +88,15 @@ def timed(
     threads: int = 1,
     seconds: float = 1.0,
 ) -> dict[Key, Timing]:
-    """Return the durations of a forward pass of each network, the networks taking turns.
+    """Return the durations of a forward pass of each network. The networks take turns.
 
     Args:
-        networks: in evaluation mode, by any name.
-        inputs: as `forward` takes them, on the networks' device; repeated where the batch wants more.
+        networks: networks in evaluation mode, by name.
+        inputs: inputs for `forward` on the networks' device. They are repeated if the batch has more examples.
         batch: the number of examples.
         forward: (network, inputs) -> outputs.
-        threads: of torch.
-        seconds: how long it goes on, as in `timings`.
+        threads: the number of torch's threads.
+        seconds: the time to measure, as in `timings`.
     """
     repeated, before = _repeated(inputs, batch), torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -115,6 +115,6 @@ def _ended(forward: Callable[[Any, Any], Tensor], network: Any, inputs: Any) -> 
 
 
 def _repeated(inputs: Any, size: int) -> Any:
-    """Return a batch of this size, which repeats the inputs where it wants more."""
+    """Return a batch of this size. It repeats the inputs if they are fewer."""
     places = torch.arange(size) % length(inputs)
     return mapped(lambda x: x[places.to(x.device)], inputs)

@@ -225,8 +225,8 @@ def agrees(experiment: Experiment, measured: float, reported: float, split: Spli
 
 
 def test_value(experiment: Experiment, data: Data, network: bytes, device: str) -> float | None:
-    """Return the metric on the test data, on `device`, of a network as `tuner.worker.trainable.packed_weights` gives
-    it."""
+    """Return a network's metric on the test data, computed on `device`. The network is a result of
+    `tuner.worker.trainable.packed_weights`."""
     model = experiment.network_with(split_masks(load(network))[0])
     return experiment.tested(model.to(device), data)
 
@@ -235,7 +235,7 @@ def network_in(experiment: Experiment, file: Path) -> torch.nn.Module:
     """Return the network of a trial's file, in evaluation mode.
 
     Args:
-        file: a file as `tune_sparsity.tuner.worker.trainable.packed_weights` gives it.
+        file: a file with the result of `tune_sparsity.tuner.worker.trainable.packed_weights`.
     """
     return experiment.network_with(split_masks(load_file(file))[0])
 
@@ -254,7 +254,7 @@ def without_neurons(experiment: Experiment, data: Data, model: torch.nn.Module) 
     example = experiment.prepare(data.val.first(2).x)
     rules = with_neurons(experiment.layers, model, example, experiment.forward)
     if not isinstance(rules.pattern, Neurons) or not isinstance(rules.pattern.groups, NeuronGroups):
-        raise ValueError(f"zeros with the pattern {rules.pattern} leave no neuron out")
+        raise ValueError(f"zeros in the pattern {rules.pattern} do not remove neurons")
     masks = [(layer.weight != 0).float() for layer in prunable_layers(model, rules, sphere=False)]
     return in_evaluation(smaller(model, rules.pattern.groups, masks))
 

@@ -1,7 +1,7 @@
 """Train the large network of a group again on the errors of the small network (after arXiv 1901.02433).
 
-The errors are out of fold: each training example is judged by a network that has not seen it. A network has few errors
-left on its own training data. The published procedure uses these, and loses.
+The errors are out of fold: the class of each training example is predicted by a network that was not trained on it. A
+network makes few errors on its own training data. The published procedure uses these few errors, and is less accurate.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class Reflected(TrialRecord):
 
 @dataclass(frozen=True)
 class StudyRecipe:
-    """Says how a study's trials are trained here.
+    """Describes how to train a study's trials again.
 
     Attributes:
-        seed: the study's.
+        seed: the seed of the study.
         uses: how often the network uses its weights.
     """
 
@@ -86,11 +86,11 @@ class StudyRecipe:
 
 @dataclass(frozen=True)
 class Reflection:
-    """Holds a large network that was trained again, and how sure the folds' networks were.
+    """Holds a large network that was trained again, and the predictions that chose its examples.
 
     Attributes:
-        sure: the probability of each training example's class, out of fold.
-        examples: the numbers of the examples of an epoch; the uncertain ones are repeated.
+        sure: the out-of-fold probability of the true class of each training example.
+        examples: the numbers of the examples of an epoch. Uncertain examples are repeated.
     """
 
     training: Training
@@ -112,10 +112,11 @@ def folds(examples: int, seed: int) -> list[Tensor]:
 
 
 def out_of_fold(examples: int, seed: int, judge: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Return a number for each example, given by a judge that has not seen it.
+    """Return a value for each example, from a model that was not trained on this example.
 
     Args:
-        judge: (numbers of the examples to learn from, numbers of those to judge) -> a number for each of the latter.
+        judge: trains a model and applies it: (numbers of the training examples, numbers of other examples) -> a value
+            for each of the other examples.
     """
     found, parts = torch.full((examples,), torch.nan, dtype=torch.float64), folds(examples, seed)
     for own in parts:
@@ -124,10 +125,11 @@ def out_of_fold(examples: int, seed: int, judge: Callable[[Tensor, Tensor], Tens
 
 
 def repeated(sure: Tensor, seed: int) -> Tensor:
-    """Return the numbers of all examples, each 1 + (MOST - 1) (1 - sure) times on average: once at least.
+    """Return the numbers of all examples. Each number occurs 1 + (MOST - 1) (1 - sure) times on average, and at least
+    once.
 
     Args:
-        sure: the probability of each example's class.
+        sure: the predicted probability of each example's true class.
     """
     weights = 1 + (MOST - 1) * (1 - sure)
     drawn = torch.rand(len(sure), generator=Generator().manual_seed(seed), dtype=torch.float64)
@@ -136,14 +138,14 @@ def repeated(sure: Tensor, seed: int) -> Tensor:
 
 @torch.no_grad()
 def probabilities(experiment: Experiment, model: nn.Module, split: Split | Loaded) -> Tensor:
-    """Return the probability that a network gives the class of each example, shape (n,), float64."""
+    """Return the probability that a network predicts for the true class of each example, shape (n,), float64."""
     pairs = outputs_of(experiment, model, split)
     return torch.cat([out.double().softmax(1).gather(1, y[:, None])[:, 0].cpu() for out, y in pairs])
 
 
 def reflect(recipe: StudyRecipe, small: TrialRecord, large: TrialRecord) -> Reflection:
-    """Train a large network again on all examples. An example counts up to MOST times if a network with the small one's
-    recipe, trained without this example, is unsure about it."""
+    """Train a large network again on all examples. An example occurs up to MOST times in an epoch. It occurs often if
+    the small network, trained again without this example, is unsure about it."""
     train = recipe.data.train
 
     def judge(seen: Tensor, asked: Tensor) -> Tensor:
@@ -160,13 +162,13 @@ def reflect(recipe: StudyRecipe, small: TrialRecord, large: TrialRecord) -> Refl
 def within(
     plain: Mapping[str, Any], answers: tuple[Answers, Answers], records: tuple[TrialRecord, TrialRecord]
 ) -> Group | None:
-    """Return the group of a small and a large network that is most accurate on the validation data, with no more
-    multiply-adds and bytes than a plain group; None if there is none.
+    """Return the group of a small and a large network that is most accurate on the validation data. It has no more
+    multiply-adds than another group, and about no more bytes. Return None if there is no such group.
 
     Args:
-        plain: as result.json has it.
-        answers: on the validation data.
-        records: the networks' trials.
+        plain: the other group, as in result.json.
+        answers: the answers of both networks on the validation data.
+        records: the trials of both networks.
     """
     small, large = records
     if None in (small.size_bytes, large.size_bytes, plain["size_bytes"]):
@@ -182,11 +184,11 @@ def within(
 def with_reflection(
     recipe: StudyRecipe, document: Mapping[str, Any], networks: Mapping[str, tuple[TrialRecord, Path]]
 ) -> tuple[dict[str, Any], Reflection | None]:
-    """Train the large network of a study's main group again. Return the entry of result.json about the groups. If the
-    new group is better, the entry contains it, and the new network is returned, too.
+    """Train the large network of a study's recommended group again. Return `group` of result.json, and the new network
+    if its group is better. `group` then contains the new group.
 
     Args:
-        document: as `tune_sparsity.tuner.results.cascade.group_document` gives it.
+        document: the result of `tune_sparsity.tuner.results.cascade.group_document`.
         networks: the kept networks' trials and files, by the trials' names.
     """
     plain = main_group(document)

@@ -72,7 +72,7 @@ class Resampling:
 
         Args:
             split: the examples.
-            scale: the factor of the spread; 0 judges the average alone.
+            scale: the factor of the spread. With 0, the result is the quality of the average alone.
         """
         if scale == 0:
             return self._judged(split, [nullcontext()])

@@ -82,7 +82,7 @@ def _sparse_layer(layer: nn.Module, form: Form, block: Block | None) -> nn.Modul
     convolution = type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"
     if convolution and form == "csr" and not isinstance(layer.padding, str):
         return SparseConv2d(cast("nn.Conv2d", layer))
-    raise ValueError("no product is written for a layer of its kind")
+    raise ValueError("no sparse product is implemented for its kind of layer")
 
 
 def over_sparse(

@@ -22,12 +22,12 @@ from tune_sparsity.tuner.results.retraining import Retrained
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.layout import PARETO_CSV, RESULT_JSON, TRIALS_CSV
 from tune_sparsity.tuner.study.objective import ACCURACY, Objective
-from tune_sparsity.tuner.study.trial import COSTS, TrialRecord, TrialState
+from tune_sparsity.tuner.study.trial import COSTS, MEASURES, TrialRecord, TrialState
 from tune_sparsity.tuner.system.files import plain, to_json, write_atomically
 
 LEADING_COLUMNS = ("number", "state")
 TRAILING_COLUMNS = (
-    *("sparsity", "sparsity_matrices", "sparsity_total", "hoyer", "nonzero_weights", *COSTS),
+    *("sparsity", "sparsity_matrices", *MEASURES[1:]),
     *("epochs", "seconds", "method", "reason"),
 )
 """The columns after the parameters and the metric. All leading and trailing columns except "sparsity_matrices" are

@@ -86,7 +86,7 @@ class Halving:
 
     Args:
         rungs: the rungs as `rung_epochs` returns them, rising. Without rungs every trial continues.
-        target: the smallest feasible final sparsity, in [0, 1]; None: there is no constraint.
+        target: the smallest feasible final sparsity, in [0, 1]. If None, there is no constraint.
         reduction: a rung lets about 1 of `reduction` trials continue; above 1.
         window: the number of trials that a rung remembers.
 

@@ -89,7 +89,7 @@ def _numbers_of(trial: FrozenTrial) -> FrozenTrial:
 
 SAMPLERS = {
     "tpe": SamplerKind(
-        "tree-structured Parzen estimator: for every goal, one or several methods",
+        "tree-structured Parzen estimator: for any goal and for one or several methods",
         _tpe,
         own_study=True,
         most=256,
@@ -97,7 +97,7 @@ SAMPLERS = {
         anew=True,
     ),
     "gp": SamplerKind(
-        "Gaussian process: for every goal, one method; proposes slowly, for trials that take long",
+        "Gaussian process: for any goal and for one method; it proposes slowly, so use it for long trials",
         _gp,
         methods=False,
         own_study=True,
@@ -105,11 +105,11 @@ SAMPLERS = {
         startup=8,
     ),
     "nsgaii": SamplerKind(
-        "genetic algorithm: for every goal, one or several methods; for hundreds of trials",
+        "genetic algorithm: for any goal and for one or several methods; it needs hundreds of trials",
         lambda seed, trials, independent: samplers.NSGAIISampler(seed=seed, population_size=16),
     ),
     "cmaes": SamplerKind(
-        "evolution strategy: for one target, one method; searches numbers only, draws the rest from the priors",
+        "evolution strategy: for one target and one method; it searches numbers, and draws the rest from the priors",
         _cmaes,
         front=False,
         methods=False,
@@ -118,13 +118,13 @@ SAMPLERS = {
         startup=10,  # the evolution begins at the best tenth of them
     ),
     "qmc": SamplerKind(
-        "quasi-random: covers the space evenly; learns nothing",
+        "quasi-random: covers the space evenly; does not learn from trials",
         lambda seed, trials, independent: samplers.QMCSampler(
             seed=seed, scramble=True, independent_sampler=independent, warn_independent_sampling=False
         ),
     ),
     "random": SamplerKind(
-        "independent draws: learns nothing",
+        "independent draws: does not learn from trials",
         lambda seed, trials, independent: EvenSampler({}, seed),
         anew=True,
     ),

@@ -64,8 +64,8 @@ class OptunaSearcher:
         seed: the seed of the sampler.
         journal: Optuna's journal file; None keeps the study in memory. An existing file is continued.
         name: the name of a new study in the journal.
-        planner: chooses the final sparsity of each trial if the goal has several sparsities; None: the sampler proposes
-            it, and searches for the best feasible merit.
+        planner: chooses the final sparsity of each trial if the goal has several sparsities. If None, the sampler
+            proposes it, and searches for the best feasible merit.
         earlier: the knowledge from earlier studies. Only a new study uses it, and keeps it in the journal.
         objective: the metric that gives the merit.
 

@@ -13,16 +13,17 @@ class Place(Protocol):
     """A place of named files: a folder, or a prefix in an object store."""
 
     def read(self, name: str) -> bytes:
-        """Return a file's content. Raise FileNotFoundError or another OSError."""
+        """Return a file's content. Raise FileNotFoundError if it does not exist, or another OSError if it cannot be
+        read."""
 
     def write(self, name: str, content: bytes) -> None:
-        """Replace a file. Readers see the old or the new file. Raise OSError."""
+        """Replace a file. Readers see the old or the new file. Raise OSError if this fails."""
 
     def remove(self, name: str) -> None:
-        """Remove a file if it exists. Raise OSError."""
+        """Remove a file if it exists. Raise OSError if this fails."""
 
     def names(self) -> list[str]:
-        """Return the names of all files. Raise OSError."""
+        """Return the names of all files. Raise OSError if this fails."""
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,9 @@ class S3Prefix:
 
     Attributes:
         bucket: the name of the bucket.
-        prefix: the prefix without "/" at its ends. "": the whole bucket.
-        endpoint: http(s)://HOST[:PORT]. "": Amazon's.
-        region: the region. "": the client chooses it.
+        prefix: the prefix without "/" at its ends, or "" for the whole bucket.
+        endpoint: http(s)://HOST[:PORT], or "" for Amazon's endpoint.
+        region: the region, or "" if the client chooses it.
     """
 
     bucket: str
@@ -78,14 +78,14 @@ class S3Prefix:
             return bytes(stream.read())
 
     def write(self, name: str, content: bytes) -> None:
-        """Write an object as a whole or not at all. Raise StoreError."""
+        """Write an object as a whole or not at all. Raise StoreError if this fails."""
         with told(self):
             stream = self._client().open_output_stream(self._path(name))
             stream.write(content)
             stream.close()  # without `with`, which would also complete the object after a failed write
 
     def remove(self, name: str) -> None:
-        """Remove an object if it exists. Raise StoreError."""
+        """Remove an object if it exists. Raise StoreError if this fails."""
         with told(self):
             try:
                 self._client().delete_file(self._path(name))
@@ -96,7 +96,7 @@ class S3Prefix:
         """Return the sorted names of all objects.
 
         Args:
-            under: limits the result to names below this one.
+            under: if given, only the names of objects below this name are returned.
 
         Raises:
             StoreError: if the store cannot be read.

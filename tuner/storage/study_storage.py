@@ -49,7 +49,7 @@ class StudyStorage(ABC):
     @abstractmethod
     def studies(self, file: str = STUDY_YAML) -> list[str]:
         """Return the names of the studies that have this file. An object store returns the names of all studies. Raise
-        OSError."""
+        OSError if the storage cannot be read."""
 
     @abstractmethod
     def address(self, study: str) -> str:
@@ -61,12 +61,13 @@ class StudyStorage(ABC):
 
     @abstractmethod
     def results(self, name: str) -> Path:
-        """Return the folder on this machine for results that are made from ended studies, such as exports. The name is
-        that of a study or another one."""
+        """Return the folder on this machine for results that are made from ended studies, such as exports. The name may
+        be that of a study, or any other name."""
 
     @abstractmethod
     def exists(self, study: str) -> bool:
-        """Return whether there is a study with this name, here or in its working folder. Raise OSError."""
+        """Return whether there is a study with this name, here or in its working folder. Raise OSError if the storage
+        cannot be read."""
 
     @abstractmethod
     def find(self, study: str) -> tuple[StudyStorage, str]:
@@ -81,11 +82,12 @@ class StudyStorage(ABC):
 
     @abstractmethod
     def study_yaml(self, study: str) -> Path:
-        """Return the study's study.yaml, or a copy on this machine. Raise UsageError if there is none."""
+        """Return the path of the study's study.yaml on this machine. It may be the path of a copy. Raise UsageError if
+        the study has no such file."""
 
     @abstractmethod
     def readable(self, study: str) -> Path:
-        """Return the study's folder, or a copy on this machine. Raise OSError."""
+        """Return the study's folder on this machine, which may be a copy. Raise OSError if it cannot be read."""
 
     @abstractmethod
     def folder_with(self, study: str, file: str) -> Path | None:
@@ -152,7 +154,8 @@ class StudyStorage(ABC):
         return UsageError(f"no study {study!r} in {self}: {self.known()}")
 
     def known(self, file: str = STUDY_YAML) -> str:
-        """Return a text that lists the studies with this file, as `studies` does. Raise OSError."""
+        """Return a text that lists the studies with this file, as `studies` does. Raise OSError if the storage cannot
+        be read."""
         there = ", ".join(self.studies(file))
         return f"known are {there}" if there else "there are none"
 

@@ -20,7 +20,8 @@ class FrontTracker:
 
     Attributes:
         front: the feasible front, by rising sparsity.
-        candidates: the goal's candidates, of which the latencies decide at the end; none for another goal.
+        candidates: the result of `goal.candidates` for a goal with a latency. Their latencies decide at the end of the
+            study. It is empty for any other goal.
         since_gain: the number of trials that ended, in any state, since the goal's score rose last.
     """
 

@@ -227,8 +227,8 @@ class Goal:
     def mean_value(self, area: float) -> float:
         """Return a front's hypervolume as a mean value of the metric.
 
-        At each sparsity between the front's ends, the best value of a network with at least this sparsity counts, or
-        the baseline if there is no such network. The result is the mean over these sparsities.
+        For each sparsity between the front's ends, take the best value of a network with at least this sparsity, or
+        `baseline` if there is no such network. The result is the mean over all these sparsities.
 
         Args:
             area: the result of `hypervolume`.

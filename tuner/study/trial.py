@@ -20,6 +20,8 @@ SPIKE_RATE = "spike_rate_"
 
 COSTS = ("size_bytes", "macs", "syn_ops", "bit_ops", "train_bytes")
 """The measures of a trial that are counts of bytes or operations; each is an attribute of a TrialRecord."""
+MEASURES = ("sparsity", "sparsity_total", "hoyer", "nonzero_weights", *COSTS)
+"""The measures of a trial, attributes of a TrialRecord, that are columns of trials.csv and metrics in MLflow."""
 
 
 class TrialState(StrEnum):

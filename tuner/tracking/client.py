@@ -84,7 +84,8 @@ class RunWriter:
         self._found: dict[str, MlflowRun] | None = None  # the trials' runs in the store by name; None: not searched yet
 
     def open(self) -> None:
-        """Import MLflow, and find or create the store and the experiment."""
+        """Import MLflow, and find or create the study's experiment in MLflow's store. Create the store if it is a
+        SQLite file that does not exist."""
         if self.experiment_id is not None:
             return
         if (file := sqlite_file(self.uri)) is not None:

@@ -57,7 +57,7 @@ def model_note(
         data: the experiment's data.
         tags: facts about the network: trial, target, ...
         metrics: the measures of the network.
-        register: the name in MLflow's model registry. None: the model is not registered.
+        register: the name in MLflow's model registry. If None, the model is not registered.
     """
     from tune_sparsity.tuner.tracking.pyfunc_model import assemble, load
 

@@ -92,7 +92,7 @@ def read_notes(file: Path, offset: int = 0, limit: int | None = None) -> tuple[l
 
     Args:
         offset: a position in bytes.
-        limit: the number of bytes to read. Only whole lines count, but at least one. None: all.
+        limit: the number of bytes to read. Only whole lines count, but at least one. If None, all are read.
 
     Returns:
         The notes, and the offset after them.
@@ -210,8 +210,8 @@ def end_abandoned(study_folder: Path, session: str = "") -> None:
     """Note all runs as KILLED whose driver no longer exists.
 
     Args:
-        session: the driver that has died. If another driver has continued the study since, nothing is noted. "": no
-            driver of the study runs.
+        session: the driver that has died. If another driver has continued the study since, nothing is noted. With "",
+            no driver of the study may run.
     """
     file = outbox_file(study_folder)
     with _appending(file) as write:

@@ -19,7 +19,7 @@ import torch
 from tune_sparsity.experiments import Experiment, find
 from tune_sparsity.experiments.cascade import Answer, Cascade
 from tune_sparsity.experiments.examples import at_once, mapped, named, parts
-from tune_sparsity.experiments.registry import PICKLED, OldImport, import_from
+from tune_sparsity.experiments.registry import OldImport, import_from
 from tune_sparsity.experiments.user_files import code_of
 from tune_sparsity.tuner.system.arrays import as_array
 from tune_sparsity.tuner.tracking.old_names import make_known
@@ -105,17 +105,9 @@ def assemble(folder: Path, network: Path | Gated, experiment: Experiment, name: 
         folder: the folder to create.
         network: the folder with model.safetensors and model.json, or a group of two networks.
         experiment: the experiment of the network.
-        name: the name of the experiment, as --experiment takes it.
+        name: the name of the experiment, as --experiment takes it. The experiment has source code.
         inputs: inputs of an example in the data set.
-
-    Raises:
-        ValueError: if the experiment has no source file.
     """
-    if name.partition(":")[0].endswith(PICKLED):
-        raise ValueError(
-            "the experiment was given to tune() as an object, and has no source to go with it: put it into a file, and "
-            "give tune() its name, as in 'mine.py:mine'"
-        )
     if isinstance(network, Gated):
         networks = {folder / SMALL: network.small, folder / LARGE: network.large}
     else:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from tune_sparsity.tuner.config.tracking_uri import is_server
 from tune_sparsity.tuner.errors import redact
-from tune_sparsity.tuner.study.trial import COSTS, TrialRecord, TrialState, trial_name
+from tune_sparsity.tuner.study.trial import MEASURES, TrialRecord, TrialState, trial_name
 from tune_sparsity.tuner.system.processes import own_process
 from tune_sparsity.tuner.tracking import writer as writer_process
 from tune_sparsity.tuner.tracking.delivery import ATTEMPTS
@@ -37,7 +37,6 @@ STATUS = {
     TrialState.PRUNED: "FINISHED",  # MLflow has no status for it, but the tag `state` says "pruned"
     TrialState.FAILED: "FAILED",
 }
-_MEASURES = ("sparsity", "sparsity_total", "hoyer", "nonzero_weights", *COSTS, "epochs", "seconds")
 
 
 def _timed(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate[Tracker, P], R]:
@@ -236,7 +235,7 @@ class Tracker:
         """Wait until all notes up to now have arrived, or until the store counts as away.
 
         Args:
-            timeout: seconds to wait, at most. None: no limit.
+            timeout: seconds to wait, at most. If None, there is no limit.
 
         Returns:
             Whether all notes have arrived.
@@ -257,7 +256,7 @@ class Tracker:
         A study without `finish_study` ends here as KILLED.
 
         Args:
-            timeout: seconds to wait, at most. None: as long as the writer sends messages.
+            timeout: seconds to wait, at most. If None, the wait lasts as long as the writer sends messages.
         """
         if self._closed:
             return
@@ -276,7 +275,8 @@ class Tracker:
         self._closed = True
 
     def _end(self, record: TrialRecord) -> None:
-        measured = {record.objective.val: record.value, **{name: getattr(record, name) for name in _MEASURES}}
+        measured = {name: getattr(record, name) for name in (*MEASURES, "epochs", "seconds")}
+        measured[record.objective.val] = record.value
         if self._size is not None and record.nonzero_weights is not None:
             measured["sparsity_matrices"] = self._size.sparsity_matrices(record.nonzero_weights)
         measures = {name: value for name, value in measured.items() if value is not None}

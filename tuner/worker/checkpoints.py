@@ -100,7 +100,7 @@ def read(place: Place, name: str) -> Any:
     """
     match, content = _NAME.fullmatch(name), place.read(name)
     if match is None or hashlib.sha256(content).hexdigest() != match[3]:
-        raise Damaged(f"{name} is not what was written")
+        raise Damaged(f"{name} has changed since it was written")
     try:
         tensors = load(content)  # checks the header, which is read once more for the text in it
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

@@ -15,11 +15,12 @@ class Report:
 
     Attributes:
         epochs: the epochs that the trial has trained since its last report.
-        again: the trial trained these epochs before it was restarted from its checkpoint.
+        again: whether the trial trained these epochs before it was restarted from its checkpoint.
         final_sparsity: the sparsity at which the trial ends, in [0, 1); 0 in a report without epochs or of a failure.
-        finished: the trial has trained all its epochs. A trial that ends without this report was stopped.
+        finished: whether the trial has trained all its epochs. A trial that ends without such a report was stopped.
         failure: the reason why the trial failed, in one line, or "".
-        disk: the reason why the trial could not write, in one line, or "". Such a report contains nothing else.
+        disk: the reason why the trial could not write, in one line, or "". A report with such a reason contains nothing
+            else.
         weights: the trained network in the safetensors format, if the worker and the driver share no folder.
     """
 

@@ -100,7 +100,7 @@ def _torch_backward(
     """Compute the gradients from the last step to the first.
 
     Args:
-        grads: the gradients of the loss with respect to the traces and the spikes. None: there is none.
+        grads: the gradients of the loss with respect to the traces and the spikes. None where there is no gradient.
         saved: potentials, spikes, traces, and the surrogate derivative of each spike with respect to its potential.
         constants: v, km and ks.
 

@@ -107,7 +107,7 @@ def test_without_its_model_a_loop_gives_tensors_and_masks(file: Path, capsys: py
         ["--experiment", "loops.py:unnamed", "--target", "0.8", "--trials", "2", "--study", "u"], file.parent
     )
     assert ran.code == 0
-    assert ran.stderr.count("unnamed.model is to say how it is made anew") == 1
+    assert ran.stderr.count("set unnamed.model to a function that makes it") == 1
     assert (file.parent / "studies" / "u" / "best" / "model.safetensors").exists()
     assert {float(row["train_loss"]) for row in csv.DictReader((file.parent / "studies/u/epochs.csv").open())} == {0.5}
     with pytest.raises(ValueError, match="network cannot be made"):
@@ -202,7 +202,7 @@ def test_a_loop_is_searched_from_python(file: Path, monkeypatch: pytest.MonkeyPa
         ("train", 0, None, ""),
         ("half_the_steps", 0, None, "2 epochs make 10 steps, but trial.sparsify was told 20"),
         ("reports_after_the_end", 1, "epochs", "the loop fails after its last epoch: LoopError"),
-        ("disturbs", 1, "epochs", "call model.eval() in what is reported"),
+        ("disturbs", 1, "epochs", "call model.eval() in the reported function"),
         ("forgets", 1, "resumption", "trial.keep(name, object)"),
         ("leaves_early", 0, None, ""),
         ("never_reports", 1, "epochs", "epoch 0 ended without trial.report"),

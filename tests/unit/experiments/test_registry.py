@@ -110,12 +110,16 @@ def test_file_does_not_take_the_place_of_a_module_of_its_name(source: Path) -> N
     assert sys.modules["json"] is json
 
 
-@pytest.mark.parametrize("name", ["", "imagenet", "a.module", ":mine", "file.py:", "file.py"])
+@pytest.mark.parametrize("name", ["", "imagenet", "a.module", ":mine", "file.py:"])
 def test_unknown_names_are_told_what_is_accepted(name: str) -> None:
     message = one_line(name)
     assert message.startswith(f"unknown experiment {name!r}")
     for accepted in (*BUILT_IN, "path/to/file.py:name", "package.module:name"):
         assert accepted in message
+
+
+def test_a_file_without_a_name_is_asked_for_one() -> None:
+    assert one_line("file.py") == "file.py: say which experiment or loop of the file: file.py:NAME"
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -126,6 +130,7 @@ def test_file_without_the_experiment(source: Path) -> None:
     for attribute, but in (
         ("theirs", ""),
         ("number", ", but a int of that name"),
+        ("Size", ", but a class of that name"),
     ):
         message = one_line(f"{source}:{attribute}")
         assert message == f"{source} has no experiment {attribute!r}{but}: it has mine, other"

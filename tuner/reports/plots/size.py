@@ -93,7 +93,7 @@ def macs_figure(records: Iterable[TrialRecord], goal: Goal, groups: Sequence[Map
     ]
     return figure(
         data,
-        titled("Multiply-adds of an example", f"{objective.name} of the completed trials, and of groups as expected"),
+        titled("Multiply-adds of an example", f"{objective.name} of the completed trials, and of groups (mean)"),
         xaxis={"title": {"text": "multiply-adds"}, "type": "log"},
         yaxis=value_axis(objective, "validation"),
         showlegend=True,

@@ -63,7 +63,7 @@ def test_labelled_images_follow_the_annotations(folder: Path) -> None:
 @pytest.mark.parametrize("line", ["val_0.JPEG\tn99999999\t0", "val_0.JPEG"])
 def test_annotations_that_name_no_class(folder: Path, line: str) -> None:
     (folder / "val" / "val_annotations.txt").write_text(line + "\n")
-    with pytest.raises(ValueError, match="names a class that train has not"):
+    with pytest.raises(ValueError, match="names a class that is not in train"):
         judging_files(folder, CLASSES)
 
 

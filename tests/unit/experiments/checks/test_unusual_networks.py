@@ -130,7 +130,7 @@ def renamed() -> nn.Module:
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "in place": (in_place, "the network changes the data set's own inputs in place: avoid inplace=True"),
-    "extra state": (ExtraState, "_extra_state of the network's state_dict is a dict, and files hold tensors alone"),
+    "extra state": (ExtraState, "_extra_state of the network's state_dict is a dict, and files hold only tensors"),
     "on meta": (left_on_meta, "1.weight lies on the device meta, where it has no numbers"),
     "renamed": (renamed, "0.weight is not in the network's state_dict under this name"),
     "in one memory": (in_one_memory, "0.weight and 1.weight are two tensors in the same memory"),

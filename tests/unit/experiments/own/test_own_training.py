@@ -173,7 +173,7 @@ def test_a_loop_that_never_ends_is_told(file: Path, monkeypatch: pytest.MonkeyPa
     for _ in range(epochs):
         training.epoch()
     monkeypatch.setattr(module, "_PATIENCE", 0.2)
-    with pytest.raises(LoopError, match=r"the loop goes on 0\.2 s after its trial was stopped"):
+    with pytest.raises(LoopError, match=r"the loop still runs 0\.2 s after the trial was stopped"):
         training.close()
     sys.modules["experiment_file_loops"].ENOUGH.append(1)
 
@@ -220,7 +220,7 @@ def test_a_first_look_takes_no_step_and_disturbs_nobody(file: Path) -> None:
 
 def test_a_loop_that_goes_on_after_a_first_look_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(look_module, "_PATIENCE", 0.2)
-    with pytest.raises(LoopError, match=r"swallows: the loop goes on 0\.2 s after it was ended"):
+    with pytest.raises(LoopError, match=r"swallows: the loop still runs 0\.2 s after it was ended"):
         loop(file, "swallows")
     sys.modules["experiment_file_loops"].ENOUGH.append(1)
 

@@ -15,7 +15,8 @@ from tune_sparsity.sparsity.binary.popcount import PopcountLayer, counting_bits,
 from tune_sparsity.sparsity.binary.products import LinearProduct
 
 pytestmark = pytest.mark.skipif(
-    not popcount.available(), reason="nothing compiled counts bits: apt-get install gcc libc6-dev, then make compile"
+    not popcount.available(),
+    reason="the compiled bit operations are missing: apt-get install gcc libc6-dev, then make compile",
 )
 
 

@@ -16,6 +16,7 @@ from tests.helpers.problems import accuracy, blobs, mlp
 from tests.helpers.trainings import train
 from tune_sparsity.sparsity import METHODS
 from tune_sparsity.sparsity.binary.training import BinaryTraining
+from tune_sparsity.sparsity.schedules import warmup_cosine
 
 STEPS = 60
 SETTINGS = [{}, {"activations": "real"}, {"flips": "bop", "gamma": 0.02, "tau": 0.01}]
@@ -49,6 +50,16 @@ def test_it_learns_and_ends_on_signs(settings: dict[str, Any]) -> None:
     measured = training.measures()
     assert (measured["sparsity"], measured["nonzero_weights"]) == (0.0, 20 * 64 + 64 * 64 + 64 * 4)
     training.check_finite()
+
+
+def test_the_rates_of_a_step_fall_together() -> None:
+    model = mlp(20, 16, 4)
+    training = build(model, {"flips": "bop", "gamma": 0.02})
+    for step in (0, 3, STEPS // 2, STEPS - 1):
+        train(model, training, training.steps, step, total=STEPS)  # type: ignore[arg-type]
+        group = training.optimizer.param_groups[0]
+        assert group["lr"] == 1e-2 * warmup_cosine(step / STEPS)
+        assert group["gamma"] == 0.02 * warmup_cosine(step / STEPS)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

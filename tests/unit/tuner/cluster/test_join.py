@@ -86,6 +86,14 @@ def test_a_private_ray_is_this_users_alone(given: dict[str, str], token: bool, m
     assert dict(os.environ) == first
 
 
+def test_a_cluster_that_does_not_answer_is_given_up_after_one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    settle_environment(own=True)
+    assert "RAY_NUM_REDIS_GET_RETRIES" not in os.environ
+    settle_environment()
+    assert os.environ["RAY_NUM_REDIS_GET_RETRIES"] == "1"
+
+
 def test_why_a_private_ray_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
     with NodeProcess(make_config({"target": 0.9})) as node:

@@ -14,6 +14,8 @@ import yaml
 from tests import ROOT
 from tests.helpers.folders import tree
 from tune_sparsity.tuner.cli import main
+from tune_sparsity.tuner.commands.search import search_parser
+from tune_sparsity.tuner.config.study_config import FLAGS, StudyConfig
 
 SPACES = ROOT / "search_spaces"
 Refuse = Callable[..., str]
@@ -153,6 +155,11 @@ WRONG: dict[str, list[str]] = {
     "trials": [*WHOLE, "0"],
     "epochs": [*WHOLE, "0"],
     "patience": [*WHOLE, "0"],
+    "pattern": ["", "neuron", "4:2", "block:0x1", "block"],
+    "group": ["", "cascades", "Cascade"],
+    "ensemble": ["", "resampled"],
+    "members": [*WHOLE, "0", "1", "1001"],
+    "warm-start": ["", "no-such-study"],
     "seed": [*NUMBERS, "2.5", "4294967296"],
     "final-seeds": WHOLE,
     "concurrency": [*WHOLE, "0"],
@@ -179,6 +186,16 @@ WRONG_VALUES = [(option, value) for option, values in WRONG.items() for value in
 def names_of(option: str, value: str) -> str:
     """What the line must name: the option, or where the value is a file that is there in name only, the file."""
     return value if option == "space" and value.endswith(".yaml") and value not in (".yaml",) else f"--{option}"
+
+
+def test_every_option_has_wrong_values() -> None:
+    options = {name.replace("_", "-") for name in StudyConfig.model_fields.keys() - {*FLAGS}}
+    assert options == WRONG.keys(), "of a new option, add wrong values to WRONG"
+
+
+def test_every_option_is_an_argument_of_the_command() -> None:
+    arguments = {action.dest for action in search_parser()._actions}
+    assert StudyConfig.model_fields.keys() <= arguments, "of a new option, add the argument to tuner/commands/search.py"
 
 
 @pytest.mark.parametrize(("option", "value"), WRONG_VALUES, ids=lambda text: text[:20])

@@ -35,7 +35,7 @@ STUDIES = {
     "outputs": ("nn.Linear(8, 12)", "nn.Linear(9, 12)", ["mine.py:mine", "outputs", "float32 (4, 8)", "check"]),
     "prunable": ("nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3)", "nn.BatchNorm1d(8)", ["nothing to prune"]),
     "labels": ("nn.Linear(12, 3)", "nn.Linear(12, 2)", ["labels 0..2", "2 outputs"]),
-    "metric": ("Recipe(2, 16)", "Recipe(2, 16), metric=lambda o, t: o.sum()", ["one score each"]),
+    "metric": ("Recipe(2, 16)", "Recipe(2, 16), metric=lambda o, t: o.sum()", ["one score for each example"]),
     "metric of all": ("Recipe(2, 16)", "Recipe(2, 16), metric=Metric('m', lambda o, t: o.mean(0))", ["m cannot be"]),
     "metric of NaN": ("Recipe(2, 16)", "Recipe(2, 16), metric=Metric('m', lambda o, t: 0 * 1e999)", ["m is nan"]),
     "name of a metric": ("Recipe(2, 16)", "Recipe(2, 16), metric=Metric('RMSE', load)", ["macro_f1", "mine.py:16"]),
@@ -192,7 +192,7 @@ def test_files_that_are_read_and_not_declared_are_a_warning(folder: Path, capsys
     reading(folder)
     assert told_of_files(folder, capsys) == (
         "warning  files         the code reads deep/mean.npy, sizes.json, top.txt beside it, which the logged model "
-        "and workers elsewhere do not have: declare what it reads, "
+        "and workers on other machines lack: declare what it reads, "
         "Experiment(..., files=('deep/mean.npy', 'sizes.json', 'top.txt',))"
     )
 
@@ -206,7 +206,7 @@ def test_of_declared_files_nothing_is_said(folder: Path, capsys: pytest.CaptureF
     ("of", "said"),
     [
         ("memory", "workers get the data without it. To send it along, declare it"),
-        ("files", "workers elsewhere do not have it. Keep it in --data-dir, at the same path there, or declare it"),
+        ("files", "workers on other machines do not have it. Keep it in --data-dir on all of them, or declare it"),
     ],
 )
 def test_what_the_data_are_made_of_is_named(

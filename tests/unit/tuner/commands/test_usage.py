@@ -11,6 +11,11 @@ from tests.helpers.folders import tree
 from tune_sparsity.tuner.cli import main
 
 SPACE = "method: lpss\nparameters:\n  p: {type: float, low: 1.1, high: 1.9}\n  final_sparsity: target\n"
+NETWORK = """
+import torch
+from tune_sparsity import Experiment, Recipe
+mine = Experiment("mine", print, torch.nn.Linear(4, 2), Recipe(1, 2))
+"""
 
 # arguments, files to write first, what the line must say
 CASES: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
@@ -59,6 +64,11 @@ CASES: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "no such module": (["--target", ".9", "--experiment", "no_such_module:x"], {}, ["no_such_module"]),
     "experiment file broken": (["--target", ".9", "--experiment", "e.py:x"], {"e.py": "1/0"}, ["ZeroDivisionError"]),
     "nothing of that name": (["--target", ".9", "--experiment", "e.py:x"], {"e.py": "y = 1"}, ["e.py", "'x'"]),
+    "network for a function": (
+        ["--target", ".9", "--experiment", "e.py:mine"],
+        {"e.py": NETWORK},
+        ["e.py:mine", "model is a network", "the function that makes one"],
+    ),
     "unknown space": (["--target", ".9", "--space", "lpsss"], {}, ["did you mean lpss"]),
     "no space file": (["--target", ".9", "--space", "no.yaml"], {}, ["no.yaml", "cannot be read"]),
     "space not YAML": (["--target", ".9", "--space", "s.yaml"], {"s.yaml": "a: 1\nb: [1,\n"}, ["s.yaml:3"]),
@@ -112,7 +122,12 @@ CASES: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
         ["c.yaml:2", "sampler"],
     ),
     "config a folder": (["--config", "."], {}, ["cannot be read"]),
-    "unknown option": (["--target", ".9", "--trails", "3"], {}, ["--trails"]),
+    "unknown option": (["--target", ".9", "--trails", "3"], {}, ["--trails", "did you mean --trials?"]),
+    "unknown option of export": (
+        ["export", "a", "--format", "onnx", "--netwrok", "best"],
+        {},
+        ["did you mean --network?", "tune-sparsity export --help"],
+    ),
     "option without value": (["--target"], {}, ["--target"]),
     "stray word": (["--target", ".9", "digits"], {}, ["digits"]),
     "unknown command": (["resum", "x"], {}, ["did you mean resume"]),

@@ -26,9 +26,9 @@ def epoch(number: int, accuracy: float = 0.5) -> Epoch:
     return Epoch(number, {**METRICS, "val_accuracy": accuracy, "val_accuracy_at_target": accuracy})
 
 
-def study_in(folder: Path, listeners: Sequence[Listener], clock: Any = lambda: 0.0) -> StudyRun:
+def study_in(folder: Path, listeners: Sequence[Listener] = (), clock: Any = lambda: 0.0, **options: Any) -> StudyRun:
     (folder / "s").mkdir(parents=True, exist_ok=True)
-    config = make_config({"target": 0.9, "trials": 8, "storage": folder, "study": "s"})
+    config = make_config({"target": 0.9, "trials": 8, "storage": folder, "study": "s", **options})
     searcher = OptunaSearcher([load_space("lpss", 0.9)], 0.9, journal=folder / "s" / "optuna.journal", sampler="random")
     return StudyRun(config, at_targets(0.9), searcher, listeners, clock=clock)
 
@@ -136,3 +136,24 @@ def test_tables_are_written_now_and_then(tmp_path: Path) -> None:
         assert asked is not None
         study.end(asked.number, TrialState.FAILED, "why")
         assert (len(table.read_text().splitlines()) - 1 if table.exists() else None) == rows
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"trials": 2}, "The search ended: it had all of its 2 trials."),
+        ({"patience": 1}, "The search ended after 2 trials: the last 1 brought no gain, and --patience is 1."),
+    ],
+)
+def test_the_first_reason_to_end_stays(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    study = study_in(tmp_path, **options)
+    numbers = [asked.number for asked in (study.ask(), study.ask()) if asked]
+    assert len(numbers) == 2
+    assert study.why_ended == (reason if "trials" in options else "")
+    study.end(numbers[0], TrialState.FAILED)
+    assert study.ask() is None
+    study.epoch(numbers[1], epoch(1))
+    study.end(numbers[1], TrialState.COMPLETED)
+    assert study.standing.since_gain == 0  # a gain that comes too late
+    assert study.ask() is None
+    assert study.why_ended == reason

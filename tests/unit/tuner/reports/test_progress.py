@@ -297,3 +297,12 @@ def test_so_far_is_told_as_the_goal_judges() -> None:
     assert told(along_front(0.8, 0.9)) == "front of 3, mean accuracy 96.00% from 0.8 to 0.9"
     assert told(at_most(100, 1000)) == "best 96.00% at 90.00% sparsity (t0001)"
     assert told(at_targets(0.8, 0.9), []) == "no feasible trial yet"
+
+
+def test_a_study_that_had_ended_before_is_shown_with_its_trials() -> None:
+    shown, stream = progress(Clock(), total=2)
+    shown.open([trial(0), trial(1, value=0.95)])
+    shown.close()
+    assert stream.getvalue().startswith(
+        "2/2 trials, 0 running, 0 stopped early; best 95.00% at 90.00% sparsity (t0001)"
+    )

@@ -70,7 +70,7 @@ def test_passes_are_timed_in_every_form_and_what_is_not_there_is_told() -> None:
 def test_layers_that_no_gpu_can_skip_half_of_are_named() -> None:
     model = nn.Sequential(nn.Conv1d(2, 64, 3), nn.Flatten(), nn.Linear(1024, 64))
     _, left = over_sparse(model, {"0.weight", "2.weight"}, "2:4")
-    assert left["0.weight"] == "no product is written for a layer of its kind"
+    assert left["0.weight"] == "no sparse product is implemented for its kind of layer"
     assert "Only CUDA tensors" in left["2.weight"]  # in torch's words
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tune_sparsity.experiments.metrics import Metric
 from tune_sparsity.sparsity import DeadNeurons, NetworkSize
 from tune_sparsity.sparsity.layers import LeftDense
 from tune_sparsity.tuner.results.tables import (
@@ -26,7 +28,7 @@ from tune_sparsity.tuner.results.tables import (
     write_trials,
 )
 from tune_sparsity.tuner.study.goal import Goal, along_front, at_most, at_targets, within_bytes
-from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
+from tune_sparsity.tuner.study.trial import COSTS, TrialRecord, TrialState
 from tune_sparsity.tuner.system.files import plain, to_json, write_atomically
 
 
@@ -67,7 +69,14 @@ def test_the_columns_are_those_of_the_contract(tmp_path: Path) -> None:
     expected = "number,state,p,lr,rho,val_accuracy,sparsity,sparsity_matrices,sparsity_total,hoyer,nonzero_weights,"
     expected += "size_bytes,macs,syn_ops,bit_ops,train_bytes,"
     for path in (trials, pareto):
-        assert path.read_text(encoding="utf-8").splitlines()[0] == expected + "epochs,seconds,method,reason"
+        heading = path.read_text(encoding="utf-8").splitlines()[0]
+        assert heading == expected + "epochs,seconds,method,reason", "of a new column, add the name here"
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_no_metric_has_the_name_of_a_cost(name: str) -> None:
+    with pytest.raises(ValueError, match="that is the name of another column"):
+        Metric(name, torch.sub)
 
 
 def test_the_sparsity_over_all_matrices_counts_those_that_stay_dense(tmp_path: Path) -> None:

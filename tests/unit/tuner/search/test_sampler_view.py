@@ -12,6 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from tune_sparsity.search_spaces import Prior, Space, load_space
+from tune_sparsity.tuner.config import study_config
 from tune_sparsity.tuner.search.cover import log_sparsity
 from tune_sparsity.tuner.search.planner import planner_for
 from tune_sparsity.tuner.search.sampler_view import LIKE_SHARE, SamplingStudy, View
@@ -59,6 +60,10 @@ def search(searcher: OptunaSearcher, trials: int) -> list[Asked]:
 def own_study(searcher: OptunaSearcher) -> optuna.Study:
     assert searcher._sampling is not None
     return searcher._sampling._study
+
+
+def test_the_command_accepts_exactly_these_samplers() -> None:
+    assert set(SAMPLERS) == set(study_config.SAMPLERS), "the names stand in tuner/config/study_config.py, too"
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
