@@ -179,10 +179,17 @@ class Layout:
         weights = self.weights
         bits = nonzero * self._value_bits + uneven * weights * _entropy(nonzero / weights)
         dense = math.inf if self._scaled else weights * self._value_bits
-        used = nonzero // a_row
-        rows = _SCALE * min(used, sum(one.rows for one in self.prunable.values())) if self._scaled else 0
-        biases = _HALF * min(used, sum(one.n for one in self.biases.values()))
-        return self.fixed + (min(bits, dense) + rows + biases) / 8
+        return self.fixed + min(bits, dense) / 8 + self.neuron_bytes(nonzero // a_row)
+
+    def neuron_bytes(self, used: int) -> float:
+        """Return the bytes of the scales and biases of neurons.
+
+        Args:
+            used: the number of neurons that have a weight. More than there are count as all.
+        """
+        rows = min(used, sum(one.rows for one in self.prunable.values())) if self._scaled else 0
+        biases = min(used, sum(one.n for one in self.biases.values()))
+        return (_SCALE * rows + _HALF * biases) / 8
 
     def nonzero_within(self, most: int) -> int:
         """Return about the largest number of weights whose file has at most `most` bytes, or 0 if there is none.

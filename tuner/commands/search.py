@@ -145,7 +145,7 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
     from tune_sparsity.experiments.registry import has_source
     from tune_sparsity.tuner.config.tracking_uri import stray_environment
     from tune_sparsity.tuner.driver.run import DiskFull, run_study
-    from tune_sparsity.tuner.reports.text import few_prunable
+    from tune_sparsity.tuner.reports.text import costly_neurons, few_prunable
     from tune_sparsity.tuner.storage.lease import TakenOver
 
     config = prepared.config
@@ -156,6 +156,8 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
         say(f"The study is stored in {config.storage.address(config.study)}. The command works in {config.folder}")
     if few := few_prunable(prepared.size):
         say(few)
+    if (limit := prepared.limit) and (costly := costly_neurons(limit.of_neurons, limit.most)):
+        say(costly)
     for warning in prepared.warnings:
         if not few or warning.check != "prunable":  # `few` says the same
             say(f"{warning.check}: {warning.text}")

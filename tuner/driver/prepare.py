@@ -299,7 +299,9 @@ class _Network(NamedTuple):
         for bits in (ALL_BITS, *BITS):
             nonzero = max(self.size.layers, layout_of(self.model, self.layers, bits).nonzero_within(config.max_bytes))
             sparsities[bits] = sparsity_of(self.size.prunable - nonzero, self.size.prunable)
-        return ByteLimit(config.max_bytes, sparsities)
+        fewest = layout_of(self.model, self.layers, fewest_bits(config, few_bits=self.few_bits(config)))
+        neurons = 0 if config.method == [BINARY] else int(fewest.neuron_bytes(self.size.prunable))
+        return ByteLimit(config.max_bytes, sparsities, neurons)
 
 
 def _network(experiment: Experiment) -> _Network:

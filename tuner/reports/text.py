@@ -76,6 +76,21 @@ def few_prunable(size: NetworkSize) -> str:
     return f"Only {share:.1%} of the network's weights in matrices are pruned. These stay dense: {size.dense_text()}"
 
 
+def costly_neurons(taken: int, most: int) -> str:
+    """Return a warning if neurons take more than a third of the bytes that a network may have. Otherwise return "".
+
+    Args:
+        taken: the bytes of the scales and biases of all neurons.
+        most: the largest number of bytes.
+    """
+    if 3 * taken <= most:
+        return ""
+    return (
+        f"The scales and biases of this network's neurons alone take {taken:,} bytes, and --max-bytes is {most:,}. "
+        "A network with fewer neurons is probably more accurate at this size"
+    )
+
+
 def is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 

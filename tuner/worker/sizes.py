@@ -28,10 +28,12 @@ class ByteLimit:
     Attributes:
         most: the limit in bytes.
         sparsities: the approximate sparsity, in [0, 1), at which a network meets the limit, by the bits of a weight.
+        of_neurons: the bytes that the scales and biases of all neurons take, with weights of the fewest bits.
     """
 
     most: int
     sparsities: Mapping[int, float]
+    of_neurons: int
 
     def met_by(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return a trial's parameters, with a final sparsity at which the network's packed file approximately meets the

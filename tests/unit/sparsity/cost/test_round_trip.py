@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from tune_sparsity.sparsity.cost import read_packed
-from tune_sparsity.sparsity.cost.layout import Layout, best_form
+from tune_sparsity.sparsity.cost.layout import Layout, Prunable, best_form
 from tune_sparsity.sparsity.cost.read_packed import BITMAP, DENSE, RICE, decode
 from tune_sparsity.sparsity.cost.writer import encode, load
 from tune_sparsity.sparsity.few_bits import Codes, Precision, Signs
@@ -141,6 +141,12 @@ def test_the_estimate_is_near_the_file(tenths: int, bits: int, seed: int) -> Non
     layout = Layout.of({"w": weight}, {"w"}, Precision(bits))
     size, guess = layout.size({"w": weight}), layout.estimate(int(weight.count_nonzero()))
     assert 0.96 * size < guess < 1.01 * size
+
+
+def test_scales_and_biases_are_counted_for_each_neuron() -> None:
+    scaled = Layout(0, {"w": Prunable(60_000, 300, 4, scaled=True)}, {"w": Prunable(300, 1, 16)})
+    assert (scaled.neuron_bytes(10), scaled.neuron_bytes(10**6)) == (10 * (2 + 2), 300 * (2 + 2))
+    assert Layout(0, {"w": Prunable(60_000, 300, 32)}).neuron_bytes(300) == 0
 
 
 def test_a_network_of_few_bits_is_written_in_its_precision() -> None:

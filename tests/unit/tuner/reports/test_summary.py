@@ -24,7 +24,7 @@ from tune_sparsity.tuner.reports.summary import (
     tracking_line,
     trial_columns,
 )
-from tune_sparsity.tuner.reports.text import command, dead_text, few_prunable, shown_path, spikes_text
+from tune_sparsity.tuner.reports.text import command, costly_neurons, dead_text, few_prunable, shown_path, spikes_text
 from tune_sparsity.tuner.results.inference_cost import Timing
 from tune_sparsity.tuner.results.tables import StudyOutcome, StudySeconds, latencies_in, result_document
 from tune_sparsity.tuner.study.goal import Goal, along_front, at_targets
@@ -153,6 +153,14 @@ def test_a_network_whose_matrices_are_all_prunable_has_nothing_to_warn_of(tmp_pa
     records = [trial(0, nonzero_weights=4, sparsity_total=36 / 46)]
     line = network_line(outcome(tmp_path, records, size=size))
     assert line == "90.0000% of all weight matrices and 78.2609% of all parameters are zero"
+
+
+def test_neurons_that_take_much_of_a_file_are_told() -> None:
+    assert costly_neurons(500, 1500) == ""
+    assert costly_neurons(1640, 1500) == (
+        "The scales and biases of this network's neurons alone take 1,640 bytes, and --max-bytes is 1,500. "
+        "A network with fewer neurons is probably more accurate at this size"
+    )
 
 
 def test_the_sparsity_is_shown_layer_by_layer_or_as_a_range(tmp_path: Path) -> None:
