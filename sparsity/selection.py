@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tune_sparsity.sparsity.distributions import layer_counts
 from tune_sparsity.sparsity.layers import has_normalisation
-from tune_sparsity.sparsity.masks import sparsity_with
+from tune_sparsity.sparsity.masks import sparsity_with, zeros_for
 from tune_sparsity.sparsity.patterns import UNSTRUCTURED, Pattern
 
 _AFTER = 1e4  # in log2: puts every masked weight behind every active one, and keeps their order
@@ -110,9 +110,27 @@ def fitted(
     return masks
 
 
-def selection_for(model: nn.Module, distribution: str, pattern: Pattern = UNSTRUCTURED) -> Selection:
-    """Return the selection for a network. Each neuron keeps at least one connection."""
-    return Selection(distribution, a_neuron=1, normalised=has_normalisation(model), pattern=pattern)
+def selection_for(
+    model: nn.Module,
+    distribution: str,
+    pattern: Pattern = UNSTRUCTURED,
+    *,
+    shapes: Sequence[torch.Size] = (),
+    sparsity: float = 0.0,
+) -> Selection:
+    """Return the selection for a network. Each neuron keeps at least one connection.
+
+    There is an exception if the distribution is global, and these connections are more than half of those that stay at
+    the end. Then neurons may lose all their connections. The network is more accurate in this way.
+
+    Args:
+        shapes: the shapes of the prunable weights, (neurons, fan-in...).
+        sparsity: the final sparsity.
+    """
+    weights, neurons = sum(shape.numel() for shape in shapes), sum(shape[0] for shape in shapes)
+    crowded = distribution == "global" and 2 * neurons > weights - zeros_for(sparsity, weights)
+    normalised = has_normalisation(model)
+    return Selection(distribution, a_neuron=0 if crowded else 1, normalised=normalised, pattern=pattern)
 
 
 def relative_magnitude(log_magnitude: Tensor) -> Tensor:

@@ -255,7 +255,7 @@ def snip(start: Start, s: SnipSettings) -> SparseTraining:
 @method
 def gmp(start: Start, s: GmpSettings) -> SparseTraining:
     """Prune by magnitude while the sparsity rises as a cubic (Zhu and Gupta 2017, arXiv 1710.01878)."""
-    selection = selection_of(start.model, start.layers, s.distribution, start.pattern)
+    selection = selection_of(start.model, start.layers, s.distribution, start.pattern, s.final_sparsity)
     rising = Schedule("cubic", 0.0, s.final_sparsity, s.begin, s.end)
     topology = GlobalMagnitude(rising, shortened(s.interval, rising, start.total_steps), selection)
     return start.training(

@@ -94,7 +94,7 @@ class LpssSettings(TailSettings):
             without a mask.
         distribution: how the kept weights are distributed over the layers. "global" keeps the largest weights of all
             layers together. "erk" and "uniform" give each layer a number of weights. With all of them, every neuron
-            keeps a connection as long as there are enough.
+            keeps a connection as long as there are enough; see `selection_for`.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -224,7 +224,7 @@ def lpss(
     rules = rules if example is None else with_neurons(rules, model, example)
     layers, steps = prunable_layers(model, rules, example=example), s.steps_of(total_steps)
     initial = 0.0 if trained or isinstance(rules.pattern, Neurons) else min(s.initial_sparsity, s.final_sparsity)
-    selection = selection_of(model, layers, s.distribution, rules.pattern)
+    selection = selection_of(model, layers, s.distribution, rules.pattern, s.final_sparsity)
     if not trained and not selection.normalised:
         _give_rows_norm([layer for layer in layers if layer.sphere], 2**0.5)
     return SparseTraining(

@@ -62,14 +62,20 @@ class NeuronSelection(Selection):
         return [layer.turned(mask) for layer, mask in zip(self.layers, masks, strict=True)]
 
 
-def selection_of(model: nn.Module, layers: Sequence[Layer], distribution: str, pattern: Pattern) -> Selection:
+def selection_of(
+    model: nn.Module, layers: Sequence[Layer], distribution: str, pattern: Pattern, sparsity: float
+) -> Selection:
     """Return the selection for a network. It selects neurons if `pattern` is `Neurons`, otherwise weights.
+
+    Args:
+        sparsity: the final sparsity.
 
     Raises:
         ValueError: if `pattern` is `Neurons`, and the groups of the network are not known.
     """
     if not isinstance(pattern, Neurons):
-        return selection_for(model, distribution, pattern)
+        shapes = [layer.turned(layer.weight).shape for layer in layers]
+        return selection_for(model, distribution, pattern, shapes=shapes, sparsity=sparsity)
     groups = pattern.groups
     if not isinstance(groups, NeuronGroups):
         raise ValueError(

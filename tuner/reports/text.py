@@ -87,7 +87,7 @@ def costly_neurons(taken: int, most: int) -> str:
         return ""
     return (
         f"The scales and biases of this network's neurons alone take {taken:,} bytes, and --max-bytes is {most:,}. "
-        "A network with fewer neurons is probably more accurate at this size"
+        "At this size a network with fewer neurons, or --method gmp, is probably more accurate than lpss"
     )
 
 

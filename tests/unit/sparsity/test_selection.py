@@ -163,6 +163,16 @@ def test_scales_are_left_out_where_a_network_normalises(norm: Any, normalised: b
     assert selection_for(model, "erk") == Selection("erk", 1, normalised)
 
 
+@pytest.mark.parametrize(
+    ("distribution", "sparsity", "floor"), [("global", 0.98, 1), ("global", 0.99, 0), ("erk", 0.99, 1)]
+)
+def test_neurons_may_die_where_one_connection_each_is_more_than_half(
+    distribution: str, sparsity: float, floor: int
+) -> None:
+    shapes = [torch.Size((300, 64)), torch.Size((100, 300)), torch.Size((10, 100))]  # 410 of 1004 and of 502 weights
+    assert selection_for(nn.Identity(), distribution, shapes=shapes, sparsity=sparsity).a_neuron == floor
+
+
 @given(st.integers(2, 120), st.integers(0, 2**31), st.integers(1, 9))
 def test_masks_are_fitted_by_dropping_as_few_as_need_be(most: int, seed: int, share: int) -> None:
     """`excess` asks for a part of what is too much, as one does that knows only about how much a weight takes."""

@@ -90,16 +90,16 @@ def depthwise() -> nn.Sequential:
 @pytest.mark.parametrize("distribution", ["global", "erk", "uniform"])
 @pytest.mark.parametrize("name", ["lpss", "gmp"])
 @pytest.mark.parametrize("model", [network, depthwise])
-def test_every_neuron_keeps_a_connection_while_there_is_one_for_each(
+def test_every_neuron_keeps_a_connection_while_these_are_at_most_half(
     model: Callable[[], nn.Module], name: str, distribution: str
 ) -> None:
     trained = model()
-    given = {**params(name, 0.9), "distribution": distribution}
+    given = {**params(name, 0.85), "distribution": distribution}
     sparse = METHODS[name].build(trained, given, total_steps=STEPS, generator=torch.Generator().manual_seed(7))
     train(trained, sparse, 0, STEPS)
     total = sparse.zeros()[1]
-    assert zeros(sparse) == zeros_for(0.9, total)
-    assert sum(len(layer.rows()) for layer in sparse.layers) <= total - zeros(sparse)
+    assert zeros(sparse) == zeros_for(0.85, total)
+    assert 2 * sum(len(layer.rows()) for layer in sparse.layers) <= total - zeros(sparse)
     assert all((layer.rows() != 0).any(1).all() for layer in sparse.layers)
 
 

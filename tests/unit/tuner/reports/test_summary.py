@@ -159,7 +159,7 @@ def test_neurons_that_take_much_of_a_file_are_told() -> None:
     assert costly_neurons(500, 1500) == ""
     assert costly_neurons(1640, 1500) == (
         "The scales and biases of this network's neurons alone take 1,640 bytes, and --max-bytes is 1,500. "
-        "A network with fewer neurons is probably more accurate at this size"
+        "At this size a network with fewer neurons, or --method gmp, is probably more accurate than lpss"
     )
 
 
