@@ -91,7 +91,7 @@ def remeasured(
 
 
 def moving(model: nn.Module) -> list[BatchNorm]:
-    """Return the batch normalisations whose running statistics change in training. A momentum of 0 leaves them
-    unchanged."""
+    """Return the batch normalisations whose running statistics change in training. Those with a momentum of 0
+    are left out, because their statistics never change."""
     norms = [layer for layer in normalising(model) if isinstance(layer, BatchNorm)]
     return [layer for layer in norms if layer.track_running_stats and layer.momentum != 0.0]

@@ -1,4 +1,4 @@
-"""View a weight as a matrix with one row for each neuron, which holds the weights of its fan-in."""
+"""View a weight as a matrix. Each row holds the weights of the fan-in of one neuron."""
 
 from __future__ import annotations
 

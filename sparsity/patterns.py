@@ -76,8 +76,8 @@ UNSTRUCTURED = Pattern()
 
 @dataclass(frozen=True)
 class NofM(Pattern):
-    """Of each M consecutive inputs of a neuron, at most N have a weight that is not zero. The M inputs of a convolution
-    are consecutive input channels, at each place of the kernel.
+    """Of each M consecutive inputs of a neuron, at most N have a weight that is not zero. In a convolution these are
+    M consecutive input channels at the same place of the kernel.
 
     Attributes:
         n: at least 1, less than m.

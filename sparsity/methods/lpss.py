@@ -94,7 +94,7 @@ class LpssSettings(TailSettings):
             without a mask.
         distribution: how the kept weights are distributed over the layers. "global" keeps the largest weights of all
             layers together. "erk" and "uniform" give each layer a number of weights. With all of them, every neuron
-            keeps a connection as long as there are enough; see `selection_for`.
+            keeps a connection as long as enough connections are left; see `selection_for`.
 
     Raises:
         ValueError: if a setting is out of range.

@@ -37,7 +37,8 @@ class NodeArrays:
     references: dict[str, Any]
 
     def here(self) -> Arrays:
-        """Return this node's arrays without a copy. A node that joined later gets those of another node."""
+        """Return the arrays that this node has loaded, without a copy. If the node has loaded none, for example because
+        it joined the cluster during the study, return those of another node."""
         mine = self.references.get(ray.get_runtime_context().get_node_id())
         found: Arrays = ray.get(mine if mine is not None else next(iter(self.references.values())))
         return found

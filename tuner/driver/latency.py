@@ -38,8 +38,8 @@ _LAST_SECONDS = 1.0  # how long a network is timed at the end
 
 
 class LatencyCurve:
-    """Gives the expected milliseconds of a forward pass for a number of multiply-adds of an example. It is the
-    least-squares fit that never falls, and linear between the measured points.
+    """Estimates the milliseconds of a forward pass from the number of multiply-adds of an example. The curve
+    is the least-squares fit to the measured points among the curves that never fall. It is linear between the points.
 
     Args:
         measured: multiply-adds -> milliseconds, for the dense network and for smaller networks.

@@ -372,7 +372,7 @@ def check_binary(config: StudyConfig, experiment: Experiment, model: nn.Module) 
         return
     if isinstance(experiment, OwnLoop):
         raise UsageError(
-            f"--method {BINARY}: {experiment.name} is a loop of your own, in which no binary network trains"
+            f"--method {BINARY}: {experiment.name} is a loop of your own, and such a loop cannot train binary networks"
         )
     try:
         check_steps_in_backward(experiment.recipe, alone=config.workers_per_trial == 1)
@@ -388,7 +388,8 @@ def check_workers(config: StudyConfig, experiment: Experiment) -> None:
     workers, examples = config.workers_per_trial, experiment.recipe.batch_size
     if workers > 1 and isinstance(experiment, OwnLoop):
         raise UsageError(
-            f"--workers-per-trial {workers}: {experiment.name} is a loop of your own, which one process trains: give 1"
+            f"--workers-per-trial {workers}: {experiment.name} is a loop of your own, and such a loop runs in one "
+            "process: give 1"
         )
     if workers > 1 and 2 * workers > examples:
         raise UsageError(

@@ -151,7 +151,8 @@ class StudyRun:
         Args:
             number: the trial's number.
             epochs: the epochs in order.
-            again: the trial trained them before it was restarted from a checkpoint, perhaps in an earlier process.
+            again: whether the trial trained these epochs before it was restarted from a checkpoint, perhaps in an
+                earlier process.
         """
         known = self.records[number].epochs
         for epoch in epochs:
