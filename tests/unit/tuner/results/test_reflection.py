@@ -135,9 +135,13 @@ def test_what_is_learnt_by_heart_is_chance_out_of_fold() -> None:
 
 
 def test_random_labels_give_chance_through_the_whole_way(tmp_path: Path) -> None:
-    recipe = recipe_of(data_of(1, random_labels=True))
-    networks = networks_of(recipe, tmp_path)
-    document, made = with_reflection(recipe, with_value(document_of(recipe, networks), 0.0), networks)
+    for seed in range(4, 20):  # with random labels, the small network is often as good as any group
+        recipe = recipe_of(data_of(seed, random_labels=True))
+        networks = networks_of(recipe, tmp_path)
+        plain = document_of(recipe, networks)
+        if plain["groups"]:
+            break
+    document, made = with_reflection(recipe, with_value(plain, 0.0), networks)
     assert made is not None
     error = math.sqrt(0.25 * 0.75 / 2000)
     assert abs(document["groups"][-1]["test_accuracy"] - 1 / CLASSES) < 4 * error
