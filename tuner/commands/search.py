@@ -156,7 +156,8 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
         say(f"The study is stored in {config.storage.address(config.study)}. The command works in {config.folder}")
     if few := few_prunable(prepared.size):
         say(few)
-    if (limit := prepared.limit) and (costly := costly_neurons(limit.of_neurons, limit.most)):
+    limit = prepared.limit if "lpss" in config.method else None
+    if limit and (costly := costly_neurons(limit.of_neurons, limit.most)):
         say(costly)
     for warning in prepared.warnings:
         if not few or warning.check != "prunable":  # `few` says the same
