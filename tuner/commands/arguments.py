@@ -25,7 +25,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         from tune_sparsity.tuner.errors import UsageError
 
-        given = message.removeprefix(_UNKNOWN).split("=")[0].split()[0]
-        near = difflib.get_close_matches(given, re.findall(r"--[\w-]+", self.format_usage()), n=1)
-        hint = f", did you mean {near[0]}?" if near and message.startswith(_UNKNOWN) else ""
+        hint = ""
+        if found := re.match(f"{_UNKNOWN}(--[\\w-]+)", message):
+            near = difflib.get_close_matches(found[1], re.findall(r"--[\w-]+", self.format_usage()), n=1)
+            hint = f", did you mean {near[0]}?" if near else ""
         raise UsageError(f"{message}{hint} ({self.prog} --help shows all options)")

@@ -46,6 +46,8 @@ CASES: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "no CPU": (["--target", ".9", "--cpus-per-trial", "0"], {}, ["--cpus-per-trial"]),
     "bad GPUs": (["--target", ".9", "--gpus-per-trial", "some"], {}, ["--gpus-per-trial", "auto"]),
     "one and a half GPUs": (["--target", ".9", "--gpus-per-trial", "1.5"], {}, ["--gpus-per-trial", "whole number"]),
+    "an argument that begins with =": (["resume", "s", "=x"], {}, ["unrecognized arguments: =x (tune-sparsity resume"]),
+    "an empty argument": (["resume", "s", ""], {}, ["unrecognized arguments"]),
     "unknown sampler": (["--target", ".9", "--sampler", "tpee"], {}, ["did you mean tpe", "nsgaii"]),
     "sampler that cannot": (
         ["--target", ".9", "--sampler", "cmaes", "--method", "lpss,rigl"],
