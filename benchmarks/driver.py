@@ -110,13 +110,16 @@ def _goes_on(study: StudyRun, trial: Simulated) -> bool:
     if trial.epoch == trial.fails_at:
         study.end(trial.number, TrialState.FAILED, "simulated")
         return False
-    study.epoch(trial.number, epoch)
-    if trial.epoch == trial.epochs:
-        study.end(trial.number, TrialState.COMPLETED)
-        return False
-    if study.goes_on(trial.number, epoch, trial.final_sparsity):
+    return reported(study, trial.number, epoch, trial.final_sparsity, last=trial.epoch == trial.epochs)
+
+
+def reported(study: StudyRun, number: int, epoch: Epoch, final_sparsity: float, *, last: bool) -> bool:
+    """Record an epoch of a trial. End the trial after its last epoch, or if early stopping says so. Return whether it
+    goes on."""
+    study.epoch(number, epoch)
+    if not last and study.goes_on(number, epoch, final_sparsity):
         return True
-    study.end(trial.number, TrialState.PRUNED)
+    study.end(number, TrialState.COMPLETED if last else TrialState.PRUNED)
     return False
 
 

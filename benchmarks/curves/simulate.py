@@ -32,6 +32,7 @@ import numpy as np
 from benchmarks.curves.points import SPARSITY, point
 from benchmarks.curves.surrogate import Surrogate
 from benchmarks.curves.table import Table
+from benchmarks.driver import reported
 from tune_sparsity.search_spaces import load_space
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.driver.study_run import StudyRun
@@ -39,7 +40,7 @@ from tune_sparsity.tuner.search.asha import halving_for
 from tune_sparsity.tuner.search.samplers import DEFAULT_SAMPLER, SAMPLERS
 from tune_sparsity.tuner.search.searcher import OptunaSearcher
 from tune_sparsity.tuner.study.goal import at_targets
-from tune_sparsity.tuner.study.trial import Epoch, TrialState
+from tune_sparsity.tuner.study.trial import Epoch
 
 SLOTS, METHOD, TRIED, REFINED = 2, "lpss", 1 << 12, 6
 NEAR = 0.001  # "within .1 points"
@@ -149,14 +150,7 @@ class Ours:
 
     def goes_on(self, trial: Simulated, epoch: Epoch) -> bool:
         """Record an epoch. Return whether the trial goes on."""
-        self._study.epoch(trial.number, epoch)
-        if trial.finished:
-            self._study.end(trial.number, TrialState.COMPLETED)
-            return False
-        if self._study.goes_on(trial.number, epoch, trial.params[SPARSITY]):
-            return True
-        self._study.end(trial.number, TrialState.PRUNED)
-        return False
+        return reported(self._study, trial.number, epoch, trial.params[SPARSITY], last=trial.finished)
 
 
 class Rays:

@@ -30,3 +30,9 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(found[1], re.findall(r"--[\w-]+", self.format_usage()), n=1)
             hint = f", did you mean {near[0]}?" if near else ""
         raise UsageError(f"{message}{hint} ({self.prog} --help shows all options)")
+
+    def add_storage(self) -> None:
+        """Add --storage, whose value is the StudyStorage of an existing study."""
+        from tune_sparsity.tuner.config.study_config import storage_of
+
+        self.add_argument("--storage", metavar="DIR", type=storage_of, default="studies", help=STORAGE_HELP)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 from tune_sparsity.tuner.commands.console import write_page
-from tune_sparsity.tuner.config.study_config import storage_of
 from tune_sparsity.tuner.reports.comparison import as_lines, check_alike, compare_page, differences, notes_on
 from tune_sparsity.tuner.reports.text import shown_path
 from tune_sparsity.tuner.results.finished_study import read_ended
@@ -14,7 +13,7 @@ from tune_sparsity.tuner.results.finished_study import read_ended
 
 def compare(arguments: list[str]) -> int:
     """Run the subcommand. Return the exit code."""
-    from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
+    from tune_sparsity.tuner.commands.arguments import Parser
 
     parser = Parser("tune-sparsity compare", description="Compares studies of one experiment with the first of them.")
     parser.add_argument("studies", metavar="STUDY", nargs="+", help="names, or folders; two or more")
@@ -24,7 +23,7 @@ def compare(arguments: list[str]) -> int:
         type=Path,
         help="the page (compare-A-B.html in the folder of studies, or here for s3://)",
     )
-    parser.add_argument("--storage", metavar="DIR", type=storage_of, default="studies", help=STORAGE_HELP)
+    parser.add_storage()
     parser.add_argument("--json", action="store_true", help="print the table as JSON on stdout")
     options = parser.parse_args(arguments)
     studies = [read_ended(name, options.storage) for name in options.studies]

@@ -6,7 +6,6 @@ import json
 import sys
 from pathlib import Path
 
-from tune_sparsity.tuner.config.study_config import storage_of
 from tune_sparsity.tuner.errors import UsageError, unknown
 from tune_sparsity.tuner.results.export import SUFFIXES, ExportFailed, as_text, export_network
 from tune_sparsity.tuner.results.group_export import export_group, group_named, group_text
@@ -14,7 +13,7 @@ from tune_sparsity.tuner.results.group_export import export_group, group_named, 
 
 def export(arguments: list[str]) -> int:
     """Run the subcommand. Return 0, or 1 if the exported file does not compute the same as the network."""
-    from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
+    from tune_sparsity.tuner.commands.arguments import Parser
     from tune_sparsity.tuner.results.finished_study import read_ended
 
     parser = Parser("tune-sparsity export", description="Writes a network of a study as a file, and checks the file.")
@@ -29,7 +28,7 @@ def export(arguments: list[str]) -> int:
         type=Path,
         help="the file (in the study's folder in export/; for s3:// in ./STUDY/export/)",
     )
-    parser.add_argument("--storage", metavar="DIR", type=storage_of, default="studies", help=STORAGE_HELP)
+    parser.add_storage()
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set is")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON on stdout")
     options = parser.parse_args(arguments)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from tune_sparsity.tuner.commands.console import write_page
-from tune_sparsity.tuner.config.study_config import storage_of
 from tune_sparsity.tuner.reports.study_page import report_page
 from tune_sparsity.tuner.reports.text import shown_path
 from tune_sparsity.tuner.results.finished_study import read_ended
@@ -15,14 +14,14 @@ REPORT_HTML = "report.html"
 
 def report(arguments: list[str]) -> int:
     """Run the subcommand. Return the exit code."""
-    from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
+    from tune_sparsity.tuner.commands.arguments import Parser
 
     parser = Parser("tune-sparsity report", description="Writes one HTML page about a study, to send to a colleague.")
     parser.add_argument("study", metavar="STUDY", help="the study's name, or its folder")
     parser.add_argument(
         "--out", metavar="FILE", type=Path, help="the page (report.html in the study's folder; for s3:// in ./STUDY/)"
     )
-    parser.add_argument("--storage", metavar="DIR", type=storage_of, default="studies", help=STORAGE_HELP)
+    parser.add_storage()
     parser.add_argument(
         "--no-times", action="store_true", help="do not run the best network to measure what its zeros save"
     )

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from tune_sparsity.tuner.config.study_config import storage_of
 from tune_sparsity.tuner.errors import UsageError
 
 HOST = "127.0.0.1"
@@ -26,13 +25,13 @@ _PATIENCE = 180.0  # seconds to wait for the server: MLflow's imports take long 
 
 def ui(arguments: list[str]) -> int:
     """Run the subcommand until the user interrupts it. Return the exit code."""
-    from tune_sparsity.tuner.commands.arguments import STORAGE_HELP, Parser
+    from tune_sparsity.tuner.commands.arguments import Parser
     from tune_sparsity.tuner.config.tracking_uri import resolve_tracking_uri
     from tune_sparsity.tuner.results.finished_study import read_ended
 
     parser = Parser("tune-sparsity ui", description="Opens a study in MLflow's UI, for this machine only.")
     parser.add_argument("study", metavar="STUDY", nargs="?", help="the study's name, or its folder; none: all studies")
-    parser.add_argument("--storage", metavar="DIR", type=storage_of, default="studies", help=STORAGE_HELP)
+    parser.add_storage()
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (the study's, or sqlite:///mlflow.db)")
     parser.add_argument("--port", metavar="N", help=f"the server's port ({PORT}, or a free port)")
     options = parser.parse_args(arguments)

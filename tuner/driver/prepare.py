@@ -295,11 +295,12 @@ class _Network(NamedTuple):
         """Return how many bytes the study's networks may have; None for as many as they take."""
         if config.max_bytes is None:
             return None
+        layouts = {bits: layout_of(self.model, self.layers, bits) for bits in (ALL_BITS, *BITS)}
         sparsities = {}
-        for bits in (ALL_BITS, *BITS):
-            nonzero = max(self.size.layers, layout_of(self.model, self.layers, bits).nonzero_within(config.max_bytes))
+        for bits, layout in layouts.items():
+            nonzero = max(self.size.layers, layout.nonzero_within(config.max_bytes))
             sparsities[bits] = sparsity_of(self.size.prunable - nonzero, self.size.prunable)
-        fewest = layout_of(self.model, self.layers, fewest_bits(config, few_bits=self.few_bits(config)))
+        fewest = layouts[fewest_bits(config, few_bits=self.few_bits(config))]
         neurons = 0 if config.method == [BINARY] else int(fewest.neuron_bytes(self.size.prunable))
         return ByteLimit(config.max_bytes, sparsities, neurons)
 

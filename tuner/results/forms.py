@@ -33,7 +33,7 @@ class Weights:
         prunable: the plain names of the weights that get other forms.
         inputs: the inputs of `forward`. They are repeated for larger batches.
         forward: (network, inputs) -> outputs.
-        smaller: network -> a copy without its removed neurons. None: no neurons are removed.
+        smaller: network -> a copy without its removed neurons. If None, no neurons are removed.
     """
 
     make: Callable[[], nn.Module]
@@ -53,7 +53,7 @@ class Pass:
         threads: the number of torch's threads.
         dtype: the type of the weights, as "float32".
         device: "cpu" or "cuda".
-        ms: the median, in milliseconds. None: it could not be measured, and `note` says why.
+        ms: the median, in milliseconds. If None, it could not be measured, and `note` says why.
         low, high: the quartiles, in milliseconds.
         note: what the form cannot do.
     """
