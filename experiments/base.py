@@ -228,7 +228,11 @@ class Experiment:
 
     def with_pattern(self, pattern: Pattern) -> Experiment:
         """Return a copy of the experiment whose masks have this pattern of zeros."""
-        made = replace(self, layers=replace(self.layers, pattern=pattern))
+        return self.with_layers(replace(self.layers, pattern=pattern))
+
+    def with_layers(self, layers: LayerRules) -> Experiment:
+        """Return a copy of the experiment with other rules for its layers."""
+        made = replace(self, layers=layers)
         object.__setattr__(made, "_origin", self.origin)
         return made
 

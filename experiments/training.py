@@ -66,7 +66,8 @@ class Training:
             self.noise = torch.get_rng_state()  # the generator's state for dropout and other noise
             example = experiment.prepare(self.train_split.first(2).x)
             rules = with_last_layer(experiment.layers, self.model, example, experiment.forward)
-            rules = with_neurons(rules, self.model, example, experiment.forward)
+            width = params.get("width", 1.0)
+            rules = with_neurons(rules, self.model, example, experiment.forward, width=width)
         ranks.check_same([*self.model.parameters(), *self.model.buffers()], "the first weights")
         self.sparse: SparseTraining = METHODS[method].build(
             self.model,

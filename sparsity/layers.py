@@ -14,7 +14,7 @@ from tune_sparsity.sparsity.matrices import FanIn, Matrix, Rule, shown, weight_m
 from tune_sparsity.sparsity.memory import check_memory
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation
 from tune_sparsity.sparsity.output_layers import called, followers, normalising
-from tune_sparsity.sparsity.patterns import UNSTRUCTURED, Pattern, pattern_from
+from tune_sparsity.sparsity.patterns import UNSTRUCTURED, KnownNeurons, Pattern, pattern_from
 from tune_sparsity.sparsity.torch_internals import NormBase
 
 
@@ -70,6 +70,8 @@ class LayerRules:
             If `prunable_layers` has an example, it finds these weights.
         pattern: the pattern of the zeros, for methods that have patterns: a Pattern or its text, such as "2:4". Weights
             whose shape does not fit the pattern stay dense.
+        neurons: the neurons of the network that can be removed together, for a training with fewer neurons. None if
+            they are not known.
 
     Raises:
         ValueError: if the text is no pattern.
@@ -81,6 +83,7 @@ class LayerRules:
     last: tuple[str, ...] | None = None
     normalised: tuple[str, ...] | None = None
     pattern: Pattern = UNSTRUCTURED
+    neurons: KnownNeurons | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.pattern, str):

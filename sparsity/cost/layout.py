@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,6 +158,16 @@ class Layout:
     def weights(self) -> int:
         """Return the number of prunable weights."""
         return sum(one.n for one in self.prunable.values())
+
+    def part(self, kept: Mapping[str, tuple[int, int]]) -> Layout:
+        """Return the approximate layout of a network with fewer neurons.
+
+        Args:
+            kept: for each prunable tensor, how many values and rows it still has.
+        """
+        prunable = {name: replace(one, n=kept[name][0], rows=kept[name][1]) for name, one in self.prunable.items()}
+        biases = {name: replace(one, n=min(one.n, kept[name][1])) for name, one in self.biases.items()}
+        return Layout(self.fixed, prunable, biases)
 
     def size(self, masks: Mapping[str, Tensor]) -> int:
         """Return the bytes of the file of a network whose prunable tensors are nonzero exactly where their masks are

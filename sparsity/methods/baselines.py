@@ -16,9 +16,9 @@ from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, prunab
 from tune_sparsity.sparsity.masks import keep_largest, zeros_for
 from tune_sparsity.sparsity.methods.tail import LEARNING_RATES, TailSettings
 from tune_sparsity.sparsity.methods.validation import OPTIMIZERS, whole, within
+from tune_sparsity.sparsity.neurons.narrow import narrowed
 from tune_sparsity.sparsity.neurons.selection import selection_of
 from tune_sparsity.sparsity.optim.adamw import BETA_2
-from tune_sparsity.sparsity.patterns import Pattern
 from tune_sparsity.sparsity.schedules import Schedule
 from tune_sparsity.sparsity.topology.base import Topology, shortened
 from tune_sparsity.sparsity.topology.drop_grow import DropGrow
@@ -80,15 +80,18 @@ class GmpSettings(SnipSettings):
         begin, end: progress between which the sparsity rises, 0 <= begin < end <= 1.
         interval: steps between two prunings. A short training has a shorter interval, so that there are five prunings.
         distribution: how the kept weights are distributed over the layers: global, erk or uniform, as in lpss.
+        width: a layer of n neurons begins with n^width of them, in (0, 1]. The weights of the others are always zero.
     """
 
     begin: float = 0.1
     end: float = 0.7
     interval: int = 40
     distribution: str = "global"
+    width: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        within("width", self.width, 0 < self.width <= 1, "(0, 1]")
         within("begin", self.begin, 0 <= self.begin < self.end, "[0, end)")
         within("end", self.end, self.end <= 1, "(begin, 1]")
         whole("interval", self.interval)
@@ -144,7 +147,7 @@ class Start:
         generator: draws random masks.
         trained: whether the network was trained before.
         few_bits: how weights get few bits after these steps, or None.
-        pattern: the pattern of the zeros.
+        rules: the rules for the layers, with the pattern of the zeros.
     """
 
     model: nn.Module
@@ -153,7 +156,7 @@ class Start:
     generator: Generator
     trained: bool
     few_bits: FewBits | None
-    pattern: Pattern
+    rules: LayerRules
 
     def ones(self) -> list[Tensor]:
         return [torch.ones_like(layer.weight) for layer in self.layers]
@@ -191,7 +194,7 @@ def method(recipe: Callable[[Start, Any], SparseTraining]) -> Callable[..., Spar
     ) -> SparseTraining:
         layers = prunable_layers(model, rules, sphere=False)
         bits = s.few_bits_of(total_steps)
-        return recipe(Start(model, layers, s.steps_of(total_steps), generator, trained, bits, rules.pattern), s)
+        return recipe(Start(model, layers, s.steps_of(total_steps), generator, trained, bits, rules), s)
 
     return make
 
@@ -255,12 +258,14 @@ def snip(start: Start, s: SnipSettings) -> SparseTraining:
 @method
 def gmp(start: Start, s: GmpSettings) -> SparseTraining:
     """Prune by magnitude while the sparsity rises as a cubic (Zhu and Gupta 2017, arXiv 1710.01878)."""
-    selection = selection_of(start.model, start.layers, s.distribution, start.pattern, s.final_sparsity)
-    rising = Schedule("cubic", 0.0, s.final_sparsity, s.begin, s.end)
+    narrow = narrowed(start.layers, start.rules, s.width, trained=start.trained)
+    if narrow and not start.trained:
+        narrow.scale_up()
+    first = narrow.first(start.ones()) if narrow else start.ones()
+    selection = selection_of(start.model, start.layers, s.distribution, start.rules.pattern, s.final_sparsity, narrow)
+    rising = Schedule("cubic", narrow.in_whole(0.0) if narrow else 0.0, s.final_sparsity, s.begin, s.end)
     topology = GlobalMagnitude(rising, shortened(s.interval, rising, start.total_steps), selection)
-    return start.training(
-        s, topology, start.ones(), sparsity=s.final_sparsity, mask_frozen_at=s.end, selection=selection
-    )
+    return start.training(s, topology, first, sparsity=s.final_sparsity, mask_frozen_at=s.end, selection=selection)
 
 
 def _drop_grow(growth: str, doc: str) -> Callable[..., SparseTraining]:

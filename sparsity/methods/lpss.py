@@ -17,6 +17,7 @@ from tune_sparsity.sparsity.masks import random_mask
 from tune_sparsity.sparsity.methods.tail import TailSettings
 from tune_sparsity.sparsity.methods.validation import OPTIMIZERS, whole, within
 from tune_sparsity.sparsity.neurons.finding import with_neurons
+from tune_sparsity.sparsity.neurons.narrow import narrowed
 from tune_sparsity.sparsity.neurons.selection import selection_of
 from tune_sparsity.sparsity.optim.lpsgd import LR_MAX, LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation
@@ -95,6 +96,8 @@ class LpssSettings(TailSettings):
         distribution: how the kept weights are distributed over the layers. "global" keeps the largest weights of all
             layers together. "erk" and "uniform" give each layer a number of weights. With all of them, every neuron
             keeps a connection as long as enough connections are left; see `selection_for`.
+        width: a layer of n neurons begins with n^width of them, in (0, 1]. The weights of the others are always zero.
+            Less than 1 needs drop = "ramp".
 
     Raises:
         ValueError: if a setting is out of range.
@@ -119,6 +122,7 @@ class LpssSettings(TailSettings):
     optimizer: str = "sgd"
     gain_lr: float | None = None
     distribution: str = "global"
+    width: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,6 +146,8 @@ class LpssSettings(TailSettings):
         within("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, ", ".join(OPTIMIZERS))
         within("gain_lr", self.gain_lr, self.gain_lr is None or 0 < self.gain_lr < float("inf"), "(0, inf), or None")
         within("distribution", self.distribution, self.distribution in DISTRIBUTIONS, ", ".join(DISTRIBUTIONS))
+        narrow = self.drop == "ramp" or self.width == 1
+        within("width", self.width, 0 < self.width <= 1 and narrow, '(0, 1], and 1 with drop = "threshold"')
         within("initial_sparsity", self.initial_sparsity, 0 <= self.initial_sparsity < 1, "[0, 1)")
 
     def _check_p(self) -> None:
@@ -221,18 +227,22 @@ def lpss(
         ValueError: if an argument or a setting is not accepted, or if the network has no weights to prune.
     """
     s = _settings(model, settings, sparsity)
-    rules = rules if example is None else with_neurons(rules, model, example)
+    rules = rules if example is None else with_neurons(rules, model, example, width=s.width)
     layers, steps = prunable_layers(model, rules, example=example), s.steps_of(total_steps)
     initial = 0.0 if trained or isinstance(rules.pattern, Neurons) else min(s.initial_sparsity, s.final_sparsity)
-    selection = selection_of(model, layers, s.distribution, rules.pattern, s.final_sparsity)
+    narrow = narrowed(layers, rules, s.width, trained=trained)
+    selection = selection_of(model, layers, s.distribution, rules.pattern, s.final_sparsity, narrow)
+    if narrow and not trained:
+        narrow.scale_up()
     if not trained and not selection.normalised:
         _give_rows_norm([layer for layer in layers if layer.sphere], 2**0.5)
+    masks = _random_masks(layers, initial, generator or Generator().manual_seed(0))
     return SparseTraining(
         model,
         layers,
         _sphere_optimizer(model, layers, s),
-        _topology(s, initial, selection, steps),
-        _random_masks(layers, initial, generator or Generator().manual_seed(0)),
+        _topology(s, narrow.in_whole(initial) if narrow else initial, selection, steps),
+        narrow.first(masks) if narrow else masks,
         sparsity=s.final_sparsity,
         total_steps=steps,
         mask_frozen_at=_threshold(s).end,

@@ -56,17 +56,28 @@ def neuron_groups(model: nn.Module, layers: Sequence[Layer], example: Any, forwa
     return _groups(model, layers, owners, links)
 
 
-def with_neurons(rules: LayerRules, model: nn.Module, example: Any, forward: Forward = called) -> LayerRules:
-    """Return the rules with the network's groups of neurons in their pattern. Rules with another pattern, or with known
-    groups, are returned unchanged. The other arguments, and the errors, are those of `neuron_groups`."""
-    if not isinstance(rules.pattern, Neurons) or rules.pattern.groups is not None:
+def with_neurons(
+    rules: LayerRules, model: nn.Module, example: Any, forward: Forward = called, *, width: float = 1.0
+) -> LayerRules:
+    """Return the rules with the network's groups of neurons, if a training needs them: in the pattern if it is
+    `Neurons`, and in `neurons` if the width is less than 1. Known groups stay. The other arguments, and the errors, are
+    those of `neuron_groups`.
+
+    Args:
+        width: the width with which the training begins; see `narrowed`.
+    """
+    narrow = width != 1.0 and rules.neurons is None
+    pattern = rules.pattern if isinstance(rules.pattern, Neurons) and rules.pattern.groups is None else None
+    if not narrow and pattern is None:
         return rules
     layers = prunable_layers(model, with_last_layer(rules, model, example, forward), sphere=False)
-    uses = count_uses(model, layers, example, forward) if rules.pattern.by_macs else None
-    if rules.pattern.by_macs and uses is None:
+    uses = count_uses(model, layers, example, forward) if pattern and pattern.by_macs else None
+    if pattern and pattern.by_macs and uses is None:
         raise ValueError("pattern neurons: the multiply-adds of this network could not be counted")
-    groups = neuron_groups(model, layers, example, forward).bundled(rules.pattern.multiple)
-    return replace(rules, pattern=replace(rules.pattern, groups=groups, uses=uses))
+    groups = neuron_groups(model, layers, example, forward)
+    if pattern is None:
+        return replace(rules, neurons=groups)
+    return replace(rules, pattern=replace(pattern, groups=groups.bundled(pattern.multiple), uses=uses))
 
 
 def _owners(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:

@@ -202,6 +202,23 @@ class NeuronGroups:
                 alive[ids[kept.any(dim).cpu()]] = True
         return alive
 
+    def widest(self, width: float, values: Tensor | None = None) -> Tensor:
+        """Return whether each group stays if of n groups that belong to the same layers n^width stay, rounded. The last
+        entry, for `KEPT`, is True.
+
+        Args:
+            width: in (0, 1].
+            values: the importance of each group. If None, the first groups stay, otherwise the most important ones.
+        """
+        alive = torch.ones(self.count + 1, dtype=torch.bool)
+        kinds = self._kinds()
+        for kind in kinds.unique():
+            own = (kinds == kind).nonzero().flatten()
+            if values is not None:
+                own = own[values[own].argsort(descending=True, stable=True)]
+            alive[own[max(1, round(len(own) ** width)) :]] = False
+        return alive
+
     def ranks(self, values: Tensor) -> tuple[Tensor, int]:
         """Return the place of each group's bundle in the order of removal, and the number of bundles that can be
         removed. The most important bundle of each layer comes after these bundles. The last entry is the place for
@@ -244,5 +261,8 @@ class NeuronGroups:
 
     def _kept(self, ranks: Tensor, removed: int) -> list[int]:
         """Return how many weights each layer keeps."""
-        alive = ranks >= removed
+        return self.left(ranks >= removed)
+
+    def left(self, alive: Tensor) -> list[int]:
+        """Return how many weights each layer has between the groups that stay."""
         return [int(alive[one.first].sum()) * int(alive[one.second].sum()) * one.others for one in self.layers]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tune_sparsity.sparsity.cost.multiply_adds import Uses
 from tune_sparsity.sparsity.layers import Layer, has_normalisation, turned_back
 from tune_sparsity.sparsity.neurons.groups import NeuronGroups
+from tune_sparsity.sparsity.neurons.narrow import Narrow
 from tune_sparsity.sparsity.patterns import Neurons, Pattern
 from tune_sparsity.sparsity.selection import Selection, selection_for
 
@@ -63,16 +64,24 @@ class NeuronSelection(Selection):
 
 
 def selection_of(
-    model: nn.Module, layers: Sequence[Layer], distribution: str, pattern: Pattern, sparsity: float
+    model: nn.Module,
+    layers: Sequence[Layer],
+    distribution: str,
+    pattern: Pattern,
+    sparsity: float,
+    narrow: Narrow | None = None,
 ) -> Selection:
     """Return the selection for a network. It selects neurons if `pattern` is `Neurons`, otherwise weights.
 
     Args:
         sparsity: the final sparsity.
+        narrow: the neurons with which the training begins, or None for all.
 
     Raises:
         ValueError: if `pattern` is `Neurons`, and the groups of the network are not known.
     """
+    if narrow is not None:
+        return narrow.selection(model, distribution, sparsity)
     if not isinstance(pattern, Neurons):
         shapes = [layer.turned(layer.weight).shape for layer in layers]
         return selection_for(model, distribution, pattern, shapes=shapes, sparsity=sparsity)

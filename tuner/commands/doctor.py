@@ -53,7 +53,7 @@ def examine(config: StudyConfig) -> Iterator[Finding]:
     yield step()
     yield tracking(config.tracking_uri)
     yield storage_here(config.storage)
-    from tune_sparsity.tuner.driver.prepare import check_address
+    from tune_sparsity.tuner.driver.checks import check_address
 
     try:
         check_address(config.address)

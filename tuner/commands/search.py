@@ -146,6 +146,7 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
     from tune_sparsity.tuner.config.tracking_uri import stray_environment
     from tune_sparsity.tuner.driver.run import DiskFull, run_study
     from tune_sparsity.tuner.reports.text import costly_neurons, few_prunable
+    from tune_sparsity.tuner.search.widths import WIDTH, too_many_neurons
     from tune_sparsity.tuner.storage.lease import TakenOver
 
     config = prepared.config
@@ -156,9 +157,9 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
         say(f"The study is stored in {config.storage.address(config.study)}. The command works in {config.folder}")
     if few := few_prunable(prepared.size):
         say(few)
-    limit = prepared.limit if "lpss" in config.method else None
-    if limit and (costly := costly_neurons(limit.of_neurons, limit.most)):
-        say(costly)
+    if (limit := prepared.limit) and too_many_neurons(limit):
+        searched = any(WIDTH in space.distributions for space in prepared.spaces)
+        say(costly_neurons(limit.neuron_bytes(), limit.most, searched=searched))
     for warning in prepared.warnings:
         if not few or warning.check != "prunable":  # `few` says the same
             say(f"{warning.check}: {warning.text}")

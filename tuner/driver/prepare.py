@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import shlex
-import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -20,29 +18,31 @@ from tune_sparsity.experiments import Data, Experiment, OwnLoop
 from tune_sparsity.experiments.base import evaluate
 from tune_sparsity.experiments.checks import Finding, Subject
 from tune_sparsity.experiments.checks.shapes import builds
-from tune_sparsity.experiments.training import check_steps_in_backward
 from tune_sparsity.experiments.user_code import described
 from tune_sparsity.experiments.user_reads import watching
 from tune_sparsity.search_spaces import Space
-from tune_sparsity.sparsity import METHODS, NetworkSize, network_size, prunable_layers
+from tune_sparsity.sparsity import NetworkSize, network_size, prunable_layers
 from tune_sparsity.sparsity.cost.layout import Layout
 from tune_sparsity.sparsity.cost.multiply_adds import Uses, count_uses
-from tune_sparsity.sparsity.few_bits import ALL_BITS, BITS, EXACT
+from tune_sparsity.sparsity.few_bits import ALL_BITS, BITS, EXACT, SIGN_BITS
 from tune_sparsity.sparsity.layers import Layer
 from tune_sparsity.sparsity.neurons.finding import with_neurons
+from tune_sparsity.sparsity.neurons.groups import NeuronGroups
 from tune_sparsity.sparsity.patterns import UNSTRUCTURED, Neurons
 from tune_sparsity.tuner.config.experiment import check_group, experiment_of, objective_of, sound_data
 from tune_sparsity.tuner.config.files import judged, read_about
 from tune_sparsity.tuner.config.study_config import GOALS, StudyConfig
 from tune_sparsity.tuner.config.tracking_uri import check_driver, check_tracking_uri
+from tune_sparsity.tuner.driver.checks import check_address, check_binary, check_gpus, check_pattern, check_workers
 from tune_sparsity.tuner.driver.latency import expected_macs, goal_within
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.search.samplers import check_sampler
 from tune_sparsity.tuner.search.spaces import fewest_bits, spaces_of
 from tune_sparsity.tuner.search.warm_start import WarmStart, warm_start
+from tune_sparsity.tuner.search.widths import roomiest, too_many_neurons, widths_for
 from tune_sparsity.tuner.study.goal import Goal, sparsity_of
 from tune_sparsity.tuner.study.trial import BINARY
-from tune_sparsity.tuner.worker.sizes import ByteLimit, binary_size, layout_of
+from tune_sparsity.tuner.worker.sizes import ByteLimit, layout_of
 
 _A_WHILE = 20.0  # seconds
 
@@ -122,6 +122,10 @@ def prepare(
             before = read_about(config) if resume else {}
             most, latency = expected_macs(config, before, experiment, data, network.model, network.layers)
             goal, spaces = network.sought(config, experiment, most)
+    network = network.with_fewer(config, experiment, data)
+    if network.neurons is not None:
+        experiment = experiment.with_layers(replace(experiment.layers, neurons=network.neurons))
+        goal, spaces = network.sought(config, experiment, None)
     goal = _as_before(goal, config) if resume else _with_baseline(goal, experiment, data)
     earlier = WarmStart()
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
@@ -233,6 +237,7 @@ class _Network(NamedTuple):
     model: nn.Module
     layers: list[Layer]
     size: NetworkSize
+    neurons: NeuronGroups | None = None  # with fewer of which a training can begin; None if all begin with all
 
     def few_bits(self, config: StudyConfig) -> bool:
         """Return whether the methods' own spaces search weights of few bits: where a file's size is the goal."""
@@ -244,6 +249,8 @@ class _Network(NamedTuple):
             goal = replace(self.goal(config, most), objective=objective_of(experiment))
             suited = (experiment.space, experiment.optimizer)
             spaces = spaces_of(config, goal, *suited, few_bits=self.few_bits(config))
+            if self.neurons and (limit := self.limit(config)):
+                spaces = [widths_for(limit).searched_in(space) for space in spaces]
             check_sampler(config.sampler, front=goal.multi_objective, methods=len(spaces))
         except (ValueError, OSError) as error:  # BadFile is a ValueError, a name too long for a path an OSError
             raise UsageError(str(error)) from None
@@ -255,9 +262,10 @@ class _Network(NamedTuple):
             return goal_within(config, self.size.pattern, self.layers, most)
         layout: Layout | None = None
         if config.max_bytes is not None:
-            bits = fewest_bits(config, few_bits=self.few_bits(config))
+            fewest_bits(config, few_bits=self.few_bits(config))  # raises an error of the space before the next line
             with suppress(ValueError):  # of a tensor that no packed file can have
-                layout = layout_of(self.model, self.layers, bits)
+                limit = self._limit(config, config.max_bytes)
+                layout = roomiest(limit) if self.neurons else limit.part(limit.bits, 1.0)
         goal = config.goal(self.size.layers, self.size.prunable, layout)
         self._check_reach(config, goal)
         return goal
@@ -291,18 +299,29 @@ class _Network(NamedTuple):
             network._check_reach(config, goal)
         return network
 
+    def with_fewer(self, config: StudyConfig, experiment: Experiment, data: Data) -> _Network:
+        """Return the network with the neurons without which a training can begin, if the neurons of the whole network
+        take too many of the bytes that the study allows. They stay unknown if a space is given, if zeros have a
+        pattern, or if torch-pruning is not installed."""
+        limit = self.limit(config)
+        if limit is None or config.space or self.size.pattern != UNSTRUCTURED or not too_many_neurons(limit):
+            return self
+        with torch.random.fork_rng(devices=[]), suppress(ValueError):
+            example = experiment.prepare(data.val.first(2).x)
+            found = with_neurons(experiment.layers, self.model, example, experiment.forward, width=0.5).neurons
+            if isinstance(found, NeuronGroups) and found.count:
+                return self._replace(neurons=found)
+        return self
+
     def limit(self, config: StudyConfig) -> ByteLimit | None:
         """Return how many bytes the study's networks may have; None for as many as they take."""
-        if config.max_bytes is None:
-            return None
+        return None if config.max_bytes is None else self._limit(config, config.max_bytes)
+
+    def _limit(self, config: StudyConfig, most: int) -> ByteLimit:
+        """Return this limit of bytes. Raise the errors of `layout_of` and of `fewest_bits`."""
         layouts = {bits: layout_of(self.model, self.layers, bits) for bits in (ALL_BITS, *BITS)}
-        sparsities = {}
-        for bits, layout in layouts.items():
-            nonzero = max(self.size.layers, layout.nonzero_within(config.max_bytes))
-            sparsities[bits] = sparsity_of(self.size.prunable - nonzero, self.size.prunable)
-        fewest = layouts[fewest_bits(config, few_bits=self.few_bits(config))]
-        neurons = 0 if config.method == [BINARY] else int(fewest.neuron_bytes(self.size.prunable))
-        return ByteLimit(config.max_bytes, sparsities, neurons)
+        bits = SIGN_BITS if config.method == [BINARY] else fewest_bits(config, few_bits=self.few_bits(config))
+        return ByteLimit(most, layouts, bits, self.neurons)
 
 
 def _network(experiment: Experiment) -> _Network:
@@ -324,76 +343,3 @@ def _network(experiment: Experiment) -> _Network:
         raise UsageError(
             f"--experiment: the network of {experiment.name} cannot be used: {described(error)}"
         ) from error
-
-
-def check_address(address: str | None) -> None:
-    """Raise UsageError unless something answers at HOST:PORT or ray://HOST:PORT: Ray itself would try for minutes."""
-    if address in (None, "auto"):
-        return
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not host or not port.isdecimal():
-        raise UsageError(f"--address {address!r}: accepted are auto, HOST:PORT and ray://HOST:PORT")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        raise UsageError(f"--address {address!r}: nothing answers there ({error})") from None
-
-
-def check_gpus(config: StudyConfig) -> None:
-    """Raise UsageError if trials need more GPUs than this machine has. Ray would find this out later. The GPUs of a
-    cluster are not known here."""
-    wanted = config.gpus_per_trial
-    if config.address is None and wanted != "auto" and wanted > (have := torch.cuda.device_count()):
-        raise UsageError(
-            f"--gpus-per-trial {wanted:g}: this machine has {have} that torch can use: give auto or 0, or the "
-            "--address of a cluster that has some"
-        )
-
-
-def check_pattern(config: StudyConfig, experiment: Experiment) -> None:
-    """Raise UsageError if the zeros have a pattern that a method of the study does not support, or that cannot be
-    combined with --max-bytes."""
-    pattern = experiment.layers.pattern
-    if pattern == UNSTRUCTURED:
-        return
-    have = [name for name, method in METHODS.items() if method.patterned]
-    if without := [name for name in config.method if name not in have]:
-        raise UsageError(
-            f"--pattern {pattern}: method {without[0]} does not support patterns: give --method {' or '.join(have)}"
-        )
-    if config.max_bytes is not None:
-        raise UsageError(f"--pattern {pattern}: --max-bytes needs zeros at any places: give --target, or no pattern")
-
-
-def check_binary(config: StudyConfig, experiment: Experiment, model: nn.Module) -> None:
-    """Check a study with the method binary. Raise UsageError if the experiment's network has no binary form, if its
-    training has settings that binary networks do not support, or if binary is the only method and its networks are
-    larger than --max-bytes."""
-    if BINARY not in config.method:
-        return
-    if isinstance(experiment, OwnLoop):
-        raise UsageError(
-            f"--method {BINARY}: {experiment.name} is a loop of your own, and such a loop cannot train binary networks"
-        )
-    try:
-        check_steps_in_backward(experiment.recipe, alone=config.workers_per_trial == 1)
-        size = binary_size(copy.deepcopy(model))
-    except ValueError as error:
-        raise UsageError(f"--method {BINARY}: {error}") from None
-    if config.max_bytes is not None and config.method == [BINARY] and config.max_bytes < size:
-        raise UsageError(f"--max-bytes {config.max_bytes}: a binary network of {experiment.name} has {size:,} bytes")
-
-
-def check_workers(config: StudyConfig, experiment: Experiment) -> None:
-    """Raise UsageError if a batch cannot be divided among the workers of a trial."""
-    workers, examples = config.workers_per_trial, experiment.recipe.batch_size
-    if workers > 1 and isinstance(experiment, OwnLoop):
-        raise UsageError(
-            f"--workers-per-trial {workers}: {experiment.name} is a loop of your own, and such a loop runs in one "
-            "process: give 1"
-        )
-    if workers > 1 and 2 * workers > examples:
-        raise UsageError(
-            f"--workers-per-trial {workers}: a batch of {experiment.name} has {examples} examples, and each worker "
-            f"needs two of them: give at most {max(1, examples // 2)}"
-        )

@@ -76,18 +76,20 @@ def few_prunable(size: NetworkSize) -> str:
     return f"Only {share:.1%} of the network's weights in matrices are pruned. These stay dense: {size.dense_text()}"
 
 
-def costly_neurons(taken: int, most: int) -> str:
-    """Return a warning if neurons take more than a third of the bytes that a network may have. Otherwise return "".
+def costly_neurons(taken: int, most: int, *, searched: bool) -> str:
+    """Return a line about neurons that take too many of the bytes that a network may have.
 
     Args:
         taken: the bytes of the scales and biases of all neurons.
         most: the largest number of bytes.
+        searched: whether the study searches the number of neurons.
     """
-    if 3 * taken <= most:
-        return ""
+    start = f"The scales and biases of this network's neurons alone take {taken:,} bytes, and --max-bytes is {most:,}"
+    if searched:
+        return f"{start}: the trials begin with fewer neurons (parameter width)"
     return (
-        f"The scales and biases of this network's neurons alone take {taken:,} bytes, and --max-bytes is {most:,}. "
-        "At this size a network with fewer neurons, or --method gmp, is probably more accurate than lpss"
+        f"{start}. At this size a network with fewer neurons is probably more accurate. Built-in spaces search the "
+        "number of neurons if torch-pruning can trace the network: pip install 'tune-sparsity[neurons]'"
     )
 
 

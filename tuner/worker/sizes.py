@@ -17,6 +17,8 @@ from tune_sparsity.sparsity.cost.layout import Budget, Layout
 from tune_sparsity.sparsity.cost.multiply_adds import Uses
 from tune_sparsity.sparsity.few_bits import ALL_BITS, SIGN_BITS, Precision, biases_of, halved
 from tune_sparsity.sparsity.layers import Layer
+from tune_sparsity.sparsity.masks import sparsity_with
+from tune_sparsity.sparsity.neurons.groups import NeuronGroups
 from tune_sparsity.sparsity.wrappers import plain_state
 from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, SPIKE_RATE, WEIGHT_BITS
 
@@ -27,22 +29,46 @@ class ByteLimit:
 
     Attributes:
         most: the limit in bytes.
-        sparsities: the approximate sparsity, in [0, 1), at which a network meets the limit, by the bits of a weight.
-        of_neurons: the bytes that the scales and biases of all neurons take, with weights of the fewest bits.
+        layouts: the layout of the network's file, by the bits of a weight.
+        bits: the fewest bits of a weight that the study tries; 1 if all its networks are binary.
+        neurons: the neurons without which a training can begin. None if all trainings begin with all neurons.
     """
 
     most: int
-    sparsities: Mapping[int, float]
-    of_neurons: int
+    layouts: Mapping[int, Layout]
+    bits: int
+    neurons: NeuronGroups | None = None
+
+    def part(self, bits: int, width: float) -> Layout:
+        """Return the layout of a network with this width."""
+        layout = self.layouts[bits]
+        if self.neurons is None or width == 1.0:
+            return layout
+        alive = self.neurons.widest(width)
+        kept = zip(self.neurons.layers, self.neurons.left(alive), strict=True)
+        return layout.part({one.name: (weights, int(alive[one.first].sum())) for one, weights in kept})
+
+    def nonzero(self, bits: int, width: float = 1.0) -> int:
+        """Return about the largest number of nonzero weights of a network within the limit."""
+        return max(len(self.layouts[bits].prunable), self.part(bits, width).nonzero_within(self.most))
+
+    def neuron_bytes(self, width: float = 1.0) -> int:
+        """Return the bytes that the scales and biases of all neurons take, with weights of the fewest bits."""
+        if self.bits == SIGN_BITS:
+            return 0
+        part = self.part(self.bits, width)
+        return int(part.neuron_bytes(part.weights))
 
     def met_by(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return a trial's parameters, with a final sparsity at which the network's packed file approximately meets the
         limit."""
         if not _prunes(method):
             return dict(params)
-        bits = params.get(WEIGHT_BITS, ALL_BITS)
+        bits, width = params.get(WEIGHT_BITS, ALL_BITS), params.get("width", 1.0)
         asked = params.get(FINAL_SPARSITY, getattr(METHODS[method].settings, FINAL_SPARSITY, 0.0))
-        return {**params, FINAL_SPARSITY: max(asked, self.sparsities[bits])}
+        weights = self.layouts[bits].weights
+        needed = sparsity_with(weights - self.nonzero(bits, width), weights)
+        return {**params, FINAL_SPARSITY: max(asked, needed)}
 
     def hold(self, method: str, training: Training | OwnTraining) -> None:
         """Let the training prune until the packed file meets the limit exactly. This has no effect on a method that

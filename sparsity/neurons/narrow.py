@@ -1,0 +1,148 @@
+"""Begin a training with fewer neurons than the network has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tune_sparsity.sparsity.layers import Layer, LayerRules
+from tune_sparsity.sparsity.masks import sparsity_with, zeros_for
+from tune_sparsity.sparsity.neurons.groups import NeuronGroups
+from tune_sparsity.sparsity.patterns import UNSTRUCTURED
+from tune_sparsity.sparsity.selection import Selection, selection_for
+from tune_sparsity.sparsity.topology.base import count_active
+
+
+class Box(NamedTuple):
+    """The part of a layer between the neurons that a narrower network has.
+
+    Attributes:
+        rows: the indices of these neurons.
+        inputs: the indices of the inputs that come from such neurons. They index the second dimension of the shape
+            (neurons, inputs, kernel...). None if the shape has one dimension.
+    """
+
+    rows: Tensor
+    inputs: Tensor | None
+
+    def inside(self, tensor: Tensor) -> Tensor:
+        """Return this part of a tensor in the shape (neurons, inputs, kernel...)."""
+        part = tensor[self.rows]
+        return part if self.inputs is None else part[:, self.inputs]
+
+    def outside(self, part: Tensor, like: Tensor) -> Tensor:
+        """Return a tensor with this part in it, and zeros around it. It has the shape of another tensor."""
+        whole = torch.zeros(like.shape, dtype=part.dtype, device=part.device)
+        if self.inputs is None:
+            whole[self.rows] = part
+        else:
+            whole[self.rows[:, None], self.inputs] = part
+        return whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarrowSelection(Selection):
+    """Chooses weights as `Selection` does in a network that has only these parts of its layers.
+
+    Attributes:
+        boxes: the part of each layer.
+    """
+
+    boxes: Sequence[Box]
+
+    def __call__(
+        self,
+        log_magnitudes: Sequence[Tensor],
+        on_sphere: Sequence[bool],
+        sparsity: float,
+        active: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Return masks with as many weights as `sparsity` leaves in the whole layers, or with all weights of the parts
+        if these are fewer."""
+        parts = [box.inside(one) for box, one in zip(self.boxes, log_magnitudes, strict=True)]
+        before = None if active is None else [box.inside(one) for box, one in zip(self.boxes, active, strict=True)]
+        within = _within(sparsity, log_magnitudes, parts)
+        chosen = super().__call__(parts, on_sphere, within, before)
+        return [box.outside(mask, like) for box, mask, like in zip(self.boxes, chosen, log_magnitudes, strict=True)]
+
+
+def _within(sparsity: float, whole: Sequence[Tensor], parts: Sequence[Tensor]) -> float:
+    """Return the sparsity of the parts that leaves as many weights as `sparsity` leaves in the whole tensors."""
+    weights, inside = (sum(one.numel() for one in those) for those in (whole, parts))
+    return sparsity_with(max(0, inside - (weights - zeros_for(sparsity, weights))), inside)
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """The neurons that a training has from its first step on.
+
+    Attributes:
+        layers: the prunable layers.
+        allowed: the masks of these neurons' weights, in the shapes of the weights.
+    """
+
+    layers: Sequence[Layer]
+    allowed: Sequence[Tensor]
+
+    def first(self, masks: Sequence[Tensor]) -> list[Tensor]:
+        """Return the first masks without the weights of other neurons."""
+        return [mask * allowed.to(mask) for mask, allowed in zip(masks, self.allowed, strict=True)]
+
+    def in_whole(self, sparsity: float) -> float:
+        """Return the sparsity of the whole layers at which the narrower network has the given sparsity."""
+        weights, inside = sum(mask.numel() for mask in self.allowed), count_active(self.allowed)
+        return 1 - (1 - sparsity) * inside / weights
+
+    def selection(self, model: nn.Module, distribution: str, sparsity: float) -> Selection:
+        """Return a selection within the narrower network, for a final sparsity of the whole layers."""
+        turned = [layer.turned(mask) for layer, mask in zip(self.layers, self.allowed, strict=True)]
+        boxes = [_box(mask) for mask in turned]
+        parts = [box.inside(mask) for box, mask in zip(boxes, turned, strict=True)]
+        within = _within(sparsity, turned, parts)
+        chosen = selection_for(model, distribution, shapes=[part.shape for part in parts], sparsity=within)
+        return NarrowSelection(boxes=boxes, **{own.name: getattr(chosen, own.name) for own in fields(chosen)})
+
+    @torch.no_grad()
+    def scale_up(self) -> None:
+        """Multiply the weights of a neuron by the root of its inputs over those that are left. The outputs of an
+        untrained neuron then keep their variance."""
+        for layer, allowed in zip(self.layers, self.allowed, strict=True):
+            mask, weight = layer.turned(allowed).flatten(1), layer.turned(layer.weight)
+            factors = (mask.shape[1] / mask.sum(1, keepdim=True).clamp_min(1)).sqrt()
+            layer.weight.copy_(layer.turned_back((weight.flatten(1) * factors).view_as(weight)))
+
+
+def _box(allowed: Tensor) -> Box:
+    """Return the part of a layer where a mask of the shape (neurons, inputs, kernel...) is not 0."""
+    rows = allowed.flatten(1).any(1) if allowed.dim() > 1 else allowed != 0
+    inputs = allowed.movedim(1, 0).flatten(1).any(1).nonzero().flatten() if allowed.dim() > 1 else None
+    return Box(rows.nonzero().flatten(), inputs)
+
+
+def narrowed(layers: Sequence[Layer], rules: LayerRules, width: float, *, trained: bool) -> Narrow | None:
+    """Return the neurons with which a training begins, or None if it begins with all.
+
+    Args:
+        layers: the prunable layers.
+        rules: the rules with the network's neurons.
+        width: a layer of n neurons begins with n^width of them, in (0, 1].
+        trained: whether the network was trained before. The most important neurons then stay, otherwise the first
+            ones.
+
+    Raises:
+        ValueError: if the neurons are not known, or if the zeros have a pattern.
+    """
+    if width == 1.0:
+        return None
+    if rules.pattern != UNSTRUCTURED:
+        raise ValueError(f"width: zeros in the pattern {rules.pattern} cannot be combined with fewer neurons: give 1")
+    groups = rules.neurons
+    if not isinstance(groups, NeuronGroups):
+        raise ValueError("width: the network's neurons are not known: give an example of its inputs, or the width 1")
+    logs = [layer.weight.detach().abs().log2() for layer in layers]
+    alive = groups.widest(width, groups.importance(logs) if trained else None)
+    return Narrow(layers, [one.mask(alive, log) for one, log in zip(groups.layers, logs, strict=True)])

@@ -1,0 +1,95 @@
+"""Searches how many neurons a network begins with, if a limit of bytes leaves little for the weights of all neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+
+from optuna.distributions import FloatDistribution
+
+from tune_sparsity.search_spaces import Space
+from tune_sparsity.search_spaces.priors import Prior
+from tune_sparsity.sparsity import METHODS
+from tune_sparsity.sparsity.cost.layout import Layout
+from tune_sparsity.tuner.worker.sizes import ByteLimit
+
+WIDTH = "width"
+_NEURONS = 1 / 3  # with a larger share of the bytes for scales and biases of neurons, the network has too many
+_DENSITY = 0.4  # of the best small networks that were measured, with _BITS bits a weight
+_BITS, _MANY_BITS = 4, 8
+_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The widths that a study searches; see `narrowed` in sparsity.neurons.narrow.
+
+    Attributes:
+        low, high: the range.
+        centre: the expected best width.
+    """
+
+    low: float
+    centre: float
+    high: float
+
+    def searched_in(self, space: Space) -> Space:
+        """Return a space that also searches the width, if its method has one."""
+        if WIDTH not in {one.name for one in fields(METHODS[space.method].settings)}:
+            return space
+        without = {name for name, when in space.when.items() if "ramp" not in when.get("drop", ("ramp",))} | {"drop"}
+        distributions = {name: one for name, one in space.distributions.items() if name not in without}
+        fixed = {name: value for name, value in space.fixed.items() if name not in without}
+        near = space.near or (None,) * len(space.first)
+        points = [
+            ({**{name: value for name, value in point.items() if name != "drop"}, WIDTH: self.centre}, target)
+            for point, target in zip(space.first, near, strict=True)
+            if point.get("drop", "ramp") == "ramp"
+        ]
+        return replace(
+            space,
+            distributions={**distributions, WIDTH: FloatDistribution(self.low, self.high)},
+            fixed=fixed | ({"drop": "ramp"} if "drop" in space.distributions else {}),
+            priors={name: one for name, one in space.priors.items() if name in distributions}
+            | {WIDTH: Prior(self.centre)},
+            when={name: one for name, one in space.when.items() if name not in without},
+            first=tuple(point for point, _ in points),
+            near=tuple(target for _, target in points),
+        )
+
+
+def too_many_neurons(limit: ByteLimit, width: float = 1.0) -> bool:
+    """Return whether the scales and biases of a network's neurons take too many of the bytes that it may have."""
+    return limit.neuron_bytes(width) > _NEURONS * limit.most
+
+
+def widths_for(limit: ByteLimit) -> Widths:
+    """Return the widths to search within a limit of bytes.
+
+    The narrowest network fits without zeros at 8 bits a weight. In the widest one, scales and biases of neurons take a
+    third of the bytes.
+    """
+
+    def dense(width: float, bits: int) -> float:
+        return limit.nonzero(bits, width) / limit.part(bits, width).weights
+
+    low = _last(lambda width: dense(width, _MANY_BITS) >= 1)
+    high = max(low, _last(lambda width: not too_many_neurons(limit, width)))
+    centre = _last(lambda width: dense(width, _BITS) >= _DENSITY)
+    return Widths(low, min(max(centre, low), high), high)
+
+
+def roomiest(limit: ByteLimit) -> Layout:
+    """Return the layout of the searched network that has the most weights within a limit of bytes."""
+    widths = widths_for(limit)
+    those = {widths.low, *(step / _STEPS for step in range(1, _STEPS + 1) if widths.low < step / _STEPS <= widths.high)}
+    return max(
+        (limit.part(limit.bits, width) for width in sorted(those)), key=lambda one: one.nonzero_within(limit.most)
+    )
+
+
+def _last(holds: Callable[[float], bool]) -> float:
+    """Return the largest width, in hundredths, up to which something holds."""
+    widths = [step / _STEPS for step in range(1, _STEPS + 1)]
+    return next((before for before, width in pairwise(widths) if not holds(width)), 1.0)
