@@ -76,6 +76,14 @@ class Selection:
             masks.update(zip(group, kept, strict=True))
         return [masks[index] for index in range(len(scores))]
 
+    def first(self, masks: Sequence[Tensor]) -> list[Tensor]:
+        """Return the first masks of a training, in the shapes of the weights, without weights that are never chosen."""
+        return list(masks)
+
+    def in_whole(self, sparsity: float) -> float:
+        """Return the sparsity of the layers at which the weights that can be chosen have the given sparsity."""
+        return sparsity
+
     def _score(self, log_magnitude: Tensor) -> Tensor:
         return lamp_score(relative_magnitude(log_magnitude)) if self.normalised else log_magnitude
 

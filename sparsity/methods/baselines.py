@@ -16,7 +16,6 @@ from tune_sparsity.sparsity.layers import PAPER_RULES, Layer, LayerRules, prunab
 from tune_sparsity.sparsity.masks import keep_largest, zeros_for
 from tune_sparsity.sparsity.methods.tail import LEARNING_RATES, TailSettings
 from tune_sparsity.sparsity.methods.validation import OPTIMIZERS, whole, within
-from tune_sparsity.sparsity.neurons.narrow import narrowed
 from tune_sparsity.sparsity.neurons.selection import selection_of
 from tune_sparsity.sparsity.optim.adamw import BETA_2
 from tune_sparsity.sparsity.schedules import Schedule
@@ -258,12 +257,10 @@ def snip(start: Start, s: SnipSettings) -> SparseTraining:
 @method
 def gmp(start: Start, s: GmpSettings) -> SparseTraining:
     """Prune by magnitude while the sparsity rises as a cubic (Zhu and Gupta 2017, arXiv 1710.01878)."""
-    narrow = narrowed(start.layers, start.rules, s.width, trained=start.trained)
-    if narrow and not start.trained:
-        narrow.scale_up()
-    first = narrow.first(start.ones()) if narrow else start.ones()
-    selection = selection_of(start.model, start.layers, s.distribution, start.rules.pattern, s.final_sparsity, narrow)
-    rising = Schedule("cubic", narrow.in_whole(0.0) if narrow else 0.0, s.final_sparsity, s.begin, s.end)
+    about = (s.distribution, start.rules, s.final_sparsity)
+    selection = selection_of(start.model, start.layers, *about, width=s.width, trained=start.trained)
+    first = selection.first(start.ones())
+    rising = Schedule("cubic", selection.in_whole(0.0), s.final_sparsity, s.begin, s.end)
     topology = GlobalMagnitude(rising, shortened(s.interval, rising, start.total_steps), selection)
     return start.training(s, topology, first, sparsity=s.final_sparsity, mask_frozen_at=s.end, selection=selection)
 

@@ -17,7 +17,6 @@ from tune_sparsity.sparsity.masks import random_mask
 from tune_sparsity.sparsity.methods.tail import TailSettings
 from tune_sparsity.sparsity.methods.validation import OPTIMIZERS, whole, within
 from tune_sparsity.sparsity.neurons.finding import with_neurons
-from tune_sparsity.sparsity.neurons.narrow import narrowed
 from tune_sparsity.sparsity.neurons.selection import selection_of
 from tune_sparsity.sparsity.optim.lpsgd import LR_MAX, LpSGD
 from tune_sparsity.sparsity.orientation import STANDARD, Orientation
@@ -230,19 +229,15 @@ def lpss(
     rules = rules if example is None else with_neurons(rules, model, example, width=s.width)
     layers, steps = prunable_layers(model, rules, example=example), s.steps_of(total_steps)
     initial = 0.0 if trained or isinstance(rules.pattern, Neurons) else min(s.initial_sparsity, s.final_sparsity)
-    narrow = narrowed(layers, rules, s.width, trained=trained)
-    selection = selection_of(model, layers, s.distribution, rules.pattern, s.final_sparsity, narrow)
-    if narrow and not trained:
-        narrow.scale_up()
+    selection = selection_of(model, layers, s.distribution, rules, s.final_sparsity, width=s.width, trained=trained)
     if not trained and not selection.normalised:
         _give_rows_norm([layer for layer in layers if layer.sphere], 2**0.5)
-    masks = _random_masks(layers, initial, generator or Generator().manual_seed(0))
     return SparseTraining(
         model,
         layers,
         _sphere_optimizer(model, layers, s),
-        _topology(s, narrow.in_whole(initial) if narrow else initial, selection, steps),
-        narrow.first(masks) if narrow else masks,
+        _topology(s, selection.in_whole(initial), selection, steps),
+        selection.first(_random_masks(layers, initial, generator or Generator().manual_seed(0))),
         sparsity=s.final_sparsity,
         total_steps=steps,
         mask_frozen_at=_threshold(s).end,

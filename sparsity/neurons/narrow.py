@@ -46,12 +46,14 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class NarrowSelection(Selection):
-    """Chooses weights as `Selection` does in a network that has only these parts of its layers.
+    """Chooses weights as `Selection` does in a network that has only some of its neurons.
 
     Attributes:
-        boxes: the part of each layer.
+        allowed: the masks of these neurons' weights, in the shapes of the weights.
+        boxes: the part of each layer between these neurons.
     """
 
+    allowed: Sequence[Tensor]
     boxes: Sequence[Box]
 
     def __call__(
@@ -69,75 +71,37 @@ class NarrowSelection(Selection):
         chosen = super().__call__(parts, on_sphere, within, before)
         return [box.outside(mask, like) for box, mask, like in zip(self.boxes, chosen, log_magnitudes, strict=True)]
 
-
-def _within(sparsity: float, whole: Sequence[Tensor], parts: Sequence[Tensor]) -> float:
-    """Return the sparsity of the parts that leaves as many weights as `sparsity` leaves in the whole tensors."""
-    weights, inside = (sum(one.numel() for one in those) for those in (whole, parts))
-    return sparsity_with(max(0, inside - (weights - zeros_for(sparsity, weights))), inside)
-
-
-@dataclass(frozen=True)
-class Narrow:
-    """The neurons that a training has from its first step on.
-
-    Attributes:
-        layers: the prunable layers.
-        allowed: the masks of these neurons' weights, in the shapes of the weights.
-    """
-
-    layers: Sequence[Layer]
-    allowed: Sequence[Tensor]
-
     def first(self, masks: Sequence[Tensor]) -> list[Tensor]:
-        """Return the first masks without the weights of other neurons."""
         return [mask * allowed.to(mask) for mask, allowed in zip(masks, self.allowed, strict=True)]
 
     def in_whole(self, sparsity: float) -> float:
-        """Return the sparsity of the whole layers at which the narrower network has the given sparsity."""
         weights, inside = sum(mask.numel() for mask in self.allowed), count_active(self.allowed)
-        return 1 - (1 - sparsity) * inside / weights
-
-    def selection(self, model: nn.Module, distribution: str, sparsity: float) -> Selection:
-        """Return a selection within the narrower network, for a final sparsity of the whole layers."""
-        turned = [layer.turned(mask) for layer, mask in zip(self.layers, self.allowed, strict=True)]
-        boxes = [_box(mask) for mask in turned]
-        parts = [box.inside(mask) for box, mask in zip(boxes, turned, strict=True)]
-        within = _within(sparsity, turned, parts)
-        chosen = selection_for(model, distribution, shapes=[part.shape for part in parts], sparsity=within)
-        return NarrowSelection(boxes=boxes, **{own.name: getattr(chosen, own.name) for own in fields(chosen)})
-
-    @torch.no_grad()
-    def scale_up(self) -> None:
-        """Multiply the weights of a neuron by the root of its inputs over those that are left. The outputs of an
-        untrained neuron then keep their variance."""
-        for layer, allowed in zip(self.layers, self.allowed, strict=True):
-            mask, weight = layer.turned(allowed).flatten(1), layer.turned(layer.weight)
-            factors = (mask.shape[1] / mask.sum(1, keepdim=True).clamp_min(1)).sqrt()
-            layer.weight.copy_(layer.turned_back((weight.flatten(1) * factors).view_as(weight)))
+        return sparsity_with(weights - inside + zeros_for(sparsity, inside), weights)
 
 
-def _box(allowed: Tensor) -> Box:
-    """Return the part of a layer where a mask of the shape (neurons, inputs, kernel...) is not 0."""
-    rows = allowed.flatten(1).any(1) if allowed.dim() > 1 else allowed != 0
-    inputs = allowed.movedim(1, 0).flatten(1).any(1).nonzero().flatten() if allowed.dim() > 1 else None
-    return Box(rows.nonzero().flatten(), inputs)
-
-
-def narrowed(layers: Sequence[Layer], rules: LayerRules, width: float, *, trained: bool) -> Narrow | None:
-    """Return the neurons with which a training begins, or None if it begins with all.
+def narrow_selection(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    distribution: str,
+    rules: LayerRules,
+    sparsity: float,
+    width: float,
+    *,
+    trained: bool,
+) -> Selection:
+    """Return a selection for a training that begins with fewer neurons. Set the other weights to zero, and scale
+    the weights of an untrained network up.
 
     Args:
-        layers: the prunable layers.
         rules: the rules with the network's neurons.
-        width: a layer of n neurons begins with n^width of them, in (0, 1].
+        sparsity: the final sparsity of the whole layers.
+        width: a layer of n neurons begins with n^width of them, in (0, 1).
         trained: whether the network was trained before. The most important neurons then stay, otherwise the first
             ones.
 
     Raises:
         ValueError: if the neurons are not known, or if the zeros have a pattern.
     """
-    if width == 1.0:
-        return None
     if rules.pattern != UNSTRUCTURED:
         raise ValueError(f"width: zeros in the pattern {rules.pattern} cannot be combined with fewer neurons: give 1")
     groups = rules.neurons
@@ -145,4 +109,35 @@ def narrowed(layers: Sequence[Layer], rules: LayerRules, width: float, *, traine
         raise ValueError("width: the network's neurons are not known: give an example of its inputs, or the width 1")
     logs = [layer.weight.detach().abs().log2() for layer in layers]
     alive = groups.widest(width, groups.importance(logs) if trained else None)
-    return Narrow(layers, [one.mask(alive, log) for one, log in zip(groups.layers, logs, strict=True)])
+    allowed = [one.mask(alive, log) for one, log in zip(groups.layers, logs, strict=True)]
+    _begin(layers, allowed, trained=trained)
+    turned = [layer.turned(mask) for layer, mask in zip(layers, allowed, strict=True)]
+    boxes = [_box(mask) for mask in turned]
+    parts = [box.inside(mask) for box, mask in zip(boxes, turned, strict=True)]
+    within = _within(sparsity, turned, parts)
+    chosen = selection_for(model, distribution, shapes=[part.shape for part in parts], sparsity=within)
+    same = {own.name: getattr(chosen, own.name) for own in fields(chosen)}
+    return NarrowSelection(allowed=allowed, boxes=boxes, **same)
+
+
+@torch.no_grad()
+def _begin(layers: Sequence[Layer], allowed: Sequence[Tensor], *, trained: bool) -> None:
+    """Set the weights of the other neurons to zero. In an untrained network, also multiply the weights of a neuron by
+    the root of its inputs over those that are left, so that its outputs keep their variance."""
+    for layer, one in zip(layers, allowed, strict=True):
+        mask, weight = layer.turned(one).flatten(1), layer.turned(layer.weight)
+        factors = mask if trained else mask * (mask.shape[1] / mask.sum(1, keepdim=True).clamp_min(1)).sqrt()
+        layer.weight.copy_(layer.turned_back((weight.flatten(1) * factors).view_as(weight)))
+
+
+def _within(sparsity: float, whole: Sequence[Tensor], parts: Sequence[Tensor]) -> float:
+    """Return the sparsity of the parts that leaves as many weights as `sparsity` leaves in the whole tensors."""
+    weights, inside = (sum(one.numel() for one in those) for those in (whole, parts))
+    return sparsity_with(max(0, inside - (weights - zeros_for(sparsity, weights))), inside)
+
+
+def _box(allowed: Tensor) -> Box:
+    """Return the part of a layer where a mask of the shape (neurons, inputs, kernel...) is not 0."""
+    rows = allowed.flatten(1).any(1) if allowed.dim() > 1 else allowed != 0
+    inputs = allowed.movedim(1, 0).flatten(1).any(1).nonzero().flatten() if allowed.dim() > 1 else None
+    return Box(rows.nonzero().flatten(), inputs)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from tune_sparsity.sparsity.cost.multiply_adds import Uses
-from tune_sparsity.sparsity.layers import Layer, has_normalisation, turned_back
+from tune_sparsity.sparsity.layers import Layer, LayerRules, has_normalisation, turned_back
 from tune_sparsity.sparsity.neurons.groups import NeuronGroups
-from tune_sparsity.sparsity.neurons.narrow import Narrow
-from tune_sparsity.sparsity.patterns import Neurons, Pattern
+from tune_sparsity.sparsity.neurons.narrow import narrow_selection
+from tune_sparsity.sparsity.patterns import Neurons
 from tune_sparsity.sparsity.selection import Selection, selection_for
 
 
@@ -67,21 +67,25 @@ def selection_of(
     model: nn.Module,
     layers: Sequence[Layer],
     distribution: str,
-    pattern: Pattern,
+    rules: LayerRules,
     sparsity: float,
-    narrow: Narrow | None = None,
+    *,
+    width: float = 1.0,
+    trained: bool = False,
 ) -> Selection:
-    """Return the selection for a network. It selects neurons if `pattern` is `Neurons`, otherwise weights.
+    """Return the selection for a network. It selects neurons if the pattern is `Neurons`, otherwise weights.
 
     Args:
         sparsity: the final sparsity.
-        narrow: the neurons with which the training begins, or None for all.
+        width, trained: see `narrow_selection`.
 
     Raises:
-        ValueError: if `pattern` is `Neurons`, and the groups of the network are not known.
+        ValueError: if the pattern is `Neurons`, and the groups of the network are not known. Also if the width is less
+            than 1, and `narrow_selection` raises it.
     """
-    if narrow is not None:
-        return narrow.selection(model, distribution, sparsity)
+    pattern = rules.pattern
+    if width < 1:
+        return narrow_selection(model, layers, distribution, rules, sparsity, width, trained=trained)
     if not isinstance(pattern, Neurons):
         shapes = [layer.turned(layer.weight).shape for layer in layers]
         return selection_for(model, distribution, pattern, shapes=shapes, sparsity=sparsity)

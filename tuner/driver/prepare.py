@@ -113,19 +113,10 @@ def prepare(
     if loading is not None:
         share(loading.over)
     check_gpus(config)  # may speak to the GPUs' driver, and no copy of a process that has could use one
-    warnings, latency = list[Finding](), ""
+    warnings = list[Finding]()
     data = sound_data(config, experiment, loading.data if loading else None, None if own else warnings.append)
-    network = network.with_neurons(config, goal, experiment, data)
-    if isinstance(pattern := network.size.pattern, Neurons):
-        experiment = experiment.with_pattern(pattern)  # so that no trial has to find them again
-        if pattern.by_macs:  # which the data tell
-            before = read_about(config) if resume else {}
-            most, latency = expected_macs(config, before, experiment, data, network.model, network.layers)
-            goal, spaces = network.sought(config, experiment, most)
-    network = network.with_fewer(config, experiment, data)
-    if network.neurons is not None:
-        experiment = experiment.with_layers(replace(experiment.layers, neurons=network.neurons))
-        goal, spaces = network.sought(config, experiment, None)
+    sought = _Sought(network, experiment, goal, spaces).with_neurons(config, data, resume=resume)
+    network, experiment, goal, spaces, latency = sought
     goal = _as_before(goal, config) if resume else _with_baseline(goal, experiment, data)
     earlier = WarmStart()
     if config.warm_start and not resume:  # a study that goes on has it in its own journal
@@ -322,6 +313,35 @@ class _Network(NamedTuple):
         layouts = {bits: layout_of(self.model, self.layers, bits) for bits in (ALL_BITS, *BITS)}
         bits = SIGN_BITS if config.method == [BINARY] else fewest_bits(config, few_bits=self.few_bits(config))
         return ByteLimit(most, layouts, bits, self.neurons)
+
+
+class _Sought(NamedTuple):
+    """What a study searches."""
+
+    network: _Network
+    experiment: Experiment
+    goal: Goal
+    spaces: list[Space]
+    latency: str = ""  # as in Prepared
+
+    def with_neurons(self, config: StudyConfig, data: Data, *, resume: bool) -> _Sought:
+        """Return the same with the network's neurons, if the study removes some. The experiment has them, so that no
+        trial has to find them again. Raise UsageError if the goal cannot be reached."""
+        network = self.network.with_neurons(config, self.goal, self.experiment, data)
+        if isinstance(pattern := network.size.pattern, Neurons):
+            experiment = self.experiment.with_pattern(pattern)
+            found = self._replace(network=network, experiment=experiment)
+            if not pattern.by_macs:
+                return found
+            before = read_about(config) if resume else {}
+            most, latency = expected_macs(config, before, experiment, data, network.model, network.layers)
+            goal, spaces = network.sought(config, experiment, most)
+            return found._replace(goal=goal, spaces=spaces, latency=latency)
+        network = network.with_fewer(config, self.experiment, data)
+        if network.neurons is None:
+            return self
+        experiment = self.experiment.with_layers(replace(self.experiment.layers, neurons=network.neurons))
+        return _Sought(network, experiment, *network.sought(config, experiment, None))
 
 
 def _network(experiment: Experiment) -> _Network:

@@ -71,7 +71,7 @@ def test_ends_of_the_ranges_are_accepted() -> None:
 def test_methods_refuse_unknown_and_missing_parameters_by_name() -> None:
     method = METHODS["lpss"]
     with pytest.raises(
-        ValueError, match=r"^lpss has no parameter 'rho': it takes average_every, averaging, .*, weight_decay$"
+        ValueError, match=r"^lpss has no parameter 'rho': it takes average_every, averaging, .*, weight_decay, width$"
     ):
         method.build(mlp(20, 8, 4), {**GOOD, "rho": 0.2}, total_steps=10, generator=generator())
     with pytest.raises(ValueError, match=r"^lpss needs the parameter 'p'$"):

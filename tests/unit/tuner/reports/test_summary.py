@@ -156,11 +156,10 @@ def test_a_network_whose_matrices_are_all_prunable_has_nothing_to_warn_of(tmp_pa
 
 
 def test_neurons_that_take_much_of_a_file_are_told() -> None:
-    assert costly_neurons(500, 1500) == ""
-    assert costly_neurons(1640, 1500) == (
-        "The scales and biases of this network's neurons alone take 1,640 bytes, and --max-bytes is 1,500. "
-        "At this size a network with fewer neurons, or --method gmp, is probably more accurate than lpss"
-    )
+    start = "The scales and biases of this network's neurons alone take 1,640 bytes, and --max-bytes is 1,500"
+    searched = costly_neurons(1640, 1500, searched=True)
+    assert searched == f"{start}: the trials begin with fewer neurons (parameter width)"
+    assert costly_neurons(1640, 1500, searched=False).startswith(f"{start}. At this size a network with fewer neurons")
 
 
 def test_the_sparsity_is_shown_layer_by_layer_or_as_a_range(tmp_path: Path) -> None:
