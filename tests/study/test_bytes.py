@@ -86,6 +86,23 @@ def test_weights_that_hold_no_products_keep_their_bits(name: str, bits: set[str]
     assert all(int(row["size_bytes"]) <= 600 for row in rows)
 
 
+def test_a_very_small_file_has_a_narrower_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage, options = tmp_path / "studies", {"experiment": "digits", "method": "lpss,gmp", "scheduler": "none"}
+    folder = run_in_process(storage, "narrow", max_bytes=1500, trials=6, epochs=8, **options)
+    rows = trials_of(folder)
+    assert {row["method"] for row in rows} == {"lpss", "gmp"}
+    assert all(0.4 < float(row["width"]) < 0.8 and row["state"] == "completed" for row in rows)
+    fitting = [row for row in rows if row["weight_bits"] != "32"]
+    assert all(1000 < int(row["size_bytes"]) <= 1500 for row in fitting)
+    result = json.loads((folder / "result.json").read_text())
+    width = result["best"]["params"]["width"]
+    for name, neurons in (("0.weight", 300), ("2.weight", 100)):
+        assert result["dead_neurons"][name]["dead"] >= neurons - round(neurons**width)
+    assert result["best"]["val_accuracy"] > 0.8  # an untrained network has .1, and one with all neurons about .4
+    for kind in ("packed", "onnx", "safetensors"):
+        assert Path(exported(storage, "narrow", kind, capsys)["file"]).is_file()
+
+
 def test_a_dense_network_fits_or_does_not(experiment_file: Path, tmp_path: Path) -> None:
     options = {"experiment": f"{experiment_file}:steady", "scheduler": "none", "trials": 4, "epochs": 2}
     folder = run_in_process(tmp_path / "studies", "both", max_bytes=MOST, method="dense,gmp", **options)

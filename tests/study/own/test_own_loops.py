@@ -122,6 +122,15 @@ def test_a_loop_with_an_error_is_searched_for_the_smallest(file: Path, capsys: p
     assert exported(file.parent / "studies", "e", "safetensors", capsys)["largest_difference"] == 0
 
 
+def test_the_network_of_a_loop_begins_narrower_in_a_very_small_file(file: Path) -> None:
+    file.write_text(LOOPS.replace("nn.BatchNorm1d(24), ", ""))
+    options = {"experiment": f"{file}:train", "max_bytes": 200, "trials": 2, "scheduler": "none"}
+    folder = run_in_process(file.parent / "studies", "small", **options)
+    assert all(0 < float(row["width"]) < 1 and int(row["size_bytes"]) <= 200 for row in rows(folder))
+    dead = json.loads((folder / "result.json").read_text())["dead_neurons"]
+    assert sum(one["dead"] for one in dead.values()) > 0
+
+
 @pytest.mark.parametrize("kind", ["lightning", "transformers"])
 def test_trainers_of_other_libraries_are_searched(kind: str, file: Path) -> None:
     pytest.importorskip("lightning"), pytest.importorskip("transformers"), pytest.importorskip("accelerate")
