@@ -69,7 +69,7 @@ def gaps_of(places: _Array) -> _Array:
 
 
 def as_matrix(values: _Array, rows: int) -> _Array:
-    """Return the values as a matrix of so many rows, or as an empty matrix if there are no values."""
+    """Return the values as a matrix with this number of rows. It is empty if there are no values."""
     return values.reshape(max(1, rows), values.size // max(1, rows))
 
 

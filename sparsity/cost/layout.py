@@ -48,7 +48,7 @@ class Prunable:
         return self._in_bits(form, int(used_rows(matrix).sum()))
 
     def least_in_bits(self) -> int:
-        """Return a number of bits that is enough for one weight, at any place."""
+        """Return a number of bits that is enough for one weight, at any place. COMPACT may need fewer."""
         last = np.array([self.n - 1] if self.n else [], np.int64)
         return self._in_bits(flat_form(last, self.n, self.bits, dense=not self.scaled), len(last))
 

@@ -82,11 +82,11 @@ static inline float packed_half(const uint8_t *data) {
 static inline float packed_value(const packed_tensor *t, const packed_cursor *c) {
     uint64_t i = c->value.i - 1, half = (uint64_t)1 << ((t->bits - 1) & 63), raw = 0;
     float narrow; double wide;
+    if (t->type == PACKED_F32) return memcpy(&narrow, t->values + 4 * i, 4), narrow;
     if (t->bits < 8) raw = packed_bits(t->values, i * t->bits, t->bits);
     else memcpy(&raw, t->values + i * t->bits / 8, t->bits > 64 ? 0 : t->bits / 8);
     switch (t->type) {
-    case PACKED_BF16: raw <<= 16; /* fall through */
-    case PACKED_F32: return memcpy(&narrow, &raw, 4), narrow;
+    case PACKED_BF16: return raw <<= 16, memcpy(&narrow, &raw, 4), narrow;
     case PACKED_F64: return memcpy(&wide, &raw, 8), (float)wide;
     case PACKED_F16: return packed_half(t->values + 2 * i);
     case PACKED_I64: case PACKED_I32: case PACKED_I16: case PACKED_I8: return (float)(int64_t)((raw ^ half) - half);

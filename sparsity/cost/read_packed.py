@@ -19,9 +19,10 @@ A tensor is
     SAME     varint: the place, in this file, of an equal tensor
     COMPACT  + DENSE, BITMAP or RICE: the set of its rows, the set of its columns, then as that form
 
-Values that are not stored are 0. With the form RICE, the number of zeros before a stored value is
-quotient * 2^k + remainder. Each quotient is written as that many bits 0, then a bit 1. Each remainder has k bits. The
-quotients, the remainders, a bitmap and the values each begin at a new byte, and unused bits are 0.
+Values that are not stored are 0. A stored value is 0 only with the form DENSE. With the form RICE, the number of zeros
+before a stored value is quotient * 2^k + remainder. Each quotient is written as that many bits 0, then a bit 1. Each
+remainder has k bits. The quotients, the remainders, a bitmap and the values each begin at a new byte, and unused bits
+are 0.
 
 The rows of a tensor are its first dimension, and its columns are all others together. With the form COMPACT, all stored
 values are in a set of rows and a set of columns. The n values are then those of the small matrix of these rows and
@@ -259,9 +260,9 @@ class _Reader:
         return index
 
     def _compact_index(self, form: int, k: int, n: int, rows: int) -> _Array:
-        """Return the places of the stored values among n values, which are all in some of the rows and columns."""
+        """Return the places of the stored values among n values, with the form COMPACT + `form`."""
         if not n:
-            raise ValueError("a malformed file: an empty tensor has rows or columns")
+            raise ValueError("a malformed file: an empty tensor has sets of rows and columns")
         row_set, column_set = self._set(rows), self._set(n // rows)
         columns = column_set.count
         small = row_set.count * columns

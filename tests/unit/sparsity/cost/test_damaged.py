@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.helpers.examples import is_long
-from tests.unit.sparsity.cost.test_round_trip import codes, sparse
+from tests.unit.sparsity.cost.test_round_trip import FLOATS, OTHERS, codes, sparse
 from tune_sparsity.sparsity.cost import read_packed
 from tune_sparsity.sparsity.cost.read_packed import Packed, decode
 from tune_sparsity.sparsity.cost.writer import encode
@@ -209,6 +209,17 @@ def test_c_reads_what_python_reads(program: Path) -> None:
     for data, tensors in zip(files, through_c(program, files), strict=True):
         assert tensors is not None
         assert agrees(tensors, decode(data))
+
+
+def test_c_reads_all_real_types(program: Path) -> None:
+    tensors = {
+        str(dtype): torch.arange(-3, 9).view(3, 4).to(dtype) for dtype in (*FLOATS, *OTHERS, torch.uint32, torch.uint64)
+    }
+    del tensors["torch.complex64"]
+    data = encode(tensors, ())
+    (found,) = through_c(program, [data])
+    assert found is not None
+    assert agrees(found, decode(data))
 
 
 def test_c_refuses_damaged_files(program: Path) -> None:
