@@ -6,81 +6,19 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from tune_sparsity.sparsity.cost.read_packed import (
-    BITMAP,
-    DENSE,
-    LARGEST_K,
-    MAGIC,
-    MOST_DIMENSIONS,
-    RICE,
-    TYPES,
-)
+from tune_sparsity.sparsity.cost.forms import Form, as_matrix, best_form, flat_form, used_rows, varint_bytes, whole
+from tune_sparsity.sparsity.cost.read_packed import MAGIC, MOST_DIMENSIONS, TYPES
 from tune_sparsity.sparsity.few_bits import ALL_BITS, Precision
 
 _CHECKSUM = 4  # bytes
 _SCALE = _HALF = 16  # bits
 _WHOLE, _A_ROW = Precision(), 4
 _UNEVEN = 0.85  # the size of an index as a share of the entropy, if some layers are much sparser than others
-
-
-class Form(NamedTuple):
-    """A form in which a tensor's stored values and their places are written.
-
-    Attributes:
-        form: DENSE, BITMAP or RICE.
-        k: the parameter of RICE.
-        bits: the bits of the index, rounded up to whole bytes.
-    """
-
-    form: int
-    k: int
-    bits: int
-
-
-def varint_bytes(number: int) -> int:
-    """Return the number of bytes of this number as a varint."""
-    return max(1, -(-number.bit_length() // 7))
-
-
-def _whole(bits: int) -> int:
-    """Return the number of bits, rounded up to whole bytes."""
-    return -(-bits // 8) * 8
-
-
-def gaps_of(index: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the number of zeros before each stored value.
-
-    Args:
-        index: the places of the stored values, in ascending order.
-    """
-    return np.diff(index, prepend=-1) - 1
-
-
-def best_form(index: np.ndarray[Any, Any], n: int, value_bits: int, *, dense: bool = True) -> Form:
-    """Return the form with the fewest bytes. Of several such forms return the simplest.
-
-    Args:
-        index: the places of the stored values in the flat tensor, in ascending order.
-        n: the number of values in the tensor.
-        value_bits: the bits of a value.
-        dense: whether all values may be stored, including zeros.
-    """
-    z = len(index)
-    head = 8 * varint_bytes(z)
-    forms = [Form(BITMAP, 0, head + _whole(n))]
-    gaps = gaps_of(index)
-    for k in range(LARGEST_K + 1):
-        forms.append(Form(RICE, k, head + _whole(int((gaps >> k).sum()) + z) + _whole(z * k)))
-        if not z or int(gaps.max()) >> k == 0:
-            break
-    if dense or z == n:
-        forms.insert(0, Form(DENSE, 0, _whole(n * value_bits) - _whole(z * value_bits)))
-    return min(forms, key=lambda one: one.bits)
 
 
 @dataclass(frozen=True)
@@ -103,12 +41,20 @@ class Prunable:
         """Return the number of bits that the tensor's index and values take.
 
         Args:
-            mask: not 0 exactly where the tensor has a nonzero value.
+            mask: True exactly where the tensor has a nonzero value.
         """
-        index = np.flatnonzero(mask)
-        form = best_form(index, self.n, self.bits, dense=not self.scaled)
-        used = len(np.unique(index // (self.n // self.rows))) if self.scaled and self.n else 0
-        return form.bits + _whole(len(index) * self.bits) + used * _SCALE
+        matrix = as_matrix(mask, self.rows)
+        form = best_form(matrix, self.bits, dense=not self.scaled)
+        return self._in_bits(form, int(used_rows(matrix).sum()))
+
+    def least_in_bits(self) -> int:
+        """Return a number of bits that is enough for one weight, at any place. COMPACT may need fewer."""
+        last = np.array([self.n - 1] if self.n else [], np.int64)
+        return self._in_bits(flat_form(last, self.n, self.bits, dense=not self.scaled), len(last))
+
+    def _in_bits(self, form: Form, used: int) -> int:
+        """Return the bits of a tensor in this form, with values in this number of rows."""
+        return form.bits + whole(len(form.places) * self.bits) + self.scaled * used * _SCALE
 
 
 @dataclass(frozen=True)
@@ -142,12 +88,12 @@ class Layout:
         for name, tensor in tensors.items():
             check(name, tensor)
             fixed += header_bytes(name, tensor.shape)
+            rows = tensor.shape[0] if tensor.dim() else 1
             if name in prunable:
                 value_bits = 8 * tensor.element_size() if precision.bits == ALL_BITS else precision.bits
-                rows = tensor.shape[0] if tensor.dim() else 1
                 found[name] = Prunable(tensor.numel(), rows, value_bits, scaled=precision.scaled)
             elif name in precision.biases:
-                biases[precision.biases[name]] = Prunable(tensor.numel(), 1, _HALF)
+                biases[precision.biases[name]] = Prunable(tensor.numel(), rows, _HALF)
             elif (place := known.get(_memory(tensor))) is not None:
                 fixed += varint_bytes(place)
             else:
@@ -215,7 +161,7 @@ class Layout:
     def least(self) -> int:
         """Return a number of bytes that is enough for one weight in each prunable tensor, at any place."""
         those = [*self.prunable.values(), *self.biases.values()]
-        return self.fixed + sum(one.size_in_bits(np.arange(one.n) == one.n - 1) for one in those) // 8
+        return self.fixed + sum(one.least_in_bits() for one in those) // 8
 
     @property
     def _value_bits(self) -> float:

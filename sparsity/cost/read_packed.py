@@ -13,19 +13,30 @@ A tensor is
 
     varint: the length of its name, its name in UTF-8, a byte: its type as a place in `TYPES`, a byte: its form + 16 k,
     a byte: the number of its dimensions, varints: the dimensions, then by its form:
-    DENSE   its n values
-    BITMAP  varint: z, n bits: which values are stored, its z values
-    RICE    varint: z, z quotients, z remainders, its z values
-    SAME    varint: the place, in this file, of an equal tensor
+    DENSE    its n values
+    BITMAP   varint: z, n bits: which values are stored, its z values
+    RICE     varint: z, z quotients, z remainders, its z values
+    SAME     varint: the place, in this file, of an equal tensor
+    COMPACT  + DENSE, BITMAP or RICE: the set of its rows, the set of its columns, then as that form
 
-Values that are not stored are 0. With the form RICE, the number of zeros before a stored value is
-quotient * 2^k + remainder. Each quotient is written as that many bits 0, then a bit 1. Each remainder has k bits. The
-quotients, the remainders, a bitmap and the values each begin at a new byte, and unused bits are 0.
+Values that are not stored are 0. A stored value is 0 only with the form DENSE. With the form RICE, the number of zeros
+before a stored value is quotient * 2^k + remainder. Each quotient is written as that many bits 0, then a bit 1. Each
+remainder has k bits. The quotients, the remainders, a bitmap and the values each begin at a new byte, and unused bits
+are 0.
+
+The rows of a tensor are its first dimension, and its columns are all others together. With the form COMPACT, all stored
+values are in a set of rows and a set of columns. The n values are then those of the small matrix of these rows and
+columns. A set consists of runs of neighbours. It is
+
+    varint: the number z of its runs. If z is 0, all rows or columns are in the set, and the set ends here
+    a byte: k of the gaps + 16 times k of the lengths, 2 z quotients, 2 z remainders
+
+Each run has two numbers, the gap before it and its length minus 1. The first gap is the number of places before the
+first run. All others are the number of places between two runs minus 1.
 
 Values of the types "codes8", "codes4", "codes2" and "codes1" have 8, 4, 2 and 1 bits. The highest bit is the sign, and
-the others are the magnitude minus 1. float16 scales come before the values, one for each row with a stored value. The
-rows are those of the first dimension. A weight is the scale of its row times its code. Values of the type "signs" are
-bits: 1 is +1, 0 is -1.
+the others are the magnitude minus 1. float16 scales come before the values, one for each row with a stored value. A
+weight is the scale of its row times its code. Values of the type "signs" are bits: 1 is +1, 0 is -1.
 """
 
 from __future__ import annotations
@@ -39,7 +50,7 @@ from typing import Any
 import numpy as np
 
 MAGIC = b"TSP1"
-DENSE, BITMAP, RICE, SAME = range(4)
+DENSE, BITMAP, RICE, SAME, COMPACT = range(5)
 TYPES = {
     **{name: np.dtype(name).newbyteorder("<") for name in ("float32", "float16")},
     "bfloat16": np.dtype("<u2"),  # the upper half of a float32, for which NumPy has no name
@@ -136,6 +147,30 @@ def decode(data: bytes) -> dict[str, Packed]:
     return tensors
 
 
+@dataclass(frozen=True)
+class _Set:
+    """A set of rows or columns, as runs of neighbours.
+
+    Attributes:
+        starts: the first place of each run.
+        ends: how many members there are up to the end of each run.
+    """
+
+    starts: _Array
+    ends: _Array
+
+    @property
+    def count(self) -> int:
+        """Return the number of members."""
+        return int(self.ends[-1])
+
+    def places(self, members: _Array) -> _Array:
+        """Return the places of these members. Members count from 0."""
+        run = np.searchsorted(self.ends, members, "right")
+        before = np.concatenate(([0], self.ends))[run]
+        return self.starts[run] + members - before
+
+
 class _Reader:
     """Reads the bytes of a file, beginning at a place."""
 
@@ -147,12 +182,17 @@ class _Reader:
         name = self._name()
         kind, form = self._byte(), self._byte()
         form, k = form & 15, form >> 4
-        if kind >= len(_NAMES) or form > SAME or (k and form != RICE):
+        if kind >= len(_NAMES) or form > COMPACT + RICE or (k and form % COMPACT != RICE):
             raise ValueError(f"a malformed file: {name!r} has an unknown type or form")
         shape, n = self._shape()
         if form == SAME:
             return name, Packed(_NAMES[kind], shape, None, np.zeros(0)), self.varint()
-        index = None if form == DENSE else self._index(form, k, n)
+        if form == DENSE:
+            index = None
+        elif form < COMPACT:
+            index = self._index(form, k, n)
+        else:
+            index = self._compact_index(form - COMPACT, k, n, shape[0] if shape else 1)
         return name, self._values(_NAMES[kind], shape, index, n), None
 
     def end(self) -> None:
@@ -213,13 +253,47 @@ class _Reader:
             if len(index) != z:
                 raise ValueError("a malformed file: a bitmap has another number of values")
             return index
-        quotients = self._quotients(z, ((n - z) >> k) + z)
-        places = 1 << np.arange(k)
-        remainders = self._bits(z * k).reshape(z, k) @ places
-        index = np.cumsum((quotients << k) + remainders + 1) - 1
+        (gaps,) = self._numbers(z, ((n - z) >> k) + z, (k,))
+        index = np.cumsum(gaps + 1) - 1
         if z and index[-1] >= n:
             raise ValueError("a malformed file: a value stands behind the tensor's end")
         return index
+
+    def _compact_index(self, form: int, k: int, n: int, rows: int) -> _Array:
+        """Return the places of the stored values among n values, with the form COMPACT + `form`."""
+        if not n:
+            raise ValueError("a malformed file: an empty tensor has sets of rows and columns")
+        row_set, column_set = self._set(rows), self._set(n // rows)
+        columns = column_set.count
+        small = row_set.count * columns
+        if form == DENSE and small > 8 * (len(self._data) - self._place):  # a value has at least a bit
+            raise ValueError("a malformed file: it ends too early")
+        index = np.arange(small) if form == DENSE else self._index(form, k, small)
+        return row_set.places(index // columns) * (n // rows) + column_set.places(index % columns)
+
+    def _set(self, size: int) -> _Set:
+        """Return a set of rows or columns, of which there are `size`."""
+        z = self.varint()
+        if not z:
+            return _Set(np.array([0]), np.array([size]))
+        if z > size:
+            raise ValueError("a malformed file: a set has more runs than places")
+        ks = self._byte()
+        gaps, lengths = self._numbers(z, size + 1, (ks & 15, ks >> 4))
+        gaps[1:] += 1
+        ends = np.cumsum(gaps + lengths + 1)
+        if ends[-1] > size:
+            raise ValueError("a malformed file: a run stands behind the end")
+        return _Set(ends - lengths - 1, np.cumsum(lengths + 1))
+
+    def _numbers(self, z: int, most: int, ks: tuple[int, ...]) -> list[_Array]:
+        """Return z numbers for each k. In the file they take turns. All quotients have at most `most` bits together."""
+        quotients = self._quotients(z * len(ks), most).reshape(z, len(ks))
+        remainders, at, found = self._bits(z * sum(ks)).reshape(z, sum(ks)), 0, []
+        for turn, k in enumerate(ks):
+            found.append((quotients[:, turn] << k) + remainders[:, at : at + k] @ (1 << np.arange(k)))
+            at += k
+        return found
 
     def _quotients(self, z: int, most: int) -> _Array:
         """Return z numbers. Each is written as that many bits 0, then a bit 1. All have at most `most` bits

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tune_sparsity.sparsity.cost.layout import best_form, check, gaps_of, type_of
-from tune_sparsity.sparsity.cost.read_packed import BITS, DENSE, MAGIC, RICE, SAME, TYPES, Packed, decode
+from tune_sparsity.sparsity.cost.forms import Form, Runs, as_matrix, best_form, gaps_of, used_rows
+from tune_sparsity.sparsity.cost.layout import check, type_of
+from tune_sparsity.sparsity.cost.read_packed import BITS, COMPACT, DENSE, MAGIC, RICE, SAME, TYPES, Packed, decode
 from tune_sparsity.sparsity.few_bits import Codes, Signs
 
 _NUMBERS = {name: number for number, name in enumerate(TYPES)}
@@ -89,13 +90,13 @@ def _numbers(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 def _sparse(name: str, tensor: Tensor) -> bytes:
     numbers = _numbers(tensor)
-    index = np.flatnonzero(_numbers(tensor != 0))
-    form, k, _ = best_form(index, len(numbers), 8 * numbers.itemsize)
-    if form == DENSE:
+    mask = _numbers(tensor != 0)
+    form = best_form(as_matrix(mask, tensor.shape[0] if tensor.dim() else 1), 8 * numbers.itemsize)
+    head = _header(name, type_of(tensor), tensor.shape, form.form, form.k)
+    if form.form == DENSE:
         numbers = _numbers(tensor + torch.zeros((), dtype=tensor.dtype, device=tensor.device))  # -0 becomes 0
-        return _header(name, type_of(tensor), tensor.shape, DENSE) + numbers.tobytes()
-    head = _header(name, type_of(tensor), tensor.shape, form, k)
-    return head + _index(index, len(numbers), form, k) + numbers[index].tobytes()
+        return head + numbers.tobytes()
+    return head + _places(form) + numbers[mask].tobytes()
 
 
 def _codes(name: str, one: Codes) -> bytes:
@@ -103,18 +104,16 @@ def _codes(name: str, one: Codes) -> bytes:
     if kind not in BITS or codes.dtype != np.int8 or one.scales.dtype != torch.float16:
         raise ValueError(f"{name} cannot be packed: codes are int8 of 8, 4, 2 or 1 bits, and their scales float16")
     rows = codes.shape[0] if codes.ndim else 1
-    half, flat = 1 << (one.bits - 1), codes.reshape(-1)
-    index = np.flatnonzero(flat)
-    stored = flat[index].astype(np.int16)
+    half, mask = 1 << (one.bits - 1), codes != 0
+    stored = codes[mask].astype(np.int16)
     if one.scales.numel() != rows or (np.abs(stored) > min(half, 127)).any():
         raise ValueError(f"{name} cannot be packed: it has {rows} rows, and codes of at most {min(half, 127)}")
-    form, k, _ = best_form(index, flat.size, one.bits, dense=False)
-    head = _header(name, kind, codes.shape, form, k)
-    start = b"" if form == DENSE else _index(index, flat.size, form, k)
-    used = np.unique(index // (flat.size // rows)) if len(index) else index
-    scales = one.scales.detach().cpu().reshape(-1).numpy().astype("<f2")[used]
+    matrix = as_matrix(mask, rows)
+    form = best_form(matrix, one.bits, dense=False)
+    head = _header(name, kind, codes.shape, form.form, form.k) + _places(form)
+    scales = one.scales.detach().cpu().reshape(-1).numpy().astype("<f2")[used_rows(matrix)[:rows]]
     numbers = np.abs(stored) - 1 + half * (stored < 0)
-    return head + start + scales.tobytes() + _packed(_low_bits(numbers, one.bits))
+    return head + scales.tobytes() + _packed(_low_bits(numbers, one.bits))
 
 
 def _signs(name: str, values: Tensor) -> bytes:
@@ -134,18 +133,37 @@ def _header(name: str, kind: str, shape: tuple[int, ...], form: int, k: int = 0)
     return _varint(len(text)) + text + head + b"".join(map(_varint, shape))
 
 
-def _index(index: np.ndarray[Any, Any], n: int, form: int, k: int) -> bytes:
-    """Return the bytes of an index: the number of stored values, and their places."""
-    z = len(index)
-    if form != RICE:
-        bits = np.zeros(n, np.uint8)
-        bits[index] = 1
-        return _varint(z) + _packed(bits)
-    gaps = gaps_of(index)
-    ends = np.cumsum((gaps >> k) + 1)
-    unary = np.zeros(int(ends[-1]) if z else 0, np.uint8)
-    unary[ends - 1] = 1
-    return _varint(z) + _packed(unary) + _packed(_low_bits(gaps, k))
+def _places(form: Form) -> bytes:
+    """Return the bytes that say which values are stored."""
+    sets, inner = b"".join(map(_runs, form.sets)), form.form % COMPACT
+    if inner == DENSE:
+        return sets
+    z = _varint(len(form.places))
+    if inner == RICE:
+        gaps = gaps_of(form.places)
+        return sets + z + _unary(gaps >> form.k) + _packed(_low_bits(gaps, form.k))
+    bits = np.zeros(form.n, np.uint8)
+    bits[form.places] = 1
+    return sets + z + _packed(bits)
+
+
+def _runs(runs: Runs) -> bytes:
+    """Return the bytes of a set of rows or columns."""
+    z = len(runs.numbers) // 2
+    if not z:
+        return _varint(0)
+    pairs, ks = runs.numbers.reshape(z, 2), (runs.gap_k, runs.length_k)
+    remainders = [_low_bits(pairs[:, at], k).reshape(z, k) for at, k in enumerate(ks)]
+    head = _varint(z) + bytes([runs.gap_k + 16 * runs.length_k])
+    return head + _unary((pairs >> ks).reshape(-1)) + _packed(np.concatenate(remainders, 1))
+
+
+def _unary(quotients: np.ndarray[Any, Any]) -> bytes:
+    """Return the bytes of numbers that are each written as that many bits 0, then a bit 1."""
+    ends = np.cumsum(quotients + 1)
+    bits = np.zeros(int(ends[-1]) if len(ends) else 0, np.uint8)
+    bits[ends - 1] = 1
+    return _packed(bits)
 
 
 def _low_bits(numbers: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:

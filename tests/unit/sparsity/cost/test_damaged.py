@@ -17,14 +17,28 @@ import pytest
 import torch
 
 from tests.helpers.examples import is_long
-from tests.unit.sparsity.cost.test_round_trip import codes, sparse
+from tests.unit.sparsity.cost.test_round_trip import FLOATS, OTHERS, codes, sparse
 from tune_sparsity.sparsity.cost import read_packed
 from tune_sparsity.sparsity.cost.read_packed import Packed, decode
 from tune_sparsity.sparsity.cost.writer import encode
-from tune_sparsity.sparsity.few_bits import Signs
+from tune_sparsity.sparsity.few_bits import Codes, Signs
 
 FOLDER = Path(__file__).parent
 COUNT = 10_000 if is_long() else 1000
+
+
+def small_matrices() -> list[bytes]:
+    """Return the bytes of files with all forms of small matrices."""
+    rows, columns = torch.arange(24).view(-1, 1), torch.arange(40)
+    few = (rows % 7 < 3) & (columns > 9) & (columns % 8 < 5)
+    some = few & ((rows + columns) % 3 == 0)
+    weights = {"a": sparse((24, 40), 1.0, 6) * few, "b": sparse((24, 40), 0.2, 7) * few, "c": torch.randn(4)}
+    full, other = codes((24, 40), 1.0, 4, 8), codes((24, 40), 1.0, 2, 9)
+    few_bits = {
+        "a": Codes(full.codes * few, full.scales * few.any(1), 4),
+        "b": Codes(other.codes * some, other.scales * some.any(1), 2),
+    }
+    return [encode(weights, {"a", "b"}), encode(few_bits, ())]
 
 
 def networks() -> list[bytes]:
@@ -36,6 +50,7 @@ def networks() -> list[bytes]:
         encode({"a": codes((12, 20), 0.1, 4, 0), "b": codes((3, 8), 0.5, 8, 1), "c": codes((4, 5), 1.0, 2, 2)}, ()),
         encode({"k": shared, "x": torch.tensor([True, False]), "z": shared}, {"z"}),
         encode({"a": sparse((9, 9), 0.1, 4, torch.bfloat16), "b": torch.randn(5).half()}, {"a"}),
+        *small_matrices(),
         encode({"a": Signs(torch.where(torch.randn(7, 11) < 0, -1, 1).char()), "b": torch.arange(7).short()}, {"a"}),
     ]
 
@@ -82,6 +97,28 @@ def equal(one: dict[str, Packed], other: dict[str, Packed]) -> bool:
     )
 
 
+MALFORMED = [
+    b"",
+    b"TSP1",
+    b"PK\x03\x04 and more bytes",
+    with_checksum(b"TSP1\x00\x00\x00\x00\x00\x00"),  # a byte too many
+    with_checksum(b"TSP1\x80\x00\x00\x00\x00\x00"),  # 0 in two bytes
+    with_checksum(b"TSP1\x01\x01w\x00\x00\x01\xff\xff\xff\xff\xff\xff\x7f\x00\x00\x00\x00"),  # 2^49 values
+    with_checksum(b"TSP1\x01\x01w\x0f\x00\x01\xff\xff\xff\xff\xff\xff\x1f\x00\x00\x00\x00"),  # rows without scales
+    with_checksum(b"TSP1\x01\x01w\x00\x03\x00\x00\x00\x00\x00\x00"),  # equal to itself
+    with_checksum(b"TSP1\x02\x01w\x08\x00\x00\x00\x01w\x08\x00\x00\x00\x00\x00\x00\x00"),  # one name twice
+    with_checksum(b"TSP1\x01\x01w\x0f\x00\x01\x01\x00\x3c\x7f\x00\x00\x00\x00"),  # a code of 128
+    with_checksum(b"TSP1\x01\x01w\x08\x07\x01\x01\x00\x00\x00\x00\x00\x00"),  # an unknown form
+    with_checksum(b"TSP1\x01\x01w\x08\x04\x01\x00\x00\x00\x00\x00\x00\x00"),  # rows of an empty tensor
+    with_checksum(b"TSP1\x01\x01w\x08\x04\x01\x05\x02\x00\x10\x00\x00\x00\x00"),  # it ends within a set
+    with_checksum(b"TSP1\x01\x01w\x08\x04\x01\x05\x06\x00\xf0\x00\x00\x00\x00\x00"),  # six runs of five rows
+    with_checksum(
+        b"TSP1\x01\x01w\x08\x04\x01\x05\x01\x00\x41\x00\x01\x01\x01\x01\x01\x01\x00\x00\x00\x00"
+    ),  # a run of six rows
+    with_checksum(b"TSP1\x01\x01w\x08\x04\x01\xff\xff\xff\xff\xff\xff\x0f\x00\x00\x00\x00\x00\x00"),  # 2^48 - 1 values
+]
+
+
 def test_a_damaged_file_is_refused_or_the_same() -> None:
     for before, data in damaged(COUNT):
         found = read(data)
@@ -98,21 +135,7 @@ def test_no_file_is_read_in_part_or_crashes_the_reader() -> None:
     assert accepted > COUNT // 20
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"TSP1",
-        b"PK\x03\x04 and more bytes",
-        with_checksum(b"TSP1\x00\x00\x00\x00\x00\x00"),  # a byte too many
-        with_checksum(b"TSP1\x80\x00\x00\x00\x00\x00"),  # 0 in two bytes
-        with_checksum(b"TSP1\x01\x01w\x00\x00\x01\xff\xff\xff\xff\xff\xff\x7f\x00\x00\x00\x00"),  # 2^49 values
-        with_checksum(b"TSP1\x01\x01w\x0f\x00\x01\xff\xff\xff\xff\xff\xff\x1f\x00\x00\x00\x00"),  # rows without scales
-        with_checksum(b"TSP1\x01\x01w\x00\x03\x00\x00\x00\x00\x00\x00"),  # equal to itself
-        with_checksum(b"TSP1\x02\x01w\x08\x00\x00\x00\x01w\x08\x00\x00\x00\x00\x00\x00\x00"),  # one name twice
-        with_checksum(b"TSP1\x01\x01w\x0f\x00\x01\x01\x00\x3c\x7f\x00\x00\x00\x00"),  # a code of 128
-    ],
-)
+@pytest.mark.parametrize("data", MALFORMED)
 def test_malformed_files(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"packed network|malformed|damaged"):
         decode(data)
@@ -188,10 +211,28 @@ def test_c_reads_what_python_reads(program: Path) -> None:
         assert agrees(tensors, decode(data))
 
 
+def test_c_reads_all_real_types(program: Path) -> None:
+    tensors = {
+        str(dtype): torch.arange(-3, 9).view(3, 4).to(dtype) for dtype in (*FLOATS, *OTHERS, torch.uint32, torch.uint64)
+    }
+    del tensors["torch.complex64"]
+    data = encode(tensors, ())
+    (found,) = through_c(program, [data])
+    assert found is not None
+    assert agrees(found, decode(data))
+
+
 def test_c_refuses_damaged_files(program: Path) -> None:
     pairs = list(damaged(COUNT))
     for (before, _), found in zip(pairs, through_c(program, [data for _, data in pairs]), strict=True):
         assert found is None or agrees(found, decode(before))
+
+
+def test_c_refuses_malformed_files(program: Path) -> None:
+    found = through_c(program, MALFORMED)
+    twice = next(place for place, data in enumerate(MALFORMED) if data[4:5] == b"\x02")
+    del found[twice]  # the C reader does not remember names
+    assert found == [None] * len(found)
 
 
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")

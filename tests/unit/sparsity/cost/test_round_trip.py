@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from tune_sparsity.sparsity.cost import read_packed
-from tune_sparsity.sparsity.cost.layout import Layout, Prunable, best_form
-from tune_sparsity.sparsity.cost.read_packed import BITMAP, DENSE, RICE, decode
+from tune_sparsity.sparsity.cost.forms import best_form, flat_form
+from tune_sparsity.sparsity.cost.layout import Layout, Prunable
+from tune_sparsity.sparsity.cost.read_packed import BITMAP, COMPACT, DENSE, RICE, decode
 from tune_sparsity.sparsity.cost.writer import encode, load
 from tune_sparsity.sparsity.few_bits import Codes, Precision, Signs
 
@@ -117,10 +118,11 @@ def test_what_is_no_sign_is_refused(values: Tensor) -> None:
 
 def test_each_form_is_chosen_where_it_is_the_smallest() -> None:
     n = 10_000
-    chosen = {d: best_form(np.flatnonzero(np.arange(n) % 1000 < 1000 * d), n, 32).form for d in (1.0, 0.5)}
-    assert chosen == {1.0: DENSE, 0.5: RICE}  # in runs, zeros are gaps that cost next to nothing
-    assert best_form(np.arange(0, n, 2), n, 32).form == BITMAP
-    assert best_form(np.arange(0, n, 50), n, 32)[:2] == (RICE, 5)  # all gaps are 49
+    places = np.arange(n).reshape(10, n // 10)
+    assert best_form(places >= 0, 32).form == DENSE
+    assert best_form(places % 2 == places // 1000 % 2, 32).form == BITMAP
+    assert best_form((places + 7 * (places // 1000)) % 50 == 0, 32)[:2] == (RICE, 5)  # nearly all gaps are 49
+    assert best_form((places % 1000 < 500) & (places < 5000), 32).form == COMPACT + DENSE
 
 
 @pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.95, 0.98, 0.99, 0.999])
@@ -131,7 +133,7 @@ def test_index_is_near_the_entropy(shape: tuple[int, ...], sparsity: float) -> N
     z = round(n * (1 - sparsity))
     ways = (math.lgamma(n + 1) - math.lgamma(z + 1) - math.lgamma(n - z + 1)) / math.log(2)
     index = torch.randperm(n, generator=Generator().manual_seed(1))[:z].sort().values.numpy()
-    bits = best_form(index, n, 32).bits
+    bits = flat_form(index, n, 32).bits
     assert ways <= bits <= 1.05 * ways + 40  # an index ends with whole bytes, and says how many it has
 
 

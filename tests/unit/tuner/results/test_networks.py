@@ -252,6 +252,12 @@ def test_a_record_that_claims_something_else_is_not_reported(
     assert list(study.iterdir()) == []
 
 
+def test_the_file_may_be_smaller_than_an_earlier_version_reported(trained: Trained, weights: Path, study: Path) -> None:
+    write_best(weights, study / "best", SMALL, trained.data, replace(trained.record, size_bytes=10_000))
+    with pytest.raises(RuntimeError, match="t0003 reported 100 bytes, its packed file has"):
+        write_best(weights, study / "best", SMALL, trained.data, replace(trained.record, size_bytes=100))
+
+
 def test_zeros_are_counted_in_the_weights_of_masked_tensors_alone() -> None:
     tensors = {"a": torch.tensor([0.0, -0.0, 1.0, 1e-38]), "b": torch.zeros(7), "c": torch.ones(2, 2)}
     masks = {"a": torch.ones(4, dtype=torch.bool), "c": torch.zeros(2, 2, dtype=torch.bool)}

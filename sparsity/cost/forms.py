@@ -1,0 +1,143 @@
+"""Choose the form in which a packed file stores a tensor. `read_packed` describes the forms."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tune_sparsity.sparsity.cost.read_packed import BITMAP, COMPACT, DENSE, LARGEST_K, RICE
+
+_Array = np.ndarray[Any, Any]
+
+
+class Form(NamedTuple):
+    """A form in which a tensor's stored values and their places are written.
+
+    Attributes:
+        form: DENSE, BITMAP or RICE, or their sum with COMPACT.
+        k: the parameter of RICE.
+        bits: the bits of everything but the stored values, rounded up to whole bytes.
+        places: where the stored values are, in ascending order. With COMPACT these are places in the small matrix.
+        n: the number of places.
+        sets: with COMPACT, the rows and the columns of the small matrix.
+    """
+
+    form: int
+    k: int
+    bits: int
+    places: _Array
+    n: int
+    sets: tuple[Runs, ...] = ()
+
+
+class Runs(NamedTuple):
+    """The rows or columns that hold values, as runs of neighbours.
+
+    Attributes:
+        numbers: for each run its gap, then its length minus 1. The gap is the number of places before the run, and
+            from the second run on 1 less. There are no numbers if all places hold values.
+        gap_k: the Rice parameter of the gaps.
+        length_k: the Rice parameter of the lengths.
+        bits: the bits of this set in the file.
+    """
+
+    numbers: _Array
+    gap_k: int
+    length_k: int
+    bits: int
+
+
+def varint_bytes(number: int) -> int:
+    """Return the number of bytes of this number as a varint."""
+    return max(1, -(-number.bit_length() // 7))
+
+
+def whole(bits: int) -> int:
+    """Return the number of bits, rounded up to whole bytes."""
+    return -(-bits // 8) * 8
+
+
+def gaps_of(places: _Array) -> _Array:
+    """Return the number of zeros before each stored value.
+
+    Args:
+        places: where the stored values are, in ascending order.
+    """
+    return np.diff(places, prepend=-1) - 1
+
+
+def as_matrix(values: _Array, rows: int) -> _Array:
+    """Return the values as a matrix with this number of rows. It is empty if there are no values."""
+    return values.reshape(max(1, rows), values.size // max(1, rows))
+
+
+def flat_form(places: _Array, n: int, value_bits: int, *, dense: bool = True) -> Form:
+    """Return the form other than COMPACT with the fewest bytes, for values at these of n places."""
+    z = len(places)
+    head = 8 * varint_bytes(z)
+    k, quotients = _best_k(gaps_of(places))
+    forms = [
+        Form(BITMAP, 0, head + whole(n), places, n),
+        Form(RICE, k, head + whole(quotients) + whole(z * k), places, n),
+    ]
+    if dense or z == n:
+        forms.insert(0, Form(DENSE, 0, whole(n * value_bits) - whole(z * value_bits), places, n))
+    return min(forms, key=lambda one: one.bits)
+
+
+def used_rows(matrix: _Array) -> _Array:
+    """Return which rows of a matrix have a value other than 0."""
+    used: _Array = np.logical_or.reduce(matrix, axis=1)
+    return used
+
+
+def best_form(mask: _Array, value_bits: int, *, dense: bool = True) -> Form:
+    """Return the form with the fewest bytes. Of several such forms return the simplest.
+
+    Args:
+        mask: a matrix that is True where the tensor has a stored value.
+        value_bits: the bits of a value.
+        dense: whether all values may be stored, including zeros.
+    """
+    places = np.flatnonzero(mask)
+    plain = flat_form(places, mask.size, value_bits, dense=dense)
+    used = used_rows(mask), used_rows(mask.T)
+    if not len(places) or all(one.all() for one in used):
+        return plain
+    sets, (rows, columns) = tuple(map(_runs, used)), (np.cumsum(one) for one in used)
+    row = places // mask.shape[1]
+    column = places - row * mask.shape[1]
+    small = (rows[row] - 1) * columns[-1] + columns[column] - 1
+    inner = flat_form(small, int(rows[-1] * columns[-1]), value_bits, dense=False)
+    bits = inner.bits + sum(one.bits for one in sets)
+    compact = inner._replace(form=inner.form + COMPACT, bits=bits, sets=sets)
+    return min(plain, compact, key=lambda one: one.bits)
+
+
+def _runs(used: _Array) -> Runs:
+    """Return the runs of True."""
+    if used.all():
+        return Runs(np.zeros(0, np.int64), 0, 0, 8)
+    edges = np.flatnonzero(np.concatenate(([used[0]], used[1:] != used[:-1], [used[-1]])))
+    numbers = np.concatenate((edges[:1], edges[1:] - edges[:-1] - 1))
+    (gap_k, gap_bits), (length_k, length_bits) = _best_k(numbers[::2]), _best_k(numbers[1::2])
+    z = len(numbers) // 2
+    bits = 8 * varint_bytes(z) + 8 + whole(gap_bits + length_bits) + whole(z * (gap_k + length_k))
+    return Runs(numbers, gap_k, length_k, bits)
+
+
+def _best_k(numbers: _Array) -> tuple[int, int]:
+    """Return the Rice parameter with the fewest bytes, and the bits of the quotients."""
+    z = len(numbers)
+    middle = min((int(numbers.sum()) // max(1, z)).bit_length(), LARGEST_K)
+    best: tuple[float, int, int] = (math.inf, 0, 0)
+    # Without rounding, the bits rise in both directions from the best k.
+    for ks in (range(middle, -1, -1), range(middle + 1, LARGEST_K + 1)):
+        for k in ks:
+            quotients = int((numbers >> k).sum()) + z
+            if quotients + z * k > best[0]:
+                break
+            best = min(best, (whole(quotients) + whole(z * k), k, quotients))
+    return best[1:]
