@@ -146,7 +146,7 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
     from tune_sparsity.tuner.config.tracking_uri import stray_environment
     from tune_sparsity.tuner.driver.run import DiskFull, run_study
     from tune_sparsity.tuner.reports.text import costly_neurons, few_prunable
-    from tune_sparsity.tuner.search.widths import WIDTH, too_many_neurons
+    from tune_sparsity.tuner.search.byte_spaces import WIDTH, too_many_neurons
     from tune_sparsity.tuner.storage.lease import TakenOver
 
     config = prepared.config

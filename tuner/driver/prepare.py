@@ -36,10 +36,10 @@ from tune_sparsity.tuner.config.tracking_uri import check_driver, check_tracking
 from tune_sparsity.tuner.driver.checks import check_address, check_binary, check_gpus, check_pattern, check_workers
 from tune_sparsity.tuner.driver.latency import expected_macs, goal_within
 from tune_sparsity.tuner.errors import UsageError
+from tune_sparsity.tuner.search.byte_spaces import roomiest, spaces_within, too_many_neurons
 from tune_sparsity.tuner.search.samplers import check_sampler
 from tune_sparsity.tuner.search.spaces import fewest_bits, spaces_of
 from tune_sparsity.tuner.search.warm_start import WarmStart, warm_start
-from tune_sparsity.tuner.search.widths import roomiest, too_many_neurons, widths_for
 from tune_sparsity.tuner.study.goal import Goal, sparsity_of
 from tune_sparsity.tuner.study.trial import BINARY
 from tune_sparsity.tuner.worker.sizes import ByteLimit, layout_of
@@ -240,8 +240,8 @@ class _Network(NamedTuple):
             goal = replace(self.goal(config, most), objective=objective_of(experiment))
             suited = (experiment.space, experiment.optimizer)
             spaces = spaces_of(config, goal, *suited, few_bits=self.few_bits(config))
-            if self.neurons and (limit := self.limit(config)):
-                spaces = [widths_for(limit).searched_in(space) for space in spaces]
+            if config.space is None and (limit := self.limit(config)):
+                spaces = spaces_within(limit, spaces)
             check_sampler(config.sampler, front=goal.multi_objective, methods=len(spaces))
         except (ValueError, OSError) as error:  # BadFile is a ValueError, a name too long for a path an OSError
             raise UsageError(str(error)) from None

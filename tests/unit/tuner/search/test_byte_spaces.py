@@ -15,7 +15,14 @@ from tune_sparsity.sparsity.few_bits import ALL_BITS, BITS
 from tune_sparsity.sparsity.neurons.finding import with_neurons
 from tune_sparsity.sparsity.neurons.groups import NeuronGroups
 from tune_sparsity.sparsity.neurons.removal import smaller
-from tune_sparsity.tuner.search.widths import WIDTH, Widths, roomiest, too_many_neurons, widths_for
+from tune_sparsity.tuner.search.byte_spaces import (
+    WIDTH,
+    Widths,
+    roomiest,
+    spaces_within,
+    too_many_neurons,
+    widths_for,
+)
 from tune_sparsity.tuner.worker.sizes import ByteLimit, layout_of
 
 
@@ -84,6 +91,18 @@ def test_a_trial_gets_the_sparsity_that_its_width_needs(width: float) -> None:
     assert limit_of(1500, known=False).met_by("gmp", params) == limit.met_by("gmp", {**params, WIDTH: 1.0}) | params | {
         "final_sparsity": limit.met_by("gmp", {**params, WIDTH: 1.0})["final_sparsity"]
     }
+
+
+def test_bits_that_cannot_fit_are_not_searched() -> None:
+    space = load_space("lpss+bits", 0.95)
+    for most, choices in ((1500, (4, 8, 2)), (5000, (4, 8, 2, 32))):  # 32-bit biases alone take 1,640 bytes
+        (found,) = spaces_within(limit_of(most, known=False), [space])
+        assert found.distributions["weight_bits"].choices == choices  # type: ignore[attr-defined]
+        assert WIDTH not in found.distributions
+    (narrow,) = spaces_within(limit_of(1500), [space])
+    assert WIDTH in narrow.distributions
+    dense = load_space("dense", 0.0)
+    assert spaces_within(limit_of(1500, known=False), [dense]) == [dense]
 
 
 def test_spaces_with_widths() -> None:

@@ -1,17 +1,18 @@
-"""Searches how many neurons a network begins with, if a limit of bytes leaves little for the weights of all neurons."""
+"""Adapts search spaces to a limit of bytes: which bits of a weight fit, and how many neurons a network begins with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from tune_sparsity.search_spaces import Space
 from tune_sparsity.search_spaces.priors import Prior
 from tune_sparsity.sparsity import METHODS
 from tune_sparsity.sparsity.cost.layout import Layout
+from tune_sparsity.tuner.study.trial import WEIGHT_BITS
 from tune_sparsity.tuner.worker.sizes import ByteLimit
 
 WIDTH = "width"
@@ -57,6 +58,21 @@ class Widths:
             first=tuple(point for point, _ in points),
             near=tuple(target for _, target in points),
         )
+
+
+def spaces_within(limit: ByteLimit, spaces: Sequence[Space]) -> list[Space]:
+    """Return the spaces without bits of a weight that fit into no file of the limit, and with the width if the limit
+    has neurons."""
+    fitting = [_with_fitting_bits(limit, space) for space in spaces]
+    return fitting if limit.neurons is None else [widths_for(limit).searched_in(space) for space in fitting]
+
+
+def _with_fitting_bits(limit: ByteLimit, space: Space) -> Space:
+    bits = space.distributions.get(WEIGHT_BITS)
+    if not isinstance(bits, CategoricalDistribution):
+        return space
+    fitting = [one for one in bits.choices if limit.layouts[int(one)].least() <= limit.most]  # type: ignore[arg-type]
+    return replace(space, distributions={**space.distributions, WEIGHT_BITS: CategoricalDistribution(fitting)})
 
 
 def too_many_neurons(limit: ByteLimit, width: float = 1.0) -> bool:
