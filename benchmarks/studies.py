@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+SPLITS = Path(__file__).with_name("training") / "random_splits.py"
 STUDIES = {
     "digits": ["--target", "0.9"],
     "fashion-mnist": ["--target", "0.9", "--experiment", "fashion-mnist", "--trials", "16", "--epochs", "8"],
@@ -26,7 +27,12 @@ STUDIES = {
         for name, trials in (("uci-mushroom", "8"), ("uci-climate", "32"), ("uci-dna", "16"))
         for t in ("0.5", "0.8", "0.9")
     },
+    **{
+        f"random uci-dna at {t}": ["--target", t, "--experiment", f"{SPLITS}:dna{{seed}}", "--trials", "16"]
+        for t in ("0.5", "0.8", "0.9")
+    },
 }
+"""The options of each study. {seed} is the seed of the study."""
 
 
 def run(name: str, seed: int, out: Path, data_dir: Path) -> dict[str, Any]:
@@ -35,7 +41,8 @@ def run(name: str, seed: int, out: Path, data_dir: Path) -> dict[str, Any]:
     result = out / study / "result.json"
     if not result.exists():
         options = ["--seed", str(seed), "--storage", str(out), "--study", study, "--data-dir", str(data_dir)]
-        command = [sys.executable, "-m", "tune_sparsity", *STUDIES[name], *options]
+        own = [option.replace("{seed}", str(seed)) for option in STUDIES[name]]
+        command = [sys.executable, "-m", "tune_sparsity", *own, *options]
         subprocess.run([*command, "--tracking-uri", f"sqlite:///{out}/mlflow.db", "--json"], check=True, stdout=-3)
     document: dict[str, Any] = json.loads(result.read_text())
     return document
