@@ -21,11 +21,12 @@ def shrunk(value: float, values: Sequence[float], examples: int) -> Estimate:
     Each value has the sampling error of a share of `examples` examples. The larger this error is, compared with the
     spread of the values, the nearer the estimate is to their mean. This is the positive-part James-Stein estimator
     towards the mean: Efron and Morris, "Data analysis using Stein's estimator and its generalizations", Journal of the
-    American Statistical Association 70 (1975). It needs at least four values. With fewer values, the
-    estimate is the value itself.
+    American Statistical Association 70 (1975). It needs at least four values. With fewer values, the estimate is the
+    value itself.
 
-    The standard error is that of Agresti and Coull, "Approximate is better than exact for interval estimation of
-    binomial proportions", The American Statistician 52 (1998), which is not 0 for values of 0 and 1.
+    The standard error is that of one trial, because all trials share their validation examples. It is the one in the
+    interval of Agresti and Coull, "Approximate is better than exact for interval estimation of binomial proportions",
+    The American Statistician 52 (1998), which is not 0 for values of 0 and 1.
 
     Args:
         value: the metric of the chosen trial on the validation data, a mean over the examples of scores in [0, 1].
