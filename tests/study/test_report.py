@@ -65,6 +65,7 @@ def test_a_report_says_what_was_asked_found_and_spent_and_fetches_nothing(
     assert page.fetched == []
     assert "steady: the most accurate network at least 80% sparse" in page.text
     assert f"{best['test_accuracy']:.2%}" in page.text
+    assert f"expect about {best['estimated_accuracy']:.2%} ± " in page.text
     assert f"{best['nonzero_weights']:,} of {best['weights']:,} are left" in page.text
     for one in result["pareto"]:
         assert {one["trial"], f"{one['val_accuracy']:.2%}", f"{one['sparsity']:.3%}"} <= set(page.cells)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_sparsity.experiments import OwnLoop
+from tune_sparsity.experiments.metrics import metric_of
 from tune_sparsity.experiments.registry import has_source
 from tune_sparsity.tuner.driver.groups import group_model, with_groups
 from tune_sparsity.tuner.driver.latency import decide
@@ -158,7 +159,7 @@ def _outcome(
     Args:
         networks: the networks that were measured on the test data, by their trials' numbers.
     """
-    config = prepared.config
+    config, metric = prepared.config, metric_of(prepared.experiment.metric)
     outcome = StudyOutcome(
         study=config.study,
         goal=prepared.goal,
@@ -175,6 +176,7 @@ def _outcome(
         retrained=retrained,
         size=prepared.size,
         latencies=latencies,
+        examples=prepared.data.val.examples if metric.each and metric.percent else None,
     )
     if outcome.best is not None and outcome.best.number in networks:
         best = networks[outcome.best.number]

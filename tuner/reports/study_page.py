@@ -19,6 +19,7 @@ from tune_sparsity.tuner.reports.savings import savings
 from tune_sparsity.tuner.reports.text import (
     dead_text,
     duration,
+    estimate_text,
     latency_text,
     percent,
     short_number,
@@ -109,7 +110,16 @@ def _verdict(study: EndedStudy, goal: Goal) -> str:
     reaches = "has an accuracy of" if objective == ACCURACY else f"reaches {objective.name}"
     value = f"{reaches} {objective.text(best[objective.val])} on the validation data"
     takes = f" Its latency was {timed}." if timed else ""
-    return f"The best network, {best['trial']}, {value}{test}. {zero}.{takes}"
+    return f"The best network, {best['trial']}, {value}{test}.{_expected(best, objective)} {zero}.{takes}"
+
+
+def _expected(best: dict[str, Any], objective: Objective) -> str:
+    """Return the estimate of the best network's metric, if there is one. Earlier versions wrote none."""
+    name = f"estimated_{objective.name}"
+    if name not in best:
+        return ""
+    estimate = estimate_text(objective, best[name], best[f"{name}_error"])
+    return f" The best of several measured values is too high on average: expect about {estimate} on new data."
 
 
 def _dense(study: EndedStudy) -> str:

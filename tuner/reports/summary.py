@@ -22,6 +22,7 @@ from tune_sparsity.tuner.reports.text import (
     corner_text,
     dead_text,
     duration,
+    estimate_text,
     is_terminal,
     latency_text,
     short_number,
@@ -88,12 +89,13 @@ def best_line(outcome: StudyOutcome) -> str:
     if best is None:
         condition = f"no feasible trial: none completed with {outcome.goal.condition}"
         return latency_text(outcome.goal, outcome.latencies, None) or condition
-    return f"best {_found(outcome, best)}"
+    return f"best {_found(outcome, best, outcome.goal.lowest)}"
 
 
-def _found(outcome: StudyOutcome, record: TrialRecord) -> str:
-    objective = record.objective
-    parts = [f"validation {objective.name} {record.text}"]
+def _found(outcome: StudyOutcome, record: TrialRecord, target: float) -> str:
+    objective, estimate = record.objective, outcome.estimate(record, target)
+    expected = "" if estimate is None else f" (on new data about {estimate_text(objective, *estimate)})"
+    parts = [f"validation {objective.name} {record.text}{expected}"]
     if (value := outcome.test_values.get(record.number)) is not None:
         parts.append(f"test {objective.name} {objective.text(value)}")
     sparsity = f"sparsity {record.sparsity:.4%}"
@@ -109,7 +111,7 @@ def targets_lines(outcome: StudyOutcome) -> list[str]:
     if outcome.goal.kind is not GoalKind.TARGETS:
         return []
     return [
-        f"at {target:g}: " + (_found(outcome, best) if best is not None else "no trial is as sparse")
+        f"at {target:g}: " + (_found(outcome, best, target) if best is not None else "no trial is as sparse")
         for target, best in outcome.goal.best_at(outcome.records)
     ]
 

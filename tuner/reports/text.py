@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tune_sparsity.sparsity import DeadNeurons, NetworkSize
     from tune_sparsity.tuner.results.inference_cost import Timing
     from tune_sparsity.tuner.study.goal import Goal
+    from tune_sparsity.tuner.study.objective import Objective
 
 _DEAD_NAMED = 6  # layers with dead neurons that a text names
 _SATURATED = 0.9  # spikes of a neuron in a step
@@ -39,6 +40,11 @@ def time_left(seconds: float, word: str = "about") -> str:
     if seconds < 3600 - 30:
         return f"{word} {round(seconds / 60)} min left"
     return f"{word} {duration(600 * round(seconds / 600))} left"
+
+
+def estimate_text(objective: Objective, value: float, error: float) -> str:
+    """Return an estimate of a metric with its standard error as text."""
+    return f"{objective.text(value)} ± {objective.difference(error)}"
 
 
 def dead_text(dead: Mapping[str, DeadNeurons], pattern: str | None = None) -> str:

@@ -19,9 +19,11 @@ from tune_sparsity.sparsity import DeadNeurons, NetworkSize
 from tune_sparsity.sparsity.patterns import UNSTRUCTURED
 from tune_sparsity.tuner.results.inference_cost import Timing
 from tune_sparsity.tuner.results.retraining import Retrained
+from tune_sparsity.tuner.study.estimate import Estimate, shrunk
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.layout import PARETO_CSV, RESULT_JSON, TRIALS_CSV
 from tune_sparsity.tuner.study.objective import ACCURACY, Objective
+from tune_sparsity.tuner.study.pareto import points_of
 from tune_sparsity.tuner.study.trial import COSTS, MEASURES, TrialRecord, TrialState
 from tune_sparsity.tuner.system.files import plain, to_json, write_atomically
 
@@ -95,6 +97,7 @@ class StudyOutcome:
     group: Mapping[str, Any] = field(default_factory=dict)  # the results of --group
     ensemble: Mapping[str, Any] = field(default_factory=dict)  # the results of --ensemble
     latencies: Mapping[str, Timing] = field(default_factory=dict)  # what --max-latency measured, by trial
+    examples: int | None = None  # of the validation data, if the metric is a mean over them of scores in [0, 1]
 
     @property
     def best(self) -> TrialRecord | None:
@@ -108,6 +111,14 @@ class StudyOutcome:
     def test_value(self) -> float | None:
         """Return the metric of the best network on the test data; None if there is no such network."""
         return None if self.best is None else self.test_values.get(self.best.number)
+
+    def estimate(self, record: TrialRecord, target: float) -> Estimate | None:
+        """Estimate the metric on new data of the best network at a target; None if its sampling error is unknown."""
+        points = points_of(self.goal.compared(self.records, target))
+        values = [record.objective.value(merit) for _, merit in points]
+        if self.examples is None or record.value is None or not all(0 <= value <= 1 for value in values):
+            return None
+        return shrunk(record.value, values, self.examples)
 
     @property
     def latency(self) -> Timing | None:
@@ -209,13 +220,20 @@ def trial_document(record: TrialRecord) -> dict[str, Any]:
     }
 
 
-def _reported_document(outcome: StudyOutcome, record: TrialRecord | None) -> dict[str, Any] | None:
-    """Return the entry of a trial whose network was tested; None without a trial."""
-    if record is None:
-        return None
+def _reported_document(outcome: StudyOutcome, record: TrialRecord) -> dict[str, Any]:
+    """Return the entry of a trial whose network was tested."""
     test = {record.objective.test: outcome.test_values.get(record.number)}
     measured = {**test, "weights": outcome.weights}
     return {**trial_document(record), "sparsity_matrices": outcome.sparsity_matrices(record), **measured}
+
+
+def _best_document(outcome: StudyOutcome, record: TrialRecord | None, target: float) -> dict[str, Any] | None:
+    """Return the entry of the best trial at a target, with the estimate of its metric; None without a trial."""
+    if record is None:
+        return None
+    estimate, name = outcome.estimate(record, target), f"estimated_{record.objective.name}"
+    estimated = {} if estimate is None else {name: estimate.value, f"{name}_error": estimate.error}
+    return {**_reported_document(outcome, record), **estimated}
 
 
 def _goal_document(outcome: StudyOutcome) -> dict[str, Any]:
@@ -223,7 +241,7 @@ def _goal_document(outcome: StudyOutcome) -> dict[str, Any]:
     goal = outcome.goal
     if goal.kind is GoalKind.TARGETS:
         found = goal.best_at(outcome.records)
-        return {"targets": [{"target": t, "best": _reported_document(outcome, best)} for t, best in found]}
+        return {"targets": [{"target": t, "best": _best_document(outcome, best, t)} for t, best in found]}
     if goal.kind is GoalKind.MAX_NONZERO:
         return {"max_nonzero": goal.max_nonzero}
     if goal.kind is GoalKind.MAX_BYTES:
@@ -267,7 +285,7 @@ def result_document(outcome: StudyOutcome) -> dict[str, Any]:
         "dense_share": {one.name: outcome.size.share(one) for one in dense} if outcome.size else {},
         "dead_neurons": {name: one._asdict() for name, one in outcome.dead_neurons.items()},
         **({"spike_rates": outcome.spike_rates} if outcome.spike_rates else {}),
-        "best": _reported_document(outcome, outcome.best),
+        "best": _best_document(outcome, outcome.best, outcome.goal.lowest),
         "pareto": [trial_document(record) for record in outcome.front],
         **({"final_seeds": [one.to_dict() for one in outcome.retrained]} if outcome.retrained else {}),
         **({"group": outcome.group} if outcome.group else {}),

@@ -148,6 +148,11 @@ class Goal:
         """Return the best feasible trial, which a study reports; None if no trial is feasible."""
         return best_trial(*self._judged(records, self.lowest))
 
+    def compared(self, records: Iterable[TrialRecord], target: float) -> list[TrialRecord]:
+        """Return the feasible trials among which the best trial at a target is chosen."""
+        some, least = self._judged(records, target)
+        return [record for record in some if record.feasible(least)]
+
     def candidates(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
         """Return the feasible trials that are the best for some smaller number of multiply-adds, the best first. Each
         has fewer multiply-adds than those before it."""

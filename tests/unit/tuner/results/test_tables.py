@@ -27,6 +27,7 @@ from tune_sparsity.tuner.results.tables import (
     write_results,
     write_trials,
 )
+from tune_sparsity.tuner.study.estimate import shrunk
 from tune_sparsity.tuner.study.goal import Goal, along_front, at_most, at_targets, within_bytes
 from tune_sparsity.tuner.study.trial import COSTS, TrialRecord, TrialState
 from tune_sparsity.tuner.system.files import plain, to_json, write_atomically
@@ -277,6 +278,25 @@ def test_several_targets_have_a_best_each_and_the_best_is_that_at_the_lowest(tmp
     assert found["best"] == found["targets"][0]["best"]
     assert [one["best"]["test_accuracy"] for one in found["targets"][:2]] == [0.95, 0.94]
     assert [one["trial"] for one in found["pareto"]] == ["t0000", "t0001", "t0002"]
+
+
+def test_the_best_at_each_target_has_an_estimate_from_the_trials_at_the_target(tmp_path: Path) -> None:
+    values = {0.8: (0.97, 0.96, 0.95, 0.94), 0.9: (0.93, 0.92, 0.91, 0.90)}
+    pairs = [(value, sparsity) for sparsity, some in values.items() for value in some]
+    records = [trial(number, value=value, sparsity=sparsity) for number, (value, sparsity) in enumerate(pairs)]
+    found = StudyOutcome("demo", at_targets(0.8, 0.9), "digits", "lpss", records, tmp_path, examples=200)
+    document = result_document(found)
+    for one, compared in zip(document["targets"], ([*values[0.8], *values[0.9]], values[0.9]), strict=True):
+        estimate = one["best"]["estimated_accuracy"], one["best"]["estimated_accuracy_error"]
+        assert estimate == shrunk(one["best"]["val_accuracy"], compared, 200)
+    assert document["best"] == document["targets"][0]["best"]
+    assert all("estimated_accuracy" not in one for one in document["pareto"])
+
+
+def test_a_metric_that_is_no_share_has_no_estimate(tmp_path: Path) -> None:
+    wrong = [trial(number, value=1.5 + number, sparsity=0.9) for number in range(5)]
+    for found in (outcome(tmp_path), outcome(tmp_path, records=wrong, examples=200)):
+        assert "estimated_accuracy" not in result_document(found)["best"]
 
 
 def test_a_front_has_its_hypervolume_and_what_it_means(tmp_path: Path) -> None:

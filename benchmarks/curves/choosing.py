@@ -1,0 +1,321 @@
+"""Compare rules by which a study may choose its best trial, and estimates of the chosen trial's accuracy.
+
+    python -m benchmarks.curves.choosing studies [--targets 0.9 0.95 0.98] [--seeds 30] [--out FOLDER]
+    python -m benchmarks.curves.choosing table [--draws 5600]
+    python -m benchmarks.curves.choosing seeds [--draws 5600]
+
+`studies` runs the command's own search on digits without Ray, with 24 trials and two at a time, and keeps for each
+completed trial its loss and its correctness on all 540 images that no trial trained on. Then it draws 180 of them as
+validation images and takes the others as test images, 200 times for each study. So the luck of the one split does not
+decide. Early stopping used the study's own split. A study in the folder is not run again.
+
+`table` draws studies from the trainings of `collect`, near many targets. `seeds` draws studies of 12 trials from the
+configurations that `collect` trained under three seeds. A study may spend some of its trials on two more seeds for each
+of its most accurate configurations. It then takes the configuration with the best mean, and of this the most accurate
+training. The standard errors of both come from sets of seven tenths of the trainings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.curves.points import SPARSITY
+from benchmarks.curves.table import Table
+from benchmarks.driver import reported
+from tune_sparsity.experiments import find
+from tune_sparsity.experiments.base import outputs_of
+from tune_sparsity.experiments.training import NotFinite, Training
+from tune_sparsity.search_spaces import load_space
+from tune_sparsity.tuner.config.study_config import make_config
+from tune_sparsity.tuner.driver.study_run import StudyRun
+from tune_sparsity.tuner.search.asha import halving_for
+from tune_sparsity.tuner.search.planner import planner_for
+from tune_sparsity.tuner.search.searcher import OptunaSearcher
+from tune_sparsity.tuner.search.spaces import spaces_of
+from tune_sparsity.tuner.study.estimate import shrunk
+from tune_sparsity.tuner.study.goal import at_targets
+from tune_sparsity.tuner.study.trial import Epoch, TrialState
+from tune_sparsity.tuner.worker.trainable import trial_seed
+
+Array = np.ndarray[Any, Any]
+METHOD, TRIALS, SLOTS, VALIDATION, SPLITS, DEFAULTS = "lpss", 24, 2, 180, 200, 16
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The trials that a study chooses from: arrays with one entry for each trial."""
+
+    accuracy: Array  # on the validation data
+    loss: Array  # on the validation data
+    sparsity: Array
+    test: Array  # accuracy on the test data
+
+    def near_best(self) -> Array:
+        """Return which trials are at most one standard error less accurate than the most accurate one."""
+        top = self.accuracy.max()
+        return self.accuracy >= top - math.sqrt(max(top * (1 - top), 0.25 / VALIDATION) / VALIDATION) - 1e-9
+
+    def on_front(self) -> Array:
+        """Return which trials are on the front of accuracy and sparsity."""
+        pairs = list(zip(self.accuracy, self.sparsity, strict=True))
+        worse = [any(a >= b and s >= z and (a, s) != (b, z) for a, s in pairs) for b, z in pairs]
+        return ~np.array(worse)
+
+    def first(self, *keys: Array) -> Array:
+        """Return the trial with the smallest keys, the first key before the others, as a list of one index."""
+        return np.lexsort(keys[::-1])[:1]
+
+
+NOW = "accuracy, then sparsity (now)"
+RULES: dict[str, Callable[[Trials], Array]] = {
+    NOW: lambda t: t.first(-t.accuracy, -t.sparsity),
+    "accuracy, then loss": lambda t: t.first(-t.accuracy, t.loss),
+    "loss within one standard error": lambda t: t.first(~t.near_best(), t.loss),
+    "the same, on the front alone": lambda t: t.first(~(t.near_best() & t.on_front()), t.loss),
+    "loss": lambda t: t.first(t.loss),
+    "any trial": lambda t: np.arange(len(t.test)),
+    "best on the test images": lambda t: t.first(-t.test),
+}
+
+
+def by_rule(trials: Trials) -> dict[str, float]:
+    """Return the mean test accuracy of the trials that each rule chooses."""
+    return {name: float(trials.test[rule(trials)].mean()) for name, rule in RULES.items()}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The completed and feasible trials of a study on all images that no trial trained on, the validation images
+    first. Arrays of the shape (trials, images), and their sparsities."""
+
+    correct: Array
+    loss: Array
+    sparsity: Array
+
+    def trials(self, order: Array) -> Trials:
+        """Return the trials, with the first images of an order as validation images."""
+        val, test = order[:VALIDATION], order[VALIDATION:]
+        means = self.correct[:, val].mean(1), self.loss[:, val].mean(1)
+        return Trials(*means, self.sparsity, self.correct[:, test].mean(1))
+
+
+@torch.no_grad()
+def _on_images(training: Training, test: Any) -> tuple[Array, Array]:
+    """Return the correctness and the loss of a network for each image."""
+    correct, losses = list[bool](), list[float]()
+    for split in (training.val_split, test):
+        for outputs, targets in outputs_of(training.experiment, training.model, split):
+            correct += (outputs.argmax(1) == targets).tolist()
+            pairs = zip(outputs.split(1), targets.split(1), strict=True)
+            losses += [float(training.experiment.loss(*pair)) for pair in pairs]
+    return np.array(correct, dtype=float), np.array(losses)
+
+
+def searched(target: float, seed: int) -> Measured:
+    """Run one study."""
+    experiment = find("digits")
+    data, epochs = experiment.load(None), experiment.recipe.epochs
+    found: list[tuple[float, Array, Array]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        asked = {"target": target, "trials": TRIALS, "seed": seed, "storage": folder, "study": "choosing"}
+        config, goal = make_config(asked).resolved(), at_targets(target)
+        spaces = spaces_of(config, goal)
+        searcher = OptunaSearcher(spaces, target, seed=seed, planner=planner_for(spaces, goal))
+        study = StudyRun(config, goal, searcher, halving=halving_for(config.scheduler, goal, epochs))
+        running: list[tuple[int, Training]] = []
+        while True:
+            while len(running) < SLOTS and (new := study.ask()) is not None:
+                own: dict[str, Any] = {"epochs": epochs, "seed": trial_seed(seed, new.number)}
+                running.append((new.number, Training(experiment, data.train, data.val, METHOD, new.params, **own)))
+            if not running:
+                kept = [one for one in found if one[0] >= target]
+                return Measured(*(np.array([one[k] for one in kept]) for k in (1, 2, 0)))
+            running = [one for one in running if _goes_on(study, *one)]
+            done = [training for _, training in running if training.finished]
+            found += [(training.sparse.sparsity(), *_on_images(training, data.test)) for training in done]
+            running = [one for one in running if not one[1].finished]
+
+
+def _goes_on(study: StudyRun, number: int, training: Training) -> bool:
+    """Train one more epoch. Return False if the trial failed or was stopped early."""
+    try:
+        epoch = training.epoch()
+    except NotFinite as error:
+        study.end(number, TrialState.FAILED, str(error))
+        return False
+    last, made = training.finished, Epoch(training.epochs_done, epoch)
+    return reported(study, number, made, training.sparse.final_sparsity, last=last) or last
+
+
+def default(target: float, seed: int) -> Measured:
+    """Train the first point of the search space at the target, without a search."""
+    experiment = find("digits")
+    data, params = experiment.load(None), load_space(METHOD, target).first_for(target)[0]
+    own: dict[str, Any] = {"epochs": experiment.recipe.epochs, "seed": 1000 + seed}
+    training = Training(experiment, data.train, data.val, METHOD, params, **own)
+    while not training.finished:
+        training.train()
+    correct, loss = _on_images(training, data.test)
+    return Measured(correct[None], loss[None], np.array([training.sparse.sparsity()]))
+
+
+def kept(path: Path, make: Callable[[], Measured]) -> Measured:
+    """Return the content of a file, which is made if it does not exist."""
+    if not path.exists():
+        np.savez_compressed(path, **vars(make()))
+    with np.load(path) as file:
+        return Measured(**file)
+
+
+def _text(values: Array | list[float], sign: str = "") -> str:
+    """Return a mean in percent with its standard error."""
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    return f"{100 * np.mean(values):{sign}.2f} ± {100 * error:.2f}"
+
+
+def studies(targets: list[float], count: int, out: Path) -> None:
+    """Print the tables of `studies`."""
+    out.mkdir(parents=True, exist_ok=True)
+    found = {
+        t: [kept(out / f"study-{t}-{s}.npz", lambda t=t, s=s: searched(t, s)) for s in range(count)]  # type: ignore[misc]
+        for t in targets
+    }
+    alone = {
+        t: [kept(out / f"default-{t}-{s}.npz", lambda t=t, s=s: default(t, s)) for s in range(DEFAULTS)]  # type: ignore[misc]
+        for t in targets
+    }
+    images = np.arange(found[targets[0]][0].correct.shape[1])
+    own = {t: np.array([_figures(one.trials(images)) for one in found[t]]) for t in targets}
+    drawn = {t: [_redrawn(one, seed) for seed, one in enumerate(found[t])] for t in targets}
+    print("| target | default recipe % | study % | completed trials |\n|" + " --- |" * 4)
+    for t in targets:
+        alone_test = [float(one.trials(images).test[0]) for one in alone[t]]
+        trials = np.mean([len(one.sparsity) for one in found[t]])
+        print(f"| {t} | {_text(alone_test)} | {_text(own[t][:, 4])} | {trials:.1f} |")
+    print("\n| rule |" + "".join(f" {t} |" for t in targets) + "\n|" + " --- |" * (len(targets) + 1))
+    for rule in RULES:
+        gains = ([np.mean([by[rule] - by[NOW] for by, _ in one]) for one in drawn[t]] for t in targets)
+        print(f"| {rule} | " + " | ".join(_text(np.array(gain), "+") for gain in gains) + " |")
+    columns = ("accuracy", "error", "within one se", "estimate", "error", "within one se", "test")
+    print(f"\n| target, split | {' | '.join(columns)} |\n|" + " --- |" * 8)
+    for t in targets:
+        for name, rows in (("own", own[t]), ("redrawn", np.array([row for one in drawn[t] for _, row in one]))):
+            accuracy, _, estimated, _, test = (f"{100 * mean:.2f}" for mean in rows.mean(0))
+            cells = [accuracy, *_judged(rows, 0, 1), estimated, *_judged(rows, 2, 3), test]
+            print(f"| {t}, {name} | {' | '.join(cells)} |")
+
+
+def _redrawn(measured: Measured, seed: int) -> list[tuple[dict[str, float], list[float]]]:
+    """Return the accuracies by rule and the figures of the study for each split."""
+    rng, images = np.random.default_rng(seed), measured.correct.shape[1]
+    splits = (measured.trials(rng.permutation(images)) for _ in range(SPLITS))
+    return [(by_rule(trials), _figures(trials)) for trials in splits]
+
+
+def _figures(trials: Trials) -> list[float]:
+    """Return the accuracy of the trial that is chosen now with its standard error, the estimate with its own, and the
+    test accuracy."""
+    place = RULES[NOW](trials)[0]
+    value, values = float(trials.accuracy[place]), trials.accuracy.tolist()
+    error = shrunk(value, [value], VALIDATION).error
+    return [value, error, *shrunk(value, values, VALIDATION), float(trials.test[place])]
+
+
+def _judged(rows: Array, value: int, error: int) -> Iterator[str]:
+    """Yield an estimate's mean error, and how often the test accuracy is at most a standard error away."""
+    away = rows[:, value] - rows[:, 4]
+    yield f"{100 * away.mean():+.2f}"
+    yield f"{np.mean(np.abs(away) <= rows[:, error]):.0%}"
+
+
+def table(draws: int) -> None:
+    """Print the table of `table`."""
+    rows = [row for row in Table("digits", METHOD).rows() if row.test is not None]
+    columns = [[row.at_target[-1], row.val_loss, row.params[SPARSITY], row.test] for row in rows]
+    data, rng = np.array(columns, dtype=float), np.random.default_rng(0)
+    print("| trials | rule | below .93 | from .93 on |\n|" + " --- |" * 4)
+    for count in (6, 12):
+        whole = _gains(data, count, draws, rng)
+        parts = [_gains(rng.permutation(data)[: len(data) * 7 // 10], count, draws // 20, rng) for _ in range(40)]
+        for rule in RULES:
+            spread = math.sqrt(7 / 3) * np.std([part[rule] for part in parts], axis=0)
+            cells = (f"{100 * gain:+.2f} ± {100 * se:.2f}" for gain, se in zip(whole[rule], spread, strict=True))
+            print(f"| {count} | {rule} | {' | '.join(cells)} |")
+
+
+def _gains(data: Array, count: int, draws: int, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
+    """Return each rule's mean gain over the present one, at targets below .93 and from .93 on."""
+    found: list[list[dict[str, float]]] = [[], []]
+    for target in 1 - np.exp(np.linspace(math.log(0.4), math.log(0.02), 14)):
+        near = data[(data[:, 2] >= target) & (data[:, 2] < target + 0.2 * (1 - target))]
+        if len(near) < count:
+            continue
+        for _ in range(draws // 14):
+            found[int(target >= 0.93)].append(by_rule(Trials(*near[rng.permutation(len(near))[:count]].T)))
+    below, above = ({rule: float(np.mean([by[rule] - by[NOW] for by in part])) for rule in RULES} for part in found)
+    return {rule: (below[rule], above[rule]) for rule in RULES}
+
+
+def seeds(draws: int) -> None:
+    """Print the table of `seeds`."""
+    by_index: dict[int, list[list[float]]] = {}
+    for row in Table("digits", METHOD).rows():
+        if row.test is not None:
+            by_index.setdefault(row.index, []).append([row.at_target[-1], row.test, row.params[SPARSITY]])
+    data, rng = np.array([some for some in by_index.values() if len(some) == 3]), np.random.default_rng(0)
+    print("| sparsities | configurations | 2 confirmed | 3 confirmed |\n|" + " --- |" * 4)
+    for low, high in ((0.5, 0.8), (0.8, 0.93), (0.93, 0.98)):
+        near = data[(data[:, 0, 2] >= low) & (data[:, 0, 2] < high)]
+        whole = _confirmed(near, draws, rng)
+        parts = [_confirmed(rng.permutation(near)[: len(near) * 7 // 10], draws // 20, rng) for _ in range(40)]
+        spread = math.sqrt(7 / 3) * np.std(parts, axis=0)
+        cells = (f"{100 * gain:+.2f} ± {100 * error:.2f}" for gain, error in zip(whole, spread, strict=True))
+        print(f"| {low} to {high} | {len(near)} | {' | '.join(cells)} |")
+
+
+def _confirmed(data: Array, draws: int, rng: np.random.Generator) -> Array:
+    """Return the mean gain in test accuracy if a study confirms two or three of its configurations under two more seeds
+    each, over a study of as many trials that confirms none."""
+    gains = []
+    for _ in range(draws):
+        some = rng.permutation(data)[:12][:, rng.permutation(3)]
+        plain = some[some[:, 0, 0].argmax(), 0, 1]
+        own = []
+        for count in (2, 3):
+            new = some[: len(some) - 2 * count]
+            leading = new[np.argsort(-new[:, 0, 0], kind="stable")[:count]]
+            chosen = leading[leading[:, :, 0].mean(1).argmax()]
+            own.append(chosen[chosen[:, 0].argmax(), 1] - plain)
+        gains.append(own)
+    return np.asarray(np.mean(gains, axis=0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("studies", "table", "seeds"))
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.9, 0.95, 0.98])
+    parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--draws", type=int, default=14 * 400)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/choosing"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # as the search's workers do
+    if options.what == "table":
+        table(options.draws)
+    elif options.what == "seeds":
+        seeds(options.draws)
+    else:
+        studies(options.targets, options.seeds, options.out)
+
+
+if __name__ == "__main__":
+    main()
