@@ -1,9 +1,9 @@
 """Contain the private name of Optuna that a search replaces.
 
 `optuna.samplers._tpe._truncnorm._log_ndtr` is the logarithm of the normal distribution function of each number in an
-array. Optuna calls Python for each number. scipy does it in one call, and a proposal of TPE from 300 trials takes three
-quarters of the time. The values differ in the last digits only. If Optuna has no such name, or scipy is missing, TPE
-proposes with Optuna's own function.
+array. Optuna calls Python for each number. scipy does it in one call: a proposal of TPE from 300 trials takes 9 instead
+of 15 ms (docs/scale.md). The values differ in the last digits only. If Optuna has no such name, or scipy is missing,
+TPE proposes with Optuna's own function.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ study contains
 
 from __future__ import annotations
 
+import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -56,7 +57,7 @@ class View:
     constraint: bool = True
     most: int = 256
     best: int = 64
-    running: int = 64
+    running: int = sys.maxsize
     everything: Mapping[str, BaseDistribution] = field(default_factory=dict)
     centre: Mapping[str, Any] = field(default_factory=dict)
 

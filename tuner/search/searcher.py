@@ -95,7 +95,7 @@ class OptunaSearcher:
         self._together = nullcontext if file is None else file.together
         self.study = _open_study(file, name)
         trials = self.study.get_trials(deepcopy=False)
-        self._count = len(trials)
+        self._count = len(trials)  # the trials that have begun or wait
         begun = sum(trial.state is not optuna.trial.TrialState.WAITING for trial in trials)
         inner = make_sampler(sampler, seed, self._priors(), begun)
         self._planner = planner
@@ -193,9 +193,11 @@ class OptunaSearcher:
             space = next(iter(self.spaces.values()))
             everything, centre = space.distributions, space.centre()
         if self._planner is None:
-            return SamplingStudy(sampler, View(kind.constraint, kind.most, everything=everything, centre=centre))
+            return SamplingStudy(
+                sampler, View(kind.constraint, kind.most, running=kind.running, everything=everything, centre=centre)
+            )
         everything, centre = ({k: v for k, v in one.items() if k not in sparsities} for one in (everything, centre))
-        view = View(kind.constraint, kind.most, everything=everything, centre=centre)
+        view = View(kind.constraint, kind.most, running=kind.running, everything=everything, centre=centre)
         return LikeSparsityStudy(sampler, view, self._sparsity_of, sparsities)
 
     def _method_of(self, params: Mapping[str, Any]) -> str | None:
