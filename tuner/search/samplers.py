@@ -17,7 +17,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tune_sparsity.search_spaces import Prior
 from tune_sparsity.search_spaces.priors import draw
-from tune_sparsity.tuner.search.optuna_patches import quick_normal
 
 DEFAULT_SAMPLER = "tpe"
 Learn = Callable[[int, Sequence[FrozenTrial], BaseSampler], BaseSampler]
@@ -56,20 +55,10 @@ class SamplerKind:
     anew: bool = False
 
 
-class _QuickTPE(samplers.TPESampler):
-    """Proposes the same as Optuna's own class, in less time."""
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        with quick_normal():
-            return super().sample_relative(study, trial, search_space)
-
-
 def _tpe(seed: int, trials: Sequence[FrozenTrial], independent: BaseSampler) -> BaseSampler:
     # multivariate, because p and the learning rates interact; group, because some parameters apply only for certain
     # values of others; constant_liar, because parallel trials should differ.
-    return _QuickTPE(seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=0)
+    return samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=0)
 
 
 def _gp(seed: int, trials: Sequence[FrozenTrial], independent: BaseSampler) -> BaseSampler:
