@@ -17,6 +17,7 @@ import math
 import resource
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +27,7 @@ import numpy as np
 
 from tune_sparsity.tuner.config.study_config import make_config
 from tune_sparsity.tuner.driver.listeners import KeepNetworks, LogEpochs, ShowProgress, TrackTrials, WriteTables
-from tune_sparsity.tuner.driver.study_run import StudyRun
+from tune_sparsity.tuner.driver.study_run import Listener, StudyRun
 from tune_sparsity.tuner.reports.progress import Progress
 from tune_sparsity.tuner.results.tables import write_trials
 from tune_sparsity.tuner.search.asha import halving_for
@@ -70,8 +71,10 @@ class Simulated:
         }
 
 
-def study_in(folder: Path, trials: int, epochs: int, front: bool) -> tuple[StudyRun, Tracker]:
-    """A study's driver and its tracker, with everything on disk below `folder`."""
+def study_in(
+    folder: Path, trials: int, epochs: int, front: bool, more: Sequence[Listener] = ()
+) -> tuple[StudyRun, Tracker]:
+    """A study's driver with `more` listeners, and its tracker, with everything on disk below `folder`."""
     wanted: dict[str, Any] = {"front": (0.5, 0.99)} if front else {"target": 0.9}
     options = {**wanted, "trials": trials, "storage": folder, "study": "simulated"}
     config = make_config({**options, "tracking_uri": f"sqlite:///{folder}/mlflow.db"}).resolved()
@@ -90,6 +93,7 @@ def study_in(folder: Path, trials: int, epochs: int, front: bool) -> tuple[Study
         KeepNetworks(config.folder / WEIGHTS_FOLDER),
         ShowProgress(progress),
         WriteTables(config.folder),
+        *more,
     ]
     return StudyRun(config, goal, searcher, listeners, halving), tracker
 

@@ -47,12 +47,14 @@ def connected(config: StudyConfig, node: NodeProcess | None = None) -> Iterator[
             logging.CRITICAL
         )  # our own table has the reason of a failed trial, in one line
     with contextlib.ExitStack() as stack:
+        if config.address is None and node is None:
+            node = stack.enter_context(NodeProcess(config))  # ends last
         # A Ray that ends before the whole connection has ended would end this process, too: interrupts wait.
         stack.callback(undisturbed()(ray.shutdown))
-        if config.address is None:
-            _join_own(node or stack.enter_context(NodeProcess(config)))
-        else:
+        if config.address is not None:
             _join(config.address)
+        elif node is not None:
+            _join_own(node)
         yield
 
 

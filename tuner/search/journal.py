@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import FrozenTrial, TrialState
 
 from tune_sparsity.tuner.errors import UsageError
 from tune_sparsity.tuner.study.layout import JOURNAL
@@ -67,6 +70,35 @@ class Journal(JournalFileBackend):
                 self._behind = False
                 with self._path.open("ab") as file:
                     os.fsync(file.fileno())
+
+
+class RecordStorage(JournalStorage):
+    """Read and write the trials of a journal, which has one study.
+
+    Optuna asks for the waiting trials before each new trial. Its own class then reads all trials of the study. A trial
+    that has begun never waits again, so this class reads only the trials after those that have begun.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(journal)
+        self._begun = 0  # all trials with a smaller number have begun
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Return the trials of the study that have one of the states, by number."""
+        if deepcopy or states != (TrialState.WAITING,):
+            return super().get_all_trials(study_id, deepcopy, states)
+        later = list(self._after(study_id)) if self._begun else super().get_all_trials(study_id, deepcopy=False)
+        waiting = [trial for trial in later if trial.state is TrialState.WAITING]
+        self._begun = waiting[0].number if waiting else self._begun + len(later)
+        return waiting
+
+    def _after(self, study_id: int) -> Iterator[FrozenTrial]:
+        """Yield the trials from number `_begun` on."""
+        with suppress(KeyError):  # there is no trial with this number
+            for number in count(self._begun):
+                yield self.get_trial(self.get_trial_id_from_study_id_trial_number(study_id, number))
 
 
 def _drop_torn_line(file: Path) -> None:

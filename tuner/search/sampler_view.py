@@ -11,6 +11,7 @@ study contains
 
 from __future__ import annotations
 
+import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -47,6 +48,7 @@ class View:
             samplers that compare only ranks.
         most: the largest number of ended trials. Above it, the `best` ones and the latest ones are kept.
         best: the number of best trials that are kept.
+        running: the largest number of running trials. Above it, only the latest ones are seen.
         everything: distributions of parameters that each trial gets, even if a parameter does not apply in it. This is
             for samplers that learn only from trials with the same parameters.
         centre: the values for parameters in `everything` that a trial of another study does not have.
@@ -55,6 +57,7 @@ class View:
     constraint: bool = True
     most: int = 256
     best: int = 64
+    running: int = sys.maxsize
     everything: Mapping[str, BaseDistribution] = field(default_factory=dict)
     centre: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,7 +81,7 @@ class OwnStudy(OneByOne):
 
     def __init__(self, sampler: BaseSampler, view: View) -> None:
         self._sampler, self._view = sampler, view
-        self._open: dict[int, optuna.Trial] = {}  # the running trials, by their numbers in the record
+        self._open: dict[int, optuna.Trial] = {}  # the running trials that are seen, by their numbers in the record
         self._study = self._new_study()
 
     def _new_study(self) -> optuna.Study:
@@ -123,25 +126,34 @@ class SamplingStudy(OwnStudy):
         """Begin the trial in the sampler's own study too. Parameters that are fixed already, by an enqueued point or an
         earlier process, are kept."""
         self._begin(trial.number, {**trial.system_attrs.get("fixed_params", {}), **trial.params})
+        if len(self._open) > self._view.running:
+            oldest = self._open.pop(next(iter(self._open)))
+            self._study.tell(oldest, state=TrialState.FAIL)  # no sampler reads failed trials
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         """End the trial in the sampler's own study too, with the values that the sampler sees."""
+        own = self._open.pop(trial.number, None)
+        if own is None:
+            self._study.add_trial(self._seen(trial, state, values))
+        else:
+            self._tell(own, trial, state, values)
+        self._forget()
+
+    def _tell(self, own: optuna.Trial, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         state, told = self._told(state, values, _constraint(trial))
-        own = self._open.pop(trial.number)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if state is TrialState.COMPLETE and self._view.constraint:
                 for name, value in _constraint(trial).items():
                     own.set_constraint(name, value)
             self._study.tell(own, told, state=state)
-        self._forget()
 
     def add(self, trials: Iterable[FrozenTrial]) -> None:
         for trial in trials:
             if trial.params:
-                self._study.add_trial(self._seen(trial))
+                self._study.add_trial(self._seen(trial, trial.state, trial.values))
         self._forget()
 
     def _told(
@@ -156,13 +168,13 @@ class SamplingStudy(OwnStudy):
             return state, [_ranked(values[0]) if missing <= 0 else -missing]
         return self._stopped()
 
-    def _seen(self, trial: FrozenTrial) -> FrozenTrial:
-        state, values = self._told(trial.state, trial.values, _constraint(trial))
+    def _seen(self, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> FrozenTrial:
+        state, told = self._told(state, values, _constraint(trial))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return create_trial(
                 state=state,
-                values=values,
+                values=told,
                 params={**self._view.centre, **trial.params},
                 distributions={**self._view.everything, **trial.distributions},
                 constraints=_constraint(trial) if state is TrialState.COMPLETE and self._view.constraint else None,
@@ -171,20 +183,25 @@ class SamplingStudy(OwnStudy):
     def _forget(self) -> None:
         """Replace a study that has become too large by a new one with the best and the latest trials. Running trials
         are kept and not counted: otherwise hundreds of them would leave no room for ended trials."""
-        ended = [trial for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         if len(ended) <= self._view.most:
             return
-        running = dict(self._open)
         ranked = sorted(zip(_ranks(ended), range(len(ended)), strict=True))
         keep = {index for _, index in ranked[: self._view.best]}
         recent = [index for index in reversed(range(len(ended))) if index not in keep]
         keep |= set(recent[: max(0, self._view.most * 3 // 4 - len(keep))])
         self._study = self._new_study()
         self._study.add_trials([ended[index] for index in sorted(keep)])
-        for number, own in running.items():
-            self._begin(number, own.params)
-            for name, distribution in own.distributions.items():
-                suggest(self._open[number], name, distribution)
+        self._study.add_trials([_running(own) for own in self._open.values()])
+        begun = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        self._open = {
+            number: optuna.Trial(self._study, own._trial_id) for number, own in zip(self._open, begun, strict=True)
+        }
+
+
+def _running(own: optuna.Trial) -> FrozenTrial:
+    """Return a copy of a running trial, to be added to another study."""
+    return create_trial(state=TrialState.RUNNING, params=own.params, distributions=own.distributions)
 
 
 def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
@@ -293,7 +310,7 @@ class LikeSparsityStudy(OwnStudy):
         return {name: value for name, value in named.items() if name not in self._sparsities}
 
     def _near(self, position: float) -> optuna.Study:
-        """Return a study with the ended trials nearest to this position, and with all running trials."""
+        """Return a study with the ended trials nearest to this position, and with the latest running trials."""
 
         def nearest(trials: list[_Ended]) -> list[_Ended]:
             most = max(LIKE, len(trials) // LIKE_SHARE)
@@ -311,6 +328,6 @@ class LikeSparsityStudy(OwnStudy):
             study.add_trial(
                 create_trial(state=state, values=told, params=trial.params, distributions=trial.distributions)
             )
-        for own in self._open.values():
-            study.add_trial(create_trial(state=TrialState.RUNNING, params=own.params, distributions=own.distributions))
+        for own in list(self._open.values())[-self._view.running :]:
+            study.add_trial(_running(own))
         return study

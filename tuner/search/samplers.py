@@ -37,6 +37,7 @@ class SamplerKind:
         constraint: whether it handles the constraint itself. If not, an infeasible trial gets a value below all
             feasible ones (Deb's rule).
         most: the largest number of trials in its own study.
+        running: the largest number of running trials in its own study.
         startup: the number of trials that are drawn from the priors before it learns.
         anew: whether a new sampler is made for each trial. Its proposals then depend only on the trials, so a resumed
             search proposes the same as an uninterrupted one.
@@ -49,6 +50,7 @@ class SamplerKind:
     own_study: bool = False
     constraint: bool = True
     most: int = sys.maxsize
+    running: int = sys.maxsize
     startup: int = 0
     anew: bool = False
 
@@ -93,6 +95,7 @@ SAMPLERS = {
         _tpe,
         own_study=True,
         most=256,
+        running=64,
         startup=8,
         anew=True,
     ),
@@ -102,6 +105,7 @@ SAMPLERS = {
         methods=False,
         own_study=True,
         most=128,
+        running=64,
         startup=8,
     ),
     "nsgaii": SamplerKind(

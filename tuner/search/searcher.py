@@ -22,7 +22,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, create_trial
 
 from tune_sparsity.search_spaces import Prior, Space
-from tune_sparsity.tuner.search.journal import RECORD, Journal, read_records
+from tune_sparsity.tuner.search.journal import RECORD, Journal, RecordStorage, read_records
 from tune_sparsity.tuner.search.planner import Planner
 from tune_sparsity.tuner.search.sampler_view import (
     CONSTRAINT,
@@ -95,6 +95,7 @@ class OptunaSearcher:
         self._together = nullcontext if file is None else file.together
         self.study = _open_study(file, name)
         trials = self.study.get_trials(deepcopy=False)
+        self._count = len(trials)  # the trials that have begun or wait
         begun = sum(trial.state is not optuna.trial.TrialState.WAITING for trial in trials)
         inner = make_sampler(sampler, seed, self._priors(), begun)
         self._planner = planner
@@ -192,9 +193,11 @@ class OptunaSearcher:
             space = next(iter(self.spaces.values()))
             everything, centre = space.distributions, space.centre()
         if self._planner is None:
-            return SamplingStudy(sampler, View(kind.constraint, kind.most, everything=everything, centre=centre))
+            return SamplingStudy(
+                sampler, View(kind.constraint, kind.most, running=kind.running, everything=everything, centre=centre)
+            )
         everything, centre = ({k: v for k, v in one.items() if k not in sparsities} for one in (everything, centre))
-        view = View(kind.constraint, kind.most, everything=everything, centre=centre)
+        view = View(kind.constraint, kind.most, running=kind.running, everything=everything, centre=centre)
         return LikeSparsityStudy(sampler, view, self._sparsity_of, sparsities)
 
     def _method_of(self, params: Mapping[str, Any]) -> str | None:
@@ -221,6 +224,7 @@ class OptunaSearcher:
             warnings.simplefilter("ignore")  # Optuna's samplers warn on every call that they are experimental
             self._take_turns()
             trial = self.study.ask()
+            self._count = max(self._count, trial.number + 1)
             self._running[trial.number] = trial
             return self._suggest(trial)
 
@@ -228,10 +232,9 @@ class OptunaSearcher:
         """Enqueue the planner's choices for the next trial. The sampler proposes the other parameters."""
         if self._planner is None:
             return
-        trials = self.study.get_trials(deepcopy=False)
-        if any(trial.state is optuna.trial.TrialState.WAITING for trial in trials):
+        if self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)):
             return
-        plan = self._planner.plan(len(trials), first_points=not self._has_earlier)
+        plan = self._planner.plan(self._count, first_points=not self._has_earlier)
         if plan is None:
             return
         given: dict[str, Any] = {
@@ -304,7 +307,7 @@ class OptunaSearcher:
         else:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
         if self._planner is not None:
-            self._ended(self.study.get_trials(deepcopy=False)[trial.number])
+            self._ended(trial.storage.get_trial(trial._trial_id))
 
     @property
     def running(self) -> KeysView[int]:
@@ -332,7 +335,7 @@ def _open_study(journal: Journal | None, name: str) -> optuna.Study:
     have been renamed."""
     storage = None
     if journal is not None:
-        storage = optuna.storages.JournalStorage(journal)
+        storage = RecordStorage(journal)
         names = optuna.get_all_study_names(storage)
         name = names[0] if names else name
     return optuna.create_study(

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
-from tune_sparsity.tuner.search.journal import Journal
+from tune_sparsity.tuner.search.journal import Journal, RecordStorage
 
 
 @pytest.fixture
@@ -83,3 +86,30 @@ def test_it_takes_turns_with_optunas_own(tmp_path: Path) -> None:
         theirs.append_logs(lines(1))
     assert list(ours.read_logs(0)) == lines(1) * 6
     assert not list(tmp_path.glob("*.lock"))
+
+
+def test_waiting_trials_are_found_also_those_of_another_process(tmp_path: Path) -> None:
+    file = tmp_path / "j"
+    study = optuna.create_study(storage=RecordStorage(Journal(file)), study_name="one")
+
+    def waiting() -> list[int]:
+        return [trial.number for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))]
+
+    assert waiting() == []
+    for value in (1, 2):
+        study.enqueue_trial({"x": value})
+    assert waiting() == [0, 1]
+    first = study.ask()
+    assert waiting() == [1]
+    assert study.ask().number == 1
+    assert study.ask().number == 2  # none waits, so this trial is new
+    assert waiting() == []
+    study.tell(first, 1.0)
+    other = optuna.load_study(study_name="one", storage=JournalStorage(JournalFileBackend(str(file))))
+    other.enqueue_trial({"x": 3})
+    assert waiting() == [3]
+    again = optuna.load_study(study_name="one", storage=RecordStorage(Journal(file)))
+    asked = again.ask()
+    assert (asked.number, asked.suggest_float("x", 0, 9)) == (3, 3.0)
+    assert waiting() == []
+    assert [trial.number for trial in study.trials] == [0, 1, 2, 3]

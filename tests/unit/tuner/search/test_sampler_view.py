@@ -244,6 +244,25 @@ def test_with_more_trials_running_than_it_keeps_the_study_is_not_begun_anew_at_e
     assert len(begun) <= 1 + 60 // 5
 
 
+def test_only_the_latest_running_trials_are_seen_and_the_ends_of_all() -> None:
+    study = SamplingStudy(optuna.samplers.RandomSampler(seed=0), View(most=20, best=5, running=4))
+    record = optuna.create_study(sampler=study, directions=["maximize"] * 2)
+    running = []
+    for _ in range(10):
+        running.append(record.ask({"x": FloatDistribution(0, 1000)}))
+        study.settle(running[-1])
+    seen = study._study.get_trials(states=[TrialState.RUNNING])
+    assert [one.params for one in seen] == [one.params for one in running[-4:]]
+    for one, merit in ((running[0], 0.5), (running[-1], 0.7)):
+        one.set_constraint("target", 0.1)
+        record.tell(one, [merit, 0.9])
+    ends = study._study.get_trials(states=[TrialState.COMPLETE])
+    assert {(one.params["x"], one.value, one.constraints["target"]) for one in ends} == {
+        (running[0].params["x"], 0.5, 0.1),
+        (running[-1].params["x"], 0.7, 0.1),
+    }
+
+
 def test_stopped_and_infeasible_trials_are_the_first_to_be_forgotten() -> None:
     study = SamplingStudy(optuna.samplers.RandomSampler(seed=0), View(most=8, best=6))
     study.add([trial(0.5, number) for number in range(4)])

@@ -1,0 +1,18 @@
+"""A study on simulated slots runs to its end, and its row has the wanted columns."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.slow
+def test_a_simulated_study_prints_a_row() -> None:
+    command = [sys.executable, "-m", "benchmarks.scale", "--trials", "20", "--slots", "5", "--epochs", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    header, _, row = (line.strip("| ").split(" | ") for line in done.stdout.splitlines())
+    assert len(row) == len(header)
+    assert row[:3] == ["20", "5", "60"]
