@@ -148,6 +148,7 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
     from tune_sparsity.tuner.reports.text import costly_neurons, few_prunable
     from tune_sparsity.tuner.search.byte_spaces import WIDTH, too_many_neurons
     from tune_sparsity.tuner.storage.lease import TakenOver
+    from tune_sparsity.tuner.study.trial import BINARY
 
     config = prepared.config
     say(f"{'Resuming' if resume else 'Starting'} {config.study}: {config.trials} trials, {prepared.goal}")
@@ -157,7 +158,7 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
         say(f"The study is stored in {config.storage.address(config.study)}. The command works in {config.folder}")
     if few := few_prunable(prepared.size):
         say(few)
-    if (limit := prepared.limit) and too_many_neurons(limit):
+    if (limit := prepared.limit) and config.method != [BINARY] and too_many_neurons(limit):
         searched = any(WIDTH in space.distributions for space in prepared.spaces)
         say(costly_neurons(limit.neuron_bytes(), limit.most, searched=searched))
     for warning in prepared.warnings:

@@ -24,7 +24,7 @@ from tune_sparsity.search_spaces import Space
 from tune_sparsity.sparsity import NetworkSize, network_size, prunable_layers
 from tune_sparsity.sparsity.cost.layout import Layout
 from tune_sparsity.sparsity.cost.multiply_adds import Uses, count_uses
-from tune_sparsity.sparsity.few_bits import ALL_BITS, BITS, EXACT, SIGN_BITS
+from tune_sparsity.sparsity.few_bits import ALL_BITS, BITS, EXACT
 from tune_sparsity.sparsity.layers import Layer
 from tune_sparsity.sparsity.neurons.finding import with_neurons
 from tune_sparsity.sparsity.neurons.groups import NeuronGroups
@@ -41,7 +41,6 @@ from tune_sparsity.tuner.search.samplers import check_sampler
 from tune_sparsity.tuner.search.spaces import fewest_bits, spaces_of
 from tune_sparsity.tuner.search.warm_start import WarmStart, warm_start
 from tune_sparsity.tuner.study.goal import Goal, sparsity_of
-from tune_sparsity.tuner.study.trial import BINARY
 from tune_sparsity.tuner.worker.sizes import ByteLimit, layout_of
 
 _A_WHILE = 20.0  # seconds
@@ -311,8 +310,7 @@ class _Network(NamedTuple):
     def _limit(self, config: StudyConfig, most: int) -> ByteLimit:
         """Return this limit of bytes. Raise the errors of `layout_of` and of `fewest_bits`."""
         layouts = {bits: layout_of(self.model, self.layers, bits) for bits in (ALL_BITS, *BITS)}
-        bits = SIGN_BITS if config.method == [BINARY] else fewest_bits(config, few_bits=self.few_bits(config))
-        return ByteLimit(most, layouts, bits, self.neurons)
+        return ByteLimit(most, layouts, fewest_bits(config, few_bits=self.few_bits(config)), self.neurons)
 
 
 class _Sought(NamedTuple):

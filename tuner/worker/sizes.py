@@ -30,7 +30,7 @@ class ByteLimit:
     Attributes:
         most: the limit in bytes.
         layouts: the layout of the network's file, by the bits of a weight.
-        bits: the fewest bits of a weight that the study tries; 1 if all its networks are binary.
+        bits: the fewest bits of a weight that the study tries, apart from binary networks.
         neurons: the neurons without which a training can begin. None if all trainings begin with all neurons.
     """
 
@@ -54,8 +54,6 @@ class ByteLimit:
 
     def neuron_bytes(self, width: float = 1.0) -> int:
         """Return the bytes that the scales and biases of all neurons take, with weights of the fewest bits."""
-        if self.bits == SIGN_BITS:
-            return 0
         part = self.part(self.bits, width)
         return int(part.neuron_bytes(part.weights))
 

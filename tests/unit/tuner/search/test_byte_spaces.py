@@ -61,7 +61,6 @@ def test_the_rule_for_too_many_neurons() -> None:
     assert limit.neuron_bytes(0.5) == (17 + 10) * 4 + 10 * 2
     assert not too_many_neurons(limit, 0.5)
     assert not too_many_neurons(limit_of(3 * 1620))
-    assert limit_of(1500, bits=1).neuron_bytes() == 0  # binary networks
 
 
 @given(most=st.integers(300, 20_000))
