@@ -135,8 +135,8 @@ def _unpickled(path: Path) -> Experiment:
 
 
 def home_of(experiment: Experiment) -> Path | None:
-    """Return the folder of the user's file that holds an experiment, or None if the experiment was not found in a
-    user's file."""
+    """Return the folder of the user's file that defines an experiment. Return None if the experiment does not come from
+    a user's file."""
     return next((folder for found, folder in _homes.values() if found.origin is experiment.origin), None)
 
 

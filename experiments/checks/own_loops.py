@@ -1,4 +1,4 @@
-"""Check a user's training loop: each check trains one or two epochs with it."""
+"""Check a user's training loop. Each check lets the loop train one or two epochs."""
 
 from __future__ import annotations
 

@@ -221,8 +221,8 @@ def shape_of(nest: Any) -> str:
 
 
 def kinds(nest: Any) -> str:
-    """Return the type and the shape of a tensor as text. For a nested structure, return its text with these in place of
-    the tensors."""
+    """Return the type and the shape of a tensor as text. For a nested structure, return its text with the type and
+    shape of each tensor in place of the tensor."""
     return str(mapped(lambda one: f"{str(one.dtype).removeprefix('torch.')} {tuple(one.shape)}", nest))
 
 
@@ -343,7 +343,7 @@ def takes_the_last_batch(subject: Subject) -> Iterator[Problem]:
 
 
 def is_classification(subject: Subject) -> bool:
-    """Return whether the targets are numbers of classes and the outputs are logits."""
+    """Return whether the targets are class indices and the outputs are logits."""
     experiment, y = subject.experiment, subject.raw(_FEW).y
     loss = experiment.loss
     while isinstance(loss, partial):

@@ -120,7 +120,8 @@ class DropGrowSettings(StaticSettings):
     Attributes:
         drop_fraction: share of the connections that the first update replaces, in (0, 1). It falls to 0 at `end` as a
             cosine.
-        end: progress at which the mask is fixed, in (0, 1]. interval: steps between two updates of the masks.
+        end: progress at which the mask is fixed, in (0, 1].
+        interval: steps between two updates of the masks.
     """
 
     drop_fraction: float = 0.3

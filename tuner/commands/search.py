@@ -32,7 +32,8 @@ exit codes: 0 done, 1 the study failed, 2 wrong use, 3 no network meets the goal
 
 
 def search_parser() -> Parser:
-    """Return the parser for the options of a study. Values stay text here, because the configuration checks them."""
+    """Return the parser for the options of a study. The parser does not convert values, because the configuration
+    checks them."""
     parser = Parser(
         description="Finds the most accurate network with a sparsity of at least S, and the front of all networks.",
         epilog=_EPILOG,
@@ -116,9 +117,9 @@ def run(config: Any, *, as_json: bool, resume: bool, named: bool = True) -> int:
 
     Args:
         config: the resolved configuration.
-        as_json: print the result as JSON.
-        resume: continue an existing study.
-        named: the user gave the study's name. Otherwise the study gets another name if its default name is taken.
+        as_json: whether to print the result as JSON.
+        resume: whether to continue an existing study.
+        named: whether the user gave the study's name. If not, the study gets another name if its default name is taken.
     """
     from tune_sparsity.tuner.cluster.connection import connection, is_sound
     from tune_sparsity.tuner.tracking.tracker import writer_ahead

@@ -45,8 +45,8 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_duration(value: Any) -> Any:
-    """Return the seconds from "90", "90s", "30m", "1h30m" or "2d". Return a value that is no text unchanged: pydantic
-    checks it. Raise ValueError for any other text."""
+    """Return the seconds from a text such as "90", "90s", "30m", "1h30m" or "2d". Return a value that is not text
+    unchanged, because pydantic checks it later. Raise ValueError for any other text."""
     if not isinstance(value, str):
         return value
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", value)
@@ -80,8 +80,8 @@ warnings.filterwarnings("ignore", message='Field name "register" in "StudyConfig
 
 
 class StudyConfig(BaseModel):
-    """Hold all settings of a study. Each field has the name of its option on the command line and of its key in
-    study.yaml."""
+    """Holds all settings of a study. The name of a field is also the name of its option on the command line, and of its
+    key in study.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -294,7 +294,7 @@ class StudyConfig(BaseModel):
 
     @property
     def wanted(self) -> str:
-        """Return the goal as a part of a folder's name."""
+        """Return the goal as text for the name of the study's folder."""
         if self.max_nonzero is not None:
             return f"{self.max_nonzero}-weights"
         if self.max_bytes is not None:
@@ -314,8 +314,9 @@ class StudyConfig(BaseModel):
         return self.storage.folder(self.study)
 
     def resolved(self) -> StudyConfig:
-        """Return the configuration with the study's name, the tracking URI, Ray's address and the batch of a latency
-        filled in, and with absolute paths, because workers and a later `resume` may run in other folders."""
+        """Return the configuration with these values filled in: the study's name, the tracking URI, Ray's address and
+        the batch of a latency. All paths become absolute, because workers and a later `resume` may run in other
+        folders."""
         where, _, attribute = self.experiment.rpartition(":")
         is_file = self.space is not None and Path(self.space).suffix in {".yaml", ".yml"}
         paths = {
@@ -346,7 +347,7 @@ def make_config(options: dict[str, Any]) -> StudyConfig:
         options: the values of the fields by name.
 
     Raises:
-        UsageError: if a value is wrong; the message is about the first wrong value.
+        UsageError: if a value is wrong. The message is about the first wrong value.
     """
     try:
         return StudyConfig(**options)

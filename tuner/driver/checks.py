@@ -19,7 +19,8 @@ from tune_sparsity.tuner.worker.sizes import binary_size
 
 
 def check_address(address: str | None) -> None:
-    """Raise UsageError unless something answers at HOST:PORT or ray://HOST:PORT: Ray itself would try for minutes."""
+    """Raise UsageError unless something answers at HOST:PORT or ray://HOST:PORT. Without this check, Ray would try to
+    connect for minutes."""
     if address in (None, "auto"):
         return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -32,8 +33,8 @@ def check_address(address: str | None) -> None:
 
 
 def check_gpus(config: StudyConfig) -> None:
-    """Raise UsageError if trials need more GPUs than this machine has. Ray would find this out later. The GPUs of a
-    cluster are not known here."""
+    """Raise UsageError if trials need more GPUs than this machine has. Without this check, Ray would report this later.
+    With --address nothing is checked, because the GPUs of a cluster are not known yet."""
     wanted = config.gpus_per_trial
     if config.address is None and wanted != "auto" and wanted > (have := torch.cuda.device_count()):
         raise UsageError(

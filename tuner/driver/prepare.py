@@ -49,7 +49,7 @@ _A_WHILE = 20.0  # seconds
 
 @dataclass(frozen=True)
 class Prepared:
-    """A study whose every input has been checked, before anything is written."""
+    """A study whose inputs have all been checked. Nothing has been written yet."""
 
     config: StudyConfig
     experiment: Experiment
@@ -85,8 +85,8 @@ def prepare(
 
     Args:
         named: whether the user gave the study's name. This name must not be taken.
-        share: Connection.share. It takes a second, so it is called after the quick checks, which report mistakes at
-            once. The data of built-in experiments load at the same time.
+        share: Connection.share, which takes a second. It is called after the quick checks, so that these report
+            mistakes at once. The data of a built-in experiment are loaded during the call.
 
     Raises:
         UsageError: with one line about the first mistake.
