@@ -249,7 +249,8 @@ def choose(
     device: str = "cpu",
     classes: Sequence[str] = (),
 ) -> Choice:
-    """Choose the groups of two networks to report, on the validation data. Every pair of these networks is tried.
+    """Choose the groups of two networks to report, on the validation data. Every pair of networks that differ in their
+    multiply-adds is tried.
 
     Args:
         networks: the number of each network's trial -> the network's file.
