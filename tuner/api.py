@@ -215,7 +215,7 @@ def _kept(experiment: Any, config: StudyConfig) -> str:
     try:
         content = cloudpickle.dumps(experiment)
     except Exception as error:
-        raise UsageError(f"the experiment {experiment.name} cannot be pickled: {error}: put it into a file") from error
+        raise UsageError(f"the experiment {experiment.name} cannot be pickled: {error}: define it in a file") from error
     folder = config.storage.results(".experiments").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{hashlib.sha256(content).hexdigest()[:16]}{PICKLED}"

@@ -130,9 +130,11 @@ CHECKS = (
     Check("loop", "the loop runs to its first step", looks, (), True),
     replace(shapes.PRUNABLE, needs=("loop",)),
     Check("epochs", "the epochs end with their reports, after the announced steps", trains, ("loop",)),
-    Check("repetition", "an epoch repeated is equal bit for bit", repeats, ("epochs",)),
-    Check("resumption", "an epoch after saving and loading is equal bit for bit", resumes, ("repetition",)),
-    Check("model", "the network can be made anew", rebuilds, ("loop",)),
+    Check("repetition", "a repeated epoch gives the same result bit for bit", repeats, ("epochs",)),
+    Check(
+        "resumption", "an epoch after saving and loading gives the same result bit for bit", resumes, ("repetition",)
+    ),
+    Check("model", "a new network can be made", rebuilds, ("loop",)),
     Check("test", "the metric on the test data is a number", tests, ("epochs",)),
     Check(files.NAME, files.HOLDS, declares, ("loop",), True),
 )

@@ -50,7 +50,7 @@ def ui(arguments: list[str]) -> int:
     port = free_port(options.port)
     print("MLflow's server starts. This may take half a minute.", file=sys.stderr)
     with _server(uri, port) as server:
-        print(f"http://{HOST}:{port}{page}\nCtrl-C ends it.", flush=True)
+        print(f"http://{HOST}:{port}{page}\nCtrl-C ends the server.", flush=True)
         try:
             server.wait()
         except KeyboardInterrupt:

@@ -124,7 +124,7 @@ def check_group(config: StudyConfig, experiment: Experiment, data: Data, *, cost
     elif metric.name != ACCURACY or not metric.each:
         wrong = f"is judged by {metric.name}, but a group needs the accuracy, with a score for each example"
     elif config.group == "reflect" and isinstance(data.train, Loaded) and data.train.iterable:
-        wrong = "has an IterableDataset as training data, but reflect must leave out parts of them"
+        wrong = "has an IterableDataset as training data, but reflect must leave out parts of these data"
     else:
         some = data.val.first(2)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -38,8 +38,8 @@ def check_gpus(config: StudyConfig) -> None:
     wanted = config.gpus_per_trial
     if config.address is None and wanted != "auto" and wanted > (have := torch.cuda.device_count()):
         raise UsageError(
-            f"--gpus-per-trial {wanted:g}: this machine has {have} that torch can use: give auto or 0, or the "
-            "--address of a cluster that has some"
+            f"--gpus-per-trial {wanted:g}: torch can use {have} GPUs of this machine: give auto or 0, or the "
+            "--address of a cluster with GPUs"
         )
 
 
@@ -55,7 +55,9 @@ def check_pattern(config: StudyConfig, experiment: Experiment) -> None:
             f"--pattern {pattern}: method {without[0]} does not support patterns: give --method {' or '.join(have)}"
         )
     if config.max_bytes is not None:
-        raise UsageError(f"--pattern {pattern}: --max-bytes needs zeros at any places: give --target, or no pattern")
+        raise UsageError(
+            f"--pattern {pattern}: --max-bytes needs unstructured zeros: give --target instead, or no --pattern"
+        )
 
 
 def check_binary(config: StudyConfig, experiment: Experiment, model: nn.Module) -> None:

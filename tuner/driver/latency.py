@@ -87,7 +87,9 @@ def goal_within(config: StudyConfig, pattern: Pattern, layers: Sequence[Layer], 
         return goal
     fewest = pattern.uses.macs({layer.name: kept for layer, kept in zip(layers, pattern.groups.fewest, strict=True)})
     if most < fewest:
-        raise UsageError(f"{given}: with the fewest neurons in each layer this network needs {fewest:,}")
+        raise UsageError(
+            f"{given}: even with the fewest neurons in each layer this network needs {fewest:,} multiply-adds"
+        )
     return replace(goal, targets=(sparsity_of_macs(pattern.uses, layers, most),))
 
 
@@ -127,8 +129,8 @@ def expected_macs(
     most = curve.most_macs(config.max_latency)
     if most is None:
         raise UsageError(
-            f"{_given(config)}: with the fewest neurons in each layer this network needs {curve(curve.fewest):.3g} ms "
-            f"at batch {batch} on this machine"
+            f"{_given(config)}: even with the fewest neurons in each layer this network needs "
+            f"{curve(curve.fewest):.3g} ms at batch {batch} on this machine"
         )
     allowed = f"allows about {most:,} of {curve.dense:,} multiply-adds (dense: {curve(curve.dense):.3g} ms)"
     return most, f"latency: {config.max_latency:g} ms at batch {batch} {allowed}"

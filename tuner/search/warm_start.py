@@ -71,7 +71,7 @@ def warm_start(
         best = best_trial(ended, target) or best_trial(ended, 0.0)
         if best is None:
             raise UsageError(
-                f"--warm-start {study}: it has no completed trial of {' or '.join(by_method)} to learn from"
+                f"--warm-start {study}: this study has no completed trial of {' or '.join(by_method)} to learn from"
             )
         trials += carried
         if not any(record is best for record in carried):

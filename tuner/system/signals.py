@@ -38,7 +38,7 @@ def interruptible(stop: Any, ray: Connection) -> Iterator[None]:
             _interrupt(frame)
             return
         stop.asked = True
-        print("Interrupted: ending the running trials. Again to end at once.", file=sys.stderr, flush=True)
+        print("Interrupted: ending the running trials. Interrupt again to end at once.", file=sys.stderr, flush=True)
 
     with handled(ask, signal.SIGINT, signal.SIGTERM):
         yield
