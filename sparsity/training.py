@@ -54,8 +54,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         averaging: how weights are averaged over steps. At the end, the network gets the average. If None, the network
             keeps the weights of the last step. After an average, measure the running statistics of normalisation layers
             again (torch.optim.swa_utils.update_bn).
-        few_bits: how weights are trained with few bits, in further steps after `total_steps`. If None, the weights keep
-            all bits.
+        few_bits: how weights get few bits, in further steps after `total_steps`. If None, weights keep all bits.
     """
 
     steps_in_backward = False

@@ -47,7 +47,7 @@ def tune(
         experiment: a value of --experiment, an Experiment, or a training loop (a function of a Trial). An Experiment or
             a loop is pickled into the folder of the studies, together with code from the cells of a notebook. In this
             case, MLflow gets no model of the best network.
-        quiet: print nothing.
+        quiet: whether to print nothing.
         options: the options of the command, with "_" instead of "-", such as target=0.9, max_nonzero=20000, method,
             trials or epochs. For an option with several values, give a list. One option must be the goal: target (a
             sparsity in [0, 1), or a list of sparsities), front ("0.5:0.99"), max_nonzero (a number of weights),

@@ -25,7 +25,7 @@ _EPOCHS = 2
 
 
 class LoopSubject:
-    """A user's training loop that is being checked.
+    """A user's training loop that the checks examine.
 
     Args:
         experiment: the loop.

@@ -1,4 +1,5 @@
-"""Define the method binary: weights, and usually activations, of one bit, trained in little memory."""
+"""Define the method binary. It trains networks with weights of one bit in little memory. The activations usually have
+one bit, too."""
 
 from __future__ import annotations
 

@@ -44,12 +44,8 @@ def search_parser() -> Parser:
     what.add_argument("--target", metavar="S", help="fraction of zero weights to reach, e.g. 0.9, or several: 0.8,0.9")
     what.add_argument("--front", metavar="S:S", help="the whole front between two sparsities, e.g. 0.5:0.99")
     what.add_argument("--max-nonzero", metavar="N", help="the largest number of nonzero weights, instead of a target")
-    what.add_argument(
-        "--max-macs", metavar="N", help="largest number of multiply-adds for an example; needs --pattern neurons"
-    )
-    what.add_argument(
-        "--max-latency", metavar="T", help="longest time of a forward pass, e.g. 2ms; needs --pattern neurons"
-    )
+    what.add_argument("--max-macs", metavar="N", help="largest multiply-adds of an example; needs --pattern neurons")
+    what.add_argument("--max-latency", metavar="T", help="longest forward pass, e.g. 2ms; needs --pattern neurons")
     what.add_argument("--latency-batch", metavar="N", help="examples in the forward pass of --max-latency (1)")
     what.add_argument("--max-bytes", metavar="N", help="the largest size of the packed file, e.g. 10000 or 10kB")
     what.add_argument("--experiment", metavar="NAME", help="built-in name, file.py:name or module:name (digits)")
@@ -66,9 +62,7 @@ def search_parser() -> Parser:
         "--pattern", metavar="PATTERN", help="pattern of the zeros: neurons, 2:4, block:4x1, ... (the experiment's)"
     )
     how.add_argument("--group", metavar="NAME", help="pairs of a small and a large network: cascade, or reflect")
-    how.add_argument(
-        "--ensemble", metavar="NAME", help="resample: networks drawn around the best network's averaged weights"
-    )
+    how.add_argument("--ensemble", metavar="NAME", help="resample: networks around the best network's averaged weights")
     how.add_argument("--members", metavar="N", help="networks in the ensemble (10)")
     how.add_argument("--final-seeds", metavar="N", help="train each method's best trial again with N other seeds (0)")
     how.add_argument("--sampler", metavar="NAME", help="a name from `tune-sparsity list samplers` (tpe)")

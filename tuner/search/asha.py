@@ -250,10 +250,10 @@ class LikeStopping(Halving):
 
 
 def halving_for(scheduler: str, goal: Goal, epochs: int) -> Halving:
-    """Return the early stopping of a study.
+    """Return the object that decides on early stopping in a study.
 
     Args:
-        scheduler: the value of --scheduler; "none" for no early stopping.
+        scheduler: the value of --scheduler. With "none", the object stops no trial.
         goal: the study's goal.
         epochs: the epochs of a complete trial.
     """
