@@ -164,7 +164,7 @@ def test_reports_exports_and_resumes_know_the_metric(
     capsys.readouterr()
     assert main(["resume", "patients", "--trials", "14", "--storage", str(studies)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "judged by rmse (minimize)" in line
+    assert "has the metric rmse (minimize)" in line
 
 
 def test_auroc_chooses_another_trial_than_accuracy_where_one_class_is_rare(file: Path, tmp_path: Path) -> None:

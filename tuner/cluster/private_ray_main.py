@@ -127,8 +127,8 @@ def end_all(processes: list[psutil.Process]) -> None:
 def cpus_in_use(
     cpus_per_trial: float, gpus_per_trial: float | str, workers_per_trial: int, trials: int, concurrency: int | None
 ) -> int:
-    """Return the number of CPUs that the trials use which run at the same time. Ray starts one process for each worker
-    of these trials."""
+    """Return the number of CPUs for the trials that run at the same time. Ray starts one process for each worker of
+    these trials."""
     here = Node("", "", max(len(os.sched_getaffinity(0)), cpus_per_trial), count_gpus())
     gpus = gpus_per_trial if not isinstance(gpus_per_trial, str) else float(here.gpus > 0)
     at_once = max(1, trials_at_once([here], cpus_per_trial, gpus, workers_per_trial))

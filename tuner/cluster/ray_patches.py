@@ -301,7 +301,7 @@ def _without_agents(command: list[str]) -> list[str]:
 
 def start_node(cpus: int, **options: Any) -> RayNode:
     """Start Ray's processes on this machine, without a connection of this process to Ray. `ray.init` would also connect
-    it.
+    this process.
 
     Args:
         cpus: the number of CPUs that Ray may use.

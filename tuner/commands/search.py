@@ -44,7 +44,7 @@ def search_parser() -> Parser:
     what.add_argument("--target", metavar="S", help="fraction of zero weights to reach, e.g. 0.9, or several: 0.8,0.9")
     what.add_argument("--front", metavar="S:S", help="the whole front between two sparsities, e.g. 0.5:0.99")
     what.add_argument("--max-nonzero", metavar="N", help="the largest number of nonzero weights, instead of a target")
-    what.add_argument("--max-macs", metavar="N", help="largest multiply-adds of an example; needs --pattern neurons")
+    what.add_argument("--max-macs", metavar="N", help="largest number of multiply-adds; needs --pattern neurons")
     what.add_argument("--max-latency", metavar="T", help="longest forward pass, e.g. 2ms; needs --pattern neurons")
     what.add_argument("--latency-batch", metavar="N", help="examples in the forward pass of --max-latency (1)")
     what.add_argument("--max-bytes", metavar="N", help="the largest size of the packed file, e.g. 10000 or 10kB")

@@ -27,7 +27,7 @@ def _templates() -> Environment:
 
 
 def page(template: str, title: str, figures: Mapping[str, go.Figure], height: str = "480px", **values: Any) -> str:
-    """Return a page from a template. However many figures it has, it contains plotly.js once.
+    """Return a page from a template. The page contains plotly.js only once, even if it has several figures.
 
     Args:
         template: the name of the template's file.

@@ -220,7 +220,7 @@ def table_rows(outcome: StudyOutcome) -> tuple[list[TrialRecord], list[list[str]
     """Return the trials of the table, one for each row, and the columns to put before the trials' own.
 
     With several targets, the trials are the best trial at each target that is met, and there is a column of targets.
-    For other goals, the trials are those of the front, and there are no columns to put before.
+    For other goals, the trials are those of the front, and there are no further columns.
     """
     goal = outcome.goal
     if goal.kind is not GoalKind.TARGETS:

@@ -243,7 +243,7 @@ class Goal:
         target. The merit is minus infinity if no network meets the target.
 
         During a study, these numbers never fall. A trial brings a gain if one of them rises. The score of a front also
-        contains the merit at its lower end, because a network exactly at the lower end adds no area.
+        contains the best merit, because a network exactly at the lower end adds no area.
 
         Args:
             front: the study's feasible front.

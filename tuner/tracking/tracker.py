@@ -236,8 +236,7 @@ class Tracker:
 
     @_timed
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until all notes up to now have arrived, or until the writer gives up because the store cannot be
-        reached.
+        """Wait until all notes up to now have arrived, or until several attempts to reach the store have failed.
 
         Args:
             timeout: seconds to wait, at most. If None, there is no limit.
@@ -256,8 +255,8 @@ class Tracker:
 
     @_timed
     def close(self, timeout: float | None = None) -> None:
-        """Wait until all notes have arrived, or until the writer gives up because the store cannot be reached.
-        `problems` then lists the missing notes.
+        """Wait until all notes have arrived, or until several attempts to reach the store have failed. `problems` then
+        lists the missing notes.
 
         A study without `finish_study` ends here as KILLED.
 

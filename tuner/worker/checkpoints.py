@@ -39,7 +39,7 @@ def pack(state: Any) -> tuple[dict[str, Tensor], str]:
     """Return a state as named tensors, copied to the CPU, and as JSON text that refers to them by name.
 
     Args:
-        state: a nest of dicts, lists, tuples, tensors, numbers, strings and None.
+        state: a nested structure of dicts, lists, tuples, tensors, numbers, strings and None.
 
     Raises:
         TypeError: if the state contains any other type.
