@@ -24,8 +24,8 @@ from tune_sparsity.sparsity.wrappers import load_plain, unwrapped
 
 
 class DataUnavailable(Exception):
-    """Report that the data set is not on this machine and cannot be downloaded. The message is one line that says what
-    to do."""
+    """Report that the data set is not on this machine and cannot be downloaded. The message is one line that tells the
+    user what to do."""
 
 
 class NotFinite(Exception):
@@ -86,16 +86,16 @@ def correct(outputs: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         outputs: logits of the shape (n, classes).
-        targets: numbers of the classes, of the shape (n,).
+        targets: class indices of the shape (n,).
 
     Returns:
-        Shape (n,). Its mean is the accuracy.
+        A tensor of the shape (n,). Its mean is the accuracy.
     """
     return (outputs.argmax(dim=1) == targets).float()
 
 
 def are_classes(outputs: Tensor, targets: Any) -> bool:
-    """Return whether `outputs` are logits of the shape (n, classes) and `targets` are numbers of classes of the shape
+    """Return whether `outputs` are logits of the shape (n, classes) and `targets` are class indices of the shape
     (n,)."""
     labels = isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point()
     return labels and outputs.dim() == 2
@@ -119,9 +119,9 @@ class Recipe:
             skips other examples, because the order changes. This helps networks with batch normalisation, which cannot
             train on one example.
         accumulate: the number of batches whose gradients are averaged for one step, at least 1.
-        clip_norm: the largest L2 norm of all gradients together, > 0. Larger gradients are scaled down to it before a
-            step. If None, the gradients are not clipped. For weights on the sphere only the direction of the gradient
-            matters.
+        clip_norm: the largest L2 norm of all gradients together, > 0. Larger gradients are scaled down to this norm
+            before a step. If None, the gradients are not clipped. Clipping has no effect on weights on the sphere,
+            where only the direction of the gradient matters.
         precision: "float32", "bfloat16" or "float16". The last two run the forward pass and the loss in torch.autocast.
             With "float16" the gradients are scaled, and a step with an infinite gradient is skipped. The evaluation
             always uses the type of the weights.
@@ -164,14 +164,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Describes a data set, a network and their training. The built-in experiments are instances of it, and so are
-    users' own.
+    """Describes a data set, a network and their training. Built-in experiments and users' own experiments are instances
+    of this class.
 
     Attributes:
         name: the name of the experiment in files and in MLflow.
         load: takes the folder that --data-dir gives, or None for the default folder, and returns the data. It raises
             DataUnavailable if the data cannot be found or downloaded.
-        model: makes a fresh network. It draws the weights from torch's global generator, which the caller seeds.
+        model: makes a new network. The function draws the weights from torch's global generator, which the caller
+            seeds.
         recipe: the default epochs, batch size and other settings of the training.
         forward: (network, prepared inputs) -> one tensor of outputs whose first dimension counts the examples. By
             default the network is called with the inputs. If the inputs are a dict, its entries are keyword arguments.
@@ -182,14 +183,15 @@ class Experiment:
             a Metric, which has its own name and direction, or a torchmetrics metric.
         prepare: converts inputs of the data set into inputs of the network. It is applied to every batch on the batch's
             device, in training and in evaluation. Large images can therefore stay bytes in memory.
-        augment: (inputs, generator on the CPU) -> randomly changed inputs of the same shapes and types. It is applied
-            only to training batches, on their device and before `prepare`. It must draw all random numbers from the
-            generator. Otherwise a resumed training gives other results.
+        augment: (inputs, generator on the CPU) -> randomly changed inputs of the same shapes and types. This function
+            is applied only to training batches, on their device and before `prepare`. It must draw all random numbers
+            from the generator. Otherwise a resumed training gives other results.
         layers: rules that select the layers to prune and the layers on the sphere.
         cuda_graph: whether a training step on a GPU may be recorded once as a CUDA graph and then replayed. Small
             networks train several times faster with it. `prepare`, `model` and `loss` must do the same operations in
-            every step. Decisions and random numbers of Python, and random numbers of torch on the CPU, are fixed by the
-            recording. Random numbers of torch on the GPU are not. No operation may wait for the GPU, as `.item()` does.
+            every step. Decisions of Python code, and random numbers of Python and of torch on the CPU, are made once,
+            during the recording. Random numbers of torch on the GPU are drawn anew in each step. No operation may wait
+            for the GPU, as `.item()` does.
         space: the name or .yaml file of a search space that suits this data better than the default space of its
             method. A study uses it for this method unless the user gives another space.
         trained: whether `model` returns a network that has been trained before. If so, the first masks keep the weights
@@ -217,13 +219,14 @@ class Experiment:
 
     @property
     def origin(self) -> Any:
-        """Return the object that the user's file defines. It differs from this experiment if an option has changed a
-        copy."""
+        """Return the object that the user's file defines. This experiment may be a changed copy of that object, for
+        example because of --pattern."""
         return getattr(self, "_origin", self)
 
     @property
     def travelling(self) -> Mapping[str, Any]:
-        """Return the attributes that differ from the user's code, so that workers need them besides the code."""
+        """Return the attributes whose values differ from those in the user's code. Workers get these values in addition
+        to the code."""
         return {} if self.origin is self else {"layers": self.layers}
 
     def with_pattern(self, pattern: Pattern) -> Experiment:
@@ -241,12 +244,13 @@ class Experiment:
         return metric_of(self.metric).name
 
     def validated(self, model: nn.Module, data: Data) -> float | None:
-        """Return the metric on the validation data, or None if this process cannot measure it. Raise NotFinite if it is
-        not finite."""
+        """Return the metric on the validation data, or None if this process cannot measure it. Raise NotFinite if the
+        metric is not finite."""
         return evaluate(self, model, data.val)
 
     def tested(self, model: nn.Module, data: Data) -> float | None:
-        """Return the metric on the test data, or None if there are none. Raise NotFinite if it is not finite."""
+        """Return the metric on the test data, or None if there is no test value. Raise NotFinite if the metric is not
+        finite."""
         return evaluate(self, model, data.test)
 
     def outputs(self, model: nn.Module, x: Any) -> Tensor:
@@ -254,7 +258,7 @@ class Experiment:
         return self.forward(model, self.prepare(x))
 
     def network(self) -> nn.Module:
-        """Return a fresh network for use outside of a training: without torch.compile, and on one device."""
+        """Return a new network for use outside of a training: without torch.compile, and on one device."""
         return unwrapped(self.model())
 
     def network_with(self, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -270,7 +274,8 @@ class Experiment:
 
 
 def in_evaluation(model: nn.Module) -> nn.Module:
-    """Return the network in evaluation mode. Its eval() may return None if the user has overridden train()."""
+    """Set the network to evaluation mode, and return it. This function exists because the user's network may override
+    train() without returning the network, so that eval() returns None."""
     model.eval()
     return model
 
@@ -280,7 +285,7 @@ def outputs_of(
 ) -> Iterator[tuple[Tensor, Any]]:
     """Yield the network's outputs and the targets of a split, batch by batch.
 
-    The network computes on its own device and in evaluation mode. At the end it gets back its former mode.
+    The network computes on its own device and in evaluation mode. Its former mode is restored at the end.
 
     Args:
         batch: examples in a batch. The default for data in memory is 4096, or fewer if the inputs are large. The

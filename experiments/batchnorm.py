@@ -17,8 +17,8 @@ _SAMPLE, _BATCH = 1024, 128  # examples
 
 
 def sample(n: int) -> list[Tensor]:
-    """Return the numbers of up to 1,024 of n examples, in batches of up to 128. They are always the same. Each batch
-    has examples from the whole set, because the set may be sorted by class."""
+    """Return the indices of up to 1,024 of n examples, in batches of up to 128. The indices are always the same. The
+    examples of each batch come from all parts of the data set, because the data set may be sorted by class."""
     indices = spread_over(n, _SAMPLE)
     batches = -(-len(indices) // _BATCH)
     return [indices[k::batches] for k in range(batches)]
@@ -33,7 +33,7 @@ def sampled_inputs(model: nn.Module, train: Split | Loaded) -> Iterator[Any]:
 
 
 def normalises(model: nn.Module) -> bool:
-    """Return whether a training changes running statistics of the network."""
+    """Return whether the network has running statistics that change in training."""
     return bool(moving(model))
 
 
@@ -50,8 +50,8 @@ def remeasure(
 
     Args:
         inputs: batches of at least two examples each.
-        forward: (network, inputs) -> anything.
-        layers: the normalisations whose statistics are measured. If None, this is the result of `moving`.
+        forward: (network, inputs) -> any result, which is not used.
+        layers: the normalisations whose statistics are measured. If None, these are the result of `moving`.
     """
     layers = moving(model) if layers is None else layers
     momenta = [layer.momentum for layer in layers]

@@ -1,4 +1,5 @@
-"""Combine a small and a large network. The large network answers only if the small network is unsure."""
+"""Combine a small and a large network in a cascade. The large network computes only the examples on which the small
+network is unsure."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ Answer = Callable[[Any], Tensor]
 
 
 def margins(outputs: Tensor) -> Tensor:
-    """Return a network's margin for each example: its largest probability minus the second largest, in [0, 1].
+    """Return the margin of each example: the largest class probability minus the second largest, in [0, 1].
 
     Args:
         outputs: (n, classes), two classes or more.

@@ -21,7 +21,8 @@ _HASHED = 64  # examples in the checksum of a data set that is not in memory
 
 
 def tensors_in(nest: Any) -> list[Tensor]:
-    """Return the tensors of a nest in order. A nest is a tensor, or a dict, tuple or list of nests."""
+    """Return the tensors of a nest in order. A nest is a nested structure of tensors: a tensor, or a dict, tuple or
+    list of nests."""
     return [nest] if isinstance(nest, Tensor) else [leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor)]
 
 
@@ -38,13 +39,13 @@ def copied(nest: Any) -> Any:
 
 
 def named(nest: Any) -> dict[str, Tensor]:
-    """Return the tensors of a nest by name. A name joins the keys and indices that lead to the tensor with dots. A nest
-    that is a tensor has the name ""."""
+    """Return the tensors of a nest by name. A name consists of the keys and indices that lead to the tensor, with dots
+    between them. If the nest itself is a tensor, its name is ""."""
     return {".".join(path): leaf for path, leaf in tree_paths(nest) if isinstance(leaf, Tensor)}
 
 
 def length(nest: Any) -> int:
-    """Return the size of the tensors' first dimension."""
+    """Return the number of examples in a nest, which is the size of the first dimension of its tensors."""
     return len(tensors_in(nest)[0])
 
 
@@ -65,7 +66,7 @@ class Split(NamedTuple):
         return length(self.x)
 
     def at(self, indices: Tensor) -> Split:
-        """Return copies of the examples with these numbers."""
+        """Return copies of the examples at these indices."""
         return mapped(lambda part: part[indices.to(part.device)], self)
 
     def first(self, count: int) -> Split:
@@ -79,8 +80,8 @@ class Split(NamedTuple):
         return map(Split, parts(self.x, size), parts(self.y, size))
 
     def shuffled(self, size: int, order: Generator, *, count: int, epoch: int) -> Iterator[Split]:
-        """Yield `count` examples in a fresh order, in batches of `size`. Small examples are fetched for several batches
-        at once."""
+        """Yield `count` examples in a new random order, in batches of `size`. If examples are small, one copy fetches
+        those of several batches."""
         several = max(1, _FETCHED_NUMBERS // (size * max(1, numbers(self.first(1).x))))
         places = torch.randperm(self.examples, generator=order)[:count].to(tensors_in(self.x)[0].device)
         for some in places.split(size * several):
@@ -89,18 +90,18 @@ class Split(NamedTuple):
             yield from Split(*fetched).batches(size)
 
     def seed(self, order: Generator) -> int | None:
-        """Return None, because an epoch draws no random numbers except from `order`."""
+        """Return None, because examples in memory need no seed: an epoch draws random numbers from `order` only."""
         return None
 
     def add_to(self, digest: Any) -> None:
-        """Add all bytes, shapes and types to a hash."""
+        """Update a hash with the bytes, shapes and types of all examples."""
         for tensor in tensors_in(self):
             digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.contiguous().cpu().numpy().data)
 
 
 def numbers(nest: Any) -> int:
-    """Return how many numbers all tensors of a nest hold."""
+    """Return the number of elements in all tensors of a nest."""
     return sum(tensor.numel() for tensor in tensors_in(nest))
 
 
@@ -160,8 +161,7 @@ class Loaded:
         return isinstance(self.dataset, IterableDataset)
 
     def at(self, indices: Tensor) -> Split:
-        """Return the examples with these numbers. From an IterableDataset, return the same number of examples from its
-        beginning."""
+        """Return the examples at these indices. From an IterableDataset, return as many examples from its beginning."""
         with same_random_numbers(0):
             if self.iterable:
                 found = next(self._batches(batch_size=len(indices)), None)
@@ -181,8 +181,8 @@ class Loaded:
         return islice(self._batches(batch_size=size, workers=self.workers), -(-self.examples // size))
 
     def shuffled(self, size: int, order: Generator, *, count: int, epoch: int) -> Iterator[Split]:
-        """Yield `count` examples in a fresh order, in batches of `size`. An IterableDataset keeps its own order, and
-        may yield fewer."""
+        """Yield `count` examples in a new random order, in batches of `size`. An IterableDataset keeps its own order,
+        and may yield fewer examples."""
         if not self.iterable:
             places = torch.randperm(self.examples, generator=order)[:count]
             yield from self.chosen(places.split(size), self.seed(order))
@@ -194,7 +194,7 @@ class Loaded:
         yield from islice(batches, -(-count // size))
 
     def chosen(self, batches: Sequence[Tensor], seed: int) -> Iterator[Split]:
-        """Yield one batch for each tensor of examples' numbers.
+        """Yield one batch for each tensor of indices.
 
         Args:
             seed: the seed for random numbers in the loading processes of a map-style data set.
@@ -234,18 +234,19 @@ class Loaded:
         return mapped(lambda part: part.to(self.device, non_blocking=True), pair)
 
     def add_to(self, digest: Any) -> None:
-        """Add the length and a sample of the examples to a hash. To read all examples may take hours."""
+        """Update a hash with the length and a sample of the examples. To read all examples could take hours."""
         digest.update(f"{type(self.dataset).__name__}{self.examples}".encode())
         self.at(spread_over(self.examples, _HASHED)).add_to(digest)
 
 
 def is_data_set(value: Any) -> bool:
-    """Return whether the value is a torch data set, or an object with `__getitem__` and `__len__` that is no collection
-    of Python, tensor or array."""
+    """Return whether the value is a torch data set, or another object with `__getitem__` and `__len__`. Python's
+    collections, tensors and arrays do not count."""
     plain = isinstance(value, tuple | list | str | Mapping | Tensor | np.ndarray)
     return isinstance(value, Dataset) or (hasattr(value, "__getitem__") and hasattr(value, "__len__") and not plain)
 
 
 def spread_over(examples: int, count: int) -> Tensor:
-    """Return the numbers of up to `count` examples. They come from the whole set, because it may be sorted by class."""
+    """Return the indices of up to `count` examples. The examples come from all parts of the data set, because the data
+    set may be sorted by class."""
     return torch.linspace(0, examples - 1, min(count, examples)).round().long()

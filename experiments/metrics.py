@@ -31,11 +31,11 @@ class Metric:
     tensor(1.4142)
 
     Attributes:
-        name: replaces `accuracy` in all names, as in val_rmse and test_rmse. It has the form of macro_f1: a-z, 0-9 and
-            _, with a letter first.
-        function: (all outputs, all targets) -> one finite number. Both are on the CPU. Outputs that are dicts or tuples
-            of tensors are concatenated tensor by tensor. The function may also be a torchmetrics metric. A user's
-            training loop measures by itself and needs no function.
+        name: replaces `accuracy` in all names, as in val_rmse and test_rmse. The name consists of a-z, 0-9 and _, and
+            begins with a letter, such as macro_f1.
+        function: (all outputs, all targets) -> one finite number. The outputs and targets are on the CPU. Outputs that
+            are dicts or tuples of tensors are concatenated tensor by tensor. A torchmetrics metric is also accepted. A
+            user's own training loop measures the metric itself, so its Metric needs no function.
         maximize: whether larger values are better.
         each: whether the function gives a score for every example of a batch, shape (n,), on the batch's device. The
             metric is then the mean of the scores.
@@ -62,9 +62,10 @@ class Metric:
             )
 
     def tolerance(self, value: float, examples: int) -> float:
-        """Return by how much a network's value may differ when it is measured again on another device.
+        """Return the largest acceptable difference when a network's metric is measured again on another device.
 
-        Sums round differently there, so that a few examples near a decision boundary may change their class.
+        Sums are rounded differently on another device. A few examples near a decision boundary may therefore change
+        their class.
 
         Args:
             value: the first measurement.

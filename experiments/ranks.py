@@ -32,9 +32,9 @@ class Share(NamedTuple):
     """Holds a rank's share of a batch.
 
     Attributes:
-        batch: the examples of the share.
+        batch: the examples of this rank's share.
         whole: the number of examples in the whole batch.
-        parts: the size of the whole batch in shares of this size. It need not be a whole number.
+        parts: the size of the whole batch divided by the size of this share. The quotient need not be a whole number.
     """
 
     batch: Split
@@ -43,7 +43,7 @@ class Share(NamedTuple):
 
 
 class OneRank:
-    """Stands for the only process of a training. Its methods exchange nothing."""
+    """Has the methods of Ranks for a training in one process. They exchange nothing."""
 
     def shares(self, data: Split | Loaded, size: int, order: Generator, *, count: int, epoch: int) -> Iterator[Share]:
         """Yield this rank's share of each batch of an epoch. The arguments are those of `Split.shuffled`."""
@@ -55,12 +55,12 @@ class OneRank:
         return nullcontext()
 
     def own_generator(self, order: Generator) -> Generator:
-        """Return this rank's generator for the augmentation in an epoch. It may be `order` itself."""
+        """Return this rank's generator for the augmentation in an epoch. The result may be `order` itself."""
         return order
 
     def add_gradients(self, params: Iterable[Tensor]) -> None:
-        """Replace each gradient by its sum over the ranks. A parameter that has a gradient on one rank then has one on
-        all."""
+        """Replace each gradient by its sum over the ranks. If a parameter has a gradient on at least one rank, it then
+        has a gradient on all ranks."""
 
     def total(self, *values: float) -> list[float]:
         """Return the sum of each value over the ranks."""
@@ -84,10 +84,10 @@ ONE_RANK = OneRank()
 class Ranks(OneRank):
     """One of several processes that train a network together.
 
-    All ranks must begin with the same seed. Each then holds the same network and draws the same order of examples. Each
-    trains on its share of every batch, and all make the same step with the gradient of the whole batch. The result is
-    that of one process, with two exceptions: batch normalisation sees only a rank's share, and dropout and augmentation
-    draw other random numbers.
+    All ranks must begin with the same seed. Each rank then holds the same network and draws the same order of examples.
+    Each rank trains on its share of every batch, and all ranks make the same step with the gradient of the whole batch.
+    The result equals that of a training in one process, with two exceptions: batch normalisation uses the statistics of
+    a rank's share only, and dropout and augmentation draw other random numbers.
 
     Every method raises Disconnected if another rank has ended or left.
 

@@ -83,8 +83,8 @@ class OldImport(ValueError):
 def find(name: str) -> Experiment:
     """Return the experiment with this name.
 
-    A user's file may import modules in its own folder. A module is installed or lies in the current folder. These
-    folders are added at the end of sys.path, so that installed modules come first.
+    A user's file may import modules in its own folder. The module in package.module:name may be installed, or lie in
+    the current folder. Both folders are added at the end of sys.path, so that installed modules come first.
 
     Args:
         name: the name of a built-in experiment, path/to/file.py:name or package.module:name.
@@ -135,8 +135,8 @@ def _unpickled(path: Path) -> Experiment:
 
 
 def home_of(experiment: Experiment) -> Path | None:
-    """Return the folder of the user's file that holds an experiment, or None if the experiment was not found in a
-    user's file."""
+    """Return the folder of the user's file that defines an experiment. Return None if the experiment does not come from
+    a user's file."""
     return next((folder for found, folder in _homes.values() if found.origin is experiment.origin), None)
 
 

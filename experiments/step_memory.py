@@ -16,16 +16,16 @@ from tune_sparsity.sparsity.torch_internals import is_compiled, tree_leaves
 
 
 class StepMemory:
-    """Measures the second step of a training, which has all state that later steps have. A training with one step is
-    measured in this step.
+    """Measures the memory of the second step of a training, because the first step creates state that all later steps
+    have. If a training has only one step, that step is measured.
 
-    On a CPU it tracks the tensors of torch's operations. It does not see memory within an operation or within compiled
-    code. On a GPU it reads torch's memory statistics. The data set does not count, except the batch.
+    On a CPU, the tensors of torch's operations are tracked. Memory within an operation or within compiled code is not
+    counted. On a GPU, the figures come from torch's memory statistics. Of the data set, only the batch is counted.
 
     Args:
         model: the network. Nothing is measured if it is compiled.
         sparse: the training.
-        alone: whether one process trains. With several processes nothing is measured, because their exchange needs
+        alone: whether one process trains. With several processes nothing is measured, because their communication needs
             memory, too.
 
     Attributes:

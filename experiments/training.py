@@ -36,7 +36,7 @@ class Training:
         epochs: the number of epochs. The schedules cover all of them.
         seed: the seed of the initial weights, the masks, the order of the examples and their augmentation.
         device: "cpu", "cuda", ...
-        ranks: the processes that train this network together. Each has a Training with the same arguments.
+        ranks: the processes that train this network together. Each process has a Training with the same arguments.
 
     Raises:
         ValueError: if the method does not accept the parameters.
@@ -102,14 +102,16 @@ class Training:
             The measures by name. The name of the experiment's metric replaces "accuracy".
 
             train_loss, epoch_seconds: the mean training loss and the time of the epoch.
-            val_accuracy, val_accuracy_at_target: the metric of the current network, and of the network as if it were
-                projected to its final sparsity now. While weights are averaged, both belong to the average.
-            val_accuracy_last: while weights are averaged, the metric of the weights of the last step.
+            val_accuracy, val_accuracy_at_target: the metric of the current network, and the metric of the network as if
+                it were projected to its final sparsity now. While weights are averaged, both are measured with the
+                averaged weights.
+            val_accuracy_last: the metric with the weights of the last step. It is present only while weights are
+                averaged.
             sparsity, sparsity_total, hoyer, nonzero_weights, travel, threshold, grow_rate: see
                 `SparseTraining.measures`.
-            train_bytes: see StepMemory. It is missing if it was not measured.
-            val_accuracy_first_mask: the metric under the first masks, before the first step. Only the first epoch of a
-                trained network that begins with masked weights has it.
+            train_bytes: the memory of a step in bytes; see StepMemory. It is missing if it was not measured.
+            val_accuracy_first_mask: the metric under the first masks, before the first step. It is present only in the
+                first epoch, and only if the network was trained before and begins with masked weights.
 
         Raises:
             NotFinite: if the loss, an output in the evaluation or the metric is NaN or infinite.
@@ -143,11 +145,11 @@ class Training:
             return {name: value, f"{name}_at_target": self._masked_value()}
 
     def close(self) -> None:
-        """Do nothing: this class holds no resources beyond an epoch, as `OwnTraining` does."""
+        """Do nothing, because this class holds no resources. `OwnTraining` holds a thread and must be closed."""
 
     def train(self) -> float:
-        """Train one epoch without measuring the network. Return the mean training loss. Raise NotFinite if it is not
-        finite."""
+        """Train one epoch without measuring the network. Return the mean training loss. Raise NotFinite if the loss is
+        not finite."""
         with same_random_numbers(self.train_split.seed(self.order)):
             torch.set_rng_state(self.noise)
             with self.ranks.own_noise():
@@ -264,8 +266,8 @@ class Training:
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the whole state of the training: network, method, order of the data, state for noise, and epochs
-        done."""
+        """Return the whole state of the training: network, method, order of the data, state of the random generators,
+        and epochs done."""
         return {
             "model": plain_state(self.model),
             "sparse": self.sparse.state_beside_network(),

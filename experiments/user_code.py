@@ -1,4 +1,4 @@
-"""Tell users' own code from other code, and find the place of an error in it."""
+"""Distinguish users' own code from other code, and find the line in it at which an error occurred."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def place_of(error: BaseException) -> str:
 
 
 def described(error: BaseException) -> str:
-    """Return "TYPE: message (FILE:LINE)" in one line. The place is the innermost line of the user's own code in the
-    traceback. It is left out if there is none."""
+    """Return "TYPE: message (FILE:LINE)" in one line. FILE:LINE is the innermost line of the user's own code in the
+    traceback. If there is no such line, it is left out."""
     if isinstance(error, SyntaxError):
         text, place = str(error.msg), (error.filename, error.lineno)
     else:

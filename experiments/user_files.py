@@ -1,4 +1,4 @@
-"""Find the files that a user's experiment needs, and copy them on another machine."""
+"""Find the files that a user's experiment needs, and unpack copies of them on another machine."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class Code:
 
 
 def code_of(experiment: Experiment, name: str) -> Code | None:
-    """Return the files of an experiment that was found by `name`: its module, the user's own modules that it imports,
-    and the files that the experiment declares.
+    """Return the files of an experiment that was found by `name`: its module, the user's own modules that this module
+    imports, and the files that the experiment declares.
 
     Return None if there are no files to send: the experiment is built in or installed, or was not found by this name.
     """
@@ -96,7 +96,7 @@ def declared(experiment: Experiment, folder: Path) -> set[Path]:
         folder: the folder of the experiment's own file.
 
     Raises:
-        ValueError: if a name matches no file or leads out of the folder.
+        ValueError: if an entry of `Experiment.files` matches no file or leads out of the folder.
     """
     found: set[Path] = set()
     for pattern in experiment.files:

@@ -52,7 +52,8 @@ def _notice(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def read_in(folder: Path, reader: Reader = Reader.CODE) -> list[Path]:
-    """Return the recorded files of a reader in a folder and below. Hidden files and installed packages are left out."""
+    """Return the recorded files in a folder and its subfolders that this kind of code has read. Hidden files and
+    installed packages are left out."""
     found = {Path(path).parent.resolve() / Path(path).name for path in _read[reader]}
     inside = {path.relative_to(folder).parts: path for path in found if path.is_relative_to(folder)}
     own = [path for parts, path in inside.items() if not any(part.startswith(".") for part in parts)]

@@ -40,7 +40,7 @@ def space_layout(name: str) -> Callable[[float], Space]:
 
 
 def overlay_title(name: str) -> str:
-    """Return what the parameters of an overlay are for: the beginning of its file."""
+    """Return the purpose of an overlay, from the first lines of its file."""
     line = (FOLDER / "overlays" / f"{name}.yaml").read_text(encoding="utf-8").split("\n")[0]
     return line.removeprefix("# ").split(":")[0]
 
@@ -64,7 +64,7 @@ def space_text(name: str) -> str:
 
 
 def space_file(name: str) -> Path:
-    """Return the path of a space's file. Raise ValueError for an unknown name, with similar names."""
+    """Return the path of a space's file. Raise ValueError for an unknown name. The message suggests similar names."""
     if is_built_in(name):
         return FOLDER / f"{name.partition('+')[0]}.yaml"
     if Path(name).suffix in {".yaml", ".yml"}:

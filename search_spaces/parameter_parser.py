@@ -1,7 +1,7 @@
 """Parse one parameter of a space's file: a range, choices, a fixed value or a schedule, with its prior.
 
-The parser does not use pydantic. Words may stand for numbers, and each error has its own text, so that every field
-would need a validator. An attempt with pydantic took a sixth more lines.
+The parser does not use pydantic. Words such as `target` may stand for numbers, and each error has its own text. Every
+field would therefore need a validator. An attempt with pydantic had a sixth more lines.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ParameterReader:
         self._values = values
 
     def read(self, place: Place, name: str, spec: Any) -> list[Parsed]:
-        """Return one parameter, or one for each part of a schedule."""
+        """Return one parameter. For a schedule, return one parameter for each of its parts."""
         if not isinstance(spec, dict):
             return [Parsed(name, place, value=self._values.plain(place, spec))]
         kind = spec.get("type")
@@ -146,7 +146,7 @@ class ParameterReader:
 
 
 def only(values: Values, place: Place, data: dict[Any, Any], accepted: set[str]) -> None:
-    """Raise BadFile for a key that is not accepted."""
+    """Raise BadFile if the mapping has a key that is not accepted."""
     for key in data:
         if key not in accepted:
             message = f"unknown key {shown(key)}: accepted are {', '.join(sorted(accepted))}"

@@ -15,12 +15,12 @@ _DRAWS = 100  # attempts to draw a normal variate within the range; two suffice 
 
 @dataclass(frozen=True)
 class Prior:
-    """A normal distribution that is cut off at the ends of the range.
+    """A normal distribution that is truncated at the ends of the parameter's range.
 
     Attributes:
-        centre: the expected best value. The distribution contains it.
+        centre: the expected best value. It must lie in the parameter's range.
         width: the standard deviation as a share of the range, in (0, 1]. A logarithmic range is measured in logarithms.
-            For a categorical parameter, the width is the probability of another choice than the centre.
+            For a categorical parameter, the width is the probability that a choice other than the centre is drawn.
     """
 
     centre: Any
@@ -79,7 +79,7 @@ def _ends(distribution: FloatDistribution | IntDistribution) -> tuple[float, flo
 
 
 def same(one: Any, other: Any) -> bool:
-    """Return whether two values are equal. Unlike in Python, True does not equal 1."""
+    """Return whether two values are equal. True does not equal 1, although it does in Python."""
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 

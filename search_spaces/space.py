@@ -26,12 +26,14 @@ class Space:
         method: the method whose parameters are searched.
         distributions: the searched parameters -> Optuna's distributions. A parameter comes after those that it depends
             on.
-        fixed: the parameters with one value.
-        first: the points to try first. They lie within the distributions and contain only parameters that apply.
-        near: for each first point the target that suits it, or None if it suits any.
+        fixed: the parameters with one value, which are not searched -> their values.
+        first: the points (parameters with their values) to try first. Each point lies within the distributions and
+            contains only parameters that apply.
+        near: for each first point the target sparsity for which it is meant, or None if it is meant for any target.
         priors: the searched parameters that have a prior -> this prior.
-        when: parameters that apply only under a condition -> their condition. A condition gives, for each deciding
-            parameter, the values at which the parameter applies.
+        when: the parameters that apply only under a condition -> this condition. A condition consists of other
+            parameters, the deciding parameters, with their accepted values. It holds if every deciding parameter has
+            one of its accepted values.
     """
 
     name: str
@@ -44,10 +46,12 @@ class Space:
     near: tuple[float | None, ...] = ()
 
     def applies(self, name: str, values: Mapping[str, Any]) -> bool:
-        """Return whether a parameter applies.
+        """Return whether a parameter applies: its condition holds, and the parameters in the condition apply
+        themselves. A parameter without a condition always applies.
 
         Args:
-            values: the values of the searched parameters that it depends on, as far as these apply.
+            values: the values of the searched parameters that this depends on. A parameter that does not apply has no
+                value.
         """
         condition = self.when.get(name, {})
         return applies(condition, {**self.fixed, **values}) and all(
@@ -55,7 +59,7 @@ class Space:
         )
 
     def fixed_for(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fixed parameters that apply together with these values of the searched parameters."""
+        """Return the fixed parameters whose conditions hold for these values of the searched parameters."""
         return {name: value for name, value in self.fixed.items() if self.applies(name, values)}
 
     def first_for(self, target: float) -> list[dict[str, Any]]:
@@ -68,8 +72,8 @@ class Space:
         return [point for index, point in enumerate(self.first) if index not in left_out]
 
     def apart_from(self, target: float) -> dict[int, float]:
-        """Return the distance of each `near` target from this target, by the index of its first point. The distance is
-        the difference of the logarithms of the densities."""
+        """Return the index of each first point with a `near` target -> the distance of this target from `target`. The
+        distance is the absolute difference of log(1 - sparsity)."""
         said = {index: near for index, near in enumerate(self.near) if near is not None}
         return {index: abs(math.log1p(-near) - math.log1p(-target)) for index, near in said.items()}
 
@@ -83,7 +87,7 @@ class Space:
 
 
 def applies(condition: Mapping[str, tuple[Any, ...]], values: Mapping[str, Any]) -> bool:
-    """Return whether every deciding parameter is present and has one of its accepted values."""
+    """Return whether a condition holds: every deciding parameter is in `values` and has one of its accepted values."""
     return all(
         parent in values and any(same(values[parent], value) for value in accepted)
         for parent, accepted in condition.items()

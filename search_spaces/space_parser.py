@@ -27,11 +27,11 @@ Condition = dict[str, tuple[Any, ...]]
 def read_space(name: str, path: Path, overlays: Sequence[Path] = ()) -> Callable[[float], Space]:
     """Read a space's file once, and return a function that makes the space for a target.
 
-    The function and the reading raise BadFile, with the line of the mistake.
+    This function and the returned function raise BadFile. The message names the line of the mistake.
 
     Args:
-        overlays: files with parameters that replace those of the space. The space's first points lose these parameters.
-            An overlay has no effect if the method does not have all its parameters.
+        overlays: files with parameters that replace parameters of the space. These parameters are removed from the
+            space's first points. An overlay has no effect if the method lacks one of the overlay's parameters.
     """
     data, lines = read_mapping(path)
     for overlay in overlays:

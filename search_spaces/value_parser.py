@@ -1,4 +1,5 @@
-"""Parse single values of a space's file: numbers, text, truth values, and words that stand for numbers."""
+"""Parse single values of a space's file: numbers, text, truth values, and words that stand for numbers, such as
+`target`."""
 
 from __future__ import annotations
 
@@ -55,8 +56,8 @@ class Values:
         return float(value)
 
     def inside(self, place: Place, value: Any, distribution: BaseDistribution) -> Any:
-        """Return the value, or the nearest value in the distribution. A number that theory suggests may lie outside a
-        narrow range."""
+        """Return the value, or the nearest value in the distribution if the value lies outside. A number that theory
+        suggests may lie outside a narrow range."""
         if isinstance(distribution, CategoricalDistribution):
             return self.choice(place, value, distribution)
         assert isinstance(distribution, FloatDistribution | IntDistribution)

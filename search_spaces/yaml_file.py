@@ -53,8 +53,8 @@ class Lines:
         return BadFile(f"{self._path}:{node.start_mark.line + 1}: {message}")
 
     def error(self, place: tuple[Any, ...], message: str) -> BadFile:
-        """Return an error about the value at `place`. If the file has no such place, the error names the line of the
-        nearest enclosing one."""
+        """Return an error about the value at the path `place`. If the file has no such path, the error names the line
+        of the nearest enclosing key."""
         while place not in self._lines:
             place = place[:-1]
         return BadFile(f"{self._path}:{self._lines[place]}: {' '.join(message.split())}")

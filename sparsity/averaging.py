@@ -26,7 +26,7 @@ class Averaging:
         kind: "swa" for the plain mean of all samples, "ema" for an exponential moving mean that begins with the first
             sample.
         begin: progress in [0, 1] before which no sample is taken. No sample is taken before the mask is fixed, either.
-        every: steps between two samples, >= 1. The last step is one of them.
+        every: steps between two samples, >= 1. A sample is also taken after the last step.
         decay: for "ema", the weight of the old mean when a sample is added, in [0, 1).
 
     Raises:
@@ -96,7 +96,7 @@ class WeightAverage:
 
     def spread(self) -> list[tuple[Tensor, Tensor]]:
         """Return the parameters, each with the standard deviation of its samples, in its shape. Return an empty list if
-        this was not measured, or if there are fewer than two samples."""
+        the standard deviation was not measured, or if there are fewer than two samples."""
         if self._squares is None or self.samples < 2:
             return []
         count = self.samples - 1 if self.how.kind == "swa" else 1
@@ -105,7 +105,7 @@ class WeightAverage:
     @torch.no_grad()
     def take(self) -> bool:
         """Replace the parameters by their mean, once, and keep their last values for `swapped`. Return False if there
-        is no mean or if it has already replaced them."""
+        is no mean, or if an earlier call has already replaced the parameters."""
         if self.taken or not self.samples:
             return False
         last = [param.to(mean.dtype, copy=True) for param, mean in zip(self._params, self._means, strict=True)]

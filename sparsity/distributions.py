@@ -24,10 +24,11 @@ def layer_counts(
         distribution: "uniform" gives all layers the same density. "erk" (Erdos-Renyi-Kernel, Evci et al. 2020, arXiv
             1911.11134) makes the density proportional to the sum of a layer's dimensions over their product. Layers
             whose density would exceed 1 stay dense, and the others are scaled again.
-        a_neuron: the least number of weights of each neuron. It is reduced if there are too few weights. Other layers
-            give the missing weights, in proportion to the weights that they have beyond their own least number.
-        most: the largest share of its weights that a layer keeps, in (0, 1]. If the whole network keeps a larger share,
-            every layer keeps this larger share.
+        a_neuron: the least number of weights that each neuron keeps. This number is reduced if too few weights are kept
+            in all. If a layer needs more weights for this than the distribution gives it, the other layers keep fewer.
+            Each of them loses weights in proportion to its surplus over its own minimum.
+        most: the largest share of a layer's weights that may stay, in (0, 1]. If the whole network keeps a larger
+            share, every layer keeps this larger share.
 
     Raises:
         ValueError: if the distribution has another name. "global" has no fixed counts.

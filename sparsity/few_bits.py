@@ -39,9 +39,9 @@ class Codes(NamedTuple):
     """A weight of few bits.
 
     Attributes:
-        codes: int8 in the weight's shape. It is 0 for a masked weight. Otherwise it has a magnitude from 1 to
-            `largest_code(bits)` and a sign.
-        scales: float16, shape (rows,). It is 0 for a row without a weight.
+        codes: int8 in the weight's shape. The code of a masked weight is 0. Any other code has a sign and a magnitude
+            from 1 to `largest_code(bits)`.
+        scales: float16, shape (rows,). The scale of a row without a weight is 0.
         bits: the bits of a code. A file may also have 1.
     """
 
@@ -66,10 +66,10 @@ def largest_code(bits: int) -> int:
 
 
 def codes_of(weight: Tensor, bits: int) -> Codes | None:
-    """Return the codes and scales of a weight of few bits, which are found from its values alone.
+    """Find the codes and scales of a weight of few bits from its values alone.
 
-    They give exactly the same weight. They may differ from the trained codes and scales by a common divisor of all
-    codes in a row. A file of plain numbers is therefore sufficient as an input.
+    Code times scale is exactly the weight. If all trained codes of a row have a common divisor, the codes may be
+    divided by it and the scale multiplied by it. The codes and scales therefore need not be stored beside the values.
 
     Returns:
         None if the weight does not have this number of bits.
@@ -94,9 +94,10 @@ class Precision(NamedTuple):
     """Describes the precision of a network's numbers.
 
     Attributes:
-        bits: the bits of a prunable weight. ALL_BITS means that it is not rounded. Otherwise it is a code with a scale
-            for each row.
-        halves: the names of other tensors that float16 holds exactly. With few bits these are all trained tensors.
+        bits: the bits of a prunable weight. ALL_BITS means that the weight is not rounded. Otherwise the weight is a
+            code times the scale of its row.
+        halves: the names of the other tensors whose values float16 represents exactly. With few bits these are all
+            other trained tensors.
         biases: the tensors of `halves` that are exactly 0 in rows without a weight -> the name of the weight.
         signs: whether prunable weights are -1 and +1, with one bit and no scale.
     """
@@ -137,8 +138,8 @@ class Precision(NamedTuple):
 
 
 def biases_of(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
-    """Return the names of the biases that few bits set to 0 in rows without a weight -> the names of their weights. The
-    biases of the last layer are not among them, because they are direct outputs."""
+    """Return the biases that a training with few bits sets to 0 in rows without a weight: the name of the bias -> the
+    name of its weight. The biases of the last layer are left out, because they are added directly to the outputs."""
     params, found = dict(plain_parameters(model)), {}
     for layer in layers[:-1]:
         name = layer.name.removesuffix("weight") + "bias"
@@ -149,7 +150,8 @@ def biases_of(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
 
 
 def halved(parameter: Tensor) -> bool:
-    """Return whether few bits round this parameter, which is no weight of few bits, to float16."""
+    """Return whether a training with few bits rounds this parameter to float16. The parameter must not be a weight of
+    few bits."""
     return parameter.requires_grad and parameter.dtype in EXACT
 
 
@@ -172,7 +174,8 @@ class FewBitsTraining:
 
     Args:
         weights: the weights that get few bits.
-        masks: one mask for each weight, in its shape. They are read when this part begins.
+        masks: one mask for each weight, in the weight's shape. The masks are read when this part of the training
+            begins.
         others: the other trained parameters.
         how: the bits and the number of steps. The learning rates fall to 0 as a cosine.
         biases: those of `others` that become 0 in rows without a weight, each with the index of its weight.

@@ -106,7 +106,7 @@ def suggest_p(target: float, *, level: float = 0.2) -> float:
         level: the threshold as a multiple of the neuron's mean `|w|`, in (0, 1). The published value is 0.2.
 
     Returns:
-        p in [1.02, 2]. If no p in this range gives the target, the nearest end of the range.
+        p in [1.02, 2]. If no p in this range gives the target, p is the nearest end of the range.
 
     Raises:
         ValueError: if the target is out of range.

@@ -25,8 +25,8 @@ class Layer:
     Attributes:
         name: its name in the network's state_dict, without the prefixes of wrappers.
         weight: the parameter.
-        sphere: whether it lies on the sphere.
-        orientation: how it is viewed as a matrix (neurons, fan-in).
+        sphere: whether the weight lies on the Lp sphere, where LpSGD trains it.
+        orientation: how the weight is viewed as a matrix (neurons, fan-in).
         normalised: whether a normalisation removes the scale of its rows.
     """
 
@@ -37,11 +37,11 @@ class Layer:
     normalised: bool = False
 
     def turned(self, x: Tensor) -> Tensor:
-        """Return a tensor of the weight's shape in the shape (neurons, fan-in...)."""
+        """Convert a tensor from the weight's shape to the shape (neurons, fan-in...)."""
         return self.orientation.turned(x)
 
     def turned_back(self, x: Tensor) -> Tensor:
-        """Return the result of `turned` in the weight's shape."""
+        """Undo `turned`: convert a tensor back to the weight's shape."""
         return self.orientation.turned_back(x, self.weight.shape)
 
     def rows(self) -> Tensor:
@@ -94,7 +94,7 @@ PAPER_RULES = LayerRules()
 
 
 def turned_back(layers: Sequence[Layer], masks: Iterable[Tensor]) -> list[Tensor]:
-    """Return masks of the shapes (neurons, fan-in...), one for each layer, in the shapes of the weights."""
+    """Convert masks, one for each layer, from the shapes (neurons, fan-in...) to the shapes of the weights."""
     return [layer.turned_back(mask) for layer, mask in zip(layers, masks, strict=True)]
 
 
@@ -149,7 +149,7 @@ def prunable_layers(
 
     Args:
         model: the network.
-        rules: exceptions.
+        rules: rules that select the layers to prune and the layers on the sphere.
         sphere: whether any weight lies on the sphere.
         example: a batch of inputs of the network. With it, the last layer is the one that no other layer follows on the
             way to the outputs. Without it, the last layer is the one that was registered last.
@@ -256,8 +256,8 @@ def with_last_layer(
     forward: Callable[[nn.Module, Any], Any] = called,
     norms: Sequence[NormBase] | None = None,
 ) -> LayerRules:
-    """Return the rules with the names of the last layer's weights and of normalised weights, if the rules leave them
-    open and an example finds them. The arguments are those of `followers`."""
+    """Return the rules with `last` and `normalised` filled in. Names that the rules already give stay. An example
+    determines the others. The arguments are those of `followers`."""
     known = rules.last is not None or rules.off_sphere is not None
     if known and rules.normalised is not None:
         return rules

@@ -24,17 +24,18 @@ def zeros_for(sparsity: float, weights: int) -> int:
 
 
 def sparsity_with(zeros: int, weights: int) -> float:
-    """Return the largest sparsity for which `zeros_for` requires no more than this number of zeros. It is the quotient,
-    or the next smaller float if the quotient was rounded up."""
+    """Return the largest sparsity for which `zeros_for` requires no more than `zeros` zeros. The result is zeros /
+    weights. If the division has rounded up, the result is the next smaller float."""
     sparsity = zeros / weights
     return sparsity if zeros_for(sparsity, weights) <= zeros else math.nextafter(sparsity, 0.0)
 
 
 def row_floors(shapes: Sequence[torch.Size], keep: int, a_row: int) -> list[int]:
-    """Return the least number of entries that each row keeps, for each tensor.
+    """Return, for each tensor, the least number of entries that each of its rows keeps.
 
-    It is `a_row`, or the length of the row if this is smaller. If these would be more than `keep` entries together, it
-    is reduced equally in all tensors. The rows are those of the first dimension.
+    This number is `a_row`, or the length of the row if the row is shorter. If the rows of all tensors would then keep
+    more than `keep` entries together, a smaller `a_row` is used for all tensors. The first dimension of a tensor counts
+    its rows.
     """
     floors = [min(a_row, shape[1:].numel()) for shape in shapes]
     if sum(shape[0] * floor for shape, floor in zip(shapes, floors, strict=True)) <= keep:
@@ -47,8 +48,8 @@ def keep_largest(scores: Sequence[Tensor], keep: int, *, at_least: int = 1, a_ro
 
     Every row of every tensor keeps the number of entries from `row_floors`. Without `a_row`, every tensor keeps at
     least `at_least` entries, because a layer without connections would cut the network in two. These minimums are
-    reduced if the tensor or `keep` is too small. Between equal scores the first that torch.topk finds is kept, so that
-    the count is exact even if all scores are equal.
+    reduced if the tensor or `keep` is too small. If several scores are equal, torch.topk decides which of them are
+    kept. The count is therefore exact even if all scores are equal.
 
     Args:
         scores: one tensor of any shape for each layer. NaN is not allowed. -inf marks entries that are kept last.
@@ -84,8 +85,8 @@ def random_mask(shape: torch.Size, sparsity: float, generator: Generator, dtype:
 
 
 def grow_rate(before: Sequence[Tensor], after: Sequence[Tensor]) -> float | None:
-    """Return the number of connections that grew, divided by the number that were dropped, between two lists of masks.
-    Return None if none were dropped."""
+    """Compare two lists of masks. Return the number of grown connections divided by the number of dropped connections,
+    or None if no connection was dropped."""
     dropped, grown = (
         sum(int((old > new).sum()) for old, new in zip(first, second, strict=True))
         for first, second in ((before, after), (after, before))
@@ -94,8 +95,8 @@ def grow_rate(before: Sequence[Tensor], after: Sequence[Tensor]) -> float | None
 
 
 def multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Multiply the first tensor of each pair by the second, in place. More than two pairs are one operation, which
-    saves kernels."""
+    """Multiply the first tensor of each pair by the second, in place. If there are more than two pairs, one operation
+    multiplies them all, which saves kernels."""
     if len(pairs) > 2:
         torch._foreach_mul_(*map(list, zip(*pairs, strict=True)))
         return

@@ -32,10 +32,11 @@ class Matrix:
         name: its name in the network's state_dict, without the prefixes of wrappers. A computed weight has the name
             that its layer gives it.
         module: the module that contains it.
-        params: its parameters. Only a computed weight has several. If a rule names one of these, it comes first.
+        params: its parameters. Only a computed weight, such as a weight under torch's parametrizations, has several. A
+            parameter that a rule names comes first.
         orientation: None if neither the layer's class nor a rule determines it.
         is_layer: whether it is the weight of a layer whose class is known.
-        reason: why it stays dense unless a rule prunes it. Empty if it is prunable.
+        reason: why the matrix stays dense unless a rule prunes it. The reason is empty if the matrix is prunable.
     """
 
     name: str

@@ -44,8 +44,9 @@ class Measures:
     def check_finite(self) -> None:
         """Raise FloatingPointError if a trained parameter is NaN or infinite. The message names the parameter.
 
-        A step with such a gradient spoils its parameter for good. On a CPU, LpSGD raises this error in the step itself.
-        On a GPU, this would stall the device. Call this method once an epoch instead. It waits for the device once.
+        After a step with a NaN or infinite gradient, the parameter stays NaN or infinite. On a CPU, LpSGD checks the
+        gradients in each step and raises this error there. On a GPU, such a check would stall the device in each step.
+        Call this method once in each epoch instead.
         """
         trained = {name: param.detach() for name, param in self.model.named_parameters() if param.requires_grad}
         finite = torch.stack([param.isfinite().all() for param in trained.values()])
@@ -71,9 +72,9 @@ class Measures:
         }
 
     def adaptation(self) -> dict[str, float]:
-        """Return measures of the last update of the masks. "threshold" is a multiple of the neuron's mean magnitude, if
-        the topology has a threshold. "grow_rate" is the number of grown connections divided by that of dropped ones.
-        The result is empty if the masks are fixed."""
+        """Return measures of the last update of the masks. "threshold" is the drop threshold, as a multiple of the
+        neuron's mean magnitude. It is missing if the topology has no threshold. "grow_rate" is the number of grown
+        connections divided by that of dropped ones. The result is empty if the masks are fixed."""
         known = {"threshold": getattr(self.topology, "applied", None), "grow_rate": self.grow_rate}
         return {} if self.fixed else {name: value for name, value in known.items() if value is not None}
 

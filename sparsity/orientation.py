@@ -28,19 +28,19 @@ class Orientation(NamedTuple):
         return self.fan_in is None or (set(self.fan_in) < set(range(len(shape))) and shape[0] % self.groups == 0)
 
     def turned(self, x: Tensor) -> Tensor:
-        """Return a tensor of the weight's shape in the shape (neurons, fan-in...). It is a view if possible, otherwise
-        a copy."""
+        """Convert a tensor from the weight's shape to the shape (neurons, fan-in...). The result is a view if possible,
+        otherwise a copy."""
         if self.fan_in is None:
             return x
         order, neurons = self._order(x.dim())
         return x.unflatten(0, (self.groups, -1)).permute(order).flatten(0, neurons - 1)
 
     def rows(self, x: Tensor) -> Tensor:
-        """Return a tensor of the weight's shape as a matrix (neurons, fan-in)."""
+        """Convert a tensor from the weight's shape to a matrix (neurons, fan-in)."""
         return self.turned(x).flatten(1)
 
     def turned_back(self, x: Tensor, shape: torch.Size) -> Tensor:
-        """Return the result of `turned` or `rows` in the weight's shape."""
+        """Undo `turned` or `rows`: convert a tensor back to the weight's shape."""
         if self.fan_in is None:
             return x if x.shape == shape else x.view(shape)
         order, _ = self._order(len(shape))
@@ -67,7 +67,8 @@ def oriented(fan_in: int | tuple[int, ...], dims: int) -> Orientation:
         fan_in: the fan-in dimensions. Negative numbers count from the end.
 
     Raises:
-        ValueError: if the weight does not have these dimensions, or if they are none or all of its dimensions.
+        ValueError: if the weight does not have these dimensions, if `fan_in` is empty, or if it contains all
+            dimensions.
     """
     given = (fan_in,) if isinstance(fan_in, int) else tuple(fan_in)
     found = sorted({dim + dims if dim < 0 else dim for dim in given})

@@ -34,8 +34,9 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def normalising(model: nn.Module) -> list[NormBase]:
-    """Return the batch and instance normalisations that measure their inputs in the training of the network. A network
-    keeps others in evaluation mode, in which they only multiply by constants and do not remove the scale of a row."""
+    """Return the batch and instance normalisations that measure the statistics of their inputs while the network
+    trains. Other normalisations stay in evaluation mode during the training. They then use constant statistics and do
+    not remove the scale of a row."""
     with modes_kept(model):
         model.train()
         norms = [module for module in model.modules() if isinstance(module, NormBase)]
@@ -43,7 +44,7 @@ def normalising(model: nn.Module) -> list[NormBase]:
 
 
 class Found(NamedTuple):
-    """The names of layers' weights, in the network's order."""
+    """The result of `followers`: names of weights, in the network's order."""
 
     last: tuple[str, ...]
     """The last layers, whose results reach the outputs without another layer. A network with several heads or with a
@@ -68,8 +69,7 @@ def followers(
         layers: its weight matrices.
         example: a batch of inputs.
         forward: (network, inputs) -> outputs.
-        norms: the normalisations that measure their inputs in the training. If None, this is the result of
-            `normalising`.
+        norms: the normalisations to look for. If None, these are the result of `normalising`.
     """
     norms = normalising(model) if norms is None else norms
     with modes_kept(model), ready(model), _inputs_of(norms) as read:
@@ -126,8 +126,8 @@ def _followed(x: Any) -> Any:
 
 @contextmanager
 def ready(model: nn.Module) -> Iterator[None]:
-    """Within this block, the network is in evaluation mode, autograd follows all its parameters, and nothing is
-    compiled."""
+    """Within this block, the network is in evaluation mode, all its parameters require gradients, and torch compiles
+    nothing."""
     frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
     # If the compiler is not imported, nothing is compiled. Its import would take seconds.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

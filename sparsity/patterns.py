@@ -19,10 +19,10 @@ _LAST = 3e4  # in log2: puts what a pattern does not allow behind all that it al
 
 @dataclass(frozen=True)
 class Pattern:
-    """Allows zeros anywhere. The subclasses restrict the places of zeros.
+    """Allows zeros at any position. The subclasses restrict the positions of zeros.
 
-    There is one tensor of scores for each layer, with the shape (neurons, fan-in...). The second dimension is the
-    layer's inputs, or a convolution's input channels.
+    The methods take one tensor of scores for each layer, with the shape (neurons, fan-in...). The second dimension
+    counts the layer's inputs, or a convolution's input channels.
     """
 
     text: ClassVar[str] = "unstructured"
@@ -34,7 +34,7 @@ class Pattern:
 
     @property
     def least(self) -> float:
-        """Return the lowest sparsity, in [0, 1), at which all zeros have the pattern."""
+        """Return the lowest sparsity, in [0, 1), that the pattern can have."""
         return 0.0
 
     @property
@@ -54,7 +54,8 @@ class Pattern:
         return ""
 
     def least_weights(self, shape: torch.Size) -> int:
-        """Return how many weights a layer of this shape keeps at least. Return 0 if it can keep a single weight."""
+        """Return the least number of weights that a layer of this shape must keep. Return 0 if the pattern sets no
+        minimum."""
         return 0
 
     def most_zeros(self, shapes: Sequence[torch.Size]) -> int:
@@ -66,8 +67,8 @@ class Pattern:
         return score
 
     def keep(self, scores: Sequence[Tensor], keep: int, a_row: int) -> list[Tensor]:
-        """Return masks of the weights with the largest scores. They keep at most `keep` weights in all layers together.
-        Rows keep weights as in `keep_largest`."""
+        """Return masks that keep the weights with the largest scores, at most `keep` weights in all layers together.
+        `a_row` is the least number of weights in a row, as in `keep_largest`."""
         return keep_largest(scores, keep, a_row=a_row)
 
 
@@ -76,8 +77,8 @@ UNSTRUCTURED = Pattern()
 
 @dataclass(frozen=True)
 class NofM(Pattern):
-    """Of each M consecutive inputs of a neuron, at most N have a weight that is not zero. In a convolution these are
-    M consecutive input channels at the same place of the kernel.
+    """Of each M consecutive inputs of a neuron, at most N have a weight that is not zero. In a convolution these are M
+    consecutive input channels at the same position of the kernel.
 
     Attributes:
         n: at least 1, less than m.
@@ -112,8 +113,9 @@ class NofM(Pattern):
 
 @dataclass(frozen=True)
 class Block(Pattern):
-    """Weights are zero in whole blocks: `rows` consecutive neurons by `inputs` consecutive inputs, which are input
-    channels of a convolution at one place of the kernel. Where a layer ends within a block, the block ends there.
+    """Weights are zero in whole blocks. A block has the weights of `rows` consecutive neurons for `inputs` consecutive
+    inputs. In a convolution, the inputs are the input channels at one position of the kernel. A block at the edge of a
+    layer may be smaller.
 
     Attributes:
         rows: at least 1.
@@ -141,8 +143,8 @@ class Block(Pattern):
         return self.rows * self.inputs
 
     def pooled(self, score: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log2 of the root mean square of each block, and how many weights it has. Both have the shape (blocks
-        of neurons, blocks of inputs, kernel...).
+        """Return log2 of the root mean square of each block, and the number of weights in each block. Both results have
+        the shape (blocks of neurons, blocks of inputs, kernel...).
 
         Args:
             score: log2 of magnitudes.
@@ -167,8 +169,8 @@ class Block(Pattern):
 
     def keep(self, scores: Sequence[Tensor], keep: int, a_row: int) -> list[Tensor]:
         """Return masks that keep the blocks with the largest mean squares. The kept blocks have at most `keep` weights.
-        Every row of blocks keeps one block if `keep` is large enough for this. Otherwise every layer keeps one block if
-        it is large enough for that."""
+        If `keep` is large enough, every row of blocks keeps at least one block. Otherwise, if `keep` is large enough,
+        every layer keeps at least one block."""
         pools = [self.pooled(score) for score in scores]
         ranks, sizes = [pool.clone() for pool, _ in pools], [size for _, size in pools]
         for by_row in (True, False) if a_row else (False,):
@@ -194,13 +196,14 @@ class Block(Pattern):
 
 
 class KnownNeurons(Protocol):
-    """Says which neurons of a network go together: a NeuronGroups, as `neuron_groups` finds it.
+    """Describes which neurons of a network can only be removed together. NeuronGroups, the result of `neuron_groups`,
+    implements this interface.
 
     Attributes:
         whole: (name, reason) of each layer with neurons that are never removed.
         highest_sparsity: the share of prunable weights that are zero when each layer has as few neurons as it can have.
         most_zeros: the number of these zeros.
-        fewest: the number of weights that each prunable layer keeps then.
+        fewest: the number of weights that each prunable layer then keeps.
     """
 
     @property
@@ -217,17 +220,19 @@ class KnownNeurons(Protocol):
 
 
 class KnownUses(Protocol):
-    """Says how often a network uses its weights: the result of `count_uses`."""
+    """Describes how often a network uses its weights. The result of `count_uses` implements this interface."""
 
     def macs(self, nonzero: Mapping[str, int]) -> int: ...
 
 
 @dataclass(frozen=True)
 class Neurons(Pattern):
-    """Whole neurons are zero, with the weights that read them: the network is equal to a smaller one.
+    """Removes whole neurons: their weights and the weights that read them are zero. The network then computes the same
+    as a smaller network.
 
     Attributes:
-        multiple: each layer keeps a multiple of this number of neurons, at least 1, as far as its own number allows it.
+        multiple: at least 1. The number of neurons that a layer keeps is a multiple of this number, if the layer's
+            number of neurons allows it.
         groups: the neurons of the network that are removed together. None if they are not known yet.
         by_macs: whether a sparsity means the share of multiply-adds with prunable weights that the network saves.
             Otherwise it means the share of zeros.

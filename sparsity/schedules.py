@@ -159,9 +159,9 @@ def extremes(curve: Curve) -> tuple[float, float]:
 
 
 def published_learning_rate(epochs: int) -> PiecewiseLinear:
-    """Return the learning rate of the LpSS paper (arXiv 2103.16013) as a multiple of its peak. The knots are 0, E/6,
-    E/3, E-3, E for E epochs, with the values .04, 2, .5, .004, .0002 and the peak 2. In a short training the fourth
-    knot is not before the third."""
+    """Return the learning rate of the LpSS paper (arXiv 2103.16013) as a multiple of its peak. For E epochs, the knots
+    lie at the epochs 0, E/6, E/3, E-3 and E. The published values there are .04, 2, .5, .004 and .0002, with the peak
+    2. In a short training, where E-3 is less than E/3, the fourth knot moves to the third."""
     late = max(1.0 / 3.0, 1.0 - 3.0 / epochs)
     return PiecewiseLinear(((0.0, 0.02), (1 / 6, 1.0), (1 / 3, 0.25), (late, 0.002), (1.0, 0.0001)))
 

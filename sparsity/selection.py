@@ -24,8 +24,8 @@ class Selection:
         distribution: "global": the largest weights of all layers together. "erk", "uniform": the largest of each layer,
             with the numbers from `layer_counts`.
         a_neuron: the least number of connections that every neuron keeps, if enough connections stay for this.
-        normalised: whether the network has normalisation layers. They remove the scale of a neuron, so the magnitudes
-            of different neurons cannot be compared. `relative_magnitude` and `lamp_score` can be compared.
+        normalised: whether the network has normalisation layers. These remove the scale of a neuron, so the magnitudes
+            of different neurons cannot be compared. The selection then compares `lamp_score` instead of magnitudes.
         pattern: the pattern of the zeros.
     """
 
@@ -77,11 +77,13 @@ class Selection:
         return [masks[index] for index in range(len(scores))]
 
     def first(self, masks: Sequence[Tensor]) -> list[Tensor]:
-        """Return the first masks of a training, in the shapes of the weights, without weights that are never chosen."""
+        """Return the first masks of a training without the weights that this selection never chooses. The masks have
+        the shapes of the weights."""
         return list(masks)
 
     def in_whole(self, sparsity: float) -> float:
-        """Return the sparsity of the layers at which the weights that can be chosen have the given sparsity."""
+        """Convert a sparsity over the weights that this selection can choose into the sparsity over all weights of the
+        layers."""
         return sparsity
 
     def _score(self, log_magnitude: Tensor) -> Tensor:
@@ -100,13 +102,12 @@ class Selection:
 def fitted(
     chosen: Callable[[float], list[Tensor]], sparsity: float, excess: Callable[[Sequence[Tensor]], int]
 ) -> list[Tensor]:
-    """Return masks of this sparsity, or of a higher one if `excess` requires more zeros. At least one weight stays for
-    each mask.
+    """Return masks of this sparsity, or of a higher sparsity if `excess` requires more zeros. The masks keep at least
+    as many weights as there are masks.
 
     Args:
         chosen: sparsity -> masks.
-        excess: masks -> a lower estimate of the number of weights that must also be pruned. It is 0 if the masks
-            suffice.
+        excess: masks -> the number of further weights to prune, estimated not too high. It is 0 if the masks suffice.
     """
     masks = chosen(sparsity)
     weights = sum(mask.numel() for mask in masks)
@@ -126,10 +127,11 @@ def selection_for(
     shapes: Sequence[torch.Size] = (),
     sparsity: float = 0.0,
 ) -> Selection:
-    """Return the selection for a network. Each neuron keeps at least one connection.
+    """Return the selection for a network.
 
-    There is an exception if the distribution is global, and these connections are more than half of those that stay at
-    the end. Then neurons may lose all their connections. The network is more accurate in this way.
+    Each neuron keeps at least one connection, with one exception. If the distribution is global and one connection for
+    each neuron would be more than half of all weights that stay at the end, neurons may lose all their connections.
+    Such networks are more accurate without the rule.
 
     Args:
         shapes: the shapes of the prunable weights, (neurons, fan-in...).
@@ -142,8 +144,8 @@ def selection_for(
 
 
 def relative_magnitude(log_magnitude: Tensor) -> Tensor:
-    """Return log2 of each weight over the root mean square of its row, in the same shape: free of the row's norm and of
-    its fan-in. A row of zeros stays -inf."""
+    """Return log2 of each weight divided by the root mean square of its row, in the same shape. This value does not
+    depend on the row's norm or fan-in. A row of zeros stays -inf."""
     rows = log_magnitude.flatten(1)
     if rows.dtype != torch.float64:
         rows = rows.float()
@@ -153,9 +155,11 @@ def relative_magnitude(log_magnitude: Tensor) -> Tensor:
 
 
 def lamp_score(log_magnitude: Tensor) -> Tensor:
-    """Return log2 of each weight's square over the sum of the squares of all weights of the layer that are at least as
-    large, in the same shape (LAMP, Lee et al. 2021, arXiv 2010.07611). The largest weight of every layer has 0; the
-    scale of the layer does not count. A weight of zero stays -inf."""
+    """Return log2 of the LAMP score of each weight, in the same shape (Lee et al. 2021, arXiv 2010.07611).
+
+    The score is the weight's square, divided by the sum of the squares of all weights of the layer that are at least as
+    large. The largest weight of every layer has log2 = 0. The scale of the layer has no effect. A weight of zero stays
+    -inf."""
     squares, order = (2 * log_magnitude.flatten()).sort(descending=True, stable=True)
     shifted = (squares - squares[0]).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     scores = shifted - shifted.double().exp2().cumsum(0).clamp_min(1).log2().to(shifted)

@@ -1,5 +1,5 @@
-"""Contain every use of a private name of torch, each with its reason. Only the operations `torch._foreach_*` are used
-elsewhere."""
+"""Contain every use of a private name of torch, each with its reason. The only private names that other modules use are
+the operations `torch._foreach_*`."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ COMPILED = "_orig_mod"
 
 
 def compiled_network(module: Any) -> nn.Module | None:
-    """Return the network inside a module of torch.compile, or None for any other module. The class of such a module has
-    no public name, and importing it loads the compiler."""
+    """Return the network inside the module that torch.compile returns, or None for any other module. The class of such
+    a module has no public name, and to import it would load the compiler."""
     return dict(module.named_children()).get(COMPILED) if isinstance(module, nn.Module) else None
 
 
@@ -76,8 +76,8 @@ def tree_paths(nest: Any) -> list[tuple[tuple[str, ...], Any]]:
 def leave_compiler_out() -> None:
     """Keep torch from loading its compiler, which takes two seconds, at the first call of an optimizer's method.
 
-    torch loads it only to exclude this method from compilation, and nothing here compiles an optimizer's step.
-    Compilation by users works as before.
+    torch loads the compiler only to exclude this method from compilation. This package never compiles an optimizer's
+    step. Users can compile their own code as before.
     """
     for method in vars(Optimizer).values():
         function = getattr(method, "__wrapped__", None)

@@ -1,4 +1,4 @@
-"""Train one network sparse, with one optimizer and one topology. One object holds the state of all of them."""
+"""Train a network sparse, with an optimizer and a topology. One object holds the state of all three."""
 
 from __future__ import annotations
 
@@ -46,14 +46,15 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         total_steps: the number of calls of `step()`. The schedules depend on it.
         mask_frozen_at: the progress in [0, 1] at which the network is projected and its mask is fixed.
         learning_rate: a function of progress. In every step it multiplies the learning rate of each group.
-        dense_latent: whether masked weights on the sphere continue to learn from the dense gradient. If not, which is
-            the published way, their v only decays by the factor (1 - lr) in each step.
-        exponent: p as a function of progress, for the groups of the optimizer with "p_moves". If None, p is constant.
+        dense_latent: whether masked weights on the sphere continue to learn from the dense gradient. If False, as in
+            the paper, their v only decays by the factor (1 - lr) in each step.
+        exponent: the exponent p of the sphere as a function of progress, for the groups of the optimizer with
+            "p_moves". If None, p is constant.
         selection: chooses the weights that the projection keeps.
-        averaging: the average over steps, which is the network at the end. If None, the network of the last step is.
-            After an average, measure the running statistics of normalisation layers again
-            (torch.optim.swa_utils.update_bn).
-        few_bits: the way to few bits, in steps after `total_steps`. If None, the weights keep all bits.
+        averaging: how weights are averaged over steps. At the end, the network gets the average. If None, the network
+            keeps the weights of the last step. After an average, measure the running statistics of normalisation layers
+            again (torch.optim.swa_utils.update_bn).
+        few_bits: how weights get few bits, in further steps after `total_steps`. If None, weights keep all bits.
     """
 
     steps_in_backward = False
@@ -169,8 +170,9 @@ class SparseTraining(Measures, torch.optim.Optimizer):
 
     @torch.no_grad()
     def move_masks(self) -> None:
-        """Make the first part of a step: move the masks with the current gradients, if they move in this step. The next
-        `step()` makes the rest. Call this function to read the new masks before the weights change."""
+        """Make the first part of a step: change the masks with the current gradients, if the topology changes them in
+        this step. The next `step()` makes the second part. Call this function to read the new masks before the weights
+        change."""
         if self._moved:
             return
         self._moved = True
@@ -356,12 +358,13 @@ class SparseTraining(Measures, torch.optim.Optimizer):
                     layer.weight.copy_(weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return `state_beside_network` and the layers' weights. The weights are needed if a program loads its network
-        before it makes the optimizer, because the optimizer changes the weights."""
+        """Return `state_beside_network` together with the layers' weights. A program may load the network's state
+        before it makes this optimizer, which changes the weights. The weights here restore them."""
         return {**self.state_beside_network(), "weights": [layer.weight.detach().clone() for layer in self.layers]}
 
     def state_beside_network(self) -> dict[str, Any]:
-        """Return all state except the network's own state_dict. With both, a resumed run equals an unbroken one."""
+        """Return all state except the network's own state_dict. If both are restored, a resumed training gives the same
+        results as an uninterrupted one."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "masks": [mask.clone() for mask in self.masks],

@@ -1,4 +1,5 @@
-"""Handle networks inside wrappers such as torch.compile and DataParallel: use names without the wrappers' prefixes."""
+"""Handle networks inside wrappers such as torch.compile and DataParallel. The names of their tensors do not have the
+wrappers' prefixes here."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def tune(
 ) -> Study:
     """Search for the most accurate sparse network, as the command `tune-sparsity` does, and return the study.
 
-    The study runs in another process, and its progress is printed here. An interrupt ends the study in order, and
+    The study runs in another process, and its progress is printed here. An interrupt ends the study cleanly, and
     `tune-sparsity resume` continues it.
 
     Example::
@@ -45,19 +45,19 @@ def tune(
 
     Args:
         experiment: a value of --experiment, an Experiment, or a training loop (a function of a Trial). An Experiment or
-            a loop is pickled into the folder of the studies, with the code of a notebook's cells. MLflow then gets no
-            model of the best network.
-        quiet: print nothing.
+            a loop is pickled into the folder of the studies, together with code from the cells of a notebook. In this
+            case, MLflow gets no model of the best network.
+        quiet: whether to print nothing.
         options: the options of the command, with "_" instead of "-", such as target=0.9, max_nonzero=20000, method,
-            trials or epochs. A list stands for several values. One option must be the goal: target (a sparsity in
-            [0, 1), or several), front ("0.5:0.99"), max_nonzero (a number of weights), max_bytes, max_macs or
-            max_latency ("2ms").
+            trials or epochs. For an option with several values, give a list. One option must be the goal: target (a
+            sparsity in [0, 1), or a list of sparsities), front ("0.5:0.99"), max_nonzero (a number of weights),
+            max_bytes, max_macs or max_latency ("2ms").
 
     Returns:
         The ended study. Its `best` is None if no trial meets the target.
 
     Raises:
-        ValueError: if an option is wrong; the message is the command's.
+        ValueError: if an option is wrong. The message is that of the command `tune-sparsity`.
         StudyFailed: if the study failed.
         KeyboardInterrupt: if the study was interrupted.
     """
@@ -108,7 +108,7 @@ class Study:
 
     @property
     def networks(self) -> dict[str, Found]:
-        """Return the networks that the study has written, by their folders, such as "best", "best-0.9" or
+        """Return the networks that the study has written, by the names of their folders, such as "best", "best-0.9" or
         "front/t0003"."""
         trials = {one["trial"]: one for one in self.result["pareto"]}
         found = {}
@@ -125,14 +125,14 @@ class Study:
 
     @cached_property
     def front(self) -> pd.DataFrame:
-        """Return a table with one row for each trial on the front, by rising sparsity. It has the columns of
-        `trials`."""
+        """Return a table with one row for each trial on the front, in order of increasing sparsity. It has the columns
+        of `trials`."""
         return self._table("pareto.csv")
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
         """Return a table with one row for each epoch of each trial. It has the columns of epochs.csv, such as "number"
-        (the trial's), "epoch" (from 1), "train_loss" and "sparsity"."""
+        (of the trial), "epoch" (from 1), "train_loss" and "sparsity"."""
         return self._table("epochs.csv")
 
     def _table(self, name: str) -> pd.DataFrame:
@@ -158,8 +158,8 @@ class Study:
 
 class Found:
     """A network that a study has found. Its attributes are the entries of the network in result.json, such as trial,
-    method, params, sparsity, nonzero_weights, val_accuracy and test_accuracy. With another metric, the last two have
-    the metric's name."""
+    method, params, sparsity, nonzero_weights, val_accuracy and test_accuracy. With another metric, its name replaces
+    "accuracy"."""
 
     def __init__(self, ended: EndedStudy, folder: str, about: dict[str, Any]) -> None:
         self._ended, self._folder, self._about = ended, folder, about
@@ -176,7 +176,8 @@ class Found:
         """Return the network in evaluation mode, with exact zeros.
 
         Raises:
-            ValueError: if the experiment cannot be found, or if it makes another network now.
+            ValueError: if the experiment cannot be found, or if its network has changed, so that the weights no longer
+                fit.
         """
         from safetensors.torch import load_file
 
@@ -214,7 +215,7 @@ def _kept(experiment: Any, config: StudyConfig) -> str:
     try:
         content = cloudpickle.dumps(experiment)
     except Exception as error:
-        raise UsageError(f"the experiment {experiment.name} cannot be pickled: {error}: put it into a file") from error
+        raise UsageError(f"the experiment {experiment.name} cannot be pickled: {error}: define it in a file") from error
     folder = config.storage.results(".experiments").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{hashlib.sha256(content).hexdigest()[:16]}{PICKLED}"

@@ -24,7 +24,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def disk_error(error: BaseException | None) -> bool:
-    """Return whether an error, or one of its causes, is that the disk is full or cannot be written to any more."""
+    """Return whether an error, or one of its causes, means that the disk is full or can no longer be written to."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             return True

@@ -60,8 +60,9 @@ def load_subset(data_dir: Path | None = None) -> Data:
     """Load a tenth of CIFAR-10's images, for trials without a download. Do not compare accuracies on it with results
     published for CIFAR-10.
 
-    DATA_DIR/cifar10_subset.npz holds the first 400 training images and the first 100 test images of each class. 3,500
-    images are for the training, 500 for the validation and 1,000 for the test.
+    DATA_DIR/cifar10_subset.npz holds the first 400 training images and the first 100 test images of each class. The
+    4,000 training images are divided into 3,500 for the training and 500 for the validation. The 1,000 test images are
+    for the test.
 
     Raises:
         DataUnavailable: if the file is missing or damaged.

@@ -41,11 +41,11 @@ def declares(subject: Subject) -> Iterator[Problem]:
 
 
 def undeclared(experiment: Experiment, data_dir: Path | None, elsewhere: str = "") -> Iterator[Problem]:
-    """Yield a problem if the code has read files that the experiment does not declare. Files in `data_dir` are data,
-    and need no declaration.
+    """Yield a problem if the code has read files that the experiment does not declare. Files in `data_dir` need no
+    declaration, because they are data.
 
     Args:
-        elsewhere: the advice at the end of the message about files that only `load` reads.
+        elsewhere: the end of the message for files that only `load` reads. It tells the user what to do.
     """
     home = home_of(experiment)
     if home is None:

@@ -180,7 +180,7 @@ _FIT = ("experiment", "data", "network", "outputs")
 CHECKS = (
     Check("seeds", "the same seed gives the same initial weights", seeded, ("experiment", "network")),
     Check("augmentation", "augmentation draws from its generator only", augments, ("experiment", "data")),
-    Check("preparation", "preparation is always the same, and leaves the data alone", prepares, _FIT),
+    Check("preparation", "preparation is not random, and does not change the data", prepares, _FIT),
     Check("evaluation", "a pass in evaluation mode changes nothing", evaluates, (*_FIT, "metric")),
     Check("batches", "an example's outputs do not depend on its batch", one_by_one, (*_FIT, "evaluation")),
     Check(

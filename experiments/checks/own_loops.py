@@ -1,4 +1,4 @@
-"""Check a user's training loop: each check trains one or two epochs with it."""
+"""Check a user's training loop. Each check lets the loop train one or two epochs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _EPOCHS = 2
 
 
 class LoopSubject:
-    """A user's training loop that is being checked.
+    """A user's training loop that the checks examine.
 
     Args:
         experiment: the loop.
@@ -130,9 +130,11 @@ CHECKS = (
     Check("loop", "the loop runs to its first step", looks, (), True),
     replace(shapes.PRUNABLE, needs=("loop",)),
     Check("epochs", "the epochs end with their reports, after the announced steps", trains, ("loop",)),
-    Check("repetition", "an epoch repeated is equal bit for bit", repeats, ("epochs",)),
-    Check("resumption", "an epoch after saving and loading is equal bit for bit", resumes, ("repetition",)),
-    Check("model", "the network can be made anew", rebuilds, ("loop",)),
+    Check("repetition", "a repeated epoch gives the same result bit for bit", repeats, ("epochs",)),
+    Check(
+        "resumption", "an epoch after saving and loading gives the same result bit for bit", resumes, ("repetition",)
+    ),
+    Check("model", "a new network can be made", rebuilds, ("loop",)),
     Check("test", "the metric on the test data is a number", tests, ("epochs",)),
     Check(files.NAME, files.HOLDS, declares, ("loop",), True),
 )

@@ -221,8 +221,8 @@ def shape_of(nest: Any) -> str:
 
 
 def kinds(nest: Any) -> str:
-    """Return the type and the shape of a tensor as text. For a nested structure, return its text with these in place of
-    the tensors."""
+    """Return the type and the shape of a tensor as text. For a nested structure, return its text with the type and
+    shape of each tensor in place of the tensor."""
     return str(mapped(lambda one: f"{str(one.dtype).removeprefix('torch.')} {tuple(one.shape)}", nest))
 
 
@@ -343,7 +343,7 @@ def takes_the_last_batch(subject: Subject) -> Iterator[Problem]:
 
 
 def is_classification(subject: Subject) -> bool:
-    """Return whether the targets are numbers of classes and the outputs are logits."""
+    """Return whether the targets are class indices and the outputs are logits."""
     experiment, y = subject.experiment, subject.raw(_FEW).y
     loss = experiment.loss
     while isinstance(loss, partial):
@@ -356,12 +356,12 @@ def is_classification(subject: Subject) -> bool:
 FIT = ("experiment", "data", "network", "outputs")
 PRUNABLE = Check("prunable", "there are layers to prune", prunes, ("experiment", "network"), True)
 CHECKS = (
-    Check("experiment", "it is an Experiment, with functions where they belong", well_formed, quick=True),
-    Check("data", "the data load: three splits, with as many targets as inputs", loads, ("experiment",), True),
+    Check("experiment", "it is an Experiment, and its parts are functions where they must be", well_formed, quick=True),
+    Check("data", "the data can be loaded: three splits, with as many targets as inputs", loads, ("experiment",), True),
     Check("values", "no number is NaN or infinite", finite, ("data",), True),
     Check("network", "model() makes a network", builds, ("experiment",), True),
     PRUNABLE,
-    Check("outputs", "the network takes inputs, and gives one output an example", gives_outputs, FIT[:3], True),
+    Check("outputs", "the network takes inputs, and gives one output for each example", gives_outputs, FIT[:3], True),
     Check("labels", "every label has its output", fits_labels, FIT, True),
     Check("loss", "the loss is one number with a gradient", gives_a_loss, (*FIT, "labels"), True),
     Check("metric", "the metric is one score for each example, or one number for all", gives_scores, FIT, True),

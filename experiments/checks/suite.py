@@ -34,7 +34,8 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """The finding of one check in one line. It confirms the property, or it names the problem and a remedy."""
+    """The finding of one check. Its text is one line, which confirms the property, or names the problem and a
+    remedy."""
 
     check: str
     level: Level
@@ -77,13 +78,13 @@ class Subject:
             return self.experiment.load(self.data_dir)
 
     def model(self, seed: int = 0) -> nn.Module:
-        """Return a fresh network as a trial with this seed would get it, but without torch.compile."""
+        """Return a new network with the initial weights of a trial with this seed. The network is not compiled."""
         torch.manual_seed(seed)
         return self.experiment.network()
 
     def raw(self, count: int) -> Split:
-        """Return copies of up to `count` training examples. They come from the whole set, because it may be sorted by
-        class."""
+        """Return copies of up to `count` training examples. They come from all parts of the split, because the split
+        may be sorted by class."""
         return spread(self.data.train, count)
 
     def seen(self, name: str) -> Split:
@@ -102,7 +103,7 @@ class Subject:
             return self.experiment.forward(in_evaluation(model), self.batch(count)[0])
 
     def training(self, method: str = "lpss", *, epochs: int = 2, seed: int = 0) -> Training:
-        """Return a short training with few steps in an epoch and few examples."""
+        """Return a short training, which has not begun, with few examples and few steps in an epoch."""
         size = min(self.experiment.recipe.batch_size, _BATCH)
         small = replace(self.experiment, recipe=replace(self.experiment.recipe, epochs=epochs, batch_size=size))
         train, val = self.raw(size * _STEPS), spread(self.data.val, _VALIDATED)
@@ -117,8 +118,8 @@ class Subject:
 
     @cached_property
     def twice(self) -> tuple[Training, Training]:
-        """Return two trainings after the first of two epochs, with the same seed. They are equal if the experiment is
-        sound. A check that trains them further must be the last one to use them."""
+        """Return two trainings with the same seed, each after the first of its two epochs. Both are equal if the
+        experiment is sound. Several checks share them, so only the last of these checks may train them further."""
         first, second = self.training(), self.training()
         first.epoch()
         torch.rand(3), copied(first.model.state_dict())  # as other code in the process may do
@@ -143,12 +144,13 @@ class Check:
 
     Attributes:
         name: a short and unique name.
-        holds: a sentence for users that describes the property.
-        problems: yields the problems of a Subject. An exception that it raises is a problem of the experiment, too.
+        holds: the property, as a sentence for users.
+        problems: a function that yields the problems of a Subject. An exception in this function also counts as a
+            problem of the experiment.
         needs: the names of other checks. This check is skipped if one of them has failed or was skipped.
         quick: whether every study begins with this check, because it is cheap. A study does not begin if the check
             fails.
-        told: whether a study also runs this check, and reports its problems as warnings. The study begins nevertheless.
+        told: whether a study also runs this check, and reports its problems as warnings. The study begins despite them.
     """
 
     name: str
@@ -193,12 +195,12 @@ def _problems(check: Check, subject: Any) -> list[Problem]:
 
 
 def count(number: int, what: str) -> str:
-    """Return a number with its noun, as "1 example" or "2,000 examples"."""
+    """Return a number with its noun, such as "1 example" or "2,000 examples"."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def same(first: Any, second: Any) -> bool:
-    """Return whether two nests of tensors have equal types, shapes and values. NaN equals NaN."""
+    """Return whether two nested structures of tensors have equal types, shapes and values. NaN equals NaN."""
     pairs = list(zip(tensors_in(first), tensors_in(second), strict=True))
     return all(a.dtype == b.dtype and torch.equal(_comparable(a), _comparable(b)) for a, b in pairs)
 

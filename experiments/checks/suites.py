@@ -42,7 +42,7 @@ def first_look(
     Args:
         experiment: the experiment, or a user's training loop after `looked_at`.
         loaded: the experiment's data.
-        told: whether to run the other cheap checks, too. A failure of these becomes a warning.
+        told: whether to run also the checks with the attribute `told`. If one of these fails, its finding is a warning.
         data_dir: the folder of the data.
     """
     if isinstance(experiment, OwnLoop):
@@ -58,7 +58,8 @@ def first_look(
 
 
 def assert_sound(experiment: Experiment, data_dir: Path | None = None) -> None:
-    """Run all checks in a test of an experiment. The arguments are those of `inspect`.
+    """Run all checks, and raise AssertionError if one fails. Use this function in a test of an experiment. The
+    arguments are those of `inspect`.
 
     Raises:
         AssertionError: if a check fails. The message has a line for every failed check.

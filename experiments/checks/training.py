@@ -169,8 +169,10 @@ CHECKS = (
     Check(
         "steps", "training steps work, on the sphere and off it", steps, ("gradients", "augmentation", "preparation")
     ),
-    Check("repetition", "an epoch repeated is equal bit for bit", repeats, ("steps",)),
-    Check("resumption", "an epoch after saving and loading is equal bit for bit", resumes, ("repetition",)),
-    Check("export", "the weights alone make the same network", exports, ("resumption",)),
+    Check("repetition", "a repeated epoch gives the same result bit for bit", repeats, ("steps",)),
+    Check(
+        "resumption", "an epoch after saving and loading gives the same result bit for bit", resumes, ("repetition",)
+    ),
+    Check("export", "a new network with the saved weights gives the same outputs", exports, ("resumption",)),
     Check("learning", "the loss falls", learns, ("steps",)),
 )

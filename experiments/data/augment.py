@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class Normalise:
-    """Turns images of bytes, shape (n, c, h, w), into float32 values (x/255 - mean)/std, channel by channel.
+    """Converts images of bytes, shape (n, c, h, w), into float32 values (x/255 - mean)/std, channel by channel.
 
     >>> Normalise(mean=(0.5,), std=(0.5,))(torch.tensor([[[[0, 255]]]], dtype=torch.uint8))
     tensor([[[[-1.,  1.]]]])
@@ -51,7 +51,8 @@ def crop(x: Tensor, pad: int, top: Tensor, left: Tensor) -> Tensor:
     Args:
         x: images (n, c, h, w). They are padded on every side by reflection, which does not repeat the border itself.
         pad: pixels on every side, less than the height and the width.
-        top, left: the row and the column (n,) where each window begins in its padded image, in 0..2 pad.
+        top, left: the row and the column at which the window of each image begins in the padded image, shape (n,), in
+            0..2 pad.
     """
     height, width = x.shape[-2:]
     rows, columns = _reflected(top, pad, height), _reflected(left, pad, width)
@@ -75,8 +76,8 @@ def flip(x: Tensor, which: Tensor) -> Tensor:
 
 
 def cutout(x: Tensor, size: int, top: Tensor, left: Tensor) -> Tensor:
-    """Return the images with a square of `size` pixels set to 0 in all channels. Its corner is at the row top[k] and
-    the column left[k] of image k."""
+    """Return the images with a square of `size` x `size` pixels set to 0 in all channels. In image k, the upper left
+    corner of the square is at the row top[k] and the column left[k]."""
     rows, columns = (torch.arange(n, device=x.device) for n in x.shape[-2:])
     inside_rows = (rows >= top[:, None]) & (rows < top[:, None] + size)
     inside_columns = (columns >= left[:, None]) & (columns < left[:, None] + size)
@@ -85,8 +86,8 @@ def cutout(x: Tensor, size: int, top: Tensor, left: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes images at random: a crop after padding by reflection, then a horizontal flip, then cutout. Each may be
-    left out.
+    """Changes images at random: a crop after padding by reflection, then a horizontal flip, then cutout. Each of the
+    three can be left out.
 
     Call it with images (n, c, h, w) of any type and a generator on the CPU.
 
@@ -95,8 +96,9 @@ class Augmentation:
             pad + 1)^2 windows are equally likely.
         mirror: whether each image is flipped with probability 1/2.
         hole: side of the square that is set to 0, in pixels. With 0, there is no cutout. The square is black, because
-            the bytes are not normalised yet. It lies wholly in the image. In T. DeVries, G. Taylor, "Improved
-            Regularization of Convolutional Neural Networks with Cutout", 2017, it may reach over the border.
+            the bytes are not normalised yet. The square lies wholly in the image. In the original method (T. DeVries,
+            G. Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017), it may reach over
+            the border.
     """
 
     pad: int = 4

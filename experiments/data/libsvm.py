@@ -1,4 +1,5 @@
-"""Read the LIBSVM text format. Each line has one example, "label index:value index:value ...", without its zeros."""
+"""Read the LIBSVM text format. Each line is one example, "label index:value index:value ...". Features with the value
+zero are left out."""
 
 from __future__ import annotations
 

@@ -7,11 +7,11 @@ from torch import Generator, Tensor
 
 
 def hold_out(labels: Tensor, count: int, allowed: Tensor | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Split examples at random into two sets of numbers (kept, held out). The result is always the same for the same
+    """Split examples at random into two sets of indices (kept, held out). The result is always the same for the same
     arguments.
 
-    The held-out examples have the classes' shares of all labels, rounded by largest remainder. Both results are in
-    ascending order.
+    The split is stratified: each class has the same share of the held-out examples as of all examples, rounded by the
+    largest remainder method. Both results are in ascending order.
 
     Args:
         labels: the class of each example, shape (n,).
@@ -37,6 +37,6 @@ def hold_out(labels: Tensor, count: int, allowed: Tensor | None = None, seed: in
 
 
 def occurs_once(x: Tensor) -> Tensor:
-    """Return whether each of the inputs (n, ...) differs from all others, as booleans (n,)."""
+    """Return booleans of the shape (n,). An entry is true if this input differs from all other inputs."""
     _, group, sizes = x.flatten(1).unique(dim=0, return_inverse=True, return_counts=True)
     return sizes[group] == 1

@@ -92,13 +92,13 @@ class _Looking(Trial):
 
 
 def looked_at(experiment: OwnLoop, data_dir: Path | None) -> OwnLoop:
-    """Return the experiment with the results of a first look: its epochs, its network, the last layers and example
-    inputs.
+    """Return the experiment with the results of a first look at its loop: the number of epochs, the network, its last
+    layers and example inputs.
 
-    The loop runs in this process, up to the first forward pass of its training.
+    For this look, the loop runs in this process, up to the first forward pass of its training.
 
     Raises:
-        LoopError: in one line, if the loop fails or uses its trial wrongly.
+        LoopError: if the loop fails or uses its trial wrongly. The message is one line.
     """
     trial = _Looking(data_dir)
     assert experiment.loop is not None

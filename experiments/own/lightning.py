@@ -13,8 +13,8 @@ from tune_sparsity.sparsity import SparseTraining
 class LightningSparsity(L.Callback):
     """Trains a Lightning module sparse, as a trial of a search.
 
-    The trial's optimizer replaces the result of the module's configure_optimizers. In the validation of each epoch, the
-    network is as it would be at its final sparsity::
+    The trial's optimizer replaces the result of the module's configure_optimizers. The validation of each epoch
+    measures the network as if it were pruned to its final sparsity::
 
         def train(trial):
             module = Classifier()

@@ -32,14 +32,15 @@ def _no_data(data_dir: Path | None) -> Data:
 
 @dataclass(frozen=True)
 class OwnLoop(Experiment):
-    """A user's training loop as an experiment. The attributes of the loop's function are its settings.
+    """An experiment that is a user's training loop. Attributes of the loop's function are the settings of the
+    experiment.
 
     Attributes:
         loop: the function. Its argument is a Trial.
         tests: (network, data_dir) -> the metric on the test data. It is called once for each reported network. If None,
             there is no test value.
-        rebuilt: whether `model` can make the network in any process. Otherwise only the process of the first look has a
-            network.
+        rebuilt: whether `model` can make the network in any process. If not, only the process that made the first look
+            has a network (see `looked_at`).
         baseline: the value of an untrained network, for metrics without a known worst value.
         data_dir: the folder that --data-dir gives, or None.
     """
@@ -124,8 +125,8 @@ def own_loop(function: Callable[..., object]) -> OwnLoop:
 def as_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Return the arguments of a network's call as a nest of inputs for `call`.
 
-    A single argument stays as it is. Several become a dict. Keyword arguments without an entry for each example are
-    left out.
+    A single argument stays as it is. Several arguments become a dict. Keyword arguments that do not have an entry for
+    each example are left out.
     """
     examples = [len(one) for one in tensors_in([args, dict(kwargs)]) if one.ndim]
     with_tensors = {

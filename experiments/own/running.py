@@ -24,7 +24,7 @@ _LAST_INPUTS = 8  # batches to keep, for the running statistics after weights we
 
 
 class RunningTrial(Trial):
-    """A trial of a search.
+    """Implements Trial for a loop that trains in a search.
 
     Args:
         experiment: the loop, after `looked_at`.
@@ -32,8 +32,8 @@ class RunningTrial(Trial):
         epochs: the study's number of epochs.
         seed: the seed of the trial.
         device: "cpu" or "cuda".
-        hand_over: takes the measures of an epoch, or None when the loop begins. It returns when the loop is to
-            continue.
+        hand_over: a function that takes the measures of an epoch, or None when the loop begins. The loop waits until
+            the function returns.
     """
 
     def __init__(

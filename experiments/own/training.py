@@ -31,7 +31,7 @@ class OwnTraining:
         epochs: the number of epochs to train. It may differ from the number in the loop.
         seed: the seed of the masks and of all global random numbers in the loop.
         device: "cpu", "cuda", ...
-        begun: is called when the loop has its optimizer, before the first step.
+        begun: a function that is called when the loop has its optimizer, before the first step.
         careful: whether to check that no measurement changes the network.
     """
 
@@ -174,8 +174,8 @@ class OwnTraining:
         """Start the loop, wait until its epochs begin, and load a saved state.
 
         Raises:
-            ValueError: if the loop gives other names to `Trial.keep` than the saved state has.
-            Exception: any exception of a load_state_dict.
+            ValueError: if the names that the loop gives to `Trial.keep` differ from those in the saved state.
+            Exception: any exception of the load_state_dict of an object from `Trial.keep`.
         """
         self._ready()
         trial = self._trial

@@ -13,7 +13,7 @@ from tune_sparsity.experiments.own.trial import LoopError, Trial
 class TrainerSparsity(TrainerCallback):
     """Trains a network sparse with transformers' Trainer, as a trial of a search.
 
-    In the evaluation of each epoch, the network is as it would be at its final sparsity::
+    The evaluation of each epoch measures the network as if it were pruned to its final sparsity::
 
         def train(trial):
             model, args = BertForSequenceClassification(config), TrainingArguments(..., eval_strategy="epoch")
@@ -36,8 +36,8 @@ class TrainerSparsity(TrainerCallback):
         optimizers: the argument `optimizers` of the Trainer.
 
     Raises:
-        LoopError: if the arguments do not evaluate after each epoch. Also during the training, if the evaluation does
-            not give the metric.
+        LoopError: if `args` does not ask for an evaluation after each epoch. Also during the training, if the results
+            of the evaluation do not contain the metric.
     """
 
     def __init__(self, trial: Trial, model: nn.Module, args: TrainingArguments, examples: int, monitor: str) -> None:

@@ -21,8 +21,8 @@ class LoopError(ValueError):
 
 
 class Stopped(BaseException):
-    """Ends a loop whose trial was stopped. It is not an Exception, so that the loop's `except Exception` does not catch
-    it."""
+    """Ends a loop whose trial was stopped. This class is not a subclass of Exception, so that an `except Exception` in
+    the loop does not catch it."""
 
 
 class Trial(ABC):
@@ -86,14 +86,14 @@ class Trial(ABC):
 
     def begin(self, epochs: int) -> int:
         """Begin to train. Call this method only for trainers that have their own loop, such as Lightning's. Otherwise
-        use `epochs`, which calls it.
+        use `epochs`, which calls this method.
 
         Args:
             epochs: the number of epochs in the loop.
 
         Returns:
-            The number of epochs that are left to train. The study's number replaces the loop's, and epochs in a
-            checkpoint are subtracted.
+            The number of epochs that are left to train. The study's number of epochs replaces the loop's. The epochs
+            that a checkpoint already contains are subtracted.
 
         Raises:
             LoopError: if `sparsify` was not called before.
@@ -110,8 +110,8 @@ class Trial(ABC):
     def epochs(self, epochs: int) -> Iterator[int]:
         """Yield the numbers of the epochs to train, from 0 on.
 
-        After a resume, the first number is that of the first remaining epoch. The iterator ends early if the search
-        stops the trial.
+        If a trial continues from a checkpoint, the first number is that of the first remaining epoch. The iterator ends
+        early if the search stops the trial.
 
         Args:
             epochs: the number of epochs in the loop. The study's number replaces it.
@@ -125,9 +125,10 @@ class Trial(ABC):
         """End an epoch with the metric on the validation data.
 
         Args:
-            value: a function that measures the network. It is called with the current network. While masks change, it
-                is called again with the network as it would be at its final sparsity. The network's mode and the random
-                numbers are restored. A number is also accepted: measure it within `projected`.
+            value: a function without arguments that measures the network and returns the metric. It is called for the
+                current network. While masks change, it is called again while the network is pruned to its final
+                sparsity. Afterwards the network's mode and the states of random generators are restored. A number is
+                also accepted: measure it within `projected`.
             others: further finite numbers of the epoch, such as train_loss.
 
         Raises:
@@ -135,7 +136,8 @@ class Trial(ABC):
         """
 
     def keep(self, name: str, thing: T) -> T:
-        """Return `thing` and add its state to the checkpoints. A resume calls its load_state_dict with the saved state.
+        """Return `thing` and add its state to the checkpoints. If the trial continues from a checkpoint, its
+        load_state_dict is called with the saved state.
 
         Args:
             name: a name that no other object has.
@@ -153,7 +155,7 @@ class Trial(ABC):
 
     @abstractmethod
     def projected(self) -> AbstractContextManager[None]:
-        """Within this block, the network is as it would be at its final sparsity. Afterwards it is as before."""
+        """Within this block, the network is pruned to its final sparsity. Afterwards its weights are restored."""
 
     @property
     @abstractmethod

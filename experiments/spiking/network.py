@@ -58,8 +58,8 @@ class _Reading(nn.Module):
 class SpikingLayer(_Reading):
     """A layer of spiking neurons with its weights.
 
-    Call it with the argument of `_Reading.currents` and the number of steps. It returns traces and spikes, each of the
-    shape (examples, steps, neurons).
+    A call takes the values of each source by name, (examples * steps, size), and the number of steps. It returns traces
+    and spikes, each of the shape (examples, steps, neurons).
     """
 
     def __init__(self, sources: Mapping[str, int], neurons: int, network: SpikingNetwork) -> None:
@@ -120,14 +120,14 @@ class SpikingNetwork(nn.Module):
         self_recurrent: whether each neuron has a weight v, at first 0.
         skip: whether each layer and the read-out also read all layers before the previous one.
         learn_intrinsic: whether the leaks of membranes, traces and read-out are trained. Each neuron has its own leaks,
-            as sigmoids of trained logits.
-        normalise: whether the currents get batch normalisation over examples and steps. It can be folded into the
-            weights. Otherwise each layer has a bias, and trains less easily.
+            which are sigmoids of trained logits.
+        normalise: whether the currents get batch normalisation over examples and steps. This normalisation can be
+            folded into the weights. If False, each layer has a bias, and is harder to train.
         tau_membrane: initial time constant of the potentials and of the read-out, in steps, > 1.
         tau_synapse: initial time constant of the traces, in steps, > 1.
         slope: slope of a spike's surrogate gradient, > 0.
-        intrinsic_lr: how many times faster SGD trains the logits of the leaks than other parameters, > 0. With AdamW
-            the factor is its square root. Weight decay draws the leaks to their initial values.
+        intrinsic_lr: with SGD, the factor of the learning rate for the logits of the leaks, > 0. With AdamW, the factor
+            is the square root of this number. Weight decay draws the leaks to their initial values.
 
     Raises:
         ValueError: if an argument is out of range, or if the inputs have another shape.

@@ -17,13 +17,13 @@ from tune_sparsity.experiments.spiking.network import SpikingLayer, SpikingNetwo
 
 @dataclass(frozen=True)
 class Activity:
-    """Holds averages over examples of the activity in the spiking layers of a network.
+    """Holds the activity of the spiking layers of a network, averaged over examples.
 
     Attributes:
         rates: the name of each spiking layer -> spikes of a neuron in a step, in [0, 1].
-        spared: multiply-adds in an example that additions replace. These use nonzero weights that read a spiking layer.
-        caused: the additions that replace them. Each spike causes one addition for each nonzero weight that reads its
-            neuron.
+        spared: the multiply-adds in an example with nonzero weights that read a spiking layer. Additions replace them,
+            because spikes are 0 or 1.
+        caused: these additions. Each spike causes one addition for each nonzero weight that reads its neuron.
     """
 
     rates: Mapping[str, float]

@@ -1,4 +1,4 @@
-"""Pack signs as bits: 1 is +1, 0 is -1. The bits of a byte count from the lowest, and each row begins at a new byte."""
+"""Pack signs as bits: 1 is +1, 0 is -1. The lowest bit of a byte comes first. Each row begins at a new byte."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pack(positive: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, n: int) -> Tensor:
-    """Return signs, -1 and +1 as float32 of shape (rows, n), from the result of `pack` for n truth values in a row."""
+    """Undo `pack`. Return signs, -1 and +1 in float32, of the shape (rows, n)."""
     if packed.device.type == "cpu":
         bits = torch.from_numpy(np.unpackbits(packed.contiguous().numpy(), axis=1, count=n, bitorder="little"))
     else:

@@ -51,11 +51,11 @@ def normalise_backward(grad: Tensor, sign: Tensor, size: Tensor) -> Tensor:
 
 
 def in_parts(weight: Tensor, results: int = 1) -> Iterator[slice]:
-    """Yield slices of a weight's rows. Each has a multiple of 8 rows, except the last, so that their bits are whole
-    bytes.
+    """Yield slices of a weight's rows. The number of rows in each slice, except the last, is a multiple of 8. The bits
+    of a slice are therefore whole bytes.
 
     Args:
-        results: how many numbers each row gives.
+        results: the number of results for each row.
     """
     rows = max(8, _TOGETHER // max(1, weight[0].numel(), results) // 8 * 8)
     yield from (slice(first, min(first + rows, len(weight))) for first in range(0, len(weight), rows))
@@ -133,7 +133,8 @@ class BinaryBlock(nn.Module):
         bias: added after the normalisation, shape (rows).
         running_mean, running_size: statistics for the evaluation.
         kind: the activation.
-        before: a tuple with the block whose outputs are this block's inputs. It is empty if the inputs are not signs.
+        before: a tuple with the previous block, whose outputs are this block's inputs. The tuple is empty if the inputs
+            are not signs.
     """
 
     running_mean: Tensor
@@ -160,7 +161,8 @@ class BinaryBlock(nn.Module):
         return out
 
     def take_signs(self) -> Tensor | None:
-        """Return the signs of the last outputs as bits, and release them here. The next block stores them."""
+        """Return the signs of the last outputs as bits. This block then no longer stores the signs, because the next
+        block does."""
         given, self._given = self._given, None
         return given
 

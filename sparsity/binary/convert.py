@@ -78,8 +78,8 @@ def fold(model: nn.Module) -> list[tuple[str, SignLayer]]:
 
 
 def as_stored(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Make a fresh network binary, in place, if the tensors are those of a folded binary network. It can then load
-    them."""
+    """Prepare a new network for `load_state_dict(tensors)`. If the tensors come from a binary network after `fold`,
+    make the new network binary in the same way, in place. Otherwise do nothing."""
     own = model.state_dict()
     if not any(
         name in own and own[name].is_floating_point() and one.dtype == torch.int8 for name, one in tensors.items()
@@ -90,8 +90,8 @@ def as_stored(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def places(module: nn.Module, name: str = "") -> Iterator[Place]:
-    """Yield the modules without children in the order of a sequence. Raise ValueError if a module with children is no
-    nn.Sequential."""
+    """Yield the modules without children, in the order in which the network applies them. Raise ValueError if a module
+    with children is not an nn.Sequential."""
     if not isinstance(module, nn.Sequential):
         raise ValueError(
             f"binary converts an nn.Sequential of layers, and {name or 'the network'} is a {type(module).__name__}"

@@ -1,4 +1,5 @@
-"""Define binary layers for inference: signs, and for each neuron one threshold or a scale and an offset."""
+"""Define binary layers for inference. Their weights are signs. Each neuron has a threshold, or a scale and an
+offset."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ _CONSTANTS: Mapping[Kind, tuple[str, ...]] = {
 
 
 def concluded(y: Tensor, kind: Kind, constants: Mapping[str, Tensor]) -> Tensor:
-    """Return a layer's outputs for its products.
+    """Return a layer's outputs, computed from the products of its weights and inputs.
 
     Args:
         y: the products, shape (batch, rows, ...).
@@ -43,8 +44,8 @@ class SignLayer(nn.Module):
 
     Attributes:
         weight: int8 of -1 and +1, shape (rows, fan-in...).
-        threshold: for a layer whose outputs are signs, the least product with the output +1. It is a whole number if
-            the inputs are signs, too.
+        threshold: for a layer whose outputs are signs, the smallest product for which the output is +1. The threshold
+            is a whole number if the inputs are signs, too.
         scale, offset: for other layers, the outputs are scale * product + offset.
     """
 
@@ -66,6 +67,6 @@ class SignLayer(nn.Module):
 
 
 def whole_threshold(threshold: Tensor, fan_in: int) -> Tensor:
-    """Return whole numbers that decide the same as these thresholds for sums of `fan_in` signs."""
+    """Round thresholds to whole numbers. The outputs stay the same, because the products are sums of `fan_in` signs."""
     kept = threshold.ceil().clamp(-fan_in, fan_in + 1)
     return kept.to(torch.int16 if fan_in < torch.iinfo(torch.int16).max else torch.int32)

@@ -1,4 +1,6 @@
-"""Optimize binary weights whose gradients are signs, with Adam without a second moment or with Bop.
+"""Optimize binary weights. Only the signs of their gradients are used, either by a form of Adam or by Bop.
+
+The form of Adam stores no second moment. Bop is an optimizer for binary networks that flips signs (see `bop`).
 
 A weight is updated within the backward pass as soon as its gradient exists. The gradient is then released.
 """
@@ -21,8 +23,8 @@ FLIPS = ("signs", "bop")
 def adam_of_signs(weight: Tensor, mean: Tensor, grad: Tensor, lr: float, step: int) -> None:
     """Make a step of Adam (Kingma and Ba 2015) in place, for gradients that are always -c or +c.
 
-    The root of their mean square is c. It needs no memory and cancels out, so that `grad` holds only signs. The weights
-    stay within [-1, 1].
+    Adam divides by the root of the mean square of the gradients. This root is c, so the second moment need not be
+    stored. The factor c cancels out, and `grad` holds only signs. The weights stay within [-1, 1].
 
     Args:
         mean: the mean of the signs, without bias correction. It begins with zeros.
@@ -33,8 +35,8 @@ def adam_of_signs(weight: Tensor, mean: Tensor, grad: Tensor, lr: float, step: i
 
 
 def bop(weight: Tensor, mean: Tensor, grad: Tensor, gamma: float, tau: float) -> None:
-    """Flip signs in place where the magnitude of the mean gradient exceeds tau and its sign is that of the weight
-    (Helwegen et al. 2019, arXiv 1906.02107).
+    """Flip the sign of a weight, in place, if the magnitude of its mean gradient exceeds tau and the mean gradient has
+    the same sign as the weight (Helwegen et al. 2019, arXiv 1906.02107).
 
     Args:
         weight: -1 or +1.

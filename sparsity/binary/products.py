@@ -1,6 +1,7 @@
-"""Compute the products of a block, a linear layer or a convolution with max pooling, and their gradients.
+"""Compute the product of weights and inputs in a block, and its gradients. The block is a linear layer, or a
+convolution with max pooling.
 
-The weights are the signs of some of a layer's rows. The results have the shape (batch, rows, ...).
+A call takes the signs of some rows of the layer's weight. The results have the shape (batch, rows, ...).
 """
 
 from __future__ import annotations

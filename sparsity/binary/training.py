@@ -98,7 +98,7 @@ class BinaryTraining(SparseTraining):
 
     @contextmanager
     def projected(self) -> Iterator[None]:
-        """Within this block, the network is unchanged, because a binary network needs no projection."""
+        """Do nothing, because a binary network needs no projection. The network stays as it is within this block."""
         yield
 
     def zeros(self) -> tuple[int, int]:

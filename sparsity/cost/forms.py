@@ -13,14 +13,15 @@ _Array = np.ndarray[Any, Any]
 
 
 class Form(NamedTuple):
-    """A form in which a tensor's stored values and their places are written.
+    """The form in which a file stores a tensor: its stored values and their positions.
 
     Attributes:
         form: DENSE, BITMAP or RICE, or their sum with COMPACT.
         k: the parameter of RICE.
         bits: the bits of everything but the stored values, rounded up to whole bytes.
-        places: where the stored values are, in ascending order. With COMPACT these are places in the small matrix.
-        n: the number of places.
+        places: the positions of the stored values in the flat tensor, in ascending order. With COMPACT these are
+            positions in the small matrix.
+        n: the number of positions, with a stored value or without one.
         sets: with COMPACT, the rows and the columns of the small matrix.
     """
 
@@ -33,11 +34,12 @@ class Form(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """The rows or columns that hold values, as runs of neighbours.
+    """The rows or columns that hold values, as runs of consecutive indices.
 
     Attributes:
-        numbers: for each run its gap, then its length minus 1. The gap is the number of places before the run, and
-            from the second run on 1 less. There are no numbers if all places hold values.
+        numbers: for each run its gap, then its length minus 1. The gap of the first run is the number of rows or
+            columns before the run. The gap of any other run is the number of rows or columns between the run before and
+            this one, minus 1. There are no numbers if all rows or columns hold values.
         gap_k: the Rice parameter of the gaps.
         length_k: the Rice parameter of the lengths.
         bits: the bits of this set in the file.
@@ -63,7 +65,7 @@ def gaps_of(places: _Array) -> _Array:
     """Return the number of zeros before each stored value.
 
     Args:
-        places: where the stored values are, in ascending order.
+        places: the positions of the stored values, in ascending order.
     """
     return np.diff(places, prepend=-1) - 1
 
@@ -74,7 +76,14 @@ def as_matrix(values: _Array, rows: int) -> _Array:
 
 
 def flat_form(places: _Array, n: int, value_bits: int, *, dense: bool = True) -> Form:
-    """Return the form other than COMPACT with the fewest bytes, for values at these of n places."""
+    """Return the form with the fewest bytes, COMPACT excluded.
+
+    Args:
+        places: the positions of the stored values, in ascending order.
+        n: the number of all positions.
+        value_bits: the bits of a value.
+        dense: whether all values may be stored, including zeros.
+    """
     z = len(places)
     head = 8 * varint_bytes(z)
     k, quotients = _best_k(gaps_of(places))

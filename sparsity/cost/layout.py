@@ -48,7 +48,8 @@ class Prunable:
         return self._in_bits(form, int(used_rows(matrix).sum()))
 
     def least_in_bits(self) -> int:
-        """Return a number of bits that is enough for one weight, at any place. COMPACT may need fewer."""
+        """Return a number of bits that is enough for one weight at any position. The form COMPACT may need fewer
+        bits."""
         last = np.array([self.n - 1] if self.n else [], np.int64)
         return self._in_bits(flat_form(last, self.n, self.bits, dense=not self.scaled), len(last))
 
@@ -64,7 +65,7 @@ class Layout:
     Attributes:
         fixed: bytes of the file without the indices and values of prunable tensors.
         prunable: the prunable tensors by name.
-        biases: the name of a weight -> its bias. The biases of rows without a weight are left out.
+        biases: the name of a weight -> its bias. The file leaves out the bias of a row that has no nonzero weight.
     """
 
     fixed: int
@@ -109,28 +110,32 @@ class Layout:
         """Return the approximate layout of a network with fewer neurons.
 
         Args:
-            kept: for each prunable tensor, how many values and rows it still has.
+            kept: the name of each prunable tensor -> the numbers of values and of rows that are left.
         """
         prunable = {name: replace(one, n=kept[name][0], rows=kept[name][1]) for name, one in self.prunable.items()}
         biases = {name: replace(one, n=min(one.n, kept[name][1])) for name, one in self.biases.items()}
         return Layout(self.fixed, prunable, biases)
 
     def size(self, masks: Mapping[str, Tensor]) -> int:
-        """Return the bytes of the file of a network whose prunable tensors are nonzero exactly where their masks are
-        not 0."""
+        """Return the size of the packed file in bytes.
+
+        Args:
+            masks: the masks of the prunable tensors. A weight must be nonzero exactly where its mask is not 0.
+        """
         used = {name: masks[name] != 0 for name in self.prunable}
         bits = [one.size_in_bits(used[name].cpu().numpy()) for name, one in self.prunable.items()]
         bits += [one.size_in_bits(used[name].flatten(1).any(1).cpu().numpy()) for name, one in self.biases.items()]
         return self.fixed + sum(bits) // 8
 
     def estimate(self, nonzero: int, uneven: float = 1.0, a_row: int = 1) -> float:
-        """Return an estimate of the file's bytes if the nonzero weights are at random places: the entropy of the index
-        plus the values.
+        """Return an estimate of the file's size in bytes for nonzero weights at random positions. The estimate is the
+        entropy of the positions plus the size of the values.
 
         Args:
             nonzero: the number of nonzero weights.
-            uneven: the size of the index as a share of this entropy, for weights that are not evenly distributed.
-            a_row: the least number of weights in a row that has any.
+            uneven: the size of the stored positions divided by this entropy. It differs from 1 for weights that are not
+                evenly distributed.
+            a_row: the least number of nonzero weights in a row that is not all zeros.
         """
         weights = self.weights
         bits = nonzero * self._value_bits + uneven * weights * _entropy(nonzero / weights)
@@ -141,16 +146,19 @@ class Layout:
         """Return the bytes of the scales and biases of neurons.
 
         Args:
-            used: the number of neurons that have a weight. More than there are count as all.
+            used: the number of neurons that have a nonzero weight. A number larger than that of all neurons counts as
+                all neurons.
         """
         rows = min(used, sum(one.rows for one in self.prunable.values())) if self._scaled else 0
         biases = min(used, sum(one.n for one in self.biases.values()))
         return (_SCALE * rows + _HALF * biases) / 8
 
     def nonzero_within(self, most: int) -> int:
-        """Return about the largest number of weights whose file has at most `most` bytes, or 0 if there is none.
+        """Return approximately the largest number of nonzero weights for which the file has at most `most` bytes.
+        Return 0 if even one weight is too much.
 
-        The number is rather too large. A projection drops superfluous weights, but does not bring missing ones back.
+        The result is more often too large than too small. A projection can later drop superfluous weights, but it
+        cannot bring missing weights back.
         """
         low, high = 0, self.weights + 1
         while high - low > 1:
@@ -159,7 +167,7 @@ class Layout:
         return low
 
     def least(self) -> int:
-        """Return a number of bytes that is enough for one weight in each prunable tensor, at any place."""
+        """Return a number of bytes that is enough for one weight in each prunable tensor, at any position."""
         those = [*self.prunable.values(), *self.biases.values()]
         return self.fixed + sum(one.least_in_bits() for one in those) // 8
 
@@ -185,7 +193,8 @@ class Budget:
         self._layout, self._most = layout, most
 
     def excess(self, masks: Sequence[Tensor]) -> int:
-        """Return about how many more weights must be dropped until the file is small enough. Return 0 if it is.
+        """Return approximately how many more weights must be dropped until the file is small enough. The result is
+        never too large. It is 0 if the file is small enough already.
 
         Args:
             masks: the masks of the prunable tensors, in the layout's order.

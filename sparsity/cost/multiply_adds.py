@@ -83,7 +83,7 @@ def count_uses(
         forward: (network, inputs) -> outputs.
 
     Returns:
-        None if an operation that is not known here uses a prunable weight.
+        None if a prunable weight is used by an operation that this module does not know.
     """
     examples = next(len(one) for one in tree_leaves(example) if isinstance(one, Tensor))
     fast = torch.backends.mha.get_fastpath_enabled()

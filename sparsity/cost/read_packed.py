@@ -74,7 +74,8 @@ class Packed:
     Attributes:
         type: a name in `TYPES`.
         shape: the dimensions.
-        index: the places of the stored values in the flat tensor, in ascending order. If None, all values are stored.
+        index: the positions of the stored values in the flat tensor, in ascending order. If None, all values are
+            stored.
         values: the stored values. Codes and signs are int8, bfloat16 values are the upper halves of float32.
         scales: for codes, a float16 scale for each row. It is 0 for a row without a stored value. None for other types.
     """
@@ -86,7 +87,7 @@ class Packed:
     scales: _Array | None = None
 
     def codes(self) -> _Array:
-        """Return the stored values in the tensor's shape, with zeros at all other places."""
+        """Return the stored values in the tensor's shape, with zeros at all other positions."""
         if self.index is None:
             return self.values.reshape(self.shape)
         try:

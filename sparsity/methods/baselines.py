@@ -79,7 +79,8 @@ class GmpSettings(SnipSettings):
         begin, end: progress between which the sparsity rises, 0 <= begin < end <= 1.
         interval: steps between two prunings. A short training has a shorter interval, so that there are five prunings.
         distribution: how the kept weights are distributed over the layers: global, erk or uniform, as in lpss.
-        width: a layer of n neurons begins with n^width of them, in (0, 1]. The weights of the others are always zero.
+        width: a number in (0, 1]. A layer of n neurons begins with n^width neurons. The weights of its other neurons
+            are always zero.
     """
 
     begin: float = 0.1
@@ -99,8 +100,7 @@ class GmpSettings(SnipSettings):
 
 @dataclass(frozen=True)
 class StaticSettings(SnipSettings):
-    """Holds the settings of static, in addition to SnipSettings. The mask is random, or keeps the largest weights of a
-    network that was trained before.
+    """Holds the settings of static, in addition to SnipSettings.
 
     Attributes:
         distribution: how the first mask is distributed over the layers: uniform, erk or global.
@@ -121,7 +121,7 @@ class DropGrowSettings(StaticSettings):
         drop_fraction: share of the connections that the first update replaces, in (0, 1). It falls to 0 at `end` as a
             cosine.
         end: progress at which the mask is fixed, in (0, 1].
-        interval: steps between two updates.
+        interval: steps between two updates of the masks.
     """
 
     drop_fraction: float = 0.3
@@ -137,7 +137,7 @@ class DropGrowSettings(StaticSettings):
 
 @dataclass(frozen=True)
 class Start:
-    """Holds the arguments of a recipe.
+    """Holds the arguments of a method's recipe, the function that builds its SparseTraining.
 
     Attributes:
         model: the network.
@@ -145,7 +145,7 @@ class Start:
         total_steps: the number of steps before weights get few bits.
         generator: draws random masks.
         trained: whether the network was trained before.
-        few_bits: how weights get few bits after these steps, or None.
+        few_bits: how weights get few bits after `total_steps` steps, or None if they keep all bits.
         rules: the rules for the layers, with the pattern of the zeros.
     """
 
@@ -242,7 +242,8 @@ def dense(start: Start, s: DenseSettings) -> SparseTraining:
 
 @method
 def static(start: Start, s: StaticSettings) -> SparseTraining:
-    """Train with a mask that never changes. It is random, or keeps the largest weights of a trained network."""
+    """Train with a mask that never changes. The mask is random. If the network was trained before, the mask keeps its
+    largest weights."""
     return start.training(s, StaticMask(), first_masks(start, s), sparsity=s.final_sparsity, mask_frozen_at=0.0)
 
 
@@ -256,7 +257,7 @@ def snip(start: Start, s: SnipSettings) -> SparseTraining:
 
 @method
 def gmp(start: Start, s: GmpSettings) -> SparseTraining:
-    """Prune by magnitude while the sparsity rises as a cubic (Zhu and Gupta 2017, arXiv 1710.01878)."""
+    """Prune by magnitude while the sparsity rises as a cubic function (Zhu and Gupta 2017, arXiv 1710.01878)."""
     about = (s.distribution, start.rules, s.final_sparsity)
     selection = selection_of(start.model, start.layers, *about, width=s.width, trained=start.trained)
     first = selection.first(start.ones())

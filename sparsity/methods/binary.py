@@ -1,4 +1,5 @@
-"""Define the method binary: weights, and usually activations, of one bit, trained in little memory."""
+"""Define the method binary. It trains networks with weights of one bit in little memory. The activations usually have
+one bit, too."""
 
 from __future__ import annotations
 
@@ -21,10 +22,12 @@ class BinarySettings:
         lr: peak learning rate, > 0.
         activations: "binary" or "real". With "real", the activations between layers are real numbers, and only weights
             have one bit.
-        flips: how signs change. With "signs", the mean of the gradients' signs moves a latent weight, whose sign is the
-            weight. With "bop", a weight changes its sign where this mean is large and has the same sign.
-        gamma: for Bop, the peak of the share of a new gradient in the mean, in (0, 1]. It falls with the learning rate.
-        tau: for Bop, the magnitude of the mean at which a sign flips, in [0, 1).
+        flips: how signs change. With "signs", each weight is the sign of a latent number, which moves by the mean of
+            the gradients' signs. With "bop", there is no latent number: a weight flips if this mean is large and has
+            the weight's sign.
+        gamma: for Bop, the share of a new gradient in the mean, in (0, 1]. This is the peak value. It falls with the
+            learning rate.
+        tau: for Bop, the magnitude of the mean above which a sign flips, in [0, 1).
 
     Raises:
         ValueError: if a setting is out of range.
@@ -54,7 +57,8 @@ def binary(
     rules: LayerRules = PAPER_RULES,
     trained: bool = False,
 ) -> BinaryTraining:
-    """Train weights and activations of one bit in little memory, without zeros (Wang et al. 2021, arXiv 2102.04270).
+    """Train a network with weights and activations of one bit, in little memory (Wang et al. 2021, arXiv 2102.04270).
+    No weight is zero.
 
     The arguments `generator`, `rules` and `trained` have no effect: the method draws nothing, all layers are binary,
     and the training begins with the network's weights.

@@ -69,23 +69,23 @@ class LpssSettings(TailSettings):
             sphere has the same length for any size of the gradient. Weight decay therefore keeps a network that has
             learned all its examples from following the noise of the last few.
         learning_rate: shape of both learning rates over the training. "cosine" falls after a short rise. "hold" ends at
-            `tail`. "published" is piecewise linear with its peak after a sixth of the training. It may also be a
-            schedule with values in [0, 1], by which both peaks are multiplied.
+            `tail`. "published" is piecewise linear with its peak after a sixth of the training. A schedule with values
+            in [0, 1] is also possible: both peaks are multiplied by its values.
         knots_for_epochs: the number of epochs in the training, at least 1. "published" has a knot 3 epochs before the
             end.
-        drop: "ramp" keeps the weights with the largest gain x `|w|` of all layers. The sparsity rises as a cubic from
-            the initial to the final one. Dropped weights live on in v, and come back when others fall below them.
-            "threshold" is the published semi-pruning with threshold adaptation: connections below rho x the mean `|w|`
-            of their neuron are dropped, and others grow back by gradient.
-        threshold: the drop threshold rho over the training, relative to the mean active `|w|` of a neuron. It is a
-            schedule, or the parts that differ from the default, a cosine from .2 to 0. Its shape, start and stop, in
-            [0, 1], have an effect only if drop = "threshold". Its begin and end have an effect with both values of
-            drop: the masks change between them, 0 <= begin < end <= 1. At the end, the network is projected to its
-            final sparsity and trains on with this mask.
+        drop: "ramp" keeps the weights with the largest gain x `|w|` of all layers. The sparsity rises as a cubic
+            function from the initial to the final sparsity. v keeps a value for dropped weights, and they come back
+            when other weights fall below them. "threshold" is the published semi-pruning with threshold adaptation:
+            connections below rho x the mean `|w|` of their neuron are dropped, and others grow back by gradient.
+        threshold: the drop threshold rho over the training, relative to the mean active `|w|` of a neuron. The value is
+            a schedule, or a mapping with the parts that differ from the default, a cosine from .2 to 0. Its shape,
+            start and stop, in [0, 1], have an effect only if drop = "threshold". Its begin and end have an effect with
+            both values of drop: the masks change between them, 0 <= begin < end <= 1. At `end`, the network is
+            projected to its final sparsity, and the training continues with this mask.
         threshold_interval: steps between two updates of the masks, at least 1. A short training has a shorter interval,
             so that there are five updates.
-        feedback: the controller that answers the measured sparsity with regrowth if drop = "threshold": "published" or
-            "pi".
+        feedback: if drop = "threshold", the controller that computes from the measured sparsity how many weights grow
+            back: "published" or "pi" (proportional-integral).
         feedback_gain: delta of the published feedback, or the integral gain of "pi", in [0, 1).
         optimizer: "sgd" or "adamw", for all parameters off the sphere. LpSGD with its momentum is always used on the
             sphere. Trained gains use SGD. With AdamW they have no weight decay.
@@ -95,8 +95,8 @@ class LpssSettings(TailSettings):
         distribution: how the kept weights are distributed over the layers. "global" keeps the largest weights of all
             layers together. "erk" and "uniform" give each layer a number of weights. With all of them, every neuron
             keeps a connection as long as enough connections are left; see `selection_for`.
-        width: a layer of n neurons begins with n^width of them, in (0, 1]. The weights of the others are always zero.
-            Less than 1 needs drop = "ramp".
+        width: a number in (0, 1]. A layer of n neurons begins with n^width neurons. The weights of its other neurons
+            are always zero. A width less than 1 needs drop = "ramp".
 
     Raises:
         ValueError: if a setting is out of range.

@@ -24,7 +24,7 @@ class Method:
         name: the name of the method.
         settings: the class of its settings.
         make: the function that returns a SparseTraining.
-        patterned: whether its zeros can have a pattern.
+        patterned: whether the zeros of the method can have a pattern, such as "2:4".
     """
 
     name: str

@@ -20,13 +20,15 @@ class TailSettings:
     fixed in its first half.
 
     Attributes:
-        averaging: how the weights of the tail are averaged: "none" keeps those of the last step, "swa" takes the plain
-            mean, "ema" an exponential moving mean.
+        averaging: how the weights are averaged over the tail. "none" keeps the weights of the last step. "swa" takes
+            the plain mean, "ema" an exponential moving mean.
         average_every: steps between two samples of the mean, >= 1. A sample reads all weights once.
         ema_horizon: for "ema", the share of the tail over which it averages, in (0, 1].
-        weight_bits: bits of a prunable weight, 32, 8, 4 or 2. With fewer than 32, a weight is a whole number times the
-            scale of its row. The last part of the steps trains these, and no weights are averaged.
-        bits_share: the share of the steps in this last part, in (0, 1). Everything else happens before it.
+        weight_bits: bits of a prunable weight, 32, 8, 4 or 2. With fewer than 32 bits, a weight is a whole number times
+            the scale of its row. The last part of the training then trains these numbers and scales, and no weights are
+            averaged.
+        bits_share: the share of all steps that belong to this last part, in (0, 1). The other settings apply to the
+            steps before it.
         tail: for the learning rate "hold", the rate in the tail as a share of its peak, in (0, 1].
     """
 
@@ -48,18 +50,20 @@ class TailSettings:
         within("bits_share", self.bits_share, 0 < self.bits_share < 1, "(0, 1)")
 
     def few_bits_of(self, total_steps: int) -> FewBits | None:
-        """Return how the last of `total_steps` steps train few bits. Return None if weights have all their bits."""
+        """Return how the last part of `total_steps` steps trains weights with few bits. Return None if weights keep all
+        their bits."""
         if self.weight_bits == ALL_BITS:
             return None
         return FewBits(self.weight_bits, min(total_steps - 1, round(self.bits_share * total_steps)))
 
     def steps_of(self, total_steps: int) -> int:
-        """Return the number of steps before those that train few bits."""
+        """Return the number of steps before the part that trains few bits."""
         few_bits = self.few_bits_of(total_steps)
         return total_steps - (few_bits.steps if few_bits else 0)
 
     def averaging_of(self, mask_frozen_at: float, total_steps: int) -> Averaging | None:
-        """Return how a training of `total_steps` steps averages its weights. Return None if it does not."""
+        """Return how a training of `total_steps` steps averages its weights. Return None if weights are not
+        averaged."""
         if self.averaging == "none" or self.weight_bits != ALL_BITS:
             return None
         begin = _tail_begin(mask_frozen_at)

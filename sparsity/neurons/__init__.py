@@ -1,1 +1,2 @@
-"""Remove whole neurons: find those that must be removed together, choose the least important ones, and remove them."""
+"""Remove whole neurons. The neurons are divided into groups: neurons of one group can only be removed together. This
+package finds the groups, chooses the least important ones, and removes them."""

@@ -1,4 +1,4 @@
-"""Find the group of neurons of each channel of a module, and remove channels from modules."""
+"""Describe which group of neurons each channel of a module belongs to, and remove channels from modules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _ORDERS = {4: torch.channels_last, 5: torch.channels_last_3d}  # of memory, besi
 
 
 class Channels(NamedTuple):
-    """The groups that a module's channels belong to, or `KEPT`: int64, on the CPU.
+    """The group of each channel of a module: int64, on the CPU. A channel that is never removed has `KEPT` as its
+    group.
 
     Attributes:
         outputs: one entry for each output channel.
@@ -32,8 +33,8 @@ class Channels(NamedTuple):
 
 
 def channel_counts(module: object) -> tuple[int, int]:
-    """Return how many output and input channels a module has. If it treats each channel alone, the number of inputs is
-    0. If it cannot lose channels, both numbers are 0."""
+    """Return the numbers of a module's output and input channels. If the module treats each channel alone, as a
+    normalisation does, the number of inputs is 0. If channels cannot be removed from the module, both numbers are 0."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
     if isinstance(module, _CONVOLUTIONS):
@@ -46,15 +47,17 @@ def channel_counts(module: object) -> tuple[int, int]:
 
 
 def has_weight(module: object) -> bool:
-    """Return whether a module's outputs are sums over its inputs. A mask of its weights can then leave inputs out."""
+    """Return whether a module has a weight that connects inputs with outputs: a linear layer or a convolution. A mask
+    of this weight can disconnect inputs."""
     return isinstance(module, (nn.Linear, *_CONVOLUTIONS))
 
 
 def coupled(module: object) -> list[tuple[list[int], list[int]]]:
-    """Return which output and input channels of a grouped convolution go together, in addition to the graph's links.
+    """Return which output and input channels of a grouped convolution must be removed together, in addition to those
+    that the dependency graph links.
 
-    If a convolution has more groups than inputs per group, it loses whole groups with their inputs and outputs. A
-    depthwise convolution is an example. Otherwise it loses the same channels of every group, so that all groups keep
+    If a convolution has more groups than inputs per group, as a depthwise convolution has, whole groups are removed
+    with their inputs and outputs. Otherwise the same channels are removed from every group, so that all groups keep
     equal sizes.
     """
     if not isinstance(module, _CONVOLUTIONS) or module.groups == 1:
@@ -73,12 +76,14 @@ def _loses_groups(module: nn.Module) -> bool:
 
 
 def outputs_first(module: object) -> bool:
-    """Return whether the first dimension of a module's weight is its outputs."""
+    """Return whether the first dimension of a module's weight counts its outputs. In a transposed convolution it counts
+    the inputs."""
     return not isinstance(module, _TRANSPOSED)
 
 
 def weight_groups(module: nn.Module, channels: Channels) -> tuple[Tensor, Tensor]:
-    """Return the groups that the indices of a weight's first and second dimension belong to."""
+    """Return the group of each index of a weight's first dimension, and the group of each index of its second
+    dimension."""
     first, second = channels if outputs_first(module) else reversed(channels)
     if isinstance(module, _CONVOLUTIONS) and module.groups > 1:
         width = module.weight.shape[1]
@@ -91,7 +96,7 @@ def cut(module: nn.Module, channels: Channels, alive: Tensor) -> None:
     """Remove channels from a module, in place.
 
     Args:
-        alive: whether each group stays, then True for `KEPT`.
+        alive: for each group whether it stays. A last entry, True, stands for `KEPT`.
     """
     kept = [alive[ids].nonzero().flatten() for ids in channels]
     sizes = [len(indices) for indices in kept]

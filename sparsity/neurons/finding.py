@@ -1,4 +1,4 @@
-"""Finds the groups of neurons that can be removed from a network, and tests that the smaller network computes the
+"""Find the groups of neurons that can be removed from a network, and test that the smaller network computes the
 same."""
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _EQUAL_OTHERWISE = 1e-4  # for a network that insists on a dtype of its own
 def neuron_groups(model: nn.Module, layers: Sequence[Layer], example: Any, forward: Forward = called) -> NeuronGroups:
     """Return which neurons of a network can be removed together.
 
-    The groups that torch-pruning finds are tried on a copy of the network with other weights. With random neurons
-    masked, the copy must compute the same as without these neurons. Otherwise these neurons are never removed. The
+    Each group that torch-pruning finds is tested on a copy of the network with random weights. The copy with masked
+    neurons must compute the same as the copy without these neurons. If a test fails, its neurons are never removed. The
     network itself does not change.
 
     Args:
@@ -59,12 +59,12 @@ def neuron_groups(model: nn.Module, layers: Sequence[Layer], example: Any, forwa
 def with_neurons(
     rules: LayerRules, model: nn.Module, example: Any, forward: Forward = called, *, width: float = 1.0
 ) -> LayerRules:
-    """Return the rules with the network's groups of neurons, if a training needs them: in the pattern if it is
-    `Neurons`, and in `neurons` if the width is less than 1. Known groups stay. The other arguments, and the errors, are
-    those of `neuron_groups`.
+    """Return the rules with the network's groups of neurons, if a training needs them. A pattern `Neurons` gets the
+    groups as its attribute `groups`. If the width is less than 1, the rules get them as `neurons`. Groups that are
+    already known stay. The other arguments and the errors are those of `neuron_groups`.
 
     Args:
-        width: the width with which the training begins; see `narrowed`.
+        width: the width with which the training begins; see `narrow_selection`.
     """
     narrow = width != 1.0 and rules.neurons is None
     pattern = rules.pattern if isinstance(rules.pattern, Neurons) and rules.pattern.groups is None else None

@@ -1,4 +1,4 @@
-"""Finds the channels of a network that go together, from the dependency graph of torch-pruning."""
+"""Find the channels of a network that can only be removed together, from the dependency graph of torch-pruning."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Side = tuple[str, bool]
 
 
 class Links:
-    """Channels of modules, and which of them go together.
+    """Divides the channels of modules into sets. The channels of a set can only be removed together.
 
     Attributes:
-        modules: the modules that have them, by name.
-        whole: the reason why the channels of a set are never removed, by the set.
+        modules: the modules that have the channels, by name.
+        whole: the number of a set -> the reason why its channels are never removed.
     """
 
     def __init__(self, modules: dict[str, nn.Module]) -> None:
@@ -55,7 +55,7 @@ class Links:
         return len(self._parents)
 
     def set_of(self, channel: int) -> int:
-        """Return which set a channel is in."""
+        """Return the number of the set that contains a channel."""
         parents = self._parents
         while parents[channel] != channel:
             parents[channel] = parents[parents[channel]]
@@ -69,7 +69,7 @@ class Links:
             self._parents[self.set_of(other)] = self.set_of(sets[0])
 
     def sets(self, name: str, outputs: bool) -> list[int]:
-        """Return the set of each channel of a module."""
+        """Return the number of the set of each channel of a module."""
         return [self.set_of(channel) for channel in self.channels(name, outputs)]
 
     def keep(self, sets: Iterable[int], reason: str) -> None:
@@ -103,7 +103,7 @@ class Links:
 def linked(
     model: nn.Module, prunable: Collection[str], example: Any, forward: Callable[[nn.Module, Any], Any]
 ) -> Links:
-    """Return which channels go together. The network is called once, in evaluation mode.
+    """Return which channels can only be removed together. The network is called once, in evaluation mode.
 
     Args:
         prunable: the names of the modules whose weights can be masked.
@@ -161,7 +161,7 @@ def _real(x: Any) -> bool:
 
 
 def require_torch_pruning() -> None:
-    """Raise ValueError unless the library that follows channels through a network is installed."""
+    """Raise ValueError unless torch-pruning, which follows channels through a network, is installed."""
     try:
         import torch_pruning
     except ImportError:
@@ -251,7 +251,7 @@ def _why(kind: str, module: Any) -> str:
 
 
 def with_article(name: str) -> str:
-    """Return a name with its article."""
+    """Return a name with its article, "a" or "an"."""
     return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 

@@ -20,14 +20,15 @@ Enough = Callable[[Sequence[int]], bool]
 
 
 class LayerGroups(NamedTuple):
-    """The groups that the rows and columns of a prunable weight belong to, or `KEPT`.
+    """The group of each row and column of a prunable weight. A row or column that is never removed has `KEPT` as its
+    group.
 
     Attributes:
         name: the weight's name.
         shape: its shape.
         first: the group of each index of its first dimension, int64, on the CPU.
         second: the group of each index of its second dimension.
-        outputs_first: whether the first dimension is the layer's outputs.
+        outputs_first: whether the first dimension counts the layer's outputs.
         normalised: whether a normalisation removes the scale of its rows.
     """
 
@@ -45,12 +46,12 @@ class LayerGroups(NamedTuple):
 
     @property
     def others(self) -> int:
-        """Return how many weights there are for each pair of indices of the two dimensions."""
+        """Return the product of all other dimensions, which is the number of weights of a kernel."""
         return self.shape[2:].numel()
 
     def parts(self, log_magnitude: Tensor) -> list[Part]:
-        """Return the importance of the groups from the layer's rows and columns. Rows whose scale has no effect do not
-        count."""
+        """Return the importance of the groups as the layer's rows and columns show it. Rows do not count if a
+        normalisation removes their scale."""
         first, second = mean_squares(log_magnitude)
         sides = (Part(first, self.first, not self.outputs_first), Part(second, self.second, self.outputs_first))
         return [side for side in sides if side.reads or not self.normalised]
@@ -75,7 +76,7 @@ class Scale(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """A layer whose neurons, or some of them, are never removed."""
+    """A layer with neurons that are never removed, and the reason."""
 
     name: str
     reason: str
@@ -83,16 +84,17 @@ class Whole(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class NeuronGroups:
-    """Names the neurons of a network that are removed together, with the inputs that they feed.
+    """Describes which neurons of a network are removed together. The inputs that read a removed neuron are removed,
+    too.
 
     Attributes:
         layers: the prunable weights, in the network's order.
-        modules: the channels of all modules that can lose some, by the module's name.
+        modules: the name of each module from which channels can be removed -> its channels.
         count: the number of groups.
         whole: the layers with neurons that are never removed, and the reasons.
         scales: the normalisations that multiply channels by learnt factors.
-        multiple: the number of groups in a bundle, which is removed as a whole. The groups of a bundle belong to the
-            same layers. If their number is no multiple of it, one bundle is smaller.
+        multiple: the number of groups in a bundle. A bundle is removed as a whole. The groups of a bundle belong to the
+            same layers. If the number of these layers' groups is not a multiple of `multiple`, one bundle is smaller.
     """
 
     layers: tuple[LayerGroups, ...]
@@ -103,7 +105,8 @@ class NeuronGroups:
     multiple: int = 1
 
     def bundled(self, multiple: int) -> NeuronGroups:
-        """Return the groups in bundles of `multiple`. A layer with a single bundle keeps all its neurons."""
+        """Return the same groups with bundles of `multiple` groups. A layer with a single bundle keeps all its
+        neurons."""
         if multiple == 1:
             return self
         found = replace(self, multiple=multiple)
@@ -160,15 +163,15 @@ class NeuronGroups:
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         """Return masks that satisfy `enough`. They remove as few bundles of groups as possible, the least important
-        first. Every layer keeps a bundle. In some networks the fewest weights are left only if certain neurons stay.
-        If others are more important, the masks leave a few weights more than `enough` allows.
+        first. Every layer keeps a bundle. In some networks, the layers reach their fewest weights only if certain
+        neurons stay. If other neurons are more important, the masks leave a few weights more than `enough` allows.
 
         Args:
-            log_magnitudes: log2 of the weights' magnitudes, one tensor for each layer, in the shape of the weight, on
-                any device; not NaN.
+            log_magnitudes: log2 of the weights' magnitudes: for each layer a tensor in the shape of the weight, on any
+                device. NaN is not allowed.
             enough: returns whether the masks suffice, from the number of weights that each layer keeps.
-            scales: the factors of the normalisations in `scales`. If None, all are 1.
-            active: the current masks of the layers. Groups that they mask are removed first.
+            scales: the current factors of the normalisations in the attribute `scales`. If None, all factors are 1.
+            active: the current masks of the layers. Groups that these masks have removed are removed first.
 
         Raises:
             ValueError: if no masks with a bundle in each layer satisfy `enough`.
@@ -203,12 +206,12 @@ class NeuronGroups:
         return alive
 
     def widest(self, width: float, values: Tensor | None = None) -> Tensor:
-        """Return whether each group stays if of n groups that belong to the same layers n^width stay, rounded. The last
-        entry, for `KEPT`, is True.
+        """Choose the groups of a narrower network: of n groups that belong to the same layers, round(n^width) stay.
+        Return for each group whether it stays. A last entry, True, stands for `KEPT`.
 
         Args:
             width: in (0, 1].
-            values: the importance of each group. If None, the first groups stay, otherwise the most important ones.
+            values: the importance of each group. The most important groups stay. If None, the first groups stay.
         """
         alive = torch.ones(self.count + 1, dtype=torch.bool)
         kinds = self._kinds()
@@ -220,9 +223,9 @@ class NeuronGroups:
         return alive
 
     def ranks(self, values: Tensor) -> tuple[Tensor, int]:
-        """Return the place of each group's bundle in the order of removal, and the number of bundles that can be
-        removed. The most important bundle of each layer comes after these bundles. The last entry is the place for
-        `KEPT`."""
+        """Return the rank of each group's bundle in the order of removal, and the number of bundles that can be
+        removed. The most important bundle of each layer is never removed and comes after these bundles. A last entry is
+        the rank of `KEPT`."""
         bundles, count = self._bundles(values)
         sums = torch.zeros(count, dtype=values.dtype).index_add_(0, bundles, values)
         places = (sums / bundles.bincount(minlength=count)).argsort(stable=True).argsort()
@@ -264,5 +267,5 @@ class NeuronGroups:
         return self.left(ranks >= removed)
 
     def left(self, alive: Tensor) -> list[int]:
-        """Return how many weights each layer has between the groups that stay."""
+        """Return how many weights each layer keeps if only these groups stay."""
         return [int(alive[one.first].sum()) * int(alive[one.second].sum()) * one.others for one in self.layers]

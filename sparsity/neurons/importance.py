@@ -1,4 +1,5 @@
-"""Measures the importance of a group of neurons, from the weights that make its outputs and those that read them."""
+"""Measure the importance of a group of neurons, from the weights that compute its outputs and the weights that read
+them."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ class Part(NamedTuple):
     """Holds the importance of groups in one layer or normalisation.
 
     Attributes:
-        values: one for each index, not negative, with a mean of 1: on any device.
-        groups: the group of each index, or -1.
+        values: the importance of each row, column or channel, on any device. The values are not negative, and their
+            mean is 1.
+        groups: the group of each row, column or channel, or -1 if it is never removed.
         reads: whether the layer reads the groups' outputs. Otherwise it computes them.
     """
 
@@ -24,8 +26,9 @@ class Part(NamedTuple):
 
 
 def importance(parts: Iterable[Part], count: int) -> Tensor:
-    """Return the importance of each group, float64, on the CPU. It is the mean over the parts that compute its outputs,
-    times the mean over the parts that read them. A mean without parts is 1.
+    """Return the importance of each group, float64, on the CPU. The importance is a product of two means: the mean over
+    the parts that compute the group's outputs, and the mean over the parts that read them. If there are no such parts,
+    the mean is 1.
 
     Args:
         parts: the importance in each layer and normalisation.
@@ -42,8 +45,8 @@ def importance(parts: Iterable[Part], count: int) -> Tensor:
 
 
 def mean_squares(log_magnitude: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean square of the weights of each index of the first dimension, and of each of the second, both over
-    the mean square of all; float64.
+    """Return the mean square of the weights at each index of the first dimension, and at each index of the second
+    dimension. Both are divided by the mean square of all weights, in float64.
 
     Args:
         log_magnitude: log2 of the weights' magnitudes.
@@ -54,6 +57,6 @@ def mean_squares(log_magnitude: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def over_mean(values: Tensor) -> Tensor:
-    """Return values over their mean, float64; zeros stay zeros."""
+    """Return the values divided by their mean, in float64. If all values are zero, they stay zero."""
     values = values.double()
     return values / values.mean().clamp_min(torch.finfo(torch.float64).tiny)

@@ -18,11 +18,11 @@ from tune_sparsity.sparsity.topology.base import count_active
 
 
 class Box(NamedTuple):
-    """The part of a layer between the neurons that a narrower network has.
+    """The part of a layer that a narrower network has: the weights between the neurons that stay.
 
     Attributes:
-        rows: the indices of these neurons.
-        inputs: the indices of the inputs that come from such neurons. They index the second dimension of the shape
+        rows: the indices of the layer's neurons that stay.
+        inputs: the indices of the inputs that come from neurons that stay, in the second dimension of the shape
             (neurons, inputs, kernel...). None if the shape has one dimension.
     """
 
@@ -30,12 +30,12 @@ class Box(NamedTuple):
     inputs: Tensor | None
 
     def inside(self, tensor: Tensor) -> Tensor:
-        """Return this part of a tensor in the shape (neurons, inputs, kernel...)."""
+        """Return this part of a tensor whose shape is (neurons, inputs, kernel...)."""
         part = tensor[self.rows]
         return part if self.inputs is None else part[:, self.inputs]
 
     def outside(self, part: Tensor, like: Tensor) -> Tensor:
-        """Return a tensor with this part in it, and zeros around it. It has the shape of another tensor."""
+        """Undo `inside`: return a tensor of the shape of `like` that contains `part`, and zeros everywhere else."""
         whole = torch.zeros(like.shape, dtype=part.dtype, device=part.device)
         if self.inputs is None:
             whole[self.rows] = part
@@ -46,11 +46,11 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class NarrowSelection(Selection):
-    """Chooses weights as `Selection` does in a network that has only some of its neurons.
+    """Chooses weights as `Selection` does, but only between the neurons of a narrower network.
 
     Attributes:
-        allowed: the masks of these neurons' weights, in the shapes of the weights.
-        boxes: the part of each layer between these neurons.
+        allowed: for each layer a mask of the weights that can be chosen, in the shape of the weight.
+        boxes: for each layer the part that contains these weights.
     """
 
     allowed: Sequence[Tensor]
@@ -89,14 +89,14 @@ def narrow_selection(
     *,
     trained: bool,
 ) -> Selection:
-    """Return a selection for a training that begins with fewer neurons. Set the other weights to zero, and scale
-    the weights of an untrained network up.
+    """Return a selection for a training that begins with fewer neurons. Set the weights of all other neurons to zero.
+    If the network is untrained, scale its other weights up, so that outputs keep their variance.
 
     Args:
         rules: the rules with the network's neurons.
         sparsity: the final sparsity of the whole layers.
         width: a layer of n neurons begins with n^width of them, in (0, 1).
-        trained: whether the network was trained before. The most important neurons then stay, otherwise the first
+        trained: whether the network was trained before. If so, the most important neurons stay, otherwise the first
             ones.
 
     Raises:

@@ -12,8 +12,8 @@ from tune_sparsity.sparsity.neurons.groups import NeuronGroups
 
 
 def smaller(model: nn.Module, groups: NeuronGroups, masks: Sequence[Tensor]) -> nn.Module:
-    """Return a copy of a network without its masked neurons. In evaluation mode it computes the same, apart from the
-    order of sums.
+    """Return a copy of a network without its masked neurons. In evaluation mode the copy computes the same. Only
+    rounding errors may differ, because sums have another order.
 
     Args:
         model: the network, whose masked weights are zero.
@@ -29,7 +29,7 @@ def remove(model: nn.Module, groups: NeuronGroups, alive: Tensor) -> None:
     """Remove groups of neurons from a network, in place.
 
     Args:
-        alive: whether each group stays, then True for `KEPT`.
+        alive: for each group whether it stays. A last entry, True, stands for `KEPT`.
     """
     for name, channels in groups.modules.items():
         cut(model.get_submodule(name), channels, alive)

@@ -1,4 +1,4 @@
-"""Chooses the neurons that stay. `Selection` chooses single weights instead."""
+"""Choose the neurons that stay. `Selection` chooses single weights instead."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class NeuronSelection(Selection):
     Attributes:
         groups: the neurons of the network.
         layers: its prunable layers.
-        scales: the factors of the normalisations that the groups name.
+        scales: the factors of the normalisations in `groups.scales`.
         uses: how often the weights are used for an example. With `uses`, a sparsity means the share of multiply-adds
             with prunable weights that the network saves. Without it, a sparsity means the share of zeros.
     """
@@ -80,8 +80,8 @@ def selection_of(
         width, trained: see `narrow_selection`.
 
     Raises:
-        ValueError: if the pattern is `Neurons`, and the groups of the network are not known. Also if the width is less
-            than 1, and `narrow_selection` raises it.
+        ValueError: if the pattern is `Neurons` and the groups of the network are not known. If the width is less than
+            1, also as in `narrow_selection`.
     """
     pattern = rules.pattern
     if width < 1:
@@ -103,7 +103,7 @@ def selection_of(
 
 
 def sparsity_of_macs(uses: Uses, layers: Sequence[Layer], macs: int) -> float:
-    """Return the share of the multiply-adds with prunable weights that must be saved, so that the network takes `macs`
-    in all. It is more than 1 if the other weights alone take more than `macs`."""
+    """Return the share of the multiply-adds with prunable weights that must be left out, so that the network needs
+    `macs` multiply-adds in all. The share is more than 1 if the other weights alone need more than `macs`."""
     prunable = sum(uses.prunable[layer.name] * layer.weight.numel() for layer in layers)
     return max(0.0, 1 - (macs - uses.rest) / prunable)

@@ -53,8 +53,9 @@ def _free_generator() -> None:
 
 
 class Recorded:
-    """Work that is run normally at its first calls, then recorded, and replayed as long as its key does not change. The
-    key must contain everything that the work depends on, except the contents of its memory."""
+    """Runs work on a GPU, such as a step. The first calls run it normally, one call records it, and later calls replay
+    the recording. If the key of a call differs from that of the recording, the work is recorded again. The key must
+    contain everything that the work depends on, except the contents of the memory."""
 
     def __init__(self) -> None:
         self.key: Hashable = None
@@ -131,7 +132,7 @@ class DeviceScalars:
         self._values: list[float | None] = [None] * len(pairs)
 
     def belongs_to(self, groups: Sequence[dict[str, Any]]) -> bool:
-        """Return whether these are the same groups. An optimizer that has loaded a state has new groups."""
+        """Return whether this object was made for these groups. An optimizer that has loaded a state has new groups."""
         return self.groups is groups and self._count == len(groups)
 
     def follow(self) -> None:
@@ -155,7 +156,8 @@ class DeviceScalars:
 
 
 class RecordedSteps:
-    """The recorded steps of a training on a GPU. The passes that compute the gradients are recorded separately.
+    """Records and replays the optimizer's steps of a training on a GPU. `RecordedPasses` records the passes that
+    compute the gradients.
 
     Args:
         optimizer: LpSGD or torch's SGD with `fused`. Other optimizers cannot read the learning rate from the memory of
@@ -232,7 +234,7 @@ class RecordedSteps:
 
 
 class RecordedPasses:
-    """The recorded forward and backward passes of a training on a GPU.
+    """Records and replays the forward and backward passes of a training on a GPU.
 
     Args:
         params: the parameters of the network.

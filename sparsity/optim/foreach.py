@@ -1,4 +1,5 @@
-"""Update several parameters on the sphere together. Their rows lie in one memory, so that one operation reaches all."""
+"""Update several parameters on the sphere together. Their rows lie in one flat tensor, so that one operation updates
+all of them."""
 
 from __future__ import annotations
 
@@ -22,22 +23,22 @@ State = dict[str, Tensor]
 
 
 class ForeachStep:
-    """Parameters of a sphere group whose states have the same device and dtype.
+    """Makes the steps of parameters of a sphere group. The states of these parameters must have the same device and
+    dtype.
 
-    Their states become views of memory that this object owns, in the order of fan-in. An operation on every entry is
-    then one operation for all parameters. An operation on rows is one operation for all parameters with the same
-    fan-in.
+    The states become views of flat tensors that this object owns, sorted by fan-in. An operation on every entry is then
+    one operation for all parameters. An operation on rows is one operation for all parameters with the same fan-in.
 
     Args:
         params: the parameters. Each has a gradient at every `step`.
         states: the optimizer's state of each parameter: "v" (rows, fan-in) and "gain" (rows, 1). If other code replaces
             these tensors, the next step uses the new ones.
-        masks: the masks of the parameters in their shapes, or None. The gradients of masked weights count as zero, and
-            the parameters are zero there.
-        foreach: whether gradients and parameters are also gathered and scattered in one operation. If None, this is so
-            only on a GPU, where the start of a kernel costs more than the copy.
-        owned: the states by key that an earlier object for the same parameters has created. This object continues with
-            them.
+        masks: for each parameter a mask in its shape, or None. Masked weights are zero, and their gradients count as
+            zero.
+        foreach: whether one operation gathers all gradients, and one operation scatters all parameters. If None, this
+            is done only on a GPU, where the start of a kernel costs more than the copy.
+        owned: the states, by key, from an earlier object for the same parameters. This object continues with these
+            states.
         orientation: how the parameters are viewed as rows.
     """
 
@@ -67,8 +68,8 @@ class ForeachStep:
         """Make one step with the settings of `group`. The values lr, gain_lr and p may be tensors on the device.
 
         Returns:
-            None, if all gradients are finite. On a CPU, a parameter whose gradient is NaN or infinite, if there is one.
-            No parameter and no dual state v has then changed.
+            None, or on a CPU a parameter whose gradient is NaN or infinite. If a parameter is returned, no parameter
+            and no dual state v has changed.
         """
         lr, q = group["lr"], dual_exponent(group["p"])
         for state in self._states:

@@ -52,7 +52,8 @@ class FusedStep:
         state: the optimizer's state of the parameter: "v" (rows, fan-in) and "gain" (rows, 1).
         mask: the mask in the parameter's shape, or None. The gradients of masked weights count as zero. The parameter
             and its momentum are zero there.
-        orientation: how the parameter is viewed as rows. If there is no such view, the rows are copied to and from it.
+        orientation: how the parameter is viewed as rows. If torch cannot view it in this way, each step works on a copy
+            of the rows.
     """
 
     def __init__(self, param: Tensor, state: State, mask: Tensor | None, orientation: Orientation = STANDARD) -> None:
@@ -72,8 +73,8 @@ class FusedStep:
         """Make one step with the settings of `group`.
 
         Returns:
-            None. If the gradient is NaN or infinite, the result is the parameter, and nothing has changed. If the
-            momentum overflows, the result is also the parameter, but some rows may have changed.
+            None if the step was made. The parameter if its gradient is NaN or infinite: nothing has then changed. The
+            parameter also if the momentum overflows: some rows may then have changed.
         """
         state, q, momentum = self._state, float(dual_exponent(group["p"])), group["momentum"]
         assert self.param.grad is not None
@@ -136,8 +137,8 @@ class FusedStep:
 
 
 def descend(param: Tensor, state: State, group: dict[str, Any]) -> bool:
-    """Make the step of torch.optim.SGD in one pass. Return False if the gradient is NaN or infinite. Nothing has
-    changed then."""
+    """Make the step of torch.optim.SGD in one pass over the memory, and return True. If the gradient is NaN or
+    infinite, change nothing and return False."""
     grad, momentum = _gradient(param), group["momentum"]
     if momentum and "momentum_buffer" not in state:
         state["momentum_buffer"] = torch.zeros_like(param)

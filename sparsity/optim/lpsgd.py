@@ -1,8 +1,7 @@
 """Define LpSGD: stochastic gradient descent on the unit Lp sphere, with ordinary groups for other parameters.
 
-The optimizer's state of a sphere weight is its dual image v. The parameter itself is gain x w, which the network
-multiplies with. A caller that prunes gives the masks to the optimizer, or multiplies the parameters by them after the
-step.
+For a weight on the sphere, the optimizer's state is the dual image v of w. The parameter itself, which the network
+uses, is gain x w. To prune, give masks to the optimizer, or multiply the parameters by masks after each step.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ class LpSGD(torch.optim.Optimizer):
     """SGD with (Nesterov) momentum on the unit Lp sphere (arXiv 2103.16013).
 
     Groups with an exponent `p` are sphere groups. The rows of each parameter satisfy ||w||_p = 1 over all their
-    entries. Pruned entries count, because they live on in v. The first dimension counts the rows, one for each neuron,
-    and the other dimensions are the fan-in, unless an orientation says otherwise. With the gradient d after momentum
+    entries. Pruned entries count, because v keeps a value for them. The first dimension counts the rows, one for each
+    neuron, and the other dimensions are the fan-in. An orientation can change this. With the gradient d after momentum
     and q = p/(p-1), one step is::
 
         v <- (1 - lr) v - lr d/||d||_q;   v <- v/||v||_q;   w <- sign(v)|v|^(1/(p-1));   parameter <- gain * w
@@ -56,8 +55,8 @@ class LpSGD(torch.optim.Optimizer):
         gain: for sphere groups, whether ordinary SGD trains the gains with the rate `gain_lr`. Constant gains suit rows
             whose scale a normalisation removes.
         gain_lr: learning rate of the gains, >= 0.
-        foreach: for sphere groups, whether gradients are gathered and parameters scattered in one operation. If None,
-            this is so only on a GPU, where this reduces the number of kernels for many layers.
+        foreach: for sphere groups, whether one operation gathers all gradients, and one operation scatters all
+            parameters. If None, this is done only on a GPU, where it reduces the number of kernels.
         orientation: for sphere groups whose neurons are not the first dimension, (fan-in dimensions, groups) as in
             `Orientation`. The parameters' memory is then put in the order of their rows, if possible. If None, the
             orientation is that of nn.Linear and nn.Conv2d.
@@ -157,12 +156,12 @@ class LpSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def set_masks(self, masks: Mapping[Tensor, Tensor], *, as_loaded: bool = False) -> None:
-        """Prune sphere parameters. Weights are zero where the mask of their parameter is 0, and have no gradient or
-        momentum. Their v only decays.
+        """Prune sphere parameters. A weight whose mask is 0 is zero, and has no gradient and no momentum. Its v only
+        decays.
 
-        Parameters that are not named lose their masks. On a CPU, if most weights are masked, a step is much faster than
-        with masked gradients. The state_dict does not contain the masks. Call this method again after a mask was
-        changed in place.
+        A parameter without an entry in `masks` loses its mask. On a CPU, if most weights are masked, a step is much
+        faster than with masked gradients. The state_dict does not contain the masks. Call this method again after a
+        mask was changed in place.
 
         Args:
             masks: parameter -> mask of zeros and ones in its shape.
@@ -230,8 +229,8 @@ class LpSGD(torch.optim.Optimizer):
         return loss
 
     def quick_step(self) -> None:
-        """Make a step while autograd is off. Without hooks, this method skips the code that torch wraps around `step`,
-        which would cost a small network as much time as the update itself."""
+        """Make a step while autograd is off. If no hooks are registered, this method skips the code that torch wraps
+        around `step`. In a small network this code takes as much time as the update itself."""
         if self.hooked:
             self.step()
         else:
@@ -239,7 +238,7 @@ class LpSGD(torch.optim.Optimizer):
 
     @property
     def hooked(self) -> bool:
-        """Return whether other code must be called at every step."""
+        """Return whether hooks are registered that torch must call at every step."""
         hooks = (self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks, *GLOBAL_STEP_HOOKS)
         return "step" in self.__dict__ or any(hooks)  # a learning rate scheduler counts steps by replacing the method
 
@@ -320,8 +319,9 @@ class LpSGD(torch.optim.Optimizer):
         return ForeachStep(members, [self.state[param] for param in members], masks, foreach, memory, orientation)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state as torch does, with two differences. The state keeps its own dtype, where torch would convert v
-        to that of a half-precision parameter. The tensors are copied, where torch would use those of `state_dict`."""
+        """Load a state as torch does, with two differences. The state keeps its own dtype, while torch would convert v
+        to the dtype of a half-precision parameter. The tensors are copied, while torch would share them with
+        `state_dict`."""
         super().load_state_dict(state_dict)
         params = [param for group in self.param_groups for param in group["params"]]
         for index, saved in state_dict["state"].items():

@@ -1,8 +1,8 @@
 """Compute parts of a step on the sphere, in place and with few passes over the rows of many parameters.
 
-On a CPU, powers take most of the time of a step. They are computed as exp2(a log2 x) of values with a lower limit. For
-zeros and for results that underflow, the vectorised functions compute one value at a time, ten to a hundred times
-slower, and masked gradients contain many zeros.
+On a CPU, powers take most of the time of a step. They are computed as exp2(a log2 x), after x is clamped to a lower
+limit. Without this limit, the vectorised functions would compute zeros and results that underflow one value at a time,
+ten to a hundred times slower. Masked gradients contain many zeros.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _HEADROOM = 20  # the limit of powers is this many binary digits above the small
 
 
 class Rows(NamedTuple):
-    """Matrices with any fan-ins, one after another in flat memory, so that one operation reaches all their entries."""
+    """Matrices with any fan-ins that lie one after another in one flat tensor. One operation can then change all their
+    entries."""
 
     flat: Tensor
     """All entries, one-dimensional."""
@@ -60,8 +61,8 @@ class Rows(NamedTuple):
 
 
 class Layout:
-    """The positions of matrices with these shapes (rows, fan-in), or of one number for each of their rows, in flat
-    memory."""
+    """Describes how matrices of the shapes (rows, fan-in) lie in a flat tensor, one after another. Flat tensors with
+    one number for each row have the same order."""
 
     def __init__(self, shapes: Sequence[tuple[int, int]]) -> None:
         self.shapes = shapes
@@ -88,9 +89,9 @@ def _shared(x: Tensor) -> bool:
 def power_(x: Tensor, exponent: Number) -> Tensor:
     """Replace x by x^exponent, for x >= 0 and exponent > 0. NaN stays NaN.
 
-    On a CPU, results below about 2^-106 in float32 or 2^-1002 in float64 become about this limit. An x below the
-    smallest normal number counts as this number. A product x x^exponent is therefore right within these limits even at
-    x = 0.
+    On a CPU, results below a limit of about 2^-106 in float32, or 2^-1002 in float64, become about this limit. An x
+    below the smallest normal number counts as that number. The product of x and its power is therefore right within
+    these limits even at x = 0.
     """
     if x.device.type != "cpu":
         return x.pow_(exponent)
@@ -110,7 +111,7 @@ def row_dot(x: Tensor, y: Tensor, out: Tensor) -> None:
 def inverse_norms(d: Rows, q: Number, scratch: Rows, out: Rows) -> Tensor:
     """Write 1/||d||_q of every row into `out`, for finite d of any magnitude. Return the result flat.
 
-    It is huge but finite for a row of zeros, and NaN for a row with NaN or an infinite value.
+    The result is huge but finite for a row of zeros, and NaN for a row with NaN or an infinite value.
     """
     torch.abs(d.flat, out=scratch.flat)
     scratch.largest(out)
@@ -122,8 +123,8 @@ def inverse_norms(d: Rows, q: Number, scratch: Rows, out: Rows) -> Tensor:
 
 
 def times_own_power(v: Rows, exponent: Number, scratch: Rows) -> Rows:
-    """Return v |v|^exponent, in `scratch`. Return v itself if the exponent is 0, unless this value lies in the memory
-    of a device."""
+    """Return v |v|^exponent, in `scratch`. If the exponent is 0, return v itself. An exponent in the memory of a GPU is
+    not compared with 0."""
     known = not isinstance(exponent, Tensor) or exponent.device.type == "cpu"
     if known and exponent == 0.0:
         return v

@@ -1,7 +1,8 @@
-"""Define the interface of a topology. A topology decides which connections are dropped and grow back, and when.
+"""Define the interface of a topology. A topology decides which connections are dropped, which connections grow, and at
+which steps.
 
-It sees the layers as `LayerView` objects, returns new masks, and has its state in a plain dictionary. Progress is the
-fraction of training steps done.
+A topology gets the layers as `LayerView` objects and returns new masks. Its state is a plain dictionary. Progress is
+the fraction of the training steps that are done.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class LayerView:
     Attributes:
         name: the name of its weight.
         mask: the current mask.
-        log_magnitude: returns log2 of the magnitude of every weight. On the sphere it includes masked weights, which
-            live on in v.
+        log_magnitude: returns log2 of the magnitude of every weight. On the sphere, masked weights have a magnitude
+            too, because v keeps a value for them.
         gradient: returns the dense gradient.
         sphere: whether the layer lies on the sphere.
         momentum: returns the average of the dense gradient, if the training computes it.
@@ -45,8 +46,8 @@ class Topology(Protocol):
     """The rule of a method for its masks."""
 
     def due(self, step: int, total: int) -> bool:
-        """Return whether the masks must change at this step of `total` steps. The training asks only while its progress
-        is below `mask_frozen_at`. Then it projects the network and fixes the masks."""
+        """Return whether the masks must change at this step of `total` steps. The training calls this method only while
+        its progress is below `mask_frozen_at`. After that, the masks are fixed."""
 
     def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:
         """Return the new masks, in the order and shapes of the layers. A topology with a threshold sets its attribute
@@ -63,7 +64,7 @@ def sparsity_of(masks: Sequence[Tensor]) -> float:
 
 
 def count_active(masks: Sequence[Tensor]) -> int:
-    """Return the number of entries that are not zero. A sum of ones would not be exact in half precision."""
+    """Return the exact number of entries that are not zero. In half precision, a sum of ones would not be exact."""
     return sum(int(mask.count_nonzero()) for mask in masks)
 
 

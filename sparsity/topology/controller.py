@@ -12,7 +12,7 @@ class Feedback(Protocol):
     """A controller of the sparsity. A checkpoint contains its state.
 
     Attributes:
-        raised: the number that is added to the drop threshold rho at the next update, >= 0.
+        raised: the increase of the drop threshold rho at the next update, >= 0.
     """
 
     raised: float
@@ -37,8 +37,8 @@ class PaperFeedback:
     """The published feedback: gamma = (1 - delta) s/S while s < S(1 - rho/2), else (1 + delta) s/S, for the sparsity s
     and the target S (arXiv 2103.16013; published delta .1).
 
-    It acts only through the regrowth. When rho falls to 0, no weights are dropped, and the sparsity no longer changes.
-    The exact projection at the end corrects the remaining difference.
+    This controller changes only how many weights grow back. When rho falls to 0, no weights are dropped, and the
+    sparsity no longer changes. The exact projection at the end corrects the remaining difference.
     """
 
     target: float
@@ -65,8 +65,8 @@ class ProportionalIntegral:
     The dropped fraction is known, so that gamma = 1 - u/dropped, limited to [0, 2]. kp = 1 corrects the error at once.
 
     If the network is too dense even without regrowth, the threshold is raised at the next update by twice the missing
-    sparsity. In later updates this increase is halved when it is not needed. The controller can therefore still act
-    when rho falls to 0, unlike the published one. The sum of e does not change while gamma is at a limit (anti-windup).
+    sparsity. In later updates this increase is halved when it is not needed. Unlike the published controller, this one
+    can therefore still act when rho falls to 0. The sum of e does not change while gamma is at a limit (anti-windup).
     """
 
     reference: Schedule

@@ -26,7 +26,7 @@ class DropGrow:
     once, and grown connections begin at zero.
 
     Args:
-        fraction: the share that is dropped, over the training.
+        fraction: the share of a layer's connections that an update drops, as a schedule over the training.
         growth: "random", "gradient" or "momentum".
         interval: steps between two updates.
         generator: draws random growth.

@@ -1,5 +1,5 @@
-"""Adapt masks with a threshold, the rule of LPSS: small connections are dropped, and those with large gradients
-grow."""
+"""Adapt masks with a threshold, the rule of LPSS: connections with small magnitudes are dropped, and connections with
+large gradients grow."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class ThresholdAdaptation:
 
 
 def drop_below(log_magnitude: Tensor, mask: Tensor, rho: float) -> Tensor:
-    """Return the mask without the active connections whose magnitude is below rho x the mean of their neuron's active
-    ones.
+    """Return the mask without the connections whose magnitude is below rho x the mean magnitude of their neuron's
+    active connections.
 
     Args:
         log_magnitude: log2 of the magnitudes.
@@ -78,8 +78,8 @@ def grow_by_gradient(
     masks: Sequence[Tensor], before: Sequence[Tensor], gradients: Sequence[Tensor], count: int
 ) -> list[Tensor]:
     """Return the masks with `count` more connections: those with the largest |gradient| among the connections that were
-    inactive `before`. Each neuron's gradient is divided by its norm. Connections that this update has dropped cannot
-    grow back in it."""
+    inactive `before`. Each neuron's gradient is divided by its norm. A connection that this update has dropped cannot
+    grow back in the same update."""
     scores = []
     for old, gradient in zip(before, gradients, strict=True):
         score = unit(gradient.flatten(1), 2.0).abs().view_as(old)

@@ -164,7 +164,7 @@ def test_reports_exports_and_resumes_know_the_metric(
     capsys.readouterr()
     assert main(["resume", "patients", "--trials", "14", "--storage", str(studies)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "judged by rmse (minimize)" in line
+    assert "has the metric rmse (minimize)" in line
 
 
 def test_auroc_chooses_another_trial_than_accuracy_where_one_class_is_rare(file: Path, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_study_of_accuracy_does_not_go_on_with_another_metric(file: Path, tmp_
     storage = tmp_path / "studies"
     run_in_process(storage, "plain", experiment=f"{file}:by_accuracy", target=0.5, trials=1)
     config = read_study("plain", storage_of(str(storage)), {"experiment": f"{file}:by_auroc"})
-    with pytest.raises(UsageError, match=r"judged by accuracy \(maximize\), and .* by auroc \(maximize\) now"):
+    with pytest.raises(UsageError, match=r"has the metric accuracy \(maximize\), and .* now has auroc \(maximize\)"):
         prepare(config, resume=True)
     assert prepare(read_study("plain", storage_of(str(storage)), {}), resume=True).goal.baseline == 0
 

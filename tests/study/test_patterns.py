@@ -90,11 +90,11 @@ def test_a_pattern_of_the_experiments_own_reaches_the_workers(tmp_path: Path) ->
     [
         (
             ["--target", "0.3", "--pattern", "2:4"],
-            "--target: with the pattern 2:4 this network has sparsities from 0.5 to",
+            "--target: with the pattern 2:4 this network can have a sparsity from 0.5 to",
         ),
         (
             ["--front", "0.4:0.9", "--pattern", "2:4"],
-            "--front: with the pattern 2:4 this network has sparsities from 0.5",
+            "--front: with the pattern 2:4 this network can have a sparsity from 0.5",
         ),
         (
             ["--target", "0.997", "--pattern", "block:8x8", "--experiment", "digits"],
@@ -102,11 +102,11 @@ def test_a_pattern_of_the_experiments_own_reaches_the_workers(tmp_path: Path) ->
         ),
         (
             ["--target", "0.9999", "--pattern", "neurons"],
-            "--target: with the pattern neurons this network has sparsities from 0 to",
+            "--target: with the pattern neurons this network can have a sparsity from 0 to",
         ),
         (
             ["--max-macs", "1400", "--pattern", "neurons:16"],
-            "--max-macs 1400: with the fewest neurons in each layer this network needs 1,440",
+            "--max-macs 1400: even with the fewest neurons in each layer this network needs 1,440",
         ),
         (
             ["--target", "0.9", "--pattern", "4:2"],
@@ -117,7 +117,7 @@ def test_a_pattern_of_the_experiments_own_reaches_the_workers(tmp_path: Path) ->
             "--pattern 'blocks': it takes unstructured, neurons, neurons:K, N:M or block:RxC",
         ),
         (["--target", "0.9", "--pattern", "block:512x512"], "nothing to prune"),
-        (["--max-bytes", "9kB", "--pattern", "2:4"], "--pattern 2:4: --max-bytes needs zeros at any places"),
+        (["--max-bytes", "9kB", "--pattern", "2:4"], "--pattern 2:4: --max-bytes needs unstructured zeros"),
         (
             ["--target", "0.9", "--pattern", "2:4", "--method", "lpss,rigl"],
             "--pattern 2:4: method rigl does not support patterns: give --method lpss or gmp",

@@ -22,11 +22,12 @@ _CHECKED_LATER = ("space", "warm_start", "gpus_per_trial", "workers_per_trial", 
 
 
 class Connection(Protocol):
-    """A connection to Ray. It ends with its block.
+    """A connection to Ray. Use it as a context manager: the connection ends with the block.
 
     Attributes:
-        lost: whether Ray has died. The main thread is then interrupted, as by a request to terminate.
-        plain: why a private Ray was started with public calls, which takes longer. Otherwise "".
+        lost: whether Ray has died. In this case, the main thread is interrupted as by a request to terminate.
+        plain: why a private Ray was started with public calls, which takes longer, or "" if it was started in the quick
+            way.
     """
 
     lost: bool
@@ -41,8 +42,9 @@ class Connection(Protocol):
         This method may be called again. The first call must come before a user's code runs.
 
         Args:
-            alone: returns whether this process has no other threads, which a copy would lack. It may wait until they
-                have ended. If there are other threads, Ray is started with public calls.
+            alone: a function that returns whether this process has no other threads. It may wait until other threads
+                have ended. A copy of a process lacks its other threads. If there are any, Ray is therefore started with
+                public calls.
         """
 
     def wait(self) -> None:
@@ -69,8 +71,8 @@ class Connection(Protocol):
 
 
 def is_sound(config: StudyConfig) -> bool:
-    """Return whether options that are checked later are probably right, so that parts of the study may be started
-    early."""
+    """Return whether it is safe to start parts of the study before all options are checked. This is so if the options
+    that are checked later have their defaults."""
     sure = all(getattr(config, name) == StudyConfig.model_fields[name].default for name in _CHECKED_LATER)
     return sure and ":" not in config.experiment  # a colon means a user's own code
 
@@ -86,10 +88,10 @@ def connection(
 
     Args:
         config: the study's settings.
-        ahead: whether to begin at once. `share` must be called then.
-        died: is called in a thread if a private Ray has died and the main thread cannot be interrupted, because it
-            waits for Ray. The function reports this and ends the process.
-        say: is called with a line for the user if a private Ray is not started in the quick way.
+        ahead: whether to begin to start a private Ray at once. `share` must then be called later.
+        died: a function that is called in a thread if a private Ray has died and the main thread waits for Ray, so that
+            it cannot be interrupted. The function must report this and end the process.
+        say: a function that is called with a line for the user if a private Ray is not started in the quick way.
     """
     if config.address is not None:
         return RunningCluster(config)
@@ -140,8 +142,8 @@ class RunningCluster:
 class PrivateRay:
     """A Ray on this machine for one study.
 
-    Its workers are copies of this process, and private names of Ray start it. If anything goes wrong with this quick
-    way, the started parts are ended, and public calls start Ray.
+    The quick way uses private names of Ray, and makes Ray's workers copies of this process. If the quick way fails, the
+    parts that it started are ended, and Ray is started with public calls.
     """
 
     def __init__(

@@ -22,7 +22,8 @@ _LANGUAGE = "--language="
 
 
 def main(arguments: list[str]) -> None:
-    """Return after the server has forked the worker. Otherwise this process becomes the worker."""
+    """Ask the server for a worker. Return if the server has forked one. If it has not, this process becomes the
+    worker."""
     try:
         forked = _plain(arguments) and ask(os.environ[SERVER], arguments)
     except (OSError, KeyError):

@@ -6,7 +6,7 @@ fork server has no other threads, which a copy would lack, and runs no user code
 tuner/cluster/fork_client.py instead of Ray's own script for workers. That script asks the fork server for a worker.
 
 The fork server is itself a copy of the command, which needs the same libraries. The copy is made before any user code
-runs and before the command talks to Ray.
+runs and before the command connects to Ray.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ _NO_JOB = {"RAY_JOB_ID": "ffffffff"}
 
 
 class ForkServer:
-    """A fork server. It runs from `fork` until the block or this process ends. Earlier requests wait for it.
+    """A fork server. It runs from the call of `fork` until the `with` block or this process ends. Requests that arrive
+    before `fork` wait.
 
     Attributes:
-        variables: the environment variables with which tuner/cluster/fork_client.py finds it. Empty if processes cannot
-            be copied safely.
-        refused: after `fork`, why there is no copy, in one line. Empty if there is one.
+        variables: the environment variables that tell tuner/cluster/fork_client.py how to reach the server. They are
+            empty if processes cannot be copied safely.
+        refused: after `fork`, the reason why there is no copy, in one line, or "" if there is a copy.
     """
 
     def __init__(self) -> None:
@@ -73,7 +74,8 @@ class ForkServer:
         """Load the libraries of workers and copy this process. Only the first call has an effect.
 
         Args:
-            alone: returns whether this process has no other threads. If it has some, all requests are refused.
+            alone: a function that returns whether this process has no other threads. If there are other threads, all
+                requests are refused.
         """
         if not self.variables or self._listener.fileno() < 0:
             return

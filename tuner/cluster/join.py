@@ -104,8 +104,8 @@ def refusal(message: str, said: str) -> str:
 
 
 def runtime_environment() -> dict[str, Any]:
-    """Return the runtime environment with which Ray sends our package to every node. It is empty if a Ray job already
-    sends modules, because Ray does not allow additions."""
+    """Return the runtime environment with which Ray sends our package to every node. If this process runs in a Ray job
+    that already sends modules, the result is empty, because Ray does not allow additions."""
     job = json.loads(os.environ.get(JOB) or "{}").get("runtime_env") or {}
     if "py_modules" in job:
         return {}

@@ -32,7 +32,7 @@ LARGE = 1 << 30
 
 @dataclass(frozen=True)
 class NodeArrays:
-    """Holds references to the arrays that each node has loaded, by the id of the node."""
+    """Holds for each node a reference to the arrays that the node has loaded, by the id of the node."""
 
     references: dict[str, Any]
 
@@ -53,7 +53,7 @@ def for_workers(
         config: the study's settings.
         experiment: the experiment.
         data: the loaded data.
-        checksum: returns the data's checksum, which takes a while.
+        checksum: a function that returns the checksum of the data. It may take seconds.
 
     Raises:
         UsageError: if the data are large and a node does not have the same data.
@@ -74,7 +74,7 @@ def loaded_by(where: list[Node], experiment: Experiment, source: str, folder: Pa
     """Let each node load the experiment's data.
 
     Args:
-        where: the nodes.
+        where: the nodes that load the data.
         source: the name that found the experiment. Its code is sent to the nodes.
         folder: --data-dir, on every node.
         checksum: the checksum of the driver's data. All nodes must have the same.

@@ -1,5 +1,5 @@
-"""Describe a node of a cluster. This module runs there and imports only Python's own modules, so that a missing package
-can be reported."""
+"""Describe a node of a cluster. This module runs on the node. It imports only Python's standard library, so that a
+missing package can be reported."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def probe(storage: Any, token: str, name: str) -> dict[str, Any]:
     """Return the node's versions, its GPUs and its access to the storage.
 
     Args:
-        storage: a tuner.storage.places.Place, in which the driver has written a file "driver" with the token. If None,
-            the storage is not tested.
+        storage: a tuner.storage.places.Place that contains a file "driver", in which the driver has written the token.
+            If None, the storage is not tested.
         token: the content of the file.
-        name: the name of the file with the same content that this node writes.
+        name: the name of the file that this node writes, with the same content.
 
     Returns:
-        versions: package -> version, "" if it is not installed. Also "python", and "tune-sparsity" with a digest of the
-            code.
+        versions: the name of each package -> its version, or "" if the package is not installed. Two more entries are
+            "python", and "tune-sparsity" with a digest of the code.
         gpus: the name and the total and free memory in MiB of each GPU.
-        storage: the problem with the storage, or "".
+        storage: the problem with the storage, or "" if there is none.
     """
     return {"versions": versions(), "gpus": gpus(), "storage": _storage(storage, token, name)}
 

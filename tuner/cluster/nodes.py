@@ -26,11 +26,11 @@ _ALIKE = ("python", "ray", "torch", "numpy", "tune-sparsity")  # the versions of
 
 @dataclass(frozen=True)
 class Answer:
-    """A node's description of itself, or why it gave none.
+    """The answer of a node to `node_probe.probe`, or the reason why there is no answer.
 
     Attributes:
         versions, gpus, storage: the results of `node_probe.probe`.
-        silent: why there is no answer, or "".
+        silent: the reason why there is no answer, or "" if there is one.
     """
 
     node: Node
@@ -53,12 +53,12 @@ def nodes() -> list[Node]:
 
 
 def ask(asked: Sequence[Node], storage: StudyStorage | None) -> list[Answer]:
-    """Ask all nodes about themselves at the same time.
+    """Run `node_probe.probe` on all nodes at the same time, and return the answers.
 
     Args:
         asked: the nodes.
-        storage: the folder that all should share, or the object store that all should reach. It is tested with files
-            that are removed afterwards. If None, no storage is tested.
+        storage: the folder that all nodes must share, or the object store that all nodes must reach. It is tested with
+            files that are removed afterwards. If None, no storage is tested.
 
     Raises:
         OSError: if this machine cannot write to the storage.
@@ -111,8 +111,8 @@ def _left_behind(storage: StudyStorage | None, token: str) -> Iterator[Place | N
 
 
 def differences(answers: Sequence[Answer]) -> list[str]:
-    """Return a line for each package and version that differ from those of this process, with all nodes that have this
-    version."""
+    """Return a line for each version of a package that differs from the version in this process. The line names all
+    nodes that have this version."""
     here = node_probe.versions()
     found: dict[str, list[str]] = {}
     for answer in answers:

@@ -42,9 +42,9 @@ def settle_environment(*, own: bool = False) -> None:
     are.
 
     Args:
-        own: whether to set the variables of a private Ray, before Ray is imported, or else those of a running cluster.
-            A private Ray listens only on loopback. Unless the user has chosen otherwise, it requires a token that only
-            these processes have.
+        own: whether to set the variables of a private Ray. This must happen before Ray is imported. If False, those of
+            a running cluster are set. A private Ray listens only on loopback. Unless the user has chosen otherwise, it
+            requires a token that only its own processes have.
     """
     for name, value in (_ENVIRONMENT | (_OWN if own else _JOINING)).items():
         os.environ.setdefault(name, value)
@@ -55,7 +55,7 @@ def settle_environment(*, own: bool = False) -> None:
 
 
 def asks_for_token() -> bool:
-    """Return whether Ray requires a token from connected processes."""
+    """Return whether Ray requires a token from each process that connects."""
     return os.environ.get(MODE, "").lower() == "token"
 
 
@@ -65,12 +65,13 @@ class NodeProcess:
     Args:
         config: the study's settings.
         variables: more environment variables for Ray's processes.
-        plain: why Ray is to be started with public calls, in one line. With "", the quick way is tried first.
+        plain: the reason to start Ray with public calls, in one line. With "", the quick way is tried first.
         ahead: whether workers load the libraries of trials before there is a trial.
-        say: is called with each line for the user, in the thread that calls `address`.
+        say: a function that is called with each line for the user, in the thread that calls `address`.
 
     Attributes:
-        plain: why Ray was started with public calls. Empty if it was not, or if the address is not yet known.
+        plain: the reason why Ray was started with public calls. It is empty if Ray was started in the quick way, or if
+            the address is not known yet.
     """
 
     def __init__(

@@ -1,12 +1,12 @@
 """Start, watch and end a private Ray on this machine, in a process of its own.
 
-This process is not the driver. Workers are copies of the driver (tuner.cluster.fork_server), and a process that has
-talked to Ray has threads, which a copy would lack. The driver starts this process (tuner.cluster.private_ray) and reads
-Ray's address from it. It ends this process by closing its standard input. If the driver is killed, the kernel closes
-it.
+The driver cannot do this itself. Workers are copies of the driver (tuner.cluster.fork_server), and a process that has
+connected to Ray has threads, which a copy would lack. The driver starts this process (tuner.cluster.private_ray) and
+reads Ray's address from its standard output. To end this process, the driver closes the process's standard input. If
+the driver is killed, the kernel closes it.
 
-The quick way to start Ray uses private names of Ray. If anything goes wrong with it, this process ends the started
-parts, replaces itself by a fresh process, and starts Ray with public calls.
+The quick way to start Ray uses private names of Ray. If the quick way fails, this process ends the parts that were
+started, replaces itself by a new process, and starts Ray with public calls.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def main(wanted: str, plain: str = "", tried: str = "") -> None:
     Args:
         wanted: JSON with `sizes`, the arguments of `cpus_in_use`, and `ahead`, whether workers load libraries in
             advance.
-        plain: why Ray is started with public calls, in one line, or "" to start it in the quick way.
-        tried: why the start with public calls is repeated, in one line, or "" at the first attempt.
+        plain: the reason to start Ray with public calls, in one line, or "" to start it in the quick way.
+        tried: the reason why the start with public calls is repeated, in one line, or "" at the first attempt.
     """
     gc.set_threshold(100_000, 50, 100)
     if plain:
@@ -127,7 +127,8 @@ def end_all(processes: list[psutil.Process]) -> None:
 def cpus_in_use(
     cpus_per_trial: float, gpus_per_trial: float | str, workers_per_trial: int, trials: int, concurrency: int | None
 ) -> int:
-    """Return the number of CPUs for the trials that run at once. Ray starts a process for each of their workers."""
+    """Return the number of CPUs for the trials that run at the same time. Ray starts one process for each worker of
+    these trials."""
     here = Node("", "", max(len(os.sched_getaffinity(0)), cpus_per_trial), count_gpus())
     gpus = gpus_per_trial if not isinstance(gpus_per_trial, str) else float(here.gpus > 0)
     at_once = max(1, trials_at_once([here], cpus_per_trial, gpus, workers_per_trial))

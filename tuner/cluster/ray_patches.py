@@ -1,7 +1,7 @@
 """Contain every use of a private name of Ray. `PRIVATE` explains why each is used and how a study runs without it.
 
-Each function imports Ray itself, and only the part that it needs: the process of a private Ray does not need Ray Tune,
-and the fork server must import Ray in a special way. A function raises one of `MISSING` if Ray has no such name.
+Each function imports only the part of Ray that it needs. The process of a private Ray does not need Ray Tune, and the
+fork server must import Ray in a special way. If Ray does not have a private name, the function raises one of `MISSING`.
 `patched` then leaves the patch out, and `why_not` names the missing part.
 """
 
@@ -178,8 +178,8 @@ def without_mlflow() -> AbstractContextManager[None]:
 def lost_while_waiting() -> AbstractContextManager[None]:
     """Give a trial another process if its process is lost before the trial begins.
 
-    The process may be lost with the trial before or with its whole node. A running trial gets another process, too.
-    Tune would count a waiting trial as failed, and count the loss twice.
+    The process may be lost in the previous trial, or together with its node. Without this patch, Tune would count the
+    waiting trial as failed, and count the loss twice. A running trial that loses its process also gets another one.
     """
     from ray.tune.execution.tune_controller import TuneController
 
@@ -212,8 +212,9 @@ def _waits_already(controller: TuneController, trial: Trial, exception: Any) -> 
 
 
 def in_waiting_processes() -> AbstractContextManager[None]:
-    """Run trials in the waiting processes, which have loaded their libraries. Tune gives its actors an environment, and
-    Ray would start new processes for it. In a private Ray all processes have this environment anyway."""
+    """Run trials in the waiting processes, which have already loaded their libraries. Without this patch, Tune gives
+    its actors a runtime environment, and Ray starts new processes for it. In a private Ray all processes have this
+    environment anyway."""
     import ray
     from ray.tune.execution.class_cache import _ActorClassCache
 
@@ -223,9 +224,9 @@ def in_waiting_processes() -> AbstractContextManager[None]:
 
 @contextmanager
 def tuner_here(scratch: Path) -> Iterator[Callable[..., Any]]:
-    """Provide Ray Tune's Tuner with its controller in this process. Under Ray Client it would run on the cluster,
-    without our threads, files and MLflow. A temporary folder replaces that of a Ray node, because this machine has no
-    node.
+    """Yield Ray Tune's Tuner, changed so that its controller runs in this process. Under Ray Client, the controller
+    would otherwise run on the cluster, without our threads, files and MLflow. A temporary folder replaces the folder of
+    a Ray node, because this machine is not a node.
 
     Raises:
         One of MISSING: if Ray has no such Tuner.
@@ -299,7 +300,8 @@ def _without_agents(command: list[str]) -> list[str]:
 
 
 def start_node(cpus: int, **options: Any) -> RayNode:
-    """Start Ray's processes on this machine. `ray.init` would start them as children of a process that talks to Ray.
+    """Start Ray's processes on this machine, without a connection of this process to Ray. `ray.init` would also connect
+    this process.
 
     Args:
         cpus: the number of CPUs that Ray may use.
@@ -326,8 +328,8 @@ def count_gpus() -> int:
 
 @contextmanager
 def loading_a_worker() -> Iterator[None]:
-    """Load Ray's script for workers. Inside the block, the caller loads the code of trials. A copy of this process can
-    then become a worker."""
+    """Load Ray's script for workers. Inside the block, the caller must load the code of trials. A copy of this process
+    can then become a worker."""
     import ray
 
     with replaced(ray.actor, "ActorClassID", ActorClassID):
@@ -337,8 +339,9 @@ def loading_a_worker() -> Iterator[None]:
 
 
 class ActorClassID:
-    """Gives random names to actors as Ray's class does, without its generator. All workers would inherit the state of
-    this generator and give out the same names. Ray's modules name their actors when they are imported."""
+    """Gives random names to actors, as Ray's class of this name does, but without its random generator. All forked
+    workers would inherit the state of that generator, and would therefore give the same names to different actors.
+    Ray's modules name their actors when they are imported."""
 
     @staticmethod
     def from_random() -> Any:

@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}{hint} ({self.prog} --help shows all options)")
 
     def add_storage(self) -> None:
-        """Add --storage, whose value is the StudyStorage of an existing study."""
+        """Add --storage. Its value becomes the StudyStorage of an existing study."""
         from tune_sparsity.tuner.config.study_config import storage_of
 
         self.add_argument("--storage", metavar="DIR", type=storage_of, default="studies", help=STORAGE_HELP)

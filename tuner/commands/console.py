@@ -20,7 +20,7 @@ def write_page(path: Path, text: str) -> None:
 
 
 def say_missing(problems: list[str], config: Any) -> None:
-    """Print which part of the record MLflow does not have, and how to send it."""
+    """Print which part of a study's record is missing in MLflow, and how to send this part."""
     from tune_sparsity.tuner.reports.text import command
 
     for problem in problems:

@@ -21,7 +21,10 @@ def resume(arguments: list[str]) -> int:
         "--patience", metavar="N", default=argparse.SUPPRESS, help="end after N trials in a row without a gain"
     )
     parser.add_argument(
-        "--group", metavar="NAME", default=argparse.SUPPRESS, help="cascade or reflect: group networks of the study"
+        "--group",
+        metavar="NAME",
+        default=argparse.SUPPRESS,
+        help="pairs of a small and a large network: cascade, or reflect",
     )
     parser.add_argument(
         "--data-dir", metavar="DIR", default=argparse.SUPPRESS, help="where data sets are, or are downloaded to"

@@ -32,7 +32,8 @@ exit codes: 0 done, 1 the study failed, 2 wrong use, 3 no network meets the goal
 
 
 def search_parser() -> Parser:
-    """Return the parser for the options of a study. Values stay text here, because the configuration checks them."""
+    """Return the parser for the options of a study. The parser does not convert values, because the configuration
+    checks them."""
     parser = Parser(
         description="Finds the most accurate network with a sparsity of at least S, and the front of all networks.",
         epilog=_EPILOG,
@@ -43,11 +44,9 @@ def search_parser() -> Parser:
     what.add_argument("--target", metavar="S", help="fraction of zero weights to reach, e.g. 0.9, or several: 0.8,0.9")
     what.add_argument("--front", metavar="S:S", help="the whole front between two sparsities, e.g. 0.5:0.99")
     what.add_argument("--max-nonzero", metavar="N", help="the largest number of nonzero weights, instead of a target")
-    what.add_argument("--max-macs", metavar="N", help="the most multiply-adds of an example, with --pattern neurons")
-    what.add_argument(
-        "--max-latency", metavar="T", help="the longest time of a forward pass, e.g. 2ms, with --pattern neurons"
-    )
-    what.add_argument("--latency-batch", metavar="N", help="examples in this forward pass (1)")
+    what.add_argument("--max-macs", metavar="N", help="largest number of multiply-adds; needs --pattern neurons")
+    what.add_argument("--max-latency", metavar="T", help="longest forward pass, e.g. 2ms; needs --pattern neurons")
+    what.add_argument("--latency-batch", metavar="N", help="examples in the forward pass of --max-latency (1)")
     what.add_argument("--max-bytes", metavar="N", help="the largest size of the packed file, e.g. 10000 or 10kB")
     what.add_argument("--experiment", metavar="NAME", help="built-in name, file.py:name or module:name (digits)")
     what.add_argument("--method", metavar="NAME", help="one method, or several with commas, e.g. lpss,gmp (lpss)")
@@ -62,12 +61,10 @@ def search_parser() -> Parser:
     how.add_argument(
         "--pattern", metavar="PATTERN", help="pattern of the zeros: neurons, 2:4, block:4x1, ... (the experiment's)"
     )
-    how.add_argument(
-        "--group", metavar="NAME", help="cascade: the large network answers if the small one is unsure; or reflect"
-    )
-    how.add_argument("--ensemble", metavar="NAME", help="resample: networks drawn near the best one's average weights")
+    how.add_argument("--group", metavar="NAME", help="pairs of a small and a large network: cascade, or reflect")
+    how.add_argument("--ensemble", metavar="NAME", help="resample: networks around the best network's averaged weights")
     how.add_argument("--members", metavar="N", help="networks in the ensemble (10)")
-    how.add_argument("--final-seeds", metavar="N", help="at the end, train each method's best again with N seeds (0)")
+    how.add_argument("--final-seeds", metavar="N", help="train each method's best trial again with N other seeds (0)")
     how.add_argument("--sampler", metavar="NAME", help="a name from `tune-sparsity list samplers` (tpe)")
     how.add_argument("--warm-start", metavar="STUDY", nargs="+", help="learn from the trials of earlier studies")
     how.add_argument("--scheduler", metavar="NAME", help="asha stops bad trials early; none never stops a trial (asha)")
@@ -79,7 +76,9 @@ def search_parser() -> Parser:
         "--gpus-per-trial", metavar="N", help="GPUs of each worker: auto, 0, a share such as 0.25, or 1 (auto)"
     )
     where.add_argument(
-        "--address", metavar="ADDRESS", help="a running Ray: auto, HOST:PORT, ray://HOST:PORT (a private Ray)"
+        "--address",
+        metavar="ADDRESS",
+        help="address of a running Ray: auto, HOST:PORT, ray://HOST:PORT (a private Ray)",
     )
     record = parser.add_argument_group("where to keep it")
     record.add_argument("--storage", metavar="DIR", help=STORAGE_HELP)
@@ -116,9 +115,9 @@ def run(config: Any, *, as_json: bool, resume: bool, named: bool = True) -> int:
 
     Args:
         config: the resolved configuration.
-        as_json: print the result as JSON.
-        resume: continue an existing study.
-        named: the user gave the study's name. Otherwise the study gets another name if its default name is taken.
+        as_json: whether to print the result as JSON.
+        resume: whether to continue an existing study.
+        named: whether the user gave the study's name. If not, the study gets another name if its default name is taken.
     """
     from tune_sparsity.tuner.cluster.connection import connection, is_sound
     from tune_sparsity.tuner.tracking.tracker import writer_ahead

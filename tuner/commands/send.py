@@ -21,11 +21,11 @@ from tune_sparsity.tuner.tracking.outbox import end_abandoned, outbox_file
 
 def send_study(config: StudyConfig, *, chosen: bool) -> tuple[str, list[str]]:
     """Send the records of a study, as `send_folder` does. If the study is in an object store, write the changed files
-    back there.
+    back to it.
 
     Args:
         config: the study's configuration.
-        chosen: the user has given the tracking URI.
+        chosen: whether the user has given the tracking URI.
 
     Returns:
         The result of `send_folder`.
@@ -43,11 +43,11 @@ def send_folder(study_folder: Path, uri: str, *, chosen: bool = True) -> tuple[s
 
     Args:
         study_folder: the study's folder.
-        uri: the tracking URI. A store without records of the study gets all records.
-        chosen: the user has given the tracking URI. Otherwise it must be the URI that the study has used.
+        uri: the tracking URI. If its store has no records of the study, all records are sent.
+        chosen: whether the user has given the tracking URI. If not, `uri` must be the URI that the study has used.
 
     Returns:
-        The place of the records in MLflow in words, and one line for each part that could not be sent.
+        A text that says where the records are in MLflow, and one line for each part that could not be sent.
 
     Raises:
         UsageError: if the study is running, if it has no records, or if the tracking URI is wrong.

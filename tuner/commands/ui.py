@@ -50,7 +50,7 @@ def ui(arguments: list[str]) -> int:
     port = free_port(options.port)
     print("MLflow's server starts. This may take half a minute.", file=sys.stderr)
     with _server(uri, port) as server:
-        print(f"http://{HOST}:{port}{page}\nCtrl-C ends it.", flush=True)
+        print(f"http://{HOST}:{port}{page}\nCtrl-C ends the server.", flush=True)
         try:
             server.wait()
         except KeyboardInterrupt:
@@ -59,8 +59,8 @@ def ui(arguments: list[str]) -> int:
 
 
 def check_store(uri: str) -> None:
-    """Raise UsageError if the URI is not valid, or if its SQLite file does not exist, because MLflow would create
-    it."""
+    """Raise UsageError if the URI is not valid, or if its SQLite file does not exist. MLflow would otherwise create an
+    empty file."""
     from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri, sqlite_file
 
     try:
@@ -73,8 +73,8 @@ def check_store(uri: str) -> None:
 
 
 def free_port(wanted: str | None) -> int:
-    """Return the wanted port, or without one port 5000, or a free port if 5000 is in use. Raise UsageError if the
-    wanted port is not a port or cannot be used."""
+    """Return the wanted port. If no port is wanted, return port 5000, or any free port if 5000 is in use. Raise
+    UsageError if the wanted port is not valid or cannot be used."""
     if wanted is not None and not (wanted.isascii() and wanted.isdecimal() and 0 < int(wanted) < 65536):
         raise UsageError(f"--port {wanted!r}: a port is a number from 1 to 65535")
     for port in (int(wanted or PORT), *(() if wanted else (0,))):

@@ -33,8 +33,8 @@ def sound_data(
     Args:
         config: the study's configuration.
         experiment: the experiment.
-        load: returns the data, if another thread loads them already.
-        warn: is called with each warning of these checks, which use one batch.
+        load: a function that returns the data, if another thread is already loading them.
+        warn: a function that is called with each warning of these checks. The checks use one batch.
 
     Raises:
         UsageError: if the data cannot be loaded, or do not fit the network, the loss or the metric.
@@ -60,7 +60,8 @@ def sound_data(
 
 
 def experiment_of(config: StudyConfig) -> Experiment:
-    """Return the experiment of a configuration. The user's own loop is run up to its first step to find its network.
+    """Return the experiment of a configuration. A user's own loop is run up to its first step, because this finds the
+    loop's network.
 
     Raises:
         UsageError: if there is no such experiment, or if the loop fails before its first step.
@@ -104,7 +105,7 @@ def find_experiment(name: str) -> Experiment:
 
 
 def check_group(config: StudyConfig, experiment: Experiment, data: Data, *, costs_known: bool) -> None:
-    """Check that the experiment is a classification judged by the accuracy if --group is given.
+    """If --group is given, check that the experiment is a classification and that its metric is the accuracy.
 
     Args:
         config: the study's configuration.
@@ -123,7 +124,7 @@ def check_group(config: StudyConfig, experiment: Experiment, data: Data, *, cost
     elif metric.name != ACCURACY or not metric.each:
         wrong = f"is judged by {metric.name}, but a group needs the accuracy, with a score for each example"
     elif config.group == "reflect" and isinstance(data.train, Loaded) and data.train.iterable:
-        wrong = "has an IterableDataset as training data, but reflect must leave out parts of them"
+        wrong = "has an IterableDataset as training data, but reflect must leave out parts of these data"
     else:
         some = data.val.first(2)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -29,7 +29,8 @@ def split(value: Any) -> Any:
 
 
 def parse_target(value: Any) -> Any:
-    """Return one sparsity, or a rising tuple of several. Raise ValueError, which says what is accepted."""
+    """Return one sparsity, or several as a tuple in ascending order. Raise ValueError with a message that says what is
+    accepted."""
     values = split(value)
     if value is None:
         return None
@@ -44,8 +45,8 @@ def parse_target(value: Any) -> Any:
 
 
 def parse_front(value: Any) -> Any:
-    """Return both ends of a front, from "0.5:0.99" or a pair of numbers. Raise ValueError, which says what is
-    accepted."""
+    """Return both ends of a front, from "0.5:0.99" or a pair of numbers. Raise ValueError with a message that says what
+    is accepted."""
     if value is None:
         return None
     ends = value.split(":") if isinstance(value, str) else value
@@ -58,8 +59,8 @@ def parse_front(value: Any) -> Any:
 
 
 def parse_bytes(value: Any) -> Any:
-    """Return a number of bytes from 10000, "10000", "10kB" or "10KiB", rounded down. Raise ValueError, which says what
-    is accepted."""
+    """Return a number of bytes, rounded down, from 10000, "10000", "10kB" or "10KiB". Raise ValueError with a message
+    that says what is accepted."""
     if value is None:
         return None
     number, unit = value, "B"
@@ -76,7 +77,8 @@ def parse_bytes(value: Any) -> Any:
 
 
 def parse_latency(value: Any) -> Any:
-    """Return the milliseconds from "2ms", "500us" or "0.1s". Raise ValueError, which says what is accepted."""
+    """Return the milliseconds from "2ms", "500us" or "0.1s". Raise ValueError with a message that says what is
+    accepted."""
     if value is None:
         return None
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(us|ms|s)", value.strip()) if isinstance(value, str) else None

@@ -34,7 +34,7 @@ def read_config(options: dict[str, Any]) -> StudyConfig:
     overrides the file.
 
     Raises:
-        UsageError: if an option is wrong. The message has the line of the file if the mistake is in the file.
+        UsageError: if an option is wrong. If the mistake is in the file, the message names the line.
     """
     options = dict(options)
     file = options.pop("config", None)
@@ -59,8 +59,8 @@ def read_study(study: str, storage: StudyStorage, options: dict[str, Any]) -> St
 
 
 def check_withheld(config: StudyConfig) -> None:
-    """Check that the user gives the tracking URI again if study.yaml does not contain it because of its password.
-    Otherwise the study would continue in another MLflow store.
+    """Check that the user gives the tracking URI again, if study.yaml does not contain the URI because the URI has a
+    password. Without the URI, the study would continue in another MLflow store.
 
     Raises:
         UsageError: if the URI is missing.
@@ -74,7 +74,7 @@ def check_withheld(config: StudyConfig) -> None:
 
 
 def judged(goal: Goal, about: Mapping[str, Any]) -> Goal:
-    """Return the goal with the metric from study.yaml, which is accuracy if study.yaml names none.
+    """Return the goal with the metric from study.yaml. If study.yaml names no metric, the metric is accuracy.
 
     Args:
         goal: a goal with any metric.
@@ -130,15 +130,16 @@ def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:
 
 
 def write_study_yaml(config: StudyConfig, *, epochs: int, checksum: str, device: str, goal: Goal | None = None) -> None:
-    """Write study.yaml: the whole resolved configuration, with which --config runs the study again, and the versions,
-    the device and the data.
+    """Write study.yaml. It contains the whole resolved configuration, the versions, the device and a description of the
+    data. --config accepts the file, to run the study again.
 
     Args:
         config: the resolved configuration.
         epochs: the epochs of a complete trial.
         checksum: the checksum of the data.
         device: the device on which trials train, "cpu" or "cuda".
-        goal: the study's goal, for its metric and its measured limit.
+        goal: the study's goal. The file contains its metric, and the number of multiply-adds that stands for
+            --max-latency.
     """
     options, withheld = config.model_dump(mode="json"), {}
     if redact(options["tracking_uri"]) != options["tracking_uri"]:

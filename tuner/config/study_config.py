@@ -45,8 +45,8 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_duration(value: Any) -> Any:
-    """Return the seconds from "90", "90s", "30m", "1h30m" or "2d". Return a value that is no text unchanged: pydantic
-    checks it. Raise ValueError for any other text."""
+    """Return the seconds from a text such as "90", "90s", "30m", "1h30m" or "2d". Return a value that is not text
+    unchanged, because pydantic checks it later. Raise ValueError for any other text."""
     if not isinstance(value, str):
         return value
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", value)
@@ -55,7 +55,7 @@ def parse_duration(value: Any) -> Any:
     try:
         return float(value)
     except ValueError:
-        raise ValueError("give it as 90s, 30m, 1h30m or seconds") from None
+        raise ValueError("give the time as 90s, 30m, 1h30m or a number of seconds") from None
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=3650 * 86400, allow_inf_nan=False)]
@@ -80,8 +80,8 @@ warnings.filterwarnings("ignore", message='Field name "register" in "StudyConfig
 
 
 class StudyConfig(BaseModel):
-    """Hold all settings of a study. Each field has the name of its option on the command line and of its key in
-    study.yaml."""
+    """Holds all settings of a study. The name of a field is also the name of its option on the command line, and of its
+    key in study.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -175,7 +175,7 @@ class StudyConfig(BaseModel):
     @classmethod
     def _not_empty(cls, value: Any) -> Any:
         if isinstance(value, str) and not value.strip():
-            raise ValueError("the value is empty: leave the option out, or give one")
+            raise ValueError("the value is empty: leave the option out, or give a value")
         return value
 
     @field_validator("storage", mode="before")
@@ -212,7 +212,7 @@ class StudyConfig(BaseModel):
         given = [f"--{name.replace('_', '-')}" for name in GOALS if getattr(self, name) is not None]
         if not given:
             raise ValueError(
-                "--target is missing: give what to find, --target 0.9, or --target 0.8,0.9, --front 0.5:0.99, "
+                "--target is missing: give a goal, such as --target 0.9, or --target 0.8,0.9, --front 0.5:0.99, "
                 "--max-nonzero 20000 or --max-bytes 10kB"
             )
         if len(given) > 1:
@@ -222,11 +222,11 @@ class StudyConfig(BaseModel):
     @model_validator(mode="after")
     def _timed(self) -> StudyConfig:
         if self.latency_batch is not None and self.max_latency is None:
-            raise ValueError(f"--latency-batch {self.latency_batch}: it needs --max-latency: give both")
+            raise ValueError(f"--latency-batch {self.latency_batch}: this option needs --max-latency: give both")
         if self.final_seeds and self.max_latency is not None:
             raise ValueError(
-                f"--final-seeds {self.final_seeds}: the networks that are trained again are not timed: leave it out, "
-                "or give --max-macs instead of --max-latency"
+                f"--final-seeds {self.final_seeds}: networks that are trained again are not timed: leave this option "
+                "out, or give --max-macs instead of --max-latency"
             )
         return self
 
@@ -234,7 +234,7 @@ class StudyConfig(BaseModel):
     def _networks_to_group(self) -> StudyConfig:
         if self.group is not None and self.front is None and not isinstance(self.target, tuple):
             raise ValueError(
-                f"--group {self.group}: this goal keeps one network, and a group has two: give --front 0.5:0.99 or "
+                f"--group {self.group}: this goal keeps one network, and a group needs two: give --front 0.5:0.99 or "
                 "several targets"
             )
         if self.group == "reflect" and self.workers_per_trial > 1:
@@ -266,8 +266,8 @@ class StudyConfig(BaseModel):
         goal = self._goal(weights)
         if (left := weights - zeros_for(goal.highest, weights)) < layers:
             raise UsageError(
-                f"--{'target' if self.front is None else 'front'} {goal.highest!r}: that leaves {left} of the "
-                f"network's {weights:,} prunable weights, fewer than its {layers} layers: give at most "
+                f"--{'target' if self.front is None else 'front'} {goal.highest!r}: this leaves {left} of the "
+                f"network's {weights:,} prunable weights, and each of its {layers} layers needs one: give at most "
                 f"{sparsity_of(weights - layers, weights)!r}"
             )
         return goal
@@ -294,7 +294,7 @@ class StudyConfig(BaseModel):
 
     @property
     def wanted(self) -> str:
-        """Return the goal as a part of a folder's name."""
+        """Return the goal as text for the name of the study's folder."""
         if self.max_nonzero is not None:
             return f"{self.max_nonzero}-weights"
         if self.max_bytes is not None:
@@ -314,8 +314,9 @@ class StudyConfig(BaseModel):
         return self.storage.folder(self.study)
 
     def resolved(self) -> StudyConfig:
-        """Return the configuration with the study's name, the tracking URI, Ray's address and the batch of a latency
-        filled in, and with absolute paths, because workers and a later `resume` may run in other folders."""
+        """Return the configuration with these values filled in: the study's name, the tracking URI, Ray's address and
+        the batch of a latency. All paths become absolute, because workers and a later `resume` may run in other
+        folders."""
         where, _, attribute = self.experiment.rpartition(":")
         is_file = self.space is not None and Path(self.space).suffix in {".yaml", ".yml"}
         paths = {
@@ -346,7 +347,7 @@ def make_config(options: dict[str, Any]) -> StudyConfig:
         options: the values of the fields by name.
 
     Raises:
-        UsageError: if a value is wrong; the message is about the first wrong value.
+        UsageError: if a value is wrong. The message is about the first wrong value.
     """
     try:
         return StudyConfig(**options)

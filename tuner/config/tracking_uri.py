@@ -44,18 +44,20 @@ def check_tracking_uri(uri: str) -> None:
 
 
 def stray_environment() -> list[str]:
-    """Return the names of MLflow's environment variables that are set but that a study ignores."""
+    """Return the names of those environment variables of MLflow that are set, but have no effect on a study."""
     return [name for name in STRAY if os.environ.get(name)]
 
 
 def is_server(uri: str) -> bool:
-    """Return whether the URI is of a server, which decides itself where artifacts are stored, and not of a database."""
+    """Return whether the URI is that of a server, not that of a database. A server decides itself where artifacts are
+    stored."""
     return uri.partition("://")[0].partition("+")[0].lower() not in _DATABASES
 
 
 def with_driver(uri: str) -> str:
-    """Return the URI of a PostgreSQL database with the installed driver in it, such as postgresql+psycopg2://. Without
-    this, versions of SQLAlchemy choose different drivers. Return any other URI unchanged."""
+    """Return the URI of a PostgreSQL database with the name of the installed driver in it, such as
+    postgresql+psycopg2://. Without this name, different versions of SQLAlchemy choose different drivers. Return any
+    other URI unchanged."""
     scheme, _, rest = uri.partition("://")
     if scheme.lower() != "postgresql":
         return uri

@@ -19,7 +19,8 @@ from tune_sparsity.tuner.worker.sizes import binary_size
 
 
 def check_address(address: str | None) -> None:
-    """Raise UsageError unless something answers at HOST:PORT or ray://HOST:PORT: Ray itself would try for minutes."""
+    """Raise UsageError unless something answers at HOST:PORT or ray://HOST:PORT. Without this check, Ray would try to
+    connect for minutes."""
     if address in (None, "auto"):
         return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -32,13 +33,13 @@ def check_address(address: str | None) -> None:
 
 
 def check_gpus(config: StudyConfig) -> None:
-    """Raise UsageError if trials need more GPUs than this machine has. Ray would find this out later. The GPUs of a
-    cluster are not known here."""
+    """Raise UsageError if trials need more GPUs than this machine has. Without this check, Ray would report this later.
+    With --address nothing is checked, because the GPUs of a cluster are not known yet."""
     wanted = config.gpus_per_trial
     if config.address is None and wanted != "auto" and wanted > (have := torch.cuda.device_count()):
         raise UsageError(
-            f"--gpus-per-trial {wanted:g}: this machine has {have} that torch can use: give auto or 0, or the "
-            "--address of a cluster that has some"
+            f"--gpus-per-trial {wanted:g}: torch can use {have} GPUs of this machine: give auto or 0, or the "
+            "--address of a cluster with GPUs"
         )
 
 
@@ -54,7 +55,9 @@ def check_pattern(config: StudyConfig, experiment: Experiment) -> None:
             f"--pattern {pattern}: method {without[0]} does not support patterns: give --method {' or '.join(have)}"
         )
     if config.max_bytes is not None:
-        raise UsageError(f"--pattern {pattern}: --max-bytes needs zeros at any places: give --target, or no pattern")
+        raise UsageError(
+            f"--pattern {pattern}: --max-bytes needs unstructured zeros: give --target instead, or no --pattern"
+        )
 
 
 def check_binary(config: StudyConfig, experiment: Experiment, model: nn.Module) -> None:

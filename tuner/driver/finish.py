@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Times:
-    """When the command was launched, and when its study began, by time.monotonic()."""
+    """The times, by time.monotonic(), when the command was launched and when the study began."""
 
     launched: float
     began: float
@@ -43,7 +43,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Finished:
-    """A study's outcome and how it ended."""
+    """The outcome of a study, and how the study ended."""
 
     outcome: StudyOutcome
     interrupted: bool
@@ -72,8 +72,8 @@ def conclude(
     Args:
         prepared: the prepared study.
         study: the study, after its search has ended.
-        tracker: has told MLflow of the trials.
-        stop: whether and why the search ended early.
+        tracker: the tracker that has recorded the trials for MLflow.
+        stop: the object that says whether the search ended early, and why.
         times: the times from which the study's seconds count.
         concurrency: the number of trials at once.
         retrained: the results of training each method's best trial again with fresh seeds.

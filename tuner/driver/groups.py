@@ -1,4 +1,5 @@
-"""Make groups of two of the kept networks at the end of a study."""
+"""Make groups of two networks (see tuner.results.cascade) from the networks that a study has kept, at the study's
+end."""
 
 from __future__ import annotations
 
@@ -23,14 +24,14 @@ Networks = dict[str, tuple[TrialRecord, Path]]
 def with_groups(
     prepared: Prepared, outcome: StudyOutcome, folders: Mapping[str, TrialRecord]
 ) -> tuple[StudyOutcome, dict[str, TrialRecord], list[str]]:
-    """Add groups of the kept networks to the outcome of a study, if the user asked for groups.
+    """Add groups of two networks to the outcome of a study, if the user asked for groups.
 
     Returns:
-        The outcome, the trial that was trained again for a group by the folder of its network, and a line for each
-        missing part.
+        Three values: the outcome; the folder of each network that was trained again for a group -> its trial; and a
+        line for each missing part.
 
     Args:
-        folders: the kept networks' trials, by their folders.
+        folders: the folder of each kept network -> its trial.
     """
     config, best = prepared.config, outcome.best
     if config.group is None or best is None or not folders:
@@ -82,10 +83,10 @@ def _reflected(
 
 
 def group_model(prepared: Prepared, outcome: StudyOutcome, networks: Mapping[str, Path]) -> dict[str, Any] | None:
-    """Return the content of MLflow's model of the group; None if there is no group.
+    """Return the description from which MLflow's model of the group is made. Return None if there is no group.
 
     Args:
-        networks: the folders of the networks, by their trials' names.
+        networks: the name of each trial -> the folder of its network.
     """
     group = main_group(outcome.group)
     if group is None:

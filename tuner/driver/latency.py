@@ -1,4 +1,5 @@
-"""Turns a limit of milliseconds into a limit of multiply-adds, and measures at the end which network meets it."""
+"""Converts a limit of milliseconds into a limit of multiply-adds. At the end of a study, measures which network meets
+the limit of milliseconds."""
 
 from __future__ import annotations
 
@@ -38,8 +39,8 @@ _LAST_SECONDS = 1.0  # how long a network is timed at the end
 
 
 class LatencyCurve:
-    """Estimates the milliseconds of a forward pass from the number of multiply-adds of an example. The curve
-    is the least-squares fit to the measured points among the curves that never fall. It is linear between the points.
+    """Estimates the milliseconds of a forward pass from the number of multiply-adds of an example. The curve never
+    falls, and is linear between the measured points. It fits these points by least squares.
 
     Args:
         measured: multiply-adds -> milliseconds, for the dense network and for smaller networks.
@@ -53,8 +54,9 @@ class LatencyCurve:
         return -self._fit(macs)
 
     def most_macs(self, limit: float) -> int | None:
-        """Return the most multiply-adds that are expected to stay a few percent below a limit of milliseconds. Return
-        those of the dense network if it meets the limit. Return None if the smallest network does not meet it."""
+        """Return the largest number of multiply-adds for which the expected time is a few percent below a limit of
+        milliseconds. If the dense network meets the limit, return its multiply-adds. If the smallest network does not
+        meet the limit, return None."""
         if self(self.dense) <= limit:
             return self.dense
         if self(self.fewest) > limit:
@@ -64,16 +66,18 @@ class LatencyCurve:
 
 
 def goal_within(config: StudyConfig, pattern: Pattern, layers: Sequence[Layer], most: int | None) -> Goal:
-    """Return the goal of --max-macs or --max-latency. The target is 0 as long as the neurons are not known.
+    """Return the goal of --max-macs or --max-latency. As long as the neurons of the network are not known, the goal has
+    the target 0.
 
     Args:
         config: the study's configuration.
         pattern: the pattern of the zeros.
         layers: the prunable layers of the network.
-        most: the largest number of multiply-adds; None as long as it is not known.
+        most: the largest allowed number of multiply-adds, or None as long as this number is not known.
 
     Raises:
-        UsageError: if the zeros have another pattern, or if the network needs more multiply-adds.
+        UsageError: if the pattern of the zeros is not `neurons`, or if the smallest network needs more than `most`
+            multiply-adds.
     """
     given = f"--max-macs {config.max_macs}" if config.max_latency is None else _given(config)
     if not isinstance(pattern, Neurons):
@@ -83,7 +87,9 @@ def goal_within(config: StudyConfig, pattern: Pattern, layers: Sequence[Layer], 
         return goal
     fewest = pattern.uses.macs({layer.name: kept for layer, kept in zip(layers, pattern.groups.fewest, strict=True)})
     if most < fewest:
-        raise UsageError(f"{given}: with the fewest neurons in each layer this network needs {fewest:,}")
+        raise UsageError(
+            f"{given}: even with the fewest neurons in each layer this network needs {fewest:,} multiply-adds"
+        )
     return replace(goal, targets=(sparsity_of_macs(pattern.uses, layers, most),))
 
 
@@ -95,9 +101,10 @@ def expected_macs(
     model: nn.Module,
     layers: Sequence[Layer],
 ) -> tuple[int | None, str]:
-    """Return the most multiply-adds that are expected to meet the limit of the study, and a line that says so.
+    """Return the largest number of multiply-adds that is expected to meet the study's limit, and a line for the user
+    that states this number.
 
-    For a limit of multiply-adds, and for a study that is resumed, nothing is measured, and the line is empty.
+    Nothing is measured if the limit is one of multiply-adds, or if the study is resumed. The line is then empty.
 
     Args:
         config: the study's configuration.
@@ -122,8 +129,8 @@ def expected_macs(
     most = curve.most_macs(config.max_latency)
     if most is None:
         raise UsageError(
-            f"{_given(config)}: with the fewest neurons in each layer this network needs {curve(curve.fewest):.3g} ms "
-            f"at batch {batch} on this machine"
+            f"{_given(config)}: even with the fewest neurons in each layer this network needs "
+            f"{curve(curve.fewest):.3g} ms at batch {batch} on this machine"
         )
     allowed = f"allows about {most:,} of {curve.dense:,} multiply-adds (dense: {curve(curve.dense):.3g} ms)"
     return most, f"latency: {config.max_latency:g} ms at batch {batch} {allowed}"
@@ -132,8 +139,8 @@ def expected_macs(
 def measured_curve(
     experiment: Experiment, data: Data, model: nn.Module, layers: Sequence[Layer], batch: int
 ) -> LatencyCurve:
-    """Measure an untrained network, and the same network without its least important neurons. The other arguments are
-    those of `expected_macs`."""
+    """Measure the times of an untrained network, and of smaller networks that lack its least important neurons. The
+    other arguments are those of `expected_macs`."""
     pattern = experiment.layers.pattern
     assert isinstance(pattern, Neurons)
     groups, uses = pattern.groups, pattern.uses
@@ -157,10 +164,10 @@ def measured_curve(
 
 
 class Decision(NamedTuple):
-    """Says which multiply-adds meet the limit of a study at its end.
+    """The number of multiply-adds that meets a study's limit of milliseconds, as measured at the study's end.
 
     Attributes:
-        goal: the study's goal, whose multiply-adds are those of the best network that meets the limit.
+        goal: the study's goal with this number: the multiply-adds of the best network that meets the limit.
         latencies: the measured networks, by their trials' names.
         problems: a line for each network that could not be measured.
     """
@@ -173,8 +180,8 @@ class Decision(NamedTuple):
 def decide(
     goal: Goal, records: Iterable[TrialRecord], folder: Path, experiment: Experiment, data: Data, *, measure: bool
 ) -> Decision:
-    """Measure the best network of an ended search, and then smaller ones until one meets the limit. For a goal without
-    a latency, measure nothing.
+    """Measure the best network of an ended search, and then smaller networks, until one meets the limit. If the goal
+    has no limit of milliseconds, measure nothing.
 
     Args:
         goal: the study's goal.
@@ -182,7 +189,8 @@ def decide(
         folder: the study's folder.
         experiment: the experiment, whose pattern has the neurons of the network.
         data: the experiment's data.
-        measure: whether to measure networks. If not, the decision has the latencies of an earlier process alone.
+        measure: whether to measure networks. If not, the decision contains only the latencies that an earlier process
+            has measured.
     """
     known = _earlier(folder) if goal.kind is GoalKind.MAX_LATENCY else {}
     if goal.kind is not GoalKind.MAX_LATENCY or not measure:
@@ -214,7 +222,7 @@ def choose(
     Args:
         goal: a goal with a latency.
         records: the trials.
-        latency: measures a trial's network; None if there is no such network.
+        latency: a function that measures a trial's network, and returns None if there is no such network.
     """
     measured = {}
     for record in goal.candidates(records):

@@ -54,8 +54,8 @@ class LogEpochs(Listener):
 
 
 class KeepNetworks(Listener):
-    """Keeps the networks that would be reported if the study ended now, and those of running trials. Removes all other
-    networks, because they would fill the disk.
+    """Keeps the networks that would be reported if the study ended now, and the networks of running trials. Removes all
+    other networks, because they would fill the disk.
 
     Args:
         folder: the folder to which workers write their networks. A network that arrives in a report is also written

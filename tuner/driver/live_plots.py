@@ -1,4 +1,5 @@
-"""Makes the pictures of a running study from time to time. A thread of the driver does it, so that no trial waits."""
+"""Updates the pictures of a running study from time to time. A thread of the driver makes the pictures, so that no
+trial waits for them."""
 
 from __future__ import annotations
 
@@ -50,10 +51,10 @@ def load() -> None:
 class LivePictures(Listener):
     """Writes a study's pictures while the study runs, and logs them to MLflow.
 
-    An error while pictures are made skips this update only. The study makes its pictures again at its end.
+    If an update fails, it is skipped. Later updates, and the pictures at the end of the study, are still made.
 
     Args:
-        drawn: returns the content of the pictures for copies of the records. It is called in a thread.
+        drawn: a function that returns the content of the pictures for copies of the records. It is called in a thread.
         folder: the study's folder.
         tracker: logs the pictures as artifacts of the study's parent run.
         every: the seconds between two updates, at least.

@@ -48,7 +48,7 @@ _A_WHILE = 20.0  # seconds
 
 @dataclass(frozen=True)
 class Prepared:
-    """A study whose every input has been checked, before anything is written."""
+    """A study whose inputs have all been checked. Nothing has been written yet."""
 
     config: StudyConfig
     experiment: Experiment
@@ -84,8 +84,8 @@ def prepare(
 
     Args:
         named: whether the user gave the study's name. This name must not be taken.
-        share: Connection.share. It takes a second, so it is called after the quick checks, which report mistakes at
-            once. The data of built-in experiments load at the same time.
+        share: Connection.share, which takes a second. It is called after the quick checks, so that these report
+            mistakes at once. The data of a built-in experiment are loaded during the call.
 
     Raises:
         UsageError: with one line about the first mistake.
@@ -137,7 +137,7 @@ def _check_name(config: StudyConfig, resume: bool) -> None:
     if resume:
         raise UsageError(f"no study {config.study!r} in {config.storage}")
     raise UsageError(
-        f"study {config.study!r} exists in {config.storage}: choose another --study, or go on with it: "
+        f"study {config.study!r} exists in {config.storage}: choose another --study, or continue this study: "
         f"tune-sparsity resume {config.study} --storage {shlex.quote(str(config.storage))}"
     )
 
@@ -148,8 +148,8 @@ def _check_data(prepared: Prepared) -> None:
     before = read_about(prepared.config).get("data_sha256")
     if before and before != prepared.checksum:
         raise UsageError(
-            f"the data of {prepared.config.experiment} are not those that study {prepared.config.study!r} began with: "
-            "bring them back, or begin another study"
+            f"the data of {prepared.config.experiment} have changed since study {prepared.config.study!r} began: "
+            "restore the former data, or begin another study"
         )
 
 
@@ -159,8 +159,8 @@ def _as_before(goal: Goal, config: StudyConfig) -> Goal:
     before = judged(goal, read_about(config))
     if (was := before.objective) != (now := goal.objective):
         raise UsageError(
-            f"--experiment: study {config.study} is judged by {was}, and {config.experiment} by {now} now: give the "
-            "study another name, or the experiment its metric again"
+            f"--experiment: study {config.study} has the metric {was}, and {config.experiment} now has {now}: restore "
+            "the former metric of the experiment, or begin another study"
         )
     return before
 
@@ -177,8 +177,8 @@ def _with_baseline(goal: Goal, experiment: Experiment, data: Data) -> Goal:
         if experiment.baseline is None:
             name, metric = experiment.name, goal.objective.name
             raise UsageError(
-                f"--experiment: {metric} has no worst value that is known: give {name}.baseline, the {metric} of a "
-                "network that has learnt nothing"
+                f"--experiment: the worst value of {metric} is not known: set {name}.baseline to the {metric} of an "
+                "untrained network"
             )
         return replace(goal, baseline=experiment.baseline)
     try:
@@ -269,8 +269,8 @@ class _Network(NamedTuple):
         for sparsity in (goal.lowest, goal.highest):
             if not low - 1e-12 <= sparsity <= high:
                 raise UsageError(
-                    f"{option}: with the pattern {pattern} this network has sparsities from {low:.6g} to {high:.6g}, "
-                    f"and {sparsity:.6g} is not one of them"
+                    f"{option}: with the pattern {pattern} this network can have a sparsity from {low:.6g} to "
+                    f"{high:.6g}, but not {sparsity:.6g}"
                 )
 
     def with_neurons(self, config: StudyConfig, goal: Goal, experiment: Experiment, data: Data) -> _Network:

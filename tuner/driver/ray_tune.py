@@ -1,4 +1,4 @@
-"""Runs a study's trials with Ray Tune. Ray's events are passed on to the StudyRun, which makes all decisions."""
+"""Runs a study's trials with Ray Tune. The StudyRun gets Ray's events and makes all decisions."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class _Callback(_NotPickled, tune.Callback):
 
 
 def failure_reason(trial: Trial) -> str:
-    """Return Ray's exception for a trial whose process has ended, in one line."""
+    """Return, in one line, Ray's exception for a trial whose process has died."""
     # Ray has written this local file already. The copy for trial.get_pickled_error reaches the storage only later.
     file = trial.pickled_error_file
     if file is None or not Path(file).is_file():
@@ -182,12 +182,13 @@ class StopWhen(_NotPickled, tune.Stopper):
 
     Args:
         deadline: the end of the time budget, by time.monotonic(). If None, there is no time budget.
-        lost: returns the reason why this process may not continue the study, or "" while it may.
+        lost: a function that returns the reason why this process must not continue the study, or "" as long as it may
+            continue.
 
     Attributes:
-        asked: the user has interrupted the study.
-        out_of_time: the time budget was used up.
-        disk: the reason why the study's folder cannot be written to, or "".
+        asked: whether the user has interrupted the study.
+        out_of_time: whether the time budget was used up.
+        disk: the reason why the study's folder cannot be written to, or "" if it can.
     """
 
     def __init__(self, deadline: float | None, lost: Callable[[], str] = str) -> None:
@@ -208,10 +209,10 @@ class StopWhen(_NotPickled, tune.Stopper):
         return self._lost()
 
     def unless_disk_full(self, call: Callable[..., R], *args: Any) -> R | None:
-        """Return the result of call(*args), or None if the study must end because of its storage.
+        """Return the result of call(*args), or None if the study must end because its storage has failed.
 
-        The first error of the disk sets `disk`. From then on this method calls nothing, because a line after an
-        incomplete line of the journal would make both unreadable.
+        If the call fails with an error of the disk, this method sets `disk`, and later calls do nothing. The journal
+        may end in an incomplete line, and a further line after it would make both unreadable.
         """
         if self.disk or self.lost:
             return None
@@ -238,7 +239,7 @@ def run_trials(
         stop: decides when the study has to end early.
 
     Returns:
-        Ray's own state of every trial, TERMINATED or ERROR, by the trial's name.
+        The name of every trial -> its state in Ray, TERMINATED or ERROR.
     """
     config = study.config
     names: dict[str, int] = {}

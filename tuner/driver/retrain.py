@@ -23,8 +23,9 @@ def train_best_again(
 ) -> Retraining:
     """Train the best trial of each method again with other seeds, and measure the networks on the test data.
 
-    As many trainings run at once as trials did. A training may fail, for example with NaN, an exception in the user's
-    code or a lost worker. Failed trainings are counted, and their reasons are in the result.
+    The study runs as many of these trainings at once as it ran trials. A training may fail, for example because of NaN,
+    an exception in the user's code or a lost worker. The result contains the number of failed trainings and the
+    reasons.
     """
     from tune_sparsity.tuner.results.networks import measuring_device, test_value
 

@@ -58,8 +58,8 @@ def run_study(
     Args:
         prepared: the result of `prepare`.
         ray: the connection to Ray, which runs the trials. This function waits for it, and ends it after the trials.
-        resume: continue the study that is in the folder instead of beginning one.
-        quiet: show no progress on the terminal.
+        resume: whether to continue the study that is in the folder, instead of beginning a new one.
+        quiet: whether to show no progress on the terminal.
         launched: when the command was started, by time.monotonic(); now by default. The study's seconds count from it.
         writer: the process that writes to MLflow, if it has been started already.
 

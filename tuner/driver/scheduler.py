@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class StudyScheduler(FIFOScheduler):
-    """Stops the trials that the study's successive halving stops. Starts trials in the order of their creation.
+    """Stops a trial if the study's successive halving decides so. Starts trials in the order of their creation.
 
     Ray saves no state of this scheduler, because all decisions depend on the study's records alone.
 
     Args:
         study: the study that the trials belong to.
-        names: the trials' numbers by Ray's trial id. The searcher adds each new trial.
+        names: Ray's id of each trial -> the trial's number. The searcher adds each new trial.
     """
 
     def __init__(self, study: StudyRun, names: Mapping[str, int]) -> None:
@@ -30,7 +30,7 @@ class StudyScheduler(FIFOScheduler):
         self._study, self._names = study, names
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        """Return whether the trial goes on. Ray calls this for every report except a trial's last one."""
+        """Return whether the trial continues. Ray calls this method for every report of a trial except the last one."""
         number = self._names[trial.trial_id]
         report = Report.from_dict(result)
         if not report.epochs:  # the disk is full, and StopWhen ends the study

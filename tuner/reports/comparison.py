@@ -38,8 +38,8 @@ def check_alike(studies: Sequence[EndedStudy]) -> None:
 
 
 def differences(studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialRecord]]) -> list[dict[str, Any]]:
-    """Return a row for each target of any study and each study. A row has the study's best trial at the target, and the
-    difference of its metric from that of the first study. The metric is that on the validation data."""
+    """Return a row for each pair of a study and a target, for the targets of all studies. A row has the study's best
+    trial at the target, and the difference of its validation metric from that of the first study."""
     objective = studies[0].goal.objective
     targets = sorted({target for study in studies for target in study.goal.targets})
     rows = []
@@ -86,7 +86,7 @@ def _cells(row: dict[str, Any], objective: Objective) -> list[str]:
 
 
 def as_lines(rows: Sequence[dict[str, Any]], objective: Objective) -> list[str]:
-    """Return the table for a terminal."""
+    """Return the result of `differences` as a table for a terminal, line by line."""
     cells = [_header(objective), *(_cells(row, objective) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     left = {1, 2, 3}
@@ -100,7 +100,7 @@ def as_lines(rows: Sequence[dict[str, Any]], objective: Objective) -> list[str]:
 
 
 def notes_on(studies: Sequence[EndedStudy]) -> list[str]:
-    """Return a line for each difference between the studies that is not part of the search: data, networks, epochs."""
+    """Return a line for each difference between the studies that makes them hard to compare: data, networks, epochs."""
     name, notes = studies[0].goal.objective.name, list[str]()
     if len({study.about.get("data_sha256") for study in studies}) > 1:
         notes.append(f"Their data differ, so that a difference in {name} may come from the data.")
@@ -115,7 +115,8 @@ def notes_on(studies: Sequence[EndedStudy]) -> list[str]:
 
 
 def fronts_figure(studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialRecord]]) -> go.Figure:
-    """Return a plot of all fronts from the lowest target of any study, with the other completed trials."""
+    """Return a plot of the fronts of all studies, with the other completed trials. The plot begins at the lowest target
+    of any study."""
     lowest, objective = min(study.goal.lowest for study in studies), studies[0].goal.objective
     data: list[dict[str, Any]] = []
     for i, (study, own) in enumerate(zip(studies, records, strict=True)):

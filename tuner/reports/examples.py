@@ -17,12 +17,12 @@ _LEAST_SIDE = 4  # pixels; fewer are no picture
 
 
 def pictures_of(data: Data, places: Sequence[int]) -> list[str]:
-    """Return pictures of examples of the validation data, as addresses (data:) that contain the pictures. The list
-    is empty if the inputs are no images in memory.
+    """Return pictures of examples of the validation data, as data URLs, which contain the pictures. The list is empty
+    if the inputs are not images in memory.
 
     Args:
         data: the study's data.
-        places: the places of the examples in the validation data.
+        places: the indices of the examples in the validation data.
     """
     split = data.val
     if not isinstance(split, Split) or not len(places):

@@ -37,8 +37,8 @@ def group_rows(document: Mapping[str, Any], objective: Objective) -> list[list[s
 
 
 def passed_table(document: Mapping[str, Any], data: Data | None) -> dict[str, Any]:
-    """Return the header and the rows of a table of the examples that the recommended group passes on. Each row is for
-    one pair of classes.
+    """Return the header and the rows of a table about the examples that the recommended group passes on to its large
+    network. Each row is for one pair of classes.
 
     Args:
         data: the study's data, for pictures of the examples. If None, the table has no pictures.
@@ -58,8 +58,8 @@ def passed_table(document: Mapping[str, Any], data: Data | None) -> dict[str, An
 
 
 def reflection_line(document: Mapping[str, Any], objective: Objective) -> str:
-    """Say whether a large network that was trained again makes a better group. Return an empty text without --group
-    reflect."""
+    """Return a line that says whether the group is better with a large network that was trained again. Without --group
+    reflect, return an empty text."""
     about = document.get("reflection")
     if not about:
         return ""
@@ -75,8 +75,8 @@ def reflection_line(document: Mapping[str, Any], objective: Objective) -> str:
 
 
 def group_line(document: Mapping[str, Any], objective: Objective) -> str:
-    """Return how many multiply-adds a group needs for the best network's accuracy. Without --group, return an empty
-    text."""
+    """Return a line that says how many multiply-adds a group needs for the accuracy of the best network. Without
+    --group, return an empty text."""
     if not document:
         return ""
     best, group = document["best"], main_group(document)

@@ -27,13 +27,13 @@ def _templates() -> Environment:
 
 
 def page(template: str, title: str, figures: Mapping[str, go.Figure], height: str = "480px", **values: Any) -> str:
-    """Return a page. It contains plotly.js once.
+    """Return a page from a template. The page contains plotly.js only once, even if it has several figures.
 
     Args:
         template: the name of the template's file.
         title: plain text.
         figures: name -> figure.
-        height: the height of figures that have none of their own.
+        height: the height of figures that do not set their own height.
         values: further values for the template.
     """
     from markupsafe import Markup

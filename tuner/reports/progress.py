@@ -89,15 +89,15 @@ def _found(records: Sequence[TrialRecord], goal: Goal) -> str:
 
 
 def missing_above(goal: Goal, records: Sequence[TrialRecord], word: str = " yet") -> str:
-    """Return words, for the end of a sentence, that name the part of the goal's range without trials. Return "" if
-    trials cover the whole range."""
+    """Return a text for the end of a sentence. It names the upper part of the goal's range that no trial has reached.
+    Return "" if trials cover the whole range."""
     above = goal.missing_above(records)
     return "" if above is None else f", nothing above {above:.4g}{word}"
 
 
 def saved_epochs(records: Iterable[TrialRecord], epochs: int) -> float:
-    """Return the share of epochs that early stopping has saved, in [0, 1]. The whole is the number of epochs that the
-    completed and the stopped trials would have trained without it."""
+    """Return the share of epochs that early stopping has saved, in [0, 1]. The denominator is the number of epochs that
+    the completed and the stopped trials would have trained without early stopping."""
     ended = [record for record in records if record.state in (TrialState.COMPLETED, TrialState.PRUNED)]
     stopped = [record for record in ended if record.state is TrialState.PRUNED]
     return (
@@ -121,18 +121,20 @@ def work_done(records: Iterable[TrialRecord]) -> float:
 class Progress:
     """Shows the progress of a study. A terminal gets a bar, another stream gets a line from time to time.
 
-    Use it as a context manager, and call `update` after every event. A call has no effect until it is time to redraw,
-    at most 4 times a second. If the stream breaks (a closed pipe), the display ends and the study continues.
+    Use this class as a context manager, and call `update` after every event. Progress is redrawn at most 4 times a
+    second, and calls between have no effect. If the stream can no longer be written to, for example because a pipe was
+    closed, the display ends and the study continues.
 
     Args:
         total_trials: the number of trials of the whole study, including earlier runs.
         goal: the goal of the study.
         stream: the output. The default is sys.stderr.
-        live: whether the stream is a terminal whose lines can be redrawn. If None, this is detected.
+        live: whether the stream is a terminal whose lines can be redrawn. If None, the class detects it.
         deadline: the clock's time at which the time budget ends, if there is one.
         quiet: whether to show nothing at all.
-        finished_before: trials that an earlier run has finished. They do not count for the speed of this run.
-        epochs: the number of epochs of a trial that is not stopped.
+        finished_before: the number of trials that an earlier run has finished. They do not count for the speed of this
+            run.
+        epochs: the number of epochs of a trial that is not stopped early.
         clock: a clock in seconds that never goes back.
     """
 
@@ -170,7 +172,11 @@ class Progress:
         return self
 
     def open(self, records: Iterable[TrialRecord] = ()) -> None:
-        """Begin to show the progress of a study with these trials, which an earlier run may have finished."""
+        """Begin to show the progress of a study.
+
+        Args:
+            records: the trials of the study so far. In a resumed study, an earlier run has finished them.
+        """
         self._records = records
         if self._live_wanted and not self._quiet:
             from rich.console import Console

@@ -17,9 +17,10 @@ Rows = list[tuple[str, str, str, str, str]]
 
 
 def savings(study: EndedStudy, given: tuple[Experiment, Data] | None = None) -> tuple[Rows, str]:
-    """Measure the study's best network. Return the rows of a table under HEADER, and a line about missing rows.
+    """Measure the study's best network. Return the rows of a table with the columns of HEADER, and a line about missing
+    rows.
 
-    If the network cannot be read or run, its rows are missing. The report has all other parts.
+    If the network cannot be read or run, its rows are missing, and the report still has all other parts.
 
     Args:
         given: the study's experiment and its data, if the caller has them already.

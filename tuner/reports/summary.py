@@ -84,7 +84,8 @@ def trial_columns(
 
 
 def best_line(outcome: StudyOutcome) -> str:
-    """Return a line about the best trial, with its sparsity also as counts, or about the lack of a best trial."""
+    """Return a line about the best trial. The line gives the sparsity also as numbers of weights. If there is no best
+    trial, the line says so."""
     best = outcome.best
     if best is None:
         condition = f"no feasible trial: none completed with {outcome.goal.condition}"
@@ -130,7 +131,7 @@ def front_line(outcome: StudyOutcome) -> str:
 
 
 def ensemble_line(outcome: StudyOutcome) -> str:
-    """Return a line about the gain of the ensemble around the best network, or about the lack of a gain."""
+    """Return a line about the gain of the ensemble around the best network. If there is no gain, the line says so."""
     about, objective = outcome.ensemble, outcome.goal.objective
     if not about:
         return ""
@@ -165,7 +166,8 @@ def latency_line(outcome: StudyOutcome) -> str:
 
 
 def layers_line(outcome: StudyOutcome) -> str:
-    """Return the best network's sparsity layer by layer, or the range of it where there are many layers."""
+    """Return the best network's sparsity layer by layer. If there are many layers, return the range of these
+    sparsities."""
     by_layer = outcome.sparsity_by_layer
     if len(by_layer) <= _LAYERS_SHOWN:
         return ", ".join(f"{name} {sparsity:.1%}" for name, sparsity in by_layer.items())
@@ -175,7 +177,8 @@ def layers_line(outcome: StudyOutcome) -> str:
 
 
 def states_line(outcome: StudyOutcome) -> str:
-    """Return how the trials ended, with the commonest reason if some failed."""
+    """Return a line with the number of trials in each final state. If trials failed, the line contains the most
+    frequent reason."""
     states = outcome.states
     line = f"{states['completed']} completed, {states['pruned']} stopped early, {states['failed']} failed"
     reasons = Counter(r.reason for r in outcome.records if r.state is TrialState.FAILED and r.reason)
@@ -183,7 +186,7 @@ def states_line(outcome: StudyOutcome) -> str:
 
 
 def retrained_line(one: Retrained) -> str:
-    """Return a method's best trial under the final seeds."""
+    """Return a line about a method's best trial, trained again with the seeds of --final-seeds."""
     at = "" if one.target is None else f"best at {one.target:g}, "
     text = one.objective.text
     seeds = f"{len(one.test_values)} seeds" + (f", {one.failed} more failed" if one.failed else "")
@@ -192,7 +195,7 @@ def retrained_line(one: Retrained) -> str:
 
 
 def seconds_line(outcome: StudyOutcome) -> str:
-    """Return where the time went."""
+    """Return a line with the study's seconds, divided by activity."""
     shares = outcome.seconds.to_dict()
     total = shares.pop("total")
     return f"{duration(total)}: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in shares.items())}"
@@ -208,7 +211,7 @@ def files_line(outcome: StudyOutcome) -> str:
 
 
 def tracking_line(tracking_uri: str) -> str:
-    """Return how to open MLflow's UI for the study. A password in the URI is not shown."""
+    """Return a line that says how to open MLflow's UI for the study. A password in the URI is not shown."""
     shown = redact(tracking_uri)
     if re.match(r"https?://", shown):
         return shown  # a server: it is its own UI
@@ -218,8 +221,8 @@ def tracking_line(tracking_uri: str) -> str:
 def table_rows(outcome: StudyOutcome) -> tuple[list[TrialRecord], list[list[str]]]:
     """Return the trials of the table, one for each row, and the columns to put before the trials' own.
 
-    With several targets, these are the best trial of each target that is met, and a column of the targets. For other
-    goals, these are the trials of the front and no further column.
+    With several targets, the trials are the best trial at each target that is met, and there is a column of targets.
+    For other goals, the trials are those of the front, and there are no further columns.
     """
     goal = outcome.goal
     if goal.kind is not GoalKind.TARGETS:
@@ -247,8 +250,8 @@ def _table(columns: Sequence[Sequence[str]], best: int | None = None) -> Rendera
 
 
 def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableType:
-    """Return the results of a study as text. A table shows the front, or the best trial at each of several targets. The
-    lines after it say where the files are.
+    """Return the results of a study as text. A table shows the front, or the best trial at each of several targets.
+    Lines about the results and the files follow.
 
     Args:
         outcome: the study.
@@ -256,7 +259,7 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
             them.
 
     Returns:
-        Something for `rich.console.Console.print`.
+        An object that `rich.console.Console.print` accepts.
     """
     from rich.console import Group
     from rich.text import Text

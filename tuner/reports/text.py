@@ -48,12 +48,13 @@ def estimate_text(objective: Objective, value: float, error: float) -> str:
 
 
 def dead_text(dead: Mapping[str, DeadNeurons], pattern: str | None = None) -> str:
-    """Return a text that names the layers with neurons without a connection, the layers with the most of them first.
-    Return "" if there are none.
+    """Return a text that names the layers with dead neurons, which have no connection. The layers with the most dead
+    neurons come first. Return "" if there are no dead neurons.
 
     Args:
-        dead: the numbers of such neurons, by layer.
-        pattern: the pattern of the zeros. If it begins with "neurons", such neurons are removed on purpose.
+        dead: the numbers of dead neurons, by layer.
+        pattern: the pattern of the zeros. If it begins with "neurons", the text calls these neurons removed, because
+            the pattern removes neurons.
     """
     most = sorted(dead.items(), key=lambda item: -item[1].dead)
     named = ", ".join(f"{one.dead} of {one.neurons} in {name}" for name, one in most[:_DEAD_NAMED])
@@ -83,7 +84,7 @@ def few_prunable(size: NetworkSize) -> str:
 
 
 def costly_neurons(taken: int, most: int, *, searched: bool) -> str:
-    """Return a line about neurons that take too many of the bytes that a network may have.
+    """Return a warning that the neurons of a network take too large a part of the bytes that the network may have.
 
     Args:
         taken: the bytes of the scales and biases of all neurons.
@@ -104,7 +105,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def shown_path(path: Path) -> str:
-    """Return the shortest form of a path: relative to the current folder if it lies below it."""
+    """Return a path as short text. The path is relative if it lies in the current folder or below."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except (OSError, ValueError):
@@ -116,8 +117,8 @@ def short_number(value: Any) -> str:
 
 
 def command(name: str) -> str:
-    """Return how a user calls a command of this installation here. It is the command's name if the shell finds it.
-    Otherwise it is the path, as in a virtual environment that is not activated."""
+    """Return how a user can call a command of this installation. If the shell finds the command, this is its name.
+    Otherwise, for example in a virtual environment that is not activated, this is its path."""
     beside = Path(sys.executable).with_name(name)
     return name if shutil.which(name) or not beside.is_file() else shlex.quote(shown_path(beside))
 
@@ -149,11 +150,11 @@ def latency_text(goal: Goal, latencies: Mapping[str, Timing], best: str | None) 
 
 
 def corner_text(goal: Goal, sparsity: str) -> str:
-    """Return a text that describes the corner from which the hypervolume is measured, and on which side of it the area
+    """Return a text that describes the reference point of the hypervolume, and on which side of this point the area
     lies.
 
     Args:
-        sparsity: the sparsity of the corner, as text.
+        sparsity: the sparsity of the reference point, as text.
     """
     side = "above" if goal.objective.maximize else "below"
     return f"{side} (sparsity {sparsity}, {goal.objective.name} {goal.baseline:.4g})"

@@ -1,4 +1,5 @@
-"""Group two networks of a study. The large network answers if the small one is unsure.
+"""Choose groups of two networks of a study: cascades. In a group, the large network answers if the small network is
+unsure.
 
 Nothing is trained. Pairs and thresholds are chosen on the validation data. The chosen groups are evaluated once on the
 test data. A group computes less than its large network for most examples, but it always takes the bytes of both
@@ -35,11 +36,11 @@ _NEVER, _ALWAYS = 0.0, 2.0  # gates that no margin is below, and that all are
 
 @dataclass(frozen=True)
 class Answers:
-    """Holds the answers of a network on a split.
+    """Holds the predictions of a network for the examples of a split.
 
     Attributes:
         scores: the metric's score of each example, shape (n,), float64.
-        margins: the margin of each example, shape (n,), float32.
+        margins: the margin of each example (see `experiments.cascade.margins`), shape (n,), float32.
         leading: the two classes of each example with the largest probabilities, shape (n, 2), int64.
     """
 
@@ -72,7 +73,7 @@ class Group:
 def answers_of(
     experiment: Experiment, network: Path, split: Split | Loaded, device: str | torch.device = "cpu"
 ) -> Answers:
-    """Return the answers of a network on a split. Raises as `answered` does.
+    """Return the answers of a network on a split. The errors are those of `answered`.
 
     Args:
         network: a file with the result of `tune_sparsity.tuner.worker.trainable.packed_weights`.
@@ -95,10 +96,10 @@ def answered(experiment: Experiment, model: nn.Module, split: Split | Loaded) ->
 
 
 def gates(sure: Tensor) -> list[float]:
-    """Return the thresholds to try, rising: 0, about QUANTILES quantiles of the margins, and 2.
+    """Return the thresholds to try, in ascending order: 0, about QUANTILES quantiles of the margins, and 2.
 
-    Each quantile lies halfway between two margins. Another program rounds differently, but its margins then lie on the
-    same side of the threshold.
+    Each quantile is moved to the middle between two margins. If another program rounds the margins differently, they
+    then still lie on the same side of the threshold.
 
     Args:
         sure: the margins, shape (n,).
@@ -110,7 +111,8 @@ def gates(sure: Tensor) -> list[float]:
 
 
 def candidates(small: int, answers: Mapping[int, Answers], macs: Mapping[int, int]) -> list[Group]:
-    """Return the groups of a small network with each network of more multiply-adds, at all thresholds.
+    """Return all groups that have this small network. The large network is any network with more multiply-adds, and the
+    threshold is any of `gates`.
 
     Args:
         small: the number of the small network's trial.
@@ -133,11 +135,11 @@ def candidates(small: int, answers: Mapping[int, Answers], macs: Mapping[int, in
 
 
 def on_front(groups: Iterable[Group], alone: Iterable[tuple[float, float]]) -> list[Group]:
-    """Return the Pareto-optimal groups, by rising multiply-adds. No other group and no single network is both as cheap
-    and as good as one of them.
+    """Return the Pareto-optimal groups, in order of increasing multiply-adds. A group is left out if another group or a
+    single network is at least as cheap and at least as good.
 
     Args:
-        alone: multiply-adds and the metric's value of each network.
+        alone: for each single network its multiply-adds and its value of the metric.
     """
     ranked: list[tuple[float, float, int, Group | None]] = [(macs, -value, 0, None) for macs, value in alone]
     ranked += [(group.macs, -group.value, place, group) for place, group in enumerate(groups, 1)]
@@ -151,8 +153,9 @@ def on_front(groups: Iterable[Group], alone: Iterable[tuple[float, float]]) -> l
 
 
 def chosen(front: Sequence[Group], value: float, macs: float) -> list[Group]:
-    """Return at most five groups to report, by rising multiply-adds: the cheapest group that is as good as the best
-    network, and for each of SHARES the best group with at most this share of the best network's multiply-adds.
+    """Return at most five groups to report, in order of increasing multiply-adds. These are the cheapest group that is
+    as good as the best network, and for each of SHARES the best group with at most this share of the best network's
+    multiply-adds.
 
     Args:
         front: the result of `on_front`.
@@ -166,12 +169,13 @@ def chosen(front: Sequence[Group], value: float, macs: float) -> list[Group]:
 
 
 def as_good(groups: Sequence[Group], value: float, macs: float) -> Group | None:
-    """Return the cheapest group, if any, that is as good as a network of this value with fewer multiply-adds."""
+    """Return the cheapest group that is as good as a network with this value and needs fewer multiply-adds than the
+    network. Return None if there is no such group."""
     return next((group for group in groups if group.value >= value and group.macs < macs), None)
 
 
 def mcnemar(one: Tensor, other: Tensor) -> dict[str, Any]:
-    """Return McNemar's exact test of whether a group and a single network are equally often correct.
+    """Compute McNemar's exact test. Its null hypothesis is that a group and a single network are equally often correct.
 
     Args:
         one: for each example 1 if the group is correct, else 0.
@@ -187,8 +191,9 @@ def mcnemar(one: Tensor, other: Tensor) -> dict[str, Any]:
 
 
 def passed_pairs(small: Answers, large: Answers, theta: float, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the pairs of the two likeliest classes of the examples that are passed on. They are the PAIRS_SHOWN
-    commonest pairs, the commonest first.
+    """Count pairs of classes among the examples that are passed on to the large network. The pair of an example are the
+    two classes that are most probable for the small network. Return the PAIRS_SHOWN most frequent pairs, the most
+    frequent first.
 
     Args:
         small, large: answers on the same split.
@@ -196,9 +201,9 @@ def passed_pairs(small: Answers, large: Answers, theta: float, classes: Sequence
         classes: the names of the classes. If it is empty, the classes have numbers.
 
     Returns:
-        For each pair the classes, the number of examples that are passed on, the numbers of these for which the small
-        and the large network are correct, and the places in the split of the EXAMPLES_SHOWN examples with the smallest
-        margins.
+        A dict for each pair: the two classes; the number of examples that are passed on; how many of these the small
+        network gets right, and how many the large network; and the indices in the split of the EXAMPLES_SHOWN examples
+        with the smallest margins.
     """
     passed = small.margins < theta
     order = small.margins[passed].argsort(stable=True)
@@ -244,10 +249,11 @@ def choose(
     device: str = "cpu",
     classes: Sequence[str] = (),
 ) -> Choice:
-    """Choose groups of a study's networks on the validation data.
+    """Choose the groups of two networks to report, on the validation data. Every pair of networks that differ in their
+    multiply-adds is tried.
 
     Args:
-        networks: the networks' files, by the numbers of their trials.
+        networks: the number of each network's trial -> the network's file.
         macs: the networks' multiply-adds, by the numbers of their trials.
         best: the number of the best network's trial.
         classes: the names of the classes, if they have any.
@@ -268,11 +274,11 @@ def choose(
 def group_document(
     experiment: Experiment, data: Data, networks: Mapping[int, tuple[TrialRecord, Path]], best: int, device: str = "cpu"
 ) -> dict[str, Any]:
-    """Return the study's groups as they stand in `group` of result.json.
+    """Return the value of `group` in result.json: the chosen groups of the study, with their results on the test data.
 
     Args:
-        networks: the kept networks' trials and files, by the trials' numbers.
-        best: the best network's number.
+        networks: the number of each kept network's trial -> the trial and its file.
+        best: the number of the best network's trial.
 
     Raises:
         ValueError: if no two networks differ in their multiply-adds.
@@ -303,7 +309,7 @@ def group_document(
 def described(
     group: Group, records: Mapping[int, TrialRecord], read: Mapping[int, Answers], best: int
 ) -> dict[str, Any]:
-    """Return a group in JSON's types.
+    """Return a group's entry in result.json.
 
     Args:
         read: the networks' answers on the test data.
@@ -330,18 +336,25 @@ def described(
 
 
 def main_group(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the recommended group of `group` in result.json: the cheapest group that is as accurate as the best
-    network, or the most accurate group if none is. Return None if there is no group."""
+    """Return the recommended group. This is the cheapest group that is as accurate as the best network. If no group is
+    as accurate, it is the most accurate group. Return None if there is no group.
+
+    Args:
+        document: the value of `group` in result.json.
+    """
     return as_good_as_best(document) or next(reversed(document.get("groups", ())), None)
 
 
 def as_good_as_best(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the cheapest group of `group` in result.json that is as accurate as the best network. Return None if there
-    is no such group."""
+    """Return the cheapest group that is as accurate as the best network. Return None if there is no such group.
+
+    Args:
+        document: the value of `group` in result.json.
+    """
     return next((one for one in document.get("groups", ()) if one["name"] == document["as_good_as_best"]), None)
 
 
 def group_metrics(group: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a group for MLflow, by name."""
+    """Return the figures of a group as MLflow's metrics, by name."""
     tests = {f"{name}_p": group[name]["p"] for name in ("mcnemar_against_large", "mcnemar_against_best")}
     return {name: float(value) for name, value in {**group, **tests}.items() if isinstance(value, int | float)}

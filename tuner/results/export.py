@@ -79,7 +79,7 @@ class Network:
 
     @property
     def timed_weights(self) -> Weights:
-        """Return the network with its first validation examples, to be measured."""
+        """Return the network and its first validation examples in the form that the measurements of time take."""
         from tune_sparsity.tuner.results.forms import Weights
 
         experiment = self.experiment
@@ -93,7 +93,7 @@ class Network:
 
     @property
     def removes_neurons(self) -> bool:
-        """Return whether whole neurons are zero, by the pattern."""
+        """Return whether the pattern of the zeros is `neurons`, so that neurons can be removed."""
         from tune_sparsity.sparsity.patterns import Neurons
 
         return isinstance(self.experiment.layers.pattern, Neurons)
@@ -117,7 +117,7 @@ def export_network(
         kind: the format, a key of `SUFFIXES`.
         path: the file, which is replaced if it exists. A copy of model.json is written next to it, with .json added to
             the file's name.
-        given: the experiment and its data if the caller has them already.
+        given: the experiment and its data, if the caller already has them.
 
     Returns:
         The figures of the export, in types of JSON.
@@ -186,7 +186,7 @@ def read_network(study: EndedStudy, name: str, given: tuple[Experiment, Data] | 
     Args:
         study: the study.
         name: the network's folder in the study's folder, such as "best".
-        given: the experiment and its data if the caller has them already.
+        given: the experiment and its data, if the caller already has them.
 
     Raises:
         UsageError: if the network cannot be read, or if the experiment or its data cannot be found.

@@ -32,8 +32,8 @@ _HEADER = 250  # the largest size in bytes of three more entries in the header o
 
 
 def save_safetensors(tensors: Coded, path: Path) -> None:
-    """Write the state_dict as dense tensors with exact zeros. A weight with few bits becomes NAME.codes, which is int8
-    in the weight's shape, and NAME.scales, which is float16 with one number for each row. `load_safetensors` reads the
+    """Write the state_dict as dense tensors with exact zeros. A weight with few bits becomes two tensors: NAME.codes,
+    int8 in the weight's shape, and NAME.scales, float16 with one number for each row. `load_safetensors` reads the
     file."""
     stored: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -182,7 +182,7 @@ def onnx_model(
 ) -> Any:
     """Return the network as an ONNX model for any number of examples. The graph's output is called "outputs".
 
-    The exporter's notes are removed, because they contain paths and source lines of this machine.
+    The notes that torch's exporter adds are removed, because they contain paths and source lines of this machine.
 
     Args:
         model: the network.
@@ -192,7 +192,7 @@ def onnx_model(
         codes: the weights with few bits, by name. In the graph they are int8, with a scale for each row.
 
     Raises:
-        RuntimeError: if torch cannot export the network; the message is torch's, in one line.
+        RuntimeError: if torch cannot export the network. The message is that of torch, in one line.
     """
     batch = torch.export.Dim("batch", min=1)
     try:

@@ -22,7 +22,7 @@ class EndedStudy:
     """An ended study, as its files describe it.
 
     Attributes:
-        config: the configuration in study.yaml, with the study's present storage and name.
+        config: the configuration in study.yaml, but with the storage and the name by which the study was found.
         about: the versions, the device and the data in study.yaml.
         result: the content of result.json.
         folder: the study's folder, or a copy of it on this machine.
@@ -35,8 +35,8 @@ class EndedStudy:
 
     @property
     def results(self) -> Path:
-        """Return the folder for new files about the study: the study's folder, or a local folder with the study's name
-        if the study is in an object store."""
+        """Return the folder for new files about the study. This is the study's folder. For a study in an object store,
+        it is a local folder with the study's name."""
         return self.config.storage.results(self.config.study)
 
     @property

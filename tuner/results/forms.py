@@ -1,4 +1,5 @@
-"""Measure the time of a forward pass of a network whose prunable weights have several forms."""
+"""Measure the time of a network's forward pass. The prunable weights are measured in several forms, such as dense and
+CSR."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ Network = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Weights:
-    """Holds a network whose weights can get other forms.
+    """Holds a network whose weights can be converted into other forms.
 
     Attributes:
         make: returns a new network with its weights at each call.
@@ -55,7 +56,7 @@ class Pass:
         device: "cpu" or "cuda".
         ms: the median, in milliseconds. If None, it could not be measured, and `note` says why.
         low, high: the quartiles, in milliseconds.
-        note: what the form cannot do.
+        note: the reason why the form could not be measured, or which layers the form leaves dense.
     """
 
     form: str
@@ -88,8 +89,9 @@ def latencies(weights: Weights, batches: tuple[int, ...] = (1, 256)) -> list[Lat
 
 
 def passes(weights: Weights, pattern: Pattern, batches: tuple[int, ...] = (1, 256)) -> list[Pass]:
-    """Measure a network in all its forms. On the CPU these are float32 and bfloat16, with one thread and with all. On a
-    GPU it is bfloat16, if the zeros have a pattern that can make it faster there.
+    """Measure a network in all its forms. On the CPU, each form is measured in float32 and bfloat16, with one thread
+    and with all threads. On a GPU, the forms are measured in bfloat16, but only if the pattern of the zeros can make
+    the network faster there.
 
     Args:
         pattern: the pattern of the zeros. Blocks are measured in BSR format, too. On a GPU, N:M is measured in torch's
@@ -122,7 +124,8 @@ def measure(
     device: str = "cpu",
     block: Block | None = None,
 ) -> list[Pass]:
-    """Return the times of the dense network and of its other forms, which take turns.
+    """Return the times of the dense network and of its other forms. The measurements take turns, so that all are made
+    under the same load.
 
     Args:
         forms: the other forms, as in `Pass.form`.

@@ -1,5 +1,5 @@
-"""Exports a group of two networks for other programs, as a folder with both or as one ONNX graph, and checks the
-files."""
+"""Exports a group of two networks for other programs, either as a folder with both networks or as one ONNX graph, and
+checks the files."""
 
 from __future__ import annotations
 

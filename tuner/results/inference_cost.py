@@ -22,8 +22,9 @@ Key = TypeVar("Key", str, int)
 
 
 def sizes(tensors: Mapping[str, Tensor], prunable: set[str]) -> dict[str, int]:
-    """Return the bytes of all the network's numbers in several forms: dense; a bit for each prunable weight and the
-    nonzero values; CSR; and the dense form compressed by zip. A tensor stays dense if a form would make it larger."""
+    """Return the size of the network's tensors, in bytes, in four forms: dense; a bitmap of each prunable weight with
+    its nonzero values; CSR; and the dense form compressed with zip. A tensor stays dense if a form would make it
+    larger."""
     dense = sum(map(dense_bytes, tensors.values()))
     saved_bits = sum(max(0, dense_bytes(tensors[name]) - _bitmask_bytes(tensors[name])) for name in prunable)
     saved_csr = sum(max(0, dense_bytes(tensors[name]) - csr_bytes(tensors[name])) for name in prunable)
@@ -60,7 +61,7 @@ def timings(
     """Return the durations of each call. The calls take turns, so that all are measured under the same load.
 
     Args:
-        seconds: the time to measure. Every call is made at least `least` and at most `most` times.
+        seconds: how long the calls are measured. Every call is made at least `least` and at most `most` times.
     """
     for call in calls.values():
         call()
@@ -92,11 +93,11 @@ def timed(
 
     Args:
         networks: networks in evaluation mode, by name.
-        inputs: inputs for `forward` on the networks' device. They are repeated if the batch has more examples.
+        inputs: inputs for `forward` on the networks' device. If the batch has more examples, the inputs are repeated.
         batch: the number of examples.
         forward: (network, inputs) -> outputs.
         threads: the number of torch's threads.
-        seconds: the time to measure, as in `timings`.
+        seconds: how long the networks are measured, as in `timings`.
     """
     repeated, before = _repeated(inputs, batch), torch.get_num_threads()
     torch.set_num_threads(threads)

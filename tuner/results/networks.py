@@ -53,14 +53,15 @@ class BestModel:
 
 @dataclass(frozen=True)
 class Written:
-    """The networks that were written, by their trials' numbers, and a line for each failure."""
+    """The measures of the networks that were written, by the numbers of their trials, and a line for each failure."""
 
     networks: Mapping[int, BestModel]
     problems: list[str]
 
 
 def measuring_device(config: StudyConfig) -> str:
-    """Return where the reported networks are measured: on a GPU, if trials have them and this machine has one."""
+    """Return the device on which the reported networks are measured: a GPU if trials use GPUs and this machine has one,
+    otherwise the CPU."""
     return "cuda" if config.gpus_per_trial != 0 and torch.cuda.is_available() else "cpu"
 
 
@@ -74,12 +75,14 @@ def write_networks(
 ) -> Written:
     """Write the network of every reported trial into its folders. Remove the folders of other trials.
 
-    Each network is measured once, also if it has several folders. If one network fails, the others are still written.
+    Each network is measured only once, even if it is written into several folders. If one network fails, the others are
+    still written.
 
     Args:
-        folders: the trials, by the folders of their networks within the study's folder.
-        weights: returns the file that a trial left. If the file does not exist, this is a resumed study that had ended
-            before. The network is then in the folder that was written at that time.
+        folders: the folder of each network within the study's folder -> its trial.
+        weights: a function that returns the file into which a trial wrote its network. If a study that had ended is
+            resumed, this file no longer exists. The network is then read from its folder, which was written when the
+            study ended before.
         folder: the study's folder.
         device: the device for the measurement.
 
@@ -141,7 +144,7 @@ def write_best(
     A network that cannot be measured is still written.
 
     Args:
-        measured: earlier measures of the same network. With them, it is not measured again.
+        measured: earlier measures of the same network. If they are given, the network is not measured again.
         device: the device for the measurement.
 
     Raises:
@@ -172,7 +175,7 @@ def split_masks(stored: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor
 
 
 def precision_in(network: Path) -> Precision:
-    """Return how exact the numbers of the network in this file are."""
+    """Return the precision of the network in this file: the number of bits of its weights."""
     with safe_open(network, "pt") as file:
         known = (file.metadata() or {}).get(PRECISION)
     if known is None:
@@ -245,7 +248,7 @@ def without_neurons(experiment: Experiment, data: Data, model: torch.nn.Module) 
 
     Args:
         experiment: the network's experiment.
-        data: the experiment's data, of which the network takes two examples if its neurons are not known.
+        data: the experiment's data. If the groups of neurons are not known, two examples are used to find them.
         model: the network, as `experiment.network_with` makes it.
 
     Raises:

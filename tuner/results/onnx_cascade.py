@@ -1,5 +1,5 @@
-"""Joins two ONNX models into one graph, in which the second model computes only the rows with an unsure first
-answer."""
+"""Joins two ONNX models into one graph. In this graph, the second model computes only the examples on which the first
+model is unsure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _SMALL, _LARGE = "small.", "large."
 def gated(small: Any, large: Any, theta: float) -> Any:
     """Return the ONNX model that computes a `tune_sparsity.experiments.cascade.Cascade`.
 
-    A row is passed on to the large network if the small network's margin is below theta. The large network is within an
-    If node, so it does not run if no row is passed on. Otherwise these rows of the inputs are gathered, and the large
-    network's outputs replace the small network's outputs of these rows.
+    An example is passed on to the large network if the small network's margin is below `theta`. The graph gathers the
+    inputs of all examples that are passed on. The large network's outputs for these examples replace the small
+    network's outputs. The large network is within an If node, and does not run if no example is passed on.
 
     Args:
         small: the small network, from `tune_sparsity.tuner.results.export_formats.onnx_model`.

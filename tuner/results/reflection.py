@@ -1,7 +1,8 @@
 """Train the large network of a group again on the errors of the small network (after arXiv 1901.02433).
 
-The errors are out of fold: the class of each training example is predicted by a network that was not trained on it. A
-network makes few errors on its own training data. The published procedure uses these few errors, and is less accurate.
+The errors are out-of-fold errors: a network that was not trained on an example predicts its class. The published
+procedure uses the errors of a network on its own training data instead. There are few such errors, and the procedure is
+less accurate.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _RETRAINED = -1  # as a trial's number
 
 
 class Reflected(TrialRecord):
-    """A trial that was trained again."""
+    """The record of a trial that was trained again for a group."""
 
     @property
     def name(self) -> str:
@@ -52,7 +53,7 @@ class Reflected(TrialRecord):
 
 @dataclass(frozen=True)
 class StudyRecipe:
-    """Describes how to train a study's trials again.
+    """Describes how to train trials of a study again.
 
     Attributes:
         seed: the seed of the study.
@@ -67,7 +68,7 @@ class StudyRecipe:
     uses: Uses | None
 
     def train(self, record: TrialRecord, examples: Split | Loaded) -> Training:
-        """Return the training of a trial, from its first to its last epoch, on other examples."""
+        """Train a trial again on other examples, from its first to its last epoch. Return the training."""
         options: dict[str, Any] = {"seed": trial_seed(self.seed, record.number), "device": self.device}
         splits = examples, self.data.val
         training = Training(self.experiment, *splits, record.method, record.params, epochs=self.epochs, **options)
@@ -90,7 +91,7 @@ class Reflection:
 
     Attributes:
         sure: the out-of-fold probability of the true class of each training example.
-        examples: the numbers of the examples of an epoch. Uncertain examples are repeated.
+        examples: the indices of the examples of an epoch. Examples on which the small network is unsure are repeated.
     """
 
     training: Training
@@ -100,14 +101,14 @@ class Reflection:
 
 
 def some(split: Split | Loaded, numbers: Tensor) -> Split | Loaded:
-    """Return the examples of a split with these numbers, as a split of the same kind."""
+    """Return the examples of a split at these indices, as a split of the same kind."""
     if isinstance(split, Split):
         return split.at(numbers)
     return replace(split, dataset=Subset(split.dataset, numbers.tolist()))
 
 
 def folds(examples: int, seed: int) -> list[Tensor]:
-    """Return the numbers of all examples, divided at random into FOLDS parts of about equal size."""
+    """Return the indices of all examples, divided at random into FOLDS parts of about equal size."""
     return list(torch.randperm(examples, generator=Generator().manual_seed(seed)).tensor_split(FOLDS))
 
 
@@ -115,8 +116,8 @@ def out_of_fold(examples: int, seed: int, judge: Callable[[Tensor, Tensor], Tens
     """Return a value for each example, from a model that was not trained on this example.
 
     Args:
-        judge: trains a model and applies it: (numbers of the training examples, numbers of other examples) -> a value
-            for each of the other examples.
+        judge: a function that trains a model and applies it: (indices of the training examples, indices of other
+            examples) -> a value for each of the other examples.
     """
     found, parts = torch.full((examples,), torch.nan, dtype=torch.float64), folds(examples, seed)
     for own in parts:
@@ -125,8 +126,8 @@ def out_of_fold(examples: int, seed: int, judge: Callable[[Tensor, Tensor], Tens
 
 
 def repeated(sure: Tensor, seed: int) -> Tensor:
-    """Return the numbers of all examples. Each number occurs 1 + (MOST - 1) (1 - sure) times on average, and at least
-    once.
+    """Return the indices of all examples. The index of an example occurs at least once, and 1 + (MOST - 1) (1 - sure)
+    times on average.
 
     Args:
         sure: the predicted probability of each example's true class.
@@ -162,8 +163,9 @@ def reflect(recipe: StudyRecipe, small: TrialRecord, large: TrialRecord) -> Refl
 def within(
     plain: Mapping[str, Any], answers: tuple[Answers, Answers], records: tuple[TrialRecord, TrialRecord]
 ) -> Group | None:
-    """Return the group of a small and a large network that is most accurate on the validation data. It has no more
-    multiply-adds than another group, and about no more bytes. Return None if there is no such group.
+    """Choose the threshold for a small and a large network. Return the group that is most accurate on the validation
+    data. It must not have more multiply-adds than the group `plain`, nor clearly more bytes. Return None if there is no
+    such group.
 
     Args:
         plain: the other group, as in result.json.
@@ -184,12 +186,13 @@ def within(
 def with_reflection(
     recipe: StudyRecipe, document: Mapping[str, Any], networks: Mapping[str, tuple[TrialRecord, Path]]
 ) -> tuple[dict[str, Any], Reflection | None]:
-    """Train the large network of a study's recommended group again. Return `group` of result.json, and the new network
-    if its group is better. `group` then contains the new group.
+    """Train the large network of a study's recommended group again. If the group with the new network is better, return
+    `group` of result.json with this group added, and the new network. Otherwise return `group` of result.json without
+    it, and None.
 
     Args:
         document: the result of `tune_sparsity.tuner.results.cascade.group_document`.
-        networks: the kept networks' trials and files, by the trials' names.
+        networks: the name of each kept network's trial -> the trial and its file.
     """
     plain = main_group(document)
     if plain is None:

@@ -1,8 +1,9 @@
 """Makes an ensemble of networks near an average of weights, without further training. It is off by default.
 
-Late in a training, weights move around their mean. To draw each weight from a normal distribution with this mean and
-spread gives another network of similar quality. The ensemble averages the outputs of such networks (weight parameter
-resampling, arXiv 1807.00847; the diagonal case of SWAG, Maddox et al. 2019, arXiv 1902.02476).
+Late in a training, each weight moves around a mean, with a certain standard deviation, its spread. A new network gets
+weights from the normal distributions with these means and spreads. Its quality is similar. The ensemble averages the
+outputs of such networks (weight parameter resampling, arXiv 1807.00847; the diagonal case of SWAG, Maddox et al. 2019,
+arXiv 1902.02476).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _HALVINGS, _SEED = 20, 0
 
 @dataclass(frozen=True)
 class Judged:
-    """The quality of outputs."""
+    """The quality of a network's or an ensemble's outputs on a split."""
 
     value: float  # the metric
     nll: float | None  # the mean negative log-likelihood; None unless the targets are classes
@@ -43,7 +44,7 @@ class Judged:
 
 
 class Resampling:
-    """Draws networks around an average of weights, and judges ensembles of them.
+    """Draws networks around an average of weights, and measures the quality of ensembles of these networks.
 
     Args:
         experiment: the network's experiment.
@@ -80,7 +81,8 @@ class Resampling:
 
     @contextmanager
     def drawn(self, scale: float, member: int) -> Iterator[None]:
-        """Give the network the weights of a member within the block, and measure its running statistics again."""
+        """Within this block, the network has the weights of one member of the ensemble, and running statistics that
+        were measured for these weights."""
         sign = -1.0 if member % 2 else 1.0
         with self._moved({name: sign * scale * one for name, one in self.spread.items()}, _SEED + member // 2):
             yield
@@ -190,7 +192,7 @@ def ensemble_document(drawn: Resampling, size_bytes: int | None, macs: int | Non
     """Return the entry of an ensemble in result.json. The scale is chosen on the validation data alone.
 
     Args:
-        drawn: the network and its spread.
+        drawn: the Resampling, which draws the networks of the ensemble.
         size_bytes: the size of the network's packed file; None if unknown.
         macs: the network's multiply-adds in one example; None if unknown.
     """

@@ -1,4 +1,4 @@
-"""Compares methods: the best trial of each is trained again with other seeds and measured on the test data."""
+"""Compares methods. The best trial of each method is trained again with other seeds, and measured on the test data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FIRST_SEED = 1_000_000  # used as a trial number, above those of all trials, so
 
 @dataclass(frozen=True)
 class Retrained:
-    """The results of training a method's best feasible trial again."""
+    """The results of training the best feasible trial of one method again, with other seeds."""
 
     method: str
     trial: str
@@ -53,7 +53,7 @@ class Retrained:
 
 @dataclass(frozen=True)
 class Retraining:
-    """The results of training again for all methods."""
+    """The results of training the best trials of all methods again."""
 
     methods: Sequence[Retrained] = ()
     problems: Sequence[str] = ()  # the reasons why a training or its measurement failed, one line each
@@ -86,8 +86,8 @@ def _trials(chosen: Iterable[Chosen]) -> list[TrialRecord]:
 
 
 def jobs(chosen: Iterable[Chosen], seeds: int) -> list[dict[str, Any]]:
-    """Return the configs of the trainings to run, in the form of a trial's config: `seeds` of them for each trial, one
-    trial after another."""
+    """Return the configs of the trainings to run, in the form of a trial's config. Each trial has `seeds` trainings,
+    which follow one another."""
     return [
         {"number": _FIRST_SEED + seed, "method": record.method, "params": record.params}
         for record in _trials(chosen)
@@ -125,8 +125,8 @@ def summarise(chosen: Sequence[Chosen], values: Sequence[float | None], seeds: i
 
 
 def verdicts(retrained: Sequence[Retrained]) -> list[str]:
-    """Return a line for each target that several methods meet. It names the best method and its lead over the
-    second."""
+    """Return a line for each target that several methods meet. The line names the best method and its lead over the
+    second method."""
     lines = []
     for target in dict.fromkeys(one.target for one in retrained):
         there = [one for one in retrained if one.target == target]

@@ -1,4 +1,4 @@
-"""Layers that multiply by sparse matrices, in the place of a network's own."""
+"""Define layers that multiply by sparse matrices. They replace the layers of a network."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ def _sparse_layer(layer: nn.Module, form: Form, block: Block | None) -> nn.Modul
 def over_sparse(
     model: nn.Module, prunable: set[str], form: Form = "csr", block: Block | None = None
 ) -> tuple[nn.Module, dict[str, str]]:
-    """Put the prunable layers of a network over sparse matrices, in place. Return the network, and why layers stay
-    dense: the plain name of a weight -> the reason.
+    """Replace the prunable layers of a network, in place, by layers with sparse matrices. Return the network, and for
+    each layer that stays dense the plain name of its weight -> the reason.
 
     Args:
         prunable: the plain names of the weights.
-        form: the form of the matrices. "2:4" takes a network on a GPU.
+        form: the form of the matrices. For "2:4", the network must be on a GPU.
         block: the shape of the blocks of "bsr".
     """
     dense, own = dict[str, str](), {plain_name(model, name): name for name, _ in model.named_modules()}

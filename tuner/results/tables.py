@@ -58,14 +58,14 @@ class StudySeconds:
 
     @property
     def other(self) -> float:
-        """Return the rest of the total, in which workers waited for trials or for other workers. Small errors of the
-        clocks never make it negative."""
+        """Return the rest of the total: the time in which workers waited for trials or for other workers. The result is
+        never negative, although the clocks have small errors."""
         parts = (self.startup, self.training, self.sampling, self.tracking, self.finishing)
         return max(0.0, self.total - sum(parts))
 
     def without_overlap(self) -> StudySeconds:
-        """Return these seconds without time that is counted twice: if trials trained while the driver did something
-        else, this time counts for the driver and not as training."""
+        """Return these seconds without time that is counted twice. Time in which trials trained while the driver did
+        something else counts for the driver, not as training."""
         rest = self.startup + self.sampling + self.tracking + self.finishing
         return replace(self, training=max(0.0, min(self.training, self.total - rest)))
 
@@ -319,7 +319,7 @@ def write_trials(
 def write_results(outcome: StudyOutcome) -> list[Path]:
     """Write trials.csv, pareto.csv and result.json into the study's folder. Return the three paths.
 
-    result.json is written last. So if it exists, the study has ended and its tables are complete.
+    result.json is written last. If this file exists, the study has ended and its tables are complete.
 
     Raises:
         OSError: if the folder cannot be written to.

@@ -2,13 +2,14 @@
 
 A rung is an epoch after which trials are compared. A trial continues if it ranks among the best 1/`reduction` of the
 trials that have reached the rung, including itself. Otherwise it is stopped immediately. No trial waits for another
-(the stopping variant of Li et al., arXiv 1810.05934). With one target, feasible trials rank before infeasible ones, and
-then the merit decides: a sparsity above the target is no advantage. If the goal has several sparsities, a trial is
-compared with trials of similar sparsity (`LikeStopping`).
+(the stopping variant of Li et al., arXiv 1810.05934). With one target, feasible trials rank before infeasible trials.
+Among feasible trials the merit decides: a sparsity above the target is no advantage. If the goal has several
+sparsities, a trial is compared with trials of similar sparsity (`LikeStopping`).
 
-All values at a rung were measured after the same number of epochs, on each network as if pruned to its final sparsity.
-So a network that is still dense has no advantage over a sparse one. Trials of different methods are never compared,
-because the methods prune at different times: a network that is sparse from the start may lead early and lose later.
+All values at a rung were measured after the same number of epochs. Each network was measured as if it were pruned to
+its final sparsity, so a network that is still dense has no advantage over a sparse network. Trials of different methods
+are never compared, because the methods prune at different times: a network that is sparse from the start may lead early
+and lose later.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ class Entry(NamedTuple):
     def lot(self) -> float:
         """Return a number in [0, 1) that ranks trials with equal merit and equal sparsity.
 
-        These numbers are evenly spread. So the same share of trials continues even if many are equal, for example if
-        all have the accuracy of a random guess. If the age decided, only the first trials would continue.
+        The numbers of all trials are evenly spread. Many trials may be equal, for example if all have the accuracy of a
+        random guess. With these numbers, the same share of equal trials continues at any time. If the age of a trial
+        decided, only the first trials would continue.
         """
         return self.number * _GOLDEN % 1
 
@@ -58,8 +60,8 @@ PART = 2.5
 
 
 def rung_epochs(epochs: int, first: float = FIRST_RUNG, spacing: float = SPACING) -> tuple[int, ...]:
-    """Return the rungs of trials with `epochs` epochs, rising. The last epoch is never a rung, and trials with fewer
-    than three epochs have no rungs.
+    """Return the rungs of trials with `epochs` epochs, in ascending order. The last epoch is never a rung, and trials
+    with fewer than three epochs have no rungs.
 
     Args:
         epochs: the epochs of a complete trial.
@@ -79,15 +81,16 @@ def rung_epochs(epochs: int, first: float = FIRST_RUNG, spacing: float = SPACING
 class Halving:
     """Decides at each rung whether a trial continues.
 
-    A rung remembers only the `window` newest trials (by number). So time and memory do not grow with the study, and new
-    trials are not compared with the first attempts of a searcher that has learned since. The decisions depend only on
-    the reported values and their order. A resumed study passes the values of its earlier trials to `recall` and
-    `ended`, and then decides as if it had never stopped.
+    A rung remembers only the `window` newest trials (by number). Time and memory therefore do not grow with the study.
+    New trials are not compared with the first trials, which the searcher proposed before it had learned much.
+
+    The decisions depend only on the reported values and their order. A resumed study passes the values of its earlier
+    trials to `recall` and `ended`, and then decides as if it had never stopped.
 
     Args:
-        rungs: the rungs as `rung_epochs` returns them, rising. Without rungs every trial continues.
+        rungs: the result of `rung_epochs`. Without rungs every trial continues.
         target: the smallest feasible final sparsity, in [0, 1]. If None, there is no constraint.
-        reduction: a rung lets about 1 of `reduction` trials continue; above 1.
+        reduction: about 1 of `reduction` trials continues after a rung; above 1.
         window: the number of trials that a rung remembers.
 
     Raises:
@@ -109,9 +112,10 @@ class Halving:
         self._values: dict[tuple[str, int], dict[int, Value | None]] = {}  # None: the trial has failed after the rung
 
     def goes_on(self, number: int, method: str, epoch: int, value: Value) -> bool:
-        """Return whether trial `number` may continue after this epoch. At a rung, remember its value.
+        """Return whether trial `number` may continue after this epoch. If this epoch is a rung, remember the trial's
+        value.
 
-        If the value is not finite, the trial is stopped and its value is not remembered.
+        If the value is not finite, the trial is stopped and the value is not remembered.
         """
         if epoch not in self.rungs:
             return True
@@ -170,17 +174,18 @@ class Halving:
 class LikeStopping(Halving):
     """Compares a trial with trials of similar sparsity, for studies with several sparsities.
 
-    The band of a trial is the trials that are nearest to it in the logarithm of the density. A trial's lead at a rung
-    is its merit minus the monotone fit of the other trials in its band, so a trial is not stopped just because it is
-    sparse. It is stopped if its lead is clearly below the median lead of the band.
+    The band of a trial consists of the trials whose final sparsities are nearest, measured in the logarithm of the
+    density. A trial's lead at a rung is its merit minus the merit that the other trials of its band let expect: their
+    monotone fit over the sparsity. A trial is therefore not stopped just because it is sparse. A trial is stopped if
+    its lead is clearly below the median lead of its band.
 
     Two rules limit this. No trial is stopped while its band has fewer than `EVIDENCE` trials, because small differences
-    may be chance, and every completed trial may improve a front. And no trial is stopped while its part of the range
-    has no completed trial and no other running one. If trials cover the range evenly, at least one in three is
+    may be chance, and every completed trial may improve a front. No trial is stopped while its part of the range has no
+    completed trial and no other running trial. If trials cover the range evenly, at least one trial in three is
     completed.
 
     Args:
-        rungs: the rungs as `rung_epochs` returns them, rising.
+        rungs: the result of `rung_epochs`.
         low: the lower end of the range of sparsities, at least 0.
         high: the upper end of the range of sparsities, above `low` and below 1.
         window: the number of trials that a rung remembers.
@@ -245,10 +250,10 @@ class LikeStopping(Halving):
 
 
 def halving_for(scheduler: str, goal: Goal, epochs: int) -> Halving:
-    """Return the early stopping of a study.
+    """Return the object that decides on early stopping in a study.
 
     Args:
-        scheduler: the value of --scheduler; "none" for no early stopping.
+        scheduler: the value of --scheduler. With "none", the object stops no trial.
         goal: the study's goal.
         epochs: the epochs of a complete trial.
     """

@@ -1,4 +1,5 @@
-"""Adapts search spaces to a limit of bytes: which bits of a weight fit, and how many neurons a network begins with."""
+"""Adapts search spaces to a limit of bytes: which bits of a weight fit, and how many neurons a network
+begins with."""
 
 from __future__ import annotations
 
@@ -24,10 +25,11 @@ _STEPS = 100
 
 @dataclass(frozen=True)
 class Widths:
-    """The widths that a study searches; see `narrowed` in sparsity.neurons.narrow.
+    """The widths that a study searches. With width w, a layer of n neurons begins with n^w neurons
+    (sparsity.neurons.narrow).
 
     Attributes:
-        low, high: the range.
+        low, high: the ends of the range.
         centre: the expected best width.
     """
 
@@ -36,7 +38,8 @@ class Widths:
     high: float
 
     def searched_in(self, space: Space) -> Space:
-        """Return a space that also searches the width, if its method has one."""
+        """Return the space with the width as a further parameter. If the method has no width, return the space
+        unchanged."""
         if WIDTH not in {one.name for one in fields(METHODS[space.method].settings)}:
             return space
         without = {name for name, when in space.when.items() if "ramp" not in when.get("drop", ("ramp",))} | {"drop"}
@@ -83,8 +86,8 @@ def too_many_neurons(limit: ByteLimit, width: float = 1.0) -> bool:
 def widths_for(limit: ByteLimit) -> Widths:
     """Return the widths to search within a limit of bytes.
 
-    The narrowest network fits without zeros at 8 bits a weight. In the widest one, scales and biases of neurons take a
-    third of the bytes.
+    The lower end gives a network that meets the limit without zeros, with 8 bits for each weight. At the upper end, the
+    scales and biases of neurons take a third of the bytes.
     """
 
     def dense(width: float, bits: int) -> float:
@@ -97,7 +100,8 @@ def widths_for(limit: ByteLimit) -> Widths:
 
 
 def roomiest(limit: ByteLimit) -> Layout:
-    """Return the layout of the searched network that has the most weights within a limit of bytes."""
+    """Return the packed file's layout for one of the widths to search: the width with which a network can have the most
+    nonzero weights within a limit of bytes."""
     widths = widths_for(limit)
     those = {widths.low, *(step / _STEPS for step in range(1, _STEPS + 1) if widths.low < step / _STEPS <= widths.high)}
     return max(

@@ -1,4 +1,4 @@
-"""Chooses parameters to try again at another sparsity. All trials of the same parameters are judged together."""
+"""Chooses parameters to try again at another sparsity. All trials with the same parameters are judged together."""
 
 from __future__ import annotations
 
@@ -44,12 +44,13 @@ class Outcome(NamedTuple):
 def best_configuration(outcomes: Sequence[Outcome], sparsity: float, noise: float = NOISE) -> str | None:
     """Return the name of the configuration to repeat at a sparsity; None if no trial has completed.
 
-    A trial's lead is its merit minus the monotone fit of the other trials. A trial that was stopped early counts as two
-    standard deviations below the fit. A configuration's lead is the mean lead of its trials, in which trials of similar
-    sparsity count more.
+    A trial's lead is its merit minus the monotone fit of the other trials. The lead of a trial that was stopped early
+    is minus two standard deviations. A configuration's lead is a weighted mean of the leads of its trials. A trial has
+    more weight if its sparsity is near to `sparsity`.
 
     A first point is judged by its lead plus one standard error. A configuration of the sampler is judged by its lead
-    minus two standard errors: otherwise a lucky configuration with a single trial would often beat a good one.
+    minus two standard errors. Otherwise a lucky configuration with a single trial would often beat a good
+    configuration.
 
     Args:
         outcomes: the ended trials.

@@ -1,9 +1,9 @@
 """Chooses the final sparsity of each trial in a study with several sparsities.
 
-If a sampler chose the final sparsity from a prior, most of a front's range would stay empty. So this module chooses it,
-and the sampler proposes the other parameters. Trials first cover the whole range, and then go where the front gains
-most. Distances are measured in the logarithm of the density 1 - s, because the step from .98 to .99 is as hard for a
-network as the step from .5 to .75.
+If a sampler chose the final sparsity from a prior, most of a front's range would stay empty. This module therefore
+chooses the final sparsity, and the sampler proposes the other parameters. The first trials cover the whole range. Later
+trials get the sparsities at which the front can gain most. Distances are measured in the logarithm of the density 1 -
+s, because the step from .98 to .99 is as hard for a network as the step from .5 to .75.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ CANDIDATES = 64  # the number of sparsities that are compared in `most_to_gain`
 
 
 def log_sparsity(sparsity: float) -> float:
-    """Return the position of a sparsity, which is -log(1 - sparsity): 0 for 0, .69 for .5 and 4.6 for .99."""
+    """Return the position of a sparsity, -log(1 - sparsity). The sparsity 0 has the position 0, .5 has .69, and .99 has
+    4.6."""
     return -math.log1p(-sparsity)
 
 
@@ -84,13 +85,14 @@ class Range:
 class Cover:
     """Chooses the final sparsity of each trial, and the method of some trials.
 
-    Along a front, each method first covers the range: first its two ends, then the middle of its widest gap. When no
-    gap is wide, a trial goes where the expected gain of hypervolume is largest, and the sampler chooses its method.
+    If the goal is a front, each method first covers the range: first the two ends, then the middle of the widest gap.
+    When no gap is wide any more, a trial gets the sparsity with the largest expected gain of hypervolume, and the
+    sampler chooses the method.
 
-    Several targets take turns. In two of three rounds, the method with the fewest trials at the target gets the trial.
-    In the third round the sampler chooses the method.
+    If the goal has several targets, they take turns. In two of three rounds, the trial gets the method with the fewest
+    trials at the target. In the third round the sampler chooses the method.
 
-    The decisions depend only on the trials, so a resumed search continues in the same way.
+    The decisions depend only on the earlier trials, so a resumed search continues in the same way.
 
     Args:
         goal: a goal with several targets, or a front.
@@ -102,7 +104,7 @@ class Cover:
         self._ranges = {method: own.within(goal.lowest, goal.highest) for method, own in ranges.items()}
 
     def next(self, number: int, placed: Mapping[str, Sequence[float]], completed: Sequence[Point]) -> Turn | None:
-        """Return the choice for the next trial; None if no method has a final sparsity.
+        """Return the choice for the next trial, or None if no method has a final sparsity.
 
         Args:
             number: the next trial's number.
@@ -131,9 +133,9 @@ class Cover:
 def widest_gap(own: Range, placed: Sequence[float]) -> tuple[float, float]:
     """Return the width of the widest gap between trials, as a share of the range, and the sparsity that fills it.
 
-    If no trial lies at an end of the range, the width is infinite. The sparser end is filled first, because one trial
-    there is a lower bound of the front over the whole range. If all possible values have trials, return the value with
-    the fewest trials.
+    If one end of the range has no trial, the width is infinite. The sparser end is filled first, because a trial at
+    this end gives a lower bound of the front over the whole range. If all possible values have trials, return the value
+    with the fewest trials.
 
     Args:
         own: the possible final sparsities.
@@ -156,9 +158,9 @@ def most_to_gain(goal: Goal, completed: Sequence[Point]) -> float:
     """Return the sparsity in a front's range at which one more trial has the largest expected gain of hypervolume.
 
     The merit of the new trial is assumed to have the normal distribution N(m, d^2), where m is the monotone fit of the
-    completed trials. The front is a step function. Above a step of height a, the expected gain is the width of the step
-    times d (f(z) + z F(z)), with z = (m - a) / d, the standard normal density f and its distribution function F
-    (expected improvement, Mockus 1978).
+    completed trials, and d their standard deviation from the fit. The front is a step function. Above a step of height
+    a, the expected gain is the width of the step times d (f(z) + z F(z)), with z = (m - a) / d, the standard normal
+    density f and its distribution function F (expected improvement, Mockus 1978).
 
     Args:
         goal: a front.

@@ -23,16 +23,16 @@ _LEAST, _MOST = 4, 300  # trials: with fewer the result is noise, and with more 
 def importances(records: Sequence[TrialRecord], method: str | None = None) -> tuple[dict[str, float], str, int]:
     """Return the share of the metric's variance that each parameter explains.
 
-    Parameters that only some trials have, and parameters with a single value, are left out. Only the part of each range
-    that the trials cover counts.
+    Parameters that only some trials have, and parameters with a single value, are left out. For each other parameter,
+    only the part of its range that the trials cover is considered.
 
     Args:
         records: the trials; only completed ones count, at most the last 300.
-        method: the method whose trials are analysed; by default the method with the most completed trials.
+        method: the method whose trials are analysed. The default is the method with the most completed trials.
 
     Returns:
-        The shares by parameter, which add up to 1 and are empty if there is too little data; the method; and the number
-        of trials that were analysed.
+        Three values: the share of each parameter; the method; and the number of trials that were analysed. The shares
+        add up to 1. There are no shares if there is too little data.
     """
     done = [r for r in records if r.state is TrialState.COMPLETED and r.merit is not None]
     method = method or next(iter(Counter(record.method for record in done).most_common(1)), ("", 0))[0]

@@ -25,7 +25,7 @@ RECORD = "record"
 
 
 class Journal(JournalFileBackend):
-    """Write Optuna's journal file. Optuna's dashboard can read each line as soon as the line is written.
+    """Writes Optuna's journal file. Optuna's dashboard can read each line as soon as the line is written.
 
     Optuna's own class flushes the file to the disk after each line. A proposal has one line for each parameter, so
     these flushes are slow. This class flushes once, at the end of `together`. The driver uses `together` before a trial

@@ -1,4 +1,4 @@
-"""Fits merit as a falling function of sparsity, which gives the expected merit of a trial at a given sparsity."""
+"""Fits merit as a falling function of sparsity. The function gives the expected merit of a trial at any sparsity."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _NORMAL = 1.4826  # the standard deviation of a normal distribution divided by i
 
 
 class FallingFit:
-    """Fit a non-increasing function to points by least squares. The fit pools adjacent violators (Ayer et al. 1955).
-    The function is linear between the points and constant outside their range.
+    """Fits a non-increasing function to points by least squares, with the pool-adjacent-violators algorithm (Ayer et
+    al. 1955). The function is linear between the points and constant outside their range.
 
     Args:
         points: (x, y) pairs in any order. There must be at least one pair. Several pairs may have the same x.
@@ -42,9 +42,10 @@ class FallingFit:
 
 
 def residuals(points: Sequence[tuple[float, float]]) -> list[float]:
-    """Return the difference of each y from the falling fit of all other points.
+    """Return for each point the difference of its y from the falling fit of all other points.
 
-    The point itself is left out, because a fit with it passes through most points of a falling curve.
+    The point itself is left out of the fit. If it were included, the fit would pass through most points of a falling
+    curve.
 
     Args:
         points: (x, y) pairs in any order, at least two.
@@ -53,7 +54,7 @@ def residuals(points: Sequence[tuple[float, float]]) -> list[float]:
 
 
 def deviation(values: Iterable[float], noise: float = NOISE) -> float:
-    """Return the standard deviation of the values as estimated from their median absolute deviation, so that diverged
-    trainings do not count. The result is at least `noise`."""
+    """Return the standard deviation of the values, estimated from their median absolute deviation. Trainings that
+    diverged therefore have almost no influence. The result is at least `noise`."""
     known = np.fromiter(values, dtype=float)
     return max(noise, _NORMAL * float(np.median(np.abs(known - np.median(known)))))

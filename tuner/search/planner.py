@@ -40,7 +40,7 @@ class Plan:
 
 
 class Planner:
-    """Plans the trials of a study with several sparsities. `begun` and `ended` pass the study's trials to it.
+    """Plans the trials of a study with several sparsities. Call `begun` and `ended` for each trial of the study.
 
     Args:
         spaces: one space for each method, from `spaces_of`.
@@ -76,7 +76,8 @@ class Planner:
         Args:
             method: the trial's method.
             params: the trial's searched parameters.
-            configuration: the name of the configuration that the trial repeats, or of its own.
+            configuration: the name of the configuration that the trial repeats. If the trial repeats none, this is the
+                name of the configuration that it begins.
             sparsity: the trial's final sparsity.
             merit: the trial's merit; None if the trial was stopped.
         """
@@ -87,7 +88,7 @@ class Planner:
             self._params.setdefault(configuration, {k: v for k, v in params.items() if k != FINAL_SPARSITY})
 
     def plan(self, number: int, *, first_points: bool) -> Plan | None:
-        """Return the plan of the next trial; None if no method has a final sparsity.
+        """Return the plan of the next trial, or None if no method has a final sparsity.
 
         Args:
             number: the next trial's number.
@@ -130,5 +131,6 @@ def _nearest(space: Space, sparsity: float, number: int) -> int:
 
 
 def planner_for(spaces: Sequence[Space], goal: Goal) -> Planner | None:
-    """Return the planner of a study's trials; None for a goal with one target, where the sampler chooses sparsities."""
+    """Return the planner of a study's trials. Return None for a goal with one target, because the sampler then chooses
+    sparsities."""
     return Planner(spaces, goal) if goal.multi_objective else None

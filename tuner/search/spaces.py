@@ -25,7 +25,7 @@ def spaces_of(
     Args:
         config: the study's configuration.
         goal: the study's goal.
-        suited: the name of the experiment's space, which replaces the built-in space of its method.
+        suited: the name of the experiment's own space, which replaces the built-in space of one method.
         optimizer: the experiment's optimizer. The built-in spaces have an overlay for each optimizer except "sgd".
         few_bits: whether the built-in spaces also search the bits of weights.
 
@@ -45,7 +45,9 @@ def spaces_of(
         spaces = [suits if suits and suits.method == method else own_space(own[method]) for method in own]
         if not any(reaches(space, goal.lowest) or _small(space, goal) for space in spaces):
             other = " or --max-bytes" if BINARY in config.method else ""
-            raise UsageError(f"--method {','.join(config.method)} never prunes: it fits --target 0{other} only")
+            raise UsageError(
+                f"--method {','.join(config.method)} never prunes: give --target 0{other}, or another method"
+            )
         return spaces
     if not is_built_in(config.space) and Path(config.space).suffix not in {".yaml", ".yml"}:
         raise UsageError("--space: " + unknown("space", config.space, BUILT_IN) + ", or a .yaml file")
@@ -72,9 +74,9 @@ def fewest_bits(config: StudyConfig, *, few_bits: bool) -> int:
 def space_for(name: str, goal: Goal) -> Space:
     """Return the space with this name, or in this file, for a goal.
 
-    For several sparsities, a range that depends on the target is extended to contain the ranges for all of the goal's
-    ends. Such a space has no first points, because first points depend on the sparsity of the trial (see
-    tuner.search.planner).
+    A range in the space may depend on the target. If the goal has several sparsities, such a range is extended, so that
+    it contains the ranges for all targets and for both ends of a front. The space then has no first points, because
+    tuner.search.planner chooses them for the sparsity of each trial.
     """
     if not goal.multi_objective:
         return load_space(name, goal.lowest)
@@ -114,7 +116,7 @@ def _default(method: str) -> float:
 
 
 def range_of(distribution: BaseDistribution) -> Range:
-    """Return the possible values of a final sparsity with this distribution."""
+    """Return the possible values of a final sparsity that has this distribution."""
     values = _values(distribution)
     if not values:
         assert isinstance(distribution, FloatDistribution)
@@ -123,7 +125,8 @@ def range_of(distribution: BaseDistribution) -> Range:
 
 
 def least(distribution: BaseDistribution, target: float) -> float:
-    """Return the smallest value of a parameter that is at least `target`, or its largest value if there is none."""
+    """Return the smallest value in a distribution that is at least `target`. If there is no such value, return the
+    largest value."""
     if values := _values(distribution):
         return min((value for value in values if value >= target), default=max(values))
     assert isinstance(distribution, FloatDistribution)

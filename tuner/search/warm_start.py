@@ -28,8 +28,8 @@ class WarmStart:
     Attributes:
         trials: completed and stopped trials of the same experiment that lie in the new study's spaces. They keep the
             numbers that they have in their own study.
-        points: (method, parameters) pairs to try first. They come from the best trial of each study whose best trial is
-            not in `trials`.
+        points: (method, parameters) pairs to try first. If the best trial of a study is not in `trials`, its parameters
+            are here.
     """
 
     trials: tuple[TrialRecord, ...] = ()
@@ -51,9 +51,9 @@ def warm_start(
         storage: the storage of the new study.
         spaces: the spaces of the new study, one for each method.
         target: the sparsity that a trial of the new study must reach.
-        alike: settings in study.yaml that must be equal, such as the experiment and the epochs. From a study with other
-            settings, only the best point is used.
-        objective: the objective of the new study. From trials with another objective, only the best point is used.
+        alike: settings in study.yaml, such as the experiment and the epochs. If a study has other values of these
+            settings, only its best point is used.
+        objective: the objective of the new study. If a study has another objective, only its best point is used.
 
     Raises:
         UsageError: if a study is unknown, or has no completed trial of the new study's methods.
@@ -71,7 +71,7 @@ def warm_start(
         best = best_trial(ended, target) or best_trial(ended, 0.0)
         if best is None:
             raise UsageError(
-                f"--warm-start {study}: it has no completed trial of {' or '.join(by_method)} to learn from"
+                f"--warm-start {study}: this study has no completed trial of {' or '.join(by_method)} to learn from"
             )
         trials += carried
         if not any(record is best for record in carried):

@@ -16,7 +16,8 @@ _KEYS = ("number", "epoch")
 
 
 def columns(objective: Objective) -> tuple[str, ...]:
-    """Return the columns after `_KEYS`. A cell is empty if the trial's method does not measure that column."""
+    """Return the columns of epochs.csv that contain metrics. A cell is empty if the trial's method does not measure the
+    metric."""
     validated = objective.val, objective.at_target
     trained = ("train_loss", *validated, "sparsity", "hoyer", "threshold", "grow_rate", "travel", "epoch_seconds")
     return (*trained, "size_bytes", "macs")
@@ -59,8 +60,8 @@ class EpochLog:
 def read_epochs(path: Path) -> dict[int, Series]:
     """Return the epochs of each trial, by the trial's number. Return an empty dict if the file cannot be read.
 
-    If an epoch was trained again, only its last row counts, and the later epochs of the first training are dropped.
-    Rows that were not written completely are left out.
+    If a trial continued from a checkpoint and trained an epoch again, only the last row of this epoch counts. The later
+    epochs of the first attempt are dropped. Rows that were not written completely are left out.
     """
     series: dict[int, Series] = {}
     try:

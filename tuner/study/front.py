@@ -19,10 +19,10 @@ class FrontTracker:
         records: the trials that have ended already, in the order of their ends.
 
     Attributes:
-        front: the feasible front, by rising sparsity.
-        candidates: the result of `goal.candidates` for a goal with a latency. Their latencies decide at the end of the
-            study. It is empty for any other goal.
-        since_gain: the number of trials that ended, in any state, since the goal's score rose last.
+        front: the feasible front, in order of increasing sparsity.
+        candidates: the result of `goal.candidates` for a goal with a latency. At the end of the study, the latencies of
+            these trials decide. For any other goal, the list is empty.
+        since_gain: the number of trials that have ended, in any state, since the goal's score last rose.
     """
 
     def __init__(self, goal: Goal, records: Iterable[TrialRecord] = ()) -> None:

@@ -1,7 +1,7 @@
 """Defines the goal of a study: one target, several targets, a front, or a limit of weights, bytes, work or time.
 
 All code that depends on the kind of goal is here. The goal gives the range of the final sparsity in the search, decides
-which trials are feasible, and compares trials.
+which trials are feasible, and compares trials. A feasible trial has completed and meets the goal.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Goal:
     """The goal of a study. Sparsities are fractions of zero weights in [0, 1). The functions below make goals.
 
     Attributes:
-        targets: the sparsities at which the best network is searched, rising. A front has one target, its lower end.
+        targets: the sparsities at which the best network is searched, in ascending order. A front has one target, its
+            lower end.
         ceiling: the upper end of a front; None for the other goals.
         max_nonzero: the largest allowed number of nonzero weights; None for the other goals. The target follows from
             it.
@@ -43,9 +44,10 @@ class Goal:
             approximate sparsity that this size needs.
         max_macs: the largest allowed number of multiply-adds for an example; None for the other goals. The target is
             then the share of the multiply-adds with prunable weights that is left out.
-        max_latency: the longest allowed forward pass of a batch, in milliseconds; None for the other goals. Its
-            multiply-adds stand for it: `max_macs` is what is expected to meet it, and at the end what does.
-        latency_batch: the number of examples in this batch.
+        max_latency: the longest allowed forward pass of a batch, in milliseconds; None for the other goals. During the
+            search, `max_macs` is the number of multiply-adds that is expected to meet this limit. At the end,
+            `max_macs` is the number that met the limit in a measurement.
+        latency_batch: for `max_latency`, the number of examples in the batch.
         objective: the metric that networks are judged by.
         baseline: the value from which the hypervolume is measured: 0 for accuracy, and the untrained network's value
             for a metric without a worst value.
@@ -85,7 +87,7 @@ class Goal:
 
     @property
     def multi_objective(self) -> bool:
-        """Return whether the study searches networks of several sparsities. Then sparsity is a second objective."""
+        """Return whether the study searches networks of several sparsities. Sparsity is then a second objective."""
         return self.kind in (GoalKind.TARGETS, GoalKind.FRONT)
 
     @property
@@ -101,15 +103,16 @@ class Goal:
 
     @property
     def ends(self) -> tuple[float, ...]:
-        """Return the targets and a front's upper end, rising."""
+        """Return all targets, or both ends of a front, in ascending order."""
         return (*self.targets, *(() if self.ceiling is None else (self.ceiling,)))
 
     @property
     def searched(self) -> tuple[float, float]:
-        """Return the lowest and the highest final sparsity for the words `target` and `above` of a search space.
+        """Return the lowest and the highest final sparsity to search. A search space refers to them by the words
+        `target` and `above`.
 
-        With one target, the range is the first fifth of the way from the target to 1: the trials above the target show
-        how much a higher sparsity costs.
+        With one target, the range begins at the target and ends after a fifth of the distance from the target to 1. The
+        trials above the target show how much accuracy a higher sparsity costs.
         """
         if self.multi_objective:
             return self.lowest, self.highest
@@ -145,7 +148,7 @@ class Goal:
         return [record for record in records if self.feasible(record)], 0.0
 
     def best(self, records: Iterable[TrialRecord]) -> TrialRecord | None:
-        """Return the best feasible trial, which a study reports; None if no trial is feasible."""
+        """Return the best feasible trial, which a study reports. Return None if no trial is feasible."""
         return best_trial(*self._judged(records, self.lowest))
 
     def compared(self, records: Iterable[TrialRecord], target: float) -> list[TrialRecord]:
@@ -154,8 +157,8 @@ class Goal:
         return [record for record in some if record.feasible(least)]
 
     def candidates(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
-        """Return the feasible trials that are the best for some smaller number of multiply-adds, the best first. Each
-        has fewer multiply-adds than those before it."""
+        """Return the best feasible trial, then the best of the trials with fewer multiply-adds than this trial, and so
+        on."""
         records, goal, found = list(records), self, list[TrialRecord]()
         while (best := goal.best(records)) is not None:
             found.append(best)
@@ -163,29 +166,29 @@ class Goal:
         return found
 
     def below(self, record: TrialRecord) -> Goal:
-        """Return the goal of fewer multiply-adds than a trial has."""
+        """Return this goal with a lower limit: a network must have fewer multiply-adds than this trial's network."""
         assert record.macs is not None
         return replace(self, max_macs=record.macs - 1)
 
     def best_at(self, records: Iterable[TrialRecord]) -> list[tuple[float, TrialRecord | None]]:
-        """Return each target with its best trial: the best among the feasible trials that are at least as sparse as the
-        target, or None."""
+        """Return each target with its best trial, which is the best feasible trial that is at least as sparse as the
+        target. The trial is None if there is no such trial."""
         records = list(records)
         return [(target, best_trial(*self._judged(records, target))) for target in self.targets]
 
     def front(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
-        """Return the feasible front, by rising sparsity."""
+        """Return the feasible front, in order of increasing sparsity."""
         return pareto_front(*self._judged(records, self.lowest))
 
     def reported(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
         """Return the trials whose networks are tested and written to files: the front, or the best trial at each
-        target. The first is the study's best."""
+        target. The first trial is the study's best."""
         records = list(records)
         found = self.front(records) if self.kind is GoalKind.FRONT else [best for _, best in self.best_at(records)]
         return list({record.number: record for record in found if record is not None}.values())
 
     def folders(self, records: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
-        """Return the trials whose networks are written, by the name of the network's folder in the study's folder.
+        """Return the folders of the networks to write, as names in the study's folder -> the trial of the network.
 
         The study's best has the folder `best`. With several targets, the best trial at each target also has a folder
         such as `best-0.8`. With a front, each trial on it also has the folder `front/TRIAL`.
@@ -206,8 +209,8 @@ class Goal:
 
     @property
     def reference(self) -> Point:
-        """Return the reference point of the hypervolume: (lowest sparsity, baseline). It never changes while a study
-        runs, so the hypervolume never falls."""
+        """Return the reference point of the hypervolume: (lowest sparsity, baseline). This point never changes while a
+        study runs, so the hypervolume never falls."""
         return self.lowest, self.baseline
 
     @property
@@ -222,7 +225,7 @@ class Goal:
         return 1.0 if self.objective.percent else abs(self.baseline) or 1.0
 
     def hypervolume(self, records: Iterable[TrialRecord]) -> float:
-        """Return the area between `reference` and the feasible trials: the hypervolume that they dominate. Sparsities
+        """Return the hypervolume: the area that the feasible trials dominate, measured from `reference`. Sparsities
         above a front's upper end count as the upper end."""
         points = points_of(record for record in records if self.feasible(record))
         if self.ceiling is not None:
@@ -241,11 +244,11 @@ class Goal:
         return self.objective.value(self.least_merit + area / (self.highest - self.lowest))
 
     def score(self, front: Sequence[TrialRecord]) -> tuple[float, ...]:
-        """Return the numbers by which gains are noticed: a front's hypervolume, and the best merit at each target,
-        which is minus infinity if no network meets the target.
+        """Return the numbers that show whether a trial brings a gain: a front's hypervolume, and the best merit at each
+        target. The merit is minus infinity if no network meets the target.
 
-        During a study no number ever falls, and a trial brings a gain if a number rises. A front needs the merit too,
-        because a network exactly at its lower end has an area of zero.
+        During a study, these numbers never fall. A trial brings a gain if one of them rises. The score of a front also
+        contains the best merit, because a network exactly at the lower end adds no area.
 
         Args:
             front: the study's feasible front.
@@ -275,12 +278,13 @@ class Goal:
 
 
 def at_targets(*targets: float) -> Goal:
-    """Return the goal of the best network at each of these sparsities. Raise ValueError unless they rise in [0, 1)."""
+    """Return the goal of the best network at each of these sparsities. Raise ValueError unless the sparsities lie in
+    [0, 1) and each is larger than the one before."""
     return Goal(targets)
 
 
 def along_front(low: float, high: float) -> Goal:
-    """Return the goal of the front between two sparsities. Raise ValueError unless they rise within [0, 1)."""
+    """Return the goal of the front between two sparsities. Raise ValueError unless 0 <= low < high < 1."""
     return Goal((low,), ceiling=high)
 
 
@@ -314,7 +318,8 @@ def within_bytes(most: int, nonzero: int, weights: int) -> Goal:
 
 
 def sparsity_of(zeros: int, weights: int) -> float:
-    """Return the largest target sparsity that `zeros` zeros among `weights` weights meet, as `sparsity_with` does."""
+    """Return the largest target that a network with `zeros` zeros among `weights` weights meets. The result is that of
+    `tune_sparsity.sparsity.masks.sparsity_with`."""
     from tune_sparsity.sparsity.masks import (
         sparsity_with,  # imported here, because it imports torch, which the progress display does not need
     )

@@ -52,7 +52,8 @@ class Objective:
         return self.merit(merit)
 
     def shown(self, value: float) -> float:
-        """Return the number that pictures show for a value, before `suffix`: percent, or the value itself."""
+        """Return the number that pictures show for a value: the percentage, or the value itself. `suffix` follows this
+        number."""
         return 100 * value if self.percent else value
 
     @property

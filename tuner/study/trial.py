@@ -56,8 +56,8 @@ def _count(value: float | None) -> int | None:
 
 @dataclass
 class TrialRecord:
-    """The record of one trial. Sparsities are fractions in [0, 1]. A metric is None before it is measured, and after
-    each epoch it has the value of that epoch."""
+    """The record of one trial. Sparsities are fractions in [0, 1]. A metric has the value of the last epoch. Before a
+    metric is measured, its value is None."""
 
     number: int
     method: str
@@ -105,7 +105,8 @@ class TrialRecord:
         return {name.removeprefix(SPIKE_RATE): value for name, value in found.items()}
 
     def at_rung(self, epoch: int) -> tuple[float, float]:
-        """Return the trial's merit at a rung, measured as if at its final sparsity, and the final sparsity."""
+        """Return the trial's merit at a rung and the trial's final sparsity. The merit was measured as if the network
+        were pruned to this sparsity."""
         assert self.final_sparsity is not None
         return self.objective.merit(self.rungs[epoch]), self.final_sparsity
 

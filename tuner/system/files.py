@@ -1,4 +1,4 @@
-"""Write files that appear as a whole or not at all, and values as JSON."""
+"""Write files that appear as a whole or not at all. Convert values into JSON."""
 
 from __future__ import annotations
 

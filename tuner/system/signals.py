@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 
 class Connection(Protocol):
-    """The connection to Ray, as far as the handling of signals needs it.
+    """The part of the connection to Ray that the handling of signals needs.
 
-    `lost` says whether Ray has died. `heard` is called when the main thread knows of it.
+    `lost` says whether Ray has died. `heard` is called when the main thread knows that Ray has died.
     """
 
     @property
@@ -29,8 +29,8 @@ _depth, _waiting = 0, False  # the number of open `undisturbed` blocks, and whet
 
 @contextmanager
 def interruptible(stop: Any, ray: Connection) -> Iterator[None]:
-    """Within this block, Ctrl-C or a request to terminate ends the search cleanly. A second one ends it at once. If Ray
-    has died, and the running trials with it, the first one ends it at once."""
+    """Within this block, Ctrl-C or a request to terminate ends the search cleanly. A second signal ends the search at
+    once. If Ray has died, and the running trials with it, the first signal ends the search at once."""
 
     def ask(signum: int, frame: FrameType | None) -> None:
         if stop.asked or ray.lost:
@@ -38,7 +38,7 @@ def interruptible(stop: Any, ray: Connection) -> Iterator[None]:
             _interrupt(frame)
             return
         stop.asked = True
-        print("Interrupted: ending the running trials. Again to end at once.", file=sys.stderr, flush=True)
+        print("Interrupted: ending the running trials. Interrupt again to end at once.", file=sys.stderr, flush=True)
 
     with handled(ask, signal.SIGINT, signal.SIGTERM):
         yield
@@ -58,7 +58,8 @@ def terminable(ray: Connection) -> Iterator[None]:
 
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], None], *signals: signal.Signals) -> Iterator[None]:
-    """Within this block, the handler receives the signals. Afterwards their former handlers do."""
+    """Within this block, the handler receives Ctrl-C and requests to terminate. Afterwards the former handlers are
+    restored."""
     before = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
@@ -69,8 +70,8 @@ def handled(handler: Callable[[int, FrameType | None], None], *signals: signal.S
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Delay an interrupt until the end of this block. It protects operations of other libraries that must not stop
-    halfway, such as the lock of Optuna's file."""
+    """Delay an interrupt until the end of this block. The block protects operations of other libraries that must not
+    stop halfway, such as locking Optuna's file."""
     global _depth, _waiting
     if threading.current_thread() is not threading.main_thread():  # only the main thread is interrupted
         yield

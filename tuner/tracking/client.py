@@ -34,7 +34,7 @@ LASTING = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", 
 
 @dataclass
 class Owed:
-    """Collects the notes about one run that have not been sent."""
+    """Collects the notes about one run that have not been sent to the store."""
 
     started: int  # Unix time in ms
     params: dict[str, str] = field(default_factory=dict)
@@ -117,8 +117,8 @@ class RunWriter:
         return (folder / "mlartifacts" / experiment.replace(":", "_")).absolute().as_uri()
 
     def knows_the_study(self) -> bool:
-        """Return whether the store contains the known parent run. It does not if a new store has replaced an old one at
-        this URI."""
+        """Return whether the store contains the known parent run. The store lacks this run if it has replaced an older
+        store at the same URI."""
         if PARENT not in self.runs:
             return False
         from mlflow import MlflowException
@@ -136,8 +136,8 @@ class RunWriter:
 
         Args:
             name: the name of the run.
-            started: its start as Unix time in ms.
-            more: the first tags of a new run.
+            started: the start of the run as Unix time in ms.
+            more: the tags of the run, if it is new.
         """
         if name in self.runs:
             return self.runs[name], False
@@ -191,7 +191,7 @@ class RunWriter:
                 return runs
 
     def write_all(self, owed: Mapping[str, Owed]) -> list[str]:
-        """Write the notes about several runs with `write`, those about the parent run last."""
+        """Write the notes about several runs with `write`. The notes about the parent run come last."""
         trials = [(name, each) for name, each in owed.items() if name != PARENT]
         if trials:  # find the runs before several threads need them
             self._trials(self.ensure(PARENT, min(each.started for each in owed.values()), {})[0])
@@ -203,11 +203,11 @@ class RunWriter:
         return refused + (self.write(PARENT, owed[PARENT]) if PARENT in owed else [])
 
     def write(self, name: str, owed: Owed) -> list[str]:
-        """Write the notes about a run. The order allows a repetition after a failure: parts that have arrived do not
-        change.
+        """Write the notes about a run. After a failure, this method can be called again with the same notes: parts that
+        have already arrived do not change.
 
         Returns:
-            A line for each part that the store has finally refused.
+            A line for each part that the store has refused for good.
         """
         from mlflow.entities import Metric, Param, RunTag
 
@@ -291,7 +291,8 @@ def own_environment() -> None:
 
 
 def quiet_loggers() -> None:
-    """Show only MLflow's warnings. Failures are reported once elsewhere, without tracebacks."""
+    """Hide MLflow's messages of a lower level than warning. Failures of the record are reported elsewhere, once and
+    without tracebacks."""
     if os.environ.get("MLFLOW_LOGGING_LEVEL"):
         return
     levels = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL}

@@ -54,8 +54,8 @@ def log_dataset(client: MlflowClient, run_id: str, note: Mapping[str, Any]) -> N
 
 
 def specs(nest: Any) -> Any:
-    """Return the type and the shape of an example's tensor, or of each tensor in a nest by name, in types that JSON
-    has."""
+    """Return the type and the shape of an example's tensor. If an example is a nested structure, return those of each
+    of its tensors by name. The result has only types of JSON."""
     found = {
         name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape[1:])] for name, tensor in named(nest).items()
     }

@@ -1,7 +1,8 @@
 """Deliver a study's outbox to an MLflow store. A delivery continues where the last one ended.
 
 The file sent.json beside the outbox says which notes have arrived. If a process dies after it sends a part and before
-it writes this file, the part is sent again. This does no harm: the store keeps equal points, parameters and tags once.
+it writes this file, the part is sent again. This does no harm, because the store keeps equal points, parameters and
+tags only once.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Sent:
         offset: the position in the outbox, in bytes, up to which all notes have arrived.
         experiment_id: MLflow's id of the experiment.
         runs: the name of each run -> MLflow's id.
-        refused: a line for everything that the store has finally refused.
+        refused: a line for each part that the store has refused for good.
     """
 
     uri: str
@@ -57,7 +58,8 @@ def read_sent(study_folder: Path, uri: str) -> Sent:
 
 
 def written_to(study_folder: Path) -> str | None:
-    """Return the URI, without credentials, of the store that the study used last, or None if it used none."""
+    """Return the URI, without credentials, of the store that the study used last. Return None if the study has used no
+    store."""
     try:
         return str(json.loads((outbox_file(study_folder).parent / SENT).read_text())["uri"])
     except (OSError, ValueError, LookupError, TypeError):
@@ -119,7 +121,7 @@ def deliver(study_folder: Path, uri: str, pause: float = 1.0) -> tuple[Sent, str
         pause: seconds between an error and the next attempt.
 
     Returns:
-        Which notes have arrived, and the reason if notes are missing, or "".
+        Two values: which notes have arrived; and the reason why notes are missing, or "" if none are missing.
     """
     delivery = Delivery(study_folder, uri)
     failures, error = 0, ""

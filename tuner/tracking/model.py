@@ -53,7 +53,7 @@ def model_note(
         study_folder: the study's folder.
         network: the folder with the network's model.safetensors and model.json, or a group of two networks.
         experiment: the experiment of the network.
-        name: the name of the experiment, as --experiment takes it.
+        name: the name of the experiment, as a value of --experiment.
         data: the experiment's data.
         tags: facts about the network: trial, target, ...
         metrics: the measures of the network.
@@ -91,8 +91,8 @@ def model_note(
 
 
 def model_type(data: Data) -> str | None:
-    """Return MLflow's type of such a model, "classifier" or "regressor", which depends on the targets. Return None for
-    others."""
+    """Return MLflow's type of the model, "classifier" or "regressor", which depends on the targets. Return None for
+    other targets."""
     y = data.val.first(1).y
     if not isinstance(y, Tensor):
         return None
@@ -113,8 +113,8 @@ def requirements() -> list[str]:
 def log_model(
     run_id: str, client: MlflowClient, experiment_id: str, study_folder: Path, note: Mapping[str, Any]
 ) -> None:
-    """Log the best network or a group as a model of the run, and register it if the note has a registered name. A model
-    with the same weights is not logged again."""
+    """Log the best network or a group as a model of the run. If the note contains a name for MLflow's model registry,
+    register the model. A model with the same weights is not logged again."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
     name = note.get("name", BEST_NAME)  # notes of earlier versions have none

@@ -1,4 +1,5 @@
-"""Make the module names of earlier versions importable. User code in models that these versions logged needs them."""
+"""Make the module names of earlier versions importable. Earlier versions have logged models whose user code imports
+these names."""
 
 from __future__ import annotations
 

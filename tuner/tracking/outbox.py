@@ -1,8 +1,8 @@
 """Keep a study's record for MLflow in a file, the outbox. The driver appends notes, and another process delivers them.
 
-All of the record goes through this file. Notes that have not arrived stay in it, so that nothing is lost when a server
-or a process fails. The file lies in STUDY/tracking. Each line is a JSON document. The first line identifies the study.
-Lines are only appended, each with a single write. Readers skip a line that is incomplete after a crash.
+The whole record goes through this file. Notes that have not arrived stay in the file, so that nothing is lost when a
+server or a process fails. The file lies in STUDY/tracking. Each line is a JSON document. The first line identifies the
+study. Lines are only appended, each with a single write. Readers skip a line that is incomplete after a crash.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PARAM_LENGTH, TAG_LENGTH, KEY_LENGTH = 6000, 5000, 250  # MLflow's limits, in ch
 
 @dataclass(frozen=True)
 class StudyIdentity:
-    """Identifies the study that runs belong to."""
+    """Identifies the study to which runs in MLflow belong."""
 
     study: str
     experiment: str
@@ -92,7 +92,8 @@ def read_notes(file: Path, offset: int = 0, limit: int | None = None) -> tuple[l
 
     Args:
         offset: a position in bytes.
-        limit: the number of bytes to read. Only whole lines count, but at least one. If None, all are read.
+        limit: the number of bytes to read. Only whole lines are read, and at least one line. If None, all lines are
+            read.
 
     Returns:
         The notes, and the offset after them.
@@ -113,7 +114,8 @@ def read_notes(file: Path, offset: int = 0, limit: int | None = None) -> tuple[l
 
 
 class Outbox:
-    """Appends notes to a study's outbox and leaves out known values. A missing outbox is created.
+    """Appends notes to a study's outbox. Values that the outbox already contains are left out. If there is no outbox,
+    it is created.
 
     Attributes:
         identity: the study with the id in the outbox.
@@ -164,8 +166,8 @@ class Outbox:
             params: MLflow never changes a parameter. If a noted parameter gets another value, this value becomes a tag
                 `resumed.NAME`.
             tags: the run's tags.
-            metrics: infinite values become NaN, which MLflow can show. Values that are not numbers are left out, and so
-                are epochs that a resumed trial trains again.
+            metrics: infinite values become NaN, which MLflow can show. Values that are not numbers are left out. Epochs
+                that a resumed trial trains again are also left out.
             step: the step of the metrics.
             status: a status of MLflow.
             files: artifacts, in the study's folder or elsewhere.
@@ -207,11 +209,11 @@ class Outbox:
 
 
 def end_abandoned(study_folder: Path, session: str = "") -> None:
-    """Note all runs as KILLED whose driver no longer exists.
+    """Note that runs whose driver no longer exists are KILLED.
 
     Args:
-        session: the driver that has died. If another driver has continued the study since, nothing is noted. With "",
-            no driver of the study may run.
+        session: the driver that has died. If another driver has continued the study since then, nothing is noted. With
+            "", all runs that have not ended are noted: no driver of the study may then be running.
     """
     file = outbox_file(study_folder)
     with _appending(file) as write:

@@ -30,11 +30,11 @@ _MASK = ".mask"
 
 
 class Gated(NamedTuple):
-    """A group of two networks. The large network answers if the margin of the small one is below theta.
+    """A group of two networks. The large network answers if the margin of the small network is below theta.
 
     Attributes:
         small, large: the folders of the networks.
-        theta: the limit for the margin.
+        theta: the threshold of the margin.
     """
 
     small: Path
@@ -43,7 +43,7 @@ class Gated(NamedTuple):
 
 
 class Served:
-    """A network or a group whose inputs are arrays, as the data set has them."""
+    """A network or a group as MLflow calls it. Its inputs are arrays with examples as in the data set."""
 
     def __init__(self, answer: Answer, names: Any = "") -> None:
         self._answer, self._names = answer, names
@@ -105,8 +105,8 @@ def assemble(folder: Path, network: Path | Gated, experiment: Experiment, name: 
         folder: the folder to create.
         network: the folder with model.safetensors and model.json, or a group of two networks.
         experiment: the experiment of the network.
-        name: the name of the experiment, as --experiment takes it. The experiment has source code.
-        inputs: inputs of an example in the data set.
+        name: the name of the experiment, as a value of --experiment. The experiment must have source code.
+        inputs: the inputs of an example in the data set, before `prepare`.
     """
     if isinstance(network, Gated):
         networks = {folder / SMALL: network.small, folder / LARGE: network.large}

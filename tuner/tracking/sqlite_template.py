@@ -41,9 +41,9 @@ def make_store(file: Path, artifacts: str) -> None:
 
 
 def kept_tables() -> Path:
-    """Return the path of the empty tables that the installed versions create.
+    """Return the path of the file with the empty tables of the installed versions.
 
-    The file does not exist before MLflow has created the tables once.
+    The file exists only after MLflow has created the tables once.
     """
     import alembic
     import mlflow

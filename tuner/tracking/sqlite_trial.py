@@ -1,7 +1,7 @@
 """Test in a separate process whether MLflow can keep a record in an SQLite file.
 
-MLflow may be installed with packages that it does not work with. This shows only when a store is created. A separate
-process keeps MLflow, its settings and its output out of the calling command.
+MLflow may be installed with versions of other packages with which it does not work. The error occurs only when a store
+is created. A separate process keeps MLflow, its settings and its output out of the command.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ LONGEST = 240.0  # seconds, since MLflow repeats some operations for more than 9
 
 
 def try_sqlite() -> str:
-    """Let a process create a store as a study does, write a run to it and read the run back.
+    """Start a process that creates a store as a study does, writes a run to it and reads the run back.
 
     Returns:
-        The error in one line, or "".
+        The error in one line, or "" if there was no error.
 
     Raises:
         OSError: if temporary files cannot be created.

@@ -1,8 +1,9 @@
 """Record a study in MLflow: one parent run for the study, one nested run for each trial.
 
 The record never delays the search. `Tracker` writes notes to the study's outbox, in microseconds. A separate process
-delivers the notes in batches (tuner.tracking.writer), and tries again if the store is away. Notes that have not arrived
-at the end stay in the outbox. `Tracker.problems` reports them. No error of the store is raised into the search.
+delivers the notes in batches (tuner.tracking.writer), and tries again if the store cannot be reached. Notes that have
+not arrived at the end stay in the outbox, and `Tracker.problems` reports them. The search never gets an exception of
+the store.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def _timed(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate
 
 
 def begin_writer(uri: str) -> subprocess.Popen[str]:
-    """Start the process that will deliver a study's record to the store at this URI. It imports MLflow first."""
+    """Start the process that will deliver a study's record to the store at this URI. The process first imports
+    MLflow."""
     return subprocess.Popen(
         own_process(writer_process.__name__, writer_process.SERVER if is_server(uri) else writer_process.DATABASE),
         stdin=subprocess.PIPE,
@@ -67,8 +69,8 @@ def begin_writer(uri: str) -> subprocess.Popen[str]:
 
 @contextmanager
 def writer_ahead(uri: str) -> Iterator[subprocess.Popen[str]]:
-    """Within this block, run the process of `begin_writer` for a study that is likely to begin. The process ends with
-    the block."""
+    """Within this block, run the process of `begin_writer`, before it is certain that a study begins. The process ends
+    with the block."""
     writer = begin_writer(uri)
     try:
         yield writer
@@ -78,9 +80,9 @@ def writer_ahead(uri: str) -> Iterator[subprocess.Popen[str]]:
 
 
 class Tracker:
-    """Notes the record of a study and has it delivered.
+    """Writes the record of a study to the outbox, and lets another process deliver it.
 
-    The methods raise no error if the store is away. `close` must be called at the end.
+    The methods raise no exception if the store cannot be reached. `close` must be called at the end.
 
     Args:
         uri: the tracking URI, from `resolve_tracking_uri`.
@@ -122,17 +124,19 @@ class Tracker:
 
     @property
     def experiment_id(self) -> str | None:
-        """Return the id of the experiment. It is None until the store was opened: see `flush`."""
+        """Return MLflow's id of the experiment. The id is None until the store has been opened. `flush` waits for
+        this."""
         return self._status.get("experiment_id")
 
     @property
     def run_id(self) -> str | None:
-        """Return the id of the parent run. It is None until the run was found or created: see `flush`."""
+        """Return the id of the parent run. The id is None until the run has been found or created. `flush` waits for
+        this."""
         return self._status.get("run_id")
 
     @property
     def problems(self) -> list[str]:
-        """Return a line for everything that has not arrived. The list is complete after `close`."""
+        """Return a line for each part of the record that has not arrived. The list is complete after `close`."""
         status = self._status
         lines = [*status["refused"], *([self._lost] if self._lost else [])]
         away = status["failures"] >= ATTEMPTS
@@ -144,7 +148,7 @@ class Tracker:
 
     @property
     def waiting(self) -> bool:
-        """Return whether notes have not arrived yet that may arrive later."""
+        """Return whether some notes have not arrived yet, but may still arrive later."""
         return bool(self._status["offset"] < self._outbox.size())
 
     @_timed
@@ -163,8 +167,8 @@ class Tracker:
 
     @_timed
     def recall(self, record: TrialRecord) -> None:
-        """Record the end of a trial that ended in an earlier process, if this process was killed before it could do
-        so."""
+        """Record the end of a trial that ended in an earlier process. The earlier process may have been killed before
+        it recorded the end."""
         if self._outbox.statuses.get(record.name) != STATUS[record.state]:
             self._end(record)
 
@@ -187,16 +191,16 @@ class Tracker:
 
     @_timed
     def log_artifacts(self, files: Iterable[Path]) -> None:
-        """Make files and folders artifacts of the parent run. Folders keep their names. The contents are those at the
-        time of sending. The same files may be given again."""
+        """Make files and folders artifacts of the parent run. Folders keep their names. Each file is read when it is
+        sent, so later changes before that are included. The same files may be given again."""
         self._note(PARENT, files=files)
 
     @_timed
     def log_networks(
         self, folders: Iterable[Path], model: Mapping[str, Any] | None, group: Mapping[str, Any] | None = None
     ) -> None:
-        """Make the reported networks artifacts of the parent run, and send them at once. Sending takes a second, in
-        which the caller can prepare other results.
+        """Make the reported networks artifacts of the parent run, and begin to send them at once. Sending takes a
+        second. During this second, the caller can prepare other results.
 
         Args:
             folders: the folders of the networks.
@@ -215,7 +219,7 @@ class Tracker:
         pareto: Collection[int],
         artifacts: Iterable[Path] = (),
     ) -> None:
-        """End the parent run, mark the trials on the front, and end trials that still run as KILLED.
+        """End the parent run, and mark the trials on the front. Trials that are still running get the status KILLED.
 
         Args:
             status: FINISHED, FAILED or KILLED.
@@ -232,7 +236,7 @@ class Tracker:
 
     @_timed
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until all notes up to now have arrived, or until the store counts as away.
+        """Wait until all notes up to now have arrived, or until several attempts to reach the store have failed.
 
         Args:
             timeout: seconds to wait, at most. If None, there is no limit.
@@ -251,7 +255,8 @@ class Tracker:
 
     @_timed
     def close(self, timeout: float | None = None) -> None:
-        """Wait until all notes have arrived, or until the store counts as away. `problems` then lists the missing ones.
+        """Wait until all notes have arrived, or until several attempts to reach the store have failed. `problems` then
+        lists the missing notes.
 
         A study without `finish_study` ends here as KILLED.
 

@@ -1,11 +1,11 @@
 """Deliver a study's outbox in a separate process while its driver runs.
 
-The import of MLflow takes seconds. A separate process keeps it out of the driver, and has a lower priority than the
-trials. If the driver is killed, this process records that before it ends.
+The import of MLflow takes seconds. A separate process keeps MLflow out of the driver, and has a lower priority than the
+trials. If the driver is killed, this process records this fact before it ends.
 
 The first line on standard input is a JSON document that names the outbox and the store. A URI may hold a password,
-which must not be in a command line. The lines `flush` and `close` follow. If the input ends without `close`, the driver
-has died. After every part, this process writes its status to standard output.
+which must not be in a command line. The driver may then write the lines `flush` and `close`. If the input ends without
+`close`, the driver has died. After every part, this process writes its status to standard output.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def _load(kind: str) -> None:
 
 
 def serve(asked: dict[str, Any], stdin: TextIO, stdout: TextIO) -> None:
-    """Deliver notes until the driver closes this process or dies. Before that, deliver the rest unless the store is
-    away.
+    """Deliver notes until the driver closes this process or dies. Deliver the remaining notes before the end, unless
+    the store cannot be reached.
 
     Args:
         asked: the first line of standard input, which names the outbox and the store.

@@ -1,7 +1,8 @@
 """Writes and reads checkpoints of running trials. A checkpoint is a safetensors file of tensors and JSON, without code.
 
-A file appears whole or not at all. Its name ends in the SHA-256 of its bytes, so a damaged file is noticed. The trial
-then continues from the checkpoint before it, or starts again. A running trial keeps two checkpoints, an ended one none.
+A file appears as a whole or not at all. Its name ends in the SHA-256 of its bytes, so a damaged file is noticed. The
+trial then continues from the previous checkpoint, or starts again. A running trial keeps two checkpoints, and an ended
+trial keeps none.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def pack(state: Any) -> tuple[dict[str, Tensor], str]:
     """Return a state as named tensors, copied to the CPU, and as JSON text that refers to them by name.
 
     Args:
-        state: a nest of dicts, lists, tuples, tensors, numbers, strings and None.
+        state: a nested structure of dicts, lists, tuples, tensors, numbers, strings and None.
 
     Raises:
         TypeError: if the state contains any other type.
@@ -125,8 +126,8 @@ def sweep(place: Place, running: Collection[int]) -> None:
 
     Args:
         place: the folder of checkpoints.
-        running: the numbers of the running trials. It is read after the files are listed, so another thread may add a
-            trial meanwhile.
+        running: the numbers of the running trials. This collection is read after the files are listed, so another
+            thread may add a trial meanwhile.
     """
     for name in place.names():
         match = _NAME.fullmatch(name)
@@ -141,11 +142,11 @@ def _of(place: Place, number: int) -> list[tuple[int, str]]:
 
 
 class Writer:
-    """Writes checkpoints in its own thread, one at a time. EVERY and SHARE limit how often.
+    """Writes checkpoints in its own thread, one at a time. EVERY and SHARE limit how often checkpoints are written.
 
     Args:
-        place: the folder of checkpoints, which exists already. If it is in an object store that does not answer, the
-            checkpoint is skipped.
+        place: the folder of checkpoints, which must exist. If the folder is in an object store that does not answer,
+            the checkpoint is skipped.
     """
 
     def __init__(self, place: Place) -> None:

@@ -1,7 +1,9 @@
-"""Trains one trial in several processes. The first rank is the trial's own process, the other ranks are Ray's actors.
+"""Trains one trial in several processes, called ranks. The first rank is the trial's own process. The other ranks are
+Ray's actors.
 
 The trial's placement group has one bundle for each rank. The first rank starts the others once, and uses them for all
-its trials. It calls them for each epoch, so they need no message when a trial is stopped early.
+its trials. In each epoch, the first rank calls the other ranks. If a trial is stopped early, they therefore need no
+message.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ Build = Callable[[dict[str, Any], Ranks], Training | OwnTraining]
 
 
 class WorkerLost(Disconnected):
-    """Another process of the trial has ended, or does not answer."""
+    """Reports that another process of the trial has ended, or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class RankPlan:
 
 
 class Rank:
-    """A rank other than the first, in an actor of Ray's.
+    """A rank other than the first. It runs as an actor of Ray.
 
     Args:
         builder: a function that returns a Build for the setup and the data.
@@ -70,8 +72,8 @@ class Rank:
         self._training: Training | OwnTraining | None = None
 
     def do(self, what: str, *args: Any) -> None:
-        """Run this rank's part of a step that all ranks do together. After an error, leave the group first: otherwise
-        the other ranks would wait for this process.
+        """Run this rank's part of a step that all ranks do together. After an error, leave the process group before the
+        error is raised. Otherwise the other ranks would wait for this process.
 
         Args:
             what: the step: "join", "begin", "load", "train" or "leave".
@@ -113,7 +115,7 @@ def _joined(rank: int, plan: RankPlan, store: TCPStore, address: str) -> Ranks:
 
 
 class Others:
-    """The first rank's handle on the other ranks.
+    """Gives the first rank access to the other ranks.
 
     Args:
         plan: the plan of all ranks.
@@ -137,7 +139,8 @@ class Others:
         ]
 
     def connected(self) -> Ranks:
-        """Return the connections of this process to the other ranks. After an error, connect all ranks again first."""
+        """Return the connections of this process to the other ranks. If the ranks have left the group after an error,
+        connect all ranks again first."""
         if self._ranks is None or not self._ranks.connected:
             with self.doing("leave"):
                 pass
@@ -165,9 +168,9 @@ class Others:
             args: the arguments of this step.
 
         Raises:
-            Disconnected: if another rank has ended, or does not answer. Then the trial can be tried again in new
+            Disconnected: if another rank has ended, or does not answer. The trial can then be tried again in new
                 processes.
-            Exception: the first error in one of the ranks, if it made the others fail.
+            Exception: an error in one rank. If several ranks fail, this is the first error, which made the others fail.
         """
         asked = [actor.do.remote(what, *args) for actor in self._actors]
         own: Exception | None = None

@@ -11,16 +11,17 @@ from tune_sparsity.tuner.study.trial import Epoch
 
 @dataclass(frozen=True)
 class Report:
-    """One report of a trial. The last report of a trial that is not stopped has `finished` or `failure`.
+    """One report of a trial. If a trial is not stopped, its last report has `finished` or `failure`.
 
     Attributes:
         epochs: the epochs that the trial has trained since its last report.
-        again: whether the trial trained these epochs before it was restarted from its checkpoint.
-        final_sparsity: the sparsity at which the trial ends, in [0, 1); 0 in a report without epochs or of a failure.
+        again: whether the trial had already trained these epochs, before it was restarted from a checkpoint.
+        final_sparsity: the sparsity at which the trial ends, in [0, 1). It is 0 in a report of a failure, or without
+            epochs.
         finished: whether the trial has trained all its epochs. A trial that ends without such a report was stopped.
         failure: the reason why the trial failed, in one line, or "".
-        disk: the reason why the trial could not write, in one line, or "". A report with such a reason contains nothing
-            else.
+        disk: the reason why the trial could not write to its folder, in one line, or "". A report with such a reason
+            contains nothing else.
         weights: the trained network in the safetensors format, if the worker and the driver share no folder.
     """
 
@@ -44,7 +45,8 @@ class Report:
 
     @classmethod
     def from_dict(cls, result: Mapping[str, Any]) -> Report:
-        """Return the report in a dict from Ray, which has further keys. `weights` is left out: see `take_weights`."""
+        """Return the report in a dict from Ray, which adds keys of its own. `weights` is left out: see
+        `take_weights`."""
         names = ("again", "final_sparsity", "finished", "failure", "disk")
         epochs = tuple(Epoch(number, metrics) for number, metrics in result.get("epochs", ()))
         return cls(epochs, **{name: result[name] for name in names if name in result})

@@ -1,10 +1,10 @@
 """Sends a user's code to Ray's workers, which may run on machines without the user's files.
 
-An experiment that is neither built in nor installed is sent in two forms: as the files of its code, and as a pickle by
-value if Python can pickle it. A worker that sees the same files loads the pickle. It then does not run the user's file
-again, and does not repeat any reading of data at the file's top level. On another machine, the files are unpacked once,
-and the experiment is imported from them, so `__file__` is correct there too. If this import fails, the worker loads the
-pickle.
+An experiment that is neither built in nor installed is sent in two forms: as the files of its code, and as a pickle
+that contains the code (a pickle by value), if Python can pickle it. A worker that has the same files loads the pickle.
+The user's file is then not run again, so data that are read at its top level are not read again. On another machine,
+the files are unpacked once, and the experiment is imported from them, so `__file__` is correct there too. If this
+import fails, the worker loads the pickle.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def unpack(code: Code | None, value: bytes | None, found_out: Mapping[str, Any] 
     """Return the experiment, in a worker.
 
     Args:
-        code: the files of its code, as `code_of` returns them; None if there are no files to send.
-        value: its pickle; None if Python cannot pickle it.
-        found_out: attributes that were found at run time and are not in the code, by name.
+        code: the files of the experiment's code, as `code_of` returns them; None if there are no files to send.
+        value: the experiment's pickle; None if Python cannot pickle it.
+        found_out: attributes of the experiment, by name, that were found at run time and are not in the code.
 
     Raises:
         ValueError: if the code cannot be imported here; the message is one line.
@@ -58,12 +58,12 @@ def unpack(code: Code | None, value: bytes | None, found_out: Mapping[str, Any] 
 
 
 class Parcel:
-    """Pickles an experiment for a worker. To unpickle a Parcel gives the experiment itself.
+    """Pickles an experiment for a worker. Unpickling a Parcel returns the experiment itself.
 
     Args:
         experiment: the experiment.
         name: the value of --experiment, with the absolute path of a file; "" if the experiment was found otherwise.
-        loads: whether the worker loads the data. If not, the function that loads them is not sent.
+        loads: whether the worker loads the data. If not, the function that loads the data is not sent.
     """
 
     def __init__(self, experiment: Experiment, name: str = "", *, loads: bool = False) -> None:
@@ -93,8 +93,9 @@ def by_value(experiment: Experiment, *, alone: bool = False, loads: bool = False
 
     Args:
         experiment: the experiment.
-        alone: whether the pickle is sent without files. It then contains all the user's modules with functions of the
-            experiment. Otherwise it contains only the file of --experiment, which no worker can import by name.
+        alone: whether the pickle is sent without files. If so, the pickle contains all of the user's modules with
+            functions of the experiment. If not, it contains only the file of --experiment, which no worker can import
+            by name.
         loads: whether the pickle includes the function that loads the data.
     """
     travels = experiment if loads else replace(experiment, load=_only_the_driver_loads)

@@ -31,7 +31,8 @@ class ByteLimit:
         most: the limit in bytes.
         layouts: the layout of the network's file, by the bits of a weight.
         bits: the fewest bits of a weight that the study tries, apart from binary networks.
-        neurons: the neurons without which a training can begin. None if all trainings begin with all neurons.
+        neurons: the groups of neurons, for trainings that begin with fewer neurons. None if all trainings begin with
+            all neurons.
     """
 
     most: int
@@ -49,7 +50,7 @@ class ByteLimit:
         return layout.part({one.name: (weights, int(alive[one.first].sum())) for one, weights in kept})
 
     def nonzero(self, bits: int, width: float = 1.0) -> int:
-        """Return about the largest number of nonzero weights of a network within the limit."""
+        """Return approximately the largest number of nonzero weights with which a network meets the limit."""
         return max(len(self.layouts[bits].prunable), self.part(bits, width).nonzero_within(self.most))
 
     def neuron_bytes(self, width: float = 1.0) -> int:
@@ -58,8 +59,8 @@ class ByteLimit:
         return int(part.neuron_bytes(part.weights))
 
     def met_by(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a trial's parameters, with a final sparsity at which the network's packed file approximately meets the
-        limit."""
+        """Return a trial's parameters. If necessary, the final sparsity is raised, so that the network's packed file
+        approximately meets the limit."""
         if not _prunes(method):
             return dict(params)
         bits, width = params.get(WEIGHT_BITS, ALL_BITS), params.get("width", 1.0)
@@ -124,8 +125,8 @@ def _layout(training: Training | OwnTraining) -> Layout:
 
 def network_cost(training: Training | OwnTraining, uses: Uses | None) -> dict[str, float]:
     """Return "size_bytes", the size of the network's packed file, and "macs", the multiply-adds with nonzero weights in
-    one example. For a binary network, also return "bit_ops", the number of them that multiply two signs. An unknown
-    cost is left out.
+    one example. For a binary network, also return "bit_ops", the number of these multiply-adds that multiply two signs.
+    An unknown cost is left out.
 
     Args:
         training: the training that has the network and its masks.
@@ -150,7 +151,7 @@ def spiking_cost(training: Training | OwnTraining, macs: float | None) -> dict[s
 
     Args:
         training: the training that has the network.
-        macs: the network's multiply-adds in one example; None if unknown, then "syn_ops" is left out.
+        macs: the network's multiply-adds in one example. If None, "syn_ops" is left out.
     """
     if not isinstance(training, Training):
         return {}

@@ -1,4 +1,5 @@
-"""Runs trials in a worker process, one after another. A trial trains in one thread, and reports some epochs at once."""
+"""Runs trials in a worker process, one after another. A trial trains in one thread. A report may contain several
+epochs."""
 
 from __future__ import annotations
 
@@ -46,10 +47,11 @@ TOGETHER = 0.25  # seconds of training for one report, or less before a rung: a 
 
 
 def make_quick() -> None:
-    """Let torch compute quickly in a worker process: with one thread, without its compiler, without subnormal numbers.
+    """Configure torch to compute quickly in a worker process: with one thread, without its compiler, without subnormal
+    numbers.
 
-    The momentum of a weight whose input is always zero becomes subnormal. To compute with such a number takes about a
-    hundred times as long, so torch replaces it by 0.
+    The momentum of a weight whose input is always zero becomes subnormal. A computation with a subnormal number takes
+    about a hundred times as long, so torch is told to replace these numbers by 0.
     """
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -87,7 +89,7 @@ def shared_arrays(data: Data) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class LoadedThere:
-    """Lets each worker load the data by itself, because they are not in memory.
+    """Replaces the arrays of `shared_arrays` if the data are not in memory. Each worker loads the data itself.
 
     Attributes:
         folder: the value of --data-dir, which is the same on every machine.
@@ -106,15 +108,16 @@ class LoadedThere:
 
 
 def trial_seed(study_seed: int, number: int) -> int:
-    """Return a trial's seed. Each trial of a study has its own, and it is the same when the study is run again."""
+    """Return a trial's seed. Each trial of a study has its own seed, which is the same when the study is run again."""
     return int(np.random.SeedSequence([study_seed, number]).generate_state(1)[0])
 
 
 class TrialTrainable(tune.Trainable):
     """Runs trainings for Ray. `config` holds a trial's "number", "method" and "params".
 
-    A trial continues from its newest valid checkpoint, if there is one. An error of a trial is part of its last report.
-    If Ray got the exception, Ray would end this process, and the next trial would wait seconds for a new one.
+    A trial continues from its newest valid checkpoint, if there is one. If a trial fails, its last report contains the
+    error. No exception reaches Ray, because Ray would end this process, and the next trial would wait seconds for a new
+    process.
     """
 
     _training: Training | OwnTraining | None = None  # made in the first step, where an error is reported like any other
@@ -132,7 +135,7 @@ class TrialTrainable(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begin another trial in this process, after everything of the last trial is removed."""
+        """Remove everything that belongs to the last trial, and begin another trial in this process."""
         self._trial, self._past, self._short_of_memory = new_config, list[Epoch](), False
         try:
             self._let_go()
@@ -253,7 +256,7 @@ class TrialTrainable(tune.Trainable):
         return {**about, **{name: self._trial[name] for name in ("number", "method", "params")}}
 
     def cleanup(self) -> None:
-        """Write a checkpoint of a trial that has not ended, because Ray is about to end this process."""
+        """If the trial has not ended, write a checkpoint. Ray calls this method before it ends this process."""
         training, place = self._training, self._shared.checkpoints
         if training is None or training.finished or self._writer is None or place is None:
             return
@@ -265,7 +268,8 @@ class TrialTrainable(tune.Trainable):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether the error is a lack of memory. Another trial may have used the memory, so one retry is useful."""
+    """Return whether the error is a lack of memory. The trial is then tried once more, because another trial may have
+    used the memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
@@ -303,7 +307,8 @@ def _splits(shared: TrialSetup, arrays: Any) -> tuple[Split | Loaded, Split | Lo
 
 
 def rank_builder(shared: TrialSetup, arrays: Any) -> Build:
-    """Prepare this process to train together with others. Return the function that makes a training in this rank."""
+    """Prepare this process to train a network together with other processes. Return the function that makes the
+    training of this rank."""
     make_quick()
     splits = cache(lambda: _splits(shared, arrays))  # loaded by the first training, where an error fails the trial
     return lambda config, ranks: _training(shared, splits, config, ranks)
@@ -358,7 +363,7 @@ def _states(place: Place, number: int) -> Iterator[Any]:
 
 
 def save_weights(training: Training | OwnTraining, path: Path) -> None:
-    """Write `packed_weights` into a file that appears whole or not at all."""
+    """Write the result of `packed_weights` into a file. The file appears as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(path, packed_weights(training))
 

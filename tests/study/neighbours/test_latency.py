@@ -98,12 +98,12 @@ def test_a_network_that_is_too_slow_gives_way_to_a_smaller_one(tmp_path: Path, m
         (["--max-latency", "2ms", "--pattern", "2:4"], "--max-latency 2ms: only whole neurons save multiply-adds"),
         (
             ["--max-latency", "1us", "--pattern", "neurons"],
-            "with the fewest neurons in each layer this network needs 0.",
+            "even with the fewest neurons in each layer this network needs 0.",
         ),
         (["--max-latency", "2", "--pattern", "neurons"], "a latency is a time with its unit, e.g. 2ms"),
         (["--max-latency", "2ms", "--max-macs", "9"], "--max-macs and --max-latency are different goals"),
-        (["--target", "0.9", "--latency-batch", "4"], "--latency-batch 4: it needs --max-latency: give both"),
-        (["--max-latency", "2ms", "--final-seeds", "2"], "--final-seeds 2: the networks that are trained again are"),
+        (["--target", "0.9", "--latency-batch", "4"], "--latency-batch 4: this option needs --max-latency: give both"),
+        (["--max-latency", "2ms", "--final-seeds", "2"], "--final-seeds 2: networks that are trained again are"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_writes_nothing(

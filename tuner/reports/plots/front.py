@@ -214,7 +214,8 @@ def front_figure(records: Iterable[TrialRecord], goal: Goal, title: str) -> go.F
         title: plain text above the plot.
 
     Returns:
-        A plotly figure with sparsities in percent. If there are no trials, a note in the figure says this.
+        A plotly figure with sparsities in percent. If there are no trials, the figure contains a note that there are
+        none.
     """
     import plotly.graph_objects as go
 

@@ -69,8 +69,9 @@ def _groups(result: Path) -> list[dict[str, Any]]:
 
 
 def best_weights(folder: Path, best: TrialRecord | None) -> dict[str, np.ndarray]:
-    """Return the prunable weights of the study's best network, with one row for each neuron. They come from the trial's
-    file while the study runs. Return an empty dict if there is no such network."""
+    """Return the prunable weights of the study's best network by name, with one row for each neuron. While the study
+    runs, the weights come from the file that the trial has written. Return an empty dict if there is no such
+    network."""
     from safetensors import safe_open
 
     from tune_sparsity.tuner.results.networks import mask_names
@@ -105,7 +106,7 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
 
 
 def figures(study: Pictured) -> dict[str, go.Figure]:
-    """Return the study's plots by their short names, without those that would be empty."""
+    """Return the study's plots by their short names. Empty plots are left out."""
     from tune_sparsity.tuner.search.importance import importances
 
     goal, records = study.goal, study.records

@@ -39,8 +39,8 @@ _MOST_LAYERS = 7  # lines in one plot, one for each colour
 
 
 def training_figure(record: TrialRecord, series: Series, goal: Goal) -> go.Figure | None:
-    """Return a plot of one trial's sparsity, threshold, grow rate and metric by epoch, with a panel for each. A method
-    without a threshold has no such panel. Return None if there are no epochs."""
+    """Return a plot of one trial's sparsity, threshold, grow rate and metric by epoch, with a panel for each. If the
+    method has no threshold, the panel is left out. Return None if there are no epochs."""
     metric = record.objective
     described = _PANELS | {metric.at_target: (metric.name, metric.shown(1.0), metric.suffix)}
     found = [name for name in described if any(name in one for one in series)]
@@ -212,8 +212,8 @@ def _measured(done: Sequence[TrialRecord], best: TrialRecord | None) -> list[dic
 
 
 def hoyer_figure(records: Sequence[TrialRecord], goal: Goal, fan_in: int) -> go.Figure | None:
-    """Return a plot of the completed trials' Hoyer sparsity against p, with the expectation for unpruned rows. Return
-    None if no trial has a p.
+    """Return a plot of the completed trials' Hoyer sparsity against p, with curves of the expected Hoyer sparsity of
+    rows that are not pruned. Return None if no trial has a p.
 
     Args:
         fan_in: the number of weights of a neuron, for the expected curves.

@@ -49,7 +49,7 @@ def _in_order(records: Sequence[TrialRecord]) -> tuple[list[tuple[float, TrialRe
 
 
 def progress_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure:
-    """Return a plot of the best value at each target, and of the hypervolume, over time."""
+    """Return a plot, over time, of the best value at each target and of the hypervolume."""
     timed, name = _in_order(records)
     objective = goal.objective
     standing = FrontTracker(goal)
@@ -244,8 +244,8 @@ def parallel_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure | N
 def importance_figure(
     importances: Mapping[str, float], method: str, trials: int, metric: str = ACCURACY.name
 ) -> go.Figure | None:
-    """Return a plot of the share of the metric's variance that each parameter explains. Return None if it is not
-    known."""
+    """Return a plot of the share of the metric's variance that each parameter explains. Return None if there is too
+    little data."""
     if not importances:
         return None
     ranked = sorted(importances.items(), key=lambda item: item[1])

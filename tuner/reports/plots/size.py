@@ -20,7 +20,7 @@ _BITS = "weight_bits"
 
 
 def smallest_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Return the completed trials that are not dominated in bytes and metric, from the smallest to the largest."""
+    """Return the completed trials on the Pareto front of bytes and metric, from the smallest to the largest network."""
     front, best = list[TrialRecord](), -math.inf
     for record in sorted(_sized(records), key=_rank):
         _, merit = known_point(record)

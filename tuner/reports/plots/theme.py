@@ -63,8 +63,7 @@ def _value(value: Any) -> str:
 
 
 def hover_text(record: TrialRecord) -> str:
-    """Return the facts of a trial as the lines of a hover label. Text of the user is escaped, because plotly interprets
-    tags."""
+    """Return the lines of a trial's hover label. Text from the user is escaped, because plotly interprets tags."""
     known: dict[str, Any] = {
         record.objective.name: record.text or None,
         "sparsity": None if record.sparsity is None else f"{record.sparsity:.3%}",

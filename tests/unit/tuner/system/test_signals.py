@@ -30,7 +30,7 @@ def test_a_first_signal_asks_and_a_second_one_ends_at_once(capsys: pytest.Captur
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(number)
     assert signal.getsignal(signal.SIGTERM) is before
-    assert capsys.readouterr().err.count("Again to end at once") == 2
+    assert capsys.readouterr().err.count("Interrupt again to end at once") == 2
 
 
 def test_a_study_without_its_ray_ends_at_once(capsys: pytest.CaptureFixture[str]) -> None:
