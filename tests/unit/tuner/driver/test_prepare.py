@@ -72,7 +72,7 @@ def test_a_study_does_not_go_on_with_other_data(tmp_path: Path) -> None:
     configs[0].folder.mkdir()
     write_study_yaml(configs[0], epochs=1, checksum=begun.checksum, device="cpu", goal=begun.goal)
     assert prepare(configs[1], resume=True).checksum == begun.checksum
-    with pytest.raises(UsageError, match="are not those that study 'mine' began with"):
+    with pytest.raises(UsageError, match="have changed since study 'mine' began"):
         prepare(configs[2], resume=True)
 
 
