@@ -91,8 +91,8 @@ def test_a_very_small_file_has_a_narrower_network(tmp_path: Path, capsys: pytest
     folder = run_in_process(storage, "narrow", max_bytes=1500, trials=6, epochs=8, **options)
     rows = trials_of(folder)
     assert {row["method"] for row in rows} == {"lpss", "gmp"}
-    assert all(0.4 < float(row["width"]) < 0.8 and row["state"] == "completed" for row in rows)
-    assert all(1000 < int(row["size_bytes"]) <= 1500 for row in rows)
+    assert all(0.3 < float(row["width"]) < 0.8 and row["state"] == "completed" for row in rows)
+    assert 1480 < max(int(row["size_bytes"]) for row in rows) <= 1500  # of few weights of 2 bits there are fewer bytes
     result = json.loads((folder / "result.json").read_text())
     width = result["best"]["params"]["width"]
     for name, neurons in (("0.weight", 300), ("2.weight", 100)):

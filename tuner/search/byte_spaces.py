@@ -18,8 +18,8 @@ from tune_sparsity.tuner.worker.sizes import ByteLimit
 
 WIDTH = "width"
 _NEURONS = 1 / 3  # with a larger share of the bytes for scales and biases of neurons, the network has too many
-_DENSITY = 0.4  # of the best small networks that were measured, with _BITS bits a weight
-_BITS, _MANY_BITS = 4, 8
+_BEST = 1 / 8  # the share in the best small networks that were measured
+_MANY_BITS = 8
 _STEPS = 100
 
 
@@ -87,15 +87,15 @@ def widths_for(limit: ByteLimit) -> Widths:
     """Return the widths to search within a limit of bytes.
 
     The lower end gives a network that meets the limit without zeros, with 8 bits for each weight. At the upper end, the
-    scales and biases of neurons take a third of the bytes.
+    scales and biases of neurons take a third of the bytes, and at the centre an eighth.
     """
 
-    def dense(width: float, bits: int) -> float:
-        return limit.nonzero(bits, width) / limit.part(bits, width).weights
+    def share(width: float) -> float:
+        return limit.neuron_bytes(width) / limit.most
 
-    low = _last(lambda width: dense(width, _MANY_BITS) >= 1)
-    high = max(low, _last(lambda width: not too_many_neurons(limit, width)))
-    centre = _last(lambda width: dense(width, _BITS) >= _DENSITY)
+    low = _last(lambda width: limit.nonzero(_MANY_BITS, width) >= limit.part(_MANY_BITS, width).weights)
+    high = max(low, _last(lambda width: share(width) <= _NEURONS))
+    centre = _last(lambda width: share(width) <= _BEST)
     return Widths(low, min(max(centre, low), high), high)
 
 
