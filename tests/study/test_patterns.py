@@ -85,6 +85,17 @@ def test_a_pattern_of_the_experiments_own_reaches_the_workers(tmp_path: Path) ->
     assert all(run.data.metrics["sparsity"] >= 0.8 for run in children)
 
 
+@pytest.mark.parametrize("pattern", ["neurons", "2:4"])
+def test_a_space_with_a_width_has_no_pattern(pattern: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = tmp_path / "narrow.yaml"
+    space.write_text("method: gmp\nparameters:\n  width: {type: float, low: 0.5, high: 1.0}\n  final_sparsity: 0.9\n")
+    storage = tmp_path / "studies"
+    options = ["--target", "0.9", "--pattern", pattern, "--space", str(space), "--storage", str(storage)]
+    assert main([*options, "--method", "gmp"]) == 2
+    assert f"--pattern {pattern}: {space} has a width of less than 1" in capsys.readouterr().err
+    assert not storage.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

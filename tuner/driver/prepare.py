@@ -36,7 +36,7 @@ from tune_sparsity.tuner.config.tracking_uri import check_driver, check_tracking
 from tune_sparsity.tuner.driver.checks import check_address, check_binary, check_gpus, check_pattern, check_workers
 from tune_sparsity.tuner.driver.latency import expected_macs, goal_within
 from tune_sparsity.tuner.errors import UsageError
-from tune_sparsity.tuner.search.byte_spaces import roomiest, spaces_within, too_many_neurons
+from tune_sparsity.tuner.search.byte_spaces import roomiest, searches_width, spaces_within, too_many_neurons
 from tune_sparsity.tuner.search.samplers import check_sampler
 from tune_sparsity.tuner.search.spaces import fewest_bits, spaces_of
 from tune_sparsity.tuner.search.warm_start import WarmStart, warm_start
@@ -239,6 +239,11 @@ class _Network(NamedTuple):
             goal = replace(self.goal(config, most), objective=objective_of(experiment))
             suited = (experiment.space, experiment.optimizer)
             spaces = spaces_of(config, goal, *suited, few_bits=self.few_bits(config))
+            if self.size.pattern != UNSTRUCTURED and any(map(searches_width, spaces)):
+                raise UsageError(
+                    f"--pattern {self.size.pattern}: {config.space} has a width of less than 1, which no pattern "
+                    "allows: give no pattern, or leave the width out"
+                )
             if config.space is None and (limit := self.limit(config)):
                 spaces = spaces_within(limit, spaces)
             check_sampler(config.sampler, front=goal.multi_objective, methods=len(spaces))

@@ -78,6 +78,11 @@ def _with_fitting_bits(limit: ByteLimit, space: Space) -> Space:
     return replace(space, distributions={**space.distributions, WEIGHT_BITS: CategoricalDistribution(fitting)})
 
 
+def searches_width(space: Space) -> bool:
+    """Return whether trainings of the space may begin with fewer neurons."""
+    return WIDTH in space.distributions or space.fixed.get(WIDTH, 1) != 1
+
+
 def too_many_neurons(limit: ByteLimit, width: float = 1.0) -> bool:
     """Return whether the scales and biases of a network's neurons take too many of the bytes that it may have."""
     return limit.neuron_bytes(width) > _NEURONS * limit.most
