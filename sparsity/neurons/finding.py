@@ -61,10 +61,13 @@ def with_neurons(
 ) -> LayerRules:
     """Return the rules with the network's groups of neurons, if a training needs them. A pattern `Neurons` gets the
     groups as its attribute `groups`. If the width is less than 1, the rules get them as `neurons`. Groups that are
-    already known stay. The other arguments and the errors are those of `neuron_groups`.
+    already known stay. The other arguments are those of `neuron_groups`.
 
     Args:
         width: the width with which the training begins; see `narrow_selection`.
+
+    Raises:
+        ValueError: as in `neuron_groups`. If the width is less than 1, also if no neuron of the network can be removed.
     """
     narrow = width != 1.0 and rules.neurons is None
     pattern = rules.pattern if isinstance(rules.pattern, Neurons) and rules.pattern.groups is None else None
@@ -76,6 +79,9 @@ def with_neurons(
         raise ValueError("pattern neurons: the multiply-adds of this network could not be counted")
     groups = neuron_groups(model, layers, example, forward)
     if pattern is None:
+        if not groups.count:
+            why = next((f" ({one.reason})" for one in groups.whole), "")
+            raise ValueError(f"width: no neuron of this network can be removed{why}: give the width 1")
         return replace(rules, neurons=groups)
     return replace(rules, pattern=replace(pattern, groups=groups.bundled(pattern.multiple), uses=uses))
 

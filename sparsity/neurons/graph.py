@@ -166,7 +166,7 @@ def require_torch_pruning() -> None:
         import torch_pruning
     except ImportError:
         raise ValueError(
-            "pattern neurons: torch-pruning is not installed: pip install 'tune-sparsity[neurons]'"
+            "torch-pruning, which finds neurons, is not installed: pip install 'tune-sparsity[neurons]'"
         ) from None
     del torch_pruning
 

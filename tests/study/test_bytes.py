@@ -16,6 +16,19 @@ from tests.helpers.in_process import exported, run_in_process
 from tests.helpers.outcome import trials_of
 from tests.helpers.strange import EXPERIMENTS
 from tune_sparsity.sparsity.cost.read_packed import decode, read
+from tune_sparsity.tuner.cli import main
+
+SINGLE = """\
+import torch
+from torch import nn
+from tune_sparsity import Data, Experiment, Recipe, Split
+
+def load(data_dir):
+    x = torch.rand(200, 32, generator=torch.Generator().manual_seed(0))
+    return Data(*[Split(x[part::3], (x[part::3, 0] * 4).long()) for part in range(3)])
+
+single = Experiment("single", load, lambda: nn.Sequential(nn.Linear(32, 4)), Recipe(epochs=1, batch_size=20))
+"""
 
 METHODS = "lpss,gmp,rigl,set,sparse-momentum,static,snip"
 MOST = 500  # bytes; 600 weights and 43 biases take 2.6 kB, and 719 bytes with weights of 4 bits
@@ -100,6 +113,39 @@ def test_a_very_small_file_has_a_narrower_network(tmp_path: Path, capsys: pytest
     assert result["best"]["val_accuracy"] > 0.8  # an untrained network has .1, and one with all neurons about .4
     for kind in ("packed", "onnx", "safetensors"):
         assert Path(exported(storage, "narrow", kind, capsys)["file"]).is_file()
+
+
+WIDTHS = """\
+method: gmp
+parameters:
+  width: {type: float, low: 0.5, high: 0.6}
+  weight_bits: 4
+  final_sparsity: {type: float, low: target, high: above}
+"""
+
+
+def test_a_space_with_a_width_knows_how_many_weights_fit(tmp_path: Path) -> None:
+    (space := tmp_path / "narrow.yaml").write_text(WIDTHS)
+    options = {"experiment": "digits", "method": "gmp", "space": str(space), "scheduler": "none"}
+    folder = run_in_process(tmp_path / "studies", "own", max_bytes=1500, trials=3, epochs=1, **options)
+    sizes = [(float(row["sparsity"]), int(row["size_bytes"])) for row in trials_of(folder)]
+    assert all(size <= 1500 for _, size in sizes)
+    assert min(sparsity for sparsity, _ in sizes) < 0.975  # with the bytes of all neurons it would be more than .988
+
+
+@pytest.mark.parametrize("goal", [["--target", "0.9"], ["--max-bytes", "150"]])
+def test_a_space_with_a_width_needs_neurons_to_remove(
+    goal: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "strange.py").write_text(SINGLE)
+    (space := tmp_path / "narrow.yaml").write_text(WIDTHS)
+    storage = tmp_path / "studies"
+    options = ["--experiment", f"{tmp_path / 'strange.py'}:single", "--method", "gmp", "--space", str(space)]
+    assert main([*goal, *options, "--storage", str(storage)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "no neuron of this network can be removed" in line] == lines
+    assert len(lines) == 1
+    assert not storage.exists()
 
 
 def test_a_dense_network_fits_or_does_not(experiment_file: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def experiment_of(config: StudyConfig) -> Experiment:
         try:
             require_torch_pruning()
         except ValueError as error:
-            raise UsageError(f"--{error}") from None
+            raise UsageError(f"--pattern {pattern}: {error}") from None
     if not isinstance(experiment, OwnLoop):
         return experiment
     from tune_sparsity.experiments.own.first_look import looked_at

@@ -241,8 +241,8 @@ class _Network(NamedTuple):
             spaces = spaces_of(config, goal, *suited, few_bits=self.few_bits(config))
             if self.size.pattern != UNSTRUCTURED and any(map(searches_width, spaces)):
                 raise UsageError(
-                    f"--pattern {self.size.pattern}: {config.space} has a width of less than 1, which no pattern "
-                    "allows: give no pattern, or leave the width out"
+                    f"--pattern {self.size.pattern}: {config.space or experiment.space} has a width of less than 1, "
+                    "which no pattern allows: give no pattern, or leave the width out"
                 )
             if config.space is None and (limit := self.limit(config)):
                 spaces = spaces_within(limit, spaces)
@@ -294,19 +294,30 @@ class _Network(NamedTuple):
             network._check_reach(config, goal)
         return network
 
-    def with_fewer(self, config: StudyConfig, experiment: Experiment, data: Data) -> _Network:
-        """Return the network with the neurons without which a training can begin, if the neurons of the whole network
-        take too many of the bytes that the study allows. They stay unknown if a space is given, if zeros have a
-        pattern, or if torch-pruning is not installed."""
+    def with_fewer(self, config: StudyConfig, experiment: Experiment, data: Data, *, asked: bool) -> _Network:
+        """Return the network with the neurons without which a training can begin, if the user's space has a width, or
+        if the neurons of the whole network take too many of the bytes that the study allows.
+
+        Args:
+            asked: whether the user's space has a width.
+
+        Raises:
+            UsageError: if the space has a width, and no neuron can be removed.
+        """
         limit = self.limit(config)
-        if limit is None or config.space or self.size.pattern != UNSTRUCTURED or not too_many_neurons(limit):
+        needed = limit is not None and self.size.pattern == UNSTRUCTURED and too_many_neurons(limit)
+        if not asked and (config.space or not needed):
             return self
-        with torch.random.fork_rng(devices=[]), suppress(ValueError):
+        with torch.random.fork_rng(devices=[]):
             example = experiment.prepare(data.val.first(2).x)
-            found = with_neurons(experiment.layers, self.model, example, experiment.forward, width=0.5).neurons
-            if isinstance(found, NeuronGroups) and found.count:
-                return self._replace(neurons=found)
-        return self
+            try:
+                found = with_neurons(experiment.layers, self.model, example, experiment.forward, width=0.5).neurons
+            except ValueError as error:
+                if asked:
+                    raise UsageError(f"--space {config.space or experiment.space}: {error}") from None
+                return self
+        assert isinstance(found, NeuronGroups)
+        return self._replace(neurons=found)
 
     def limit(self, config: StudyConfig) -> ByteLimit | None:
         """Return how many bytes the study's networks may have; None for as many as they take."""
@@ -340,7 +351,8 @@ class _Sought(NamedTuple):
             most, latency = expected_macs(config, before, experiment, data, network.model, network.layers)
             goal, spaces = network.sought(config, experiment, most)
             return found._replace(goal=goal, spaces=spaces, latency=latency)
-        network = network.with_fewer(config, self.experiment, data)
+        asked = any(map(searches_width, self.spaces))  # before the neurons are known, only by the user
+        network = network.with_fewer(config, self.experiment, data, asked=asked)
         if network.neurons is None:
             return self
         experiment = self.experiment.with_layers(replace(self.experiment.layers, neurons=network.neurons))

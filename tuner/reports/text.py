@@ -96,7 +96,7 @@ def costly_neurons(taken: int, most: int, *, searched: bool) -> str:
         return f"{start}: the trials begin with fewer neurons (parameter width)"
     return (
         f"{start}. At this size a network with fewer neurons is probably more accurate. Built-in spaces search the "
-        "number of neurons if torch-pruning can trace the network: pip install 'tune-sparsity[neurons]'"
+        "number of neurons if torch-pruning is installed (pip install 'tune-sparsity[neurons]') and can remove some"
     )
 
 

@@ -131,6 +131,16 @@ def test_the_network_of_a_loop_begins_narrower_in_a_very_small_file(file: Path) 
     assert sum(one["dead"] for one in dead.values()) > 0
 
 
+def test_a_loop_is_searched_in_a_space_with_a_width(file: Path) -> None:
+    file.write_text(LOOPS.replace("nn.BatchNorm1d(24), ", ""))
+    (space := file.with_name("narrow.yaml")).write_text("method: gmp\nparameters: {width: 0.5, final_sparsity: 0.9}\n")
+    options = {"experiment": f"{file}:train", "method": "gmp", "space": str(space), "trials": 2, "scheduler": "none"}
+    folder = run_in_process(file.parent / "studies", "own-width", target=0.9, **options)
+    assert [row["state"] for row in rows(folder)] == ["completed"] * 2
+    dead = json.loads((folder / "result.json").read_text())["dead_neurons"]
+    assert sum(one["dead"] for one in dead.values()) > 0
+
+
 @pytest.mark.parametrize("kind", ["lightning", "transformers"])
 def test_trainers_of_other_libraries_are_searched(kind: str, file: Path) -> None:
     pytest.importorskip("lightning"), pytest.importorskip("transformers"), pytest.importorskip("accelerate")

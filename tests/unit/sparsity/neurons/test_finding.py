@@ -172,4 +172,4 @@ except ValueError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == ("pattern neurons: torch-pruning is not installed: pip install 'tune-sparsity[neurons]'\n")
+    assert done.stdout == "torch-pruning, which finds neurons, is not installed: pip install 'tune-sparsity[neurons]'\n"

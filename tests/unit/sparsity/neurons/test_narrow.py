@@ -141,6 +141,12 @@ def test_what_does_not_fit_a_width_is_refused(params: dict[str, Any], rules: Lay
             begun(method, seeded(mlp), rules, final_sparsity=0.9, **params)
 
 
+def test_a_network_without_removable_neurons_has_no_width() -> None:
+    text = "width: no neuron of this network can be removed (no layer is seen to read its outputs): give the width 1"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        lpss(nn.Linear(12, 4), LpssSettings(0.9, 1.5, width=WIDTH), total_steps=10, example=torch.rand(2, 12))
+
+
 def test_the_published_way_to_drop_weights_needs_all_neurons() -> None:
     with pytest.raises(ValueError, match=re.escape("width = 0.5 is not accepted")):
         LpssSettings(0.9, 1.5, drop="threshold", width=0.5)
