@@ -73,14 +73,14 @@ def expected_uniform(p: float, n: int) -> float:
 
 
 def expected_gaussian_dual(p: float, n: int) -> float:
-    """Return the expected Hoyer sparsity for large n if v is Gaussian, which is our hypothesis: |w|^(2(p-1)) ~
-    Gamma(1/2)."""
+    """Return the expected Hoyer sparsity for large n if the dual image v = sign(w)|w|^(p-1) of the weights is Gaussian.
+    This distribution is our hypothesis. It implies |w|^(2(p-1)) ~ Gamma(1/2)."""
     return expected_gamma(0.5, 2 * (p - 1), n)
 
 
 def expected_below(p: float, level: float = 0.2) -> float:
-    """Return the fraction of weights below `level` times the mean magnitude of their neuron if v is Gaussian, which is
-    our hypothesis.
+    """Return the fraction of weights below `level` times the mean magnitude of their neuron if the dual image
+    v = sign(w)|w|^(p-1) of the weights is Gaussian. This distribution is our hypothesis.
 
     |w| = |v|^e with e = 1/(p-1), so that E|w| = 2^(e/2) Gamma((e+1)/2)/sqrt(pi). The threshold for |v| is t = (level
     E|w|)^(1/e), and the fraction is erf(t/sqrt 2).
@@ -91,8 +91,8 @@ def expected_below(p: float, level: float = 0.2) -> float:
 
 
 def suggest_p(target: float, *, level: float = 0.2) -> float:
-    """Return the p for a target sparsity. With this p and Gaussian v, the fraction `target` of a neuron's weights is
-    below `level` times the neuron's mean `|w|`.
+    """Return the p for a target sparsity. With this p, the fraction `target` of a neuron's weights is below `level`
+    times the neuron's mean `|w|` if the dual image v = sign(w)|w|^(p-1) of the weights is Gaussian.
 
     Theory gives this value as a prior for a search, and published choices lie near it. It does not apply if the sum of
     the learning rates over all steps (the metric travel) stays near 1, because the weights then still depend on their

@@ -51,8 +51,8 @@ def crop(x: Tensor, pad: int, top: Tensor, left: Tensor) -> Tensor:
     Args:
         x: images (n, c, h, w). They are padded on every side by reflection, which does not repeat the border itself.
         pad: pixels on every side, less than the height and the width.
-        top, left: the row and the column at which the window of each image begins in the padded image, shape (n,), in
-            0..2 pad.
+        top, left: the row and the column of the padded image at which the window of each image begins. The shape of
+            both is (n,), and their values lie in [0, 2 * pad].
     """
     height, width = x.shape[-2:]
     rows, columns = _reflected(top, pad, height), _reflected(left, pad, width)

@@ -83,8 +83,8 @@ class SpikingLayer(_Reading):
 class ReadOut(_Reading):
     """Leaky integrators without spikes, r[t] = (1 - k) r[t-1] + current[t]. The output is their mean over time.
 
-    This mean is a weighted sum of the currents. The weight of current[t] is (1 - (1 - k)^(T - t)) / (k T) for t = 0 ...
-    T - 1.
+    k is the share that leaks in a step, and T is the number of steps. The mean is a weighted sum of the currents. The
+    weight of current[t] is (1 - (1 - k)^(T - t)) / (k T), where t counts from 0 to T - 1.
     """
 
     def __init__(self, sources: Mapping[str, int], outputs: int, network: SpikingNetwork) -> None:

@@ -1,7 +1,8 @@
 """Start a worker of a private Ray as a copy of the fork server (tuner.cluster.fork_server), or as Ray does.
 
-The raylet runs this file as a script instead of Ray's own setup_worker.py, with the same arguments: Ray's options, the
-script of its workers, and the options of this script. The file imports only what it needs for the request.
+The raylet runs this file as a script instead of Ray's own setup_worker.py, with the same arguments. They are the path
+of the script that a worker of Ray runs, the options of this script, and the options of setup_worker.py. To start
+quickly, this file imports only the modules that a request to the fork server needs.
 """
 
 from __future__ import annotations

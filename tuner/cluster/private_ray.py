@@ -42,9 +42,10 @@ def settle_environment(*, own: bool = False) -> None:
     are.
 
     Args:
-        own: whether to set the variables of a private Ray. This must happen before Ray is imported. If False, those of
-            a running cluster are set. A private Ray listens only on loopback. Unless the user has chosen otherwise, it
-            requires a token that only its own processes have.
+        own: whether to set the variables of a private Ray. If False, the function sets the variables for joining a
+            running cluster. For a private Ray, call the function before Ray is imported. A private Ray always listens
+            on loopback only. Unless the user has chosen otherwise, it requires a token that only its own processes
+            have.
     """
     for name, value in (_ENVIRONMENT | (_OWN if own else _JOINING)).items():
         os.environ.setdefault(name, value)

@@ -59,7 +59,9 @@ def send_folder(study_folder: Path, uri: str, *, chosen: bool = True) -> tuple[s
     except ValueError as error:
         raise UsageError(f"--tracking-uri: {error}") from None
     if not chosen and (before := written_to(study_folder)) not in (None, redact(uri)):
-        raise UsageError(f"the record belongs to {before}, and its password is not stored: give --tracking-uri")
+        raise UsageError(
+            f"the record belongs to {before}, and the password of this URI is not stored: give --tracking-uri"
+        )
     own_environment()
     with only_one(study_folder, wait=False) as alone:
         if not alone:

@@ -68,7 +68,7 @@ def check_withheld(config: StudyConfig) -> None:
     uri = read_about(config).get(WITHHELD)
     if uri and not (config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()):
         raise UsageError(
-            f"the study's runs are in {uri}, and its password is not stored: give the whole URI again with "
+            f"the study's runs are in {uri}, and the password of this URI is not stored: give the whole URI again with "
             "MLFLOW_TRACKING_URI or --tracking-uri"
         )
 

@@ -45,8 +45,8 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_duration(value: Any) -> Any:
-    """Return the seconds from a text such as "90", "90s", "30m", "1h30m" or "2d". Return a value that is not text
-    unchanged, because pydantic checks it later. Raise ValueError for any other text."""
+    """Return the seconds from a text such as "90", "90s", "30m", "1h30m" or "2d". If the value is not a text,
+    return it as it is, because pydantic checks it later. Raise ValueError for any other text."""
     if not isinstance(value, str):
         return value
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", value)

@@ -220,7 +220,7 @@ def choose(
     latencies by the trials' names.
 
     Args:
-        goal: a goal with a latency.
+        goal: a goal with a limit of milliseconds.
         records: the trials.
         latency: a function that measures a trial's network, and returns None if there is no such network.
     """

@@ -20,8 +20,9 @@ class FrontTracker:
 
     Attributes:
         front: the feasible front, in order of increasing sparsity.
-        candidates: the result of `goal.candidates` for a goal with a latency. At the end of the study, the latencies of
-            these trials decide. For any other goal, the list is empty.
+        candidates: the result of `goal.candidates` for a goal with a limit of milliseconds. At the end of the study,
+            the networks of these trials are timed in this order until one meets the limit. For any other goal, the list
+            is empty.
         since_gain: the number of trials that have ended, in any state, since the goal's score last rose.
     """
 
