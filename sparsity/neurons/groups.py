@@ -214,7 +214,7 @@ class NeuronGroups:
             values: the importance of each group. The most important groups stay. If None, the first groups stay.
         """
         alive = torch.ones(self.count + 1, dtype=torch.bool)
-        kinds = self._kinds()
+        kinds = self._kinds
         for kind in kinds.unique():
             own = (kinds == kind).nonzero().flatten()
             if values is not None:
@@ -244,7 +244,7 @@ class NeuronGroups:
         same bundle. Only the least important bundle may be smaller."""
         if self.multiple == 1 or not self.count:
             return torch.arange(self.count), self.count
-        kinds = self._kinds()
+        kinds = self._kinds
         bundles, count = torch.empty(self.count, dtype=torch.int64), 0
         for kind in range(int(kinds.max()) + 1):
             own = (kinds == kind).nonzero().flatten()
@@ -254,6 +254,7 @@ class NeuronGroups:
             count += int(numbers[-1]) + 1
         return bundles, count
 
+    @cached_property
     def _kinds(self) -> Tensor:
         """Return a number for each group. Two groups have the same number if each layer computes equally many neurons
         of both."""

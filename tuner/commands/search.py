@@ -145,7 +145,7 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
     from tune_sparsity.tuner.config.tracking_uri import stray_environment
     from tune_sparsity.tuner.driver.run import DiskFull, run_study
     from tune_sparsity.tuner.reports.text import costly_neurons, few_prunable
-    from tune_sparsity.tuner.search.byte_spaces import WIDTH, too_many_neurons
+    from tune_sparsity.tuner.search.byte_spaces import searches_width, too_many_neurons
     from tune_sparsity.tuner.storage.lease import TakenOver
     from tune_sparsity.tuner.study.trial import BINARY
 
@@ -158,7 +158,7 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
     if few := few_prunable(prepared.size):
         say(few)
     if (limit := prepared.limit) and config.method != [BINARY] and too_many_neurons(limit):
-        searched = any(WIDTH in space.distributions for space in prepared.spaces)
+        searched = any(map(searches_width, prepared.spaces))
         say(costly_neurons(limit.neuron_bytes(), limit.most, searched=searched))
     for warning in prepared.warnings:
         if not few or warning.check != "prunable":  # `few` says the same

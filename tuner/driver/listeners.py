@@ -71,9 +71,9 @@ class KeepNetworks(Listener):
 
     def trial_ended(self, study: StudyRun, record: TrialRecord) -> None:
         kept = (*study.standing.reported, *study.running())
-        keep = {str(one.number) for one in kept}
+        keep = {weights_file(self._folder, one.number).name for one in kept}
         for path in self._folder.glob("*.safetensors"):
-            if path.stem not in keep:
+            if path.name not in keep:
                 path.unlink(missing_ok=True)
 
 

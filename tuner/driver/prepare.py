@@ -6,7 +6,6 @@ import shlex
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -256,11 +255,8 @@ class _Network(NamedTuple):
         if config.max_macs is not None or config.max_latency is not None:
             return goal_within(config, self.size.pattern, self.layers, most)
         layout: Layout | None = None
-        if config.max_bytes is not None:
-            fewest_bits(config, few_bits=self.few_bits(config))  # raises an error of the space before the next line
-            with suppress(ValueError):  # of a tensor that no packed file can have
-                limit = self._limit(config, config.max_bytes)
-                layout = roomiest(limit) if self.neurons else limit.part(limit.bits, 1.0)
+        if limit := self.limit(config):
+            layout = roomiest(limit) if limit.neurons else limit.layouts[limit.bits]
         goal = config.goal(self.size.layers, self.size.prunable, layout)
         self._check_reach(config, goal)
         return goal
@@ -320,13 +316,16 @@ class _Network(NamedTuple):
         return self._replace(neurons=found)
 
     def limit(self, config: StudyConfig) -> ByteLimit | None:
-        """Return how many bytes the study's networks may have; None for as many as they take."""
-        return None if config.max_bytes is None else self._limit(config, config.max_bytes)
-
-    def _limit(self, config: StudyConfig, most: int) -> ByteLimit:
-        """Return this limit of bytes. Raise the errors of `layout_of` and of `fewest_bits`."""
-        layouts = {bits: layout_of(self.model, self.layers, bits) for bits in (ALL_BITS, *BITS)}
-        return ByteLimit(most, layouts, fewest_bits(config, few_bits=self.few_bits(config)), self.neurons)
+        """Return how many bytes the study's networks may have. Return None if the study has no such limit, or if a
+        packed file cannot hold some tensors of the network. Raise the errors of `fewest_bits`."""
+        if config.max_bytes is None:
+            return None
+        bits = fewest_bits(config, few_bits=self.few_bits(config))
+        try:
+            layouts = {bits: layout_of(self.model, self.layers, bits) for bits in (ALL_BITS, *BITS)}
+        except ValueError:
+            return None
+        return ByteLimit(config.max_bytes, layouts, bits, self.neurons)
 
 
 class _Sought(NamedTuple):

@@ -1,5 +1,4 @@
-"""Adapts search spaces to a limit of bytes: which bits of a weight fit, and how many neurons a network
-begins with."""
+"""Adapts search spaces to a limit of bytes: which bits of a weight fit, and with how many neurons networks begin."""
 
 from __future__ import annotations
 
@@ -13,14 +12,13 @@ from tune_sparsity.search_spaces import Space
 from tune_sparsity.search_spaces.priors import Prior
 from tune_sparsity.sparsity import METHODS
 from tune_sparsity.sparsity.cost.layout import Layout
-from tune_sparsity.tuner.study.trial import WEIGHT_BITS
+from tune_sparsity.tuner.study.trial import WEIGHT_BITS, WIDTH
 from tune_sparsity.tuner.worker.sizes import ByteLimit
 
-WIDTH = "width"
 _NEURONS = 1 / 3  # with a larger share of the bytes for scales and biases of neurons, the network has too many
 _BEST = 1 / 8  # the share in the best small networks that were measured
 _MANY_BITS = 8
-_STEPS = 100
+_WIDTHS = [step / 100 for step in range(1, 101)]
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,10 @@ def spaces_within(limit: ByteLimit, spaces: Sequence[Space]) -> list[Space]:
     """Return the spaces without bits of a weight that fit into no file of the limit, and with the width if the limit
     has neurons."""
     fitting = [_with_fitting_bits(limit, space) for space in spaces]
-    return fitting if limit.neurons is None else [widths_for(limit).searched_in(space) for space in fitting]
+    if limit.neurons is None:
+        return fitting
+    widths = widths_for(limit)
+    return [widths.searched_in(space) for space in fitting]
 
 
 def _with_fitting_bits(limit: ByteLimit, space: Space) -> Space:
@@ -95,12 +96,9 @@ def widths_for(limit: ByteLimit) -> Widths:
     scales and biases of neurons take a third of the bytes, and at the centre an eighth.
     """
 
-    def share(width: float) -> float:
-        return limit.neuron_bytes(width) / limit.most
-
     low = _last(lambda width: limit.nonzero(_MANY_BITS, width) >= limit.part(_MANY_BITS, width).weights)
-    high = max(low, _last(lambda width: share(width) <= _NEURONS))
-    centre = _last(lambda width: share(width) <= _BEST)
+    high = max(low, _last(lambda width: not too_many_neurons(limit, width)))
+    centre = _last(lambda width: limit.neuron_bytes(width) <= _BEST * limit.most)
     return Widths(low, min(max(centre, low), high), high)
 
 
@@ -108,13 +106,10 @@ def roomiest(limit: ByteLimit) -> Layout:
     """Return the packed file's layout for one of the widths to search: the width with which a network can have the most
     nonzero weights within a limit of bytes."""
     widths = widths_for(limit)
-    those = {widths.low, *(step / _STEPS for step in range(1, _STEPS + 1) if widths.low < step / _STEPS <= widths.high)}
-    return max(
-        (limit.part(limit.bits, width) for width in sorted(those)), key=lambda one: one.nonzero_within(limit.most)
-    )
+    parts = [limit.part(limit.bits, width) for width in _WIDTHS if widths.low <= width <= widths.high]
+    return max(parts, key=lambda one: one.nonzero_within(limit.most))
 
 
 def _last(holds: Callable[[float], bool]) -> float:
     """Return the largest width, in hundredths, up to which something holds."""
-    widths = [step / _STEPS for step in range(1, _STEPS + 1)]
-    return next((before for before, width in pairwise(widths) if not holds(width)), 1.0)
+    return next((before for before, width in pairwise(_WIDTHS) if not holds(width)), 1.0)

@@ -73,7 +73,7 @@ class Journal(JournalFileBackend):
 
 
 class RecordStorage(JournalStorage):
-    """Read and write the trials of a journal, which has one study.
+    """Reads and writes the trials of a journal, which has one study.
 
     Optuna asks for the waiting trials before each new trial. Its own class then reads all trials of the study. A trial
     that has begun never waits again, so this class reads only the trials after those that have begun.

@@ -14,6 +14,8 @@ FINAL_SPARSITY = "final_sparsity"
 """The parameter for the sparsity at which a trial ends. All methods except `dense` and `binary` have it."""
 WEIGHT_BITS = "weight_bits"
 """The parameter for the number of bits of a prunable weight. All methods except `binary` have it."""
+WIDTH = "width"
+"""The parameter for the number of neurons with which a training begins. lpss and gmp have it."""
 SPIKE_RATE = "spike_rate_"
 """The prefix of the metric for a spiking layer's rate. The layer's name follows."""
 

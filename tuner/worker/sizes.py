@@ -20,7 +20,7 @@ from tune_sparsity.sparsity.layers import Layer
 from tune_sparsity.sparsity.masks import sparsity_with
 from tune_sparsity.sparsity.neurons.groups import NeuronGroups
 from tune_sparsity.sparsity.wrappers import plain_state
-from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, SPIKE_RATE, WEIGHT_BITS
+from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, SPIKE_RATE, WEIGHT_BITS, WIDTH
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ByteLimit:
         approximately meets the limit."""
         if not _prunes(method):
             return dict(params)
-        bits, width = params.get(WEIGHT_BITS, ALL_BITS), params.get("width", 1.0)
+        bits, width = params.get(WEIGHT_BITS, ALL_BITS), params.get(WIDTH, 1.0)
         asked = params.get(FINAL_SPARSITY, getattr(METHODS[method].settings, FINAL_SPARSITY, 0.0))
         weights = self.layouts[bits].weights
         needed = sparsity_with(weights - self.nonzero(bits, width), weights)

@@ -16,13 +16,13 @@ from tune_sparsity.sparsity.neurons.finding import with_neurons
 from tune_sparsity.sparsity.neurons.groups import NeuronGroups
 from tune_sparsity.sparsity.neurons.removal import smaller
 from tune_sparsity.tuner.search.byte_spaces import (
-    WIDTH,
     Widths,
     roomiest,
     spaces_within,
     too_many_neurons,
     widths_for,
 )
+from tune_sparsity.tuner.study.trial import WIDTH
 from tune_sparsity.tuner.worker.sizes import ByteLimit, layout_of
 
 
