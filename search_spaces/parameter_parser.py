@@ -12,7 +12,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from tune_sparsity.search_spaces.priors import WIDTH, Prior
+from tune_sparsity.search_spaces.priors import WIDTH, Prior, between
 from tune_sparsity.search_spaces.value_parser import Place, Values
 from tune_sparsity.search_spaces.yaml_file import shown
 
@@ -142,7 +142,16 @@ class ParameterReader:
             raise self._values.error(
                 (*place, "width"), f"width must lie in (0, 1], a share of the range, not {width:g}"
             )
-        return Prior(self._values.inside((*place, "centre"), spec["centre"], distribution), width)
+        place, centre = (*place, "centre"), spec["centre"]
+        if not isinstance(centre, dict):
+            return Prior(self._values.inside(place, centre, distribution), width)
+        if not centre or not isinstance(distribution, FloatDistribution | IntDistribution):
+            raise self._values.error(place, "centres for several targets are {target: value, ...}, only for numbers")
+        centres = {
+            self._values.target((*place, target), target): self._values.inside((*place, target), value, distribution)
+            for target, value in centre.items()
+        }
+        return Prior(between(distribution, centres, self._values.goal), width)
 
 
 def only(values: Values, place: Place, data: dict[Any, Any], accepted: set[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,25 @@ def from_unit(distribution: FloatDistribution | IntDistribution, at: float) -> f
     low, high = _ends(distribution)
     value = low + at * (high - low)
     return nearest(distribution, math.exp(value) if distribution.log else value)
+
+
+def between(
+    distribution: FloatDistribution | IntDistribution, centres: Mapping[float, float], target: float
+) -> float | int:
+    """Return the centre of a prior for one target: a linear interpolation between the centres of the neighbouring
+    targets.
+
+    The position of a target is log(1 - target), and the position of a centre is that of `to_unit`. Below the smallest
+    target and above the largest target the centre is constant.
+
+    Args:
+        distribution: the parameter's range.
+        centres: target sparsities in [0, 1) -> centres in the range; at least one.
+        target: the study's target, in [0, 1).
+    """
+    targets = sorted(centres)
+    positions = [to_unit(distribution, centres[one]) for one in targets]
+    return from_unit(distribution, float(np.interp(-math.log1p(-target), -np.log1p(-np.array(targets)), positions)))
 
 
 def _ends(distribution: FloatDistribution | IntDistribution) -> tuple[float, float]:

@@ -187,12 +187,7 @@ class _Parser:
 
     def _near(self, index: int, point: dict[str, Any]) -> float | None:
         """Return the target that suits a first point, or None if the point gives none."""
-        if NEAR not in point:
-            return None
-        target = self._values.number(("first", index, NEAR), point[NEAR])
-        if not 0 <= target < 1:
-            raise self._values.error(("first", index, NEAR), f"{NEAR} is a target in [0, 1), not {shown(point[NEAR])}")
-        return float(target)
+        return self._values.target(("first", index, NEAR), point[NEAR]) if NEAR in point else None
 
     def _point(self, place: Place, point: dict[str, Any], space: Space) -> dict[str, Any]:
         """Return a first point within the space. A parameter that it leaves out gets the centre of its prior, if it has

@@ -27,10 +27,14 @@ Place = tuple[Any, ...]
 
 
 class Values:
-    """Parses single values for one target. Every error names the line."""
+    """Parses single values for one target. Every error names the line.
+
+    Attributes:
+        goal: the study's target, which words such as `above` depend on.
+    """
 
     def __init__(self, lines: Lines, target: float) -> None:
-        self._lines, self._target = lines, target
+        self._lines, self.goal = lines, target
 
     def error(self, place: Place, message: str) -> BadFile:
         return self._lines.error(place, message)
@@ -38,7 +42,7 @@ class Values:
     def plain(self, place: Place, value: Any) -> Any:
         """Return a number, text or truth value. Words that stand for numbers are replaced by these numbers."""
         if isinstance(value, str) and value in SYMBOLS:
-            return SYMBOLS[value](self._target)
+            return SYMBOLS[value](self.goal)
         if not isinstance(value, str | int | float | bool):
             raise self.error(place, f"must be a number, text, true or false, not {shown(value)}")
         if not isinstance(value, str) and not abs(value) <= _LARGEST:
@@ -54,6 +58,13 @@ class Values:
         if whole and value != int(value):
             raise self.error(place, f"{place[-1]} must be a whole number, not {shown(value)}")
         return float(value)
+
+    def target(self, place: Place, value: Any) -> float:
+        """Return a target sparsity for which a part of the space is meant."""
+        target = self.number(place, value)
+        if not 0 <= target < 1:
+            raise self.error(place, f"a target must lie in [0, 1), not {shown(value)}")
+        return target
 
     def inside(self, place: Place, value: Any, distribution: BaseDistribution) -> Any:
         """Return the value, or the nearest value in the distribution if the value lies outside. A number that theory

@@ -12,7 +12,7 @@ from tune_sparsity.search_spaces import BUILT_IN, Space, is_built_in, load_space
 from tune_sparsity.sparsity.few_bits import ALL_BITS
 from tune_sparsity.tuner.config.study_config import StudyConfig
 from tune_sparsity.tuner.errors import UsageError, unknown
-from tune_sparsity.tuner.search.cover import Range
+from tune_sparsity.tuner.search.cover import Range, from_log, log_sparsity
 from tune_sparsity.tuner.study.goal import Goal, GoalKind
 from tune_sparsity.tuner.study.trial import BINARY, FINAL_SPARSITY, WEIGHT_BITS
 
@@ -76,7 +76,8 @@ def space_for(name: str, goal: Goal) -> Space:
 
     A range in the space may depend on the target. If the goal has several sparsities, such a range is extended, so that
     it contains the ranges for all targets and for both ends of a front. The space then has no first points, because
-    tuner.search.planner chooses them for the sparsity of each trial.
+    tuner.search.planner chooses them for the sparsity of each trial. Its priors are those for the middle of the range,
+    in the logarithm of the density.
     """
     if not goal.multi_objective:
         return load_space(name, goal.lowest)
@@ -92,7 +93,9 @@ def space_for(name: str, goal: Goal) -> Space:
             distributions[key] = FloatDistribution(min(values), max(values))
     if (own := distributions.get(FINAL_SPARSITY)) is not None:
         distributions[FINAL_SPARSITY] = _within(own, *goal.searched)
-    return replace(base, distributions=distributions, fixed=fixed, first=())
+    middle = from_log(sum(map(log_sparsity, goal.ends)) / len(goal.ends))
+    priors = load_space(name, middle).priors
+    return replace(base, distributions=distributions, fixed=fixed, first=(), priors=priors)
 
 
 def reaches(space: Space, sparsity: float) -> bool:

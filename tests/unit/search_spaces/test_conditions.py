@@ -103,9 +103,21 @@ MALFORMED: dict[str, tuple[str, int, str]] = {
     "a first point of what does not apply": (
         BASE + FEEDBACK + GAIN + "first:\n  - feedback: published\n    feedback_gain: 0.2\n", 9, "does not apply",
     ),
-    "a first point near no target": (BASE + "first:\n  - {near: 1.5, p: 1.5}\n", 6, "near is a target in [0, 1)"),
+    "a first point near no target": (BASE + "first:\n  - {near: 1.5, p: 1.5}\n", 6, "a target must lie in [0, 1), not 1.5"),
     "a first point near a word": (BASE + "first:\n  - {near: high, p: 1.5}\n", 6, "near must be a number"),
     "a prior without a centre": (more("lr: {type: float, low: 0.1, high: 1, prior: {width: 1}}"), 5, "centre"),
+    "a prior's centre for no target": (
+        more("lr: {type: float, low: 0.1, high: 1, prior: {centre: {0.9: 0.2, 1.5: 0.3}}}"), 5, "a target must lie in [0, 1)",
+    ),
+    "a prior's centre for a word": (
+        more("lr: {type: float, low: 0.1, high: 1, prior: {centre: {high: 0.2}}}"), 5, "high must be a number",
+    ),
+    "a prior's centre for several targets, of choices": (
+        more("feedback: {type: categorical, choices: [pi], prior: {centre: {0.9: pi}}}"), 5, "only for numbers",
+    ),
+    "a prior's centre for not one target": (
+        more("lr: {type: float, low: 0.1, high: 1, prior: {centre: {}}}"), 5, "centres for several targets",
+    ),
     "a prior of another choice": (
         more("feedback: {type: categorical, choices: [pi], prior: published}"), 5, "'published' is not one of pi",
     ),
@@ -192,3 +204,16 @@ def test_one_target_tries_the_points_for_the_nearest_targets(tmp_path: Path) -> 
     assert space.apart_from(0.9) == pytest.approx(apart)
     tried = {target: [point["p"] for point in space.first_for(target)] for target in (0.0, 0.9, 0.98)}
     assert tried == {0.0: [1.1, 1.2, 1.3, 1.5], 0.9: [1.1, 1.2, 1.3, 1.5], 0.98: [1.1, 1.2, 1.4, 1.5]}
+
+
+def test_a_priors_centre_is_interpolated_between_targets(tmp_path: Path) -> None:
+    """At .95 the density .05 lies log(.1 / .05) / log(.1 / .02) of the way from .9 to .98."""
+    file = tmp_path / "space.yaml"
+    lr = "  lr: {type: float, low: 0.01, high: 1, log: true, prior: {centre: {0.98: 0.2, 0.9: 0.05}, width: 0.1}}\n"
+    file.write_text(BASE + lr + "first:\n  - {p: 1.5}\n")
+    expected = 0.05 * 4 ** (math.log(2) / math.log(5))
+    for target, centre in {0.0: 0.05, 0.9: 0.05, 0.95: expected, 0.98: 0.2, 0.999: 0.2}.items():
+        space = load_space(str(file), target)
+        assert space.priors["lr"].centre == pytest.approx(centre)
+        assert space.priors["lr"].width == 0.1
+        assert space.first[0]["lr"] == pytest.approx(centre)
