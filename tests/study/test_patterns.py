@@ -49,7 +49,7 @@ def test_a_study_of_neurons(experiment_file: Path, tmp_path: Path, capsys: pytes
     assert first.sum() == first.any(1).sum() * first.shape[1]
     assert last.sum() == last.any(0).sum() * last.shape[0]
     assert result["pattern"] == "neurons"
-    assert list(result["whole_layers"].values()) == ["its outputs are the network's"]
+    assert list(result["whole_layers"].values()) == ["its outputs are the outputs of the network"]
     document = exported(storage, "pattern", "onnx", capsys)
     shapes = {tuple(one.dims) for one in onnx.load(document["file"]).graph.initializer}
     neurons = int(first.any(1).sum())
