@@ -21,13 +21,13 @@ KINDS = ("swa", "ema")
 
 @dataclass(frozen=True)
 class Averaging:
-    """Describes how weights are averaged over the steps of a training. The weights of one step are a sample.
+    """Describes how weights are averaged over the steps of a training. The weights after one step are a sample.
 
     Attributes:
         kind: "swa" for the plain mean of all samples, "ema" for an exponential moving mean that begins with the first
             sample.
-        begin: the fraction of the training steps, in [0, 1], after which samples are taken. If the mask is fixed later,
-            samples are taken from then on.
+        begin: the fraction of the training steps, in [0, 1], after which samples are taken. If the pruning mask is
+            fixed later, samples are taken from then on.
         every: the number of steps between two samples, >= 1, counted back from the last step. The last step is always a
             sample.
         decay: for "ema", the weight of the old mean when a sample is added, in [0, 1).

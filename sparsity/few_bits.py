@@ -67,7 +67,7 @@ def largest_code(bits: int) -> int:
 
 
 def codes_of(weight: Tensor, bits: int) -> Codes | None:
-    """Compute the codes and scales of a weight with few bits from its values. Other code therefore need not store them.
+    """Compute the codes and scales of a weight with few bits from its values, so that they need not be stored.
 
     Code times scale is exactly the weight. In one case the result differs from the trained codes and scales: if all
     codes of a row have a common divisor, they may be divided by it, and the scale multiplied by it.

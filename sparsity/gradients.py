@@ -21,7 +21,8 @@ def make_gradients_dense(params: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def average_gradients(averages: Sequence[Tensor], params: Sequence[nn.Parameter]) -> None:
-    """Update exponential moving averages of gradients, in place. If a parameter has no gradient, its average stays.
+    """Update exponential moving averages of gradients, in place. If a parameter has no gradient, its average does not
+    change.
 
     Args:
         averages: one tensor for each parameter, in its shape. If the sequence is empty, nothing happens.

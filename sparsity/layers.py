@@ -25,7 +25,7 @@ class Layer:
     Attributes:
         name: its name in the network's state_dict, without the prefixes of wrappers.
         weight: the parameter.
-        sphere: whether LpSGD trains the weight on the Lp sphere.
+        sphere: whether LpSGD trains the weight on the Lp sphere (see LpSGD).
         orientation: how the weight is viewed as a matrix (neurons, fan-in).
         normalised: whether a batch or instance normalisation follows directly, so that the scale of a row has no
             effect.
@@ -52,7 +52,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class LayerRules:
-    """Selects the weight matrices that are pruned, and those that LpSGD trains on the Lp sphere.
+    """Selects the weight matrices that are pruned, and the weight matrices that LpSGD trains on the Lp sphere (see
+    LpSGD).
 
     A rule is a pattern for the names of weights, such as "features.*", or a class of layers, such as nn.Conv2d.
 
@@ -156,7 +157,7 @@ def prunable_layers(
 
     Args:
         model: the network.
-        rules: rules that select the layers to prune and the layers on the sphere.
+        rules: rules that select the weights to prune and the weights on the Lp sphere (see LpSGD).
         sphere: whether weights may lie on the sphere. If False, `Layer.sphere` is False for all layers.
         example: a batch of inputs, for one call of the network. The last layer is then the layer that no other layer
             follows on the way to the outputs. If None, the last layer is the layer that was registered last.

@@ -48,9 +48,9 @@ class Measures:
     def check_finite(self) -> None:
         """Raise FloatingPointError if a trained parameter is NaN or infinite. The message names the parameter.
 
-        After a step with a NaN or infinite gradient, the parameter stays NaN or infinite. On a CPU, LpSGD checks the
-        gradients in each step and raises this error there. On a GPU, such a check would stall the device in each step.
-        Call this method once in each epoch instead.
+        After a step with a NaN or infinite gradient, the parameter stays NaN or infinite. On a CPU, LpSGD already
+        checks the gradients in each step and raises this error. On a GPU, such a check would stall the device in each
+        step. Call this method once in each epoch instead.
         """
         trained = {name: param.detach() for name, param in self.model.named_parameters() if param.requires_grad}
         finite = torch.stack([param.isfinite().all() for param in trained.values()])
@@ -69,7 +69,7 @@ class Measures:
         return zeros / total
 
     def by_layer(self) -> dict[str, float]:
-        """Return the sparsity of each prunable weight by name, in [0, 1]."""
+        """Return the name of each prunable tensor -> its sparsity, in [0, 1]."""
         return {
             layer.name: 1.0 - int(mask.count_nonzero()) / mask.numel()
             for layer, mask in zip(self.layers, self.masks, strict=True)

@@ -285,4 +285,4 @@ def pattern_from(text: str) -> Pattern:
         return NofM(*map(int, found.groups()))
     if found := re.fullmatch(r"block:(\d{1,4})x(\d{1,4})", text):
         return Block(*map(int, found.groups()))
-    raise ValueError("it takes unstructured, neurons, neurons:K, N:M or block:RxC, e.g. neurons:16, 2:4, block:4x1")
+    raise ValueError("a pattern is unstructured, neurons, neurons:K, N:M or block:RxC, e.g. neurons:16, 2:4, block:4x1")

@@ -54,7 +54,7 @@ class Selection:
         Args:
             log_magnitudes: log2 of the weights' magnitudes: one tensor for each layer, in the shape (neurons,
                 fan-in...). NaN is not allowed.
-            on_sphere: whether each layer lies on the sphere.
+            on_sphere: for each layer, whether it lies on the Lp sphere (see LpSGD).
             sparsity: in [0, 1).
             active: the current masks of the layers. Weights that are masked now are chosen last. If None, all weights
                 are treated alike.
@@ -106,8 +106,8 @@ class Selection:
 def fitted(
     chosen: Callable[[float], list[Tensor]], sparsity: float, excess: Callable[[Sequence[Tensor]], int]
 ) -> list[Tensor]:
-    """Return masks of this sparsity, or of a higher sparsity if `excess` requires more zeros. In all, the masks have at
-    least as many ones as there are masks.
+    """Return masks of the sparsity `sparsity`, or of a higher sparsity if `excess` requires more zeros. In all, the
+    masks have at least as many ones as there are masks.
 
     Args:
         chosen: sparsity -> masks.

@@ -42,7 +42,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         optimizer: LpSGD, or any torch optimizer over the network's parameters.
         topology: the rule that changes the masks during the training.
         masks: the initial masks, one for each layer.
-        sparsity: the final sparsity over the layers' weights, in [0, 1).
+        sparsity: the final sparsity over the layers' weights, in [0, 1). Some patterns of zeros need a higher sparsity.
         total_steps: the number of calls of `step()`. The schedules depend on it.
         mask_frozen_at: the progress in [0, 1] at which the network is projected and its mask is fixed.
         learning_rate: a function of progress. In every step it multiplies the learning rate of each group.

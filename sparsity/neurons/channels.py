@@ -19,7 +19,7 @@ _ORDERS = {4: torch.channels_last, 5: torch.channels_last_3d}  # of memory, besi
 
 
 class Channels(NamedTuple):
-    """Contains the number of the group of each channel of a module: int64, on the CPU. A channel that is never removed
+    """Contains the group of each channel of a module, as a number: int64, on the CPU. A channel that is never removed
     has the group `KEPT`.
 
     Attributes:

@@ -131,8 +131,8 @@ class LpSGD(torch.optim.Optimizer):
                 self._enter_sphere(param, group)
 
     def express(self) -> None:
-        """Compute v and the gains again from the current values of the sphere parameters: gain = ||row||_p and v =
-        to_dual(row/gain). The momentum does not change."""
+        """Compute v and the gains again from the current values of the parameters in sphere groups: gain = ||row||_p
+        and v = to_dual(row/gain). The momentum does not change."""
         for group in self.param_groups:
             for param in group["params"] if group["p"] is not None else ():
                 self.state[param].pop("latent", None)
@@ -151,14 +151,14 @@ class LpSGD(torch.optim.Optimizer):
             param.data = orientation.turned_back(rows, param.shape)
 
     def sphere_weights(self, param: Tensor) -> Tensor:
-        """Return w of a sphere parameter, shape (rows, fan-in). Neither the gain nor the mask is applied."""
+        """Return w of a parameter in a sphere group, shape (rows, fan-in). Neither the gain nor the mask is applied."""
         p = self._group_of(param)["p"]
         return from_dual(self.state[param]["v"], p)
 
     @torch.no_grad()
     def set_masks(self, masks: Mapping[Tensor, Tensor], *, as_loaded: bool = False) -> None:
-        """Prune sphere parameters. A weight whose mask is 0 is zero, and has no gradient and no momentum. Its v only
-        decays.
+        """Prune parameters in sphere groups. A weight whose mask is 0 is zero, and has no gradient and no momentum. Its
+        dual image v only decays.
 
         A parameter without an entry in `masks` loses its mask. On a CPU, if most weights are masked, a step is much
         faster than with masked gradients. The state_dict does not contain the masks. Call this method again after a
@@ -189,12 +189,12 @@ class LpSGD(torch.optim.Optimizer):
         }
 
     def gain(self, param: Tensor) -> Tensor:
-        """Return the gains of a sphere parameter, shape (rows, 1)."""
+        """Return the gain of each row of a parameter in a sphere group, shape (rows, 1)."""
         return self.state[param]["gain"]
 
     def log_magnitude(self, param: Tensor) -> Tensor:
-        """Return log2(gain |w|) of a sphere parameter, in its shape. The values are comparable across rows and layers.
-        They do not underflow, while |v|^(1/(p-1)) can."""
+        """Return log2(gain |w|) of a parameter in a sphere group, in its shape. The values are comparable across rows
+        and layers. They do not underflow, while |v|^(1/(p-1)) can."""
         group, state = self._group_of(param), self.state[param]
         log_w = state["v"].abs().log2() / (group["p"] - 1)
         return _orientation(group).turned_back(log_w + state["gain"].log2(), param.shape)
@@ -219,9 +219,10 @@ class LpSGD(torch.optim.Optimizer):
             closure: computes the loss again and returns it, as for any torch optimizer.
 
         Raises:
-            FloatingPointError: if a gradient is NaN or infinite. The message names its parameter, which has not
-                changed. On a GPU this check would stall the device and is left out. The parameter then becomes NaN.
-                Call SparseTraining.check_finite once an epoch to detect this.
+            FloatingPointError: if a gradient is NaN or infinite, or if its momentum overflows. The message names the
+                parameter. A parameter with a NaN or infinite gradient has not changed. On a GPU, the check would stall
+                the device and is left out, so that the parameter becomes NaN. Call SparseTraining.check_finite once an
+                epoch to detect this.
         """
         loss = None
         if closure is not None:

@@ -125,7 +125,7 @@ def test_a_space_with_a_width_has_no_pattern(pattern: str, tmp_path: Path, capsy
         ),
         (
             ["--target", "0.9", "--pattern", "blocks"],
-            "--pattern 'blocks': it takes unstructured, neurons, neurons:K, N:M or block:RxC",
+            "--pattern 'blocks': a pattern is unstructured, neurons, neurons:K, N:M or block:RxC",
         ),
         (["--target", "0.9", "--pattern", "block:512x512"], "nothing to prune"),
         (["--max-bytes", "9kB", "--pattern", "2:4"], "--pattern 2:4: --max-bytes needs unstructured zeros"),
