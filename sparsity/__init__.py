@@ -1,7 +1,6 @@
-"""Train networks sparse: the Lp sphere, LpSGD, masks, topologies, schedules, Hoyer theory and the methods.
+"""Train sparse networks in any torch training loop: pruning methods, LpSGD, masks, schedules and Hoyer sparsity.
 
-This package knows only tensors and networks. It imports torch, NumPy and its own compiled code, but no other part of
-this project. It can therefore be used in any training loop::
+The package imports torch, NumPy and its own compiled code, but no other part of this project. An example::
 
     sparse = lpss(model, total_steps=epochs * len(loader), sparsity=0.9)
     for x, y in loader:

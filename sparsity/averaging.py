@@ -1,8 +1,9 @@
 """Average a network's weights over the last part of its training, after the mask is fixed.
 
-With a learning rate that stays large, the weights move around their best values. Their mean is nearer to these than the
-last weights (Izmailov et al. 2018, arXiv 1803.05407). Masked weights are zero in every sample and therefore in the
-mean. The mean replaces the weights once, at the end, and is not trained any further.
+With a learning rate that stays large, the weights move around their best values. The mean of the weights is closer to
+these values than the weights of the last step (Izmailov et al. 2018, arXiv 1803.05407). Masked weights are zero at
+every step, and therefore in the mean. At the end of the training the mean replaces the weights. It is not trained any
+further.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ KINDS = ("swa", "ema")
 
 @dataclass(frozen=True)
 class Averaging:
-    """Describes how weights are averaged.
+    """Describes how weights are averaged over the steps of a training. The weights after one step are a sample.
 
     Attributes:
         kind: "swa" for the plain mean of all samples, "ema" for an exponential moving mean that begins with the first
             sample.
-        begin: progress in [0, 1] before which no sample is taken. No sample is taken before the mask is fixed, either.
-        every: steps between two samples, >= 1. A sample is also taken after the last step.
+        begin: the fraction of the training steps, in [0, 1], after which samples are taken. If the pruning mask is
+            fixed later, samples are taken from then on.
+        every: the number of steps between two samples, >= 1, counted back from the last step. The last step is always a
+            sample.
         decay: for "ema", the weight of the old mean when a sample is added, in [0, 1).
 
     Raises:
@@ -40,12 +43,12 @@ class Averaging:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"unknown kind of average {self.kind!r}: one of {', '.join(KINDS)}")
+            raise ValueError(f"unknown kind of average {self.kind!r}: choose one of {', '.join(KINDS)}")
         if not (0.0 <= self.begin <= 1.0 and self.every >= 1 and 0.0 <= self.decay < 1.0):
             raise ValueError(f"an average needs begin in [0, 1], every >= 1 and decay in [0, 1), got {self}")
 
     def due(self, steps: int, total_steps: int) -> bool:
-        """Return whether a sample is taken after this step.
+        """Return whether a sample is taken after this step if the mask is fixed.
 
         Args:
             steps: the number of steps done.
@@ -55,11 +58,12 @@ class Averaging:
 
 
 class WeightAverage:
-    """The mean of parameters over samples, in float32 or a more exact type.
+    """Computes the mean of parameters over samples: their values at several steps. The mean is in float32, or in
+    float64 for parameters in float64.
 
     Args:
         params: the parameters. Frozen ones are left out.
-        how: the kind of mean.
+        how: the kind of mean and its settings.
     """
 
     def __init__(self, params: Iterable[Tensor], how: Averaging) -> None:
@@ -69,12 +73,12 @@ class WeightAverage:
         self._squares: list[Tensor] | None = None  # sums of squared distances from the mean: see `keep_spread`
 
     def keep_spread(self) -> None:
-        """Also measure the standard deviation of the samples. Call this method before the first sample."""
+        """Measure the standard deviation of the samples, too. Call this method before the first `add`."""
         self._squares = []
 
     @torch.no_grad()
     def add(self) -> None:
-        """Take a sample of the parameters."""
+        """Add the current values of the parameters to the mean, as one sample."""
         self.samples += 1
         if self.samples == 1:
             self._means = [param.to(_exact(param), copy=True) for param in self._params]
@@ -95,8 +99,8 @@ class WeightAverage:
         torch._foreach_lerp_(self._means, weights, share)
 
     def spread(self) -> list[tuple[Tensor, Tensor]]:
-        """Return the parameters, each with the standard deviation of its samples, in its shape. Return an empty list if
-        the standard deviation was not measured, or if there are fewer than two samples."""
+        """Return pairs of a parameter and the standard deviation of its samples, a tensor of the same shape. Return an
+        empty list if `keep_spread` was not called, or if there are fewer than two samples."""
         if self._squares is None or self.samples < 2:
             return []
         count = self.samples - 1 if self.how.kind == "swa" else 1
@@ -104,8 +108,8 @@ class WeightAverage:
 
     @torch.no_grad()
     def take(self) -> bool:
-        """Replace the parameters by their mean, once, and keep their last values for `swapped`. Return False if there
-        is no mean, or if an earlier call has already replaced the parameters."""
+        """Replace the parameters by their mean, keep the replaced values for `swapped`, and return True. Do nothing and
+        return False if there is no sample, or if an earlier call has replaced the parameters."""
         if self.taken or not self.samples:
             return False
         last = [param.to(mean.dtype, copy=True) for param, mean in zip(self._params, self._means, strict=True)]
@@ -115,8 +119,8 @@ class WeightAverage:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Within this block, the parameters have the values of the mean. After `take`, they have the last values
-        instead."""
+        """Give the parameters the values of the mean within this block. If `take` was called before, give them the
+        values that `take` replaced."""
         kept = [param.detach().clone() for param in self._params]
         try:
             self._put(self._means)

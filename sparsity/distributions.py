@@ -1,4 +1,4 @@
-"""Distribute a network's sparsity over its layers. The total is exact to the weight."""
+"""Distribute a network's sparsity over its layers. The total number of zeros is exact."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ DISTRIBUTIONS = ("uniform", "erk", "global")
 def layer_counts(
     shapes: Sequence[torch.Size], sparsity: float, distribution: str, *, a_neuron: int = 0, most: float = 1.0
 ) -> list[int]:
-    """Return how many weights each layer keeps. The sum is exactly the number that `sparsity` requires.
+    """Return the number of nonzero weights for each layer. Their sum is exactly the number that `sparsity` leaves.
 
     Args:
         shapes: the shape (neurons, fan-in...) of every layer. For a convolution it is (output, input, kernel...).
         sparsity: the sparsity of the whole network, in [0, 1).
         distribution: "uniform" gives all layers the same density. "erk" (Erdos-Renyi-Kernel, Evci et al. 2020, arXiv
-            1911.11134) makes the density proportional to the sum of a layer's dimensions over their product. Layers
-            whose density would exceed 1 stay dense, and the others are scaled again.
-        a_neuron: the least number of weights that each neuron keeps. This number is reduced if too few weights are kept
-            in all. If a layer needs more weights for this than the distribution gives it, the other layers keep fewer.
-            Each of them loses weights in proportion to its surplus over its own minimum.
-        most: the largest share of a layer's weights that may stay, in (0, 1]. If the whole network keeps a larger
-            share, every layer keeps this larger share.
+            1911.11134) makes the density of a layer proportional to the sum of its dimensions, divided by their
+            product. If a density would exceed `most`, it becomes `most`, and the densities of the other layers are
+            scaled again.
+        a_neuron: the minimum number of nonzero weights in each neuron. The minimum is reduced if the network has too
+            few nonzero weights for it. If a layer needs more nonzero weights for its minimum than the distribution
+            gives it, the other layers give up weights, in proportion to their surplus over their own minimum.
+        most: the largest density of a layer, in (0, 1]. If the density of the whole network is larger, every layer has
+            the density of the network.
 
     Raises:
-        ValueError: if the distribution has another name. "global" has no fixed counts.
+        ValueError: if the distribution is neither "uniform" nor "erk". "global" is not accepted, because it does not
+            fix the number of weights of a layer.
     """
     sizes = [math.prod(shape) for shape in shapes]
     keep = sum(sizes) - zeros_for(sparsity, sum(sizes))
@@ -41,7 +43,7 @@ def layer_counts(
     elif distribution == "erk":
         densities = _erk_densities(shapes, sizes, keep, most)
     else:
-        raise ValueError(f"unknown distribution {distribution!r}: uniform, erk")
+        raise ValueError(f"unknown distribution {distribution!r}: choose uniform or erk")
     wanted = [density * size for density, size in zip(densities, sizes, strict=True)]
     floors = row_floors(shapes, keep, a_neuron)
     least = [shape[0] * floor for shape, floor in zip(shapes, floors, strict=True)]
@@ -49,7 +51,7 @@ def layer_counts(
 
 
 def _raised(wanted: Sequence[float], least: Sequence[int], keep: int) -> list[float]:
-    """Return numbers that are at least as large as their least values, and whose sum is still `keep`."""
+    """Raise the numbers in `wanted` to their minimums in `least`, and lower the other numbers. The sum stays `keep`."""
     if all(number >= floor - 1e-9 for number, floor in zip(wanted, least, strict=True)):
         return list(wanted)
     excess = [max(0.0, number - floor) for number, floor in zip(wanted, least, strict=True)]
@@ -71,8 +73,8 @@ def _erk_densities(shapes: Sequence[torch.Size], sizes: Sequence[int], keep: int
 
 
 def rounded(wanted: Sequence[float], sizes: Sequence[int], keep: int) -> list[int]:
-    """Return whole numbers near `wanted` whose sum is `keep`. The numbers with the largest remainders are rounded
-    up."""
+    """Round the numbers in `wanted` to whole numbers whose sum is `keep`. The numbers with the largest fractional parts
+    are rounded up. No number becomes larger than its entry in `sizes`."""
     counts = [min(math.floor(w + 1e-9), size) for w, size in zip(wanted, sizes, strict=True)]
     by_remainder = sorted(range(len(counts)), key=lambda i: counts[i] - wanted[i])
     while (missing := keep - sum(counts)) > 0:
@@ -84,11 +86,11 @@ def rounded(wanted: Sequence[float], sizes: Sequence[int], keep: int) -> list[in
 
 
 def random_masks(weights: Sequence[Tensor], sparsity: float, distribution: str, generator: Generator) -> list[Tensor]:
-    """Return random masks on the CPU, in each weight's dtype. Together they have exactly the number of zeros that
-    `sparsity` requires.
+    """Return a random mask for each weight, on the CPU, in its shape and dtype. All masks together have exactly the
+    number of zeros that `sparsity` requires.
 
-    "global" draws over all layers at once. The other distributions draw within each layer the number from
-    `layer_counts`.
+    The distribution "global" draws the positions over all layers at once. With "uniform" and "erk", `layer_counts`
+    gives the number of ones in each layer, and the positions are drawn within the layer.
 
     Args:
         weights: the weights in the shape (neurons, fan-in...).

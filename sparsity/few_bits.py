@@ -1,10 +1,11 @@
-"""Train weights of few bits: a scale for each row, times whole numbers. A whole number is never 0, because zeros come
-from the mask.
+"""Train weights with few bits. Each weight is a small whole number (its code) times the scale of its row. The code of
+an active weight is never 0, because only the mask makes weights 0.
 
 The training uses the straight-through estimator. The network computes with rounded weights. The gradients go to the
 numbers before rounding (Bengio et al. 2013, arXiv 1308.3432) and to the scales (Esser et al. 2020, arXiv 1902.08153).
-The rows are those of a weight's first dimension. Other trained parameters, such as biases, are rounded to float16. The
-bias of a row without a weight becomes 0 when the mask is fixed. The biases of the next layer learn to replace it.
+The first dimension of a weight counts its rows. Other trained parameters, such as biases, are rounded to float16. If
+all weights of a row are masked, its bias becomes 0 when the mask is fixed. The biases of the next layer can learn to
+replace this bias.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ from tune_sparsity.sparsity.orientation import STANDARD
 from tune_sparsity.sparsity.wrappers import plain_parameters
 
 ALL_BITS = 32
-"""The value of `bits` for weights that are not rounded, in any type."""
+"""The value of `bits` for weights of any dtype that are not rounded."""
 SIGN_BITS = 1
 """The value of `bits` for weights that are -1 or +1 and have no scale."""
 BITS = (8, 4, 2)
 EXACT = (torch.float32, torch.float64)
-"""The types that hold the product of a scale and a code exactly."""
+"""The dtypes that represent the product of a scale and a code exactly."""
 _SMALLEST, _LARGEST = 2.0**-24, 65504.0  # of float16
 _SHARES = [0.4 + 0.05 * k for k in range(13)]  # scales to try, as multiples of (a row's largest weight / largest code)
 _LATENT_LR, _SCALE_LR, _OTHER_LR = 3e-3, 1e-3, 3e-4  # latents of 2 bits, in levels; scales, relative; others
 
 
 class Codes(NamedTuple):
-    """A weight of few bits.
+    """A weight tensor with few bits, as codes and scales. Each weight is its code times the scale of its row.
 
     Attributes:
         codes: int8 in the weight's shape. The code of a masked weight is 0. Any other code has a sign and a magnitude
             from 1 to `largest_code(bits)`.
-        scales: float16, shape (rows,). The scale of a row without a weight is 0.
-        bits: the bits of a code. A file may also have 1.
+        scales: float16, shape (rows,). The scale of a row whose weights are all masked is 0.
+        bits: the number of bits of a code: 8, 4 or 2. Codes from a packed file may also have 1 bit.
     """
 
     codes: Tensor
@@ -50,12 +51,12 @@ class Codes(NamedTuple):
     bits: int
 
     def weight(self) -> Tensor:
-        """Return the weight as float32. It is exactly the scale of the row times the code."""
+        """Return the weight as float32. Each entry is exactly its code times the scale of its row."""
         return self.codes.float() * self.scales.float().view(-1, *[1] * (self.codes.dim() - 1))
 
 
 class Signs(NamedTuple):
-    """A weight of signs, int8 of -1 and +1. A file stores each sign as a bit."""
+    """A weight tensor whose entries are -1 or +1, as int8. A packed file stores each entry as one bit."""
 
     values: Tensor
 
@@ -66,13 +67,13 @@ def largest_code(bits: int) -> int:
 
 
 def codes_of(weight: Tensor, bits: int) -> Codes | None:
-    """Find the codes and scales of a weight of few bits from its values alone.
+    """Compute the codes and scales of a weight with few bits from its values, so that they need not be stored.
 
-    Code times scale is exactly the weight. If all trained codes of a row have a common divisor, the codes may be
-    divided by it and the scale multiplied by it. The codes and scales therefore need not be stored beside the values.
+    Code times scale is exactly the weight. In one case the result differs from the trained codes and scales: if all
+    codes of a row have a common divisor, they may be divided by it, and the scale multiplied by it.
 
     Returns:
-        None if the weight does not have this number of bits.
+        The codes and scales, or None if no codes with this number of bits give the weight.
     """
     if not weight.numel():
         return Codes(weight.to(torch.int8), weight.new_zeros(len(weight), dtype=torch.float16), bits)
@@ -91,14 +92,15 @@ def codes_of(weight: Tensor, bits: int) -> Codes | None:
 
 
 class Precision(NamedTuple):
-    """Describes the precision of a network's numbers.
+    """Describes how many bits the tensors of a network need.
 
     Attributes:
-        bits: the bits of a prunable weight. ALL_BITS means that the weight is not rounded. Otherwise the weight is a
-            code times the scale of its row.
+        bits: the number of bits of a prunable weight. ALL_BITS means that the weight is not rounded. Otherwise the
+            weight is a code times the scale of its row.
         halves: the names of the other tensors whose values float16 represents exactly. With few bits these are all
             other trained tensors.
-        biases: the tensors of `halves` that are exactly 0 in rows without a weight -> the name of the weight.
+        biases: the name of a bias in `halves` -> the name of its weight. The bias is exactly 0 in each row whose
+            weights are all 0.
         signs: whether prunable weights are -1 and +1, with one bit and no scale.
     """
 
@@ -109,14 +111,19 @@ class Precision(NamedTuple):
 
     @property
     def scaled(self) -> bool:
-        """Return whether rows have scales."""
+        """Return whether each row of a prunable weight has a scale."""
         return self.bits != ALL_BITS and not self.signs
 
     def of(self, tensors: Mapping[str, Tensor], prunable: Collection[str]) -> dict[str, Tensor | Codes | Signs]:
-        """Convert a network's tensors into this precision without loss.
+        """Convert a network's tensors into this precision without loss. Prunable weights become Codes or Signs if they
+        have few bits, and the tensors in `halves` become float16.
+
+        Args:
+            tensors: the network's state_dict.
+            prunable: the names of the prunable weights.
 
         Raises:
-            ValueError: if a tensor does not have this precision.
+            ValueError: if this precision cannot represent a tensor exactly.
         """
         found: dict[str, Tensor | Codes | Signs] = dict(tensors)
         if self.signs:
@@ -124,22 +131,23 @@ class Precision(NamedTuple):
         for name in prunable if self.scaled else ():
             codes = codes_of(tensors[name], self.bits)
             if codes is None:
-                raise ValueError(f"{name} has no weights of {self.bits} bits")
+                raise ValueError(f"{name} cannot be stored exactly with {self.bits} bits per weight")
             found[name] = codes
         for name in self.halves:
             found[name] = half = tensors[name].half()
             if not torch.equal(half.to(tensors[name]), tensors[name]):
-                raise ValueError(f"{name} has numbers that float16 does not hold")
+                raise ValueError(f"{name} has numbers that float16 cannot represent exactly")
         return found
 
     def with_zeros(self, prunable: Collection[str]) -> set[str]:
-        """Return the names of the tensors whose zeros a file leaves out."""
+        """Return the names of the tensors whose zeros a packed file does not store."""
         return {*prunable, *self.biases}
 
 
 def biases_of(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
-    """Return the biases that a training with few bits sets to 0 in rows without a weight: the name of the bias -> the
-    name of its weight. The biases of the last layer are left out, because they are added directly to the outputs."""
+    """Return the biases that a training with few bits sets to 0 in rows whose weights are all masked: the name of the
+    bias -> the name of its weight. The bias of the last layer is left out, because it is added directly to the
+    outputs."""
     params, found = dict(plain_parameters(model)), {}
     for layer in layers[:-1]:
         name = layer.name.removesuffix("weight") + "bias"
@@ -150,27 +158,31 @@ def biases_of(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
 
 
 def halved(parameter: Tensor) -> bool:
-    """Return whether a training with few bits rounds this parameter to float16. The parameter must not be a weight of
-    few bits."""
+    """Return whether a training with few bits rounds this parameter to float16. The function is for parameters that do
+    not get few bits themselves."""
     return parameter.requires_grad and parameter.dtype in EXACT
 
 
 @dataclass(frozen=True)
 class FewBits:
-    """Describes the training of weights with few bits: `bits` for each weight, one of BITS, and the number of
-    `steps`."""
+    """Describes the training of weights with few bits.
+
+    Attributes:
+        bits: the number of bits of a weight: 8, 4 or 2.
+        steps: the number of steps with few bits, >= 0, after the other steps of the training.
+    """
 
     bits: int
     steps: int
 
     def __post_init__(self) -> None:
         if self.bits not in BITS or self.steps < 0:
-            raise ValueError(f"weights have 8, 4 or 2 bits, trained in 0, 1, 2, ... steps, got {self}")
+            raise ValueError(f"bits must be 8, 4 or 2, and steps at least 0, got {self}")
 
 
 class FewBitsTraining:
-    """The last part of a training, after the mask is fixed. Adam updates the numbers before rounding, the scales and
-    all other parameters.
+    """Trains weights with few bits, as the last part of a training, after the mask is fixed. Adam updates the numbers
+    before rounding, the scales and all other parameters.
 
     Args:
         weights: the weights that get few bits.
@@ -178,7 +190,8 @@ class FewBitsTraining:
             begins.
         others: the other trained parameters.
         how: the bits and the number of steps. The learning rates fall to 0 as a cosine.
-        biases: those of `others` that become 0 in rows without a weight, each with the index of its weight.
+        biases: pairs of a bias in `others` and the index of its weight. The bias becomes 0 in rows whose weights are
+            all masked.
     """
 
     def __init__(
@@ -190,15 +203,15 @@ class FewBitsTraining:
         biases: Iterable[tuple[Tensor, int]] = (),
     ) -> None:
         if other := {weight.dtype for weight in weights} - set(EXACT):
-            raise ValueError(f"weights of few bits are trained as float32 or float64, not as {other.pop()}")
+            raise ValueError(f"a training with few bits needs weights in float32 or float64, got {other.pop()}")
         self.how, self.steps, self.begun = how, 0, False
         self._weights, self._masks, self._others = list(weights), list(masks), list(others)
         self._halves = [one for one in self._others if halved(one)]
         self._biases = list(biases)
 
     def bias_masks(self) -> list[tuple[Tensor, Tensor]]:
-        """Return the biases that become 0 in rows without a weight. Each has a mask of its shape, which is 0 in these
-        rows and otherwise 1."""
+        """Return pairs of a bias and its mask, of the same shape. The mask is 0 in rows whose weights are all masked,
+        and otherwise 1."""
         return [(bias, self._masks[place].flatten(1).any(1).to(bias)) for bias, place in self._biases]
 
     @torch.no_grad()
@@ -220,7 +233,8 @@ class FewBitsTraining:
         self._write()
 
     def _set_up(self) -> None:
-        """Allocate one tensor for the numbers of all active weights and one for the scales of all rows."""
+        """Allocate one tensor for the numbers before rounding of all active weights, and one for the scales of all
+        rows."""
         self._places = [mask.reshape(-1).nonzero().squeeze(1) for mask in self._masks]
         lengths, rows, before = [max(1, mask[:1].numel()) for mask in self._masks], [], 0
         for mask, places, length in zip(self._masks, self._places, lengths, strict=True):
@@ -258,7 +272,7 @@ class FewBitsTraining:
         self._write()
 
     def codes(self) -> list[Codes]:
-        """Return the codes of the weights, in their order."""
+        """Return the codes and scales of the weights, in the order of `weights`."""
         levels, scales = self._levels(self._latents), self._scales().clone()
         scales[torch.bincount(self._rows, minlength=len(scales)) == 0] = 0
         parts = zip(
@@ -280,7 +294,7 @@ class FewBitsTraining:
         return torch.cat([one.detach().reshape(-1)[places] for one, places in pairs]).to(self._latents.dtype)
 
     def _levels(self, latents: Tensor) -> Tensor:
-        """Return the numbers rounded to codes, which are never 0."""
+        """Round numbers to codes. A code is never 0."""
         return torch.copysign(latents.abs().round_().clamp_(1, largest_code(self.how.bits)), latents)
 
     def _scales(self) -> Tensor:

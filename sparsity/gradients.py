@@ -21,10 +21,11 @@ def make_gradients_dense(params: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def average_gradients(averages: Sequence[Tensor], params: Sequence[nn.Parameter]) -> None:
-    """Update each average with its parameter's gradient, if there is one.
+    """Update exponential moving averages of gradients, in place. If a parameter has no gradient, its average does not
+    change.
 
     Args:
-        averages: one for each parameter. If the sequence is empty, nothing happens.
+        averages: one tensor for each parameter, in its shape. If the sequence is empty, nothing happens.
     """
     pairs = [(one, param.grad) for one, param in zip(averages, params, strict=False) if param.grad is not None]
     if pairs:

@@ -1,6 +1,7 @@
-"""Compute Hoyer sparsity, its expectation under the gamma hypothesis, and the p that suits a target sparsity.
+"""Compute Hoyer sparsity, its expected value for several distributions, and an exponent p for a target sparsity.
 
-Hoyer sparsity measures concentration. It is not the fraction of zeros. Report both under their own names.
+Hoyer sparsity measures how much a row is concentrated on few weights. It is not the fraction of zeros. Report the two
+numbers under different names.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def _from_ratio(ratio: float, n: int) -> float:
 
 
 def expected_gamma(shape: float, power: float, n: int) -> float:
-    """Return the expected Hoyer sparsity for large n if |w_i|^power ~ Gamma(shape) i.i.d. The scale does not matter.
+    """Return the expected Hoyer sparsity of a row of n weights, for large n, if |w_i|^power ~ Gamma(shape) i.i.d. The
+    scale of the distribution has no effect.
 
     By the law of large numbers, ||w||_1/||w||_2 -> sqrt(n) Gamma(a + 1/r)/sqrt(Gamma(a) Gamma(a + 2/r)), with the shape
     a and the power r.
@@ -56,7 +58,8 @@ def expected_gamma(shape: float, power: float, n: int) -> float:
 
 
 def expected_paper(p: float, n: int) -> float:
-    """Return the paper's expected Hoyer sparsity, exact at finite n, for w_i^2 ~ Gamma(k) i.i.d. with k = 0.4 (p - 1).
+    """Return the expected Hoyer sparsity of the LpSS paper, exact at finite n, for w_i^2 ~ Gamma(k) i.i.d. with k = 0.4
+    (p - 1).
 
     The squares of w/||w||_2 then have a Dirichlet distribution, so that E ||w||_1/||w||_2 = n Gamma(k+1/2)
     Gamma(nk)/(Gamma(k) Gamma(nk+1/2)). The formula was reconstructed from the figures of arXiv 2103.16013.
@@ -74,13 +77,13 @@ def expected_uniform(p: float, n: int) -> float:
 
 def expected_gaussian_dual(p: float, n: int) -> float:
     """Return the expected Hoyer sparsity for large n if the dual image v = sign(w)|w|^(p-1) of the weights is Gaussian.
-    This distribution is our hypothesis. It implies |w|^(2(p-1)) ~ Gamma(1/2)."""
+    This distribution is a hypothesis of this project. It implies |w|^(2(p-1)) ~ Gamma(1/2)."""
     return expected_gamma(0.5, 2 * (p - 1), n)
 
 
 def expected_below(p: float, level: float = 0.2) -> float:
-    """Return the fraction of weights below `level` times the mean magnitude of their neuron if the dual image
-    v = sign(w)|w|^(p-1) of the weights is Gaussian. This distribution is our hypothesis.
+    """Return the fraction of weights below `level` times the mean magnitude of their neuron if the dual image v =
+    sign(w)|w|^(p-1) of the weights is Gaussian. This distribution is a hypothesis of this project.
 
     |w| = |v|^e with e = 1/(p-1), so that E|w| = 2^(e/2) Gamma((e+1)/2)/sqrt(pi). The threshold for |v| is t = (level
     E|w|)^(1/e), and the fraction is erf(t/sqrt 2).
@@ -91,11 +94,12 @@ def expected_below(p: float, level: float = 0.2) -> float:
 
 
 def suggest_p(target: float, *, level: float = 0.2) -> float:
-    """Return the p for a target sparsity. With this p, the fraction `target` of a neuron's weights is below `level`
-    times the neuron's mean `|w|` if the dual image v = sign(w)|w|^(p-1) of the weights is Gaussian.
+    """Return the exponent p of the Lp sphere for a target sparsity. With this p, the fraction `target` of a neuron's
+    weights is below `level` times the neuron's mean `|w|` if the dual image v = sign(w)|w|^(p-1) of the weights is
+    Gaussian.
 
-    Theory gives this value as a prior for a search, and published choices lie near it. It does not apply if the sum of
-    the learning rates over all steps (the metric travel) stays near 1, because the weights then still depend on their
+    Use the value as a prior for a search of p. Published choices of p lie near it. The value does not apply if the sum
+    of the learning rates over all steps (the metric `travel`) stays near 1, because the weights then depend on their
     initialisation.
 
     >>> round(suggest_p(0.9), 2)

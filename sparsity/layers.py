@@ -1,4 +1,4 @@
-"""Find the prunable weights of a network, and those of them that lie on the sphere."""
+"""Find the prunable weights of a network, and select those that LpSGD trains on the Lp sphere."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from tune_sparsity.sparsity.torch_internals import NormBase
 
 @dataclass(frozen=True)
 class Layer:
-    """One prunable weight.
+    """Describes one prunable weight of a network.
 
     Attributes:
         name: its name in the network's state_dict, without the prefixes of wrappers.
         weight: the parameter.
-        sphere: whether the weight lies on the Lp sphere, where LpSGD trains it.
+        sphere: whether LpSGD trains the weight on the Lp sphere (see LpSGD).
         orientation: how the weight is viewed as a matrix (neurons, fan-in).
-        normalised: whether a normalisation removes the scale of its rows.
+        normalised: whether a batch or instance normalisation follows directly, so that the scale of a row has no
+            effect.
     """
 
     name: str
@@ -51,30 +52,31 @@ class Layer:
 
 @dataclass(frozen=True)
 class LayerRules:
-    """Selects the weight matrices that are pruned, and those of them that lie on the sphere.
+    """Selects the weight matrices that are pruned, and the weight matrices that LpSGD trains on the Lp sphere (see
+    LpSGD).
 
     A rule is a pattern for the names of weights, such as "features.*", or a class of layers, such as nn.Conv2d.
 
     Attributes:
         dense: rules for weights that are neither pruned nor on the sphere.
-        off_sphere: rules for weights that are pruned but not on the sphere. If None, this is the published choice: the
-            last layer, because its scale is that of the logits, and convolutions with one input channel, because their
-            fan-in is too small for a selection. With None, neurons with one weight are off the sphere, too. Frozen
-            weights always are.
+        off_sphere: rules for weights that are pruned but not on the sphere. If None, the choice of the LpSS paper
+            (arXiv 2103.16013) applies: the weights off the sphere are the last layer, because its scale is that of the
+            logits, and convolutions with one input channel, because their fan-in is too small for a selection. With
+            None, neurons with a single weight are off the sphere, too. Frozen weights are never on the sphere.
         prune: rules for further weights to prune -> the dimensions of the parameter that are the fan-in of its neurons,
-            as in {"embedding.weight": 1}. Frozen weights are pruned only if a rule here names them.
-        last: the names of the last layer's weights. If None, these are the weights of the layer that was registered
-            last. If `prunable_layers` has an example, it finds the last layer.
-        normalised: the names of weights whose rows' scale has no effect, because a batch or instance normalisation
-            follows directly. If None, these are the weights of layers after which such a normalisation was registered.
-            If `prunable_layers` has an example, it finds these weights.
+            as in {"embedding.weight": 1}. A frozen weight stays dense if no rule in `prune` selects it.
+        last: the names of the last layer's weights. If None, `prunable_layers` finds the last layer from its `example`.
+            If it has no example, it takes the layer that was registered last.
+        normalised: the names of weights that a batch or instance normalisation follows directly, so that the scale of a
+            row has no effect. If None, `prunable_layers` finds them from its `example`. If it has no example, it takes
+            the layers after which such a normalisation was registered.
         pattern: the pattern of the zeros, for methods that have patterns: a Pattern or its text, such as "2:4". Weights
             whose shape does not fit the pattern stay dense.
-        neurons: the neurons of the network that can be removed together, for a training with fewer neurons. None if
-            they are not known.
+        neurons: which neurons of the network can be removed together, from `neuron_groups`. Only a training that begins
+            with fewer neurons needs them. None if they are not known.
 
     Raises:
-        ValueError: if the text is no pattern.
+        ValueError: if the text of `pattern` describes no pattern.
     """
 
     dense: tuple[Rule, ...] = ()
@@ -99,17 +101,17 @@ def turned_back(layers: Sequence[Layer], masks: Iterable[Tensor]) -> list[Tensor
 
 
 def has_normalisation(model: nn.Module) -> bool:
-    """Return whether a layer of the network normalises the scale of its input, so that magnitudes in different neurons
-    cannot be compared."""
+    """Return whether the network has a batch, instance, layer, group or RMS normalisation. The magnitudes of weights in
+    different neurons then cannot be compared."""
     kinds = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     return any(isinstance(module, kinds) for module in model.modules())
 
 
 class DeadNeurons(NamedTuple):
-    """Counts the neurons of a layer that have no connection left.
+    """Counts the dead neurons of a layer: the neurons whose incoming weights are all masked.
 
     Attributes:
-        dead: the number of these neurons.
+        dead: the number of dead neurons.
         neurons: the number of all neurons in the layer.
     """
 
@@ -118,7 +120,7 @@ class DeadNeurons(NamedTuple):
 
 
 def dead_neurons(layers: Sequence[Layer], masks: Iterable[Tensor]) -> dict[str, DeadNeurons]:
-    """Return the layers with neurons that have no connection, by name.
+    """Return the layers that have dead neurons, by name. The incoming weights of a dead neuron are all masked.
 
     Args:
         layers: the prunable layers.
@@ -132,7 +134,13 @@ def dead_neurons(layers: Sequence[Layer], masks: Iterable[Tensor]) -> dict[str, 
 
 
 class LeftDense(NamedTuple):
-    """A weight matrix that is not pruned."""
+    """Describes a weight matrix that is not pruned.
+
+    Attributes:
+        name: its name in the network's state_dict.
+        reason: why it is not pruned.
+        size: its number of weights.
+    """
 
     name: str
     reason: str
@@ -149,14 +157,14 @@ def prunable_layers(
 
     Args:
         model: the network.
-        rules: rules that select the layers to prune and the layers on the sphere.
-        sphere: whether any weight lies on the sphere.
-        example: a batch of inputs of the network. With it, the last layer is the one that no other layer follows on the
-            way to the outputs. Without it, the last layer is the one that was registered last.
+        rules: rules that select the weights to prune and the weights on the Lp sphere (see LpSGD).
+        sphere: whether weights may lie on the sphere. If False, `Layer.sphere` is False for all layers.
+        example: a batch of inputs, for one call of the network. The last layer is then the layer that no other layer
+            follows on the way to the outputs. If None, the last layer is the layer that was registered last.
 
     Raises:
-        ValueError: if there is no layer to prune, if a rule fits no weight, if a weight shares its memory, or if the
-            network is TorchScript.
+        ValueError: if there is no layer to prune, if a rule fits no weight, if values of a weight share memory with
+            each other or with another tensor, or if the network is TorchScript.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("the network is TorchScript, whose layers cannot be seen: give the nn.Module it was made from")
@@ -166,13 +174,13 @@ def prunable_layers(
     for rule in (*rules.dense, *(rules.off_sphere or ())):
         if not any(one.fits(rule) for one in found):
             known = ", ".join(f"{one.name} ({type(one.module).__name__})" for one in found)
-            raise ValueError(f"no weight fits {shown(rule)!r}: there are {known}")
+            raise ValueError(f"no weight fits the rule {shown(rule)!r}: the weights are {known}")
     kept = [one for one in found if not _why_dense(one, rules)]
     if not kept:
         dense = "; ".join(f"{one.name} stays dense, {_why_dense(one, rules)}" for one in found[:3])
         raise ValueError(
-            "the network has no linear or convolution layer, nor another weight matrix, that can be pruned: "
-            f"there is nothing to prune{dense and f' ({dense})'}"
+            "there is nothing to prune: the network has no linear layer, convolution or other weight matrix that can "
+            f"be pruned{dense and f' ({dense})'}"
         )
     check_memory(model, {one.name: one.params[0] for one in kept})
     last, normalised = _last(found, rules), _normalised(model, found, rules)
@@ -189,7 +197,7 @@ def prunable_layers(
 
 
 def left_dense(model: nn.Module, rules: LayerRules = PAPER_RULES) -> list[LeftDense]:
-    """Return the weight matrices that are not pruned, each with the reason and its number of weights."""
+    """Return the weight matrices that are not pruned, each with the reason and with its number of weights."""
     reasons = [(one, _why_dense(one, rules)) for one in weight_matrices(model, rules.prune)]
     return [LeftDense(one.name, reason, one.size) for one, reason in reasons if reason]
 
@@ -226,7 +234,7 @@ class NetworkSize:
         return (self.prunable - nonzero) / self.matrices
 
     def share(self, one: LeftDense) -> float:
-        """Return a matrix's share of the weights in all matrices."""
+        """Return the number of a matrix's weights, divided by the number of weights in all weight matrices."""
         return one.size / self.matrices
 
     def dense_text(self, most: int = 3) -> str:
@@ -242,7 +250,7 @@ class NetworkSize:
 
 
 def network_size(model: nn.Module, rules: LayerRules = PAPER_RULES) -> NetworkSize:
-    """Return the numbers of prunable and other parameters. The errors are those of `prunable_layers`."""
+    """Return the numbers of prunable and other parameters. The function raises the errors of `prunable_layers`."""
     layers = prunable_layers(model, rules, sphere=False)
     prunable = sum(layer.weight.numel() for layer in layers)
     parameters = sum(param.numel() for param in model.parameters())
@@ -256,8 +264,9 @@ def with_last_layer(
     forward: Callable[[nn.Module, Any], Any] = called,
     norms: Sequence[NormBase] | None = None,
 ) -> LayerRules:
-    """Return the rules with `last` and `normalised` filled in. Names that the rules already give stay. An example
-    determines the others. The arguments are those of `followers`."""
+    """Return the rules with their attributes `last` and `normalised` filled in from a call of the network. An attribute
+    that is not None stays. `last` also stays if `off_sphere` is given, because it then has no effect. For the other
+    arguments see `followers`."""
     known = rules.last is not None or rules.off_sphere is not None
     if known and rules.normalised is not None:
         return rules

@@ -17,25 +17,24 @@ _SMALLEST = (
 def zeros_for(sparsity: float, weights: int) -> int:
     """Return the least number of zeros z with z / weights >= sparsity.
 
-    The result is exact for the decimal number that `sparsity` prints as: .9 of 1000 weights is 900, where binary
-    arithmetic can give 901.
+    `sparsity` counts as the decimal number that Python prints for it. A sparsity of 0.9 and 1000 weights thus give
+    exactly 900. The rounding of binary numbers could otherwise give 901.
     """
     return math.ceil(Fraction(repr(float(sparsity))) * weights)
 
 
 def sparsity_with(zeros: int, weights: int) -> float:
-    """Return the largest sparsity for which `zeros_for` requires no more than `zeros` zeros. The result is zeros /
-    weights. If the division has rounded up, the result is the next smaller float."""
+    """Return the largest sparsity for which `zeros_for` requires at most `zeros` zeros. The result is zeros / weights,
+    or the next smaller float if this division was rounded up."""
     sparsity = zeros / weights
     return sparsity if zeros_for(sparsity, weights) <= zeros else math.nextafter(sparsity, 0.0)
 
 
 def row_floors(shapes: Sequence[torch.Size], keep: int, a_row: int) -> list[int]:
-    """Return, for each tensor, the least number of entries that each of its rows keeps.
+    """Return, for each tensor, the minimum number of ones that its mask must have in each row.
 
-    This number is `a_row`, or the length of the row if the row is shorter. If the rows of all tensors would then keep
-    more than `keep` entries together, a smaller `a_row` is used for all tensors. The first dimension of a tensor counts
-    its rows.
+    This number is `a_row`, or the length of the row if the row is shorter. If the masks would then need more than
+    `keep` ones in all, a smaller `a_row` is used for all tensors. The first dimension of a tensor counts its rows.
     """
     floors = [min(a_row, shape[1:].numel()) for shape in shapes]
     if sum(shape[0] * floor for shape, floor in zip(shapes, floors, strict=True)) <= keep:
@@ -44,16 +43,16 @@ def row_floors(shapes: Sequence[torch.Size], keep: int, a_row: int) -> list[int]
 
 
 def keep_largest(scores: Sequence[Tensor], keep: int, *, at_least: int = 1, a_row: int = 0) -> list[Tensor]:
-    """Return masks that keep exactly `keep` entries: those with the largest scores of all tensors together.
+    """Return masks with exactly `keep` ones in all, at the entries with the largest scores of all tensors together.
 
-    Every row of every tensor keeps the number of entries from `row_floors`. Without `a_row`, every tensor keeps at
-    least `at_least` entries, because a layer without connections would cut the network in two. These minimums are
-    reduced if the tensor or `keep` is too small. If several scores are equal, torch.topk decides which of them are
-    kept. The count is therefore exact even if all scores are equal.
+    If several scores are equal, torch.topk chooses among them, so that the number of ones is always exact.
 
     Args:
-        scores: one tensor of any shape for each layer. NaN is not allowed. -inf marks entries that are kept last.
-        keep: the number of entries to keep, from 0 to the number of all entries.
+        scores: one tensor of any shape for each layer. NaN is not allowed. Entries with -inf are chosen last.
+        keep: the number of ones, from 0 to the number of all entries.
+        at_least: the minimum number of ones in each tensor if `a_row` is 0, because a layer without connections would
+            cut the network in two. The minimum has no effect if `keep` is too small for it.
+        a_row: the minimum number of ones in each row. `row_floors` reduces it if a row or `keep` is too small.
 
     Raises:
         ValueError: if `keep` is out of range.
@@ -77,7 +76,7 @@ def keep_largest(scores: Sequence[Tensor], keep: int, *, at_least: int = 1, a_ro
 
 
 def random_mask(shape: torch.Size, sparsity: float, generator: Generator, dtype: torch.dtype) -> Tensor:
-    """Return a mask on the CPU with exactly zeros_for(sparsity, n) zeros at random places."""
+    """Return a mask on the CPU with zeros at random positions: exactly `zeros_for(sparsity, n)` of n entries."""
     n = shape.numel()
     mask = torch.ones(n, dtype=dtype)
     mask[torch.randperm(n, generator=generator)[: zeros_for(sparsity, n)]] = 0.0
@@ -85,8 +84,8 @@ def random_mask(shape: torch.Size, sparsity: float, generator: Generator, dtype:
 
 
 def grow_rate(before: Sequence[Tensor], after: Sequence[Tensor]) -> float | None:
-    """Compare two lists of masks. Return the number of grown connections divided by the number of dropped connections,
-    or None if no connection was dropped."""
+    """Compare masks before and after an update. Return the number of new ones divided by the number of new zeros, or
+    None if there is no new zero."""
     dropped, grown = (
         sum(int((old > new).sum()) for old, new in zip(first, second, strict=True))
         for first, second in ((before, after), (after, before))
@@ -96,7 +95,7 @@ def grow_rate(before: Sequence[Tensor], after: Sequence[Tensor]) -> float | None
 
 def multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Multiply the first tensor of each pair by the second, in place. If there are more than two pairs, one operation
-    multiplies them all, which saves kernels."""
+    multiplies them all, which starts fewer GPU kernels."""
     if len(pairs) > 2:
         torch._foreach_mul_(*map(list, zip(*pairs, strict=True)))
         return
@@ -105,7 +104,8 @@ def multiply(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
 
 
 def keep_active(weight: Tensor, mask: Tensor) -> None:
-    """Replace active weights that are zero or almost zero by a tiny number, so that they count as weights."""
+    """Replace unmasked weights that are zero or almost zero by a tiny number, in place. The weight then has exactly as
+    many nonzero entries as its mask."""
     info = torch.finfo(weight.dtype)
     smallest = max(_SMALLEST, info.tiny * info.eps)  # the smallest number of float16 is larger than 2^-100
     weight.masked_fill_((weight.abs() < smallest) & (mask != 0), smallest)

@@ -15,10 +15,11 @@ from tune_sparsity.sparsity.orientation import STANDARD, Orientation, oriented
 from tune_sparsity.sparsity.wrappers import plain_name
 
 Rule = str | type[nn.Module]
-"""A selection of layers: a pattern for names of weights, as for file names ("features.*"), or a class (nn.Conv2d)."""
+"""A rule that selects weights: a pattern for their names with the wildcards of fnmatch, such as "features.*", or the
+class of their layer, such as nn.Conv2d."""
 
 FanIn = int | tuple[int, ...]
-"""The dimensions of a parameter that are its neurons' fan-in."""
+"""The dimensions of a parameter that are the fan-in of its neurons: one index, or a tuple of indices."""
 
 _STANDARD = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -26,17 +27,17 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight matrix.
+    """Describes a weight matrix of a network.
 
     Attributes:
-        name: its name in the network's state_dict, without the prefixes of wrappers. A computed weight has the name
-            that its layer gives it.
+        name: its name in the network's state_dict, without the prefixes of wrappers. If the layer computes the weight
+            from other parameters, the name is that of the layer's attribute.
         module: the module that contains it.
-        params: its parameters. Only a computed weight, such as a weight under torch's parametrizations, has several. A
-            parameter that a rule names comes first.
+        params: its parameters. There are several only if the layer computes the weight, as under torch's
+            parametrizations. A parameter that a rule selects comes first.
         orientation: None if neither the layer's class nor a rule determines it.
         is_layer: whether it is the weight of a layer whose class is known.
-        reason: why the matrix stays dense unless a rule prunes it. The reason is empty if the matrix is prunable.
+        reason: why the matrix is not prunable without a rule. The reason is empty if the matrix is prunable.
     """
 
     name: str
@@ -65,8 +66,8 @@ class Matrix:
 
 
 def weight_matrices(model: nn.Module, prune: Mapping[Rule, FanIn]) -> list[Matrix]:
-    """Return all weight matrices of a network in its order: the weights of layers, and all other parameters with at
-    least two dimensions larger than 1. A shared matrix is listed once.
+    """Return all weight matrices of a network, in the network's order: the weights of layers, and all other parameters
+    with at least two dimensions larger than 1. A shared matrix is listed once.
 
     Args:
         prune: rules for further prunable weights -> their fan-in dimensions.
@@ -105,7 +106,9 @@ def weight_matrices(model: nn.Module, prune: Mapping[Rule, FanIn]) -> list[Matri
     for rule in prune:
         if rule not in used:
             names = ", ".join(one.name for one in found.values())
-            raise ValueError(f"prune: no parameter of 2 dimensions or more fits {shown(rule)!r}: there are {names}")
+            raise ValueError(
+                f"prune: no parameter of 2 or more dimensions fits {shown(rule)!r}: the matrices are {names}"
+            )
     return list(found.values())
 
 
@@ -132,8 +135,8 @@ def _is_matrix(param: Tensor) -> bool:
 
 
 def _asked(one: Matrix, prune: Mapping[Rule, FanIn]) -> tuple[Matrix, Rule | None]:
-    """Return the matrix and the first rule that fits it. The matrix has the orientation of this rule. Without a rule,
-    it has its reason to stay dense."""
+    """Return the matrix with the orientation of the first rule that fits it, and this rule. If no rule fits, return the
+    matrix with its reason to stay dense, and None."""
     (param,) = one.params
     for rule, fan_in in prune.items():
         if param.dim() >= 2 and one.fits(rule):
@@ -149,9 +152,9 @@ def _reason(one: Matrix, param: nn.Parameter) -> str:
     if isinstance(one.module, torch.jit.ScriptModule):
         return "in TorchScript"
     if not param.is_floating_point():
-        return "not of real numbers"
+        return "not floating-point"
     if not one.is_layer:
-        return "an embedding" if isinstance(one.module, nn.Embedding | nn.EmbeddingBag) else "of no layer that is known"
+        return "an embedding" if isinstance(one.module, nn.Embedding | nn.EmbeddingBag) else "of an unknown layer class"
     return "" if param.requires_grad else "frozen"
 
 
@@ -181,13 +184,13 @@ def _weights_of(module: nn.Module) -> dict[str, Orientation]:
 def _why_computed(module: nn.Module, name: str) -> str:
     if isinstance(getattr(module, f"{name}_mask", None), Tensor):
         return "masked by torch.nn.utils.prune, whose remove() makes it an ordinary weight"
-    return "computed from others"
+    return "computed from other parameters"
 
 
 def _sources(module: nn.Module, name: str, own: Mapping[str, nn.Parameter]) -> tuple[nn.Parameter, ...]:
-    """Return the parameters from which a layer computes its weight. The function does not read the weight, because its
-    computation may change them. torch.nn.utils.weight_norm and other older functions keep them in the layer, with
-    longer names."""
+    """Return the parameters from which a layer computes its weight. The function does not read the weight, because the
+    computation of the weight may change these parameters. torch.nn.utils.weight_norm and other older functions store
+    the parameters in the layer, under the name of the weight with a suffix."""
     if parametrize.is_parametrized(module, name):
         parametrizations: nn.ModuleDict = module.parametrizations  # type: ignore[assignment]
         return tuple(parametrizations[name].parameters())

@@ -14,7 +14,7 @@ from tune_sparsity.sparsity.wrappers import plain_name
 
 
 class Measures:
-    """The measuring methods of SparseTraining, and the attributes that they need."""
+    """Adds methods that measure a training, such as its sparsity. SparseTraining inherits from this class."""
 
     model: nn.Module
     layers: Sequence[Layer]
@@ -25,11 +25,15 @@ class Measures:
     lr_sum: float
 
     def measures(self) -> dict[str, float]:
-        """Return the measures of an epoch for the current network.
+        """Return measures of the current network by name.
 
         Returns:
-            sparsity, over the prunable weights; sparsity_total, over all parameters; hoyer; nonzero_weights; travel,
-            the sum of the sphere's learning rates so far; and the results of `adaptation`.
+            sparsity: the fraction of the prunable weights that are masked.
+            sparsity_total: the number of masked weights divided by the number of all parameters.
+            hoyer: the mean Hoyer sparsity of the rows.
+            nonzero_weights: the number of prunable weights that are not masked.
+            travel: the sum of the learning rates on the Lp sphere over all steps so far.
+            threshold, grow_rate: see `adaptation`. They may be missing.
         """
         zeros, weights = self.zeros()
         return {
@@ -44,9 +48,9 @@ class Measures:
     def check_finite(self) -> None:
         """Raise FloatingPointError if a trained parameter is NaN or infinite. The message names the parameter.
 
-        After a step with a NaN or infinite gradient, the parameter stays NaN or infinite. On a CPU, LpSGD checks the
-        gradients in each step and raises this error there. On a GPU, such a check would stall the device in each step.
-        Call this method once in each epoch instead.
+        After a step with a NaN or infinite gradient, the parameter stays NaN or infinite. On a CPU, LpSGD already
+        checks the gradients in each step and raises this error. On a GPU, such a check would stall the device in each
+        step. Call this method once in each epoch instead.
         """
         trained = {name: param.detach() for name, param in self.model.named_parameters() if param.requires_grad}
         finite = torch.stack([param.isfinite().all() for param in trained.values()])
@@ -55,17 +59,17 @@ class Measures:
                 raise FloatingPointError(f"{plain_name(self.model, name)} is NaN or infinite")
 
     def zeros(self) -> tuple[int, int]:
-        """Return (pruned weights, all prunable weights), counted from the masks."""
+        """Return the numbers of masked weights and of all prunable weights."""
         total = sum(mask.numel() for mask in self.masks)
         return total - sum(int(mask.sum(dtype=torch.float64)) for mask in self.masks), total
 
     def sparsity(self) -> float:
-        """Return the number of pruned weights divided by that of prunable weights, in [0, 1]."""
+        """Return the fraction of the prunable weights that are masked, in [0, 1]."""
         zeros, total = self.zeros()
         return zeros / total
 
     def by_layer(self) -> dict[str, float]:
-        """Return the sparsity of each prunable weight by name, in [0, 1]."""
+        """Return the name of each prunable tensor -> its sparsity, in [0, 1]."""
         return {
             layer.name: 1.0 - int(mask.count_nonzero()) / mask.numel()
             for layer, mask in zip(self.layers, self.masks, strict=True)
@@ -73,12 +77,12 @@ class Measures:
 
     def adaptation(self) -> dict[str, float]:
         """Return measures of the last update of the masks. "threshold" is the drop threshold, as a multiple of the
-        neuron's mean magnitude. It is missing if the topology has no threshold. "grow_rate" is the number of grown
-        connections divided by that of dropped ones. The result is empty if the masks are fixed."""
+        neuron's mean magnitude. It is missing if the topology has no threshold. "grow_rate" is the number of new
+        connections divided by the number of dropped connections. The result is empty if the masks are fixed."""
         known = {"threshold": getattr(self.topology, "applied", None), "grow_rate": self.grow_rate}
         return {} if self.fixed else {name: value for name, value in known.items() if value is not None}
 
     def hoyer(self) -> float:
-        """Return the mean Hoyer sparsity of all rows in the prunable layers. Pruned weights count as 0."""
+        """Return the mean Hoyer sparsity of all rows in the prunable layers, in [0, 1]. Masked weights count as 0."""
         rows = [hoyer(rows) for rows in (layer.rows() for layer in self.layers) if rows.shape[1] > 1]
         return float(torch.cat(rows).mean()) if rows else 0.0

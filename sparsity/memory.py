@@ -1,4 +1,5 @@
-"""Check that no two values of a network's parameters share memory, because masks and steps write into it."""
+"""Check that no two values of a network's parameters share memory. Masks and optimizer steps write into the
+parameters."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ def check_memory(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         for other_name, other in neighbours[weight.untyped_storage().data_ptr()]:
             if other is not weight and _overlap(weight, other):
                 raise ValueError(
-                    f"{name} and {other_name} are two tensors in the same memory: use clone() for one of them, or the "
-                    "same parameter in both places"
+                    f"{name} and {other_name} are two tensors in the same memory: use clone() for one of them, or "
+                    "use the same parameter in both places"
                 )
 
 

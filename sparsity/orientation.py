@@ -1,4 +1,4 @@
-"""View a weight as a matrix. Each row holds the weights of the fan-in of one neuron."""
+"""View a weight as a matrix whose rows are the incoming weights (the fan-in) of one neuron each."""
 
 from __future__ import annotations
 
@@ -73,5 +73,5 @@ def oriented(fan_in: int | tuple[int, ...], dims: int) -> Orientation:
     given = (fan_in,) if isinstance(fan_in, int) else tuple(fan_in)
     found = sorted({dim + dims if dim < 0 else dim for dim in given})
     if not found or len(found) == dims or not all(0 <= dim < dims for dim in found):
-        raise ValueError(f"fan-in dimensions {given} of {dims}: give some of 0..{dims - 1}, and not all")
+        raise ValueError(f"fan-in dimensions {given} are not accepted: give at least one of 0..{dims - 1}, but not all")
     return STANDARD if found == list(range(1, dims)) else Orientation(tuple(found))

@@ -18,7 +18,8 @@ _MIXED = ""  # the label of a node that does not depend on the weights of exactl
 
 
 def called(model: nn.Module, inputs: Any) -> Any:
-    """Return the network's result for its inputs. The entries of a dict are keyword arguments."""
+    """Call the network and return its outputs. If the inputs are a dict, its entries are the keyword arguments.
+    Otherwise the inputs are the only argument."""
     return model(**inputs) if isinstance(inputs, dict) else model(inputs)
 
 
@@ -34,9 +35,9 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def normalising(model: nn.Module) -> list[NormBase]:
-    """Return the batch and instance normalisations that measure the statistics of their inputs while the network
-    trains. Other normalisations stay in evaluation mode during the training. They then use constant statistics and do
-    not remove the scale of a row."""
+    """Return the batch and instance normalisations that compute the statistics of each batch while the network trains.
+    The network may keep its other normalisations in evaluation mode during the training. They then use constant
+    statistics, and do not remove the scale of a row."""
     with modes_kept(model):
         model.train()
         norms = [module for module in model.modules() if isinstance(module, NormBase)]
@@ -44,13 +45,13 @@ def normalising(model: nn.Module) -> list[NormBase]:
 
 
 class Found(NamedTuple):
-    """The result of `followers`: names of weights, in the network's order."""
+    """Contains the result of `followers`: names of weights, in the network's order."""
 
     last: tuple[str, ...]
-    """The last layers, whose results reach the outputs without another layer. A network with several heads or with a
-    shortcut to its outputs has several."""
+    """The last layers: no other layer lies between them and the outputs. A network with several heads, or with a
+    shortcut to its outputs, has several last layers."""
     normalised: tuple[str, ...]
-    """The layers whose results only a batch or instance normalisation uses."""
+    """The layers whose results are used only by a batch or instance normalisation."""
 
 
 def followers(
@@ -84,7 +85,8 @@ def followers(
 
 @contextmanager
 def _inputs_of(norms: Sequence[NormBase]) -> Iterator[list[Any]]:
-    """Yield a list. Within this block, the nodes that produce the inputs of these normalisations are added to it."""
+    """Yield a list. Calls of the network within this block add the nodes of autograd's graph that produce the inputs of
+    these normalisations to the list."""
     nodes: list[Any] = []
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs: nodes.extend(one.grad_fn for one in inputs[:1]))
@@ -120,14 +122,15 @@ def _normalised(roots: Iterable[Any], labels: Mapping[Any, str], read: Iterable[
 
 
 def _followed(x: Any) -> Any:
-    """Return a copy of an input that autograd follows, if its type allows this. The network may change it in place."""
+    """Return a copy of a floating-point tensor that autograd tracks and that the network may change in place. Return
+    any other input unchanged."""
     return x.detach().requires_grad_().clone() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 @contextmanager
 def ready(model: nn.Module) -> Iterator[None]:
-    """Within this block, the network is in evaluation mode, all its parameters require gradients, and torch compiles
-    nothing."""
+    """Prepare a network for a call that autograd tracks. Within this block, the network is in evaluation mode, all its
+    floating-point parameters require gradients, and torch compiles nothing."""
     frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
     # If the compiler is not imported, nothing is compiled. Its import would take seconds.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
@@ -148,7 +151,8 @@ def _inputs(node: Any) -> list[Any]:
 
 def _labels(roots: Sequence[Any], owners: Mapping[int, str]) -> dict[Any, str]:
     """Return a label for each node: the name of the layer if the node depends only on the weights of this layer,
-    otherwise _MIXED. Operations on a layer's weight before it meets the activations thus have the layer's name."""
+    otherwise _MIXED. An operation on a layer's weight that comes before the operation with the activations thus has the
+    layer's name."""
     labels: dict[Any, str] = {}
     stack = list(roots)
     while stack:
@@ -167,7 +171,8 @@ def _labels(roots: Sequence[Any], owners: Mapping[int, str]) -> dict[Any, str]:
 
 
 def _reached(roots: Sequence[Any], labels: Mapping[Any, str]) -> set[str]:
-    """Return the names of the layers that are met first on the way back from the outputs."""
+    """Return the names of the last layers: on the way back from the outputs, they are reached before any other
+    layer."""
     reached = {labels[node] for node in roots} - {_MIXED}
     seen, stack = set(roots), [node for node in roots if labels[node] == _MIXED]
     while stack:

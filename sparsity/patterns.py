@@ -1,4 +1,4 @@
-"""Define patterns of zeros: anywhere, at most N nonzero weights of each M, whole blocks, or whole neurons."""
+"""Define patterns for the positions of zeros: any position, N:M, whole blocks, or whole neurons."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ class Pattern:
 
     text: ClassVar[str] = "unstructured"
     exact_to: ClassVar[str] = "weight"
-    """The unit to which a sparsity is exact."""
+    """The unit in which weights are pruned: "weight", "block" or "neuron". A sparsity is exact up to one unit."""
 
     def __str__(self) -> str:
         return self.text
 
     @property
     def least(self) -> float:
-        """Return the lowest sparsity, in [0, 1), that the pattern can have."""
+        """Return the lowest sparsity, in [0, 1), that the pattern allows."""
         return 0.0
 
     @property
     def whole(self) -> dict[str, str]:
-        """Return the pruned layers with neurons that are never removed: the layer's name -> the reason."""
+        """Return the prunable layers that have neurons which cannot be removed: the layer's name -> the reason."""
         return {}
 
     def check(self, sparsity: float) -> None:
-        """Raise ValueError if zeros of this sparsity cannot have the pattern."""
+        """Raise ValueError if the pattern does not allow this sparsity."""
         if sparsity < self.least - 1e-12:
             raise ValueError(
-                f"a sparsity of {sparsity!r} cannot have the pattern {self}: its lowest is {self.least:.6g}"
+                f"the pattern {self} does not allow a sparsity of {sparsity!r}: the lowest is {self.least:.6g}"
             )
 
     def why_dense(self, shape: torch.Size) -> str:
@@ -54,21 +54,22 @@ class Pattern:
         return ""
 
     def least_weights(self, shape: torch.Size) -> int:
-        """Return the least number of weights that a layer of this shape must keep. Return 0 if the pattern sets no
+        """Return the minimum number of nonzero weights in a layer of this shape. Return 0 if the pattern sets no
         minimum."""
         return 0
 
     def most_zeros(self, shapes: Sequence[torch.Size]) -> int:
-        """Return how many weights of layers of these shapes can be zero."""
+        """Return the largest possible number of zeros in layers of these shapes."""
         return sum(shape.numel() - self.least_weights(shape) for shape in shapes)
 
     def ranked(self, score: Tensor) -> Tensor:
-        """Return a layer's scores. Weights that the pattern does not allow get the lowest scores."""
+        """Return the scores of a layer, in the same shape. The pattern may allow only some weights to be nonzero. All
+        other weights get the lowest scores."""
         return score
 
     def keep(self, scores: Sequence[Tensor], keep: int, a_row: int) -> list[Tensor]:
-        """Return masks that keep the weights with the largest scores, at most `keep` weights in all layers together.
-        `a_row` is the least number of weights in a row, as in `keep_largest`."""
+        """Return masks with ones for the weights with the largest scores: at most `keep` ones in all layers together.
+        `a_row` is the minimum number of ones in a row, as in `keep_largest`."""
         return keep_largest(scores, keep, a_row=a_row)
 
 
@@ -77,12 +78,12 @@ UNSTRUCTURED = Pattern()
 
 @dataclass(frozen=True)
 class NofM(Pattern):
-    """Of each M consecutive inputs of a neuron, at most N have a weight that is not zero. In a convolution these are M
-    consecutive input channels at the same position of the kernel.
+    """Allows at most N nonzero weights for each M consecutive inputs of a neuron. In a convolution, the inputs are the
+    input channels at one position of the kernel.
 
     Attributes:
-        n: at least 1, less than m.
-        m: at least 2.
+        n: the number N, at least 1 and less than `m`.
+        m: the number M, at least 2.
     """
 
     n: int
@@ -113,13 +114,13 @@ class NofM(Pattern):
 
 @dataclass(frozen=True)
 class Block(Pattern):
-    """Weights are zero in whole blocks. A block has the weights of `rows` consecutive neurons for `inputs` consecutive
-    inputs. In a convolution, the inputs are the input channels at one position of the kernel. A block at the edge of a
-    layer may be smaller.
+    """Sets weights to zero in whole blocks. A block consists of the weights of `rows` consecutive neurons for `inputs`
+    consecutive inputs. In a convolution, the inputs are the input channels at one position of the kernel. A block at
+    the edge of a layer may be smaller.
 
     Attributes:
-        rows: at least 1.
-        inputs: at least 1, and not 1 together with `rows`.
+        rows: the number of neurons in a block, at least 1.
+        inputs: the number of inputs in a block, at least 1. `rows` and `inputs` cannot both be 1.
     """
 
     exact_to: ClassVar[str] = "block"
@@ -137,7 +138,7 @@ class Block(Pattern):
     def why_dense(self, shape: torch.Size) -> str:
         neurons, inputs = (*shape, 1)[:2]
         small = neurons < self.rows or inputs < self.inputs
-        return f"its {neurons} x {inputs} are less than a block" if small else ""
+        return f"its {neurons} neurons x {inputs} inputs are less than a block" if small else ""
 
     def least_weights(self, shape: torch.Size) -> int:
         return self.rows * self.inputs
@@ -147,7 +148,7 @@ class Block(Pattern):
         the shape (blocks of neurons, blocks of inputs, kernel...).
 
         Args:
-            score: log2 of magnitudes.
+            score: log2 of the magnitudes, shape (neurons, inputs, kernel...).
         """
         score = score if score.dtype == torch.float64 else score.float()
         blocks = self._blocks(score, -math.inf)
@@ -157,7 +158,8 @@ class Block(Pattern):
         return largest.squeeze(-1) + mean.log2() / 2, sizes.long()
 
     def _blocks(self, x: Tensor, fill: float) -> Tensor:
-        """Return the entries of each block in the last dimension, those beyond the layer's end as `fill`."""
+        """Return a tensor whose last dimension contains the entries of a block. `fill` stands for entries beyond the
+        edge of the layer."""
         x = x.movedim((0, 1), (-2, -1))
         x = F.pad(x, (0, -x.shape[-1] % self.inputs, 0, -x.shape[-2] % self.rows), value=fill)
         x = x.unflatten(-1, (-1, self.inputs)).unflatten(-3, (-1, self.rows)).transpose(-3, -2).flatten(-2)
@@ -168,9 +170,9 @@ class Block(Pattern):
         return x.repeat_interleave(self.rows, 0).repeat_interleave(self.inputs, 1)[: shape[0], : shape[1]]
 
     def keep(self, scores: Sequence[Tensor], keep: int, a_row: int) -> list[Tensor]:
-        """Return masks that keep the blocks with the largest mean squares. The kept blocks have at most `keep` weights.
-        If `keep` is large enough, every row of blocks keeps at least one block. Otherwise, if `keep` is large enough,
-        every layer keeps at least one block."""
+        """Return masks with ones in the blocks with the largest mean squares: at most `keep` ones in all. If `a_row` is
+        not 0 and `keep` is large enough, every row of blocks has a block of ones. Otherwise, if `keep` is large enough,
+        every layer has a block of ones."""
         pools = [self.pooled(score) for score in scores]
         ranks, sizes = [pool.clone() for pool, _ in pools], [size for _, size in pools]
         for by_row in (True, False) if a_row else (False,):
@@ -196,14 +198,15 @@ class Block(Pattern):
 
 
 class KnownNeurons(Protocol):
-    """Describes which neurons of a network can only be removed together. NeuronGroups, the result of `neuron_groups`,
+    """Describes which neurons of a network must be removed together. NeuronGroups, the result of `neuron_groups`,
     implements this interface.
 
     Attributes:
-        whole: (name, reason) of each layer with neurons that are never removed.
-        highest_sparsity: the share of prunable weights that are zero when each layer has as few neurons as it can have.
-        most_zeros: the number of these zeros.
-        fewest: the number of weights that each prunable layer then keeps.
+        whole: (name, reason) of each layer that has neurons which cannot be removed.
+        highest_sparsity: the fraction of the prunable weights that are zero when as many neurons as possible are
+            removed.
+        most_zeros: the number of zeros in this case.
+        fewest: the number of nonzero weights of each prunable layer in this case.
     """
 
     @property
@@ -220,23 +223,24 @@ class KnownNeurons(Protocol):
 
 
 class KnownUses(Protocol):
-    """Describes how often a network uses its weights. The result of `count_uses` implements this interface."""
+    """Counts the multiply-adds of a network for one example. Uses, the result of `count_uses`, implements this
+    interface."""
 
     def macs(self, nonzero: Mapping[str, int]) -> int: ...
 
 
 @dataclass(frozen=True)
 class Neurons(Pattern):
-    """Removes whole neurons: their weights and the weights that read them are zero. The network then computes the same
-    as a smaller network.
+    """Removes whole neurons: the weights that compute a neuron and the weights that read its output become zero. The
+    network then computes the same outputs as a smaller network.
 
     Attributes:
         multiple: at least 1. The number of neurons that a layer keeps is a multiple of this number, if the layer's
             number of neurons allows it.
-        groups: the neurons of the network that are removed together. None if they are not known yet.
-        by_macs: whether a sparsity means the share of multiply-adds with prunable weights that the network saves.
-            Otherwise it means the share of zeros.
-        uses: how often the network uses its weights for an example. None if this is not known yet, or not needed.
+        groups: which neurons of the network must be removed together. None if this is not known yet.
+        by_macs: if True, a sparsity is the share of the multiply-adds with prunable weights that the network saves. If
+            False, a sparsity is the share of zeros in the prunable weights.
+        uses: counts the multiply-adds for `by_macs`. None if they are not known yet, or not needed.
     """
 
     text: ClassVar[str] = "neurons"
@@ -260,14 +264,16 @@ class Neurons(Pattern):
 
     def check(self, sparsity: float) -> None:
         if self.groups is not None and not self.by_macs and sparsity > (highest := self.groups.highest_sparsity):
-            raise ValueError(f"a sparsity of {sparsity!r} cannot have the pattern {self}: its highest is {highest:.6g}")
+            raise ValueError(
+                f"the pattern {self} does not allow a sparsity of {sparsity!r}: the highest is {highest:.6g}"
+            )
 
     def most_zeros(self, shapes: Sequence[torch.Size]) -> int:
         return super().most_zeros(shapes) if self.groups is None else self.groups.most_zeros
 
 
 def pattern_from(text: str) -> Pattern:
-    """Return the pattern that is written as "unstructured", "neurons", "neurons:16", "2:4" or "block:4x1". Raise
+    """Return the pattern for a text such as "unstructured", "neurons", "neurons:16", "2:4" or "block:4x1". Raise
     ValueError for any other text."""
     if text == UNSTRUCTURED.text:
         return UNSTRUCTURED
@@ -279,4 +285,4 @@ def pattern_from(text: str) -> Pattern:
         return NofM(*map(int, found.groups()))
     if found := re.fullmatch(r"block:(\d{1,4})x(\d{1,4})", text):
         return Block(*map(int, found.groups()))
-    raise ValueError("it takes unstructured, neurons, neurons:K, N:M or block:RxC, e.g. neurons:16, 2:4, block:4x1")
+    raise ValueError("a pattern is unstructured, neurons, neurons:K, N:M or block:RxC, e.g. neurons:16, 2:4, block:4x1")

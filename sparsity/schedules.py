@@ -1,4 +1,5 @@
-"""Define values that change over the training. A schedule is an immutable function of the progress in [0, 1]."""
+"""Define schedules: values that change during the training. A schedule is an immutable function of the progress, which
+is the fraction of training steps done, in [0, 1]."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ KINDS = tuple(_SHAPES)
 
 @dataclass(frozen=True)
 class Schedule:
-    """A value that changes from `start` to `stop` between the progresses `begin` and `end`, in one of the shapes of
-    KINDS.
+    """A value that changes from `start` to `stop` while the progress goes from `begin` to `end`. The shape of the
+    change is `kind`, one of KINDS.
 
     The value is `start` before `begin` and `stop` after `end`. With "constant" it is always `start`. If start and stop
     are sparsities, "cubic" is the shape of gradual pruning by Zhu and Gupta (arXiv 1710.01878).
@@ -34,7 +35,7 @@ class Schedule:
     [0.0, 0.788, 0.9]
 
     Raises:
-        ValueError: if the shape is unknown, or unless 0 <= begin <= end <= 1.
+        ValueError: if the shape is unknown, or if 0 <= begin <= end <= 1 does not hold.
     """
 
     kind: str
@@ -45,7 +46,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.kind not in _SHAPES:
-            raise ValueError(f"unknown schedule {self.kind!r}: one of {', '.join(KINDS)}")
+            raise ValueError(f"unknown schedule {self.kind!r}: choose one of {', '.join(KINDS)}")
         if not 0.0 <= self.begin <= self.end <= 1.0:
             raise ValueError(f"a schedule needs 0 <= begin <= end <= 1, got {self.begin} and {self.end}")
 
@@ -77,7 +78,7 @@ class PiecewiseLinear:
     def __post_init__(self) -> None:
         at = [x for x, _ in self.knots]
         if len(at) < 1 or at != sorted(at):
-            raise ValueError(f"knots must be at least one and in order of progress, got {self.knots}")
+            raise ValueError(f"a schedule needs at least one knot, and knots in order of progress, got {self.knots}")
 
     def __call__(self, progress: float) -> float:
         """Return the value at `progress`, the fraction of training steps done, in [0, 1]."""
@@ -95,14 +96,14 @@ _PARTS = {"shape": "kind", "start": "start", "stop": "stop", "begin": "begin", "
 
 
 def schedule_from(name: str, value: Any, default: Schedule | None = None) -> Curve:
-    """Return the schedule for the value of a setting.
+    """Return the schedule that the value of a setting describes.
 
     Args:
         name: the name of the setting, for errors.
-        value: a schedule or its parts. The parts are shape, start, stop, begin and end, or the knots at1, value1, at2,
-            value2, ...
-        default: gives the parts that are missing. A shape alone is then sufficient. Without it, shape and start are
-            required.
+        value: a schedule, or a mapping of its parts. The parts are shape, start, stop, begin and end, or the knots at1,
+            value1, at2, value2, ...
+        default: a schedule that gives the missing parts. `value` may then also be a shape, such as "cosine". If None,
+            the parts shape and start are required.
 
     Raises:
         ValueError: for any other value. The message begins with the name of the part, such as threshold.start.
@@ -113,7 +114,7 @@ def schedule_from(name: str, value: Any, default: Schedule | None = None) -> Cur
         value = {"shape": value}
     if not isinstance(value, Mapping) or not value:
         shapes = f"{', '.join(KINDS)}, or " if default is not None else ""
-        raise ValueError(f"{name} = {value!r} is not accepted: it takes {shapes}a schedule with its parts")
+        raise ValueError(f"{name} = {value!r} is not accepted: it takes {shapes}the parts of a schedule")
     if "shape" in value and value["shape"] not in KINDS:
         raise ValueError(f"{name}.shape = {value['shape']!r} is not accepted: it takes {', '.join(KINDS)}")
     for part, number in value.items():
@@ -122,7 +123,7 @@ def schedule_from(name: str, value: Any, default: Schedule | None = None) -> Cur
     if any(part in value for part in ("at1", "value1")):
         return _through_knots(name, value)
     if unknown := [part for part in value if part not in _PARTS]:
-        raise ValueError(f"{name}.{unknown[0]} is no part of a schedule: {', '.join(_PARTS)}, or knots")
+        raise ValueError(f"{name}.{unknown[0]} is no part of a schedule: the parts are {', '.join(_PARTS)}, or knots")
     if default is None and not {"shape", "start"} <= set(value):
         raise ValueError(f"{name} needs its parts shape and start, or knots")
     parts = {_PARTS[part]: number for part, number in value.items()}
@@ -134,14 +135,15 @@ def schedule_from(name: str, value: Any, default: Schedule | None = None) -> Cur
 
 
 def _through_knots(name: str, value: Mapping[str, Any]) -> PiecewiseLinear:
-    """Return a schedule through knots. Their numbers need not be in the order of progress."""
+    """Return a schedule through knots. The knots may be numbered in any order."""
     count = len(value) // 2
     expected = {f"{part}{index}" for index in range(1, count + 1) for part in ("at", "value")}
     if set(value) != expected:
-        raise ValueError(f"{name} has knots and other parts, or half a knot: {', '.join(map(str, value))}")
+        given = ", ".join(map(str, value))
+        raise ValueError(f"{name} needs the knots at1, value1, at2, value2, ... and no other parts, got {given}")
     knots = sorted((float(value[f"at{index}"]), float(value[f"value{index}"])) for index in range(1, count + 1))
     if not 0 <= knots[0][0] <= knots[-1][0] <= 1:
-        raise ValueError(f"{name}.at1: knots lie at progresses in [0, 1], got {[at for at, _ in knots]}")
+        raise ValueError(f"{name}.at1 and the other knots must lie in [0, 1], got {[at for at, _ in knots]}")
     return PiecewiseLinear(tuple(knots))
 
 
@@ -160,22 +162,22 @@ def extremes(curve: Curve) -> tuple[float, float]:
 
 def published_learning_rate(epochs: int) -> PiecewiseLinear:
     """Return the learning rate of the LpSS paper (arXiv 2103.16013) as a multiple of its peak. For E epochs, the knots
-    lie at the epochs 0, E/6, E/3, E-3 and E. The published values there are .04, 2, .5, .004 and .0002, with the peak
-    2. In a short training, where E-3 is less than E/3, the fourth knot moves to the third."""
+    lie at the epochs 0, E/6, E/3, E-3 and E. The published values at these knots are .04, 2, .5, .004 and .0002, so
+    that the peak is 2. If E-3 is less than E/3, the fourth knot lies at E/3, too."""
     late = max(1.0 / 3.0, 1.0 - 3.0 / epochs)
     return PiecewiseLinear(((0.0, 0.02), (1 / 6, 1.0), (1 / 3, 0.25), (late, 0.002), (1.0, 0.0001)))
 
 
 def warmup_cosine(progress: float, warmup: float = 0.05) -> float:
-    """Return the learning rate as a share of its peak. It rises linearly in the first `warmup` of the training and then
-    falls to 0 as a cosine."""
+    """Return the learning rate as a share of its peak. It rises linearly during the first fraction `warmup` of the
+    training and then falls to 0 as a cosine."""
     if progress < warmup:
         return max(progress / warmup, 0.01)
     return 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
 
 
 def hold(tail: float, begin: float) -> PiecewiseLinear:
-    """Return a learning rate, as a share of its peak, that does not fall to 0. It rises in the first .05 of the
-    training, stays at 1 until three quarters of the way to `begin`, falls linearly to `tail` at `begin`, and stays
-    there."""
+    """Return a learning rate, as a share of its peak, that does not fall to 0. It rises to 1 until the progress .05,
+    stays at 1 until the progress .75 * `begin`, falls linearly to `tail` until the progress `begin`, and then stays at
+    `tail`."""
     return PiecewiseLinear(((0.0, 0.01), (0.05, 1.0), (0.75 * begin, 1.0), (begin, tail)))

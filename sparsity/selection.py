@@ -1,4 +1,4 @@
-"""Choose the weights that stay: the largest ones on a common scale of all layers, and some of every neuron."""
+"""Choose the weights that are not pruned: the weights with the largest scores, and a minimum number in every neuron."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ _AFTER = 1e4  # in log2: puts every masked weight behind every active one, and k
 
 @dataclass(frozen=True)
 class Selection:
-    """Chooses the weights that stay.
+    """Chooses the weights of a network that are not pruned.
 
     Attributes:
-        distribution: "global": the largest weights of all layers together. "erk", "uniform": the largest of each layer,
-            with the numbers from `layer_counts`.
-        a_neuron: the least number of connections that every neuron keeps, if enough connections stay for this.
+        distribution: "global" chooses the largest weights of all layers together. "erk" and "uniform" choose the
+            largest weights of each layer. `layer_counts` gives their number.
+        a_neuron: the minimum number of weights that are chosen in every neuron. The minimum is reduced if the sparsity
+            leaves too few weights for it.
         normalised: whether the network has normalisation layers. These remove the scale of a neuron, so the magnitudes
             of different neurons cannot be compared. The selection then compares `lamp_score` instead of magnitudes.
         pattern: the pattern of the zeros.
@@ -41,9 +42,9 @@ class Selection:
         sparsity: float,
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Return masks of `sparsity` over all layers, or of the next higher sparsity that the pattern can have. Below
-        the lowest sparsity of the pattern, some weights stay that the pattern does not allow. The smallest of them are
-        pruned first while the sparsity rises.
+        """Return masks of `sparsity` over all layers, or of the next higher sparsity that the pattern allows. If
+        `sparsity` is below the lowest sparsity of the pattern, some weights stay although the pattern forbids them.
+        When the sparsity rises, these weights are pruned first, beginning with the smallest.
 
         The magnitudes of layers on the sphere and off the sphere cannot be compared: with p near 1 the few large
         weights of the sphere's rows would leave almost no weight to the last layer. With the global distribution, the
@@ -51,10 +52,12 @@ class Selection:
         layers share the rest.
 
         Args:
-            log_magnitudes: log2 of the weights, one tensor a layer in the shape (neurons, fan-in...); not NaN.
-            on_sphere: whether each layer lies on the sphere.
+            log_magnitudes: log2 of the weights' magnitudes: one tensor for each layer, in the shape (neurons,
+                fan-in...). NaN is not allowed.
+            on_sphere: for each layer, whether it lies on the Lp sphere (see LpSGD).
             sparsity: in [0, 1).
-            active: the current masks of the layers. Weights that they mask are chosen last.
+            active: the current masks of the layers. Weights that are masked now are chosen last. If None, all weights
+                are treated alike.
         """
         scores = [self._score(one) for one in log_magnitudes]
         if active is not None:  # an active weight of 0 too comes before masked ones
@@ -77,20 +80,21 @@ class Selection:
         return [masks[index] for index in range(len(scores))]
 
     def first(self, masks: Sequence[Tensor]) -> list[Tensor]:
-        """Return the first masks of a training without the weights that this selection never chooses. The masks have
-        the shapes of the weights."""
+        """Return the initial masks of a training, with zeros for the weights that this selection never chooses. The
+        masks have the shapes of the weights. This class may choose every weight and changes nothing."""
         return list(masks)
 
     def in_whole(self, sparsity: float) -> float:
-        """Convert a sparsity over the weights that this selection can choose into the sparsity over all weights of the
-        layers."""
+        """Convert a sparsity over the weights that this selection may choose into the sparsity over all weights of the
+        layers. This class may choose every weight, so that both are equal."""
         return sparsity
 
     def _score(self, log_magnitude: Tensor) -> Tensor:
         return lamp_score(relative_magnitude(log_magnitude)) if self.normalised else log_magnitude
 
     def _groups(self, on_sphere: Sequence[bool]) -> list[list[int]]:
-        """Return the groups of layers that share a number of kept weights."""
+        """Return groups of layers, as lists of indices. The number of chosen weights is given for each group, not for
+        each layer."""
         layers = range(len(on_sphere))
         if self.distribution != "global":
             return [[index] for index in layers]
@@ -102,12 +106,13 @@ class Selection:
 def fitted(
     chosen: Callable[[float], list[Tensor]], sparsity: float, excess: Callable[[Sequence[Tensor]], int]
 ) -> list[Tensor]:
-    """Return masks of this sparsity, or of a higher sparsity if `excess` requires more zeros. The masks keep at least
-    as many weights as there are masks.
+    """Return masks of the sparsity `sparsity`, or of a higher sparsity if `excess` requires more zeros. In all, the
+    masks have at least as many ones as there are masks.
 
     Args:
         chosen: sparsity -> masks.
-        excess: masks -> the number of further weights to prune, estimated not too high. It is 0 if the masks suffice.
+        excess: masks -> an estimate of the number of weights that must be pruned in addition. The estimate must not be
+            too high. It is 0 if the masks have enough zeros.
     """
     masks = chosen(sparsity)
     weights = sum(mask.numel() for mask in masks)
@@ -129,9 +134,9 @@ def selection_for(
 ) -> Selection:
     """Return the selection for a network.
 
-    Each neuron keeps at least one connection, with one exception. If the distribution is global and one connection for
-    each neuron would be more than half of all weights that stay at the end, neurons may lose all their connections.
-    Such networks are more accurate without the rule.
+    The selection keeps at least one weight of each neuron, with one exception. If the distribution is global and one
+    weight for each neuron would be more than half of all weights that stay at the final sparsity, neurons may lose all
+    their weights. Such networks are more accurate without the minimum.
 
     Args:
         shapes: the shapes of the prunable weights, (neurons, fan-in...).
@@ -144,8 +149,8 @@ def selection_for(
 
 
 def relative_magnitude(log_magnitude: Tensor) -> Tensor:
-    """Return log2 of each weight divided by the root mean square of its row, in the same shape. This value does not
-    depend on the row's norm or fan-in. A row of zeros stays -inf."""
+    """Return log2 of each weight divided by the root mean square of its row, in the same shape. The result does not
+    depend on the norm or the length of the row. Weights of zero stay -inf."""
     rows = log_magnitude.flatten(1)
     if rows.dtype != torch.float64:
         rows = rows.float()
@@ -157,9 +162,9 @@ def relative_magnitude(log_magnitude: Tensor) -> Tensor:
 def lamp_score(log_magnitude: Tensor) -> Tensor:
     """Return log2 of the LAMP score of each weight, in the same shape (Lee et al. 2021, arXiv 2010.07611).
 
-    The score is the weight's square, divided by the sum of the squares of all weights of the layer that are at least as
-    large. The largest weight of every layer has log2 = 0. The scale of the layer has no effect. A weight of zero stays
-    -inf."""
+    The score of a weight is its square, divided by the sum of the squares of all weights of the layer that are at least
+    as large. The result is 0 for the largest weight of the layer. The scale of the layer has no effect. A weight of
+    zero stays -inf."""
     squares, order = (2 * log_magnitude.flatten()).sort(descending=True, stable=True)
     shifted = (squares - squares[0]).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     scores = shifted - shifted.double().exp2().cumsum(0).clamp_min(1).log2().to(shifted)

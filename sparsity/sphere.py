@@ -1,4 +1,4 @@
-"""Compute on the unit Lp sphere and its dual, row by row.
+"""Compute on the unit Lp sphere and its dual, row by row: a row w lies on this sphere if ||w||_p = 1.
 
 Every function works on the last dimension of a tensor with any leading dimensions. A "row" is the fan-in weights of one
 neuron. The exponent p is a number, or a tensor that broadcasts against the leading dimensions, so that layers with
@@ -24,7 +24,7 @@ Exponent = float | Tensor
 
 
 def check_p(p: Exponent) -> Exponent:
-    """Return p unchanged. Raise ValueError unless every entry lies in [1.02, 2]."""
+    """Return p unchanged. Raise ValueError if an entry lies outside [1.02, 2]."""
     low, high = (float(p.min()), float(p.max())) if isinstance(p, Tensor) else (p, p)
     if not (low >= P_MIN and high <= P_MAX):
         raise ValueError(f"p must lie in [{P_MIN}, {P_MAX:g}], got {p}")
@@ -85,7 +85,7 @@ def stationary_dual(gradient: Tensor, p: Exponent) -> Tensor:
     """Return -g/||g||_q in the shape of the gradient g. It is the dual image of the point on the sphere that minimises
     <g, w>.
 
-    By Hoelder's inequality <g, w> >= -||g||_q for ||w||_p = 1, with equality at w = from_dual of this value. It is also
-    the fixed point of LpSGD, which is the stationary point of the augmented empirical risk.
+    By Hoelder's inequality <g, w> >= -||g||_q for ||w||_p = 1, with equality at w = from_dual(result, p). The result is
+    also the fixed point of LpSGD for a constant gradient.
     """
     return -unit(gradient, dual_exponent(p))

@@ -1,5 +1,5 @@
-"""Contain every use of a private name of torch, each with its reason. The only private names that other modules use are
-the operations `torch._foreach_*`."""
+"""Contain all uses of private names of torch, each with its reason. Other modules use only the private operations
+`torch._foreach_*`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ __all__ = [
 
 
 class EagerMode(TorchDispatchMode):
-    """A dispatch mode that sees all operations, for code that is never compiled. torch's own mode loads the compiler,
-    which takes a second."""
+    """A TorchDispatchMode for code that is never compiled. TorchDispatchMode itself loads torch's compiler, which takes
+    a second."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -42,15 +42,16 @@ BatchNorm = _BatchNorm
 NormBase = _NormBase
 """The class of all batch and instance normalisations."""
 GLOBAL_STEP_HOOKS = (optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks)
-"""The hooks that torch calls before and after the steps of all optimizers. Steps with such hooks are not recorded."""
+"""The hooks that torch calls before and after the steps of all optimizers. While there are such hooks, steps are not
+recorded as a CUDA graph."""
 
 COMPILED = "_orig_mod"
-"""The name under which the module that torch.compile returns holds the network."""
+"""The attribute that contains the original network, in the module that torch.compile returns."""
 
 
 def compiled_network(module: Any) -> nn.Module | None:
-    """Return the network inside the module that torch.compile returns, or None for any other module. The class of such
-    a module has no public name, and to import it would load the compiler."""
+    """Return the network inside the module that torch.compile returns, or None for any other module. The function looks
+    for the attribute COMPILED, because an import of the module's class would load the compiler."""
     return dict(module.named_children()).get(COMPILED) if isinstance(module, nn.Module) else None
 
 
@@ -68,7 +69,8 @@ def call_eagerly(module: nn.Module) -> None:
 
 
 def tree_paths(nest: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """Return the leaves of a nest of dicts, tuples and lists. Each comes with the keys and indices that lead to it."""
+    """Return the leaves of nested dicts, tuples and lists as pairs (path, leaf). A path contains the keys and indices
+    that lead to the leaf, as texts."""
     leaves, _ = tree_flatten_with_path(nest)
     return [(tuple(str(getattr(key, "key", getattr(key, "idx", key))) for key in path), leaf) for path, leaf in leaves]
 

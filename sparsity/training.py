@@ -1,4 +1,4 @@
-"""Train a network sparse, with an optimizer and a topology. One object holds the state of all three."""
+"""Train a sparse network. SparseTraining combines an optimizer with a topology, the rule that changes the masks."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from tune_sparsity.sparsity.wrappers import plain_parameters
 
 
 class SparseTraining(Measures, torch.optim.Optimizer):
-    """Trains a network sparse, in place of the optimizer in an ordinary training loop.
+    """Trains a sparse network. Use it instead of the optimizer in an ordinary training loop.
 
     Call `zero_grad()`, backward and `step()`. The object is a torch optimizer: gradient scalers, learning-rate
     schedulers and trainers of other libraries accept it. The factor of a scheduler multiplies the schedule of
     `learning_rate`. A step that a gradient scaler skips does not count as a step.
 
-    The topology moves the masks until the progress reaches `mask_frozen_at`. Then the network is projected to its final
-    sparsity, exact to the weight, and the training continues under this mask. Masked weights are zero in the parameters
-    themselves. The network is therefore an ordinary one at any time, and copies of it and its state_dict have the same
-    zeros. An average over steps, such as torch.optim.swa_utils.AveragedModel, must begin when the mask is `fixed`.
-    Before that the masks move, and the mean of two networks with different masks has fewer zeros than each of them.
+    The topology changes the masks until the progress, the fraction of steps done, reaches `mask_frozen_at`. Then the
+    network is projected: the smallest weights are masked until the network has exactly its final sparsity. The training
+    continues with this mask. Masked weights are zero in the parameters themselves, and therefore also in copies of the
+    network and in its state_dict. An average over steps, such as torch.optim.swa_utils.AveragedModel, must begin when
+    the mask is `fixed`, because the mean of networks with different masks has fewer zeros.
 
     Args:
         model: the network, on its device.
         layers: its prunable layers.
         optimizer: LpSGD, or any torch optimizer over the network's parameters.
-        topology: moves the masks.
+        topology: the rule that changes the masks during the training.
         masks: the initial masks, one for each layer.
-        sparsity: the final sparsity over the layers' weights, in [0, 1).
+        sparsity: the final sparsity over the layers' weights, in [0, 1). Some patterns of zeros need a higher sparsity.
         total_steps: the number of calls of `step()`. The schedules depend on it.
         mask_frozen_at: the progress in [0, 1] at which the network is projected and its mask is fixed.
         learning_rate: a function of progress. In every step it multiplies the learning rate of each group.
         dense_latent: whether masked weights on the sphere continue to learn from the dense gradient. If False, as in
-            the paper, their v only decays by the factor (1 - lr) in each step.
-        exponent: the exponent p of the sphere as a function of progress, for the groups of the optimizer with
-            "p_moves". If None, p is constant.
+            the paper, their dual state v (see LpSGD) only decays by the factor (1 - lr) in each step.
+        exponent: the exponent p of the sphere as a function of progress, for the optimizer's groups in which "p_moves"
+            is True. If None, p is constant.
         selection: chooses the weights that the projection keeps.
         averaging: how weights are averaged over steps. At the end, the network gets the average. If None, the network
             keeps the weights of the last step. After an average, measure the running statistics of normalisation layers
@@ -58,7 +58,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
     """
 
     steps_in_backward = False
-    """True if each weight makes its step as soon as it has its gradient, before `step()` is called."""
+    """True if each weight is updated within the backward pass, before `step()` is called."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         return dict(vars(self))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients. Without torch's profiling code this is a tenth of a millisecond quicker."""
+        """Clear the gradients. This method omits torch's profiling code, which takes a tenth of a millisecond."""
         for group in self.param_groups:
             for param in group["params"]:
                 param.grad = None if set_to_none or param.grad is None else torch.zeros_like(param)
@@ -139,9 +139,9 @@ class SparseTraining(Measures, torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take one optimizer step with the current gradients. The masks may move first. On a GPU one CUDA graph
-        launches all kernels of the step, and the step waits for the device only if masks move. LpSGD on a CPU raises
-        FloatingPointError if a gradient is NaN or infinite."""
+        """Take one optimizer step with the current gradients. The topology may change the masks first. On a GPU, a CUDA
+        graph launches all kernels of the step if possible, and the step waits for the device only if masks change. On a
+        CPU, LpSGD raises FloatingPointError if a gradient is NaN or infinite."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -171,8 +171,8 @@ class SparseTraining(Measures, torch.optim.Optimizer):
     @torch.no_grad()
     def move_masks(self) -> None:
         """Make the first part of a step: change the masks with the current gradients, if the topology changes them in
-        this step. The next `step()` makes the second part. Call this function to read the new masks before the weights
-        change."""
+        this step. The next `step()` makes the second part, which changes the weights. Call this method before `step()`
+        to read the new masks between the two parts."""
         if self._moved:
             return
         self._moved = True
@@ -195,7 +195,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         self.lr_sum += max((g["lr"] for g in self.optimizer.param_groups if g.get("p") is not None), default=0.0)
 
     def _learn(self) -> None:
-        """Make the part of a step that leaves the masks as they are, with the current gradients."""
+        """Make the second part of a step: change the weights with the current gradients. The masks do not change."""
         self._mask_gradients()
         if isinstance(self.optimizer, LpSGD):
             self.optimizer.quick_step()
@@ -204,8 +204,8 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         self._apply_masks()
 
     def _move_exponent(self, p: float) -> None:
-        """Set p. The next step projects the state v onto the new sphere. A smaller p concentrates w on fewer weights,
-        from the same v."""
+        """Set the exponent p. The next step projects the dual state v onto the new sphere. From the same v, a smaller p
+        concentrates w on fewer weights."""
         for group in self.optimizer.param_groups:
             if group.get("p_moves"):
                 group["p"] = p
@@ -251,7 +251,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         self._apply_masks()
 
     def _give_masks(self, *, as_loaded: bool = False) -> None:
-        """Give LpSGD the masks under which no masked weight learns. LpSGD then skips these weights."""
+        """Give LpSGD the masks if masked weights do not learn. LpSGD then skips these weights."""
         pairs = list(zip(self.layers, self.masks, strict=True))
         given = isinstance(self.optimizer, LpSGD) and (self.fixed or not self.dense_latent)
         if given:
@@ -265,7 +265,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         self._still = [*biases, *((one.weight, mask) for one, mask in pairs if not ((given or spared) and one.sphere))]
 
     def _forget_dropped(self, weight: Tensor, mask: Tensor) -> None:
-        """Clear the momentum of dropped weights, which would move them. On the sphere LpSGD does this itself."""
+        """Clear the momentum of newly masked weights, which would change them. On the sphere LpSGD does this itself."""
         for value in self.optimizer.state.get(weight, {}).values():  # a frozen weight has none
             if isinstance(value, Tensor) and value.numel() == weight.numel() > 1:
                 value.mul_(mask.view_as(value))
@@ -279,8 +279,8 @@ class SparseTraining(Measures, torch.optim.Optimizer):
         multiply(self._own)
 
     def _projected_masks(self) -> list[Tensor]:
-        """Return masks with exactly `final_sparsity` over all weights. They keep the active weights with the largest
-        magnitudes. With `excess`, `fitted` chooses the sparsity."""
+        """Return masks with exactly `final_sparsity` over all weights, or with a higher sparsity if the pattern or
+        `excess` requires it. The weights with the largest magnitudes stay."""
         magnitudes = [layer.turned(self._saliency(layer)) for layer in self.layers]
         masks = zip(self.layers, self.masks, strict=True)
         active = None if self.dense_latent else [layer.turned(mask) for layer, mask in masks]
@@ -293,7 +293,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
 
     @torch.no_grad()
     def project(self) -> None:
-        """Project the network to exactly its final sparsity, and fix the mask. A second call keeps this mask."""
+        """Mask the smallest weights so that the network has exactly its final sparsity, and fix the mask."""
         if not self.fixed:
             self._set_masks(self._projected_masks())
             self.fixed = True
@@ -302,9 +302,9 @@ class SparseTraining(Measures, torch.optim.Optimizer):
             keep_active(layer.weight, mask)
 
     def finish(self) -> None:
-        """End the training with exactly the final sparsity. The last of `total_steps` steps calls this function. Call
-        it yourself after fewer steps. With `averaging`, the network becomes the average, and later steps change
-        nothing. With `few_bits`, later steps train the weights with few bits. A second call changes nothing."""
+        """End the training with exactly the final sparsity. The last of `total_steps` steps calls this method. If you
+        stop earlier, call it yourself. With `averaging`, the network gets the average, and later steps change nothing.
+        With `few_bits`, later steps train the weights with few bits. A second call changes nothing."""
         self.project()
         if self.average is not None and self.average.take():
             self.project()  # the mean of active weights may be 0
@@ -324,7 +324,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
 
     @property
     def weight_bits(self) -> int:
-        """Return the number of bits of a prunable weight at the end. Without `few_bits` it is ALL_BITS."""
+        """Return the number of bits of a prunable weight after the training. Without `few_bits` it is ALL_BITS."""
         return ALL_BITS if self.few_bits is None else self.few_bits.how.bits
 
     def codes(self) -> dict[str, Codes]:
@@ -342,7 +342,7 @@ class SparseTraining(Measures, torch.optim.Optimizer):
 
     @contextmanager
     def projected(self) -> Iterator[None]:
-        """Project the network to its final sparsity within this block. The block restores the weights at its end."""
+        """Mask the smallest weights within this block, so that the network has its final sparsity."""
         if self.fixed:
             yield
             return
@@ -358,13 +358,13 @@ class SparseTraining(Measures, torch.optim.Optimizer):
                     layer.weight.copy_(weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return `state_beside_network` together with the layers' weights. A program may load the network's state
-        before it makes this optimizer, which changes the weights. The weights here restore them."""
+        """Return `state_beside_network` together with the prunable weights. A program may load the network's state
+        first and then make this object, which masks weights. `load_state_dict` restores the weights."""
         return {**self.state_beside_network(), "weights": [layer.weight.detach().clone() for layer in self.layers]}
 
     def state_beside_network(self) -> dict[str, Any]:
-        """Return all state except the network's own state_dict. If both are restored, a resumed training gives the same
-        results as an uninterrupted one."""
+        """Return all state except the network's own state_dict. A training that resumes from both of them gives the
+        same results as an uninterrupted training."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "masks": [mask.clone() for mask in self.masks],

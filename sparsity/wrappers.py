@@ -1,5 +1,5 @@
-"""Handle networks inside wrappers such as torch.compile and DataParallel. The names of their tensors do not have the
-wrappers' prefixes here."""
+"""Remove wrappers of networks, such as torch.compile and DataParallel, and the prefixes that they add to the names of
+tensors. A plain name is a name without these prefixes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def plain_name(model: nn.Module, name: str) -> str:
     "_orig_mod.0.weight" under torch.compile.
 
     Wrappers come from torch.compile, nn.DataParallel and DistributedDataParallel. A module around the whole network is
-    also a wrapper if it contains only one module, with the name "module".
+    also a wrapper if it contains only one module, under the name "module", and no own parameters or buffers.
     """
     module: Any = model
     kept: list[str] = []
@@ -31,7 +31,7 @@ def plain_name(model: nn.Module, name: str) -> str:
 
 
 def _held(module: Any, *, outermost: bool) -> str:
-    """Return the attribute in which a wrapper holds its network, or "" for any other module."""
+    """Return the name of the attribute in which a wrapper stores its network, or "" for any other module."""
     if compiled_network(module) is not None:
         return COMPILED
     if isinstance(module, _PARALLEL) or (outermost and _holds_one_alone(module)):
@@ -52,13 +52,13 @@ def plain_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def plain_state(model: nn.Module) -> dict[str, Any]:
-    """Return the state_dict with plain names. The network without its wrappers can load it."""
+    """Return the state_dict with plain names. The network can load this state_dict after its wrappers are removed."""
     return {plain_name(model, name): tensor for name, tensor in model.state_dict().items()}
 
 
 def as_plain(model: nn.Module, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tensors under the network's plain names. Their names may have prefixes of wrappers, as in files of
-    earlier versions."""
+    """Rename tensors to the plain names of the network's tensors. The given names may have prefixes of wrappers, as in
+    files of earlier versions of this package."""
     plain = plain_state(model)
     bare = {_bare(name): name for name in plain}
     return {name if name in plain else bare.get(_bare(name), name): tensor for name, tensor in tensors.items()}
@@ -69,15 +69,15 @@ def _bare(name: str) -> str:
 
 
 def load_plain(model: nn.Module, tensors: Mapping[str, Any]) -> None:
-    """Load a state_dict whose names are plain or have prefixes of wrappers. The errors are those of
-    `load_state_dict`."""
+    """Load a state_dict whose names are plain or have prefixes of wrappers. The function raises the errors of the
+    network's `load_state_dict`."""
     own = {plain_name(model, name): name for name in model.state_dict()}
     model.load_state_dict({own.get(name, name): tensor for name, tensor in as_plain(model, tensors).items()})
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network without torch.compile and DataParallel. Such wrappers inside the network are replaced in
-    place. Users' own wrappers stay, because they may compute something."""
+    """Return the network without the wrappers of torch.compile and DataParallel, and remove these wrappers inside the
+    network, in place. Wrappers of other classes stay, because they may compute something."""
     model = _replaced(model, compiled=True)
     for module in model.modules():
         call_eagerly(module)
@@ -85,12 +85,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def on_one_device(model: nn.Module) -> nn.Module:
-    """Return the network without DataParallel, which would use all GPUs. A training has one device."""
+    """Return the network without DataParallel, because DataParallel would use all GPUs and a training uses one
+    device."""
     return _replaced(model, compiled=False)
 
 
 def _replaced(model: nn.Module, *, compiled: bool) -> nn.Module:
-    """Return the network with the contents of wrappers in place of the wrappers.
+    """Return the network with each wrapper replaced by the network inside it.
 
     Args:
         compiled: whether to replace the wrappers of torch.compile, too.

@@ -1,4 +1,5 @@
-"""Pack signs as bits: 1 is +1, 0 is -1. The lowest bit of a byte comes first. Each row begins at a new byte."""
+"""Pack signs as bits. The bit 1 stands for +1, and the bit 0 for -1. The lowest bit of a byte comes first. Each row
+begins at a new byte."""
 
 from __future__ import annotations
 
@@ -8,17 +9,17 @@ from torch import Tensor
 
 
 def signs(x: Tensor) -> Tensor:
-    """Return -1 or +1 as float32 for each number. The sign of 0 is +1."""
+    """Return the sign of each number, -1 or +1, as float32. The sign of 0 is +1."""
     return signs_(x.to(torch.float32, copy=True))
 
 
 def signs_(x: Tensor) -> Tensor:
-    """Replace each number by its sign, as `signs` does."""
+    """Replace each number by its sign, in place, and return the tensor. The sign of 0 is +1."""
     return x.ge_(0).mul_(2).sub_(1)
 
 
 def pack(positive: Tensor) -> Tensor:
-    """Pack truth values of shape (rows, n) into uint8 of shape (rows, ceil(n / 8)). Unused bits are 0."""
+    """Pack a Boolean tensor of shape (rows, n) into uint8 of shape (rows, ceil(n / 8)). Unused bits are 0."""
     if positive.device.type == "cpu":  # NumPy is several times faster
         return torch.from_numpy(np.packbits(positive.contiguous().numpy(), axis=1, bitorder="little"))
     rows, n = positive.shape
@@ -27,7 +28,7 @@ def pack(positive: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, n: int) -> Tensor:
-    """Undo `pack`. Return signs, -1 and +1 in float32, of the shape (rows, n)."""
+    """Undo `pack`. Return signs of the shape (rows, n), as -1 and +1 in float32."""
     if packed.device.type == "cpu":
         bits = torch.from_numpy(np.unpackbits(packed.contiguous().numpy(), axis=1, count=n, bitorder="little"))
     else:

@@ -1,4 +1,4 @@
-"""Train a binary layer with its normalisation and activation. It stores bits, and computes a few rows at a time.
+"""Train a binary layer with its normalisation and activation, in little memory. Only a few rows are computed at a time.
 
 Only the signs of the activations are stored for the backward pass. The gradient of the normalisation uses signs, too
 (Wang et al. 2021, arXiv 2102.04270, with batch normalisation by the mean magnitude).
@@ -22,10 +22,11 @@ _TOGETHER = 1 << 15  # about how many weights are computed at a time
 
 
 def normalise(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise products: subtract the mean over examples and places, then divide by the mean magnitude.
+    """Normalise the products of weights and inputs. For each row (neuron), subtract the mean over examples and
+    positions, then divide by the mean magnitude.
 
     Args:
-        y: shape (batch, rows, places).
+        y: the products, shape (batch, rows, positions). This tensor does not change.
 
     Returns:
         The normalised products, the means and the mean magnitudes. The last two have the shape (rows,).
@@ -37,8 +38,8 @@ def normalise(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def normalise_backward(grad: Tensor, sign: Tensor, size: Tensor) -> Tensor:
-    """Return the gradient with respect to the argument of `normalise`. The gradient uses only the signs of the result
-    of `normalise`. It is exact if all magnitudes are equal.
+    """Return the gradient with respect to the argument of `normalise`. The gradient is approximate, because it is
+    computed from signs. It is exact if all normalised products have the same magnitude and the bias is 0.
 
     Args:
         grad: the gradient with respect to the normalised products.
@@ -55,7 +56,8 @@ def in_parts(weight: Tensor, results: int = 1) -> Iterator[slice]:
     of a slice are therefore whole bytes.
 
     Args:
-        results: the number of results for each row.
+        weight: the weight, shape (rows, ...).
+        results: the number of results for each row. With more results, a slice has fewer rows.
     """
     rows = max(8, _TOGETHER // max(1, weight[0].numel(), results) // 8 * 8)
     yield from (slice(first, min(first + rows, len(weight))) for first in range(0, len(weight), rows))
@@ -116,23 +118,24 @@ def _normalised(y: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _through(grad: Tensor, sign: Tensor, gate: Tensor | None, kind: Kind) -> Tensor:
-    """Return the gradient before the activation. The gradient of a sign is a straight-through estimator that is cut off
-    at magnitude 1."""
+    """Return the gradient with respect to the argument of the activation. A sign has a straight-through gradient, which
+    is 0 for arguments of a magnitude above 1."""
     if kind == "none":
         return grad
     return grad * ((sign if gate is None else unpack(gate, sign[0].numel()).view(sign.shape)) > 0)
 
 
 class BinaryBlock(nn.Module):
-    """A linear layer or convolution of signs, with batch normalisation by the mean magnitude and an activation.
+    """A linear layer or convolution whose weights are -1 or +1, with batch normalisation by the mean magnitude and an
+    activation.
 
-    The gradients of its weights are signs, too.
+    The gradients of the weights are signs, too.
 
     Attributes:
-        weight: latent weights, whose signs are used. float16 within [-1, 1], shape (rows, fan-in...).
+        weight: latent weights in [-1, 1], float16, shape (rows, fan-in...). The block computes with their signs.
         bias: added after the normalisation, shape (rows).
-        running_mean, running_size: statistics for the evaluation.
-        kind: the activation.
+        running_mean, running_size: the mean and the mean magnitude of the products, for evaluation mode.
+        kind: the activation: "sign", "relu" or "none".
         before: a tuple with the previous block, whose outputs are this block's inputs. The tuple is empty if the inputs
             are not signs.
     """
@@ -161,8 +164,8 @@ class BinaryBlock(nn.Module):
         return out
 
     def take_signs(self) -> Tensor | None:
-        """Return the signs of the last outputs as bits. This block then no longer stores the signs, because the next
-        block does."""
+        """Return the signs of the latest outputs as bits, and forget them. Return None if there are none. The next
+        block stores them for the backward pass."""
         given, self._given = self._given, None
         return given
 

@@ -20,7 +20,7 @@ _KEPT = (nn.Flatten, nn.Unflatten, nn.Identity)
 
 
 class Place(NamedTuple):
-    """A module without children, and its place in the network."""
+    """A module without children, and its position in the network: the module is the child `key` of `parent`."""
 
     parent: nn.Module
     key: str
@@ -40,9 +40,9 @@ def make_binary(model: nn.Module, activations: str = "binary") -> list[BinaryBlo
     activation, dropout and pooling that follow its layer.
 
     Args:
-        model: an nn.Sequential, which may contain others.
-        activations: one of ACTIVATIONS. With "real", the activations between layers are real numbers, and only weights
-            are binary.
+        model: an nn.Sequential of layers. It may contain other nn.Sequential.
+        activations: "binary" or "real". With "real", only the weights are binary, and a ReLU follows each layer except
+            the last.
 
     Raises:
         ValueError: if a module has no binary form. The message is one line about the first such module, and the network
@@ -78,8 +78,8 @@ def fold(model: nn.Module) -> list[tuple[str, SignLayer]]:
 
 
 def as_stored(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Prepare a new network for `load_state_dict(tensors)`. If the tensors come from a binary network after `fold`,
-    make the new network binary in the same way, in place. Otherwise do nothing."""
+    """Prepare a new network, in place, for `load_state_dict(tensors)`. If the tensors come from a binary network after
+    `fold`, apply `make_binary` and `fold` to the new network. Otherwise do nothing."""
     own = model.state_dict()
     if not any(
         name in own and own[name].is_floating_point() and one.dtype == torch.int8 for name, one in tensors.items()
@@ -94,7 +94,8 @@ def places(module: nn.Module, name: str = "") -> Iterator[Place]:
     with children is not an nn.Sequential."""
     if not isinstance(module, nn.Sequential):
         raise ValueError(
-            f"binary converts an nn.Sequential of layers, and {name or 'the network'} is a {type(module).__name__}"
+            "the method binary needs an nn.Sequential of layers, "
+            f"but {name or 'the network'} is a {type(module).__name__}"
         )
     for key, child in module.named_children():
         inner = f"{name}.{key}" if name else key
@@ -123,7 +124,10 @@ def _window(place: Place) -> tuple[int, int]:
     size = _pair(module.kernel_size)
     plain = _pair(module.padding) == (0, 0) and _pair(module.dilation) == (1, 1) and not module.ceil_mode
     if _pair(module.stride) != size or not plain:
-        raise _no_form(place, ": its windows must lie side by side, without padding")
+        raise _no_form(
+            place,
+            ": its stride must equal its kernel_size, and padding, dilation and ceil_mode must have their defaults",
+        )
     return size
 
 
@@ -135,7 +139,7 @@ def _product(group: _Group, *, first: bool) -> Product:
         return LinearProduct()
     assert isinstance(layer, nn.Conv2d)
     if layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        raise _no_form(group.layer, ": it must have one group, and a padding with zeros that is given in numbers")
+        raise _no_form(group.layer, ": it must have groups=1, padding_mode='zeros' and a padding in numbers")
     fill = 0.0 if first else -1.0
     return ConvolutionProduct(_pair(layer.stride), _pair(layer.padding), _pair(layer.dilation), fill, group.pool)
 

@@ -1,5 +1,5 @@
-"""Define binary layers for inference. Their weights are signs. Each neuron has a threshold, or a scale and an
-offset."""
+"""Define binary layers for inference. Their weights are -1 or +1. Instead of a normalisation, each neuron has a
+threshold, or a scale and an offset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tune_sparsity.sparsity.binary.bits import signs
 from tune_sparsity.sparsity.binary.products import Product
 
 Kind = Literal["sign", "relu", "none"]
-"""The function after the normalisation: a sign, a ReLU if activations are real, or none after the last layer."""
+"""The activation after the normalisation: a sign, a ReLU if activations are real numbers, or none in the last layer."""
 _CONSTANTS: Mapping[Kind, tuple[str, ...]] = {
     "sign": ("threshold",),
     "relu": ("scale", "offset"),
@@ -26,7 +26,8 @@ def concluded(y: Tensor, kind: Kind, constants: Mapping[str, Tensor]) -> Tensor:
 
     Args:
         y: the products, shape (batch, rows, ...).
-        constants: the constants of the rows by name.
+        kind: the activation.
+        constants: "threshold" if the activation is a sign, otherwise "scale" and "offset". Each has the shape (rows,).
     """
     own = [constants[name].to(y.dtype).view(-1, *[1] * (y.dim() - 2)) for name in _CONSTANTS[kind]]
     if kind == "sign":
@@ -40,13 +41,13 @@ def activated(h: Tensor, kind: Kind) -> Tensor:
 
 
 class SignLayer(nn.Module):
-    """A linear layer or convolution of signs, with constants instead of a normalisation.
+    """A linear layer or convolution whose weights are -1 or +1, with constants instead of a normalisation.
 
     Attributes:
         weight: int8 of -1 and +1, shape (rows, fan-in...).
         threshold: for a layer whose outputs are signs, the smallest product for which the output is +1. The threshold
             is a whole number if the inputs are signs, too.
-        scale, offset: for other layers, the outputs are scale * product + offset.
+        scale, offset: for other layers, the outputs are scale * product + offset, followed by the activation.
     """
 
     def __init__(self, weight: Tensor, product: Product, kind: Kind, constants: Mapping[str, Tensor]) -> None:
@@ -67,6 +68,7 @@ class SignLayer(nn.Module):
 
 
 def whole_threshold(threshold: Tensor, fan_in: int) -> Tensor:
-    """Round thresholds to whole numbers. The outputs stay the same, because the products are sums of `fan_in` signs."""
+    """Round thresholds up to whole numbers. The outputs of the layer stay the same, because the products are sums of
+    `fan_in` signs and therefore whole numbers."""
     kept = threshold.ceil().clamp(-fan_in, fan_in + 1)
     return kept.to(torch.int16 if fan_in < torch.iinfo(torch.int16).max else torch.int32)

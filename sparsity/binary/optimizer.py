@@ -1,4 +1,4 @@
-"""Optimize binary weights. Only the signs of their gradients are used, either by a form of Adam or by Bop.
+"""Optimize binary weights with a form of Adam or with Bop. Both use only the signs of the gradients.
 
 The form of Adam stores no second moment. Bop is an optimizer for binary networks that flips signs (see `bop`).
 
@@ -24,11 +24,14 @@ def adam_of_signs(weight: Tensor, mean: Tensor, grad: Tensor, lr: float, step: i
     """Make a step of Adam (Kingma and Ba 2015) in place, for gradients that are always -c or +c.
 
     Adam divides by the root of the mean square of the gradients. This root is c, so the second moment need not be
-    stored. The factor c cancels out, and `grad` holds only signs. The weights stay within [-1, 1].
+    stored. The factor c cancels out, and `grad` contains only signs. The weights stay within [-1, 1].
 
     Args:
-        mean: the mean of the signs, without bias correction. It begins with zeros.
-        step: the number of this step, from 1.
+        weight: latent weights in [-1, 1].
+        mean: the moving mean of the signs, without bias correction. It begins with zeros and is updated in place.
+        grad: the signs of the gradients, -1 or +1.
+        lr: the learning rate.
+        step: the number of this step. The first step has the number 1.
     """
     now = _moved(mean, grad, 1 - BETA_1)
     weight.copy_(weight.to(now.dtype).sub_(now, alpha=lr / (1 - BETA_1**step)).clamp_(-1, 1))
@@ -40,14 +43,18 @@ def bop(weight: Tensor, mean: Tensor, grad: Tensor, gamma: float, tau: float) ->
 
     Args:
         weight: -1 or +1.
-        mean: the exponential moving mean of the signs of gradients. It begins with zeros.
+        mean: the exponential moving mean of the signs of gradients. It begins with zeros and is updated in place.
+        grad: the signs of the gradients, -1 or +1.
+        gamma: the share of `grad` in the new mean, in (0, 1].
+        tau: the threshold for a flip.
     """
     now = _moved(mean, grad, gamma)
     weight.copy_(torch.where((now.abs() > tau) & ((now > 0) == (weight > 0)), -weight, weight))
 
 
 def _moved(mean: Tensor, grad: Tensor, share: float) -> Tensor:
-    """Update a mean in place. Return it in float32 or a more exact type, in which it is computed."""
+    """Update a mean in place, with the share `share` of `grad`. Return the new mean in float32, or in float64 for a
+    mean in float64."""
     wide = torch.promote_types(mean.dtype, torch.float32)
     now = torch.lerp(mean.to(wide), grad.to(wide), share)
     mean.copy_(now)
@@ -60,9 +67,10 @@ class BinaryOptimizer(torch.optim.Optimizer):
     Args:
         weights: the weights of binary blocks.
         others: the other parameters.
-        lr: the learning rate.
-        flips: how signs change, one of FLIPS.
-        gamma, tau: the settings of Bop.
+        lr: the learning rate of Adam.
+        flips: how binary weights are updated: "signs" for the form of Adam (see `adam_of_signs`), "bop" for Bop (see
+            `bop`).
+        gamma, tau: the arguments of `bop`.
     """
 
     def __init__(
@@ -83,7 +91,7 @@ class BinaryOptimizer(torch.optim.Optimizer):
         self._follow_gradients()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Load the state of a copy. The weights of a copy have no hooks, so that this method adds them."""
+        """Load the state of a copied optimizer, and add hooks to the weights, because copied weights have no hooks."""
         super().__setstate__(state)
         self._follow_gradients()
 
@@ -97,7 +105,7 @@ class BinaryOptimizer(torch.optim.Optimizer):
             hook.remove()
 
     def close(self) -> None:
-        """Remove the hooks and the state of the weights."""
+        """Remove the hooks of the weights and the state of the optimizer."""
         self._let_go()
         self.state.clear()
 
@@ -118,7 +126,7 @@ class BinaryOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Update the parameters that are not binary with the current gradients."""
+        """Update the parameters that are not binary, with their current gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

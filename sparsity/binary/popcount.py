@@ -1,7 +1,8 @@
-"""Compute linear layers of signs with XOR and popcount. This needs a CPU and compiled code (sparsity/optim/popcount.c).
+"""Compute linear layers whose weights and inputs are signs with XOR and popcount. The computation needs a CPU and
+compiled code (sparsity/optim/popcount.c).
 
-The inner product of n signs is n - 2 popcount(x xor w), so that one operation replaces 64 multiplications. Signs stay
-packed between such layers.
+The inner product of two vectors of n signs, x and w as bits, is n - 2 popcount(x xor w). One operation on 64 bits
+replaces 64 multiplications. Between such layers, signs stay packed as bits.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ def available() -> bool:
 
 
 def to_words(positive: Tensor) -> Tensor:
-    """Pack truth values of shape (rows, n) into int64 of shape (rows, ceil(n / 64)). Unused bits are 0."""
+    """Pack a Boolean tensor of shape (rows, n) into int64 of shape (rows, ceil(n / 64)). Unused bits are 0."""
     packed = pack(positive)
     return torch.nn.functional.pad(packed, (0, -packed.shape[1] % 8)).view(torch.int64)
 
 
 class PopcountLayer(nn.Module):
-    """A linear layer of signs whose inputs are signs.
+    """A linear layer whose weights and inputs are signs.
 
-    The inputs are signs as numbers, or packed by `to_words`. The outputs are numbers. If they are signs and `packs` is
-    set, they are packed.
+    The inputs are -1 and +1 as numbers, or bits from `to_words`. The outputs are numbers, with one exception: if they
+    are signs and `packs` is True, they are bits as from `to_words`.
     """
 
     least: Tensor | None
@@ -75,11 +76,11 @@ class PopcountLayer(nn.Module):
 
 
 def counting_bits(model: nn.Module) -> nn.Module:
-    """Return a copy of a folded binary network whose linear layers use bit operations if their inputs are signs. It
+    """Return a copy of a binary network in which linear layers with signs as inputs use bit operations. The copy
     computes exactly the same outputs.
 
     Args:
-        model: an nn.Sequential on a CPU, after `fold`.
+        model: an nn.Sequential on a CPU, after `make_binary` and `fold`.
 
     Raises:
         RuntimeError: if the compiled code is not installed.

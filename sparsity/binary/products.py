@@ -1,7 +1,8 @@
 """Compute the product of weights and inputs in a block, and its gradients. The block is a linear layer, or a
 convolution with max pooling.
 
-A call takes the signs of some rows of the layer's weight. The results have the shape (batch, rows, ...).
+A product is called with the inputs and with the signs of some rows of the layer's weight. Its results have the shape
+(batch, rows, ...).
 """
 
 from __future__ import annotations
@@ -14,25 +15,26 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 
 class LinearProduct(NamedTuple):
-    """The product of a linear layer."""
+    """Computes the product of a linear layer."""
 
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
         return x @ weight.t()
 
     def gradients(self, x: Tensor, weight: Tensor, grad: Tensor, by_input: Tensor | None) -> Tensor:
-        """Return the gradient of the weight. Add the gradient of the inputs to `by_input` unless it is None."""
+        """Return the gradient of the weight. Add the gradient of the inputs to `by_input` if it is not None."""
         if by_input is not None:
             by_input.addmm_(grad, weight)
         return grad.t() @ x
 
 
 class ConvolutionProduct(NamedTuple):
-    """The product of a convolution, followed by max pooling.
+    """Computes the product of a convolution, followed by max pooling.
 
     Attributes:
         stride, padding, dilation: the settings of the convolution.
-        fill: the value around the image. It is -1 for signs, because 0 is no sign, and 0 for real inputs.
-        pool: the height and the width of a pooling window, which are also the strides. (1, 1) means no pooling.
+        fill: the value of the padding. It is -1 if the inputs are signs, because 0 is no sign, and otherwise 0.
+        pool: the height and the width of a pooling window. The strides of the pooling are the same. (1, 1) means no
+            pooling.
     """
 
     stride: tuple[int, int]
@@ -46,8 +48,8 @@ class ConvolutionProduct(NamedTuple):
         return results if self.pool == (1, 1) else F.max_pool2d(results, self.pool)
 
     def gradients(self, x: Tensor, weight: Tensor, grad: Tensor, by_input: Tensor | None) -> Tensor:
-        """Return the gradient of the weight. Add the gradient of the inputs to `by_input` unless it is None. The places
-        of the maxima are computed again, so that the forward pass need not store them."""
+        """Return the gradient of the weight. Add the gradient of the inputs to `by_input` if it is not None. The
+        positions of the maxima are computed again, because the forward pass does not store them."""
         padded, how = self._padded(x), (self.stride, 0, self.dilation)
         if self.pool != (1, 1):
             results = self._convolved(padded, weight)

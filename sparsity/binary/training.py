@@ -1,4 +1,4 @@
-"""Train a binary network. The class has the methods of a sparse training."""
+"""Train a binary network with the methods of SparseTraining."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class BinaryTraining(SparseTraining):
 
     Args:
         model: a network that `make_binary` accepts.
-        activations: the argument of `make_binary`.
-        total_steps: the number of steps, which the schedule of the learning rate covers.
-        settings: arguments of BinaryOptimizer.
+        activations: "binary" or "real", as in `make_binary`.
+        total_steps: the number of steps. The learning rate falls to 0 at the last step.
+        settings: the arguments lr, flips, gamma and tau of BinaryOptimizer.
     """
 
     steps_in_backward = True
@@ -56,19 +56,20 @@ class BinaryTraining(SparseTraining):
         self._follow_schedules()  # for the weights' first step
 
     def _follow_schedules(self) -> None:
-        """Set the rates of the next step. Bop's gamma falls with the learning rate, so that signs come to rest."""
+        """Set the rates of the next step. Bop's gamma falls with the learning rate, so that fewer and fewer signs
+        change."""
         super()._follow_schedules()
         self._binary.param_groups[0]["gamma"] = self._binary.defaults["gamma"] * self.learning_rate(self.progress)
 
     @property
     def weight_bits(self) -> int:
-        """Return the number of bits of a weight after the training."""
+        """Return the number of bits of a weight after the training, which is 1."""
         return SIGN_BITS
 
     @torch.no_grad()
     def quick_step(self) -> None:
-        """Update the parameters that the backward pass has not updated. After the last step this method has no
-        effect."""
+        """Update the parameters that the backward pass does not update. After the end of the training this method does
+        nothing."""
         if self.fixed:
             return
         self._binary.step()
@@ -81,7 +82,7 @@ class BinaryTraining(SparseTraining):
         """Do nothing, because there are no masks."""
 
     def finish(self) -> None:
-        """End the training and replace the blocks by layers for inference. A second call has no effect."""
+        """End the training and replace the binary blocks by layers for inference. A second call has no effect."""
         if self.fixed:
             return
         layers = fold(self.model)
@@ -98,7 +99,7 @@ class BinaryTraining(SparseTraining):
 
     @contextmanager
     def projected(self) -> Iterator[None]:
-        """Do nothing, because a binary network needs no projection. The network stays as it is within this block."""
+        """Leave the network unchanged within this block, because a binary network needs no projection."""
         yield
 
     def zeros(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Choose the form in which a packed file stores a tensor. `read_packed` describes the forms."""
+"""Choose the form in which a packed file stores a tensor. The docstring of `read_packed` describes the forms."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ _Array = np.ndarray[Any, Any]
 
 
 class Form(NamedTuple):
-    """The form in which a file stores a tensor: its stored values and their positions.
+    """Describes how a file stores a tensor: the form, and the positions of the stored values.
 
     Attributes:
-        form: DENSE, BITMAP or RICE, or their sum with COMPACT.
+        form: DENSE, BITMAP or RICE. COMPACT is added if only a small matrix is stored: the rows and columns that have
+            values.
         k: the parameter of RICE.
-        bits: the bits of everything but the stored values, rounded up to whole bytes.
+        bits: the number of bits of everything except the stored values. If the form is DENSE, the zeros among the
+            values are included. The parts are rounded up to whole bytes.
         places: the positions of the stored values in the flat tensor, in ascending order. With COMPACT these are
             positions in the small matrix.
-        n: the number of positions, with a stored value or without one.
+        n: the number of all positions, with and without stored values.
         sets: with COMPACT, the rows and the columns of the small matrix.
     """
 
@@ -34,15 +36,15 @@ class Form(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """The rows or columns that hold values, as runs of consecutive indices.
+    """Describes the rows or columns that have values, as runs of consecutive indices.
 
     Attributes:
         numbers: for each run its gap, then its length minus 1. The gap of the first run is the number of rows or
             columns before the run. The gap of any other run is the number of rows or columns between the run before and
-            this one, minus 1. There are no numbers if all rows or columns hold values.
+            this one, minus 1. There are no numbers if all rows or columns have values.
         gap_k: the Rice parameter of the gaps.
         length_k: the Rice parameter of the lengths.
-        bits: the bits of this set in the file.
+        bits: the number of bits that this set takes in the file.
     """
 
     numbers: _Array
@@ -52,17 +54,17 @@ class Runs(NamedTuple):
 
 
 def varint_bytes(number: int) -> int:
-    """Return the number of bytes of this number as a varint."""
+    """Return the number of bytes of a number as a varint (see `read_packed`)."""
     return max(1, -(-number.bit_length() // 7))
 
 
 def whole(bits: int) -> int:
-    """Return the number of bits, rounded up to whole bytes."""
+    """Round a number of bits up to the bits of whole bytes."""
     return -(-bits // 8) * 8
 
 
 def gaps_of(places: _Array) -> _Array:
-    """Return the number of zeros before each stored value.
+    """Return, for each stored value, the number of zeros between the stored value before it and this value.
 
     Args:
         places: the positions of the stored values, in ascending order.
@@ -71,18 +73,18 @@ def gaps_of(places: _Array) -> _Array:
 
 
 def as_matrix(values: _Array, rows: int) -> _Array:
-    """Return the values as a matrix with this number of rows. It is empty if there are no values."""
+    """Return the values as a matrix with this number of rows. If there are no values, the matrix is empty."""
     return values.reshape(max(1, rows), values.size // max(1, rows))
 
 
 def flat_form(places: _Array, n: int, value_bits: int, *, dense: bool = True) -> Form:
-    """Return the form with the fewest bytes, COMPACT excluded.
+    """Return the form that takes the fewest bytes. COMPACT is not considered.
 
     Args:
         places: the positions of the stored values, in ascending order.
         n: the number of all positions.
         value_bits: the bits of a value.
-        dense: whether all values may be stored, including zeros.
+        dense: whether the form DENSE may be chosen for a tensor with zeros.
     """
     z = len(places)
     head = 8 * varint_bytes(z)
@@ -97,18 +99,18 @@ def flat_form(places: _Array, n: int, value_bits: int, *, dense: bool = True) ->
 
 
 def used_rows(matrix: _Array) -> _Array:
-    """Return which rows of a matrix have a value other than 0."""
+    """Return a Boolean array that is True for each row of a matrix that has a value other than 0."""
     used: _Array = np.logical_or.reduce(matrix, axis=1)
     return used
 
 
 def best_form(mask: _Array, value_bits: int, *, dense: bool = True) -> Form:
-    """Return the form with the fewest bytes. Of several such forms return the simplest.
+    """Return the form that takes the fewest bytes. If several forms take equally many, return the simplest of them.
 
     Args:
         mask: a matrix that is True where the tensor has a stored value.
         value_bits: the bits of a value.
-        dense: whether all values may be stored, including zeros.
+        dense: whether the form DENSE may be chosen for a tensor with zeros.
     """
     places = np.flatnonzero(mask)
     plain = flat_form(places, mask.size, value_bits, dense=dense)
@@ -126,7 +128,7 @@ def best_form(mask: _Array, value_bits: int, *, dense: bool = True) -> Form:
 
 
 def _runs(used: _Array) -> Runs:
-    """Return the runs of True."""
+    """Return the runs of True values in a Boolean array."""
     if used.all():
         return Runs(np.zeros(0, np.int64), 0, 0, 8)
     edges = np.flatnonzero(np.concatenate(([used[0]], used[1:] != used[:-1], [used[-1]])))
@@ -138,7 +140,8 @@ def _runs(used: _Array) -> Runs:
 
 
 def _best_k(numbers: _Array) -> tuple[int, int]:
-    """Return the Rice parameter with the fewest bytes, and the bits of the quotients."""
+    """Return the Rice parameter k for which the numbers take the fewest bytes, and the number of bits of their
+    quotients."""
     z = len(numbers)
     middle = min((int(numbers.sum()) // max(1, z)).bit_length(), LARGEST_K)
     best: tuple[float, int, int] = (math.inf, 0, 0)

@@ -1,5 +1,4 @@
-"""Compute the bytes of a network's packed file from its masks alone, and the sparsity that a limit of bytes
-requires."""
+"""Compute the size of a network's packed file from the masks, and the sparsity that a limit for this size requires."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ _UNEVEN = 0.85  # the size of an index as a share of the entropy, if some layers
 
 @dataclass(frozen=True)
 class Prunable:
-    """A tensor whose zeros are not stored.
+    """Describes a tensor whose zeros a packed file does not store.
 
     Attributes:
         n: the number of values.
@@ -38,23 +37,23 @@ class Prunable:
     scaled: bool = False
 
     def size_in_bits(self, mask: np.ndarray[Any, Any]) -> int:
-        """Return the number of bits that the tensor's index and values take.
+        """Return the number of bits that the tensor's values and their positions take in the file.
 
         Args:
-            mask: True exactly where the tensor has a nonzero value.
+            mask: an array that is True exactly where the tensor has a nonzero value.
         """
         matrix = as_matrix(mask, self.rows)
         form = best_form(matrix, self.bits, dense=not self.scaled)
         return self._in_bits(form, int(used_rows(matrix).sum()))
 
     def least_in_bits(self) -> int:
-        """Return a number of bits that is enough for one weight at any position. The form COMPACT may need fewer
-        bits."""
+        """Return a number of bits that is enough for the tensor with one nonzero weight, at any position. The form
+        COMPACT may need fewer bits."""
         last = np.array([self.n - 1] if self.n else [], np.int64)
         return self._in_bits(flat_form(last, self.n, self.bits, dense=not self.scaled), len(last))
 
     def _in_bits(self, form: Form, used: int) -> int:
-        """Return the bits of a tensor in this form, with values in this number of rows."""
+        """Return the number of bits of a tensor in this form. `used` is the number of rows that have values."""
         return form.bits + whole(len(form.places) * self.bits) + self.scaled * used * _SCALE
 
 
@@ -63,7 +62,8 @@ class Layout:
     """Describes the packed file of a network.
 
     Attributes:
-        fixed: bytes of the file without the indices and values of prunable tensors.
+        fixed: the number of bytes of the file without the values of `prunable` and `biases` and the positions of these
+            values.
         prunable: the prunable tensors by name.
         biases: the name of a weight -> its bias. The file leaves out the bias of a row that has no nonzero weight.
     """
@@ -78,11 +78,11 @@ class Layout:
 
         Args:
             tensors: the network's state_dict.
-            prunable: the names of the tensors that have masks.
-            precision: the precision of the network's numbers.
+            prunable: the names of the prunable tensors.
+            precision: the number of bits of the network's weights.
 
         Raises:
-            ValueError: if the file cannot hold the type of a tensor.
+            ValueError: if a packed file cannot contain the type of a tensor.
         """
         fixed, found, biases = len(MAGIC) + varint_bytes(len(tensors)) + _CHECKSUM, {}, {}
         known = {_memory(tensors[name]): place for place, name in enumerate(tensors) if name in prunable}
@@ -110,7 +110,7 @@ class Layout:
         """Return the approximate layout of a network with fewer neurons.
 
         Args:
-            kept: the name of each prunable tensor -> the numbers of values and of rows that are left.
+            kept: the name of each prunable tensor -> (the number of values, the number of rows) in the smaller network.
         """
         prunable = {name: replace(one, n=kept[name][0], rows=kept[name][1]) for name, one in self.prunable.items()}
         biases = {name: replace(one, n=min(one.n, kept[name][1])) for name, one in self.biases.items()}
@@ -135,7 +135,7 @@ class Layout:
             nonzero: the number of nonzero weights.
             uneven: the size of the stored positions divided by this entropy. It differs from 1 for weights that are not
                 evenly distributed.
-            a_row: the least number of nonzero weights in a row that is not all zeros.
+            a_row: the assumed minimum number of nonzero weights in a row that is not all zeros.
         """
         weights = self.weights
         bits = nonzero * self._value_bits + uneven * weights * _entropy(nonzero / weights)
@@ -143,11 +143,11 @@ class Layout:
         return self.fixed + min(bits, dense) / 8 + self.neuron_bytes(nonzero // a_row)
 
     def neuron_bytes(self, used: int) -> float:
-        """Return the bytes of the scales and biases of neurons.
+        """Return the number of bytes of the neurons' scales and biases.
 
         Args:
-            used: the number of neurons that have a nonzero weight. A number larger than that of all neurons counts as
-                all neurons.
+            used: the number of neurons that have a nonzero weight. If it is larger than the number of all neurons, all
+                neurons are counted.
         """
         rows = min(used, sum(one.rows for one in self.prunable.values())) if self._scaled else 0
         biases = min(used, sum(one.n for one in self.biases.values()))
@@ -155,10 +155,10 @@ class Layout:
 
     def nonzero_within(self, most: int) -> int:
         """Return approximately the largest number of nonzero weights for which the file has at most `most` bytes.
-        Return 0 if even one weight is too much.
+        Return 0 if one weight is already too much.
 
-        The result is more often too large than too small. A projection can later drop superfluous weights, but it
-        cannot bring missing weights back.
+        The result is more often too large than too small. The final pruning can drop weights that are too many, but it
+        cannot bring back weights that are missing.
         """
         low, high = 0, self.weights + 1
         while high - low > 1:
@@ -173,7 +173,8 @@ class Layout:
 
     @property
     def _value_bits(self) -> float:
-        """Return the bits of a prunable weight, as a mean over tensors of several types."""
+        """Return the mean number of bits of a prunable weight. Tensors of different dtypes may have different numbers
+        of bits."""
         return sum(one.n * one.bits for one in self.prunable.values()) / self.weights
 
     @property
@@ -182,7 +183,7 @@ class Layout:
 
 
 class Budget:
-    """A limit for the bytes of a network's file.
+    """Compares the size of a network's packed file with a limit.
 
     Args:
         layout: the layout of the file.
@@ -193,8 +194,8 @@ class Budget:
         self._layout, self._most = layout, most
 
     def excess(self, masks: Sequence[Tensor]) -> int:
-        """Return approximately how many more weights must be dropped until the file is small enough. The result is
-        never too large. It is 0 if the file is small enough already.
+        """Return approximately how many more weights must be pruned until the file is within the limit. The result is
+        never too large. It is 0 if the file is within the limit.
 
         Args:
             masks: the masks of the prunable tensors, in the layout's order.
@@ -209,18 +210,21 @@ class Budget:
 
 
 def check(name: str, tensor: Tensor) -> None:
-    """Raise ValueError if a packed file cannot hold this tensor."""
+    """Raise ValueError if a packed file cannot contain this tensor."""
     if type_of(tensor) not in TYPES or tensor.dim() > MOST_DIMENSIONS:
-        raise ValueError(f"{name} cannot be packed: it has {tensor.dim()} dimensions of the type {type_of(tensor)}")
+        raise ValueError(
+            f"{name} cannot be packed: it has {tensor.dim()} dimensions (at most {MOST_DIMENSIONS} are possible) "
+            f"and the type {type_of(tensor)}"
+        )
 
 
 def type_of(tensor: Tensor) -> str:
-    """Return the name of a tensor's type."""
+    """Return the name of a tensor's dtype, such as "float32"."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def header_bytes(name: str, shape: Sequence[int]) -> int:
-    """Return the bytes of a tensor's name, type, form and dimensions."""
+    """Return the number of bytes of a tensor's name, type, form and dimensions."""
     length = len(name.encode())
     return varint_bytes(length) + length + 3 + sum(map(varint_bytes, shape))
 

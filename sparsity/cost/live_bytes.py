@@ -13,7 +13,7 @@ from tune_sparsity.sparsity.torch_internals import EagerMode, tree_leaves
 
 
 class LiveBytes(EagerMode):
-    """Counts the bytes of the tensors that torch's operations use within this block.
+    """Counts the bytes of the tensors that torch's operations use within a `with` block.
 
     A tensor counts from its first use until its memory is released. Memory within an operation and within compiled code
     does not count. The block may be entered several times, and the count continues.

@@ -1,4 +1,4 @@
-"""Count the multiplications that a network needs for an example. Multiplications with zero weights can be left out."""
+"""Count the multiplications that a network needs for one example. Multiplications with zero weights can be left out."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Uses:
 
     Attributes:
         prunable: the name of each prunable tensor -> the average number of multiplications with each of its weights.
-        rest: multiplications with other weights.
+        rest: the number of multiplications with all other weights.
     """
 
     prunable: Mapping[str, float]
     rest: float
 
     def macs(self, nonzero: Mapping[str, int]) -> int:
-        """Return the multiply-adds of an example without those of zero weights.
+        """Return the number of multiply-adds for one example. Those with zero weights are left out.
 
         Args:
             nonzero: the name of each prunable tensor -> the number of its nonzero weights.
@@ -39,7 +39,8 @@ class Uses:
 
 
 class _Products(EagerMode):
-    """Counts the multiplications with each tensor, by the address of its memory."""
+    """Counts the multiplications with each tensor that operations within a `with` block make. The key of a count is the
+    address of the tensor's memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ def count_uses(
         forward: (network, inputs) -> outputs.
 
     Returns:
-        None if a prunable weight is used by an operation that this module does not know.
+        The uses, or None if an operation that this module does not know uses a prunable weight.
     """
     examples = next(len(one) for one in tree_leaves(example) if isinstance(one, Tensor))
     fast = torch.backends.mha.get_fastpath_enabled()

@@ -1,42 +1,42 @@
-"""Read a network from a file of `tune-sparsity export --format packed`.
+"""Read a network from a file that `tune-sparsity export --format packed` writes.
 
 This module needs only Python and NumPy. Copy it into the program that uses the network::
 
     arrays = read("best.packed")  # {"0.weight": array, "0.bias": array, ...}
 
-The format. All numbers are little-endian, and the bits of a byte count from the lowest. A varint has seven bits of a
-number in each byte, the lowest first, and the eighth bit set in all bytes but the last. A file is
+This is the format of a file. All numbers are little-endian, and the bits of a byte count from the lowest. A varint is a
+number with seven bits in each byte, the lowest bits first. The eighth bit is set in all bytes except the last. A file
+consists of
 
     "TSP1", varint: the number of tensors, the tensors, CRC-32 of all bytes before it (4 bytes)
 
 A tensor is
 
-    varint: the length of its name, its name in UTF-8, a byte: its type as a place in `TYPES`, a byte: its form + 16 k,
+    varint: the length of its name, its name in UTF-8, a byte: its type as an index in `TYPES`, a byte: its form + 16 k,
     a byte: the number of its dimensions, varints: the dimensions, then by its form:
     DENSE    its n values
     BITMAP   varint: z, n bits: which values are stored, its z values
     RICE     varint: z, z quotients, z remainders, its z values
-    SAME     varint: the place, in this file, of an equal tensor
-    COMPACT  + DENSE, BITMAP or RICE: the set of its rows, the set of its columns, then as that form
+    SAME     varint: the index, in this file, of an equal tensor
+    COMPACT  + DENSE, BITMAP or RICE: the set of its rows, the set of its columns, then as for the other form
 
 Values that are not stored are 0. A stored value is 0 only with the form DENSE. With the form RICE, the number of zeros
-before a stored value is quotient * 2^k + remainder. Each quotient is written as that many bits 0, then a bit 1. Each
-remainder has k bits. The quotients, the remainders, a bitmap and the values each begin at a new byte, and unused bits
-are 0.
+before a stored value is quotient * 2^k + remainder. A quotient q is written as q bits 0, then a bit 1. Each remainder
+has k bits. The quotients, the remainders, a bitmap and the values each begin at a new byte, and unused bits are 0.
 
 The rows of a tensor are its first dimension, and its columns are all others together. With the form COMPACT, all stored
 values are in a set of rows and a set of columns. The n values are then those of the small matrix of these rows and
-columns. A set consists of runs of neighbours. It is
+columns. A set consists of runs of consecutive indices. It is written as
 
     varint: the number z of its runs. If z is 0, all rows or columns are in the set, and the set ends here
     a byte: k of the gaps + 16 times k of the lengths, 2 z quotients, 2 z remainders
 
-Each run has two numbers, the gap before it and its length minus 1. The first gap is the number of places before the
-first run. All others are the number of places between two runs minus 1.
+Each run has two numbers, the gap before it and its length minus 1. The first gap is the number of indices before the
+first run. Any other gap is the number of indices between two runs, minus 1.
 
 Values of the types "codes8", "codes4", "codes2" and "codes1" have 8, 4, 2 and 1 bits. The highest bit is the sign, and
 the others are the magnitude minus 1. float16 scales come before the values, one for each row with a stored value. A
-weight is the scale of its row times its code. Values of the type "signs" are bits: 1 is +1, 0 is -1.
+weight is the scale of its row times its code. Values of the type "signs" are bits: 1 stands for +1, and 0 for -1.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ TYPES = {
     **{f"codes{bits}": np.dtype(np.int8) for bits in (8, 4, 2, 1)},
     "signs": np.dtype(np.int8),
 }
-"""The types by name, in the order of their numbers, and how NumPy holds their values."""
+"""The types by name, in the order of their numbers in a file, with the NumPy dtypes of their values."""
 BITS = {"codes8": 8, "codes4": 4, "codes2": 2, "codes1": 1}
 MOST_DIMENSIONS, MOST_VALUES, LARGEST_K = 16, 2**48, 15
 _NAMES = tuple(TYPES)
@@ -69,7 +69,7 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Packed:
-    """A tensor as the file stores it.
+    """Contains a tensor as the file stores it.
 
     Attributes:
         type: a name in `TYPES`.
@@ -110,7 +110,7 @@ class Packed:
 
 
 def read(path: str | PathLike[str]) -> dict[str, _Array]:
-    """Return the tensors of a file by name.
+    """Return the tensors of a file by name, as NumPy arrays.
 
     Raises:
         ValueError: if the file is damaged.
@@ -120,19 +120,19 @@ def read(path: str | PathLike[str]) -> dict[str, _Array]:
 
 
 def decode(data: bytes) -> dict[str, Packed]:
-    """Return the tensors in the bytes of a file by name, in the file's order. Raise ValueError if the file is
+    """Return the tensors in the bytes of a file by name, in the order of the file. Raise ValueError if the file is
     damaged."""
     if len(data) < len(MAGIC) + 5 or data[: len(MAGIC)] != MAGIC:
-        raise ValueError("no packed network: it does not begin with TSP1")
+        raise ValueError("not a packed file: its first bytes are not TSP1, or it is too short")
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
-        raise ValueError("a damaged file: its checksum is wrong")
+        raise ValueError("the packed file is damaged: its checksum is wrong")
     reader = _Reader(data[:-4], len(MAGIC))
     tensors: dict[str, Packed] = {}
     same: dict[str, int] = {}
     for _ in range(reader.varint()):
         name, one, other = reader.tensor()
         if name in tensors:
-            raise ValueError(f"a malformed file: it has two tensors {name!r}")
+            raise ValueError(f"the packed file is malformed: it has two tensors {name!r}")
         tensors[name] = one
         if other is not None:
             same[name] = other
@@ -140,10 +140,10 @@ def decode(data: bytes) -> dict[str, Packed]:
     names = list(tensors)
     for name, place in same.items():
         if place >= len(names) or names[place] in same:
-            raise ValueError(f"a malformed file: {name!r} refers to an equal tensor that the file does not hold")
+            raise ValueError(f"the packed file is malformed: {name!r} refers to a tensor that is not in the file")
         other_one = tensors[names[place]]
         if (other_one.type, other_one.shape) != (tensors[name].type, tensors[name].shape):
-            raise ValueError(f"a malformed file: {name!r} is equal to a tensor of another type or shape")
+            raise ValueError(f"the packed file is malformed: {name!r} refers to a tensor of another type or shape")
         tensors[name] = other_one
     return tensors
 
@@ -153,8 +153,8 @@ class _Set:
     """A set of rows or columns, as runs of neighbours.
 
     Attributes:
-        starts: the first place of each run.
-        ends: how many members there are up to the end of each run.
+        starts: the first index of each run.
+        ends: the number of members up to the end of each run.
     """
 
     starts: _Array
@@ -166,25 +166,25 @@ class _Set:
         return int(self.ends[-1])
 
     def places(self, members: _Array) -> _Array:
-        """Return the places of these members. Members count from 0."""
+        """Return the rows or columns that these members are. The members of a set are numbered from 0."""
         run = np.searchsorted(self.ends, members, "right")
         before = np.concatenate(([0], self.ends))[run]
         return self.starts[run] + members - before
 
 
 class _Reader:
-    """Reads the bytes of a file, beginning at a place."""
+    """Reads the bytes of a file from a given position on."""
 
     def __init__(self, data: bytes, place: int) -> None:
         self._data, self._place = data, place
 
     def tensor(self) -> tuple[str, Packed, int | None]:
-        """Return a tensor's name, the tensor, and the place of an equal tensor or None."""
+        """Read a tensor. Return its name, the tensor, and the index of an equal tensor or None."""
         name = self._name()
         kind, form = self._byte(), self._byte()
         form, k = form & 15, form >> 4
         if kind >= len(_NAMES) or form > COMPACT + RICE or (k and form % COMPACT != RICE):
-            raise ValueError(f"a malformed file: {name!r} has an unknown type or form")
+            raise ValueError(f"the packed file is malformed: {name!r} has an unknown type or form")
         shape, n = self._shape()
         if form == SAME:
             return name, Packed(_NAMES[kind], shape, None, np.zeros(0)), self.varint()
@@ -198,16 +198,16 @@ class _Reader:
 
     def end(self) -> None:
         if self._place != len(self._data):
-            raise ValueError("a malformed file: bytes are left over")
+            raise ValueError("the packed file is malformed: bytes are left over")
 
     def varint(self) -> int:
         value, shift = 0, 0
         while (byte := self._byte()) >= 128:
             value, shift = value | (byte & 127) << shift, shift + 7
             if shift > 42:
-                raise ValueError("a malformed file: a number is too large")
+                raise ValueError("the packed file is malformed: a number is too large")
         if not byte and shift:
-            raise ValueError("a malformed file: a number is longer than it need be")
+            raise ValueError("the packed file is malformed: a number has more bytes than necessary")
         return min(value | byte << shift, MOST_VALUES)
 
     def _byte(self) -> int:
@@ -215,80 +215,81 @@ class _Reader:
 
     def _bytes(self, count: int) -> bytes:
         if count > len(self._data) - self._place:
-            raise ValueError("a malformed file: it ends too early")
+            raise ValueError("the packed file is malformed: it ends too early")
         self._place += count
         return self._data[self._place - count : self._place]
 
     def _bits(self, count: int) -> _Array:
-        """Return `count` bits, and skip the rest of the last byte."""
+        """Read `count` bits, and skip the rest of the last byte."""
         bits = np.unpackbits(np.frombuffer(self._bytes((count + 7) // 8), np.uint8), bitorder="little")
         if bits[count:].any():
-            raise ValueError("a malformed file: bits are left over that are not 0")
+            raise ValueError("the packed file is malformed: unused bits are not 0")
         return bits[:count]
 
     def _name(self) -> str:
         try:
             return self._bytes(self.varint()).decode("utf-8")
         except UnicodeDecodeError:
-            raise ValueError("the packed file is malformed: a name in it is not valid UTF-8") from None
+            raise ValueError("the packed file is malformed: a name is not valid UTF-8") from None
 
     def _shape(self) -> tuple[tuple[int, ...], int]:
-        """Return the dimensions and their product."""
+        """Read the dimensions of a tensor. Return them and their product."""
         count = self._byte()
         if count > MOST_DIMENSIONS:
-            raise ValueError("a malformed file: a tensor has too many dimensions")
+            raise ValueError("the packed file is malformed: a tensor has too many dimensions")
         shape, n = tuple(self.varint() for _ in range(count)), 1
         for size in shape:
             n *= size or 1
         if n >= MOST_VALUES:
-            raise ValueError("a malformed file: a tensor is too large")
+            raise ValueError("the packed file is malformed: a tensor is too large")
         return shape, n if all(shape) else 0
 
     def _index(self, form: int, k: int, n: int) -> _Array:
-        """Return the places of the stored values among n values."""
+        """Read the positions of the stored values among n values."""
         z = self.varint()
         if z > n:
-            raise ValueError("a malformed file: a tensor has more values than places")
+            raise ValueError("the packed file is malformed: a tensor has more stored values than entries")
         if form == BITMAP:
             index = np.flatnonzero(self._bits(n))
             if len(index) != z:
-                raise ValueError("a malformed file: a bitmap has another number of values")
+                raise ValueError("the packed file is malformed: a bitmap has too few or too many bits 1")
             return index
         (gaps,) = self._numbers(z, ((n - z) >> k) + z, (k,))
         index = np.cumsum(gaps + 1) - 1
         if z and index[-1] >= n:
-            raise ValueError("a malformed file: a value stands behind the tensor's end")
+            raise ValueError("the packed file is malformed: a position lies beyond the end of the tensor")
         return index
 
     def _compact_index(self, form: int, k: int, n: int, rows: int) -> _Array:
-        """Return the places of the stored values among n values, with the form COMPACT + `form`."""
+        """Read the positions of the stored values among n values, with the form COMPACT + `form`."""
         if not n:
-            raise ValueError("a malformed file: an empty tensor has sets of rows and columns")
+            raise ValueError("the packed file is malformed: an empty tensor has sets of rows and columns")
         row_set, column_set = self._set(rows), self._set(n // rows)
         columns = column_set.count
         small = row_set.count * columns
         if form == DENSE and small > 8 * (len(self._data) - self._place):  # a value has at least a bit
-            raise ValueError("a malformed file: it ends too early")
+            raise ValueError("the packed file is malformed: it ends too early")
         index = np.arange(small) if form == DENSE else self._index(form, k, small)
         return row_set.places(index // columns) * (n // rows) + column_set.places(index % columns)
 
     def _set(self, size: int) -> _Set:
-        """Return a set of rows or columns, of which there are `size`."""
+        """Read a set of rows or columns of a tensor that has `size` rows or columns."""
         z = self.varint()
         if not z:
             return _Set(np.array([0]), np.array([size]))
         if z > size:
-            raise ValueError("a malformed file: a set has more runs than places")
+            raise ValueError("the packed file is malformed: a set has more runs than there are rows or columns")
         ks = self._byte()
         gaps, lengths = self._numbers(z, size + 1, (ks & 15, ks >> 4))
         gaps[1:] += 1
         ends = np.cumsum(gaps + lengths + 1)
         if ends[-1] > size:
-            raise ValueError("a malformed file: a run stands behind the end")
+            raise ValueError("the packed file is malformed: a run lies beyond the last row or column")
         return _Set(ends - lengths - 1, np.cumsum(lengths + 1))
 
     def _numbers(self, z: int, most: int, ks: tuple[int, ...]) -> list[_Array]:
-        """Return z numbers for each k. In the file they take turns. All quotients have at most `most` bits together."""
+        """Read z numbers for each k in `ks`. In the file, the numbers for the different k alternate. All quotients have
+        at most `most` bits together."""
         quotients = self._quotients(z * len(ks), most).reshape(z, len(ks))
         remainders, at, found = self._bits(z * sum(ks)).reshape(z, sum(ks)), 0, []
         for turn, k in enumerate(ks):
@@ -297,13 +298,13 @@ class _Reader:
         return found
 
     def _quotients(self, z: int, most: int) -> _Array:
-        """Return z numbers. Each is written as that many bits 0, then a bit 1. All have at most `most` bits
+        """Read z quotients. A quotient q is written as q bits 0, then a bit 1. All quotients have at most `most` bits
         together."""
         start, left = self._place, len(self._data) - self._place
         some = np.frombuffer(self._data, np.uint8, min((most + 7) // 8, left), start) if z else np.zeros(0, np.uint8)
         ones = np.flatnonzero(np.unpackbits(some, bitorder="little"))[:z]
         if len(ones) < z:
-            raise ValueError("a malformed file: it ends within an index")
+            raise ValueError("the packed file is malformed: it ends within an index")
         self._bits(int(ones[-1]) + 1 if z else 0)
         return np.diff(ones, prepend=-1) - 1
 
@@ -316,10 +317,10 @@ class _Reader:
             values = np.frombuffer(self._bytes(z * dtype.itemsize), np.uint8 if kind == "bool" else dtype)
             if kind == "bool":
                 if (values > 1).any():
-                    raise ValueError("a malformed file: a truth value is neither 0 nor 1")
+                    raise ValueError("the packed file is malformed: a bool is neither 0 nor 1")
                 values = values.view(bool)
             if index is not None and not np.all((values & 0x7FFF if kind == "bfloat16" else values) != 0):
-                raise ValueError("a malformed file: a stored weight is 0")
+                raise ValueError("the packed file is malformed: a stored weight is 0")
             return Packed(kind, shape, index, values)
         rows = shape[0] if shape else 1
         used = np.unique(index // (n // rows)) if index is not None and z else None
@@ -338,6 +339,6 @@ class _Reader:
         half = 1 << (bits - 1)
         magnitudes = (found & (half - 1)) + 1
         if (magnitudes > 127).any():
-            raise ValueError("a malformed file: a code is out of range")
+            raise ValueError("the packed file is malformed: a code is out of range")
         codes: _Array = np.where(found >= half, -magnitudes, magnitudes).astype(np.int8)
         return codes

@@ -1,4 +1,4 @@
-"""Convert networks into packed files and back. `read_packed` describes the format."""
+"""Convert networks into packed files and back. The docstring of `read_packed` describes the format."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _NUMBERS = {name: number for number, name in enumerate(TYPES)}
 def encode(tensors: Mapping[str, Tensor | Codes | Signs], prunable: Collection[str]) -> bytes:
     """Return the bytes of a packed file.
 
-    `load` returns the same tensors, with two exceptions in prunable tensors: the sign of a zero and the scale of a row
-    without weights are lost.
+    `load` returns the same tensors, with two exceptions in prunable tensors: the sign of a zero is lost, and the scale
+    of a row whose weights are all 0.
 
     Args:
         tensors: the network's state_dict. Codes or Signs may replace tensors.
-        prunable: the names of the tensors whose zeros are left out.
+        prunable: the names of the tensors whose zeros are not stored.
 
     Raises:
-        ValueError: if the file cannot hold the type of a tensor, or if codes are out of range.
+        ValueError: if a packed file cannot contain the type of a tensor, or if codes are out of range.
     """
     parts = [MAGIC, _varint(len(tensors))]
     for name, tensor in tensors.items():
@@ -53,7 +53,8 @@ def encode(tensors: Mapping[str, Tensor | Codes | Signs], prunable: Collection[s
 
 
 def load(data: bytes) -> dict[str, Tensor]:
-    """Return the network's state_dict from the bytes of a packed file. Codes times their scales become float32.
+    """Return the network's state_dict from the bytes of a packed file. Codes are multiplied by their scales and become
+    float32.
 
     Raises:
         ValueError: if the file is damaged.
@@ -69,8 +70,8 @@ def _tensor(one: Packed) -> Tensor:
 
 
 def _equal(tensors: Mapping[str, Tensor | Codes | Signs], prunable: Collection[str], tensor: Tensor) -> str | None:
-    """Return the name of a prunable tensor that equals this tensor, as with a shared weight. Return None if there is
-    none."""
+    """Return the name of a prunable tensor that equals this tensor, such as a shared weight. Return None if there is no
+    such tensor."""
     for name in prunable:
         found = tensors[name]
         if isinstance(found, Signs):
@@ -102,12 +103,12 @@ def _sparse(name: str, tensor: Tensor) -> bytes:
 def _codes(name: str, one: Codes) -> bytes:
     codes, kind = one.codes.detach().cpu().contiguous().numpy(), _codes_type(one)
     if kind not in BITS or codes.dtype != np.int8 or one.scales.dtype != torch.float16:
-        raise ValueError(f"{name} cannot be packed: codes are int8 of 8, 4, 2 or 1 bits, and their scales float16")
+        raise ValueError(f"{name} cannot be packed: codes must be int8 with 8, 4, 2 or 1 bits, and scales float16")
     rows = codes.shape[0] if codes.ndim else 1
     half, mask = 1 << (one.bits - 1), codes != 0
     stored = codes[mask].astype(np.int16)
     if one.scales.numel() != rows or (np.abs(stored) > min(half, 127)).any():
-        raise ValueError(f"{name} cannot be packed: it has {rows} rows, and codes of at most {min(half, 127)}")
+        raise ValueError(f"{name} cannot be packed: it must have {rows} scales, and codes up to {min(half, 127)}")
     matrix = as_matrix(mask, rows)
     form = best_form(matrix, one.bits, dense=False)
     head = _header(name, kind, codes.shape, form.form, form.k) + _places(form)
@@ -119,7 +120,7 @@ def _codes(name: str, one: Codes) -> bytes:
 def _signs(name: str, values: Tensor) -> bytes:
     numbers = _numbers(values)
     if values.dtype != torch.int8 or not np.array_equal(np.abs(numbers), np.ones_like(numbers)):
-        raise ValueError(f"{name} cannot be packed: signs are int8 of -1 and +1")
+        raise ValueError(f"{name} cannot be packed: signs must be int8 with the values -1 and +1")
     return _header(name, "signs", values.shape, DENSE) + _packed((numbers > 0).astype(np.uint8))
 
 
@@ -134,7 +135,7 @@ def _header(name: str, kind: str, shape: tuple[int, ...], form: int, k: int = 0)
 
 
 def _places(form: Form) -> bytes:
-    """Return the bytes that say which values are stored."""
+    """Return the bytes that describe the positions of the stored values."""
     sets, inner = b"".join(map(_runs, form.sets)), form.form % COMPACT
     if inner == DENSE:
         return sets
@@ -159,7 +160,7 @@ def _runs(runs: Runs) -> bytes:
 
 
 def _unary(quotients: np.ndarray[Any, Any]) -> bytes:
-    """Return the bytes of numbers that are each written as that many bits 0, then a bit 1."""
+    """Return the bytes of quotients. A quotient q is written as q bits 0, then a bit 1."""
     ends = np.cumsum(quotients + 1)
     bits = np.zeros(int(ends[-1]) if len(ends) else 0, np.uint8)
     bits[ends - 1] = 1
@@ -167,7 +168,7 @@ def _unary(quotients: np.ndarray[Any, Any]) -> bytes:
 
 
 def _low_bits(numbers: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
-    """Return the lowest `count` bits of all numbers in one array, number by number."""
+    """Return an array with the lowest `count` bits of the first number, then of the second number, and so on."""
     return ((numbers[:, None] >> np.arange(count)) & 1).astype(np.uint8).reshape(-1)
 
 

@@ -19,13 +19,13 @@ _ORDERS = {4: torch.channels_last, 5: torch.channels_last_3d}  # of memory, besi
 
 
 class Channels(NamedTuple):
-    """The group of each channel of a module: int64, on the CPU. A channel that is never removed has `KEPT` as its
-    group.
+    """Contains the group of each channel of a module, as a number: int64, on the CPU. A channel that is never removed
+    has the group `KEPT`.
 
     Attributes:
         outputs: one entry for each output channel.
-        inputs: one entry for each input channel. It is empty if the module treats each channel alone, as a
-            normalisation does.
+        inputs: one entry for each input channel. The tensor is empty if the module processes each channel separately (a
+            normalisation or PReLU).
     """
 
     outputs: Tensor
@@ -33,8 +33,9 @@ class Channels(NamedTuple):
 
 
 def channel_counts(module: object) -> tuple[int, int]:
-    """Return the numbers of a module's output and input channels. If the module treats each channel alone, as a
-    normalisation does, the number of inputs is 0. If channels cannot be removed from the module, both numbers are 0."""
+    """Return the numbers of a module's output and input channels. If the module processes each channel separately (a
+    normalisation or PReLU), the number of inputs is 0. If channels cannot be removed from the module, both numbers are
+    0."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
     if isinstance(module, _CONVOLUTIONS):
@@ -56,9 +57,9 @@ def coupled(module: object) -> list[tuple[list[int], list[int]]]:
     """Return which output and input channels of a grouped convolution must be removed together, in addition to those
     that the dependency graph links.
 
-    If a convolution has more groups than inputs per group, as a depthwise convolution has, whole groups are removed
-    with their inputs and outputs. Otherwise the same channels are removed from every group, so that all groups keep
-    equal sizes.
+    If a convolution has more groups than inputs per group (for example a depthwise convolution), whole groups are
+    removed with their inputs and outputs. Otherwise the same channels are removed from every group, so that all groups
+    keep equal sizes.
     """
     if not isinstance(module, _CONVOLUTIONS) or module.groups == 1:
         return []
@@ -96,7 +97,8 @@ def cut(module: nn.Module, channels: Channels, alive: Tensor) -> None:
     """Remove channels from a module, in place.
 
     Args:
-        alive: for each group whether it stays. A last entry, True, stands for `KEPT`.
+        channels: the groups of the module's channels.
+        alive: for each group, whether it stays. One more entry at the end, for `KEPT`, is True.
     """
     kept = [alive[ids].nonzero().flatten() for ids in channels]
     sizes = [len(indices) for indices in kept]
@@ -120,7 +122,7 @@ def cut(module: nn.Module, channels: Channels, alive: Tensor) -> None:
 
 
 def _select(module: nn.Module, name: str, *indices: Tensor) -> None:
-    """Keep these indices of the first dimensions of a module's tensor, where it has such a tensor."""
+    """Keep only the given indices of the first dimensions of a module's tensor, if the module has this tensor."""
     old = getattr(module, name, None)
     if not isinstance(old, Tensor):
         return

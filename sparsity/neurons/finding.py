@@ -1,5 +1,5 @@
-"""Find the groups of neurons that can be removed from a network, and test that the smaller network computes the
-same."""
+"""Find the groups of neurons that can be removed from a network, and test that the smaller network computes the same
+outputs."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ _EQUAL_OTHERWISE = 1e-4  # for a network that insists on a dtype of its own
 
 
 def neuron_groups(model: nn.Module, layers: Sequence[Layer], example: Any, forward: Forward = called) -> NeuronGroups:
-    """Return which neurons of a network can be removed together.
+    """Find the groups of neurons that can be removed from a network. The neurons of a group can only be removed
+    together.
 
     Each group that torch-pruning finds is tested on a copy of the network with random weights. The copy with masked
-    neurons must compute the same as the copy without these neurons. If a test fails, its neurons are never removed. The
-    network itself does not change.
+    neurons must compute the same outputs as the copy without these neurons. If a test fails, its neurons are never
+    removed. The network itself does not change.
 
     Args:
         layers: its prunable layers.
@@ -60,14 +61,15 @@ def with_neurons(
     rules: LayerRules, model: nn.Module, example: Any, forward: Forward = called, *, width: float = 1.0
 ) -> LayerRules:
     """Return the rules with the network's groups of neurons, if a training needs them. A pattern `Neurons` gets the
-    groups as its attribute `groups`. If the width is less than 1, the rules get them as `neurons`. Groups that are
-    already known stay. The other arguments are those of `neuron_groups`.
+    groups as its attribute `groups`. If the width is less than 1, the rules get the groups as `neurons`. Groups that
+    are already in the rules stay. For the other arguments see `neuron_groups`.
 
     Args:
         width: the width with which the training begins; see `narrow_selection`.
 
     Raises:
-        ValueError: as in `neuron_groups`. If the width is less than 1, also if no neuron of the network can be removed.
+        ValueError: if torch-pruning is not installed, if the pattern needs the number of multiply-adds and it cannot be
+            counted, or if the width is less than 1 and no neuron of the network can be removed.
     """
     narrow = width != 1.0 and rules.neurons is None
     pattern = rules.pattern if isinstance(rules.pattern, Neurons) and rules.pattern.groups is None else None
@@ -87,8 +89,8 @@ def with_neurons(
 
 
 def _owners(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
-    """Return the names of the modules that have the layers' weights, by the layer's name: where it is one module, of
-    a kind that can lose neurons."""
+    """Return the name of each layer -> the name of the module that has its weight. A layer is left out if its weight
+    belongs to several modules, or to a module of a class that cannot lose neurons."""
     users: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for param in module.parameters(recurse=False):
@@ -105,7 +107,7 @@ def _owners(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
 def _groups(
     model: nn.Module, layers: Sequence[Layer], owners: Mapping[str, str], links: Links, reason: str = ""
 ) -> NeuronGroups:
-    """Return the groups that are left.
+    """Return the groups of neurons that can be removed according to `links`.
 
     Args:
         reason: why the layers that are not in `links` keep all their neurons.
@@ -142,7 +144,7 @@ def _why_not_traced(model: nn.Module, layer: Layer) -> str:
     above = [model.get_submodule(".".join(parts[:count])) for count in range(len(parts) + 1)]
     kind = next((type(one).__name__ for one in above if isinstance(one, OPAQUE)), "")
     if kind:
-        return f"{with_article(kind)} stays whole"
+        return f"{with_article(kind)} keeps all its neurons"
     return f"torch-pruning does not trace {with_article(type(above[-1]).__name__)} here"
 
 
@@ -153,8 +155,8 @@ def _has(module: nn.Module, layer: Layer) -> bool:
 class _Trial:
     """Removes neurons of a copy of the network, and compares the outputs before and after.
 
-    The copy gets other weights. In a fresh network a neuron without inputs may have zero outputs, or all activations
-    may be tiny. The comparison would then miss that another layer reads the neuron.
+    The copy gets random weights. In a new network a neuron without inputs may have zero outputs, or all activations may
+    be tiny. The comparison would then miss that another layer reads the neuron.
 
     Args:
         copied: the copy.
@@ -179,7 +181,7 @@ class _Trial:
             self.network, self.example, self.equal = copied, example, _EQUAL_OTHERWISE
 
     def keep_what_changes(self, links: Links) -> None:
-        """Keep the sets of channels without which the network does not compute the same."""
+        """Mark sets of channels in `links` that must stay, because the network computes other outputs without them."""
         blocks = links.blocks()
         ends = torch.tensor([len(block) for block in blocks]).cumsum(0).tolist()
         numbers = [range(end - len(block), end) for block, end in zip(blocks, ends, strict=True)]
@@ -195,7 +197,7 @@ class _Trial:
             links.keep((one for block in blocks for one in block), why)
 
     def _why_not(self, numbers: Sequence[int]) -> str:
-        """Return why these groups cannot be removed; nothing if they can."""
+        """Return why these groups cannot be removed. Return an empty text if they can."""
         for ranks, removable in self.orders:
             own = torch.zeros(len(ranks), dtype=torch.bool)
             own[list(numbers)] = True
@@ -216,9 +218,9 @@ class _Trial:
             remove(masked, self.groups, alive)
             found = self._outputs(masked)
         except Exception as error:
-            return f"the network does not run without some of its outputs: {_line(error)}"
+            return f"the network fails without some of this layer's neurons: {_line(error)}"
         alike = len(found) == len(expected) and all(map(self._alike, found, expected))
-        return "" if alike else "the network computes something else without some of its outputs"
+        return "" if alike else "the network computes other outputs without some of this layer's neurons"
 
     def _outputs(self, network: nn.Module) -> list[Tensor]:
         with ready(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -235,8 +237,8 @@ class _Trial:
 
 @torch.no_grad()
 def _draw_weights(network: nn.Module, generator: Generator) -> None:
-    """Give the layers of a network random weights that neither make its activations vanish nor explode, and all vectors
-    values that are neither 0 nor 1."""
+    """Give the layers of a network random weights with which activations keep their size, and give all vectors random
+    values."""
 
     def between(x: Tensor, low: float) -> Tensor:
         return (low + torch.rand(x.shape, generator=generator)).to(x)

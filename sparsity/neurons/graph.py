@@ -16,14 +16,15 @@ from tune_sparsity.sparsity.output_layers import modes_kept, ready
 from tune_sparsity.sparsity.torch_internals import tree_leaves, tree_map
 
 OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
-"""The kinds of layers that keep all their neurons. The neurons that they read stay, too."""
+"""The classes of layers that keep all their neurons. The neurons whose outputs they read stay, too."""
 
 _MOST = 20
-"""How many times as many indices as channels are followed through a network. Once is usual."""
+"""The largest number of indices that are followed through a network, as a multiple of the number of channels. A
+multiple of 1 is usual."""
 _PASSING = ("CONCAT", "SPLIT", "ELEMENTWISE", "RESHAPE", "UNBIND", "EXPAND", "SLICE", "PRELU")
 
 Side = tuple[str, bool]
-"""The name of a module, and whether its outputs are meant. Their inputs are meant otherwise."""
+"""The name of a module, and True for its output channels or False for its input channels."""
 
 
 class Links:
@@ -45,7 +46,8 @@ class Links:
                 self._parents.extend(range(len(self._parents), len(self._parents) + count))
 
     def channels(self, name: str, outputs: bool) -> range:
-        """Return the numbers of a module's output channels, or of its input channels."""
+        """Return the numbers of the output channels of a module, or of its input channels if `outputs` is False. The
+        channels of all modules are numbered from 0."""
         start = self._starts[name, outputs]
         return range(start, start + channel_counts(self.modules[name])[not outputs])
 
@@ -78,7 +80,8 @@ class Links:
             self.whole.setdefault(one, reason)
 
     def blocks(self) -> list[list[int]]:
-        """Return the sets that can be removed. Sets of the same modules stand together."""
+        """Return the sets that can be removed. Each list contains the sets whose channels belong to the same
+        modules."""
         places = defaultdict[int, list[Side]](list)
         for side in self._starts:
             for one in dict.fromkeys(self.sets(*side)):
@@ -90,7 +93,8 @@ class Links:
         return list(alike.values())
 
     def numbered(self) -> tuple[dict[str, Channels], int]:
-        """Return the channels of each module as numbers of groups, and how many groups there are."""
+        """Number the sets that can be removed as groups. Return the group of each channel, by module, and the number of
+        groups."""
         numbers = {one: index for index, one in enumerate(one for block in self.blocks() for one in block)}
         found = {}
         for name in self.modules:
@@ -103,7 +107,7 @@ class Links:
 def linked(
     model: nn.Module, prunable: Collection[str], example: Any, forward: Callable[[nn.Module, Any], Any]
 ) -> Links:
-    """Return which channels can only be removed together. The network is called once, in evaluation mode.
+    """Find the channels that can only be removed together. The network is called once, in evaluation mode.
 
     Args:
         prunable: the names of the modules whose weights can be masked.
@@ -131,7 +135,7 @@ def linked(
 
 
 class _Hidden(torch.autograd.Function):
-    """Makes a tensor look to autograd like a function of other tensors, computed in one step."""
+    """Makes autograd record a tensor as the result of one operation on other tensors."""
 
     @staticmethod
     def forward(ctx: Any, kind: str, result: Tensor, *inputs: Tensor) -> Tensor:
@@ -141,7 +145,8 @@ class _Hidden(torch.autograd.Function):
 
 @contextmanager
 def _hidden(model: nn.Module) -> Iterator[None]:
-    """Within it autograd does not see into the layers whose insides torch-pruning does not follow."""
+    """Within this block, autograd records each layer of OPAQUE as one operation, because torch-pruning cannot follow
+    the operations inside these layers."""
 
     def hide(module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> Any:
         inputs = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.requires_grad]
@@ -161,7 +166,7 @@ def _real(x: Any) -> bool:
 
 
 def require_torch_pruning() -> None:
-    """Raise ValueError unless torch-pruning, which follows channels through a network, is installed."""
+    """Raise ValueError if torch-pruning is not installed. This library follows channels through a network."""
     try:
         import torch_pruning
     except ImportError:
@@ -172,7 +177,7 @@ def require_torch_pruning() -> None:
 
 
 def _dependencies(model: nn.Module, example: Any, forward: Callable[[nn.Module, Any], Any]) -> Any:
-    """Return torch-pruning's graph of a network, which it finds in autograd's."""
+    """Return the dependency graph of a network. torch-pruning computes it from autograd's graph."""
     require_torch_pruning()
     from torch_pruning import DependencyGraph
 
@@ -196,7 +201,8 @@ class _Index(NamedTuple):
 
 
 def _follow(graph: Any, links: Links, names: dict[Any, str], name: str) -> Iterator[tuple[int, str]]:
-    """Join the outputs of a layer with all channels that must go with them. Yield those that must stay, and why."""
+    """Join each output channel of a layer with all channels that must be removed together with it. Yield pairs of an
+    output channel that must stay and the reason."""
     layer = links.modules[name]
     if not has_weight(layer):
         return
@@ -243,7 +249,7 @@ def _reached(graph: Any, layer: nn.Module, count: int) -> Iterator[tuple[Any, An
 
 def _why(kind: str, module: Any) -> str:
     if kind == "OUTPUT":
-        return "its outputs are the network's"
+        return "its outputs are the outputs of the network"
     if kind == "PARAMETER":
         return "a parameter of the network is combined with its outputs"
     does = "is combined with" if kind == "EMBED" else "reads"
@@ -256,7 +262,8 @@ def with_article(name: str) -> str:
 
 
 def _keep_what_masks_do_not_reach(links: Links, prunable: Collection[str]) -> None:
-    """Keep the sets that have a weight which is not pruned, and those that no weight makes or reads."""
+    """Mark sets that masks cannot remove: sets with a weight that is not pruned, and sets whose channels no weight
+    computes or no weight reads."""
     made, read = set[int](), set[int]()
     for name, module in links.modules.items():
         if not has_weight(module):

@@ -1,4 +1,5 @@
-"""Hold the groups of neurons that are removed together, and make masks that remove the least important groups."""
+"""Describe the groups of neurons that are removed together, and compute masks that remove the least important
+groups."""
 
 from __future__ import annotations
 
@@ -16,12 +17,13 @@ from tune_sparsity.sparsity.neurons.channels import KEPT, Channels
 from tune_sparsity.sparsity.neurons.importance import Part, importance, mean_squares, over_mean
 
 Enough = Callable[[Sequence[int]], bool]
-"""Says whether enough neurons are removed, given how many weights each layer keeps. With fewer weights it stays so."""
+"""Returns whether enough neurons are removed. The argument is the number of nonzero weights in each layer. If the
+function returns True, it must also return True for fewer weights."""
 
 
 class LayerGroups(NamedTuple):
-    """The group of each row and column of a prunable weight. A row or column that is never removed has `KEPT` as its
-    group.
+    """Contains the group of each row and column of a prunable weight. A row or column that is never removed has the
+    group `KEPT`.
 
     Attributes:
         name: the weight's name.
@@ -29,7 +31,8 @@ class LayerGroups(NamedTuple):
         first: the group of each index of its first dimension, int64, on the CPU.
         second: the group of each index of its second dimension.
         outputs_first: whether the first dimension counts the layer's outputs.
-        normalised: whether a normalisation removes the scale of its rows.
+        normalised: whether a batch or instance normalisation follows directly, so that the scale of a row has no
+            effect.
     """
 
     name: str
@@ -46,12 +49,12 @@ class LayerGroups(NamedTuple):
 
     @property
     def others(self) -> int:
-        """Return the product of all other dimensions, which is the number of weights of a kernel."""
+        """Return the product of all dimensions after the second, which is the number of weights in a kernel."""
         return self.shape[2:].numel()
 
     def parts(self, log_magnitude: Tensor) -> list[Part]:
-        """Return the importance of the groups as the layer's rows and columns show it. Rows do not count if a
-        normalisation removes their scale."""
+        """Return the importance of the groups from the weights that compute them and from the weights that read them.
+        If a normalisation follows, the weights that compute them are left out."""
         first, second = mean_squares(log_magnitude)
         sides = (Part(first, self.first, not self.outputs_first), Part(second, self.second, self.outputs_first))
         return [side for side in sides if side.reads or not self.normalised]
@@ -60,7 +63,7 @@ class LayerGroups(NamedTuple):
         """Return the weight's mask, on the device and in the dtype of another tensor.
 
         Args:
-            alive: whether each group stays, then True for `KEPT`.
+            alive: for each group, whether it stays. One more entry at the end, for `KEPT`, is True.
             like: the other tensor.
         """
         first, second = (alive[ids].to(like) for ids in (self.first, self.second))
@@ -69,14 +72,14 @@ class LayerGroups(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """A normalisation that multiplies its channels by learnt factors: its name, and the channels' groups."""
+    """A normalisation that multiplies its channels by trained factors: its name, and the groups of its channels."""
 
     name: str
     groups: Tensor
 
 
 class Whole(NamedTuple):
-    """A layer with neurons that are never removed, and the reason."""
+    """A layer with neurons that cannot be removed: its name, and the reason."""
 
     name: str
     reason: str
@@ -91,8 +94,8 @@ class NeuronGroups:
         layers: the prunable weights, in the network's order.
         modules: the name of each module from which channels can be removed -> its channels.
         count: the number of groups.
-        whole: the layers with neurons that are never removed, and the reasons.
-        scales: the normalisations that multiply channels by learnt factors.
+        whole: the layers with neurons that cannot be removed, and the reasons.
+        scales: the normalisations that multiply channels by trained factors.
         multiple: the number of groups in a bundle. A bundle is removed as a whole. The groups of a bundle belong to the
             same layers. If the number of these layers' groups is not a multiple of `multiple`, one bundle is smaller.
     """
@@ -105,7 +108,7 @@ class NeuronGroups:
     multiple: int = 1
 
     def bundled(self, multiple: int) -> NeuronGroups:
-        """Return the same groups with bundles of `multiple` groups. A layer with a single bundle keeps all its
+        """Return the same groups with bundles of `multiple` groups. A layer that has only one bundle keeps all its
         neurons."""
         if multiple == 1:
             return self
@@ -113,7 +116,7 @@ class NeuronGroups:
         bundles, _ = found._bundles(torch.zeros(self.count, dtype=torch.float64))
         own = {layer.name: layer.outputs for layer in self.layers if (layer.outputs != KEPT).all()}
         whole = [
-            Whole(name, f"its {len(ids)} neurons fit into one bundle of {multiple}")
+            Whole(name, f"its {len(ids)} neurons form only one bundle of up to {multiple}")
             for name, ids in own.items()
             if len(bundles[ids].unique()) == 1
         ]
@@ -126,17 +129,18 @@ class NeuronGroups:
 
     @property
     def highest_sparsity(self) -> float:
-        """Return the share of zeros when each layer has as few neurons as it can have."""
+        """Return the highest possible sparsity, which results when each layer has its smallest possible number of
+        neurons."""
         return sparsity_with(self.most_zeros, self.weights)
 
     @property
     def most_zeros(self) -> int:
-        """Return the number of zeros when each layer has as few neurons as it can have."""
+        """Return the number of zeros when each layer has its smallest possible number of neurons."""
         return self.weights - sum(self.fewest)
 
     @cached_property
     def fewest(self) -> list[int]:
-        """Return the number of weights that each layer keeps at least."""
+        """Return the smallest possible number of nonzero weights of each layer."""
         ranks, removable = self.ranks(torch.zeros(self.count, dtype=torch.float64))
         return self._kept(ranks, removable)
 
@@ -148,9 +152,8 @@ class NeuronGroups:
         scales: Sequence[Tensor] | None = None,
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Return masks with a share of zeros of at least `sparsity` over all layers. They remove as few bundles of
-        groups as possible, the least important first. The other arguments, and the errors, are those of
-        `masks_until`."""
+        """Return masks with a sparsity of at least `sparsity` over all layers. The masks remove as few bundles of
+        groups as possible, the least important first. For the other arguments and the errors see `masks_until`."""
         most = self.weights - zeros_for(sparsity, self.weights)
         return self.masks_until(log_magnitudes, lambda kept: sum(kept) <= most, scales=scales, active=active)
 
@@ -162,14 +165,16 @@ class NeuronGroups:
         scales: Sequence[Tensor] | None = None,
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Return masks that satisfy `enough`. They remove as few bundles of groups as possible, the least important
-        first. Every layer keeps a bundle. In some networks, the layers reach their fewest weights only if certain
-        neurons stay. If other neurons are more important, the masks leave a few weights more than `enough` allows.
+        """Return masks that satisfy `enough`. The masks remove as few bundles of groups as possible, the least
+        important first. Every layer keeps at least one bundle. In some networks, the smallest number of weights is
+        possible only if certain neurons stay. If other neurons are more important, the masks leave a few weights more
+        than `enough` allows.
 
         Args:
             log_magnitudes: log2 of the weights' magnitudes: for each layer a tensor in the shape of the weight, on any
                 device. NaN is not allowed.
-            enough: returns whether the masks suffice, from the number of weights that each layer keeps.
+            enough: a function of the number of nonzero weights in each layer. It returns whether enough neurons are
+                removed.
             scales: the current factors of the normalisations in the attribute `scales`. If None, all factors are 1.
             active: the current masks of the layers. Groups that these masks have removed are removed first.
 
@@ -182,13 +187,13 @@ class NeuronGroups:
         ranks, removable = self.ranks(values)
         if not enough(self._kept(ranks, removable)) and not enough(self.fewest):
             most = f"{self.highest_sparsity:.1%} of the weights are zero"
-            raise ValueError(f"pattern neurons: with the fewest neurons in each layer {most}")
+            raise ValueError(f"pattern neurons: the sparsity is too high: with the fewest neurons in each layer {most}")
         removed = bisect_left(range(removable), True, key=lambda number: enough(self._kept(ranks, number)))
         alive = ranks >= removed
         return [layer.mask(alive, log) for layer, log in zip(self.layers, log_magnitudes, strict=True)]
 
     def importance(self, log_magnitudes: Sequence[Tensor], scales: Sequence[Tensor] | None = None) -> Tensor:
-        """Return the importance of each group. The arguments are those of `masks_until`."""
+        """Return the importance of each group, shape (count,). For the arguments see `masks_until`."""
         factors = [] if scales is None else zip(self.scales, scales, strict=True)
         parts = [Part(over_mean(factor.detach().square()), one.groups, False) for one, factor in factors]
         for layer, log in zip(self.layers, log_magnitudes, strict=True):
@@ -196,7 +201,8 @@ class NeuronGroups:
         return importance(parts, self.count)
 
     def alive(self, masks: Sequence[Tensor]) -> Tensor:
-        """Return whether each group has a weight that is not masked. The last entry, for `KEPT`, is True."""
+        """Return, for each group, whether it has a weight that is not masked. One more entry at the end, for `KEPT`, is
+        True."""
         alive = torch.zeros(self.count + 1, dtype=torch.bool)
         alive[KEPT] = True
         for layer, mask in zip(self.layers, masks, strict=True):
@@ -207,7 +213,7 @@ class NeuronGroups:
 
     def widest(self, width: float, values: Tensor | None = None) -> Tensor:
         """Choose the groups of a narrower network: of n groups that belong to the same layers, round(n^width) stay.
-        Return for each group whether it stays. A last entry, True, stands for `KEPT`.
+        Return, for each group, whether it stays. One more entry at the end, for `KEPT`, is True.
 
         Args:
             width: in (0, 1].
@@ -224,8 +230,8 @@ class NeuronGroups:
 
     def ranks(self, values: Tensor) -> tuple[Tensor, int]:
         """Return the rank of each group's bundle in the order of removal, and the number of bundles that can be
-        removed. The most important bundle of each layer is never removed and comes after these bundles. A last entry is
-        the rank of `KEPT`."""
+        removed. The most important bundle of each layer is never removed, and has a higher rank than these bundles. One
+        more rank at the end is that of `KEPT`."""
         bundles, count = self._bundles(values)
         sums = torch.zeros(count, dtype=values.dtype).index_add_(0, bundles, values)
         places = (sums / bundles.bincount(minlength=count)).argsort(stable=True).argsort()
@@ -264,9 +270,10 @@ class NeuronGroups:
         return members[:KEPT].unique(dim=0, return_inverse=True)[1]
 
     def _kept(self, ranks: Tensor, removed: int) -> list[int]:
-        """Return how many weights each layer keeps."""
+        """Return the number of nonzero weights of each layer after the first `removed` bundles in the order of `ranks`
+        are removed."""
         return self.left(ranks >= removed)
 
     def left(self, alive: Tensor) -> list[int]:
-        """Return how many weights each layer keeps if only these groups stay."""
+        """Return the number of nonzero weights of each layer if only the groups stay for which `alive` is True."""
         return [int(alive[one.first].sum()) * int(alive[one.second].sum()) * one.others for one in self.layers]

@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 class Part(NamedTuple):
-    """Holds the importance of groups in one layer or normalisation.
+    """Contains the importance of groups, measured in one layer or normalisation.
 
     Attributes:
         values: the importance of each row, column or channel, on any device. The values are not negative, and their
             mean is 1.
         groups: the group of each row, column or channel, or -1 if it is never removed.
-        reads: whether the layer reads the groups' outputs. Otherwise it computes them.
+        reads: True if the layer reads the outputs of the groups, False if the layer computes them.
     """
 
     values: Tensor
@@ -26,9 +26,9 @@ class Part(NamedTuple):
 
 
 def importance(parts: Iterable[Part], count: int) -> Tensor:
-    """Return the importance of each group, float64, on the CPU. The importance is a product of two means: the mean over
-    the parts that compute the group's outputs, and the mean over the parts that read them. If there are no such parts,
-    the mean is 1.
+    """Return the importance of each group: shape (count,), float64, on the CPU. The importance is a product of two
+    means: the mean over the parts that compute the group's outputs, and the mean over the parts that read them. If
+    there are no such parts, the mean is 1.
 
     Args:
         parts: the importance in each layer and normalisation.

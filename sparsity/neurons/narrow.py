@@ -18,7 +18,7 @@ from tune_sparsity.sparsity.topology.base import count_active
 
 
 class Box(NamedTuple):
-    """The part of a layer that a narrower network has: the weights between the neurons that stay.
+    """Describes the part of a layer that a narrower network has: the weights between the neurons that stay.
 
     Attributes:
         rows: the indices of the layer's neurons that stay.
@@ -46,7 +46,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class NarrowSelection(Selection):
-    """Chooses weights as `Selection` does, but only between the neurons of a narrower network.
+    """Chooses weights as `Selection` does, but only weights between the neurons of a narrower network.
 
     Attributes:
         allowed: for each layer a mask of the weights that can be chosen, in the shape of the weight.
@@ -63,8 +63,8 @@ class NarrowSelection(Selection):
         sparsity: float,
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Return masks with as many weights as `sparsity` leaves in the whole layers, or with all weights of the parts
-        if these are fewer."""
+        """Return masks with as many ones as `sparsity` leaves in the whole layers. If the parts have fewer weights,
+        return masks with ones for all weights of the parts."""
         parts = [box.inside(one) for box, one in zip(self.boxes, log_magnitudes, strict=True)]
         before = None if active is None else [box.inside(one) for box, one in zip(self.boxes, active, strict=True)]
         within = _within(sparsity, log_magnitudes, parts)
@@ -90,7 +90,8 @@ def narrow_selection(
     trained: bool,
 ) -> Selection:
     """Return a selection for a training that begins with fewer neurons. Set the weights of all other neurons to zero.
-    If the network is untrained, scale its other weights up, so that outputs keep their variance.
+    If the network is untrained, multiply its remaining weights by factors with which the outputs of neurons keep their
+    variance.
 
     Args:
         rules: the rules with the network's neurons.
@@ -103,7 +104,7 @@ def narrow_selection(
         ValueError: if the neurons are not known, or if the zeros have a pattern.
     """
     if rules.pattern != UNSTRUCTURED:
-        raise ValueError(f"width: zeros in the pattern {rules.pattern} cannot be combined with fewer neurons: give 1")
+        raise ValueError(f"width: a width below 1 does not work with the pattern {rules.pattern}: give the width 1")
     groups = rules.neurons
     if not isinstance(groups, NeuronGroups):
         raise ValueError("width: the network's neurons are not known: give an example of its inputs, or the width 1")
@@ -122,8 +123,8 @@ def narrow_selection(
 
 @torch.no_grad()
 def _begin(layers: Sequence[Layer], allowed: Sequence[Tensor], *, trained: bool) -> None:
-    """Set the weights of the other neurons to zero. In an untrained network, also multiply the weights of a neuron by
-    the root of its inputs over those that are left, so that its outputs keep their variance."""
+    """Set all weights that are not allowed to zero. In an untrained network, also multiply the weights of a neuron by
+    sqrt(all inputs / remaining inputs), so that its outputs keep their variance."""
     for layer, one in zip(layers, allowed, strict=True):
         mask, weight = layer.turned(one).flatten(1), layer.turned(layer.weight)
         factors = mask if trained else mask * (mask.shape[1] / mask.sum(1, keepdim=True).clamp_min(1)).sqrt()

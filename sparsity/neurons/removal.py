@@ -1,4 +1,4 @@
-"""Make the smaller ordinary network that computes the same as a masked network."""
+"""Make a smaller network that computes the same outputs as a network with masked neurons."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tune_sparsity.sparsity.neurons.groups import NeuronGroups
 
 
 def smaller(model: nn.Module, groups: NeuronGroups, masks: Sequence[Tensor]) -> nn.Module:
-    """Return a copy of a network without its masked neurons. In evaluation mode the copy computes the same. Only
-    rounding errors may differ, because sums have another order.
+    """Return a copy of a network without its masked neurons. In evaluation mode the copy computes the same outputs.
+    Only rounding errors may differ, because sums have another order.
 
     Args:
         model: the network, whose masked weights are zero.
@@ -29,7 +29,7 @@ def remove(model: nn.Module, groups: NeuronGroups, alive: Tensor) -> None:
     """Remove groups of neurons from a network, in place.
 
     Args:
-        alive: for each group whether it stays. A last entry, True, stands for `KEPT`.
+        alive: for each group, whether it stays. One more entry at the end, for `KEPT`, is True.
     """
     for name, channels in groups.modules.items():
         cut(model.get_submodule(name), channels, alive)

@@ -1,4 +1,4 @@
-"""Choose the neurons that stay. `Selection` chooses single weights instead."""
+"""Choose the neurons that are not removed. `Selection` chooses single weights instead."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tune_sparsity.sparsity.selection import Selection, selection_for
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronSelection(Selection):
-    """Chooses the neurons that stay.
+    """Chooses the neurons of a network that are not removed.
 
     Attributes:
-        groups: the neurons of the network.
+        groups: describes which neurons of the network are removed together.
         layers: its prunable layers.
         scales: the factors of the normalisations in `groups.scales`.
-        uses: how often the weights are used for an example. With `uses`, a sparsity means the share of multiply-adds
-            with prunable weights that the network saves. Without it, a sparsity means the share of zeros.
+        uses: counts the multiply-adds of the network. If given, a sparsity is the share of multiply-adds with prunable
+            weights that the network saves. If None, a sparsity is the share of zeros.
     """
 
     groups: NeuronGroups
@@ -39,9 +39,9 @@ class NeuronSelection(Selection):
         sparsity: float,
         active: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Return masks of whole neurons, as `Selection` returns masks of weights. The sparsity is at least the given
-        one, and would be lower with one more neuron. A share of multiply-adds that no network can leave out gives the
-        smallest network."""
+        """Return masks that remove whole neurons. For the arguments see `Selection`. The sparsity of the masks is at
+        least `sparsity`. It would be lower with one more neuron (or bundle of neurons). If `uses` is given and no
+        network can save so many multiply-adds, the masks are those of the smallest network."""
         logs = turned_back(self.layers, log_magnitudes)
         before = None if active is None else turned_back(self.layers, active)
         if self.uses is None:

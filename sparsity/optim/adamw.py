@@ -1,4 +1,5 @@
-"""Compute AdamW's step (Loshchilov and Hutter 2019, arXiv 1711.05101) for LpSGD's parameters off the sphere."""
+"""Compute AdamW's step (Loshchilov and Hutter 2019, arXiv 1711.05101) for parameters that LpSGD does not train on the
+sphere."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 BETA_2, EPS = 0.999, 1e-8
-"""torch's defaults. beta_1 is the group's momentum."""
+"""The defaults of torch.optim.AdamW."""
 
 
 def descend(
@@ -19,8 +20,10 @@ def descend(
     """Make the step of torch.optim.AdamW for each parameter.
 
     Args:
-        states: parameter -> its state, which gets "step", "exp_avg" and "exp_avg_sq".
-        group: its momentum is beta_1. Its lr and weight_decay are AdamW's.
+        params: the parameters, which change in place.
+        grads: one gradient for each parameter.
+        states: parameter -> its state. The first step adds "step", "exp_avg" and "exp_avg_sq" to it.
+        group: the settings of AdamW: lr, weight_decay, and momentum, which is beta_1.
     """
     for param in params:
         if "exp_avg" not in states[param]:

@@ -1,9 +1,9 @@
-"""Record work on a GPU once and replay it: a CUDA graph.
+"""Record operations on a GPU once, as a CUDA graph, and replay them.
 
-A step of a small network consists of hundreds of kernels that take a few microseconds each. A processor needs longer to
-start them one by one than the GPU needs to run them. A recording starts all of them at once. It contains only the
-kernels and the addresses of their memory. Numbers that change from step to step must therefore be in the memory of the
-GPU.
+A step of a small network consists of hundreds of kernels that take a few microseconds each. The CPU needs longer to
+start them one by one than the GPU needs to run them. The replay of a recording starts all of them at once. A recording
+contains only the kernels and the addresses of their memory. Numbers that change from step to step must therefore be in
+the memory of the GPU.
 """
 
 from __future__ import annotations
@@ -40,22 +40,23 @@ def _side() -> torch.cuda.Stream:
 
 @cache
 def _side_of(device: int) -> torch.cuda.Stream:
-    """Return the stream for all recordings on a device. There is only one, because libraries keep memory for every
-    stream that they have used."""
+    """Return the stream for all recordings on a device. All recordings share one stream, because libraries keep memory
+    for every stream that they have used."""
     return torch.cuda.Stream(device)
 
 
 def _free_generator() -> None:
-    """Release the device's random generator after a recording that failed. It belongs to this recording until another
-    one succeeds."""
+    """Release the device's random generator after a recording that failed. The generator belongs to the failed
+    recording until another recording succeeds."""
     with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_side()):
         torch.zeros(1, device="cuda")
 
 
 class Recorded:
-    """Runs work on a GPU, such as a step. The first calls run it normally, one call records it, and later calls replay
-    the recording. If the key of a call differs from that of the recording, the work is recorded again. The key must
-    contain everything that the work depends on, except the contents of the memory."""
+    """Runs a function that does work on a GPU, such as a step. The first calls run the function normally, one call
+    records its work, and later calls replay the recording. If the key of a call differs from the key of the recording,
+    the work is recorded again. The key must contain everything that the work depends on, except the contents of the
+    memory."""
 
     def __init__(self) -> None:
         self.key: Hashable = None
@@ -65,7 +66,7 @@ class Recorded:
         self._refused = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state of a copy. It has other memory, and therefore no recording."""
+        """Return the state for a copy. A copy has other memory, and therefore begins without a recording."""
         return {**vars(self), "key": None, "_calls": 0, "_graph": None, "_result": None}
 
     @property
@@ -77,7 +78,7 @@ class Recorded:
         self.key, self._calls, self._graph, self._result = None, 0, None, None
 
     def __call__(self, work: Callable[[], Tensor | None], key: Hashable) -> Tensor | None:
-        """Do the work and return its result, which the next call overwrites."""
+        """Run `work()` or replay its recording, and return the result. The next call overwrites the result."""
         if key != self.key:
             self.forget()
             self.key = key
@@ -105,7 +106,8 @@ class Recorded:
         return result
 
     def _aside(self, work: Callable[[], Tensor | None]) -> Tensor | None:
-        """Do the work on the stream of recordings, so that libraries are prepared for it. Return the result."""
+        """Run `work()` on the stream for recordings, without a recording, and return the result. Libraries then make
+        their preparations for this stream before the recording."""
         side, here = _side(), torch.cuda.current_stream()
         side.wait_stream(here)
         with torch.cuda.stream(side):
@@ -115,11 +117,12 @@ class Recorded:
 
 
 class DeviceScalars:
-    """Settings of an optimizer's groups that change from step to step, as numbers in the memory of the device.
+    """Stores settings of an optimizer's groups, such as the learning rate, in the memory of a device. A recording can
+    read settings that change from step to step only from this memory.
 
     Args:
         groups: the optimizer's groups.
-        names: the names of the settings. A group may lack some.
+        names: the names of the settings. A group need not have all of them.
         device, dtype: the device and the type of the numbers.
     """
 
@@ -144,7 +147,7 @@ class DeviceScalars:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Within this block, the groups contain the numbers in the memory of the device."""
+        """Replace the settings in the groups by the tensors in the memory of the device, within this block."""
         plain = [(group, name, group[name]) for group, name, _ in self._numbers]
         try:
             for group, name, number in self._numbers:
@@ -160,8 +163,8 @@ class RecordedSteps:
     compute the gradients.
 
     Args:
-        optimizer: LpSGD or torch's SGD with `fused`. Other optimizers cannot read the learning rate from the memory of
-            the device, and are not recorded.
+        optimizer: any optimizer. Only LpSGD without AdamW and torch's SGD with `fused` are recorded, because the others
+            do not read the learning rate from the memory of the device.
         p_moves: whether the exponents of LpSGD's groups change from step to step.
     """
 
@@ -171,14 +174,15 @@ class RecordedSteps:
         self._moving: DeviceScalars | None = None
 
     def __call__(self, learn: Callable[[], None], fixed: bool) -> bool:
-        """Do the work of `learn()` with the current gradients, if it can be recorded. The gradients may have a new
-        address in every step, so that the recording uses copies of them.
+        """Run `learn()` or replay its recording, if a recording is possible. The recording uses copies of the
+        gradients, because the gradients may have a new address in every step.
 
         Args:
-            fixed: whether the masks are fixed, which changes the work.
+            learn: makes an optimizer step with the current gradients.
+            fixed: whether the masks are fixed. `learn` does other work if they are.
 
         Returns:
-            False if the work cannot be recorded. Nothing was done then.
+            Whether the step was made. It is not made if it cannot be recorded.
         """
         if not self._can_record():
             return False
@@ -245,8 +249,8 @@ class RecordedPasses:
         self._grads: list[Tensor | None] = []
 
     def __call__(self, passes: Callable[[], Tensor]) -> Tensor:
-        """Do the work of `passes()`, which drops all gradients, computes new ones and returns the loss. It must do the
-        same operations with the same memory at every call.
+        """Run `passes()` or replay its recording. `passes` must drop all gradients, compute new ones and return the
+        loss. It must do the same operations with the same memory at every call.
 
         Returns:
             The loss, in memory that the next call may overwrite.

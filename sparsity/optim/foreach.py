@@ -1,4 +1,4 @@
-"""Update several parameters on the sphere together. Their rows lie in one flat tensor, so that one operation updates
+"""Update several parameters on the Lp sphere together. Their rows lie in one flat tensor, so that one operation updates
 all of them."""
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ State = dict[str, Tensor]
 
 
 class ForeachStep:
-    """Makes the steps of parameters of a sphere group. The states of these parameters must have the same device and
-    dtype.
+    """Makes the steps of LpSGD for several parameters on the sphere. The states of these parameters must have the same
+    device and dtype.
 
     The states become views of flat tensors that this object owns, sorted by fan-in. An operation on every entry is then
     one operation for all parameters. An operation on rows is one operation for all parameters with the same fan-in.
 
     Args:
         params: the parameters. Each has a gradient at every `step`.
-        states: the optimizer's state of each parameter: "v" (rows, fan-in) and "gain" (rows, 1). If other code replaces
-            these tensors, the next step uses the new ones.
+        states: the optimizer's state of each parameter, with the dual image "v" (rows, fan-in) and "gain" (rows, 1). If
+            other code replaces these tensors, the next step uses the new ones.
         masks: for each parameter a mask in its shape, or None. Masked weights are zero, and their gradients count as
             zero.
-        foreach: whether one operation gathers all gradients, and one operation scatters all parameters. If None, this
-            is done only on a GPU, where the start of a kernel costs more than the copy.
-        owned: the states, by key, from an earlier object for the same parameters. This object continues with these
-            states.
+        foreach: whether one operation copies all gradients into a flat tensor, and one operation copies all new values
+            into the parameters. If None, this is done only on a GPU, where the start of a kernel costs more than the
+            copy.
+        owned: the flat tensors of the states, by key, from an earlier object for the same parameters. This object uses
+            them, too.
         orientation: how the parameters are viewed as rows.
     """
 
@@ -102,7 +103,7 @@ class ForeachStep:
         return None
 
     def _rows(self, key: str) -> Rows:
-        """Return the state `key` of all parameters in one memory. The states of the parameters are views of it."""
+        """Return the state `key` of all parameters in one flat tensor. The states of the parameters are views of it."""
         rows = self._owned.get(key)
         if rows is None or any(state[key] is not part for state, part in zip(self._states, rows.parts, strict=True)):
             flat = torch.cat([state[key].flatten() for state in self._states])
@@ -132,7 +133,7 @@ class ForeachStep:
 
     def _gain_gradients(self, grads: Sequence[Tensor], weight_decay: float) -> None:
         """Compute the gradients of the gains. The gradient of a gain is <dL/dparameter, w>, and the parameter is gain *
-        w, with zeros where it is masked."""
+        w, with zeros for masked weights."""
         gains = self._rows("gain").flat
         for grad, weight, out in zip(grads, self._gathered(self._params), self._pieces(self._gain_grads), strict=True):
             row_dot(grad, weight, out)
@@ -155,15 +156,14 @@ class ForeachStep:
         return out if group["nesterov"] else buffers
 
     def _kept(self, key: str) -> Rows:
-        """Return the momentum `key`. It begins with zeros."""
+        """Return the state `key`, which is a momentum. It begins with zeros."""
         for state in self._states:
             if key not in state:
                 state[key] = torch.zeros_like(state["gain" if key in _ONE_A_ROW else "v"])
         return self._rows(key)
 
     def _scatter(self, unscaled: Rows) -> None:
-        """Set the parameters to `unscaled` times the scales of their rows. The scales are in the memory of the
-        rates."""
+        """Set the parameters to `unscaled` times the scales of their rows. The scales are in `_rates`."""
         self._fill(unscaled)
         if self._masks is not None:
             torch._foreach_mul_([param.detach() for param in self._params], self._masks)

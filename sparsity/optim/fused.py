@@ -1,8 +1,8 @@
-"""Make a step on the sphere with compiled code (sparsity/optim/kernel.c), for float32 on a CPU.
+"""Make a step of LpSGD with compiled code (sparsity/optim/kernel.c), for float32 on a CPU.
 
-If most weights are masked, only the active ones are updated. A masked weight has no gradient and no momentum. Its v
-only changes with the factor of its row. The sum of |v|^q over all masked weights of a row is therefore one number, the
-state "latent", which is updated from step to step.
+If most weights are masked, only the active ones are updated. A masked weight has no gradient and no momentum. Its dual
+image v is only multiplied by a factor, which is the same for all masked weights of a row. It is therefore enough to
+update one number for each row: the sum of |v|^q over all masked weights, which is the state "latent".
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def _address(tensor: Tensor | None) -> int:
 
 
 class FusedStep:
-    """Makes the steps of one parameter.
+    """Makes the steps of LpSGD for one parameter on the sphere.
 
     Args:
         param: a parameter whose rows `fits` accepts.
-        state: the optimizer's state of the parameter: "v" (rows, fan-in) and "gain" (rows, 1).
-        mask: the mask in the parameter's shape, or None. The gradients of masked weights count as zero. The parameter
-            and its momentum are zero there.
+        state: the optimizer's state of the parameter, with the dual image "v" (rows, fan-in) and "gain" (rows, 1).
+        mask: the mask in the parameter's shape, or None. For masked weights, the parameter and its momentum are zero,
+            and the gradient counts as zero.
         orientation: how the parameter is viewed as rows. If torch cannot view it in this way, each step works on a copy
             of the rows.
     """
@@ -73,8 +73,8 @@ class FusedStep:
         """Make one step with the settings of `group`.
 
         Returns:
-            None if the step was made. The parameter if its gradient is NaN or infinite: nothing has then changed. The
-            parameter also if the momentum overflows: some rows may then have changed.
+            None if the step was made, otherwise the parameter. If its gradient is NaN or infinite, nothing has changed.
+            If its momentum overflows, some rows may have changed.
         """
         state, q, momentum = self._state, float(dual_exponent(group["p"])), group["momentum"]
         assert self.param.grad is not None
@@ -111,23 +111,26 @@ class FusedStep:
         return self._orientation.rows(x).contiguous()
 
     def _in_rows(self, x: Tensor) -> Tensor:
-        """Return a tensor with the memory of `_matrix`. Usually it is the same tensor."""
+        """Return a tensor whose memory contains the rows one after another, as in `_matrix`. Avoid a copy if
+        possible."""
         return x if self._orientation is STANDARD and _plain(x) else self._matrix(x)
 
     def _at(self, key: str) -> int:
-        """Return the address of a state. Other code may have replaced the state."""
+        """Return the memory address of a state. Make the state contiguous first, because other code may have replaced
+        it."""
         if not _plain(self._state[key]):
             self._state[key] = self._state[key].contiguous()
         return self._state[key].data_ptr()
 
     def _momentum(self, key: str, like: str) -> int:
-        """Return the address of a momentum, which begins with zeros."""
+        """Return the memory address of a momentum. It has the shape of the state `like` and begins with zeros."""
         if key not in self._state:
             self._state[key] = torch.zeros_like(self._state[like])
         return self._at(key)
 
     def _follow_latent(self, q: float) -> None:
-        """Compute the sum of |v|^q over the masked weights of each row if it is not known."""
+        """Compute the state "latent", the sum of |v|^q over the masked weights of each row, if it is not known for this
+        q."""
         if self._places is None:
             self._state.pop("latent", None)  # it would be wrong after this step
         elif "latent" not in self._state or self._q not in (None, q):

@@ -1,7 +1,8 @@
-"""Define LpSGD: stochastic gradient descent on the unit Lp sphere, with ordinary groups for other parameters.
+"""Define LpSGD: stochastic gradient descent on the unit Lp sphere, and ordinary SGD or AdamW for other parameters.
 
-For a weight on the sphere, the optimizer's state is the dual image v of w. The parameter itself, which the network
-uses, is gain x w. To prune, give masks to the optimizer, or multiply the parameters by masks after each step.
+For a weight w on the sphere, the optimizer's state is its dual image v = sign(w)|w|^(p-1). The parameter itself, which
+the network uses, is gain * w. To prune, give masks to the optimizer, or multiply the parameters by masks after each
+step.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from tune_sparsity.sparsity.sphere import check_p, from_dual, project, row_norm,
 from tune_sparsity.sparsity.torch_internals import GLOBAL_STEP_HOOKS
 
 LR_MAX = 0.25
-"""Largest learning rate on the sphere. With it, v keeps at least 1 - 2 x 0.25 = 1/2 of its norm in a step. The sum of
-|v|^q then stays far above float32's smallest number for every supported p, and needs no second rescaling."""
+"""Largest learning rate on the sphere. With this rate, v keeps at least 1 - 2 x 0.25 = 1/2 of its norm in a step. The
+sum of |v|^q then stays far above float32's smallest number for every supported p, and needs no second rescaling."""
 
 _GAIN_OF_ZEROS = 1e-4  # first gain of a row of zeros: its norm becomes 1 in a step, which should change little
 
@@ -31,18 +32,17 @@ _GAIN_OF_ZEROS = 1e-4  # first gain of a row of zeros: its norm becomes 1 in a s
 class LpSGD(torch.optim.Optimizer):
     """SGD with (Nesterov) momentum on the unit Lp sphere (arXiv 2103.16013).
 
-    Groups with an exponent `p` are sphere groups. The rows of each parameter satisfy ||w||_p = 1 over all their
-    entries. Pruned entries count, because v keeps a value for them. The first dimension counts the rows, one for each
-    neuron, and the other dimensions are the fan-in. An orientation can change this. With the gradient d after momentum
-    and q = p/(p-1), one step is::
+    Groups with an exponent `p` are sphere groups. Each row of a parameter is gain * w, with ||w||_p = 1 over all
+    entries of w. Pruned entries count, because v keeps a value for them. The first dimension of a parameter counts the
+    rows, one for each neuron, and the other dimensions are the fan-in. The argument `orientation` can change this. With
+    the gradient d after momentum and q = p/(p-1), one step is::
 
         v <- (1 - lr) v - lr d/||d||_q;   v <- v/||v||_q;   w <- sign(v)|v|^(1/(p-1));   parameter <- gain * w
 
-    The gain of a row is the norm ||.||_p that it has at the start, so that the parameter does not change before the
-    first step.
+    The gain of a row is first the norm ||.||_p of the row, so that the parameter does not change before the first step.
 
-    Only the direction of d matters, so that gradients may have any scale. A row without a gradient does not change.
-    Groups with p = None use ordinary SGD or AdamW.
+    Only the direction of d matters, so that gradients may have any scale. A row with d = 0 does not change. Groups with
+    p = None use ordinary SGD or AdamW.
 
     Args:
         params: parameters or groups, as for any torch optimizer.
@@ -52,11 +52,12 @@ class LpSGD(torch.optim.Optimizer):
         nesterov: whether to use Nesterov's form of momentum. It needs momentum > 0 to have an effect.
         weight_decay: L2 coefficient of ordinary groups, and of the gains in sphere groups. It has no meaning for
             weights on the sphere, and must be 0 there if the gains are constant.
-        gain: for sphere groups, whether ordinary SGD trains the gains with the rate `gain_lr`. Constant gains suit rows
-            whose scale a normalisation removes.
+        gain: for sphere groups, whether ordinary SGD trains the gains with the rate `gain_lr`. If False, the gains are
+            constant. This suits rows whose scale has no effect because of a normalisation.
         gain_lr: learning rate of the gains, >= 0.
-        foreach: for sphere groups, whether one operation gathers all gradients, and one operation scatters all
-            parameters. If None, this is done only on a GPU, where it reduces the number of kernels.
+        foreach: for sphere groups, whether one operation copies all gradients into a flat tensor, and one operation
+            copies all new values into the parameters. If None, this is done only on a GPU, where it reduces the number
+            of kernels.
         orientation: for sphere groups whose neurons are not the first dimension, (fan-in dimensions, groups) as in
             `Orientation`. The parameters' memory is then put in the order of their rows, if possible. If None, the
             orientation is that of nn.Linear and nn.Conv2d.
@@ -117,7 +118,7 @@ class LpSGD(torch.optim.Optimizer):
             group.setdefault("adamw", False)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Check and add a group as torch does. Put the rows of a sphere group onto the sphere."""
+        """Check and add a group as torch does. For a sphere group, compute v and the gains from the parameters."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -130,8 +131,8 @@ class LpSGD(torch.optim.Optimizer):
                 self._enter_sphere(param, group)
 
     def express(self) -> None:
-        """Compute v and the gains again from the current values of the sphere parameters: gain = ||row||_p and v =
-        to_dual(row/gain). The momentum does not change."""
+        """Compute v and the gains again from the current values of the parameters in sphere groups: gain = ||row||_p
+        and v = to_dual(row/gain). The momentum does not change."""
         for group in self.param_groups:
             for param in group["params"] if group["p"] is not None else ():
                 self.state[param].pop("latent", None)
@@ -150,14 +151,14 @@ class LpSGD(torch.optim.Optimizer):
             param.data = orientation.turned_back(rows, param.shape)
 
     def sphere_weights(self, param: Tensor) -> Tensor:
-        """Return w of a sphere parameter, shape (rows, fan-in), without gain and mask."""
+        """Return w of a parameter in a sphere group, shape (rows, fan-in). Neither the gain nor the mask is applied."""
         p = self._group_of(param)["p"]
         return from_dual(self.state[param]["v"], p)
 
     @torch.no_grad()
     def set_masks(self, masks: Mapping[Tensor, Tensor], *, as_loaded: bool = False) -> None:
-        """Prune sphere parameters. A weight whose mask is 0 is zero, and has no gradient and no momentum. Its v only
-        decays.
+        """Prune parameters in sphere groups. A weight whose mask is 0 is zero, and has no gradient and no momentum. Its
+        dual image v only decays.
 
         A parameter without an entry in `masks` loses its mask. On a CPU, if most weights are masked, a step is much
         faster than with masked gradients. The state_dict does not contain the masks. Call this method again after a
@@ -165,7 +166,8 @@ class LpSGD(torch.optim.Optimizer):
 
         Args:
             masks: parameter -> mask of zeros and ones in its shape.
-            as_loaded: whether the state was just loaded and already belongs to these masks.
+            as_loaded: whether the optimizer's state was just loaded and was saved with these masks. The parameters and
+                the state then do not change.
         """
         states = self.state
         for param, mask in masks.items() if not as_loaded else ():
@@ -181,18 +183,18 @@ class LpSGD(torch.optim.Optimizer):
         self._masks = dict(masks)
 
     def _stay(self, masks: Mapping[Tensor, Tensor]) -> bool:
-        """Return whether these are the same mask tensors as before, with any contents."""
+        """Return whether the parameters have the same mask tensors as before. The contents of the masks may differ."""
         return {id(param): id(mask) for param, mask in masks.items()} == {
             id(param): id(mask) for param, mask in self._masks.items()
         }
 
     def gain(self, param: Tensor) -> Tensor:
-        """Return the gains of a sphere parameter, shape (rows, 1)."""
+        """Return the gain of each row of a parameter in a sphere group, shape (rows, 1)."""
         return self.state[param]["gain"]
 
     def log_magnitude(self, param: Tensor) -> Tensor:
-        """Return log2(gain |w|) of a sphere parameter, in its shape. The values are comparable across rows and layers,
-        and do not underflow as |v|^(1/(p-1)) does."""
+        """Return log2(gain |w|) of a parameter in a sphere group, in its shape. The values are comparable across rows
+        and layers. They do not underflow, while |v|^(1/(p-1)) can."""
         group, state = self._group_of(param), self.state[param]
         log_w = state["v"].abs().log2() / (group["p"] - 1)
         return _orientation(group).turned_back(log_w + state["gain"].log2(), param.shape)
@@ -201,7 +203,7 @@ class LpSGD(torch.optim.Optimizer):
         for group in self.param_groups:
             if group["p"] is not None and any(param is other for other in group["params"]):
                 return group
-        raise ValueError("this parameter lies on no sphere of this optimizer")
+        raise ValueError("this parameter belongs to no sphere group of this optimizer")
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -217,9 +219,10 @@ class LpSGD(torch.optim.Optimizer):
             closure: computes the loss again and returns it, as for any torch optimizer.
 
         Raises:
-            FloatingPointError: if a gradient is NaN or infinite. The message names its parameter, which has not
-                changed. On a GPU this check would stall the device and is left out. The parameter then becomes NaN.
-                Call SparseTraining.check_finite once an epoch to detect this.
+            FloatingPointError: if a gradient is NaN or infinite, or if its momentum overflows. The message names the
+                parameter. A parameter with a NaN or infinite gradient has not changed. On a GPU, the check would stall
+                the device and is left out, so that the parameter becomes NaN. Call SparseTraining.check_finite once an
+                epoch to detect this.
         """
         loss = None
         if closure is not None:
@@ -229,8 +232,8 @@ class LpSGD(torch.optim.Optimizer):
         return loss
 
     def quick_step(self) -> None:
-        """Make a step while autograd is off. If no hooks are registered, this method skips the code that torch wraps
-        around `step`. In a small network this code takes as much time as the update itself."""
+        """Make a step. Call this method only while autograd is off. If no hooks are registered, it skips the code that
+        torch wraps around `step`. In a small network this code takes as much time as the update itself."""
         if self.hooked:
             self.step()
         else:
@@ -344,7 +347,9 @@ def _check_group(group: dict[str, Any]) -> None:
         check_p(group["p"])
     limit = LR_MAX if sphere else float("inf")
     if not 0.0 <= group["lr"] <= limit:
-        raise ValueError(f"lr of {'a sphere' if sphere else 'an ordinary'} group must lie in [0, {limit}]")
+        raise ValueError(
+            f"lr of {'a sphere' if sphere else 'an ordinary'} group must lie in [0, {limit}], got {group['lr']}"
+        )
     if not 0.0 <= group["momentum"] < 1.0:
         raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}")
     if group["gain_lr"] < 0.0 or group["weight_decay"] < 0.0:
@@ -355,7 +360,9 @@ def _check_group(group: dict[str, Any]) -> None:
         raise ValueError("a sphere parameter needs at least 2 dimensions: its rows are the neurons' fan-in weights")
     for param in group["params"] if sphere else ():
         if not _orientation(group).suits(param.shape):
-            raise ValueError(f"orientation {group['orientation']} is not one of a parameter of {tuple(param.shape)}")
+            raise ValueError(
+                f"orientation {group['orientation']} does not suit the shape {tuple(param.shape)} of a parameter"
+            )
 
 
 def _name(param: Tensor, group: dict[str, Any]) -> str:

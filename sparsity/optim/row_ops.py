@@ -1,4 +1,4 @@
-"""Compute parts of a step on the sphere, in place and with few passes over the rows of many parameters.
+"""Compute parts of a step of LpSGD, in place and with few passes over the rows of many parameters.
 
 On a CPU, powers take most of the time of a step. They are computed as exp2(a log2 x), after x is clamped to a lower
 limit. Without this limit, the vectorised functions would compute zeros and results that underflow one value at a time,
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 Number = float | Tensor
-"""A number, or a tensor without dimensions in the memory of a device, whose value no code has to wait for."""
+"""A number, or a 0-dimensional tensor on a GPU. The code never waits for the value of such a tensor."""
 
 # The smallest normal number. It keeps 1/largest finite. Smaller numbers may count as zero (torch.set_flush_denormal).
 _TINY = 2.0**-126
@@ -24,15 +24,16 @@ _HEADROOM = 20  # the limit of powers is this many binary digits above the small
 
 
 class Rows(NamedTuple):
-    """Matrices with any fan-ins that lie one after another in one flat tensor. One operation can then change all their
-    entries."""
+    """Contains matrices (rows, fan-in) that lie one after another in one flat tensor. One operation can change all
+    their entries."""
 
     flat: Tensor
     """All entries, one-dimensional."""
     parts: list[Tensor]
     """The matrices (rows, fan-in), as views of `flat`."""
     runs: list[Tensor]
-    """The same memory in as few matrices as possible. Neighbours with equal fan-in are one matrix."""
+    """The same memory as views in as few matrices as possible. Neighbouring matrices with equal fan-in become one
+    matrix."""
 
     def largest(self, out: Rows) -> None:
         """Write the largest entry of every row into `out`, which has one number for each row."""
@@ -50,12 +51,12 @@ class Rows(NamedTuple):
             row_dot(rows, others, product)
 
     def scale_(self, factors: Rows) -> None:
-        """Multiply every row by its own factor."""
+        """Multiply every row by its own factor, in place."""
         for rows, factor in zip(self.runs, factors.runs, strict=True):
             rows.mul_(factor)
 
     def add_(self, other: Rows, factors: Rows) -> None:
-        """Add the same row of `other`, multiplied by its own factor, to every row."""
+        """Add to every row the same row of `other`, multiplied by a factor for this row, in place."""
         for rows, others, factor in zip(self.runs, other.runs, factors.runs, strict=True):
             rows.addcmul_(others, factor)
 
@@ -87,11 +88,11 @@ def _shared(x: Tensor) -> bool:
 
 
 def power_(x: Tensor, exponent: Number) -> Tensor:
-    """Replace x by x^exponent, for x >= 0 and exponent > 0. NaN stays NaN.
+    """Replace x by x^exponent, in place, for x >= 0 and exponent > 0. NaN stays NaN.
 
     On a CPU, results below a limit of about 2^-106 in float32, or 2^-1002 in float64, become about this limit. An x
-    below the smallest normal number counts as that number. The product of x and its power is therefore right within
-    these limits even at x = 0.
+    below the smallest normal number counts as that number. Even for x = 0, the product of x and its power is therefore
+    correct up to this limit.
     """
     if x.device.type != "cpu":
         return x.pow_(exponent)
@@ -109,7 +110,8 @@ def row_dot(x: Tensor, y: Tensor, out: Tensor) -> None:
 
 
 def inverse_norms(d: Rows, q: Number, scratch: Rows, out: Rows) -> Tensor:
-    """Write 1/||d||_q of every row into `out`, for finite d of any magnitude. Return the result flat.
+    """Write 1/||d||_q of every row into `out`, for finite d of any magnitude. Return the result as a one-dimensional
+    tensor.
 
     The result is huge but finite for a row of zeros, and NaN for a row with NaN or an infinite value.
     """
@@ -124,7 +126,7 @@ def inverse_norms(d: Rows, q: Number, scratch: Rows, out: Rows) -> Tensor:
 
 def times_own_power(v: Rows, exponent: Number, scratch: Rows) -> Rows:
     """Return v |v|^exponent, in `scratch`. If the exponent is 0, return v itself. An exponent in the memory of a GPU is
-    not compared with 0."""
+    not compared with 0, because the comparison would wait for the GPU."""
     known = not isinstance(exponent, Tensor) or exponent.device.type == "cpu"
     if known and exponent == 0.0:
         return v
@@ -133,7 +135,7 @@ def times_own_power(v: Rows, exponent: Number, scratch: Rows) -> Rows:
 
 
 def descend(xs: list[Tensor], ds: list[Tensor], lr: Number) -> None:
-    """Replace each x by x - lr d."""
+    """Replace each x by x - lr d, in place."""
     if isinstance(lr, Tensor):
         torch._foreach_sub_(xs, torch._foreach_mul(ds, lr))
     else:

@@ -49,7 +49,7 @@ def test_a_study_of_neurons(experiment_file: Path, tmp_path: Path, capsys: pytes
     assert first.sum() == first.any(1).sum() * first.shape[1]
     assert last.sum() == last.any(0).sum() * last.shape[0]
     assert result["pattern"] == "neurons"
-    assert list(result["whole_layers"].values()) == ["its outputs are the network's"]
+    assert list(result["whole_layers"].values()) == ["its outputs are the outputs of the network"]
     document = exported(storage, "pattern", "onnx", capsys)
     shapes = {tuple(one.dims) for one in onnx.load(document["file"]).graph.initializer}
     neurons = int(first.any(1).sum())
@@ -125,7 +125,7 @@ def test_a_space_with_a_width_has_no_pattern(pattern: str, tmp_path: Path, capsy
         ),
         (
             ["--target", "0.9", "--pattern", "blocks"],
-            "--pattern 'blocks': it takes unstructured, neurons, neurons:K, N:M or block:RxC",
+            "--pattern 'blocks': a pattern is unstructured, neurons, neurons:K, N:M or block:RxC",
         ),
         (["--target", "0.9", "--pattern", "block:512x512"], "nothing to prune"),
         (["--max-bytes", "9kB", "--pattern", "2:4"], "--pattern 2:4: --max-bytes needs unstructured zeros"),

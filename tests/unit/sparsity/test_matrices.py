@@ -33,7 +33,7 @@ def test_a_lazy_layer_is_refused_until_it_has_weights() -> None:
 def test_complex_weights_stay_dense() -> None:
     model = nn.Sequential(nn.Linear(4, 3, dtype=torch.complex64), nn.Linear(3, 2))
     assert names(model) == ["1.weight"]
-    assert left_dense(model) == [("0.weight", "not of real numbers", 12)]
+    assert left_dense(model) == [("0.weight", "not floating-point", 12)]
 
 
 def test_what_torch_has_pruned_names_the_way_back() -> None:
@@ -49,4 +49,4 @@ def test_what_torch_has_pruned_names_the_way_back() -> None:
 def test_the_other_direction_of_an_lstm_is_no_part_of_a_computed_weight() -> None:
     model = nn.utils.weight_norm(nn.LSTM(4, 3, bidirectional=True), "weight_ih_l0")
     assert names(model) == ["weight_hh_l0", "weight_ih_l0_reverse", "weight_hh_l0_reverse"]
-    assert left_dense(model) == [("weight_ih_l0", "computed from others", 48)]
+    assert left_dense(model) == [("weight_ih_l0", "computed from other parameters", 48)]

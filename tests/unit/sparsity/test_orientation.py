@@ -136,7 +136,7 @@ def test_memory_lies_in_the_order_of_the_rows_until_the_last_step(name: str) -> 
 
 @pytest.mark.parametrize("orientation", [((2,), 1), ((0, 1), 1), ((0,), 3)])
 def test_an_orientation_that_a_parameter_cannot_have_is_refused(orientation: tuple[tuple[int, ...], int]) -> None:
-    with pytest.raises(ValueError, match=r"^orientation .* is not one of a parameter of \(4, 6\)$"):
+    with pytest.raises(ValueError, match=r"^orientation .* does not suit the shape \(4, 6\) of a parameter$"):
         LpSGD([{"params": [nn.Parameter(torch.ones(4, 6))], "p": 1.4, "orientation": orientation}])
 
 

@@ -161,7 +161,7 @@ def network() -> nn.Sequential:
     ("pattern", "dense"),
     [
         ("2:4", {"0.weight": "its 1 inputs are no multiple of 4"}),
-        ("block:4x2", {"0.weight": "its 8 x 1 are less than a block"}),
+        ("block:4x2", {"0.weight": "its 8 neurons x 1 inputs are less than a block"}),
     ],
 )
 def test_layers_that_do_not_fit_stay_dense_and_are_named(pattern: str, dense: dict[str, str]) -> None:
@@ -171,7 +171,7 @@ def test_layers_that_do_not_fit_stay_dense_and_are_named(pattern: str, dense: di
 
 
 def test_a_network_without_a_layer_that_fits_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"nothing to prune .*its 8 x 1 are less than a block"):
+    with pytest.raises(ValueError, match=r"nothing to prune: .*its 8 neurons x 1 inputs are less than a block"):
         prunable_layers(network(), LayerRules(pattern=Block(32, 2)))
 
 
@@ -200,7 +200,7 @@ def test_a_training_ends_with_the_pattern(method: str, text: str) -> None:
 
 
 def test_a_sparsity_that_the_pattern_does_not_reach_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"a sparsity of 0.3 cannot have the pattern 2:4: its lowest is 0.5"):
+    with pytest.raises(ValueError, match=r"the pattern 2:4 does not allow a sparsity of 0.3: the lowest is 0.5"):
         lpss(network(), LpssSettings(0.3, 1.5), total_steps=10, rules=LayerRules(pattern=NofM(2, 4)))
 
 

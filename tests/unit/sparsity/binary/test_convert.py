@@ -106,17 +106,17 @@ class OfOnesOwn(nn.Module):
 @pytest.mark.parametrize(
     ("model", "line"),
     [
-        (OfOnesOwn(), "binary converts an nn.Sequential of layers, and the network is a OfOnesOwn"),
+        (OfOnesOwn(), "the method binary needs an nn.Sequential of layers, but the network is a OfOnesOwn"),
         (
             nn.Sequential(nn.Linear(4, 4), OfOnesOwn()),
-            "binary converts an nn.Sequential of layers, and 1 is a OfOnesOwn",
+            "the method binary needs an nn.Sequential of layers, but 1 is a OfOnesOwn",
         ),
         (nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2)), r"1 \(LayerNorm\) has no binary form"),
         (nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)), r"0 \(BatchNorm1d\) has no binary form"),
-        (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), r"0 \(Conv2d\) has no binary form: it must have one group"),
+        (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), r"0 \(Conv2d\) has no binary form: it must have groups=1"),
         (
             nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(3, 2)),
-            r"1 \(MaxPool2d\) has no binary form: its windows must",
+            r"1 \(MaxPool2d\) has no binary form: its stride must",
         ),
         (nn.Sequential(nn.Flatten(), nn.ReLU()), r"1 \(ReLU\) has no binary form"),
         (nn.Sequential(nn.Flatten()), "no linear layer or convolution that can be binary"),

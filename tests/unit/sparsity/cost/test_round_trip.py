@@ -112,7 +112,7 @@ def test_signs_are_a_bit_each(shape: tuple[int, ...], seed: int) -> None:
     "values", [torch.tensor([1, 0]).char(), torch.tensor([1, 2]).char(), torch.tensor([1.0, -1.0])]
 )
 def test_what_is_no_sign_is_refused(values: Tensor) -> None:
-    with pytest.raises(ValueError, match="w cannot be packed: signs are int8 of -1 and"):
+    with pytest.raises(ValueError, match="w cannot be packed: signs must be int8 with"):
         encode({"w": Signs(values)}, {"w"})
 
 
@@ -180,7 +180,7 @@ def test_only_the_sign_of_a_zero_is_lost() -> None:
 
 
 def test_a_type_without_a_number_is_refused() -> None:
-    with pytest.raises(ValueError, match="w cannot be packed: it has 1 dimensions of the type float8_e5m2"):
+    with pytest.raises(ValueError, match=r"w cannot be packed: it has 1 dimensions .* and the type float8_e5m2"):
         encode({"w": torch.zeros(3).to(torch.float8_e5m2)}, ())
 
 

@@ -162,15 +162,15 @@ def test_layers_of_no_size_have_no_codes() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_of_a_type_that_does_not_hold_the_products_are_refused(dtype: torch.dtype) -> None:
-    with pytest.raises(ValueError, match="trained as float32 or float64"):
+    with pytest.raises(ValueError, match="needs weights in float32 or float64"):
         FewBitsTraining([torch.ones(2, 2, dtype=dtype)], [torch.ones(2, 2)], [], FewBits(4, 10))
 
 
 @pytest.mark.parametrize(
     ("precision", "reason"),
     [
-        (Precision(4), "w has no weights of 4 bits"),
-        (Precision(halves=("w",)), "w has numbers that float16 does not hold"),
+        (Precision(4), "w cannot be stored exactly with 4 bits per weight"),
+        (Precision(halves=("w",)), "w has numbers that float16 cannot represent exactly"),
     ],
 )
 def test_tensors_of_another_precision_are_refused(precision: Precision, reason: str) -> None:
@@ -340,5 +340,5 @@ def test_some_step_is_always_left_for_the_rest(total: int, steps: int) -> None:
 
 
 def test_impossible_bits_are_refused() -> None:
-    with pytest.raises(ValueError, match="weights have 8, 4 or 2 bits"):
+    with pytest.raises(ValueError, match="bits must be 8, 4 or 2"):
         FewBits(3, 10)

@@ -322,7 +322,7 @@ def test_a_schedule_is_one_value_however_it_is_given() -> None:
         ("p", {"shape": "linear"}, "p needs"),
         ("p", {"at1": 0.5, "value1": 3.0}, "p = "),
         ("p", {"at1": 1.5, "value1": 1.5}, "p.at1"),
-        ("p", {"at1": 0.5, "value2": 1.5}, "p has knots"),
+        ("p", {"at1": 0.5, "value2": 1.5}, "p needs the knots"),
         ("learning_rate", {"shape": "cosine", "start": 1.5}, "learning_rate = "),
         ("learning_rate", {"at1": 0.0, "value1": "high"}, "learning_rate.value1"),
     ],

@@ -63,8 +63,8 @@ def test_attention_and_recurrent_layers_stay_whole() -> None:
     assert groups.count == 24 + 8
     assert whole(groups) == {
         "0.weight": "a MultiheadAttention reads its outputs",
-        "1.self_attn.in_proj_weight": "a MultiheadAttention stays whole",
-        "1.self_attn.out_proj.weight": "a MultiheadAttention stays whole",
+        "1.self_attn.in_proj_weight": "a MultiheadAttention keeps all its neurons",
+        "1.self_attn.out_proj.weight": "a MultiheadAttention keeps all its neurons",
         "1.linear2.weight": "a MultiheadAttention reads its outputs",
         "4.weight": "no layer is seen to read its outputs",
     }
@@ -72,8 +72,8 @@ def test_attention_and_recurrent_layers_stay_whole() -> None:
     assert groups.count == 12
     assert whole(groups) == {
         "before.weight": "a GRU reads its outputs",
-        "gru.weight_ih_l0": "a GRU stays whole",
-        "gru.weight_hh_l0": "a GRU stays whole",
+        "gru.weight_ih_l0": "a GRU keeps all its neurons",
+        "gru.weight_hh_l0": "a GRU keeps all its neurons",
         "head.weight": "no layer is seen to read its outputs",
     }
 
@@ -83,13 +83,21 @@ def test_attention_and_recurrent_layers_stay_whole() -> None:
     [
         (nn.LayerNorm(8), 8, "a LayerNorm reads its outputs"),
         (nn.GroupNorm(4, 8), 8, "a GroupNorm reads its outputs"),
-        (lambda x: x.softmax(1), 8, "the network computes something else without some of its outputs"),
-        (lambda x: x / x.norm(dim=1, keepdim=True), 8, "the network computes something else"),
-        (lambda x: x - x.mean(1, keepdim=True), 8, "the network computes something else without some of its outputs"),
-        (lambda x: x.view(-1, 8), 8, "the network does not run without some of its outputs"),
-        (lambda x: x.view(len(x), 4, 2).flip(1).flatten(1), 8, "the network does not run without some of its outputs"),
+        (lambda x: x.softmax(1), 8, "the network computes other outputs without some of this layer's neurons"),
+        (lambda x: x / x.norm(dim=1, keepdim=True), 8, "the network computes other outputs"),
+        (
+            lambda x: x - x.mean(1, keepdim=True),
+            8,
+            "the network computes other outputs without some of this layer's neurons",
+        ),
+        (lambda x: x.view(-1, 8), 8, "the network fails without some of this layer's neurons"),
+        (
+            lambda x: x.view(len(x), 4, 2).flip(1).flatten(1),
+            8,
+            "the network fails without some of this layer's neurons",
+        ),
         (lambda x: x[:, torch.tensor([3, 1, 2, 0])], 4, "torch-pruning does not follow its outputs to head"),
-        (lambda x: x.roll(1, 1), 8, "the network computes something else without some of its outputs"),
+        (lambda x: x.roll(1, 1), 8, "the network computes other outputs without some of this layer's neurons"),
         (lambda x: x[:, :4] * x[:, 4:], 4, "the network"),
         (lambda x: x.sum(1, keepdim=True), 1, "torch-pruning does not follow its outputs to head"),
     ],

@@ -132,7 +132,10 @@ def test_layers_keep_a_multiple_of_so_many_neurons(seed: int, sparsity: float) -
 
 def test_a_layer_with_fewer_neurons_than_a_bundle_keeps_all() -> None:
     groups = GROUPS.bundled(16)
-    assert groups.whole == (*GROUPS.whole, (GROUPS.layers[1].name, f"its {SECOND} neurons fit into one bundle of 16"))
+    assert groups.whole == (
+        *GROUPS.whole,
+        (GROUPS.layers[1].name, f"its {SECOND} neurons form only one bundle of up to 16"),
+    )
     assert GROUPS.bundled(4).whole == GROUPS.whole
     assert neurons_left(groups.masks(LOGS, groups.highest_sparsity)) == (16, SECOND)
     assert groups.fewest == [INPUTS * 16, 16 * SECOND, SECOND * OUTPUTS]

@@ -132,7 +132,7 @@ def test_lpss_finds_the_neurons_with_an_example() -> None:
     [
         ({"width": 0.0}, LayerRules(), "width = 0.0 is not accepted: it takes (0, 1]"),
         ({"width": 0.5}, LayerRules(), "width: the network's neurons are not known"),
-        ({"width": 0.5}, LayerRules(pattern="2:4"), "width: zeros in the pattern 2:4 cannot be combined"),
+        ({"width": 0.5}, LayerRules(pattern="2:4"), "width: a width below 1 does not work with the pattern 2:4"),
     ],
 )
 def test_what_does_not_fit_a_width_is_refused(params: dict[str, Any], rules: LayerRules, text: str) -> None:

@@ -106,6 +106,6 @@ def test_neurons_that_are_not_known_or_not_enough_are_refused() -> None:
     with pytest.raises(ValueError, match="pattern neurons: the network's neurons are not known"):
         lpss(model, total_steps=1, sparsity=0.5, rules=rules)
     with pytest.raises(
-        ValueError, match=r"a sparsity of 0\.99 cannot have the pattern neurons: its highest is 0\.958333"
+        ValueError, match=r"the pattern neurons does not allow a sparsity of 0\.99: the highest is 0\.958333"
     ):
         lpss(model, total_steps=1, sparsity=0.99, rules=rules, example=torch.randn(2, 20))

@@ -172,8 +172,8 @@ def test_refused_group_leaves_the_optimizer_as_it_was() -> None:
 def test_ordinary_parameters_have_no_sphere_weights() -> None:
     param = nn.Parameter(torch.ones(2, 3))
     optimizer = LpSGD([param])
-    with pytest.raises(ValueError, match="lies on no sphere"):
+    with pytest.raises(ValueError, match="belongs to no sphere group"):
         optimizer.log_magnitude(param)
-    with pytest.raises(ValueError, match="lies on no sphere"):
+    with pytest.raises(ValueError, match="belongs to no sphere group"):
         optimizer.sphere_weights(param)
     assert not optimizer.state
