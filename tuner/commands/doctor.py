@@ -223,7 +223,7 @@ def private_ray(plain: str) -> Finding:
     topic = "start of a private ray"
     if not plain:
         return Finding(topic, "quick, since workers are forked from a process that has loaded their libraries")
-    return Finding(topic, f"with public calls, which takes longer ({plain})")
+    return Finding(topic, f"through its public API, which takes longer ({plain})")
 
 
 def authentication(address: str | None) -> Finding:

@@ -175,7 +175,7 @@ def test_versions_are_listed_or_what_differs() -> None:
     assert f"torch {version('torch')}" in same.found
     (other,) = versions([answer(versions={**node_probe.versions(), "torch": "1.0.0"})])
     assert other.topic == "versions on 10.0.0.2"
-    assert other.found.startswith("torch 1.0.0, and this process ")
+    assert other.found.startswith("torch 1.0.0, and this process has ")
     assert other.remedy
     (silent,) = versions([answer(silent="did not answer")])
     assert silent.remedy
