@@ -28,7 +28,7 @@ from tune_sparsity.tuner.worker import checkpoints
         ("s3://", "the bucket is missing"),
         ("s3:///prefix", "the bucket is missing"),
         ("s3:bucket", "give a folder"),
-        ("s3://b", "that is no bucket"),
+        ("s3://b", "no bucket can have this name"),
         ("gs://bucket/x", "no other object stores"),
         ("https://bucket", "no other object stores"),
         ("s3://key:hunter2@bucket/x", "credentials"),

@@ -235,7 +235,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixtur
     assert main(["doctor", "--trials", "3"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert "no other object stores are known" in said.err
+    assert "no other object stores are supported" in said.err
     assert len(said.err.splitlines()) == 2
 
 
