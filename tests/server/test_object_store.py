@@ -66,7 +66,7 @@ def test_a_uri_is_written_down_as_it_was_given(monkeypatch: pytest.MonkeyPatch) 
 def test_no_name_leads_out_of_the_prefix(name: str) -> None:
     store = S3Prefix("bucket", "prefix")
     if name:
-        with pytest.raises(ValueError, match="a name in an object store"):
+        with pytest.raises(ValueError, match="is no name in an object store"):
             store / name
     with pytest.raises(UsageError, match="no study's name"):
         S3Storage(store).study(name)

@@ -90,7 +90,7 @@ def connection(
 
     Args:
         config: the study's settings.
-        ahead: whether to begin to start a private Ray at once. `share` must then be called later.
+        ahead: whether to begin to start a private Ray at once. In this case, the caller must call `share` later.
         died: a function that is called if a private Ray has died and the main thread does not react, because it waits
             for Ray. The function is called in another thread. It must report the death and end the process.
         say: a function that is called with a line for the user if the quick start of a private Ray has failed.
@@ -172,7 +172,7 @@ class PrivateRay:
             self._node = self._processes.enter_context(node)
 
     def begin_shared(self) -> None:
-        """Begin to start Ray. `share` must be called later."""
+        """Begin to start Ray before `share` is called. Workers wait until `share` has forked this process."""
         self._forking = self._processes.enter_context(ForkServer())
         self.begin()
 

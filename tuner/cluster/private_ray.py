@@ -1,4 +1,4 @@
-"""Control the process of a private Ray (tuner.cluster.private_ray_main) from the driver."""
+"""Control, from the driver, the process that runs a private Ray on this machine (tuner.cluster.private_ray_main)."""
 
 from __future__ import annotations
 

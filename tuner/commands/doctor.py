@@ -231,7 +231,11 @@ def private_ray(plain: str) -> Finding:
 
 
 def authentication(address: str | None) -> Finding:
-    """Check whether Ray's token authentication is on. This process is connected already, so it has a valid token."""
+    """Check whether Ray's token authentication is on. This process is already connected, so its token is valid.
+
+    Args:
+        address: the address of the cluster; None for a private Ray.
+    """
     from tune_sparsity.tuner.cluster.private_ray import asks_for_token
 
     topic = "ray's token authentication"

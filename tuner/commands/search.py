@@ -23,7 +23,7 @@ also:
   tune-sparsity report STUDY    write one HTML page to send to a colleague
   tune-sparsity compare STUDY STUDY    compare two or more studies of one experiment
   tune-sparsity ui STUDY        open the study in MLflow's UI
-  tune-sparsity send STUDY      send to MLflow the data of a study that MLflow does not have
+  tune-sparsity send STUDY      send data to MLflow that could not be sent during the study
   tune-sparsity check mine.py:mine    check an experiment of your own
   tune-sparsity doctor          check the machine, Ray, MLflow and the storage
   tune-sparsity list experiments|methods|spaces|samplers    print the names that options accept
@@ -117,7 +117,7 @@ def run(config: Any, *, as_json: bool, resume: bool, named: bool = True) -> int:
         config: the resolved configuration.
         as_json: whether to print the result as JSON.
         resume: whether to continue an existing study.
-        named: whether the user gave the study's name. If not, the study gets another name if its default name is taken.
+        named: whether the user gave the study's name. If False, a study whose default name is taken gets another name.
     """
     from tune_sparsity.tuner.cluster.connection import connection, is_sound
     from tune_sparsity.tuner.tracking.tracker import writer_ahead
@@ -170,10 +170,10 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
     try:
         finished = run_study(prepared, ray, resume=resume, launched=LAUNCHED, writer=writer)
     except DiskFull as error:
-        say(f"{config.folder} cannot be written to: {error}. After you have made room: {_how_to_resume(config)}")
+        say(f"{config.folder} cannot be written to: {error}. Free disk space, and then run: {_how_to_resume(config)}")
         return EXIT_FAILED
     except TakenOver as error:
-        say(f"The study was ended, because the object store could not be reached for too long: {error}")
+        say(f"The study was ended, because this process could not reach the object store for too long: {error}")
         return EXIT_FAILED
     except (KeyboardInterrupt, Exception) as error:
         begun = _begun(config)
@@ -212,7 +212,7 @@ def _exit_code(finished: Any, config: Any) -> int:
         say(f"Interrupted. To go on: {_how_to_resume(config)}")
         return EXIT_INTERRUPTED
     if outcome.records and all(record.state == "failed" for record in outcome.records):
-        say(f"Every trial failed. The first: {finished.first_failure}")
+        say(f"Every trial failed. The first failure: {finished.first_failure}")
         return EXIT_FAILED
     if outcome.best is None:
         say(_infeasible(finished, config))

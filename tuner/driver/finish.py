@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Times:
-    """The times, by time.monotonic(), when the command was launched and when the study began."""
+    """The values of time.monotonic() at the start of the command and at the start of the study."""
 
     launched: float
     began: float
@@ -43,17 +43,17 @@ class Times:
 
 @dataclass(frozen=True)
 class Finished:
-    """The outcome of a study, and how the study ended."""
+    """The outcome of a study, with the reasons for its end and for missing results."""
 
     outcome: StudyOutcome
     interrupted: bool
     out_of_time: bool
-    problems: list[str]  # what MLflow did not get
-    failures: list[str]  # what could not be measured or made of the networks, a line each
-    ended: str  # why the search ended, in words
-    first_failure: str  # the first failed trial's reason, if any
-    ray_states: dict[str, str]  # Ray's own state of every trial that it ran, by its name
-    optuna_states: dict[str, str]  # Optuna's, of every trial that was begun
+    problems: list[str]  # a line for each part that MLflow did not get
+    failures: list[str]  # a line for each measurement, network or model that is missing
+    ended: str  # a sentence that says why the search ended
+    first_failure: str  # the reason why the first failed trial failed, or ""
+    ray_states: dict[str, str]  # trial name -> Ray's state of the trial, for the trials that Ray ran
+    optuna_states: dict[str, str]  # trial name -> Optuna's state of the trial, for all begun trials
 
 
 def conclude(
@@ -159,7 +159,7 @@ def _outcome(
     """Return the outcome of the study.
 
     Args:
-        networks: the networks that were measured on the test data, by their trials' numbers.
+        networks: a trial's number -> its network, for the networks that were measured on the test data.
     """
     config, metric = prepared.config, metric_of(prepared.experiment.metric)
     outcome = StudyOutcome(

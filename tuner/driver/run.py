@@ -58,12 +58,10 @@ def run_study(
 
     Args:
         prepared: the result of `prepare`.
-        ray: the connection to Ray, which runs the trials. This function waits until Ray is ready, and ends the
-            connection after the trials.
+        ray: the connection to Ray. This function waits until Ray is ready, and ends the connection after the trials.
         resume: whether to continue the study that is in the folder, instead of beginning a new study.
         quiet: whether to show no progress on the terminal.
-        launched: the time.monotonic() at which the command was started. The study's total time counts from it. If None,
-            the total time counts from now.
+        launched: the time.monotonic() from which the study's total time counts. If None, it counts from now.
         writer: the process that writes to MLflow, if it has been started already.
 
     Raises:

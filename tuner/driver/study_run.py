@@ -201,7 +201,8 @@ class StudyRun:
             self._halving.recall(number, record.method, [(epoch.number, reached)])
 
     def _recall(self, record: TrialRecord) -> None:
-        """Pass a trial of an earlier process, and its values at the rungs, to early stopping and the listeners."""
+        """Tell early stopping and the listeners about a trial of an earlier process. Early stopping also gets the
+        values of the trial at the rungs."""
         if record.final_sparsity is not None:
             values = [(epoch, record.at_rung(epoch)) for epoch in record.rungs]
             self._halving.recall(record.number, record.method, values)
@@ -227,7 +228,7 @@ class StudyRun:
             listener.trial_ended(self, record)
 
     def _ended(self, record: TrialRecord) -> None:
-        """Pass the final state of a trial to early stopping."""
+        """Tell early stopping that a trial has ended, and in which state."""
         if record.state is TrialState.FAILED:
             self._halving.forget(record.number)
         else:

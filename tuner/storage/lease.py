@@ -35,7 +35,7 @@ class TakenOver(Exception):
 
 
 class Lease:
-    """The claim of this process on a study.
+    """The claim of this process on a study in an object store.
 
     Args:
         study: the study's prefix in the store.

@@ -219,7 +219,7 @@ class Goal:
 
     @property
     def least_merit(self) -> float:
-        """Return the baseline's merit."""
+        """Return the merit (see Objective) of the baseline."""
         return self.objective.merit(self.baseline)
 
     @property

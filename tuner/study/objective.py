@@ -24,18 +24,18 @@ class Objective:
 
     @property
     def val(self) -> str:
-        """Return the name of the metric on the validation data."""
+        """Return the name of the metric on the validation data, such as "val_accuracy"."""
         return f"val_{self.name}"
 
     @property
     def at_target(self) -> str:
-        """Return the name of the metric on the validation data, measured as if the network were pruned to its final
-        sparsity now."""
+        """Return the name of the metric on the validation data if the network is pruned to its final sparsity for this
+        measurement, such as "val_accuracy_at_target"."""
         return f"val_{self.name}_at_target"
 
     @property
     def test(self) -> str:
-        """Return the name of the metric on the test data."""
+        """Return the name of the metric on the test data, such as "test_accuracy"."""
         return f"test_{self.name}"
 
     @property
@@ -48,7 +48,7 @@ class Objective:
         return value if self.maximize else -value
 
     def value(self, merit: float) -> float:
-        """Return the value that has this merit."""
+        """Return the value of the metric that has this merit. This is the inverse of `merit`."""
         return self.merit(merit)
 
     def shown(self, value: float) -> float:

@@ -1,4 +1,4 @@
-"""Defines the record of a trial, which the searcher, the tracker, the files and the pictures share."""
+"""Defines TrialRecord, the data of one trial. The searcher, the tracker, the files and the pictures all use it."""
 
 from __future__ import annotations
 
