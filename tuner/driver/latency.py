@@ -56,7 +56,7 @@ class LatencyCurve:
 
     def most_macs(self, limit: float) -> int | None:
         """Return the largest number of multiply-adds whose expected time is 5 % below a limit of milliseconds. The
-        margin makes most networks of the search meet the limit.
+        margin makes most networks of the search meet the limit. It is smaller if the smallest network needs this time.
 
         Args:
             limit: the limit in milliseconds.
