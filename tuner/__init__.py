@@ -1,4 +1,4 @@
-"""Runs studies: the command line, trials in Ray, the search with Optuna, the record in MLflow, fronts and reports.
+"""Runs studies. Contains the command line, trials in Ray, the search with Optuna, logging to MLflow, and reports.
 
 Only this package may import Ray, Optuna and MLflow. `import tune_sparsity.tuner` imports none of them, so that
 `tune-sparsity --help` is quick. This package may import the packages experiments, search_spaces and sparsity.

@@ -157,9 +157,9 @@ class Study:
 
 
 class Found:
-    """A network that a study has found. Its attributes are the entries of the network in result.json, such as trial,
-    method, params, sparsity, nonzero_weights, val_accuracy and test_accuracy. With another metric, its name replaces
-    "accuracy"."""
+    """A network that a study has found. The object has the network's entries in result.json as attributes, such as
+    trial, method, params, sparsity, nonzero_weights, val_accuracy and test_accuracy. If the experiment's metric is not
+    accuracy but, for example, rmse, the object has val_rmse and test_rmse instead."""
 
     def __init__(self, ended: EndedStudy, folder: str, about: dict[str, Any]) -> None:
         self._ended, self._folder, self._about = ended, folder, about
@@ -200,7 +200,7 @@ class Found:
 
 
 def _kept(experiment: Any, config: StudyConfig) -> str:
-    """Pickle an experiment into the folder of the studies. Return a value of --experiment for it."""
+    """Pickle an experiment into a file in the storage folder. Return the value of --experiment that loads the file."""
     import cloudpickle
 
     try:
@@ -224,8 +224,8 @@ def _kept(experiment: Any, config: StudyConfig) -> str:
 
 
 def _led(config: StudyConfig, *, quiet: bool) -> dict[str, Any]:
-    """Run the command in another process, because this process may have threads, for example in a notebook. Return the
-    result that the command prints as JSON."""
+    """Run the command in a new process, and return the result that the command prints as JSON. The command forks its
+    process to start workers. This process may have threads, for example in a notebook, and a fork would lack them."""
     import yaml
 
     with tempfile.TemporaryDirectory() as folder:
@@ -250,7 +250,7 @@ def _led(config: StudyConfig, *, quiet: bool) -> dict[str, Any]:
 
 
 def _follow(process: subprocess.Popen[str], *, quiet: bool) -> list[str]:
-    """Print the lines of a study's progress as they arrive. Return them."""
+    """Print the lines of a study's progress as they arrive, except if `quiet` is true. Return all lines."""
     assert process.stderr is not None
     said: list[str] = []
     try:

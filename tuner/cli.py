@@ -57,8 +57,8 @@ def _subcommand(name: str, arguments: list[str]) -> int:
 
 
 def entry() -> NoReturn:
-    """Run the command in this process, and exit at once after its output. Garbage collection is avoided, during the
-    imports and at the end, because with torch, Ray and Optuna it would take seconds."""
+    """Run the command in this process, and exit at once after its output. Garbage collection is off during the imports,
+    and is left out at the end, because with torch, Ray and Optuna it would take seconds."""
     gc.set_threshold(100_000, 50, 100)
     code = main()
     for stream in (sys.stdout, sys.stderr):

@@ -16,7 +16,13 @@ class UsageError(Exception):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return the message for an unknown name. It suggests similar names and lists all known ones."""
+    """Return the message for an unknown name. The message suggests similar names and lists all known names.
+
+    Args:
+        kind: the kind of name, such as "method".
+        name: the unknown name.
+        known: all known names.
+    """
     known = list(known)
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
@@ -40,6 +46,6 @@ def one_line(error: BaseException) -> str:
 
 
 def redact(text: str) -> str:
-    """Return the text without user names, passwords and tokens of URIs."""
+    """Return the text with "***" in place of each user name, password and token in a URI."""
     text = re.sub(r"://(?:[^\s/@]*:[^\s]*|[^\s/?#]*)@", "://***@", text)
     return re.sub(r"(?i)\b(\w*(?:password|token|secret)\w*)=[^&\s']+", r"\1=***", text)

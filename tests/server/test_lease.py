@@ -37,7 +37,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(store: S3Prefix, tmp_p
     first = Lease(store, tmp_path)
     assert first.take() is False
     clock.meanwhile = first.renew
-    with pytest.raises(UsageError, match=r"study 's' is being run by another process, on \S+: wait, or end it"):
+    with pytest.raises(UsageError, match=r"study 's' is being run by another process, on \S+: wait for it, or end it"):
         Lease(store, tmp_path).take()
     first.renew()
     clock.meanwhile = lambda: None

@@ -207,8 +207,8 @@ def test_where_ray_is_loaded_already_workers_are_left_to_ray(tmp_path: Path) -> 
     ("fork", "why"),
     [
         ("import ray; server.fork(lambda: True)", "Ray was loaded before"),
-        ("server.fork(lambda: False)", "the command has threads, which a copy would lack"),
-        ("server.fork(begin)", "copies of the command would give out the same names"),
+        ("server.fork(lambda: False)", "the command has threads, and a fork would lack them"),
+        ("server.fork(begin)", "two forks of the command would create objects with the same ids"),
         ("os.fork = refuse; server.fork(lambda: True)", "BlockingIOError: [Errno 11] no more processes"),
     ],
 )

@@ -33,9 +33,9 @@ def test_what_failed_after_the_search_is_done_when_it_is_mended(strange: Path, t
     trial = ran.result()["best"]["trial"]
     why = "RuntimeError: no batch of 75, please"
     assert f"The test accuracy of {trial} was not measured: {why}" in told
-    assert f"A training under another seed failed: {why}" in told
+    assert f"A training with another seed failed: {why}" in told
     assert any(line.startswith("The best network was not logged as a model: ") for line in told)
-    assert any(line.startswith("Nothing else is lost. To try that again: ") for line in told)
+    assert any(line.startswith("All other results are complete. To try the failed part again: ") for line in told)
     folder = tmp_path / "studies" / "late"
     assert len(list(csv.DictReader((folder / "trials.csv").open()))) == 2
     best = json.loads((folder / "result.json").read_text())["best"]

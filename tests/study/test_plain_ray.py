@@ -16,7 +16,7 @@ from tests.helpers.outcome import optuna_states, trials_of
 from tests.helpers.renamed_ray import renamed_ray
 from tune_sparsity.tuner.cluster.ray_patches import PLAIN, PRIVATE
 
-SAID = "Ray is started with public calls, which takes longer ("
+SAID = "Ray is started through its public API, which takes longer ("
 SCRIPT = """
 import json, os, sys, psutil
 from tune_sparsity.tuner.config.study_config import make_config
@@ -162,7 +162,7 @@ def test_a_study_ends_well_without_any_private_name(plain_study: Ran) -> None:
 def test_doctor_tells_which_ray_is_used_and_why(tmp_path: Path, other_ray: Path) -> None:
     ran = run_command(["doctor"], tmp_path, **environment(tmp_path / "home", other_ray))
     (line,) = [line for line in ran.stdout.splitlines() if "start of a private ray" in line]
-    assert line.startswith("ok   start of a private ray: with public calls, which takes longer (")
+    assert line.startswith("ok   start of a private ray: through its public API, which takes longer (")
     assert "has no attribute" in line or "cannot import name" in line or "No module named" in line
     assert "ok   ray's token authentication: on" in ran.stdout
     assert not (tmp_path / "home" / ".ray").exists()

@@ -80,7 +80,7 @@ def test_a_compiled_network_in_bfloat16_trains_in_workers_and_is_logged(strange:
     (tmp_path / "credentials").write_text("not to leave the machine")
     ran = run_command([*study, *more], tmp_path)
     assert ran.code == 0, ran.stderr
-    assert "Nothing else is lost" not in ran.stderr
+    assert "All other results are complete" not in ran.stderr
     assert "Not in MLflow" not in ran.stderr
     seeds = ran.result()["final_seeds"][0]["test_accuracy"]["seeds"]
     assert len(seeds) == 2

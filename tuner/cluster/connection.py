@@ -1,6 +1,7 @@
 """Connect a study to Ray, and end the connection when the study no longer needs it.
 
-A private Ray takes seconds to start. It starts in another process while the command does other work.
+Without --address, a study starts a private Ray: Ray's processes on this machine, for this study only. They take seconds
+to start. Another process starts them while the command does other work.
 """
 
 from __future__ import annotations
@@ -25,26 +26,26 @@ class Connection(Protocol):
     """A connection to Ray. Use it as a context manager: the connection ends with the block.
 
     Attributes:
-        lost: whether Ray has died. In this case, the main thread is interrupted as by a request to terminate.
-        plain: why a private Ray was started with public calls, which takes longer, or "" if it was started in the quick
-            way.
+        lost: whether Ray has died. In this case, the main thread gets SIGTERM.
+        plain: the reason why a private Ray was started through Ray's public API, which takes longer; "" if the quick
+            start succeeded (see PrivateRay).
     """
 
     lost: bool
     plain: str
 
     def begin(self) -> None:
-        """Begin to start Ray, because it will be needed soon. This method may be called again."""
+        """Begin to start Ray, because the study will need it soon. Do nothing if Ray is already starting."""
 
     def share(self, alone: Callable[[], bool]) -> None:
-        """Load the libraries of Ray's workers, and make the workers copies of this process.
+        """Load the libraries of Ray's workers, and fork this process, so that Ray can fork its workers from the copy.
 
-        This method may be called again. The first call must come before a user's code runs.
+        Only the first call forks. The first call must come before a user's code runs.
 
         Args:
-            alone: a function that returns whether this process has no other threads. It may wait until other threads
-                have ended. A copy of a process lacks its other threads. If there are any, Ray is therefore started with
-                public calls.
+            alone: a function that returns whether this process has no other threads. The function may wait until other
+                threads have ended. A fork copies only one thread. If there are other threads, this process is
+                therefore not forked, and Ray is started through its public API.
         """
 
     def wait(self) -> None:
@@ -55,10 +56,11 @@ class Connection(Protocol):
         """
 
     def heard(self) -> None:
-        """Note that the main thread knows of Ray's death and ends the study."""
+        """Confirm that the main thread knows of Ray's death and ends the study."""
 
     def end(self) -> None:
-        """Begin to end Ray, because it is no longer needed. Its processes end while the command does other work."""
+        """Begin to end a private Ray, because the study no longer needs it. Return at once: Ray's processes end while
+        the command does other work."""
 
     def ended(self) -> None:
         """Wait until Ray's processes have ended."""
@@ -71,8 +73,8 @@ class Connection(Protocol):
 
 
 def is_sound(config: StudyConfig) -> bool:
-    """Return whether it is safe to start parts of the study before all options are checked. This is so if the options
-    that are checked later have their defaults."""
+    """Return whether parts of the study may start before all options are checked. They may start if the options that
+    are checked later have their defaults, and if the experiment is a built-in one."""
     sure = all(getattr(config, name) == StudyConfig.model_fields[name].default for name in _CHECKED_LATER)
     return sure and ":" not in config.experiment  # a colon means a user's own code
 
@@ -88,10 +90,10 @@ def connection(
 
     Args:
         config: the study's settings.
-        ahead: whether to begin to start a private Ray at once. `share` must then be called later.
-        died: a function that is called in a thread if a private Ray has died and the main thread waits for Ray, so that
-            it cannot be interrupted. The function must report this and end the process.
-        say: a function that is called with a line for the user if a private Ray is not started in the quick way.
+        ahead: whether to begin to start a private Ray at once. In this case, the caller must call `share` later.
+        died: a function that is called if a private Ray has died and the main thread does not react, because it waits
+            for Ray. The function is called in another thread. It must report the death and end the process.
+        say: a function that is called with a line for the user if the quick start of a private Ray has failed.
     """
     if config.address is not None:
         return RunningCluster(config)
@@ -103,7 +105,8 @@ def connection(
 
 
 class RunningCluster:
-    """The connection to the cluster at --address. Its nodes must have equal versions and share the storage."""
+    """The connection to the cluster at --address. All nodes must have the package versions of this process, and access
+    to the study's storage."""
 
     def __init__(self, config: StudyConfig) -> None:
         self._config, self._stack, self.lost, self.plain = config, ExitStack(), False, ""
@@ -140,10 +143,10 @@ class RunningCluster:
 
 
 class PrivateRay:
-    """A Ray on this machine for one study.
+    """The connection to a private Ray: Ray's processes on this machine, for one study.
 
-    The quick way uses private names of Ray, and makes Ray's workers copies of this process. If the quick way fails, the
-    parts that it started are ended, and Ray is started with public calls.
+    The quick start uses private names of Ray's code, and forks Ray's workers from a copy of this process. If the quick
+    start fails, the processes that it started are ended, and Ray is started through its public API.
     """
 
     def __init__(
@@ -169,7 +172,7 @@ class PrivateRay:
             self._node = self._processes.enter_context(node)
 
     def begin_shared(self) -> None:
-        """Begin to start Ray. `share` must be called later."""
+        """Begin to start Ray before `share` is called. Workers wait until `share` has forked this process."""
         self._forking = self._processes.enter_context(ForkServer())
         self.begin()
 
@@ -181,7 +184,11 @@ class PrivateRay:
             self._check(self._forking.refused)
 
     def _check(self, wrong: str = "") -> None:
-        """End the started parts and start Ray with public calls if the quick way has failed."""
+        """If the quick start is impossible, end the processes that it started, and use Ray's public API.
+
+        Args:
+            wrong: a reason why the quick start is impossible, or "" if no reason is known.
+        """
         self._others = why_not(
             in_waiting_processes
         )  # other processes would wait forever for agents, which a quick Ray lacks
@@ -206,8 +213,9 @@ class PrivateRay:
         threading.Thread(target=self._watch, args=(self._node,), name="ray", daemon=True).start()
 
     def _watch(self, node: NodeProcess) -> None:
-        """Wait for the death of Ray, for example for lack of memory, and interrupt the main thread. Calls that wait for
-        Ray would never return, and Ray itself would end this process without a message."""
+        """Wait until Ray's processes have ended. If the study needs Ray at this time, interrupt the main thread.
+        Without the interrupt, the main thread might wait for Ray forever, or Ray might end this process without a
+        message."""
         node.wait()
         if not self._needed:
             return

@@ -1,8 +1,9 @@
-"""Start a worker of a private Ray as a copy of the fork server (tuner.cluster.fork_server), or as Ray does.
+"""Start a worker of a private Ray: as a fork of the fork server (tuner.cluster.fork_server), or else as Ray does.
 
-The raylet runs this file as a script instead of Ray's own setup_worker.py, with the same arguments. They are the path
-of the script that a worker of Ray runs, the options of this script, and the options of setup_worker.py. To start
-quickly, this file imports only the modules that a request to the fork server needs.
+The raylet (Ray's process that starts workers) runs this file as a script, in place of Ray's own setup_worker.py. This
+file gets the arguments of setup_worker.py: the path of the script that the worker runs, the options of that script, and
+the options of setup_worker.py. To start quickly, this file imports only the modules that a request to the fork server
+needs.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ _LANGUAGE = "--language="
 
 
 def main(arguments: list[str]) -> None:
-    """Ask the server for a worker. Return if the server has forked one. If it has not, this process becomes the
-    worker."""
+    """Ask the fork server for a worker, and return if the server has forked one. Otherwise turn this process into the
+    worker. If the raylet has ended, only return.
+
+    Args:
+        arguments: the arguments of setup_worker.py.
+    """
     try:
         forked = _plain(arguments) and ask(os.environ[SERVER], arguments)
     except (OSError, KeyError):
@@ -36,20 +41,24 @@ def main(arguments: list[str]) -> None:
 
 
 def _alone() -> bool:
-    """Return whether the raylet has ended, for example because the driver has reported a user's mistake. The server
-    refuses waiting workers then. A worker would search for its raylet for a minute."""
+    """Return whether the raylet has ended, for example because the driver has reported a user's mistake. The worker
+    must not start in this case, because it would search for its raylet for a minute."""
     time.sleep(_ENDS_WITHIN)
     return os.environ.get("RAY_RAYLET_PID", str(os.getppid())) != str(os.getppid())
 
 
 def _plain(arguments: list[str]) -> bool:
-    """Return whether the worker needs this Python and no special environment."""
+    """Return whether the requested worker runs Python code without a Ray runtime environment."""
     options = [argument for argument in arguments if argument.startswith((_CONTEXT, _LANGUAGE))]
     return set(options) <= {_CONTEXT + "{}", _LANGUAGE + "PYTHON"}
 
 
 def ask(server: str, arguments: list[str]) -> bool:
-    """Ask the server for a worker in place of this process. Return whether it has forked one.
+    """Ask the fork server for a worker in place of this process. Return whether the server has forked a worker.
+
+    Args:
+        server: the path of the server's socket.
+        arguments: the arguments of setup_worker.py.
 
     Raises:
         OSError: if no server answers.

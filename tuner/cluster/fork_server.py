@@ -1,12 +1,13 @@
 """Fork the workers of a private Ray from a process that has already loaded their libraries.
 
 A worker needs torch, Ray and our code for trials. Loading them takes seconds of processor time and most of a gigabyte.
-The fork server loads them once for all workers. Each worker is forked from it in a moment and shares its memory. The
-fork server has no other threads, which a copy would lack, and runs no user code. The raylet starts
-tuner/cluster/fork_client.py instead of Ray's own script for workers. That script asks the fork server for a worker.
+The fork server loads them once for all workers. Forking a worker then takes a moment, and the worker shares the
+server's memory. The fork server has a single thread, because a fork copies only one thread. It runs no user code. The
+raylet starts tuner/cluster/fork_client.py instead of Ray's own script for workers. fork_client.py asks the fork server
+for a worker.
 
-The fork server is itself a copy of the command, which needs the same libraries. The copy is made before any user code
-runs and before the command connects to Ray.
+The fork server is itself a fork of the command's process, which needs the same libraries. This fork happens before any
+user code runs and before the command connects to Ray.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class ForkServer:
 
     Attributes:
         variables: the environment variables that tell tuner/cluster/fork_client.py how to reach the server. They are
-            empty if processes cannot be copied safely.
-        refused: after `fork`, the reason why there is no copy, in one line, or "" if there is a copy.
+            empty if this system cannot fork safely, or if Ray has already been imported.
+        refused: the reason, in one line, why `fork` did not fork this process; "" before `fork`, or if it succeeded.
     """
 
     def __init__(self) -> None:
@@ -71,7 +72,7 @@ class ForkServer:
         self._stack.close()
 
     def fork(self, alone: Callable[[], bool]) -> None:
-        """Load the libraries of workers and copy this process. Only the first call has an effect.
+        """Load the libraries of workers and fork this process. Only the first call has an effect.
 
         Args:
             alone: a function that returns whether this process has no other threads. If there are other threads, all
@@ -101,7 +102,8 @@ class ForkServer:
 
 
 def _refusal(alone: Callable[[], bool]) -> str:
-    """Load the libraries of workers. Return why this process must not be copied, in one line, or ""."""
+    """Load the libraries of workers. Return the reason, in one line, why this process must not be forked, or "" if it
+    may be forked."""
     if _LIBRARY in sys.modules:
         return "Ray was loaded before"
     try:
@@ -109,12 +111,12 @@ def _refusal(alone: Callable[[], bool]) -> str:
     except MISSING as error:
         return one_line(error)
     if not alone():
-        return "the command has threads, which a copy would lack"
-    return "" if _differ() else "copies of the command would give out the same names"
+        return "the command has threads, and a fork would lack them"
+    return "" if _differ() else "two forks of the command would create objects with the same ids"
 
 
 def _load() -> None:
-    """Import our code for trials, and Ray in such a way that a copy can become its worker."""
+    """Import our code for trials and Ray. Prepare Ray so that a fork of this process can become a worker."""
     with _as_in_a_worker():
         import ray  # noqa: F401
 
@@ -125,15 +127,20 @@ def _load() -> None:
 
 
 def _as_in_a_worker() -> AbstractContextManager[None]:
-    """Within this block, set two variables that Ray reads when it is imported in a worker. The first is the job of the
-    worker, here any job. The second is the process with which a worker ends. This process serves as well, because the
-    raylet ends with it, too. A driver needs neither variable."""
+    """Within this block, set two environment variables that Ray reads if it is imported in a worker. RAY_JOB_ID gets
+    the value for "no job yet". RAY_RAYLET_PID must be the id of a process that ends together with the raylet. This
+    process does so."""
     return variables({**_NO_JOB, "RAY_RAYLET_PID": str(os.getpid())})
 
 
 def _serve(asked: socket.socket, path: Path, ended: int) -> None:
-    """Serve requests at the listening socket until the pipe `ended` closes, which means that the driver has died. Then
-    remove the folder of the socket."""
+    """Serve requests at the listening socket until the driver has died. Then remove the folder of the socket.
+
+    Args:
+        asked: the listening socket.
+        path: the path of the socket.
+        ended: the end of a pipe for reading. The pipe closes if the driver dies.
+    """
     os.setpgid(0, 0)  # Ctrl-C is only for the driver
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # avoids zombies, because this process does not wait for workers
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -153,8 +160,8 @@ def _serve(asked: socket.socket, path: Path, ended: int) -> None:
 
 
 def _close_pipes() -> None:
-    """Close the driver's pipes, so that its other processes notice when it ends. Libraries have no pipes of their
-    own."""
+    """Close this fork's copies of the driver's pipes. The driver's other processes wait for the pipes to close when the
+    driver ends. Closing all pipes is safe, because the loaded libraries use none."""
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):  # listdir's own descriptor is already closed
             if int(name) > 2 and os.readlink(f"/proc/self/fd/{name}").startswith("pipe:"):
@@ -162,8 +169,8 @@ def _close_pipes() -> None:
 
 
 def _end_with(last: Callable[[], object]) -> NoReturn:
-    """Call a function in a forked process and then end the process, so that it does not continue the program of its
-    parent."""
+    """Call a function in a forked process, and then end the process. Without this end, the process would continue the
+    program of its parent."""
     code = 1
     try:
         last()
@@ -179,7 +186,8 @@ def _end_with(last: Callable[[], object]) -> NoReturn:
 
 
 def _differ() -> bool:
-    """Return whether two copies of this process give different names to Ray's objects."""
+    """Return whether two forks of this process create different random ids for Ray's objects. Equal ids would confuse
+    the objects of two workers."""
     return _name_of_a_copy() != _name_of_a_copy()
 
 
@@ -211,8 +219,11 @@ class Server:
         self._listener, self._variables = listener, dict[str, str]()
 
     def answer(self, client: socket.socket) -> None:
-        """Fork the requested worker. Refuse if its Ray variables differ from those of the first worker, or if the
-        raylet no longer waits for it.
+        """Fork the requested worker. Refuse a worker whose Ray variables differ from those of the first worker. Also
+        refuse if the client has closed the connection.
+
+        Args:
+            client: the connection to a process that runs tuner/cluster/fork_client.py.
 
         Raises:
             One of _MISUNDERSTOOD: if the request cannot be read.
@@ -242,13 +253,19 @@ def _has_left(client: socket.socket) -> bool:
 
 
 def _of_ray(environment: dict[str, str]) -> dict[str, str]:
-    """Return Ray's variables as a worker without a job sees them, which Ray starts in advance. A worker that is started
-    for a job gets the id of this job. There is only one job, so that the difference does not matter."""
+    """Return Ray's environment variables, with the value "no job yet" for RAY_JOB_ID. Ray gives this value to workers
+    that it starts in advance, and the id of the job to other workers. A private Ray has only one job, so the difference
+    does not matter."""
     return {name: value for name, value in environment.items() if name.startswith(_RAY)} | _NO_JOB
 
 
 def _become(asked: dict[str, Any], streams: list[int]) -> None:
-    """Become Ray's worker, as if the raylet had started this process."""
+    """Turn this forked process into Ray's worker, as if the raylet had started it.
+
+    Args:
+        asked: the request of tuner/cluster/fork_client.py.
+        streams: the file descriptors for standard input, output and error.
+    """
     os.setpgid(0, 0)  # the raylet ends the whole process group of a worker
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, asked["blocked"])
@@ -268,8 +285,8 @@ def _become(asked: dict[str, Any], streams: list[int]) -> None:
 
 
 def _own_randomness() -> None:
-    """Seed NumPy's global generator. Otherwise all copies would draw the same numbers if a user's code sets no seed.
-    Python seeds its own generator after a fork."""
+    """Seed NumPy's global generator. Without this seed, all forked workers would draw the same random numbers in user
+    code that sets no seed. Python seeds its own generator after a fork."""
     import numpy as np
 
     np.random.seed()

@@ -1,8 +1,9 @@
 """Connect this process to Ray: to a private Ray on this machine, to a running cluster, or through Ray Client.
 
-The nodes always run this process's version of our code. The package `tune_sparsity` is sent to them as Ray's runtime
-environment, from the folder of its import (a wheel or an editable checkout). A user's experiment is sent with the
-trials (tuner.worker.shipping). The data are sent through Ray's object store, once to each node.
+The nodes always run the version of the package `tune_sparsity` that this process has imported. Ray sends the package to
+them from the folder of its import (a wheel or an editable checkout), as a runtime environment. A user's experiment is
+sent with the trials (tuner.worker.shipping). The data are sent through Ray's object store, once to each node
+(tuner.cluster.node_data).
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _CLIENT = "ray://"
 
 @contextlib.contextmanager
 def connected(config: StudyConfig, node: NodeProcess | None = None) -> Iterator[None]:
-    """Within this block, be connected to the cluster at the study's address or to a private Ray.
+    """Connect this process to the cluster at the study's address, or to a private Ray. End the connection after the
+    block.
 
     Args:
         config: the study's settings.
@@ -85,17 +87,17 @@ def _join(address: str) -> None:
 
 
 def refusal(message: str, said: str) -> str:
-    """Return in one line why this process could not join a cluster.
+    """Return the reason, in one line, why this process could not join a cluster.
 
     Args:
         message: the message of Ray's exception.
-        said: the text that Ray's libraries wrote to standard error meanwhile.
+        said: the text that Ray's libraries wrote to standard error during the attempt.
     """
     both = f"{message} {said}"
     if "InvalidAuthToken" in both or "uthentication" in both:
         return (
-            "the cluster needs its token, and did not get it: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a "
-            "file that holds the cluster's token"
+            "the cluster requires a token and did not get the right one: set RAY_AUTH_MODE=token, and set "
+            "RAY_AUTH_TOKEN_PATH to a file that contains the cluster's token"
         )
     reason = " ".join(message.split())
     if "ersion mismatch" in reason:
@@ -104,8 +106,8 @@ def refusal(message: str, said: str) -> str:
 
 
 def runtime_environment() -> dict[str, Any]:
-    """Return the runtime environment with which Ray sends our package to every node. If this process runs in a Ray job
-    that already sends modules, the result is empty, because Ray does not allow additions."""
+    """Return a Ray runtime environment that sends the package `tune_sparsity` to every node. Return an empty dict if
+    this process runs in a Ray job that sends Python modules itself, because Ray does not allow additions to them."""
     job = json.loads(os.environ.get(JOB) or "{}").get("runtime_env") or {}
     if "py_modules" in job:
         return {}
@@ -114,8 +116,8 @@ def runtime_environment() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _standard_error_aside() -> Iterator[IO[str]]:
-    """Within this block, write standard error to a file, including that of Ray's libraries. A cluster that refuses this
-    process writes twenty lines."""
+    """Redirect standard error to a file within this block, and yield the file. Ray's libraries would otherwise print
+    twenty lines if a cluster refuses this process."""
     with tempfile.TemporaryFile("w+", errors="replace") as file:
         before = os.dup(2)
         os.dup2(file.fileno(), 2)

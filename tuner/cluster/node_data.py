@@ -1,7 +1,8 @@
-"""Send a study's data to the processes that train, through Ray's object store. Each node keeps one copy for all.
+"""Give a study's data to the processes that train, through Ray's object store. All processes of a node share one copy.
 
-The driver sends small data, which it has loaded. Each node of a cluster loads large data itself, from the same path,
-before the study begins. A node without these data is therefore found before the first trial.
+The driver sends small data, which it has loaded. If the data are larger than LARGE, each node of a cluster loads them
+itself, from the same path as the driver, before the study begins. A missing data set is therefore found before the
+first trial.
 """
 
 from __future__ import annotations
@@ -25,20 +26,26 @@ from tune_sparsity.tuner.worker.shipping import Parcel
 from tune_sparsity.tuner.worker.trainable import LoadedThere, shared_arrays
 
 Arrays = Mapping[str, Any]
-"""Names -> nests of NumPy arrays, from shared_arrays."""
+"""The data as `tuner.worker.trainable.shared_arrays` returns them: name -> a nested container of NumPy arrays."""
 LARGE = 1 << 30
-"""Bytes of training and validation data above which nodes load the data. TUNE_SPARSITY_LARGE_DATA overrides it."""
+"""The largest number of bytes of training and validation data that the driver sends. The environment variable
+TUNE_SPARSITY_LARGE_DATA overrides this number."""
 
 
 @dataclass(frozen=True)
 class NodeArrays:
-    """Holds for each node a reference to the arrays that the node has loaded, by the id of the node."""
+    """Holds references to the arrays in Ray's object store.
+
+    Attributes:
+        references: the id of each node -> the reference to the arrays that this node has loaded. The key "" stands for
+            arrays that the driver has loaded.
+    """
 
     references: dict[str, Any]
 
     def here(self) -> Arrays:
-        """Return the arrays that this node has loaded, without a copy. If the node has loaded none, for example because
-        it joined the cluster during the study, return those of another node."""
+        """Return the arrays that this node has loaded, without a copy. If this node has loaded none, for example
+        because it joined the cluster during the study, return the first arrays of `references`."""
         mine = self.references.get(ray.get_runtime_context().get_node_id())
         found: Arrays = ray.get(mine if mine is not None else next(iter(self.references.values())))
         return found
@@ -47,13 +54,17 @@ class NodeArrays:
 def for_workers(
     config: StudyConfig, experiment: Experiment, data: Data, checksum: Callable[[], str]
 ) -> Arrays | NodeArrays | LoadedThere:
-    """Return the data for the processes that train. Ray must be connected.
+    """Return the data in the form in which trials receive them. Connect to Ray before this call.
 
     Args:
         config: the study's settings.
         experiment: the experiment.
         data: the loaded data.
         checksum: a function that returns the checksum of the data. It may take seconds.
+
+    Returns:
+        The arrays, or references to them. LoadedThere if the data set does not fit into memory, so that each trial
+        loads it. An empty dict if the experiment is a user's own loop, which loads its data.
 
     Raises:
         UsageError: if the data are large and a node does not have the same data.
@@ -75,9 +86,9 @@ def loaded_by(where: list[Node], experiment: Experiment, source: str, folder: Pa
 
     Args:
         where: the nodes that load the data.
-        source: the name that found the experiment. Its code is sent to the nodes.
-        folder: --data-dir, on every node.
-        checksum: the checksum of the driver's data. All nodes must have the same.
+        source: the value of --experiment. The experiment's code is sent to the nodes.
+        folder: the value of --data-dir, which is the same on every node.
+        checksum: the checksum of the driver's data. The data of all nodes must have the same checksum.
 
     Raises:
         UsageError: if a node does not have these data. The message names the first such node.
@@ -96,14 +107,14 @@ def loaded_by(where: list[Node], experiment: Experiment, source: str, folder: Pa
             wrong = f"they cannot be loaded ({' '.join(str(error).split())[-200:]})"
         if wrong:
             raise UsageError(
-                f"node {node.address} does not have this machine's data of {experiment.name}: {wrong}: large data must "
-                "lie at the same --data-dir on all nodes"
+                f"node {node.address} does not have this machine's data of {experiment.name}: {wrong}: put large data "
+                "into the same --data-dir on all nodes"
             )
     return NodeArrays({node.id: arrays for node, (_, arrays) in asked.items()})
 
 
 def _load(experiment: Experiment, folder: Path | None, checksum: str) -> tuple[str, dict[str, Any]]:
-    """Load the data on a node. Return the mistake, or "", and the data."""
+    """Load the data on a node. Return the reason why these data cannot be used, or "", and the arrays."""
     try:
         data = experiment.load(folder)
     except (Exception, SystemExit) as error:

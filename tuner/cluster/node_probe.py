@@ -1,5 +1,5 @@
-"""Describe a node of a cluster. This module runs on the node. It imports only Python's standard library, so that a
-missing package can be reported."""
+"""Describe a node of a cluster. This module runs on the node. The module imports only Python's standard library, so
+that it can report a missing package."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ PATIENCE = 10.0  # seconds that a network file system may take to show what anot
 
 
 def probe(storage: Any, token: str, name: str) -> dict[str, Any]:
-    """Return the node's versions, its GPUs and its access to the storage.
+    """Return a description of this node: its versions, its GPUs and its access to the storage.
 
     Args:
-        storage: a tuner.storage.places.Place that contains a file "driver", in which the driver has written the token.
-            If None, the storage is not tested.
-        token: the content of the file.
-        name: the name of the file that this node writes, with the same content.
+        storage: a tuner.storage.places.Place that contains a file "driver". The driver has written the token into this
+            file. If None, the storage is not tested.
+        token: the content that the file "driver" must have.
+        name: the name of a file that this node writes into the storage. The file's content is the token.
 
     Returns:
-        versions: the name of each package -> its version, or "" if the package is not installed. Two more entries are
+        A dict with three keys.
+        versions: the name of each package -> its version, or "" if the package is not installed. Two more keys are
             "python", and "tune-sparsity" with a digest of the code.
-        gpus: the name and the total and free memory in MiB of each GPU.
+        gpus: a dict for each GPU with its "name", and its "total" and "free" memory in MiB.
         storage: the problem with the storage, or "" if there is none.
     """
     return {"versions": versions(), "gpus": gpus(), "storage": _storage(storage, token, name)}
@@ -43,7 +44,7 @@ def versions() -> dict[str, str]:
 
 
 def code() -> str:
-    """Return a digest of our package's code as this process imports it, or "" if it is missing."""
+    """Return a digest of the code of the package `tune_sparsity`, or "" if this process cannot import the package."""
     spec = importlib.util.find_spec(OURS)
     if spec is None or spec.origin is None:
         return ""
@@ -56,7 +57,7 @@ def code() -> str:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Return the GPUs that nvidia-smi lists. CUDA_VISIBLE_DEVICES does not hide any of them."""
+    """Return the GPUs that nvidia-smi lists, also those that CUDA_VISIBLE_DEVICES hides. See `probe` for the form."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
         listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
@@ -87,12 +88,12 @@ def _storage(place: Any, token: str, name: str) -> str:
             break
         except FileNotFoundError:
             if time.monotonic() > end:
-                return "does not see what the driver writes there"
+                return "does not see the files that the driver writes there"
             time.sleep(0.2)
         except OSError as error:
             return f"cannot read there ({error.strerror or error})"
     if not seen:
-        return "sees another folder of that name"
+        return "has another folder of this name"
     try:
         place.write(name, token.encode())
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Check the nodes of the connected cluster: their versions, GPUs and storage, and whether a study can run on all."""
+"""Check whether a study can run on all nodes of the connected cluster: compare versions, list GPUs, test storage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tune_sparsity.tuner.storage.study_storage import StudyStorage
 
 _ANSWER_WITHIN = 120.0  # seconds; a node may have to fetch the code and start a process first
 
-EACH_NODE = "every node needs a way to the store, and credentials of its own"
+EACH_NODE = "every node needs network access to the object store, and its own credentials"
 _ALIKE = ("python", "ray", "torch", "numpy", "tune-sparsity")  # the versions of other packages may differ
 
 
@@ -29,6 +29,7 @@ class Answer:
     """The answer of a node to `node_probe.probe`, or the reason why there is no answer.
 
     Attributes:
+        node: the node.
         versions, gpus, storage: the results of `node_probe.probe`.
         silent: the reason why there is no answer, or "" if there is one.
     """
@@ -41,7 +42,7 @@ class Answer:
 
 
 def nodes() -> list[Node]:
-    """Return the live nodes that have CPUs, in the order of their addresses."""
+    """Return the cluster's live nodes that have CPUs, in the order of their addresses."""
     found = [
         Node(
             node["NodeID"], node["NodeManagerAddress"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)
@@ -57,8 +58,8 @@ def ask(asked: Sequence[Node], storage: StudyStorage | None) -> list[Answer]:
 
     Args:
         asked: the nodes.
-        storage: the folder that all nodes must share, or the object store that all nodes must reach. It is tested with
-            files that are removed afterwards. If None, no storage is tested.
+        storage: the folder that all nodes must share, or the object store that all nodes must reach. The test writes
+            files there and removes them. If None, no storage is tested.
 
     Raises:
         OSError: if this machine cannot write to the storage.
@@ -88,20 +89,21 @@ def _answer(node: Node, reference: Any, end: float) -> Answer:
 
 
 def _read_back(answer: Answer, place: Place | None) -> Answer:
-    """Return the answer. Report a problem with the storage if the node's file does not appear here."""
+    """Return the answer of a node. Add a problem to the answer if the node's file does not appear in `place`."""
     if place is None or answer.silent or answer.storage:
         return answer
     end = time.monotonic() + node_probe.PATIENCE
     while answer.node.id not in place.names():
         if time.monotonic() > end:
-            return Answer(answer.node, answer.versions, answer.gpus, "writes where the driver does not see it")
+            return Answer(answer.node, answer.versions, answer.gpus, "writes files there that the driver does not see")
         time.sleep(0.2)
     return answer
 
 
 @contextlib.contextmanager
 def _left_behind(storage: StudyStorage | None, token: str) -> Iterator[Place | None]:
-    """Within this block, the storage has a place with the driver's file. Afterwards the place is removed."""
+    """Create a temporary place in the storage with a file "driver" that contains the token. Remove the place after the
+    block."""
     if storage is None:
         yield None
         return
@@ -111,15 +113,15 @@ def _left_behind(storage: StudyStorage | None, token: str) -> Iterator[Place | N
 
 
 def differences(answers: Sequence[Answer]) -> list[str]:
-    """Return a line for each version of a package that differs from the version in this process. The line names all
-    nodes that have this version."""
+    """Compare the versions of the nodes with those of this process. Return a line for each different version. The line
+    names all nodes that have this version."""
     here = node_probe.versions()
     found: dict[str, list[str]] = {}
     for answer in answers:
         for package, version in answer.versions.items():
             other = package in _ALIKE and compared(package, version) != compared(package, here[package])
             if other or not version:
-                what = f"{package} {version or 'is not installed'}, and this process {here[package]}"
+                what = f"{package} {version or 'is not installed'}, and this process has {here[package]}"
                 found.setdefault(what, []).append(answer.node.address)
     return [f"{', '.join(dict.fromkeys(addresses))}: {what}" for what, addresses in found.items()]
 
@@ -134,17 +136,17 @@ def compared(package: str, version: str) -> str:
 
 
 def check_nodes(storage: StudyStorage) -> None:
-    """Check before a study that every node has the same versions as this process and can use its storage.
+    """Check before a study that every node has the versions of this process, and can use the study's storage.
 
     Raises:
-        UsageError: with the first problem and its node.
+        UsageError: if a node fails. The message states the first problem and its node.
     """
     answers = ask(nodes(), storage)
     for answer in answers:
         if answer.silent:
             raise UsageError(f"node {answer.node.address} {answer.silent}: tune-sparsity doctor says more")
     if different := differences(answers):
-        raise UsageError(f"node {different[0]}: all nodes need the same (tune-sparsity doctor lists them all)")
+        raise UsageError(f"node {different[0]}: install equal versions (tune-sparsity doctor lists all differences)")
     for answer in answers:
         if answer.storage:
             shared = f"give a folder that all {len(answers)} nodes and this machine share"

@@ -1,4 +1,4 @@
-"""Control the process of a private Ray (tuner.cluster.private_ray_main) from the driver."""
+"""Control, from the driver, the process that runs a private Ray on this machine (tuner.cluster.private_ray_main)."""
 
 from __future__ import annotations
 
@@ -38,14 +38,13 @@ _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # without it Ray listens
 
 
 def settle_environment(*, own: bool = False) -> None:
-    """Set Ray's environment variables for this process and its children. Variables that the user has set stay as they
-    are.
+    """Set Ray's environment variables for this process and its children. Variables that the user has set keep their
+    values, except the variable that makes a private Ray listen on loopback only.
 
     Args:
-        own: whether to set the variables of a private Ray. If False, the function sets the variables for joining a
-            running cluster. For a private Ray, call the function before Ray is imported. A private Ray always listens
-            on loopback only. Unless the user has chosen otherwise, it requires a token that only its own processes
-            have.
+        own: whether to set the variables of a private Ray. In this case, call this function before Ray is imported. By
+            default, a private Ray then requires a token that only its own processes have. If False, the variables for
+            joining a running cluster are set.
     """
     for name, value in (_ENVIRONMENT | (_OWN if own else _JOINING)).items():
         os.environ.setdefault(name, value)
@@ -56,23 +55,25 @@ def settle_environment(*, own: bool = False) -> None:
 
 
 def asks_for_token() -> bool:
-    """Return whether Ray requires a token from each process that connects."""
+    """Return whether this process's environment makes Ray require a token from each process that connects."""
     return os.environ.get(MODE, "").lower() == "token"
 
 
 class NodeProcess:
-    """The process of a Ray on this machine for one study. It runs until the block or this process ends.
+    """A process that starts a private Ray and keeps it running. Use this object as a context manager: the process ends
+    with the block, or with this process.
 
     Args:
         config: the study's settings.
         variables: more environment variables for Ray's processes.
-        plain: the reason to start Ray with public calls, in one line. With "", the quick way is tried first.
+        plain: the reason, in one line, to start Ray through its public API. If "", the quick start (see
+            tuner.cluster.private_ray_main) is tried first.
         ahead: whether workers load the libraries of trials before there is a trial.
         say: a function that is called with each line for the user, in the thread that calls `address`.
 
     Attributes:
-        plain: the reason why Ray was started with public calls. It is empty if Ray was started in the quick way, or if
-            the address is not known yet.
+        plain: the reason why Ray was started through its public API. It is "" if the quick start succeeded, and before
+            `address` has returned.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class NodeProcess:
             message = json.loads(self._output.readline() or "{}")
             if "plain" in message:
                 self.plain = message["plain"]
-                self._say(f"Ray is started with public calls, which takes longer ({self.plain})")
+                self._say(f"Ray is started through its public API, which takes longer ({self.plain})")
             elif "again" in message:
                 self._say(f"Ray is started once more ({message['again']})")
             else:
@@ -121,7 +122,7 @@ class NodeProcess:
         return self._said["address"]
 
     def wait(self) -> None:
-        """Wait until Ray has ended, or was ended because one of its processes died. Call `address` first."""
+        """Wait until one of Ray's processes has died, or until Ray has been ended. Call `address` first."""
         self._output.read()
 
     def __enter__(self) -> Self:

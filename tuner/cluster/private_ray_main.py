@@ -1,12 +1,12 @@
 """Start, watch and end a private Ray on this machine, in a process of its own.
 
-The driver cannot do this itself. Workers are copies of the driver (tuner.cluster.fork_server), and a process that has
-connected to Ray has threads, which a copy would lack. The driver starts this process (tuner.cluster.private_ray) and
-reads Ray's address from its standard output. To end this process, the driver closes the process's standard input. If
-the driver is killed, the kernel closes it.
+The driver cannot start Ray itself. Workers are forks of a copy of the driver (tuner.cluster.fork_server). A driver that
+had connected to Ray would have threads, and a fork copies only one thread. The driver therefore starts this process
+(tuner.cluster.private_ray), and reads Ray's address from the process's standard output. To end this process, the driver
+closes the process's standard input. If the driver is killed, the kernel closes the standard input.
 
-The quick way to start Ray uses private names of Ray. If the quick way fails, this process ends the parts that were
-started, replaces itself by a new process, and starts Ray with public calls.
+The quick start uses private names of Ray's code. If the quick start fails, this process ends Ray's processes, replaces
+itself by a new process, and starts Ray through its public API.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _SERVERS = ("gcs_server", "raylet")  # Ray needs both
 
 @dataclass(frozen=True)
 class Started:
-    """A Ray that has started.
+    """A running private Ray.
 
     Attributes:
-        address: its address.
-        end: a function that ends it.
+        address: Ray's address.
+        end: a function that ends Ray's processes.
     """
 
     address: str
@@ -53,13 +53,13 @@ class Started:
 
 
 def main(wanted: str, plain: str = "", tried: str = "") -> None:
-    """Run the process.
+    """Start Ray, tell the driver Ray's address, and wait until Ray has to end.
 
     Args:
-        wanted: JSON with `sizes`, the arguments of `cpus_in_use`, and `ahead`, whether workers load libraries in
-            advance.
-        plain: the reason to start Ray with public calls, in one line, or "" to start it in the quick way.
-        tried: the reason why the start with public calls is repeated, in one line, or "" at the first attempt.
+        wanted: JSON with two entries: `sizes`, the arguments of `cpus_in_use`; and `ahead`, whether workers load
+            libraries before there is a trial.
+        plain: the reason, in one line, to start Ray through its public API, or "" for the quick start.
+        tried: the reason, in one line, why the first start through the public API failed, or "" at the first attempt.
     """
     gc.set_threshold(100_000, 50, 100)
     if plain:
@@ -83,19 +83,20 @@ def main(wanted: str, plain: str = "", tried: str = "") -> None:
 
 
 def _again(*arguments: str) -> NoReturn:
-    """Replace this process by a fresh one, in which no part of Ray is changed."""
+    """Replace this process by a new one that calls `main` with these arguments. The new process has no changes of the
+    quick start in Ray's code."""
     command = own_process("tune_sparsity.tuner.cluster.private_ray_main", *arguments)
     os.execv(command[0], command)
 
 
 def _tell(**message: str) -> None:
-    """Write a message to the driver."""
+    """Send a message to the driver, as a line of JSON on standard output."""
     print(json.dumps(message), flush=True)
 
 
 def _watch(ray: Started) -> None:
-    """Wait until the driver or one of Ray's processes has ended, for example for lack of memory. Then end Ray and this
-    process. Calls that wait for a dead Ray would never return."""
+    """Wait until the driver closes standard input, or until one of Ray's servers has died, for example for lack of
+    memory. Then tell the driver, and end Ray and this process."""
     servers = [child for child in psutil.Process().children() if child.name() in _SERVERS]
     alive = True
     while alive and not select.select([sys.stdin], [], [], _LOOK_EVERY)[0]:
@@ -127,8 +128,16 @@ def end_all(processes: list[psutil.Process]) -> None:
 def cpus_in_use(
     cpus_per_trial: float, gpus_per_trial: float | str, workers_per_trial: int, trials: int, concurrency: int | None
 ) -> int:
-    """Return the number of CPUs for the trials that run at the same time. Ray starts one process for each worker of
-    these trials."""
+    """Return the number of CPUs that a private Ray gets: enough for the trials that run at the same time, and at most
+    the CPUs of this machine. The arguments have the names of the command's options.
+
+    Args:
+        cpus_per_trial: the CPUs of each worker.
+        gpus_per_trial: the GPUs of each worker; the text "auto" stands for 1 if this machine has a GPU, otherwise 0.
+        workers_per_trial: the workers of each trial.
+        trials: the number of trials of the study.
+        concurrency: the largest number of trials that run at the same time; None for as many as fit.
+    """
     here = Node("", "", max(len(os.sched_getaffinity(0)), cpus_per_trial), count_gpus())
     gpus = gpus_per_trial if not isinstance(gpus_per_trial, str) else float(here.gpus > 0)
     at_once = max(1, trials_at_once([here], cpus_per_trial, gpus, workers_per_trial))
@@ -137,9 +146,9 @@ def cpus_in_use(
 
 
 def start_quickly(cpus: int) -> Started:
-    """Start Ray without the server of its dashboard, its agents, its autoscaler and its collector of logs, which a
-    private Ray does not need. Each of them is a Python process, and together they take as long to start as the rest of
-    Ray. If there is a fork server, tuner/cluster/fork_client.py starts the workers."""
+    """Start Ray without the processes that a private Ray does not need: the dashboard, two agents, the autoscaler and
+    the log monitor. They are Python processes, and together they take as long to start as the rest of Ray. If there is
+    a fork server, tuner/cluster/fork_client.py starts the workers."""
     options: dict[str, Any] = {"include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
     if fork_client.SERVER in os.environ:
         options["setup_worker_path"] = fork_client.__file__
@@ -148,7 +157,7 @@ def start_quickly(cpus: int) -> Started:
 
 
 def start_plainly(cpus: int) -> Started:
-    """Start Ray with public calls."""
+    """Start Ray through its public API."""
     with _standard_output_aside():
         import ray
 
@@ -158,8 +167,8 @@ def start_plainly(cpus: int) -> Started:
 
 @contextlib.contextmanager
 def _standard_output_aside() -> Iterator[None]:
-    """Within this block, send standard output to standard error, including that of Ray's libraries. The driver reads
-    standard output."""
+    """Redirect standard output to standard error within this block, so that Ray's libraries cannot disturb the messages
+    to the driver."""
     before = os.dup(1)
     os.dup2(2, 1)
     try:
@@ -176,12 +185,14 @@ def _allow_files() -> None:
 
 
 def _loading_ahead(ahead: bool) -> contextlib.AbstractContextManager[None]:
-    """Within this block, set variables of Ray for workers that start in advance, load the libraries of trials and wait
-    for a trial.
+    """Set Ray's environment variables for the start of workers within this block.
 
-    Without `ahead`, workers do not start in advance, because only one of several processes would be used. Workers start
-    with the raylet and not with the driver's connection, as they do by default: the driver would wait for them while it
-    has as much to load itself.
+    By default, Ray starts workers when the driver connects. The driver would then wait for them, while it has to load
+    libraries itself.
+
+    Args:
+        ahead: whether the workers start together with the raylet, load the libraries of trials, and wait for a trial.
+            Otherwise no worker starts before a trial needs it.
     """
     # A worker may register late, when the driver has loaded all libraries. The raylet must wait for both.
     settings = {"RAY_prestart_worker_first_driver": "0", "RAY_worker_register_timeout_seconds": "600"}

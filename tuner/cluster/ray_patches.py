@@ -1,8 +1,9 @@
-"""Contain every use of a private name of Ray. `PRIVATE` explains why each is used and how a study runs without it.
+"""Contain every use of a private name of Ray. `PRIVATE` explains why each name is used, and how a study runs without
+the name.
 
-Each function imports only the part of Ray that it needs. The process of a private Ray does not need Ray Tune, and the
-fork server must import Ray in a special way. If Ray does not have a private name, the function raises one of `MISSING`.
-`patched` then leaves the patch out, and `why_not` names the missing part.
+Each function imports only the part of Ray that the function needs. A process that starts a private Ray does not need
+Ray Tune, and the fork server must import Ray in a special way. If Ray does not have a private name, the function raises
+one of `MISSING`. `patched` then leaves the patch out, and `why_not` names the missing part.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 MISSING = (ImportError, AttributeError)
-"""The errors that are raised if Ray has no such name."""
-PLAIN = "Ray is started with public calls"
-"""The effect if one of most names is missing."""
-_ONLY_LOADED_BEFORE = "there is no effect unless Ray was imported before the study set Ray's variables"
+"""The errors that Python raises if Ray does not have a private name."""
+PLAIN = "Ray is started through its public API"
+"""The effect if Ray does not have one of the names for the quick start."""
+_ONLY_LOADED_BEFORE = "only a program that imported Ray before the study set Ray's variables is affected"
 _ONE_LOSS_TWICE = "Tune counts the loss of a process twice for a trial that waits for it"
 _CLIENT = "a study with --address ray://... ends with a message"
 
@@ -37,9 +38,9 @@ class PrivateName(NamedTuple):
 
     Attributes:
         name: the full name, beginning with `ray`.
-        reason: why it is used.
-        gain: what it saves or makes possible.
-        without: what happens if Ray does not have it.
+        reason: the purpose of the name in Ray or here, as a verb phrase.
+        gain: the advantage for a study.
+        without: the effect if Ray does not have the name.
     """
 
     name: str
@@ -52,12 +53,12 @@ _CONTROLLER = "ray.tune.execution.tune_controller.TuneController"
 PRIVATE = (
     PrivateName(
         "ray._private.node.Node",
-        "starts Ray's processes from a process that does not talk to Ray",
+        "starts Ray's processes from a process that is not connected to Ray",
         "workers are copies of the command, and four Python processes are not needed: with the next four names, "
         "start-up takes 9 s instead of 26 s on two cores",
         PLAIN,
     ),
-    PrivateName("ray._private.parameter.RayParams", "is the argument of Node", "the same as for Node", PLAIN),
+    PrivateName("ray._private.parameter.RayParams", "is an argument of Node", "the same as for Node", PLAIN),
     PrivateName(
         "ray._private.node.Node.start_api_server",
         "starts the dashboard's process, which no option turns off",
@@ -78,7 +79,7 @@ PRIVATE = (
     ),
     PrivateName(
         "ray.actor.ActorClassID",
-        "names actors when Ray's modules are loaded, from a generator that all copies would share",
+        "creates ids of actor classes, with a random generator whose state all forks would share",
         "processes can be copied: each worker starts in a moment and shares most of its memory",
         PLAIN,
     ),
@@ -147,7 +148,7 @@ PRIVATE = (
 
 @contextmanager
 def patched(*patches: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
-    """Apply these patches inside the block. Leave out those that need a name that Ray does not have."""
+    """Apply these patches inside the block. Leave out each patch that needs a name that Ray does not have."""
     with ExitStack() as stack:
         for patch in patches:
             with suppress(*MISSING):
@@ -156,8 +157,8 @@ def patched(*patches: Callable[[], AbstractContextManager[object]]) -> Iterator[
 
 
 def why_not(patch: Callable[[], AbstractContextManager[object]]) -> str:
-    """Return one line that names the parts that this patch needs and Ray does not have. The line is empty if Ray has
-    all of them."""
+    """Return why this patch cannot be applied, in one line with the first name that Ray does not have. Return "" if the
+    patch can be applied."""
     try:
         with patch():
             return ""
@@ -169,17 +170,18 @@ def why_not(patch: Callable[[], AbstractContextManager[object]]) -> str:
 
 
 def without_mlflow() -> AbstractContextManager[None]:
-    """Keep Tune from loading MLflow in this process."""
+    """Prevent Ray Tune from importing MLflow in this process."""
     from ray.air._internal import usage
 
     return replaced(usage, "tag_callbacks", lambda callbacks: False)
 
 
 def lost_while_waiting() -> AbstractContextManager[None]:
-    """Give a trial another process if its process is lost before the trial begins.
+    """Give a trial a new process if its process is lost before the trial begins.
 
-    The process may be lost in the previous trial, or together with its node. Without this patch, Tune would count the
-    waiting trial as failed, and count the loss twice. A running trial that loses its process also gets another one.
+    Ray Tune already does this for a running trial. A trial that has not begun may lose its process because the previous
+    trial in the same process crashed, or because the node was lost. Without this patch, Tune would count this loss
+    twice and the waiting trial as failed.
     """
     from ray.tune.execution.tune_controller import TuneController
 
@@ -195,8 +197,8 @@ def lost_while_waiting() -> AbstractContextManager[None]:
 
 
 def _waits_already(controller: TuneController, trial: Trial, exception: Any) -> bool:
-    """Return whether a trial already waits for another process because of this loss. Otherwise prepare it for Tune's
-    next attempt."""
+    """Return whether Tune has already noticed this loss, so that the trial waits for a new process. If Tune has not,
+    prepare the trial so that Tune gives it a new process."""
     import ray
     from ray.tune.experiment import Trial
 
@@ -212,9 +214,9 @@ def _waits_already(controller: TuneController, trial: Trial, exception: Any) -> 
 
 
 def in_waiting_processes() -> AbstractContextManager[None]:
-    """Run trials in the waiting processes, which have already loaded their libraries. Without this patch, Tune gives
-    its actors a runtime environment, and Ray starts new processes for it. In a private Ray all processes have this
-    environment anyway."""
+    """Run trials in the worker processes that wait with loaded libraries. Without this patch, Tune gives its actors a
+    runtime environment, and Ray starts new processes for this environment. A private Ray does not need the environment,
+    because all its processes have the same environment variables."""
     import ray
     from ray.tune.execution.class_cache import _ActorClassCache
 
@@ -224,12 +226,15 @@ def in_waiting_processes() -> AbstractContextManager[None]:
 
 @contextmanager
 def tuner_here(scratch: Path) -> Iterator[Callable[..., Any]]:
-    """Yield Ray Tune's Tuner, changed so that its controller runs in this process. Under Ray Client, the controller
-    would otherwise run on the cluster, without our threads, files and MLflow. A temporary folder replaces the folder of
-    a Ray node, because this machine is not a node.
+    """Yield a form of Ray Tune's Tuner whose controller runs in this process. Under Ray Client, the controller of Tuner
+    would run on the cluster, where our threads, files and MLflow are missing.
+
+    Args:
+        scratch: a temporary folder. Under Ray Client, it replaces the folder of a Ray node, because this machine is not
+            a node.
 
     Raises:
-        One of MISSING: if Ray has no such Tuner.
+        One of MISSING: if Ray does not have the private names for this.
     """
     import ray
     from ray import tune
@@ -248,15 +253,15 @@ def tuner_here(scratch: Path) -> Iterator[Callable[..., Any]]:
 
 
 def on_loopback() -> AbstractContextManager[None]:
-    """Let Ray use 127.0.0.1 as the address of this process inside the block. If Ray was imported before its variable
-    was set, it would use the address of the machine."""
+    """Make Ray use 127.0.0.1 as the address of this process inside the block. Without this patch, Ray would use the
+    machine's address if Ray was imported before the study set Ray's environment variables."""
     from ray._private import ray_constants
 
     return replaced(ray_constants, "ENABLE_RAY_CLUSTER", False)
 
 
 def settle_ray() -> None:
-    """Let Ray read its variables again. They may have been different when the driver imported Ray."""
+    """Make Ray read its environment variables again. They may have had other values when the driver imported Ray."""
     with suppress(*MISSING):
         from ray import _raylet
 
@@ -264,14 +269,14 @@ def settle_ray() -> None:
 
 
 def without_dashboard() -> AbstractContextManager[None]:
-    """Keep Ray from starting the dashboard's process."""
+    """Prevent Ray from starting the process of its dashboard."""
     from ray._private import node
 
     return replaced(node.Node, "start_api_server", lambda self, **options: None)
 
 
 def without_agents() -> AbstractContextManager[None]:
-    """Launch the raylet without its two agents."""
+    """Make Ray start the raylet without its two agents."""
     from ray._private import services
 
     launch = services.start_ray_process
@@ -285,9 +290,9 @@ def without_agents() -> AbstractContextManager[None]:
 def _without_agents(command: list[str]) -> list[str]:
     """Return the raylet's command without its agents for the dashboard and for runtime environments.
 
-    The agents are Python processes that load for seconds, and the raylet starts no workers before they are ready. It
-    requires that the agents exist, and ends if they end. Each agent is therefore replaced by a process that waits for
-    the end of its input, which is the raylet's own. The ports are those of agents that serve nothing.
+    The agents are Python processes that take seconds to load, and the raylet starts no workers before the agents are
+    ready. The raylet ends if an agent is missing or ends. Each agent is therefore replaced by `cat`, which waits until
+    its standard input closes. The port numbers say that the agents serve nothing.
     """
     waits, nowhere = shutil.which("cat"), "-1"  # the port of an agent that serves nothing
     if waits is None:
@@ -300,8 +305,7 @@ def _without_agents(command: list[str]) -> list[str]:
 
 
 def start_node(cpus: int, **options: Any) -> RayNode:
-    """Start Ray's processes on this machine, without a connection of this process to Ray. `ray.init` would also connect
-    this process.
+    """Start Ray's processes on this machine, without connecting this process to Ray, as `ray.init` would do.
 
     Args:
         cpus: the number of CPUs that Ray may use.
@@ -328,8 +332,8 @@ def count_gpus() -> int:
 
 @contextmanager
 def loading_a_worker() -> Iterator[None]:
-    """Load Ray's script for workers. Inside the block, the caller must load the code of trials. A copy of this process
-    can then become a worker."""
+    """Import Ray's script for workers. Inside the block, the caller must import the code of trials. A fork of this
+    process can then become a worker."""
     import ray
 
     with replaced(ray.actor, "ActorClassID", ActorClassID):
@@ -339,9 +343,9 @@ def loading_a_worker() -> Iterator[None]:
 
 
 class ActorClassID:
-    """Gives random names to actors, as Ray's class of this name does, but without its random generator. All forked
-    workers would inherit the state of that generator, and would therefore give the same names to different actors.
-    Ray's modules name their actors when they are imported."""
+    """Replaces Ray's class ActorClassID, which creates random ids of actor classes. Ray's class uses a random generator
+    whose state all forked workers would inherit. They would therefore give equal ids to different classes. This class
+    gets its random numbers from the operating system."""
 
     @staticmethod
     def from_random() -> Any:

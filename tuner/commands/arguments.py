@@ -12,8 +12,8 @@ STORAGE_HELP = "folder of studies, or s3://BUCKET/PREFIX (./studies)"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of arguments that reports an error in one line. Options cannot be abbreviated, because a new option
-    could make an abbreviation ambiguous.
+    """A parser of arguments that reports an error in one line. Options cannot be abbreviated, because a later version
+    may have a new option that makes an abbreviation ambiguous.
 
     Raises:
         UsageError: from parse_args, if an argument is wrong.
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}{hint} ({self.prog} --help shows all options)")
 
     def add_storage(self) -> None:
-        """Add --storage. Its value becomes the StudyStorage of an existing study."""
+        """Add --storage. The parsed value is a StudyStorage."""
         from tune_sparsity.tuner.config.study_config import storage_of
 
         self.add_argument("--storage", metavar="DIR", type=storage_of, default="studies", help=STORAGE_HELP)

@@ -23,7 +23,7 @@ def check(arguments: list[str]) -> int:
 
     parser = Parser(
         "tune-sparsity check",
-        description="Checks an experiment. For each problem it says how to correct it.",
+        description="Checks an experiment, and says how to correct each problem.",
         epilog="exit codes: 0 no check fails (there may be warnings), 1 a check fails, 2 wrong use",
     )
     parser.add_argument("experiment", metavar="EXPERIMENT", help="built-in name, path/to/file.py:name or module:name")

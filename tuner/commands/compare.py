@@ -12,16 +12,16 @@ from tune_sparsity.tuner.results.finished_study import read_ended
 
 
 def compare(arguments: list[str]) -> int:
-    """Run the subcommand. Return the exit code."""
+    """Run the subcommand `compare`. Return the exit code."""
     from tune_sparsity.tuner.commands.arguments import Parser
 
-    parser = Parser("tune-sparsity compare", description="Compares studies of one experiment with the first of them.")
-    parser.add_argument("studies", metavar="STUDY", nargs="+", help="names, or folders; two or more")
+    parser = Parser("tune-sparsity compare", description="Compares studies of one experiment with the first study.")
+    parser.add_argument("studies", metavar="STUDY", nargs="+", help="two or more studies, by name or by folder")
     parser.add_argument(
         "--out",
         metavar="FILE",
         type=Path,
-        help="the page (compare-A-B.html in the folder of studies, or in ./ for s3://)",
+        help="the HTML page to write (compare-A-B.html in the folder of studies, or in ./ for s3://)",
     )
     parser.add_storage()
     parser.add_argument("--json", action="store_true", help="print the table as JSON on stdout")

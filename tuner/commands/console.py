@@ -12,7 +12,7 @@ from tune_sparsity.tuner.system.files import write_atomically
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write the page of --out. Raise UsageError if the file cannot be written."""
+    """Write a page to the file of --out. Raise UsageError if the file cannot be written."""
     try:
         write_atomically(path, text)
     except OSError as error:
@@ -20,7 +20,12 @@ def write_page(path: Path, text: str) -> None:
 
 
 def say_missing(problems: list[str], config: Any) -> None:
-    """Print which part of a study's record is missing in MLflow, and how to send this part."""
+    """Print which of a study's data are missing in MLflow, and how to send them to MLflow.
+
+    Args:
+        problems: one line for each missing part.
+        config: the study's configuration.
+    """
     from tune_sparsity.tuner.reports.text import command
 
     for problem in problems:

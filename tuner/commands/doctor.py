@@ -81,12 +81,13 @@ def _running_cluster(config: StudyConfig) -> Iterator[Finding]:
 
 def _environment() -> Finding:
     if stray := stray_environment():
-        return Finding("environment", f"{', '.join(stray)} set", f"unset {' '.join(stray)}: a study makes its own runs")
-    return Finding("environment", "no stray MLFLOW_ variables")
+        found = f"a study ignores {', '.join(stray)}, because it creates its own MLflow runs"
+        return Finding("environment", found, f"unset {' '.join(stray)}")
+    return Finding("environment", "no MLFLOW_ variables that a study ignores")
 
 
 def step() -> Finding:
-    """Check whether this installation has the compiled step of the optimizer, without importing torch."""
+    """Check whether this installation has the compiled code for the optimizer's step, without importing torch."""
     package = importlib.util.find_spec("tune_sparsity")
     folders = package.submodule_search_locations if package else None
     suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
@@ -95,8 +96,9 @@ def step() -> Finding:
         for folder in folders or ()
         for file in Path(folder).glob("sparsity/optim/_kernel*")
     ):
-        return Finding("step on the sphere", "compiled")
-    return Finding("step on the sphere", "not compiled, three times as slow", "install a C compiler, then this package")
+        return Finding("optimizer's step", "compiled")
+    remedy = "install a C compiler, and then install this package again"
+    return Finding("optimizer's step", "not compiled, so it takes three times as long", remedy)
 
 
 def storage_here(storage: StudyStorage) -> Finding:
@@ -121,27 +123,30 @@ def tracking(uri: str) -> Finding:
     if (file := sqlite_file(uri)) is not None:
         new = not file.exists()
         if new and not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
-            return Finding("mlflow", f"{shown} cannot be made", f"make the folder {file.parent}, with write permission")
+            return Finding(
+                "mlflow", f"{shown} cannot be created", f"create the folder {file.parent}, with write permission"
+            )
         if wrong := _without_a_record(here):
             return wrong
         if new:
-            return Finding("mlflow", f"{here} can keep a record; {shown} will be made by the first study")
+            return Finding("mlflow", f"{here} can write to SQLite files; the first study will create {shown}")
     if "://" not in uri:
         return Finding("mlflow", f"{here}, {shown}")
     return _database(uri, shown, here)
 
 
 def _without_a_record(here: str) -> Finding | None:
-    """Return a finding if the installed MLflow cannot keep a record in an SQLite file; None if it can."""
+    """Return a finding if the installed MLflow cannot write a run to an SQLite file. Otherwise return None."""
     from tune_sparsity.tuner.tracking.sqlite_trial import try_sqlite
 
     try:
         wrong = try_sqlite()
     except OSError as error:
-        return Finding("mlflow", f"cannot be tried ({error.strerror or error})", "set TMPDIR to a folder with room")
+        found = f"no temporary file for a test could be written ({error.strerror or error})"
+        return Finding("mlflow", found, "set TMPDIR to a folder with free space")
     if not wrong:
         return None
-    return Finding("mlflow", f"cannot keep a record ({wrong}), its version is {here}", "pip install -U mlflow")
+    return Finding("mlflow", f"version {here} cannot write to SQLite files ({wrong})", "pip install -U mlflow")
 
 
 def _server(uri: str, shown: str, here: str) -> Finding:
@@ -150,9 +155,8 @@ def _server(uri: str, shown: str, here: str) -> Finding:
             there = answer.read(100).decode(errors="replace").strip()
     except urllib.error.HTTPError as error:
         remedy = "give the server's MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        return Finding(
-            "mlflow", f"{shown} answers {error.code}", remedy if error.code in (401, 403) else "is it MLflow's?"
-        )
+        remedy = remedy if error.code in (401, 403) else "give the URI of an MLflow server"
+        return Finding("mlflow", f"{shown} answers with HTTP status {error.code}", remedy)
     except (OSError, ValueError) as error:
         return Finding("mlflow", f"{shown} does not answer ({error})", "start the server, or give another URI")
     if there.partition(".")[0] != here.partition(".")[0]:
@@ -176,7 +180,7 @@ def _database(uri: str, shown: str, here: str) -> Finding:
 
 
 def _cluster(config: StudyConfig) -> Iterator[Finding]:
-    """Yield the results of the checks of the connected cluster."""
+    """Check the connected cluster, which may be a private Ray: nodes, authentication, storage, versions and GPUs."""
     from tune_sparsity.tuner.cluster import nodes as cluster
     from tune_sparsity.tuner.driver.ray_tune import gpus_per_trial
 
@@ -196,7 +200,7 @@ def _cluster(config: StudyConfig) -> Iterator[Finding]:
 
 
 def resources(there: Sequence[Node], cpus: float, gpus: float, workers: int = 1) -> Finding:
-    """Check whether a trial fits into the nodes.
+    """Check whether the nodes have enough CPUs and GPUs for a trial.
 
     Args:
         there: the nodes of the cluster.
@@ -207,7 +211,7 @@ def resources(there: Sequence[Node], cpus: float, gpus: float, workers: int = 1)
     room = trials_at_once(there, cpus, gpus, workers)
     found = ", ".join(f"{node.address} ({node.cpus:g} CPUs, {node.gpus:g} GPUs)" for node in there)
     trials = "trials" if workers == 1 else f"trials of {workers} workers"
-    found = f"{len(there)}: {found}: room for {room} {trials} at once" if there else "none has CPUs"
+    found = f"{len(there)}: {found}: room for {room} {trials} at once" if there else "no node has CPUs"
     if room:
         return Finding("nodes", found)
     first = "" if workers == 1 else "--workers-per-trial, "
@@ -215,30 +219,34 @@ def resources(there: Sequence[Node], cpus: float, gpus: float, workers: int = 1)
 
 
 def private_ray(plain: str) -> Finding:
-    """Report whether a private Ray starts in the quick way.
+    """Report whether the quick start of a private Ray succeeded (see tuner.cluster.connection.PrivateRay).
 
     Args:
-        plain: the reason why it starts with public calls instead; "" if it starts in the quick way.
+        plain: the reason why Ray was started through its public API instead; "" if the quick start succeeded.
     """
     topic = "start of a private ray"
     if not plain:
         return Finding(topic, "quick, since workers are forked from a process that has loaded their libraries")
-    return Finding(topic, f"with public calls, which takes longer ({plain})")
+    return Finding(topic, f"through its public API, which takes longer ({plain})")
 
 
 def authentication(address: str | None) -> Finding:
-    """Check whether Ray's token authentication is on. This process is connected already, so it has a valid token."""
+    """Check whether Ray's token authentication is on. This process is already connected, so its token is valid.
+
+    Args:
+        address: the address of the cluster; None for a private Ray.
+    """
     from tune_sparsity.tuner.cluster.private_ray import asks_for_token
 
     topic = "ray's token authentication"
     if asks_for_token():
         return Finding(topic, "on")
     if address is None:
-        return Finding(topic, "off", "unset RAY_AUTH_MODE: a private Ray then makes itself a token")
+        return Finding(topic, "off", "unset RAY_AUTH_MODE: a private Ray then creates a token")
     return Finding(
         topic,
         "off: anyone who can reach the cluster can run code on it",
-        "start its nodes with RAY_AUTH_MODE=token and one token for all (ray get-auth-token --generate)",
+        "start all its nodes with RAY_AUTH_MODE=token and with the same token (ray get-auth-token --generate)",
     )
 
 
@@ -279,18 +287,18 @@ def gpu_memory(answers: Sequence[Answer], gpus: float) -> Iterator[Finding]:
         for number, gpu in enumerate(answer.gpus if gpus else []):
             each = gpu["free"] // trials
             topic = f"GPU {number} on {answer.node.address}"
-            found = f"{gpu['name']}, {gpu['free']} of {gpu['total']} MiB free, {each} for each of {trials} trials"
+            found = f"{gpu['name']}, {gpu['free']} of {gpu['total']} MiB free, {each} MiB for each of {trials} trials"
             few = max(1, gpu["free"] // _GPU_CONTEXT)
             enough = each >= _GPU_CONTEXT
-            remedy = f"give --gpus-per-trial {1 / few:.2g} or more, or free its memory (nvidia-smi lists who has it)"
+            remedy = f"give --gpus-per-trial {1 / few:.2g} or more, or end other processes (nvidia-smi lists them)"
             yield Finding(topic, found, "" if enough else remedy)
 
 
 def doctor(arguments: list[str]) -> int:
-    """Run the subcommand. Return the exit code."""
+    """Run the subcommand `doctor`. Return the exit code."""
     parser = Parser(
         "tune-sparsity doctor",
-        description="Checks the machine, Ray, MLflow and the storage for a study. Says how to correct each problem.",
+        description="Checks the machine, Ray, MLflow and the storage, and says how to correct each problem.",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument(
@@ -301,7 +309,7 @@ def doctor(arguments: list[str]) -> int:
     parser.add_argument("--workers-per-trial", metavar="N", help="processes that train a trial together (1)")
     parser.add_argument("--cpus-per-trial", metavar="N", help="CPUs of each worker (1)")
     parser.add_argument(
-        "--gpus-per-trial", metavar="N", help="GPUs of each worker: auto, 0, a share such as 0.25, or 1 (auto)"
+        "--gpus-per-trial", metavar="N", help="GPUs of each worker: auto, 0, a fraction such as 0.25, or 1 (auto)"
     )
     options = vars(parser.parse_args(arguments))
     from tune_sparsity.tuner.config.study_config import make_config

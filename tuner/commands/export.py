@@ -12,7 +12,8 @@ from tune_sparsity.tuner.results.group_export import export_group, group_named, 
 
 
 def export(arguments: list[str]) -> int:
-    """Run the subcommand. Return 0, or 1 if the exported file does not compute the same as the network."""
+    """Run the subcommand `export`. Return 0, or 1 if the exported file does not give the same outputs as the
+    network."""
     from tune_sparsity.tuner.commands.arguments import Parser
     from tune_sparsity.tuner.results.finished_study import read_ended
 
@@ -20,13 +21,13 @@ def export(arguments: list[str]) -> int:
     parser.add_argument("study", metavar="STUDY", help="the study's name, or its folder")
     parser.add_argument("--format", metavar="F", required=True, help=", ".join(SUFFIXES))
     parser.add_argument(
-        "--network", metavar="NAME", default="best", help="best, best-0.9, front/t0003, group, ... (best)"
+        "--network", metavar="NAME", default="best", help="the network: best, best-0.9, front/t0003, group, ... (best)"
     )
     parser.add_argument(
         "--out",
         metavar="FILE",
         type=Path,
-        help="the file (in the study's folder in export/; for s3:// in ./STUDY/export/)",
+        help="the file to write (in the study's folder in export/; for s3:// in ./STUDY/export/)",
     )
     parser.add_storage()
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set is")

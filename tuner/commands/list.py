@@ -9,7 +9,11 @@ _LISTS = ("experiments", "methods", "spaces", "samplers")
 
 
 def listing(kind: str) -> str:
-    """Return the names of a kind, such as "methods". Each line has a name and its description."""
+    """Return the names of a kind as a text. Each line has a name and its description.
+
+    Args:
+        kind: "experiments", "methods", "spaces" or "samplers".
+    """
     rows = {
         "experiments": _experiments,
         "methods": _methods,
@@ -64,16 +68,16 @@ def _samplers() -> dict[str, str]:
 
 
 def list_names(arguments: list[str]) -> int:
-    """Run the subcommand. Return the exit code."""
+    """Run the subcommand `list`. Return the exit code."""
     parser = Parser("tune-sparsity list", description="Prints the names that options accept.")
     parser.add_argument("kind", metavar="|".join(_LISTS))
-    parser.add_argument("--show", metavar="NAME", help="print the file of one space, to write your own from it")
+    parser.add_argument("--show", metavar="NAME", help="print the file of one space, as a template for your own")
     options = parser.parse_args(arguments)
     from tune_sparsity.tuner.errors import UsageError, unknown
 
     if options.kind not in _LISTS:
         raise UsageError(unknown("list", options.kind, _LISTS))
     if options.show is not None and options.kind != "spaces":
-        raise UsageError(f"--show is for spaces, not for {options.kind}: tune-sparsity list spaces --show NAME")
+        raise UsageError(f"--show prints spaces, not {options.kind}: use tune-sparsity list spaces --show NAME")
     print(listing(options.kind) if options.show is None else show_space(options.show))
     return EXIT_DONE

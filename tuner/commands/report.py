@@ -13,7 +13,7 @@ REPORT_HTML = "report.html"
 
 
 def report(arguments: list[str]) -> int:
-    """Run the subcommand. Return the exit code."""
+    """Run the subcommand `report`. Return the exit code."""
     from tune_sparsity.tuner.commands.arguments import Parser
 
     parser = Parser("tune-sparsity report", description="Writes one HTML page about a study, to send to a colleague.")

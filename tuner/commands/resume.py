@@ -9,7 +9,7 @@ from tune_sparsity.tuner.commands.search import run
 
 
 def resume(arguments: list[str]) -> int:
-    """Run the subcommand. Return the exit code."""
+    """Run the subcommand `resume`. Return the exit code."""
     parser = Parser(
         "tune-sparsity resume", description="Continues a study that was interrupted. Ended trials are not repeated."
     )
@@ -24,7 +24,7 @@ def resume(arguments: list[str]) -> int:
         "--group",
         metavar="NAME",
         default=argparse.SUPPRESS,
-        help="pairs of a small and a large network: cascade, or reflect",
+        help="build pairs of a small and a large network: cascade or reflect",
     )
     parser.add_argument(
         "--data-dir", metavar="DIR", default=argparse.SUPPRESS, help="where data sets are, or are downloaded to"

@@ -23,7 +23,7 @@ also:
   tune-sparsity report STUDY    write one HTML page to send to a colleague
   tune-sparsity compare STUDY STUDY    compare two or more studies of one experiment
   tune-sparsity ui STUDY        open the study in MLflow's UI
-  tune-sparsity send STUDY      send to MLflow the records that it does not have
+  tune-sparsity send STUDY      send data to MLflow that could not be sent during the study
   tune-sparsity check mine.py:mine    check an experiment of your own
   tune-sparsity doctor          check the machine, Ray, MLflow and the storage
   tune-sparsity list experiments|methods|spaces|samplers    print the names that options accept
@@ -32,7 +32,7 @@ exit codes: 0 done, 1 the study failed, 2 wrong use, 3 no network meets the goal
 
 
 def search_parser() -> Parser:
-    """Return the parser for the options of a study. The parser does not convert values, because the configuration
+    """Return the parser for the options of a study. The parser returns values as text, because StudyConfig converts and
     checks them."""
     parser = Parser(
         description="Finds the most accurate network with a sparsity of at least S, and the front of all networks.",
@@ -61,8 +61,8 @@ def search_parser() -> Parser:
     how.add_argument(
         "--pattern", metavar="PATTERN", help="pattern of the zeros: neurons, 2:4, block:4x1, ... (the experiment's)"
     )
-    how.add_argument("--group", metavar="NAME", help="pairs of a small and a large network: cascade, or reflect")
-    how.add_argument("--ensemble", metavar="NAME", help="resample: networks around the best network's averaged weights")
+    how.add_argument("--group", metavar="NAME", help="build pairs of a small and a large network: cascade or reflect")
+    how.add_argument("--ensemble", metavar="NAME", help="resample: build an ensemble of networks near the best network")
     how.add_argument("--members", metavar="N", help="networks in the ensemble (10)")
     how.add_argument("--final-seeds", metavar="N", help="train each method's best trial again with N other seeds (0)")
     how.add_argument("--sampler", metavar="NAME", help="a name from `tune-sparsity list samplers` (tpe)")
@@ -73,7 +73,7 @@ def search_parser() -> Parser:
     where.add_argument("--workers-per-trial", metavar="N", help="processes that train a trial together (1)")
     where.add_argument("--cpus-per-trial", metavar="N", help="CPUs of each worker (1)")
     where.add_argument(
-        "--gpus-per-trial", metavar="N", help="GPUs of each worker: auto, 0, a share such as 0.25, or 1 (auto)"
+        "--gpus-per-trial", metavar="N", help="GPUs of each worker: auto, 0, a fraction such as 0.25, or 1 (auto)"
     )
     where.add_argument(
         "--address",
@@ -85,7 +85,7 @@ def search_parser() -> Parser:
     record.add_argument("--study", metavar="NAME", help="the study's name (from experiment, target and time)")
     record.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (sqlite:///mlflow.db)")
     record.add_argument("--register", metavar="NAME", help="put the best network into MLflow's registry")
-    record.add_argument("--system-metrics", action="store_true", help="also record this machine's load in MLflow")
+    record.add_argument("--system-metrics", action="store_true", help="also log this machine's load to MLflow")
     record.add_argument("--config", metavar="FILE", help="YAML with these options; the command line overrides it")
     record.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, on stdout")
     return parser
@@ -117,7 +117,7 @@ def run(config: Any, *, as_json: bool, resume: bool, named: bool = True) -> int:
         config: the resolved configuration.
         as_json: whether to print the result as JSON.
         resume: whether to continue an existing study.
-        named: whether the user gave the study's name. If not, the study gets another name if its default name is taken.
+        named: whether the user gave the study's name. If False, a study whose default name is taken gets another name.
     """
     from tune_sparsity.tuner.cluster.connection import connection, is_sound
     from tune_sparsity.tuner.tracking.tracker import writer_ahead
@@ -164,16 +164,16 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
         if not few or warning.check != "prunable":  # `few` says the same
             say(f"{warning.check}: {warning.text}")
     if not has_source(config.experiment):
-        say("MLflow gets no model of the best network: the experiment was given to tune() as an object, without source")
+        say("MLflow gets no model of the best network, because tune() got the experiment as an object without a file")
     if stray := stray_environment():
-        say(f"Ignoring {', '.join(stray)}: this study makes its own runs")
+        say(f"Ignoring {', '.join(stray)}: this study creates its own MLflow runs")
     try:
         finished = run_study(prepared, ray, resume=resume, launched=LAUNCHED, writer=writer)
     except DiskFull as error:
-        say(f"{config.folder} cannot be written to: {error}. After you have made room: {_how_to_resume(config)}")
+        say(f"{config.folder} cannot be written to: {error}. Free disk space, and then run: {_how_to_resume(config)}")
         return EXIT_FAILED
     except TakenOver as error:
-        say(f"The study was ended, because the object store could not be reached for too long: {error}")
+        say(f"The study was ended, because this process could not reach the object store for too long: {error}")
         return EXIT_FAILED
     except (KeyboardInterrupt, Exception) as error:
         begun = _begun(config)
@@ -190,7 +190,7 @@ def _run_with(ray: Any, writer: Any, prepared: Any, out: TextIO, *, as_json: boo
     for failure in finished.failures:
         say(f"{failure[0].upper()}{failure[1:]}")
     if finished.failures:
-        say(f"Nothing else is lost. To try that again: {_how_to_resume(config)}")
+        say(f"All other results are complete. To try the failed part again: {_how_to_resume(config)}")
     say_missing(finished.problems, config)
     return _exit_code(finished, config)
 
@@ -212,7 +212,7 @@ def _exit_code(finished: Any, config: Any) -> int:
         say(f"Interrupted. To go on: {_how_to_resume(config)}")
         return EXIT_INTERRUPTED
     if outcome.records and all(record.state == "failed" for record in outcome.records):
-        say(f"Every trial failed. The first: {finished.first_failure}")
+        say(f"Every trial failed. The first failure: {finished.first_failure}")
         return EXIT_FAILED
     if outcome.best is None:
         say(_infeasible(finished, config))
@@ -221,7 +221,7 @@ def _exit_code(finished: Any, config: Any) -> int:
 
 
 def _infeasible(finished: Any, config: Any) -> str:
-    """Return why no trial meets the goal, with advice, in one line."""
+    """Return one line that says why no trial meets the goal, and that gives advice."""
     from tune_sparsity.tuner.reports.text import latency_text
 
     outcome = finished.outcome
@@ -232,7 +232,7 @@ def _infeasible(finished: Any, config: Any) -> str:
 
 
 def _begun(config: Any) -> bool:
-    """Return whether the study exists, so that it can be resumed."""
+    """Return whether the study has begun, so that the user can resume it."""
     from tune_sparsity.tuner.study.layout import STUDY_YAML
 
     return bool((config.folder / STUDY_YAML).exists())

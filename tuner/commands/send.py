@@ -1,4 +1,8 @@
-"""Runs `tune-sparsity send`, which sends to MLflow the records that a study could not send while it ran."""
+"""Runs `tune-sparsity send`, which sends the data of a study that MLflow does not have yet.
+
+A study writes all its MLflow records (parameters, metrics, artifacts) to a file in its folder first. They stay there if
+MLflow does not answer while the study runs.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +24,8 @@ from tune_sparsity.tuner.tracking.outbox import end_abandoned, outbox_file
 
 
 def send_study(config: StudyConfig, *, chosen: bool) -> tuple[str, list[str]]:
-    """Send the records of a study, as `send_folder` does. If the study is in an object store, write the changed files
-    back to it.
+    """Send the unsent records of a study to MLflow, as `send_folder` does. If the study is in an object store, write
+    the changed files back to the object store.
 
     Args:
         config: the study's configuration.
@@ -31,8 +35,7 @@ def send_study(config: StudyConfig, *, chosen: bool) -> tuple[str, list[str]]:
         The result of `send_folder`.
 
     Raises:
-        UsageError: if `send_folder` raises it, if another process runs the study, or if the object store does not
-            answer.
+        UsageError: if `send_folder` fails, if another process runs the study, or if the object store does not answer.
     """
     with config.storage.claim(config.study, resume=True) if config.storage.synced else nullcontext():
         return send_folder(config.folder, config.tracking_uri, chosen=chosen)
@@ -43,29 +46,29 @@ def send_folder(study_folder: Path, uri: str, *, chosen: bool = True) -> tuple[s
 
     Args:
         study_folder: the study's folder.
-        uri: the tracking URI. If its store has no records of the study, all records are sent.
+        uri: the tracking URI. If the store at this URI does not have the study, all records are sent.
         chosen: whether the user has given the tracking URI. If not, `uri` must be the URI that the study has used.
 
     Returns:
         A text that says where the records are in MLflow, and one line for each part that could not be sent.
 
     Raises:
-        UsageError: if the study is running, if it has no records, or if the tracking URI is wrong.
+        UsageError: if the study is running, if the study has no records, or if the tracking URI is wrong.
     """
     if not outbox_file(study_folder).is_file():
-        raise UsageError(f"{study_folder} has no record to send: {outbox_file(study_folder)} is missing")
+        raise UsageError(f"{study_folder} has nothing to send: the file {outbox_file(study_folder)} is missing")
     try:
         check_driver(uri)
     except ValueError as error:
         raise UsageError(f"--tracking-uri: {error}") from None
     if not chosen and (before := written_to(study_folder)) not in (None, redact(uri)):
         raise UsageError(
-            f"the record belongs to {before}, and the password of this URI is not stored: give --tracking-uri"
+            f"the study has used {before}, and the password of this URI is not stored: give --tracking-uri"
         )
     own_environment()
     with only_one(study_folder, wait=False) as alone:
         if not alone:
-            raise UsageError(f"study {study_folder.name!r} is running, and sends its record itself")
+            raise UsageError(f"study {study_folder.name!r} is running, and sends its data to MLflow itself")
         end_abandoned(study_folder)
         sent, missing = deliver(study_folder, uri)
     _tell_result(study_folder, sent)
@@ -74,7 +77,7 @@ def send_folder(study_folder: Path, uri: str, *, chosen: bool = True) -> tuple[s
 
 
 def _tell_result(study_folder: Path, sent: Sent) -> None:
-    """Write the ids of the experiment and the run in MLflow into result.json, if the study has ended."""
+    """Write the ids of the study's MLflow experiment and MLflow run into result.json, if the study has ended."""
     file = study_folder / RESULT_JSON
     if not file.is_file() or sent.run_id is None:
         return
@@ -84,11 +87,13 @@ def _tell_result(study_folder: Path, sent: Sent) -> None:
 
 
 def send(arguments: list[str]) -> int:
-    """Run the subcommand. Return the exit code."""
-    parser = Parser("tune-sparsity send", description="Sends the records of a study that MLflow does not have yet.")
+    """Run the subcommand `send`. Return the exit code."""
+    parser = Parser("tune-sparsity send", description="Sends the data of a study that MLflow does not have yet.")
     parser.add_argument("study", metavar="STUDY", help="the study's name, or its folder")
     parser.add_argument("--storage", metavar="DIR", default="studies", help=STORAGE_HELP)
-    parser.add_argument("--tracking-uri", metavar="URI", default=argparse.SUPPRESS, help="another MLflow store")
+    parser.add_argument(
+        "--tracking-uri", metavar="URI", default=argparse.SUPPRESS, help="another MLflow store (the study's)"
+    )
     options = vars(parser.parse_args(arguments))
     from tune_sparsity.tuner.config.files import read_study
     from tune_sparsity.tuner.config.study_config import storage_of

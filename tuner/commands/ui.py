@@ -24,13 +24,13 @@ _PATIENCE = 180.0  # seconds to wait for the server: MLflow's imports take long 
 
 
 def ui(arguments: list[str]) -> int:
-    """Run the subcommand until the user interrupts it. Return the exit code."""
+    """Run the subcommand `ui` until the user interrupts it. Return the exit code."""
     from tune_sparsity.tuner.commands.arguments import Parser
     from tune_sparsity.tuner.config.tracking_uri import resolve_tracking_uri
     from tune_sparsity.tuner.results.finished_study import read_ended
 
     parser = Parser("tune-sparsity ui", description="Opens a study in MLflow's UI, for this machine only.")
-    parser.add_argument("study", metavar="STUDY", nargs="?", help="the study's name, or its folder; none: all studies")
+    parser.add_argument("study", metavar="STUDY", nargs="?", help="the study's name, or its folder (all studies)")
     parser.add_storage()
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (the study's, or sqlite:///mlflow.db)")
     parser.add_argument("--port", metavar="N", help=f"the server's port ({PORT}, or a free port)")
@@ -45,7 +45,7 @@ def ui(arguments: list[str]) -> int:
     uri = resolve_tracking_uri(uri)
     check_store(uri)
     if re.match(r"https?://", uri):
-        print(f"{uri.rstrip('/')}{page}  (a server is its own UI)")
+        print(f"{uri.rstrip('/')}{page}  (the MLflow server shows the UI itself)")
         return 0
     port = free_port(options.port)
     print("MLflow's server starts. This may take half a minute.", file=sys.stderr)
@@ -59,8 +59,8 @@ def ui(arguments: list[str]) -> int:
 
 
 def check_store(uri: str) -> None:
-    """Raise UsageError if the URI is not valid, or if its SQLite file does not exist. MLflow would otherwise create an
-    empty file."""
+    """Raise UsageError if the URI is not valid, or if it names an SQLite file that does not exist. MLflow would create
+    a missing file, and show an empty UI."""
     from tune_sparsity.tuner.config.tracking_uri import check_tracking_uri, sqlite_file
 
     try:
@@ -76,7 +76,7 @@ def free_port(wanted: str | None) -> int:
     """Return the wanted port. If no port is wanted, return port 5000, or any free port if 5000 is in use. Raise
     UsageError if the wanted port is not valid or cannot be used."""
     if wanted is not None and not (wanted.isascii() and wanted.isdecimal() and 0 < int(wanted) < 65536):
-        raise UsageError(f"--port {wanted!r}: a port is a number from 1 to 65535")
+        raise UsageError(f"--port {wanted!r}: give a number from 1 to 65535")
     for port in (int(wanted or PORT), *(() if wanted else (0,))):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -85,7 +85,7 @@ def free_port(wanted: str | None) -> int:
                 return int(probe.getsockname()[1])
             except OSError:
                 continue
-    raise UsageError(f"--port {wanted}: this port is in use or needs more rights: give another")
+    raise UsageError(f"--port {wanted}: this port is in use or needs more rights: give another port")
 
 
 @contextmanager
@@ -93,7 +93,8 @@ def _server(uri: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """Start MLflow's server, and wait until it answers. After the block, end the server with all its workers.
 
     Raises:
-        UsageError: if the server does not answer. The message contains the last line of its output.
+        UsageError: if the server ends or does not answer in time. If the server has ended, the message contains the
+            last line of the server's output.
     """
     place = ["--host", HOST, "--port", str(port), "--workers", "1"]
     # Without these variables, because they would make MLflow use another store.

@@ -28,13 +28,13 @@ def sound_data(
     load: Callable[[], Data] | None = None,
     warn: Callable[[Finding], object] | None = None,
 ) -> Data:
-    """Load the experiment's data, and check them with its network, loss and metric. Return the data.
+    """Load the experiment's data, check on one batch that they fit its network, loss and metric, and return the data.
 
     Args:
         config: the study's configuration.
         experiment: the experiment.
-        load: a function that returns the data, if another thread is already loading them.
-        warn: a function that is called with each warning of these checks. The checks use one batch.
+        load: a function that returns the data. If None, this function loads the data itself.
+        warn: a function that is called with each warning of the checks. If None, warnings are ignored.
 
     Raises:
         UsageError: if the data cannot be loaded, or do not fit the network, the loss or the metric.
@@ -47,7 +47,7 @@ def sound_data(
     except (Exception, SystemExit) as error:
         if config.experiment in EXPERIMENTS:
             raise
-        raise UsageError(f"--experiment: the data of {config.experiment} do not load: {described(error)}") from None
+        raise UsageError(f"--experiment: loading the data of {config.experiment} failed: {described(error)}") from None
     for finding in first_look(experiment, data, told=warn is not None, data_dir=config.data_dir):
         if finding.level is Level.FAILED:
             raise UsageError(
@@ -60,11 +60,12 @@ def sound_data(
 
 
 def experiment_of(config: StudyConfig) -> Experiment:
-    """Return the experiment of a configuration. A user's own loop is run up to its first step, because this finds the
-    loop's network.
+    """Return the experiment of a configuration, with the pattern of --pattern. If the experiment is a user's own
+    training loop, run the loop up to its first step, because only the loop can make its network.
 
     Raises:
-        UsageError: if there is no such experiment, or if the loop fails before its first step.
+        UsageError: if there is no such experiment, if a part of it is missing or has a wrong type, if the pattern needs
+            a package that is not installed, or if the loop fails before its first step.
     """
     experiment = find_experiment(config.experiment)
     loop = isinstance(experiment, OwnLoop)
@@ -90,7 +91,7 @@ def experiment_of(config: StudyConfig) -> Experiment:
 
 
 def find_experiment(name: str) -> Experiment:
-    """Return the experiment with this name: the value of --experiment.
+    """Return the experiment that the value of --experiment names.
 
     Raises:
         UsageError: if there is no such experiment, or if its file or module cannot be imported.
@@ -105,22 +106,23 @@ def find_experiment(name: str) -> Experiment:
 
 
 def check_group(config: StudyConfig, experiment: Experiment, data: Data, *, costs_known: bool) -> None:
-    """If --group is given, check that the experiment is a classification and that its metric is the accuracy.
+    """Check whether networks of the experiment can form a group, if the option --group is given. A group is a pair of
+    networks (see tuner.results.cascade). The experiment must be a classification with accuracy as its metric.
 
     Args:
         config: the study's configuration.
         experiment: the experiment.
         data: the experiment's data.
-        costs_known: whether the multiply-adds of its networks are known.
+        costs_known: whether the multiply-adds of the experiment's networks are known.
 
     Raises:
-        UsageError: if its networks cannot be grouped.
+        UsageError: if the option is given, and the networks cannot form a group.
     """
     if config.group is None:
         return
     wrong, metric = "", metric_of(experiment.metric)
     if isinstance(experiment, OwnLoop):
-        wrong = "is a loop of your own, whose networks cannot be run here"
+        wrong = "is a loop of your own, so this command cannot run its networks"
     elif metric.name != ACCURACY or not metric.each:
         wrong = f"is judged by {metric.name}, but a group needs the accuracy, with a score for each example"
     elif config.group == "reflect" and isinstance(data.train, Loaded) and data.train.iterable:
@@ -130,7 +132,7 @@ def check_group(config: StudyConfig, experiment: Experiment, data: Data, *, cost
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             outputs = experiment.outputs(in_evaluation(experiment.network()), some.x)
         if not are_classes(outputs, some.y) or outputs.shape[1] < 2:
-            wrong = "does not give a logit for each of several classes, with one label for each example"
+            wrong = "is no classification with one label for each example and a logit for each of two or more classes"
         elif not costs_known:
             wrong = "has a network whose multiply-adds are not known"
     if wrong:
@@ -138,8 +140,8 @@ def check_group(config: StudyConfig, experiment: Experiment, data: Data, *, cost
 
 
 def objective_of(experiment: Experiment) -> Objective:
-    """Return the objective of a study of this experiment. Raise UsageError if the experiment's metric cannot be
-    used."""
+    """Return the objective of a study of this experiment: its metric, with direction and unit. Raise UsageError if the
+    metric cannot be used."""
     try:
         metric = metric_of(experiment.metric)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Parses the options of the goal, such as --target, from the command line or a file."""
+"""Parses those options that say what a study searches: --target, --front, --max-bytes and --max-latency."""
 
 from __future__ import annotations
 
@@ -24,13 +24,19 @@ _MOST = 20  # the largest number of targets, because each target has its own fil
 
 
 def split(value: Any) -> Any:
-    """Return the parts of a text between its commas. Return any other value unchanged."""
+    """Split a text at its commas, and return the parts as a list. Return a value that is not a text unchanged."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
 def parse_target(value: Any) -> Any:
-    """Return one sparsity, or several as a tuple in ascending order. Raise ValueError with a message that says what is
-    accepted."""
+    """Return a sparsity as a float, or several sparsities as a tuple in ascending order. All lie in [0, 1).
+
+    Args:
+        value: a number, a list of numbers, or a text such as "0.9" or "0.8,0.9". For None, the result is None.
+
+    Raises:
+        ValueError: if the value is wrong. The message names the accepted values.
+    """
     values = split(value)
     if value is None:
         return None
@@ -45,8 +51,14 @@ def parse_target(value: Any) -> Any:
 
 
 def parse_front(value: Any) -> Any:
-    """Return both ends of a front, from "0.5:0.99" or a pair of numbers. Raise ValueError with a message that says what
-    is accepted."""
+    """Return the lower and the upper end of a front, as sparsities in [0, 1).
+
+    Args:
+        value: a text such as "0.5:0.99", or a pair of numbers. For None, the result is None.
+
+    Raises:
+        ValueError: if the value is wrong. The message names the accepted values.
+    """
     if value is None:
         return None
     ends = value.split(":") if isinstance(value, str) else value
@@ -59,8 +71,14 @@ def parse_front(value: Any) -> Any:
 
 
 def parse_bytes(value: Any) -> Any:
-    """Return a number of bytes, rounded down, from 10000, "10000", "10kB" or "10KiB". Raise ValueError with a message
-    that says what is accepted."""
+    """Return a number of bytes, rounded down.
+
+    Args:
+        value: a number, or a text such as "10000", "10kB" or "10KiB". For None, the result is None.
+
+    Raises:
+        ValueError: if the value is wrong. The message names the accepted values.
+    """
     if value is None:
         return None
     number, unit = value, "B"
@@ -77,8 +95,14 @@ def parse_bytes(value: Any) -> Any:
 
 
 def parse_latency(value: Any) -> Any:
-    """Return the milliseconds from "2ms", "500us" or "0.1s". Raise ValueError with a message that says what is
-    accepted."""
+    """Return a time in milliseconds.
+
+    Args:
+        value: a text such as "2ms", "500us" or "0.1s". For None, the result is None.
+
+    Raises:
+        ValueError: if the value is wrong. The message names the accepted values.
+    """
     if value is None:
         return None
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(us|ms|s)", value.strip()) if isinstance(value, str) else None
@@ -87,7 +111,7 @@ def parse_latency(value: Any) -> Any:
     number, unit = match.groups()
     milliseconds = float(Decimal(number) * _MILLISECONDS[unit])
     if not _LATENCIES[0] <= milliseconds <= _LATENCIES[1]:
-        raise ValueError("a latency lies between 1us and 3600s")
+        raise ValueError("give a latency from 1us to 3600s")
     return milliseconds
 
 

@@ -1,4 +1,4 @@
-"""Reads configurations from files: the file of --config, and study.yaml. Writes study.yaml."""
+"""Reads a study's configuration from the file of --config or from study.yaml, and writes study.yaml."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ WITHHELD = "tracking_uri_without_password"  # a key in this part, if the URI has
 
 
 def read_config(options: dict[str, Any]) -> StudyConfig:
-    """Return the configuration from the command line's options and the file in `options["config"]`. The command line
-    overrides the file.
+    """Return the configuration from the command line's options, and from the file of --config if it is given. An option
+    on the command line overrides the same option in the file.
+
+    Args:
+        options: the values of the given options by name. The value of "config" is the file.
 
     Raises:
         UsageError: if an option is wrong. If the mistake is in the file, the message names the line.
@@ -48,7 +51,7 @@ def read_study(study: str, storage: StudyStorage, options: dict[str, Any]) -> St
 
     Args:
         study: the study's name in `storage`, or its folder.
-        storage: the storage of the study.
+        storage: the storage in which a name is looked up.
         options: options that replace those in study.yaml.
 
     Raises:
@@ -59,22 +62,23 @@ def read_study(study: str, storage: StudyStorage, options: dict[str, Any]) -> St
 
 
 def check_withheld(config: StudyConfig) -> None:
-    """Check that the user gives the tracking URI again, if study.yaml does not contain the URI because the URI has a
-    password. Without the URI, the study would continue in another MLflow store.
+    """Check that the user has given the tracking URI again, if this is necessary. A tracking URI with a password is not
+    written to study.yaml. Without the URI, a resumed study would continue in another MLflow store.
 
     Raises:
-        UsageError: if the URI is missing.
+        UsageError: if study.yaml lacks the URI, and the user has not given a URI.
     """
     uri = read_about(config).get(WITHHELD)
     if uri and not (config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()):
         raise UsageError(
-            f"the study's runs are in {uri}, and the password of this URI is not stored: give the whole URI again with "
-            "MLFLOW_TRACKING_URI or --tracking-uri"
+            f"the study's runs are in {uri}, and the password of this URI is not stored: give the URI with its "
+            "password, with MLFLOW_TRACKING_URI or --tracking-uri"
         )
 
 
 def judged(goal: Goal, about: Mapping[str, Any]) -> Goal:
-    """Return the goal with the metric from study.yaml. If study.yaml names no metric, the metric is accuracy.
+    """Return the goal with the metric and the baseline (see Goal) that study.yaml names. Without such an entry, the
+    metric is accuracy, and the baseline is 0.
 
     Args:
         goal: a goal with any metric.
@@ -86,7 +90,8 @@ def judged(goal: Goal, about: Mapping[str, Any]) -> Goal:
 
 
 def read_about(config: StudyConfig) -> dict[str, Any]:
-    """Return the versions, the data and the metric in the study.yaml of an existing study."""
+    """Return the entry "about" of the study.yaml of an existing study. The entry contains facts that are no options,
+    such as the versions of packages and the checksum of the data. Return an empty dict if the entry is missing."""
     from tune_sparsity.search_spaces import read_mapping
 
     data, _ = read_mapping(config.storage.study_yaml(config.study))
@@ -130,16 +135,16 @@ def _from_file(path: Path, options: dict[str, Any]) -> StudyConfig:
 
 
 def write_study_yaml(config: StudyConfig, *, epochs: int, checksum: str, device: str, goal: Goal | None = None) -> None:
-    """Write study.yaml. It contains the whole resolved configuration, the versions, the device and a description of the
-    data. --config accepts the file, to run the study again.
+    """Write study.yaml. The file contains the whole resolved configuration, the versions of packages, the device and
+    the checksum of the data. --config accepts the file, to run the same study again.
 
     Args:
-        config: the resolved configuration.
+        config: the resolved configuration. A tracking URI with a password is left out.
         epochs: the epochs of a complete trial.
         checksum: the checksum of the data.
         device: the device on which trials train, "cpu" or "cuda".
-        goal: the study's goal. The file contains its metric, and the number of multiply-adds that stands for
-            --max-latency.
+        goal: the study's goal. The file contains its metric if that is not accuracy. For a goal of --max-latency, the
+            file also contains the number of multiply-adds that limits trials. If None, the file contains neither.
     """
     options, withheld = config.model_dump(mode="json"), {}
     if redact(options["tracking_uri"]) != options["tracking_uri"]:

@@ -1,4 +1,7 @@
-"""Defines the configuration of a study. All options are checked here, and nowhere else."""
+"""Defines the configuration of a study, and checks the values of its options.
+
+tuner.driver.checks and tuner.driver.prepare check whether the options fit the machine, the experiment and its data.
+"""
 
 from __future__ import annotations
 
@@ -37,16 +40,16 @@ SCHEDULERS = ("asha", "none")
 GOALS = ("target", "front", "max_nonzero", "max_bytes", "max_macs", "max_latency")
 """The options of the goal. Exactly one of them must be given."""
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""The environment variable that Ray sets for a command of `ray job submit`."""
+"""The environment variable that Ray sets for a command that runs as a Ray job (`ray job submit`)."""
 FLAGS = ("system_metrics",)
-"""The options without a value on the command line. In files they are true or false."""
+"""The options without a value on the command line. In files their value is true or false."""
 _MILLION = 1_000_000  # a larger number of trials or epochs is surely a typing error
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_duration(value: Any) -> Any:
-    """Return the seconds from a text such as "90", "90s", "30m", "1h30m" or "2d". If the value is not a text,
-    return it as it is, because pydantic checks it later. Raise ValueError for any other text."""
+    """Return the seconds from a text such as "90", "90s", "30m", "1h30m" or "2d". Raise ValueError for any other text.
+    Return a value that is not a text unchanged, because pydantic checks the value later."""
     if not isinstance(value, str):
         return value
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", value)
@@ -62,7 +65,7 @@ Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=3650
 
 
 def storage_of(text: str) -> StudyStorage:
-    """Return the storage for the value of --storage. Raise UsageError if the value is wrong."""
+    """Return the storage for a value of --storage. Raise UsageError if the value is wrong."""
     try:
         return parse_storage(text)
     except ValueError as error:
@@ -71,7 +74,7 @@ def storage_of(text: str) -> StudyStorage:
 
 def _registered_name(name: str) -> str:
     if not name.strip() or len(name) > 250 or set(name) & set("/:") or not name.isprintable():
-        raise ValueError("a registered model's name has 1 to 250 characters, without '/' and ':'")
+        raise ValueError("give a name with 1 to 250 printable characters, without '/' and ':'")
     return name
 
 
@@ -187,7 +190,7 @@ class StudyConfig(BaseModel):
     @classmethod
     def _whole_gpus(cls, value: float | str) -> float | str:
         if not isinstance(value, str) and value > 1 and value != int(value):
-            raise ValueError("give a share of up to 1, or a whole number, or auto")
+            raise ValueError("give auto, a fraction of at most 1, or a whole number")
         return value
 
     @field_validator("tracking_uri")
@@ -202,7 +205,7 @@ class StudyConfig(BaseModel):
         gpus = self.gpus_per_trial
         if self.workers_per_trial > 1 and not isinstance(gpus, str) and 0 < gpus < 1:
             raise ValueError(
-                f"--workers-per-trial {self.workers_per_trial}: each worker needs a GPU of its own, or none: give "
+                f"--workers-per-trial {self.workers_per_trial}: the workers of a trial cannot share a GPU: give "
                 f"--gpus-per-trial 0 or 1 instead of {gpus:g}"
             )
         return self
@@ -216,13 +219,15 @@ class StudyConfig(BaseModel):
                 "--max-nonzero 20000 or --max-bytes 10kB"
             )
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are different goals: give one of them")
+            raise ValueError(f"{' and '.join(given)} are different goals: give only one of them")
         return self
 
     @model_validator(mode="after")
     def _timed(self) -> StudyConfig:
         if self.latency_batch is not None and self.max_latency is None:
-            raise ValueError(f"--latency-batch {self.latency_batch}: this option needs --max-latency: give both")
+            raise ValueError(
+                f"--latency-batch {self.latency_batch}: this option needs --max-latency: give both options"
+            )
         if self.final_seeds and self.max_latency is not None:
             raise ValueError(
                 f"--final-seeds {self.final_seeds}: networks that are trained again are not timed: leave this option "
@@ -234,7 +239,7 @@ class StudyConfig(BaseModel):
     def _networks_to_group(self) -> StudyConfig:
         if self.group is not None and self.front is None and not isinstance(self.target, tuple):
             raise ValueError(
-                f"--group {self.group}: this goal keeps one network, and a group needs two: give --front 0.5:0.99 or "
+                f"--group {self.group}: a group needs two networks, and this goal gives one: give --front 0.5:0.99 or "
                 "several targets"
             )
         if self.group == "reflect" and self.workers_per_trial > 1:
@@ -242,7 +247,8 @@ class StudyConfig(BaseModel):
         return self
 
     def goal(self, layers: int, weights: int, layout: Layout | None = None) -> Goal:
-        """Return the goal of the study for a network.
+        """Return the goal of the study for a network. Call this method only if the goal is neither --max-macs nor
+        --max-latency. tuner.driver.latency makes those goals.
 
         Args:
             layers: the number of prunable layers.
@@ -250,8 +256,8 @@ class StudyConfig(BaseModel):
             layout: the layout of the network's packed file; None if the packed format cannot hold the network.
 
         Raises:
-            UsageError: if --max-nonzero is larger than the number of weights, if the goal leaves fewer weights than
-                layers, or if the smallest packed file is larger than --max-bytes.
+            UsageError: if --max-nonzero is larger than the number of weights, if the goal leaves fewer nonzero weights
+                than there are layers, or if no packed file of the network is as small as --max-bytes.
         """
         if self.max_bytes is not None:
             return self._within_bytes(layers, weights, layout)
@@ -294,7 +300,7 @@ class StudyConfig(BaseModel):
 
     @property
     def wanted(self) -> str:
-        """Return the goal as text for the name of the study's folder."""
+        """Return the goal as a text in the default name of the study, such as "0.9" or "10000-bytes"."""
         if self.max_nonzero is not None:
             return f"{self.max_nonzero}-weights"
         if self.max_bytes is not None:
@@ -310,13 +316,14 @@ class StudyConfig(BaseModel):
 
     @property
     def folder(self) -> Path:
-        """Return the study's folder. If the study is in an object store, return its working folder on this machine."""
+        """Return the study's folder. If the study is in an object store, return the folder on this machine in which the
+        driver works."""
         return self.storage.folder(self.study)
 
     def resolved(self) -> StudyConfig:
-        """Return the configuration with these values filled in: the study's name, the tracking URI, Ray's address and
-        the batch of a latency. All paths become absolute, because workers and a later `resume` may run in other
-        folders."""
+        """Return the configuration with the missing values filled in: the study's name, the tracking URI, the address
+        "auto" if this process is a Ray job, and the batch of a latency. All paths become absolute, because workers and
+        a later `resume` may run in other folders."""
         where, _, attribute = self.experiment.rpartition(":")
         is_file = self.space is not None and Path(self.space).suffix in {".yaml", ".yml"}
         paths = {
@@ -334,7 +341,13 @@ class StudyConfig(BaseModel):
 
 
 def default_study_name(experiment: str, wanted: str, now: datetime) -> str:
-    """Return EXPERIMENT-GOAL-TIME, with only characters that a folder's name can have."""
+    """Return the name EXPERIMENT-GOAL-TIME. Replace characters of the experiment that a folder's name cannot have.
+
+    Args:
+        experiment: the value of --experiment.
+        wanted: the goal as a text (see StudyConfig.wanted).
+        now: the time.
+    """
     last = re.split(r"[:/\\]", experiment)[-1] or "study"
     safe = re.sub(r"[^A-Za-z0-9_-]", "-", last)[:60]
     return f"{safe.lstrip('-_') or 'study'}-{wanted}-{now:%Y%m%d-%H%M%S}"
@@ -344,7 +357,7 @@ def make_config(options: dict[str, Any]) -> StudyConfig:
     """Return the checked configuration.
 
     Args:
-        options: the values of the fields by name.
+        options: the values of StudyConfig's fields by name.
 
     Raises:
         UsageError: if a value is wrong. The message is about the first wrong value.

@@ -18,14 +18,14 @@ _SQLITE = re.compile(r"^(sqlite(?:\+\w+)?:///)([^?]+)", re.IGNORECASE)
 
 
 def resolve_tracking_uri(option: str | None) -> str:
-    """Return the tracking URI: `option`, or MLFLOW_TRACKING_URI, or mlflow.db in the current folder. The path of an
-    SQLite file is made absolute."""
+    """Return the tracking URI: `option`; or else the variable MLFLOW_TRACKING_URI; or else the SQLite file mlflow.db in
+    the current folder. The path of an SQLite file becomes absolute."""
     uri = (option or "").strip() or os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
     return _SQLITE.sub(lambda match: f"{match[1]}{Path.cwd() / match[2]}", uri)
 
 
 def check_tracking_uri(uri: str) -> None:
-    """Check the form of a tracking URI, without MLflow and without access to the store.
+    """Check the form of a tracking URI, without importing MLflow and without access to the store.
 
     Raises:
         ValueError: if the form is wrong. The message, in one line, says what is accepted.
@@ -44,20 +44,19 @@ def check_tracking_uri(uri: str) -> None:
 
 
 def stray_environment() -> list[str]:
-    """Return the names of those environment variables of MLflow that are set, but have no effect on a study."""
+    """Return the names of those MLflow environment variables that are set, but have no effect on a study."""
     return [name for name in STRAY if os.environ.get(name)]
 
 
 def is_server(uri: str) -> bool:
-    """Return whether the URI is that of a server, not that of a database. A server decides itself where artifacts are
-    stored."""
+    """Return whether the URI names a server instead of a database. A server decides itself where it stores
+    artifacts."""
     return uri.partition("://")[0].partition("+")[0].lower() not in _DATABASES
 
 
 def with_driver(uri: str) -> str:
-    """Return the URI of a PostgreSQL database with the name of the installed driver in it, such as
-    postgresql+psycopg2://. Without this name, different versions of SQLAlchemy choose different drivers. Return any
-    other URI unchanged."""
+    """Add the name of the installed driver to the URI of a PostgreSQL database, as in postgresql+psycopg2://. Without
+    this name, different versions of SQLAlchemy choose different drivers. Return any other URI unchanged."""
     scheme, _, rest = uri.partition("://")
     if scheme.lower() != "postgresql":
         return uri
@@ -65,12 +64,13 @@ def with_driver(uri: str) -> str:
 
 
 def check_driver(uri: str) -> None:
-    """Raise ValueError, with a message in one line, if no driver for the URI's database is installed."""
+    """Raise ValueError, with a message in one line, if the URI names a PostgreSQL database and no driver for it is
+    installed."""
     if with_driver(uri).lower().startswith("postgresql://"):
         raise ValueError("postgresql://... needs the package psycopg2: pip install 'tune-sparsity[postgresql]'")
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the file of an SQLite URI; None for other URIs."""
+    """Return the file that an SQLite URI names. Return None for any other URI."""
     match = _SQLITE.match(uri)
     return Path(match[2]) if match else None

@@ -1,1 +1,1 @@
-"""Runs a study: prepares it, runs its trials, tests the best network and writes the files."""
+"""Runs a study: checks its inputs, runs its trials, tests the best networks and writes the files."""

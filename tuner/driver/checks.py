@@ -1,4 +1,4 @@
-"""Check that the options of a study fit together, and fit its machine and its experiment."""
+"""Check that the options of a study fit together, and that they fit the machine and the experiment."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tune_sparsity.tuner.worker.sizes import binary_size
 
 
 def check_address(address: str | None) -> None:
-    """Raise UsageError unless something answers at HOST:PORT or ray://HOST:PORT. Without this check, Ray would try to
-    connect for minutes."""
+    """Raise UsageError if the form of the address is wrong, or if nothing listens at HOST:PORT. Without this check, Ray
+    would try to connect for minutes. Do not check None and "auto"."""
     if address in (None, "auto"):
         return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -33,8 +33,8 @@ def check_address(address: str | None) -> None:
 
 
 def check_gpus(config: StudyConfig) -> None:
-    """Raise UsageError if trials need more GPUs than this machine has. Without this check, Ray would report this later.
-    With --address nothing is checked, because the GPUs of a cluster are not known yet."""
+    """Raise UsageError if a worker needs more GPUs than this machine has. With --address, check nothing, because the
+    GPUs of a cluster are not known yet."""
     wanted = config.gpus_per_trial
     if config.address is None and wanted != "auto" and wanted > (have := torch.cuda.device_count()):
         raise UsageError(
@@ -76,11 +76,15 @@ def check_binary(config: StudyConfig, experiment: Experiment, model: nn.Module) 
     except ValueError as error:
         raise UsageError(f"--method {BINARY}: {error}") from None
     if config.max_bytes is not None and config.method == [BINARY] and config.max_bytes < size:
-        raise UsageError(f"--max-bytes {config.max_bytes}: a binary network of {experiment.name} has {size:,} bytes")
+        raise UsageError(
+            f"--max-bytes {config.max_bytes}: a binary network of {experiment.name} has {size:,} bytes: give at least "
+            "this number"
+        )
 
 
 def check_workers(config: StudyConfig, experiment: Experiment) -> None:
-    """Raise UsageError if a batch cannot be divided among the workers of a trial."""
+    """Raise UsageError if a batch has fewer than two examples for each worker of a trial, or if several workers would
+    have to run a user's own training loop."""
     workers, examples = config.workers_per_trial, experiment.recipe.batch_size
     if workers > 1 and isinstance(experiment, OwnLoop):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Conclude a study: measure its best network, write its files, and tell MLflow how the study ended."""
+"""Conclude a study after its search: test its best networks, write its files, and log the results to MLflow."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Times:
-    """The times, by time.monotonic(), when the command was launched and when the study began."""
+    """The values of time.monotonic() at the start of the command and at the start of the study."""
 
     launched: float
     began: float
@@ -43,17 +43,17 @@ class Times:
 
 @dataclass(frozen=True)
 class Finished:
-    """The outcome of a study, and how the study ended."""
+    """The outcome of a study, with the reasons for its end and for missing results."""
 
     outcome: StudyOutcome
     interrupted: bool
     out_of_time: bool
-    problems: list[str]  # what MLflow did not get
-    failures: list[str]  # what could not be measured or made of the networks, a line each
-    ended: str  # why the search ended, in words
-    first_failure: str  # the first failed trial's reason, if any
-    ray_states: dict[str, str]  # Ray's own state of every trial that it ran, by its name
-    optuna_states: dict[str, str]  # Optuna's, of every trial that was begun
+    problems: list[str]  # a line for each part that MLflow did not get
+    failures: list[str]  # a line for each measurement, network or model that is missing
+    ended: str  # a sentence that says why the search ended
+    first_failure: str  # the reason why the first failed trial failed, or ""
+    ray_states: dict[str, str]  # trial name -> Ray's state of the trial, for the trials that Ray ran
+    optuna_states: dict[str, str]  # trial name -> Optuna's state of the trial, for all begun trials
 
 
 def conclude(
@@ -65,18 +65,19 @@ def conclude(
     concurrency: int,
     retrained: Retraining,
 ) -> Finished:
-    """Measure the best network, write the files, and tell MLflow how the study ended.
+    """Test the best networks, write the files, log the results to MLflow, and return the outcome.
 
-    The tables are written before the networks are measured. If a measurement fails, the tables still exist.
+    trials.csv and the other tables are written before the networks are tested on the test data. The tables therefore
+    exist even if a test fails.
 
     Args:
         prepared: the prepared study.
         study: the study, after its search has ended.
         tracker: the tracker that has recorded the trials for MLflow.
-        stop: the object that says whether the search ended early, and why.
-        times: the times from which the study's seconds count.
-        concurrency: the number of trials at once.
-        retrained: the results of training each method's best trial again with fresh seeds.
+        stop: knows whether the user or the time budget ended the search.
+        times: the times when the command and the study began.
+        concurrency: the number of trials that ran at the same time.
+        retrained: the results of training each method's best trial again with other seeds.
     """
     from tune_sparsity.tuner.driver.live_plots import final_pictures
 
@@ -115,11 +116,12 @@ def conclude(
 def _seconds(
     study: StudyRun, times: Times, searched: float, tracking: float, tracked: float, concurrency: int
 ) -> StudySeconds:
-    """Return where the time of a study went.
+    """Return how many seconds each part of the study took.
 
     Args:
-        searched: when the search had ended.
-        tracking: the tracker's seconds, of which `tracked` were after the search.
+        searched: the time.monotonic() at which the search had ended.
+        tracking: the seconds that the driver spent on MLflow during the whole study.
+        tracked: the seconds that the driver spent on MLflow after the search.
     """
     ended = time.monotonic()
     return StudySeconds(
@@ -133,7 +135,7 @@ def _seconds(
 
 
 def _networks(prepared: Prepared, folders: dict[str, TrialRecord]) -> Written:
-    """Judge the reported networks on the test data and write them into their folders."""
+    """Measure the networks of these trials on the test data, and write each network into its folder."""
     from tune_sparsity.tuner.results.networks import measuring_device, write_networks
 
     if not folders:
@@ -157,7 +159,7 @@ def _outcome(
     """Return the outcome of the study.
 
     Args:
-        networks: the networks that were measured on the test data, by their trials' numbers.
+        networks: a trial's number -> its network, for the networks that were measured on the test data.
     """
     config, metric = prepared.config, metric_of(prepared.experiment.metric)
     outcome = StudyOutcome(
@@ -192,8 +194,12 @@ def _judged(
     retrained: Retraining,
     latencies: Mapping[str, Timing],
 ) -> tuple[StudyOutcome, dict[str, TrialRecord], list[str]]:
-    """Return the outcome of the study with its groups and ensembles, if the user asked for some; the trials that were
-    trained again for them, by the folders of their networks; and a line for each missing part."""
+    """Return the outcome of the study, with groups (--group) and an ensemble (--ensemble) if the user wants them.
+
+    Returns:
+        Three values: the outcome; the folder of each network that was trained again for a group -> its trial; and a
+        line for each result that is missing.
+    """
     outcome = _outcome(prepared, records, written.networks, retrained.methods, latencies)
     outcome, no_ensemble = _with_ensemble(prepared, outcome)
     outcome, more, no_group = with_groups(prepared, outcome, folders)
@@ -201,8 +207,8 @@ def _judged(
 
 
 def _with_ensemble(prepared: Prepared, outcome: StudyOutcome) -> tuple[StudyOutcome, list[str]]:
-    """Return the outcome and a list of messages. The outcome has an ensemble around the best network if the study asks
-    for one. If the ensemble could not be made, a message says why."""
+    """Add an ensemble around the best network to the outcome, if --ensemble is given. Return the outcome, and a list
+    that contains a message if the ensemble could not be made."""
     config, best = prepared.config, outcome.best
     if config.ensemble is None or best is None or best.number not in outcome.test_values:
         return outcome, []
@@ -218,18 +224,21 @@ def _with_ensemble(prepared: Prepared, outcome: StudyOutcome) -> tuple[StudyOutc
 
 
 def _short(outcome: StudyOutcome) -> list[str]:
-    """Return a line if the loop that trained the best network made other steps than it had announced."""
+    """Return a list with a warning if a user's own loop trained the best network with another number of steps than the
+    loop had announced. Otherwise return an empty list."""
     measured = {} if outcome.best is None else outcome.best.metrics
     made, announced = measured.get("steps"), measured.get("steps_announced")
     if outcome.best is None or made is None or announced is None or made == announced:
         return []
-    return [f"the loop made {made:g} steps in {outcome.best.name}, and had announced {announced:g} to trial.sparsify"]
+    name = outcome.best.name
+    return [f"the loop made {made:g} steps in {name}, but had announced {announced:g} steps to trial.sparsify"]
 
 
 def _log_networks(
     prepared: Prepared, outcome: StudyOutcome, folders: Mapping[str, TrialRecord], tracker: Tracker
 ) -> list[str]:
-    """Send the reported networks to MLflow, and the best one as a model. Return a line for each missing part."""
+    """Send the reported networks to MLflow. Also log the best network and a group as MLflow models. Return a line for
+    each model that is missing."""
     if not folders:
         return []
     folder = prepared.config.folder
@@ -259,7 +268,7 @@ def _log_networks(
 
 
 def _model(prepared: Prepared, outcome: StudyOutcome, network: Path) -> dict[str, Any]:
-    """Return the content of MLflow's model of the best network."""
+    """Return the description from which MLflow's model of the best network is made."""
     best = outcome.best
     assert best is not None
     measured = {
@@ -288,7 +297,7 @@ def _model(prepared: Prepared, outcome: StudyOutcome, network: Path) -> dict[str
 
 
 def _why(study: StudyRun, stop: StopWhen) -> str:
-    """Return why the search ended."""
+    """Return a sentence that says why the search ended."""
     begun = len(study.records)
     if stop.asked:
         return f"The search was interrupted after {begun} trials."

@@ -1,5 +1,5 @@
-"""Make groups of two networks (see tuner.results.cascade) from the networks that a study has kept, at the study's
-end."""
+"""Make groups of two networks at the end of a study, from the networks that the study has written. A group answers with
+a small network, and asks a large network for uncertain examples (see tuner.results.cascade)."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from tune_sparsity.tuner.tracking.model import model_note
 from tune_sparsity.tuner.tracking.pyfunc_model import Gated
 
 Networks = dict[str, tuple[TrialRecord, Path]]
-"""The kept networks' trials and files, by the trials' names."""
+"""The name of each trial whose network was written -> the trial and the network's file."""
 
 
 def with_groups(
     prepared: Prepared, outcome: StudyOutcome, folders: Mapping[str, TrialRecord]
 ) -> tuple[StudyOutcome, dict[str, TrialRecord], list[str]]:
-    """Add groups of two networks to the outcome of a study, if the user asked for groups.
+    """Add groups of two networks to the outcome of a study, if --group is given.
+
+    Args:
+        prepared: the prepared study.
+        outcome: the outcome of the study so far.
+        folders: the folder of each written network -> its trial.
 
     Returns:
         Three values: the outcome; the folder of each network that was trained again for a group -> its trial; and a
-        line for each missing part.
-
-    Args:
-        folders: the folder of each kept network -> its trial.
+        line for each result that is missing.
     """
     config, best = prepared.config, outcome.best
     if config.group is None or best is None or not folders:
@@ -53,7 +55,7 @@ def with_groups(
 
 
 def _cascades(prepared: Prepared, networks: Networks, best: TrialRecord) -> dict[str, Any]:
-    """Return the entry of result.json about groups of existing networks."""
+    """Make groups from the written networks. Return the entry of result.json about them."""
     from tune_sparsity.tuner.results.cascade import group_document
     from tune_sparsity.tuner.results.networks import measuring_device
 
@@ -65,8 +67,17 @@ def _cascades(prepared: Prepared, networks: Networks, best: TrialRecord) -> dict
 def _reflected(
     prepared: Prepared, document: Mapping[str, Any], networks: Networks
 ) -> tuple[dict[str, Any], dict[str, TrialRecord]]:
-    """Train a large network again. Return the entry of result.json about the groups, with the new one; and the trial of
-    the new network, by its folder, if its group is better than the others."""
+    """Train a large network again as a partner for a small one (--group reflect).
+
+    Args:
+        prepared: the prepared study.
+        document: the entry of result.json about groups of the written networks.
+        networks: the written networks.
+
+    Returns:
+        Two values: the entry with the group of the new network; and the folder of the new network -> its trial. The
+        second value is empty if this group is not better than the other groups.
+    """
     from tune_sparsity.tuner.results.networks import measuring_device, write_best
     from tune_sparsity.tuner.results.reflection import StudyRecipe, with_reflection
     from tune_sparsity.tuner.worker.trainable import save_weights
@@ -86,6 +97,8 @@ def group_model(prepared: Prepared, outcome: StudyOutcome, networks: Mapping[str
     """Return the description from which MLflow's model of the group is made. Return None if there is no group.
 
     Args:
+        prepared: the prepared study.
+        outcome: the outcome of the study.
         networks: the name of each trial -> the folder of its network.
     """
     group = main_group(outcome.group)

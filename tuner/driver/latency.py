@@ -1,5 +1,5 @@
-"""Converts a limit of milliseconds into a limit of multiply-adds. At the end of a study, measures which network meets
-the limit of milliseconds."""
+"""Converts the limit of --max-latency into a limit of multiply-adds for the search. At the end of a study, measures
+which network meets the limit of milliseconds."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ _LAST_SECONDS = 1.0  # how long a network is timed at the end
 
 
 class LatencyCurve:
-    """Estimates the milliseconds of a forward pass from the number of multiply-adds of an example. The curve never
-    falls, and is linear between the measured points. It fits these points by least squares.
+    """Estimates the milliseconds of a forward pass from the number of multiply-adds of an example.
+
+    The curve is a least-squares fit to measured points. It never falls, and is linear between the points.
 
     Args:
         measured: multiply-adds -> milliseconds, for the dense network and for smaller networks.
@@ -54,9 +55,16 @@ class LatencyCurve:
         return -self._fit(macs)
 
     def most_macs(self, limit: float) -> int | None:
-        """Return the largest number of multiply-adds for which the expected time is a few percent below a limit of
-        milliseconds. If the dense network meets the limit, return its multiply-adds. If the smallest network does not
-        meet the limit, return None."""
+        """Return the largest number of multiply-adds whose expected time is 5 % below a limit of milliseconds. The
+        margin makes most networks of the search meet the limit. It is smaller if the smallest network needs this time.
+
+        Args:
+            limit: the limit in milliseconds.
+
+        Returns:
+            The multiply-adds of the dense network if it meets the limit. None if the smallest network does not meet the
+            limit.
+        """
         if self(self.dense) <= limit:
             return self.dense
         if self(self.fewest) > limit:
@@ -66,14 +74,14 @@ class LatencyCurve:
 
 
 def goal_within(config: StudyConfig, pattern: Pattern, layers: Sequence[Layer], most: int | None) -> Goal:
-    """Return the goal of --max-macs or --max-latency. As long as the neurons of the network are not known, the goal has
-    the target 0.
+    """Return the goal of --max-macs or --max-latency. Until `prepare` has found which neurons of the network can be
+    removed, the goal has the target 0.
 
     Args:
         config: the study's configuration.
         pattern: the pattern of the zeros.
         layers: the prunable layers of the network.
-        most: the largest allowed number of multiply-adds, or None as long as this number is not known.
+        most: the largest allowed number of multiply-adds; None if this number is not known yet.
 
     Raises:
         UsageError: if the pattern of the zeros is not `neurons`, or if the smallest network needs more than `most`
@@ -101,18 +109,21 @@ def expected_macs(
     model: nn.Module,
     layers: Sequence[Layer],
 ) -> tuple[int | None, str]:
-    """Return the largest number of multiply-adds that is expected to meet the study's limit, and a line for the user
-    that states this number.
+    """Return the largest number of multiply-adds that is expected to meet the limit of the study.
 
-    Nothing is measured if the limit is one of multiply-adds, or if the study is resumed. The line is then empty.
+    For --max-latency, measure the network. For --max-macs, or for a resumed study, measure nothing.
 
     Args:
         config: the study's configuration.
-        about: the result of `read_about` for a study that is resumed. Otherwise it is empty.
-        experiment: the experiment, whose pattern has the neurons of the network.
+        about: for a resumed study, the result of `read_about`; otherwise an empty dict.
+        experiment: the experiment. Its pattern contains the neurons that can be removed.
         data: the experiment's data.
         model: an untrained network.
-        layers: its prunable layers.
+        layers: the prunable layers of the network.
+
+    Returns:
+        Two values: the number of multiply-adds, and a line for the user about the measurement. The line is "" if
+        nothing was measured.
 
     Raises:
         UsageError: if the smallest network does not meet the limit, or if the network cannot be timed.
@@ -139,8 +150,12 @@ def expected_macs(
 def measured_curve(
     experiment: Experiment, data: Data, model: nn.Module, layers: Sequence[Layer], batch: int
 ) -> LatencyCurve:
-    """Measure the times of an untrained network, and of smaller networks that lack its least important neurons. The
-    other arguments are those of `expected_macs`."""
+    """Measure the forward passes of an untrained network, and of smaller networks without its least important neurons.
+
+    Args:
+        experiment, data, model, layers: as for `expected_macs`.
+        batch: the number of examples in a forward pass.
+    """
     pattern = experiment.layers.pattern
     assert isinstance(pattern, Neurons)
     groups, uses = pattern.groups, pattern.uses
@@ -164,11 +179,12 @@ def measured_curve(
 
 
 class Decision(NamedTuple):
-    """The number of multiply-adds that meets a study's limit of milliseconds, as measured at the study's end.
+    """The result of measuring latencies at the end of a study.
 
     Attributes:
-        goal: the study's goal with this number: the multiply-adds of the best network that meets the limit.
-        latencies: the measured networks, by their trials' names.
+        goal: the study's goal. `max_macs` is now the number of multiply-adds of the best network that meets the limit
+            of milliseconds.
+        latencies: the name of each measured trial -> the latency of its network.
         problems: a line for each network that could not be measured.
     """
 
@@ -187,10 +203,10 @@ def decide(
         goal: the study's goal.
         records: the study's ended trials.
         folder: the study's folder.
-        experiment: the experiment, whose pattern has the neurons of the network.
+        experiment: the experiment. Its pattern contains the neurons that can be removed.
         data: the experiment's data.
-        measure: whether to measure networks. If not, the decision contains only the latencies that an earlier process
-            has measured.
+        measure: whether to measure networks. If False, the decision contains only the latencies that an earlier process
+            of the study has measured.
     """
     known = _earlier(folder) if goal.kind is GoalKind.MAX_LATENCY else {}
     if goal.kind is not GoalKind.MAX_LATENCY or not measure:
@@ -216,13 +232,16 @@ def decide(
 def choose(
     goal: Goal, records: Iterable[TrialRecord], latency: Callable[[TrialRecord], Timing | None]
 ) -> tuple[Goal, dict[str, Timing]]:
-    """Return the goal with the multiply-adds of the best network that meets its limit of milliseconds, and the measured
-    latencies by the trials' names.
+    """Choose the best network that meets the goal's limit of milliseconds.
 
     Args:
         goal: a goal with a limit of milliseconds.
         records: the trials.
-        latency: a function that measures a trial's network, and returns None if there is no such network.
+        latency: a function that returns the latency of a trial's network, or None if it cannot be measured.
+
+    Returns:
+        Two values: the goal, whose `max_macs` is now the number of multiply-adds of the chosen network; and the name of
+        each measured trial -> its latency. If no network meets the limit, `max_macs` excludes all of them.
     """
     measured = {}
     for record in goal.candidates(records):
@@ -236,13 +255,13 @@ def choose(
 
 
 def exported_latency(file: Path, experiment: Experiment, data: Data, batch: int) -> Timing:
-    """Measure a network as it is exported, without its removed neurons.
+    """Measure the forward pass of a network without its removed neurons, in the form in which it is exported.
 
     Args:
         file: the trial's weights.
-        experiment: the experiment, whose pattern has the neurons of the network.
+        experiment: the experiment. Its pattern contains the neurons that can be removed.
         data: the experiment's data.
-        batch: the number of examples.
+        batch: the number of examples in a forward pass.
     """
     from tune_sparsity.tuner.results.networks import network_in, without_neurons
 
@@ -252,7 +271,8 @@ def exported_latency(file: Path, experiment: Experiment, data: Data, batch: int)
 
 
 def _earlier(folder: Path) -> dict[str, Timing]:
-    """Return the latencies in the result.json of a study that goes on."""
+    """Return the latencies in the result.json of a resumed study: trial name -> latency. Return an empty dict if there
+    is no such file."""
     try:
         return latencies_in(json.loads((folder / RESULT_JSON).read_text(encoding="utf-8")))
     except (OSError, ValueError):

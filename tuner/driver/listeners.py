@@ -1,4 +1,5 @@
-"""Listeners that a running study notifies. They write to MLflow, to files and to the terminal, and remove old files."""
+"""Listeners that a running study notifies of its events. They write to MLflow, files and the terminal, and remove old
+files."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ class TrackTrials(Listener):
 
 
 class LogEpochs(Listener):
-    """Writes epochs.csv."""
+    """Adds a row to epochs.csv for each epoch."""
 
     def __init__(self, folder: Path) -> None:
         self._log = EpochLog(folder / EPOCHS_CSV)
@@ -54,8 +55,8 @@ class LogEpochs(Listener):
 
 
 class KeepNetworks(Listener):
-    """Keeps the networks that would be reported if the study ended now, and the networks of running trials. Removes all
-    other networks, because they would fill the disk.
+    """Removes the networks of ended trials, because they would fill the disk. Does not remove the networks that the
+    study would report if it ended now.
 
     Args:
         folder: the folder to which workers write their networks. A network that arrives in a report is also written

@@ -1,5 +1,5 @@
-"""Updates the pictures of a running study from time to time. A thread of the driver makes the pictures, so that no
-trial waits for them."""
+"""Updates the pictures of a running study from time to time, in a thread of the driver, so that no trial waits for
+them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SHARE = 60  # between two updates, at least 1/60 of the study's time so far pas
 
 
 def write_pictures(study: Pictured, folder: Path) -> list[Path]:
-    """Write the front and the page of all pictures into the folder. Return both paths.
+    """Write pareto.html (the picture of the front) and pictures.html (all pictures) into the folder. Return both paths.
 
     Raises:
         OSError: if the folder cannot be written to.
@@ -51,13 +51,14 @@ def load() -> None:
 class LivePictures(Listener):
     """Writes a study's pictures while the study runs, and logs them to MLflow.
 
-    If an update fails, it is skipped. Later updates, and the pictures at the end of the study, are still made.
+    An update that fails is skipped, and does not prevent later updates.
 
     Args:
-        drawn: a function that returns the content of the pictures for copies of the records. It is called in a thread.
+        drawn: a function that gets copies of the trials' records, and returns the content of the pictures. It is called
+            in a thread.
         folder: the study's folder.
         tracker: logs the pictures as artifacts of the study's parent run.
-        every: the seconds between two updates, at least.
+        every: the smallest number of seconds between two updates.
     """
 
     def __init__(
@@ -106,8 +107,8 @@ def live_pictures(prepared: Prepared, tracker: Tracker) -> LivePictures:
 
 
 def final_pictures(prepared: Prepared, records: Sequence[TrialRecord]) -> list[Path]:
-    """Write the pictures of the ended study and return their paths. If they fail, print the reason and return an empty
-    list.
+    """Write the pictures of the ended study, and return their paths. If they cannot be made, print the reason and
+    return an empty list.
 
     Raises:
         OSError: if the study's folder cannot be written to.

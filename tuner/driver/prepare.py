@@ -1,4 +1,4 @@
-"""Check everything that a study needs before it begins: experiment, data, spaces, goal, places to write to."""
+"""Check everything that a study needs before it begins: experiment, data, search spaces, goal, storage and options."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _A_WHILE = 20.0  # seconds
 
 @dataclass(frozen=True)
 class Prepared:
-    """A study whose inputs have all been checked. Nothing has been written yet."""
+    """A study that is ready to run: its checked configuration, experiment, data, search spaces and goal."""
 
     config: StudyConfig
     experiment: Experiment
@@ -67,8 +67,8 @@ class Prepared:
 
     @cached_property
     def checksum(self) -> str:
-        """Return the checksum of the data, or "" if the user's own loop loads them. It is computed once, because the
-        data may be large."""
+        """Return the checksum of the data, or "" if a user's own loop loads the data. The checksum is computed only
+        once, because the data may be large."""
         return "" if isinstance(self.experiment, OwnLoop) else self.data.checksum()
 
 
@@ -82,12 +82,16 @@ def prepare(
     """Check everything that a study needs, and load its data. Write nothing.
 
     Args:
-        named: whether the user gave the study's name. This name must not be taken.
-        share: Connection.share, which takes a second. It is called after the quick checks, so that these report
-            mistakes at once. The data of a built-in experiment are loaded during the call.
+        config: the study's configuration.
+        resume: whether to continue an existing study, instead of beginning a new study.
+        named: whether the study has a name that the user has given. A new study must not have the name of an existing
+            one.
+        share: the method Connection.share, which takes a second. For a built-in experiment, it is called after the
+            quick checks, so that they report mistakes at once, and the data are loaded during the call. For a user's
+            experiment, it is called before the user's code runs.
 
     Raises:
-        UsageError: with one line about the first mistake.
+        UsageError: if a check fails. The message is one line about the first mistake.
     """
     try:
         check_tracking_uri(config.tracking_uri)
@@ -130,7 +134,7 @@ def prepare(
 
 
 def _check_name(config: StudyConfig, resume: bool) -> None:
-    """Raise UsageError if a study to resume does not exist, or if a new study has the name of an existing one."""
+    """Raise UsageError if a study that is to be resumed does not exist, or if the name of a new study is taken."""
     if config.storage.exists(config.study) == resume:
         return
     if resume:
@@ -142,33 +146,34 @@ def _check_name(config: StudyConfig, resume: bool) -> None:
 
 
 def _check_data(prepared: Prepared) -> None:
-    """Raise UsageError if the data are not those that the study began with: its trials would not compare, and a test
-    example may have been a training example."""
+    """Raise UsageError if the data of a resumed study have changed since the study began. Its trials could not be
+    compared any more, and a former training example might now be a test example."""
     before = read_about(prepared.config).get("data_sha256")
     if before and before != prepared.checksum:
         raise UsageError(
             f"the data of {prepared.config.experiment} have changed since study {prepared.config.study!r} began: "
-            "restore the former data, or begin another study"
+            "restore the earlier data, or begin a new study"
         )
 
 
 def _as_before(goal: Goal, config: StudyConfig) -> Goal:
-    """Return the goal of a resumed study, with its first baseline. Raise UsageError if its experiment has another
-    metric now."""
+    """Return the goal of a resumed study with the baseline that study.yaml contains. Raise UsageError if the metric of
+    the experiment has changed since the study began."""
     before = judged(goal, read_about(config))
     if (was := before.objective) != (now := goal.objective):
         raise UsageError(
             f"--experiment: study {config.study} has the metric {was}, and {config.experiment} now has {now}: restore "
-            "the former metric of the experiment, or begin another study"
+            "the earlier metric of the experiment, or begin a new study"
         )
     return before
 
 
 def _with_baseline(goal: Goal, experiment: Experiment, data: Data) -> Goal:
-    """Return the goal with the metric of the untrained network as baseline, if the metric has no known worst value.
+    """Return the goal with a baseline: 0 if this is the metric's worst value, otherwise the metric of an untrained
+    network. A user's own loop must have this metric as its attribute `baseline`.
 
     Raises:
-        UsageError: if the metric of that network cannot be measured, or is no number.
+        UsageError: if the metric cannot be measured or is not finite, or if a loop does not have the attribute.
     """
     if goal.objective.bounded:
         return goal
@@ -192,18 +197,19 @@ def _with_baseline(goal: Goal, experiment: Experiment, data: Data) -> Goal:
 
 
 class _Loading:
-    """Data that load in a thread."""
+    """Calls the function `load` in a thread. It returns the data."""
 
     def __init__(self, load: Callable[[], Data]) -> None:
         self._executor = ThreadPoolExecutor(1)
         self._loaded = self._executor.submit(load)
 
     def data(self) -> Data:
-        """Return the data. Raise the error of `load` if it has failed."""
+        """Wait for the data and return them. If `load` has raised an error, raise this error."""
         return self._loaded.result()
 
     def over(self) -> bool:
-        """Wait a while, because data may have to be downloaded. Return whether the thread has ended."""
+        """Wait for the thread, but at most _A_WHILE seconds, because a download may take longer. Return whether the
+        thread has ended."""
         if wait([self._loaded], _A_WHILE).not_done:
             return False
         self._executor.shutdown()
@@ -211,7 +217,7 @@ class _Loading:
 
 
 def _uses(experiment: Experiment, network: _Network, data: Data) -> Uses | None:
-    """Return how often the network uses its weights; None if it is not known."""
+    """Return how often a forward pass uses each weight of the network. Return None if this cannot be counted."""
     try:
         with torch.random.fork_rng(devices=[]):
             example = experiment.prepare(data.val.first(2).x)
@@ -221,7 +227,7 @@ def _uses(experiment: Experiment, network: _Network, data: Data) -> Uses | None:
 
 
 class _Network(NamedTuple):
-    """An untrained network of the experiment's, and its prunable layers."""
+    """An untrained network of the experiment, with its prunable layers and their sizes."""
 
     model: nn.Module
     layers: list[Layer]
@@ -229,11 +235,14 @@ class _Network(NamedTuple):
     neurons: NeuronGroups | None = None  # with fewer of which a training can begin; None if all begin with all
 
     def few_bits(self, config: StudyConfig) -> bool:
-        """Return whether the methods' own spaces search weights of few bits: where a file's size is the goal."""
+        """Return whether the default search spaces also contain weights with few bits. They do so if --max-bytes is
+        given and the data types of all prunable weights allow it."""
         return config.max_bytes is not None and all(layer.weight.dtype in EXACT for layer in self.layers)
 
     def sought(self, config: StudyConfig, experiment: Experiment, most: int | None) -> tuple[Goal, list[Space]]:
-        """Return the goal and the search spaces of the study. Raise UsageError if a trial cannot reach the goal."""
+        """Return the goal and the search spaces of the study. `most` is the largest allowed number of multiply-adds;
+        None if there is no limit, or if it is not known yet. Raise UsageError if no trial can reach the goal, or if the
+        search spaces do not fit the study."""
         try:
             goal = replace(self.goal(config, most), objective=objective_of(experiment))
             suited = (experiment.space, experiment.optimizer)
@@ -251,7 +260,8 @@ class _Network(NamedTuple):
         return goal, spaces
 
     def goal(self, config: StudyConfig, most: int | None) -> Goal:
-        """Return the goal of the study. Raise UsageError if the network cannot meet it, or as `fewest_bits` does."""
+        """Return the goal of the study. Raise UsageError if the network cannot meet the goal, and ValueError or OSError
+        if the space of --space cannot be read. `most` is as for `sought`."""
         if config.max_macs is not None or config.max_latency is not None:
             return goal_within(config, self.size.pattern, self.layers, most)
         layout: Layout | None = None
@@ -262,7 +272,7 @@ class _Network(NamedTuple):
         return goal
 
     def _check_reach(self, config: StudyConfig, goal: Goal) -> None:
-        """Raise UsageError if zeros of the goal's sparsities cannot have the pattern."""
+        """Raise UsageError if the pattern of the zeros makes one of the goal's sparsities impossible."""
         name = next(name for name in GOALS if getattr(config, name) is not None)
         option, pattern = f"--{name.replace('_', '-')}", self.size.pattern
         shapes = [layer.turned(layer.weight).shape for layer in self.layers]
@@ -275,8 +285,8 @@ class _Network(NamedTuple):
                 )
 
     def with_neurons(self, config: StudyConfig, goal: Goal, experiment: Experiment, data: Data) -> _Network:
-        """Return the network with the neurons that go together, where the pattern is of neurons. Raise UsageError if
-        the goal cannot be reached with them."""
+        """If the pattern is `neurons`, find which neurons can be removed, and add them to the network's pattern. Return
+        the network. Raise UsageError if the goal cannot be reached by removing neurons."""
         if not isinstance(self.size.pattern, Neurons):
             return self
         with torch.random.fork_rng(devices=[]):
@@ -291,14 +301,13 @@ class _Network(NamedTuple):
         return network
 
     def with_fewer(self, config: StudyConfig, experiment: Experiment, data: Data, *, asked: bool) -> _Network:
-        """Return the network with the neurons without which a training can begin, if the user's space has a width, or
-        if the neurons of the whole network take too many of the bytes that the study allows.
+        """If trials of the study can begin with fewer neurons, find these neurons. Return the network with them.
 
-        Args:
-            asked: whether the user's space has a width.
+        Trials can begin with fewer neurons if the user's space has the parameter `width` (then `asked` is true), or if
+        the neurons of the whole network take a large part of --max-bytes.
 
         Raises:
-            UsageError: if the space has a width, and no neuron can be removed.
+            UsageError: if `asked` is true, and no neuron can be left out.
         """
         limit = self.limit(config)
         needed = limit is not None and self.size.pattern == UNSTRUCTURED and too_many_neurons(limit)
@@ -316,8 +325,8 @@ class _Network(NamedTuple):
         return self._replace(neurons=found)
 
     def limit(self, config: StudyConfig) -> ByteLimit | None:
-        """Return how many bytes the study's networks may have. Return None if the study has no such limit, or if a
-        packed file cannot hold some tensors of the network. Raise the errors of `fewest_bits`."""
+        """Return the limit of --max-bytes. Return None if the option is not given, or if a packed file cannot hold some
+        tensors of the network. Raise ValueError or OSError if the space of --space cannot be read."""
         if config.max_bytes is None:
             return None
         bits = fewest_bits(config, few_bits=self.few_bits(config))
@@ -329,7 +338,7 @@ class _Network(NamedTuple):
 
 
 class _Sought(NamedTuple):
-    """What a study searches."""
+    """The network, the experiment, the goal and the search spaces of a study, while `prepare` completes them."""
 
     network: _Network
     experiment: Experiment
@@ -338,8 +347,9 @@ class _Sought(NamedTuple):
     latency: str = ""  # as in Prepared
 
     def with_neurons(self, config: StudyConfig, data: Data, *, resume: bool) -> _Sought:
-        """Return the same with the network's neurons, if the study removes some. The experiment has them, so that no
-        trial has to find them again. Raise UsageError if the goal cannot be reached."""
+        """If trials of the study remove neurons, find these neurons, and complete the goal and the spaces. Write the
+        neurons into the experiment, so that no trial has to find them again. Raise UsageError if no trial can reach the
+        goal."""
         network = self.network.with_neurons(config, self.goal, self.experiment, data)
         if isinstance(pattern := network.size.pattern, Neurons):
             experiment = self.experiment.with_pattern(pattern)
@@ -359,10 +369,10 @@ class _Sought(NamedTuple):
 
 
 def _network(experiment: Experiment) -> _Network:
-    """Return a network of the experiment's.
+    """Make an untrained network of the experiment.
 
     Raises:
-        UsageError: if nothing of it can be pruned, or if it cannot be made.
+        UsageError: if the network cannot be made, or if it has nothing that can be pruned.
     """
     try:
         with torch.random.fork_rng(devices=[]), watching():

@@ -1,4 +1,4 @@
-"""Runs a study's trials with Ray Tune. The StudyRun gets Ray's events and makes all decisions."""
+"""Runs a study's trials with Ray Tune. All decisions are made by StudyRun, which gets Ray's events from here."""
 
 from __future__ import annotations
 
@@ -38,18 +38,22 @@ LOST_WORKERS = 3  # restarts of a trial, from its checkpoint, after its process 
 
 
 def gpus_per_trial(config: StudyConfig) -> float:
-    """Return the number of GPUs for each trial, which may be a fraction. "auto" gives 1 if the cluster has a GPU, else
-    0."""
+    """Return the number of GPUs for each worker of a trial, which may be a fraction. "auto" gives 1 if the cluster has
+    a GPU, otherwise 0."""
     if config.gpus_per_trial == "auto":
         return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
     return float(config.gpus_per_trial)
 
 
 def slots(config: StudyConfig, gpus: float) -> int:
-    """Return how many trials run at once: the number that fits into the cluster, or --concurrency if it is smaller.
+    """Return how many trials run at the same time: as many as fit on the nodes, and at most --concurrency.
+
+    Args:
+        config: the study's configuration.
+        gpus: the GPUs of each worker.
 
     Raises:
-        UsageError: if the cluster has no room for a single trial.
+        UsageError: if the nodes have not enough CPUs or GPUs for one trial.
     """
     there, workers = nodes(), config.workers_per_trial
     fit = trials_at_once(there, config.cpus_per_trial, gpus, workers)
@@ -64,7 +68,7 @@ def slots(config: StudyConfig, gpus: float) -> int:
 
 
 def with_ranks(setup: TrialSetup, config: StudyConfig, gpus: float) -> TrialSetup:
-    """Return the setup for trials that run in --workers-per-trial processes each."""
+    """Return the setup, extended for trials with several workers if --workers-per-trial is larger than 1."""
     workers = config.workers_per_trial
     if workers == 1:
         return setup
@@ -72,10 +76,11 @@ def with_ranks(setup: TrialSetup, config: StudyConfig, gpus: float) -> TrialSetu
 
 
 class _NotPickled:
-    """Is pickled as an object without attributes.
+    """A base class of objects that are pickled without their attributes.
 
-    Ray pickles the searcher, the callback and the stopper into its snapshots of the experiment. Ours hold threads and
-    files that cannot be pickled, and a study is resumed from Optuna's journal, not from Ray's snapshots.
+    Ray pickles the searcher, the callback and the stopper into its snapshots of an experiment. The attributes of ours
+    contain threads and files, which cannot be pickled. Nothing is lost, because a study is resumed from Optuna's
+    journal, and not from Ray's snapshots.
     """
 
     def __getstate__(self) -> dict[str, Any]:
@@ -83,8 +88,8 @@ class _NotPickled:
 
 
 class _Searcher(_NotPickled, Searcher):
-    """Gives Ray the study's next trial. The end of a trial reaches the study through `_Callback`, which knows the
-    reason."""
+    """Gives Ray the study's next trial. `_Callback` reports the end of a trial to the study, because only `_Callback`
+    knows why the trial ended."""
 
     def __init__(self, study: StudyRun, names: dict[str, int], stop: StopWhen) -> None:
         super().__init__()
@@ -146,8 +151,9 @@ class _Callback(_NotPickled, tune.Callback):
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Update Ray's records of the trials that have just ended.
 
-        A trial that reported its failure gets Ray's state ERROR, which is possible only after its process is free. The
-        metrics of ended trials are removed: the study has them, and Ray's copies are ten times as large.
+        A trial that reported its failure gets Ray's state ERROR. This is possible only after Ray has released the
+        trial's process. Ray's copies of the metrics are removed, because the study has the metrics, and Ray's copies
+        are ten times as large.
         """
         while self._failed:
             trial = self._failed.pop()
@@ -167,7 +173,7 @@ class _Callback(_NotPickled, tune.Callback):
 
 
 def failure_reason(trial: Trial) -> str:
-    """Return, in one line, Ray's exception for a trial whose process has died."""
+    """Return, in one line, the exception that Ray has stored for a failed trial."""
     # Ray has written this local file already. The copy for trial.get_pickled_error reaches the storage only later.
     file = trial.pickled_error_file
     if file is None or not Path(file).is_file():
@@ -209,10 +215,10 @@ class StopWhen(_NotPickled, tune.Stopper):
         return self._lost()
 
     def unless_disk_full(self, call: Callable[..., R], *args: Any) -> R | None:
-        """Return the result of call(*args), or None if the study must end because its storage has failed.
+        """Return the result of call(*args). If the call fails with an error of the disk, set `disk` and return None.
 
-        If the call fails with an error of the disk, this method sets `disk`, and later calls do nothing. The journal
-        may end in an incomplete line, and a further line after it would make both unreadable.
+        If `disk` or `lost` is set already, return None without calling. After a failed write, Optuna's journal may end
+        in an incomplete line. A later call could write another line behind it, and both lines would be unreadable.
         """
         if self.disk or self.lost:
             return None
@@ -233,13 +239,13 @@ def run_trials(
     Args:
         study: the study that gives the trials.
         setup: the settings that all trials share.
-        arrays: the training and validation data as `for_workers` returns them.
-        gpus: GPUs for each worker.
+        arrays: the training and validation data, as tuner.cluster.node_data.for_workers returns them.
+        gpus: the GPUs of each worker.
         concurrency: the number of trials that run at once.
         stop: decides when the study has to end early.
 
     Returns:
-        The name of every trial -> its state in Ray, TERMINATED or ERROR.
+        The name of each trial -> its state in Ray, TERMINATED or ERROR. Empty if the disk was full.
     """
     config = study.config
     names: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Trains the best trial of each method again with other seeds, several at once."""
+"""Trains the best trial of each method again with other seeds (--final-seeds), several trainings at the same time."""
 
 from __future__ import annotations
 
@@ -23,9 +23,16 @@ def train_best_again(
 ) -> Retraining:
     """Train the best trial of each method again with other seeds, and measure the networks on the test data.
 
-    The study runs as many of these trainings at once as it ran trials. A training may fail, for example because of NaN,
-    an exception in the user's code or a lost worker. The result contains the number of failed trainings and the
-    reasons.
+    A training may fail, for example because of NaN, an exception in the user's code or a lost worker. The result
+    contains the number of failed trainings and the reasons.
+
+    Args:
+        prepared: the prepared study.
+        study: the study, after its search has ended.
+        setup: the settings that all trials share.
+        arrays: the training and validation data, as tuner.cluster.node_data.for_workers returns them.
+        gpus: the GPUs of each worker.
+        concurrency: the number of trials that the search ran at the same time. As many trainings run at the same time.
     """
     from tune_sparsity.tuner.results.networks import measuring_device, test_value
 
@@ -42,14 +49,14 @@ def train_best_again(
             values.append(test_value(prepared.experiment, prepared.data, ray.get(reference), device))
         except (Exception, SystemExit) as error:
             cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-            problems[f"a training under another seed failed: {one_line(cause)}"] = None
+            problems[f"a training with another seed failed: {one_line(cause)}"] = None
             values.append(None)
     return Retraining(summarise(chosen, values, config.final_seeds), list(problems))
 
 
 def _places(config: StudyConfig, gpus: float, count: int) -> list[dict[str, Any]]:
-    """Return the options of Ray's tasks for `count` trainings that run at once. A training with several workers gets a
-    placement group, and later trainings use these groups again in turn. One worker needs no options."""
+    """Return the options of the Ray tasks for `count` trainings that run at the same time. If a training has several
+    workers, its task gets a placement group for all of them. Later trainings use these groups again in turn."""
     if config.workers_per_trial == 1:
         return [{}]
     each = {"CPU": config.cpus_per_trial, **({"GPU": gpus} if gpus else {})}

@@ -1,4 +1,4 @@
-"""Runs a study from its configuration to its files: prepares it, searches, tests the best network, writes the files."""
+"""Runs a prepared study: starts the tracker, runs the trials, trains the best trials again, and concludes the study."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ AT_ONCE = 5.0  # seconds to finish writing to MLflow when a study ends unexpecte
 
 
 class DiskFull(Exception):
-    """The study's folder cannot be written to. The message is the reason, in one line. Nothing of the study is lost."""
+    """The study's folder can no longer be written to. The message is the reason, in one line. The study can be resumed,
+    and no ended trial is lost."""
 
 
 def run_study(
@@ -57,16 +58,16 @@ def run_study(
 
     Args:
         prepared: the result of `prepare`.
-        ray: the connection to Ray, which runs the trials. This function waits for it, and ends it after the trials.
-        resume: whether to continue the study that is in the folder, instead of beginning a new one.
+        ray: the connection to Ray. This function waits until Ray is ready, and ends the connection after the trials.
+        resume: whether to continue the study that is in the folder, instead of beginning a new study.
         quiet: whether to show no progress on the terminal.
-        launched: when the command was started, by time.monotonic(); now by default. The study's seconds count from it.
+        launched: the time.monotonic() from which the study's total time counts. If None, it counts from now.
         writer: the process that writes to MLflow, if it has been started already.
 
     Raises:
         UsageError: if the cluster cannot be reached or has no room for a trial, or if another process runs the study.
         DiskFull: if the study's folder cannot be written to; the study can be resumed.
-        TakenOver: if another process took over the study while this one could not reach the object store.
+        TakenOver: if another process took over the study while this process could not reach the object store.
         KeyboardInterrupt: at the second Ctrl-C; the study can be resumed.
     """
     config, began = prepared.config, time.monotonic()
@@ -158,7 +159,13 @@ def _dataset(prepared: Prepared) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Built:
-    """A study that is ready to run, with the setup of its trials and its stopper."""
+    """A study that is ready to run.
+
+    Attributes:
+        study: the study with its searcher and its listeners.
+        setup: the settings that all trials share.
+        stop: ends the study early.
+    """
 
     study: StudyRun
     setup: TrialSetup
@@ -168,7 +175,8 @@ class _Built:
 def _build(
     prepared: Prepared, tracker: Tracker, times: Times, *, gpus: float, quiet: bool, mirror: Mirror | None
 ) -> _Built:
-    """Build the study with its searcher and listeners, the setup of its trials, and its stopper."""
+    """Build the study with its searcher and listeners, the settings of its trials, and the object that ends it
+    early."""
     from tune_sparsity.tuner.driver import listeners
     from tune_sparsity.tuner.driver.live_plots import live_pictures
     from tune_sparsity.tuner.driver.ray_tune import StopWhen
@@ -239,7 +247,7 @@ def _setup(prepared: Prepared, *, gpus: float, mirror: Mirror | None, rungs: tup
 
 
 def _run_trials(built: _Built, ray: Connection, arrays: Any, *, gpus: float, concurrency: int) -> dict[str, str]:
-    """Run the remaining trials of the study. Return Ray's own state of each, by the trial's name.
+    """Run the remaining trials of the study. Return the name of each of them -> its state in Ray.
 
     Raises:
         DiskFull: if the study's folder cannot be written to.
@@ -274,7 +282,7 @@ def _search(
     quiet: bool,
     mirror: Mirror | None,
 ) -> Finished:
-    """Run the study's trials, train the best again if --final-seeds asks for it, and conclude the study."""
+    """Run the study's trials, train the best trials again if --final-seeds is given, and conclude the study."""
     from tune_sparsity.tuner.driver.retrain import train_best_again
 
     built = _build(prepared, tracker, times, gpus=gpus, quiet=quiet, mirror=mirror)
@@ -298,7 +306,7 @@ def _search(
 
 @contextmanager
 def _disk_errors_told() -> Iterator[None]:
-    """Raise DiskFull, with a message for the user, in place of any error that the disk causes within the block."""
+    """Replace an error that a full or failing disk causes within this block by DiskFull, with a message in one line."""
     from tune_sparsity.tuner.errors import disk_error, one_line
 
     try:

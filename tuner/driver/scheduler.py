@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class StudyScheduler(FIFOScheduler):
-    """Stops a trial if the study's successive halving decides so. Starts trials in the order of their creation.
+    """Stops a trial if the study's successive halving decides to stop it. Starts trials in the order of their creation.
 
-    Ray saves no state of this scheduler, because all decisions depend on the study's records alone.
+    Ray saves no state of this scheduler, because all decisions depend only on the records of the study's trials.
 
     Args:
         study: the study that the trials belong to.
@@ -30,7 +30,8 @@ class StudyScheduler(FIFOScheduler):
         self._study, self._names = study, names
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        """Return whether the trial continues. Ray calls this method for every report of a trial except the last one."""
+        """Return CONTINUE or STOP for a trial that has reported. Ray calls this method for every report of a trial
+        except the last one."""
         number = self._names[trial.trial_id]
         report = Report.from_dict(result)
         if not report.epochs:  # the disk is full, and StopWhen ends the study

@@ -1,7 +1,7 @@
-"""Holds a running study: the only place where trials begin, report and end.
+"""Holds a running study. All beginnings, reports and ends of trials pass through this module.
 
-Ray's events arrive here through tuner.driver.ray_tune. The searcher and all listeners get the same record of a trial,
-so their states cannot differ.
+Ray's events arrive here through tuner.driver.ray_tune. The searcher and all listeners get the same TrialRecord of a
+trial, so they cannot disagree about its state.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from tune_sparsity.tuner.study.trial import Epoch, TrialRecord, TrialState
 
 
 class Listener:
-    """Is notified of the events of a study. Each method does nothing unless a subclass overrides it.
+    """A base class of objects that a study notifies of its events. Subclasses override the methods for the events that
+    they need.
 
-    An error in a listener is raised to the caller of the study, and the listeners after it are not notified.
+    If a listener raises an error, StudyRun raises it to its caller, and does not notify the later listeners.
     """
 
     def trial_recalled(self, study: StudyRun, record: TrialRecord) -> None:
@@ -34,30 +35,35 @@ class Listener:
         """Handle the start of a trial. Its record has the number, the method and the parameters."""
 
     def epoch_trained(self, study: StudyRun, record: TrialRecord, epoch: Epoch) -> None:
-        """Handle the end of an epoch. The record contains the epoch already."""
+        """Handle the end of an epoch. The record already contains the metrics of this epoch."""
 
     def network_sent(self, study: StudyRun, record: TrialRecord, network: bytes) -> None:
-        """Handle a network that arrived in the last report of a trial. This is called shortly before the trial ends,
-        and only if workers and driver share no folder."""
+        """Handle a trained network that arrived in the last report of a trial. If workers and driver share a folder,
+        networks are files there, and this method is not called.
+
+        Args:
+            network: the content of a safetensors file.
+        """
 
     def trial_ended(self, study: StudyRun, record: TrialRecord) -> None:
         """Handle the end of a trial. The record has the final state."""
 
     def study_ended(self, study: StudyRun) -> None:
         """Handle the end of the search, also after an error or an interrupt. Listeners are notified in reverse order.
-        Trials that the time budget stopped end after this call."""
+        For trials that the time budget stopped, `trial_ended` is called after this method."""
 
 
 class StudyRun:
-    """Keeps the records of a study's trials, and notifies the searcher, early stopping and the listeners.
+    """Keeps a record of each trial of a study, and notifies the searcher, early stopping and the listeners.
 
     Args:
-        config: the study's configuration, resolved.
-        goal: the goal that trials are judged by.
-        searcher: suggests trials, and receives the result of each. It may hold trials of earlier processes.
-        listeners: are notified of every event, in this order.
+        config: the study's resolved configuration.
+        goal: the goal of the study, which decides which trials are good.
+        searcher: suggests trials, and receives the result of each trial. For a resumed study, it already contains the
+            trials of earlier processes.
+        listeners: the listeners, in the order in which they are notified.
         halving: stops trials early. If None, every trial trains to its end.
-        clock: returns the time in seconds; tests replace it.
+        clock: a function that returns the time in seconds.
     """
 
     def __init__(
@@ -78,7 +84,7 @@ class StudyRun:
         self._began: dict[int, float] = {}
         self._started = clock()
         self.elapsed_before = max((record.elapsed for record in self.records.values()), default=0.0)
-        """Seconds that earlier processes spent on the study, up to the end of the last trial."""
+        """The seconds that earlier processes spent on the study, up to the end of the last trial that ended in them."""
         self.sampling_seconds = 0.0
         self.training_seconds = 0.0  # the sum over all workers
         self.first_epoch_began: float | None = None  # the clock's time
@@ -87,7 +93,7 @@ class StudyRun:
 
     @contextmanager
     def lasting(self) -> Iterator[None]:
-        """Notify the listeners that the study begins, and after the block that it has ended."""
+        """Notify the listeners before the block that the study begins, and after the block that it has ended."""
         with ExitStack() as stack:
             for listener in self._listeners:
                 listener.study_begun(self)
@@ -95,7 +101,7 @@ class StudyRun:
             yield
 
     def ask(self) -> Asked | None:
-        """Begin and return the next trial. Return None if the search has ended: `why_ended` is the reason."""
+        """Begin and return the next trial. Return None if the search has ended; `why_ended` then has the reason."""
         if self.why_ended:
             return None
         start = self._clock()
@@ -115,15 +121,16 @@ class StudyRun:
 
     @property
     def why_ended(self) -> str:
-        """Return why the search begins no more trials, as a sentence, or "" while it may begin one. The first reason
-        stays, because Ray asks for no trial after a refusal, even if a trial that still runs brings a gain."""
+        """Return a sentence that says why the search has ended, or "" if more trials may begin. An end is final: after
+        the first reason, a running trial that brings a gain does not continue the search, because Ray no longer asks
+        for trials."""
         self._why_ended = self._why_ended or self._reason_to_end()
         return self._why_ended
 
     def _reason_to_end(self) -> str:
         begun, patience = len(self.records), self.config.patience
         if self.full:
-            return f"The search ended: it had all of its {begun} trials."
+            return f"The search ended after all {begun} trials."
         if patience is not None and self.standing.since_gain >= patience:
             return (
                 f"The search ended after {begun} trials: the last {self.standing.since_gain} brought no gain, and "
@@ -132,8 +139,8 @@ class StudyRun:
         return ""
 
     def epoch(self, number: int, epoch: Epoch) -> None:
-        """Record an epoch that a trial has trained, and notify the listeners. An epoch that the record contains already
-        is ignored: a restarted trial trains some epochs twice."""
+        """Record an epoch that a trial has trained, and notify the listeners. Ignore an epoch that the record already
+        contains, because a restarted trial trains some epochs twice."""
         record = self.records[number]
         if epoch.number <= record.epochs:
             return
@@ -162,7 +169,8 @@ class StudyRun:
             self.epoch(number, epoch)
 
     def network_sent(self, number: int, network: bytes) -> None:
-        """Pass the network of a trial to the listeners, if its worker shares no folder with this process.
+        """Pass the network of a trial to the listeners. Call this method if the worker and this process share no
+        folder.
 
         Raises:
             OSError: if a listener cannot write the network.
@@ -175,7 +183,7 @@ class StudyRun:
 
         Args:
             number: the trial's number.
-            epoch: the last epoch that the trial has trained; not the trial's final epoch.
+            epoch: the epoch that the trial has just trained. It is not the trial's final epoch.
             final_sparsity: the sparsity at which the trial ends, in [0, 1).
         """
         record = self.records[number]
@@ -185,14 +193,16 @@ class StudyRun:
         return self._halving.goes_on(number, record.method, epoch.number, reached)
 
     def passed(self, number: int, epoch: Epoch, final_sparsity: float) -> None:
-        """Record that a restarted trial continued after this epoch. Early stopping decides nothing again."""
+        """Record an epoch after which a restarted trial had been allowed to continue. Early stopping does not decide
+        about this epoch again."""
         record = self.records[number]
         if epoch.number in self._halving.rungs and epoch.number not in record.rungs:
             reached = record.reach_rung(epoch, final_sparsity)
             self._halving.recall(number, record.method, [(epoch.number, reached)])
 
     def _recall(self, record: TrialRecord) -> None:
-        """Pass a trial of an earlier process, and its values at the rungs, to early stopping and the listeners."""
+        """Tell early stopping and the listeners about a trial of an earlier process. Early stopping also gets the
+        values of the trial at the rungs."""
         if record.final_sparsity is not None:
             values = [(epoch, record.at_rung(epoch)) for epoch in record.rungs]
             self._halving.recall(record.number, record.method, values)
@@ -218,7 +228,7 @@ class StudyRun:
             listener.trial_ended(self, record)
 
     def _ended(self, record: TrialRecord) -> None:
-        """Pass the final state of a trial to early stopping."""
+        """Tell early stopping that a trial has ended, and in which state."""
         if record.state is TrialState.FAILED:
             self._halving.forget(record.number)
         else:
@@ -227,7 +237,6 @@ class StudyRun:
             self._halving.ended(record.number, record.method, sparsity, completed)
 
     def running(self) -> list[TrialRecord]:
-        """Return the records of the trials that run. The time for this does not grow with the number of ended
-        trials."""
+        """Return the records of the running trials. This is quick even after thousands of ended trials."""
         begun = (self.records.get(number) for number in sorted(self.searcher.running))
         return [record for record in begun if record is not None and record.state is TrialState.RUNNING]

@@ -1,1 +1,1 @@
-"""Keep studies in a folder or in an object store, and decide which process may write there."""
+"""Store studies in a folder or in an object store, and ensure that only one process writes to a study."""

@@ -1,4 +1,5 @@
-"""Claim a study for this process, in a folder or in an object store."""
+"""Claim a study for this process, in a folder or in an object store. While a process has the claim, no other process
+can run the study."""
 
 from __future__ import annotations
 
@@ -17,7 +18,12 @@ from tune_sparsity.tuner.storage.sync import Mirror
 
 @contextmanager
 def claim_folder(folder: Path, *, resume: bool) -> Iterator[None]:
-    """Claim the study in this folder for the block. See StudyStorage.claim."""
+    """Claim the study in this folder until the end of the block. See StudyStorage.claim.
+
+    Args:
+        folder: the study's folder.
+        resume: whether to continue an existing study. In this case, temporary files of a killed process are removed.
+    """
     if not resume:
         folder.mkdir(parents=True, exist_ok=True)
     with lock_study(folder):
@@ -28,8 +34,17 @@ def claim_folder(folder: Path, *, resume: bool) -> Iterator[None]:
 
 @contextmanager
 def claim_prefix(study: S3Prefix, folder: Path, *, resume: bool) -> Iterator[Mirror]:
-    """Claim the study below this prefix for the block, and copy the files of the folder there. See
-    StudyStorage.claim."""
+    """Claim the study in an object store until the end of the block, and copy its files to the store during the block.
+    See StudyStorage.claim.
+
+    Args:
+        study: the study's prefix in the store.
+        folder: the folder on this machine in which the driver works.
+        resume: whether to continue an existing study. In this case, temporary files of a killed process are removed.
+
+    Yields:
+        The object that copies the files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with lock_study(folder):
         owner = Lease(study, folder)
@@ -47,7 +62,8 @@ def claim_prefix(study: S3Prefix, folder: Path, *, resume: bool) -> Iterator[Mir
 
 
 def _fetched(study: S3Prefix, folder: Path) -> list[str]:
-    """Replace the contents of the folder by the files in the store. The folder itself stays, because it is locked."""
+    """Replace the contents of the folder by the files in the store, and return their names. The folder itself is not
+    replaced, because this process has locked it."""
     for old in folder.iterdir():
         if old.is_dir() and not old.is_symlink():
             shutil.rmtree(old)

@@ -1,8 +1,9 @@
-"""Claim a study in an object store. The driver renews an object there, because an object store has no locks.
+"""Claim a study in an object store with a lease, because an object store has no locks. The lease is an object in the
+store that the driver of the study rewrites every few seconds.
 
-A second driver sees that the first one renews the object, and is refused. A driver that finds the object of another
-driver stops writing. One case is not covered: a driver that cannot reach the store for longer than TTL counts as dead.
-If it still lives, both drivers may train until the first one reaches the store again and stops.
+A second driver sees that the object changes, and refuses to start. A driver that finds another driver's object stops
+writing. Two drivers can train at the same time only in one case: the first driver cannot reach the store for more than
+TTL seconds. A second driver may then start. The first driver stops as soon as it reaches the store again.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ _SETTLE = 1.0  # seconds after which the last write of several drivers is visibl
 
 
 class TakenOver(Exception):
-    """Report that another driver runs the study now."""
+    """An error: another driver has taken over the study. The message says on which machine."""
 
 
 class Lease:
-    """The claim of this process on a study.
+    """The claim of this process on a study in an object store.
 
     Args:
         study: the study's prefix in the store.
@@ -68,16 +69,17 @@ class Lease:
         return before is not None and here != before.get("token")
 
     def mark(self) -> None:
-        """Mark the folder as the place of this driver's files. Raise OSError if this fails."""
+        """Write this driver's token into the folder. A later driver compares this token with the token in the store. If
+        they are equal, the folder has the study's newest files. Raise OSError if writing fails."""
         (self._folder / MARK).write_text(self._token)
 
     @property
     def due(self) -> bool:
-        """Return whether it is time for a renewal."""
+        """Return whether it is time to renew the claim."""
         return time.monotonic() >= self._next
 
     def renew(self) -> None:
-        """Check that this process still has the study, and renew the claim if it is due.
+        """Check that no other driver has taken over the study. Renew the claim if a renewal is due.
 
         Raises:
             TakenOver: if another driver has the study.
@@ -95,7 +97,8 @@ class Lease:
 
     def _wait_for(self, before: dict[str, Any]) -> None:
         host = before.get("host", "another machine")
-        print(f"Checking whether {host} still runs the study, at most {TTL:.0f} seconds", file=sys.stderr, flush=True)
+        print(f"Checking whether {host} still runs the study. This takes at most {TTL:.0f} seconds.", file=sys.stderr)
+        sys.stderr.flush()
         end = time.monotonic() + TTL
         while time.monotonic() < end:
             time.sleep(_LOOK)
@@ -124,12 +127,13 @@ class Lease:
 
 def _taken(study: S3Prefix, by: dict[str, Any]) -> str:
     name = study.prefix.rpartition("/")[2]
-    return f"study {name!r} is being run by another process, on {by.get('host', 'another machine')}: wait, or end it"
+    host = by.get("host", "another machine")
+    return f"study {name!r} is being run by another process, on {host}: wait for it, or end it"
 
 
 def _machine() -> str:
-    """Return a name for the running system. It changes with a reboot, and each container has its own. Process numbers
-    are unique within it."""
+    """Return a name for the running system, within which process ids are unique. A reboot changes the name, and each
+    container has another name. Return "" if the name cannot be read."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -144,7 +148,8 @@ def _started(pid: int) -> float | None:
 
 
 def _is_gone(owner: dict[str, Any]) -> bool:
-    """Return whether the driver ran on this machine and has ended. Return False if this cannot be known."""
+    """Return whether the driver that wrote this object ran on this machine and has ended. Return False if this cannot
+    be known."""
     if not _machine() or owner.get("machine") != _machine():
         return False
     started = _started(owner.get("pid", 0))

@@ -1,4 +1,4 @@
-"""Keep local files of studies in an object store: working folders of running studies, and copies for reading."""
+"""Provide local folders for studies in an object store: working folders of running studies, and copies for reading."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ _COPIES: list[tempfile.TemporaryDirectory[str]] = []  # each is removed when thi
 
 
 def working_folder(store: S3Prefix, study: str) -> Path:
-    """Return the folder in which drivers on this machine work on a study of the store. It is always the same."""
+    """Return the folder in which drivers on this machine work on a study of the store. All drivers of a study use the
+    same folder.
+
+    Args:
+        store: the prefix of the storage.
+        study: the study's name.
+    """
     home = os.environ.get(CACHE_VARIABLE)
     base = Path(home) if home else cache_folder()
     # Each storage has its own folder. In the store, the name of a study may be a prefix of another storage.
@@ -29,7 +35,12 @@ def working_folder(store: S3Prefix, study: str) -> Path:
 
 
 def belongs(name: str) -> bool:
-    """Return whether a file with this name is part of the study. Temporary files, locks and foreign files are not."""
+    """Return whether a file with this name is part of a study. Temporary files, locks and other programs' files are no
+    part of it.
+
+    Args:
+        name: the file's name relative to the study's folder.
+    """
     try:
         parts = parts_of(name)
     except ValueError:
@@ -44,7 +55,7 @@ def download(study: S3Prefix, folder: Path, *, hidden: bool = True) -> list[str]
 
     Args:
         study: the study's prefix in the store.
-        hidden: whether to write hidden files, too. Only a study that continues needs them.
+        hidden: whether to write the files whose names begin with ".", too. Only a study that is resumed needs them.
 
     Returns:
         The names of the files, relative to the folder.
@@ -62,8 +73,8 @@ def download(study: S3Prefix, folder: Path, *, hidden: bool = True) -> list[str]
 
 @functools.lru_cache
 def looked_at(study: S3Prefix) -> Path:
-    """Return a copy of the study for reading. It is removed when this process ends. Raise OSError if the store cannot
-    be read."""
+    """Download the study, and return the folder of the copy. The copy is removed when this process ends. Raise OSError
+    if the store cannot be read."""
     folder = _temporary() / study.prefix.rpartition("/")[2]
     download(study, folder, hidden=False)
     return folder
@@ -71,8 +82,8 @@ def looked_at(study: S3Prefix) -> Path:
 
 @functools.lru_cache
 def file_of(study: S3Prefix, name: str) -> Path:
-    """Return a copy of one file of the study. It is removed when this process ends. Raise OSError if the store cannot
-    be read."""
+    """Download one file of the study, and return the path of the copy. The copy is removed when this process ends.
+    Raise OSError if the store cannot be read."""
     path = _temporary() / name
     path.write_bytes(study.read(name))
     return path

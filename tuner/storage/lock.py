@@ -1,4 +1,4 @@
-"""Lock a study for one process at a time, and remove temporary files of a process that was killed."""
+"""Lock a study's folder for one process, and remove the temporary files of a killed process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tune_sparsity.tuner.system.locks import lock
 
 @contextmanager
 def lock_study(folder: Path) -> Iterator[None]:
-    """Within this block, no other process can lock the study in this folder. The system releases the lock if this
-    process dies.
+    """Lock the study in this folder until the end of the block. If this process dies, the operating system releases the
+    lock.
 
     Raises:
-        UsageError: if another process runs the study. Both would write the same trials.
+        UsageError: if another process has the lock, because it runs the study.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -30,8 +30,8 @@ def lock_study(folder: Path) -> Iterator[None]:
 
 
 def tidy(folder: Path) -> None:
-    """Remove the files that a killed process has left: incomplete files, Ray's temporary files, and Optuna's lock on
-    its journal. Optuna would wait half a minute for this lock."""
+    """Remove the files that a killed process has left in a study's folder: incomplete files, Ray's temporary files, and
+    the lock file of Optuna's journal. Optuna would wait half a minute for this lock."""
     for pattern in (
         "*.journal.lock*",
         ".*.tmp",

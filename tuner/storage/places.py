@@ -1,4 +1,4 @@
-"""Read and write files that appear as a whole or not at all, in a folder or an object store."""
+"""Read and write files in a folder or an object store. Writing is atomic: readers never see a part of a file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tune_sparsity.tuner.system.files import write_bytes
 
 
 class Place(Protocol):
-    """A place of named files: a folder, or a prefix in an object store."""
+    """The interface of a place that contains files: a folder, or a prefix in an object store."""
 
     def read(self, name: str) -> bytes:
-        """Return a file's content. Raise FileNotFoundError if it does not exist, or another OSError if it cannot be
-        read."""
+        """Return the content of a file. Raise FileNotFoundError if the file does not exist, and another OSError if it
+        cannot be read."""
 
     def write(self, name: str, content: bytes) -> None:
-        """Replace a file. Readers see the old or the new file. Raise OSError if this fails."""
+        """Create or replace a file. Readers see either the old or the new file. Raise OSError if this fails."""
 
     def remove(self, name: str) -> None:
         """Remove a file if it exists. Raise OSError if this fails."""
@@ -28,7 +28,7 @@ class Place(Protocol):
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder as a Place. It has no subfolders."""
+    """A folder without subfolders, with the interface of a Place."""
 
     path: Path
 

@@ -1,8 +1,8 @@
-"""Keep studies in an object store with Amazon's S3 protocol, in a bucket under a prefix.
+"""Read and write objects in an object store with Amazon's S3 protocol, in a bucket below a prefix.
 
-The usual environment variables select the service and the user: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, AWS_REGION or
-AWS_DEFAULT_REGION, and AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, or AWS_PROFILE. Without them the credentials of
-the machine apply. A URI never contains credentials, so that none is written to a file.
+The usual environment variables select the service and the user: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL; AWS_REGION or
+AWS_DEFAULT_REGION; and AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, or AWS_PROFILE. Without these variables, the
+machine's own credentials apply. A URI must not contain credentials, because a study writes its URI to files.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _DENIED = ("INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_
 
 
 class StoreError(OSError):
-    """Report why the object store has failed, in one line."""
+    """An error of the object store. The message is the reason, in one line."""
 
 
 @dataclass(frozen=True)
 class S3Prefix:
-    """A prefix in a bucket. Names of objects are relative to it, with "/" between their parts.
+    """A prefix in a bucket. The methods take names of objects relative to the prefix, with "/" between their parts.
 
-    A prefix can be sent to other machines. It holds no credentials, and each machine uses its own.
+    This object can be pickled for other machines. It contains no credentials. Each machine uses its own.
 
     Attributes:
         bucket: the name of the bucket.
@@ -59,12 +59,12 @@ class S3Prefix:
         return f"{SCHEME}{self._path()}"
 
     def __truediv__(self, name: str) -> S3Prefix:
-        """Return a prefix below this one. Raise ValueError for a name that would lead out of it."""
+        """Return the prefix `name` below this prefix. Raise ValueError if the name is not allowed (see parts_of)."""
         return replace(self, prefix="/".join(part for part in (self.prefix, *parts_of(name)) if part))
 
     @property
     def parent(self) -> S3Prefix:
-        """Return the prefix that contains this one."""
+        """Return this prefix without its last part."""
         return replace(self, prefix=self.prefix.rpartition("/")[0])
 
     def read(self, name: str) -> bytes:
@@ -72,7 +72,7 @@ class S3Prefix:
 
         Raises:
             FileNotFoundError: if the object does not exist.
-            StoreError: if the store fails otherwise.
+            StoreError: if the object cannot be read for another reason.
         """
         with told(self), self._client().open_input_stream(self._path(name)) as stream:
             return bytes(stream.read())
@@ -93,10 +93,10 @@ class S3Prefix:
                 return
 
     def names(self, under: str = "") -> list[str]:
-        """Return the sorted names of all objects.
+        """Return the sorted names of all objects below this prefix.
 
         Args:
-            under: if given, only the names of objects below this name are returned.
+            under: a name. If it is not "", return only the names of objects below it.
 
         Raises:
             StoreError: if the store cannot be read.
@@ -105,11 +105,12 @@ class S3Prefix:
         return sorted(info.path[start:] for info in self._listed(under, recursive=True) if info.is_file)
 
     def children(self) -> list[str]:
-        """Return the sorted first parts of the names that have several parts."""
+        """Return the sorted names of the direct subfolders: the first parts of all names with several parts. Raise
+        StoreError if the store cannot be read."""
         return sorted(info.base_name for info in self._listed("", recursive=False) if not info.is_file)
 
     def reach(self) -> None:
-        """Raise StoreError unless the store answers within some seconds and has the bucket."""
+        """Check that the store answers within a few seconds, and that the bucket exists. Raise StoreError if not."""
         with told(self):
             if self.endpoint:
                 _knock(self.endpoint)
@@ -131,41 +132,44 @@ class S3Prefix:
 
 
 def parse_store(uri: str) -> S3Prefix:
-    """Return the store that a URI names. The environment gives the endpoint and the region.
+    """Return the prefix that a URI such as s3://BUCKET/PREFIX names. Environment variables give the endpoint and the
+    region.
 
     Raises:
         ValueError: if the URI is wrong. The message is one line without secrets.
     """
     if not uri.startswith(SCHEME):
-        raise ValueError(f"{ACCEPTED}: no other object stores are known")
+        raise ValueError(f"{ACCEPTED}: no other object stores are supported")
     if set(uri) & set("@?#"):
         raise ValueError(
-            "credentials and settings are no part of the URI: set AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ..."
+            "the URI must not contain credentials or settings: set AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ... instead"
         )
     bucket, _, prefix = uri.removeprefix(SCHEME).partition("/")
     if not _BUCKET.fullmatch(bucket):
-        raise ValueError(f"{'that is no bucket' if bucket else 'the bucket is missing'}: {ACCEPTED}")
+        raise ValueError(f"{'no bucket can have this name' if bucket else 'the bucket is missing'}: {ACCEPTED}")
     environment = os.environ.get
     endpoint = environment("AWS_ENDPOINT_URL_S3") or environment("AWS_ENDPOINT_URL") or ""
     region = environment("AWS_REGION") or environment("AWS_DEFAULT_REGION") or ""
     if endpoint and (urlsplit(endpoint).scheme not in ("http", "https") or "@" in endpoint):
-        raise ValueError("AWS_ENDPOINT_URL has to be http://HOST:PORT or https://HOST, without a password")
+        raise ValueError("AWS_ENDPOINT_URL must be http://HOST:PORT or https://HOST, without a password")
     return S3Prefix(bucket, "/".join(parts_of(prefix.strip("/"))), endpoint.rstrip("/"), region)
 
 
 def parts_of(name: str) -> tuple[str, ...]:
-    """Return the parts of an object's name. Raise ValueError if a part has other characters than those allowed, or
-    leads out of the prefix."""
+    """Return the parts of an object's name, which "/" separates. Raise ValueError if a part contains a character that
+    is not allowed, or is longer than 200 characters, or is "." or ".."."""
     parts = tuple(name.split("/")) if name else ()
     for part in parts:
         if part in (".", "..") or not _PART.fullmatch(part):
-            raise ValueError(f"a name in an object store has letters, digits and ._-=,+()! only, and not {part[:60]!r}")
+            raise ValueError(
+                f"{part[:60]!r} is no name in an object store: use 1 to 200 letters, digits, spaces or ._-=,+()!"
+            )
     return parts
 
 
 @contextmanager
 def told(store: S3Prefix) -> Iterator[None]:
-    """Within this block, turn errors of the store into StoreErrors of one line. A FileNotFoundError stays."""
+    """Convert errors of the store's client within this block into StoreError. Do not convert FileNotFoundError."""
     try:
         yield
     except (FileNotFoundError, StoreError):
@@ -175,7 +179,7 @@ def told(store: S3Prefix) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """Return the reason of an error in plain words."""
+    """Return the reason of an error of the store's client, in one line without technical codes where possible."""
     text = " ".join(str(error).split())
     if any(word in text for word in _DENIED):
         return _WHY["ACCESS_DENIED"]
@@ -185,7 +189,7 @@ def reason(error: Exception) -> str:
 
 
 def _knock(endpoint: str) -> None:
-    """Raise OSError if nothing listens at the endpoint. The store's client would try for longer."""
+    """Raise OSError if nothing listens at the endpoint. Without this check, the store's client would try for longer."""
     parts = urlsplit(endpoint)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)

@@ -1,4 +1,4 @@
-"""Keep a user's studies by name, in a folder or under a prefix in an object store."""
+"""Find, create and claim studies by name, in a folder or below a prefix in an object store."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class StudyStorage(ABC):
-    """A place for studies. Its text is the value of --storage.
+    """The place in which a user's studies are stored. `str` of this object is the value of --storage.
 
     Attributes:
-        synced: whether the driver works in a folder of its machine, and a thread copies its files to the storage.
-            Otherwise the storage contains this folder itself, and all nodes of a cluster share it.
+        synced: True for an object store: the driver works in a folder of its machine, and a thread copies the files to
+            the store. False for a folder: the driver works in this folder, which all nodes of a cluster share.
     """
 
     synced: ClassVar[bool]
 
     @abstractmethod
     def absolute(self) -> StudyStorage:
-        """Return the same storage with a name that does not depend on the current folder."""
+        """Return the same storage with an absolute path."""
 
     @abstractmethod
     def check(self) -> None:
-        """Raise UsageError unless files can be created here. Leave no files."""
+        """Check that files can be created in this storage, and leave none. Raise UsageError if they cannot."""
 
     @abstractmethod
     def probe(self, name: str) -> AbstractContextManager[Place]:
@@ -48,50 +48,55 @@ class StudyStorage(ABC):
 
     @abstractmethod
     def studies(self, file: str = STUDY_YAML) -> list[str]:
-        """Return the names of the studies that have this file. An object store returns the names of all studies. Raise
-        OSError if the storage cannot be read."""
+        """Return the sorted names of the studies that have this file. For an object store, return the names of all
+        studies. Raise OSError if the storage cannot be read."""
 
     @abstractmethod
     def address(self, study: str) -> str:
-        """Return the study's location as users know it."""
+        """Return the study's location as a text for the user: a folder, or s3://BUCKET/PREFIX/STUDY."""
 
     @abstractmethod
     def folder(self, study: str) -> Path:
-        """Return the folder in which this machine works on the study."""
+        """Return the folder on this machine in which a driver works on the study."""
 
     @abstractmethod
     def results(self, name: str) -> Path:
-        """Return the folder on this machine for results that are made from ended studies, such as exports. The name may
-        be that of a study, or any other name."""
+        """Return a path on this machine for files that are made from ended studies, such as exports.
+
+        Args:
+            name: the name of a study, or another name for the file or folder.
+        """
 
     @abstractmethod
     def exists(self, study: str) -> bool:
-        """Return whether there is a study with this name, here or in its working folder. Raise OSError if the storage
-        cannot be read."""
+        """Return whether a study with this name exists in the storage, or in its working folder on this machine. Raise
+        OSError if the storage cannot be read."""
 
     @abstractmethod
     def find(self, study: str) -> tuple[StudyStorage, str]:
-        """Return the storage and the name of a study.
+        """Return the storage that contains a study, and the study's name in that storage.
 
         Args:
-            study: the study's name in this storage, or its folder.
+            study: the study's name in this storage. If this storage is a folder, the study's folder is accepted, too.
 
         Raises:
-            UsageError: if there is no such study, or if no study can have this name.
+            UsageError: if a folder does not contain the study, or if no study can have this name. An object store is
+                not asked whether the study exists.
         """
 
     @abstractmethod
     def study_yaml(self, study: str) -> Path:
-        """Return the path of the study's study.yaml on this machine. It may be the path of a copy. Raise UsageError if
-        the study has no such file."""
+        """Return the path of the study's study.yaml on this machine. For an object store, the path is that of a copy,
+        and UsageError is raised if there is no such file."""
 
     @abstractmethod
     def readable(self, study: str) -> Path:
-        """Return the study's folder on this machine, which may be a copy. Raise OSError if it cannot be read."""
+        """Return a folder on this machine for reading the study. For an object store, the folder is a copy. Raise
+        OSError if the storage cannot be read."""
 
     @abstractmethod
     def folder_with(self, study: str, file: str) -> Path | None:
-        """Return a folder for reading a study.
+        """Return a folder on this machine for reading a study, which may be a copy.
 
         Args:
             study: the study's name in this storage, or its folder.
@@ -107,18 +112,20 @@ class StudyStorage(ABC):
 
     @abstractmethod
     def checkpoints(self, study: str) -> Place:
-        """Return the existing place for the checkpoints of a study that this process has claimed."""
+        """Return the place for the checkpoints of a study. Create the place if it is missing. Call this method only
+        while this process has claimed the study."""
 
     @abstractmethod
     def claim(self, study: str, *, resume: bool) -> AbstractContextManager[Mirror | None]:
-        """Claim the study for this process within the block, and keep its files in the storage up to date.
+        """Claim the study for this process until the end of the block, so that no other process can run it. For an
+        object store, also copy the study's files to the store during the block.
 
         Args:
             study: the study's name.
-            resume: whether an existing study continues.
+            resume: whether to continue an existing study.
 
         Yields:
-            The thread that copies files to the storage, or None if the storage contains the folder itself.
+            The object that copies the files, or None if the storage is a folder.
 
         Raises:
             UsageError: if another process runs the study, or if the storage cannot be read or written.
@@ -126,10 +133,11 @@ class StudyStorage(ABC):
 
     @contextmanager
     def new_name(self, wanted: str) -> Iterator[str]:
-        """Reserve a name for a new study: the wanted name, or this name with a number if it is taken.
+        """Reserve a name for a new study, and yield it: the wanted name, or the wanted name with a number if it is
+        taken.
 
-        The study's folder is created here, so that other processes see that the name is taken. The folder is removed
-        after the block if it is empty.
+        This method creates the study's folder, so that other processes see that the name is taken. After the block, the
+        folder is removed if it is empty.
 
         Raises:
             OSError: if the folder cannot be created.
@@ -150,14 +158,15 @@ class StudyStorage(ABC):
                     one.rmdir()
 
     def unknown(self, study: str) -> UsageError:
-        """Return the error for a study that does not exist. Raise OSError if the storage cannot be read."""
+        """Return the error for a study that does not exist. The message lists the existing studies. Raise OSError if
+        the storage cannot be read."""
         return UsageError(f"no study {study!r} in {self}: {self.known()}")
 
     def known(self, file: str = STUDY_YAML) -> str:
-        """Return a text that lists the studies with this file, as `studies` does. Raise OSError if the storage cannot
-        be read."""
+        """Return the result of `studies` as a text for an error message. Raise OSError if the storage cannot be
+        read."""
         there = ", ".join(self.studies(file))
-        return f"known are {there}" if there else "there are none"
+        return f"known are {there}" if there else "there are no studies"
 
 
 @dataclass(frozen=True)
@@ -183,7 +192,7 @@ class LocalStorage(StudyStorage):
             probe.rmdir()
         except OSError as error:
             raise UsageError(
-                f"--storage {self}: cannot write there ({error.strerror}): give a folder that can be written to"
+                f"--storage {self}: cannot write there ({error.strerror}): give a folder with write permission"
             ) from None
 
     @contextmanager
@@ -253,9 +262,9 @@ class S3Storage(StudyStorage):
         return str(self.prefix)
 
     def study(self, name: str) -> S3Prefix:
-        """Return the prefix of a study. Raise UsageError for a name that could lead out of the storage."""
+        """Return the prefix of a study. Raise UsageError if no study can have this name, for example a path."""
         if not STUDY_NAME.fullmatch(name):
-            raise UsageError(f"{name[:100]!r} is no study's name: a study in {self} is given by its name alone")
+            raise UsageError(f"{name[:100]!r} is no study's name: for a study in {self}, give its name without a path")
         return self.prefix / name
 
     def absolute(self) -> S3Storage:
@@ -285,8 +294,8 @@ class S3Storage(StudyStorage):
 
     @contextmanager
     def new_name(self, wanted: str) -> Iterator[str]:
-        """Reserve a name with a random suffix. Other machines do not see the folder that is created here, and the
-        suffix keeps their names different."""
+        """Reserve a name with a random suffix. The suffix prevents that another machine reserves the same name, because
+        other machines do not see the folder that this method creates."""
         with super().new_name(f"{wanted}-{secrets.token_hex(3)}") as name:
             yield name
 
@@ -338,7 +347,10 @@ class S3Storage(StudyStorage):
 
 
 def parse_storage(given: Any) -> StudyStorage:
-    """Return the storage for a value of --storage. A Path is a folder.
+    """Return the storage for a value of --storage.
+
+    Args:
+        given: a Path of a folder, or a text: a folder or s3://BUCKET/PREFIX.
 
     Raises:
         ValueError: if the value is wrong. The message is one line without secrets.

@@ -1,8 +1,8 @@
-"""Copy a study's files to an object store while the study runs. A thread does it, so that no trial waits.
+"""Copy a study's files to an object store while the study runs, in a thread, so that no trial waits for the store.
 
-The study in the store can be resumed at any time. Networks arrive before the journal that names their trials, and are
-removed after the journal that no longer names them. If the store does not answer, the thread tries again as long as the
-study runs.
+At any time, the files in the store are those of a study that can be resumed. To ensure this, a network is copied before
+Optuna's journal that contains its trial. Removed networks are removed from the store after the journal. If the store
+does not answer, the thread tries again as long as the study runs.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ Signature = tuple[int, int, int]
 
 
 class Mirror:
-    """Keeps a copy of a study's folder in the store. Use it as a context manager.
+    """Keeps a copy of a study's folder in the store. Use this object as a context manager.
 
     Args:
         study: the study's prefix in the store.
-        folder: the study's folder. Only this process and its tracker write to it.
+        folder: the study's folder. Only this process and the process that writes to MLflow write there.
         owner: the claim of this process on the study.
-        arrived: the names of files that are equal in the store and in the folder.
+        arrived: the names of files that are already equal in the store and in the folder.
 
     Attributes:
-        also: a function that is called in every round, for other work in the store.
-        lost: why this process no longer has the study, or "".
-        complete: whether all files had arrived at the end.
+        also: a function that is called in each complete round of copying, for other work in the store.
+        lost: the reason why this process may no longer write to the study, or "" if it may.
+        complete: whether all files arrived in the last round.
     """
 
     def __init__(self, study: S3Prefix, folder: Path, owner: Lease, arrived: Iterable[str] = ()) -> None:
@@ -79,7 +79,8 @@ class Mirror:
             )
 
     def settle(self) -> None:
-        """Send all current files if the store answers. Call this method before the study rewrites its networks."""
+        """Send all current files, if the store answers. Call this method before the study writes its best networks at
+        its end."""
         if not self.lost:
             self._try_round()
 
@@ -95,7 +96,7 @@ class Mirror:
             following = now if self._why else now + _SHARE * (now - start)
 
     def _try_renewal(self) -> None:
-        """Renew the claim between two rounds."""
+        """Renew the claim on the study. If this fails, set `lost`, or store the reason."""
         try:
             with self._one:
                 self._owner.renew()
@@ -105,7 +106,11 @@ class Mirror:
             self._why = str(error)
 
     def _try_round(self, *, last: bool = False) -> bool:
-        """Run a round. Return whether all files have arrived."""
+        """Renew the claim and run a round. Return whether all files have arrived.
+
+        Args:
+            last: whether to release the claim if all files have arrived.
+        """
         try:
             with self._one:
                 self._owner.renew()
@@ -120,8 +125,8 @@ class Mirror:
         return self.complete
 
     def round(self) -> bool:
-        """Send the new files. Return False if files of networks disappeared meanwhile, so that the journal must wait
-        for the next round.
+        """Send the new and changed files. Return False if the study removed a network during the round. In this case,
+        the journal is not sent before the next round, because it may contain a trial whose network is not in the store.
 
         Raises:
             OSError: if the store fails.
@@ -142,7 +147,8 @@ class Mirror:
         return True
 
     def _moment(self) -> tuple[dict[str, Signature], bytes | None]:
-        """Return the files and the journal at one moment. A study removes networks only after it has written the
+        """Return the study's files and the content of Optuna's journal, both from the same moment. The files then
+        include each network that the journal requires, because a study removes networks only after it has written the
         journal."""
         for _ in range(20):
             journal, files = self._content(JOURNAL), self._files()
@@ -151,7 +157,13 @@ class Mirror:
         return files, journal
 
     def _send(self, name: str, files: dict[str, Signature], content: bytes | None = None) -> bool:
-        """Send a file unless the store has the same version. Return False if the file no longer exists."""
+        """Send a file if the store does not have its current version. Return False if the file no longer exists.
+
+        Args:
+            name: the file's name relative to the study's folder.
+            files: the result of `_files`.
+            content: the content to send. If None, the file is read.
+        """
         if name not in files or self._sent.get(name) == files[name]:
             return True
         content = self._content(name) if content is None else content
@@ -178,7 +190,7 @@ class Mirror:
             return None
 
     def _files(self) -> dict[str, Signature]:
-        """Return the study's files. Each has a signature that changes with its content."""
+        """Return the name of each file of the study -> a signature, which changes if the file's content changes."""
         found = {}
         for folder, _, names in os.walk(self._folder):
             for name in names:

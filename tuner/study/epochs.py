@@ -9,25 +9,25 @@ from pathlib import Path
 from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 
 Series = list[dict[str, float]]
-"""The epochs of a trial in order. Each epoch is a dict with "epoch" and the measured metrics."""
+"""The epochs of a trial in order. Each epoch is a dict with the number "epoch" (from 1) and the measured metrics."""
 
 
 _KEYS = ("number", "epoch")
 
 
 def columns(objective: Objective) -> tuple[str, ...]:
-    """Return the columns of epochs.csv that contain metrics. A cell is empty if the trial's method does not measure the
-    metric."""
+    """Return the names of those columns of epochs.csv that contain metrics. A cell in them is empty if the trial's
+    method does not measure the metric."""
     validated = objective.val, objective.at_target
     trained = ("train_loss", *validated, "sparsity", "hoyer", "threshold", "grow_rate", "travel", "epoch_seconds")
     return (*trained, "size_bytes", "macs")
 
 
 class EpochLog:
-    """Appends a line to the file for each epoch. A resumed study appends to the existing file.
+    """Appends a row to epochs.csv for each epoch. A resumed study appends to the existing file.
 
     Args:
-        path: the file, which is created with the first epoch.
+        path: the file. The first epoch creates it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,7 +35,14 @@ class EpochLog:
         self._names: list[str] = []  # the file's columns after _KEYS
 
     def add(self, number: int, epoch: int, metrics: Mapping[str, float], objective: Objective = ACCURACY) -> None:
-        """Write a trial's epoch. If the file cannot be written, the row is lost, and the study goes on."""
+        """Append an epoch of a trial. If the file cannot be written, the row is lost, and no error is raised.
+
+        Args:
+            number: the trial's number.
+            epoch: the epoch's number, from 1.
+            metrics: the metrics by name.
+            objective: the objective of the study, which decides the columns of a new file.
+        """
         try:
             if not (self._names and self._path.exists()):
                 self._names = self._begun(columns(objective))
@@ -46,8 +53,8 @@ class EpochLog:
             pass
 
     def _begun(self, names: Sequence[str]) -> list[str]:
-        """Create the file with these columns if it does not exist. Return the file's columns, which may be fewer in a
-        file of an earlier version."""
+        """Create the file with these columns if it does not exist. Return the file's metric columns. A file of an
+        earlier version may have fewer columns."""
         with self._path.open("a+", encoding="utf-8", newline="") as file:
             file.seek(0)
             header = file.readline()
@@ -58,10 +65,10 @@ class EpochLog:
 
 
 def read_epochs(path: Path) -> dict[int, Series]:
-    """Return the epochs of each trial, by the trial's number. Return an empty dict if the file cannot be read.
+    """Return the number of each trial -> its epochs. Return an empty dict if the file cannot be read.
 
-    If a trial continued from a checkpoint and trained an epoch again, only the last row of this epoch counts. The later
-    epochs of the first attempt are dropped. Rows that were not written completely are left out.
+    A trial that continued from a checkpoint may have trained some epochs twice. In this case, the result contains only
+    the second attempt from the checkpoint on. Rows that were not written completely are left out.
     """
     series: dict[int, Series] = {}
     try:

@@ -1,4 +1,5 @@
-"""Estimates the metric of a chosen trial on new data. The best of many noisy values is too high on average."""
+"""Estimates the metric of the best trial on new data. The validation metric of the best trial is too high on average,
+because the trial was chosen for it."""
 
 from __future__ import annotations
 
@@ -9,28 +10,28 @@ from typing import NamedTuple
 
 
 class Estimate(NamedTuple):
-    """The expected value of a metric on new data."""
+    """An estimate of a metric on new data, with its standard error."""
 
     value: float
     error: float  # the standard error
 
 
 def shrunk(value: float, values: Sequence[float], examples: int) -> Estimate:
-    """Estimate a trial's metric on new data from the values of all trials that it was chosen from.
+    """Estimate the metric of a chosen trial on new data, by shrinking its value towards the mean of all trials.
 
-    Each value has the sampling error of a share of `examples` examples. The larger this error is, compared with the
-    spread of the values, the nearer the estimate is to their mean. This is the positive-part James-Stein estimator
-    towards the mean: Efron and Morris, "Data analysis using Stein's estimator and its generalizations", Journal of the
-    American Statistical Association 70 (1975). It needs at least four values. With fewer values, the estimate is the
-    value itself.
+    The sampling error of each value is that of a proportion of `examples` examples. The larger this error is, compared
+    with the spread of the values, the nearer the estimate is to the mean of the values. This is the positive-part
+    James-Stein estimator towards the mean: Efron and Morris, "Data analysis using Stein's estimator and its
+    generalizations", Journal of the American Statistical Association 70 (1975). The estimator needs at least four
+    values. With fewer values, the estimate is the value itself.
 
-    The standard error is that of one trial, because all trials share their validation examples. It is the one in the
-    interval of Agresti and Coull, "Approximate is better than exact for interval estimation of binomial proportions",
-    The American Statistician 52 (1998), which is not 0 for values of 0 and 1.
+    The standard error is that of a single trial. It is not smaller for many trials, because all trials share their
+    validation examples. Its formula is that of the interval of Agresti and Coull, "Approximate is better than exact for
+    interval estimation of binomial proportions", The American Statistician 52 (1998). It is not 0 for values of 0 or 1.
 
     Args:
-        value: the metric of the chosen trial on the validation data, a mean over the examples of scores in [0, 1].
-        values: the metrics of all trials that were compared, with that of the chosen trial.
+        value: the validation metric of the chosen trial: the mean of a score in [0, 1] over the examples.
+        values: the validation metrics of all trials among which the trial was chosen, including its own.
         examples: the number of validation examples.
 
     >>> shrunk(0.99, [0.99, 0.98, 0.97, 0.98, 0.98], examples=180).value

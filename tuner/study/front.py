@@ -11,8 +11,8 @@ from tune_sparsity.tuner.study.trial import TrialRecord
 
 
 class FrontTracker:
-    """Keeps the feasible front up to date. The time for each trial grows with the front's size, not with the number of
-    trials.
+    """Keeps the feasible front of a running study up to date. The time to add a trial depends on the size of the front,
+    not on the number of trials.
 
     Args:
         goal: the study's goal.
@@ -23,7 +23,7 @@ class FrontTracker:
         candidates: the result of `goal.candidates` for a goal with a limit of milliseconds. At the end of the study,
             the networks of these trials are timed in this order until one meets the limit. For any other goal, the list
             is empty.
-        since_gain: the number of trials that have ended, in any state, since the goal's score last rose.
+        since_gain: the number of trials that have ended, in any state, since a trial last improved the goal's score.
     """
 
     def __init__(self, goal: Goal, records: Iterable[TrialRecord] = ()) -> None:
@@ -37,7 +37,7 @@ class FrontTracker:
 
     @property
     def best(self) -> TrialRecord | None:
-        """Return the best feasible trial."""
+        """Return the best feasible trial. Return None if no trial is feasible."""
         return self.front[0] if self.front else None
 
     @property
@@ -46,7 +46,7 @@ class FrontTracker:
         return self.candidates or self.goal.reported(self.front)
 
     def add(self, record: TrialRecord) -> bool:
-        """Add a trial that has ended. Return whether the goal's score rose."""
+        """Add a trial that has ended. Return whether the trial has improved the goal's score (see Goal.score)."""
         self.since_gain += 1
         if self.goal.kind is GoalKind.MAX_LATENCY:
             self.candidates = self.goal.candidates([*self.candidates, record])
@@ -60,8 +60,8 @@ class FrontTracker:
         return gained
 
     def _enter(self, record: TrialRecord) -> bool:
-        """Put the trial on the front, and remove the trials that it dominates. Return False if the trial is infeasible
-        or dominated."""
+        """Add the trial to the front, and remove the trials that it dominates. Return True, or False if the trial is
+        infeasible or dominated, so that the front does not change."""
         point = point_of(record)
         if point is None or not self.goal.feasible(record):
             return False

@@ -19,7 +19,7 @@ from tune_sparsity.tuner.study.trial import TrialRecord
 
 
 class GoalKind(StrEnum):
-    """The kinds of goals. The values are the names of the options."""
+    """The kinds of goals. The values are named after the options. TARGETS is --target with several sparsities."""
 
     TARGET = "target"
     TARGETS = "targets"
@@ -32,21 +32,22 @@ class GoalKind(StrEnum):
 
 @dataclass(frozen=True)
 class Goal:
-    """The goal of a study. Sparsities are fractions of zero weights in [0, 1). The functions below make goals.
+    """The goal of a study. Sparsities are fractions of zero weights in [0, 1). The functions of this module, such as
+    `at_targets`, make goals.
 
     Attributes:
-        targets: the sparsities at which the best network is searched, in ascending order. A front has one target, its
-            lower end.
+        targets: the sparsities for which the study searches the best network, in ascending order. A front has one
+            target, its lower end.
         ceiling: the upper end of a front; None for the other goals.
-        max_nonzero: the largest allowed number of nonzero weights; None for the other goals. The target follows from
-            it.
+        max_nonzero: the largest allowed number of nonzero weights; None for the other goals. The target is then the
+            sparsity with this number.
         max_bytes: the largest allowed size of a network's packed file; None for the other goals. The target is then the
             approximate sparsity that this size needs.
         max_macs: the largest allowed number of multiply-adds for an example; None for the other goals. The target is
-            then the share of the multiply-adds with prunable weights that is left out.
+            then the fraction of the multiply-adds with prunable weights that must be removed.
         max_latency: the longest allowed forward pass of a batch, in milliseconds; None for the other goals. During the
-            search, `max_macs` is the number of multiply-adds that is expected to meet this limit. At the end,
-            `max_macs` is the number that met the limit in a measurement.
+            search, `max_macs` is the number of multiply-adds that is expected to meet this limit. At the end of the
+            study, `max_macs` is the number that met the limit in a measurement.
         latency_batch: for `max_latency`, the number of examples in the batch.
         objective: the metric that networks are judged by.
         baseline: the value from which the hypervolume is measured: 0 for accuracy, and the untrained network's value
@@ -66,10 +67,10 @@ class Goal:
     def __post_init__(self) -> None:
         rising = all(low < high for low, high in pairwise(self.ends))
         if not self.targets or not rising or not all(0 <= end < 1 for end in self.ends):
-            raise ValueError(f"a goal's sparsities must rise within [0, 1), got {self.ends}")
+            raise ValueError(f"a goal's sparsities must lie in [0, 1) and ascend, got {self.ends}")
         counted = (self.ceiling, self.max_nonzero, self.max_bytes, self.max_macs)
         if len(self.targets) > 1 and any(count is not None for count in counted):
-            raise ValueError("a front and a number of weights, bytes or multiply-adds have one target")
+            raise ValueError("a front, or a limit of weights, bytes or multiply-adds, must have exactly one target")
 
     @property
     def kind(self) -> GoalKind:
@@ -87,7 +88,8 @@ class Goal:
 
     @property
     def multi_objective(self) -> bool:
-        """Return whether the study searches networks of several sparsities. Sparsity is then a second objective."""
+        """Return whether the goal has several targets or is a front. Sparsity is then a second objective of the
+        search."""
         return self.kind in (GoalKind.TARGETS, GoalKind.FRONT)
 
     @property
@@ -108,8 +110,8 @@ class Goal:
 
     @property
     def searched(self) -> tuple[float, float]:
-        """Return the lowest and the highest final sparsity to search. A search space refers to them by the words
-        `target` and `above`.
+        """Return the range of the sparsities at which trials end, as (lowest, highest). The file of a search space
+        refers to the two numbers by the words `target` and `above`.
 
         With one target, the range begins at the target and ends after a fifth of the distance from the target to 1. The
         trials above the target show how much accuracy a higher sparsity costs.
@@ -141,8 +143,8 @@ class Goal:
         return f"{self.max_latency:g} ms at batch {self.latency_batch}"
 
     def _judged(self, records: Iterable[TrialRecord], target: float) -> tuple[list[TrialRecord], float]:
-        """Return candidates and a lowest sparsity. A candidate is feasible if it completed with at least this
-        sparsity."""
+        """Return the two arguments of the functions in tuner.study.pareto: trials, and the smallest feasible sparsity.
+        For a limit of bytes or multiply-adds, these are the trials within the limit, and 0."""
         if self.max_bytes is None and self.max_macs is None:
             return list(records), target
         return [record for record in records if self.feasible(record)], 0.0
@@ -152,13 +154,14 @@ class Goal:
         return best_trial(*self._judged(records, self.lowest))
 
     def compared(self, records: Iterable[TrialRecord], target: float) -> list[TrialRecord]:
-        """Return the feasible trials among which the best trial at a target is chosen."""
+        """Return the trials from which the best trial at a target is chosen: the feasible trials that are at least as
+        sparse as the target. For a limit of bytes or multiply-adds, return all feasible trials."""
         some, least = self._judged(records, target)
         return [record for record in some if record.feasible(least)]
 
     def candidates(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
-        """Return the best feasible trial, then the best of the trials with fewer multiply-adds than this trial, and so
-        on."""
+        """Return a list for a goal with a limit of multiply-adds. Its first element is the best feasible trial. Each
+        later element is the best feasible trial with fewer multiply-adds than the element before it."""
         records, goal, found = list(records), self, list[TrialRecord]()
         while (best := goal.best(records)) is not None:
             found.append(best)
@@ -166,13 +169,13 @@ class Goal:
         return found
 
     def below(self, record: TrialRecord) -> Goal:
-        """Return this goal with a lower limit: a network must have fewer multiply-adds than this trial's network."""
+        """Return this goal with a lower limit: networks must have fewer multiply-adds than this trial's network."""
         assert record.macs is not None
         return replace(self, max_macs=record.macs - 1)
 
     def best_at(self, records: Iterable[TrialRecord]) -> list[tuple[float, TrialRecord | None]]:
-        """Return each target with its best trial, which is the best feasible trial that is at least as sparse as the
-        target. The trial is None if there is no such trial."""
+        """Return a pair (target, trial) for each target. The trial is the best of those that `compared` returns, or
+        None if there are none."""
         records = list(records)
         return [(target, best_trial(*self._judged(records, target))) for target in self.targets]
 
@@ -188,10 +191,11 @@ class Goal:
         return list({record.number: record for record in found if record is not None}.values())
 
     def folders(self, records: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
-        """Return the folders of the networks to write, as names in the study's folder -> the trial of the network.
+        """Return the networks that the study writes: the name of a folder in the study's folder -> the trial whose
+        network it contains.
 
-        The study's best has the folder `best`. With several targets, the best trial at each target also has a folder
-        such as `best-0.8`. With a front, each trial on it also has the folder `front/TRIAL`.
+        The folder of the best trial is `best`. With several targets, the best trial at each target also has a folder
+        such as `best-0.8`. With a front, each trial on the front also has the folder `front/TRIAL`.
         """
         records = list(records)
         found = {} if (best := self.best(records)) is None else {BEST: best}
@@ -202,8 +206,8 @@ class Goal:
         return found
 
     def missing_above(self, records: Iterable[TrialRecord]) -> float | None:
-        """Return the highest sparsity of a feasible trial if it is lower than the goal's highest sparsity. Otherwise,
-        or if no trial is feasible, return None."""
+        """Return the highest sparsity that a feasible trial has reached, if the goal asks for a higher sparsity. Return
+        None if a trial has reached the goal's highest sparsity, or if no trial is feasible."""
         sparsest = max((record.sparsity or 0.0 for record in records if self.feasible(record)), default=None)
         return None if sparsest is None or sparsest >= self.highest else sparsest
 
@@ -215,13 +219,13 @@ class Goal:
 
     @property
     def least_merit(self) -> float:
-        """Return the baseline's merit."""
+        """Return the merit (see Objective) of the baseline."""
         return self.objective.merit(self.baseline)
 
     @property
     def scale(self) -> float:
-        """Return the unit in which differences of the metric are measured. It is 1 for a metric in [0, 1], otherwise
-        the absolute value of the baseline, or 1 if the baseline is 0."""
+        """Return the unit in which differences of the metric are measured. The unit is 1 for a metric in [0, 1]. For
+        any other metric, it is the absolute value of the baseline, or 1 if the baseline is 0."""
         return 1.0 if self.objective.percent else abs(self.baseline) or 1.0
 
     def hypervolume(self, records: Iterable[TrialRecord]) -> float:
@@ -233,10 +237,10 @@ class Goal:
         return hypervolume(points, (self.lowest, self.least_merit))
 
     def mean_value(self, area: float) -> float:
-        """Return a front's hypervolume as a mean value of the metric.
+        """Convert the hypervolume of a front into a mean value of the metric.
 
-        For each sparsity between the front's ends, take the best value of a network with at least this sparsity, or
-        `baseline` if there is no such network. The result is the mean over all these sparsities.
+        The result is a mean over all sparsities between the front's ends. The value at a sparsity is that of the best
+        network with at least this sparsity, or `baseline` if there is no such network.
 
         Args:
             area: the result of `hypervolume`.
@@ -244,11 +248,12 @@ class Goal:
         return self.objective.value(self.least_merit + area / (self.highest - self.lowest))
 
     def score(self, front: Sequence[TrialRecord]) -> tuple[float, ...]:
-        """Return the numbers that show whether a trial brings a gain: a front's hypervolume, and the best merit at each
-        target. The merit is minus infinity if no network meets the target.
+        """Return the score of a study so far. A trial brings a gain if one number of the score rises. The numbers never
+        fall.
 
-        During a study, these numbers never fall. A trial brings a gain if one of them rises. The score of a front also
-        contains the best merit, because a network exactly at the lower end adds no area.
+        The score contains the best merit (see Objective) at each target, or minus infinity if no network meets the
+        target. For a front, the hypervolume comes first. The score of a front also contains the best merit, because a
+        network exactly at the lower end adds no hypervolume.
 
         Args:
             front: the study's feasible front.
@@ -259,7 +264,7 @@ class Goal:
 
     @property
     def option(self) -> str:
-        """Return the goal as the value of its option. For a number of weights or bytes, return the target."""
+        """Return the goal as a value of --front, or for any other goal as a value of --target."""
         return f"{self.lowest!r}:{self.ceiling!r}" if self.ceiling is not None else ",".join(map(repr, self.targets))
 
     def __str__(self) -> str:
@@ -278,13 +283,13 @@ class Goal:
 
 
 def at_targets(*targets: float) -> Goal:
-    """Return the goal of the best network at each of these sparsities. Raise ValueError unless the sparsities lie in
-    [0, 1) and each is larger than the one before."""
+    """Return the goal of the best network at each of these sparsities. Raise ValueError if a sparsity is outside
+    [0, 1), or if the sparsities are not in ascending order."""
     return Goal(targets)
 
 
 def along_front(low: float, high: float) -> Goal:
-    """Return the goal of the front between two sparsities. Raise ValueError unless 0 <= low < high < 1."""
+    """Return the goal of the front between two sparsities, with 0 <= low < high < 1. Raise ValueError for others."""
     return Goal((low,), ceiling=high)
 
 
@@ -318,8 +323,8 @@ def within_bytes(most: int, nonzero: int, weights: int) -> Goal:
 
 
 def sparsity_of(zeros: int, weights: int) -> float:
-    """Return the largest target that a network with `zeros` zeros among `weights` weights meets. The result is that of
-    `tune_sparsity.sparsity.masks.sparsity_with`."""
+    """Return the largest target that a network with `zeros` zeros among `weights` weights meets. See
+    tune_sparsity.sparsity.masks.sparsity_with, which this function calls."""
     from tune_sparsity.sparsity.masks import (
         sparsity_with,  # imported here, because it imports torch, which the progress display does not need
     )

@@ -1,4 +1,4 @@
-"""The names of all files and folders in a study's folder."""
+"""Defines the names of the files and folders in a study's folder."""
 
 from __future__ import annotations
 
@@ -24,5 +24,11 @@ PRECISION = "precision"  # a key in the same metadata: sparsity.few_bits.Precisi
 
 
 def weights_file(folder: Path, number: int) -> Path:
-    """Return the file for the trained network of trial `number`, until the driver has tested the network."""
+    """Return the temporary file of the trained network of trial `number`. The driver tests the network at the study's
+    end, and then writes it to another folder.
+
+    Args:
+        folder: the folder WEIGHTS of a study.
+        number: the trial's number.
+    """
     return folder / f"{number}.safetensors"

@@ -24,18 +24,18 @@ class Objective:
 
     @property
     def val(self) -> str:
-        """Return the name of the metric on the validation data."""
+        """Return the name of the metric on the validation data, such as "val_accuracy"."""
         return f"val_{self.name}"
 
     @property
     def at_target(self) -> str:
-        """Return the name of the metric on the validation data, measured as if the network were pruned to its final
-        sparsity now."""
+        """Return the name of the metric on the validation data if the network is pruned to its final sparsity for this
+        measurement, such as "val_accuracy_at_target"."""
         return f"val_{self.name}_at_target"
 
     @property
     def test(self) -> str:
-        """Return the name of the metric on the test data."""
+        """Return the name of the metric on the test data, such as "test_accuracy"."""
         return f"test_{self.name}"
 
     @property
@@ -48,12 +48,12 @@ class Objective:
         return value if self.maximize else -value
 
     def value(self, merit: float) -> float:
-        """Return the value that has this merit."""
+        """Return the value of the metric that has this merit. This is the inverse of `merit`."""
         return self.merit(merit)
 
     def shown(self, value: float) -> float:
-        """Return the number that pictures show for a value: the percentage, or the value itself. `suffix` follows this
-        number."""
+        """Return the number that pictures show for a value: the percentage if `percent` is true, otherwise the value
+        itself. Pictures show `suffix` after the number."""
         return 100 * value if self.percent else value
 
     @property
@@ -61,11 +61,11 @@ class Objective:
         return "%" if self.percent else ""
 
     def text(self, value: float) -> str:
-        """Return a value as text for people."""
+        """Format a value for a person, such as "98.33%"."""
         return f"{value:.2%}" if self.percent else f"{value:.4g}"
 
     def difference(self, values: float, sign: str = "") -> str:
-        """Return a difference between two values as text for people.
+        """Format a difference between two values for a person, such as "0.50 points".
 
         Args:
             values: the difference.
@@ -74,7 +74,7 @@ class Objective:
         return f"{100 * values:{sign}.2f} points" if self.percent else f"{values:{sign}.4g}"
 
     def to_dict(self) -> dict[str, str]:
-        """Return the name and the direction in the form of result.json."""
+        """Return the name and the direction ("maximize" or "minimize") as result.json contains them."""
         return {"name": self.name, "direction": "maximize" if self.maximize else "minimize"}
 
     def __str__(self) -> str:

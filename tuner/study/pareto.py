@@ -1,6 +1,7 @@
 """Computes the Pareto front of merit and sparsity, the best feasible trial, and the hypervolume.
 
-Both objectives are maximised. All results are exact and take O(n log n) time.
+Both objectives are maximised. A trial is feasible if it completed with a sparsity of at least the target. All results
+are exact and take O(n log n) time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 from tune_sparsity.tuner.study.trial import TrialRecord
 
 Point = tuple[float, float]
-"""A sparsity and a merit. The merit is the validation accuracy, or the merit of another objective."""
+"""A pair (sparsity, merit). The merit is the validation metric, with the opposite sign if the metric is minimized."""
 
 
 def point_of(record: TrialRecord) -> Point | None:
@@ -30,7 +31,7 @@ def known_point(record: TrialRecord) -> Point:
 
 
 def points_of(records: Iterable[TrialRecord]) -> list[Point]:
-    """Return the points of the records in their order, without records that have no point."""
+    """Return the points of the records in their order. Leave out records whose sparsity or merit is unknown."""
     return [point for record in records if (point := point_of(record)) is not None]
 
 
@@ -50,7 +51,7 @@ def pareto_front(records: Iterable[TrialRecord], target: float) -> list[TrialRec
         target: the smallest feasible sparsity, in [0, 1].
 
     Returns:
-        The front by rising sparsity, and therefore by falling merit.
+        The front in order of increasing sparsity, and therefore of decreasing merit.
     """
     # A trial is on the front exactly if its merit is larger than that of each trial which is at least as sparse.
     ranked = sorted(_feasible(records, target), key=lambda item: (-item[0][0], -item[0][1], item[1].number))
@@ -66,8 +67,8 @@ def pareto_front(records: Iterable[TrialRecord], target: float) -> list[TrialRec
 def best_trial(records: Iterable[TrialRecord], target: float) -> TrialRecord | None:
     """Return the best feasible trial, or None if no trial is feasible.
 
-    The best trial has the largest merit. Between equal merits, the higher sparsity decides, then the smaller number of
-    nonzero weights (an unknown number loses), then the lower trial number.
+    The best trial has the largest merit. Among trials with equal merits, the best trial has the highest sparsity, then
+    the smallest number of nonzero weights (an unknown number counts as infinite), then the lowest trial number.
 
     Args:
         records: trials in any order and any state.
@@ -86,8 +87,9 @@ def best_trial(records: Iterable[TrialRecord], target: float) -> TrialRecord | N
 def hypervolume(points: Iterable[Point], reference: Point) -> float:
     """Return the area that the points dominate above the reference point. Both coordinates are maximised.
 
-    A point adds area only if it is better than the reference in both coordinates, and not dominated. NaN adds nothing.
-    In a study of accuracy the reference is (target, 0.0), so a trial exactly at the target has an area of zero.
+    A point adds area only if it is larger than the reference in both coordinates, and not dominated. A point with NaN
+    adds nothing. If the metric is accuracy, the reference is (target, 0.0). A trial exactly at the target therefore
+    adds nothing.
 
     Args:
         points: (sparsity, merit) pairs in any order. They may contain dominated points and duplicates.

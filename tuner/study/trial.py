@@ -1,4 +1,4 @@
-"""Defines the record of a trial, which the searcher, the tracker, the files and the pictures share."""
+"""Defines TrialRecord, the data of one trial. The searcher, the tracker, the files and the pictures all use it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from tune_sparsity.tuner.study.objective import ACCURACY, Objective
 BINARY = "binary"
 """The method whose networks have one bit for each weight, and no zeros."""
 FINAL_SPARSITY = "final_sparsity"
-"""The parameter for the sparsity at which a trial ends. All methods except `dense` and `binary` have it."""
+"""The parameter for the sparsity with which a trial ends. All methods except `dense` and `binary` have it."""
 WEIGHT_BITS = "weight_bits"
 """The parameter for the number of bits of a prunable weight. All methods except `binary` have it."""
 WIDTH = "width"
-"""The parameter for the number of neurons with which a training begins. lpss and gmp have it."""
+"""The parameter for the fraction, in (0, 1], of the neurons with which a training begins. lpss and gmp have it."""
 SPIKE_RATE = "spike_rate_"
-"""The prefix of the metric for a spiking layer's rate. The layer's name follows."""
+"""The prefix of the names of metrics for the rate of a spiking layer. The layer's name follows the prefix."""
 
 
 COSTS = ("size_bytes", "macs", "syn_ops", "bit_ops", "train_bytes")
-"""The measures of a trial that are counts of bytes or operations; each is an attribute of a TrialRecord."""
+"""The attributes of a TrialRecord that are counts of bytes or operations."""
 MEASURES = ("sparsity", "sparsity_total", "hoyer", "nonzero_weights", *COSTS)
-"""The measures of a trial, attributes of a TrialRecord, that are columns of trials.csv and metrics in MLflow."""
+"""The attributes of a TrialRecord that are also columns of trials.csv and metrics in MLflow."""
 
 
 class TrialState(StrEnum):
-    """The states of a trial. The states in Optuna, Ray and MLflow are derived from these."""
+    """The states of a trial. The states that Optuna, Ray and MLflow show for a trial are derived from these states."""
 
     RUNNING = "running"
     COMPLETED = "completed"
@@ -58,8 +58,8 @@ def _count(value: float | None) -> int | None:
 
 @dataclass
 class TrialRecord:
-    """The record of one trial. Sparsities are fractions in [0, 1]. A metric has the value of the last epoch. Before a
-    metric is measured, its value is None."""
+    """The parameters, the state and the latest metrics of a trial. Sparsities are fractions in [0, 1]. A metric has the
+    value that the last epoch gave. A metric that has not been measured is None."""
 
     number: int
     method: str
@@ -91,29 +91,39 @@ class TrialRecord:
 
     @property
     def merit(self) -> float | None:
-        """Return the merit of the trial's value: a larger merit is better for every metric."""
+        """Return the merit of the trial's value, or None before the first epoch has ended. A larger merit is better for
+        every metric."""
         return None if self.value is None else self.objective.merit(self.value)
 
     @property
     def text(self) -> str:
-        """Return the trial's value as text for people, or "" before the first epoch has ended."""
+        """Format the trial's value for a person, such as "98.33%". Return "" before the first epoch has ended."""
         return "" if self.value is None else self.objective.text(self.value)
 
     @property
     def spike_rates(self) -> dict[str, float]:
-        """Return the rate of each spiking layer, in spikes per neuron and time step, by the layer's name. Return an
-        empty dict for other networks."""
+        """Return the name of each spiking layer -> its rate, in spikes per neuron and time step. Return an empty dict
+        for a network without such layers."""
         found = {name: value for name, value in self.metrics.items() if name.startswith(SPIKE_RATE)}
         return {name.removeprefix(SPIKE_RATE): value for name, value in found.items()}
 
     def at_rung(self, epoch: int) -> tuple[float, float]:
-        """Return the trial's merit at a rung and the trial's final sparsity. The merit was measured as if the network
-        were pruned to this sparsity."""
+        """Return the trial's merit at a rung, and the sparsity with which the trial ends. The merit is that of the
+        network as if it were already pruned to this sparsity.
+
+        Args:
+            epoch: the rung, an epoch at which early stopping compares trials.
+        """
         assert self.final_sparsity is not None
         return self.objective.merit(self.rungs[epoch]), self.final_sparsity
 
     def reach_rung(self, epoch: Epoch, final_sparsity: float) -> tuple[float, float]:
-        """Record the trial's value at a rung, and return `at_rung`."""
+        """Record the trial's value at a rung, and return the result of `at_rung`.
+
+        Args:
+            epoch: the epoch of the rung.
+            final_sparsity: the sparsity with which the trial ends, in [0, 1).
+        """
         self.final_sparsity = final_sparsity
         self.rungs[epoch.number] = epoch.metrics[self.objective.at_target]
         return self.at_rung(epoch.number)
@@ -132,7 +142,8 @@ class TrialRecord:
             setattr(self, cost, _count(epoch.metrics.get(cost)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record in types of JSON. The value has the metric's name as its key."""
+        """Return the record as a dict that JSON can represent. The key of `value` is the metric's name, such as
+        "val_accuracy"."""
         data = asdict(self)
         value, objective = data.pop("value"), data.pop("objective")
         return {**data, self.objective.val: value, **({} if self.objective == ACCURACY else {"objective": objective})}

@@ -1,2 +1,2 @@
-"""Provide files, locks, signals, processes and patches: the interface to the operating system and to other
+"""Provide helpers for files, locks, signals and processes of the operating system, and for patching other
 libraries."""

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
-    """Return a tensor on the CPU as an array. Types that NumPy lacks, such as bfloat16, become float32."""
+    """Convert a tensor on the CPU into an array of the same shape. Data types that NumPy lacks, such as bfloat16,
+    become float32."""
     import torch
 
     known = not tensor.is_floating_point() or tensor.dtype in (torch.float16, torch.float32, torch.float64)

@@ -1,4 +1,4 @@
-"""Write files that appear as a whole or not at all. Convert values into JSON."""
+"""Write files atomically: readers never see a part of a file. Convert values into JSON."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file by one with this content. The content is on the disk when the function returns.
+    """Create or replace a file atomically. The content is on the disk when this function returns.
 
-    A reader sees the old or the new file. A crash leaves one of the two.
+    A reader sees either the old or the new file. After a crash, one of the two files exists.
 
     Raises:
         OSError: if the folder cannot be written to. The old file is then unchanged.
@@ -32,9 +32,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by one with this text, in UTF-8 and with unchanged line ends. Create its folder if it is missing.
+    """Create or replace a text file atomically, in UTF-8 and with unchanged line ends. Create its folder if the folder
+    is missing.
 
-    A reader sees the old or the new file. A crash leaves one of the two.
+    A reader sees either the old or the new file. After a crash, one of the two files exists.
 
     Raises:
         OSError: if the folder cannot be written to. The old file is then unchanged.
@@ -45,8 +46,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Return the value in types that strictly valid JSON has. NumPy scalars become Python's, NaN and infinities become
-    None."""
+    """Convert a value into types of strictly valid JSON. NumPy arrays and tensors become numbers or lists, and NaN and
+    infinite numbers become None."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):

@@ -1,8 +1,8 @@
-"""Lock open files and folders between processes of one machine.
+"""Lock open files and folders, so that only one process on this machine uses them.
 
-The operating system releases such a lock when its process ends for any reason. The package filelock uses the same
-system call, but takes 70 ms to import, polls 20 times a second instead of waiting, and needs a file for each lock. This
-module locks the study's folder and its outbox directly.
+The operating system releases a lock when the process that has it ends, even after a crash. The package filelock is not
+used, because it takes 70 ms to import, polls 20 times a second instead of waiting, and needs an extra file for each
+lock.
 """
 
 from __future__ import annotations

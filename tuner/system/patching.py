@@ -1,4 +1,4 @@
-"""Change attributes of other libraries, or environment variables, for the time of a block."""
+"""Change attributes of other libraries, or environment variables, until the end of a block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from typing import Any
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Within this block, an attribute of a module or a class has another value."""
+    """Set an attribute of a module or a class within this block. Restore the old value afterwards.
+
+    Args:
+        owner: the module or the class.
+        name: the name of the attribute, which must exist.
+        value: the value within the block.
+    """
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -21,7 +27,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def variables(new: Mapping[str, str]) -> Iterator[None]:
-    """Within this block, the environment has these variables."""
+    """Set these environment variables within this block. Restore the old values afterwards."""
     before = {name: os.environ.get(name) for name in new}
     os.environ.update(new)
     try:

@@ -1,4 +1,4 @@
-"""Start a module of this package in a process of its own."""
+"""Build commands that run a module of this package in a new process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tune_sparsity
 
 
 def own_process(module: str, *arguments: str) -> list[str]:
-    """Return a command that calls the function `main` of a module of this package, with this Python.
+    """Return a command for subprocess.Popen that runs this Python and calls the function `main` of a module.
 
     Args:
         module: the full name of the module.

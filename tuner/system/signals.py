@@ -1,4 +1,4 @@
-"""Handle Ctrl-C and requests to terminate while a study runs."""
+"""Handle Ctrl-C (SIGINT) and requests to terminate (SIGTERM) while a study runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 
 class Connection(Protocol):
-    """The part of the connection to Ray that the handling of signals needs.
+    """The part of tuner.cluster.connection.Connection that the handling of signals needs.
 
-    `lost` says whether Ray has died. `heard` is called when the main thread knows that Ray has died.
+    `lost` says whether Ray has died. `heard` confirms that the main thread knows of Ray's death.
     """
 
     @property
@@ -29,8 +29,13 @@ _depth, _waiting = 0, False  # the number of open `undisturbed` blocks, and whet
 
 @contextmanager
 def interruptible(stop: Any, ray: Connection) -> Iterator[None]:
-    """Within this block, Ctrl-C or a request to terminate ends the search cleanly. A second signal ends the search at
-    once. If Ray has died, and the running trials with it, the first signal ends the search at once."""
+    """Handle signals within this block. The first SIGINT or SIGTERM sets `stop.asked`, so that the search ends cleanly.
+    The second signal ends the search at once with KeyboardInterrupt. If Ray has died, the first signal does so.
+
+    Args:
+        stop: the object with the attribute `asked`, a tuner.driver.ray_tune.StopWhen.
+        ray: the connection to Ray.
+    """
 
     def ask(signum: int, frame: FrameType | None) -> None:
         if stop.asked or ray.lost:
@@ -46,7 +51,7 @@ def interruptible(stop: Any, ray: Connection) -> Iterator[None]:
 
 @contextmanager
 def terminable(ray: Connection) -> Iterator[None]:
-    """Within this block, Ctrl-C or a request to terminate ends the command at once. Use it while no search runs."""
+    """Raise KeyboardInterrupt within this block at the first SIGINT or SIGTERM. Use this block while no search runs."""
 
     def ask(signum: int, frame: FrameType | None) -> None:
         ray.heard()
@@ -58,8 +63,7 @@ def terminable(ray: Connection) -> Iterator[None]:
 
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], None], *signals: signal.Signals) -> Iterator[None]:
-    """Within this block, the handler receives Ctrl-C and requests to terminate. Afterwards the former handlers are
-    restored."""
+    """Install a handler for these signals within this block. Restore the earlier handlers afterwards."""
     before = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
@@ -70,8 +74,8 @@ def handled(handler: Callable[[int, FrameType | None], None], *signals: signal.S
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Delay an interrupt until the end of this block. The block protects operations of other libraries that must not
-    stop halfway, such as locking Optuna's file."""
+    """Delay KeyboardInterrupt until the end of this block. Use this block for operations of other libraries that an
+    interrupt must not stop halfway, such as locking Optuna's journal."""
     global _depth, _waiting
     if threading.current_thread() is not threading.main_thread():  # only the main thread is interrupted
         yield
@@ -87,8 +91,12 @@ def undisturbed() -> Iterator[None]:
 
 
 def _interrupt(frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, now or at the end of `undisturbed` blocks. Python would ignore it in a finalizer.
-    There it is raised a moment later."""
+    """Raise KeyboardInterrupt now, or at the end of an `undisturbed` block. If the signal has interrupted a finalizer
+    (`__del__`), raise it a moment later, because Python ignores exceptions in finalizers.
+
+    Args:
+        frame: the frame of Python code that the signal has interrupted.
+    """
     global _waiting
     if _depth:
         _waiting = True

@@ -209,11 +209,11 @@ def test_the_report_has_the_table_and_the_line(folder: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--target", "0.9"], "--group cascade: this goal keeps one network"),
-        (["--max-bytes", "10kB"], "--group cascade: this goal keeps one network"),
+        (["--target", "0.9"], "--group cascade: a group needs two networks"),
+        (["--max-bytes", "10kB"], "--group cascade: a group needs two networks"),
         (["--front", "0.5:0.9", "--experiment", "{own}:loop"], "--group cascade: loop is a loop of your own"),
         (["--front", "0.5:0.9", "--experiment", "{own}:numbers"], "--group cascade: numbers is judged by rmse"),
-        (["--front", "0.5:0.9", "--experiment", "{own}:boxes"], "--group cascade: boxes does not give a logit"),
+        (["--front", "0.5:0.9", "--experiment", "{own}:boxes"], "--group cascade: boxes is no classification"),
     ],
 )
 def test_what_cannot_be_grouped_is_one_line_before_anything_is_written(

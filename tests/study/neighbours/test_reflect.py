@@ -114,7 +114,7 @@ stream = Experiment("stream", lambda _: Data(Stream(), val, val), net, Recipe(1,
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--target", "0.9"], "--group reflect: this goal keeps one network"),
+        (["--target", "0.9"], "--group reflect: a group needs two networks"),
         (["--front", "0.5:0.9", "--workers-per-trial", "2"], "--group reflect trains in one process"),
         (
             ["--front", "0.5:0.9", "--experiment", "{own}:stream"],

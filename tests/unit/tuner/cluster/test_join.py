@@ -160,7 +160,7 @@ def test_nodes_that_run_the_same_have_no_differences() -> None:
 
 def test_a_difference_names_the_package_both_versions_and_the_nodes() -> None:
     (line,) = differences([answer(), answer("10.0.0.3", torch="1.0.0"), answer("10.0.0.4", torch="1.0.0")])
-    assert line == f"10.0.0.3, 10.0.0.4: torch 1.0.0, and this process {HERE['torch']}"
+    assert line == f"10.0.0.3, 10.0.0.4: torch 1.0.0, and this process has {HERE['torch']}"
 
 
 @pytest.mark.parametrize("package", ["python", "ray", "torch", "numpy", "tune_sparsity"])
@@ -251,7 +251,7 @@ def test_storage_that_is_another_is_told_from_one_that_is_empty(
     monkeypatch.setattr(node_probe, "PATIENCE", 0.1)
     assert "does not see" in node_probe.probe(Folder(tmp_path), "token", "node")["storage"]
     (tmp_path / "driver").write_text("of another study")
-    assert "another folder" in node_probe.probe(Folder(tmp_path), "token", "node")["storage"]
+    assert "has another folder" in node_probe.probe(Folder(tmp_path), "token", "node")["storage"]
     assert "cannot read" in node_probe.probe(Folder(tmp_path / "driver"), "token", "node")["storage"]
     assert not (tmp_path / "node").exists()
 
@@ -267,6 +267,6 @@ def test_the_probe_leaves_no_trace_even_of_the_folders_that_it_made(tmp_path: Pa
 
 def test_a_node_whose_file_does_not_arrive_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_probe, "PATIENCE", 0.1)
-    assert "writes where" in nodes._read_back(answer(), Folder(tmp_path)).storage
+    assert "writes files there" in nodes._read_back(answer(), Folder(tmp_path)).storage
     (tmp_path / "id").write_text("token")
     assert nodes._read_back(answer(), Folder(tmp_path)).storage == ""

@@ -42,7 +42,7 @@ STUDIES = {
     "no direction": ("Recipe(2, 16)", "Recipe(2, 16), metric=UNKNOWN", ["PearsonCorrCoef", "maximize=..."]),
     "loss": ("Recipe(2, 16)", "Recipe(2, 16), loss=lambda o, t: 1 / 0", ["ZeroDivisionError", "mine.py:16"]),
     "load raises": ("    g = ", "    open('/no/such/file')\n    g = ", ["FileNotFoundError", "mine.py:7"]),
-    "load exits": ("    g = ", "    raise SystemExit\n    g = ", ["do not load", "SystemExit", "mine.py:7"]),
+    "load exits": ("    g = ", "    raise SystemExit\n    g = ", ["loading the data", "SystemExit", "mine.py:7"]),
     "load of another type": ("return Data(", "return (", ["return tune_sparsity.Data"]),
     "empty split": ("split(30), split(30)", "split(30), split(0)", ["test split is empty"]),
     "syntax": ("def load(data_dir):", "def load(data_dir:", ["SyntaxError", "mine.py:6"]),

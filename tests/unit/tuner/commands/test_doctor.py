@@ -50,7 +50,7 @@ def test_whether_the_step_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path:
     (tmp_path / "tune_sparsity" / "sparsity" / "optim" / "_kernel.pyi").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tune_sparsity")
-    assert str(step()).startswith("fix  step on the sphere: not compiled")
+    assert str(step()).startswith("fix  optimizer's step: not compiled")
 
 
 # MLflow
@@ -84,7 +84,11 @@ def test_a_server_of_the_same_version_is_ok(server: list) -> None:
 
 @pytest.mark.parametrize(
     ("status", "text", "remedy"),
-    [(200, "1.30.0", "same major version"), (401, "", "MLFLOW_TRACKING_USERNAME"), (404, "", "is it MLflow's?")],
+    [
+        (200, "1.30.0", "same major version"),
+        (401, "", "MLFLOW_TRACKING_USERNAME"),
+        (404, "", "URI of an MLflow server"),
+    ],
 )
 def test_a_server_that_will_not_do_is_told_with_its_remedy(server: list, status: int, text: str, remedy: str) -> None:
     server[1:] = [status, text]
@@ -100,9 +104,9 @@ def test_a_server_that_is_not_there_is_found_and_no_password_is_shown() -> None:
 
 @pytest.mark.slow
 def test_a_database_is_opened_if_it_is_there_and_not_made_if_not(tmp_path: Path) -> None:
-    assert "can keep a record" in (found := tracking(f"sqlite:///{tmp_path}/mlflow.db").found)
-    assert "will be made" in found
-    assert "cannot be made" in tracking(f"sqlite:///{tmp_path}/no/mlflow.db").found
+    assert "can write to SQLite files" in (found := tracking(f"sqlite:///{tmp_path}/mlflow.db").found)
+    assert "the first study will create" in found
+    assert "cannot be created" in tracking(f"sqlite:///{tmp_path}/no/mlflow.db").found
     assert not list(tmp_path.iterdir())
     (tmp_path / "empty.db").touch()
     assert tracking(f"sqlite:///{tmp_path}/empty.db").remedy == ""
@@ -139,8 +143,9 @@ def test_an_mlflow_that_cannot_keep_a_record_is_told(module: str, new: bool, tmp
     assert ran.code == 1
     assert ran.stderr == ""
     (line,) = [line for line in ran.stdout.splitlines() if " mlflow: " in line]
-    assert line.startswith("fix  mlflow: cannot keep a record (ImportError: cannot import name 'Pool'")
-    assert line.endswith(f"its version is {version('mlflow')}: pip install -U mlflow")
+    found = f"version {version('mlflow')} cannot write to SQLite files (ImportError: cannot import name 'Pool'"
+    assert line.startswith(f"fix  mlflow: {found}")
+    assert line.endswith("): pip install -U mlflow")
     assert list(temporary.iterdir()) == []
 
 
@@ -175,7 +180,7 @@ def test_versions_are_listed_or_what_differs() -> None:
     assert f"torch {version('torch')}" in same.found
     (other,) = versions([answer(versions={**node_probe.versions(), "torch": "1.0.0"})])
     assert other.topic == "versions on 10.0.0.2"
-    assert other.found.startswith("torch 1.0.0, and this process ")
+    assert other.found.startswith("torch 1.0.0, and this process has ")
     assert other.remedy
     (silent,) = versions([answer(silent="did not answer")])
     assert silent.remedy
@@ -217,7 +222,7 @@ def test_what_nvidia_smi_lists_is_read(tmp_path: Path, monkeypatch: pytest.Monke
 def test_without_authentication_the_remedy_is_where_ray_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     assert "unset RAY_AUTH_MODE" in authentication(None).remedy
-    assert "start its nodes with RAY_AUTH_MODE=token" in authentication("auto").remedy
+    assert "start all its nodes with RAY_AUTH_MODE=token" in authentication("auto").remedy
     monkeypatch.setenv("RAY_AUTH_MODE", "Token")
     assert authentication("auto").remedy == ""
 
@@ -230,7 +235,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixtur
     assert main(["doctor", "--trials", "3"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert "no other object stores are known" in said.err
+    assert "no other object stores are supported" in said.err
     assert len(said.err.splitlines()) == 2
 
 
@@ -242,10 +247,9 @@ def test_an_address_where_nothing_answers_is_a_finding(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert main(["doctor", "--address", "127.0.0.1:9"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert (
-        lines[0] == "fix  environment: MLFLOW_EXPERIMENT_ID set: unset MLFLOW_EXPERIMENT_ID: a study makes its own runs"
-    )
-    assert lines[1].endswith("step on the sphere: compiled") == (fused.kernel is not None)
+    ignored = "a study ignores MLFLOW_EXPERIMENT_ID, because it creates its own MLflow runs"
+    assert lines[0] == f"fix  environment: {ignored}: unset MLFLOW_EXPERIMENT_ID"
+    assert lines[1].endswith("optimizer's step: compiled") == (fused.kernel is not None)
     assert lines[2].startswith("ok   mlflow: ")
     assert lines[3] == f"ok   storage: this machine can write to {tmp_path}/studies"
     assert lines[4].startswith("fix  cluster: --address '127.0.0.1:9': nothing answers there")
@@ -261,6 +265,6 @@ def test_a_machine_that_is_well_is_ok_line_by_line(tmp_path: Path) -> None:
     assert all(line.startswith("ok   ") for line in ran.stdout.splitlines())
     topics = [line[5:].partition(":")[0].partition(" on ")[0] for line in ran.stdout.splitlines()]
     ray = ["start of a private ray", "nodes", "ray's token authentication"]
-    assert topics[:9] == ["environment", "step", "mlflow", "storage", *ray, "shared storage", "versions"]
+    assert topics[:9] == ["environment", "optimizer's step", "mlflow", "storage", *ray, "shared storage", "versions"]
     assert "start of a private ray: quick, " in ran.stdout
     assert not list(tmp_path.iterdir())

@@ -141,7 +141,7 @@ def test_tables_are_written_now_and_then(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"trials": 2}, "The search ended: it had all of its 2 trials."),
+        ({"trials": 2}, "The search ended after all 2 trials."),
         ({"patience": 1}, "The search ended after 2 trials: the last 1 brought no gain, and --patience is 1."),
     ],
 )

@@ -40,7 +40,7 @@ def test_a_study_is_found_by_its_name_or_by_its_folder(tmp_path: Path, monkeypat
     assert here.find("there/c") == here.find(str(tmp_path / "there" / "c")) == (there, "c")
     with pytest.raises(UsageError, match=r"^no study 'c' in .*: known are a, b$"):
         here.find("c")
-    with pytest.raises(UsageError, match=r"there are none$"):
+    with pytest.raises(UsageError, match=r"there are no studies$"):
         LocalStorage(tmp_path / "nowhere").find("x" * 300)
     assert here.folder_with("a", "study.yaml") == tmp_path / "here" / "a"
     assert here.folder_with("a", "optuna.journal") is None
