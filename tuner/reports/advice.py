@@ -21,7 +21,7 @@ def advice(study: str, goal: Goal, records: Sequence[TrialRecord], group: Mappin
 
     Args:
         study: the study's name, for commands in the text.
-        goal: the study's goal.
+        goal: the study's target sparsities and limits, as a `Goal`.
         records: the study's trials.
         group: the entry "group" of result.json about groups of two networks. It is empty without the option --group.
     """
@@ -33,7 +33,8 @@ def advice(study: str, goal: Goal, records: Sequence[TrialRecord], group: Mappin
 
 
 def _of_bits(goal: Goal, records: Sequence[TrialRecord]) -> str:
-    """Compare the best networks of the two numbers of bits per weight that give the best metrics."""
+    """Compare the best two numbers of bits per weight, each by its best network. Return "" if all trials have one
+    number."""
     kinds: dict[int, list[TrialRecord]] = {}
     for record in filter(goal.feasible, records):
         bits = 1 if record.method == BINARY else int(record.params.get(WEIGHT_BITS, ALL_BITS))

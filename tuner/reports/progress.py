@@ -48,7 +48,7 @@ class Summary:
 
         Args:
             records: the trials in any state.
-            goal: the study's goal.
+            goal: the study's target sparsities and limits, as a `Goal`.
             epochs: the number of epochs of a trial without early stopping, or 0 if the number is not known.
         """
         records = list(records)
@@ -95,7 +95,7 @@ def missing_above(goal: Goal, records: Sequence[TrialRecord], word: str = " yet"
     for such trials. Return "" if trials cover the whole range of the goal.
 
     Args:
-        goal: the study's goal.
+        goal: the study's target sparsities and limits, as a `Goal`.
         records: the study's trials.
         word: the last word, " yet" while the study runs.
     """
@@ -143,7 +143,7 @@ class Progress:
 
     Args:
         total_trials: the number of trials of the whole study, including earlier runs.
-        goal: the goal of the study.
+        goal: the study's target sparsities and limits, as a `Goal`.
         stream: the stream to write to. The default is sys.stderr.
         live: whether the stream is a terminal whose lines can be redrawn. If None, this is detected.
         deadline: the time on `clock` at which the time budget ends; None without a time budget.

@@ -168,7 +168,7 @@ def network_line(outcome: StudyOutcome) -> str:
 
 
 def latency_line(outcome: StudyOutcome) -> str:
-    """Return a line with the measured latency of the best network. Return "" if the goal is no latency."""
+    """Return a line with the measured latency of the best network. Return "" if the study has no limit of latency."""
     return "" if outcome.best is None else latency_text(outcome.goal, outcome.latencies, outcome.best.name)
 
 

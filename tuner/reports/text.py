@@ -137,7 +137,7 @@ def latency_text(goal: Goal, latencies: Mapping[str, Timing], best: str | None) 
     measured.
 
     Args:
-        goal: the study's goal.
+        goal: the study's target sparsities and limits, as a `Goal`.
         latencies: the measured times of the networks, by the names of their trials.
         best: the name of the best trial; None if no network meets the goal.
     """
@@ -164,7 +164,7 @@ def corner_text(goal: Goal, sparsity: str) -> str:
     area lies.
 
     Args:
-        goal: the goal of the study.
+        goal: the study's target sparsities and limits, as a `Goal`.
         sparsity: the sparsity of the corner (the hypervolume's reference point), as text.
     """
     side = "above" if goal.objective.maximize else "below"

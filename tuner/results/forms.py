@@ -167,8 +167,8 @@ def measure(
 def _in_form(
     form: str, weights: Weights, dense: nn.Module, inputs: Any, block: Block | None
 ) -> tuple[Network | None, str]:
-    """Return the network in a form, and a remark for the user. The network is None if the form is not possible or
-    changes the outputs."""
+    """Return the network with its weights in another form, and a remark for the user. The network is None if the form
+    is not possible, or if it changes the outputs."""
     one = next(dense.parameters())
     if form == "neurons removed":
         assert weights.smaller is not None

@@ -73,7 +73,8 @@ class StudyRecipe:
     uses: Uses | None
 
     def train(self, record: TrialRecord, examples: Split | Loaded) -> Training:
-        """Train a trial's network again, on other examples and from the beginning. Return the training."""
+        """Train a trial's network again, on other examples and from the beginning. Return the ended training, which has
+        the network."""
         options: dict[str, Any] = {"seed": trial_seed(self.seed, record.number), "device": self.device}
         splits = examples, self.data.val
         training = Training(self.experiment, *splits, record.method, record.params, epochs=self.epochs, **options)
@@ -243,7 +244,8 @@ def with_reflection(
 
 @contextmanager
 def _as_a_worker() -> Iterator[None]:
-    """Make torch compute as in a trial within this block: with one thread, and with subnormal numbers replaced by 0."""
+    """Make torch compute as in a trial within the `with` block: with one thread, and with subnormal numbers replaced by
+    0."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

@@ -82,8 +82,8 @@ class Resampling:
 
     @contextmanager
     def drawn(self, scale: float, member: int) -> Iterator[None]:
-        """Give the network the weights of one member of the ensemble within this block. Running statistics, as of batch
-        normalisation, are measured again for these weights."""
+        """Give the network the weights of one member of the ensemble within the `with` block. Running statistics, for
+        example of batch normalisation, are measured again for these weights."""
         sign = -1.0 if member % 2 else 1.0
         with self._moved({name: sign * scale * one for name, one in self.spread.items()}, _SEED + member // 2):
             yield
@@ -104,7 +104,7 @@ class Resampling:
 
     @contextmanager
     def _moved(self, deviations: Mapping[str, Tensor], seed: int) -> Iterator[None]:
-        """Change the network's weights within this block: add to each weight its deviation times a number from a
+        """Change the network's weights within the `with` block: add to each weight its deviation times a number from a
         standard normal distribution. Masked weights stay 0.
 
         Args:

@@ -308,7 +308,7 @@ def write_trials(
     Args:
         folder: the study's folder.
         records: the study's trials.
-        goal: the study's goal.
+        goal: the study's target sparsities and limits, as a `Goal`.
         size: the numbers of parameters of the network, from which the column "sparsity_matrices" is computed; None if
             unknown.
 

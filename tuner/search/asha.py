@@ -30,7 +30,7 @@ Value = tuple[float, float]
 
 
 class Entry(NamedTuple):
-    """The value of a trial at a rung."""
+    """The value of a trial at a rung, which is an epoch where trials are compared."""
 
     merit: float
     sparsity: float
@@ -139,7 +139,7 @@ class Halving:
 
     def _rank(self, entry: Entry) -> tuple[bool, float, float, float]:
         """Return a key that sorts the best trial first. Among equal merits, the sparser trial is first. Among equal
-        sparsities, the smaller `lot` is first."""
+        sparsities, the trial with the smaller `Entry.lot` is first."""
         infeasible = self.target is not None and entry.sparsity < self.target
         return infeasible, -entry.merit, -entry.sparsity, entry.lot
 
@@ -260,7 +260,7 @@ def halving_for(scheduler: str, goal: Goal, epochs: int) -> Halving:
 
     Args:
         scheduler: the value of --scheduler. With "none", no trial is stopped.
-        goal: the study's goal.
+        goal: the study's target sparsities and limits, as a `Goal`.
         epochs: the number of epochs of a complete trial.
     """
     if scheduler == "none":

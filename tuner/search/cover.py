@@ -41,7 +41,7 @@ def from_log(position: float) -> float:
 
 @dataclass(frozen=True)
 class Turn:
-    """The choice of `Cover` for the next trial."""
+    """The final sparsity that `Cover` chooses for the next trial, and perhaps its method."""
 
     sparsity: float
     method: str | None = None
@@ -106,7 +106,7 @@ class Cover:
         Args:
             number: the next trial's number.
             placed: the final sparsities of all trials that have begun, in any state, by the method's name.
-            completed: (sparsity, merit) of each completed trial.
+            completed: (sparsity, merit) of each completed trial. The merit is the metric, negated if it is minimised.
         """
         if not self._ranges:
             return None
@@ -163,7 +163,8 @@ def most_to_gain(goal: Goal, completed: Sequence[Point]) -> float:
 
     Args:
         goal: the study's goal, which is a front.
-        completed: (sparsity, merit) of each completed trial; at least one.
+        completed: (sparsity, merit) of each completed trial, at least one. The merit is the metric, negated if it is
+            minimised.
     """
     points = [(log_sparsity(sparsity), merit) for sparsity, merit in completed]
     fit = FallingFit(points)

@@ -61,7 +61,7 @@ class Journal(JournalFileBackend):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Flush the file to the disk only once, at the end of this block."""
+        """Flush the file to the disk only once, at the end of the `with` block."""
         self._gathering = True
         try:
             yield

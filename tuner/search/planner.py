@@ -1,5 +1,5 @@
-"""Plans the trials of a study with several sparsities: their final sparsity, their method, and whether a trial repeats
-a good configuration."""
+"""Plans the trials of a study with several sparsities: their final sparsity, their method, and whether a trial tries
+good parameters of earlier trials again."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Planner:
             configuration: the name of the configuration that the trial tries again. For a trial with new parameters,
                 this is the trial's own name.
             sparsity: the trial's final sparsity.
-            merit: the trial's merit; None if the trial was stopped.
+            merit: the trial's metric, negated if it is minimised; None if the trial was stopped.
         """
         if merit is not None:
             self._completed.append((sparsity, merit))

@@ -27,10 +27,10 @@ for parameters that the new sampler cannot propose."""
 
 @dataclass(frozen=True)
 class SamplerKind:
-    """Describes a sampler: its name for users, its abilities and its settings.
+    """Describes a sampler: its abilities and its settings.
 
     Attributes:
-        what: a description in one line, for `tune-sparsity list samplers`.
+        what: a description of one line, which `tune-sparsity list samplers` prints.
         learn: a function that makes the sampler.
         front: whether the sampler can search several sparsities in one study, as for a front.
         methods: whether the sampler can search several methods in one study.

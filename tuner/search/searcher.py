@@ -54,7 +54,8 @@ class Asked:
 
 
 class OptunaSearcher:
-    """Proposes trials that maximise merit and sparsity, subject to sparsity >= target.
+    """Proposes trials that maximise merit and sparsity, subject to sparsity >= target. The merit is the metric, negated
+    if it is minimised.
 
     Args:
         spaces: one search space for each method. If there are several, the method itself is a parameter, and the
@@ -188,7 +189,7 @@ class OptunaSearcher:
         }
 
     def _sampling_study(self, sampler: BaseSampler, kind: SamplerKind) -> OwnStudy | None:
-        """Return the study of its own from which the sampler learns; None if the sampler learns from the study in the
+        """Return the small study from which the sampler learns. Return None if the sampler learns from the study in the
         journal.
 
         A sampler that cannot search several methods sees all parameters in each trial.

@@ -24,7 +24,7 @@ def spaces_of(
 
     Args:
         config: the study's configuration.
-        goal: the study's goal.
+        goal: the study's target sparsities and limits, as a `Goal`.
         suited: the name of a search space that belongs to the experiment, if there is one. It replaces the built-in
             space of its method.
         optimizer: the experiment's optimizer. For every optimizer except "sgd", the built-in spaces have special
@@ -83,7 +83,7 @@ def space_for(name: str, goal: Goal) -> Space:
 
     Args:
         name: the name of a built-in space, or the path of a file.
-        goal: the study's goal.
+        goal: the study's target sparsities and limits, as a `Goal`.
     """
     if not goal.multi_objective:
         return load_space(name, goal.lowest)

@@ -146,8 +146,8 @@ def missing(delivery: Delivery, uri: str, error: str) -> str:
 
 @contextmanager
 def only_one(study_folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the study's lock for deliveries within this block. Without the lock, two deliveries at once would create
-    runs twice.
+    """Hold the study's lock for deliveries within the `with` block. Without the lock, two deliveries at once would
+    create runs twice.
 
     Args:
         study_folder: the study's folder.

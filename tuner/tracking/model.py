@@ -220,8 +220,8 @@ def _register(client: MlflowClient, name: str, model_id: str, run_id: str, note:
 
 @contextmanager
 def _current_store(uri: str) -> Iterator[None]:
-    """Set MLflow's global tracking URI to `uri` within this block. MLflow resolves the address `models:/ID` with the
-    global URI, even if a client uses another store."""
+    """Set MLflow's global tracking URI to `uri` within the `with` block. MLflow resolves the address `models:/ID` with
+    the global URI, even if a client uses another store."""
     import mlflow
 
     before = mlflow.get_tracking_uri()

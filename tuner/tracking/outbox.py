@@ -249,7 +249,7 @@ def _append(file: Path, text: str) -> None:
 
 @contextmanager
 def _appending(file: Path) -> Iterator[Callable[[str], None]]:
-    """Yield a function that appends text to the file. Other processes that append wait until this block ends."""
+    """Yield a function that appends text to the file. Other processes that append wait until the `with` block ends."""
     handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         lock(handle, wait=True)

@@ -68,8 +68,8 @@ def begin_writer(uri: str) -> subprocess.Popen[str]:
 
 @contextmanager
 def writer_ahead(uri: str) -> Iterator[subprocess.Popen[str]]:
-    """Start the process of `begin_writer` early, because its import of MLflow takes seconds. At the end of this block,
-    the process is killed."""
+    """Start the process of `begin_writer` early, because its import of MLflow takes seconds. At the end of the `with`
+    block, the process is killed."""
     writer = begin_writer(uri)
     try:
         yield writer

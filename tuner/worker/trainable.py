@@ -215,8 +215,8 @@ class TrialTrainable(tune.Trainable):
                 return self._reported(done)
 
     def _sizes_of(self, training: Training | OwnTraining) -> dict[str, float]:
-        """Return the costs of the network. As long as the mask changes, the result is empty. After this, it has
-        `network_cost`, and after the last epoch also `spiking_cost`."""
+        """Return the costs of the network: none while the mask may change, then `network_cost`, and after the last
+        epoch also `spiking_cost`."""
         if training.sparse.fixed and not self._sizes:
             self._sizes = network_cost(training, self._shared.uses)
         return self._sizes | (spiking_cost(training, self._sizes.get("macs")) if training.finished else {})
@@ -353,8 +353,8 @@ def _training(
 
 
 def _set_up(shared: TrialSetup, method: str, training: Training | OwnTraining) -> None:
-    """Prepare a training before its first step: apply the limit of bytes, and measure spreads if the study needs
-    them."""
+    """Prepare a training before its first step: apply the limit of bytes, and measure standard deviations of averaged
+    weights if the study needs them."""
     if shared.limit is not None:
         shared.limit.hold(method, training)
     if shared.spread and training.sparse.average is not None:

@@ -212,7 +212,7 @@ def front_figure(records: Iterable[TrialRecord], goal: Goal, title: str) -> go.F
     Args:
         records: the trials in any order and state. Failed and running trials are only counted, not drawn. Trials that
             were stopped early are drawn at their last validation.
-        goal: the goal of the study.
+        goal: the study's target sparsities and limits, as a `Goal`.
         title: the title of the plot, as plain text.
 
     Returns:

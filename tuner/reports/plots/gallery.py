@@ -34,7 +34,7 @@ class Pictured:
 
     Attributes:
         title: the title of the front's plot.
-        goal: the goal of the study.
+        goal: the study's target sparsities and limits, as a `Goal`.
         records: the trials.
         epochs: the metrics of a trial's epochs, by the number of the trial.
         weights: the best network's prunable weights, by name.
@@ -60,7 +60,7 @@ def pictured(title: str, goal: Goal, records: Sequence[TrialRecord], folder: Pat
 
     Args:
         title: the title of the front's plot.
-        goal: the goal of the study.
+        goal: the study's target sparsities and limits, as a `Goal`.
         records: the trials.
         folder: the study's folder.
     """

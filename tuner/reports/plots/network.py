@@ -1,7 +1,7 @@
 """Draw the best network: its training, its zeros and its weights. One plot compares the Hoyer sparsity of all trials
 with theory.
 
-The arguments of each plot are plain data, so that no study must be running.
+Each function needs only plain data, and no running study.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def hoyer_figure(records: Sequence[TrialRecord], goal: Goal, fan_in: int) -> go.
 
     Args:
         records: the trials.
-        goal: the goal of the study.
+        goal: the study's target sparsities and limits, as a `Goal`.
         fan_in: the number of input weights of a neuron, for the predicted curves.
     """
     from tune_sparsity.sparsity.hoyer import expected_gaussian_dual, expected_paper, expected_uniform

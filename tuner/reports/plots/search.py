@@ -1,7 +1,7 @@
 """Draw the search: its best values over time, its trials in parallel coordinates, the importances of the parameters,
 and the learning curves.
 
-The arguments of each plot are plain data, so that no study must be running.
+Each function needs only plain data, and no running study.
 """
 
 from __future__ import annotations
