@@ -309,7 +309,9 @@ def group_document(
     records, files = ({number: networks[number][0] for number in kept}, {n: networks[n][1] for n in kept})
     macs = {number: record.macs for number, record in records.items() if record.macs is not None}
     if best not in macs or len(set(macs.values())) < 2:
-        raise ValueError("groups need two networks with different numbers of multiply-adds, and the study has none")
+        raise ValueError(
+            "a group needs two networks with different numbers of multiply-adds, but the study has no such networks"
+        )
     files = {number: files[number] for number in macs}
     choice = choose(experiment, data.val, files, macs, best, device, data.classes)
     wanted = {number for group in choice.groups for number in (group.small, group.large, best)}

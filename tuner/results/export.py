@@ -382,7 +382,7 @@ def verdict(document: dict[str, Any]) -> str:
         f"at batch {one['batch']} sparse matrices make it {one['dense'] / one['sparse']:.1f} times faster"
         for one in faster
     ] + [
-        f"at batch {one['batch']} they make it slower: {one['sparse'] / one['dense']:.1f} times the dense time"
+        f"at batch {one['batch']} they do not make it faster: {one['sparse'] / one['dense']:.1f} times the dense time"
         for one in slower
     ]
     if not faster:

@@ -135,7 +135,7 @@ class SamplingStudy(OwnStudy):
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """End the trial in the sampler's own study, too, with the values that the sampler shall see."""
+        """End the trial in the sampler's own study, too, with the values for the sampler's view."""
         own = self._open.pop(trial.number, None)
         if own is None:
             self._study.add_trial(self._seen(trial, state, values))
@@ -161,7 +161,7 @@ class SamplingStudy(OwnStudy):
     def _told(
         self, state: TrialState, values: Sequence[float] | None, constraints: Mapping[str, float]
     ) -> tuple[TrialState, list[float] | None]:
-        """Return the state and the values of a trial that the sampler shall see."""
+        """Return the state and the values with which the sampler sees a trial."""
         if state is TrialState.COMPLETE:
             assert values is not None
             missing = _missing(constraints)

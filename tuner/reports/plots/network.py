@@ -68,7 +68,7 @@ def training_figure(record: TrialRecord, series: Series, goal: Goal) -> go.Figur
         layout[f"yaxis{axis}"] = {"title": {"text": label}, "ticksuffix": suffix, "domain": domain, "nticks": 5}
         layout[f"yaxis{axis}"]["rangemode"] = "normal" if name == metric.at_target else "tozero"
     moved = (
-        "the masks move until the last threshold or grow rate shown" if "grow_rate" in found else "its mask never moves"
+        "the masks change until the last threshold or grow rate" if "grow_rate" in found else "the masks never change"
     )
     return figure(
         data,

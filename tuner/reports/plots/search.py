@@ -74,7 +74,7 @@ def progress_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure:
             "y": [None if (value := step[1][i]) is None else objective.shown(value) for step in steps],
             "line": {"shape": "hv", "color": colours[i % len(colours)]},
             "marker": {"size": 5},
-            "hovertemplate": f"best so far {_hovered(objective)}<br>when this ended: %{{text}}<extra></extra>",
+            "hovertemplate": f"best so far {_hovered(objective)}<br>at the end of trial %{{text}}<extra></extra>",
         }
         for i, target in enumerate(goal.targets)
     ]
@@ -87,7 +87,7 @@ def progress_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure:
             "yaxis": "y2",
             "line": {"shape": "hv", "color": "black"},
             "marker": {"size": 5, "symbol": "diamond"},
-            "hovertemplate": "hypervolume %{y:.5g}<br>when this ended: %{text}<extra></extra>",
+            "hovertemplate": "hypervolume %{y:.5g}<br>at the end of trial %{text}<extra></extra>",
         }
     )
     area = f"hypervolume: area {corner_text(goal, percent(goal.lowest))}"

@@ -53,7 +53,7 @@ def bytes_figure(records: Iterable[TrialRecord], goal: Goal) -> go.Figure | None
     ]
     # Steps, because a straight line between two networks would suggest networks that do not exist.
     steps = {"color": "black", "width": 1.5, "shape": "hv"}
-    data.insert(0, {**_points(smallest_front(sized), goal), "mode": "lines", "name": "front in bytes", "line": steps})
+    data.insert(0, {**_points(smallest_front(sized), goal), "mode": "lines", "name": "Pareto front", "line": steps})
     dashes = {"color": "black", "width": 1.5, "dash": "dash"}
     limit = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "line": dashes, "layer": "below"}
     most = goal.max_bytes

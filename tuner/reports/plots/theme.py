@@ -71,8 +71,8 @@ def hover_text(record: TrialRecord) -> str:
         "bytes": None if record.size_bytes is None else f"{record.size_bytes:,}",
         "multiply-adds": None if record.macs is None else f"{record.macs:,}",
         "synaptic operations": None if record.syn_ops is None else f"{record.syn_ops:,}",
-        "operations of bits": None if record.bit_ops is None else f"{record.bit_ops:,}",
-        "bytes in training": None if record.train_bytes is None else f"{record.train_bytes:,}",
+        "bit operations": None if record.bit_ops is None else f"{record.bit_ops:,}",
+        "bytes of memory in training": None if record.train_bytes is None else f"{record.train_bytes:,}",
         "epochs": record.epochs,
         "method": record.method,
     }
