@@ -185,7 +185,7 @@ def test_a_report_says_what_the_zeros_save_on_this_machine(storage: Path, capsys
     assert main(["report", "one", "--storage", str(storage), "--out", str(file)]) == 0
     result = json.loads((storage / "one" / "result.json").read_text())
     cells = Page(file).cells
-    named = cells.index("bytes", cells.index("of dense"))
+    named = cells.index("bytes", cells.index("share of dense"))
     weights = 12 * 40 + 40 * 3
     stored = load_file(storage / "one" / "best" / "model.safetensors")
     dense = sum(tensor.nbytes for name, tensor in stored.items() if not name.endswith(".mask"))

@@ -1,4 +1,5 @@
-"""Give one line of advice about few bits, or about groups of two networks, from the trials of a study."""
+"""Give one line of advice after a study: which number of bits per weight is best, or whether two networks save
+multiply-adds."""
 
 from __future__ import annotations
 
@@ -16,13 +17,13 @@ _NEARLY = 0.02  # of the accuracy: a cheaper network that loses more is no hint 
 
 
 def advice(study: str, goal: Goal, records: Sequence[TrialRecord], group: Mapping[str, Any]) -> str:
-    """Return advice from the trials of a study in one line, or an empty text.
+    """Return one line of advice from the trials of a study, or "" if there is no advice.
 
     Args:
-        study: the study's name.
-        goal: the study's goal.
+        study: the study's name, for commands in the text.
+        goal: the study's target sparsities and limits, as a `Goal`.
         records: the study's trials.
-        group: `group` of result.json. It is empty without --group.
+        group: the entry "group" of result.json about groups of two networks. It is empty without the option --group.
     """
     if goal.kind is GoalKind.MAX_BYTES:
         return _of_bits(goal, records)
@@ -32,7 +33,8 @@ def advice(study: str, goal: Goal, records: Sequence[TrialRecord], group: Mappin
 
 
 def _of_bits(goal: Goal, records: Sequence[TrialRecord]) -> str:
-    """Compare the best networks of the two kinds of weights that reach most."""
+    """Compare the best two numbers of bits per weight, each by its best network. Return "" if all trials have one
+    number."""
     kinds: dict[int, list[TrialRecord]] = {}
     for record in filter(goal.feasible, records):
         bits = 1 if record.method == BINARY else int(record.params.get(WEIGHT_BITS, ALL_BITS))
@@ -54,21 +56,21 @@ def _bits(bits: int) -> str:
 
 
 def _of_group(study: str, group: Mapping[str, Any]) -> str:
-    """Say how to use a group that is as good as the best network."""
+    """Say how to export a group that is as good as the best network."""
     found = as_good_as_best(group)
     if found is None:
         return ""
     share = f"{found['share_of_best_macs']:.0%}"
     return (
-        f"for fewer multiply-adds take two networks: {found['name']} computes {share} of what {group['best']} does, "
-        "at the same accuracy on the validation data: "
+        f"to save multiply-adds, use two networks: {found['name']} needs {share} of the multiply-adds of "
+        f"{group['best']}, at the same accuracy on the validation data: "
         f"tune-sparsity export {study} --network {found['name']} --format onnx"
     )
 
 
 def _of_cheaper(study: str, goal: Goal, records: Sequence[TrialRecord]) -> str:
-    """Say that a group may help where a kept network is nearly as good as the best one with half of its
-    multiply-adds."""
+    """Recommend the option --group if a cheap network is nearly as good as the best network. A cheap network has at
+    most half of the best network's multiply-adds."""
     best = goal.best(records)
     if best is None or not best.macs or best.value is None:
         return ""

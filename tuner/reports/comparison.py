@@ -26,7 +26,8 @@ _LOOKS = [
 
 
 def check_alike(studies: Sequence[EndedStudy]) -> None:
-    """Raise UsageError unless these are two or more studies of one experiment and one metric."""
+    """Raise UsageError if the studies cannot be compared: they must be at least two, and have one experiment and one
+    metric."""
     if len(studies) < 2 or len({study.folder.resolve() for study in studies}) < len(studies):
         raise UsageError("compare needs two or more different studies: tune-sparsity compare STUDY STUDY")
     metrics = dict.fromkeys(str(study.goal.objective) for study in studies)
@@ -38,8 +39,11 @@ def check_alike(studies: Sequence[EndedStudy]) -> None:
 
 
 def differences(studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialRecord]]) -> list[dict[str, Any]]:
-    """Return a row for each pair of a study and a target, for the targets of all studies. A row has the study's best
-    trial at the target, and the difference of its validation metric from that of the first study."""
+    """Return the best trial of each study at each target, one row for each pair of a study and a target.
+
+    The targets are those of all studies together. A row also has the difference of the trial's validation metric from
+    that of the first study's best trial at this target.
+    """
     objective = studies[0].goal.objective
     targets = sorted({target for study in studies for target in study.goal.targets})
     rows = []
@@ -100,7 +104,8 @@ def as_lines(rows: Sequence[dict[str, Any]], objective: Objective) -> list[str]:
 
 
 def notes_on(studies: Sequence[EndedStudy]) -> list[str]:
-    """Return a line for each difference between the studies that makes them hard to compare: data, networks, epochs."""
+    """Return warnings, one line each, about differences of data, networks or epochs that make the studies hard to
+    compare."""
     name, notes = studies[0].goal.objective.name, list[str]()
     if len({study.about.get("data_sha256") for study in studies}) > 1:
         notes.append(f"Their data differ, so that a difference in {name} may come from the data.")
@@ -115,7 +120,7 @@ def notes_on(studies: Sequence[EndedStudy]) -> list[str]:
 
 
 def fronts_figure(studies: Sequence[EndedStudy], records: Sequence[Sequence[TrialRecord]]) -> go.Figure:
-    """Return a plot of the fronts of all studies, with the other completed trials. The plot begins at the lowest target
+    """Return a plot of the fronts of all studies, with the other feasible trials. The plot begins at the lowest target
     of any study."""
     lowest, objective = min(study.goal.lowest for study in studies), studies[0].goal.objective
     data: list[dict[str, Any]] = []

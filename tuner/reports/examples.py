@@ -1,4 +1,4 @@
-"""Draw examples of a data set as small pictures in a page."""
+"""Draw examples of a data set as small pictures for HTML pages."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _LEAST_SIDE = 4  # pixels; fewer are no picture
 
 
 def pictures_of(data: Data, places: Sequence[int]) -> list[str]:
-    """Return pictures of examples of the validation data, as data URLs, which contain the pictures. The list is empty
-    if the inputs are not images in memory.
+    """Return pictures of examples of the validation data, as data URLs of PNG files. The list is empty if the inputs
+    are not images, or if the data are not in memory.
 
     Args:
         data: the study's data.
@@ -32,11 +32,12 @@ def pictures_of(data: Data, places: Sequence[int]) -> list[str]:
 
 
 def _image(x: Tensor, *, flat: bool) -> Tensor | None:
-    """Return an example as pixels, shape (height, width) or (height, width, 3); None if it is no image.
+    """Return an example as pixels, shape (height, width) or (height, width, 3); None if the example is no image.
 
     Args:
-        x: shape (height, width), (1 or 3, height, width), or (height * width,) of a square image.
-        flat: whether a vector is an image.
+        x: shape (height, width), (1 or 3, height, width), or (height * width,) of a square image; any other shape is no
+            image.
+        flat: whether a vector of height * width numbers is a flattened image.
     """
     if not x.is_floating_point():
         return None
@@ -53,7 +54,7 @@ def _image(x: Tensor, *, flat: bool) -> Tensor | None:
 
 
 def _address(pixels: Tensor) -> str:
-    """Return a PNG as an address. The smallest value is black and the largest white."""
+    """Return a data URL of a PNG file. In the picture, the smallest pixel value is black and the largest is white."""
     from PIL import Image
 
     low, high = float(pixels.min()), float(pixels.max())

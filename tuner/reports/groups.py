@@ -1,4 +1,5 @@
-"""Describe the groups of two networks that a study chose, in lines and tables for people."""
+"""Describe groups of two networks in lines and tables of text. In a group, the large network answers if the small
+network is unsure."""
 
 from __future__ import annotations
 
@@ -13,8 +14,18 @@ from tune_sparsity.tuner.results.cascade import main_group
 from tune_sparsity.tuner.study.objective import Objective
 
 HEADER = (
-    *("group", "small", "large", "passed on", "validation", "test", "expected macs", "of the best's", "worst macs"),
-    *("bytes", "p against large"),
+    *(
+        "group",
+        "small",
+        "large",
+        "passed on",
+        "validation",
+        "test",
+        "expected macs",
+        "share of best's macs",
+        "worst macs",
+    ),
+    *("bytes", "p-value against large"),
 )
 
 PASSED_HEADER = ("the small network hesitates between", "examples passed on", "small is right", "large is right")
@@ -37,11 +48,16 @@ def group_rows(document: Mapping[str, Any], objective: Objective) -> list[list[s
 
 
 def passed_table(document: Mapping[str, Any], data: Data | None) -> dict[str, Any]:
-    """Return the header and the rows of a table about the examples that the recommended group passes on to its large
-    network. Each row is for one pair of classes.
+    """Return a table about the examples that the small network of the recommended group passes on to the large network.
+
+    Each row is for one pair of classes: the two that the small network considers most probable.
 
     Args:
+        document: the entry "group" of result.json.
         data: the study's data, for pictures of the examples. If None, the table has no pictures.
+
+    Returns:
+        The rows as "passed" and their headings as "passed_header".
     """
     pairs = (main_group(document) or {}).get("passed_pairs", ())
     rows = [
@@ -58,15 +74,15 @@ def passed_table(document: Mapping[str, Any], data: Data | None) -> dict[str, An
 
 
 def reflection_line(document: Mapping[str, Any], objective: Objective) -> str:
-    """Return a line that says whether the group is better with a large network that was trained again. Without --group
-    reflect, return an empty text."""
+    """Return a line that says whether training the large network again has made the recommended group better. Return ""
+    without the option --group reflect."""
     about = document.get("reflection")
     if not about:
         return ""
     plain = next(group for group in document["groups"] if group["name"] == about["against"])
-    trained = f"{about['large']} was trained again, with hard examples of {about['small']} up to 5 times an epoch"
+    trained = f"{about['large']} was trained again, with the hard examples of {about['small']} up to 5 times an epoch"
     if (value := about[objective.val]) is None:
-        return f"{trained}: its group takes more multiply-adds or bytes than {plain['name']}, and is not kept"
+        return f"{trained}: its groups take more multiply-adds or bytes than {plain['name']}, and are not kept"
     now, before = objective.text(value), objective.text(plain[objective.val])
     values = f"{now} on the validation data, where {plain['name']} has {before}"
     return (
@@ -75,13 +91,14 @@ def reflection_line(document: Mapping[str, Any], objective: Objective) -> str:
 
 
 def group_line(document: Mapping[str, Any], objective: Objective) -> str:
-    """Return a line that says how many multiply-adds a group needs for the accuracy of the best network. Without
-    --group, return an empty text."""
+    """Return a line that compares the recommended group with the best network: multiply-adds and accuracy. Return ""
+    without the option --group."""
     if not document:
         return ""
     best, group = document["best"], main_group(document)
     if group is None:
-        return f"none of {document['pairs']} pairs of networks is as good as one network with as many multiply-adds"
+        pairs = f"none of {document['pairs']} pairs of networks"
+        return f"{pairs} is better than a single network with at most as many multiply-adds"
     share = f"{group['share_of_best_macs']:.0%} of its multiply-adds"
     tested = f"test {objective.name} {objective.text(group[objective.test])}"
     against = group["mcnemar_against_best"]
@@ -89,5 +106,5 @@ def group_line(document: Mapping[str, Any], objective: Objective) -> str:
     tested += f"{against['only_network']} (McNemar's p {against['p']:.2g})"
     if document["as_good_as_best"] is None:
         value = objective.text(group[objective.val])
-        return f"no pair has the accuracy of {best}; {group['name']} has {value} with {share}: {tested}"
+        return f"no pair reaches the accuracy of {best}; {group['name']} has {value} with {share}: {tested}"
     return f"{group['name']} has the same accuracy as {best} with {share} on the validation data: {tested}"

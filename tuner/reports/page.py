@@ -1,5 +1,4 @@
-"""Write HTML pages from the templates in this folder. Each page is a single file that needs no internet
-connection."""
+"""Write HTML pages from the templates in the folder `templates`. Each page is a single file that works offline."""
 
 from __future__ import annotations
 
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
 
 @cache
 def _templates() -> Environment:
-    """Return the templates. They escape every text that is not Markup."""
+    """Return the environment of the templates. The templates escape all text, except text of the type
+    `markupsafe.Markup`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     files = FileSystemLoader(Path(__file__).with_name("templates"))
@@ -27,14 +27,14 @@ def _templates() -> Environment:
 
 
 def page(template: str, title: str, figures: Mapping[str, go.Figure], height: str = "480px", **values: Any) -> str:
-    """Return a page from a template. The page contains plotly.js only once, even if it has several figures.
+    """Return an HTML page, filled in from a template. The page contains plotly.js only once, even with several figures.
 
     Args:
         template: the name of the template's file.
-        title: plain text.
-        figures: name -> figure.
-        height: the height of figures that do not set their own height.
-        values: further values for the template.
+        title: the title of the page, as plain text.
+        figures: the plotly figures by their short names, in the order of the page.
+        height: the height of figures that do not set their own height, as a CSS length.
+        values: more variables of the template.
     """
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
@@ -52,7 +52,8 @@ def _title(figure: go.Figure, otherwise: str) -> str:
 
 
 def _drawn(figure: go.Figure, name: str, height: str) -> str:
-    """Return the figure as HTML. The name is its id, so that the same study gives the same file."""
+    """Return the figure as HTML. The element's id is `name`, because an id that plotly draws at random would change the
+    file each time."""
     if figure.layout.height:
         height = f"{figure.layout.height}px"
     # plotly's logo links to a web site, and the page must work offline.
@@ -61,10 +62,10 @@ def _drawn(figure: go.Figure, name: str, height: str) -> str:
 
 
 def write_html(figure: go.Figure, path: Path) -> None:
-    """Write the figure as one self-contained page of about 5 MB, which includes plotly.js and needs no network.
+    """Write the figure as an HTML page of about 5 MB. The page contains plotly.js and works offline.
 
-    The title of the page is that of the figure, or the name of the file if the figure has none. An existing file is
-    replaced in one step.
+    The page has the title of the figure. If the figure has no title, the page has the name of the file. An existing
+    file is replaced in one step.
 
     Raises:
         OSError: if the folder cannot be written to.

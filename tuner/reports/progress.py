@@ -32,7 +32,7 @@ FINISHED = (TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED)
 
 @dataclass(frozen=True)
 class Summary:
-    """The state of a study at one moment, for the terminal."""
+    """The state of a study at one moment: the numbers of its trials and its best results."""
 
     done: int = 0
     running: int = 0
@@ -44,10 +44,12 @@ class Summary:
 
     @classmethod
     def of(cls, records: Iterable[TrialRecord], goal: Goal, epochs: int = 0) -> Summary:
-        """Summarise these trials.
+        """Summarise the trials of a study.
 
         Args:
-            epochs: the number of epochs of a trial without early stopping, or 0 if it is not known.
+            records: the trials in any state.
+            goal: the study's target sparsities and limits, as a `Goal`.
+            epochs: the number of epochs of a trial without early stopping, or 0 if the number is not known.
         """
         records = list(records)
         states = Counter(record.state for record in records)
@@ -62,7 +64,7 @@ class Summary:
         )
 
     def counts(self) -> str:
-        """Return a text with the numbers of trials that run, were stopped early or have failed."""
+        """Return the numbers of trials that are running, were stopped early or have failed, as text."""
         failed = f", {self.failed} failed" if self.failed else ""
         saved = f" ({self.saved:.0%} of the epochs saved)" if self.saved >= 0.005 else ""
         return f"{self.running} running, {self.pruned} stopped early{saved}{failed}"
@@ -76,7 +78,7 @@ class Summary:
 
 
 def _found(records: Sequence[TrialRecord], goal: Goal) -> str:
-    """Return the results so far for a goal with several targets or a front."""
+    """Return the results so far as text, if the goal has several targets or is a front. For other goals, return ""."""
     if goal.kind is GoalKind.TARGETS:
         found = [(target, best) for target, best in goal.best_at(records) if best is not None]
         best = ", ".join(f"{best.text} at {target:g} ({best.name})" for target, best in found)
@@ -89,15 +91,28 @@ def _found(records: Sequence[TrialRecord], goal: Goal) -> str:
 
 
 def missing_above(goal: Goal, records: Sequence[TrialRecord], word: str = " yet") -> str:
-    """Return a text for the end of a sentence. It names the upper part of the goal's range that no trial has reached.
-    Return "" if trials cover the whole range."""
+    """Return the end of a sentence which says that no trial is sparser than a certain sparsity, although the goal asks
+    for such trials. Return "" if trials cover the whole range of the goal.
+
+    Args:
+        goal: the study's target sparsities and limits, as a `Goal`.
+        records: the study's trials.
+        word: the last word, " yet" while the study runs.
+    """
     above = goal.missing_above(records)
     return "" if above is None else f", nothing above {above:.4g}{word}"
 
 
 def saved_epochs(records: Iterable[TrialRecord], epochs: int) -> float:
-    """Return the share of epochs that early stopping has saved, in [0, 1]. The denominator is the number of epochs that
-    the completed and the stopped trials would have trained without early stopping."""
+    """Return the share of epochs that early stopping has saved, in [0, 1].
+
+    The share is relative to the number of epochs that the completed and the stopped trials would have had without early
+    stopping.
+
+    Args:
+        records: the trials in any state.
+        epochs: the number of epochs of a trial without early stopping. If it is 0, the result is 0.
+    """
     ended = [record for record in records if record.state in (TrialState.COMPLETED, TrialState.PRUNED)]
     stopped = [record for record in ended if record.state is TrialState.PRUNED]
     return (
@@ -106,10 +121,11 @@ def saved_epochs(records: Iterable[TrialRecord], epochs: int) -> float:
 
 
 def work_done(records: Iterable[TrialRecord]) -> float:
-    """Return the number of finished trials plus the finished shares of running trials, estimated from the mean
-    duration.
+    """Return the amount of work done, in trials: 1 for each finished trial and a fraction below 1 for each running
+    trial.
 
-    Without the shares, the first estimate of the time left would be far too long if several trials run at once.
+    The fraction is a running trial's duration so far, divided by the mean duration of the finished trials. Without
+    these fractions, the first estimate of the time left would be far too long if several trials run at once.
     """
     records = list(records)
     durations = [record.seconds for record in records if record.state in FINISHED]
@@ -119,23 +135,23 @@ def work_done(records: Iterable[TrialRecord]) -> float:
 
 
 class Progress:
-    """Shows the progress of a study. A terminal gets a bar, another stream gets a line from time to time.
+    """Shows the progress of a study: in a terminal as a progress bar, otherwise as a line of text from time to time.
 
     Use this class as a context manager, and call `update` after every event. Progress is redrawn at most 4 times a
-    second, and calls between have no effect. If the stream can no longer be written to, for example because a pipe was
+    second, so calling `update` more often costs little. If writing to the stream fails, for example because a pipe was
     closed, the display ends and the study continues.
 
     Args:
         total_trials: the number of trials of the whole study, including earlier runs.
-        goal: the goal of the study.
-        stream: the output. The default is sys.stderr.
-        live: whether the stream is a terminal whose lines can be redrawn. If None, the class detects it.
-        deadline: the clock's time at which the time budget ends, if there is one.
+        goal: the study's target sparsities and limits, as a `Goal`.
+        stream: the stream to write to. The default is sys.stderr.
+        live: whether the stream is a terminal whose lines can be redrawn. If None, this is detected.
+        deadline: the time on `clock` at which the time budget ends; None without a time budget.
         quiet: whether to show nothing at all.
-        finished_before: the number of trials that an earlier run has finished. They do not count for the speed of this
-            run.
+        finished_before: the number of trials that an earlier run has finished. These trials do not count when the speed
+            of this run is estimated.
         epochs: the number of epochs of a trial that is not stopped early.
-        clock: a clock in seconds that never goes back.
+        clock: a function that returns the time in seconds and never goes back.
     """
 
     def __init__(
@@ -175,7 +191,7 @@ class Progress:
         """Begin to show the progress of a study.
 
         Args:
-            records: the trials of the study so far. In a resumed study, an earlier run has finished them.
+            records: the trials of the study so far. In a resumed study, these are the trials of earlier runs.
         """
         self._records = records
         if self._live_wanted and not self._quiet:
@@ -193,11 +209,11 @@ class Progress:
         self.close()
 
     def update(self, records: Iterable[TrialRecord]) -> None:
-        """Show these trials if it is time to redraw.
+        """Show the progress, if the last redraw is long enough ago.
 
         Args:
-            records: all trials of the study so far, in any state. Pass a collection and not an iterator. It is read
-                only if it is time to redraw, so that a call after every epoch costs nothing.
+            records: all trials of the study so far, in any state. This must be a collection and not an iterator,
+                because it may be read later and more than once.
         """
         if self._quiet:
             return
@@ -206,7 +222,7 @@ class Progress:
             self._take()
 
     def close(self) -> None:
-        """Show the last state and release the terminal. This method may be called more than once."""
+        """Show the final state and release the terminal. Further calls have no effect."""
         if self._quiet:
             return
         self._take(last=True)
@@ -262,8 +278,11 @@ class Progress:
             self._quiet = True
 
     def _drawing(self) -> RenderableType:
-        """Return two lines and a bar. rich's thread calls this method, which reads only attributes that `_take`
-        replaces as a whole."""
+        """Return the display for a terminal: a progress bar and two lines of text.
+
+        A thread of rich calls this method. The method is safe without a lock, because `_take` replaces each attribute
+        that it reads as a whole.
+        """
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table

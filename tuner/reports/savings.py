@@ -1,4 +1,4 @@
-"""Measure how many bytes, multiply-adds and milliseconds the zeros of a study's best network save on this machine."""
+"""Measure on this machine how many bytes, multiply-adds and milliseconds the zeros of a study's best network save."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from tune_sparsity.tuner.results.finished_study import EndedStudy
 from tune_sparsity.tuner.results.forms import Pass, passes
 from tune_sparsity.tuner.results.inference_cost import sizes
 
-HEADER = ("of the best network", "dense", "without the zeros", "in the form", "of dense")
+HEADER = ("best network", "dense", "without the zeros", "storage format", "share of dense")
 
 Rows = list[tuple[str, str, str, str, str]]
 
 
 def savings(study: EndedStudy, given: tuple[Experiment, Data] | None = None) -> tuple[Rows, str]:
-    """Measure the study's best network. Return the rows of a table with the columns of HEADER, and a line about missing
-    rows.
+    """Measure the study's best network, with and without the use of its zeros.
 
-    If the network cannot be read or run, its rows are missing, and the report still has all other parts.
+    If the network cannot be read or run, the other parts of the report are still written.
 
     Args:
-        given: the study's experiment and its data, if the caller has them already.
+        study: the study.
+        given: the study's experiment and its data, if the caller has already loaded them.
+
+    Returns:
+        The rows of a table with the columns of HEADER, and a line that says why rows are missing, or "".
     """
     if study.result["best"] is None:
         return [], ""
@@ -92,5 +95,5 @@ def _form(one: Pass) -> str:
 
 
 def _ms(one: Pass) -> str:
-    """Return the median, with the quartiles."""
+    """Return the median in milliseconds, with the quartiles in brackets, as text."""
     return "" if one.ms is None else f"{one.ms:.3g} ({one.low:.3g} to {one.high:.3g})"

@@ -34,10 +34,11 @@ from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 
 def report_page(study: EndedStudy, *, measure: bool = True) -> str:
-    """Return the whole page.
+    """Return the page of a study as HTML.
 
     Args:
-        measure: whether to run the best network, to measure the savings of its zeros on this machine.
+        study: the study, which has ended.
+        measure: whether to run the best network on this machine, to measure how much its zeros save.
     """
     given = _data(study) if study.result.get("group") else None
     saved, missing = savings(study, given) if measure else ([], "")
@@ -114,7 +115,8 @@ def _verdict(study: EndedStudy, goal: Goal) -> str:
 
 
 def _expected(best: dict[str, Any], objective: Objective) -> str:
-    """Return the estimate of the best network's metric, if there is one. Earlier versions wrote none."""
+    """Return a sentence with the estimate of the best network's metric on new data. Return "" without an estimate:
+    earlier versions of this package wrote none."""
     name = f"estimated_{objective.name}"
     if name not in best:
         return ""
@@ -123,15 +125,16 @@ def _expected(best: dict[str, Any], objective: Objective) -> str:
 
 
 def _dense(study: EndedStudy) -> str:
-    """Return the weight matrices that stay dense, with their shares of all; an earlier version has no shares."""
+    """Return the names of the weight matrices that stay dense, with their shares of all weights in matrices. Results of
+    earlier versions of this package have no shares."""
     shares = study.result.get("dense_share") or dict.fromkeys(study.result.get("dense_weights") or {})
     named = ", ".join(f"{name} {_share(share, 1)}".rstrip() for name, share in shares.items())
     return f"; dense: {named}" if named else ""
 
 
 def _dead(study: EndedStudy) -> str:
-    """Return the best network's neurons without a connection; nothing where there are none, or an earlier version
-    measured."""
+    """Return a text about the best network's neurons without a connection. Return "" if there are none, or if the study
+    was run with a version of this package that did not count them."""
     dead = study.result.get("dead_neurons") or {}
     return dead_text({name: DeadNeurons(**one) for name, one in dead.items()}, study.result.get("pattern"))
 
@@ -157,7 +160,8 @@ def _asked(study: EndedStudy) -> list[tuple[str, Any]]:
 
 
 def _found(study: EndedStudy, goal: Goal, records: Sequence[TrialRecord], data: Data | None) -> dict[str, Any]:
-    """Return the front, or each target's best; and the methods' best trained again."""
+    """Return the variables of the template about the results: the front or the best network at each target, the
+    methods' best trials trained again, and the groups of two networks."""
     tests = _test_values(study, goal.objective)
     best = goal.best(records)
     by_target = goal.kind is GoalKind.TARGETS

@@ -1,4 +1,4 @@
-"""Write the last lines of a study on the terminal: its front as a table, the best trial, and the folder of its
+"""Write the last lines of a study in the terminal: a table of its front, the best trial, and the folder of its
 files."""
 
 from __future__ import annotations
@@ -43,7 +43,12 @@ PLAIN_WIDTH = 120  # of a result that is not written to a terminal
 
 
 def _fitting(columns: Sequence[Sequence[str]], width: int) -> int:
-    """Return how many of the columns, each with its heading first, fit side by side."""
+    """Return how many of the columns fit side by side, counted from the left.
+
+    Args:
+        columns: the cells of each column, beginning with its heading.
+        width: the number of characters in a line.
+    """
     used = 0
     for count, column in enumerate(columns):
         used += max(map(len, column)) + 2
@@ -58,12 +63,12 @@ def trial_columns(
     """Return trials as columns of text. Each column begins with its heading.
 
     Args:
-        rows: one trial for each row; at least one.
+        rows: the trials, one for each row of the table. There must be at least one.
         width: the number of characters in a line.
-        leading: columns to put before the trials' own.
+        leading: columns to put on the left of the trials' own columns.
 
     Returns:
-        The columns, and the number of parameters for which there was no room.
+        The columns, and the number of parameters that are left out because the line is too short.
     """
     columns = [
         *leading,
@@ -84,8 +89,8 @@ def trial_columns(
 
 
 def best_line(outcome: StudyOutcome) -> str:
-    """Return a line about the best trial. The line gives the sparsity also as numbers of weights. If there is no best
-    trial, the line says so."""
+    """Return a line about the best trial: its metrics, its sparsity and its number of zero weights. If no trial is
+    feasible, the line says so."""
     best = outcome.best
     if best is None:
         condition = f"no feasible trial: none completed with {outcome.goal.condition}"
@@ -107,18 +112,19 @@ def _found(outcome: StudyOutcome, record: TrialRecord, target: float) -> str:
 
 
 def targets_lines(outcome: StudyOutcome) -> list[str]:
-    """Return a line about the best network at each of several targets, with its test metric. For other goals, return
-    no line."""
+    """Return a line about the best network at each of several targets, with its test metric. The list is empty for
+    other goals."""
     if outcome.goal.kind is not GoalKind.TARGETS:
         return []
     return [
-        f"at {target:g}: " + (_found(outcome, best, target) if best is not None else "no trial is as sparse")
+        f"at {target:g}: " + (_found(outcome, best, target) if best is not None else "no trial reached this sparsity")
         for target, best in outcome.goal.best_at(outcome.records)
     ]
 
 
 def front_line(outcome: StudyOutcome) -> str:
-    """Return a line about a front's hypervolume and its meaning. For other goals, return an empty text."""
+    """Return a line about the hypervolume of a front, which is also given as a mean metric. Return "" for other
+    goals."""
     goal, objective = outcome.goal, outcome.goal.objective
     if goal.kind is not GoalKind.FRONT:
         return ""
@@ -131,17 +137,18 @@ def front_line(outcome: StudyOutcome) -> str:
 
 
 def ensemble_line(outcome: StudyOutcome) -> str:
-    """Return a line about the gain of the ensemble around the best network. If there is no gain, the line says so."""
+    """Return a line that compares the ensemble around the best network with this network alone. If the ensemble is no
+    better, the line says so. Return "" without an ensemble."""
     about, objective = outcome.ensemble, outcome.goal.objective
     if not about:
         return ""
     if about["scale"] == 0:
-        return "none: no network drawn around the average was better on the validation data"
+        return "none: no ensemble was better than the averaged network on the validation data"
     test = {name: objective.text(one["value"]) for name, one in about["test"].items()}
     size = f", {about['size_bytes']:,} bytes" if "size_bytes" in about else ""
     return (
         f"{about['members']} networks at {about['scale']:g} of the spread: test {objective.name} {test['ensemble']}, "
-        f"of the average alone {test['average']}{size}"
+        f"and {test['average']} for the averaged network alone{size}"
     )
 
 
@@ -156,18 +163,18 @@ def network_line(outcome: StudyOutcome) -> str:
     pattern = "" if size.pattern == UNSTRUCTURED else f", in the pattern {size.pattern}"
     whole = ", ".join(f"{name} ({reason})" for name, reason in islice(size.pattern.whole.items(), _WHOLE_SHOWN))
     more = f" and {count} more" if (count := len(size.pattern.whole) - _WHOLE_SHOWN) > 0 else ""
-    whole = f"; whole: {whole}{more}" if whole else ""
+    whole = f"; no neuron is removed from {whole}{more}" if whole else ""
     return f"{matrices:.4%} of all weight matrices{total} are zero{pattern}{whole}{dense}"
 
 
 def latency_line(outcome: StudyOutcome) -> str:
-    """Return how long the best network takes, if the goal is a latency."""
+    """Return a line with the measured latency of the best network. Return "" if the study has no limit of latency."""
     return "" if outcome.best is None else latency_text(outcome.goal, outcome.latencies, outcome.best.name)
 
 
 def layers_line(outcome: StudyOutcome) -> str:
-    """Return the best network's sparsity layer by layer. If there are many layers, return the range of these
-    sparsities."""
+    """Return the sparsity of each layer of the best network. If there are many layers, return only the lowest and the
+    highest."""
     by_layer = outcome.sparsity_by_layer
     if len(by_layer) <= _LAYERS_SHOWN:
         return ", ".join(f"{name} {sparsity:.1%}" for name, sparsity in by_layer.items())
@@ -178,7 +185,7 @@ def layers_line(outcome: StudyOutcome) -> str:
 
 def states_line(outcome: StudyOutcome) -> str:
     """Return a line with the number of trials in each final state. If trials failed, the line contains the most
-    frequent reason."""
+    frequent reason for failure."""
     states = outcome.states
     line = f"{states['completed']} completed, {states['pruned']} stopped early, {states['failed']} failed"
     reasons = Counter(r.reason for r in outcome.records if r.state is TrialState.FAILED and r.reason)
@@ -186,7 +193,8 @@ def states_line(outcome: StudyOutcome) -> str:
 
 
 def retrained_line(one: Retrained) -> str:
-    """Return a line about a method's best trial, trained again with the seeds of --final-seeds."""
+    """Return a line about one method's best trial, which was trained again with several seeds (option
+    --final-seeds)."""
     at = "" if one.target is None else f"best at {one.target:g}, "
     text = one.objective.text
     seeds = f"{len(one.test_values)} seeds" + (f", {one.failed} more failed" if one.failed else "")
@@ -195,7 +203,7 @@ def retrained_line(one: Retrained) -> str:
 
 
 def seconds_line(outcome: StudyOutcome) -> str:
-    """Return a line with the study's seconds, divided by activity."""
+    """Return a line with the duration of the study and the seconds of each activity, such as training and sampling."""
     shares = outcome.seconds.to_dict()
     total = shares.pop("total")
     return f"{duration(total)}: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in shares.items())}"
@@ -211,7 +219,8 @@ def files_line(outcome: StudyOutcome) -> str:
 
 
 def tracking_line(tracking_uri: str) -> str:
-    """Return a line that says how to open MLflow's UI for the study. A password in the URI is not shown."""
+    """Return the command that opens MLflow's UI for the study, or the address if MLflow is a server. A password in the
+    URI is not shown."""
     shown = redact(tracking_uri)
     if re.match(r"https?://", shown):
         return shown  # a server: it is its own UI
@@ -219,10 +228,10 @@ def tracking_line(tracking_uri: str) -> str:
 
 
 def table_rows(outcome: StudyOutcome) -> tuple[list[TrialRecord], list[list[str]]]:
-    """Return the trials of the table, one for each row, and the columns to put before the trials' own.
+    """Return the trials for the table, one for each row, and further columns to put on the left.
 
-    With several targets, the trials are the best trial at each target that is met, and there is a column of targets.
-    For other goals, the trials are those of the front, and there are no further columns.
+    With several targets, the trials are the best ones at each target that is reached, and the further column has the
+    targets. For other goals, the trials are those of the front, and there are no further columns.
     """
     goal = outcome.goal
     if goal.kind is not GoalKind.TARGETS:
@@ -232,10 +241,11 @@ def table_rows(outcome: StudyOutcome) -> tuple[list[TrialRecord], list[list[str]
 
 
 def _table(columns: Sequence[Sequence[str]], best: int | None = None) -> RenderableType:
-    """Return columns of text, each with its heading first, as a table.
+    """Return columns of text as a table of rich.
 
     Args:
-        best: the row to set off.
+        columns: the cells of each column, beginning with its heading.
+        best: the index of the row to highlight, from 0; None to highlight no row.
     """
     from rich.table import Table
     from rich.text import Text
@@ -250,13 +260,14 @@ def _table(columns: Sequence[Sequence[str]], best: int | None = None) -> Rendera
 
 
 def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableType:
-    """Return the results of a study as text. A table shows the front, or the best trial at each of several targets.
-    Lines about the results and the files follow.
+    """Return the results of a study as text: a table, and below it lines about the results and the files.
+
+    The table shows the front. For several targets, it shows the best trial at each target instead.
 
     Args:
-        outcome: the study.
+        outcome: the results of the study.
         width: the number of characters in a line of the table. Other lines are never broken, so that users can copy
-            them.
+            commands and paths.
 
     Returns:
         An object that `rich.console.Console.print` accepts.
@@ -302,7 +313,8 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
 
 
 def print_result(outcome: StudyOutcome, stream: TextIO | None = None) -> None:
-    """Print `final_table` on standard output, in colour only on a terminal."""
+    """Print the results of a study as `final_table` returns them, by default on standard output. Colours appear only in
+    a terminal."""
     from rich.console import Console
 
     stream = sys.stdout if stream is None else stream

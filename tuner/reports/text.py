@@ -21,7 +21,7 @@ _SATURATED = 0.9  # spikes of a neuron in a step
 
 
 def duration(seconds: float) -> str:
-    """Return a duration with its two largest units: "41 s", "3 min 20 s", "2 h 05 min"."""
+    """Return a duration as text with its two largest units: "41 s", "3 min 20 s", "2 h 05 min"."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -32,7 +32,12 @@ def duration(seconds: float) -> str:
 
 
 def time_left(seconds: float, word: str = "about") -> str:
-    """Return a rough estimate as text: "about 40 s left", "a few seconds left"."""
+    """Return a rough estimate of the time left as text: "about 40 s left", "a few seconds left".
+
+    Args:
+        seconds: the time left.
+        word: the first word, for example "at most".
+    """
     if seconds < 7.5:
         return "a few seconds left"
     if seconds < 90:
@@ -43,18 +48,19 @@ def time_left(seconds: float, word: str = "about") -> str:
 
 
 def estimate_text(objective: Objective, value: float, error: float) -> str:
-    """Return an estimate of a metric with its standard error as text."""
+    """Return an estimate of a metric and its standard error as text, for example "97.10% ± 0.32 points"."""
     return f"{objective.text(value)} ± {objective.difference(error)}"
 
 
 def dead_text(dead: Mapping[str, DeadNeurons], pattern: str | None = None) -> str:
-    """Return a text that names the layers with dead neurons, which have no connection. The layers with the most dead
-    neurons come first. Return "" if there are no dead neurons.
+    """Return a text that names the layers with dead neurons, which have no connection. Return "" if there are none.
+
+    The layers with the most dead neurons come first.
 
     Args:
-        dead: the numbers of dead neurons, by layer.
-        pattern: the pattern of the zeros. If it begins with "neurons", the text calls these neurons removed, because
-            the pattern removes neurons.
+        dead: the number of dead neurons in each layer, by the layer's name.
+        pattern: the name of the pattern of zeros; None if it is not known. If it begins with "neurons", the text calls
+            the dead neurons "removed", because the pattern removes neurons on purpose.
     """
     most = sorted(dead.items(), key=lambda item: -item[1].dead)
     named = ", ".join(f"{one.dead} of {one.neurons} in {name}" for name, one in most[:_DEAD_NAMED])
@@ -67,7 +73,7 @@ def spikes_text(rates: Mapping[str, float]) -> str:
     """Return a warning about spiking layers that never spike or nearly always spike. Return "" if there are none.
 
     Args:
-        rates: the name of each layer -> spikes of a neuron in a step.
+        rates: the mean number of spikes of a neuron in a time step, in [0, 1], by the layer's name.
     """
     odd = [
         f"{name} spikes at {rate:.1%} of the steps" for name, rate in rates.items() if rate == 0 or rate > _SATURATED
@@ -76,7 +82,7 @@ def spikes_text(rates: Mapping[str, float]) -> str:
 
 
 def few_prunable(size: NetworkSize) -> str:
-    """Return a warning if less than half of the weights in matrices can be pruned. Otherwise return ""."""
+    """Return a warning if less than half of the weights in matrices can be pruned, otherwise ""."""
     if 2 * size.prunable >= size.matrices:
         return ""
     share = size.prunable / size.matrices
@@ -84,12 +90,12 @@ def few_prunable(size: NetworkSize) -> str:
 
 
 def costly_neurons(taken: int, most: int, *, searched: bool) -> str:
-    """Return a warning that the neurons of a network take too large a part of the bytes that the network may have.
+    """Return a warning that the scales and biases of a network need too many of the bytes that a network may have.
 
     Args:
         taken: the bytes of the scales and biases of all neurons.
-        most: the largest number of bytes.
-        searched: whether the study searches the number of neurons.
+        most: the limit of the bytes (option --max-bytes).
+        searched: whether the number of neurons is a parameter of the search.
     """
     start = f"The scales and biases of this network's neurons alone take {taken:,} bytes, and --max-bytes is {most:,}"
     if searched:
@@ -105,7 +111,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def shown_path(path: Path) -> str:
-    """Return a path as short text. The path is relative if it lies in the current folder or below."""
+    """Return a path as text. A path in the current folder or below is given relative to the current folder."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except (OSError, ValueError):
@@ -117,18 +123,22 @@ def short_number(value: Any) -> str:
 
 
 def command(name: str) -> str:
-    """Return how a user can call a command of this installation. If the shell finds the command, this is its name.
-    Otherwise, for example in a virtual environment that is not activated, this is its path."""
+    """Return the text with which users can call a command of this Python installation.
+
+    This is the command's name if the shell finds the command. Otherwise, for example in a virtual environment that is
+    not activated, this is the command's path.
+    """
     beside = Path(sys.executable).with_name(name)
     return name if shutil.which(name) or not beside.is_file() else shlex.quote(shown_path(beside))
 
 
 def latency_text(goal: Goal, latencies: Mapping[str, Timing], best: str | None) -> str:
-    """Return how long the best network takes, and which networks take too long. Return "" if nothing was measured.
+    """Return a text about the latency of the best network and of networks that take too long. Return "" if nothing was
+    measured.
 
     Args:
-        goal: the study's goal.
-        latencies: the measured networks, by their trials' names.
+        goal: the study's target sparsities and limits, as a `Goal`.
+        latencies: the measured times of the networks, by the names of their trials.
         best: the name of the best trial; None if no network meets the goal.
     """
     limit = goal.max_latency
@@ -150,16 +160,17 @@ def latency_text(goal: Goal, latencies: Mapping[str, Timing], best: str | None) 
 
 
 def corner_text(goal: Goal, sparsity: str) -> str:
-    """Return a text that describes the reference point of the hypervolume, and on which side of this point the area
-    lies.
+    """Return a text about the area that the hypervolume measures: the corner of the area, and on which side of it the
+    area lies.
 
     Args:
-        sparsity: the sparsity of the reference point, as text.
+        goal: the study's target sparsities and limits, as a `Goal`.
+        sparsity: the sparsity of the corner (the hypervolume's reference point), as text.
     """
     side = "above" if goal.objective.maximize else "below"
     return f"{side} (sparsity {sparsity}, {goal.objective.name} {goal.baseline:.4g})"
 
 
 def percent(fraction: float) -> str:
-    """Return a fraction as a percentage: 0.9 is "90%", 0.985 is "98.5%"."""
+    """Return a fraction as a percentage: 0.9 as "90%", 0.985 as "98.5%"."""
     return f"{100 * fraction:.6g}%"

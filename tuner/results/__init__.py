@@ -1,1 +1,1 @@
-"""Makes the results of a study: tables, networks, exported files, and the costs of the networks."""
+"""Turns the trials of a study into its results: tables, networks, exported files, and the costs of the networks."""

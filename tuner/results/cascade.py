@@ -1,9 +1,9 @@
-"""Choose groups of two networks of a study: cascades. In a group, the large network answers if the small network is
-unsure.
+"""Choose groups of two networks of a study. In a group, the large network answers the examples on which the small
+network is unsure. The literature calls such a group a cascade.
 
-Nothing is trained. Pairs and thresholds are chosen on the validation data. The chosen groups are evaluated once on the
-test data. A group computes less than its large network for most examples, but it always takes the bytes of both
-networks.
+Nothing is trained. Pairs of networks and thresholds are chosen on the validation data. The chosen groups are evaluated
+once on the test data. For most examples, a group computes less than its large network. A group always needs the bytes
+of both networks.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from tune_sparsity.tuner.results.networks import network_in
 from tune_sparsity.tuner.study.trial import TrialRecord
 
 QUANTILES = 20
-"""Of the margins on the validation data: the gates that are tried, beside "never" and "always"."""
+"""The number of thresholds to try. They are quantiles of the margins on the validation data."""
 MOST_NETWORKS = 200
 SHARES = (0.125, 0.25, 0.5, 1.0)
-"""Of the best network's multiply-adds: for each the most accurate group within it is chosen."""
+"""Shares of the best network's multiply-adds. For each share, the most accurate group that needs no more is chosen."""
 PAIRS_SHOWN, EXAMPLES_SHOWN = 10, 5
-"""Pairs of classes that are told of a group."""
+"""The numbers of pairs of classes, and of examples for each pair, that are reported for a group."""
 _NEVER, _ALWAYS = 0.0, 2.0  # gates that no margin is below, and that all are
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Holds the predictions of a network for the examples of a split.
+    """Holds the predictions of a network for n examples, which are a split of the data.
 
     Attributes:
         scores: the metric's score of each example, shape (n,), float64.
-        margins: the margin of each example (see `experiments.cascade.margins`), shape (n,), float32.
-        leading: the two classes of each example with the largest probabilities, shape (n, 2), int64.
+        margins: the margin of each example, shape (n,), float32: how sure the network is (see
+            `experiments.cascade.margins`).
+        leading: the two most probable classes of each example, shape (n, 2), int64.
     """
 
     scores: Tensor
@@ -51,13 +52,13 @@ class Answers:
 
 @dataclass(frozen=True)
 class Group:
-    """The networks of two trials with a threshold, and the quality of this group on a split.
+    """A pair of networks with a threshold, and the quality of this group on a split of the data.
 
     Attributes:
-        small, large: the numbers of the trials.
-        theta: the threshold. The large network answers if the margin of the small network is below it.
-        passed: the share of the examples that the large network answers.
-        value: the metric.
+        small, large: the numbers of the trials that trained the networks.
+        theta: the threshold. The large network answers if the margin of the small network is below `theta`.
+        passed: the share of the examples that the large network answers, in [0, 1].
+        value: the metric of the group.
         macs: the mean multiply-adds of an example: those of the small network, plus `passed` times those of the large
             network.
     """
@@ -73,17 +74,20 @@ class Group:
 def answers_of(
     experiment: Experiment, network: Path, split: Split | Loaded, device: str | torch.device = "cpu"
 ) -> Answers:
-    """Return the answers of a network on a split. The errors are those of `answered`.
+    """Return the predictions of a network for a split of the data. Raise NotFinite if an output is NaN.
 
     Args:
-        network: a file with the result of `tune_sparsity.tuner.worker.trainable.packed_weights`.
+        experiment: the experiment of the study.
+        network: the file of a trial's network, written by `tune_sparsity.tuner.worker.trainable.save_weights`.
+        split: the examples.
+        device: the device that computes.
     """
     return answered(experiment, network_in(experiment, network).to(device), split)
 
 
 @torch.no_grad()
 def answered(experiment: Experiment, model: nn.Module, split: Split | Loaded) -> Answers:
-    """Return the answers of a model on a split. Raise NotFinite if its outputs are NaN."""
+    """Return the predictions of a model for a split of the data. Raise NotFinite if an output is NaN."""
     score = metric_of(experiment.metric).function
     parts = [
         (score(out, y).double().cpu(), margins(out).cpu(), out.topk(2, dim=1).indices.cpu())
@@ -91,18 +95,19 @@ def answered(experiment: Experiment, model: nn.Module, split: Split | Loaded) ->
     ]
     scores, sure, leading = map(torch.cat, zip(*parts, strict=True))
     if bad := int(sure.isnan().sum()):
-        raise NotFinite(f"a network's outputs are no numbers for {bad} of {len(sure)} examples")
+        raise NotFinite(f"a network's outputs are NaN for {bad} of {len(sure)} examples")
     return Answers(scores, sure, leading)
 
 
 def gates(sure: Tensor) -> list[float]:
-    """Return the thresholds to try, in ascending order: 0, about QUANTILES quantiles of the margins, and 2.
+    """Return the thresholds to try, in ascending order: 0 (the large network never answers), about QUANTILES quantiles
+    of the margins, and 2 (it always answers).
 
-    Each quantile is moved to the middle between two margins. If another program rounds the margins differently, they
-    then still lie on the same side of the threshold.
+    A quantile is moved to the middle between two margins. Small rounding differences in another program then change no
+    decision.
 
     Args:
-        sure: the margins, shape (n,).
+        sure: the margins of the small network, shape (n,).
     """
     ordered, count = sure.sort().values, len(sure)
     places = [round(count * k / (QUANTILES + 1)) for k in range(1, QUANTILES + 1)]
@@ -111,13 +116,13 @@ def gates(sure: Tensor) -> list[float]:
 
 
 def candidates(small: int, answers: Mapping[int, Answers], macs: Mapping[int, int]) -> list[Group]:
-    """Return all groups that have this small network. The large network is any network with more multiply-adds, and the
-    threshold is any of `gates`.
+    """Return all possible groups with this small network. The large network can be any network with more multiply-adds,
+    and the threshold any of `gates`.
 
     Args:
         small: the number of the small network's trial.
-        answers: the networks' answers, by the numbers of their trials.
-        macs: the networks' multiply-adds of an example, by the numbers of their trials.
+        answers: the predictions of each network, by the number of its trial.
+        macs: the multiply-adds of an example in each network, by the number of its trial.
     """
     own, larger = answers[small], [number for number in answers if macs[number] > macs[small]]
     if not larger:
@@ -139,7 +144,8 @@ def on_front(groups: Iterable[Group], alone: Iterable[tuple[float, float]]) -> l
     single network is at least as cheap and at least as good.
 
     Args:
-        alone: for each single network its multiply-adds and its value of the metric.
+        groups: the groups to compare.
+        alone: (multiply-adds, metric) of each single network.
     """
     ranked: list[tuple[float, float, int, Group | None]] = [(macs, -value, 0, None) for macs, value in alone]
     ranked += [(group.macs, -group.value, place, group) for place, group in enumerate(groups, 1)]
@@ -153,9 +159,10 @@ def on_front(groups: Iterable[Group], alone: Iterable[tuple[float, float]]) -> l
 
 
 def chosen(front: Sequence[Group], value: float, macs: float) -> list[Group]:
-    """Return at most five groups to report, in order of increasing multiply-adds. These are the cheapest group that is
-    as good as the best network, and for each of SHARES the best group with at most this share of the best network's
-    multiply-adds.
+    """Return at most five groups to report, in order of increasing multiply-adds.
+
+    These are the cheapest group that is as good as the best network, and for each number in SHARES the best group with
+    at most this share of the best network's multiply-adds.
 
     Args:
         front: the result of `on_front`.
@@ -169,8 +176,14 @@ def chosen(front: Sequence[Group], value: float, macs: float) -> list[Group]:
 
 
 def as_good(groups: Sequence[Group], value: float, macs: float) -> Group | None:
-    """Return the cheapest group that is as good as a network with this value and needs fewer multiply-adds than the
-    network. Return None if there is no such group."""
+    """Return the cheapest group that is at least as good as a network, with fewer multiply-adds. Return None if there
+    is no such group.
+
+    Args:
+        groups: the groups in order of increasing multiply-adds.
+        value: the metric of the network.
+        macs: the multiply-adds of the network.
+    """
     return next((group for group in groups if group.value >= value and group.macs < macs), None)
 
 
@@ -182,8 +195,8 @@ def mcnemar(one: Tensor, other: Tensor) -> dict[str, Any]:
         other: for each example 1 if the network is correct, else 0.
 
     Returns:
-        The number of examples for which only the group is correct, the number for which only the network is correct,
-        and the two-sided p-value.
+        A dict. "only_group" is the number of examples for which only the group is correct, "only_network" the number
+        for which only the network is correct, and "p" the two-sided p-value.
     """
     won, lost = int(((one > 0.5) & (other <= 0.5)).sum()), int(((one <= 0.5) & (other > 0.5)).sum())
     tail = sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1))
@@ -191,19 +204,21 @@ def mcnemar(one: Tensor, other: Tensor) -> dict[str, Any]:
 
 
 def passed_pairs(small: Answers, large: Answers, theta: float, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Count pairs of classes among the examples that are passed on to the large network. The pair of an example are the
-    two classes that are most probable for the small network. Return the PAIRS_SHOWN most frequent pairs, the most
-    frequent first.
+    """Count the pairs of classes between which the small network hesitates, among the examples that are passed on to
+    the large network.
+
+    The pair of an example is the two classes that are most probable for the small network.
 
     Args:
-        small, large: answers on the same split.
+        small, large: the predictions of both networks for the same split of the data.
         theta: the threshold. Examples with a smaller margin are passed on.
-        classes: the names of the classes. If it is empty, the classes have numbers.
+        classes: the names of the classes. If it is empty, the classes are named by their numbers.
 
     Returns:
-        A dict for each pair: the two classes; the number of examples that are passed on; how many of these the small
-        network gets right, and how many the large network; and the indices in the split of the EXAMPLES_SHOWN examples
-        with the smallest margins.
+        A dict for each of the PAIRS_SHOWN most frequent pairs, the most frequent first. "classes" names the two
+        classes, and "examples" is the number of examples that are passed on. "small" and "large" say how many of these
+        examples each network classifies correctly. "shown" has the indices of the EXAMPLES_SHOWN examples with the
+        smallest margins.
     """
     passed = small.margins < theta
     order = small.margins[passed].argsort(stable=True)
@@ -228,10 +243,10 @@ class Choice:
     """Holds the groups that were chosen on the validation data.
 
     Attributes:
-        groups: the result of `chosen`.
-        as_good: the cheapest of them that is as good as the best network, if any.
+        groups: the groups to report, from `chosen`.
+        as_good: the cheapest group that is as good as the best network; None if there is no such group.
         pairs: the number of pairs of networks that were tried.
-        passed: for each group the result of `passed_pairs`.
+        passed: the result of `passed_pairs` for each group.
     """
 
     groups: list[Group]
@@ -249,14 +264,17 @@ def choose(
     device: str = "cpu",
     classes: Sequence[str] = (),
 ) -> Choice:
-    """Choose the groups of two networks to report, on the validation data. Every pair of networks that differ in their
-    multiply-adds is tried.
+    """Choose the groups of two networks to report, on the validation data. All pairs of networks with different numbers
+    of multiply-adds are tried.
 
     Args:
-        networks: the number of each network's trial -> the network's file.
-        macs: the networks' multiply-adds, by the numbers of their trials.
+        experiment: the experiment of the study.
+        val: the validation data.
+        networks: the file of each network, by the number of its trial.
+        macs: the multiply-adds of each network, by the number of its trial.
         best: the number of the best network's trial.
-        classes: the names of the classes, if they have any.
+        device: the device that computes.
+        classes: the names of the classes, or an empty sequence if they have no names.
     """
     answers = {number: answers_of(experiment, file, val, device) for number, file in networks.items()}
     values = {number: float(one.scores.mean()) for number, one in answers.items()}
@@ -274,20 +292,26 @@ def choose(
 def group_document(
     experiment: Experiment, data: Data, networks: Mapping[int, tuple[TrialRecord, Path]], best: int, device: str = "cpu"
 ) -> dict[str, Any]:
-    """Return the value of `group` in result.json: the chosen groups of the study, with their results on the test data.
+    """Return the entry "group" of result.json: the chosen groups, with their results on the test data.
 
     Args:
-        networks: the number of each kept network's trial -> the trial and its file.
+        experiment: the experiment of the study.
+        data: the data of the study.
+        networks: (trial, file) of each network that is still on the disk, by the number of the trial. At most
+            MOST_NETWORKS networks are used.
         best: the number of the best network's trial.
+        device: the device that computes.
 
     Raises:
-        ValueError: if no two networks differ in their multiply-adds.
+        ValueError: if all networks have equal numbers of multiply-adds, or if these numbers are not known.
     """
     kept = [best, *(number for number in networks if number != best)][:MOST_NETWORKS]
     records, files = ({number: networks[number][0] for number in kept}, {n: networks[n][1] for n in kept})
     macs = {number: record.macs for number, record in records.items() if record.macs is not None}
     if best not in macs or len(set(macs.values())) < 2:
-        raise ValueError("the study has kept no two networks that differ in their multiply-adds")
+        raise ValueError(
+            "a group needs two networks with different numbers of multiply-adds, but the study has no such networks"
+        )
     files = {number: files[number] for number in macs}
     choice = choose(experiment, data.val, files, macs, best, device, data.classes)
     wanted = {number for group in choice.groups for number in (group.small, group.large, best)}
@@ -309,10 +333,13 @@ def group_document(
 def described(
     group: Group, records: Mapping[int, TrialRecord], read: Mapping[int, Answers], best: int
 ) -> dict[str, Any]:
-    """Return a group's entry in result.json.
+    """Return the entry of one group in result.json.
 
     Args:
-        read: the networks' answers on the test data.
+        group: the group.
+        records: the trials of the group and of the best network, by their numbers.
+        read: the predictions of these networks for the test data, by the numbers of the trials.
+        best: the number of the best network's trial.
     """
     small, large = records[group.small], records[group.large]
     passed = read[group.small].margins < group.theta
@@ -336,11 +363,11 @@ def described(
 
 
 def main_group(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the recommended group. This is the cheapest group that is as accurate as the best network. If no group is
-    as accurate, it is the most accurate group. Return None if there is no group.
+    """Return the recommended group: the cheapest group that is as accurate as the best network, or else the most
+    accurate group. Return None if there is no group.
 
     Args:
-        document: the value of `group` in result.json.
+        document: the entry "group" of result.json.
     """
     return as_good_as_best(document) or next(reversed(document.get("groups", ())), None)
 
@@ -349,12 +376,12 @@ def as_good_as_best(document: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the cheapest group that is as accurate as the best network. Return None if there is no such group.
 
     Args:
-        document: the value of `group` in result.json.
+        document: the entry "group" of result.json.
     """
     return next((one for one in document.get("groups", ()) if one["name"] == document["as_good_as_best"]), None)
 
 
 def group_metrics(group: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures of a group as MLflow's metrics, by name."""
+    """Return the numbers in a group's entry of result.json, as metrics for MLflow by name."""
     tests = {f"{name}_p": group[name]["p"] for name in ("mcnemar_against_large", "mcnemar_against_best")}
     return {name: float(value) for name, value in {**group, **tests}.items() if isinstance(value, int | float)}

@@ -1,4 +1,4 @@
-"""Exports a study's network as a file for other programs, checks the file, and measures the gain from its zeros."""
+"""Exports a study's network to a file for other programs, checks the file, and measures how much the zeros save."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ SUFFIXES = {
 
 
 class ExportFailed(Exception):
-    """The file could not be written, or does not compute the same as the network. The message is one line."""
+    """Reports that the file could not be written, or that it computes something else than the network. The message is
+    one line."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network that a study has written, with its experiment and data."""
+    """A network that a study has written to its folder, with the network's experiment and data."""
 
     experiment: Experiment
     data: Data
@@ -53,25 +54,27 @@ class Network:
 
     @cached_property
     def _precise(self) -> dict[str, Tensor | Codes | Signs]:
-        """Return the tensors in the network's precision."""
+        """Return the state_dict in the number types that the network was trained for. Weights with few bits become
+        Codes or Signs."""
         return self.precision.of(self.tensors, self.prunable)
 
     @cached_property
     def packed(self) -> bytes:
-        """Return the bytes of the packed file. Raise ValueError if the packed format cannot hold the network."""
+        """Return the content of the packed file, this package's smallest format. Raise ValueError if the format cannot
+        hold the network."""
         from tune_sparsity.sparsity.cost.writer import encode
 
         return encode(self._precise, self.precision.with_zeros(self.prunable))
 
     @cached_property
     def coded(self) -> dict[str, Tensor | Codes]:
-        """Return the tensors in the network's precision, with weights of one bit as int8."""
+        """Return the state_dict with weights of few bits as Codes, and with weights of one bit as int8."""
         from tune_sparsity.sparsity.few_bits import Signs
 
         return {name: one.values if isinstance(one, Signs) else one for name, one in self._precise.items()}
 
     def without_neurons(self, model: nn.Module) -> nn.Module:
-        """Return a copy of the network without its removed neurons. The argument and the errors are those of
+        """Return a smaller copy of a model, without the neurons that the pattern has removed. See
         `tuner.results.networks.without_neurons`."""
         from tune_sparsity.tuner.results.networks import without_neurons
 
@@ -79,7 +82,8 @@ class Network:
 
     @property
     def timed_weights(self) -> Weights:
-        """Return the network and its first validation examples in the form that the measurements of time take."""
+        """Return the network and its first validation examples, in the type that the functions in `tuner.results.forms`
+        take."""
         from tune_sparsity.tuner.results.forms import Weights
 
         experiment = self.experiment
@@ -93,14 +97,14 @@ class Network:
 
     @property
     def removes_neurons(self) -> bool:
-        """Return whether the pattern of the zeros is `neurons`, so that neurons can be removed."""
+        """Return whether the study removed whole neurons, so that a smaller network without them exists."""
         from tune_sparsity.sparsity.patterns import Neurons
 
         return isinstance(self.experiment.layers.pattern, Neurons)
 
     @property
     def codes(self) -> dict[str, Codes]:
-        """Return the weights that have few bits, by name."""
+        """Return the weights with few bits, by name."""
         from tune_sparsity.sparsity.few_bits import Codes
 
         return {name: one for name, one in self.coded.items() if isinstance(one, Codes)}
@@ -109,7 +113,7 @@ class Network:
 def export_network(
     study: EndedStudy, name: str, kind: str, path: Path, given: tuple[Experiment, Data] | None = None
 ) -> dict[str, Any]:
-    """Write one network of a study, check the file on the validation data, and measure the gain from its zeros.
+    """Write one network of a study, check the file on the validation data, and measure how much the zeros save.
 
     Args:
         study: the study.
@@ -120,11 +124,12 @@ def export_network(
         given: the experiment and its data, if the caller already has them.
 
     Returns:
-        The figures of the export, in types of JSON.
+        The results as a dict for JSON: file, metric, bytes in several formats, and milliseconds of forward passes.
 
     Raises:
-        UsageError: if the experiment or its data cannot be found, or if the file cannot be written.
-        ExportFailed: if the file does not compute the same as the network. The file is then removed.
+        UsageError: if the network, the experiment or its data cannot be found, or if the file cannot be written.
+        ExportFailed: if the format cannot hold the network, if the file does not compute the same as the network, or if
+            the network's metric is not the one that its trial reported. The file at `path` is then not changed.
     """
     import torch
 
@@ -168,7 +173,8 @@ def export_network(
 
 
 def _packed(network: Network) -> dict[str, int]:
-    """Return the size of the packed file as "packed", in bytes; an empty dict if there can be none."""
+    """Return {"packed": size of the packed file in bytes}, or an empty dict if the packed format cannot hold the
+    network."""
     with suppress(ValueError):
         return {"packed": len(network.packed)}
     return {}
@@ -214,7 +220,8 @@ def read_network(study: EndedStudy, name: str, given: tuple[Experiment, Data] | 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary file. After the block it replaces the file at `path`. After an exception it is removed.
+    """Yield the path of a temporary file. After the block, this file replaces the file at `path`. After an exception,
+    the temporary file is removed.
 
     Raises:
         UsageError: if the file cannot be written.
@@ -267,8 +274,13 @@ def _write(network: Network, kind: str, path: Path) -> None:
 
 
 def reader_of(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor]:
-    """Read an exported file in the same way as its users. Return a function from inputs, in the data set's form, to
-    outputs.
+    """Return a function that computes with an exported file, read in the way in which users read it. The function maps
+    inputs, as in the data set, to outputs.
+
+    Args:
+        network: the network.
+        kind: the format of the file, a key of `SUFFIXES`.
+        path: the file.
 
     Raises:
         ExportFailed: if onnxruntime cannot read an ONNX file.
@@ -295,7 +307,7 @@ def reader_of(network: Network, kind: str, path: Path) -> Callable[[Any], Tensor
 def _compare(network: Network, exported: Callable[[Any], Tensor]) -> tuple[tuple[float, float], float | None]:
     """Compare the exported file with the network on the validation data.
 
-    For the user's own loop, the data are the inputs of its first forward pass, and there is no metric.
+    For a user's own training loop, the data are the inputs of its first forward pass, and there is no metric.
 
     Returns:
         ((largest absolute difference of outputs, largest absolute output), the exported file's metric or None).
@@ -318,8 +330,8 @@ def _compare(network: Network, exported: Callable[[Any], Tensor]) -> tuple[tuple
 
 
 def tolerance_of(network: Network) -> float:
-    """Return the allowed difference of another program's outputs, as a fraction of the network's largest output. Other
-    programs round sums differently."""
+    """Return the largest accepted difference of an ONNX file's outputs, as a fraction of the network's largest output.
+    A difference is expected, because other programs round sums differently."""
     import torch
 
     steps = [torch.finfo(one.dtype).eps for one in network.tensors.values() if one.is_floating_point()]
@@ -327,7 +339,7 @@ def tolerance_of(network: Network) -> float:
 
 
 def as_text(document: dict[str, Any], objective: Objective) -> str:
-    """Return the figures of `export_network` as text for people."""
+    """Return the result of `export_network` as text for the terminal."""
     value = document.get(objective.val)
     metric = "" if value is None else f"{objective.name} {objective.text(value)}"
     checked = f"the validation data: {metric}" if metric else "the inputs of the loop's first forward pass"
@@ -335,7 +347,7 @@ def as_text(document: dict[str, Any], objective: Objective) -> str:
         f"{document['file']}  ({document['bytes']:,} bytes)",
         f"checked on {checked}, outputs within {document['largest_difference']:.2g} of the network's",
         "",
-        f"{'numbers of the network':<24}{'bytes':>12}{'of dense':>10}",
+        f"{'storage format':<24}{'bytes':>12}{'of dense':>10}",
     ]
     dense = document["sizes"]["dense"]
     for name, size in document["sizes"].items():
@@ -350,26 +362,27 @@ def as_text(document: dict[str, Any], objective: Objective) -> str:
 
 
 def verdict(document: dict[str, Any]) -> str:
-    """Return one or two sentences about the gain from sparsity in size and in time, also if there is none."""
+    """Return one or two sentences that say how much the zeros save in size and in time. If they save nothing, the
+    sentences say so."""
     held = document["sizes"]
     best = min((name for name in held if name != "dense"), key=held.__getitem__)
     words = best.replace("_", " ")
     size = (
-        f"Stored as {words} it takes {held['dense'] / held[best]:.1f} times less room."
+        f"Stored as {words}, the network takes {held['dense'] / held[best]:.1f} times less space."
         if held[best] < held["dense"]
-        else "No form takes less room than the dense one."
+        else "No storage format takes less space than the dense one."
     )
     notes = {one["note"] for one in document["latency_ms"] if one["note"]}
     timed = [one for one in document["latency_ms"] if one["sparse"] is not None]
     if not timed:
-        return f"{size} Its time over sparse matrices was not measured: {'; '.join(notes)}."
+        return f"{size} The time with sparse matrices was not measured: {'; '.join(notes)}."
     faster = [one for one in timed if one["sparse"] < one["dense"]]
     slower = [one for one in timed if one not in faster]
     said = [
         f"at batch {one['batch']} sparse matrices make it {one['dense'] / one['sparse']:.1f} times faster"
         for one in faster
     ] + [
-        f"at batch {one['batch']} they gain nothing: {one['sparse'] / one['dense']:.1f} times the dense time"
+        f"at batch {one['batch']} they do not make it faster: {one['sparse'] / one['dense']:.1f} times the dense time"
         for one in slower
     ]
     if not faster:

@@ -1,8 +1,8 @@
-"""Writes a trained network in formats for other programs, and reads the files back.
+"""Writes a trained network in formats for other programs, and reads these files back.
 
 No file contains code: the formats are safetensors, a state_dict that torch loads with weights_only=True, and an ONNX
-graph. No file is larger than the file of the same network without zeros. Masks are left out, because the zeros are in
-the weights. A tensor that would be larger in CSR or in a packed file stays dense.
+graph. Masks are left out, because the weights already contain the zeros. A tensor that would become larger as a sparse
+tensor stays dense.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ _HEADER = 250  # the largest size in bytes of three more entries in the header o
 
 
 def save_safetensors(tensors: Coded, path: Path) -> None:
-    """Write the state_dict as dense tensors with exact zeros. A weight with few bits becomes two tensors: NAME.codes,
-    int8 in the weight's shape, and NAME.scales, float16 with one number for each row. `load_safetensors` reads the
-    file."""
+    """Write the state_dict as dense tensors with exact zeros. `load_safetensors` reads the file.
+
+    A weight with few bits becomes two tensors: NAME.codes, int8 in the weight's shape, and NAME.scales, float16 with
+    one number for each row.
+    """
     stored: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, Codes):
@@ -57,7 +59,7 @@ def load_safetensors(path: Path | str) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        safetensors.SafetensorError: if it is not a safetensors file.
+        safetensors.SafetensorError: if the file is not in the safetensors format.
     """
     stored = load_file(path)
     with safe_open(path, framework="pt") as file:
@@ -73,14 +75,13 @@ def save_torch(tensors: Tensors, path: Path) -> None:
 
 
 def index_dtype(columns: int) -> torch.dtype:
-    """Return the smallest integer dtype for the indices of `columns` columns."""
+    """Return the smallest integer dtype that can hold the column indices of a matrix with `columns` columns."""
     return torch.uint8 if columns <= 2**8 else torch.uint16 if columns <= 2**16 else torch.int32
 
 
 def csr_bytes(weight: Tensor) -> int:
-    """Return the size in bytes of a weight in CSR. All dimensions of the weight after the first are flattened to
-    columns. The size includes the values, the column indices in the dtype of `index_dtype`, and row pointers of 4
-    bytes."""
+    """Return the bytes of a weight in CSR format: values, column indices in the dtype of `index_dtype`, and row
+    pointers of 4 bytes. The dimensions after the first are flattened to columns."""
     nonzero, rows, columns = int(weight.count_nonzero()), weight.shape[0], weight[0].numel()
     return nonzero * (weight.element_size() + index_dtype(columns).itemsize) + 4 * (rows + 1)
 
@@ -121,8 +122,8 @@ def load_csr(path: Path | str) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        safetensors.SafetensorError: if it is not a safetensors file.
-        KeyError: if it is a safetensors file without CSR weights.
+        safetensors.SafetensorError: if the file is not in the safetensors format.
+        KeyError: if the file contains no weights in CSR format.
     """
     stored = load_file(path)
     with safe_open(path, framework="pt") as file:
@@ -137,10 +138,10 @@ def load_csr(path: Path | str) -> dict[str, Tensor]:
 
 
 class Whole(nn.Module):
-    """A network that takes inputs in the data set's form, and prepares them itself.
+    """A network together with its preprocessing. Its inputs are examples as in the data set.
 
     Args:
-        outputs: a function (network, inputs in the data set's form) -> outputs.
+        outputs: a function (network, inputs as in the data set) -> outputs. It prepares the inputs.
         network: the experiment's network.
     """
 
@@ -153,7 +154,7 @@ class Whole(nn.Module):
 
 
 def require_onnx() -> None:
-    """Raise UsageError unless the packages that write and run ONNX are installed."""
+    """Raise UsageError if a package that writes or runs ONNX is not installed."""
     try:
         import onnx
         import onnxruntime
@@ -170,7 +171,7 @@ def save_onnx(
     path: Path,
     codes: Mapping[str, Codes] | None = None,
 ) -> None:
-    """Write a network as an ONNX graph to `path`. The other arguments and the errors are those of `onnx_model`."""
+    """Write a network to `path` as an ONNX graph. The other arguments and the errors are those of `onnx_model`."""
     path.write_bytes(onnx_model(model, outputs, inputs, codes).SerializeToString())
 
 
@@ -182,13 +183,14 @@ def onnx_model(
 ) -> Any:
     """Return the network as an ONNX model for any number of examples. The graph's output is called "outputs".
 
-    The notes that torch's exporter adds are removed, because they contain paths and source lines of this machine.
+    Metadata that torch's exporter adds are removed, because they contain paths and source lines of this machine.
 
     Args:
         model: the network.
-        outputs: a function (network, inputs in the data set's form) -> outputs.
-        inputs: at least two examples. The graph's input is called "inputs". If the examples are a nest of tensors, the
-            graph's inputs have the names of `tune_sparsity.experiments.examples.named`.
+        outputs: a function (network, inputs as in the data set) -> outputs.
+        inputs: at least two examples as in the data set. The graph's input is called "inputs". If an example is a
+            nested structure of tensors, the graph has one input for each tensor, named by
+            `tune_sparsity.experiments.examples.named`.
         codes: the weights with few bits, by name. In the graph they are int8, with a scale for each row.
 
     Raises:
@@ -221,7 +223,7 @@ def onnx_model(
 
 def _use_codes(graph: Any, codes: Mapping[str, Codes]) -> None:
     """Replace each weight with few bits in the graph by its codes, its scales, and a node that multiplies them. A
-    weight that the exporter has changed is left as it is."""
+    weight that the exporter has changed stays dense."""
     from onnx import helper, numpy_helper
 
     for name, one in codes.items():
@@ -236,8 +238,8 @@ def _use_codes(graph: Any, codes: Mapping[str, Codes]) -> None:
 
 
 def clear_notes(part: Any) -> None:
-    """Clear the notes in a message of ONNX and in all messages within it, such as nodes and functions. An exporter
-    writes stack traces there."""
+    """Remove the metadata and the documentation from an ONNX object and from all objects within it. The exporter writes
+    stack traces there."""
     for note in ("metadata_props", "doc_string"):
         if note in part.DESCRIPTOR.fields_by_name:
             part.ClearField(note)

@@ -1,4 +1,4 @@
-"""Reads an ended study from its folder, for the commands that report, compare and export studies."""
+"""Reads an ended study from its folder. The commands that report, compare and export studies use this module."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from tune_sparsity.tuner.study.trial import TrialRecord
 
 @dataclass(frozen=True)
 class EndedStudy:
-    """An ended study, as its files describe it.
+    """Holds an ended study, as it was read from its files.
 
     Attributes:
-        config: the configuration in study.yaml, but with the storage and the name by which the study was found.
-        about: the versions, the device and the data in study.yaml.
+        config: the configuration from study.yaml. The storage and the name are those with which the study was found
+            now.
+        about: facts from study.yaml: versions of packages, the device and the data.
         result: the content of result.json.
-        folder: the study's folder, or a copy of it on this machine.
+        folder: the study's folder, or a local copy of the folder if the study is in an object store.
     """
 
     config: StudyConfig
@@ -35,8 +36,8 @@ class EndedStudy:
 
     @property
     def results(self) -> Path:
-        """Return the folder for new files about the study. This is the study's folder. For a study in an object store,
-        it is a local folder with the study's name."""
+        """Return the folder for new files about the study. This is the study's own folder, or a local folder with the
+        study's name if the study is in an object store."""
         return self.config.storage.results(self.config.study)
 
     @property
@@ -60,14 +61,14 @@ class EndedStudy:
         return Goal(config.target if isinstance(config.target, tuple) else (config.target,))
 
     def records(self) -> list[TrialRecord]:
-        """Return all ended trials, by number."""
+        """Return the records of all ended trials, ordered by the trials' numbers."""
         from tune_sparsity.tuner.search.journal import records_of  # imported here, because it imports Optuna
 
         return records_of(self.folder)
 
     @property
     def networks(self) -> list[str]:
-        """Return the folders of the study's networks, relative to the study's folder. "best" is first."""
+        """Return the folders of the study's networks as paths within the study's folder. "best" is first."""
         found = (path.parent for pattern in ("best*", "front/*") for path in self.folder.glob(f"{pattern}/model.json"))
         return sorted(path.relative_to(self.folder).as_posix() for path in found)
 
@@ -76,8 +77,8 @@ def read_ended(study: str, storage: StudyStorage, options: dict[str, Any] | None
     """Return an ended study.
 
     Args:
-        study: the study's name in `storage`, or its folder.
-        storage: the storage of the study.
+        study: the name of a study in `storage`, or the path of a study's folder.
+        storage: the folder or object store that contains studies.
         options: options of StudyConfig that replace those in study.yaml.
 
     Raises:

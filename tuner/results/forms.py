@@ -1,5 +1,4 @@
-"""Measure the time of a network's forward pass. The prunable weights are measured in several forms, such as dense and
-CSR."""
+"""Measure the time of a network's forward pass with different forms of its weights, for example dense and CSR."""
 
 from __future__ import annotations
 
@@ -30,11 +29,12 @@ class Weights:
     """Holds a network whose weights can be converted into other forms.
 
     Attributes:
-        make: returns a new network with its weights at each call.
-        prunable: the plain names of the weights that get other forms.
-        inputs: the inputs of `forward`. They are repeated for larger batches.
-        forward: (network, inputs) -> outputs.
-        smaller: network -> a copy without its removed neurons. If None, no neurons are removed.
+        make: a function that returns a new copy of the network.
+        prunable: the names of the weights to convert, without the prefixes of wrappers such as DataParallel.
+        inputs: inputs of `forward`. If a batch has more examples, the inputs are repeated.
+        forward: a function (network, inputs) -> outputs.
+        smaller: a function that returns a copy of a network without its removed neurons. If None, no neurons are
+            removed.
     """
 
     make: Callable[[], nn.Module]
@@ -51,12 +51,12 @@ class Pass:
     Attributes:
         form: the form of the prunable weights: "dense", "csr", "bsr", "2:4" or "neurons removed".
         batch: the number of examples.
-        threads: the number of torch's threads.
-        dtype: the type of the weights, as "float32".
+        threads: the number of threads that torch uses.
+        dtype: the type of the weights, for example "float32".
         device: "cpu" or "cuda".
-        ms: the median, in milliseconds. If None, it could not be measured, and `note` says why.
-        low, high: the quartiles, in milliseconds.
-        note: the reason why the form could not be measured, or which layers the form leaves dense.
+        ms: the median in milliseconds; None if the time could not be measured.
+        low, high: the quartiles in milliseconds; None if the time could not be measured.
+        note: the reason why the time could not be measured, or a text about layers that stay dense, or "".
     """
 
     form: str
@@ -72,7 +72,8 @@ class Pass:
 
 @dataclass(frozen=True)
 class Latency:
-    """The median time of one forward pass of a batch, in milliseconds. If a time is missing, `note` says why."""
+    """The median time of one forward pass of a batch, in milliseconds, with dense and with sparse matrices. If a time
+    is None, `note` gives the reason."""
 
     batch: int
     dense: float | None
@@ -81,21 +82,29 @@ class Latency:
 
 
 def latencies(weights: Weights, batches: tuple[int, ...] = (1, 256)) -> list[Latency]:
-    """Measure forward passes of the dense network and of the network with CSR matrices, on the CPU with torch's number
-    of threads."""
+    """Measure forward passes with dense matrices and with CSR matrices, on the CPU, with as many threads as torch uses
+    now.
+
+    Args:
+        weights: the network.
+        batches: the numbers of examples in a batch.
+    """
     found = measure(weights, ["csr"], batches, [torch.get_num_threads()])
     pairs = [[one for one in found if one.batch == size] for size in batches]
     return [Latency(dense.batch, dense.ms, sparse.ms, dense.note or sparse.note) for dense, sparse in pairs]
 
 
 def passes(weights: Weights, pattern: Pattern, batches: tuple[int, ...] = (1, 256)) -> list[Pass]:
-    """Measure a network in all its forms. On the CPU, each form is measured in float32 and bfloat16, with one thread
-    and with all threads. On a GPU, the forms are measured in bfloat16, but only if the pattern of the zeros can make
-    the network faster there.
+    """Measure a network in all forms that its pattern of zeros allows.
+
+    On the CPU, each form is measured in float32 and bfloat16, with one thread and with all threads. On a GPU, only N:M
+    patterns and removed neurons are measured, in bfloat16, because other zeros make no network faster there.
 
     Args:
-        pattern: the pattern of the zeros. Blocks are measured in BSR format, too. On a GPU, N:M is measured in torch's
-            semi-structured format.
+        weights: the network.
+        pattern: the pattern of the zeros. A pattern of blocks is measured in BSR format, too. On a GPU, an N:M pattern
+            is measured in torch's semi-structured format.
+        batches: the numbers of examples in a batch.
     """
     smaller = ["neurons removed"] if weights.smaller else []
     block = pattern if isinstance(pattern, Block) else None
@@ -124,13 +133,13 @@ def measure(
     device: str = "cpu",
     block: Block | None = None,
 ) -> list[Pass]:
-    """Return the times of the dense network and of its other forms. The measurements take turns, so that all are made
-    under the same load.
+    """Return the times of the dense network and of its other forms. The measurements alternate, so that all forms are
+    measured under the same load.
 
     Args:
         forms: the other forms, as in `Pass.form`.
         batches: the numbers of examples.
-        threads: the numbers of torch's threads.
+        threads: the numbers of threads to measure with.
         dtype: the type of the weights.
         device: "cpu" or "cuda".
         block: the shape of the blocks of "bsr".
@@ -158,7 +167,8 @@ def measure(
 def _in_form(
     form: str, weights: Weights, dense: nn.Module, inputs: Any, block: Block | None
 ) -> tuple[Network | None, str]:
-    """Return the network in a form if it computes the same in it, and a remark for the user."""
+    """Return the network with its weights in another form, and a remark for the user. The network is None if the form
+    is not possible, or if it changes the outputs."""
     one = next(dense.parameters())
     if form == "neurons removed":
         assert weights.smaller is not None
@@ -169,19 +179,19 @@ def _in_form(
         network, left = over_sparse(twin, weights.prunable, cast("Form", form), block if form == "bsr" else None)
         reasons = "".join(f"; {name}: {reason}" for name, reason in left.items()) if form == "2:4" else ""
         if len(left) == len(weights.prunable):
-            return None, f"no layer can have a product over {matrices}{reasons}"
+            return None, f"no layer supports products with {matrices}{reasons}"
         sparse, few = partial(_layer_by_layer, network), mapped(lambda x: x[:2], inputs)
         expected, found = (weights.forward(each, mapped(Tensor.clone, few)) for each in (dense, sparse))
         if (expected - found).abs().max() > _TOLERANCE.get(expected.dtype, 1e-3) * expected.abs().max():
-            return None, f"the products over {matrices} give other outputs"
+            return None, f"products with {matrices} give different outputs"
     except Exception as error:  # of torch, or the user's
-        return None, f"not possible over {matrices}: {' '.join(str(error).split())[:120]}"
+        return None, f"products with {matrices} failed: {' '.join(str(error).split())[:120]}"
     return sparse, f"{len(left)} of {len(weights.prunable)} prunable layers stay dense{reasons}" if left else ""
 
 
 def _layer_by_layer(model: nn.Module, x: Tensor) -> Tensor:
-    """Return the outputs without the fast path of torch's transformer layers, which reads the weights of dense
-    layers."""
+    """Return the outputs of a model without torch's fast path for transformer layers. The fast path would read dense
+    weights, which sparse layers do not have."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,5 +1,5 @@
-"""Exports a group of two networks for other programs, either as a folder with both networks or as one ONNX graph, and
-checks the files."""
+"""Exports a group of two networks for other programs, and checks the files. The result is a folder with both networks,
+or one ONNX graph."""
 
 from __future__ import annotations
 
@@ -56,18 +56,22 @@ def group_named(study: EndedStudy, name: str) -> dict[str, Any]:
 
 
 def export_group(study: EndedStudy, name: str, kind: str, path: Path) -> dict[str, Any]:
-    """Write a group of a study, check it on the validation data, and return its figures in types of JSON.
+    """Write a group of two networks, and check the files on the validation data.
 
     Args:
         study: the study.
         name: the group's name, such as "group-2", or "group" for the recommended group.
         kind: the format, a key of `SUFFIXES`.
-        path: the ONNX file, or for other formats the folder for the files of both networks and group.json.
+        path: the ONNX file. For other formats, the folder for the files of both networks and for group.json.
+
+    Returns:
+        The result as a dict that JSON can hold: names, sizes, the metric, and the multiply-adds of the group.
 
     Raises:
         UsageError: if there is no such group, if the experiment or its data cannot be found, or if a file cannot be
             written.
-        ExportFailed: if the files do not compute the same as the group.
+        ExportFailed: if the files do not compute the same as the group, or if the group's metric is not the one that
+            the study reported.
     """
     from tune_sparsity.tuner.config.experiment import experiment_of, sound_data
 
@@ -110,8 +114,8 @@ def _folder_of(study: EndedStudy, trial: str) -> str:
 def _cascade(
     networks: dict[str, Network], theta: float, kind: str = "", files: dict[str, Path] | None = None
 ) -> Cascade:
-    """Return a group as a function from inputs to outputs. It runs the exported files if they are given, otherwise the
-    study's networks."""
+    """Return a function that computes the outputs of a group. The function uses the exported files if they are given,
+    otherwise the study's networks."""
     from tune_sparsity.experiments.cascade import Cascade
 
     parts: list[Answer] = [
@@ -144,18 +148,19 @@ def _checked(
     given: tuple[Experiment, Data],
     tolerance: float,
 ) -> dict[str, Any]:
-    """Compare the exported group with the study's group on the validation data, and return the figures.
+    """Compare the exported group with the study's group on the validation data. Return the metrics of both, and the
+    largest difference of the outputs.
 
     Args:
         study: the study.
         group: the group's entry in result.json.
         whole: the study's group.
-        exported: the exported group.
+        exported: a function from inputs to outputs, which uses the exported files.
         given: the experiment and its data.
         tolerance: the allowed difference of outputs, as a fraction of the largest output.
 
     Raises:
-        ExportFailed: if the two groups differ, or if the study reported another metric.
+        ExportFailed: if the two groups differ, or if the metric is not the one that the study reported.
     """
     import torch
 
@@ -188,7 +193,8 @@ def _checked(
 
 
 def _sure(whole: Cascade, x: Any) -> Tensor:
-    """Return a mask of the examples whose margin is not near the threshold, so that rounding cannot decide them."""
+    """Return a mask that is False for examples with a margin near the threshold. For such examples, rounding may decide
+    which network answers."""
     from tune_sparsity.experiments.cascade import margins
 
     return (margins(whole.small(x)) - whole.theta).abs() > _NEAR
@@ -199,7 +205,7 @@ def _most(outputs: Tensor) -> float:
 
 
 def group_text(document: dict[str, Any], objective: Objective) -> str:
-    """Return the figures of `export_group` as text for people."""
+    """Return the result of `export_group` as text for the terminal."""
     value = objective.text(document[objective.val])
     packed = document["size_bytes"]
     return "\n".join(

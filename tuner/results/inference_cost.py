@@ -1,4 +1,4 @@
-"""Measure how much the zeros of a network save: bytes in several forms, and the time of a forward pass."""
+"""Measure how much the zeros of a network save: bytes in several storage formats, and the time of a forward pass."""
 
 from __future__ import annotations
 
@@ -22,9 +22,16 @@ Key = TypeVar("Key", str, int)
 
 
 def sizes(tensors: Mapping[str, Tensor], prunable: set[str]) -> dict[str, int]:
-    """Return the size of the network's tensors, in bytes, in four forms: dense; a bitmap of each prunable weight with
-    its nonzero values; CSR; and the dense form compressed with zip. A tensor stays dense if a form would make it
-    larger."""
+    """Return the bytes of a network in several storage formats, by the name of the format.
+
+    The formats are "dense"; "bitmask_and_values", a bitmask of each prunable weight and its nonzero values; "csr"; and
+    "zip", the dense numbers compressed with zip's method. In the second and third format, a tensor that would become
+    larger stays dense.
+
+    Args:
+        tensors: the network's state_dict.
+        prunable: the names of the prunable weights.
+    """
     dense = sum(map(dense_bytes, tensors.values()))
     saved_bits = sum(max(0, dense_bytes(tensors[name]) - _bitmask_bytes(tensors[name])) for name in prunable)
     saved_csr = sum(max(0, dense_bytes(tensors[name]) - csr_bytes(tensors[name])) for name in prunable)
@@ -41,14 +48,14 @@ def _bitmask_bytes(weight: Tensor) -> int:
 
 
 def _deflated(tensors: Mapping[str, Tensor]) -> int:
-    """Return the bytes of the dense numbers after zip's method, at its highest level."""
+    """Return the bytes of the dense numbers after compression with zip's method (DEFLATE) at its highest level."""
     packer = zlib.compressobj(9, wbits=-15)
     parts = [packer.compress(one.reshape(-1).view(torch.uint8).numpy().tobytes()) for one in tensors.values()]
     return sum(map(len, parts)) + len(packer.flush())
 
 
 class Timing(NamedTuple):
-    """The median of a call's durations and their quartiles, in milliseconds."""
+    """The median of measured durations, and their quartiles, in milliseconds."""
 
     ms: float
     low: float
@@ -58,10 +65,13 @@ class Timing(NamedTuple):
 def timings(
     calls: Mapping[Key, Callable[[], object]], seconds: float = 1.0, least: int = 5, most: int = 300
 ) -> dict[Key, Timing]:
-    """Return the durations of each call. The calls take turns, so that all are measured under the same load.
+    """Measure the duration of each call. The calls alternate, so that all are measured under the same load.
 
     Args:
-        seconds: how long the calls are measured. Every call is made at least `least` and at most `most` times.
+        calls: functions without arguments, by name.
+        seconds: the time for all measurements together.
+        least, most: the smallest and the largest number of times that each function is called. `least` has priority
+            over `seconds`.
     """
     for call in calls.values():
         call()
@@ -89,15 +99,16 @@ def timed(
     threads: int = 1,
     seconds: float = 1.0,
 ) -> dict[Key, Timing]:
-    """Return the durations of a forward pass of each network. The networks take turns.
+    """Measure the duration of a forward pass of each network. The networks alternate, so that all are measured under
+    the same load.
 
     Args:
         networks: networks in evaluation mode, by name.
-        inputs: inputs for `forward` on the networks' device. If the batch has more examples, the inputs are repeated.
+        inputs: inputs of `forward`, on the networks' device. If the batch has more examples, the inputs are repeated.
         batch: the number of examples.
-        forward: (network, inputs) -> outputs.
-        threads: the number of torch's threads.
-        seconds: how long the networks are measured, as in `timings`.
+        forward: a function (network, inputs) -> outputs.
+        threads: the number of threads that torch uses.
+        seconds: the time for all measurements together.
     """
     repeated, before = _repeated(inputs, batch), torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -108,7 +119,7 @@ def timed(
 
 
 def _ended(forward: Callable[[Any, Any], Tensor], network: Any, inputs: Any) -> Tensor:
-    """Return the outputs, once they are computed."""
+    """Return the outputs. On a GPU, wait until they are computed."""
     outputs = forward(network, inputs)
     if outputs.is_cuda:
         torch.cuda.synchronize(outputs.device)
@@ -116,6 +127,6 @@ def _ended(forward: Callable[[Any, Any], Tensor], network: Any, inputs: Any) -> 
 
 
 def _repeated(inputs: Any, size: int) -> Any:
-    """Return a batch of this size. It repeats the inputs if they are fewer."""
+    """Return a batch of `size` examples, by repeating the inputs if there are fewer."""
     places = torch.arange(size) % length(inputs)
     return mapped(lambda x: x[places.to(x.device)], inputs)

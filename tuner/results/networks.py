@@ -1,4 +1,4 @@
-"""Measure the reported networks once on the test data, and write them as files that hold no code."""
+"""Measure the best networks of a study on the test data, once, and write them to files without code."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _MASK = ".mask"
 
 
 class _OtherNetwork(RuntimeError):
-    """A file does not hold the network that its trial reported."""
+    """Reports that a file does not contain the network that its trial reported."""
 
 
 @dataclass(frozen=True)
 class BestModel:
-    """The measures of a reported network."""
+    """Measures of a network that is part of the study's results."""
 
     test_value: float | None  # the metric on the test data; None if measuring it failed
     weights: int  # prunable ones
@@ -53,15 +53,16 @@ class BestModel:
 
 @dataclass(frozen=True)
 class Written:
-    """The measures of the networks that were written, by the numbers of their trials, and a line for each failure."""
+    """Measures of the networks that were written, by the numbers of their trials, and a line of text for each
+    failure."""
 
     networks: Mapping[int, BestModel]
     problems: list[str]
 
 
 def measuring_device(config: StudyConfig) -> str:
-    """Return the device on which the reported networks are measured: a GPU if trials use GPUs and this machine has one,
-    otherwise the CPU."""
+    """Return the device for measuring networks on the test data: "cuda" if trials use GPUs and this machine has a GPU,
+    otherwise "cpu"."""
     return "cuda" if config.gpus_per_trial != 0 and torch.cuda.is_available() else "cpu"
 
 
@@ -73,17 +74,19 @@ def write_networks(
     data: Data,
     device: str = "cpu",
 ) -> Written:
-    """Write the network of every reported trial into its folders. Remove the folders of other trials.
+    """Write the networks of a study's results into their folders. Remove folders of networks that are no longer part of
+    the results.
 
     Each network is measured only once, even if it is written into several folders. If one network fails, the others are
     still written.
 
     Args:
-        folders: the folder of each network within the study's folder -> its trial.
-        weights: a function that returns the file into which a trial wrote its network. If a study that had ended is
-            resumed, this file no longer exists. The network is then read from its folder, which was written when the
-            study ended before.
+        folders: the trial of each network, by the name of the network's folder within the study's folder.
+        weights: a function that returns the file into which a trial wrote its network. This file no longer exists if an
+            ended study is resumed. The network is then read from the folder that the study wrote when it ended before.
         folder: the study's folder.
+        experiment: the study's experiment.
+        data: the study's data.
         device: the device for the measurement.
 
     Raises:
@@ -121,12 +124,12 @@ def _networks(folder: Path) -> list[Path]:
 
 
 def _written(folder: Path) -> dict[str, Path]:
-    """Return the networks that the study has written before, by the name of the trial."""
+    """Return the files of the networks that the study has written before, by the names of their trials."""
     return {_trial_in(path): path / MODEL for path in _networks(folder)}
 
 
 def _trial_in(folder: Path) -> str:
-    """Return the trial whose network lies in a folder."""
+    """Return the name of the trial whose network is in a folder."""
     return str(json.loads((folder / DESCRIPTION).read_text())["trial"])
 
 
@@ -141,15 +144,20 @@ def write_best(
 ) -> BestModel:
     """Read a trial's network, measure it on the test data, and write it into the folder `target`.
 
-    A network that cannot be measured is still written.
+    If the measurement fails, the network is still written.
 
     Args:
+        weights: the file into which the trial wrote its network.
+        target: the folder to write.
+        experiment: the study's experiment.
+        data: the study's data.
+        record: the trial.
         measured: earlier measures of the same network. If they are given, the network is not measured again.
         device: the device for the measurement.
 
     Raises:
-        RuntimeError: if the sparsity or the validation metric of the file differs from the trial's report. The file is
-            then not the network that the worker trained, and its figures must not be trusted.
+        RuntimeError: if the file does not agree with the trial's report, for example in its sparsity or its validation
+            metric. The file then does not contain the network that the worker trained.
     """
     tensors, masks = split_masks(load_file(weights))
     model = experiment.network_with(tensors)
@@ -163,19 +171,19 @@ def write_best(
 
 
 def mask_names(stored: Mapping[str, Any]) -> list[str]:
-    """Return the names of the weights that have a mask beside them, in the network's order."""
+    """Return the names of the weights that have a mask among the stored tensors, in the network's order."""
     return [name for name in stored if f"{name}{_MASK}" in stored]
 
 
 def split_masks(stored: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Split the tensors that `tuner.worker.trainable.save_weights` wrote into the network's state_dict and the masks.
-    Each mask has the name of its weight."""
+    """Split the tensors that `tuner.worker.trainable.save_weights` wrote into two dicts: the network's state_dict, and
+    the masks by the names of their weights."""
     masks = {name: stored[f"{name}{_MASK}"] for name in mask_names(stored)}
     return {name: tensor for name, tensor in stored.items() if not name.endswith((_MASK, SPREAD))}, masks
 
 
 def precision_in(network: Path) -> Precision:
-    """Return the precision of the network in this file: the number of bits of its weights."""
+    """Return the precision of the network in a file, for example the number of bits of its weights."""
     with safe_open(network, "pt") as file:
         known = (file.metadata() or {}).get(PRECISION)
     if known is None:
@@ -193,8 +201,7 @@ def _measure(
     precision: Precision,
     record: TrialRecord,
 ) -> BestModel:
-    """Measure the network on the test data, if it is the one that its trial reported. Raise RuntimeError if it is
-    not."""
+    """Measure a network on the test data. Raise RuntimeError if it is not the network that its trial reported."""
     zeros, total = count_zeros(tensors, masks)
     if record.size_bytes is not None:
         packed = len(encode(precision.of(tensors, masks), precision.with_zeros(masks)))
@@ -223,36 +230,44 @@ def _measure(
 
 
 def agrees(experiment: Experiment, measured: float, reported: float, split: Split | Loaded) -> bool:
-    """Return whether a metric that was measured again, perhaps on another device, agrees with the trial's report."""
+    """Return whether a metric that was measured again agrees with the trial's report. Small differences are allowed,
+    because another device may round differently."""
     return abs(measured - reported) <= metric_of(experiment.metric).tolerance(reported, split.examples)
 
 
 def test_value(experiment: Experiment, data: Data, network: bytes, device: str) -> float | None:
-    """Return a network's metric on the test data, computed on `device`. The network is a result of
-    `tuner.worker.trainable.packed_weights`."""
+    """Return a network's metric on the test data, computed on `device`; None if there is no test value.
+
+    Args:
+        experiment: the study's experiment.
+        data: the study's data.
+        network: the network as bytes, from `tuner.worker.trainable.packed_weights`.
+        device: the device that computes.
+    """
     model = experiment.network_with(split_masks(load(network))[0])
     return experiment.tested(model.to(device), data)
 
 
 def network_in(experiment: Experiment, file: Path) -> torch.nn.Module:
-    """Return the network of a trial's file, in evaluation mode.
+    """Return the network in a trial's file, in evaluation mode.
 
     Args:
-        file: a file with the result of `tune_sparsity.tuner.worker.trainable.packed_weights`.
+        experiment: the experiment of the study.
+        file: the file, written by `tune_sparsity.tuner.worker.trainable.save_weights`.
     """
     return experiment.network_with(split_masks(load_file(file))[0])
 
 
 def without_neurons(experiment: Experiment, data: Data, model: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy of a network without its removed neurons.
+    """Return a smaller copy of a network, without its removed neurons.
 
     Args:
         experiment: the network's experiment.
-        data: the experiment's data. If the groups of neurons are not known, two examples are used to find them.
+        data: the experiment's data. Two examples show which layers read each neuron, if this is not known yet.
         model: the network, as `experiment.network_with` makes it.
 
     Raises:
-        ValueError: if the pattern of the zeros is not `neurons`, or if the network cannot be traced.
+        ValueError: if the pattern of the zeros does not remove neurons, or if the network cannot be traced.
     """
     example = experiment.prepare(data.val.first(2).x)
     rules = with_neurons(experiment.layers, model, example, experiment.forward)
@@ -263,7 +278,7 @@ def without_neurons(experiment: Experiment, data: Data, model: torch.nn.Module) 
 
 
 def count_zeros(tensors: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]) -> tuple[int, int]:
-    """Return (zero weights, all weights) of the tensors with a mask. Zeros of the masks do not count."""
+    """Return (number of zero weights, number of weights) of all tensors that have a mask."""
     zeros = sum(int((tensors[name] == 0).sum()) for name in masks)
     return zeros, sum(mask.numel() for mask in masks.values())
 
@@ -275,7 +290,7 @@ def _describe(
     record: TrialRecord,
     best: BestModel,
 ) -> dict[str, Any]:
-    """Describe the network so that a person can use it again, in JSON's types."""
+    """Return the content of model.json, with which a person can use the network again."""
     return {
         "experiment": experiment.name,
         "architecture": str(model).split("\n"),

@@ -9,16 +9,17 @@ _SMALL, _LARGE = "small.", "large."
 
 
 def gated(small: Any, large: Any, theta: float) -> Any:
-    """Return the ONNX model that computes a `tune_sparsity.experiments.cascade.Cascade`.
+    """Return an ONNX model that computes a group of two networks, as `tune_sparsity.experiments.cascade.Cascade` does
+    in torch.
 
     An example is passed on to the large network if the small network's margin is below `theta`. The graph gathers the
-    inputs of all examples that are passed on. The large network's outputs for these examples replace the small
-    network's outputs. The large network is within an If node, and does not run if no example is passed on.
+    examples that are passed on. The large network's outputs for these examples replace the small network's outputs. The
+    large network is within an If node, and does not run if no example is passed on.
 
     Args:
         small: the small network, from `tune_sparsity.tuner.results.export_formats.onnx_model`.
         large: the large network, from the same function and with the same inputs.
-        theta: the threshold of the margin, a number that float32 represents exactly.
+        theta: the threshold of the margin. float32 must represent this number exactly.
     """
     from onnx import ModelProto, compose, helper
 
@@ -58,8 +59,8 @@ def gated(small: Any, large: Any, theta: float) -> Any:
 
 
 def _gate(outputs: str, theta: float) -> tuple[list[Any], list[Any]]:
-    """Return the nodes of the gate and their constants. From the logits in `outputs` they compute "rows", the indices
-    of the rows to pass on, and "gate.any", which is true if there are such rows."""
+    """Return ONNX nodes and constants that select the examples to pass on. They compute two outputs from the logits in
+    `outputs`: "rows", the indices of these examples, and "gate.any", which is true if there are such examples."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 

@@ -1,8 +1,9 @@
-"""Train the large network of a group again on the errors of the small network (after arXiv 1901.02433).
+"""Train the large network of a group again, with more weight on the errors of the small network (after arXiv
+1901.02433).
 
-The errors are out-of-fold errors: a network that was not trained on an example predicts its class. The published
-procedure uses the errors of a network on its own training data instead. There are few such errors, and the procedure is
-less accurate.
+The errors are out-of-fold errors: each example is classified by a network that was not trained on it. The published
+procedure uses the errors of a network on its own training data instead. There are few such errors, and that procedure
+is less accurate.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ from tune_sparsity.tuner.worker.trainable import trial_seed
 
 FOLDS = 5
 MOST = 5.0
-"""How often an example counts whose class is impossible for the network that judges it. A certain one counts once."""
+"""How often an example occurs in an epoch if its class has the probability 0. With probability 1, it occurs once."""
 AS_LARGE = 1.01
-"""How many times the plain group's bytes a group may have: the same number of weights takes a little more or less."""
+"""The new group may need this many times the bytes of the old one, because equally many weights take similar bytes."""
 NAME = "group-reflected"
 _RETRAINED = -1  # as a trial's number
 
 
 class Reflected(TrialRecord):
-    """The record of a trial that was trained again for a group."""
+    """The record of a trial whose network was trained again for a group."""
 
     @property
     def name(self) -> str:
@@ -56,8 +57,12 @@ class StudyRecipe:
     """Describes how to train trials of a study again.
 
     Attributes:
+        experiment: the study's experiment.
+        data: the study's data.
+        epochs: the number of epochs.
         seed: the seed of the study.
-        uses: how often the network uses its weights.
+        device: the device for the training.
+        uses: how often the network uses each weight in one example; None if unknown.
     """
 
     experiment: Experiment
@@ -68,7 +73,8 @@ class StudyRecipe:
     uses: Uses | None
 
     def train(self, record: TrialRecord, examples: Split | Loaded) -> Training:
-        """Train a trial again on other examples, from its first to its last epoch. Return the training."""
+        """Train a trial's network again, on other examples and from the beginning. Return the ended training, which has
+        the network."""
         options: dict[str, Any] = {"seed": trial_seed(self.seed, record.number), "device": self.device}
         splits = examples, self.data.val
         training = Training(self.experiment, *splits, record.method, record.params, epochs=self.epochs, **options)
@@ -77,7 +83,7 @@ class StudyRecipe:
         return training
 
     def record(self, of: TrialRecord, training: Training) -> TrialRecord:
-        """Return the record of a trial that was trained again here."""
+        """Return the record of a trial that `train` has trained again."""
         value = evaluate(self.experiment, training.model, training.val_split)
         measures = {**training.sparse.measures(), **network_cost(training, self.uses), of.objective.val: value}
         record = Reflected(of.number, of.method, of.params, TrialState.COMPLETED, objective=of.objective)
@@ -87,10 +93,12 @@ class StudyRecipe:
 
 @dataclass(frozen=True)
 class Reflection:
-    """Holds a large network that was trained again, and the predictions that chose its examples.
+    """Holds a large network that was trained again, and the predictions from which its examples were chosen.
 
     Attributes:
-        sure: the out-of-fold probability of the true class of each training example.
+        training: the new training of the large network.
+        record: the record of this training.
+        sure: the out-of-fold probability of the true class of each training example, shape (n,).
         examples: the indices of the examples of an epoch. Examples on which the small network is unsure are repeated.
     """
 
@@ -101,7 +109,7 @@ class Reflection:
 
 
 def some(split: Split | Loaded, numbers: Tensor) -> Split | Loaded:
-    """Return the examples of a split at these indices, as a split of the same kind."""
+    """Return the examples of a split at these indices, as a split of the same type."""
     if isinstance(split, Split):
         return split.at(numbers)
     return replace(split, dataset=Subset(split.dataset, numbers.tolist()))
@@ -113,9 +121,11 @@ def folds(examples: int, seed: int) -> list[Tensor]:
 
 
 def out_of_fold(examples: int, seed: int, judge: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Return a value for each example, from a model that was not trained on this example.
+    """Return a value for each example, from a model that was not trained on this example (as in cross-validation).
 
     Args:
+        examples: the number of examples.
+        seed: the seed of the random division into folds.
         judge: a function that trains a model and applies it: (indices of the training examples, indices of other
             examples) -> a value for each of the other examples.
     """
@@ -126,11 +136,13 @@ def out_of_fold(examples: int, seed: int, judge: Callable[[Tensor, Tensor], Tens
 
 
 def repeated(sure: Tensor, seed: int) -> Tensor:
-    """Return the indices of all examples. The index of an example occurs at least once, and 1 + (MOST - 1) (1 - sure)
-    times on average.
+    """Return the indices of all examples, with repetitions of examples that are hard.
+
+    The index of an example with probability s occurs at least once, and 1 + (MOST - 1) (1 - s) times on average.
 
     Args:
-        sure: the predicted probability of each example's true class.
+        sure: the predicted probability of each example's true class, shape (n,).
+        seed: the seed that decides about fractions of a repetition.
     """
     weights = 1 + (MOST - 1) * (1 - sure)
     drawn = torch.rand(len(sure), generator=Generator().manual_seed(seed), dtype=torch.float64)
@@ -145,8 +157,8 @@ def probabilities(experiment: Experiment, model: nn.Module, split: Split | Loade
 
 
 def reflect(recipe: StudyRecipe, small: TrialRecord, large: TrialRecord) -> Reflection:
-    """Train a large network again on all examples. An example occurs up to MOST times in an epoch. It occurs often if
-    the small network, trained again without this example, is unsure about it."""
+    """Train a large network again on all examples. Hard examples occur up to MOST times in an epoch. An example is hard
+    if the small network is unsure about it, when trained again without this example."""
     train = recipe.data.train
 
     def judge(seen: Tensor, asked: Tensor) -> Tensor:
@@ -163,14 +175,14 @@ def reflect(recipe: StudyRecipe, small: TrialRecord, large: TrialRecord) -> Refl
 def within(
     plain: Mapping[str, Any], answers: tuple[Answers, Answers], records: tuple[TrialRecord, TrialRecord]
 ) -> Group | None:
-    """Choose the threshold for a small and a large network. Return the group that is most accurate on the validation
-    data. It must not have more multiply-adds than the group `plain`, nor clearly more bytes. Return None if there is no
-    such group.
+    """Choose the threshold for a small and a large network, under the limits of another group. Return the group that is
+    most accurate on the validation data. Return None if no group is within the limits.
 
     Args:
-        plain: the other group, as in result.json.
-        answers: the answers of both networks on the validation data.
-        records: the trials of both networks.
+        plain: the other group, as in result.json. The new group must not have more multiply-adds, and at most AS_LARGE
+            times the bytes.
+        answers: the predictions of both networks for the validation data, the small network's first.
+        records: the trials of both networks, the small network's first.
     """
     small, large = records
     if None in (small.size_bytes, large.size_bytes, plain["size_bytes"]):
@@ -186,13 +198,16 @@ def within(
 def with_reflection(
     recipe: StudyRecipe, document: Mapping[str, Any], networks: Mapping[str, tuple[TrialRecord, Path]]
 ) -> tuple[dict[str, Any], Reflection | None]:
-    """Train the large network of a study's recommended group again. If the group with the new network is better, return
-    `group` of result.json with this group added, and the new network. Otherwise return `group` of result.json without
-    it, and None.
+    """Train the large network of a study's recommended group again, and compare the new group with the recommended one.
 
     Args:
+        recipe: how trials of the study are trained again.
         document: the result of `tune_sparsity.tuner.results.cascade.group_document`.
-        networks: the name of each kept network's trial -> the trial and its file.
+        networks: (trial, file) of each network that is still on the disk, by the name of the trial.
+
+    Returns:
+        The entry "group" of result.json, and the new training. If the new group is better, the entry contains it.
+        Otherwise the new training is None.
     """
     plain = main_group(document)
     if plain is None:
@@ -229,7 +244,8 @@ def with_reflection(
 
 @contextmanager
 def _as_a_worker() -> Iterator[None]:
-    """Within it torch computes as it does for trials: with one thread, and without subnormal numbers."""
+    """Make torch compute as in a trial within the `with` block: with one thread, and with subnormal numbers replaced by
+    0."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

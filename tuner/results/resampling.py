@@ -1,9 +1,10 @@
-"""Makes an ensemble of networks near an average of weights, without further training. It is off by default.
+"""Makes an ensemble of networks from averaged weights, without further training. It is off by default (option
+--ensemble).
 
-Late in a training, each weight moves around a mean, with a certain standard deviation, its spread. A new network gets
-weights from the normal distributions with these means and spreads. Its quality is similar. The ensemble averages the
-outputs of such networks (weight parameter resampling, arXiv 1807.00847; the diagonal case of SWAG, Maddox et al. 2019,
-arXiv 1902.02476).
+Late in a training, each weight moves around a mean. Its standard deviation is called its spread here. Networks of
+similar quality are drawn from normal distributions with these means and spreads. The ensemble averages the outputs of
+such networks (weight parameter resampling, arXiv 1807.00847; the diagonal case of SWAG, Maddox et al. 2019, arXiv
+1902.02476).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tune_sparsity.tuner.results.networks import split_masks
 from tune_sparsity.tuner.study.layout import SPREAD
 
 SCALES = (0.0, 0.25, 0.5, 1.0, 2.0)
-"""Factors of the spread. The validation data decide which one is used. 0 gives the average itself."""
+"""Factors of the spreads. The best factor on the validation data is used. 0 gives the averaged network alone."""
 _BINS = 15  # bins of the calibration error, as in Guo et al. 2017 (arXiv 1706.04599)
 _DROP = 0.005 + 1e-9  # the allowed loss by noise of a metric in [0, 1]
 _HALVINGS, _SEED = 20, 0
@@ -36,7 +37,7 @@ _HALVINGS, _SEED = 20, 0
 
 @dataclass(frozen=True)
 class Judged:
-    """The quality of a network's or an ensemble's outputs on a split."""
+    """The quality of the outputs of a network or an ensemble, measured on a split of the data."""
 
     value: float  # the metric
     nll: float | None  # the mean negative log-likelihood; None unless the targets are classes
@@ -49,7 +50,7 @@ class Resampling:
     Args:
         experiment: the network's experiment.
         data: the experiment's data.
-        file: a network as `tune_sparsity.tuner.worker.trainable.packed_weights` returns it.
+        file: the file of a network, written by `tune_sparsity.tuner.worker.trainable.save_weights`.
         members: the number of networks in an ensemble. They are drawn in pairs with opposite deviations.
         device: the device on which the networks are evaluated.
 
@@ -69,11 +70,11 @@ class Resampling:
         self._means = {name: state[name].clone() for name in self.spread if name in state}
 
     def judged(self, split: Split | Loaded, scale: float) -> Judged:
-        """Return the quality of the ensemble's mean outputs on a split.
+        """Return the quality of the ensemble's mean outputs on a split of the data.
 
         Args:
             split: the examples.
-            scale: the factor of the spread. With 0, the result is the quality of the average alone.
+            scale: the factor by which the spreads are multiplied. With 0, the averaged network alone is measured.
         """
         if scale == 0:
             return self._judged(split, [nullcontext()])
@@ -81,16 +82,19 @@ class Resampling:
 
     @contextmanager
     def drawn(self, scale: float, member: int) -> Iterator[None]:
-        """Within this block, the network has the weights of one member of the ensemble, and running statistics that
-        were measured for these weights."""
+        """Give the network the weights of one member of the ensemble within the `with` block. Running statistics, for
+        example of batch normalisation, are measured again for these weights."""
         sign = -1.0 if member % 2 else 1.0
         with self._moved({name: sign * scale * one for name, one in self.spread.items()}, _SEED + member // 2):
             yield
 
     def noise_tolerance(self) -> float:
-        """Return the largest relative noise of the weights, in [0, 1], that makes the metric on the validation data at
-        most half a point worse. Noise r changes a weight w to w (1 + r e), with e from a standard normal distribution.
-        The result is found by bisection."""
+        """Return the largest relative noise of the weights, in [0, 1], that lowers the metric on the validation data by
+        at most 0.005.
+
+        Noise r changes a weight w to w (1 + r e), with e from a standard normal distribution. The result is found by
+        bisection.
+        """
         best, low, high = self.judged(self.data.val, 0.0).value, 0.0, 1.0
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
@@ -100,8 +104,13 @@ class Resampling:
 
     @contextmanager
     def _moved(self, deviations: Mapping[str, Tensor], seed: int) -> Iterator[None]:
-        """Move each weight within the block by its deviation times a number from a standard normal distribution. Masked
-        weights stay 0."""
+        """Change the network's weights within the `with` block: add to each weight its deviation times a number from a
+        standard normal distribution. Masked weights stay 0.
+
+        Args:
+            deviations: the standard deviation of each weight, by the tensor's name.
+            seed: the seed of the random numbers.
+        """
         state, generator = self.model.state_dict(), Generator().manual_seed(seed)
         try:
             with torch.no_grad():
@@ -121,7 +130,7 @@ class Resampling:
 
         Args:
             split: the examples.
-            members: a context for each network, which gives the model the network's weights.
+            members: a context manager for each network. Within it, `model` has the weights of this network.
         """
         parts = [self._outputs(split, member) for member in members]
         targets = [y for _, y in parts[0]]
@@ -137,14 +146,16 @@ class Resampling:
         return Judged(value, nll, calibration_error(outputs.softmax(1), wanted))
 
     def _outputs(self, split: Split | Loaded, member: AbstractContextManager[None]) -> list[tuple[Tensor, Tensor]]:
-        """Return the outputs of a member and the targets, for each batch."""
+        """Return (outputs, targets) of one member for each batch."""
         with member, torch.no_grad():
             return [(outputs.cpu(), y.cpu()) for outputs, y in outputs_of(self.experiment, self.model, split)]
 
     def bits(self, tolerance: float) -> dict[str, int]:
-        """Return the number of bits for the weights of each prunable tensor, so that rounding adds at most this noise.
+        """Return how many bits the weights of each prunable tensor need, so that rounding them adds at most a given
+        noise.
 
-        A uniform quantiser with step d has noise d / sqrt(12). So b >= log2(2 max|w| / (sqrt(12) r rms(w))).
+        A uniform quantiser with step d has noise d / sqrt(12). So the number of bits is b >= log2(2 max|w| / (sqrt(12)
+        r rms(w))).
 
         Args:
             tolerance: the largest relative noise r.
@@ -160,11 +171,12 @@ class Resampling:
 
 
 def mean_outputs(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean outputs of several networks. For classes, return the logarithm of the mean probabilities.
+    """Return the mean outputs of several networks. For a classification, these are the logarithms of the mean
+    probabilities.
 
     Args:
-        outputs: a tensor of the shape (networks, examples, ...).
-        targets: a tensor of the shape (examples, ...), with integers for classes.
+        outputs: the outputs, shape (networks, examples, ...).
+        targets: the targets, shape (examples, ...). For a classification, they are integers.
     """
     if len(outputs) == 1:
         return outputs[0]
@@ -174,12 +186,14 @@ def mean_outputs(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def calibration_error(probabilities: Tensor, targets: Tensor) -> float:
-    """Return the expected calibration error, in [0, 1]: the mean of |accuracy - confidence| over 15 equal bins of
-    confidence, weighted by the number of examples in each bin.
+    """Return the expected calibration error, in [0, 1].
+
+    This is the mean of |accuracy - confidence| over 15 equal bins of confidence, weighted by the number of examples in
+    each bin.
 
     Args:
-        probabilities: a tensor of the shape (examples, classes).
-        targets: a tensor of the shape (examples,).
+        probabilities: the predicted probabilities, shape (examples, classes).
+        targets: the true classes, shape (examples,).
     """
     confidence, chosen = probabilities.double().max(1)
     right = (chosen == targets).double()
@@ -189,11 +203,11 @@ def calibration_error(probabilities: Tensor, targets: Tensor) -> float:
 
 
 def ensemble_document(drawn: Resampling, size_bytes: int | None, macs: int | None) -> dict[str, Any]:
-    """Return the entry of an ensemble in result.json. The scale is chosen on the validation data alone.
+    """Return the entry "ensemble" of result.json. The factor of the spreads is chosen on the validation data alone.
 
     Args:
         drawn: the Resampling, which draws the networks of the ensemble.
-        size_bytes: the size of the network's packed file; None if unknown.
+        size_bytes: the size of the network's packed file in bytes; None if unknown.
         macs: the network's multiply-adds in one example; None if unknown.
     """
     experiment, data = drawn.experiment, drawn.data

@@ -1,4 +1,5 @@
-"""Compares methods. The best trial of each method is trained again with other seeds, and measured on the test data."""
+"""Compares methods fairly: the best trial of each method is trained again with other seeds, and measured on the test
+data."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ _FIRST_SEED = 1_000_000  # used as a trial number, above those of all trials, so
 
 @dataclass(frozen=True)
 class Retrained:
-    """The results of training the best feasible trial of one method again, with other seeds."""
+    """The results of training one method's best feasible trial again, with other seeds."""
 
     method: str
     trial: str
@@ -68,8 +69,8 @@ class Chosen:
 
 
 def best_of_each(records: Iterable[TrialRecord], methods: Sequence[str], goal: Goal) -> list[Chosen]:
-    """Return the best feasible trial of each method at each target, ordered by target and then as in `methods`. A
-    method without a feasible trial at a target is left out."""
+    """Return the best feasible trial of each method at each target. They are ordered by target, and then in the order
+    of `methods`. If a method has no feasible trial at a target, this pair is left out."""
     records = list(records)
     several = len(goal.targets) > 1
     return [
@@ -81,13 +82,14 @@ def best_of_each(records: Iterable[TrialRecord], methods: Sequence[str], goal: G
 
 
 def _trials(chosen: Iterable[Chosen]) -> list[TrialRecord]:
-    """Return the chosen trials without duplicates, because a trial may be the best at several targets."""
+    """Return the chosen trials without duplicates. A trial can occur several times, because it may be the best at
+    several targets."""
     return list({one.record.number: one.record for one in chosen}.values())
 
 
 def jobs(chosen: Iterable[Chosen], seeds: int) -> list[dict[str, Any]]:
-    """Return the configs of the trainings to run, in the form of a trial's config. Each trial has `seeds` trainings,
-    which follow one another."""
+    """Return the trainings to run, as configs for `TrialTrainable`. The `seeds` trainings of a trial follow one
+    another."""
     return [
         {"number": _FIRST_SEED + seed, "method": record.method, "params": record.params}
         for record in _trials(chosen)
@@ -96,12 +98,12 @@ def jobs(chosen: Iterable[Chosen], seeds: int) -> list[dict[str, Any]]:
 
 
 def summarise(chosen: Sequence[Chosen], values: Sequence[float | None], seeds: int) -> list[Retrained]:
-    """Return the results by target and method. At each target, the method with the best mean is first. A method is left
-    out if all its trainings failed.
+    """Return the results of all trainings, ordered by target and then from the best to the worst mean. If all trainings
+    of a trial failed, this trial is left out.
 
     Args:
         chosen: the trials that were trained again.
-        values: the metric on the test data in the order of `jobs`, with None for a training that failed.
+        values: the metric on the test data, in the order of `jobs`; None for a training that failed.
         seeds: the number of trainings for each trial.
     """
     of_trial = {
@@ -125,8 +127,8 @@ def summarise(chosen: Sequence[Chosen], values: Sequence[float | None], seeds: i
 
 
 def verdicts(retrained: Sequence[Retrained]) -> list[str]:
-    """Return a line for each target that several methods meet. The line names the best method and its lead over the
-    second method."""
+    """Return a line for each target that at least two methods reach. The line names the best method and its lead over
+    the second-best method."""
     lines = []
     for target in dict.fromkeys(one.target for one in retrained):
         there = [one for one in retrained if one.target == target]

@@ -1,4 +1,4 @@
-"""Define layers that multiply by sparse matrices. They replace the layers of a network."""
+"""Define layers that multiply with sparse matrices, and replace the layers of a network by them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ Form = Literal["csr", "bsr", "2:4"]
 
 
 def _sparse(weight: Tensor, block: Block | None = None) -> Tensor:
-    """Return a matrix in CSR format; with a block, in BSR format, with zeros at its ends as far as blocks need them."""
+    """Return a matrix in CSR format, or in BSR format if a block is given. For BSR, zeros are appended to rows and
+    columns until the blocks fit."""
     weight = weight.detach()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says once that its sparse matrices are in a beta state
@@ -27,7 +28,7 @@ def _sparse(weight: Tensor, block: Block | None = None) -> Tensor:
 
 
 class SparseLinear(nn.Module):
-    """A linear layer with a CSR or BSR matrix as weight. The matrix product skips the zeros."""
+    """A linear layer whose weight is a CSR or BSR matrix. The matrix product skips the zeros."""
 
     def __init__(self, layer: nn.Linear, block: Block | None = None) -> None:
         super().__init__()
@@ -41,8 +42,8 @@ class SparseLinear(nn.Module):
 
 
 class SparseConv2d(nn.Module):
-    """Compute a convolution as a matrix product. The left matrix is the weight in CSR format. The columns of the right
-    matrix are the patches of the input."""
+    """A convolution that is computed as a matrix product and skips the zeros. The left matrix is the weight in CSR
+    format. The columns of the right matrix are the patches of the input."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class SparseConv2d(nn.Module):
 
 
 def _semi_structured(layer: nn.Linear) -> nn.Linear:
-    """Return the layer with torch's semi-structured tensor as weight, for a GPU's products that skip 2 of 4 weights."""
+    """Return the layer with its weight in torch's semi-structured format, in which a GPU skips 2 of each 4 weights."""
     weight = layer.weight.detach()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says once that these tensors are a prototype
@@ -76,7 +77,8 @@ def _semi_structured(layer: nn.Linear) -> nn.Linear:
 
 
 def _sparse_layer(layer: nn.Module, form: Form, block: Block | None) -> nn.Module:
-    """Return the layer over a sparse matrix. Raise ValueError or torch's RuntimeError, which says why not."""
+    """Return a layer that does the same with a sparse matrix. If this is not possible, raise ValueError or RuntimeError
+    with the reason."""
     if type(layer) is nn.Linear:
         return _semi_structured(layer) if form == "2:4" else SparseLinear(layer, block)
     convolution = type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"
@@ -88,20 +90,23 @@ def _sparse_layer(layer: nn.Module, form: Form, block: Block | None) -> nn.Modul
 def over_sparse(
     model: nn.Module, prunable: set[str], form: Form = "csr", block: Block | None = None
 ) -> tuple[nn.Module, dict[str, str]]:
-    """Replace the prunable layers of a network, in place, by layers with sparse matrices. Return the network, and for
-    each layer that stays dense the plain name of its weight -> the reason.
+    """Replace the prunable layers of a network, in place, by layers with sparse matrices.
 
     Args:
-        prunable: the plain names of the weights.
-        form: the form of the matrices. For "2:4", the network must be on a GPU.
-        block: the shape of the blocks of "bsr".
+        model: the network.
+        prunable: the names of the weights, without the prefixes of wrappers such as DataParallel.
+        form: the format of the matrices. For "2:4", the network must be on a GPU.
+        block: the shape of the blocks, for "bsr".
+
+    Returns:
+        The network, and the reason for each layer that stays dense, by the name of its weight.
     """
     dense, own = dict[str, str](), {plain_name(model, name): name for name, _ in model.named_modules()}
     for name in sorted(prunable):
         path, _, attribute = name.rpartition(".")
         path = own[path]
         if attribute != "weight":
-            dense[name] = "it is no weight of a layer with one weight"
+            dense[name] = "it is not the tensor `weight` of its layer"
             continue
         try:
             layer = _sparse_layer(model.get_submodule(path), form, block)

@@ -1,7 +1,7 @@
 """Writes the results of a study: trials.csv, pareto.csv and result.json.
 
-Other programs may read these files while the study runs, so each file is replaced in one step. Missing values are empty
-in the tables and null in the JSON, which never contains NaN.
+Other programs may read these files while the study runs. Each file is therefore replaced in one step. Missing values
+are empty in the tables and null in the JSON. The JSON never contains NaN.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class StudySeconds:
     Attributes:
         total: the time from the start of the command to the last file.
         startup: the time from the start of the command to the first epoch of a trial.
-        training: the time of all epochs in the workers, divided by the number of trials that ran at once.
-        sampling: the driver's time in the searcher.
-        tracking: the driver's time in the tracker.
+        training: the sum of the times of all epochs in the workers, divided by the number of trials that ran at once.
+        sampling: the time in which the driver proposed trials and recorded their results.
+        tracking: the time in which the driver wrote notes for MLflow.
         finishing: the time from the end of the search to the last file.
     """
 
@@ -58,14 +58,14 @@ class StudySeconds:
 
     @property
     def other(self) -> float:
-        """Return the rest of the total: the time in which workers waited for trials or for other workers. The result is
-        never negative, although the clocks have small errors."""
+        """Return the rest of the total: the time in which workers waited. The result is never negative, although the
+        clocks have small errors."""
         parts = (self.startup, self.training, self.sampling, self.tracking, self.finishing)
         return max(0.0, self.total - sum(parts))
 
     def without_overlap(self) -> StudySeconds:
-        """Return these seconds without time that is counted twice. Time in which trials trained while the driver did
-        something else counts for the driver, not as training."""
+        """Return these seconds without time that is counted twice. If trials trained while the driver was busy, for
+        example with sampling, this time counts for the driver and not as training."""
         rest = self.startup + self.sampling + self.tracking + self.finishing
         return replace(self, training=max(0.0, min(self.training, self.total - rest)))
 
@@ -75,7 +75,7 @@ class StudySeconds:
 
 @dataclass(frozen=True)
 class StudyOutcome:
-    """The results of a study, from which its files and the summary on the terminal are made."""
+    """Holds the results of a study, from which its files and its summary in the terminal are made."""
 
     study: str
     goal: Goal
@@ -113,7 +113,8 @@ class StudyOutcome:
         return None if self.best is None else self.test_values.get(self.best.number)
 
     def estimate(self, record: TrialRecord, target: float) -> Estimate | None:
-        """Estimate the metric on new data of the best network at a target; None if its sampling error is unknown."""
+        """Estimate the metric on new data of the best network at a target. Return None if the sampling error of the
+        metric is unknown."""
         points = points_of(self.goal.compared(self.records, target))
         values = [record.objective.value(merit) for _, merit in points]
         if self.examples is None or record.value is None or not all(0 <= value <= 1 for value in values):
@@ -127,11 +128,12 @@ class StudyOutcome:
 
     @property
     def spike_rates(self) -> dict[str, float]:
-        """Return the spike rates of the best network by layer; an empty dict if it has no spiking layers."""
+        """Return the spike rate of each spiking layer of the best network, by the layer's name. Return an empty dict if
+        there are none."""
         return {} if self.best is None else self.best.spike_rates
 
     def sparsity_matrices(self, record: TrialRecord) -> float | None:
-        """Return a trial's number of zeros divided by the size of all weight matrices, including dense ones."""
+        """Return the sparsity of a trial's network over all weight matrices, including matrices that stay dense."""
         return _sparsity_matrices(record, self.size)
 
     @property
@@ -152,10 +154,11 @@ def _by_number(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 
 def _parameter_columns(records: Iterable[TrialRecord], value: str) -> dict[str, str]:
-    """Return the heading of each parameter's column by the parameter's name, ordered by the first trial with it.
+    """Return the heading of each parameter's column, by the parameter's name. The columns are in the order in which the
+    parameters first occur.
 
-    The heading is the parameter's name. If another column has this name, the heading gets a prefix: `epochs` becomes
-    `param.epochs`, because programs cannot read two columns with one name reliably.
+    The heading is the parameter's name. If another column already has this name, the heading gets a prefix: `epochs`
+    becomes `param.epochs`. Otherwise some programs could not read the table reliably.
 
     Args:
         records: the trials.
@@ -207,7 +210,7 @@ def trials_csv(
 
 
 def trial_document(record: TrialRecord) -> dict[str, Any]:
-    """Return a trial's entry in result.json."""
+    """Return the entry of a trial in result.json."""
     return {
         "trial": record.name,
         "method": record.method,
@@ -221,14 +224,15 @@ def trial_document(record: TrialRecord) -> dict[str, Any]:
 
 
 def _reported_document(outcome: StudyOutcome, record: TrialRecord) -> dict[str, Any]:
-    """Return the entry of a trial whose network was tested."""
+    """Return the entry of a trial in result.json, with the metric of its network on the test data."""
     test = {record.objective.test: outcome.test_values.get(record.number)}
     measured = {**test, "weights": outcome.weights}
     return {**trial_document(record), "sparsity_matrices": outcome.sparsity_matrices(record), **measured}
 
 
 def _best_document(outcome: StudyOutcome, record: TrialRecord | None, target: float) -> dict[str, Any] | None:
-    """Return the entry of the best trial at a target, with the estimate of its metric; None without a trial."""
+    """Return the entry of the best trial at a target in result.json, with the estimate of its metric on new data.
+    Return None if there is no trial."""
     if record is None:
         return None
     estimate, name = outcome.estimate(record, target), f"estimated_{record.objective.name}"
@@ -263,12 +267,12 @@ def _goal_document(outcome: StudyOutcome) -> dict[str, Any]:
 
 
 def latencies_in(document: Mapping[str, Any]) -> dict[str, Timing]:
-    """Return the measured latencies in the content of result.json, by the trials' names."""
+    """Return the measured latencies of networks in the content of result.json, by the names of their trials."""
     return {one["trial"]: Timing(one["ms"], one["low"], one["high"]) for one in document.get("latencies", ())}
 
 
 def result_document(outcome: StudyOutcome) -> dict[str, Any]:
-    """Return the content of result.json, which `--json` prints too. "best" is None if no trial is feasible."""
+    """Return the content of result.json. The option --json prints it, too. "best" is None if no trial is feasible."""
     dense = outcome.size.dense if outcome.size else ()
     pattern = outcome.size.pattern if outcome.size else UNSTRUCTURED
     document = {
@@ -304,8 +308,9 @@ def write_trials(
     Args:
         folder: the study's folder.
         records: the study's trials.
-        goal: the study's goal.
-        size: the numbers of parameters of the network, for "sparsity_matrices".
+        goal: the study's target sparsities and limits, as a `Goal`.
+        size: the numbers of parameters of the network, from which the column "sparsity_matrices" is computed; None if
+            unknown.
 
     Raises:
         OSError: if the folder cannot be written to.
@@ -319,7 +324,8 @@ def write_trials(
 def write_results(outcome: StudyOutcome) -> list[Path]:
     """Write trials.csv, pareto.csv and result.json into the study's folder. Return the three paths.
 
-    result.json is written last. If this file exists, the study has ended and its tables are complete.
+    result.json is written last. Its existence therefore shows that the study has ended and that its tables are
+    complete.
 
     Raises:
         OSError: if the folder cannot be written to.

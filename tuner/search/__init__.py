@@ -1,1 +1,1 @@
-"""Proposes trials and decides on early stopping. No other package imports Optuna."""
+"""Proposes trials with Optuna and decides on early stopping. Only this package imports Optuna."""

@@ -1,15 +1,16 @@
-"""Makes the decisions of early stopping by asynchronous successive halving under a constraint. It does not need Ray.
+"""Decides on early stopping by asynchronous successive halving (ASHA) under a constraint. It does not need Ray.
 
 A rung is an epoch after which trials are compared. A trial continues if it ranks among the best 1/`reduction` of the
 trials that have reached the rung, including itself. Otherwise it is stopped immediately. No trial waits for another
-(the stopping variant of Li et al., arXiv 1810.05934). With one target, feasible trials rank before infeasible trials.
-Among feasible trials the merit decides: a sparsity above the target is no advantage. If the goal has several
-sparsities, a trial is compared with trials of similar sparsity (`LikeStopping`).
+trial (the stopping variant of Li et al., arXiv 1810.05934). If the goal has one target, feasible trials rank before
+infeasible trials. Among feasible trials only the merit counts (the metric, negated if it is minimised): a sparsity
+above the target is no advantage. If the goal has several sparsities, a trial is compared with trials of similar
+sparsity (`LikeStopping`).
 
-All values at a rung were measured after the same number of epochs. Each network was measured as if it were pruned to
-its final sparsity, so a network that is still dense has no advantage over a sparse network. Trials of different methods
-are never compared, because the methods prune at different times: a network that is sparse from the start may lead early
-and lose later.
+All values at a rung were measured after the same number of epochs. Each network was measured as if it were already
+pruned to its final sparsity, so a network that is not pruned yet has no advantage. Trials of different methods are
+never compared, because the methods prune at different times: a network that is sparse from the start may lead early and
+lose later.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from tune_sparsity.tuner.search.monotone import NOISE, deviation, residuals
 from tune_sparsity.tuner.study.goal import Goal
 
 Value = tuple[float, float]
-"""The value of a trial at a rung: the merit, measured as if at the final sparsity, and the final sparsity."""
+"""The value of a trial at a rung: (merit as if the network had its final sparsity, final sparsity)."""
 
 
 class Entry(NamedTuple):
-    """A trial at a rung."""
+    """The value of a trial at a rung, which is an epoch where trials are compared."""
 
     merit: float
     sparsity: float
@@ -37,11 +38,12 @@ class Entry(NamedTuple):
 
     @property
     def lot(self) -> float:
-        """Return a number in [0, 1) that ranks trials with equal merit and equal sparsity.
+        """Return a number in [0, 1) that ranks trials with equal merit and equal sparsity. It depends only on the
+        trial's number.
 
-        The numbers of all trials are evenly spread. Many trials may be equal, for example if all have the accuracy of a
-        random guess. With these numbers, the same share of equal trials continues at any time. If the age of a trial
-        decided, only the first trials would continue.
+        Many trials may be equal, for example if all have the accuracy of a random guess. The numbers of successive
+        trials are evenly spread over [0, 1), so a constant share of equal trials continues. If equal trials were ranked
+        by age, only the first trials would continue.
         """
         return self.number * _GOLDEN % 1
 
@@ -56,15 +58,15 @@ BAND = 12  # the number of trials of similar sparsity with which a trial is comp
 EVIDENCE = 10  # no trial is stopped while its band, including itself, has fewer trials
 CLEARLY = 2.0  # a trial is stopped if its lead is so many standard deviations below the median of its band
 PART = 2.5
-"""With n trials, the part of the range around a trial is PART / n of the range. One trial of each part is completed."""
+"""Of n trials, those within a part PART / n of the range have similar sparsity. One trial of each part is completed."""
 
 
 def rung_epochs(epochs: int, first: float = FIRST_RUNG, spacing: float = SPACING) -> tuple[int, ...]:
-    """Return the rungs of trials with `epochs` epochs, in ascending order. The last epoch is never a rung, and trials
-    with fewer than three epochs have no rungs.
+    """Return the rungs, which are the epochs after which trials are compared, in ascending order. The last epoch is
+    never a rung, and trials with fewer than three epochs have no rungs.
 
     Args:
-        epochs: the epochs of a complete trial.
+        epochs: the number of epochs of a complete trial.
         first: the first rung as a fraction of the epochs.
         spacing: the factor from each rung to the next.
     """
@@ -81,16 +83,17 @@ def rung_epochs(epochs: int, first: float = FIRST_RUNG, spacing: float = SPACING
 class Halving:
     """Decides at each rung whether a trial continues.
 
-    A rung remembers only the `window` newest trials (by number). Time and memory therefore do not grow with the study.
-    New trials are not compared with the first trials, which the searcher proposed before it had learned much.
+    A rung remembers only the `window` trials with the highest numbers. Time and memory therefore do not grow with the
+    study. New trials are then not compared with the first trials, for which the sampler had learned little.
 
     The decisions depend only on the reported values and their order. A resumed study passes the values of its earlier
-    trials to `recall` and `ended`, and then decides as if it had never stopped.
+    trials to `recall` and `ended`, and then decides as an uninterrupted study.
 
     Args:
-        rungs: the result of `rung_epochs`. Without rungs every trial continues.
-        target: the smallest feasible final sparsity, in [0, 1]. If None, there is no constraint.
-        reduction: about 1 of `reduction` trials continues after a rung; above 1.
+        rungs: the result of `rung_epochs`. Without rungs, every trial continues.
+        target: the smallest feasible final sparsity, in [0, 1]. If None, all sparsities are feasible.
+        reduction: the factor by which a rung reduces the number of trials, above 1. About 1 of `reduction` trials
+            continues.
         window: the number of trials that a rung remembers.
 
     Raises:
@@ -112,10 +115,14 @@ class Halving:
         self._values: dict[tuple[str, int], dict[int, Value | None]] = {}  # None: the trial has failed after the rung
 
     def goes_on(self, number: int, method: str, epoch: int, value: Value) -> bool:
-        """Return whether trial `number` may continue after this epoch. If this epoch is a rung, remember the trial's
-        value.
+        """Return whether a trial may continue after an epoch. If this epoch is a rung, remember the trial's value.
 
-        If the value is not finite, the trial is stopped and the value is not remembered.
+        Args:
+            number: the trial's number.
+            method: the trial's method.
+            epoch: the number of the epoch, from 1.
+            value: (merit as if at the final sparsity, final sparsity). If the value at a rung is not finite, the trial
+                is stopped and the value is not remembered.
         """
         if epoch not in self.rungs:
             return True
@@ -126,36 +133,36 @@ class Halving:
         return self._good_enough(number, method, [Entry(*v, n) for n, v in known.items()])
 
     def _good_enough(self, number: int, method: str, entries: list[Entry]) -> bool:
-        """Return whether trial `number` is among the best of the entries. The entries include this trial."""
+        """Return whether trial `number` is among the best of the entries at a rung. The entries include this trial."""
         best = sorted(entries, key=self._rank)[: math.ceil(len(entries) / self.reduction)]
         return any(entry.number == number for entry in best)
 
     def _rank(self, entry: Entry) -> tuple[bool, float, float, float]:
-        """Return a key that sorts the best trial first. Between equal merits the sparser trial is first, then the
-        smaller `lot`."""
+        """Return a key that sorts the best trial first. Among equal merits, the sparser trial is first. Among equal
+        sparsities, the trial with the smaller `Entry.lot` is first."""
         infeasible = self.target is not None and entry.sparsity < self.target
         return infeasible, -entry.merit, -entry.sparsity, entry.lot
 
     def recall(self, number: int, method: str, values: Iterable[tuple[int, Value]]) -> None:
-        """Remember the values of a trial of an earlier process.
+        """Remember the values of a trial from an earlier process of the study.
 
         Args:
             number: the trial's number.
             method: the trial's method.
-            values: (epoch, value) pairs. Epochs that are not rungs are ignored.
+            values: (epoch, value) pairs, with values as in `goes_on`. Epochs that are not rungs are ignored.
         """
         for epoch, value in values:
             if epoch in self.rungs and all(map(math.isfinite, value)):
                 self._remember(number, method, epoch, value)
 
     def ended(self, number: int, method: str, sparsity: float | None, completed: bool) -> None:
-        """Record that a trial has ended without failing.
+        """Record that a trial has been completed or stopped. For failed trials, call `forget` instead.
 
         Args:
             number: the trial's number.
             method: the trial's method.
             sparsity: the trial's final sparsity; None if unknown.
-            completed: True if the trial trained to its end, False if it was stopped.
+            completed: whether the trial was trained for all its epochs. If False, the trial was stopped.
         """
 
     def forget(self, number: int) -> None:
@@ -174,22 +181,21 @@ class Halving:
 class LikeStopping(Halving):
     """Compares a trial with trials of similar sparsity, for studies with several sparsities.
 
-    The band of a trial consists of the trials whose final sparsities are nearest, measured in the logarithm of the
-    density. A trial's lead at a rung is its merit minus the merit that the other trials of its band let expect: their
-    monotone fit over the sparsity. A trial is therefore not stopped just because it is sparse. A trial is stopped if
-    its lead is clearly below the median lead of its band.
+    The band of a trial consists of the trials with the most similar final sparsities, measured in the logarithm of the
+    density. The lead of a trial at a rung is its merit minus its expected merit. The expected merit comes from the
+    other trials of the band: a non-increasing function of the sparsity is fitted to their merits. So a trial is not
+    stopped only because it is sparse. It is stopped if its lead is clearly below the median lead of its band.
 
-    Two rules limit this. No trial is stopped while its band has fewer than `EVIDENCE` trials, because small differences
-    may be chance, and every completed trial may improve a front. No trial is stopped while its part of the range has no
-    completed trial and no other running trial. If trials cover the range evenly, at least one trial in three is
-    completed.
+    There are two exceptions. A trial is not stopped if its band has fewer than `EVIDENCE` trials, because small
+    differences may be chance. A trial is not stopped if no trial of similar sparsity is completed or running, because a
+    front needs a trial there. If trials cover the range evenly, at least one trial in three is completed.
 
     Args:
         rungs: the result of `rung_epochs`.
         low: the lower end of the range of sparsities, at least 0.
         high: the upper end of the range of sparsities, above `low` and below 1.
         window: the number of trials that a rung remembers.
-        noise: the smallest standard deviation of merits that is assumed.
+        noise: a lower bound of the standard deviation of merits.
     """
 
     def __init__(
@@ -224,7 +230,7 @@ class LikeStopping(Halving):
         return own >= median(leads) - CLEARLY * deviation(leads, self._noise)
 
     def _alone(self, number: int, method: str, at: float) -> bool:
-        """Return whether this part of the range has no completed trial and no other running trial."""
+        """Return whether no other trial with a similar final sparsity is completed or running."""
         reach = PART / 2 * self._extent / self._count[method]
         done = self._completed.get(method, [])
         place = bisect_left(done, at - reach)
@@ -253,9 +259,9 @@ def halving_for(scheduler: str, goal: Goal, epochs: int) -> Halving:
     """Return the object that decides on early stopping in a study.
 
     Args:
-        scheduler: the value of --scheduler. With "none", the object stops no trial.
-        goal: the study's goal.
-        epochs: the epochs of a complete trial.
+        scheduler: the value of --scheduler. With "none", no trial is stopped.
+        goal: the study's target sparsities and limits, as a `Goal`.
+        epochs: the number of epochs of a complete trial.
     """
     if scheduler == "none":
         return Halving((), target=None)

@@ -1,4 +1,5 @@
-"""Adapts search spaces to a limit of bytes: which bits of a weight fit, and with how many neurons networks begin."""
+"""Adapts search spaces to a limit of bytes: the possible numbers of bits of a weight, and the number of neurons at the
+start."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ _WIDTHS = [step / 100 for step in range(1, 101)]
 
 @dataclass(frozen=True)
 class Widths:
-    """The widths that a study searches. With width w, a layer of n neurons begins with n^w neurons
+    """The range of the parameter width. With width w in (0, 1], a layer of n neurons begins with n^w neurons
     (sparsity.neurons.narrow).
 
     Attributes:
@@ -36,7 +37,7 @@ class Widths:
     high: float
 
     def searched_in(self, space: Space) -> Space:
-        """Return the space with the width as a further parameter. If the method has no width, return the space
+        """Return the space with the width as one more parameter. If the method has no parameter width, return the space
         unchanged."""
         if WIDTH not in {one.name for one in fields(METHODS[space.method].settings)}:
             return space
@@ -62,8 +63,8 @@ class Widths:
 
 
 def spaces_within(limit: ByteLimit, spaces: Sequence[Space]) -> list[Space]:
-    """Return the spaces without bits of a weight that fit into no file of the limit, and with the width if the limit
-    has neurons."""
+    """Return the spaces, adapted to a limit of bytes. Numbers of bits of a weight with which no network meets the limit
+    are removed. The width is added if the limit has groups of neurons."""
     fitting = [_with_fitting_bits(limit, space) for space in spaces]
     if limit.neurons is None:
         return fitting
@@ -80,20 +81,20 @@ def _with_fitting_bits(limit: ByteLimit, space: Space) -> Space:
 
 
 def searches_width(space: Space) -> bool:
-    """Return whether trainings of the space may begin with fewer neurons."""
+    """Return whether a training of the space may begin with fewer neurons than the network has."""
     return WIDTH in space.distributions or space.fixed.get(WIDTH, 1) != 1
 
 
 def too_many_neurons(limit: ByteLimit, width: float = 1.0) -> bool:
-    """Return whether the scales and biases of a network's neurons take too many of the bytes that it may have."""
+    """Return whether the scales and biases of a network's neurons take more than a third of the limit of bytes."""
     return limit.neuron_bytes(width) > _NEURONS * limit.most
 
 
 def widths_for(limit: ByteLimit) -> Widths:
     """Return the widths to search within a limit of bytes.
 
-    The lower end gives a network that meets the limit without zeros, with 8 bits for each weight. At the upper end, the
-    scales and biases of neurons take a third of the bytes, and at the centre an eighth.
+    With the smallest width, a network meets the limit without zeros, with 8 bits for each weight. With the largest
+    width, the scales and biases of neurons take a third of the bytes. With the centre, they take an eighth.
     """
 
     low = _last(lambda width: limit.nonzero(_MANY_BITS, width) >= limit.part(_MANY_BITS, width).weights)
@@ -103,13 +104,14 @@ def widths_for(limit: ByteLimit) -> Widths:
 
 
 def roomiest(limit: ByteLimit) -> Layout:
-    """Return the packed file's layout for one of the widths to search: the width with which a network can have the most
-    nonzero weights within a limit of bytes."""
+    """Return the packed file's layout for the width with which a network can have the most nonzero weights within a
+    limit of bytes."""
     widths = widths_for(limit)
     parts = [limit.part(limit.bits, width) for width in _WIDTHS if widths.low <= width <= widths.high]
     return max(parts, key=lambda one: one.nonzero_within(limit.most))
 
 
 def _last(holds: Callable[[float], bool]) -> float:
-    """Return the largest width, in hundredths, up to which something holds."""
+    """Return the largest width such that a condition holds for this width and for all smaller widths, in steps of
+    0.01."""
     return next((before for before, width in pairwise(_WIDTHS) if not holds(width)), 1.0)

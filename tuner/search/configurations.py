@@ -16,10 +16,11 @@ LIKE = 0.7  # a trial's weight falls by a factor of about e for each factor of t
 
 
 class Configuration(NamedTuple):
-    """Parameters that are tried at several sparsities.
+    """A set of parameters that is tried at several sparsities.
 
     Attributes:
-        name: "first N" for a first point of the space, otherwise the name of the first trial with these parameters.
+        name: "first N" for point N of the first points in the search space, otherwise the name of the first trial with
+            these parameters.
         params: all parameters except the final sparsity.
     """
 
@@ -33,7 +34,8 @@ class Outcome(NamedTuple):
     Attributes:
         configuration: the configuration's name.
         sparsity: the trial's final sparsity.
-        merit: the trial's merit; None if the trial was stopped early.
+        merit: the trial's metric on the validation data, negated if it is minimised; None if the trial was stopped
+            early.
     """
 
     configuration: str
@@ -42,20 +44,21 @@ class Outcome(NamedTuple):
 
 
 def best_configuration(outcomes: Sequence[Outcome], sparsity: float, noise: float = NOISE) -> str | None:
-    """Return the name of the configuration to repeat at a sparsity; None if no trial has completed.
+    """Return the name of the configuration to try again at a sparsity; None if no trial has completed.
 
-    A trial's lead is its merit minus the monotone fit of the other trials. The lead of a trial that was stopped early
-    is minus two standard deviations. A configuration's lead is a weighted mean of the leads of its trials. A trial has
-    more weight if its sparsity is near to `sparsity`.
+    The lead of a trial is its merit minus its expected merit, which comes from a falling fit of the other trials'
+    merits over the sparsity. The lead of a trial that was stopped early is assumed to be minus two standard deviations.
+    The lead of a configuration is a weighted mean of the leads of its trials. A trial has more weight if its sparsity
+    is near to `sparsity`.
 
-    A first point is judged by its lead plus one standard error. A configuration of the sampler is judged by its lead
-    minus two standard errors. Otherwise a lucky configuration with a single trial would often beat a good
+    First points of the search space are judged by their lead plus one standard error. Other configurations are judged
+    by their lead minus two standard errors. Otherwise a lucky configuration with a single trial would often beat a good
     configuration.
 
     Args:
         outcomes: the ended trials.
         sparsity: the sparsity of the next trial, in [0, 1).
-        noise: the smallest standard deviation of merits that is assumed.
+        noise: a lower bound of the standard deviation of merits.
     """
     at = log_sparsity(sparsity)
     near = sorted(outcomes, key=lambda one: abs(log_sparsity(one.sparsity) - at))[:NEIGHBOURS]

@@ -3,7 +3,7 @@
 If a sampler chose the final sparsity from a prior, most of a front's range would stay empty. This module therefore
 chooses the final sparsity, and the sampler proposes the other parameters. The first trials cover the whole range. Later
 trials get the sparsities at which the front can gain most. Distances are measured in the logarithm of the density 1 -
-s, because the step from .98 to .99 is as hard for a network as the step from .5 to .75.
+s, because the step from s = .98 to .99 is as hard for a network as the step from .5 to .75.
 """
 
 from __future__ import annotations
@@ -29,24 +29,19 @@ CANDIDATES = 64  # the number of sparsities that are compared in `most_to_gain`
 
 
 def log_sparsity(sparsity: float) -> float:
-    """Return the position of a sparsity, -log(1 - sparsity). The sparsity 0 has the position 0, .5 has .69, and .99 has
-    4.6."""
+    """Return the position of a sparsity on the axis on which distances are measured: -log(1 - sparsity). Sparsity 0 has
+    the position 0, .5 has .69, and .99 has 4.6."""
     return -math.log1p(-sparsity)
 
 
 def from_log(position: float) -> float:
-    """Return the sparsity at a position: the inverse of `log_sparsity`."""
+    """Return the sparsity at a position. This is the inverse function of `log_sparsity`."""
     return -math.expm1(-position)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """The final sparsity, and perhaps the method, that the cover chooses for the next trial.
-
-    Attributes:
-        sparsity: the final sparsity.
-        method: the method; None if the sampler chooses it.
-    """
+    """The final sparsity that `Cover` chooses for the next trial, and perhaps its method."""
 
     sparsity: float
     method: str | None = None
@@ -54,7 +49,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Range:
-    """The possible final sparsities of a method: all from low to high, or only those in `values`."""
+    """The possible final sparsities of a method: all from low to high, or only those in `values` if there are any."""
 
     low: float
     high: float
@@ -73,8 +68,8 @@ class Range:
         return cls(min(values), max(values), tuple(sorted(values)))
 
     def between(self, first: float, last: float) -> float | None:
-        """Return the possible sparsity nearest to the middle between two positions, which must lie strictly between
-        them; None if there is none."""
+        """Return the possible sparsity nearest to the middle between two positions. It must lie strictly between them.
+        Return None if there is no such sparsity."""
         middle = (first + last) / 2
         if not self.values:
             return from_log(middle)
@@ -89,14 +84,15 @@ class Cover:
     When no gap is wide any more, a trial gets the sparsity with the largest expected gain of hypervolume, and the
     sampler chooses the method.
 
-    If the goal has several targets, they take turns. In two of three rounds, the trial gets the method with the fewest
-    trials at the target. In the third round the sampler chooses the method.
+    If the goal has several targets, the trials go to each target in turn. In two of three rounds, a trial gets the
+    method with the fewest trials at its target. In the third round the sampler chooses the method.
 
     The decisions depend only on the earlier trials, so a resumed search continues in the same way.
 
     Args:
         goal: a goal with several targets, or a front.
-        ranges: the possible final sparsities by method. A method that never prunes has no entry.
+        ranges: the possible final sparsities of each method, by the method's name. A method that never prunes has no
+            entry.
     """
 
     def __init__(self, goal: Goal, ranges: Mapping[str, Range]) -> None:
@@ -104,12 +100,13 @@ class Cover:
         self._ranges = {method: own.within(goal.lowest, goal.highest) for method, own in ranges.items()}
 
     def next(self, number: int, placed: Mapping[str, Sequence[float]], completed: Sequence[Point]) -> Turn | None:
-        """Return the choice for the next trial, or None if no method has a final sparsity.
+        """Return the final sparsity, and perhaps the method, of the next trial. Return None if no method has a final
+        sparsity.
 
         Args:
             number: the next trial's number.
-            placed: the final sparsities of all trials that have begun, in any state, by method.
-            completed: (sparsity, merit) of each completed trial.
+            placed: the final sparsities of all trials that have begun, in any state, by the method's name.
+            completed: (sparsity, merit) of each completed trial. The merit is the metric, negated if it is minimised.
         """
         if not self._ranges:
             return None
@@ -131,11 +128,12 @@ class Cover:
 
 
 def widest_gap(own: Range, placed: Sequence[float]) -> tuple[float, float]:
-    """Return the width of the widest gap between trials, as a share of the range, and the sparsity that fills it.
+    """Return the width of the widest gap between the sparsities of trials, and the sparsity that fills this gap. The
+    width is a share of the range.
 
     If one end of the range has no trial, the width is infinite. The sparser end is filled first, because a trial at
-    this end gives a lower bound of the front over the whole range. If all possible values have trials, return the value
-    with the fewest trials.
+    this end gives a lower bound of the front over the whole range. If all possible sparsities have trials, return the
+    one with the fewest trials.
 
     Args:
         own: the possible final sparsities.
@@ -157,14 +155,16 @@ def widest_gap(own: Range, placed: Sequence[float]) -> tuple[float, float]:
 def most_to_gain(goal: Goal, completed: Sequence[Point]) -> float:
     """Return the sparsity in a front's range at which one more trial has the largest expected gain of hypervolume.
 
-    The merit of the new trial is assumed to have the normal distribution N(m, d^2), where m is the monotone fit of the
-    completed trials, and d their standard deviation from the fit. The front is a step function. Above a step of height
-    a, the expected gain is the width of the step times d (f(z) + z F(z)), with z = (m - a) / d, the standard normal
-    density f and its distribution function F (expected improvement, Mockus 1978).
+    The merit of the new trial is assumed to have the normal distribution N(m, d^2). Its mean m is a falling fit of the
+    completed trials' merits over the sparsity. Its standard deviation d is that of the merits around the fit. The front
+    is a step function. Above a step of height a, the expected gain is the width of the step times d (f(z) + z F(z)),
+    with z = (m - a) / d, the standard normal density f and its distribution function F (expected improvement, Mockus
+    1978).
 
     Args:
-        goal: a front.
-        completed: (sparsity, merit) of each completed trial; at least one.
+        goal: the study's goal, which is a front.
+        completed: (sparsity, merit) of each completed trial, at least one. The merit is the metric, negated if it is
+            minimised.
     """
     points = [(log_sparsity(sparsity), merit) for sparsity, merit in completed]
     fit = FallingFit(points)
@@ -176,8 +176,8 @@ def most_to_gain(goal: Goal, completed: Sequence[Point]) -> float:
 
 
 def _spreads(points: Sequence[Point], fit: FallingFit, positions: Sequence[float], noise: float) -> list[float]:
-    """Return the standard deviation of the merits around their fit at each position. It is computed from the nearest
-    trials, because the merits of sparser networks vary more."""
+    """Return the standard deviation of the merits around their fit, at each position. Only the nearest trials count,
+    because the merits of sparser networks vary more."""
     at = np.array([position for position, _ in points])
     squares = np.array([(merit - fit(position)) ** 2 for position, merit in points])
     near = (np.argsort(np.abs(at - position))[:NEIGHBOURS] for position in positions)
@@ -185,8 +185,8 @@ def _spreads(points: Sequence[Point], fit: FallingFit, positions: Sequence[float
 
 
 def _steps(goal: Goal, completed: Sequence[Point]) -> list[Point]:
-    """Return the steps of the front by rising sparsity, each as (the sparsity at which it ends, its merit). The last
-    step ends at the end of the range."""
+    """Return the steps of the front in the order of rising sparsity, each as (sparsity at the step's end, merit). The
+    last step ends at the end of the range."""
     steps: list[Point] = [(goal.highest, goal.least_merit)]
     for sparsity, merit in sorted(completed, reverse=True):
         if sparsity >= goal.lowest and merit > steps[-1][1]:

@@ -1,4 +1,5 @@
-"""Measures the importance of the searched parameters by functional analysis of variance (Hutter et al. 2014)."""
+"""Measures the importance of the searched parameters by functional analysis of variance (fANOVA, Hutter et al.
+2014)."""
 
 from __future__ import annotations
 
@@ -27,12 +28,12 @@ def importances(records: Sequence[TrialRecord], method: str | None = None) -> tu
     only the part of its range that the trials cover is considered.
 
     Args:
-        records: the trials; only completed ones count, at most the last 300.
+        records: the trials. Only completed trials count, and of these only the last 300.
         method: the method whose trials are analysed. The default is the method with the most completed trials.
 
     Returns:
-        Three values: the share of each parameter; the method; and the number of trials that were analysed. The shares
-        add up to 1. There are no shares if there is too little data.
+        Three values: the share of each parameter by its name; the method; and the number of trials that were analysed.
+        The shares add up to 1. They are empty if there are too few trials.
     """
     done = [r for r in records if r.state is TrialState.COMPLETED and r.merit is not None]
     method = method or next(iter(Counter(record.method for record in done).most_common(1)), ("", 0))[0]
@@ -63,7 +64,8 @@ def importances(records: Sequence[TrialRecord], method: str | None = None) -> tu
 
 
 def _covered(records: Sequence[TrialRecord]) -> dict[str, BaseDistribution]:
-    """Return the range that the trials cover, for each parameter that all trials have and that has several values."""
+    """Return the range of values in the trials, for each parameter that all trials have with at least two different
+    values."""
     if not records:
         return {}
     names = [name for name in records[0].params if all(name in record.params for record in records)]

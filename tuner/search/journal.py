@@ -1,4 +1,4 @@
-"""Writes and reads the journal, which is Optuna's file of a study."""
+"""Writes and reads the journal, which is the file in which Optuna stores a study."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from tune_sparsity.tuner.study.trial import TrialRecord
 from tune_sparsity.tuner.system.signals import undisturbed
 
 RECORD = "record"
-"""The user attribute of an Optuna trial that holds its record."""
+"""The name of the user attribute of an Optuna trial in which its TrialRecord is stored."""
 
 
 class Journal(JournalFileBackend):
-    """Writes Optuna's journal file. Optuna's dashboard can read each line as soon as the line is written.
+    """Writes Optuna's journal file with fewer flushes to the disk. Optuna's dashboard can still read each line as soon
+    as it is written.
 
     Optuna's own class flushes the file to the disk after each line. A proposal has one line for each parameter, so
-    these flushes are slow. This class flushes once, at the end of `together`. The driver uses `together` before a trial
-    begins and after a trial ends. A crash of the process loses no written line. A crash of the machine can lose the
-    lines since the last flush, for example half of a proposal.
+    these flushes are slow. This class flushes once at the end of a block `with journal.together()`. The driver uses
+    this block before a trial begins and after a trial ends. A crash of the process loses no written line. A crash of
+    the machine can lose the lines since the last flush, for example half of a proposal.
     """
 
     def __init__(self, file: Path) -> None:
@@ -40,7 +41,7 @@ class Journal(JournalFileBackend):
         self._gathering = self._behind = False
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Write the lines. Outside of `together`, also flush them to the disk.
+        """Write the lines. Outside of a block of `together`, also flush them to the disk.
 
         Raises:
             OSError: if the lines cannot be written.
@@ -60,7 +61,7 @@ class Journal(JournalFileBackend):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Flush the lines that are written within the block to the disk once, when the block ends."""
+        """Flush the file to the disk only once, at the end of the `with` block."""
         self._gathering = True
         try:
             yield
@@ -73,10 +74,10 @@ class Journal(JournalFileBackend):
 
 
 class RecordStorage(JournalStorage):
-    """Reads and writes the trials of a journal, which has one study.
+    """Reads and writes the trials in a journal that has one study. It is faster than Optuna's own class.
 
-    Optuna asks for the waiting trials before each new trial. Its own class then reads all trials of the study. A trial
-    that has begun never waits again, so this class reads only the trials after those that have begun.
+    Before each new trial, Optuna asks for the trials in the state WAITING. Optuna's own class then reads all trials of
+    the study. A trial that has begun never waits again, so this class skips the first trials, which have all begun.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -86,7 +87,7 @@ class RecordStorage(JournalStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """Return the trials of the study that have one of the states, by number."""
+        """Return the trials of the study that have one of the states, ordered by number."""
         if deepcopy or states != (TrialState.WAITING,):
             return super().get_all_trials(study_id, deepcopy, states)
         later = list(self._after(study_id)) if self._begun else super().get_all_trials(study_id, deepcopy=False)
@@ -95,22 +96,22 @@ class RecordStorage(JournalStorage):
         return waiting
 
     def _after(self, study_id: int) -> Iterator[FrozenTrial]:
-        """Yield the trials from number `_begun` on."""
+        """Yield the trials with the number `_begun` or a higher number."""
         with suppress(KeyError):  # there is no trial with this number
             for number in count(self._begun):
                 yield self.get_trial(self.get_trial_id_from_study_id_trial_number(study_id, number))
 
 
 def _drop_torn_line(file: Path) -> None:
-    """Remove an incomplete last line, which a killed process has left. Optuna would append its next line to it, and
-    could read neither."""
+    """Remove an incomplete last line, which a killed process may have left. Otherwise Optuna would append its next line
+    to this one, and both lines would be unreadable."""
     text = file.read_bytes() if file.exists() else b""
     if text and not text.endswith(b"\n"):
         os.truncate(file, text.rfind(b"\n") + 1)
 
 
 def read_records(study: optuna.Study) -> list[TrialRecord]:
-    """Return the records of all ended trials of a study, by number."""
+    """Return the records of all ended trials of a study, ordered by the trials' numbers."""
     records = [
         TrialRecord.from_dict(frozen.user_attrs[RECORD])
         for frozen in study.get_trials(deepcopy=False)
@@ -120,7 +121,7 @@ def read_records(study: optuna.Study) -> list[TrialRecord]:
 
 
 def records_of(folder: Path) -> list[TrialRecord]:
-    """Return the records of all ended trials in a study's folder, by number.
+    """Return the records of all ended trials in a study's folder, ordered by the trials' numbers.
 
     Raises:
         UsageError: if the journal cannot be read.

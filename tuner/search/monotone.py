@@ -1,4 +1,5 @@
-"""Fits merit as a falling function of sparsity. The function gives the expected merit of a trial at any sparsity."""
+"""Fits merit as a falling function of sparsity, which gives the expected merit of a trial at any sparsity. The merit is
+the metric, negated if it is minimised."""
 
 from __future__ import annotations
 
@@ -42,10 +43,10 @@ class FallingFit:
 
 
 def residuals(points: Sequence[tuple[float, float]]) -> list[float]:
-    """Return for each point the difference of its y from the falling fit of all other points.
+    """Return for each point its y minus the value of a falling fit (`FallingFit`) of all other points.
 
-    The point itself is left out of the fit. If it were included, the fit would pass through most points of a falling
-    curve.
+    If the fit included the point itself, it would pass through most points of a falling curve, and most differences
+    would be 0.
 
     Args:
         points: (x, y) pairs in any order, at least two.
@@ -54,7 +55,7 @@ def residuals(points: Sequence[tuple[float, float]]) -> list[float]:
 
 
 def deviation(values: Iterable[float], noise: float = NOISE) -> float:
-    """Return the standard deviation of the values, estimated from their median absolute deviation. Trainings that
-    diverged therefore have almost no influence. The result is at least `noise`."""
+    """Return a robust estimate of the standard deviation, from the median absolute deviation. Trainings that diverged
+    have almost no influence on it. The result is at least `noise`."""
     known = np.fromiter(values, dtype=float)
     return max(noise, _NORMAL * float(np.median(np.abs(known - np.median(known)))))

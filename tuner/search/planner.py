@@ -1,5 +1,5 @@
-"""Plans the trials of a study with several sparsities: their final sparsity, their method, and whether a trial repeats
-a good configuration."""
+"""Plans the trials of a study with several sparsities: their final sparsity, their method, and whether a trial tries
+good parameters of earlier trials again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tune_sparsity.tuner.study.pareto import Point
 from tune_sparsity.tuner.study.trial import FINAL_SPARSITY
 
 FIRST_ROUNDS = 2
-"""The first trials of a method try each first point of its space so many times."""
+"""The number of times that the first trials of a method try each first point of the method's search space."""
 SEARCHED = 3
 """After the first points, the sampler proposes the parameters of one trial in SEARCHED. The others repeat the best
 configuration at a similar sparsity. On digits, the front was worse when the sampler had half of the trials: a good
@@ -26,12 +26,13 @@ configuration at another sparsity gains more than most proposals."""
 
 @dataclass(frozen=True)
 class Plan:
-    """The choices for a trial that are made before the sampler proposes the other parameters.
+    """Choices for a trial that are made before the sampler proposes the other parameters.
 
     Attributes:
-        sparsities: the final sparsity by method, for each method that the trial may have.
+        sparsities: the final sparsity by the method's name, for each method that the trial may have.
         method: the method; None if the sampler chooses it.
-        configuration: the configuration that the trial repeats; None if the sampler proposes the other parameters.
+        configuration: the parameters of earlier trials that this trial tries again at another sparsity; None if the
+            sampler proposes the other parameters.
     """
 
     sparsities: dict[str, float]
@@ -40,7 +41,8 @@ class Plan:
 
 
 class Planner:
-    """Plans the trials of a study with several sparsities. Call `begun` and `ended` for each trial of the study.
+    """Plans the trials of a study with several sparsities. Before `plan`, `begun` and `ended` must be called for all
+    trials that have begun or ended.
 
     Args:
         spaces: one space for each method, from `spaces_of`.
@@ -76,10 +78,10 @@ class Planner:
         Args:
             method: the trial's method.
             params: the trial's searched parameters.
-            configuration: the name of the configuration that the trial repeats. If the trial repeats none, this is the
-                name of the configuration that it begins.
+            configuration: the name of the configuration that the trial tries again. For a trial with new parameters,
+                this is the trial's own name.
             sparsity: the trial's final sparsity.
-            merit: the trial's merit; None if the trial was stopped.
+            merit: the trial's metric, negated if it is minimised; None if the trial was stopped.
         """
         if merit is not None:
             self._completed.append((sparsity, merit))
@@ -88,11 +90,11 @@ class Planner:
             self._params.setdefault(configuration, {k: v for k, v in params.items() if k != FINAL_SPARSITY})
 
     def plan(self, number: int, *, first_points: bool) -> Plan | None:
-        """Return the plan of the next trial, or None if no method has a final sparsity.
+        """Return the plan of the next trial. Return None if no method has a final sparsity.
 
         Args:
             number: the next trial's number.
-            first_points: whether to try the first points of the spaces.
+            first_points: whether to begin with the first points, which are good parameters that a search space lists.
         """
         turn = self._cover.next(number, self._placed, self._completed)
         if turn is None:
@@ -118,19 +120,20 @@ class Planner:
         return Configuration(name, self._params[name])
 
     def _first_point(self, method: str, sparsity: float, index: int) -> Configuration:
-        """Return the first point that the space has for this sparsity, moved into the ranges of the whole study."""
+        """Return a first point of the space for this sparsity. Its values are moved into the ranges of the whole
+        study."""
         params = clipped(self._layouts[method](sparsity).first[index], self._spaces[method].distributions)
         return Configuration(f"{FIRST}{index}", {k: v for k, v in params.items() if k != FINAL_SPARSITY})
 
 
 def _nearest(space: Space, sparsity: float, number: int) -> int:
-    """Return the index of the first point to try: the point for the nearest target. If some points have no target, they
-    take turns."""
+    """Return the index of the first point to try: the point for the nearest target. If some first points have no
+    target, return each index in turn."""
     apart = space.apart_from(sparsity)
     return number % len(space.first) if len(apart) < len(space.first) else min(apart, key=lambda index: apart[index])
 
 
 def planner_for(spaces: Sequence[Space], goal: Goal) -> Planner | None:
-    """Return the planner of a study's trials. Return None for a goal with one target, because the sampler then chooses
-    sparsities."""
+    """Return the planner for a goal with several sparsities. Return None for a goal with one target, because the
+    sampler then chooses the sparsity."""
     return Planner(spaces, goal) if goal.multi_objective else None

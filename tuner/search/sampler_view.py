@@ -1,8 +1,8 @@
 """Gives a sampler its own small study in memory, from which it learns quickly.
 
-The record is Optuna's study in the journal. It has two objectives and keeps all trials. A sampler that learned from the
-record would become slow: at each proposal it would sort all trials by domination and compute a kernel for each. Its own
-study contains
+The record is Optuna's study in the journal. It has two objectives and contains all trials. A sampler that learned from
+the record would become slow: at each proposal it would sort all trials by Pareto dominance and compute a kernel for
+each trial. The sampler's own study contains
 
 - one objective: the merit, or with several sparsities, the merit minus the expected merit at the trial's sparsity;
 - only the useful trials: the best and the latest ones, or those of similar sparsity;
@@ -30,28 +30,29 @@ from tune_sparsity.tuner.search.samplers import OneByOne
 
 CONSTRAINT = "target"
 FOR_DASHBOARD = "constraints"
-"""The system attribute of a trial in which Optuna's dashboard expects the constraints, as a list. It contains
-CONSTRAINT a second time. Optuna reads it as another constraint, which is hidden from samplers."""
+"""The system attribute of a trial in which Optuna's dashboard expects the constraints, as a list. The list repeats the
+value of CONSTRAINT. Optuna itself would read it as another constraint, so it is hidden from samplers."""
 LIKE, LIKE_SHARE = 24, 3
-"""A sampler learns from the third (LIKE_SHARE) of the trials that is nearest in sparsity, and at least from LIKE
+"""A sampler learns from 1 / LIKE_SHARE of the trials, those of the most similar sparsity, and at least from LIKE
 trials."""
 _WORST = -2.0  # below all other values: feasible ones are above 0, and infeasible ones above -1
 
 
 @dataclass(frozen=True)
 class View:
-    """Defines the trials and values that a sampler sees.
+    """Settings that define which trials and values a sampler sees.
 
     Attributes:
         constraint: whether the sampler handles the constraint itself. If not, each infeasible trial gets a value below
             all feasible ones, and each stopped trial a value below all infeasible ones (Deb's rules, 2000). This suits
             samplers that compare only ranks.
-        most: the largest number of ended trials. Above it, the `best` ones and the latest ones are kept.
-        best: the number of best trials that are kept.
-        running: the largest number of running trials. Above it, only the latest ones are seen.
-        everything: distributions of parameters that each trial gets, even if a parameter does not apply in it. This is
-            for samplers that learn only from trials with the same parameters.
-        centre: the values for parameters in `everything` that a trial of another study does not have.
+        most: the largest number of ended trials in the sampler's study. If there are more, only the best and the latest
+            trials are kept.
+        best: the number of best trials to keep.
+        running: the largest number of running trials. If there are more, the sampler sees only the latest ones.
+        everything: the distributions of parameters that each trial must have, even if a parameter does not apply to it.
+            This is for samplers that learn only from trials with the same parameters.
+        centre: values of the parameters in `everything`, for trials that do not have them.
     """
 
     constraint: bool = True
@@ -64,15 +65,16 @@ class View:
 
 @runtime_checkable
 class Numbered(Protocol):
-    """A sampler whose random numbers depend on the trial's number. Its proposals are then the same after a restart of
-    the process."""
+    """A sampler whose random numbers depend on the trial's number. After a restart of the process, it therefore makes
+    the same proposals."""
 
     def begin(self, number: int) -> None:
         """Prepare to propose the parameters of trial `number`."""
 
 
 class OwnStudy(OneByOne):
-    """A sampler for the record that asks another sampler for all parameters. The other sampler has its own study.
+    """A sampler of Optuna that asks another sampler for all parameters. The other sampler learns from its own study,
+    and not from the study in the journal.
 
     Args:
         sampler: the sampler that proposes the parameters.
@@ -93,7 +95,7 @@ class OwnStudy(OneByOne):
         return suggest(self._open[trial.number], param_name, param_distribution)
 
     def settle(self, trial: optuna.Trial) -> None:
-        """Copy the parameters of the record's trial, which are now complete, to the trial in the sampler's own
+        """Copy the parameters of a trial in the journal, when they are complete, to the same trial in the sampler's own
         study."""
         own = self._open[trial.number]
         for name, distribution in self._seen_params({**self._view.everything, **trial.distributions}).items():
@@ -101,10 +103,10 @@ class OwnStudy(OneByOne):
 
     @abstractmethod
     def add(self, trials: Iterable[FrozenTrial]) -> None:
-        """Add trials that ended in an earlier process or in another study."""
+        """Add ended trials of an earlier process or of another study to the sampler's own study."""
 
     def _seen_params(self, named: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the parameters, or their distributions, that the sampler sees, by name."""
+        """Return the part of `named` that the sampler sees. `named` has parameters or their distributions, by name."""
         return dict(named)
 
     def _begin(self, number: int, given: Mapping[str, Any]) -> None:
@@ -115,16 +117,16 @@ class OwnStudy(OneByOne):
         self._open[number] = self._study.ask()
 
     def _stopped(self) -> tuple[TrialState, list[float] | None]:
-        """Return the state and the values that the sampler sees for a trial that was stopped or failed."""
+        """Return the state and the values with which the sampler sees a trial that was stopped or failed."""
         return (TrialState.PRUNED, None) if self._view.constraint else (TrialState.COMPLETE, [_WORST])
 
 
 class SamplingStudy(OwnStudy):
-    """Lets the sampler learn from the best and the latest trials."""
+    """Lets a sampler learn from the best and the latest trials, in a study of its own."""
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Begin the trial in the sampler's own study too. Parameters that are fixed already, by an enqueued point or an
-        earlier process, are kept."""
+        """Begin the trial in the sampler's own study, too. Parameters that are already fixed stay as they are: those of
+        an enqueued trial, and those that an earlier process has proposed."""
         self._begin(trial.number, {**trial.system_attrs.get("fixed_params", {}), **trial.params})
         if len(self._open) > self._view.running:
             oldest = self._open.pop(next(iter(self._open)))
@@ -133,7 +135,7 @@ class SamplingStudy(OwnStudy):
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """End the trial in the sampler's own study too, with the values that the sampler sees."""
+        """End the trial in the sampler's own study, too, with the values for the sampler's view."""
         own = self._open.pop(trial.number, None)
         if own is None:
             self._study.add_trial(self._seen(trial, state, values))
@@ -159,7 +161,7 @@ class SamplingStudy(OwnStudy):
     def _told(
         self, state: TrialState, values: Sequence[float] | None, constraints: Mapping[str, float]
     ) -> tuple[TrialState, list[float] | None]:
-        """Return the state and the values of a trial as the sampler sees them."""
+        """Return the state and the values with which the sampler sees a trial."""
         if state is TrialState.COMPLETE:
             assert values is not None
             missing = _missing(constraints)
@@ -181,8 +183,12 @@ class SamplingStudy(OwnStudy):
             )
 
     def _forget(self) -> None:
-        """Replace a study that has become too large by a new one with the best and the latest trials. Running trials
-        are kept and not counted: otherwise hundreds of them would leave no room for ended trials."""
+        """Replace the sampler's own study by a new one if it has become too large. The new study has only the best and
+        the latest trials.
+
+        Running trials are also in the new study, but they do not count for its size. Otherwise hundreds of them would
+        leave no space for ended trials.
+        """
         ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         if len(ended) <= self._view.most:
             return
@@ -205,7 +211,7 @@ def _running(own: optuna.Trial) -> FrozenTrial:
 
 
 def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
-    """Return the value that Optuna suggests for a parameter with this distribution."""
+    """Call Optuna's `suggest` method for this distribution, and return the value of the parameter."""
     if isinstance(distribution, FloatDistribution):
         return trial.suggest_float(
             name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
@@ -219,23 +225,25 @@ def suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> A
 
 
 def _constraint(trial: FrozenTrial) -> dict[str, float]:
-    """Return the value of CONSTRAINT by its name; an empty dict if the trial has none."""
+    """Return {CONSTRAINT: its value} of a trial. Return an empty dict if the trial does not have this constraint."""
     return {name: value for name, value in trial.constraints.items() if name == CONSTRAINT}
 
 
 def _missing(constraints: Mapping[str, float]) -> float:
-    """Return the sum of a trial's violations of its constraints; 0 if the trial is feasible."""
+    """Return by how much a trial violates its constraints: the sum over all constraints, or 0 if the trial is
+    feasible."""
     return sum(max(0.0, value) for value in constraints.values())
 
 
 def _ranked(merit: float) -> float:
-    """Return a number in (0, 1) that rises with the merit, for samplers that compare only ranks."""
+    """Return a number in (0, 1) that increases with the merit. It replaces the merit for samplers that compare only
+    ranks."""
     return 0.5 + 0.5 * merit / (1 + abs(merit))
 
 
 def _ranks(trials: Sequence[FrozenTrial]) -> list[tuple[float, float]]:
-    """Return a key for each trial that sorts the best first: feasible trials by value, then infeasible ones, then
-    stopped ones."""
+    """Return a sort key for each trial. Feasible trials come first, the best of them at the front, then infeasible
+    trials, and then stopped trials."""
     ranks = []
     for trial in trials:
         if trial.state is not TrialState.COMPLETE:
@@ -258,17 +266,19 @@ class _Ended:
 
 
 class LikeSparsityStudy(OwnStudy):
-    """Lets the sampler learn from trials of similar sparsity. A planner chooses the final sparsity of each trial first.
+    """Lets a sampler learn from trials of similar sparsity, in a study of its own. The final sparsity of each trial is
+    chosen before, by a planner (tuner.search.planner).
 
-    For each new trial the sampler gets a new study. It contains the ended trials that are nearest in the logarithm of
-    the density. The value of a trial is its merit minus the monotone fit of the other trials, so the effect of sparsity
-    is removed.
+    For each new trial, the sampler gets a new study. The study contains the ended trials with the most similar
+    sparsities, measured in the logarithm of the density. The value of a trial is its merit minus the merit that is
+    expected at its sparsity. The expected merit comes from a falling fit of the other trials.
 
     Args:
         sampler: the sampler that proposes all parameters except the final sparsity.
         view: the trials and values that it sees.
-        sparsity_of: returns a trial's final sparsity from those of its parameters in the record that are fixed so far.
-        sparsities: the names of the final sparsity in the record. The sampler does not see these parameters.
+        sparsity_of: a function that returns a trial's final sparsity from its parameters so far, by their names in
+            Optuna.
+        sparsities: the names of the parameters in Optuna that are final sparsities. The sampler does not see them.
     """
 
     def __init__(
@@ -310,7 +320,8 @@ class LikeSparsityStudy(OwnStudy):
         return {name: value for name, value in named.items() if name not in self._sparsities}
 
     def _near(self, position: float) -> optuna.Study:
-        """Return a study with the ended trials nearest to this position, and with the latest running trials."""
+        """Return a new study for the sampler. It has the ended trials nearest to this position (`log_sparsity`), and
+        the latest running trials."""
 
         def nearest(trials: list[_Ended]) -> list[_Ended]:
             most = max(LIKE, len(trials) // LIKE_SHARE)

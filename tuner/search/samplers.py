@@ -1,4 +1,5 @@
-"""Defines the samplers of Optuna that a study can use, their settings, and the use of priors in the first trials."""
+"""Defines the samplers of Optuna that a study can use, and their settings. The parameters of the first trials are drawn
+from priors instead."""
 
 from __future__ import annotations
 
@@ -20,27 +21,29 @@ from tune_sparsity.search_spaces.priors import draw
 
 DEFAULT_SAMPLER = "tpe"
 Learn = Callable[[int, Sequence[FrozenTrial], BaseSampler], BaseSampler]
-"""A function that makes the sampler. Its arguments are the seed, the study's completed trials so far, and a sampler for
-parameters that the new sampler cannot propose."""
+"""A function that makes a sampler. Its arguments are the seed, the study's completed trials so far, and another sampler
+for parameters that the new sampler cannot propose."""
 
 
 @dataclass(frozen=True)
 class SamplerKind:
-    """A sampler and its abilities.
+    """Describes a sampler: its abilities and its settings.
 
     Attributes:
-        what: a description in one line, for `tune-sparsity list samplers`.
-        learn: makes the sampler.
-        front: whether it can search several sparsities in one study, as for a front.
-        methods: whether it can search several methods in one study.
-        own_study: whether it learns from its own study (tuner.search.sampler_view) instead of the record.
-        constraint: whether it handles the constraint itself. If not, an infeasible trial gets a value below all
-            feasible ones (Deb's rule).
-        most: the largest number of trials in its own study.
+        what: a description of one line, which `tune-sparsity list samplers` prints.
+        learn: a function that makes the sampler.
+        front: whether the sampler can search several sparsities in one study, as for a front.
+        methods: whether the sampler can search several methods in one study.
+        own_study: whether the sampler learns from a small study of its own (tuner.search.sampler_view) instead of the
+            study in the journal.
+        constraint: whether the sampler handles the constraint itself. If not, an infeasible trial gets a value below
+            all feasible ones (Deb's rule).
+        most: the largest number of ended trials in its own study.
         running: the largest number of running trials in its own study.
-        startup: the number of trials that are drawn from the priors before it learns.
-        anew: whether a new sampler is made for each trial. Its proposals then depend only on the trials, so a resumed
-            search proposes the same as an uninterrupted one.
+        startup: the number of completed trials before the sampler learns. Until then, parameters are drawn from the
+            priors.
+        anew: whether a new sampler is made for each trial. The proposals then depend only on the trials, so a resumed
+            search makes the same proposals as an uninterrupted search.
     """
 
     what: str
@@ -79,7 +82,7 @@ def _cmaes(seed: int, trials: Sequence[FrozenTrial], independent: BaseSampler) -
 
 
 def _numbers_of(trial: FrozenTrial) -> FrozenTrial:
-    """Return the trial with only the parameters that CMA-ES searches."""
+    """Return the trial with only its numeric parameters, because CMA-ES searches only these."""
     numeric = {
         name: distribution
         for name, distribution in trial.distributions.items()
@@ -113,7 +116,7 @@ SAMPLERS = {
         lambda seed, trials, independent: samplers.NSGAIISampler(seed=seed, population_size=16),
     ),
     "cmaes": SamplerKind(
-        "evolution strategy: for one target and one method; it searches numbers, and draws the rest from the priors",
+        "evolution strategy: for one target and one method; it draws parameters that are not numbers from the priors",
         _cmaes,
         front=False,
         methods=False,
@@ -144,12 +147,12 @@ def check_sampler(name: str, *, front: bool, methods: int) -> None:
         methods: the number of methods in the study.
 
     Raises:
-        ValueError: if it cannot; the message names the samplers that can.
+        ValueError: if the sampler cannot do this search. The message names the samplers that can.
     """
     kind = SAMPLERS[name]
     if front and not kind.front:
         raise ValueError(
-            f"--sampler {name} cannot search a whole front, because it has one objective: "
+            f"--sampler {name} cannot search several sparsities, because it has one objective: "
             f"{_those(lambda k: k.front)} can"
         )
     if methods > 1 and not kind.methods:
@@ -164,7 +167,7 @@ def _those(can: Callable[[SamplerKind], bool]) -> str:
 
 
 class OneByOne(BaseSampler):
-    """A sampler that proposes each parameter independently."""
+    """A sampler that proposes each parameter without regard to the others."""
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}
@@ -176,11 +179,11 @@ class OneByOne(BaseSampler):
 
 
 class PriorSampler(OneByOne):
-    """Draws each parameter from its prior, or uniformly if it has no prior.
+    """Draws each parameter from its prior. Without a prior, the distribution is uniform.
 
     Args:
-        priors: the priors by the parameter's name in the study.
-        seed: the seed of the draws.
+        priors: the priors, by the parameters' names in Optuna.
+        seed: the seed of the random numbers.
     """
 
     def __init__(self, priors: Mapping[str, Prior], seed: int) -> None:
@@ -188,7 +191,7 @@ class PriorSampler(OneByOne):
         self._rng = np.random.default_rng(seed)
 
     def begin(self, number: int) -> None:
-        """Draw for trial `number` from now on. These draws do not depend on earlier ones."""
+        """Reset the random numbers for trial `number`, so that they do not depend on earlier trials."""
         self._rng = np.random.default_rng([self._seed, number])
 
     def sample_independent(
@@ -198,21 +201,22 @@ class PriorSampler(OneByOne):
 
 
 class EvenSampler(PriorSampler):
-    """Draws the parameters of the record's trials directly, without a study of its own."""
+    """Draws the parameters of each trial from random numbers that depend only on the seed and the trial's number."""
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self.begin(trial.number)
 
 
 class PriorsFirst(BaseSampler):
-    """Draws from the priors until `startup` trials have completed, and then uses a sampler that learns from them.
+    """Draws from the priors until `startup` trials have completed. After that, a sampler that learns from the trials
+    proposes the parameters.
 
     Args:
-        learn: makes the sampler that learns.
-        priors: the priors by the parameter's name in the study.
+        learn: a function that makes the sampler that learns.
+        priors: the priors, by the parameters' names in Optuna.
         startup: the number of completed trials before the sampler learns.
-        seed: the seed of both samplers.
-        anew: whether a new sampler is made for each trial. If not, it is made once.
+        seed: the seed from which both samplers get their seeds.
+        anew: whether a new learning sampler is made for each trial. If not, it is made once.
     """
 
     def __init__(
@@ -225,7 +229,7 @@ class PriorsFirst(BaseSampler):
         self._number = 0
 
     def begin(self, number: int) -> None:
-        """Prepare to propose the parameters of trial `number` of the record."""
+        """Prepare to propose the parameters of the trial with this number in the journal."""
         self._number = number
         if self._anew:
             self._independent.begin(number)
@@ -271,9 +275,9 @@ def make_sampler(name: str, seed: int, priors: Mapping[str, Prior], begun: int =
     Args:
         name: a key of SAMPLERS.
         seed: the study's seed.
-        priors: the priors by the parameter's name in the study.
-        begun: the number of trials that earlier processes have begun. It changes the seed of a sampler that would
-            otherwise propose the same again.
+        priors: the priors, by the parameters' names in Optuna.
+        begun: the number of trials that earlier processes of this study have begun. Some samplers get another seed for
+            it, because they would otherwise propose the first trials again.
     """
     kind = SAMPLERS[name]
     fresh = _mixed(seed, begun) if begun and not kind.anew else seed

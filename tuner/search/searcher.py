@@ -1,9 +1,9 @@
-"""Searches with Optuna: it proposes trials and receives their results. Merit and sparsity are the two objectives, and
-the target is a constraint.
+"""Searches with Optuna: proposes trials and receives their results. Merit and sparsity are the two objectives, and the
+target sparsity is a constraint. The merit is the metric, negated if it is minimised.
 
-All of the searcher's state is in Optuna's study, which is called the record. Its file, the journal, is in the study's
-folder, so a study can be resumed, and Optuna's dashboard can open it. Some samplers learn from their own study instead
-(tuner.search.sampler_view). The searcher does not need Ray.
+The searcher's whole state is in Optuna's study, which other modules call the record. The study's file, the journal, is
+in the study's folder. A study can therefore be resumed, and Optuna's dashboard can open it. Some samplers learn from a
+small study of their own instead (tuner.search.sampler_view). The searcher does not need Ray.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _EARLIER = "earlier"  # an attribute of the study: the records of trials from ot
 
 @dataclass(frozen=True)
 class Asked:
-    """A proposed trial."""
+    """A trial that the search proposes: its number, method and parameters."""
 
     number: int
     method: str
@@ -54,23 +54,26 @@ class Asked:
 
 
 class OptunaSearcher:
-    """Proposes trials that maximise merit and sparsity, subject to sparsity >= target.
+    """Proposes trials that maximise merit and sparsity, subject to sparsity >= target. The merit is the metric, negated
+    if it is minimised.
 
     Args:
-        spaces: one space for each method. With several, the method is a searched parameter, and the parameters of each
-            method are named METHOD.PARAMETER in Optuna.
+        spaces: one search space for each method. If there are several, the method itself is a parameter, and the
+            parameters of each method are named METHOD.PARAMETER in Optuna.
         target: the lowest feasible sparsity, in [0, 1).
         sampler: a name in tuner.search.samplers.SAMPLERS.
         seed: the seed of the sampler.
-        journal: Optuna's journal file; None keeps the study in memory. An existing file is continued.
+        journal: Optuna's journal file. If the file exists, its study is continued. If None, the study is only in
+            memory.
         name: the name of a new study in the journal.
-        planner: chooses the final sparsity of each trial if the goal has several sparsities. If None, the sampler
-            proposes it, and searches for the best feasible merit.
-        earlier: the knowledge from earlier studies. Only a new study uses it, and keeps it in the journal.
+        planner: chooses the final sparsity of each trial, for goals with several sparsities. If None, the sampler
+            proposes the sparsity, and searches for the best merit of a feasible trial.
+        earlier: trials and parameters of earlier studies. They are used only in a new study, and are stored in its
+            journal.
         objective: the metric that gives the merit.
 
     Raises:
-        ValueError: if the sampler cannot do this search; the message names the samplers that can.
+        ValueError: if the sampler cannot do this search. The message names the samplers that can.
     """
 
     def __init__(
@@ -116,8 +119,8 @@ class OptunaSearcher:
         self._left = self._unfinished()
 
     def _unfinished(self) -> list[Asked]:
-        """Return the trials that an earlier process has begun and not ended. `ask` returns them again under their own
-        numbers."""
+        """Return the trials that an earlier process has begun but not ended. `ask` returns these trials again, with
+        their numbers."""
         left = []
         for frozen in self.study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
             trial = optuna.Trial(self.study, frozen._trial_id)
@@ -126,16 +129,20 @@ class OptunaSearcher:
         return left
 
     def _name_values(self, objective: Objective) -> None:
-        """Name the two objectives for Optuna's pictures. The name of a metric to minimise says that it is negated."""
+        """Set the names of the two objectives for Optuna's plots. The name of a metric to minimise begins with
+        "minus_"."""
         merit = objective.val if objective.maximize else f"minus_{objective.val}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study.set_metric_names([merit, "sparsity"])
 
     def _line_up(self, earlier: WarmStart) -> None:
-        """Enqueue the first points of a new study: the best points of earlier studies, and the first points of the
-        spaces unless trials of an earlier study are carried over. These trials are stored in an attribute of the study,
-        because they are not trials of this study."""
+        """Enqueue the first trials of a new study: first the best parameters of earlier studies, then the first points
+        of the search spaces.
+
+        First points are used only without a planner, and without trials of earlier studies. The trials of earlier
+        studies are stored in an attribute of the study, because they are not trials of this study.
+        """
         self.study.set_user_attr(_EARLIER, [record.to_dict() for record in earlier.trials])
         for method, point in earlier.points:
             self._enqueue(method, point)
@@ -145,7 +152,7 @@ class OptunaSearcher:
                     self._enqueue(space.method, point)
 
     def _earlier(self) -> list[FrozenTrial]:
-        """Return the trials of earlier studies in Optuna's form, for the sampler."""
+        """Return the trials of earlier studies as trials of Optuna, from which the sampler learns."""
         return [self._frozen(TrialRecord.from_dict(data)) for data in self.study.user_attrs.get(_EARLIER, [])]
 
     @property
@@ -174,7 +181,7 @@ class OptunaSearcher:
         self.study.enqueue_trial({**named, _METHOD: method} if len(self.spaces) > 1 else named)
 
     def _priors(self) -> dict[str, Prior]:
-        """Return the priors of all parameters, by their names in Optuna."""
+        """Return the priors of all parameters, by the parameters' names in Optuna."""
         return {
             self._key(method, name): prior
             for method, space in self.spaces.items()
@@ -182,8 +189,11 @@ class OptunaSearcher:
         }
 
     def _sampling_study(self, sampler: BaseSampler, kind: SamplerKind) -> OwnStudy | None:
-        """Return the study in which the sampler learns; None if the sampler learns from the record. A sampler that
-        cannot search several methods needs all parameters in each trial."""
+        """Return the small study from which the sampler learns. Return None if the sampler learns from the study in the
+        journal.
+
+        A sampler that cannot search several methods sees all parameters in each trial.
+        """
         if not kind.own_study:
             return None
         sparsities = {self._key(method, FINAL_SPARSITY) for method in self.spaces}
@@ -201,12 +211,12 @@ class OptunaSearcher:
         return LikeSparsityStudy(sampler, view, self._sparsity_of, sparsities)
 
     def _method_of(self, params: Mapping[str, Any]) -> str | None:
-        """Return the method from a trial's parameters in Optuna; None if it is not chosen yet."""
+        """Return the method of a trial from its parameters in Optuna; None if no method is chosen yet."""
         return params.get(_METHOD) if len(self.spaces) > 1 else next(iter(self.spaces))
 
     def _sparsity_of(self, params: Mapping[str, Any]) -> float:
-        """Return the final sparsity from a trial's parameters in Optuna. If the method is not chosen yet, return the
-        final sparsity of any method."""
+        """Return the final sparsity of a trial from its parameters in Optuna. If no method is chosen yet, return the
+        final sparsity for any of the methods."""
         method = self._method_of(params)
         methods = self.spaces if method is None else [method]
         found = (params.get(self._key(one, FINAL_SPARSITY)) for one in methods)
@@ -217,7 +227,7 @@ class OptunaSearcher:
         return f"{method}.{parameter}" if len(self.spaces) > 1 else parameter
 
     def ask(self) -> Asked:
-        """Return the next trial to run: an unfinished trial of an earlier process, or a new trial."""
+        """Return the next trial to run: a trial that an earlier process has not ended, or a new trial."""
         if self._left:
             return self._left.pop(0)
         with self._together(), warnings.catch_warnings():
@@ -229,7 +239,7 @@ class OptunaSearcher:
             return self._suggest(trial)
 
     def _take_turns(self) -> None:
-        """Enqueue the planner's choices for the next trial. The sampler proposes the other parameters."""
+        """Ask the planner for the next trial, and enqueue its choices. The sampler proposes the other parameters."""
         if self._planner is None:
             return
         if self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)):
@@ -247,7 +257,7 @@ class OptunaSearcher:
         self.study.enqueue_trial(given, {_CONFIGURATION: plan.configuration.name} if plan.configuration else None)
 
     def _begun(self, params: Mapping[str, Any]) -> None:
-        """Pass a trial that has begun to the planner.
+        """Report a trial that has begun to the planner.
 
         Args:
             params: the trial's parameters, by their names in Optuna.
@@ -257,7 +267,7 @@ class OptunaSearcher:
             self._planner.begun(method, params[key])
 
     def _ended(self, trial: FrozenTrial) -> None:
-        """Pass an ended trial to the planner, unless the trial failed."""
+        """Report an ended trial to the planner. Failed trials are not reported."""
         method = self._method_of(trial.params)
         if self._planner is None or method is None or trial.state is optuna.trial.TrialState.FAIL:
             return
@@ -269,7 +279,7 @@ class OptunaSearcher:
         self._planner.ended(method, params, configuration, sparsity, merit)
 
     def _suggest(self, trial: optuna.Trial) -> Asked:
-        """Return the trial with all its parameters. Parameters that are in the journal already are kept."""
+        """Return the trial with all its parameters. Parameters that are already in the journal do not change."""
         method = (
             trial.suggest_categorical(_METHOD, list(self.spaces)) if len(self.spaces) > 1 else next(iter(self.spaces))
         )
@@ -284,9 +294,14 @@ class OptunaSearcher:
         return Asked(trial.number, method, {**params, **space.fixed_for(params)})
 
     def tell(self, record: TrialRecord) -> None:
-        """End a trial in Optuna with the state of its record: COMPLETE with both objectives and the constraint, PRUNED
-        or FAIL. The last values of a stopped trial are only in its record, so that no sampler takes them for a
-        result."""
+        """End a trial in Optuna, as complete, pruned or failed. A complete trial gets both objectives and the
+        constraint.
+
+        A pruned trial gets no values, so that no sampler takes its last values for a result.
+
+        Args:
+            record: the ended trial.
+        """
         with self._together():
             self._tell(self._running.pop(record.number), record)
 
@@ -311,28 +326,28 @@ class OptunaSearcher:
 
     @property
     def running(self) -> KeysView[int]:
-        """Return a live view of the numbers of trials that have begun and not ended, including trials of an earlier
-        process. Other threads may read it."""
+        """Return the numbers of the trials that have begun but not ended, including trials of an earlier process. The
+        result is a live view: it changes with the search. Other threads may read it."""
         return self._running.keys()
 
     def finished(self) -> list[TrialRecord]:
-        """Return the records of all ended trials, also those of earlier processes, by number."""
+        """Return the records of all ended trials, including those of earlier processes, ordered by number."""
         return read_records(self.study)
 
     def states(self) -> Mapping[int, str]:
-        """Return Optuna's state of each trial, by number."""
+        """Return the name of each trial's state in Optuna, by the trial's number."""
         return {trial.number: trial.state.name for trial in self.study.get_trials(deepcopy=False)}
 
 
 def _values(record: TrialRecord) -> list[float]:
-    """Return both objectives of a completed trial, which Optuna maximises."""
+    """Return the two values of a completed trial that Optuna maximises: merit and sparsity."""
     sparsity, merit = known_point(record)
     return [merit, sparsity]
 
 
 def _open_study(journal: Journal | None, name: str) -> optuna.Study:
-    """Return the study in the journal, or a new study. An existing study may have another name, because its folder may
-    have been renamed."""
+    """Return the study in the journal. If there is none, return a new study with this name. The study in the journal
+    may have another name, if its folder was renamed."""
     storage = None
     if journal is not None:
         storage = RecordStorage(journal)

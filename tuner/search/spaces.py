@@ -1,4 +1,4 @@
-"""Makes the search spaces of a study, one for each method, with ranges for the study's goal."""
+"""Makes the search spaces of a study, one for each method, with ranges that fit the study's goal."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from tune_sparsity.tuner.study.trial import BINARY, FINAL_SPARSITY, WEIGHT_BITS
 def spaces_of(
     config: StudyConfig, goal: Goal, suited: str | None = None, optimizer: str = "sgd", *, few_bits: bool = False
 ) -> list[Space]:
-    """Return one space for each method: the method's built-in space, or the space of --space.
+    """Return one search space for each method: the method's built-in space, or the space of --space.
 
     Args:
         config: the study's configuration.
-        goal: the study's goal.
-        suited: the name of the experiment's own space, which replaces the built-in space of one method.
-        optimizer: the experiment's optimizer. The built-in spaces have an overlay for each optimizer except "sgd".
-        few_bits: whether the built-in spaces also search the bits of weights.
+        goal: the study's target sparsities and limits, as a `Goal`.
+        suited: the name of a search space that belongs to the experiment, if there is one. It replaces the built-in
+            space of its method.
+        optimizer: the experiment's optimizer. For every optimizer except "sgd", the built-in spaces have special
+            ranges.
+        few_bits: whether the built-in spaces also search the number of bits of weights.
 
     Raises:
         UsageError: if a space is unknown, belongs to another method, or cannot reach the goal.
@@ -57,13 +59,14 @@ def spaces_of(
     wanted = goal.highest if goal.kind is GoalKind.TARGETS else goal.lowest
     if not reaches(space, wanted) and not _small(space, goal):
         raise UsageError(
-            f"--space {config.space} has no {FINAL_SPARSITY} of {wanted:g} or more: no trial could meet the goal"
+            f"--space {config.space} has no {FINAL_SPARSITY} of {wanted:g} or more, so no trial can meet the goal"
         )
     return [space]
 
 
 def fewest_bits(config: StudyConfig, *, few_bits: bool) -> int:
-    """Return the smallest number of bits of a prunable weight in a study's spaces. Raise the errors of `load_space`."""
+    """Return the smallest number of bits of a prunable weight in a study's search spaces. The errors are those of
+    `load_space`."""
     if config.space is None and not few_bits:
         return ALL_BITS
     space = load_space(config.space or "lpss+bits", 0.0)
@@ -72,12 +75,16 @@ def fewest_bits(config: StudyConfig, *, few_bits: bool) -> int:
 
 
 def space_for(name: str, goal: Goal) -> Space:
-    """Return the space with this name, or in this file, for a goal.
+    """Return the search space for a goal, from a built-in space or a file.
 
-    A range in the space may depend on the target. If the goal has several sparsities, such a range is extended, so that
-    it contains the ranges for all targets and for both ends of a front. The space then has no first points, because
-    tuner.search.planner chooses them for the sparsity of each trial. Its priors are those for the middle of the range,
-    in the logarithm of the density.
+    A range in the space may depend on the target. If the goal has several sparsities, such a range is extended until it
+    contains the ranges for the lowest and the highest sparsity, and for all targets. The result then has no first
+    points, because tuner.search.planner chooses them for each trial's sparsity. The priors are those for the middle of the
+    range, on the scale of log(1 - sparsity).
+
+    Args:
+        name: the name of a built-in space, or the path of a file.
+        goal: the study's target sparsities and limits, as a `Goal`.
     """
     if not goal.multi_objective:
         return load_space(name, goal.lowest)
@@ -99,7 +106,7 @@ def space_for(name: str, goal: Goal) -> Space:
 
 
 def reaches(space: Space, sparsity: float) -> bool:
-    """Return whether a trial of the space can have this final sparsity or a higher one."""
+    """Return whether a trial of the search space can have this final sparsity or a higher one."""
     searched = space.distributions.get(FINAL_SPARSITY)
     if searched is None:
         return bool(space.fixed.get(FINAL_SPARSITY, _default(space.method)) >= sparsity)
@@ -108,7 +115,8 @@ def reaches(space: Space, sparsity: float) -> bool:
 
 
 def _small(space: Space, goal: Goal) -> bool:
-    """Return whether a trial of the space can meet a limit of bytes without zeros."""
+    """Return whether a trial of the search space can meet a limit of bytes without any zeros, as binary networks
+    can."""
     return goal.kind is GoalKind.MAX_BYTES and space.method == BINARY
 
 
@@ -119,7 +127,7 @@ def _default(method: str) -> float:
 
 
 def range_of(distribution: BaseDistribution) -> Range:
-    """Return the possible values of a final sparsity that has this distribution."""
+    """Return the range of a final sparsity with this distribution."""
     values = _values(distribution)
     if not values:
         assert isinstance(distribution, FloatDistribution)
@@ -137,7 +145,7 @@ def least(distribution: BaseDistribution, target: float) -> float:
 
 
 def _values(distribution: BaseDistribution) -> list[float]:
-    """Return all values of a parameter; an empty list for a continuous range."""
+    """Return all values of a distribution, or an empty list if it is a continuous range."""
     if not isinstance(distribution, FloatDistribution | IntDistribution):
         return list(getattr(distribution, "choices", ()))
     if distribution.step is None:
@@ -147,8 +155,8 @@ def _values(distribution: BaseDistribution) -> list[float]:
 
 
 def _union(those: list[BaseDistribution]) -> BaseDistribution:
-    """Return the smallest range that contains all of these ranges. Return the first distribution if they are equal or
-    categorical."""
+    """Return the smallest distribution that contains all of these distributions. If they are equal or categorical,
+    return the first one."""
     first = those[0]
     if all(one == first for one in those) or not isinstance(first, FloatDistribution | IntDistribution):
         return first
@@ -167,7 +175,12 @@ def _within(distribution: BaseDistribution, low: float, high: float) -> BaseDist
 
 
 def clipped(point: dict[str, Any], distributions: dict[str, BaseDistribution]) -> dict[str, Any]:
-    """Return the point with each number moved to the nearest value in its range."""
+    """Return a point in which each number is moved into its range.
+
+    Args:
+        point: values of parameters, by name.
+        distributions: the distributions of these parameters, by name.
+    """
     return {
         key: min(max(value, own.low), own.high)
         if isinstance(own := distributions[key], FloatDistribution | IntDistribution)

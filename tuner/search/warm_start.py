@@ -1,4 +1,5 @@
-"""Transfers knowledge from earlier studies: their trials if the spaces agree, otherwise their best points."""
+"""Lets a new study begin with results of earlier studies: with their trials if the search spaces agree, otherwise with
+their best parameters."""
 
 from __future__ import annotations
 
@@ -23,13 +24,13 @@ from tune_sparsity.tuner.study.trial import TrialRecord, TrialState
 
 @dataclass(frozen=True)
 class WarmStart:
-    """The knowledge that a new study gets from earlier studies.
+    """Results of earlier studies with which a new study begins.
 
     Attributes:
-        trials: completed and stopped trials of the same experiment that lie in the new study's spaces. They keep the
-            numbers that they have in their own study.
-        points: (method, parameters) pairs to try first. If the best trial of a study is not in `trials`, its parameters
-            are here.
+        trials: completed and stopped trials from which the sampler learns. Their experiment is the same, and their
+            parameters lie in the new study's search spaces. They have the numbers of the study from which they come.
+        points: (method, parameters) pairs to try first. If the best trial of an earlier study is not in `trials`, its
+            parameters are here.
     """
 
     trials: tuple[TrialRecord, ...] = ()
@@ -44,16 +45,17 @@ def warm_start(
     alike: dict[str, Any],
     objective: Objective = ACCURACY,
 ) -> WarmStart:
-    """Return the knowledge of earlier studies for a new study.
+    """Return results of earlier studies with which a new study begins.
 
     Args:
-        studies: names of studies in `storage`, or folders.
+        studies: names of studies in `storage`, or paths of studies' folders.
         storage: the storage of the new study.
-        spaces: the spaces of the new study, one for each method.
-        target: the sparsity that a trial of the new study must reach.
-        alike: settings in study.yaml, such as the experiment and the epochs. If a study has other values of these
-            settings, only its best point is used.
-        objective: the objective of the new study. If a study has another objective, only its best point is used.
+        spaces: the search spaces of the new study, one for each method.
+        target: the lowest feasible sparsity in the new study.
+        alike: settings from study.yaml, such as the experiment and the epochs. If an earlier study has other values of
+            these settings, only its best parameters are used.
+        objective: the objective of the new study. If an earlier study has another objective, only its best parameters
+            are used.
 
     Raises:
         UsageError: if a study is unknown, or has no completed trial of the new study's methods.
@@ -80,7 +82,7 @@ def warm_start(
 
 
 def _folder(study: str, storage: StudyStorage) -> Path:
-    """Return the folder of a study, or a copy of the folder on this machine if the study is in an object store."""
+    """Return the folder of a study. If the study is in an object store, return a copy of its folder on this machine."""
     try:
         folder = storage.folder_with(study, JOURNAL)
         known = storage.known(JOURNAL) if folder is None else ""
@@ -100,8 +102,11 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _agrees(params: dict[str, Any], space: Space) -> bool:
-    """Return whether the space could have proposed exactly these parameters. A parameter that the space fixes at the
-    method's default may be missing, because earlier versions did not have it."""
+    """Return whether the search space could have proposed exactly these parameters.
+
+    A parameter may be missing if the space fixes it at the method's default, because earlier versions of this package
+    did not have it.
+    """
     from tune_sparsity.sparsity import METHODS
 
     defaults = METHODS[space.method].defaults()
@@ -122,7 +127,8 @@ def _agrees(params: dict[str, Any], space: Space) -> bool:
 
 
 def _moved(params: dict[str, Any], space: Space) -> dict[str, Any]:
-    """Return the parameters moved into the space. A missing parameter gets the centre of its prior."""
+    """Return the parameters, with values outside of the search space moved into it. A missing parameter gets the centre
+    of its prior."""
     point: dict[str, Any] = {}
     centre = space.centre()
     for name, distribution in space.distributions.items():

@@ -34,7 +34,7 @@ LASTING = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", 
 
 @dataclass
 class Owed:
-    """Collects the notes about one run that have not been sent to the store."""
+    """Collects the notes about one run of MLflow that have not been sent to the store."""
 
     started: int  # Unix time in ms
     params: dict[str, str] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Owed:
 
 
 def by_run(notes: Iterable[Note]) -> dict[str, Owed]:
-    """Group unsent notes by run. The parent run comes last, so that it never ends before its trials."""
+    """Group unsent notes by run. The study's parent run comes last, so that it does not end before its trials."""
     owed: dict[str, Owed] = {}
     for note in notes:
         owed.setdefault(note.run, Owed(note.at)).add(note)
@@ -68,13 +68,14 @@ def by_run(notes: Iterable[Note]) -> dict[str, Owed]:
 
 
 class RunWriter:
-    """Writes a study's runs to one MLflow store. Every method may raise MLflow's errors, and may then be called again.
+    """Writes a study's runs to one MLflow store. Every method may raise MLflow's errors. After an error, the method may
+    be called again.
 
     Args:
         uri: the tracking URI.
         identity: the study.
         folder: the study's folder, which contains the files for artifacts.
-        runs: the name of each known run -> its id.
+        runs: the ids of the known runs in MLflow, by the names of the runs.
     """
 
     def __init__(self, uri: str, identity: StudyIdentity, folder: Path, runs: dict[str, str]) -> None:
@@ -84,8 +85,8 @@ class RunWriter:
         self._found: dict[str, MlflowRun] | None = None  # the trials' runs in the store by name; None: not searched yet
 
     def open(self) -> None:
-        """Import MLflow, and find or create the study's experiment in MLflow's store. Create the store if it is a
-        SQLite file that does not exist."""
+        """Import MLflow, and find or create the study's experiment in the store. If the store is an SQLite file that
+        does not exist, create it."""
         if self.experiment_id is not None:
             return
         if (file := sqlite_file(self.uri)) is not None:
@@ -105,10 +106,10 @@ class RunWriter:
         self.experiment_id = found.experiment_id
 
     def _artifacts(self, experiment: str) -> str | None:
-        """Return the artifact location of a new experiment, or None for a server, which has its own.
+        """Return the artifact location for a new experiment. Return None for a server, which chooses its own location.
 
-        With a database MLflow would use the current folder. The location is therefore beside the SQLite file, or beside
-        the studies for another database.
+        For a database, MLflow would use the current folder. This method chooses a folder next to the SQLite file, or
+        next to the study's folder for another database.
         """
         if is_server(self.uri):
             return None
@@ -117,8 +118,8 @@ class RunWriter:
         return (folder / "mlartifacts" / experiment.replace(":", "_")).absolute().as_uri()
 
     def knows_the_study(self) -> bool:
-        """Return whether the store contains the known parent run. The store lacks this run if it has replaced an older
-        store at the same URI."""
+        """Return whether the store contains the study's parent run. It does not if somebody has replaced the store at
+        this URI by another one."""
         if PARENT not in self.runs:
             return False
         from mlflow import MlflowException
@@ -132,12 +133,12 @@ class RunWriter:
         return True
 
     def ensure(self, name: str, started: int, more: Mapping[str, str]) -> tuple[str, bool]:
-        """Find or create a run. Return its id, and whether it is new.
+        """Find or create a run. Return its id in MLflow, and whether it is new.
 
         Args:
             name: the name of the run.
             started: the start of the run as Unix time in ms.
-            more: the tags of the run, if it is new.
+            more: tags that the run gets only if it is new.
         """
         if name in self.runs:
             return self.runs[name], False
@@ -167,8 +168,8 @@ class RunWriter:
         return next(iter(self._search(query, 1)), None)
 
     def _trials(self, parent_id: str) -> dict[str, MlflowRun]:
-        """Return the runs of the study's trials in the store at the first call, by name. `runs` holds the runs that are
-        created later."""
+        """Return the runs of the study's trials, by name. The store is searched only at the first call. Later runs are
+        in `runs`."""
         if self._found is None:
             runs = self._search(f"tags.`mlflow.parentRunId` = '{parent_id}'")
             self._found = {run.data.tags["trial"]: run for run in reversed(runs) if "trial" in run.data.tags}
@@ -191,7 +192,14 @@ class RunWriter:
                 return runs
 
     def write_all(self, owed: Mapping[str, Owed]) -> list[str]:
-        """Write the notes about several runs with `write`. The notes about the parent run come last."""
+        """Write the notes about several runs. The notes about the parent run are written last.
+
+        Args:
+            owed: the notes by the names of the runs.
+
+        Returns:
+            A line for each part that the store has refused for good.
+        """
         trials = [(name, each) for name, each in owed.items() if name != PARENT]
         if trials:  # find the runs before several threads need them
             self._trials(self.ensure(PARENT, min(each.started for each in owed.values()), {})[0])
@@ -203,8 +211,12 @@ class RunWriter:
         return refused + (self.write(PARENT, owed[PARENT]) if PARENT in owed else [])
 
     def write(self, name: str, owed: Owed) -> list[str]:
-        """Write the notes about a run. After a failure, this method can be called again with the same notes: parts that
-        have already arrived do not change.
+        """Write the notes about one run. After an error, this method can be called again with the same notes, because
+        writing a part twice changes nothing.
+
+        Args:
+            name: the name of the run.
+            owed: the notes.
 
         Returns:
             A line for each part that the store has refused for good.
@@ -246,11 +258,11 @@ class RunWriter:
 
 
 def prepare_sqlite(file: Path) -> None:
-    """Raise an error early if an SQLite store cannot be written. Create a new store as a whole or not at all.
+    """Create an SQLite store as a whole or not at all. If the store exists but cannot be written, raise an error.
 
-    MLflow builds a new file in place. If a study were killed meanwhile, MLflow would refuse the incomplete file
-    forever. If two studies started together, one would fail. This function therefore builds the file elsewhere and
-    links it to its path when it is complete.
+    MLflow creates a new file step by step. If a study were killed meanwhile, MLflow would refuse the incomplete file
+    forever. If two studies started at the same time, one would fail. This function therefore creates the file
+    elsewhere, and links it to its path when it is complete.
     """
     if file.exists():
         # MLflow would report the same error only after 90 seconds.
@@ -276,7 +288,7 @@ def prepare_sqlite(file: Path) -> None:
 
 
 def own_environment() -> None:
-    """Set MLflow's environment variables for a process that only delivers records."""
+    """Set MLflow's environment variables for a process that only sends notes to a store."""
     for name in STRAY:
         os.environ.pop(name, None)
     # With MLflow's defaults, one call would try a dead server for minutes.
@@ -291,8 +303,8 @@ def own_environment() -> None:
 
 
 def quiet_loggers() -> None:
-    """Hide MLflow's messages of a lower level than warning. Failures of the record are reported elsewhere, once and
-    without tracebacks."""
+    """Hide MLflow's log messages below the level WARNING. Failures are reported elsewhere, once and without
+    tracebacks."""
     if os.environ.get("MLFLOW_LOGGING_LEVEL"):
         return
     levels = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL}
@@ -305,14 +317,14 @@ def lasting(error: Exception) -> bool:
 
 
 def _local(error: Exception) -> bool:
-    """Return whether a file causes the error, or the store finally refuses it. Another attempt would fail, too, but
-    other parts of the run can still be sent."""
+    """Return whether another attempt would fail, too. Either the store refuses the content for good, or a file cannot
+    be read. Other parts of the run can still be sent."""
     return lasting(error) or isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError)
 
 
 def one_line(error: BaseException) -> str:
-    """Return the error and its first cause in one line. The cause says more than MLflow's description of its
-    request."""
+    """Return the error and its first cause in one line. The cause comes first, because MLflow's own errors often say
+    little."""
     root = error
     while below := root.__cause__ or root.__context__:
         root = below

@@ -1,4 +1,4 @@
-"""Describe the data set for MLflow, and log it."""
+"""Describe the data set, and log this description in MLflow."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _DIGEST = 36  # MLflow's limit, in characters
 
 
 def dataset_note(experiment: str, data: Data, checksum: str) -> dict[str, Any]:
-    """Return the name, sizes, types and checksum of the data set. MLflow's digest is the first 36 digits of the
-    checksum."""
+    """Return a description of the data set: its name, sizes, types and checksum. MLflow's digest is the first 36 digits
+    of the checksum."""
     x, y = data.train.first(1)
     return {
         "name": experiment,
@@ -54,8 +54,8 @@ def log_dataset(client: MlflowClient, run_id: str, note: Mapping[str, Any]) -> N
 
 
 def specs(nest: Any) -> Any:
-    """Return the type and the shape of an example's tensor. If an example is a nested structure, return those of each
-    of its tensors by name. The result has only types of JSON."""
+    """Return the type and the shape of an example, in types of JSON. For a nested structure of tensors, return type and
+    shape of each tensor by its name."""
     found = {
         name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape[1:])] for name, tensor in named(nest).items()
     }

@@ -1,8 +1,8 @@
-"""Deliver a study's outbox to an MLflow store. A delivery continues where the last one ended.
+"""Deliver a study's outbox to an MLflow store. A delivery continues at the place where the last one ended.
 
-The file sent.json beside the outbox says which notes have arrived. If a process dies after it sends a part and before
-it writes this file, the part is sent again. This does no harm, because the store keeps equal points, parameters and
-tags only once.
+The outbox is the file of notes for MLflow (tuner.tracking.outbox). The file sent.json next to the outbox says which
+notes have arrived in the store. If a process dies after sending a part and before writing sent.json, the part is sent
+again. This does no harm, because the store keeps equal metrics, parameters and tags only once.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Sent:
 
     Attributes:
         uri: the store's URI without credentials.
-        offset: the position in the outbox, in bytes, up to which all notes have arrived.
-        experiment_id: MLflow's id of the experiment.
-        runs: the name of each run -> MLflow's id.
+        offset: the position in the outbox, in bytes. All notes before it have arrived.
+        experiment_id: MLflow's id of the experiment; None until the store was opened.
+        runs: MLflow's ids of the runs, by the names of the runs.
         refused: a line for each part that the store has refused for good.
     """
 
@@ -49,7 +49,8 @@ class Sent:
 
 
 def read_sent(study_folder: Path, uri: str) -> Sent:
-    """Return which notes the store at `uri` has. Return an empty result if the study wrote to another store last."""
+    """Return which notes have arrived in the store at `uri`. If the study's last delivery went to another store, no
+    notes have arrived."""
     try:
         sent = Sent(**json.loads((outbox_file(study_folder).parent / SENT).read_text()))
     except (OSError, ValueError, TypeError):
@@ -58,8 +59,8 @@ def read_sent(study_folder: Path, uri: str) -> Sent:
 
 
 def written_to(study_folder: Path) -> str | None:
-    """Return the URI, without credentials, of the store that the study used last. Return None if the study has used no
-    store."""
+    """Return the URI, without credentials, of the store of the study's last delivery. Return None if there was no
+    delivery."""
     try:
         return str(json.loads((outbox_file(study_folder).parent / SENT).read_text())["uri"])
     except (OSError, ValueError, LookupError, TypeError):
@@ -67,7 +68,7 @@ def written_to(study_folder: Path) -> str | None:
 
 
 class Delivery:
-    """Sends a study's outbox part by part.
+    """Sends the notes in a study's outbox, part by part.
 
     Args:
         study_folder: the study's folder.
@@ -87,7 +88,8 @@ class Delivery:
         return self.file.stat().st_size > self.sent.offset
 
     def part(self) -> None:
-        """Send the next part, if there is one. This method may raise MLflow's errors, and may then be called again."""
+        """Send the next part of the outbox, if there are unsent notes. This method may raise MLflow's errors, and may
+        then be called again."""
         self._open()
         notes, offset = read_notes(self.file, self.sent.offset, PART)
         try:
@@ -107,7 +109,7 @@ class Delivery:
         self.sent.experiment_id, self._opened = self._store.experiment_id, True
 
     def unsent_runs(self) -> int:
-        """Return the number of runs that have not arrived completely."""
+        """Return the number of runs with notes that have not arrived."""
         return len({note.run for note in read_notes(self.file, self.sent.offset)[0]})
 
     def _note(self) -> None:
@@ -115,13 +117,15 @@ class Delivery:
 
 
 def deliver(study_folder: Path, uri: str, pause: float = 1.0) -> tuple[Sent, str]:
-    """Send all unsent notes in this process, with a few attempts.
+    """Send all unsent notes to the store, with a few attempts. This function runs in the calling process.
 
     Args:
+        study_folder: the study's folder.
+        uri: the tracking URI.
         pause: seconds between an error and the next attempt.
 
     Returns:
-        Two values: which notes have arrived; and the reason why notes are missing, or "" if none are missing.
+        Two values: which notes have arrived; and the reason why notes are missing, or "" if all have arrived.
     """
     delivery = Delivery(study_folder, uri)
     failures, error = 0, ""
@@ -136,16 +140,18 @@ def deliver(study_folder: Path, uri: str, pause: float = 1.0) -> tuple[Sent, str
 
 
 def missing(delivery: Delivery, uri: str, error: str) -> str:
-    """Return a line that says how many runs have not arrived completely, and why."""
+    """Return a line that says how many runs are incomplete in the store, and why."""
     return redact(f"MLflow at {uri}: {error}; {delivery.unsent_runs()} runs are not fully recorded there")
 
 
 @contextmanager
 def only_one(study_folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Within this block, hold the study's lock for deliveries. Two deliveries at once would create runs twice.
+    """Hold the study's lock for deliveries within the `with` block. Without the lock, two deliveries at once would
+    create runs twice.
 
     Args:
-        wait: whether to wait for the lock.
+        study_folder: the study's folder.
+        wait: whether to wait until another process releases the lock.
 
     Yields:
         Whether this process has the lock.

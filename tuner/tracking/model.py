@@ -1,6 +1,6 @@
 """Describe the best network for MLflow, and log it as a model.
 
-The driver makes the description without MLflow. The process that delivers the record logs the model.
+The driver writes the description, without importing MLflow. The process that sends the notes logs the model.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def model_note(
     metrics: Mapping[str, float],
     register: str | None,
 ) -> dict[str, Any]:
-    """Write the contents of the logged model into a folder of the study, and return its description.
+    """Write the files of the model to log into a folder of the study, and return the description of the model.
 
     Args:
         study_folder: the study's folder.
@@ -55,8 +55,8 @@ def model_note(
         experiment: the experiment of the network.
         name: the name of the experiment, as a value of --experiment.
         data: the experiment's data.
-        tags: facts about the network: trial, target, ...
-        metrics: the measures of the network.
+        tags: facts about the network, for example its trial and its target.
+        metrics: the metrics of the network.
         register: the name in MLflow's model registry. If None, the model is not registered.
     """
     from tune_sparsity.tuner.tracking.pyfunc_model import assemble, load
@@ -91,8 +91,8 @@ def model_note(
 
 
 def model_type(data: Data) -> str | None:
-    """Return MLflow's type of the model, "classifier" or "regressor", which depends on the targets. Return None for
-    other targets."""
+    """Return "classifier" or "regressor", MLflow's types of models, according to the targets of the data. Return None
+    for other targets."""
     y = data.val.first(1).y
     if not isinstance(y, Tensor):
         return None
@@ -102,7 +102,7 @@ def model_type(data: Data) -> str | None:
 
 
 def requirements() -> list[str]:
-    """Return the packages that the logged model needs, with their versions in this installation."""
+    """Return the packages that the logged model needs, with their installed versions, as "NAME==VERSION"."""
     found = []
     for name in _REQUIRED:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -113,8 +113,16 @@ def requirements() -> list[str]:
 def log_model(
     run_id: str, client: MlflowClient, experiment_id: str, study_folder: Path, note: Mapping[str, Any]
 ) -> None:
-    """Log the best network or a group as a model of the run. If the note contains a name for MLflow's model registry,
-    register the model. A model with the same weights is not logged again."""
+    """Log the best network or a group of networks as a model of a run. If the run already has a model with the same
+    weights, use this one.
+
+    Args:
+        run_id: the run's id in MLflow.
+        client: the client of the store.
+        experiment_id: the experiment's id in MLflow.
+        study_folder: the study's folder.
+        note: the result of `model_note`. If it contains a name for MLflow's model registry, the model is registered.
+    """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
     name = note.get("name", BEST_NAME)  # notes of earlier versions have none
@@ -146,8 +154,8 @@ def log_model(
 
 
 def _upload(client: MlflowClient, model: Any, run_id: str, study_folder: Path, note: Mapping[str, Any]) -> None:
-    """Make the model's files and send them. Raise ValueError if they cannot be made, because another attempt would
-    fail, too."""
+    """Write the files of an MLflow model and send them. Raise ValueError if MLflow cannot write them. Another attempt
+    would then fail, too."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             _save(Path(folder) / "model", model, run_id, study_folder, note)
@@ -188,7 +196,8 @@ def _example(path: Path) -> Any:
 
 
 def _register(client: MlflowClient, name: str, model_id: str, run_id: str, note: Mapping[str, Any]) -> None:
-    """Register the model as a version with its measures as tags, and set the alias to this version."""
+    """Register the model as a version in MLflow's model registry, with its metrics as tags. Set the alias to this
+    version."""
     from mlflow import MlflowException
 
     try:
@@ -211,8 +220,8 @@ def _register(client: MlflowClient, name: str, model_id: str, run_id: str, note:
 
 @contextmanager
 def _current_store(uri: str) -> Iterator[None]:
-    """Within this block, MLflow's global tracking URI is `uri`. MLflow looks up `models:/ID` there, even with a client
-    for another store."""
+    """Set MLflow's global tracking URI to `uri` within the `with` block. MLflow resolves the address `models:/ID` with
+    the global URI, even if a client uses another store."""
     import mlflow
 
     before = mlflow.get_tracking_uri()

@@ -1,5 +1,5 @@
-"""Make the module names of earlier versions importable. Earlier versions have logged models whose user code imports
-these names."""
+"""Make modules importable by the names that they had in earlier versions of this package. The code of users in logged
+models may import these names."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ _OLD = {
         **{f"sparsity.{name}": f"sparsity.{name}" for name in ("layers", "masks", "schedules", "training")},
     },
 }
-"""Top-level package -> old names of its modules -> their names in `tune_sparsity`."""
+"""For each old top-level package: the new name in `tune_sparsity` of each module, by its old name."""
 
 
 def make_known() -> None:
-    """Allow imports of our modules by their old names. Both names give the same module, which is not loaded twice."""
+    """Allow imports of this package's modules by their old names. An old and a new name give the same module, which is
+    loaded only once."""
     for package, modules in _OLD.items():
         if _is_free(package):
             sys.modules.update({old: import_module(f"tune_sparsity.{new}") for old, new in modules.items()})
 
 
 def _is_free(package: str) -> bool:
-    """Return whether no other package has this name. A user's own package keeps its name."""
+    """Return whether no package of another project has this name. If there is one, the name belongs to that package."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         return True

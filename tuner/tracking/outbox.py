@@ -1,8 +1,9 @@
-"""Keep a study's record for MLflow in a file, the outbox. The driver appends notes, and another process delivers them.
+"""Stores the notes of a study for MLflow in a file, the outbox. The driver appends notes, and another process sends
+them.
 
-The whole record goes through this file. Notes that have not arrived stay in the file, so that nothing is lost when a
-server or a process fails. The file lies in STUDY/tracking. Each line is a JSON document. The first line identifies the
-study. Lines are only appended, each with a single write. Readers skip a line that is incomplete after a crash.
+All data for MLflow go through this file. Notes that have not arrived stay in it, so nothing is lost if a server or a
+process fails. The file is in STUDY/tracking. Each line is a JSON document. The first line identifies the study. Lines
+are only appended, each with a single write. Readers skip a line that is incomplete after a crash.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class StudyIdentity:
 
 @dataclass
 class Note:
-    """One note about a run. Its values have types that MLflow accepts."""
+    """One note about a run of MLflow. Its values have types that MLflow accepts."""
 
     run: str
     at: int = field(default_factory=lambda: now_ms())  # Unix time in ms
@@ -76,7 +77,10 @@ def outbox_file(study_folder: Path) -> Path:
 
 
 def read_identity(file: Path) -> StudyIdentity:
-    """Return the study that an outbox belongs to.
+    """Return the identity of the study that an outbox belongs to.
+
+    Args:
+        file: the outbox.
 
     Raises:
         OSError: if the file does not exist.
@@ -88,9 +92,10 @@ def read_identity(file: Path) -> StudyIdentity:
 
 
 def read_notes(file: Path, offset: int = 0, limit: int | None = None) -> tuple[list[Note], int]:
-    """Return the notes from `offset` on.
+    """Return the notes in an outbox that begin at `offset` or later.
 
     Args:
+        file: the outbox.
         offset: a position in bytes.
         limit: the number of bytes to read. Only whole lines are read, and at least one line. If None, all lines are
             read.
@@ -114,13 +119,13 @@ def read_notes(file: Path, offset: int = 0, limit: int | None = None) -> tuple[l
 
 
 class Outbox:
-    """Appends notes to a study's outbox. Values that the outbox already contains are left out. If there is no outbox,
-    it is created.
+    """Appends notes to a study's outbox. The outbox is created if it does not exist. Values that it already contains
+    are not written again.
 
     Attributes:
-        identity: the study with the id in the outbox.
-        statuses: the last status of every run.
-        pareto: the names of the runs that were last noted as on the front.
+        identity: the identity of the study, with the id in the outbox.
+        statuses: the last status of each run, by the name of the run.
+        pareto: the names of the runs that are on the front according to the outbox.
     """
 
     def __init__(self, study_folder: Path, identity: StudyIdentity) -> None:
@@ -144,7 +149,7 @@ class Outbox:
         self.note(PARENT, begin=self.session)
 
     def size(self) -> int:
-        """Return the size in bytes, which is the offset of the next note."""
+        """Return the size of the outbox in bytes, which is the offset of the next note."""
         return self.file.stat().st_size
 
     def note(
@@ -159,18 +164,20 @@ class Outbox:
         files: Iterable[Path] = (),
         **more: Any,
     ) -> None:
-        """Append a note about a run. Values that were noted before are left out.
+        """Append a note about a run. Values that the outbox already contains are left out.
 
         Args:
             run: PARENT, or the name of a trial.
-            params: MLflow never changes a parameter. If a noted parameter gets another value, this value becomes a tag
-                `resumed.NAME`.
+            params: the run's parameters. MLflow never changes a parameter. So if a parameter gets a new value, this
+                value becomes the tag `resumed.NAME`.
             tags: the run's tags.
-            metrics: infinite values become NaN, which MLflow can show. Values that are not numbers are left out. Epochs
-                that a resumed trial trains again are also left out.
+            metrics: metrics by name. Infinite values become NaN, which MLflow can show. Values that are not numbers are
+                left out. Metrics of earlier steps are also left out, for example if a resumed trial trains an epoch
+                again.
             step: the step of the metrics.
-            status: a status of MLflow.
+            status: a status of MLflow, or "".
             files: artifacts, in the study's folder or elsewhere.
+            more: other attributes of Note.
         """
         note = Note(run, step=step, status=status, **more)
         known = self._params.get(run, {})
@@ -209,11 +216,12 @@ class Outbox:
 
 
 def end_abandoned(study_folder: Path, session: str = "") -> None:
-    """Note that runs whose driver no longer exists are KILLED.
+    """Append notes that end runs as KILLED, if the driver that should have ended them has died.
 
     Args:
-        session: the driver that has died. If another driver has continued the study since then, nothing is noted. With
-            "", all runs that have not ended are noted: no driver of the study may then be running.
+        study_folder: the study's folder.
+        session: the session of the driver that has died. If another driver has continued the study since then, no note
+            is written. With "", all runs that have not ended are ended. No driver of the study may then be running.
     """
     file = outbox_file(study_folder)
     with _appending(file) as write:
@@ -230,7 +238,7 @@ def end_abandoned(study_folder: Path, session: str = "") -> None:
 
 
 def append(study_folder: Path, note: Note) -> None:
-    """Append a note to an outbox. Another process may append to it at the same time."""
+    """Append a note to a study's outbox. Other processes may append notes at the same time."""
     _append(outbox_file(study_folder), note.line())
 
 
@@ -241,7 +249,7 @@ def _append(file: Path, text: str) -> None:
 
 @contextmanager
 def _appending(file: Path) -> Iterator[Callable[[str], None]]:
-    """Yield a function that appends text. No other process appends within this block."""
+    """Yield a function that appends text to the file. Other processes that append wait until the `with` block ends."""
     handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         lock(handle, wait=True)
@@ -255,7 +263,8 @@ def _write(handle: int, text: str) -> None:
 
 
 def _later(new: tuple[int, float], known: tuple[int, float]) -> bool:
-    """Return whether a point (step, value) is new: its step is later, or its value differs at the same step."""
+    """Return whether a point (step, value) of a metric is new. It is new if its step is higher, or if its value differs
+    at the same step."""
     return new[0] > known[0] or (new[0] == known[0] and repr(new[1]) != repr(known[1]))
 
 
@@ -273,6 +282,6 @@ def _number(value: Any) -> float | None:
 
 
 def _key(name: str) -> str:
-    """Return `name` in a form that MLflow accepts for a parameter, a tag or a metric."""
+    """Return the name with characters replaced that MLflow does not allow in names of parameters, tags and metrics."""
     parts = re.sub(r"[^/\w.\- ]", "_", name).split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))[:KEY_LENGTH] or "_"

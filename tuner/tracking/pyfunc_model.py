@@ -1,8 +1,8 @@
-"""Load the best network as an MLflow model, from tensors and JSON. No pickle is involved.
+"""Load a network as an MLflow model, from tensors and JSON. No pickle is involved.
 
-The folder of a model holds model.safetensors, model.json and served.json, which names the experiment. The code of a
-user's own experiment is in code/. The model of a group has the files of its two networks in small/ and large/. MLflow
-calls `_load_pyfunc` with this folder, in a process that has this package but no other part of the study.
+The folder of a model contains model.safetensors, model.json and served.json, which names the experiment. The code of a
+user's own experiment is in code/. The model of a group of two networks has their files in small/ and large/. MLflow
+calls `_load_pyfunc` with this folder, in a process that has this package but no files of the study.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Gated(NamedTuple):
 
     Attributes:
         small, large: the folders of the networks.
-        theta: the threshold of the margin.
+        theta: the threshold of the margin (see `tune_sparsity.experiments.cascade.margins`).
     """
 
     small: Path
@@ -43,19 +43,19 @@ class Gated(NamedTuple):
 
 
 class Served:
-    """A network or a group as MLflow calls it. Its inputs are arrays with examples as in the data set."""
+    """A network, or a group of two networks, with the method `predict` that MLflow calls."""
 
     def __init__(self, answer: Answer, names: Any = "") -> None:
         self._answer, self._names = answer, names
 
     @torch.no_grad()
     def predict(self, inputs: Any, params: dict[str, Any] | None = None) -> np.ndarray:
-        """Return the network's outputs. For a classifier they are the logits (n, classes). bfloat16 becomes float32.
+        """Return the network's outputs for a batch of examples. For a classifier, they are the logits, shape (n,
+        classes). Outputs in bfloat16 become float32.
 
         Args:
-            inputs: an array of shape (n, ...) with examples as in the data set. Nested inputs are a dict of such
-                arrays, with the names of `tune_sparsity.experiments.examples.named`. This method prepares them for the
-                network.
+            inputs: an array of shape (n, ...) with examples as in the data set. They are prepared for the network here.
+                For nested inputs, a dict of such arrays, with the names of `tune_sparsity.experiments.examples.named`.
             params: MLflow's parameters, which have no effect.
         """
         given = inputs if isinstance(inputs, dict) else {"": inputs}
@@ -65,13 +65,13 @@ class Served:
 
 
 def _names(nest: Any) -> Any:
-    """Return the nest with the names of its tensors in place of them, in types that JSON has."""
+    """Return a nested structure in which each tensor is replaced by its name, in types of JSON."""
     names = iter(named(nest))
     return mapped(lambda _: next(names), nest)
 
 
 def _filled(names: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """Return the nest with its tensors in place of their names."""
+    """Return a nested structure in which each name is replaced by its tensor. This is the inverse of `_names`."""
     if isinstance(names, str):
         return tensors[names]
     if isinstance(names, dict):
@@ -80,7 +80,12 @@ def _filled(names: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def load(experiment: Experiment, folder: Path) -> Served:
-    """Return the network or the group in the folder, as a model of this experiment."""
+    """Return the network or the group of networks in a model's folder.
+
+    Args:
+        experiment: the experiment of the networks.
+        folder: the folder, made by `assemble`.
+    """
     served = json.loads((folder / SERVED_JSON).read_text())
     theta = served.get("theta")
     if theta is None:
@@ -99,14 +104,14 @@ def _answer(experiment: Experiment, folder: Path) -> Answer:
 
 
 def assemble(folder: Path, network: Path | Gated, experiment: Experiment, name: str, inputs: Any) -> None:
-    """Create the folder of a model.
+    """Write the folder of a model.
 
     Args:
         folder: the folder to create.
         network: the folder with model.safetensors and model.json, or a group of two networks.
         experiment: the experiment of the network.
-        name: the name of the experiment, as a value of --experiment. The experiment must have source code.
-        inputs: the inputs of an example in the data set, before `prepare`.
+        name: the name of the experiment, as a value of --experiment. The source code of the experiment must exist.
+        inputs: the inputs of one example as in the data set, before `prepare`.
     """
     if isinstance(network, Gated):
         networks = {folder / SMALL: network.small, folder / LARGE: network.large}
@@ -127,7 +132,7 @@ def assemble(folder: Path, network: Path | Gated, experiment: Experiment, name: 
 
 
 def _load_pyfunc(path: str) -> Served:
-    """Load the model. MLflow calls this function."""
+    """Load the model in a folder. MLflow calls this function by its name."""
     folder = Path(path)
     name = json.loads((folder / SERVED_JSON).read_text())["experiment"]
     code = folder / CODE

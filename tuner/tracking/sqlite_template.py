@@ -1,8 +1,8 @@
-"""Create an empty MLflow store in an SQLite file.
+"""Create an empty MLflow store in an SQLite file, quickly.
 
-MLflow creates its tables by running the migrations of all its versions. This takes seconds of processor time that the
-first trials need. It is therefore done once for each user and each set of versions of MLflow and its database packages.
-The user's cache keeps the tables, and a new store begins as a copy of them.
+MLflow creates its tables by running the migrations of all its versions. This takes seconds of processor time, which the
+first trials need. The empty tables are therefore stored in the user's cache, and a new store begins as a copy of them.
+The cache has a file for each combination of versions of MLflow and its database packages.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from tune_sparsity.tuner.system.files import write_bytes
 
 
 def make_store(file: Path, artifacts: str) -> None:
-    """Create a store in a new file. No other process may use its folder.
+    """Create a store in a new file. No other process may use the folder of the file.
 
     Args:
+        file: the SQLite file.
         artifacts: the URI for artifacts of MLflow's default experiment.
 
     Raises:
@@ -41,9 +42,10 @@ def make_store(file: Path, artifacts: str) -> None:
 
 
 def kept_tables() -> Path:
-    """Return the path of the file with the empty tables of the installed versions.
+    """Return the path of the cached file with empty tables, for the installed versions of MLflow and its database
+    packages.
 
-    The file exists only after MLflow has created the tables once.
+    The file exists only after MLflow has created these tables once.
     """
     import alembic
     import mlflow
@@ -54,8 +56,8 @@ def kept_tables() -> Path:
 
 
 def _check(file: Path) -> None:
-    """Raise sqlite3.Error unless the file is a sound database with a schema version. With an unsound one MLflow would
-    try for 90 seconds."""
+    """Raise sqlite3.Error if the file is no valid database with a schema version. With an invalid database, MLflow
+    would try for 90 seconds."""
     with closing(sqlite3.connect(file)) as database:
         (sound,) = database.execute("PRAGMA quick_check").fetchone()
         if sound != "ok" or database.execute("SELECT * FROM alembic_version").fetchone() is None:
@@ -63,7 +65,7 @@ def _check(file: Path) -> None:
 
 
 def _open(file: Path, artifacts: str) -> None:
-    """Let MLflow open the store. It creates missing tables, and refuses tables of another version."""
+    """Let MLflow open the store. MLflow creates missing tables, and refuses tables of another version."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from sqlalchemy import Engine, event
 
@@ -75,12 +77,14 @@ def _open(file: Path, artifacts: str) -> None:
 
 
 def _without_waiting(connection: Any, _: Any) -> None:
-    """Do not wait for the disk after each of about a hundred transactions. No other process uses the file yet."""
+    """Let SQLite commit without waiting for the disk. This saves time in about a hundred transactions, and is safe
+    because no other process uses the file yet."""
     connection.execute("PRAGMA synchronous=OFF")
 
 
 def _keep(file: Path, template: Path) -> None:
-    """Save the tables in the cache, without the default experiment, which contains the location of its artifacts."""
+    """Save the tables in the cache. The default experiment is removed from them, because it contains the location of
+    its artifacts."""
     tables = file.with_name(f"tables-{file.name}")
     shutil.copyfile(file, tables)
     with closing(sqlite3.connect(tables, isolation_level=None)) as database:

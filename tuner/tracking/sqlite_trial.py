@@ -1,7 +1,7 @@
-"""Test in a separate process whether MLflow can keep a record in an SQLite file.
+"""Test in a separate process whether MLflow works with an SQLite file.
 
-MLflow may be installed with versions of other packages with which it does not work. The error occurs only when a store
-is created. A separate process keeps MLflow, its settings and its output out of the command.
+MLflow may be installed with versions of other packages that do not fit. The error occurs only when a store is created.
+A separate process keeps MLflow, its settings and its output out of the calling command.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LONGEST = 240.0  # seconds, since MLflow repeats some operations for more than 9
 
 
 def try_sqlite() -> str:
-    """Start a process that creates a store as a study does, writes a run to it and reads the run back.
+    """Start a process that creates a store as a study does, writes a run to it and reads the run again.
 
     Returns:
         The error in one line, or "" if there was no error.
@@ -40,15 +40,15 @@ def try_sqlite() -> str:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return f"not done after {LONGEST:g} seconds"
+            return f"MLflow did not finish within {LONGEST:g} seconds"
     if done.returncode == 0:
         return ""
     said = done.stdout.splitlines() or done.stderr.splitlines()
-    return said[-1] if said else f"its process ended with {done.returncode}"
+    return said[-1] if said else f"MLflow's process ended with exit status {done.returncode}"
 
 
 def main(folder: str) -> None:
-    """Run the test in this process. Its last line of output is the error, if there is one.
+    """Run the test in this process. If there is an error, it is the last line of the output.
 
     Args:
         folder: the folder for the store.
@@ -66,7 +66,8 @@ def main(folder: str) -> None:
 
 
 def _keep_a_run(file: Path) -> None:
-    """Write a run with a metric to a new store. Raise MLflow's errors, or ValueError if the metric is lost."""
+    """Write a run with a metric to a new store, and read it. Raise MLflow's errors, or ValueError if the metric has
+    changed."""
     prepare_sqlite(file)
     from mlflow import MlflowClient
 

@@ -1,4 +1,4 @@
-"""Record this machine's load in the parent run while a study runs."""
+"""Record the load of this machine in the study's parent run of MLflow, while the study runs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ EVERY = 10.0  # seconds between two samples, unless MLflow's environment variabl
 
 
 def sample_forever(study_folder: Path) -> None:
-    """Note the load of processor, memory, disk, network and GPUs repeatedly, under the names of the charts in MLflow's
-    UI."""
+    """Append notes about the load of processor, memory, disk, network and GPUs, at regular intervals and without end.
+    The names are those of the charts in MLflow's UI."""
     monitors = _monitors()
     every = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or EVERY)
     began = time.time()

@@ -1,9 +1,9 @@
-"""Record a study in MLflow: one parent run for the study, one nested run for each trial.
+"""Record a study in MLflow: one parent run for the study, and one nested run for each trial.
 
-The record never delays the search. `Tracker` writes notes to the study's outbox, in microseconds. A separate process
-delivers the notes in batches (tuner.tracking.writer), and tries again if the store cannot be reached. Notes that have
-not arrived at the end stay in the outbox, and `Tracker.problems` reports them. The search never gets an exception of
-the store.
+Recording never delays the search. `Tracker` writes notes to a file, the study's outbox, in microseconds. A separate
+process sends the notes in batches (tuner.tracking.writer), and tries again if the store cannot be reached. Notes that
+have not arrived at the end stay in the outbox, and `Tracker.problems` reports them. Errors of the store never raise an
+exception in the search.
 """
 
 from __future__ import annotations
@@ -53,8 +53,7 @@ def _timed(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate
 
 
 def begin_writer(uri: str) -> subprocess.Popen[str]:
-    """Start the process that will deliver a study's record to the store at this URI. The process first imports
-    MLflow."""
+    """Start the process that will send a study's notes to the store at this URI. The process first imports MLflow."""
     return subprocess.Popen(
         own_process(writer_process.__name__, writer_process.SERVER if is_server(uri) else writer_process.DATABASE),
         stdin=subprocess.PIPE,
@@ -69,8 +68,8 @@ def begin_writer(uri: str) -> subprocess.Popen[str]:
 
 @contextmanager
 def writer_ahead(uri: str) -> Iterator[subprocess.Popen[str]]:
-    """Within this block, run the process of `begin_writer`, before it is certain that a study begins. The process ends
-    with the block."""
+    """Start the process of `begin_writer` early, because its import of MLflow takes seconds. At the end of the `with`
+    block, the process is killed."""
     writer = begin_writer(uri)
     try:
         yield writer
@@ -80,17 +79,18 @@ def writer_ahead(uri: str) -> Iterator[subprocess.Popen[str]]:
 
 
 class Tracker:
-    """Writes the record of a study to the outbox, and lets another process deliver it.
+    """Writes notes about a study to the outbox, and lets another process send them to MLflow.
 
     The methods raise no exception if the store cannot be reached. `close` must be called at the end.
 
     Args:
         uri: the tracking URI, from `resolve_tracking_uri`.
-        identity: the study. The same study in the same folder continues the same runs.
+        identity: the study. A study that is resumed in the same folder continues its runs.
         folder: the study's folder, which contains the outbox and the files for artifacts.
-        system_metrics: whether to record this machine's load in the parent run.
-        writer: the process of `begin_writer`, if it has been started.
-        size: the size of the network, for each trial's "sparsity_matrices".
+        system_metrics: whether to record the load of this machine in the parent run.
+        writer: the process of `begin_writer`, if it is already running.
+        size: the numbers of parameters of the network. If given, the metric "sparsity_matrices" is recorded for each
+            trial.
 
     Attributes:
         seconds: the time that callers have spent in the public methods.
@@ -124,19 +124,19 @@ class Tracker:
 
     @property
     def experiment_id(self) -> str | None:
-        """Return MLflow's id of the experiment. The id is None until the store has been opened. `flush` waits for
+        """Return the id of the experiment in MLflow. It is None until the store has been opened. `flush` waits for
         this."""
         return self._status.get("experiment_id")
 
     @property
     def run_id(self) -> str | None:
-        """Return the id of the parent run. The id is None until the run has been found or created. `flush` waits for
-        this."""
+        """Return the id of the parent run in MLflow. It is None until the run has been found or created. `flush` waits
+        for this."""
         return self._status.get("run_id")
 
     @property
     def problems(self) -> list[str]:
-        """Return a line for each part of the record that has not arrived. The list is complete after `close`."""
+        """Return a line for each part of the study that is missing in MLflow. The list is complete after `close`."""
         status = self._status
         lines = [*status["refused"], *([self._lost] if self._lost else [])]
         away = status["failures"] >= ATTEMPTS
@@ -148,33 +148,36 @@ class Tracker:
 
     @property
     def waiting(self) -> bool:
-        """Return whether some notes have not arrived yet, but may still arrive later."""
+        """Return whether there are notes that have not arrived yet."""
         return bool(self._status["offset"] < self._outbox.size())
 
     @_timed
     def start_study(self, params: Mapping[str, Any], tags: Mapping[str, str], **more: Any) -> None:
-        """Begin or continue the parent run.
+        """Begin the parent run, or continue it if the study is resumed.
 
         Args:
+            params: the parameters of the parent run.
+            tags: the tags of the parent run.
             more: `dataset`, the result of `tuner.tracking.dataset.dataset_note`.
         """
         self._note(PARENT, params=params, tags=tags, status=RUNNING, **more)
 
     @_timed
     def start_trial(self, record: TrialRecord) -> None:
-        """Begin or continue a trial's run."""
+        """Begin a trial's run, or continue it if the trial is resumed."""
         self._tell(record, {})
 
     @_timed
     def recall(self, record: TrialRecord) -> None:
-        """Record the end of a trial that ended in an earlier process. The earlier process may have been killed before
-        it recorded the end."""
+        """Record the end of a trial that ended in an earlier process, if this is missing. That process may have been
+        killed before it recorded the end."""
         if self._outbox.statuses.get(record.name) != STATUS[record.state]:
             self._end(record)
 
     @_timed
     def log_epoch(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Record an epoch. Epochs come in order. An epoch that is already recorded is left out.
+        """Record the metrics of an epoch. Epochs must come in ascending order. An epoch that is already recorded is
+        left out.
 
         Args:
             number: the number of the trial.
@@ -186,26 +189,30 @@ class Tracker:
 
     @_timed
     def end_trial(self, record: TrialRecord) -> None:
-        """End a trial's run with its state and its final measures."""
+        """End a trial's run with its state and its final metrics."""
         self._end(record)
 
     @_timed
     def log_artifacts(self, files: Iterable[Path]) -> None:
-        """Make files and folders artifacts of the parent run. Folders keep their names. Each file is read when it is
-        sent, so later changes before that are included. The same files may be given again."""
+        """Add files and folders as artifacts of the parent run. A folder keeps its name.
+
+        A file is read when it is sent, so its newest content is recorded. The same file may be added again after a
+        change.
+        """
         self._note(PARENT, files=files)
 
     @_timed
     def log_networks(
         self, folders: Iterable[Path], model: Mapping[str, Any] | None, group: Mapping[str, Any] | None = None
     ) -> None:
-        """Make the reported networks artifacts of the parent run, and begin to send them at once. Sending takes a
-        second. During this second, the caller can prepare other results.
+        """Add networks as artifacts of the parent run, and begin to send them at once.
+
+        Sending takes about a second. The caller can do other work meanwhile.
 
         Args:
             folders: the folders of the networks.
-            model: the best network, from `tuner.tracking.model.model_note`.
-            group: a group of two networks, from the same function.
+            model: the best network as a model, from `tuner.tracking.model.model_note`; None if there is none.
+            group: a group of two networks as a model, from the same function; None if there is none.
         """
         self._note(PARENT, files=folders, model=dict(model or {}), group=dict(group or {}))
         self._ask(writer_process.FLUSH)
@@ -219,13 +226,14 @@ class Tracker:
         pareto: Collection[int],
         artifacts: Iterable[Path] = (),
     ) -> None:
-        """End the parent run, and mark the trials on the front. Trials that are still running get the status KILLED.
+        """End the parent run, and mark the trials on the front. Runs of trials that have not ended get the status
+        KILLED.
 
         Args:
             status: FINISHED, FAILED or KILLED.
-            metrics: metrics of the parent run.
+            metrics: the metrics of the parent run.
             pareto: the numbers of the trials on the front.
-            artifacts: the argument of `log_artifacts`.
+            artifacts: files and folders, as in `log_artifacts`.
         """
         front = {trial_name(number) for number in pareto}
         for name in sorted(self._outbox.pareto ^ front):
@@ -236,10 +244,10 @@ class Tracker:
 
     @_timed
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until all notes up to now have arrived, or until several attempts to reach the store have failed.
+        """Wait until all notes so far have arrived, or until several attempts to reach the store have failed.
 
         Args:
-            timeout: seconds to wait, at most. If None, there is no limit.
+            timeout: the longest time to wait, in seconds. If None, there is no limit.
 
         Returns:
             Whether all notes have arrived.
@@ -255,13 +263,14 @@ class Tracker:
 
     @_timed
     def close(self, timeout: float | None = None) -> None:
-        """Wait until all notes have arrived, or until several attempts to reach the store have failed. `problems` then
-        lists the missing notes.
+        """Wait until all notes have arrived, or until several attempts to reach the store have failed. After this,
+        `problems` lists what is missing.
 
-        A study without `finish_study` ends here as KILLED.
+        If `finish_study` was not called, the parent run ends with the status KILLED. Further calls have no effect.
 
         Args:
-            timeout: seconds to wait, at most. If None, the wait lasts as long as the writer sends messages.
+            timeout: the longest time to wait, in seconds. If None, the wait ends only if the sending process is silent
+                for a long time.
         """
         if self._closed:
             return
@@ -333,7 +342,8 @@ class Tracker:
             self._changed.notify_all()
 
     def _last_words(self) -> str:
-        """Return the last line in the log of a writer that died."""
+        """Return the last line in the log of the sending process, if this process has died. Return "" if the log is
+        empty."""
         try:
             lines = self._log.read_text().strip().splitlines()
         except OSError:

@@ -1,11 +1,12 @@
-"""Deliver a study's outbox in a separate process while its driver runs.
+"""Send the notes in a study's outbox to MLflow, in a separate process while the study's driver runs.
 
 The import of MLflow takes seconds. A separate process keeps MLflow out of the driver, and has a lower priority than the
-trials. If the driver is killed, this process records this fact before it ends.
+driver. If the driver is killed, this process records that in MLflow before it ends.
 
-The first line on standard input is a JSON document that names the outbox and the store. A URI may hold a password,
-which must not be in a command line. The driver may then write the lines `flush` and `close`. If the input ends without
-`close`, the driver has died. After every part, this process writes its status to standard output.
+The first line on standard input is a JSON document that names the outbox and the store. The URI is not in the command
+line, because it may contain a password. After this line, the driver may write the lines `flush` and `close`. If the
+input ends without `close`, the driver has died. After every part of the outbox, this process writes its status to
+standard output.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SHARE = 1  # the pause after a part, as a multiple of the processor time that th
 
 
 def main(kind: str) -> None:
-    """Run the process. It may be started before there is a study.
+    """Run this process. It may be started before it is known whether there will be a study.
 
     Args:
         kind: the kind of the store, SERVER or DATABASE.
@@ -57,12 +58,12 @@ def main(kind: str) -> None:
 
 
 def log_file(folder: Path) -> Path:
-    """Return the file, in a study's folder, that holds the standard error of the process."""
+    """Return the file in a study's folder into which this process writes its standard error."""
     return folder / "tracking" / "writer.log"
 
 
 def _load(kind: str) -> None:
-    """Import MLflow and its libraries. The import takes several seconds."""
+    """Import MLflow and the libraries that it needs for this kind of store. The import takes several seconds."""
     import_module("mlflow")
     quiet_loggers()
     if kind == DATABASE:
@@ -70,11 +71,13 @@ def _load(kind: str) -> None:
 
 
 def serve(asked: dict[str, Any], stdin: TextIO, stdout: TextIO) -> None:
-    """Deliver notes until the driver closes this process or dies. Deliver the remaining notes before the end, unless
-    the store cannot be reached.
+    """Send notes until the driver closes this process or dies. At the end, send the remaining notes with a few
+    attempts.
 
     Args:
         asked: the first line of standard input, which names the outbox and the store.
+        stdin: further lines from the driver.
+        stdout: the stream for the status.
     """
     folder, uri = Path(asked["folder"]), asked["uri"]
     commands: queue.Queue[str] = queue.Queue()
@@ -111,7 +114,8 @@ def serve(asked: dict[str, Any], stdin: TextIO, stdout: TextIO) -> None:
 
 
 def _wait(commands: queue.Queue[str], pause: float) -> str:
-    """Wait up to `pause` seconds for a command. Return the most urgent command that has arrived, or ""."""
+    """Wait up to `pause` seconds for commands. Return the most urgent command that has arrived, or "" if there is
+    none."""
     came = []
     with suppress(queue.Empty):
         came.append(commands.get(timeout=pause))

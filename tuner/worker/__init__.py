@@ -1,1 +1,1 @@
-"""Run trials in worker processes, write their checkpoints, and bring the user's code to the workers."""
+"""Run trials in worker processes, write their checkpoints, and send the user's code to the workers."""

@@ -1,8 +1,9 @@
-"""Writes and reads checkpoints of running trials. A checkpoint is a safetensors file of tensors and JSON, without code.
+"""Writes and reads checkpoints of running trials. A checkpoint is a safetensors file with tensors and JSON, and without
+code.
 
-A file appears as a whole or not at all. Its name ends in the SHA-256 of its bytes, so a damaged file is noticed. The
-trial then continues from the previous checkpoint, or starts again. A running trial keeps two checkpoints, and an ended
-trial keeps none.
+A file appears as a whole or not at all. Its name ends in the SHA-256 hash of its content, so damage is noticed. If the
+newest checkpoint is damaged, the trial continues from the previous one, or starts again. A running trial has at most
+two checkpoints, and an ended trial has none.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ _NAME = re.compile(r"t(\d+)-(\d+)-([0-9a-f]{64})\.safetensors")
 
 
 class Damaged(Exception):
-    """A file is not a valid checkpoint, or its bytes have changed since they were written."""
+    """Reports that a file is not a valid checkpoint, or that its content has changed since it was written."""
 
 
 def pack(state: Any) -> tuple[dict[str, Tensor], str]:
-    """Return a state as named tensors, copied to the CPU, and as JSON text that refers to them by name.
+    """Convert a state into two parts: tensors by name, copied to the CPU, and a JSON text that refers to the tensors by
+    name.
 
     Args:
         state: a nested structure of dicts, lists, tuples, tensors, numbers, strings and None.
@@ -77,8 +79,14 @@ def _decoded(value: Any, tensors: Any) -> Any:
 
 
 def write(place: Place, number: int, epoch: int, packed: tuple[dict[str, Tensor], str]) -> str:
-    """Write a checkpoint of trial `number` after `epoch` epochs, and remove all but its last KEPT ones. Return the
-    file's name.
+    """Write a checkpoint of a trial, and remove older checkpoints of this trial so that the last KEPT ones remain.
+    Return the file's name.
+
+    Args:
+        place: the folder of checkpoints.
+        number: the number of the trial.
+        epoch: the number of epochs that the trial has trained.
+        packed: the result of `pack`.
 
     Raises:
         OSError: if the file cannot be written.
@@ -95,8 +103,12 @@ def write(place: Place, number: int, epoch: int, packed: tuple[dict[str, Tensor]
 def read(place: Place, name: str) -> Any:
     """Return the state in a checkpoint.
 
+    Args:
+        place: the folder of checkpoints.
+        name: the file's name.
+
     Raises:
-        Damaged: if the file is not a valid checkpoint, or was changed.
+        Damaged: if the file is not a valid checkpoint, or if its content has changed.
         OSError: if the file cannot be read.
     """
     match, content = _NAME.fullmatch(name), place.read(name)
@@ -111,7 +123,8 @@ def read(place: Place, name: str) -> Any:
 
 
 def newest(place: Place, number: int) -> Iterator[Any]:
-    """Yield the states in the valid checkpoints of trial `number`, the newest first. Damaged ones are removed."""
+    """Yield the states in the valid checkpoints of trial `number`, the newest first. Damaged checkpoints are
+    removed."""
     for _, name in sorted(_of(place, number), reverse=True):
         try:
             yield read(place, name)
@@ -126,8 +139,8 @@ def sweep(place: Place, running: Collection[int]) -> None:
 
     Args:
         place: the folder of checkpoints.
-        running: the numbers of the running trials. This collection is read after the files are listed, so another
-            thread may add a trial meanwhile.
+        running: the numbers of the running trials. It is read after the files are listed. Another thread may therefore
+            add a trial during the call, and the trial's checkpoints stay.
     """
     for name in place.names():
         match = _NAME.fullmatch(name)
@@ -136,17 +149,18 @@ def sweep(place: Place, running: Collection[int]) -> None:
 
 
 def _of(place: Place, number: int) -> list[tuple[int, str]]:
-    """Return (epoch, file name) of each checkpoint of the trial."""
+    """Return (epoch, file name) of each checkpoint of trial `number`."""
     found = ((_NAME.fullmatch(name), name) for name in place.names())
     return [(int(match[2]), name) for match, name in found if match is not None and int(match[1]) == number]
 
 
 class Writer:
-    """Writes checkpoints in its own thread, one at a time. EVERY and SHARE limit how often checkpoints are written.
+    """Writes the checkpoints of a worker's trials in a thread, one at a time. EVERY and SHARE limit how often
+    checkpoints are written.
 
     Args:
-        place: the folder of checkpoints, which must exist. If the folder is in an object store that does not answer,
-            the checkpoint is skipped.
+        place: the folder of checkpoints, which must exist. If it is in an object store that does not answer, the
+            checkpoint is skipped.
     """
 
     def __init__(self, place: Place) -> None:
@@ -159,13 +173,14 @@ class Writer:
         self._next = time.monotonic() + self._every
 
     def begin(self) -> None:
-        """Prepare for another trial: wait for the last write, and forget its error."""
+        """Prepare for another trial: wait until the last checkpoint is written, and forget an error of the last
+        trial."""
         self._join()
         self._error, self._next = None, time.monotonic() + self._every
 
     @property
     def due(self) -> bool:
-        """Return whether it is time for a checkpoint.
+        """Return whether it is time to write a checkpoint.
 
         Raises:
             OSError: if the last checkpoint could not be written.
@@ -176,8 +191,15 @@ class Writer:
         return time.monotonic() >= self._next and (self._written is None or self._written.done())
 
     def write(self, number: int, epoch: int, state: Any) -> None:
-        """Copy the state now, and write it in the thread while training goes on. A trial whose state contains a type
-        that `pack` does not know gets no checkpoints."""
+        """Copy the state, and write it as a checkpoint in the thread while training continues.
+
+        If the state contains a type that `pack` does not know, the trial gets no checkpoints.
+
+        Args:
+            number: the number of the trial.
+            epoch: the number of epochs that the trial has trained.
+            state: the state, as in `pack`.
+        """
         start = time.monotonic()
         try:
             packed = pack(state)
@@ -188,7 +210,7 @@ class Writer:
         self._written = self._executor.submit(self._write, start, number, epoch, packed)
 
     def finish(self) -> None:
-        """Wait for the last write.
+        """Wait until the last checkpoint is written.
 
         Raises:
             OSError: if a checkpoint could not be written.

@@ -1,9 +1,9 @@
-"""Trains one trial in several processes, called ranks. The first rank is the trial's own process. The other ranks are
-Ray's actors.
+"""Trains one trial in several processes, called ranks. The first rank is the trial's own process, and the other ranks
+are actors of Ray.
 
-The trial's placement group has one bundle for each rank. The first rank starts the others once, and uses them for all
-its trials. In each epoch, the first rank calls the other ranks. If a trial is stopped early, they therefore need no
-message.
+The trial's placement group has one bundle for each rank. The first rank starts the other ranks once, and uses them for
+all its trials. The other ranks do nothing until the first rank calls them, once in each epoch. If a trial is stopped
+early, they therefore need no message.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from tune_sparsity.tuner.errors import one_line
 _LOOPBACK = "127.0.0.1"
 
 Build = Callable[[dict[str, Any], Ranks], Training | OwnTraining]
-"""A function of a trial's config and a rank's connections. It returns the training in this rank."""
+"""A function that returns the training in one rank. Its arguments are the trial's config and the rank's connections."""
 
 
 class WorkerLost(Disconnected):
-    """Reports that another process of the trial has ended, or does not answer."""
+    """Reports that another process of the same trial has ended, or does not answer."""
 
 
 @dataclass(frozen=True)
 class RankPlan:
-    """Describes the ranks that train a trial together.
+    """Describes the ranks (processes) that train a trial together.
 
     Attributes:
-        size: the number of ranks in a trial, at least 2.
-        cpus: the CPUs for each rank.
-        gpus: the GPUs for each rank.
+        size: the number of ranks of a trial, at least 2.
+        cpus: the number of CPUs for each rank.
+        gpus: the number of GPUs for each rank.
         setup: a reference to the study's TrialSetup in Ray's object store.
     """
 
@@ -56,13 +56,13 @@ class RankPlan:
 
 
 class Rank:
-    """A rank other than the first. It runs as an actor of Ray.
+    """A rank (process) of a trial other than the first. It runs as an actor of Ray.
 
     Args:
-        builder: a function that returns a Build for the setup and the data.
+        builder: a function that returns a Build, from the setup and the data.
         setup: the study's TrialSetup.
-        arrays: the training and validation data as `for_workers` returns them.
-        rank: this rank's number, from 1.
+        arrays: the training and validation data, from `tuner.cluster.node_data.for_workers`.
+        rank: the number of this rank, from 1.
         plan: the plan of all ranks.
     """
 
@@ -72,8 +72,8 @@ class Rank:
         self._training: Training | OwnTraining | None = None
 
     def do(self, what: str, *args: Any) -> None:
-        """Run this rank's part of a step that all ranks do together. After an error, leave the process group before the
-        error is raised. Otherwise the other ranks would wait for this process.
+        """Run this rank's part of a step that all ranks do together. If the step fails, leave the process group first,
+        because the other ranks would wait for this process. Then raise the error.
 
         Args:
             what: the step: "join", "begin", "load", "train" or "leave".
@@ -115,12 +115,12 @@ def _joined(rank: int, plan: RankPlan, store: TCPStore, address: str) -> Ranks:
 
 
 class Others:
-    """Gives the first rank access to the other ranks.
+    """Starts the other ranks of a trial and calls them. The first rank uses this class.
 
     Args:
         plan: the plan of all ranks.
-        builder: the argument of Rank; Ray sends it to the other ranks.
-        arrays: the training and validation data; Ray sends them to the other ranks.
+        builder: the argument of Rank. Ray sends it to the other ranks.
+        arrays: the training and validation data. Ray sends them to the other ranks.
     """
 
     def __init__(self, plan: RankPlan, builder: Callable[[Any, Any], Build], arrays: Any) -> None:
@@ -139,8 +139,8 @@ class Others:
         ]
 
     def connected(self) -> Ranks:
-        """Return the connections of this process to the other ranks. If the ranks have left the group after an error,
-        connect all ranks again first."""
+        """Return the connections to the other ranks. If there are none yet, or if an error has closed them, connect all
+        ranks first."""
         if self._ranks is None or not self._ranks.connected:
             with self.doing("leave"):
                 pass
@@ -161,7 +161,7 @@ class Others:
 
     @contextmanager
     def doing(self, what: str, *args: Any) -> Iterator[None]:
-        """Run a step in the other ranks while this process does its part of the step within the block.
+        """Run a step in the other ranks, while this process does its own part of the step within the block.
 
         Args:
             what: the step, as in `Rank.do`.
@@ -170,7 +170,7 @@ class Others:
         Raises:
             Disconnected: if another rank has ended, or does not answer. The trial can then be tried again in new
                 processes.
-            Exception: an error in one rank. If several ranks fail, this is the first error, which made the others fail.
+            Exception: the error of a rank. If several ranks fail, this is the error that made the others fail.
         """
         asked = [actor.do.remote(what, *args) for actor in self._actors]
         own: Exception | None = None
@@ -201,12 +201,13 @@ def _failure(asked: Any) -> Exception | None:
 
 
 def _consequence(error: Exception) -> int:
-    """Return the sort key of an error. Among errors of several ranks, the smallest key is the cause of the others."""
+    """Return a key that sorts errors of several ranks. The smallest key is the cause, and the other errors are
+    consequences."""
     return 0 if isinstance(error, WorkerLost) else 2 if isinstance(error, Disconnected) else 1
 
 
 class LeadingTraining(Training):
-    """The training in the first rank. Each of its steps also runs in the other ranks.
+    """The training in the first rank of a trial. Each step also runs in the other ranks.
 
     Args:
         others: the other ranks.

@@ -1,4 +1,4 @@
-"""Defines the reports from a worker to the driver, and their form as a plain dict in Ray."""
+"""Defines the reports that a worker sends to the driver, and converts them to and from dicts for Ray."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tune_sparsity.tuner.study.trial import Epoch
 
 @dataclass(frozen=True)
 class Report:
-    """One report of a trial. If a trial is not stopped, its last report has `finished` or `failure`.
+    """One report of a trial. The last report has `finished` or `failure`, except if the trial is stopped.
 
     Attributes:
         epochs: the epochs that the trial has trained since its last report.
-        again: whether the trial had already trained these epochs, before it was restarted from a checkpoint.
-        final_sparsity: the sparsity at which the trial ends, in [0, 1). It is 0 in a report of a failure, or without
-            epochs.
-        finished: whether the trial has trained all its epochs. A trial that ends without such a report was stopped.
+        again: whether `epochs` come from a checkpoint from which the trial was restarted.
+        final_sparsity: the sparsity at which the trial ends, in [0, 1). It is 0 in a report of a failure.
+        finished: whether the trial has trained all its epochs.
         failure: the reason why the trial failed, in one line, or "".
-        disk: the reason why the trial could not write to its folder, in one line, or "". A report with such a reason
+        disk: the reason why the trial could not write to its folder, in one line, or "". If it is not "", the report
             contains nothing else.
-        weights: the trained network in the safetensors format, if the worker and the driver share no folder.
+        weights: the trained network in the safetensors format, if the worker and the driver share no folder. Otherwise
+            None.
     """
 
     epochs: tuple[Epoch, ...] = ()
@@ -34,7 +34,7 @@ class Report:
     weights: bytes | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as a dict for Ray, without the attributes that have their default."""
+        """Return the report as a dict for Ray. Attributes with their default value are left out."""
         said: dict[str, Any] = {name: value for name, value in vars(self).items() if value}
         if self.epochs:
             said["epochs"] = [(epoch.number, epoch.metrics) for epoch in self.epochs]
@@ -45,7 +45,7 @@ class Report:
 
     @classmethod
     def from_dict(cls, result: Mapping[str, Any]) -> Report:
-        """Return the report in a dict from Ray, which adds keys of its own. `weights` is left out: see
+        """Return the report in a dict from Ray. Ray's own keys are ignored. `weights` is left out: use
         `take_weights`."""
         names = ("again", "final_sparsity", "finished", "failure", "disk")
         epochs = tuple(Epoch(number, metrics) for number, metrics in result.get("epochs", ()))
@@ -53,6 +53,7 @@ class Report:
 
 
 def take_weights(result: Mapping[str, Any]) -> bytes | None:
-    """Return the network in a dict from Ray, and remove it from the dict, because Ray keeps every trial's last dict."""
+    """Return the network in a dict from Ray, or None. The network is removed from the dict, because Ray keeps each
+    trial's last dict in memory."""
     weights = result.get("weights")
     return weights.pop() if weights else None

@@ -1,9 +1,9 @@
-"""Sends a user's code to Ray's workers, which may run on machines without the user's files.
+"""Sends a user's experiment to Ray's workers, which may run on machines without the user's files.
 
 An experiment that is neither built in nor installed is sent in two forms: as the files of its code, and as a pickle
-that contains the code (a pickle by value), if Python can pickle it. A worker that has the same files loads the pickle.
-The user's file is then not run again, so data that are read at its top level are not read again. On another machine,
-the files are unpacked once, and the experiment is imported from them, so `__file__` is correct there too. If this
+that contains the code, if Python can pickle it. If a worker already has the same files, it loads the pickle. The user's
+file is then not run again, so data that the file reads at its top level are not read again. On another machine, the
+files are unpacked once, and the experiment is imported from them. The variable `__file__` is then correct, too. If this
 import fails, the worker loads the pickle.
 """
 
@@ -30,15 +30,15 @@ from tune_sparsity.tuner.system.files import write_atomically
 
 
 def unpack(code: Code | None, value: bytes | None, found_out: Mapping[str, Any] | None = None) -> Experiment:
-    """Return the experiment, in a worker.
+    """Return the experiment from its two forms. This function runs in the worker.
 
     Args:
-        code: the files of the experiment's code, as `code_of` returns them; None if there are no files to send.
+        code: the files of the experiment's code, from `code_of`; None if there are no files to send.
         value: the experiment's pickle; None if Python cannot pickle it.
-        found_out: attributes of the experiment, by name, that were found at run time and are not in the code.
+        found_out: attributes of the experiment, by name, that were computed at run time and are not in the code.
 
     Raises:
-        ValueError: if the code cannot be imported here; the message is one line.
+        ValueError: if the code cannot be imported here. The message is one line.
     """
     if code is None:
         assert value is not None
@@ -58,11 +58,12 @@ def unpack(code: Code | None, value: bytes | None, found_out: Mapping[str, Any] 
 
 
 class Parcel:
-    """Pickles an experiment for a worker. Unpickling a Parcel returns the experiment itself.
+    """Wraps an experiment for sending it to a worker. Unpickling a Parcel returns the experiment itself.
 
     Args:
         experiment: the experiment.
-        name: the value of --experiment, with the absolute path of a file; "" if the experiment was found otherwise.
+        name: the value of --experiment, with an absolute path if it is a file. It is "" if the experiment did not come
+            from this option.
         loads: whether the worker loads the data. If not, the function that loads the data is not sent.
     """
 
@@ -78,8 +79,8 @@ class Parcel:
 
 
 def write_packed(folder: Path, experiment: Experiment, name: str) -> None:
-    """Write packed.csv into the study's folder: the user's files that are sent to the workers and saved in MLflow's
-    model, with their sizes in bytes. Without such files, write nothing."""
+    """Write packed.csv into the study's folder: the names and sizes in bytes of the user's files that are sent to the
+    workers and stored in MLflow's model. If there are no such files, write nothing."""
     code = code_of(experiment, name)
     if code is not None:
         rows = io.StringIO()
@@ -89,14 +90,15 @@ def write_packed(folder: Path, experiment: Experiment, name: str) -> None:
 
 
 def by_value(experiment: Experiment, *, alone: bool = False, loads: bool = False) -> bytes | None:
-    """Return the experiment's pickle, with the code of the user's own modules in it; None if Python cannot pickle it.
+    """Return a pickle of the experiment that contains the code of the user's own modules. Return None if Python cannot
+    pickle it.
 
     Args:
         experiment: the experiment.
-        alone: whether the pickle is sent without files. If so, the pickle contains all of the user's modules with
-            functions of the experiment. If not, it contains only the file of --experiment, which no worker can import
-            by name.
-        loads: whether the pickle includes the function that loads the data.
+        alone: whether no files are sent with the pickle. If so, the pickle contains all of the user's modules with
+            functions of the experiment. If not, it contains only the file of --experiment, because no worker can import
+            this file by name.
+        loads: whether the pickle contains the function that loads the data.
     """
     travels = experiment if loads else replace(experiment, load=_only_the_driver_loads)
     if isinstance(travels, OwnLoop):  # the user's loop makes the network
@@ -122,7 +124,7 @@ def _the_loop_makes_it() -> Any:
 
 
 def _modules(experiment: Experiment) -> list[ModuleType]:
-    """Return the user's own modules that contain functions of the experiment, without duplicates."""
+    """Return the user's own modules that define functions of the experiment, each once."""
     names = []
     for field in fields(experiment):
         part = getattr(experiment, field.name)

@@ -1,4 +1,5 @@
-"""Measures the costs of a network in training: the bytes of its packed file, multiply-adds and synaptic operations."""
+"""Measures the costs of a network after training: the bytes of its packed file, multiply-adds and synaptic
+operations."""
 
 from __future__ import annotations
 
@@ -25,14 +26,15 @@ from tune_sparsity.tuner.study.trial import FINAL_SPARSITY, SPIKE_RATE, WEIGHT_B
 
 @dataclass(frozen=True)
 class ByteLimit:
-    """Limits the size of the packed files of a study's networks.
+    """Limits the size of the packed files of a study's networks. A packed file is this package's smallest format of a
+    network.
 
     Attributes:
         most: the limit in bytes.
-        layouts: the layout of the network's file, by the bits of a weight.
-        bits: the fewest bits of a weight that the study tries, apart from binary networks.
-        neurons: the groups of neurons, for trainings that begin with fewer neurons. None if all trainings begin with
-            all neurons.
+        layouts: the layout of the network's packed file, by the number of bits of a weight.
+        bits: the smallest number of bits of a weight in the study. Binary networks do not count.
+        neurons: the groups of neurons, if a training may begin with fewer neurons. None if all trainings begin with all
+            neurons.
     """
 
     most: int
@@ -41,7 +43,12 @@ class ByteLimit:
     neurons: NeuronGroups | None = None
 
     def part(self, bits: int, width: float) -> Layout:
-        """Return the layout of a network with this width."""
+        """Return the layout of the packed file of a network with fewer neurons.
+
+        Args:
+            bits: the number of bits of a weight.
+            width: the width in (0, 1] (see `tuner.search.byte_spaces.Widths`). With 1, the network has all neurons.
+        """
         layout = self.layouts[bits]
         if self.neurons is None or width == 1.0:
             return layout
@@ -50,17 +57,19 @@ class ByteLimit:
         return layout.part({one.name: (weights, int(alive[one.first].sum())) for one, weights in kept})
 
     def nonzero(self, bits: int, width: float = 1.0) -> int:
-        """Return approximately the largest number of nonzero weights with which a network meets the limit."""
+        """Return approximately how many nonzero weights a network may have within the limit. The arguments are those of
+        `part`."""
         return max(len(self.layouts[bits].prunable), self.part(bits, width).nonzero_within(self.most))
 
     def neuron_bytes(self, width: float = 1.0) -> int:
-        """Return the bytes that the scales and biases of all neurons take, with weights of the fewest bits."""
+        """Return the bytes that the scales and biases of all neurons take, with the smallest number of bits of a
+        weight."""
         part = self.part(self.bits, width)
         return int(part.neuron_bytes(part.weights))
 
     def met_by(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a trial's parameters. If necessary, the final sparsity is raised, so that the network's packed file
-        approximately meets the limit."""
+        """Return a trial's parameters with a final sparsity at which the network's packed file approximately meets the
+        limit. A final sparsity that is already high enough does not change."""
         if not _prunes(method):
             return dict(params)
         bits, width = params.get(WEIGHT_BITS, ALL_BITS), params.get(WIDTH, 1.0)
@@ -70,8 +79,8 @@ class ByteLimit:
         return {**params, FINAL_SPARSITY: max(asked, needed)}
 
     def hold(self, method: str, training: Training | OwnTraining) -> None:
-        """Let the training prune until the packed file meets the limit exactly. This has no effect on a method that
-        never prunes."""
+        """Let a training prune until the packed file meets the limit exactly. For a method that never prunes, this has
+        no effect."""
         if _prunes(method):
             training.sparse.excess = Budget(_layout(training), self.most).excess
 
@@ -81,12 +90,12 @@ def _prunes(method: str) -> bool:
 
 
 def layout_of(model: nn.Module, layers: Sequence[Layer], bits: int = ALL_BITS) -> Layout:
-    """Return the layout of a network's packed file.
+    """Return the layout of a network's packed file, from which the file's size is computed.
 
     Args:
         model: the network.
         layers: its prunable layers.
-        bits: the bits of a prunable weight.
+        bits: the number of bits of a prunable weight.
 
     Raises:
         ValueError: if the packed format cannot hold one of the tensors.
@@ -95,10 +104,11 @@ def layout_of(model: nn.Module, layers: Sequence[Layer], bits: int = ALL_BITS) -
 
 
 def binary_size(model: nn.Module) -> int:
-    """Make the network binary, and return the size of its packed file in bytes. The network is changed.
+    """Return the size of a network's packed file in bytes, if all its prunable weights have one bit. The network itself
+    is made binary.
 
     Raises:
-        ValueError: if the network cannot be binary, or has no packed file.
+        ValueError: if the network cannot be binary, or if the packed format cannot hold it.
     """
     training = BinaryTraining(model, "binary", total_steps=1, lr=1.0)
     training.finish()
@@ -107,7 +117,13 @@ def binary_size(model: nn.Module) -> int:
 
 
 def precision_of(model: nn.Module, layers: Sequence[Layer], bits: int) -> Precision:
-    """Return the precision of a network's numbers at the end of training, if a prunable weight has `bits` bits."""
+    """Return the precision of all of a network's numbers at the end of training.
+
+    Args:
+        model: the network.
+        layers: its prunable layers.
+        bits: the number of bits of a prunable weight.
+    """
     if bits == ALL_BITS:
         return Precision()
     if bits == SIGN_BITS:
@@ -124,13 +140,14 @@ def _layout(training: Training | OwnTraining) -> Layout:
 
 
 def network_cost(training: Training | OwnTraining, uses: Uses | None) -> dict[str, float]:
-    """Return "size_bytes", the size of the network's packed file, and "macs", the multiply-adds with nonzero weights in
-    one example. For a binary network, also return "bit_ops", the number of these multiply-adds that multiply two signs.
-    An unknown cost is left out.
+    """Return costs of a network by name. Costs that are not known are left out.
+
+    "size_bytes" is the size of the packed file. "macs" is the number of multiply-adds with nonzero weights for one
+    example. For a binary network, "bit_ops" is the number of these multiply-adds that multiply two signs.
 
     Args:
         training: the training that has the network and its masks.
-        uses: how often the network uses each weight in one example; None if unknown.
+        uses: how often the network uses each weight for one example; None if unknown.
     """
     masks = {layer.name: mask for layer, mask in zip(training.sparse.layers, training.sparse.masks, strict=True)}
     found = {}
@@ -145,13 +162,15 @@ def network_cost(training: Training | OwnTraining, uses: Uses | None) -> dict[st
 
 
 def spiking_cost(training: Training | OwnTraining, macs: float | None) -> dict[str, float]:
-    """Return "syn_ops", the synaptic operations in one example, and the spike rate of each spiking layer. Both are
-    measured on the validation data. Return an empty dict for a network without spiking layers, and for the user's own
-    loop.
+    """Return costs of a spiking network by name: "syn_ops", the synaptic operations for one example, and the spike rate
+    of each spiking layer.
+
+    The costs are measured on the validation data. Return an empty dict for a network without spiking layers, and for a
+    user's own training loop.
 
     Args:
         training: the training that has the network.
-        macs: the network's multiply-adds in one example. If None, "syn_ops" is left out.
+        macs: the network's multiply-adds for one example. If None, "syn_ops" is left out.
     """
     if not isinstance(training, Training):
         return {}

@@ -1,4 +1,4 @@
-"""Runs trials in a worker process, one after another. A trial trains in one thread. A report may contain several
+"""Runs trials in a worker process of Ray, one after another, in one thread. A report to the driver may have several
 epochs."""
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ TOGETHER = 0.25  # seconds of training for one report, or less before a rung: a 
 
 
 def make_quick() -> None:
-    """Configure torch to compute quickly in a worker process: with one thread, without its compiler, without subnormal
+    """Configure torch for fast training in a worker process: with one thread, without torch.compile, without subnormal
     numbers.
 
     The momentum of a weight whose input is always zero becomes subnormal. A computation with a subnormal number takes
-    about a hundred times as long, so torch is told to replace these numbers by 0.
+    about a hundred times as long. So torch replaces these numbers by 0.
     """
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -60,7 +60,7 @@ def make_quick() -> None:
 
 @dataclass(frozen=True)
 class TrialSetup:
-    """Holds the settings that all trials of a study share. Each worker receives it once."""
+    """Holds settings that are the same for all trials of a study. Each worker receives this object once."""
 
     experiment: Experiment
     epochs: int
@@ -81,43 +81,44 @@ class TrialSetup:
 
 
 def shared_arrays(data: Data) -> dict[str, Any]:
-    """Return the training and validation data as nests of arrays, which workers read from Ray's object store without a
-    copy. The test data never leave the driver."""
+    """Return the training and validation data as (nested) NumPy arrays. Workers read them from Ray's object store
+    without a copy. Workers never have the test data."""
     parts = {"train_x": data.train.x, "train_y": data.train.y, "val_x": data.val.x, "val_y": data.val.y}
     return {name: mapped(Tensor.numpy, nest) for name, nest in parts.items()}
 
 
 @dataclass(frozen=True)
 class LoadedThere:
-    """Replaces the arrays of `shared_arrays` if the data are not in memory. Each worker loads the data itself.
+    """Replaces the arrays of `shared_arrays` if the data are not in memory. Each worker then loads the data itself.
 
     Attributes:
         folder: the value of --data-dir, which is the same on every machine.
-        checksum: the checksum of the driver's data. A worker's data must have the same.
+        checksum: the checksum of the driver's data. A worker's data must have the same checksum.
     """
 
     folder: Path | None
     checksum: str
 
     def load(self, experiment: Experiment) -> Data:
-        """Load and return the experiment's data. Raise ValueError if they differ from the driver's."""
+        """Load and return the experiment's data. Raise ValueError if they differ from the driver's data."""
         data = experiment.load(self.folder)
         if data.checksum() != self.checksum:
-            raise ValueError(f"the data in {self.folder or 'the default folder'} on {platform.node()} are not the same")
+            where = f"{self.folder or 'the default folder'} on {platform.node()}"
+            raise ValueError(f"the data in {where} differ from the driver's data")
         return data
 
 
 def trial_seed(study_seed: int, number: int) -> int:
-    """Return a trial's seed. Each trial of a study has its own seed, which is the same when the study is run again."""
+    """Return the seed of a trial, which depends only on the study's seed and the trial's number."""
     return int(np.random.SeedSequence([study_seed, number]).generate_state(1)[0])
 
 
 class TrialTrainable(tune.Trainable):
-    """Runs trainings for Ray. `config` holds a trial's "number", "method" and "params".
+    """Runs trials for Ray Tune. `config` has the trial's "number", "method" and "params".
 
     A trial continues from its newest valid checkpoint, if there is one. If a trial fails, its last report contains the
-    error. No exception reaches Ray, because Ray would end this process, and the next trial would wait seconds for a new
-    process.
+    error. Most errors are not passed to Ray as exceptions, because Ray would then end this process, and the next trial
+    would wait seconds for a new process.
     """
 
     _training: Training | OwnTraining | None = None  # made in the first step, where an error is reported like any other
@@ -135,7 +136,7 @@ class TrialTrainable(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Remove everything that belongs to the last trial, and begin another trial in this process."""
+        """Remove all data of the last trial, and begin another trial in this process."""
         self._trial, self._past, self._short_of_memory = new_config, list[Epoch](), False
         try:
             self._let_go()
@@ -147,7 +148,8 @@ class TrialTrainable(tune.Trainable):
 
     @property
     def _data(self) -> tuple[Split | Loaded, Split | Loaded]:
-        """Return the training and validation data. They are loaded once, in a step: an error then fails the trial."""
+        """Return the training and validation data. They are loaded in a trial's step, so that an error makes the trial
+        fail."""
         if self._splits is None:
             self._splits = _splits(self._shared, self._arrays)
         return self._splits
@@ -158,7 +160,7 @@ class TrialTrainable(tune.Trainable):
         return _training(self._shared, lambda: self._data, self._trial, self._others)
 
     def _let_go(self) -> None:
-        """Free the memory of the training. Raise LoopError if the user's own loop does not end."""
+        """Free the memory of the training. Raise LoopError if the user's own training loop does not end."""
         training, self._training, self._sizes = self._training, None, dict[str, float]()
         if training is not None:
             training.close()
@@ -189,8 +191,8 @@ class TrialTrainable(tune.Trainable):
         return Report(tuple(done), failure=f"{reason} (twice)" if self._short_of_memory else reason)
 
     def _train(self, done: list[Epoch]) -> Report:
-        """Train several epochs and return their report. Each epoch is added to `done` as soon as it is trained. If the
-        trial continues from a checkpoint, the first report has the epochs before the checkpoint."""
+        """Train several epochs and return their report. Each epoch is added to `done` at once, so that it is known even
+        after an error. If the trial continues from a checkpoint, the first report has the epochs of the checkpoint."""
         if self._training is None:
             self._training, self._past = self._begun()
             if self._past:
@@ -213,8 +215,8 @@ class TrialTrainable(tune.Trainable):
                 return self._reported(done)
 
     def _sizes_of(self, training: Training | OwnTraining) -> dict[str, float]:
-        """Return the costs of the network: an empty dict before the mask is fixed, then `network_cost`, and after the
-        last epoch also `spiking_cost`."""
+        """Return the costs of the network: none while the mask may change, then `network_cost`, and after the last
+        epoch also `spiking_cost`."""
         if training.sparse.fixed and not self._sizes:
             self._sizes = network_cost(training, self._shared.uses)
         return self._sizes | (spiking_cost(training, self._sizes.get("macs")) if training.finished else {})
@@ -224,7 +226,8 @@ class TrialTrainable(tune.Trainable):
         return Report(tuple(epochs), final_sparsity=self._training.sparse.final_sparsity, **more)
 
     def _left(self, training: Training | OwnTraining) -> bytes | None:
-        """Write the trained network to its file and return None, or return the network if there is no folder for it."""
+        """Write the trained network to its file and return None. If there is no folder for the file, return the
+        network."""
         folder = self._shared.weights_folder
         if folder is None:
             return packed_weights(training)
@@ -232,8 +235,7 @@ class TrialTrainable(tune.Trainable):
         return None
 
     def _begun(self) -> tuple[Training | OwnTraining, list[Epoch]]:
-        """Return the training and its past epochs, from this trial's newest valid checkpoint. Without a checkpoint,
-        return a new training and an empty list."""
+        """Return the training and its past epochs from this trial's newest valid checkpoint, or else a new training."""
         if self._shared.checkpoints is not None:
             for state in _states(self._shared.checkpoints, self._trial["number"]):
                 if state["trial"] != self._identity():
@@ -250,13 +252,14 @@ class TrialTrainable(tune.Trainable):
         return {"trial": self._identity(), "training": training.state_dict(), "past": past}
 
     def _identity(self) -> dict[str, Any]:
-        """Return the properties of this trial that must be equal in its checkpoint."""
+        """Return the properties of this trial that a checkpoint must have, too. Otherwise the checkpoint is not
+        used."""
         shared = self._shared
         about = {"experiment": shared.experiment.name, "epochs": shared.epochs, "seed": shared.seed}
         return {**about, **{name: self._trial[name] for name in ("number", "method", "params")}}
 
     def cleanup(self) -> None:
-        """If the trial has not ended, write a checkpoint. Ray calls this method before it ends this process."""
+        """Write a checkpoint if the trial has not ended. Ray calls this method before it ends this process."""
         training, place = self._training, self._shared.checkpoints
         if training is None or training.finished or self._writer is None or place is None:
             return
@@ -268,16 +271,18 @@ class TrialTrainable(tune.Trainable):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether the error is a lack of memory. The trial is then tried once more, because another trial may have
-    used the memory."""
+    """Return whether an error means that there was not enough memory. Such a trial is tried once more, because another
+    trial may have used the memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def train_to_the_end(shared: TrialSetup, arrays: Any, job: dict[str, Any]) -> bytes:
-    """Train a network in a worker, without reports. Return the network as `packed_weights` does.
+    """Train a network in a worker, without reports to the driver. Return the network, as `packed_weights` does.
 
     Args:
-        job: a trial's config.
+        shared: the settings of the study.
+        arrays: the training and validation data, from `tuner.cluster.node_data.for_workers`.
+        job: a trial's config, as in TrialTrainable.
     """
     make_quick()
     others = None if shared.ranks is None else Others(shared.ranks, rank_builder, arrays)
@@ -288,11 +293,8 @@ def train_to_the_end(shared: TrialSetup, arrays: Any, job: dict[str, Any]) -> by
 
 
 def _splits(shared: TrialSetup, arrays: Any) -> tuple[Split | Loaded, Split | Loaded]:
-    """Return the training and the validation data, on the device.
-
-    Args:
-        arrays: the data as tuner.cluster.node_data.for_workers returns them.
-    """
+    """Return the training and the validation data on the study's device, from the result of
+    tuner.cluster.node_data.for_workers."""
     if isinstance(arrays, LoadedThere):
         data = arrays.load(shared.experiment)
         return data.train.to(shared.device), data.val.to(shared.device)
@@ -307,8 +309,8 @@ def _splits(shared: TrialSetup, arrays: Any) -> tuple[Split | Loaded, Split | Lo
 
 
 def rank_builder(shared: TrialSetup, arrays: Any) -> Build:
-    """Prepare this process to train a network together with other processes. Return the function that makes the
-    training of this rank."""
+    """Prepare this process to train networks together with other processes. Return a function that makes the training
+    in this process."""
     make_quick()
     splits = cache(lambda: _splits(shared, arrays))  # loaded by the first training, where an error fails the trial
     return lambda config, ranks: _training(shared, splits, config, ranks)
@@ -323,9 +325,11 @@ def _training(
     """Return the training for a trial's config.
 
     Args:
-        splits: returns the training and validation data. It is not called for the user's own loop.
-        together: the other ranks, in the first rank; the connections to all ranks, in another rank; None if one process
-            trains the trial.
+        shared: the settings of the study.
+        splits: a function that returns the training and validation data. It is not called for a user's own training
+            loop.
+        config: the trial's config, as in TrialTrainable.
+        together: for training in several processes, Others in the first and Ranks in another process; otherwise None.
     """
     experiment = shared.experiment
     if shared.limit is not None:
@@ -349,7 +353,8 @@ def _training(
 
 
 def _set_up(shared: TrialSetup, method: str, training: Training | OwnTraining) -> None:
-    """Apply the study's limit of bytes and its wish for spreads to a training, before its first step."""
+    """Prepare a training before its first step: apply the limit of bytes, and measure standard deviations of averaged
+    weights if the study needs them."""
     if shared.limit is not None:
         shared.limit.hold(method, training)
     if shared.spread and training.sparse.average is not None:
@@ -357,21 +362,24 @@ def _set_up(shared: TrialSetup, method: str, training: Training | OwnTraining) -
 
 
 def _states(place: Place, number: int) -> Iterator[Any]:
-    """Yield the states in a trial's valid checkpoints; nothing if the object store does not answer."""
+    """Yield the states in a trial's valid checkpoints. If the object store does not answer, yield nothing."""
     with suppress(StoreError):
         yield from checkpoints.newest(place, number)
 
 
 def save_weights(training: Training | OwnTraining, path: Path) -> None:
-    """Write the result of `packed_weights` into a file. The file appears as a whole or not at all."""
+    """Write the network to a file, as `packed_weights` returns it. The file appears as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(path, packed_weights(training))
 
 
 def packed_weights(training: Training | OwnTraining) -> bytes:
-    """Return the network in the safetensors format: its tensors, the mask of each prunable layer as NAME.mask, and the
-    measured spread of an averaged tensor as NAME.spread. The metadata have the orientation of each weight whose neurons
-    are not its first dimension, and the precision of weights with few bits."""
+    """Return the network as bytes in the safetensors format, with masks as NAME.mask and measured spreads as
+    NAME.spread.
+
+    The metadata contain the orientation of weights whose first dimension is not that of the neurons, and the precision
+    of weights with few bits.
+    """
     state = plain_state(training.model)
     tensors: dict[str, Tensor] = {
         # Copies, because a network may share tensors, and safetensors refuses shared tensors.

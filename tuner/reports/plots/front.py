@@ -1,6 +1,6 @@
-"""Draw a study's front: the metric against sparsity.
+"""Draw the Pareto front of a study: the metric against sparsity.
 
-plotly is imported inside the functions, because its import takes longer than `tune-sparsity --help` may take.
+plotly is imported inside the functions, because importing it takes longer than `tune-sparsity --help` should take.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class _Groups:
-    """Trials in groups that are drawn differently. Each trial has a point."""
+    """The trials in the groups that are drawn in different colours. Each trial has a sparsity and a metric."""
 
     front: list[TrialRecord]
     dominated: list[TrialRecord]
@@ -47,16 +47,16 @@ class _Groups:
 
     @cached_property
     def names(self) -> dict[Point | None, list[str]]:
-        """Return the names of the trials at each point. Several trials may have the same point, because sparsities are
-        exact."""
+        """Return the names of the trials at each point. Several trials may have exactly the same sparsity and
+        metric."""
         names: dict[Point | None, list[str]] = defaultdict(list)
         for one in self.drawn:
             names[point_of(one)].append(one.name)
         return names
 
     def label(self, record: TrialRecord) -> str:
-        """Return the hover label of a trial. It names other trials at the same point, because only one of them is
-        visible."""
+        """Return the hover label of a trial. The label also names other trials at the same point, because they are
+        hidden behind this trial."""
         others = [name for name in self.names[point_of(record)] if name != record.name]
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         return hover_text(record) + (f"<br>also here: {', '.join(others[:5])}{more}" if others else "")
@@ -90,7 +90,8 @@ def _trace(groups: _Groups, records: Sequence[TrialRecord], name: str, **look: A
 
 
 def _traces(groups: _Groups, best: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """Return the traces from back to front. Each group has its own colour and shape. An empty group has no trace."""
+    """Return plotly's traces, in the order in which they are drawn over each other. Each group has its own colour and
+    shape. An empty group has no trace."""
     blue, sky, red = OKABE_ITO["blue"], OKABE_ITO["sky blue"], OKABE_ITO["vermillion"]
     grey = {"color": GREY, "size": 8}
     front_look = {
@@ -112,7 +113,7 @@ def _traces(groups: _Groups, best: Sequence[TrialRecord]) -> list[dict[str, Any]
 
 
 def _padded(values: Sequence[float], least: float, bounds: Range) -> Range:
-    """Return a range around the values. It is at least `least` wide, and hardly exceeds the bounds."""
+    """Return a range around the values. The range is at least `least` wide, and goes hardly beyond the bounds."""
     low, high = min(values), max(values)
     span = max(high - low, least)
     margin = (span - (high - low)) / 2 + 0.06 * span
@@ -121,7 +122,8 @@ def _padded(values: Sequence[float], least: float, bounds: Range) -> Range:
 
 
 def _inside(points: Iterable[Point], x_range: Range, y_range: Range, reach: float = 0.0) -> list[Point]:
-    """Return the points within the ranges, each extended on both sides by `reach` times its width."""
+    """Return the points within both ranges. Before the check, each range is extended on both sides by `reach` times its
+    width."""
     x_reach, y_reach = reach * (x_range[1] - x_range[0]), reach * (y_range[1] - y_range[0])
     return [
         (x, y)
@@ -131,7 +133,7 @@ def _inside(points: Iterable[Point], x_range: Range, y_range: Range, reach: floa
 
 
 def _not_collapsed(groups: _Groups) -> list[TrialRecord]:
-    """Return the feasible trials without collapsed ones, whose bad values would flatten the front in the plot."""
+    """Return the feasible trials without those of very bad values, which would flatten the front in the plot."""
     merits = [known_point(record)[1] for record in groups.feasible]
     middle = median(merits)
     lowest = min(middle - 3 * (max(merits) - middle), *(known_point(record)[1] for record in groups.front))
@@ -139,10 +141,10 @@ def _not_collapsed(groups: _Groups) -> list[TrialRecord]:
 
 
 def _ranges(groups: _Groups, goal: Goal) -> tuple[Range, Range]:
-    """Return the initial ranges of sparsity and of the metric. They show the goal and the feasible trials.
+    """Return the initial ranges of sparsity and of the metric, so that they show the goal and the feasible trials.
 
-    Other trials are often far away, because a trial that stops in its first epochs is almost dense. They count only if
-    they are near, or if no trial is feasible.
+    Trials that are not feasible are often far away, because a trial that was stopped in its first epochs is almost
+    dense. They count only if they are near, or if no trial is feasible.
     """
     whole = goal.objective.shown(goal.scale)
     bounds = (0.0, 100.0) if goal.objective.percent else (-math.inf, math.inf)
@@ -177,8 +179,8 @@ def _note(text: str, **place: Any) -> dict[str, Any]:
 
 
 def _labels(goal: Goal) -> list[dict[str, Any]]:
-    """Return labels for the dashed lines of the targets. The first and, for a front, the last label have words. The
-    others are only numbers, because they have less space."""
+    """Return labels for the dashed lines at the targets, or at the ends of a front. Labels after the first are short,
+    because they have less space."""
     front = goal.kind is GoalKind.FRONT
     first, *others = goal.ends
     texts = [f"front from {percent(first)}" if front else f"target {percent(first)}"]
@@ -204,18 +206,17 @@ def _annotations(groups: _Groups, goal: Goal, outside: int) -> list[dict[str, An
 
 
 def front_figure(records: Iterable[TrialRecord], goal: Goal, title: str) -> go.Figure:
-    """Return a plot of the metric against sparsity: the feasible front, the other trials, the best trials and the
+    """Return a plot of the metric against sparsity: the Pareto front, the other trials, the best trials and the
     targets.
 
     Args:
-        records: trials in any order and state. Failed and running trials are counted but not drawn. Stopped trials are
-            drawn at their last validation.
-        goal: the goal of the study.
-        title: plain text above the plot.
+        records: the trials in any order and state. Failed and running trials are only counted, not drawn. Trials that
+            were stopped early are drawn at their last validation.
+        goal: the study's target sparsities and limits, as a `Goal`.
+        title: the title of the plot, as plain text.
 
     Returns:
-        A plotly figure with sparsities in percent. If there are no trials, the figure contains a note that there are
-        none.
+        A plotly figure with sparsities in percent. If no trial has a result yet, the figure says so.
     """
     import plotly.graph_objects as go
 

@@ -1,4 +1,4 @@
-"""Draw all plots of a study, and put them on one page that needs no network."""
+"""Draw all plots of a study, and put them on one page that works offline."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _FAN_IN = 100  # the weights of a neuron if there is no network yet
 
 @dataclass(frozen=True)
 class Pictured:
-    """The content of a study's plots.
+    """Holds the data for all plots of a study.
 
     Attributes:
-        title: the title of the front.
-        goal: the goal of the study.
+        title: the title of the front's plot.
+        goal: the study's target sparsities and limits, as a `Goal`.
         records: the trials.
-        epochs: the number of a trial -> the measures of its epochs.
-        weights: the best network's prunable weights by name.
-        groups: groups of two networks, as in result.json.
+        epochs: the metrics of a trial's epochs, by the number of the trial.
+        weights: the best network's prunable weights, by name.
+        groups: the groups of two networks, as in result.json.
     """
 
     title: str
@@ -50,18 +50,26 @@ class Pictured:
 
 
 def front_title(experiment: str, goal: Goal) -> str:
-    """Return the title of a study's front."""
+    """Return the title for the plot of a study's front."""
     return f"{experiment}: {goal.objective.name} against sparsity"
 
 
 def pictured(title: str, goal: Goal, records: Sequence[TrialRecord], folder: Path) -> Pictured:
-    """Return the content of the plots, with the epochs and the best network if the study's folder has them."""
+    """Return the data for all plots of a study. The epochs and the best network are read from the study's folder, if
+    they are there.
+
+    Args:
+        title: the title of the front's plot.
+        goal: the study's target sparsities and limits, as a `Goal`.
+        records: the trials.
+        folder: the study's folder.
+    """
     weights = best_weights(folder, goal.best(records))
     return Pictured(title, goal, records, read_epochs(folder / EPOCHS_CSV), weights, _groups(folder / RESULT_JSON))
 
 
 def _groups(result: Path) -> list[dict[str, Any]]:
-    """Return an ended study's groups of two networks, as in result.json."""
+    """Return the groups of two networks from result.json. Return an empty list if the study has not ended."""
     try:
         return list(json.loads(result.read_text(encoding="utf-8")).get("group", {}).get("groups", ()))
     except OSError:
@@ -69,9 +77,11 @@ def _groups(result: Path) -> list[dict[str, Any]]:
 
 
 def best_weights(folder: Path, best: TrialRecord | None) -> dict[str, np.ndarray]:
-    """Return the prunable weights of the study's best network by name, with one row for each neuron. While the study
-    runs, the weights come from the file that the trial has written. Return an empty dict if there is no such
-    network."""
+    """Return the prunable weights of the study's best network by name, as arrays with one row for each neuron.
+
+    While the study runs, they are read from the file that the trial has written. Return an empty dict if there is no
+    best network, or if its file cannot be read.
+    """
     from safetensors import safe_open
 
     from tune_sparsity.tuner.results.networks import mask_names
@@ -99,14 +109,14 @@ def _turned(weight: np.ndarray, fan_in: list[int], groups: int) -> np.ndarray:
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """Return a sort key that puts layer 10 after layer 2. The order of the names in the file is not that of the
-    network."""
+    """Return a key that sorts "layer10" after "layer2". Sorting is needed because the file does not keep the order of
+    the layers."""
     parts = re.split(r"(\d+)", name)
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def figures(study: Pictured) -> dict[str, go.Figure]:
-    """Return the study's plots by their short names. Empty plots are left out."""
+    """Return the plots of a study by their short names. Plots without data are left out."""
     from tune_sparsity.tuner.search.importance import importances
 
     goal, records = study.goal, study.records

@@ -1,7 +1,7 @@
-"""Draw the best network: its training, its zeros and its weights. Also compare the Hoyer sparsity of all trials with
-theory.
+"""Draw the best network: its training, its zeros and its weights. One plot compares the Hoyer sparsity of all trials
+with theory.
 
-Each plot is a function of plain data.
+Each function needs only plain data, and no running study.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _MOST_LAYERS = 7  # lines in one plot, one for each colour
 
 
 def training_figure(record: TrialRecord, series: Series, goal: Goal) -> go.Figure | None:
-    """Return a plot of one trial's sparsity, threshold, grow rate and metric by epoch, with a panel for each. If the
-    method has no threshold, the panel is left out. Return None if there are no epochs."""
+    """Return plots of one trial's sparsity, threshold, grow rate and metric by epoch, one above the other. Values that
+    the method does not have are left out. Return None if there are no epochs."""
     metric = record.objective
     described = _PANELS | {metric.at_target: (metric.name, metric.shown(1.0), metric.suffix)}
     found = [name for name in described if any(name in one for one in series)]
@@ -68,7 +68,7 @@ def training_figure(record: TrialRecord, series: Series, goal: Goal) -> go.Figur
         layout[f"yaxis{axis}"] = {"title": {"text": label}, "ticksuffix": suffix, "domain": domain, "nticks": 5}
         layout[f"yaxis{axis}"]["rangemode"] = "normal" if name == metric.at_target else "tozero"
     moved = (
-        "the masks move until the last threshold or grow rate shown" if "grow_rate" in found else "its mask never moves"
+        "the masks change until the last threshold or grow rate" if "grow_rate" in found else "the masks never change"
     )
     return figure(
         data,
@@ -93,8 +93,8 @@ def layers_figure(
     layers.
 
     Args:
-        weights: the prunable weights by name. For an empty mapping, the result is None.
-        spike_rates: the name of each spiking layer -> spikes of a neuron in a step.
+        weights: the prunable weights by name. If there are none, the result is None.
+        spike_rates: the mean number of spikes of a neuron in a time step, by the name of the spiking layer.
     """
     if not weights:
         return None
@@ -183,13 +183,14 @@ def weights_figure(weights: Mapping[str, np.ndarray]) -> go.Figure | None:
 
 
 def exponent(record: TrialRecord) -> float | None:
-    """Return the final p of a trial, or None if its parameters do not contain it as a number."""
+    """Return the final p of a trial, which is the exponent of the sphere on which its weights lie. Return None if its
+    parameters contain no number p."""
     value = record.params.get("p", record.params.get("p.stop"))
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _measured(done: Sequence[TrialRecord], best: TrialRecord | None) -> list[dict[str, Any]]:
-    """Return the measured Hoyer sparsity of the trials as points. The best trial has a trace of its own."""
+    """Return the measured Hoyer sparsities of the trials as plotly's traces. The best trial has a trace of its own."""
     looks = (
         ("measured", False, {"color": SKY, "size": 9, "line": {"color": BLUE, "width": 1}}),
         (f"best: {best.name}" if best else "", True, {"color": RED, "size": 17, "symbol": "star"}),
@@ -212,11 +213,15 @@ def _measured(done: Sequence[TrialRecord], best: TrialRecord | None) -> list[dic
 
 
 def hoyer_figure(records: Sequence[TrialRecord], goal: Goal, fan_in: int) -> go.Figure | None:
-    """Return a plot of the completed trials' Hoyer sparsity against p, with curves of the expected Hoyer sparsity of
-    rows that are not pruned. Return None if no trial has a p.
+    """Return a plot of the Hoyer sparsity of completed trials against p, the exponent of the sphere. Return None if no
+    trial has a p.
+
+    Curves show the Hoyer sparsity that theory predicts for neurons before pruning.
 
     Args:
-        fan_in: the number of weights of a neuron, for the expected curves.
+        records: the trials.
+        goal: the study's target sparsities and limits, as a `Goal`.
+        fan_in: the number of input weights of a neuron, for the predicted curves.
     """
     from tune_sparsity.sparsity.hoyer import expected_gaussian_dual, expected_paper, expected_uniform
 

@@ -1,7 +1,7 @@
-"""Draw the search: its best values over time, its trials in parallel coordinates, the importances of parameters, and
-the learning curves.
+"""Draw the search: its best values over time, its trials in parallel coordinates, the importances of the parameters,
+and the learning curves.
 
-Each plot is a function of plain data.
+Each function needs only plain data, and no running study.
 """
 
 from __future__ import annotations
@@ -38,8 +38,12 @@ MOST_LINES = 200  # with more lines nothing can be distinguished: only the best 
 
 
 def _in_order(records: Sequence[TrialRecord]) -> tuple[list[tuple[float, TrialRecord]], str]:
-    """Return the ended trials, each with the time of its end, and a label for this time. It is in minutes since the
-    first trial began. If this is not known, it is the number of ended trials."""
+    """Return the ended trials in the order in which they ended, each with its position on the time axis, and a label of
+    this axis.
+
+    The unit is minutes since the first trial began. If the times are not known, the position is the number of trials
+    that have ended.
+    """
     ended = [record for record in records if record.state is not TrialState.RUNNING]
     if ended and all(record.ended is not None for record in ended):
         start = min((record.ended or 0.0) - record.seconds for record in ended)
@@ -49,7 +53,7 @@ def _in_order(records: Sequence[TrialRecord]) -> tuple[list[tuple[float, TrialRe
 
 
 def progress_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure:
-    """Return a plot, over time, of the best value at each target and of the hypervolume."""
+    """Return a plot of the best value at each target over time, and of the hypervolume over time."""
     timed, name = _in_order(records)
     objective = goal.objective
     standing = FrontTracker(goal)
@@ -70,7 +74,7 @@ def progress_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure:
             "y": [None if (value := step[1][i]) is None else objective.shown(value) for step in steps],
             "line": {"shape": "hv", "color": colours[i % len(colours)]},
             "marker": {"size": 5},
-            "hovertemplate": f"best so far {_hovered(objective)}<br>when this ended: %{{text}}<extra></extra>",
+            "hovertemplate": f"best so far {_hovered(objective)}<br>at the end of trial %{{text}}<extra></extra>",
         }
         for i, target in enumerate(goal.targets)
     ]
@@ -83,7 +87,7 @@ def progress_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure:
             "yaxis": "y2",
             "line": {"shape": "hv", "color": "black"},
             "marker": {"size": 5, "symbol": "diamond"},
-            "hovertemplate": "hypervolume %{y:.5g}<br>when this ended: %{text}<extra></extra>",
+            "hovertemplate": "hypervolume %{y:.5g}<br>at the end of trial %{text}<extra></extra>",
         }
     )
     area = f"hypervolume: area {corner_text(goal, percent(goal.lowest))}"
@@ -102,13 +106,13 @@ def _numbers(values: Sequence[Any]) -> bool:
 
 
 def _hovered(objective: Objective) -> str:
-    """Return plotly's format of the metric in a hover label."""
+    """Return the format of the metric in a hover label, in plotly's syntax."""
     return "%{y:.2f}%" if objective.percent else "%{y:.4g}"
 
 
 def _around(traces: Sequence[Mapping[str, Any]], goal: Goal) -> list[float] | None:
-    """Return a range around the values of the traces. For percentages it ends half a marker above 100. Return None if
-    there are no values."""
+    """Return a range around the values of the traces. If the values are percentages, the range ends just above 100.
+    Return None if there are no values."""
     shown = [value for trace in traces for value in trace["y"] if value is not None]
     if not shown:
         return None
@@ -117,8 +121,8 @@ def _around(traces: Sequence[Mapping[str, Any]], goal: Goal) -> list[float] | No
 
 
 class _Scale:
-    """An axis of the parallel coordinates. It maps the values of a parameter to [0, 1], with the lowest value at 0, and
-    has ticks. A trial without this parameter lies below the axis."""
+    """An axis of the parallel coordinates, with ticks. It maps the values of one parameter to [0, 1]; the lowest value
+    is at 0. A trial that does not have the parameter lies below the axis."""
 
     def __init__(self, name: str, values: Sequence[Any], *, logarithmic: bool | None = None) -> None:
         self.name = name
@@ -153,7 +157,7 @@ class _Scale:
 
 
 def _searched(records: Sequence[TrialRecord]) -> list[str]:
-    """Return the parameters that differ between the trials, in their order."""
+    """Return the names of the parameters whose values differ between the trials."""
     names = dict.fromkeys(name for record in records for name in record.params)
     return [name for name in names if len({repr(record.params.get(name)) for record in records}) > 1]
 
@@ -161,10 +165,13 @@ def _searched(records: Sequence[TrialRecord]) -> list[str]:
 def _lines(
     done: Sequence[TrialRecord], best: TrialRecord | None, heights: Sequence[Sequence[float]]
 ) -> list[dict[str, Any]]:
-    """Return a line for each trial, from the worst to the best.
+    """Return plotly's trace of each trial: a line across all axes. The worst trial comes first, so that better trials
+    are drawn over it.
 
     Args:
-        heights: for each axis, the positions of the trials.
+        done: the trials, from the worst to the best.
+        best: the best trial, which is highlighted.
+        heights: for each axis, the positions of the trials on it.
     """
     from plotly.colors import sample_colorscale
 
@@ -191,11 +198,11 @@ def _lines(
 
 
 def parallel_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure | None:
-    """Return a plot with a line for every completed trial across its parameters, sparsity and metric. The metric gives
-    the colour.
+    """Return a plot in parallel coordinates: each completed trial is a line across its parameters, its sparsity and its
+    metric. The metric gives the colour.
 
     Returns:
-        None if there are fewer than two completed trials, or if their parameters are all equal.
+        None if there are fewer than two completed trials, or if all trials have equal parameters.
     """
     done = [record for record in records if record.state is TrialState.COMPLETED and point_of(record) is not None]
     done = sorted(done, key=lambda record: known_point(record)[1])[-MOST_LINES:]  # the best on top of the others
@@ -244,8 +251,8 @@ def parallel_figure(records: Sequence[TrialRecord], goal: Goal) -> go.Figure | N
 def importance_figure(
     importances: Mapping[str, float], method: str, trials: int, metric: str = ACCURACY.name
 ) -> go.Figure | None:
-    """Return a plot of the share of the metric's variance that each parameter explains. Return None if there is too
-    little data."""
+    """Return a plot of the share of the metric's variance that each parameter explains. Return None if there are too
+    few trials."""
     if not importances:
         return None
     ranked = sorted(importances.items(), key=lambda item: item[1])
@@ -272,8 +279,8 @@ def importance_figure(
 
 
 def curves_figure(records: Sequence[TrialRecord], epochs: Mapping[int, Series], goal: Goal) -> go.Figure | None:
-    """Return a plot of the metric at the final sparsity by epoch, for all trials. A cross marks the end of a stopped
-    trial. Return None if there are no epochs."""
+    """Return the learning curves of all trials: the metric, as if at the final sparsity, by epoch. A cross marks the
+    end of a trial that was stopped early. Return None if there are no epochs."""
     drawn = [record for record in records if epochs.get(record.number)]
     if not drawn:
         return None
@@ -315,8 +322,8 @@ def curves_figure(records: Sequence[TrialRecord], epochs: Mapping[int, Series], 
 
 
 def _most_of(series: Sequence[Series], goal: Goal) -> list[float] | None:
-    """Return a range around the values of the learning curves without the worst tenth. Return None if there are no
-    values."""
+    """Return a range around the values of the learning curves, without the worst tenth of the values. Return None if
+    there are no values."""
     objective = goal.objective
     values = [one[objective.at_target] for own in series for one in own if objective.at_target in one]
     if not values:
@@ -337,8 +344,8 @@ def _curves(
     line: Mapping[str, Any],
     objective: Objective,
 ) -> dict[str, Any]:
-    """Return the curves of a group as one trace with gaps between them. One trace for each curve would make the page
-    slow."""
+    """Return the learning curves of a group of trials as one trace of plotly, with gaps between the curves. A separate
+    trace for each curve would make the page slow."""
     x: list[float | None] = []
     y: list[float | None] = []
     texts: list[str] = []

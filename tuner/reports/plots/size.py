@@ -1,4 +1,4 @@
-"""Draw the metric against the costs of networks: bytes of their files, and multiply-adds."""
+"""Draw the metric against the costs of networks: the bytes of their files, and their multiply-adds."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def smallest_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 
 def bytes_figure(records: Iterable[TrialRecord], goal: Goal) -> go.Figure | None:
-    """Return a plot of the metric against the bytes of the packed file. Each method and each number of bits has its own
-    colour. Return None if no trial has a size."""
+    """Return a plot of the metric against the bytes of the packed file, for completed trials. Each method with each
+    number of bits per weight has its own colour. Return None if no trial has a size."""
     sized = _sized(records)
     if not sized:
         return None
@@ -53,7 +53,7 @@ def bytes_figure(records: Iterable[TrialRecord], goal: Goal) -> go.Figure | None
     ]
     # Steps, because a straight line between two networks would suggest networks that do not exist.
     steps = {"color": "black", "width": 1.5, "shape": "hv"}
-    data.insert(0, {**_points(smallest_front(sized), goal), "mode": "lines", "name": "front in bytes", "line": steps})
+    data.insert(0, {**_points(smallest_front(sized), goal), "mode": "lines", "name": "Pareto front", "line": steps})
     dashes = {"color": "black", "width": 1.5, "dash": "dash"}
     limit = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "line": dashes, "layer": "below"}
     most = goal.max_bytes
@@ -68,11 +68,11 @@ def bytes_figure(records: Iterable[TrialRecord], goal: Goal) -> go.Figure | None
 
 
 def macs_figure(records: Iterable[TrialRecord], goal: Goal, groups: Sequence[Mapping[str, Any]]) -> go.Figure | None:
-    """Return a plot of the metric against multiply-adds, for the completed trials and for groups of two networks.
-    Return None if there are no groups.
+    """Return a plot of the metric against multiply-adds, for completed trials and for groups of two networks. Return
+    None if there are no groups.
 
     Args:
-        groups: the groups in result.json.
+        groups: the groups of two networks, as in result.json.
     """
     if not groups:
         return None

@@ -1,4 +1,4 @@
-"""Define the look of all plots: colours, template, titles, panels."""
+"""Define the look of all plots: colours, plotly template, titles and panels."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def hover_text(record: TrialRecord) -> str:
         "bytes": None if record.size_bytes is None else f"{record.size_bytes:,}",
         "multiply-adds": None if record.macs is None else f"{record.macs:,}",
         "synaptic operations": None if record.syn_ops is None else f"{record.syn_ops:,}",
-        "operations of bits": None if record.bit_ops is None else f"{record.bit_ops:,}",
-        "bytes in training": None if record.train_bytes is None else f"{record.train_bytes:,}",
+        "bit operations": None if record.bit_ops is None else f"{record.bit_ops:,}",
+        "bytes of memory in training": None if record.train_bytes is None else f"{record.train_bytes:,}",
         "epochs": record.epochs,
         "method": record.method,
     }
@@ -83,28 +83,29 @@ def hover_text(record: TrialRecord) -> str:
 
 
 def places(records: Iterable[TrialRecord]) -> list[Point]:
-    """Return the points of trials in plots of the metric against sparsity: (sparsity in percent, the displayed metric).
-    Trials without a point are left out."""
+    """Return the position of each trial in plots of the metric against sparsity: (sparsity in percent, metric as it is
+    displayed). Trials without a sparsity or a metric are left out."""
     found = [(record.objective, point) for record in records if (point := point_of(record)) is not None]
     return [(100 * x, objective.shown(objective.value(merit))) for objective, (x, merit) in found]
 
 
 def value_axis(objective: Objective, what: str) -> dict[str, Any]:
-    """Return an axis for the metric.
+    """Return plotly's settings of an axis that shows the metric.
 
     Args:
-        what: the text before the metric's name in the title of the axis.
+        objective: the metric.
+        what: the text before the metric's name in the title of the axis, for example "validation".
     """
     return {"title": {"text": f"{what} {objective.name}"}, "ticksuffix": objective.suffix}
 
 
 def titled(title: str, subtitle: str = "") -> dict[str, Any]:
-    """Return the title of a plot in plotly's form. The arguments are plain text."""
+    """Return plotly's settings of a title and a subtitle. Both are plain text and are escaped here."""
     return {"text": html.escape(title), "subtitle": {"text": html.escape(subtitle)}}
 
 
 def figure(data: Sequence[Mapping[str, Any]], title: dict[str, Any], **layout: Any) -> go.Figure:
-    """Return a plotly figure in the project's look."""
+    """Return a plotly figure in the style of all plots of this package."""
     import plotly.graph_objects as go
 
     room = {"margin": {"l": 70, "r": 30, "t": 80, "b": 105 if layout.get("showlegend") else 60}}
@@ -112,6 +113,7 @@ def figure(data: Sequence[Mapping[str, Any]], title: dict[str, Any], **layout: A
 
 
 def panels(count: int) -> list[list[float]]:
-    """Return the vertical ranges of `count` panels, from top to bottom."""
+    """Return the vertical ranges of `count` panels as fractions of the plot's height, from the top panel to the bottom
+    panel."""
     each = 1 / count
     return [[max(0.0, 1 - (i + 1) * each + 0.09 * (i + 1 < count)), 1 - i * each] for i in range(count)]

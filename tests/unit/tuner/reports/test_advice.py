@@ -43,7 +43,7 @@ def test_a_group_as_good_as_the_best_network_is_advised() -> None:
     groups = [{"name": "group-1", "share_of_best_macs": 0.1}, {"name": "group-2", "share_of_best_macs": 0.317}]
     group = {"best": "t0003", "as_good_as_best": "group-2", "groups": groups}
     said = advice("s", FRONT, [], group)
-    assert "group-2 computes 32% of what t0003 does" in said
+    assert "group-2 needs 32% of the multiply-adds of t0003" in said
     assert said.endswith("tune-sparsity export s --network group-2 --format onnx")
     assert advice("s", FRONT, [], {**group, "as_good_as_best": None}) == ""
 

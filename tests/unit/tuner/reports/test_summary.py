@@ -272,7 +272,7 @@ def test_several_targets_have_a_row_each(tmp_path: Path) -> None:
     assert lines[0].split()[:4] == ["target", "trial", "accuracy", "sparsity"]
     assert [line.split()[:3] for line in lines[1:3]] == [["0.8", "t0000", "97.00%"], ["0.85", "t0001", "96.00%"]]
     assert any("at 0.85: t0001: validation accuracy 96.00%, test accuracy 94.50%" in line for line in lines)
-    assert any("at 0.99: no trial is as sparse" in line for line in lines)
+    assert any("at 0.99: no trial reached this sparsity" in line for line in lines)
 
 
 def test_a_front_ends_with_its_hypervolume(tmp_path: Path) -> None:

@@ -272,7 +272,11 @@ def test_stopped_and_infeasible_trials_are_the_first_to_be_forgotten() -> None:
 
 @pytest.mark.parametrize(
     ("sampler", "front", "methods", "said"),
-    [("cmaes", True, 1, "whole front"), ("cmaes", False, 2, "several methods"), ("gp", False, 2, "several methods")],
+    [
+        ("cmaes", True, 1, "several sparsities"),
+        ("cmaes", False, 2, "several methods"),
+        ("gp", False, 2, "several methods"),
+    ],
 )
 def test_a_sampler_that_cannot_is_refused_with_those_that_can(
     sampler: str, front: bool, methods: int, said: str
