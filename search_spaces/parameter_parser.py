@@ -137,7 +137,7 @@ class ParameterReader:
         if not isinstance(log, bool):
             raise self._values.error((*place, "log"), f"log must be true or false, not {shown(log)}")
         if low > high:
-            raise self._values.error((*place, "low"), f"low must be at most high = {high:g}, not {low:g}")
+            raise self._values.error((*place, "low"), f"low = {low:g} is above high = {high:g}")
         if step is not None:
             step = self._values.number((*place, "step"), step, whole=whole)
         try:
