@@ -36,7 +36,7 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
     "cifar10-subset": (
         "experiments.builtin.cifar",
         "cifar10_subset",
-        "a tenth of CIFAR-10 (not CIFAR-10), augmented, WRN-22-2",
+        "5,000 images of CIFAR-10 (not the whole), augmented, WRN-22-2",
     ),
     "tiny-imagenet": ("experiments.builtin.tiny_imagenet", "tiny_imagenet", "Tiny ImageNet augmented, WRN-22-4"),
     "uci-dna": ("experiments.builtin.uci", "dna", "UCI splice junctions, multilayer perceptron 240-1024-512-256-128-3"),

@@ -63,8 +63,8 @@ def load(data_dir: Path | None = None) -> Data:
 
 
 def load_subset(data_dir: Path | None = None) -> Data:
-    """Load 5,000 images of CIFAR-10, about a tenth of it, from one file. Accuracies with this part cannot be compared
-    with published results for CIFAR-10.
+    """Load 5,000 of CIFAR-10's 60,000 images, from one file. Accuracies with this part cannot be compared with those
+    published for CIFAR-10.
 
     DATA_DIR/cifar10_subset.npz holds the first 400 training images and the first 100 test images of each class. The
     4,000 training images are divided into 3,500 for the training and 500 for the validation. The 1,000 test images are
