@@ -34,7 +34,7 @@ def declares(subject: Subject) -> Iterator[Problem]:
         experiment.loss(experiment.forward(in_evaluation(subject.model()), x), y)
         evaluate(experiment, subject.model(), some)
     if subject.data.in_memory:
-        elsewhere = "workers get the loaded data, but no files. To send files with the code, declare them"
+        elsewhere = "workers get the loaded data, but not these files. To send them with the code, declare them"
     else:
         elsewhere = "other machines may lack these files. Put them into --data-dir on each machine, or declare them"
     yield from undeclared(experiment, subject.data_dir, elsewhere)

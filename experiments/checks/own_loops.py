@@ -62,7 +62,8 @@ class LoopSubject:
 def looks(subject: LoopSubject) -> Iterator[Problem]:
     if not any(one.numel() for one in tensors_in(subject.experiment.load(None).train.x)):
         yield warning(
-            "no forward pass of the network was seen: exported files cannot be tested, because its inputs are not known"
+            "the first epoch begins without a forward pass, so the network's inputs are not known: exported files "
+            "cannot be tested"
         )
     rules = subject.experiment.layers
     if rules.off_sphere is None and rules.last is None:
@@ -104,8 +105,8 @@ def resumes(subject: LoopSubject) -> Iterator[Problem]:
         return
     if name is not None:
         yield Problem(
-            f"a training that is saved and loaded ends with other values of {name} than one without this: give every "
-            "other object with a state, such as a scheduler, to trial.keep(name, object)"
+            f"a training that is saved and loaded ends with other values of {name} than one without interruption: give "
+            "every other object with a state, such as a scheduler, to trial.keep(name, object)"
         )
 
 

@@ -113,7 +113,7 @@ def resumes(subject: Subject) -> Iterator[Problem]:
     resumed.epoch()
     if (name := _differs(subject, unbroken, resumed)) is not None:
         yield Problem(
-            f"a training that is saved and loaded ends with other values of {name} than one without this: keep "
+            f"a training that is saved and loaded ends with other values of {name} than one without interruption: keep "
             "counters and other state in buffers (register_buffer), which state_dict holds"
         )
 

@@ -119,7 +119,7 @@ def looked_at(experiment: OwnLoop, data_dir: Path | None) -> OwnLoop:
     if model is None or trial.sparse is None:
         raise LoopError(f"{experiment.name} never calls trial.sparsify(model, total_steps=...)")
     if not trial.own_epochs:
-        raise LoopError(f"{experiment.name} never calls trial.epochs: begin it with for epoch in trial.epochs(N)")
+        raise LoopError(f"{experiment.name} never calls trial.epochs: train in a loop `for epoch in trial.epochs(N)`")
     trial.unhook()
     if experiment.rebuilt:
         _check_model(experiment, model)

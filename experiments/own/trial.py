@@ -22,8 +22,8 @@ class LoopError(ValueError):
 
 
 class Stopped(BaseException):
-    """Ends a loop when the search stops its trial. This class is not a subclass of Exception, so that an `except
-    Exception` in the loop does not catch it."""
+    """Ends a loop when the search stops the loop's trial. This class is not a subclass of Exception, so that an
+    `except Exception` in the loop does not catch it."""
 
 
 class Trial(ABC):

@@ -205,7 +205,7 @@ def test_of_declared_files_nothing_is_said(folder: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("of", "said"),
     [
-        ("memory", "workers get the loaded data, but no files. To send files with the code, declare them"),
+        ("memory", "workers get the loaded data, but not these files. To send them with the code, declare them"),
         ("files", "other machines may lack these files. Put them into --data-dir on each machine, or declare them"),
     ],
 )
