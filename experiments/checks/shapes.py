@@ -297,7 +297,9 @@ def _value(subject: Subject, metric: Metric) -> Iterator[Problem]:
         yield Problem(f"{metric.name} cannot be measured on {len(val.x)} validation examples: {described(error)}")
         return
     if first != second:
-        yield Problem(f"{metric.name} is not deterministic: {first:g}, then {second:g} for the same outputs")
+        yield Problem(
+            f"{metric.name} is not deterministic: {first:g}, then {second:g} for the same outputs and targets"
+        )
     elif metric.percent and not 0 <= first <= 1 and not is_torchmetric(metric.function):
         yield Problem(f"{metric.name} is {first:g}: percent=True is for metrics in [0, 1]")
 
