@@ -139,7 +139,9 @@ def builds(subject: Subject) -> Iterator[Problem]:
         return
     model = unwrapped(made)
     if isinstance(model, torch.jit.ScriptModule):
-        yield Problem("model() returns TorchScript, whose layers cannot be pruned: return the original nn.Module")
+        yield Problem(
+            "model() returns TorchScript, whose layers cannot be seen: give the nn.Module that it was made from"
+        )
         return
     lazy = [name for name, param in model.named_parameters() if isinstance(param, UninitializedParameter)]
     if lazy:

@@ -88,7 +88,7 @@ def own_loop(function: Callable[..., object]) -> OwnLoop:
     try:
         inspect.signature(function).bind(None)
     except TypeError:
-        raise ValueError(f"{name} is no training loop: a loop must accept one argument, the trial") from None
+        raise ValueError(f"{name} is no training loop: a loop takes one argument, the trial") from None
     given = {key: value for key, value in vars(function).items() if not key.startswith("_")}
     if unknown := sorted(set(given) - set(ATTRIBUTES)):
         raise ValueError(

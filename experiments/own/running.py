@@ -150,7 +150,8 @@ class RunningTrial(Trial):
         changed = next((name for name, one in before.items() if not torch.equal(one, after[name])), None)
         if changed is not None:
             raise LoopError(
-                f"the function given to trial.report changes the network's {changed}: call model.eval() in it"
+                f"the function given to trial.report changes the network's {changed}: call model.eval() in this "
+                "function"
             )
 
     @contextmanager

@@ -221,7 +221,7 @@ def test_a_loop_is_searched_from_python(file: Path, monkeypatch: pytest.MonkeyPa
         ("train", 0, None, ""),
         ("half_the_steps", 0, None, "2 epochs took 10 steps, but 20 follow from trial.sparsify"),
         ("reports_after_the_end", 1, "epochs", "the loop fails after its last epoch: LoopError"),
-        ("disturbs", 1, "epochs", "call model.eval() in the reported function"),
+        ("disturbs", 1, "epochs", "call model.eval() in this function"),
         ("forgets", 1, "resumption", "trial.keep(name, object)"),
         ("leaves_early", 0, None, ""),
         ("never_reports", 1, "epochs", "epoch 0 ended without trial.report"),

@@ -199,7 +199,7 @@ def test_a_first_look_finds_what_is_wrong(file: Path, name: str, message: str) -
     ("name", "message"),
     [
         ("misnamed", "has an unknown attribute 'modle': it may have baseline, files, layers, metric, model"),
-        ("takes_nothing", "a loop must accept one argument, the trial"),
+        ("takes_nothing", "a loop takes one argument, the trial"),
     ],
 )
 def test_a_function_that_is_no_loop_is_refused(file: Path, name: str, message: str) -> None:
