@@ -1,8 +1,7 @@
-"""Describe and run the training of one trial: the data set, the network and the training loop.
+"""Define experiments (data, network, loss and recipe for training), and train one network of an experiment.
 
 A user adds an experiment as an `Experiment`: functions for the data, the network, the loss and the metric, and a
-`Recipe`. This package reads data sets and trains networks. It does not search. It may import `sparsity`, but not Ray,
-Optuna or MLflow.
+`Recipe`. This package does not search. It may import `sparsity`, but not Ray, Optuna or MLflow.
 """
 
 from tune_sparsity.experiments.base import Data, DataUnavailable, Experiment, Recipe

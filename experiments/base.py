@@ -1,4 +1,4 @@
-"""Define an experiment, its data and its default training settings."""
+"""Define the classes of an experiment: `Experiment`, its `Data` and its `Recipe` (the default training settings)."""
 
 from __future__ import annotations
 
@@ -24,18 +24,17 @@ from tune_sparsity.sparsity.wrappers import load_plain, unwrapped
 
 
 class DataUnavailable(Exception):
-    """Report that the data set is not on this machine and cannot be downloaded. The message is one line that tells the
-    user what to do."""
+    """Report that the data set is not on this machine or is damaged, and cannot be downloaded. The message is one line
+    that tells the user what to do."""
 
 
 class NotFinite(Exception):
-    """Report that the loss, the outputs or the metric became NaN or infinite, so that the training cannot continue."""
+    """Report that a weight, the loss, an output or the metric is NaN or infinite. The training ends with this error."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """Holds the three splits of a data set. The search uses `train` and `val`. `test` is used once, for each reported
-    network.
+    """Holds the three splits of a data set: training, validation and test examples.
 
     Each split is a `Split` of tensors in memory or a torch data set. A torch data set is map-style, or an
     IterableDataset that has a length. If the splits are torch data sets, every training process calls `Experiment.load`
@@ -43,8 +42,8 @@ class Data:
 
     Attributes:
         train: the examples for the training.
-        val: the examples that the search compares networks on.
-        test: the examples for the final test.
+        val: the validation examples. The search compares networks by the metric on these examples.
+        test: the test examples. The search does not use them. Each reported network is tested with them once.
         preprocessing: a description of the changes that were made to the raw inputs, for users of the exported network.
             It contains only types that JSON has.
         classes: the names of the classes, in the order of the logits. It is empty if there are no classes.
@@ -73,8 +72,8 @@ class Data:
         return not any(isinstance(split, Loaded) for split in (self.train, self.val, self.test))
 
     def checksum(self) -> str:
-        """Return the SHA-256 of the bytes, shapes and types of all splits. Equal data in equal order have equal
-        checksums. For a torch data set the checksum covers its length and a sample of its examples."""
+        """Return the SHA-256 checksum of the bytes, shapes and types of all splits. It depends on the order of the
+        examples. For a torch data set, it covers only the length and a sample of the examples."""
         digest = hashlib.sha256()
         for split in (self.train, self.val, self.test):
             split.add_to(digest)
@@ -82,21 +81,21 @@ class Data:
 
 
 def correct(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return 1 for every example whose largest logit belongs to its class, and 0 for the others.
+    """Return 1 for each example that the network classifies correctly, and 0 for the others.
 
     Args:
         outputs: logits of the shape (n, classes).
         targets: class indices of the shape (n,).
 
     Returns:
-        A tensor of the shape (n,). Its mean is the accuracy.
+        A float32 tensor of the shape (n,). Its mean is the accuracy.
     """
     return (outputs.argmax(dim=1) == targets).float()
 
 
 def are_classes(outputs: Tensor, targets: Any) -> bool:
-    """Return whether `outputs` are logits of the shape (n, classes) and `targets` are class indices of the shape
-    (n,)."""
+    """Return whether the shapes and types are those of a classification: outputs (n, classes), and targets (n,) that
+    are not floats."""
     labels = isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point()
     return labels and outputs.dim() == 2
 
@@ -115,16 +114,16 @@ class Recipe:
     Attributes:
         epochs: passes over the training data, at least 1.
         batch_size: examples in a forward pass, at least 1.
-        drop_last: whether an epoch skips its last batch if this batch has fewer than `batch_size` examples. Each epoch
-            skips other examples, because the order changes. This helps networks with batch normalisation, which cannot
-            train on one example.
-        accumulate: the number of batches whose gradients are averaged for one step, at least 1.
+        drop_last: whether an epoch skips its last batch if this batch has fewer than `batch_size` examples. Networks
+            with batch normalisation need this if the last batch has only one example. The order of the examples is
+            random, so each epoch skips other examples.
+        accumulate: the number of batches whose gradients are averaged for one optimizer step, at least 1.
         clip_norm: the largest L2 norm of all gradients together, > 0. Larger gradients are scaled down to this norm
-            before a step. If None, the gradients are not clipped. Clipping has no effect on weights on the sphere,
-            where only the direction of the gradient matters.
-        precision: "float32", "bfloat16" or "float16". The last two run the forward pass and the loss in torch.autocast.
-            With "float16" the gradients are scaled, and a step with an infinite gradient is skipped. The evaluation
-            always uses the type of the weights.
+            before a step. If None, the gradients are not clipped. With the method lpss, clipping has little effect on
+            weights on the sphere, because the length of their steps does not depend on the gradient's norm.
+        precision: "float32", "bfloat16" or "float16". With "bfloat16" and "float16", the forward pass and the loss run
+            in torch.autocast. With "float16", a GradScaler also scales the loss, and skips steps with infinite
+            gradients. The evaluation always uses the type of the weights.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -146,59 +145,55 @@ class Recipe:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
     def trained_on(self, examples: int) -> int:
-        """Return the number of examples that an epoch trains on.
-
-        Args:
-            examples: the size of the training split.
-        """
+        """Return the number of examples that an epoch uses, for a training split of `examples` examples."""
         return examples - examples % self.batch_size if self.drop_last else examples
 
     def batches(self, examples: int) -> int:
-        """Return the number of batches in an epoch over a training split of this size."""
+        """Return the number of batches in an epoch, for a training split of `examples` examples."""
         return -(-self.trained_on(examples) // self.batch_size)
 
     def steps(self, examples: int) -> int:
-        """Return the number of optimizer steps in an epoch over a training split of this size."""
+        """Return the number of optimizer steps in an epoch, for a training split of `examples` examples."""
         return -(-self.batches(examples) // self.accumulate)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Describes a data set, a network and their training. Built-in experiments and users' own experiments are instances
-    of this class.
+    """Describes a data set, a network and the network's training. Built-in experiments and users' own experiments are
+    instances of this class.
 
     Attributes:
         name: the name of the experiment in files and in MLflow.
-        load: takes the folder that --data-dir gives, or None for the default folder, and returns the data. It raises
-            DataUnavailable if the data cannot be found or downloaded.
-        model: makes a new network. The function draws the weights from torch's global generator, which the caller
+        load: (folder) -> the data. The folder is the value of --data-dir, or None for the default folder. The function
+            raises DataUnavailable if the data cannot be found or downloaded.
+        model: () -> a new network. The function draws the weights from torch's global generator, which the caller
             seeds.
         recipe: the default epochs, batch size and other settings of the training.
-        forward: (network, prepared inputs) -> one tensor of outputs whose first dimension counts the examples. By
-            default the network is called with the inputs. If the inputs are a dict, its entries are keyword arguments.
-        optimizer: "sgd" or "adamw". It updates all parameters that do not lie on the sphere. With "adamw" a study uses
-            search ranges that suit AdamW, as `--space lpss+adamw` does.
+        forward: (network, prepared inputs) -> the outputs, one tensor of the shape (examples, ...). By default, the
+            network is called with the inputs. If the inputs are a dict, its entries are keyword arguments.
+        optimizer: "sgd" or "adamw", the optimizer of all parameters. With the method lpss, LpSGD updates the weights on
+            the sphere instead. With "adamw", a study uses search ranges that suit AdamW, as `--space lpss+adamw` does.
         loss: (outputs, targets) -> a scalar to minimise.
-        metric: (outputs, targets) -> a score in [0, 1] for every example, whose mean is called accuracy. It may also be
-            a Metric, which has its own name and direction, or a torchmetrics metric.
-        prepare: converts inputs of the data set into inputs of the network. It is applied to every batch on the batch's
-            device, in training and in evaluation. Large images can therefore stay bytes in memory.
+        metric: (outputs, targets) -> a score in [0, 1] for every example. The mean of the scores is called accuracy. A
+            Metric, which has its own name and direction, or a torchmetrics metric is also accepted.
+        prepare: (inputs of the data set) -> inputs of the network. The function is called for every batch, on the
+            batch's device, in training and in evaluation. Large images can therefore be stored as bytes.
         augment: (inputs, generator on the CPU) -> randomly changed inputs of the same shapes and types. This function
-            is applied only to training batches, on their device and before `prepare`. It must draw all random numbers
-            from the generator. Otherwise a resumed training gives other results.
+            is called only for training batches, on their device and before `prepare`. It must draw all random numbers
+            from the generator. Otherwise a resumed training gives other results. If None, inputs are not changed.
         layers: rules that select the layers to prune and the layers on the sphere.
         cuda_graph: whether a training step on a GPU may be recorded once as a CUDA graph and then replayed. Small
-            networks train several times faster with it. `prepare`, `model` and `loss` must do the same operations in
-            every step. Decisions of Python code, and random numbers of Python and of torch on the CPU, are made once,
-            during the recording. Random numbers of torch on the GPU are drawn anew in each step. No operation may wait
-            for the GPU, as `.item()` does.
-        space: the name or .yaml file of a search space that suits this data better than the default space of its
-            method. A study uses it for this method unless the user gives another space.
-        trained: whether `model` returns a network that has been trained before. If so, the first masks keep the weights
-            with the largest magnitudes.
-        files: the files that the experiment's code reads besides its modules. Workers on other machines and the logged
-            model need them. Each entry is a file, a folder or a glob pattern, relative to the folder of the
-            experiment's own file.
+            networks then train several times faster. `prepare`, the network and `loss` must do the same operations in
+            every step: Python code runs only during the recording. Random numbers of Python and of torch on the CPU are
+            therefore the same in every step. Random numbers of torch on the GPU are new in each step. No operation may
+            wait for the GPU, as `.item()` does.
+        space: the name or .yaml file of a search space that suits this data better than the default space. A study
+            uses this space for the space's method if the user does not give another space. None means the default.
+        trained: whether `model` returns a pretrained network. Methods that begin with sparse masks then keep its
+            largest weights. The method lpss then begins without a mask.
+        files: the data files that the experiment's code reads. Workers on other machines and the model in MLflow get
+            copies of these files. Each entry is a file, a folder or a glob pattern, relative to the folder of the
+            experiment's own file. Imported modules need no entry.
     """
 
     name: str
@@ -219,22 +214,22 @@ class Experiment:
 
     @property
     def origin(self) -> Any:
-        """Return the object that the user's file defines. This experiment may be a changed copy of that object, for
-        example because of --pattern."""
+        """Return the object in the user's file from which this experiment was made. This experiment may be a changed
+        copy, for example because of the option --pattern."""
         return getattr(self, "_origin", self)
 
     @property
     def travelling(self) -> Mapping[str, Any]:
-        """Return the attributes whose values differ from those in the user's code. Workers get these values in addition
-        to the code."""
+        """Return the attributes whose values may differ from those in the user's code. Worker processes get the code
+        and these values."""
         return {} if self.origin is self else {"layers": self.layers}
 
     def with_pattern(self, pattern: Pattern) -> Experiment:
-        """Return a copy of the experiment whose masks have this pattern of zeros."""
+        """Return a copy of the experiment with another pattern of zeros for its weights."""
         return self.with_layers(replace(self.layers, pattern=pattern))
 
     def with_layers(self, layers: LayerRules) -> Experiment:
-        """Return a copy of the experiment with other rules for its layers."""
+        """Return a copy of the experiment with other rules for the layers to prune."""
         made = replace(self, layers=layers)
         object.__setattr__(made, "_origin", self.origin)
         return made
@@ -249,20 +244,23 @@ class Experiment:
         return evaluate(self, model, data.val)
 
     def tested(self, model: nn.Module, data: Data) -> float | None:
-        """Return the metric on the test data, or None if there is no test value. Raise NotFinite if the metric is not
-        finite."""
+        """Return the metric on the test data, or None if the experiment cannot measure it. Raise NotFinite if the
+        metric is not finite."""
         return evaluate(self, model, data.test)
 
     def outputs(self, model: nn.Module, x: Any) -> Tensor:
-        """Return the network's outputs for inputs of the data set, which `prepare` has not converted yet."""
+        """Return the network's outputs for inputs of the data set. This method also calls `prepare`."""
         return self.forward(model, self.prepare(x))
 
     def network(self) -> nn.Module:
-        """Return a new network for use outside of a training: without torch.compile, and on one device."""
+        """Return a new network without torch.compile and DataParallel."""
         return unwrapped(self.model())
 
     def network_with(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """Return the network with the given weights, in evaluation mode. Binary weights make the network binary.
+        """Return a new network with the given weights, in evaluation mode.
+
+        Args:
+            tensors: the state_dict. If it comes from the method binary, the network's layers are also made binary.
 
         Raises:
             RuntimeError: if load_state_dict refuses the weights.
@@ -274,8 +272,8 @@ class Experiment:
 
 
 def in_evaluation(model: nn.Module) -> nn.Module:
-    """Set the network to evaluation mode, and return it. This function exists because the user's network may override
-    train() without returning the network, so that eval() returns None."""
+    """Set the network to evaluation mode, and return the network. `eval()` itself may return None if a user's network
+    overrides `train()`."""
     model.eval()
     return model
 
@@ -285,11 +283,11 @@ def outputs_of(
 ) -> Iterator[tuple[Tensor, Any]]:
     """Yield the network's outputs and the targets of a split, batch by batch.
 
-    The network computes on its own device and in evaluation mode. Its former mode is restored at the end.
+    The network computes on its own device and in evaluation mode. Afterwards, its former mode is restored.
 
     Args:
-        batch: examples in a batch. The default for data in memory is 4096, or fewer if the inputs are large. The
-            default for a torch data set is the recipe's batch size.
+        batch: examples in a batch. If None, this is 4096 for data in memory, or fewer if the inputs are large. For a
+            torch data set, it is the recipe's batch size.
     """
     if batch is None and isinstance(split, Loaded):
         batch = experiment.recipe.batch_size
@@ -307,10 +305,10 @@ def outputs_of(
 
 @torch.no_grad()
 def evaluate(experiment: Experiment, model: nn.Module, split: Split | Loaded, batch: int | None = None) -> float:
-    """Return the experiment's metric of `model` over a split. The arguments are those of `outputs_of`.
+    """Return the experiment's metric of a network on a split. The arguments are those of `outputs_of`.
 
     Raises:
-        NotFinite: if an output is NaN, because NaN has no largest logit, or if the metric is NaN or infinite.
+        NotFinite: if an output is NaN, or if the metric is NaN or infinite.
     """
     device = next((param.device for param in model.parameters()), torch.device("cpu"))
     metric = metric_of(experiment.metric)

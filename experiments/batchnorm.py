@@ -1,4 +1,7 @@
-"""Measure the running statistics of batch normalisation again after weights were masked or averaged."""
+"""Compute the running statistics of batch normalisation again after weights were pruned or averaged.
+
+The statistics of the former weights are wrong for the new weights.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,16 @@ _SAMPLE, _BATCH = 1024, 128  # examples
 
 
 def sample(n: int) -> list[Tensor]:
-    """Return the indices of up to 1,024 of n examples, in batches of up to 128. The indices are always the same. The
-    examples of each batch come from all parts of the data set, because the data set may be sorted by class."""
+    """Return the indices of up to 1,024 of n examples, in batches of up to 128. They are always the same for the same
+    n. Each batch has examples from all parts of the data set, because the data set may be sorted by class."""
     indices = spread_over(n, _SAMPLE)
     batches = -(-len(indices) // _BATCH)
     return [indices[k::batches] for k in range(batches)]
 
 
 def sampled_inputs(model: nn.Module, train: Split | Loaded) -> Iterator[Any]:
-    """Yield training inputs for `remeasure`, on the network's device. Yield nothing if the network has no running
-    statistics."""
+    """Yield batches of training inputs for `remeasure`, on the network's device. Yield nothing if the network has no
+    running statistics that change in training, or if there is only one example."""
     if train.examples >= 2 and normalises(model):
         device = next(model.parameters()).device
         yield from (train.at(batch).to(device).x for batch in sample(train.examples))
@@ -43,15 +46,15 @@ def remeasure(
     forward: Callable[[nn.Module, Any], object] = called,
     layers: Sequence[BatchNorm] | None = None,
 ) -> None:
-    """Set the running statistics to their means over the given batches, for the current weights of the network.
+    """Compute the running statistics of batch normalisation again, with the network's current weights. They become the
+    means over the given batches.
 
-    Without batches the statistics stay as they are. All other layers are in evaluation mode meanwhile, so that dropout
-    draws no random numbers.
+    All other layers, such as dropout, are in evaluation mode during these forward passes.
 
     Args:
-        inputs: batches of at least two examples each.
-        forward: (network, inputs) -> any result, which is not used.
-        layers: the normalisations whose statistics are measured. If None, these are the result of `moving`.
+        inputs: batches of at least two examples each. Without a batch, the statistics do not change.
+        forward: (network, inputs) -> any result. It is not used.
+        layers: the layers with the statistics. If None, these are the result of `moving`.
     """
     layers = moving(model) if layers is None else layers
     momenta = [layer.momentum for layer in layers]
@@ -76,8 +79,8 @@ def remeasured(
     forward: Callable[[nn.Module, Any], object] = called,
     layers: Sequence[BatchNorm] | None = None,
 ) -> Iterator[None]:
-    """Within this block, the network is in evaluation mode and has the running statistics of `remeasure`. Afterwards
-    the network has its former mode and statistics."""
+    """Call `remeasure`, and set the network to evaluation mode, for the time of this block. Afterwards, the former
+    statistics and modes are restored."""
     kept = [(value, value.clone()) for layer in moving(model) for value in layer.buffers()]
     try:
         with modes_kept(model):
@@ -91,7 +94,7 @@ def remeasured(
 
 
 def moving(model: nn.Module) -> list[BatchNorm]:
-    """Return the batch normalisations whose running statistics change in training. Those with a momentum of 0
+    """Return the batch normalisation layers whose running statistics change in training. Layers with a momentum of 0
     are left out, because their statistics never change."""
     norms = [layer for layer in normalising(model) if isinstance(layer, BatchNorm)]
     return [layer for layer in norms if layer.track_running_stats and layer.momentum != 0.0]

@@ -1,5 +1,5 @@
-"""Combine a small and a large network in a cascade. The large network computes only the examples on which the small
-network is unsure."""
+"""Combine a small and a large network in a cascade. The large network computes only the examples for which the small
+network's two largest class probabilities are similar."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 from tune_sparsity.experiments.examples import mapped
 
 Answer = Callable[[Any], Tensor]
-"""Inputs as the data set holds them -> a logit for each example and class."""
+"""A function: inputs of the data set -> logits of the shape (examples, classes)."""
 
 
 def margins(outputs: Tensor) -> Tensor:
     """Return the margin of each example: the largest class probability minus the second largest, in [0, 1].
 
     Args:
-        outputs: (n, classes), two classes or more.
+        outputs: logits of the shape (n, classes), with at least two classes.
 
     Returns:
-        Shape (n,), float32.
+        A float32 tensor of the shape (n,).
     """
     first, second = outputs.float().softmax(1).topk(2, dim=1).values.unbind(1)
     return first - second
@@ -30,12 +30,14 @@ def margins(outputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Cascade:
-    """Returns the outputs of the small network for examples on which its margin is at least theta. The large network
-    computes only the other examples. With theta = 0 the small network always answers. With theta > 1 the large network
-    always answers.
+    """Combines two networks. The small network computes all examples. If the margin of an example is less than theta,
+    the large network computes this example again, and its outputs are used.
+
+    With theta = 0, all outputs are those of the small network. With theta > 1, all are those of the large network.
 
     Attributes:
-        theta: the threshold, a number that float32 represents exactly.
+        small, large: the networks, as functions: inputs of the data set -> logits (examples, classes).
+        theta: the threshold, >= 0. float32 must represent this number exactly.
     """
 
     small: Answer

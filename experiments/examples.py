@@ -1,4 +1,7 @@
-"""Hold the examples of a split: tensors in memory, or a data set that loads examples when they are needed."""
+"""Define classes for the examples of a split: `Split` holds tensors in memory, `Loaded` loads a torch data set.
+
+A nest is a nested structure of tensors: a tensor, or a dict, tuple or list of nests.
+"""
 
 from __future__ import annotations
 
@@ -21,38 +24,38 @@ _HASHED = 64  # examples in the checksum of a data set that is not in memory
 
 
 def tensors_in(nest: Any) -> list[Tensor]:
-    """Return the tensors of a nest in order. A nest is a nested structure of tensors: a tensor, or a dict, tuple or
+    """Return all tensors of a nest as a list. A nest is a nested structure of tensors: a tensor, or a dict, tuple or
     list of nests."""
     return [nest] if isinstance(nest, Tensor) else [leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor)]
 
 
 def mapped(function: Callable[[Tensor], Any], nest: Any) -> Any:
-    """Return the nest with `function` applied to each tensor in it."""
+    """Return a nest of the same structure, with function(tensor) in place of each tensor."""
     if isinstance(nest, Tensor):
         return function(nest)
     return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, nest)
 
 
 def copied(nest: Any) -> Any:
-    """Return the nest with copies of its tensors."""
+    """Return a copy of a nest and its tensors."""
     return mapped(Tensor.clone, nest)
 
 
 def named(nest: Any) -> dict[str, Tensor]:
-    """Return the tensors of a nest by name. A name consists of the keys and indices that lead to the tensor, with dots
-    between them. If the nest itself is a tensor, its name is ""."""
+    """Return a mapping: name -> tensor of the nest. The name consists of the keys and indices that lead to the tensor,
+    with dots between them. If the nest is a tensor itself, the name is ""."""
     return {".".join(path): leaf for path, leaf in tree_paths(nest) if isinstance(leaf, Tensor)}
 
 
 def length(nest: Any) -> int:
-    """Return the number of examples in a nest, which is the size of the first dimension of its tensors."""
+    """Return the number of examples in a nest. It is the size of the first dimension of each tensor."""
     return len(tensors_in(nest)[0])
 
 
 class Split(NamedTuple):
-    """Holds examples in memory: the inputs x, which Experiment.prepare converts for the network, and the targets y.
+    """Holds examples in memory: inputs x and targets y. Experiment.prepare converts the inputs for the network.
 
-    Each is a tensor of shape (n, ...), or a dict, tuple or list of such tensors. All have the same n.
+    x and y are tensors of shape (n, ...), or dicts, tuples or lists of such tensors. n is the number of examples.
 
     >>> Split(torch.zeros(3, 8), torch.tensor([0, 1, 1])).x.shape
     torch.Size([3, 8])
@@ -80,8 +83,15 @@ class Split(NamedTuple):
         return map(Split, parts(self.x, size), parts(self.y, size))
 
     def shuffled(self, size: int, order: Generator, *, count: int, epoch: int) -> Iterator[Split]:
-        """Yield `count` examples in a new random order, in batches of `size`. If examples are small, one copy fetches
-        those of several batches."""
+        """Yield `count` examples in a new random order, in batches of `size`.
+
+        Args:
+            size: the number of examples in a batch.
+            order: the generator of the random order.
+            count: the number of examples.
+            epoch: the number of the epoch, from 0. It has no effect for examples in memory.
+        """
+        # If examples are small, one index_select fetches several batches.
         several = max(1, _FETCHED_NUMBERS // (size * max(1, numbers(self.first(1).x))))
         places = torch.randperm(self.examples, generator=order)[:count].to(tensors_in(self.x)[0].device)
         for some in places.split(size * several):
@@ -90,11 +100,11 @@ class Split(NamedTuple):
             yield from Split(*fetched).batches(size)
 
     def seed(self, order: Generator) -> int | None:
-        """Return None, because examples in memory need no seed: an epoch draws random numbers from `order` only."""
+        """Return None: examples in memory need no seed. `Loaded.seed` returns a seed for a torch data set."""
         return None
 
     def add_to(self, digest: Any) -> None:
-        """Update a hash with the bytes, shapes and types of all examples."""
+        """Add the bytes, shapes and types of all examples to a hashlib object."""
         for tensor in tensors_in(self):
             digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.contiguous().cpu().numpy().data)
@@ -106,16 +116,16 @@ def numbers(nest: Any) -> int:
 
 
 def at_once(nest: Any) -> int:
-    """Return the size of a batch in an evaluation: 4096, or fewer if the examples are large.
+    """Return the batch size for an evaluation: 4096, or less if the examples are large.
 
     Args:
-        nest: some of the examples.
+        nest: at least one example. It gives the number of elements in an example.
     """
     return max(1, min(4096, _ASKED_NUMBERS * length(nest) // max(1, numbers(nest))))
 
 
 def parts(nest: Any, size: int) -> Iterator[Any]:
-    """Yield a nest's tensors in parts of `size` along their first dimension."""
+    """Yield parts of a nest: nests of the same structure, with up to `size` examples."""
     if isinstance(nest, Tensor):
         return iter(nest.split(size))
     starts = range(0, length(nest), size)
@@ -124,18 +134,19 @@ def parts(nest: Any, size: int) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Holds a torch data set whose examples a DataLoader loads when they are needed.
+    """Holds a torch data set. A DataLoader loads its examples when they are needed.
 
     Attributes:
         dataset: a map-style data set with `__getitem__` and `__len__`, or an IterableDataset. The `__len__` of an
-            IterableDataset is the number of examples in an epoch. If it has `set_epoch`, this method is called with the
-            number of each epoch.
+            IterableDataset is the number of examples in an epoch. If an IterableDataset has a method `set_epoch`, it is
+            called with the number of each epoch.
         collate: makes (inputs, targets) from a list of examples. The default is torch's default_collate.
-        workers: the number of processes that load examples for a training. With 0, the training process loads them.
+        workers: the number of processes that load examples for each training. With 0, the training process loads them.
         device: the device of the batches.
+        examples: the length of the data set.
 
     Raises:
-        ValueError: if the data set does not know its length, or is empty.
+        ValueError: if the data set has no length, or is empty.
     """
 
     dataset: Any
@@ -161,12 +172,15 @@ class Loaded:
         return isinstance(self.dataset, IterableDataset)
 
     def at(self, indices: Tensor) -> Split:
-        """Return the examples at these indices. From an IterableDataset, return as many examples from its beginning."""
+        """Return the examples at these indices. An IterableDataset has no indices: it gives its first len(indices)
+        examples."""
         with same_random_numbers(0):
             if self.iterable:
                 found = next(self._batches(batch_size=len(indices)), None)
                 if found is None:
-                    raise ValueError(f"{type(self.dataset).__name__} gives no example, but has {self.examples}")
+                    raise ValueError(
+                        f"{type(self.dataset).__name__} yields no example, but its length is {self.examples}"
+                    )
                 return found
             return self._here((self.collate or default_collate)([self.dataset[i] for i in indices.tolist()]))
 
@@ -181,8 +195,8 @@ class Loaded:
         return islice(self._batches(batch_size=size, workers=self.workers), -(-self.examples // size))
 
     def shuffled(self, size: int, order: Generator, *, count: int, epoch: int) -> Iterator[Split]:
-        """Yield `count` examples in a new random order, in batches of `size`. An IterableDataset keeps its own order,
-        and may yield fewer examples."""
+        """Yield `count` examples in a new random order, in batches of `size`. An IterableDataset yields examples in its
+        own order, perhaps fewer than `count`. The arguments are those of `Split.shuffled`."""
         if not self.iterable:
             places = torch.randperm(self.examples, generator=order)[:count]
             yield from self.chosen(places.split(size), self.seed(order))
@@ -194,15 +208,15 @@ class Loaded:
         yield from islice(batches, -(-count // size))
 
     def chosen(self, batches: Sequence[Tensor], seed: int) -> Iterator[Split]:
-        """Yield one batch for each tensor of indices.
+        """Yield a batch for each tensor of indices. The data set must be map-style.
 
         Args:
-            seed: the seed for random numbers in the loading processes of a map-style data set.
+            seed: the seed of the random numbers in the processes that load examples.
         """
         return self._batches(batch_sampler=[some.tolist() for some in batches], workers=self.workers, seed=seed)
 
     def seed(self, order: Generator) -> int:
-        """Draw a seed for the random numbers that the data set draws in an epoch."""
+        """Return a seed for the data set's random numbers in an epoch. `order` draws the seed."""
         return int(torch.randint(2**31, (), generator=order))
 
     def _batches(self, *, workers: int = 0, seed: int = 0, **options: Any) -> Iterator[Split]:
@@ -224,7 +238,7 @@ class Loaded:
             raise RuntimeError(f"a process that loads data failed: {cause}") from error
 
     def _here(self, batch: Any) -> Split:
-        """Return a batch as inputs and targets, on the device."""
+        """Convert a batch of the DataLoader to inputs and targets on the device."""
         if not isinstance(batch, Sequence) or len(batch) != 2:
             raise ValueError(
                 f"a batch of {type(self.dataset).__name__} is a {type(batch).__name__}: give Data(collate=...), a "
@@ -234,19 +248,19 @@ class Loaded:
         return mapped(lambda part: part.to(self.device, non_blocking=True), pair)
 
     def add_to(self, digest: Any) -> None:
-        """Update a hash with the length and a sample of the examples. To read all examples could take hours."""
+        """Add the length and a sample of the examples to a hashlib object. Reading all examples could take hours."""
         digest.update(f"{type(self.dataset).__name__}{self.examples}".encode())
         self.at(spread_over(self.examples, _HASHED)).add_to(digest)
 
 
 def is_data_set(value: Any) -> bool:
-    """Return whether the value is a torch data set, or another object with `__getitem__` and `__len__`. Python's
-    collections, tensors and arrays do not count."""
+    """Return whether the value is a torch data set, or another object with `__getitem__` and `__len__`. Lists, tuples,
+    dicts, texts, tensors and arrays are not data sets."""
     plain = isinstance(value, tuple | list | str | Mapping | Tensor | np.ndarray)
     return isinstance(value, Dataset) or (hasattr(value, "__getitem__") and hasattr(value, "__len__") and not plain)
 
 
 def spread_over(examples: int, count: int) -> Tensor:
-    """Return the indices of up to `count` examples. The examples come from all parts of the data set, because the data
-    set may be sorted by class."""
+    """Return up to `count` evenly spaced indices of examples. A data set may be sorted by class, so its first examples
+    would not represent it."""
     return torch.linspace(0, examples - 1, min(count, examples)).round().long()

@@ -1,4 +1,4 @@
-"""Measure a network with a metric, which has a name and a direction. A metric scores each example or a whole split."""
+"""Define metrics. A metric has a name and a direction. It scores each example, or all examples of a split together."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ _TAKEN = (
     *("bit_ops", "bytes", "epochs", "hypervolume", "macs", "method", "nonzero", "seconds", "size_bytes", "sparsity"),
     *("study", "syn_ops", "target", "train_bytes", "trial"),
 )
-"""Names of other columns in the tables and plots that show the metric."""
+"""Names that a metric cannot have, because the tables and plots have other columns with these names."""
 _BELOW_ZERO = ("matthews_corr_coef", "cohen_kappa")
 """Metrics of torchmetrics that lie in [-1, 1] although their plot_lower_bound is 0."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric with its name and its direction.
+    """Describes a metric: its name, its function and its direction.
 
     >>> rmse = Metric("rmse", lambda outputs, targets: (outputs - targets).square().mean().sqrt(), maximize=False)
     >>> rmse.function(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
     tensor(1.4142)
 
     Attributes:
-        name: replaces `accuracy` in all names, as in val_rmse and test_rmse. The name consists of a-z, 0-9 and _, and
-            begins with a letter, such as macro_f1.
-        function: (all outputs, all targets) -> one finite number. The outputs and targets are on the CPU. Outputs that
-            are dicts or tuples of tensors are concatenated tensor by tensor. A torchmetrics metric is also accepted. A
-            user's own training loop measures the metric itself, so its Metric needs no function.
+        name: the name. It begins with a letter and consists of a-z, 0-9 and _, for example macro_f1. It replaces
+            `accuracy` in the names of measures: val_rmse, test_rmse.
+        function: (outputs, targets) -> one finite number. The arguments are those of the whole split, on the CPU. If
+            they are dicts or tuples of tensors, each tensor holds the whole split. A torchmetrics metric is also
+            accepted. The function may be None if the user's own training loop measures the metric.
         maximize: whether larger values are better.
-        each: whether the function gives a score for every example of a batch, shape (n,), on the batch's device. The
-            metric is then the mean of the scores.
+        each: whether the function returns a score for every example, shape (n,), instead of one number. It is then
+            called for each batch, on the batch's device. The metric is the mean of the scores.
         percent: whether the metric lies in [0, 1] and is shown in percent.
 
     Raises:
-        ValueError: if the name cannot be used, or if a metric called accuracy is not a maximised percentage.
+        ValueError: if the name is not accepted, or if a metric called accuracy is not a maximised percentage.
     """
 
     name: str
@@ -53,23 +53,22 @@ class Metric:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
-            raise ValueError(f"a metric's name has the form macro_f1 (a-z, 0-9 and _), got {self.name!r}")
+            raise ValueError(f"a metric's name must consist of a-z, 0-9 and _, as macro_f1 does, got {self.name!r}")
         if self.name in _TAKEN or self.name.endswith("_at_target"):
-            raise ValueError(f"a metric cannot be called {self.name}: that is the name of another column")
+            raise ValueError(f"a metric cannot be called {self.name}: another column of the tables has this name")
         if self.name == ACCURACY and not (self.maximize and self.percent):
             raise ValueError(
-                "a metric called accuracy lies in [0, 1] and is maximised: set percent=True, or take another name"
+                "a metric called accuracy must lie in [0, 1] and be maximised: set percent=True, or take another name"
             )
 
     def tolerance(self, value: float, examples: int) -> float:
-        """Return the largest acceptable difference when a network's metric is measured again on another device.
+        """Return the largest acceptable difference between two measurements of one network on different devices.
 
-        Sums are rounded differently on another device. A few examples near a decision boundary may therefore change
-        their class.
+        Devices round sums differently. Examples near a decision boundary may therefore get another class.
 
         Args:
             value: the first measurement.
-            examples: the number of examples that were measured.
+            examples: the number of examples of each measurement.
         """
         if self.each and self.percent:
             return max(0.005, 2.5 / examples)
@@ -77,11 +76,11 @@ class Metric:
 
 
 def metric_of(given: Any) -> Metric:
-    """Return an experiment's metric as a Metric.
+    """Convert the metric of an experiment to a Metric.
 
     Args:
-        given: a Metric, a torchmetrics metric, or a function that gives a score in [0, 1] for each example. The mean of
-            such scores is called accuracy.
+        given: a Metric, a torchmetrics metric, or a function (outputs, targets) -> a score in [0, 1] for each example.
+            The mean of these scores is called accuracy.
 
     Raises:
         ValueError: if a torchmetrics metric does not declare whether larger values are better.
@@ -102,13 +101,14 @@ def metric_of(given: Any) -> Metric:
 
 
 def is_torchmetric(value: Any) -> bool:
-    """Return whether a value is a metric of torchmetrics. The function does not import torchmetrics."""
+    """Return whether a value is a torchmetrics metric. The function looks at its methods and does not import
+    torchmetrics."""
     parts = ("update", "compute", "reset", "to")
     return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in parts)
 
 
 class Scorer:
-    """Collects a split's outputs batch by batch and gives the metric's value over the whole split.
+    """Computes a metric over a whole split from the outputs of its batches.
 
     Args:
         metric: the metric.
@@ -150,7 +150,7 @@ class Scorer:
 
 
 def concatenated(parts: Sequence[Any]) -> Any:
-    """Return one nest whose tensors are the concatenated tensors of all parts. The parts are nests of the same
-    structure."""
+    """Concatenate nested structures of tensors along the first dimension, tensor by tensor. All parts must have the
+    same structure."""
     joined = map(torch.cat, zip(*map(tensors_in, parts), strict=True))
     return mapped(lambda _: next(joined), parts[0])

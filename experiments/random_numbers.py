@@ -1,4 +1,4 @@
-"""Save, seed and restore the global random generators of a process."""
+"""Save, seed and restore the global random generators of Python, NumPy and torch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 
 @contextmanager
 def same_random_numbers(seed: int | None = None) -> Iterator[None]:
-    """Restore Python's, NumPy's and torch's global generators on the CPU after this block.
+    """Restore the states of Python's, NumPy's and torch's global generators on the CPU after this block.
 
     Args:
-        seed: the seed at the block's beginning. If None, the generators keep their states.
+        seed: the seed of all three generators at the beginning of the block. If None, they are not seeded.
     """
     python, numpy = random.getstate(), np.random.get_state()
     try:
@@ -32,14 +32,14 @@ def same_random_numbers(seed: int | None = None) -> Iterator[None]:
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's global generators, those of GPUs included."""
+    """Seed the global generators of Python, NumPy and torch, on the CPU and on GPUs."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def random_state() -> dict[str, Any]:
-    """Return the states of the global generators, in types that a checkpoint can hold."""
+    """Return the states of the global generators of Python, NumPy and torch, for a checkpoint."""
     kind, keys, *rest = cast("tuple[Any, ...]", np.random.get_state())
     gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     return {

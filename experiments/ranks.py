@@ -1,4 +1,4 @@
-"""Train one network with several processes, called ranks. Each rank trains on its part of every batch."""
+"""Train one network with several processes, called ranks. Each rank computes the gradient of a part of every batch."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ TIMEOUT = timedelta(minutes=5)  # after which a rank gives up waiting for anothe
 
 
 class Disconnected(RuntimeError):
-    """Report that another rank has ended, or has left the training because of an error."""
+    """Report that another rank (a process that trains the same network) has ended or disconnected."""
 
 
 class RanksDiffer(RuntimeError):
-    """Report that the ranks no longer hold the same network."""
+    """Report that the ranks, the processes that train one network together, have different weights or masks."""
 
 
 class Share(NamedTuple):
-    """Holds a rank's share of a batch.
+    """Holds the part of a batch on which one rank (one of several processes) trains.
 
     Attributes:
-        batch: the examples of this rank's share.
+        batch: the examples of this part.
         whole: the number of examples in the whole batch.
-        parts: the size of the whole batch divided by the size of this share. The quotient need not be a whole number.
+        parts: the number by which this rank divides its loss, so that the sum over the ranks is the loss of the whole
+            batch. It is `whole` divided by the size of this part, or the number of ranks if each trains on the whole
+            batch.
     """
 
     batch: Split
@@ -43,37 +45,38 @@ class Share(NamedTuple):
 
 
 class OneRank:
-    """Has the methods of Ranks for a training in one process. They exchange nothing."""
+    """Implements the methods of `Ranks` for a training in one process, where no communication is needed."""
 
     def shares(self, data: Split | Loaded, size: int, order: Generator, *, count: int, epoch: int) -> Iterator[Share]:
-        """Yield this rank's share of each batch of an epoch. The arguments are those of `Split.shuffled`."""
+        """Yield this rank's part of each batch of an epoch. The arguments are those of `Split.shuffled`."""
         for batch in data.shuffled(size, order, count=count, epoch=epoch):
             yield Share(batch, length(batch.x), 1)
 
     def own_noise(self) -> AbstractContextManager[None]:
-        """Within this block, each rank draws its own global random numbers, for example for dropout."""
+        """Return a context manager. In its block, each rank draws different global random numbers, for example for
+        dropout."""
         return nullcontext()
 
     def own_generator(self, order: Generator) -> Generator:
-        """Return this rank's generator for the augmentation in an epoch. The result may be `order` itself."""
+        """Return this rank's random generator for the augmentation of an epoch. In one process, it is `order`."""
         return order
 
     def add_gradients(self, params: Iterable[Tensor]) -> None:
-        """Replace each gradient by its sum over the ranks. If a parameter has a gradient on at least one rank, it then
-        has a gradient on all ranks."""
+        """Replace each gradient by its sum over the ranks. A rank without a gradient of the parameter counts as 0. If
+        no rank has one, the parameter stays without a gradient."""
 
     def total(self, *values: float) -> list[float]:
         """Return the sum of each value over the ranks."""
         return list(values)
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Copy the buffers of the first rank to all ranks, for example the running statistics of batch
-        normalisation."""
+        """Copy the network's buffers, for example running statistics, from the first rank to all ranks."""
 
     def check_same(self, tensors: Iterable[Tensor], what: str) -> None:
-        """Raise RanksDiffer unless the tensors have the same bytes on all ranks.
+        """Raise RanksDiffer if the tensors differ between ranks in at least one byte.
 
         Args:
+            tensors: the tensors of this rank.
             what: the name of the tensors in the message.
         """
 
@@ -82,14 +85,15 @@ ONE_RANK = OneRank()
 
 
 class Ranks(OneRank):
-    """One of several processes that train a network together.
+    """Connects this process with the other processes that train the same network. These processes are called ranks.
 
-    All ranks must begin with the same seed. Each rank then holds the same network and draws the same order of examples.
-    Each rank trains on its share of every batch, and all ranks make the same step with the gradient of the whole batch.
-    The result equals that of a training in one process, with two exceptions: batch normalisation uses the statistics of
-    a rank's share only, and dropout and augmentation draw other random numbers.
+    All ranks must begin with the same seed. They then have equal networks and the same order of the examples. Each rank
+    computes the gradient of its part of a batch. The sum of these gradients is the gradient of the whole batch, and all
+    ranks take the same step with it. The result equals that of a training in one process, with two exceptions: batch
+    normalisation uses the statistics of a rank's part of the batch, and dropout and augmentation draw other random
+    numbers.
 
-    Every method raises Disconnected if another rank has ended or left.
+    Every method that communicates raises Disconnected if another rank has ended or disconnected.
 
     Args:
         rank: the number of this process, from 0.
@@ -105,7 +109,7 @@ class Ranks(OneRank):
         self.connected = True
 
     def leave(self) -> None:
-        """Disconnect. A rank that waits for this one then raises Disconnected."""
+        """Disconnect from the other ranks. A rank that waits for this rank then raises Disconnected."""
         if self.connected:
             self.connected = False
             dist.destroy_process_group()
@@ -126,8 +130,8 @@ class Ranks(OneRank):
             yield Share(mapped(lambda part, at=place: part[at], batch), whole, self._parts(whole))  # type: ignore[misc]
 
     def _place(self, whole: int) -> slice:
-        """Return the slice of a batch that this rank trains on. Each share has at least two examples, because batch
-        normalisation cannot train on one. If the batch is too small for this, every rank trains on the whole batch."""
+        """Return the part of a batch that this rank trains on, as a slice. The part has at least two examples, because
+        batch normalisation cannot train on one. If the batch is too small, every rank trains on the whole batch."""
         if whole < 2 * self.size:
             return slice(0, whole)
         return slice(whole * self.rank // self.size, whole * (self.rank + 1) // self.size)
@@ -150,8 +154,8 @@ class Ranks(OneRank):
 
     @torch.no_grad()
     def _add(self, params: list[Tensor]) -> None:
-        """Add the gradients of parameters of one type over the ranks, as one tensor. The same tensor counts the ranks
-        that have a gradient of each parameter."""
+        """Replace the gradients of parameters, all of one type, by their sums over the ranks. One all_reduce adds the
+        gradients, and counts the ranks that have a gradient of each parameter."""
         grads = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
         have = torch.tensor([param.grad is not None for param in params]).to(grads[0])
         flat = torch.cat([*(grad.reshape(-1) for grad in grads), have])

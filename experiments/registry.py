@@ -1,4 +1,4 @@
-"""Find experiments by name: the built-in ones, path/to/file.py:name and package.module:name."""
+"""Find experiments by name: a built-in name, path/to/file.py:name or package.module:name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
     "cifar10-subset": (
         "experiments.builtin.cifar",
         "cifar10_subset",
-        "a tenth of CIFAR-10 (not CIFAR-10), augmented, WRN-22-2",
+        "5,000 images of CIFAR-10 (not the whole), augmented, WRN-22-2",
     ),
     "tiny-imagenet": ("experiments.builtin.tiny_imagenet", "tiny_imagenet", "Tiny ImageNet augmented, WRN-22-4"),
     "uci-dna": ("experiments.builtin.uci", "dna", "UCI splice junctions, multilayer perceptron 240-1024-512-256-128-3"),
@@ -70,38 +70,38 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
 
 
 PICKLED = ".pickle"
-"""The suffix of files with an Experiment that was made in a notebook."""
+"""The suffix of files with an Experiment that was given to `tune` as an object, for example in a notebook."""
 
 _homes: dict[str, tuple[Experiment, Path]] = {}  # name -> a user's experiment that was found, and its folder
 
 
 class OldImport(ValueError):
-    """Report that a user's file imports `experiments` or another part of `tune_sparsity` under the name of an earlier
-    version."""
+    """Report that a user's file imports a part of tune_sparsity without the package name, such as `import experiments`.
+    Earlier versions had these names."""
 
 
 def find(name: str) -> Experiment:
     """Return the experiment with this name.
 
-    A user's file may import modules in its own folder. The module in package.module:name may be installed, or lie in
-    the current folder. Both folders are added at the end of sys.path, so that installed modules come first.
+    A user's file may import modules in its own folder. The module of package.module:name may be installed, or lie in
+    the current folder. This function adds the folder at the end of sys.path, so that installed modules come first.
 
     Args:
         name: the name of a built-in experiment, path/to/file.py:name or package.module:name.
 
     Raises:
-        ValueError: if the name is unknown, or if the file or module cannot be imported or does not hold the experiment.
-            The message is one line, with the file and line of an error in the user's own code.
+        ValueError: if the name is unknown, if the file or module cannot be imported, or if it does not contain the
+            experiment. The message is one line. For an error in the user's own code, it names the file and the line.
     """
     if name in BUILT_IN:
         module, attribute, _ = BUILT_IN[name]
         return getattr(importlib.import_module(f"tune_sparsity.{module}"), attribute)
     if name.endswith(".py"):
-        raise ValueError(f"{name}: say which experiment or loop of the file: {name}:NAME")
+        raise ValueError(f"{name}: give the name of an experiment or loop in the file, as {name}:NAME")
     where, colon, attribute = name.rpartition(":")
     if not colon or not where or not attribute:
         known = ", ".join(BUILT_IN)
-        raise ValueError(f"unknown experiment {name!r}: {known}, path/to/file.py:name or package.module:name")
+        raise ValueError(f"unknown experiment {name!r}: give {known}, path/to/file.py:name or package.module:name")
     if not has_source(name):
         return _unpickled(Path(where))
     module_object = _from_file(Path(where)) if where.endswith(".py") else _from_package(where)
@@ -120,7 +120,7 @@ def find(name: str) -> Experiment:
 
 
 def has_source(name: str) -> bool:
-    """Return whether the experiment of this name has source code. An object that was given to `tune` has none."""
+    """Return whether an experiment has source code, judged by its name. An object that was given to `tune` has none."""
     return not name.rpartition(":")[0].endswith(PICKLED)
 
 
@@ -131,23 +131,23 @@ def _unpickled(path: Path) -> Experiment:
     try:
         return cloudpickle.loads(path.read_bytes())
     except Exception as error:
-        raise ValueError(f"{path} cannot be read: {described(error)}. tune() writes it again") from error
+        raise ValueError(f"{path} cannot be read: {described(error)}. Call tune() again to write a new file") from error
 
 
 def home_of(experiment: Experiment) -> Path | None:
-    """Return the folder of the user's file that defines an experiment. Return None if the experiment does not come from
-    a user's file."""
+    """Return the folder of the user's file that defines an experiment, or None if no user's file defines it."""
     return next((folder for found, folder in _homes.values() if found.origin is experiment.origin), None)
 
 
 def module_name(path: Path) -> str:
-    """Return the module name for a user's file. A file called random.py must not replace Python's module random."""
+    """Return the name in sys.modules for a user's file. It has a prefix. A file random.py can therefore not replace
+    Python's module random."""
     return f"experiment_file_{path.stem}"
 
 
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise ValueError(f"no file {path} to read an experiment from")
+        raise ValueError(f"there is no file {path} with an experiment")
     name = module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -167,8 +167,9 @@ def _from_package(name: str) -> ModuleType:
 
 @contextmanager
 def _importing(what: str, folder: Path) -> Iterator[None]:
-    """Within this block, modules in `folder` can be imported. A failed import leaves no module behind and raises
-    ValueError, with one line that names the place of the error."""
+    """Allow imports of modules in `folder`, and handle failed imports in this block. A failed import raises ValueError
+    with a message of one line that names the place of the error. The block removes the user's modules that were
+    imported before the failure."""
     before = set(sys.modules)
     import_from(folder)
     try:
@@ -186,8 +187,8 @@ def _importing(what: str, folder: Path) -> Iterator[None]:
 
 
 def _old_name(error: BaseException) -> str:
-    """Return the part of tune_sparsity that a user's file imports without the package name, or "". A user's own package
-    with such a name does not count."""
+    """Return the name of the missing module if the error is a failed import of a part of tune_sparsity without the
+    package name. Otherwise return "". A user's own package with such a name does not count."""
     name = str(error.name or "") if isinstance(error, ImportError) else ""
     own = isinstance(error, ImportError) and is_users_own(error.path)
     return name if name.partition(".")[0] in OURS and not own else ""
@@ -197,10 +198,10 @@ _added: list[str] = []  # folders of users' own code that import_from has added 
 
 
 def import_from(folder: Path) -> None:
-    """Allow imports of modules in `folder`. Installed modules come first.
+    """Add a folder at the end of sys.path, so that its modules can be imported. Installed modules come first.
 
-    If modules of another experiment's folder have the same names, they are removed from sys.modules, so that each
-    experiment gets its own modules.
+    An experiment in another folder may have imported modules with the same names. This function removes them from
+    sys.modules, so that each experiment gets its own modules.
     """
     path = str(folder.resolve())
     if path in sys.path and path not in _added:

@@ -1,4 +1,4 @@
-"""Measure the largest number of bytes that are alive during one step of a training."""
+"""Measure the peak memory of one training step, in bytes."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from tune_sparsity.sparsity.torch_internals import is_compiled, tree_leaves
 
 
 class StepMemory:
-    """Measures the memory of the second step of a training, because the first step creates state that all later steps
-    have. If a training has only one step, that step is measured.
+    """Measures the peak memory of one training step: tensors of the network, of the optimizer and of one batch.
 
-    On a CPU, the tensors of torch's operations are tracked. Memory within an operation or within compiled code is not
-    counted. On a GPU, the figures come from torch's memory statistics. Of the data set, only the batch is counted.
+    The second step is measured, because the optimizer creates its state during the first step. In a training of one
+    step, that step is measured.
+
+    On a CPU, the tensors of torch's operations are counted, without memory inside an operation or in compiled code. On
+    a GPU, the number comes from torch's memory statistics.
 
     Args:
-        model: the network. Nothing is measured if it is compiled.
-        sparse: the training.
-        alone: whether one process trains. With several processes nothing is measured, because their communication needs
-            memory, too.
+        model: the network. If it is compiled with torch.compile, nothing is measured.
+        sparse: the optimizer that trains the network.
+        alone: whether one process trains the network. If not, nothing is measured, because the communication of the
+            processes also needs memory.
 
     Attributes:
-        peak: the bytes, or None before the measurement.
+        peak: the peak in bytes, or None if it is not measured or not measured yet.
     """
 
     def __init__(self, model: nn.Module, sparse: SparseTraining, *, alone: bool = True) -> None:
@@ -41,11 +43,10 @@ class StepMemory:
 
     @contextmanager
     def within(self, batch: Any = ()) -> Iterator[None]:
-        """Measure the memory within this block if it is part of the step to be measured. A step may consist of several
-        blocks.
+        """Measure the memory in this block if the block belongs to the measured step. A step may have several blocks.
 
         Args:
-            batch: a nest with the tensors of the examples.
+            batch: the tensors of the examples, as a tensor or a nested structure of tensors.
         """
         if not self._alone or self._sparse.steps != self._step or is_compiled(self._model):
             yield
@@ -64,7 +65,7 @@ class StepMemory:
                 self._live = None
 
     def _there(self, batch: Any) -> list[Tensor]:
-        """Return the tensors of the training that exist before the step."""
+        """Return the training's tensors that already exist before the step."""
         sparse, params = self._sparse, list(self._model.parameters())
         states = [*sparse.optimizer.state.values(), sparse.masks, sparse.averages]
         gradients = [param.grad for param in params]
@@ -74,8 +75,8 @@ class StepMemory:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Disable Python's garbage collection within this block, because it would reduce the number of bytes at a random
-    moment."""
+    """Disable Python's garbage collection in this block. It would free memory at a random time, and the measured number
+    would vary."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Train the network of one trial, epoch by epoch, with a state that can be saved and loaded."""
+"""Train the network of one trial, epoch by epoch. The state of the training can be saved and loaded."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ from tune_sparsity.sparsity.wrappers import load_plain, on_one_device, plain_sta
 class Training:
     """Trains one network with one method and its parameters.
 
-    All random numbers depend on `seed`. On a CPU the same seed gives the same weights. A training that was saved after
-    an epoch and loaded into a new object continues exactly as without the interruption, bit for bit.
+    On a CPU, the same seed gives the same weights. If a training is saved after an epoch and loaded into a new object,
+    the result is equal, bit for bit, to that of a training without an interruption.
 
     Args:
         experiment: the experiment to train.
-        train, val: the splits. Splits in memory are moved to `device` as a whole.
-        method: a name in sparsity.METHODS.
+        train, val: the training and the validation split. Splits in memory are moved to `device` as a whole.
+        method: the name of a method that makes networks sparse, a key of sparsity.METHODS.
         params: the method's parameters.
-        epochs: the number of epochs. The schedules cover all of them.
+        epochs: the number of epochs. The schedules of learning rate and sparsity cover all of them.
         seed: the seed of the initial weights, the masks, the order of the examples and their augmentation.
         device: "cpu", "cuda", ...
-        ranks: the processes that train this network together. Each process has a Training with the same arguments.
+        ranks: the group of processes that train this network together. Each process makes a Training with the same
+            arguments.
 
     Raises:
         ValueError: if the method does not accept the parameters.
@@ -102,16 +103,16 @@ class Training:
             The measures by name. The name of the experiment's metric replaces "accuracy".
 
             train_loss, epoch_seconds: the mean training loss and the time of the epoch.
-            val_accuracy, val_accuracy_at_target: the metric of the current network, and the metric of the network as if
-                it were projected to its final sparsity now. While weights are averaged, both are measured with the
-                averaged weights.
-            val_accuracy_last: the metric with the weights of the last step. It is present only while weights are
-                averaged.
+            val_accuracy: the validation metric of the current network.
+            val_accuracy_at_target: the validation metric of a copy that is pruned to the final sparsity now.
+                While weights are averaged, val_accuracy and val_accuracy_at_target are measured with the average.
+            val_accuracy_last: the validation metric with the weights of the last step. It is present only while weights
+                are averaged.
             sparsity, sparsity_total, hoyer, nonzero_weights, travel, threshold, grow_rate: see
                 `SparseTraining.measures`.
-            train_bytes: the memory of a step in bytes; see StepMemory. It is missing if it was not measured.
-            val_accuracy_first_mask: the metric under the first masks, before the first step. It is present only in the
-                first epoch, and only if the network was trained before and begins with masked weights.
+            train_bytes: the peak memory of a step in bytes; see StepMemory. It is present only if it was measured.
+            val_accuracy_first_mask: the validation metric with the first masks, before the first step. It is present
+                only in the first epoch of a pretrained network whose first masks contain zeros.
 
         Raises:
             NotFinite: if the loss, an output in the evaluation or the metric is NaN or infinite.
@@ -129,8 +130,8 @@ class Training:
         }
 
     def _validated(self) -> dict[str, float]:
-        """Return the validation metrics of the current network. If its weights are averaged, return those of the
-        average, too."""
+        """Return the validation metrics by name: val_accuracy, val_accuracy_at_target and, while weights are averaged,
+        val_accuracy_last. See `epoch`."""
         name = f"val_{self.experiment.metric_name}"
         value = evaluate(self.experiment, self.model, self.val_split)
         average = self.sparse.average
@@ -145,7 +146,7 @@ class Training:
             return {name: value, f"{name}_at_target": self._masked_value()}
 
     def close(self) -> None:
-        """Do nothing, because this class holds no resources. `OwnTraining` holds a thread and must be closed."""
+        """Do nothing. This method exists because `OwnTraining`, which has the same methods, must end its thread."""
 
     def train(self) -> float:
         """Train one epoch without measuring the network. Return the mean training loss. Raise NotFinite if the loss is
@@ -159,13 +160,15 @@ class Training:
         return loss
 
     def _masked_value(self) -> float:
-        """Return the validation metric after weights were masked or averaged. The running statistics of batch
-        normalisation are measured again for it. Those of the former weights would make the metric much worse."""
+        """Return the validation metric after weights were pruned or averaged. During the measurement, batch
+        normalisation has new running statistics for these weights. With the old statistics, the metric would be much
+        worse."""
         with remeasured(self.model, sampled_inputs(self.model, self.train_split), self.experiment.outputs):
             return evaluate(self.experiment, self.model, self.val_split)
 
     def _train(self) -> float:
-        """Train for one pass over the data in a fresh order. Return the mean loss. Raise NotFinite."""
+        """Train for one pass over the data in a new random order. Return the mean loss. Raise NotFinite if a weight or
+        the loss is not finite."""
         experiment, recipe, train = self.experiment, self.experiment.recipe, self.train_split
         self.model.train()
         losses, sizes = list[Tensor](), list[float]()
@@ -206,10 +209,10 @@ class Training:
         return mean
 
     def _step(self, loss: Tensor) -> None:
-        """Make one step with the current gradients.
+        """Take one optimizer step with the current gradients.
 
         Args:
-            loss: the loss of the last batch, for the message.
+            loss: the loss of the last batch. An error message contains it.
         """
         clip, scaler, moved = self.experiment.recipe.clip_norm, self._scaler, self.sparse.mask_updates
         self.ranks.add_gradients(self.model.parameters())
@@ -240,12 +243,12 @@ class Training:
             self._first_masks = {f"val_{name}_first_mask": self._masked_value()}
 
     def _passes(self, batch: Split, together: float, *, first: bool) -> Tensor:
-        """Run the forward and the backward pass, and return the loss. Replay a recording unless this batch is a smaller
-        last one.
+        """Run the forward and the backward pass of a batch, and return the loss. If both passes are recorded as a CUDA
+        graph, replay it. A smaller last batch does not fit the recording and is computed without it.
 
         Args:
-            together: the number of batches, or of shares of batches, whose gradients are averaged.
-            first: whether this is the first of these batches.
+            together: the divisor of the loss: the number of batches, or of shares of batches, for one step.
+            first: whether this is the first batch of the step. The gradients are then cleared.
         """
         if self._recorded is None or batch.examples < self.experiment.recipe.batch_size:
             return self._passes_now(batch, together, first=first)
@@ -266,8 +269,8 @@ class Training:
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the whole state of the training: network, method, order of the data, state of the random generators,
-        and epochs done."""
+        """Return the whole state of the training: network, optimizer, masks, random generators and the number of epochs
+        done."""
         return {
             "model": plain_state(self.model),
             "sparse": self.sparse.state_beside_network(),
@@ -290,21 +293,23 @@ class Training:
 
 
 def check_steps_in_backward(recipe: Recipe, *, alone: bool) -> None:
-    """Raise ValueError if the recipe or the ranks do not allow steps within the backward pass.
+    """Raise ValueError if a training with the method binary is not possible. Its optimizer updates each weight during
+    the backward pass.
 
     Args:
-        alone: whether one process trains.
+        recipe: the experiment's recipe.
+        alone: whether one process trains the network.
     """
     if recipe.accumulate > 1:
-        raise ValueError("binary makes a step after every batch: give a recipe with accumulate = 1")
+        raise ValueError("binary takes a step after every batch: give a recipe with accumulate = 1")
     if recipe.precision != "float32":
-        raise ValueError("binary computes in float32: give a recipe of this precision")
+        raise ValueError('binary computes in float32: give a recipe with precision = "float32"')
     if not alone:
         raise ValueError("binary trains in one process: give --workers-per-trial 1")
 
 
 def train_whole(experiment: Experiment, data: Data, method: str, params: dict[str, Any], **options: Any) -> Training:
-    """Return a training after all its epochs, without any measurement. Scripts and benchmarks use it."""
+    """Make a Training, train all its epochs without measuring the network, and return it."""
     training = Training(experiment, data.train, data.val, method, params, **options)
     while not training.finished:
         training.train()

@@ -1,4 +1,4 @@
-"""Distinguish users' own code from other code, and find the line in it at which an error occurred."""
+"""Distinguish users' own code from other code, and find the line of a user's code at which an error occurred."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ OURS = ("experiments", "search_spaces", "sparsity", "tuner")
 
 
 def is_users_own(file: str | None) -> bool:
-    """Return whether a module's file belongs to the user's own code, and not to Python, an installed package or this
-    package."""
+    """Return whether a file belongs to the user's own code: it is not a part of Python, of an installed package or of
+    tune_sparsity. Return False for None and for code without a file, such as "<string>"."""
     if not file or file.startswith("<"):
         return False
     parts = Path(file).parts
@@ -25,7 +25,7 @@ def is_users_own(file: str | None) -> bool:
 
 @cache
 def _foreign() -> tuple[str, ...]:
-    """Return the folders of Python and of this package, as beginnings of paths."""
+    """Return the folders of Python and of tune_sparsity, each with a "/" at the end, for str.startswith."""
     paths = sysconfig.get_paths()
     package = Path(str(tune_sparsity.__file__)).parent
     ours = [package, *((package / name).resolve() for name in OURS)]  # in a checkout these are links
@@ -33,19 +33,20 @@ def _foreign() -> tuple[str, ...]:
 
 
 def is_module(path: str) -> bool:
-    """Return whether Python would import this file as a module."""
+    """Return whether the file has a suffix of Python modules, such as .py or .so."""
     return path.endswith(MODULE_SUFFIXES)
 
 
 def place_of(error: BaseException) -> str:
-    """Return FILE:LINE of the innermost line of the user's own code in an error's traceback, or "" if there is none."""
+    """Return "FILE:LINE" of the innermost line of the user's own code in an error's traceback. Return "" if the
+    traceback contains no such line."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users_own(frame.filename)]
     return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
 
 
 def described(error: BaseException) -> str:
     """Return "TYPE: message (FILE:LINE)" in one line. FILE:LINE is the innermost line of the user's own code in the
-    traceback. If there is no such line, it is left out."""
+    traceback. Without such a line, the result is "TYPE: message"."""
     if isinstance(error, SyntaxError):
         text, place = str(error.msg), (error.filename, error.lineno)
     else:

@@ -1,4 +1,4 @@
-"""Find the files that a user's experiment needs, and unpack copies of them on another machine."""
+"""Find the files that a user's experiment needs (code and data files), and write copies of them on another machine."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from tune_sparsity.experiments.user_code import MODULE_SUFFIXES, is_users_own
 
 @dataclass(frozen=True)
 class Code:
-    """The files that an experiment needs.
+    """Holds copies of the files that a user's experiment needs. A worker process on another machine gets this object.
 
     Attributes:
-        name: the value of --experiment, relative to the root: "mine.py:mine" or "package.module:mine".
-        root: the folder on this machine that holds the files. The user's modules are imported from it.
-        files: path relative to the root -> content.
+        name: the name of the experiment, relative to the root: "mine.py:mine" or "package.module:mine".
+        root: the folder with the files on the machine that started the search. The user's modules are imported from
+            this folder.
+        files: path relative to the root -> content of the file.
     """
 
     name: str
@@ -34,19 +35,21 @@ class Code:
     files: dict[str, bytes]
 
     def folder(self) -> Path:
-        """Return the root if it holds exactly these files. Otherwise return a folder with a copy of them."""
+        """Return a folder on this machine with these files: the root if it contains them with the same content,
+        otherwise a folder with new copies."""
         return Path(self.root) if self.is_here() else self._unpacked()
 
     def is_here(self) -> bool:
-        """Return whether the root exists on this machine and holds these files with the same content."""
+        """Return whether the root exists on this machine and contains these files with the same content."""
         try:
             return all((Path(self.root) / path).read_bytes() == content for path, content in self.files.items())
         except OSError:
             return False
 
     def _unpacked(self) -> Path:
-        """Return a folder with the files. Only this user can access it, and its name depends on the content. It appears
-        as a whole or not at all."""
+        """Write the files to a folder in the system's temporary folder, and return the new folder. Only this user can
+        access it. Its name is a hash of the files. It is renamed to this name when all files are written. Other
+        processes therefore never see an incomplete folder."""
         digest = hashlib.sha256()
         for path, content in sorted(self.files.items()):
             digest.update(f"{path}\0{len(content)}\0".encode() + content)
@@ -66,10 +69,15 @@ class Code:
 
 
 def code_of(experiment: Experiment, name: str) -> Code | None:
-    """Return the files of an experiment that was found by `name`: its module, the user's own modules that this module
-    imports, and the files that the experiment declares.
+    """Return copies of the files that an experiment needs: its module, the user's own modules that this module imports,
+    and the files in `Experiment.files`.
 
-    Return None if there are no files to send: the experiment is built in or installed, or was not found by this name.
+    Return None if no files are needed because the experiment is built in or installed. Also return None if the module
+    in `name` does not contain this experiment.
+
+    Args:
+        experiment: the experiment.
+        name: the name by which `find` found the experiment.
     """
     where, _, attribute = name.rpartition(":")
     if name in BUILT_IN or not where:
@@ -90,9 +98,11 @@ def code_of(experiment: Experiment, name: str) -> Code | None:
 
 
 def declared(experiment: Experiment, folder: Path) -> set[Path]:
-    """Return the files that an experiment declares. Hidden files count only if they are named explicitly.
+    """Return the files that an experiment declares in `Experiment.files`. A declared folder or pattern does not include
+    hidden files.
 
     Args:
+        experiment: the experiment.
         folder: the folder of the experiment's own file.
 
     Raises:
@@ -101,7 +111,7 @@ def declared(experiment: Experiment, folder: Path) -> set[Path]:
     found: set[Path] = set()
     for pattern in experiment.files:
         if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-            raise ValueError(f"files: {pattern!r} must lie in {folder}, where the experiment's own file is, or below")
+            raise ValueError(f"files: {pattern!r} must lie in {folder}, the folder of the experiment's own file")
         fitting = [pattern] if (folder / pattern).exists() else glob(pattern, root_dir=folder, recursive=True)
         paths = [folder / name for name in fitting]
         files = {file for path in paths for file in ([path] if path.is_file() else _tree(path))}
@@ -112,8 +122,8 @@ def declared(experiment: Experiment, folder: Path) -> set[Path]:
 
 
 def _imported_by(files: set[Path], root: Path) -> set[Path]:
-    """Return the files and all modules in `root` that they import, directly or indirectly. If packages are among them,
-    also return the modules of these packages that are already imported."""
+    """Return the given files and all modules in `root` that they import, directly or indirectly. If one of them lies in
+    a package, also return all modules of this package that are imported in this process."""
     found, waiting = set(files), list(files)
     while waiting:
         file = waiting.pop()
@@ -128,8 +138,8 @@ def _imported_by(files: set[Path], root: Path) -> set[Path]:
 
 
 def _imported(file: Path, root: Path) -> set[str]:
-    """Return the names that a source file imports. Names after "from ... import" are included, because they may be
-    modules."""
+    """Return the names of the modules that a source file imports. For "from a import b", the result contains "a" and
+    "a.b", because b may be a module."""
     names: set[str] = set()
     package = file.parent.relative_to(root).parts
     try:
@@ -161,7 +171,8 @@ def _lies_in(name: str, root: Path) -> bool:
 
 
 def _files_of(name: str, root: Path) -> Iterator[Path]:
-    """Yield the files that Python reads to import a module from `root`: those of its parent packages, then its own."""
+    """Yield the files that Python reads to import a module from `root`: the __init__ files of its parent packages, then
+    the file of the module."""
     place = root
     for part in name.split("."):
         place /= part

@@ -1,4 +1,5 @@
-"""Record which files a user's code reads while it is checked. These files may be missing on other machines."""
+"""Record the files that a user's code opens for reading. A check uses the record to find files that an experiment does
+not declare and that would be missing on other machines."""
 
 from __future__ import annotations
 
@@ -15,12 +16,12 @@ from tune_sparsity.experiments.user_code import is_module, is_users_own
 
 
 class Reader(Enum):
-    """The kind of code that reads a file."""
+    """Names the kind of code that reads a file."""
 
     CODE = "code"
     """Code that runs in every process that makes or trains networks."""
     DATA = "data"
-    """The loader of the data, or a data set."""
+    """Code that loads the data: Experiment.load, or a torch data set."""
 
 
 _read: dict[Reader, set[str]] = {reader: set() for reader in Reader}  # files read here, without modules
@@ -30,7 +31,12 @@ _installed: list[bool] = []
 
 @contextmanager
 def watching(reader: Reader = Reader.CODE) -> Iterator[None]:
-    """Within this block, record the files that the current thread opens in Python for reading. Blocks may be nested."""
+    """Record the files that the current thread opens for reading in this block. Files that only compiled libraries open
+    are not recorded. Blocks may be nested.
+
+    Args:
+        reader: the kind of code in this block.
+    """
     if not _installed:
         sys.addaudithook(_notice)  # a hook cannot be removed
         _installed.append(True)
@@ -52,8 +58,13 @@ def _notice(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def read_in(folder: Path, reader: Reader = Reader.CODE) -> list[Path]:
-    """Return the recorded files in a folder and its subfolders that this kind of code has read. Hidden files and
-    installed packages are left out."""
+    """Return the recorded files in a folder and its subfolders. Hidden files and files of installed packages are left
+    out.
+
+    Args:
+        folder: the folder.
+        reader: the kind of code that has read the files.
+    """
     found = {Path(path).parent.resolve() / Path(path).name for path in _read[reader]}
     inside = {path.relative_to(folder).parts: path for path in found if path.is_relative_to(folder)}
     own = [path for parts, path in inside.items() if not any(part.startswith(".") for part in parts)]

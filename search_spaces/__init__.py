@@ -1,7 +1,6 @@
-"""Read search spaces: the parameters of each method, with their ranges and priors, from YAML files.
+"""Read search spaces from YAML files: the parameters of each method, with their ranges and priors.
 
-A space contains data, never code. This package may import `sparsity`, for the p that theory suggests, and Optuna's
-distributions.
+A space's file contains data, never code. This package may import `sparsity` and Optuna's distributions.
 """
 
 from tune_sparsity.search_spaces.loading import BUILT_IN, is_built_in, load_space, space_layout, space_text

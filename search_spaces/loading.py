@@ -1,4 +1,4 @@
-"""Find search spaces by name or by file."""
+"""Find search spaces by name or by path. A search space is a YAML file with a method's parameters and their ranges."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from tune_sparsity.search_spaces.yaml_file import BadFile
 FOLDER = Path(__file__).parent
 BUILT_IN = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 OVERLAYS = tuple(sorted(path.stem for path in FOLDER.glob("overlays/*.yaml")))
-"""The names that may follow the name of a built-in space after a "+"."""
+"""The names of files with parameters that replace parameters of a space. "lpss+adamw" is lpss with one overlay."""
 
 
 def load_space(name: str, target: float) -> Space:
-    """Return the search space with this name for a target.
+    """Return a search space for a target sparsity.
 
     Args:
-        name: the name of a built-in space or of a .yaml file. Overlays may follow a built-in space: "lpss+adamw" is the
-            space lpss with the parameters of overlays/adamw.yaml. Several are possible: "lpss+adamw+bits".
+        name: the name of a built-in space, or the path of a .yaml file. Overlays may follow the name of a built-in
+            space: "lpss+adamw" is the space lpss, in which the parameters of overlays/adamw.yaml replace those of lpss.
+            Several overlays are possible: "lpss+adamw+bits".
         target: the target sparsity in [0, 1).
 
     Raises:
@@ -31,8 +32,11 @@ def load_space(name: str, target: float) -> Space:
 
 
 def space_layout(name: str) -> Callable[[float], Space]:
-    """Read a space's file once, and return a function that makes the space for a target. Later changes of the file have
-    no effect. The name and the errors are those of `load_space`."""
+    """Read a space's file once, and return a function: target sparsity -> the space for this target.
+
+    The returned function does not read the file again. The argument `name` and the exceptions are those of
+    `load_space`.
+    """
     from tune_sparsity.search_spaces.space_parser import read_space
 
     overlays = name.split("+")[1:] if is_built_in(name) else []
@@ -40,20 +44,20 @@ def space_layout(name: str) -> Callable[[float], Space]:
 
 
 def overlay_title(name: str) -> str:
-    """Return the purpose of an overlay, from the first lines of its file."""
+    """Return the purpose of an overlay: the text before the first colon in its file."""
     line = (FOLDER / "overlays" / f"{name}.yaml").read_text(encoding="utf-8").split("\n")[0]
     return line.removeprefix("# ").split(":")[0]
 
 
 def is_built_in(name: str) -> bool:
-    """Return whether this is the name of a built-in space, with or without overlays."""
+    """Return whether this is the name of a built-in space. Names of overlays may follow it, as in "lpss+adamw"."""
     base, *overlays = name.split("+")
     return base in BUILT_IN and set(overlays) <= set(OVERLAYS)
 
 
 def space_text(name: str) -> str:
-    """Return the text of a space's file with its comments, as a start for a user's own space. The errors are those of
-    `load_space`."""
+    """Return the text of a space's file with its comments. Users can copy it as the start of their own space. The
+    exceptions are those of `load_space`."""
     path = space_file(name)
     try:
         return path.read_text(encoding="utf-8")
@@ -64,12 +68,16 @@ def space_text(name: str) -> str:
 
 
 def space_file(name: str) -> Path:
-    """Return the path of a space's file. Raise ValueError for an unknown name. The message suggests similar names."""
+    """Return the path of a space's file. For "lpss+adamw" this is the file of lpss.
+
+    Raises:
+        ValueError: if the name is unknown. The message suggests similar names.
+    """
     if is_built_in(name):
         return FOLDER / f"{name.partition('+')[0]}.yaml"
     if Path(name).suffix in {".yaml", ".yml"}:
         return Path(name)
     near = difflib.get_close_matches(name, BUILT_IN, n=2)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    known = f"one of {', '.join(BUILT_IN)}, perhaps with +{' or +'.join(OVERLAYS)}"
-    raise ValueError(f"unknown space {name!r}{hint}: a .yaml file or {known}")
+    known = f"one of {', '.join(BUILT_IN)}, also with +{' or +'.join(OVERLAYS)}"
+    raise ValueError(f"unknown space {name!r}{hint}: give a .yaml file or {known}")

@@ -1,7 +1,7 @@
-"""Parse one parameter of a space's file: a range, choices, a fixed value or a schedule, with its prior.
+"""Parse one parameter in the file of a search space: a range, choices, a fixed value or a schedule, with its prior.
 
-The parser does not use pydantic. Words such as `target` may stand for numbers, and each error has its own text. Every
-field would therefore need a validator. An attempt with pydantic had a sixth more lines.
+This module does not use pydantic. Every field would need its own validator, because words such as `target` may stand
+for numbers, and each error has its own message. A version with pydantic was longer by a sixth.
 """
 
 from __future__ import annotations
@@ -29,24 +29,42 @@ _KNOT = ("at", "value")
 
 @dataclass(frozen=True)
 class Parsed:
-    """A parameter or one part of a schedule. It has a distribution to search, or a fixed value."""
+    """Holds a parameter, or one part of a parameter that is a schedule.
+
+    Attributes:
+        name: its name, such as "lr", or "threshold.start" for a part.
+        place: its path in the file.
+        distribution: the distribution to search, or None if the value is fixed.
+        value: the fixed value.
+        prior: the prior of the distribution, or None.
+        when: the condition as the file gives it, or None.
+    """
 
     name: str
     place: Place
     distribution: BaseDistribution | None = None
     value: Any = None
     prior: Prior | None = None
-    when: Any = None  # the condition as written
+    when: Any = None
 
 
 class ParameterReader:
-    """Parses the data of a parameter. Every mistake becomes an error with its line."""
+    """Parses the data of a parameter. Every error message names the line."""
 
     def __init__(self, values: Values) -> None:
         self._values = values
 
     def read(self, place: Place, name: str, spec: Any) -> list[Parsed]:
-        """Return one parameter. For a schedule, return one parameter for each of its parts."""
+        """Return the parameter. If it is a schedule, return each of its parts.
+
+        Args:
+            place: the path of the parameter in the file.
+            name: the name of the parameter.
+            spec: the data of the parameter.
+
+        Raises:
+            BadFile: if the data are not valid.
+        """
         if not isinstance(spec, dict):
             return [Parsed(name, place, value=self._values.plain(place, spec))]
         kind = spec.get("type")
@@ -69,12 +87,11 @@ class ParameterReader:
         return Parsed(name, place, distribution, prior=prior, when=when)
 
     def _schedule(self, place: Place, name: str, spec: dict[str, Any]) -> list[Parsed]:
-        """Return the parts of a schedule. It has a shape between two points in time, or knots with straight lines
-        between them."""
+        """Return the parts of a schedule. A schedule has a shape with a start, or knots that straight lines connect."""
         given = [key for key in spec if key not in ("type", "when")]
         if "knots" in spec:
             if len(given) > 1:
-                raise self._values.error(place, "a schedule has either knots or shape, start, stop, begin and end")
+                raise self._values.error(place, "a schedule with knots cannot have shape, start, stop, begin or end")
             return self._knots((*place, "knots"), name, spec["knots"])
         if "shape" not in spec or "start" not in spec:
             raise self._values.error(place, "a schedule needs shape and start, or knots")
@@ -82,7 +99,7 @@ class ParameterReader:
 
     def _knots(self, place: Place, name: str, knots: Any) -> list[Parsed]:
         if not isinstance(knots, list) or not knots or not all(isinstance(k, list) and len(k) == 2 for k in knots):
-            raise self._values.error(place, "knots must be a list of pairs: [progress in 0 to 1, value]")
+            raise self._values.error(place, "knots must be a list of pairs [progress, value], with progress in [0, 1]")
         return [
             self._part((*place, index - 1, half), f"{name}.{part}{index}", knot[half])
             for index, knot in enumerate(knots, 1)
@@ -90,22 +107,28 @@ class ParameterReader:
         ]
 
     def _part(self, place: Place, name: str, spec: Any) -> Parsed:
-        """Return one part of a schedule. It is given as a value, as a list of choices, or as a mapping whose default
-        type is float."""
+        """Return one part of a schedule.
+
+        Args:
+            place: the path of the part in the file.
+            name: the name of the part, such as "threshold.start".
+            spec: a value, a list of choices, or a mapping. A mapping without the key `type` is a range of floats, or
+                has choices.
+        """
         if isinstance(spec, list):
             spec = {"type": "categorical", "choices": spec}
         if not isinstance(spec, dict):
             return Parsed(name, place, value=self._values.plain(place, spec))
         kind = spec.get("type", "categorical" if "choices" in spec else "float")
         if kind not in ("float", "int", "categorical", "fixed"):
-            message = f"type must be float, int, categorical or fixed within a schedule, not {shown(kind)}"
+            message = f"the type of a schedule's part must be float, int, categorical or fixed, not {shown(kind)}"
             raise self._values.error((*place, "type"), message)
         only(self._values, place, spec, {"type", "when", *_KEYS[kind]})
         return self._single(place, name, spec, kind)
 
     def _choices(self, place: Place, choices: Any) -> CategoricalDistribution:
         if not isinstance(choices, list) or not choices:
-            raise self._values.error(place, "choices must be a list of at least one value")
+            raise self._values.error(place, "choices must be a list with at least one value")
         return CategoricalDistribution([self._values.plain(place, choice) for choice in choices])
 
     def _range(self, place: Place, spec: dict[str, Any], *, whole: bool) -> BaseDistribution:
@@ -129,19 +152,18 @@ class ParameterReader:
             raise self._values.error(place, str(error)) from error
 
     def _prior(self, place: Place, spec: Any, distribution: BaseDistribution) -> Prior | None:
-        """Return the prior, which is given as its centre or as a mapping with a centre and a width."""
+        """Return the prior, or None if the file gives none. The file gives a centre, or a mapping with a centre and a
+        width."""
         if spec is None:
             return None
         if not isinstance(spec, dict):
             return Prior(self._values.inside(place, spec, distribution))
         only(self._values, place, spec, {"centre", "width"})
         if "centre" not in spec:
-            raise self._values.error(place, "a prior needs a centre: the value that is expected to be the best")
+            raise self._values.error(place, "a prior needs a centre: the expected best value")
         width = self._values.number((*place, "width"), spec.get("width", WIDTH))
         if not 0 < width <= 1:
-            raise self._values.error(
-                (*place, "width"), f"width must lie in (0, 1], a share of the range, not {width:g}"
-            )
+            raise self._values.error((*place, "width"), f"width must be a share of the range, in (0, 1], not {width:g}")
         place, centre = (*place, "centre"), spec["centre"]
         if not isinstance(centre, dict):
             return Prior(self._values.inside(place, centre, distribution), width)

@@ -1,4 +1,4 @@
-"""Draw values from priors. A prior is the expected best value of a parameter, with an uncertainty."""
+"""Draw values from priors. A prior is a distribution around the expected best value of a parameter."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _DRAWS = 100  # attempts to draw a normal variate within the range; two suffice 
 
 @dataclass(frozen=True)
 class Prior:
-    """A normal distribution that is truncated at the ends of the parameter's range.
+    """Describes a normal distribution that is truncated at the ends of the parameter's range.
 
     Attributes:
         centre: the expected best value. It must lie in the parameter's range.
-        width: the standard deviation as a share of the range, in (0, 1]. A logarithmic range is measured in logarithms.
-            For a categorical parameter, the width is the probability that a choice other than the centre is drawn.
+        width: the standard deviation as a share of the range, in (0, 1]. If the range is logarithmic, both are those of
+            the logarithm. For a categorical parameter, the width is the probability of all other choices together.
     """
 
     centre: Any
@@ -29,7 +29,14 @@ class Prior:
 
 
 def draw(distribution: BaseDistribution, prior: Prior | None, rng: np.random.Generator) -> Any:
-    """Draw a value from the prior. Without a prior, draw uniformly from the distribution."""
+    """Draw a value of a parameter.
+
+    Args:
+        distribution: the parameter's distribution.
+        prior: the prior to draw from. If None, the value is drawn uniformly from the distribution. A logarithmic range
+            is uniform in the logarithm.
+        rng: the random generator.
+    """
     if isinstance(distribution, CategoricalDistribution):
         return _choice(distribution, prior, rng)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -43,8 +50,8 @@ def draw(distribution: BaseDistribution, prior: Prior | None, rng: np.random.Gen
 
 
 def middle(distribution: BaseDistribution) -> Any:
-    """Return the first choice, or the middle of the range. In a logarithmic range this is the geometric mean of the
-    ends."""
+    """Return the middle of a range, or the first choice of a categorical distribution. The middle of a logarithmic
+    range is the geometric mean of its ends."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[0]
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -61,14 +68,14 @@ def _choice(distribution: CategoricalDistribution, prior: Prior | None, rng: np.
 
 
 def to_unit(distribution: FloatDistribution | IntDistribution, value: float) -> float:
-    """Return the position of a value in the range, in [0, 1]. Positions in a logarithmic range are linear in the
-    logarithm."""
+    """Return the position of a value in its range: 0 at the low end, 1 at the high end, linear between them. In a
+    logarithmic range, the position is linear in the logarithm."""
     low, high = _ends(distribution)
     return ((math.log(value) if distribution.log else value) - low) / (high - low) if high > low else 0.0
 
 
 def from_unit(distribution: FloatDistribution | IntDistribution, at: float) -> float | int:
-    """Return the value at a position in [0, 1], as `to_unit` defines it."""
+    """Return the value at a position in its range. The position lies in [0, 1]; `to_unit` defines it."""
     low, high = _ends(distribution)
     value = low + at * (high - low)
     return nearest(distribution, math.exp(value) if distribution.log else value)
@@ -99,12 +106,12 @@ def _ends(distribution: FloatDistribution | IntDistribution) -> tuple[float, flo
 
 
 def same(one: Any, other: Any) -> bool:
-    """Return whether two values are equal. True does not equal 1, although it does in Python."""
+    """Return whether two values are equal. Unlike Python's ==, this function does not treat True as equal to 1."""
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
 def nearest(distribution: FloatDistribution | IntDistribution, value: float) -> float | int:
-    """Return the value in the distribution that is nearest to `value`."""
+    """Return the value of the distribution that is nearest to `value`, which may lie outside the range."""
     low, high, step = distribution.low, distribution.high, distribution.step
     value = min(max(value, low), high)
     if step is not None and not distribution.log:

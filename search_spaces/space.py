@@ -1,4 +1,4 @@
-"""Define a search space: parameters with their distributions, conditions and priors, and the points to try first."""
+"""Define a search space: parameters with distributions, conditions and priors, and points that a study tries first."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from optuna.distributions import BaseDistribution
 from tune_sparsity.search_spaces.priors import Prior, middle, same
 
 NEAREST = 3
-"""The number of first points with a `near` target that a study of one target tries."""
+"""The number of points with a target of their own (`Space.near`) that a study of one target tries first."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """A method's search space for one target.
+    """Describes a method's search space for one target sparsity.
 
-    The parts of a schedule are parameters with names such as threshold.start. The method gets them as one value.
+    Each part of a schedule is a parameter of its own, with a name such as threshold.start.
+
+    A parameter may have a condition. A trial has the parameter only if the condition holds: the parameter "applies". A
+    condition maps other parameters to accepted values. It holds if each of these parameters has an accepted value.
 
     Attributes:
         name: the name of a built-in space, or the file of the space.
-        method: the method whose parameters are searched.
-        distributions: the searched parameters -> Optuna's distributions. A parameter comes after those that it depends
-            on.
-        fixed: the parameters with one value, which are not searched -> their values.
-        first: the points (parameters with their values) to try first. Each point lies within the distributions and
-            contains only parameters that apply.
-        near: for each first point the target sparsity for which it is meant, or None if it is meant for any target.
-        priors: the searched parameters that have a prior -> this prior.
-        when: the parameters that apply only under a condition -> this condition. A condition consists of other
-            parameters, the deciding parameters, with their accepted values. It holds if every deciding parameter has
-            one of its accepted values.
+        method: the name of the method whose parameters are searched.
+        distributions: searched parameter -> Optuna's distribution. A parameter comes after the parameters in its
+            condition.
+        fixed: parameter that is not searched -> its value.
+        first: the points to try first. A point is a mapping: searched parameter -> value. It contains only parameters
+            that apply.
+        near: for each point of `first`, the target sparsity for which it is meant, or None if it is meant for all
+            targets.
+        priors: searched parameter -> its prior. Some parameters have no prior.
+        when: parameter -> its condition. Parameters without a condition are not in this mapping.
     """
 
     name: str
@@ -46,12 +48,12 @@ class Space:
     near: tuple[float | None, ...] = ()
 
     def applies(self, name: str, values: Mapping[str, Any]) -> bool:
-        """Return whether a parameter applies: its condition holds, and the parameters in the condition apply
-        themselves. A parameter without a condition always applies.
+        """Return whether a parameter applies: its condition holds, and all parameters in its condition also apply. A
+        parameter without a condition always applies.
 
         Args:
-            values: the values of the searched parameters that this depends on. A parameter that does not apply has no
-                value.
+            name: the parameter.
+            values: searched parameter -> value. Parameters that are not in any condition may be missing.
         """
         condition = self.when.get(name, {})
         return applies(condition, {**self.fixed, **values}) and all(
@@ -59,27 +61,28 @@ class Space:
         )
 
     def fixed_for(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fixed parameters whose conditions hold for these values of the searched parameters."""
+        """Return the fixed parameters that apply, with their values. `values` holds the searched parameters."""
         return {name: value for name, value in self.fixed.items() if self.applies(name, values)}
 
     def first_for(self, target: float) -> list[dict[str, Any]]:
-        """Return the first points for a study of one target, in their order.
+        """Return the points that a study of one target tries first, in the order of `first`.
 
-        These are all points without a `near` target, and the three points whose `near` targets are nearest.
+        These are all points that are meant for all targets, and the three points whose targets in `near` are nearest to
+        `target`.
         """
         apart = self.apart_from(target)
         left_out = sorted(apart, key=lambda index: apart[index])[NEAREST:]
         return [point for index, point in enumerate(self.first) if index not in left_out]
 
     def apart_from(self, target: float) -> dict[int, float]:
-        """Return the index of each first point with a `near` target -> the distance of this target from `target`. The
-        distance is the absolute difference of log(1 - sparsity)."""
+        """Return a mapping: index in `first` -> the distance between the point's target in `near` and `target`. Points
+        without a target are not in the mapping. The distance is the absolute difference of log(1 - sparsity)."""
         said = {index: near for index, near in enumerate(self.near) if near is not None}
         return {index: abs(math.log1p(-near) - math.log1p(-target)) for index, near in said.items()}
 
     def centre(self) -> dict[str, Any]:
-        """Return a value for every searched parameter, whether or not it applies: the centre of its prior, or the
-        middle of its range if it has no prior."""
+        """Return a value for every searched parameter, also for parameters that do not apply. The value is the centre
+        of the prior. For a parameter without a prior, see `middle`."""
         return {
             name: self.priors[name].centre if name in self.priors else middle(distribution)
             for name, distribution in self.distributions.items()
@@ -87,7 +90,7 @@ class Space:
 
 
 def applies(condition: Mapping[str, tuple[Any, ...]], values: Mapping[str, Any]) -> bool:
-    """Return whether a condition holds: every deciding parameter is in `values` and has one of its accepted values."""
+    """Return whether a condition holds: each of its parameters is in `values` and has an accepted value."""
     return all(
         parent in values and any(same(values[parent], value) for value in accepted)
         for parent, accepted in condition.items()

@@ -1,4 +1,4 @@
-"""Parse a space's file: its parameters, their conditions, and the points to try first."""
+"""Parse the file of a search space: its parameters, their conditions, and the points that a study tries first."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ from tune_sparsity.search_spaces.yaml_file import read_mapping, shown
 from tune_sparsity.sparsity import METHODS
 
 NEAR = "near"
-"""The key of a first point for the target that suits it. A study of several sparsities tries the point there."""
+"""The key, in an entry of the list `first`, of the target sparsity for which the point is meant."""
 Condition = dict[str, tuple[Any, ...]]
 
 
 def read_space(name: str, path: Path, overlays: Sequence[Path] = ()) -> Callable[[float], Space]:
-    """Read a space's file once, and return a function that makes the space for a target.
-
-    This function and the returned function raise BadFile. The message names the line of the mistake.
+    """Read a space's file once, and return a function: target sparsity in [0, 1) -> the Space for this target.
 
     Args:
-        overlays: files with parameters that replace parameters of the space. These parameters are removed from the
-            space's first points. An overlay has no effect if the method lacks one of the overlay's parameters.
+        name: the name of the returned spaces.
+        path: the YAML file of the space.
+        overlays: files with parameters that replace parameters of the space. These parameters are also removed from the
+            points to try first. An overlay has no effect if the method lacks one of the overlay's parameters.
+
+    Raises:
+        BadFile: if a file is not valid. The returned function raises it, too. The message names the line.
     """
     data, lines = read_mapping(path)
     for overlay in overlays:
@@ -44,7 +47,7 @@ def read_space(name: str, path: Path, overlays: Sequence[Path] = ()) -> Callable
 
 
 class _Parser:
-    """Makes a Space from the data of a space's file. Every mistake becomes an error with its line."""
+    """Makes a Space from the data of a space's file. Every error message names the line."""
 
     def __init__(self, values: Values) -> None:
         self._values = values
@@ -67,9 +70,7 @@ class _Parser:
             if key not in specs:
                 raise self._values.error(("parameters",), f"{method} needs the parameter {key!r}")
             if any(_base(name) == key for name in when):
-                raise self._values.error(
-                    ("parameters", key, "when"), f"{method} needs {key} always: it can have no 'when'"
-                )
+                raise self._values.error(("parameters", key, "when"), f"{method} always needs {key}: remove its 'when'")
         parsed = {key: parsed[key] for key in self._order(parsed, when)}
         self._usable(method, parsed, when)
         space = Space(
@@ -94,7 +95,8 @@ class _Parser:
     # Conditions
 
     def _conditions(self, specs: dict[str, Any], parsed: dict[str, Parsed]) -> dict[str, Condition]:
-        """Return the condition of each parameter that has one. A condition of a schedule applies to all its parts."""
+        """Return the condition of each parameter that has a condition (the key `when`). All parts of a schedule also
+        have the schedule's condition."""
         conditions: dict[str, Condition] = {}
         for name, one in parsed.items():
             key = _base(name)
@@ -117,30 +119,38 @@ class _Parser:
             if parent not in parsed or _base(parent) == key:
                 names = ", ".join(name for name in parsed if _base(name) != key)
                 raise self._values.error(
-                    (*place, parent), f"{shown(parent)} is no other parameter of this space: {names}"
+                    (*place, parent), f"{shown(parent)} is not another parameter of this space: {names}"
                 )
             accepted = accepted if isinstance(accepted, list) else [accepted]
             condition[parent] = tuple(self._accepted((*place, parent), value, parsed[parent]) for value in accepted)
             if not accepted:
-                raise self._values.error((*place, parent), "give at least one value at which this parameter applies")
+                raise self._values.error((*place, parent), "give at least one value of the other parameter")
         return condition
 
     def _accepted(self, place: Place, value: Any, parent: Parsed) -> Any:
-        """Return one value of the deciding parameter at which the other parameter applies."""
+        """Check and return one value in a condition.
+
+        Args:
+            place: the path of the value in the file.
+            value: the value as the file gives it.
+            parent: the parameter that must have this value.
+        """
         if isinstance(parent.distribution, CategoricalDistribution):
             return self._values.choice(place, value, parent.distribution)
         if isinstance(parent.distribution, FloatDistribution):
-            raise self._values.error(place, f"{parent.name} is a float: only choices and whole numbers can decide")
+            raise self._values.error(
+                place, f"{parent.name} is a float: 'when' accepts parameters of type categorical or int"
+            )
         if isinstance(parent.distribution, IntDistribution):
             whole = int(self._values.number(place, value, whole=True))
             if not parent.distribution._contains(whole):
-                raise self._values.error(place, f"{whole} is none of the values of {parent.name}")
+                raise self._values.error(place, f"{whole} is not a value of {parent.name}")
             return whole
         return self._values.plain(place, value)  # the value of a fixed parameter, which need not be equal
 
     def _order(self, parsed: dict[str, Parsed], when: dict[str, Condition]) -> list[str]:
-        """Return the names of the parameters. A parameter comes after those that it depends on. Otherwise the order is
-        that of the file."""
+        """Return the names of the parameters in the order of the file, with one exception: a parameter comes after the
+        parameters in its condition."""
         order: list[str] = []
         begun: set[str] = set()
 
@@ -161,8 +171,8 @@ class _Parser:
     # Check with the method
 
     def _usable(self, method: str, parsed: dict[str, Parsed], when: dict[str, Condition]) -> None:
-        """Check the ends of every range and all choices with the method's own checks. The other parameters have a value
-        inside their ranges."""
+        """Check that the method accepts both ends of every range, and every choice. For each check, all other
+        parameters have a value inside their ranges."""
         samples = {key: [p.value] if p.distribution is None else _samples(p.distribution) for key, p in parsed.items()}
         inside = {key: values[0] for key, values in samples.items()}
         for key, values in samples.items():
@@ -186,12 +196,12 @@ class _Parser:
         return tuple(self._point(("first", index), point, space) for index, point in enumerate(points))
 
     def _near(self, index: int, point: dict[str, Any]) -> float | None:
-        """Return the target that suits a first point, or None if the point gives none."""
+        """Return the target in a point's key `near`, or None if the point has no such key."""
         return self._values.target(("first", index, NEAR), point[NEAR]) if NEAR in point else None
 
     def _point(self, place: Place, point: dict[str, Any], space: Space) -> dict[str, Any]:
-        """Return a first point within the space. A parameter that it leaves out gets the centre of its prior, if it has
-        one."""
+        """Return a point of the list `first`. Values outside a range are moved to its nearer end. A parameter that the
+        point does not give gets the centre of its prior. Without a prior, it gets no value."""
         given: dict[str, Any] = {}
         for key, value in point.items():
             if key == NEAR:
@@ -207,7 +217,7 @@ class _Parser:
             if not space.applies(name, complete) and name in given:
                 decides = ", ".join(space.when[name])
                 raise self._values.error(
-                    (*place, _base(name)), f"{name} does not apply in this point, because of the value of {decides}"
+                    (*place, _base(name)), f"{name} does not apply at this point, because of the value of {decides}"
                 )
             if name in given:
                 complete[name] = given[name]
@@ -217,13 +227,13 @@ class _Parser:
 
 
 def _base(name: str) -> str:
-    """Return the schedule that a part belongs to. Return the name of any other parameter unchanged."""
+    """Return the name before the first dot: "threshold" for the part "threshold.start" of a schedule."""
     return name.partition(".")[0]
 
 
 def _needed(name: str, when: Mapping[str, Condition]) -> dict[str, Any]:
-    """Return a value for each parameter that this parameter depends on, directly or through others. It is the first
-    value at which this parameter applies."""
+    """Return a value for each parameter in the condition of this parameter, and in the conditions of those parameters.
+    The value is the first one that the condition accepts."""
     needed: dict[str, Any] = {}
     for parent, accepted in when.get(name, {}).items():
         needed |= {**_needed(parent, when), parent: accepted[0]}
@@ -231,13 +241,13 @@ def _needed(name: str, when: Mapping[str, Condition]) -> dict[str, Any]:
 
 
 def _all_apply(name: str, values: Mapping[str, Any], when: Mapping[str, Condition]) -> bool:
-    """Return whether a parameter and all parameters that it depends on apply."""
+    """Return whether the condition of a parameter holds, and the conditions of all parameters in that condition."""
     condition = when.get(name, {})
     return applies(condition, values) and all(_all_apply(parent, values, when) for parent in condition)
 
 
 def _samples(distribution: BaseDistribution) -> list[Any]:
-    """Return every choice. For a range, return an inner point and the two ends."""
+    """Return all choices of a categorical distribution. For a range, return its middle and its two ends."""
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -245,7 +255,7 @@ def _samples(distribution: BaseDistribution) -> list[Any]:
 
 
 def _required(method: str) -> set[str]:
-    """Return the method's parameters that have no default, so that every space must give them."""
+    """Return the method's parameters that have no default. Every space of the method must contain them."""
     fields = dataclass_fields(METHODS[method].settings)
     return {field.name for field in fields if field.default is MISSING and field.default_factory is MISSING}
 

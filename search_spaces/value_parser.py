@@ -1,5 +1,5 @@
-"""Parse single values of a space's file: numbers, text, truth values, and words that stand for numbers, such as
-`target`."""
+"""Parse single values in the file of a search space: numbers, text and booleans. Some words, such as `target`, stand
+for numbers."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Place = tuple[Any, ...]
 
 
 class Values:
-    """Parses single values for one target. Every error names the line.
+    """Parses single values for one target sparsity. Every error message names the line.
 
     Attributes:
-        goal: the study's target, which words such as `above` depend on.
+        goal: the study's target sparsity. Words such as `above` depend on it.
     """
 
     def __init__(self, lines: Lines, target: float) -> None:
@@ -40,13 +40,13 @@ class Values:
         return self._lines.error(place, message)
 
     def plain(self, place: Place, value: Any) -> Any:
-        """Return a number, text or truth value. Words that stand for numbers are replaced by these numbers."""
+        """Return a number, text or boolean. A word of SYMBOLS is replaced by its number."""
         if isinstance(value, str) and value in SYMBOLS:
             return SYMBOLS[value](self.goal)
         if not isinstance(value, str | int | float | bool):
-            raise self.error(place, f"must be a number, text, true or false, not {shown(value)}")
+            raise self.error(place, f"the value must be a number, text, true or false, not {shown(value)}")
         if not isinstance(value, str) and not abs(value) <= _LARGEST:
-            raise self.error(place, f"{shown(value)} is not a finite number below {_LARGEST:g}")
+            raise self.error(place, f"{shown(value)} must be a finite number between -{_LARGEST:g} and {_LARGEST:g}")
         return value
 
     def number(self, place: Place, value: Any, *, whole: bool = False) -> float:
@@ -67,8 +67,8 @@ class Values:
         return target
 
     def inside(self, place: Place, value: Any, distribution: BaseDistribution) -> Any:
-        """Return the value, or the nearest value in the distribution if the value lies outside. A number that theory
-        suggests may lie outside a narrow range."""
+        """Return the value of the distribution that is nearest to `value`. A word such as `suggest_p` may stand for a
+        number outside the range. For a categorical distribution, the value must be a choice."""
         if isinstance(distribution, CategoricalDistribution):
             return self.choice(place, value, distribution)
         assert isinstance(distribution, FloatDistribution | IntDistribution)

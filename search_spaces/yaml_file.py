@@ -1,4 +1,4 @@
-"""Read YAML mappings with the line of every key, so that errors can name the line."""
+"""Read a YAML file together with the line number of every key. Error messages name the line."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _BYTES, _VALUES, _DEPTH, _SCALAR = 100_000, 10_000, 50, 3_000
 
 
 class BadFile(ValueError):
-    """Report that a file cannot be used. The message is one line: the file, its line if it is known, the mistake, and
-    the accepted values."""
+    """Report a mistake in a file. The message is one line. It contains the file, the line number if it is known, the
+    mistake, and often the accepted values."""
 
 
 class Lines:
-    """The line numbers, from 1, of all keys in a YAML mapping. A key is given by its path, such as ("parameters",
-    "p")."""
+    """Holds the line numbers, from 1, of all keys in a YAML file. The path of a key in nested mappings identifies it,
+    for example ("parameters", "p")."""
 
     def __init__(self, path: Path, node: yaml.Node) -> None:
         self._path = path
@@ -53,18 +53,18 @@ class Lines:
         return BadFile(f"{self._path}:{node.start_mark.line + 1}: {message}")
 
     def error(self, place: tuple[Any, ...], message: str) -> BadFile:
-        """Return an error about the value at the path `place`. If the file has no such path, the error names the line
-        of the nearest enclosing key."""
+        """Return an error about the value at the path `place`. If the file does not contain this path, the error names
+        the line of the innermost key that encloses it."""
         while place not in self._lines:
             place = place[:-1]
         return BadFile(f"{self._path}:{self._lines[place]}: {' '.join(message.split())}")
 
 
 def read_mapping(path: Path) -> tuple[dict[str, Any], Lines]:
-    """Load a YAML file safely. Return its top-level mapping, whose keys are text, and the lines of its keys.
+    """Load a YAML file safely. Return its content, a mapping with text keys, and the line numbers of all keys.
 
     Raises:
-        BadFile: if the file cannot be read, is not YAML, is not a mapping, or is too large.
+        BadFile: if the file cannot be read, is not YAML, is not a mapping with text keys, or is too large.
     """
     text = _text(path)
     try:
@@ -83,14 +83,14 @@ def read_mapping(path: Path) -> tuple[dict[str, Any], Lines]:
     except Exception as error:  # the loader's conversions raise errors of many types
         raise BadFile(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict) or lines is None:
-        raise BadFile(f"{path}:1: must be a mapping of keys to values, not {_kind(data)}")
+        raise BadFile(f"{path}:1: the file must be a mapping of keys to values, not {_kind(data)}")
     if wrong := [key for key in data if not isinstance(key, str)]:
         raise BadFile(f"{path}: the key {shown(wrong[0])} is not text")
     return data, lines
 
 
 def shown(value: Any) -> str:
-    """Return the value as an error message quotes it: in one line, and shortened if it is long."""
+    """Return the value as text for an error message: in one line, and shortened if it is long."""
     return reprlib.repr(value)
 
 
@@ -108,4 +108,4 @@ def _text(path: Path) -> str:
 
 
 def _kind(data: Any) -> str:
-    return {type(None): "empty", list: "a list", str: "text"}.get(type(data), f"a {type(data).__name__}")
+    return {type(None): "an empty file", list: "a list", str: "text"}.get(type(data), f"a {type(data).__name__}")

@@ -1,1 +1,1 @@
-"""Contain the built-in experiments, one module for each data set, and their networks."""
+"""Define the built-in experiments and their networks. Most modules load one data set."""

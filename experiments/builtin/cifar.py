@@ -1,4 +1,4 @@
-"""Load CIFAR-10 with torchvision, or a small part of it from one file."""
+"""Define experiments with CIFAR-10 and with a small part of it. torchvision reads or downloads the whole data set."""
 
 from __future__ import annotations
 
@@ -24,8 +24,14 @@ _NORMALISE = Normalise((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # of
 
 
 def _data(images: np.ndarray, labels: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, validation: int) -> Data:
-    """Return the data from arrays of bytes of the shape (n, 32, 32, 3). The validation examples are drawn from the
-    training examples, in equal shares by class."""
+    """Convert arrays of images to Data. Choose the validation examples among the training examples, stratified by
+    class.
+
+    Args:
+        images, x_test: training and test images, bytes of the shape (n, 32, 32, 3).
+        labels, y_test: their classes.
+        validation: the number of validation examples.
+    """
     x, y = _channels_first(images), torch.tensor(labels, dtype=torch.int64)
     train, val = hold_out(y, validation)
     test = Split(_channels_first(x_test), torch.tensor(y_test, dtype=torch.int64))
@@ -37,9 +43,9 @@ def _channels_first(images: np.ndarray) -> Tensor:
 
 
 def load(data_dir: Path | None = None) -> Data:
-    """Load 45,000 images for the training, 5,000 for the validation and the 10,000 of the test set.
+    """Load CIFAR-10: 45,000 images for the training, 5,000 for the validation and 10,000 for the test.
 
-    The images are bytes of the shape (batch, 3, 32, 32). The validation images are always the same, 500 of each class.
+    The images are bytes of the shape (n, 3, 32, 32). The validation images are always the same, 500 of each class.
     torchvision reads DATA_DIR/cifar-10-batches-py or DATA_DIR/cifar-10-python.tar.gz. If neither exists, torchvision
     downloads the files into DATA_DIR.
 
@@ -57,7 +63,7 @@ def load(data_dir: Path | None = None) -> Data:
 
 
 def load_subset(data_dir: Path | None = None) -> Data:
-    """Load a tenth of CIFAR-10's images, for trials without a download. Do not compare accuracies on it with results
+    """Load 5,000 of CIFAR-10's 60,000 images, from one file. Accuracies with this part cannot be compared with those
     published for CIFAR-10.
 
     DATA_DIR/cifar10_subset.npz holds the first 400 training images and the first 100 test images of each class. The

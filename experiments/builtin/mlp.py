@@ -8,10 +8,10 @@ from torch import nn
 
 
 def multilayer_perceptron(*sizes: int) -> nn.Sequential:
-    """Return linear layers with ReLU between them, for inputs of the shape (batch, sizes[0]).
+    """Return a multilayer perceptron with ReLU between its linear layers, for inputs of the shape (n, sizes[0]).
 
     Args:
-        sizes: the number of inputs, then the number of neurons in each layer.
+        sizes: the number of inputs, then the number of neurons in each layer. The last number is that of the outputs.
     """
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
@@ -23,8 +23,8 @@ def multilayer_perceptron(*sizes: int) -> nn.Sequential:
 
 
 def lenet_5() -> nn.Sequential:
-    """Return LeNet-5 as Caffe defines it, for 28x28 images of the shape (batch, 784). It has 430,500 weights and 580
-    biases. Max pooling follows its convolutions, without ReLU."""
+    """Return LeNet-5 as Caffe defines it, for 28x28 images of the shape (n, 784). It has 430,500 weights and 580
+    biases. Max pooling, without ReLU, follows each convolution."""
     network = nn.Sequential(
         *(nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 20, 5), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.MaxPool2d(2)),
         *(nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10)),
@@ -37,5 +37,5 @@ def lenet_5() -> nn.Sequential:
 
 
 def lenet_300_100() -> nn.Sequential:
-    """Return LeNet-300-100 for 28x28 images of the shape (batch, 784). It has 266,200 weights."""
+    """Return LeNet-300-100, a multilayer perceptron, for 28x28 images of the shape (n, 784). It has 266,200 weights."""
     return multilayer_perceptron(784, 300, 100, 10)

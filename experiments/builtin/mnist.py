@@ -1,4 +1,4 @@
-"""Load MNIST and Fashion-MNIST from their IDX files. torchvision downloads the files if they are missing."""
+"""Define experiments with MNIST and Fashion-MNIST. torchvision downloads missing files."""
 
 from __future__ import annotations
 
@@ -58,10 +58,11 @@ _CLASSES = {
 
 
 def parse_idx(raw: bytes) -> Tensor:
-    """Return the uint8 tensor in an IDX file (magic 0x0000 08 ndim, big-endian sizes, then the bytes).
+    """Return the uint8 tensor in an IDX file: two zero bytes, 8, the number of dimensions, the big-endian sizes, and
+    then the values.
 
     Raises:
-        ValueError: if the magic number or the length is not that of a uint8 IDX file.
+        ValueError: if the first bytes or the length are not those of an IDX file with uint8 values.
     """
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08" or len(raw) < 4 + 4 * raw[3]:
         raise ValueError("not an IDX file of bytes")
@@ -73,8 +74,14 @@ def parse_idx(raw: bytes) -> Tensor:
 
 
 def _read(folder: Path, data_set: str, stem: str) -> Tensor:
-    """Return the tensor in one file of the data set, which may be gzipped. Raise DataUnavailable if the file is
-    damaged."""
+    """Return the tensor in one file of the data set. The file may be gzipped. Raise DataUnavailable if the file is
+    damaged.
+
+    Args:
+        folder: the folder of the file.
+        data_set: "MNIST" or "FashionMNIST".
+        stem: the name of the file without .gz.
+    """
     plain, packed = folder / stem, folder / f"{stem}.gz"
     path = plain if plain.is_file() else packed
     try:
@@ -84,7 +91,9 @@ def _read(folder: Path, data_set: str, stem: str) -> Tensor:
             raw = gzip.decompress(raw)
         return parse_idx(raw)
     except (OSError, ValueError, EOFError) as error:
-        raise DataUnavailable(f"{path} is damaged ({error}): delete it, and it is downloaded anew") from error
+        raise DataUnavailable(
+            f"{path} is damaged ({error}): delete it, and run the command again to download it"
+        ) from error
 
 
 def _present(folder: Path) -> bool:
@@ -92,7 +101,8 @@ def _present(folder: Path) -> bool:
 
 
 def _raw(data_set: str, data_dir: Path | None) -> dict[tuple[str, str], Tensor]:
-    """Return the tensors of the four files, by split and by content. torchvision downloads missing files.
+    """Return the tensors of the four files: (split, content) -> tensor, for example ("train", "images"). torchvision
+    downloads missing files.
 
     Raises:
         DataUnavailable: if the download fails or a file is damaged.
@@ -112,11 +122,16 @@ def _raw(data_set: str, data_dir: Path | None) -> dict[tuple[str, str], Tensor]:
 
 
 def load_images(data_set: str, normalise: Normalise, data_dir: Path | None = None) -> Data:
-    """Load 55,000 training images, 5,000 validation images and 10,000 test images. The validation images are always the
-    same. The images are bytes of the shape (batch, 1, 28, 28). `normalise` converts them to network inputs.
+    """Load 55,000 training images, 5,000 validation images and 10,000 test images, as bytes of the shape (n, 1, 28,
+    28). The validation images are always the same.
 
-    The function looks for the files, unpacked or gzipped, in DATA_DIR/<data set>/raw. Missing files are downloaded into
+    The function reads the files, unpacked or gzipped, in DATA_DIR/<data set>/raw. Missing files are downloaded into
     this folder.
+
+    Args:
+        data_set: "MNIST" or "FashionMNIST".
+        normalise: converts the bytes to network inputs. This function uses only its description.
+        data_dir: DATA_DIR. If None, this is the default folder.
     """
     raw = _raw(data_set, data_dir)
     order = torch.randperm(60000, generator=torch.Generator().manual_seed(0))
@@ -132,7 +147,7 @@ def load_images(data_set: str, normalise: Normalise, data_dir: Path | None = Non
 
 
 def load(data_set: str, data_dir: Path | None = None) -> Data:
-    """Load the images of `load_images` in the same splits as floats of the shape (batch, 784). Pixels x become (x/255 -
+    """Load the images of `load_images` in the same splits, as floats of the shape (n, 784). Pixels x become (x/255 -
     mean)/std. The mean and the standard deviation are those of the training images."""
     data = load_images(data_set, Normalise((0.0,), (1.0,)), data_dir)
     train, val, test = (Split(part.x.float(), part.y) for part in (data.train, data.val, data.test))

@@ -1,6 +1,6 @@
-"""Load small sequences for spiking networks: images row by row and DNA nucleotide by nucleotide.
+"""Define experiments with spiking networks. They read images row by row, and DNA nucleotide by nucleotide.
 
-The inputs are real currents, not random spikes.
+The inputs of each step are real numbers, which act as input currents of neurons.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ EXAMPLES = 10_000
 
 
 def _sequences(data: Data, shape: tuple[int, int], about: dict[str, Any], examples: int | None = None) -> Data:
-    """Return the same data as sequences.
+    """Return the same data with inputs of the shape (examples, steps, features).
 
     Args:
-        shape: the number of steps and the number of features in a step. Further features of a step are left out.
-        about: replaces "flatten" in the description of the preprocessing.
-        examples: the number of training examples to keep, from the beginning. If None, all are kept.
+        data: the data, with inputs of the shape (examples, any).
+        shape: the number of steps and the number of features in a step. If the inputs have more features in a step,
+            only the first ones are used.
+        about: a description of the sequence. It replaces the entry "flatten" of `Data.preprocessing`.
+        examples: the number of training examples to use, from the first on. If None, all are used.
     """
     steps, features = shape
 
@@ -35,18 +37,19 @@ def _sequences(data: Data, shape: tuple[int, int], about: dict[str, Any], exampl
 
 
 def load_digits(data_dir: Path | None = None) -> Data:
-    """Return the examples and splits of `digits` as sequences. The 8 steps are the rows from top to bottom, with 8
-    pixels each."""
+    """Load the data of the experiment digits as sequences (n, 8, 8). The 8 steps are the rows of an image from top to
+    bottom."""
     data = digits.load(data_dir)
     return _sequences(data, (8, 8), {"steps": "8 rows from the top down"})
 
 
 def load_rows(data_set: str, data_dir: Path | None = None, examples: int = EXAMPLES) -> Data:
-    """Return `mnist` or `fashion-mnist` as sequences, with fewer training images. The 28 steps are the rows from top to
-    bottom, with 28 pixels each.
+    """Load MNIST or Fashion-MNIST as sequences (n, 28, 28), with fewer training images. The 28 steps are the rows of an
+    image from top to bottom.
 
     Args:
         data_set: "MNIST" or "FashionMNIST".
+        data_dir: the folder of the data. If None, this is the default folder.
         examples: the number of training images, at most 55,000. They are always the same.
     """
     data = mnist.load(data_set, data_dir)
@@ -54,7 +57,8 @@ def load_rows(data_set: str, data_dir: Path | None = None, examples: int = EXAMP
 
 
 def load_dna(data_dir: Path | None = None) -> Data:
-    """Return the examples and splits of `uci-dna` as sequences of 60 nucleotides. A, C, G, T are 100, 010, 001, 000."""
+    """Load the data of the experiment uci-dna as sequences (n, 60, 3). A step is one nucleotide: A, C, G, T are 100,
+    010, 001, 000."""
     data = uci.load_dna(data_dir)
     return _sequences(data, (60, 3), {"one_hot": "A, C, G, T as 100, 010, 001, 000", "steps": "60 nucleotides"})
 

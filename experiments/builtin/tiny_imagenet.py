@@ -1,4 +1,4 @@
-"""Load Tiny ImageNet, 200 classes of 64x64 images, from the folder of its unpacked archive."""
+"""Define the experiment with Tiny ImageNet: 200 classes of 64x64 images. The archive must be unpacked."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _NORMALISE = Normalise((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821))
 
 
 def read_images(paths: list[Path], size: int = 64) -> Tensor:
-    """Return the images as bytes of the shape (n, 3, size, size). A grey image gets three equal channels. Raise
-    ValueError for a file that is not an image of this size."""
+    """Read image files. Return bytes of the shape (n, 3, size, size). A grey image gets three equal channels. Raise
+    ValueError if a file is not an image of size x size pixels."""
     from PIL import Image
 
     images = np.empty((len(paths), size, size, 3), np.uint8)
@@ -39,7 +39,8 @@ def read_images(paths: list[Path], size: int = 64) -> Tensor:
 
 
 def image_folder(folder: Path) -> tuple[tuple[str, ...], list[Path], Tensor]:
-    """Return the classes, image files and labels of the folders folder/CLASS, as torchvision's ImageFolder lists them.
+    """Return the classes, the image files and the labels in a folder with one subfolder for each class. The function
+    uses torchvision's ImageFolder.
 
     Returns:
         The names of the classes in alphabetical order, the files in the order of their paths, and their labels.
@@ -54,8 +55,9 @@ def image_folder(folder: Path) -> tuple[tuple[str, ...], list[Path], Tensor]:
 
 
 def labelled_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
-    """Return the files in val/images and their labels, in the order of val/val_annotations.txt. Each line of this file
-    begins with a file name and a class, separated by a tab. Raise ValueError for another line or an unknown class."""
+    """Return the files in val/images and their labels, in the order of val/val_annotations.txt. Each line of
+    val_annotations.txt begins with a file name and a class, separated by a tab. Raise ValueError for a line of another
+    form or an unknown class."""
     number = {name: kind for kind, name in enumerate(classes)}
     rows = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()]
     if any(len(row) < 2 or row[1] not in number for row in rows):
@@ -65,8 +67,8 @@ def labelled_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], 
 
 
 def judging_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
-    """Return the image files of val and their labels. val has the published layout or one folder for each class. Raise
-    ValueError or OSError for another layout."""
+    """Return the image files in the folder val, and their labels. The folder may have the published layout or one
+    subfolder for each class. Raise ValueError or OSError for any other layout."""
     if (folder / "val" / "val_annotations.txt").is_file():
         return labelled_files(folder, classes)
     found, files, labels = image_folder(folder / "val")
@@ -76,14 +78,14 @@ def judging_files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], T
 
 
 def load(data_dir: Path | None = None) -> Data:
-    """Load 95,000 images for the training, 5,000 for the validation and 10,000 for the test.
+    """Load Tiny ImageNet: 95,000 images for the training, 5,000 for the validation and 10,000 for the test.
 
-    The images are bytes of the shape (batch, 3, 64, 64). The training and validation images come from the published
+    The images are bytes of the shape (n, 3, 64, 64). The training and validation images come from the published
     training set. The validation images are always the same, 25 of each class. The test images are the published
     validation set, because the published test set has no labels.
 
-    The files are read from DATA_DIR/tiny-imagenet-200, in the published layout. The labelled images may also lie in
-    val/CLASS.
+    The files are read from DATA_DIR/tiny-imagenet-200, in the published layout. The images of val may also lie in one
+    folder for each class, val/CLASS.
 
     Raises:
         DataUnavailable: if the files are missing or damaged.
@@ -100,7 +102,7 @@ def load(data_dir: Path | None = None) -> Data:
         if (len(classes), len(files), len(judged)) != (200, 100_000, 10_000):
             raise ValueError(
                 f"it should hold 200 classes, 100000 images in train and 10000 in val, "
-                f"and holds {len(classes)}, {len(files)} and {len(judged)}"
+                f"but holds {len(classes)}, {len(files)} and {len(judged)}"
             )
         x, x_test = read_images(files), read_images(judged)
     except (OSError, ValueError) as error:

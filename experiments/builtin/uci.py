@@ -1,6 +1,7 @@
-"""Load three small tables of the UCI Machine Learning Repository: DNA, Mushroom and Climate Model Simulation Crashes.
+"""Load three small data sets of the UCI Machine Learning Repository: DNA, Mushroom and Climate Model Simulation
+Crashes.
 
-The files are read from DATA_DIR/uci. They are never downloaded.
+The files must lie in DATA_DIR/uci, where DATA_DIR is the folder of --data-dir. They are never downloaded.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _CLIMATE_SEARCHED = 400  # simulations
 
 def _text(data_dir: Path | None, name: str) -> str:
     path = (data_dir or default_data_dir()) / "uci" / name
-    return read_checked(path, _MD5[name], f"the UCI Machine Learning Repository's file of the name {name}").decode()
+    return read_checked(path, _MD5[name], f"the file {name} of the UCI Machine Learning Repository").decode()
 
 
 def _libsvm(data_dir: Path | None, name: str, features: int) -> tuple[Tensor, Tensor]:
@@ -38,25 +39,27 @@ def _libsvm(data_dir: Path | None, name: str, features: int) -> tuple[Tensor, Te
 
 
 def nucleotides(x: Tensor) -> Tensor:
-    """Convert DNA from three inputs for each nucleotide to four inputs.
+    """Convert DNA sequences of 60 nucleotides to a one-hot code.
 
     Args:
-        x: shape (n, 180), with A, C, G, T as 100, 010, 001, 000, as in the Statlog files.
+        x: shape (n, 180), three numbers for each nucleotide: A is 100, C is 010, G is 001 and T is 000. The Statlog
+            files use this code.
 
     Returns:
-        Shape (n, 240), one-hot.
+        Shape (n, 240), four numbers for each nucleotide, one of which is 1.
     """
     three = x.unflatten(1, (60, 3))
     return torch.cat([three, 1 - three.sum(2, keepdim=True)], dim=2).flatten(1)
 
 
 def load_dna(data_dir: Path | None = None) -> Data:
-    """Load splice junctions of 60 nucleotides. The classes are exon-intron border (EI), intron-exon border (IE) and
-    neither (N).
+    """Load the DNA data: sequences of 60 nucleotides. The classes are exon-intron border (EI), intron-exon border (IE)
+    and neither (N).
 
     The Statlog file dna.scale has 2,000 examples: 1,700 for the training and 300 for the validation, stratified by
-    class. The 1,186 examples of dna.scale.t are for the test. Sequences that occur more than once are never validation
-    examples. 82 examples of the published test file also occur in the published training file. They were left in both.
+    class. The 1,186 examples of dna.scale.t are for the test. A sequence that occurs more than once in dna.scale is
+    never a validation example. The published test file shares 82 examples with the published training file. This
+    function does not remove them.
     """
     x, y = _libsvm(data_dir, "dna.scale", 180)
     x_test, y_test = _libsvm(data_dir, "dna.scale.t", 180)
@@ -72,11 +75,11 @@ def load_dna(data_dir: Path | None = None) -> Data:
 
 
 def load_mushroom(data_dir: Path | None = None) -> Data:
-    """Load XGBoost's version of the Mushroom data: 22 properties as 126 zeros and ones. The classes are edible and
+    """Load the Mushroom data in XGBoost's version: 22 properties as 126 zeros and ones. The classes are edible and
     poisonous.
 
-    The training file gives 5,713 examples for the training and 800 for the validation, stratified by class. The test
-    file gives 1,611 examples. No two examples are equal.
+    The training file has 5,713 examples for the training and 800 for the validation, stratified by class. The test file
+    has 1,611 examples. No two examples are equal.
     """
     x, y = _libsvm(data_dir, "agaricus.txt.train", 126)
     train, val = hold_out(y, 800)
@@ -89,13 +92,13 @@ def load_climate(data_dir: Path | None = None) -> Data:
     """Load 540 climate simulations with 18 model parameters. 46 of the simulations crashed. The classes are crash and
     success.
 
-    The first 400 simulations of the file give 320 training and 80 validation examples, stratified by class and always
-    the same. The last 140 are for the test. The features are standardised with the means and deviations of the training
-    examples.
+    The first 400 simulations of the file are 320 training and 80 validation examples, stratified by class and always
+    the same. The last 140 simulations are for the test. The features are standardised with the means and standard
+    deviations of the training examples.
 
-    The published split is not known. The last 140 simulations have 129 successes. The lowest published accuracy is
-    .9214, which is 129/140, the accuracy of a network that always predicts success. A stratified split would have 128
-    successes.
+    The paper (arXiv 2103.16013) does not describe its split. Its lowest accuracy is .9214 = 129/140. This is the
+    accuracy of a network that always predicts success, if 129 of 140 test examples are successes. That is true of the
+    last 140 simulations. A stratified split would have 128 successes.
     """
     rows = [line.split() for line in _text(data_dir, "pop_failures.dat").splitlines()]
     table = torch.tensor([[float(cell) for cell in row] for row in rows])
@@ -112,19 +115,22 @@ def load_climate(data_dir: Path | None = None) -> Data:
 
 
 def dna_perceptron() -> nn.Sequential:
-    """Return the network 240-1024-512-256-128-3 with biases. It has 936,195 parameters, exactly the published number.
+    """Return the network for the DNA data, a perceptron with the layers 240-1024-512-256-128-3 and biases.
 
-    The published sizes of the hidden layers are not known. These powers of two give the published number, with a
-    one-hot code of 60 x 4 inputs.
+    It has 936,195 parameters, the number in the paper (arXiv 2103.16013). The paper does not give the sizes of the
+    hidden layers. These powers of two lead to the same number, with a one-hot code of 60 x 4 inputs.
     """
     return multilayer_perceptron(240, 1024, 512, 256, 128, 3)
 
 
 def small_perceptron(features: int) -> nn.Sequential:
-    """Build a perceptron with biases and the layers features-128-256-128-64-2. It has 90,562 parameters for 126
-    features (Mushroom) and 76,738 for 18 features (Climate). These are the numbers of arXiv 2103.16013, which does not
-    give the hidden layers. The hidden layers 128-384-64 have the same numbers of parameters. We chose four layers
-    because the paper's network for DNA has four hidden layers, with powers of two as widths."""
+    """Return the network for Mushroom (126 features) or Climate (18 features), a perceptron with the layers
+    features-128-256-128-64-2 and biases.
+
+    It has 90,562 parameters for Mushroom and 76,738 for Climate, the numbers in the paper (arXiv 2103.16013). The paper
+    does not give the sizes of the hidden layers. The hidden layers 128-384-64 lead to the same numbers. This function
+    uses four hidden layers because the network for DNA also has four, with powers of two as sizes.
+    """
     return multilayer_perceptron(features, 128, 256, 128, 64, 2)
 
 

@@ -19,10 +19,10 @@ def _convolution(fan_in: int, fan_out: int, size: int, stride: int = 1) -> nn.Co
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch normalisation and a shortcut, with ReLU after the sum.
+    """Computes a residual block: two 3x3 convolutions with batch normalisation, and a shortcut. ReLU follows their sum.
 
-    The block maps (n, fan_in, h, w) to (n, fan_out, ceil(h/stride), ceil(w/stride)). If these shapes differ, the
-    shortcut is a 1x1 convolution with batch normalisation.
+    The block maps (n, fan_in, h, w) to (n, fan_out, ceil(h/stride), ceil(w/stride)). The shortcut is the identity. If
+    these shapes differ, it is a 1x1 convolution with batch normalisation.
     """
 
     def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
@@ -39,20 +39,19 @@ class BasicBlock(nn.Module):
 
 
 def wide_residual_net(blocks: Sequence[int], width: int, channels: int, classes: int) -> nn.Sequential:
-    """Return a residual network with post-activation basic blocks. The network takes images (n, channels, h, w) of any
-    size.
+    """Return a wide residual network for images (n, channels, h, w) of any size. In a block, ReLU follows the sum.
 
-    The network begins with a 3x3 stem of 16 channels. Its stages have width, 2 width, 4 width, ... channels and the
-    strides 1, 2, 2, .... Global average pooling and one linear layer follow. Convolutions have no bias and use He's
-    initialisation by fan-out. The linear layer uses PyTorch's default initialisation. The widths come from S.
+    The network begins with a 3x3 convolution with 16 output channels. Its stages have width, 2 width, 4 width, ...
+    channels and the strides 1, 2, 2, .... Global average pooling and one linear layer follow. Convolutions have no bias
+    and use He's initialisation by fan-out. The linear layer uses torch's default initialisation. The widths are from S.
     Zagoruyko, N. Komodakis, "Wide Residual Networks", BMVC 2016. The order of operations in a block comes from K. He et
     al., "Deep Residual Learning for Image Recognition", CVPR 2016.
 
     Args:
-        blocks: blocks in each stage; the network has 2 + 2 sum(blocks) layers, shortcuts not counted.
-        width: channels of the first stage.
-        channels: number of channels of the images.
-        classes: number of logits.
+        blocks: the number of blocks in each stage. The network has 2 + 2 sum(blocks) layers, without the shortcuts.
+        width: the number of channels of the first stage.
+        channels: the number of channels of the images.
+        classes: the number of classes.
     """
     widths = [_STEM] + [width << stage for stage in range(len(blocks))]
     layers: list[nn.Module] = [_convolution(channels, _STEM, 3), nn.BatchNorm2d(_STEM), nn.ReLU()]

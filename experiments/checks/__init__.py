@@ -1,12 +1,12 @@
-"""Check whether an experiment is sound, as ``tune-sparsity check`` does.
+"""Check an experiment for mistakes, as ``tune-sparsity check`` does.
 
-``inspect(experiment)`` runs every check. ``first_fault(experiment, data)`` runs the quick checks that every study
-begins with::
+``inspect(experiment)`` runs all checks::
 
     for finding in inspect(find("mine.py:mine")):
         print(finding.level, finding.check, finding.text)
 
-In a test, call ``assert_sound(experiment)``.
+``assert_sound(experiment)`` also runs all checks, for a test of an experiment. ``first_fault(experiment, data)`` runs
+only the quick checks, with which every study begins.
 """
 
 from tune_sparsity.experiments.checks.suite import Check, Finding, Level, Subject

@@ -26,7 +26,9 @@ def varied(subject: Subject) -> Iterator[Problem]:
     inputs = tensors_in(subject.seen("train").x)
     for x in inputs:
         if x.is_floating_point() and x.numel() and (largest := float(torch.stack(torch.aminmax(x)).abs().max())) > 1000:
-            yield warning(f"the inputs reach {largest:g}: standardise them, as networks learn from numbers near 1")
+            yield warning(
+                f"the inputs reach {largest:g}: standardise them, because networks learn best from numbers near 1"
+            )
     if len(inputs[0]) > 1 and all(bool((part == x[:1]).all()) for x in inputs for part in (x[:_FEW], x)):
         yield Problem("all training inputs are equal: there is nothing to learn from")
 
@@ -42,12 +44,14 @@ def loads_the_same(subject: Subject) -> Iterator[Problem]:
         for part, first, second in zip("xy", one, other, strict=True):
             if not same(first, second):
                 yield Problem(
-                    f"loaded twice, {part} of the {name} split differs: take random numbers from a generator with a "
-                    "seed, and files in sorted order"
+                    f"two calls of load return different {part} of the {name} split: draw random numbers from a "
+                    "generator with a seed, and read files in sorted order"
                 )
                 return
     if again.checksum() != subject.data.checksum():
-        yield Problem("loaded twice, the data's checksum differs")
+        yield Problem(
+            "two calls of load return data with different checksums: draw random numbers from a generator with a seed"
+        )
 
 
 def no_leak(subject: Subject) -> Iterator[Problem]:
@@ -63,9 +67,9 @@ def no_leak(subject: Subject) -> Iterator[Problem]:
         if not shared:
             continue
         share = shared / len(mine)
-        told = f"{shared:,} of the {count(len(mine), 'example')} of the {name} split are training examples too"
+        told = f"{shared:,} of the {count(len(mine), 'example')} in the {name} split also occur in the training split"
         if share >= _MANY and share > 1.5 * twins:
-            yield Problem(f"{told}: accuracies on it mean nothing. Split the data without overlap")
+            yield Problem(f"{told}: the accuracy on this split is misleading. Split the data without overlap")
         else:
             yield warning(f"{told}. If you made the split, leave these examples out of it")
 
@@ -103,9 +107,10 @@ def balanced(subject: Subject) -> Iterator[Problem]:
         kinds, sizes = labels.unique(return_counts=True)
         most = int(sizes.argmax())
         if by_accuracy and float(sizes[most]) / len(labels) >= _UNBALANCED:
-            told = f"{float(sizes[most]) / len(labels):.0%} of the {name} split are {_class(subject, int(kinds[most]))}"
+            kind = _class(subject, int(kinds[most]))
+            told = f"{float(sizes[most]) / len(labels):.0%} of the {name} split belong to class {kind}"
             yield warning(
-                f"{told}: a network that always gives this class has this accuracy. Consider a balanced metric"
+                f"{told}: a network that always predicts this class has this accuracy. Consider a balanced metric"
             )
 
 
@@ -115,12 +120,12 @@ def _class(subject: Subject, number: int) -> str:
 
 
 CHECKS = (
-    Check("inputs", "the inputs differ, and have a scale that networks learn from", varied, ("data",), told=True),
+    Check("inputs", "the inputs are not all equal, and their scale suits networks", varied, ("data",), told=True),
     Check("loading", "loading twice gives the same data", loads_the_same, ("data",)),
     Check("leaks", "no validation or test example is a training example", no_leak, ("data",)),
     Check(
         "classes",
-        "the classes are in all splits, and none outweighs the others",
+        "every class is in all splits, and no class has almost all examples",
         balanced,
         ("outputs", "metric", "labels"),
     ),

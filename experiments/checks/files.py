@@ -1,6 +1,6 @@
-"""Check that an experiment declares the files that its code reads besides its modules.
+"""Check that an experiment declares, in `Experiment.files`, the data files that its code reads.
 
-Workers on other machines and the logged model get only the declared files.
+Workers on other machines and the model in MLflow get copies of the declared files, but of no others.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from tune_sparsity.experiments.registry import home_of
 from tune_sparsity.experiments.user_files import declared
 from tune_sparsity.experiments.user_reads import Reader, read_in, watching
 
-NAME, HOLDS = "files", "files that the code reads beside its modules are declared"
+NAME, HOLDS = "files", "the data files that the code reads are declared"
 _FEW, _NAMED = 4, 3
 
 
 def declares(subject: Subject) -> Iterator[Problem]:
-    """Yield a problem if the code reads files that the experiment does not declare. The check runs the network once,
-    because the network may read files, too."""
+    """Yield a problem if the code reads files that the experiment does not declare. This check makes a network and runs
+    it, because the network may also read files."""
     experiment = subject.experiment
     if home_of(experiment) is None:
         return
@@ -34,18 +34,19 @@ def declares(subject: Subject) -> Iterator[Problem]:
         experiment.loss(experiment.forward(in_evaluation(subject.model()), x), y)
         evaluate(experiment, subject.model(), some)
     if subject.data.in_memory:
-        elsewhere = "workers get the data without it. To send it along, declare it"
+        elsewhere = "workers get the loaded data, but not these files. To send them with the code, declare them"
     else:
-        elsewhere = "workers on other machines do not have it. Keep it in --data-dir on all of them, or declare it"
+        elsewhere = "other machines may lack these files. Put them into --data-dir on each machine, or declare them"
     yield from undeclared(experiment, subject.data_dir, elsewhere)
 
 
 def undeclared(experiment: Experiment, data_dir: Path | None, elsewhere: str = "") -> Iterator[Problem]:
-    """Yield a problem if the code has read files that the experiment does not declare. Files in `data_dir` need no
-    declaration, because they are data.
+    """Yield a problem if the code has read files in the experiment's folder that the experiment does not declare.
 
     Args:
-        elsewhere: the end of the message for files that only `load` reads. It tells the user what to do.
+        experiment: the experiment.
+        data_dir: the folder of the data. Files in this folder need no declaration.
+        elsewhere: a part of the message for files that only `Experiment.load` reads. It gives the remedy.
     """
     home = home_of(experiment)
     if home is None:
@@ -63,16 +64,16 @@ def undeclared(experiment: Experiment, data_dir: Path | None, elsewhere: str = "
     if code:
         named, files = _named(code, home)
         yield warning(
-            f"the code reads {named} beside it, which the logged model and workers on other machines lack: declare "
-            f"what it reads, {files}"
+            f"the code reads {named}, but workers on other machines and the model in MLflow do not get these files: "
+            f"declare them, {files}"
         )
     elif load:
         named, files = _named(load, home)
-        yield warning(f"load reads {named} beside the code: {elsewhere}, {files}")
+        yield warning(f"load reads {named}: {elsewhere}, {files}")
 
 
 def _named(paths: Iterable[Path], home: Path) -> tuple[str, str]:
-    """Return the names of the files as a text, and as an argument of Experiment."""
+    """Return two texts for a message: the names of the files, and the argument of Experiment that declares them."""
     names = [path.relative_to(home).as_posix() for path in paths]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     given = "".join(f"{name!r}, " for name in names[:_NAMED]).strip()

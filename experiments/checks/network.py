@@ -37,14 +37,14 @@ def seeded(subject: Subject) -> Iterator[Problem]:
     first = state(0, 0)
     if (name := first_difference(first, state(0, 1))) is not None:
         yield Problem(
-            f"under the same torch seed model() gives {name} other values: draw them from torch's global generator "
-            "alone, not from NumPy's, Python's or the time"
+            f"with the same torch seed, model() gives {name} other values: draw them only from torch's global "
+            "generator, not from NumPy's or Python's, and do not use the time"
         )
     elif not subject.experiment.trained and first_difference(first, state(1, 0)) is None:
         yield warning("model() gives the same weights under every seed: trials do not differ in their initial weights")
     one, other = subject.model(), subject.model()
     if {id(param) for param in one.parameters()} & {id(param) for param in other.parameters()}:
-        yield Problem("model() returns the same network, or shares parameters, every time: make a new one")
+        yield Problem("two calls of model() return the same network or shared parameters: make a new one in each call")
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
@@ -63,9 +63,9 @@ def augments(subject: Subject) -> Iterator[Problem]:
 
     first = drawn(0)
     if kinds(first) != kinds(x):
-        yield Problem(f"augment makes {kinds(first)} of {kinds(x)}: it must keep the shape and the type")
+        yield Problem(f"augment returns {kinds(first)} for {kinds(x)}: it must keep the shape and the type")
     elif any(not same(first, drawn(other)) for other in (0, 1, 2)):
-        yield Problem("augment is not the same for the same generator: draw all its random numbers from the generator")
+        yield Problem("augment does not repeat its result with the same seed: draw all numbers from the generator")
 
 
 def prepares(subject: Subject) -> Iterator[Problem]:
@@ -93,12 +93,13 @@ def evaluates(subject: Subject) -> Iterator[Problem]:
     evaluate(subject.experiment, model, spread(subject.data.val, _SOME))
     after = dict(_tensors(model))
     if new := [name for name in after if name not in before]:
-        yield Problem(f"{new[0]} is made in the first forward pass: make it in __init__, or no optimizer knows it")
+        yield Problem(f"{new[0]} is made in the first forward pass, where no optimizer knows it: make it in __init__")
     elif (name := first_difference(before, after)) is not None:
-        yield Problem(f"a pass in evaluation mode changes {name}: let it change only while self.training")
+        yield Problem(f"a forward pass in evaluation mode changes {name}: change it only if self.training is true")
     elif not same(*outputs):
         yield Problem(
-            "in evaluation mode the same inputs give other outputs: let dropout and other noise depend on self.training"
+            "in evaluation mode the same inputs give other outputs: use dropout and other noise only if self.training "
+            "is true"
         )
 
 
@@ -121,19 +122,19 @@ def one_by_one(subject: Subject) -> Iterator[Problem]:
     if difference > _rounding(together, *model.parameters()) * float(together.abs().max()) + 1e-6:
         yield Problem(
             f"in evaluation mode an example's outputs differ by {difference:.2g} when its batch has other examples: "
-            "do not use statistics of the batch there"
+            "do not use statistics of the batch in evaluation mode"
         )
 
 
 def _rounding(*tensors: Tensor) -> float:
-    """Return the largest relative difference of sums in these types that rounding alone can cause."""
+    """Return the largest relative difference between two sums of these types that rounding can cause."""
     dtypes = {one.dtype for one in tensors if one.is_floating_point() and one.itemsize > 1}
     return max([1e-3, *(8 * torch.finfo(dtype).eps for dtype in dtypes)])
 
 
 class _OneDevice(TorchDispatchMode):
-    """Raises _TwoDevices if an operation has tensors of two devices. The device "meta" takes the place of a GPU, so
-    that the check needs none. torch itself does not compare the devices in all operations on "meta"."""
+    """Raises _TwoDevices if an operation has tensors of two devices. The check uses the device "meta" instead of a GPU,
+    so that the check works without a GPU. torch itself does not find all mistakes of this kind on "meta"."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
@@ -170,7 +171,7 @@ def moves(subject: Subject) -> Iterator[Problem]:
         where = described(error).partition("(")[2].rstrip(")")
         yield Problem(
             f"on a GPU {step} would mix tensors of two devices{f' ({where})' if where else ''}: keep tensors as "
-            "buffers, layers in a ModuleList, and make new ones on the device of the inputs"
+            "buffers, layers in a ModuleList, and make new tensors on the device of the inputs"
         )
     except Exception as error:  # an operation that needs the values of its tensors
         yield not_checked(f"cannot be checked without a GPU: {described(error)}"[:200])
@@ -179,9 +180,11 @@ def moves(subject: Subject) -> Iterator[Problem]:
 _FIT = ("experiment", "data", "network", "outputs")
 CHECKS = (
     Check("seeds", "the same seed gives the same initial weights", seeded, ("experiment", "network")),
-    Check("augmentation", "augmentation draws from its generator only", augments, ("experiment", "data")),
+    Check(
+        "augmentation", "augmentation draws random numbers only from its generator", augments, ("experiment", "data")
+    ),
     Check("preparation", "preparation is not random, and does not change the data", prepares, _FIT),
-    Check("evaluation", "a pass in evaluation mode changes nothing", evaluates, (*_FIT, "metric")),
+    Check("evaluation", "a forward pass in evaluation mode changes nothing", evaluates, (*_FIT, "metric")),
     Check("batches", "an example's outputs do not depend on its batch", one_by_one, (*_FIT, "evaluation")),
     Check(
         "devices",

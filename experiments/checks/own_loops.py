@@ -1,4 +1,4 @@
-"""Check a user's training loop. Each check lets the loop train one or two epochs."""
+"""Define the checks of a user's own training loop. They let the loop train one or two epochs."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _EPOCHS = 2
 
 
 class LoopSubject:
-    """A user's training loop that the checks examine.
+    """Gives the checks a user's training loop, its network and short trainings.
 
     Args:
-        experiment: the loop.
+        experiment: the loop to check.
         data_dir: the folder that the loop gets as `trial.data_dir`.
     """
 
@@ -47,7 +47,7 @@ class LoopSubject:
 
     @cached_property
     def first_epoch(self) -> tuple[OwnTraining, dict[str, Any]]:
-        """Return a training that has trained one epoch, and a copy of its state."""
+        """Return a training after its first epoch, and a copy of its state at that time."""
         training = self.training()
         training.epoch()
         return training, copied(training.state_dict())
@@ -61,7 +61,10 @@ class LoopSubject:
 
 def looks(subject: LoopSubject) -> Iterator[Problem]:
     if not any(one.numel() for one in tensors_in(subject.experiment.load(None).train.x)):
-        yield warning("the first epoch begins without a call of the network: exported files cannot be tried")
+        yield warning(
+            "the first epoch begins without a forward pass, so the network's inputs are not known: exported files "
+            "cannot be tested"
+        )
     rules = subject.experiment.layers
     if rules.off_sphere is None and rules.last is None:
         yield LAST_UNKNOWN
@@ -75,8 +78,8 @@ def trains(subject: LoopSubject) -> Iterator[Problem]:
     made, announced = training.sparse.steps, training.sparse.total_steps
     if made != announced:
         yield warning(
-            f"{_EPOCHS} epochs make {made} steps, but trial.sparsify was told {announced}: give it the number of steps "
-            "in all epochs"
+            f"{_EPOCHS} epochs took {made} steps, but {announced} follow from trial.sparsify(total_steps=...): give "
+            "the number of steps in all epochs"
         )
 
 
@@ -86,8 +89,8 @@ def repeats(subject: LoopSubject) -> Iterator[Problem]:
         name = first_difference(subject.first_epoch[1]["model"], plain_state(again.model))
     if name is not None:
         yield Problem(
-            f"an epoch repeated with the same seed ends with another {name}: something is random that is not drawn "
-            "from Python's, NumPy's or torch's global generators, or is kept from one network to the next"
+            f"two epochs with the same seed end with different values of {name}: draw all random numbers from "
+            "Python's, NumPy's or torch's global generators, and keep no state from one network to the next"
         )
 
 
@@ -102,8 +105,8 @@ def resumes(subject: LoopSubject) -> Iterator[Problem]:
         return
     if name is not None:
         yield Problem(
-            f"an epoch after saving and loading ends with another {name} than an epoch without this: give every "
-            "other object with a state, such as a scheduler, to trial.keep(name, object)"
+            f"a training that is saved and loaded ends with other values of {name} than one without interruption: give "
+            "every other object with a state, such as a scheduler, to trial.keep(name, object)"
         )
 
 
@@ -116,7 +119,9 @@ def rebuilds(subject: LoopSubject) -> Iterator[Problem]:
 def tests(subject: LoopSubject) -> Iterator[Problem]:
     experiment = subject.experiment
     if experiment.tests is None:
-        yield not_checked(f"there is no test value: give {experiment.name}.test, a function of (network, data_dir)")
+        yield not_checked(
+            f"the test metric is not measured: give {experiment.name}.test, a function of (network, data_dir)"
+        )
         return
     experiment.tested(experiment.network_with(plain_state(subject.ended.model)), experiment.load(None))
 
@@ -127,9 +132,9 @@ def declares(subject: LoopSubject) -> Iterator[Problem]:
 
 
 CHECKS = (
-    Check("loop", "the loop runs to its first step", looks, (), True),
+    Check("loop", "the loop runs up to its first step", looks, (), True),
     replace(shapes.PRUNABLE, needs=("loop",)),
-    Check("epochs", "the epochs end with their reports, after the announced steps", trains, ("loop",)),
+    Check("epochs", "each epoch ends with trial.report, and total_steps is correct", trains, ("loop",)),
     Check("repetition", "a repeated epoch gives the same result bit for bit", repeats, ("epochs",)),
     Check(
         "resumption", "an epoch after saving and loading gives the same result bit for bit", resumes, ("repetition",)

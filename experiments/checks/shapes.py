@@ -1,4 +1,5 @@
-"""Run the quick checks: the experiment is well formed, data and network fit together, and there are layers to prune."""
+"""Define the quick checks: the experiment's attributes are valid, its data and its network fit together, and there are
+layers to prune."""
 
 from __future__ import annotations
 
@@ -89,8 +90,8 @@ def _split(name: str, split: Any) -> Iterator[Problem]:
         return
     if not (isinstance(split, tuple) and len(split) == 2 and all(tensors_in(part) for part in split)):
         yield Problem(
-            f"the {name} split is a {type(split).__name__}: give Split(x, y) with two tensors, or nests of them, or a "
-            "torch data set"
+            f"the {name} split is a {type(split).__name__}: give a torch data set, or Split(x, y), where x and y are "
+            "tensors, or dicts, tuples or lists of tensors"
         )
         return
     x, y = split
@@ -109,7 +110,7 @@ def _split(name: str, split: Any) -> Iterator[Problem]:
         try:
             mapped(Tensor.numpy, nest)
         except (TypeError, RuntimeError) as error:
-            yield Problem(f"{part} of the {name} split must be a plain tensor on the CPU, as NumPy has them: {error}")
+            yield Problem(f"{part} of the {name} split must be a plain tensor on the CPU that NumPy can read: {error}")
 
 
 def finite(subject: Subject) -> Iterator[Problem]:
@@ -120,12 +121,12 @@ def finite(subject: Subject) -> Iterator[Problem]:
                 continue
             bad = int((~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).sum())
             where = f"{part} of the {name} split has NaN or infinite numbers in {count(bad, 'example')}"
-            yield Problem(f"{where} of {len(tensor):,}: leave those out, or fill them in")
+            yield Problem(f"{where} of {len(tensor):,}: leave these examples out, or replace the numbers")
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    """Return whether all values are finite. The function allocates no second tensor of the same size, because every
-    study runs this check."""
+    """Return whether all values are finite. For floats, the function does not allocate a second tensor of this size,
+    since data may be large."""
     if not tensor.is_floating_point() or not tensor.numel():
         return not tensor.is_complex() or bool(torch.isfinite(tensor).all())
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
@@ -138,7 +139,9 @@ def builds(subject: Subject) -> Iterator[Problem]:
         return
     model = unwrapped(made)
     if isinstance(model, torch.jit.ScriptModule):
-        yield Problem("it is TorchScript, whose layers cannot be seen: give the nn.Module that it was made from")
+        yield Problem(
+            "model() returns TorchScript, whose layers cannot be seen: give the nn.Module that it was made from"
+        )
         return
     lazy = [name for name, param in model.named_parameters() if isinstance(param, UninitializedParameter)]
     if lazy:
@@ -146,7 +149,7 @@ def builds(subject: Subject) -> Iterator[Problem]:
         return
     state = model.state_dict()
     if empty := [name for name, value in state.items() if isinstance(value, Tensor) and value.is_meta]:
-        yield Problem(f"{empty[0]} lies on the device meta, where it has no numbers: make it, or load it, on the CPU")
+        yield Problem(f"{empty[0]} lies on the device meta, where it has no numbers: make or load it on the CPU")
         return
     if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
         yield Problem(
@@ -156,7 +159,7 @@ def builds(subject: Subject) -> Iterator[Problem]:
         return
     names = [name for name in state if name.endswith(".mask")]
     if names:
-        yield Problem(f"{names[0]}: written files use names that end in .mask for the masks: rename it")
+        yield Problem(f"the name {names[0]} ends in .mask, as the names of masks in written files do: rename it")
 
 
 def prunes(subject: Subject) -> Iterator[Problem]:
@@ -168,7 +171,9 @@ def prunes(subject: Subject) -> Iterator[Problem]:
         return
     state = plain_state(model)
     if lost := [layer.name for layer in prunable_layers(model, rules) if layer.name not in state]:
-        yield Problem(f"{lost[0]} is not in the network's state_dict under this name: the files could not hold it")
+        yield Problem(
+            f"{lost[0]} is not in the network's state_dict under this name, so files with the weights would lack it"
+        )
         return
     pruned = _EXAMPLE * size.prunable
     shares = f"{pruned / size.matrices:.1%} of all weight matrices and {pruned / size.parameters:.1%} of all parameters"
@@ -177,7 +182,7 @@ def prunes(subject: Subject) -> Iterator[Problem]:
         text += f"; these weight matrices stay dense: {size.dense_text()}"
     if size.prunable < size.parameters / 2:
         share = size.prunable / size.parameters
-        few = f"only {share:.0%} of the parameters are prunable weights: the target is a share of these alone"
+        few = f"only {share:.0%} of the parameters are prunable weights: the target sparsity counts only these weights"
         yield warning(f"{few}; {text}")
     elif any(one.reason != "by a rule" for one in size.dense):
         yield warning(text)
@@ -190,7 +195,7 @@ def gives_outputs(subject: Subject) -> Iterator[Problem]:
     inputs = subject.experiment.prepare(x)
     kept = copied(x)
     if not tensors_in(inputs) or length(inputs) != length(x):
-        yield Problem(f"prepare makes {_shape(inputs)} of {_shape(x)}: it must keep the number of examples")
+        yield Problem(f"prepare returns {_shape(inputs)} for {_shape(x)}: it must keep the number of examples")
         return
     try:
         with torch.no_grad():
@@ -209,20 +214,20 @@ def gives_outputs(subject: Subject) -> Iterator[Problem]:
             "the outputs of a batch as one tensor"
         )
     elif not outputs.dim() or len(outputs) != length(inputs):
-        yield Problem(f"the network makes {_shape(outputs)} of {_shape(inputs)}: the first dimension must stay")
+        yield Problem(f"the network returns {_shape(outputs)} for {_shape(inputs)}: the first dimension must stay")
     elif not torch.isfinite(outputs).all():
-        yield Problem("the fresh network's outputs are NaN or infinite: look at its first weights and at the inputs")
+        yield Problem("the new network's outputs are NaN or infinite: check its initial weights and the inputs")
 
 
 def shape_of(nest: Any) -> str:
-    """Return the shape of a tensor as text. For a nested structure, return its text with shapes in place of the
-    tensors."""
+    """Return the shape of a tensor as text. For a dict or tuple of tensors, return its text with a shape in place of
+    each tensor."""
     return str(mapped(lambda tensor: tuple(tensor.shape), nest))
 
 
 def kinds(nest: Any) -> str:
-    """Return the type and the shape of a tensor as text. For a nested structure, return its text with the type and
-    shape of each tensor in place of the tensor."""
+    """Return the type and the shape of a tensor as text, such as "float32 (4, 10)". For a dict or tuple of tensors,
+    return its text with type and shape in place of each tensor."""
     return str(mapped(lambda one: f"{str(one.dtype).removeprefix('torch.')} {tuple(one.shape)}", nest))
 
 
@@ -251,7 +256,7 @@ def gives_a_loss(subject: Subject) -> Iterator[Problem]:
     elif not loss.requires_grad:
         yield Problem("the loss has no gradient: avoid detach(), item() and argmax() between the outputs and the loss")
     elif not torch.isfinite(loss):
-        yield Problem(f"the fresh network's loss is {loss.item()}: look at the inputs, the targets and the loss")
+        yield Problem(f"the new network's loss is {loss.item()}: check the inputs, the targets and the loss")
 
 
 def gives_scores(subject: Subject) -> Iterator[Problem]:
@@ -264,7 +269,7 @@ def gives_scores(subject: Subject) -> Iterator[Problem]:
 
 
 def _scores(subject: Subject, metric: Metric) -> Iterator[Problem]:
-    """Yield the problems of a metric that scores each example."""
+    """Yield the problems of a metric that returns a score for each example."""
     x, y = subject.batch(_FEW)
     with torch.no_grad():
         outputs = subject.experiment.forward(in_evaluation(subject.model()), x)
@@ -279,22 +284,24 @@ def _scores(subject: Subject, metric: Metric) -> Iterator[Problem]:
         yield Problem(f"{given}: return one score for each example, not their mean, or give a tune_sparsity.Metric")
     elif metric.percent and not ((scores >= 0) & (scores <= 1)).all():
         worst = scores[~((scores >= 0) & (scores <= 1))][0].item()
-        yield Problem(f"metric gives a score of {worst:g}: scores lie in [0, 1], and 1 is best")
+        yield Problem(f"metric gives a score of {worst:g}: a score must lie in [0, 1], and 1 must be the best")
 
 
 def _value(subject: Subject, metric: Metric) -> Iterator[Problem]:
-    """Yield the problems of a metric of a whole split."""
+    """Yield the problems of a metric that returns one number for a whole split."""
     model, val = subject.model(), spread(subject.data.val, _JUDGED)
     try:
         first, second = (evaluate(subject.experiment, model, val) for _ in range(2))
     except NotFinite as error:
-        yield Problem(f"{error}, on {count(len(val.x), 'validation example')}: let it be a finite number")
+        yield Problem(f"{error}, on {count(len(val.x), 'validation example')}: it must be a finite number")
         return
     except Exception as error:  # in the user's code
         yield Problem(f"{metric.name} cannot be measured on {len(val.x)} validation examples: {described(error)}")
         return
     if first != second:
-        yield Problem(f"{metric.name} is {first:g}, then {second:g} for the same outputs and targets")
+        yield Problem(
+            f"{metric.name} is not deterministic: {first:g}, then {second:g} for the same outputs and targets"
+        )
     elif metric.percent and not 0 <= first <= 1 and not is_torchmetric(metric.function):
         yield Problem(f"{metric.name} is {first:g}: percent=True is for metrics in [0, 1]")
 
@@ -315,11 +322,14 @@ def fits_labels(subject: Subject) -> Iterator[Problem]:
                 f"the {name} split has labels {given}, and the network {logits} outputs: labels must be 0..{logits - 1}"
             )
     if data.classes and len(data.classes) != logits:
-        yield Problem(f"Data.classes has {count(len(data.classes), 'name')}, and the network {logits} outputs")
+        yield Problem(
+            f"Data.classes has {count(len(data.classes), 'name')}, and the network {logits} outputs: make both equal"
+        )
 
 
 def takes_the_last_batch(subject: Subject) -> Iterator[Problem]:
-    """Yield a problem if the network cannot train on the last batch of an epoch, which may have one example."""
+    """Yield a problem if the network cannot train on the last batch of an epoch. Batch normalisation, for example,
+    cannot train on one example."""
     examples, recipe = subject.data.train.examples, subject.experiment.recipe
     size = recipe.batch_size
     if not recipe.trained_on(examples):
@@ -337,13 +347,14 @@ def takes_the_last_batch(subject: Subject) -> Iterator[Problem]:
             "give drop_last=True in the recipe, or another batch_size" if left < size else "take a larger batch_size"
         )
         yield Problem(
-            f"the last batch of an epoch has {count(left, 'example')} ({examples:,} examples by {size}), which the "
-            f"network cannot train on: {remedy}: {described(error)}"
+            f"the last batch of an epoch has {count(left, 'example')} ({examples:,} examples in batches of {size}), "
+            f"which the network cannot train on: {remedy}: {described(error)}"
         )
 
 
 def is_classification(subject: Subject) -> bool:
-    """Return whether the targets are class indices and the outputs are logits."""
+    """Return whether the experiment is a classification: its loss is F.cross_entropy or its metric is `correct`, and
+    outputs and targets have the shapes of logits and class indices."""
     experiment, y = subject.experiment, subject.raw(_FEW).y
     loss = experiment.loss
     while isinstance(loss, partial):
@@ -356,13 +367,13 @@ def is_classification(subject: Subject) -> bool:
 FIT = ("experiment", "data", "network", "outputs")
 PRUNABLE = Check("prunable", "there are layers to prune", prunes, ("experiment", "network"), True)
 CHECKS = (
-    Check("experiment", "it is an Experiment, and its parts are functions where they must be", well_formed, quick=True),
+    Check("experiment", "it is an Experiment, and its attributes have the right types", well_formed, quick=True),
     Check("data", "the data can be loaded: three splits, with as many targets as inputs", loads, ("experiment",), True),
-    Check("values", "no number is NaN or infinite", finite, ("data",), True),
+    Check("values", "no number in the data is NaN or infinite", finite, ("data",), True),
     Check("network", "model() makes a network", builds, ("experiment",), True),
     PRUNABLE,
     Check("outputs", "the network takes inputs, and gives one output for each example", gives_outputs, FIT[:3], True),
-    Check("labels", "every label has its output", fits_labels, FIT, True),
+    Check("labels", "the network has an output for every label", fits_labels, FIT, True),
     Check("loss", "the loss is one number with a gradient", gives_a_loss, (*FIT, "labels"), True),
     Check("metric", "the metric is one score for each example, or one number for all", gives_scores, FIT, True),
     Check("remainder", "the network can train on an epoch's last batch", takes_the_last_batch, FIT, True),

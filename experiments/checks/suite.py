@@ -1,4 +1,4 @@
-"""Define a check and its findings, and run checks."""
+"""Define checks of an experiment and their findings, and run checks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOADED = 64  # examples to check of a data set that is not in memory
 
 
 class Level(StrEnum):
-    """The result of a check. Only FAILED makes an experiment unsound."""
+    """Names the result of a check. FAILED means that the experiment has a mistake. The other results do not."""
 
     OK = "ok"
     WARNING = "warning"
@@ -34,8 +34,13 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """The finding of one check. Its text is one line, which confirms the property, or names the problem and a
-    remedy."""
+    """Holds the result of one check.
+
+    Attributes:
+        check: the name of the check.
+        level: the result.
+        text: one line. It states the property that the check has confirmed, or the problem and a remedy.
+    """
 
     check: str
     level: Level
@@ -44,7 +49,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem that a check has found."""
+    """Holds a problem that a check has found. The text is one line."""
 
     text: str
     level: Level = Level.FAILED
@@ -59,12 +64,12 @@ def not_checked(text: str) -> Problem:
 
 
 class Subject:
-    """An experiment that is being checked.
+    """Gives the checks the experiment, its data, its network and short trainings.
 
     Args:
-        experiment: the experiment.
-        data_dir: the folder for `experiment.load`.
-        data: the data, if they are already loaded.
+        experiment: the experiment to check.
+        data_dir: the argument of `experiment.load`.
+        data: the data if they are already loaded. If None, this class loads the data when a check needs them.
     """
 
     def __init__(self, experiment: Experiment, data_dir: Path | None = None, data: Data | None = None) -> None:
@@ -78,32 +83,36 @@ class Subject:
             return self.experiment.load(self.data_dir)
 
     def model(self, seed: int = 0) -> nn.Module:
-        """Return a new network with the initial weights of a trial with this seed. The network is not compiled."""
+        """Return a new network. Its initial weights are those of a trial with this seed. torch.compile is removed."""
         torch.manual_seed(seed)
         return self.experiment.network()
 
     def raw(self, count: int) -> Split:
-        """Return copies of up to `count` training examples. They come from all parts of the split, because the split
-        may be sorted by class."""
+        """Return copies of up to `count` training examples, which `prepare` has not converted. They are evenly spaced,
+        because the split may be sorted by class."""
         return spread(self.data.train, count)
 
     def seen(self, name: str) -> Split:
-        """Return the whole split if it is in memory. Otherwise return a sample of it."""
+        """Return a split for a check of its values: the whole split if it is in memory, otherwise a sample.
+
+        Args:
+            name: "train", "val" or "test".
+        """
         split = getattr(self.data, name)
         return spread(split, _LOADED) if isinstance(split, Loaded) else split
 
     def batch(self, count: int) -> tuple[Any, Any]:
-        """Return prepared inputs for the network, and their targets."""
+        """Return (inputs, targets) of up to `count` training examples. `prepare` has converted the inputs."""
         x, y = self.raw(count)
         return self.experiment.prepare(x), y
 
     def outputs(self, model: nn.Module, count: int) -> Tensor:
-        """Return the network's outputs for training examples, in evaluation mode."""
+        """Return the network's outputs for up to `count` training examples, in evaluation mode."""
         with torch.no_grad():
             return self.experiment.forward(in_evaluation(model), self.batch(count)[0])
 
     def training(self, method: str = "lpss", *, epochs: int = 2, seed: int = 0) -> Training:
-        """Return a short training, which has not begun, with few examples and few steps in an epoch."""
+        """Return a training with few examples and few steps in each epoch. Its first epoch has not begun."""
         size = min(self.experiment.recipe.batch_size, _BATCH)
         small = replace(self.experiment, recipe=replace(self.experiment.recipe, epochs=epochs, batch_size=size))
         train, val = self.raw(size * _STEPS), spread(self.data.val, _VALIDATED)
@@ -111,15 +120,15 @@ class Subject:
 
     @cached_property
     def trained(self) -> Training:
-        """Return a training that has ended after its only epoch."""
+        """Return a finished training of one epoch."""
         training = self.training(epochs=1)
         training.epoch()
         return training
 
     @cached_property
     def twice(self) -> tuple[Training, Training]:
-        """Return two trainings with the same seed, each after the first of its two epochs. Both are equal if the
-        experiment is sound. Several checks share them, so only the last of these checks may train them further."""
+        """Return two trainings with the same seed, each after the first of two epochs. They are equal if the experiment
+        has no mistake. Several checks use these objects. The last of these checks may train them further."""
         first, second = self.training(), self.training()
         first.epoch()
         torch.rand(3), copied(first.model.state_dict())  # as other code in the process may do
@@ -140,17 +149,17 @@ def spread(split: Split | Loaded, count: int) -> Split:
 
 @dataclass(frozen=True)
 class Check:
-    """One property that an experiment must have.
+    """Describes one property that an experiment must have.
 
     Attributes:
         name: a short and unique name.
         holds: the property, as a sentence for users.
-        problems: a function that yields the problems of a Subject. An exception in this function also counts as a
+        problems: (Subject) -> the problems that violate the property. An exception in this function also counts as a
             problem of the experiment.
         needs: the names of other checks. This check is skipped if one of them has failed or was skipped.
-        quick: whether every study begins with this check, because it is cheap. A study does not begin if the check
-            fails.
-        told: whether a study also runs this check, and reports its problems as warnings. The study begins despite them.
+        quick: whether every study runs this check at its beginning, because the check takes little time. If the check
+            fails, the study ends with an error.
+        told: whether a study runs this check at its beginning and prints its problems as warnings. The study continues.
     """
 
     name: str
@@ -162,8 +171,12 @@ class Check:
 
 
 def run(checks: Sequence[Check], subject: Any) -> Iterator[Finding]:
-    """Yield one finding for each check, in the order of the checks, as soon as the check ends. The checks leave the
-    state of the global random generators unchanged.
+    """Run checks in order, and yield the finding of each check when the check ends. Afterwards, the global random
+    generators have the same states as before.
+
+    Args:
+        checks: the checks.
+        subject: the argument of their functions, a Subject or a LoopSubject.
 
     Raises:
         DataUnavailable: if the experiment cannot load its data.
@@ -195,7 +208,7 @@ def _problems(check: Check, subject: Any) -> list[Problem]:
 
 
 def count(number: int, what: str) -> str:
-    """Return a number with its noun, such as "1 example" or "2,000 examples"."""
+    """Return a number with a noun in the right form, such as "1 example" or "2,000 examples"."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
@@ -206,7 +219,7 @@ def same(first: Any, second: Any) -> bool:
 
 
 def _comparable(x: Tensor) -> Tensor:
-    """Return the tensor with a number in place of each NaN. Return types of 8 bits as their bits."""
+    """Return a tensor that torch.equal can compare: a number replaces each NaN, and 8-bit types become uint8."""
     x = x.detach()
     return x.view(torch.uint8) if x.dtype.itemsize == 1 else x.nan_to_num()
 

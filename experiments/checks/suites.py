@@ -1,4 +1,4 @@
-"""List all checks in their order, and run them."""
+"""List all checks of an experiment in their order, and run them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ CHECKS: tuple[Check, ...] = (*shapes.CHECKS, *data.CHECKS, *network.CHECKS, *tra
 
 
 def inspect(experiment: Experiment, data_dir: Path | None = None) -> Iterator[Finding]:
-    """Run all checks on an experiment, and yield one finding for each check as soon as it ends.
+    """Run all checks on an experiment, and yield the finding of each check when the check ends.
 
     Args:
-        experiment: the experiment or the user's training loop.
-        data_dir: the folder for `experiment.load`. If None, this is the default folder.
+        experiment: the experiment, or the user's own training loop.
+        data_dir: the folder of the data. If None, this is the default folder.
 
     Raises:
         DataUnavailable: if the data cannot be found or downloaded.
@@ -30,19 +30,25 @@ def inspect(experiment: Experiment, data_dir: Path | None = None) -> Iterator[Fi
 
 
 def first_fault(experiment: Experiment, loaded: Data) -> Finding | None:
-    """Return the finding of the first quick check that fails, or None. The data are already loaded."""
+    """Run the quick checks, and return the finding of the first check that fails, or None if none fails.
+
+    Args:
+        experiment: the experiment.
+        loaded: the experiment's data.
+    """
     return next((finding for finding in first_look(experiment, loaded) if finding.level is Level.FAILED), None)
 
 
 def first_look(
     experiment: Experiment, loaded: Data, *, told: bool = False, data_dir: Path | None = None
 ) -> Iterator[Finding]:
-    """Yield the findings of the quick checks.
+    """Run the checks with which a study begins, and yield their findings.
 
     Args:
-        experiment: the experiment, or a user's training loop after `looked_at`.
+        experiment: the experiment, or a user's training loop as `looked_at` returns it.
         loaded: the experiment's data.
-        told: whether to run also the checks with the attribute `told`. If one of these fails, its finding is a warning.
+        told: whether to run also the checks whose attribute `told` is true. If such a check fails, its finding becomes
+            a warning.
         data_dir: the folder of the data.
     """
     if isinstance(experiment, OwnLoop):
@@ -58,11 +64,11 @@ def first_look(
 
 
 def assert_sound(experiment: Experiment, data_dir: Path | None = None) -> None:
-    """Run all checks, and raise AssertionError if one fails. Use this function in a test of an experiment. The
+    """Run all checks, and raise AssertionError if a check fails. Use this function in a test of an experiment. The
     arguments are those of `inspect`.
 
     Raises:
-        AssertionError: if a check fails. The message has a line for every failed check.
+        AssertionError: if a check fails. The message has one line for each failed check.
         DataUnavailable: if the data cannot be found or downloaded.
     """
     failed = [finding for finding in inspect(experiment, data_dir) if finding.level is Level.FAILED]

@@ -1,5 +1,5 @@
-"""Check short trainings: the steps of each kind of method, repetition, resumption, export, and whether the loss
-falls."""
+"""Check short trainings: gradients, steps with two methods, repetition with the same seed, resumption, export, and
+whether the loss falls."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tune_sparsity.sparsity.wrappers import load_plain, plain_parameters, plain_
 _LEARNING_STEPS, _LEARNING_BATCH = 15, 16
 _FEW = 4  # examples for the check of the gradients
 LAST_UNKNOWN = warning(
-    "the layer that makes the outputs could not be found, so that the layer registered last counts as the last layer: "
-    "give the weights of the last layer in LayerRules(last=...)"
+    "the layer that makes the outputs could not be found, so the layer registered last counts as the last layer: give "
+    "the names of the last layer's weights in LayerRules(last=...)"
 )
 
 
@@ -56,7 +56,10 @@ def gradients(subject: Subject) -> Iterator[Problem]:
     before = {name: param.detach().clone() for name, param in ours.items()}
     loss = subject.experiment.loss(subject.experiment.forward(model, x), y)
     if (changed := first_difference(before, ours)) is not None:
-        yield Problem(f"a forward pass in training changes {changed}: only the optimizer may, or no mask holds")
+        yield Problem(
+            f"a forward pass in training changes {changed}, so pruned weights may not stay zero: let only the "
+            "optimizer change it"
+        )
         return
     loss.backward()
     make_gradients_dense(model.parameters())
@@ -77,23 +80,24 @@ def gradients(subject: Subject) -> Iterator[Problem]:
 
 
 def _outcome(subject: Subject, training: Training) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the network's state and its outputs for some examples."""
+    """Return the network's state_dict and its outputs for some examples."""
     return plain_state(training.model), subject.outputs(training.model, 8)
 
 
 def _differs(subject: Subject, first: Training, second: Training) -> str | None:
-    """Name the part in which two trainings differ."""
+    """Return the name of a tensor in which the networks of two trainings differ, or None if they are equal. If only
+    the outputs differ, return a text that says this."""
     (state, outputs), (other_state, other_outputs) = _outcome(subject, first), _outcome(subject, second)
     if (name := first_difference(state, other_state)) is not None:
         return name
-    return None if same(outputs, other_outputs) else "the network's outputs, though all its tensors are equal,"
+    return None if same(outputs, other_outputs) else "the network's outputs (all its tensors are equal)"
 
 
 def repeats(subject: Subject) -> Iterator[Problem]:
     if (name := _differs(subject, *subject.twice)) is not None:
         yield Problem(
-            f"an epoch repeated with the same seed ends with another {name}: something is random that is not drawn "
-            "from torch's global generator, or is kept from one network to the next"
+            f"two epochs with the same seed end with different values of {name}: draw all random numbers from torch's "
+            "global generator, and keep no state from one network to the next"
         )
 
 
@@ -109,8 +113,8 @@ def resumes(subject: Subject) -> Iterator[Problem]:
     resumed.epoch()
     if (name := _differs(subject, unbroken, resumed)) is not None:
         yield Problem(
-            f"an epoch after saving and loading ends with another {name} than an epoch without this: keep counters "
-            "and other state in buffers (register_buffer), which state_dict holds"
+            f"a training that is saved and loaded ends with other values of {name} than one without interruption: keep "
+            "counters and other state in buffers (register_buffer), which state_dict holds"
         )
 
 
@@ -121,12 +125,12 @@ def exports(subject: Subject) -> Iterator[Problem]:
     try:
         load_plain(fresh, load(save(tensors)))
     except Exception as error:  # in the user's network or in safetensors
-        yield Problem(f"the trained weights do not fit into a fresh network: {described(error)}"[:300])
+        yield Problem(f"the trained weights cannot be loaded into a new network: {described(error)}"[:300])
         return
     if not same(subject.outputs(unwrapped(training.model), 8), subject.outputs(fresh, 8)):
         yield Problem(
-            "a fresh network with the trained weights gives other outputs: it uses values that its state_dict does not "
-            "hold. Make each of them a parameter or a buffer (register_buffer)"
+            "a new network with the trained weights gives other outputs: it uses values that its state_dict does not "
+            "hold. Make each of these values a parameter or a buffer (register_buffer)"
         )
 
 
@@ -167,7 +171,7 @@ _FIT = (
 CHECKS = (
     Check("gradients", "gradients reach every prunable weight", gradients, (*_FIT, "evaluation"), told=True),
     Check(
-        "steps", "training steps work, on the sphere and off it", steps, ("gradients", "augmentation", "preparation")
+        "steps", "training works with the methods lpss and rigl", steps, ("gradients", "augmentation", "preparation")
     ),
     Check("repetition", "a repeated epoch gives the same result bit for bit", repeats, ("steps",)),
     Check(

@@ -1,7 +1,7 @@
-"""Normalise and augment images that are kept as bytes, batch by batch on the network's device.
+"""Normalise and augment batches of images on the network's device. The images are stored as bytes.
 
-Random crop, flip and cutout work on whole batches (n, c, h, w) of any type. They draw random numbers from a generator
-on the CPU. A training therefore draws the same numbers on every device and can be resumed.
+Crop, flip and cutout work on whole batches (n, c, h, w) of any type. All random numbers come from a generator on the
+CPU. A training therefore draws the same numbers on every device and can be resumed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class Normalise:
-    """Converts images of bytes, shape (n, c, h, w), into float32 values (x/255 - mean)/std, channel by channel.
+    """Converts images of bytes, shape (n, c, h, w), to float32 values (x/255 - mean)/std, channel by channel.
 
     >>> Normalise(mean=(0.5,), std=(0.5,))(torch.tensor([[[[0, 255]]]], dtype=torch.uint8))
     tensor([[[[-1.,  1.]]]])
@@ -34,25 +34,25 @@ class Normalise:
         return (x.float() / 255 - mean) / std
 
     def description(self) -> dict[str, Any]:
-        """Return a description for Data.preprocessing."""
+        """Return a description of this conversion for Data.preprocessing, with the keys divide, mean and std."""
         return {"divide": 255, "mean": list(self.mean), "std": list(self.std)}
 
 
 @cache
 def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return the values with the shape (channels, 1, 1). They are cached, because each copy to a GPU would delay a
-    batch."""
+    """Return the values as a tensor of the shape (channels, 1, 1). The result is cached, because a copy to the GPU
+    takes time."""
     return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def crop(x: Tensor, pad: int, top: Tensor, left: Tensor) -> Tensor:
-    """Return a window of the original size from each image after padding.
+    """Pad each image, and return a part of it with the original size.
 
     Args:
-        x: images (n, c, h, w). They are padded on every side by reflection, which does not repeat the border itself.
+        x: images (n, c, h, w). The padding reflects the image at its border pixels, which are not repeated.
         pad: pixels on every side, less than the height and the width.
-        top, left: the row and the column of the padded image at which the window of each image begins. The shape of
-            both is (n,), and their values lie in [0, 2 * pad].
+        top, left: row and column, in the padded image, of the first pixel of each returned image. Both have the shape
+            (n,) and values in [0, 2 * pad].
     """
     height, width = x.shape[-2:]
     rows, columns = _reflected(top, pad, height), _reflected(left, pad, width)
@@ -61,17 +61,19 @@ def crop(x: Tensor, pad: int, top: Tensor, left: Tensor) -> Tensor:
 
 
 def _reflected(start: Tensor, pad: int, size: int) -> Tensor:
-    """Return the original pixels in each window of a padded line, shape (n, size).
+    """Return, for each pixel of a part of a padded line, the index of the same pixel in the original line, (n, size).
 
     Args:
-        start: the places (n,) where the windows begin in the padded line.
+        start: the index in the padded line at which each part begins, (n,).
+        pad: pixels of padding on each side.
+        size: the length of the original line and of each part.
     """
     position = start[:, None] + torch.arange(size, device=start.device) - pad
     return (size - 1) - ((size - 1) - position.abs()).abs()
 
 
 def flip(x: Tensor, which: Tensor) -> Tensor:
-    """Return the images, mirrored from left to right where `which` (n,) is true."""
+    """Return the images (n, c, h, w). Images for which `which` (n,) is true are mirrored from left to right."""
     return torch.where(which[:, None, None, None], x.flip(-1), x)
 
 
@@ -86,19 +88,18 @@ def cutout(x: Tensor, size: int, top: Tensor, left: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes images at random: a crop after padding by reflection, then a horizontal flip, then cutout. Each of the
-    three can be left out.
+    """Changes images at random: a crop after padding by reflection, then a horizontal flip, then cutout. Each of these
+    three steps can be left out.
 
-    Call it with images (n, c, h, w) of any type and a generator on the CPU.
+    A call takes images (n, c, h, w) of any type and a generator on the CPU, and returns images of the same shape.
 
     Attributes:
         pad: pixels of padding on every side, less than the image's height and width. With 0, there is no crop. All (2
             pad + 1)^2 windows are equally likely.
         mirror: whether each image is flipped with probability 1/2.
-        hole: side of the square that is set to 0, in pixels. With 0, there is no cutout. The square is black, because
-            the bytes are not normalised yet. The square lies wholly in the image. In the original method (T. DeVries,
-            G. Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017), it may reach over
-            the border.
+        hole: side of the square that cutout sets to 0, in pixels. With 0, there is no cutout. The square always lies
+            inside the image. In the original method (T. DeVries, G. Taylor, "Improved Regularization of Convolutional
+            Neural Networks with Cutout", 2017), a part of the square may lie outside.
     """
 
     pad: int = 4

@@ -14,27 +14,29 @@ from tune_sparsity.experiments.base import DataUnavailable
 
 
 def default_data_dir() -> Path:
-    """Return the folder for data sets without --data-dir: TUNE_SPARSITY_DATA, or a folder in the user's cache."""
+    """Return the folder of data sets if the user gives no --data-dir. It is the value of the environment variable
+    TUNE_SPARSITY_DATA. Without this variable, it is a folder in the user's cache."""
     if folder := os.environ.get("TUNE_SPARSITY_DATA"):
         return Path(folder)
     return cache_folder() / "data"
 
 
 def check_md5(raw: bytes, expected: str) -> None:
-    """Raise ValueError unless the bytes have this MD5 checksum."""
+    """Raise ValueError if the bytes have another MD5 checksum than `expected`."""
     if hashlib.md5(raw, usedforsecurity=False).hexdigest() != expected:
         raise ValueError("its MD5 checksum is not the published one")
 
 
 def read_checked(path: Path, md5: str, origin: str) -> bytes:
-    """Read a file that this program never downloads, and check its contents.
+    """Read a file, and check its MD5 checksum. The file is never downloaded.
 
     Args:
-        md5: the checksum of the whole file.
+        path: the file.
+        md5: the expected checksum.
         origin: a description of the file and its source, for the error message.
 
     Raises:
-        DataUnavailable: if the file is missing, cannot be read or is not the published file.
+        DataUnavailable: if the file is missing, cannot be read or has another checksum.
     """
     try:
         raw = path.read_bytes()
@@ -50,9 +52,14 @@ def read_checked(path: Path, md5: str, origin: str) -> bytes:
 
 @contextlib.contextmanager
 def downloading(data_set: str, root: Path, folder: str) -> Iterator[None]:
-    """Within this block, torchvision may download a data set into root/folder. Its output goes to standard error.
+    """Handle the download of a data set by torchvision in this block. torchvision's output goes to standard error.
 
-    If the download fails, the block removes the empty folders of the download and raises DataUnavailable.
+    If the download fails, remove its empty folders, and raise DataUnavailable.
+
+    Args:
+        data_set: the name of the data set, for the message.
+        root: the folder of all data sets.
+        folder: the folder in `root` into which torchvision writes.
     """
     target = root / folder
     before = {path for path in (target, *target.parents) if path.exists()}
@@ -69,7 +76,7 @@ def downloading(data_set: str, root: Path, folder: str) -> Iterator[None]:
 
 
 def _remove_empty(folder: Path, keep: set[Path]) -> None:
-    """Remove the empty folders that a failed download left, but not folders in `keep` or above."""
+    """Remove `folder` and its parents if they are empty, up to the first folder in `keep`, which stays."""
     while folder not in keep:
         if folder.is_dir():
             if any(folder.iterdir()):

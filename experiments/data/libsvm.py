@@ -1,5 +1,5 @@
-"""Read the LIBSVM text format. Each line is one example, "label index:value index:value ...". Features with the value
-zero are left out."""
+"""Read the LIBSVM text format. Each line is one example, "label index:value index:value ...". A line does not contain
+features with the value zero."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ _LARGEST = torch.finfo(torch.float32).max
 
 
 def parse_libsvm(text: str, features: int) -> tuple[Tensor, Tensor]:
-    """Parse the text of a LIBSVM file into dense inputs (n, features) in float32 and labels (n,) in int64.
+    """Parse the text of a LIBSVM file. Return inputs (n, features) in float32 and labels (n,) in int64.
 
-    Labels are whole numbers. Indices start at 1 and ascend. The parser skips empty lines.
+    Labels must be whole numbers. The indices in a line start at 1 and must ascend. Empty lines are skipped.
+
+    Args:
+        text: the text of the file.
+        features: the number of features, the largest possible index.
 
     Raises:
         ValueError: if a line has another form. The message names the line.
@@ -34,7 +38,7 @@ def parse_libsvm(text: str, features: int) -> tuple[Tensor, Tensor]:
         for entry in entries:
             index, value = _parse(entry, number)
             if not last < index <= features:
-                raise ValueError(f"line {number}: index {index} does not lie between {last + 1} and {features}")
+                raise ValueError(f"line {number}: index {index} must lie between {last + 1} and {features}")
             places.append((len(labels), index - 1))
             values.append(value)
             last = index

@@ -1,4 +1,4 @@
-"""Choose validation examples that are always the same and differ from all training examples."""
+"""Choose validation examples at random. The choice is always the same for the same data."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from torch import Generator, Tensor
 
 
 def hold_out(labels: Tensor, count: int, allowed: Tensor | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Split examples at random into two sets of indices (kept, held out). The result is always the same for the same
-    arguments.
+    """Split examples at random, for example into training and validation examples. Return two tensors of indices: the
+    remaining examples and the held-out examples, both in ascending order.
 
     The split is stratified: each class has the same share of the held-out examples as of all examples, rounded by the
-    largest remainder method. Both results are in ascending order.
+    largest remainder method. The same arguments always give the same result.
 
     Args:
         labels: the class of each example, shape (n,).
-        count: examples to hold out.
-        allowed: whether an example may be held out, shape (n,). If None, every example may.
+        count: the number of examples to hold out.
+        allowed: whether each example may be held out, booleans of the shape (n,). If None, all may.
+        seed: the seed of the random choice.
 
     Raises:
-        ValueError: if a class has fewer allowed examples than its share.
+        ValueError: if a class has fewer allowed examples than must be held out.
     """
     generator = Generator().manual_seed(seed)
     classes, sizes = labels.unique(return_counts=True)
@@ -31,12 +32,14 @@ def hold_out(labels: Tensor, count: int, allowed: Tensor | None = None, seed: in
         members = (labels == kind) if allowed is None else (labels == kind) & allowed
         candidates = members.nonzero().squeeze(1)
         if share > len(candidates):
-            raise ValueError(f"class {kind} has {len(candidates)} examples to hold out, {share} are wanted")
+            raise ValueError(
+                f"class {kind} has only {len(candidates)} examples that may be held out, but needs {share}"
+            )
         held[candidates[torch.randperm(len(candidates), generator=generator)[:share]]] = True
     return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
 
 
 def occurs_once(x: Tensor) -> Tensor:
-    """Return booleans of the shape (n,). An entry is true if this input differs from all other inputs."""
+    """Return for each input, a row of x, whether it differs from all other inputs: booleans of the shape (n,)."""
     _, group, sizes = x.flatten(1).unique(dim=0, return_inverse=True, return_counts=True)
     return sizes[group] == 1

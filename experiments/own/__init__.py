@@ -1,4 +1,4 @@
-"""Run training loops of users: a loop is a function that gets its optimizer and its epochs from a `Trial`."""
+"""Run users' own training loops. A loop is a function whose argument, a `Trial`, gives it the optimizer and epochs."""
 
 from tune_sparsity.experiments.own.loop import OwnLoop, own_loop
 from tune_sparsity.experiments.own.training import OwnTraining

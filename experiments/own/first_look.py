@@ -1,4 +1,4 @@
-"""Run a user's training loop up to the first forward pass of its training, to find its network, inputs and epochs."""
+"""Run the beginning of a user's training loop, to find its network, its inputs and its number of epochs."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _PATIENCE = 10.0  # seconds for a loop to end after the first look
 
 
 class _Seen(BaseException):
-    """Ends a loop after its first look. It is not an Exception, so that the loop's `except Exception` does not catch
-    it."""
+    """Ends a loop when its network, inputs and epochs are known. This class is not a subclass of Exception, so that an
+    `except Exception` in the loop does not catch it."""
 
 
 class _Looking(Trial):
-    """The trial of a first look."""
+    """Implements Trial for a loop that is ended at its first forward pass. It records the network and the inputs."""
 
     def __init__(self, data_dir: Path | None) -> None:
         super().__init__("cpu", data_dir, seed=0)
@@ -75,7 +75,7 @@ class _Looking(Trial):
 
     def report(self, value: float | Callable[[], float], **others: float) -> None:
         if not self.own_epochs:
-            raise LoopError("trial.report is called before the first epoch: call it in each of trial.epochs(N)")
+            raise LoopError("trial.report is called before the first epoch: call it in each epoch of trial.epochs(N)")
         self._end()
 
     @contextmanager
@@ -92,10 +92,14 @@ class _Looking(Trial):
 
 
 def looked_at(experiment: OwnLoop, data_dir: Path | None) -> OwnLoop:
-    """Return the experiment with the results of a first look at its loop: the number of epochs, the network, its last
-    layers and example inputs.
+    """Return a copy of the experiment that also has the number of epochs, the network, its last layers and example
+    inputs.
 
-    For this look, the loop runs in this process, up to the first forward pass of its training.
+    To find these, this function runs the loop in this process up to the first forward pass of its first epoch.
+
+    Args:
+        experiment: the user's training loop.
+        data_dir: the folder that the loop gets as `trial.data_dir`.
 
     Raises:
         LoopError: if the loop fails or uses its trial wrongly. The message is one line.
@@ -115,7 +119,7 @@ def looked_at(experiment: OwnLoop, data_dir: Path | None) -> OwnLoop:
     if model is None or trial.sparse is None:
         raise LoopError(f"{experiment.name} never calls trial.sparsify(model, total_steps=...)")
     if not trial.own_epochs:
-        raise LoopError(f"{experiment.name} never asks for its epochs: for epoch in trial.epochs(N)")
+        raise LoopError(f"{experiment.name} never calls trial.epochs: train in a loop `for epoch in trial.epochs(N)`")
     trial.unhook()
     if experiment.rebuilt:
         _check_model(experiment, model)
@@ -131,7 +135,8 @@ def looked_at(experiment: OwnLoop, data_dir: Path | None) -> OwnLoop:
 
 
 def _run(loop: Callable[[Any], object], trial: _Looking) -> None:
-    """Run the loop in a thread, which is abandoned if it does not end. Raise the loop's exceptions."""
+    """Run the loop in a thread, and raise the loop's exceptions. If the thread does not end in time, leave it running
+    and raise LoopError."""
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -154,7 +159,7 @@ def _run(loop: Callable[[Any], object], trial: _Looking) -> None:
 
 
 def _check_model(experiment: OwnLoop, model: nn.Module) -> None:
-    """Raise LoopError unless the loop's `model` function makes the same network as the loop trains."""
+    """Raise LoopError if the loop's `model` function makes another network than the loop trains."""
     try:
         with same_random_numbers():
             made = {name: tuple(tensor.shape) for name, tensor in plain_state(experiment.network()).items()}
@@ -165,12 +170,12 @@ def _check_model(experiment: OwnLoop, model: nn.Module) -> None:
         name = next(name for name in [*trained, *made] if made.get(name) != trained.get(name))
         raise LoopError(
             f"{experiment.name}.model makes another network than the loop trains: the shape of {name} is "
-            f"{made.get(name, 'missing')} there and {trained.get(name, 'missing')} in the loop"
+            f"{made.get(name, 'missing')} in {experiment.name}.model and {trained.get(name, 'missing')} in the loop"
         )
 
 
 def _rules(experiment: OwnLoop, model: nn.Module, trial: _Looking) -> Any:
-    """Return the experiment's rules. Add the last layers if a forward pass finds them."""
+    """Return the experiment's rules for the layers to prune. If a forward pass finds the last layers, add them."""
     if trial.inputs is None:
         return experiment.layers
     try:
@@ -181,7 +186,7 @@ def _rules(experiment: OwnLoop, model: nn.Module, trial: _Looking) -> Any:
 
 
 def _data(inputs: Any) -> Data:
-    """Return the inputs of the first forward pass as data. They give the shapes for tests of exported files."""
+    """Return Data with the inputs of the first forward pass. Tests of exported files need inputs of these shapes."""
     x = torch.empty(1, 0) if inputs is None or not tensors_in(inputs) else inputs
     split = Split(x, torch.zeros(length(x)))
     return Data(split, split, split)

@@ -1,4 +1,4 @@
-"""Train with Lightning as a user's training loop: a Lightning callback connects the Trainer with the trial."""
+"""Use a Lightning Trainer in a user's training loop. A callback connects the Trainer with the trial of the search."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tune_sparsity.sparsity import SparseTraining
 
 
 class LightningSparsity(L.Callback):
-    """Trains a Lightning module sparse, as a trial of a search.
+    """Connects a Lightning Trainer with a trial of a search. The trial makes the network sparse.
 
-    The trial's optimizer replaces the result of the module's configure_optimizers. The validation of each epoch
-    measures the network as if it were pruned to its final sparsity::
+    The trial's optimizer replaces the result of the module's configure_optimizers. During the validation of each epoch,
+    the network is pruned to its final sparsity. Example::
 
         def train(trial):
             module = Classifier()
@@ -24,11 +24,12 @@ class LightningSparsity(L.Callback):
     A trial that was interrupted continues with the remaining epochs.
 
     Args:
-        trial: the trial that the search gives to the loop.
-        monitor: the name of a metric that the module logs in validation_step.
+        trial: the argument of the training loop.
+        monitor: the name of the metric to report. The module must log it in validation_step.
 
     Raises:
-        LoopError: during the fit, if Lightning does not know its number of steps or the module does not log the metric.
+        LoopError: during the fit, if Lightning does not know the number of steps, or if the module does not log the
+            metric.
     """
 
     def __init__(self, trial: Trial, monitor: str) -> None:

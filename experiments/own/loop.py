@@ -1,4 +1,4 @@
-"""Make an experiment of a user's training loop."""
+"""Convert a user's own training loop to an experiment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _POSITIONAL = "input_"
 
 
 def _no_model() -> nn.Module:
-    raise RuntimeError("the loop's network cannot be made: set train.model to a function that makes it")
+    raise RuntimeError("the loop's network cannot be made: set the loop's attribute model to a function that makes it")
 
 
 def _no_data(data_dir: Path | None) -> Data:
@@ -32,16 +32,15 @@ def _no_data(data_dir: Path | None) -> Data:
 
 @dataclass(frozen=True)
 class OwnLoop(Experiment):
-    """An experiment that is a user's training loop. Attributes of the loop's function are the settings of the
-    experiment.
+    """Describes an experiment that consists of a user's own training loop.
 
     Attributes:
-        loop: the function. Its argument is a Trial.
-        tests: (network, data_dir) -> the metric on the test data. It is called once for each reported network. If None,
-            there is no test value.
-        rebuilt: whether `model` can make the network in any process. If not, only the process that made the first look
-            has a network (see `looked_at`).
-        baseline: the value of an untrained network, for metrics without a known worst value.
+        loop: the training function. Its argument is a Trial.
+        tests: (network, data_dir) -> the metric on the test data. The function is called once for each reported
+            network. If None, the test metric is not measured.
+        rebuilt: whether `model` can make the network in any process. If False, `model` copies the network that the loop
+            made during `looked_at`, and works only in that process.
+        baseline: the metric of an untrained network, or None. Metrics without a known worst value need it.
         data_dir: the folder that --data-dir gives, or None.
     """
 
@@ -63,8 +62,8 @@ class OwnLoop(Experiment):
         return None
 
     def tested(self, model: nn.Module, data: Data) -> float | None:
-        """Return the metric on the test data, or None if the loop has no `test` function. Raise NotFinite if it is not
-        finite."""
+        """Return the metric on the test data, or None if the loop has no `test` function. Raise NotFinite if the metric
+        is not finite."""
         if self.tests is None:
             return None
         model.eval()
@@ -76,11 +75,11 @@ class OwnLoop(Experiment):
 
 
 def own_loop(function: Callable[..., object]) -> OwnLoop:
-    """Return a user's training function as an experiment.
+    """Convert a user's training function to an experiment.
 
     Args:
-        function: takes a Trial. It may have the attributes model, test, metric, baseline, layers, trained, optimizer,
-            space and files.
+        function: the training loop. Its only argument is a Trial. It may have the attributes model, test, metric,
+            baseline, layers, trained, optimizer, space and files, which are the settings of the experiment.
 
     Raises:
         ValueError: if the function does not take exactly one argument, or has an unknown or wrong attribute.
@@ -89,13 +88,15 @@ def own_loop(function: Callable[..., object]) -> OwnLoop:
     try:
         inspect.signature(function).bind(None)
     except TypeError:
-        raise ValueError(f"{name} is no training loop: such a function takes one argument, the trial") from None
+        raise ValueError(f"{name} is no training loop: a loop takes one argument, the trial") from None
     given = {key: value for key, value in vars(function).items() if not key.startswith("_")}
     if unknown := sorted(set(given) - set(ATTRIBUTES)):
-        raise ValueError(f"the loop {name} has an attribute {unknown[0]!r}: known are {', '.join(ATTRIBUTES)}")
+        raise ValueError(
+            f"the loop {name} has an unknown attribute {unknown[0]!r}: it may have {', '.join(ATTRIBUTES)}"
+        )
     metric = given.pop("metric", Metric("accuracy", percent=True))
     if not isinstance(metric, Metric):
-        raise ValueError(f'{name}.metric must be a Metric, as Metric("rmse", maximize=False), got {metric!r}')
+        raise ValueError(f'{name}.metric must be a Metric, for example Metric("rmse", maximize=False), got {metric!r}')
     for key in ("model", "test"):
         if key in given and not callable(given[key]):
             raise ValueError(f"{name}.{key} must be a function, got {given[key]!r}")
@@ -123,10 +124,10 @@ def own_loop(function: Callable[..., object]) -> OwnLoop:
 
 
 def as_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Return the arguments of a network's call as a nest of inputs for `call`.
+    """Convert the arguments of a network's call to one nested structure of tensors. `call` converts it back.
 
-    A single argument stays as it is. Several arguments become a dict. Keyword arguments that do not have an entry for
-    each example are left out.
+    A single argument does not change. Several arguments become a dict. A keyword argument is left out if it holds no
+    tensor, or a tensor whose first dimension is not the number of examples.
     """
     examples = [len(one) for one in tensors_in([args, dict(kwargs)]) if one.ndim]
     with_tensors = {
@@ -140,7 +141,7 @@ def as_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def call(model: nn.Module, x: Any) -> Any:
-    """Return the network's result for inputs from `as_inputs`."""
+    """Call the network with inputs from `as_inputs`, and return its result."""
     if not isinstance(x, Mapping):
         return model(x)
     places = [name for name in x if name.startswith(_POSITIONAL)]
@@ -148,13 +149,13 @@ def call(model: nn.Module, x: Any) -> Any:
 
 
 def answer(model: nn.Module, x: Any) -> Tensor:
-    """Return the outputs of a network for inputs from `as_inputs`, as one tensor."""
+    """Call the network with inputs from `as_inputs`, and return its outputs as one tensor."""
     return one_tensor(call(model, x))
 
 
 def one_tensor(outputs: Any) -> Tensor:
-    """Return the outputs in a network's result: its `logits`, or its first tensor with at least one dimension. Raise
-    ValueError if the result holds no tensor."""
+    """Return one tensor from a network's result: the attribute `logits`, or else the first tensor with at least one
+    dimension. Raise ValueError if the result holds no tensor."""
     logits = getattr(outputs, "logits", None)
     if isinstance(logits, Tensor):
         return logits

@@ -1,4 +1,4 @@
-"""Implement the trial of a search for a user's training loop. The loop runs in a thread of its own."""
+"""Implement Trial, the argument of a user's training loop, for a loop that trains in a search."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class RunningTrial(Trial):
     """Implements Trial for a loop that trains in a search.
 
     Args:
-        experiment: the loop, after `looked_at`.
-        method, params: the method and its parameters in this trial.
-        epochs: the study's number of epochs.
+        experiment: the loop, as `looked_at` returns it.
+        method, params: the name of the method and its parameters in this trial.
+        epochs: the number of epochs that the study trains.
         seed: the seed of the trial.
         device: "cpu" or "cuda".
-        hand_over: a function that takes the measures of an epoch, or None when the loop begins. The loop waits until
-            the function returns.
+        hand_over: a function that is called after each epoch with the epoch's measures. It is also called with None
+            when the loop begins its epochs. The loop waits until the function returns.
     """
 
     def __init__(
@@ -86,7 +86,9 @@ class RunningTrial(Trial):
     def _left(self, epochs: int) -> int:
         if epochs != self._experiment.recipe.epochs:
             was = self._experiment.recipe.epochs
-            raise LoopError(f"the loop asks for {epochs} epochs now, but asked for {was} when the study began")
+            raise LoopError(
+                f"the loop asks for {epochs} epochs now, but asked for {was} at first: always ask for the same number"
+            )
         self._hand_over(None)
         return self._total - self.done
 
@@ -130,8 +132,8 @@ class RunningTrial(Trial):
         }
 
     def _measured(self, value: float | Callable[[], float]) -> float:
-        """Return the value of the network. The measurement changes neither the network's mode nor the random
-        numbers."""
+        """Return the reported metric. If `value` is a function, call it. Afterwards, the network's modes and the random
+        generators have the same states as before."""
         if not callable(value):
             return float(value)
         assert self.model is not None
@@ -147,7 +149,10 @@ class RunningTrial(Trial):
         after = plain_state(self.model)
         changed = next((name for name, one in before.items() if not torch.equal(one, after[name])), None)
         if changed is not None:
-            raise LoopError(f"measuring the network changes its {changed}: call model.eval() in the reported function")
+            raise LoopError(
+                f"the function given to trial.report changes the network's {changed}: call model.eval() in this "
+                "function"
+            )
 
     @contextmanager
     def projected(self) -> Iterator[None]:
@@ -167,8 +172,8 @@ class RunningTrial(Trial):
                 yield
 
     def _finish(self) -> None:
-        """Set the network to its final sparsity. If its weights are an average, measure the running statistics for
-        them."""
+        """Prune the network to its final sparsity. If weights are averaged, the network gets the averaged weights, and
+        new running statistics of batch normalisation for them."""
         sparse, model = self.sparse, self.model
         assert sparse is not None
         assert model is not None

@@ -1,4 +1,4 @@
-"""Run a user's training loop epoch by epoch. `OwnTraining` has the methods of a Training."""
+"""Run a user's training loop epoch by epoch. `OwnTraining` has the same methods as `Training`."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class OwnTraining:
     The loop runs in a thread. Between two epochs the thread waits for the next call of `epoch`.
 
     Args:
-        experiment: the loop, after `looked_at`.
-        method: a name in sparsity.METHODS.
+        experiment: the loop, as `looked_at` returns it.
+        method: the name of a method that makes networks sparse, a key of sparsity.METHODS.
         params: the method's parameters.
-        epochs: the number of epochs to train. It may differ from the number in the loop.
-        seed: the seed of the masks and of all global random numbers in the loop.
+        epochs: the number of epochs to train. It may differ from the number in the loop's code.
+        seed: the seed of the masks and of all global random generators in the loop.
         device: "cpu", "cuda", ...
-        begun: a function that is called when the loop has its optimizer, before the first step.
-        careful: whether to check that no measurement changes the network.
+        careful: whether to raise LoopError if the function given to `Trial.report` changes the network.
+        begun: a function that takes this object. It is called when the loop begins its epochs, before the first step.
     """
 
     def __init__(
@@ -76,15 +76,17 @@ class OwnTraining:
         return self.epochs_done >= self.epochs
 
     def epoch(self) -> dict[str, float]:
-        """Let the loop train an epoch.
+        """Let the loop train an epoch, and return its measures by name.
 
         Returns:
-            The measures of `Training.epoch`, except those that only the loop can know.
+            The measures that `Training.epoch` also returns: the validation metric as val_NAME and val_NAME_at_target,
+            the measures of the sparsity, and epoch_seconds. Others, such as train_loss, are present only if the loop
+            gives them to `Trial.report`.
 
         Raises:
-            NotFinite: if a weight or the metric is NaN or infinite.
-            LoopError: if the loop ends too early or reports at a wrong time.
-            Exception: any exception of the loop.
+            NotFinite: if a weight is NaN or infinite.
+            LoopError: if the loop ends too early or calls a method of its trial at a wrong time.
+            Exception: any other exception of the loop.
         """
         self._ready()
         start = time.perf_counter()
@@ -92,11 +94,11 @@ class OwnTraining:
         return {**metrics, "epoch_seconds": time.perf_counter() - start}
 
     def train(self) -> None:
-        """Let the loop train an epoch."""
+        """Let the loop train an epoch. Unlike `epoch`, return nothing."""
         self.epoch()
 
     def _ready(self) -> None:
-        """Start the loop, unless it runs, and wait until its epochs begin."""
+        """Start the loop if it has not started, and wait until its epochs begin."""
         if self._thread.ident is None:
             self._thread.start()
             self._said_next()
@@ -115,14 +117,16 @@ class OwnTraining:
         return said
 
     def _hand_over(self, said: dict[str, float] | None) -> None:
-        """Pass the measures of an epoch to the other thread, and wait. This method runs in the loop's thread."""
+        """Pass the measures of an epoch to the thread that called `epoch`. Wait for the next call of `epoch`. This
+        method runs in the loop's thread."""
         self._random = random_state()
         self._said.put(said)
         self._go.acquire()
         set_random_state(self._random)
 
     def _run(self) -> None:
-        """Run the loop from its first line to its last. This method runs in the loop's thread."""
+        """Call the user's loop function, and pass its exceptions to the thread that called `epoch`. This method runs in
+        the loop's thread."""
         loop = self.experiment.loop
         assert loop is not None
         seed_all(self._trial.seed)
@@ -137,13 +141,13 @@ class OwnTraining:
             self._said.put(LoopError(f"the loop ended after {self.epochs_done} of {self.epochs} epochs"))
 
     def close(self) -> BaseException | None:
-        """Let the loop end after its last epoch, or after the trial was stopped.
+        """Let the loop's thread end. Call this method after the last epoch, or earlier to stop the training.
 
         Returns:
-            The exception that the loop raised after its last epoch, or None.
+            The exception that the loop raised after its last epoch, or None if it raised none.
 
         Raises:
-            LoopError: if the loop does not end.
+            LoopError: if the loop does not end in time.
         """
         self._trial.stopped = not self.finished
         if self._thread.ident is None:
@@ -152,13 +156,13 @@ class OwnTraining:
         self._thread.join(_PATIENCE)
         if self._thread.is_alive():
             raise LoopError(
-                f"the loop still runs {_PATIENCE:g} s after the trial was stopped: end it with trial.epochs"
+                f"the loop still runs {_PATIENCE:g} s after the trial was stopped: it must end when trial.epochs ends"
             )
         return None if self._said.empty() else self._said.get()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the whole state of the training: network, method, the objects of `Trial.keep`, random numbers and
-        epochs done."""
+        """Return the whole state of the training: network, optimizer, masks, objects given to `Trial.keep`, random
+        generators and the number of epochs done."""
         trial = self._trial
         assert trial.model is not None
         return {
@@ -174,13 +178,13 @@ class OwnTraining:
         """Start the loop, wait until its epochs begin, and load a saved state.
 
         Raises:
-            ValueError: if the names that the loop gives to `Trial.keep` differ from those in the saved state.
-            Exception: any exception of the load_state_dict of an object from `Trial.keep`.
+            ValueError: if the loop gives other names to `Trial.keep` than when the state was saved.
+            Exception: any exception in the load_state_dict of an object given to `Trial.keep`.
         """
         self._ready()
         trial = self._trial
         if set(state["kept"]) != set(trial.kept):
-            raise ValueError("the loop gives trial.keep other names than before")
+            raise ValueError("the loop gives other names to trial.keep than when the state was saved")
         load_plain(trial.model, state["model"])  # type: ignore[arg-type]
         self.sparse.load_state_dict(state["sparse"])
         trial.order.set_state(state["order"])

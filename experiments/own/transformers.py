@@ -1,4 +1,4 @@
-"""Train with transformers' Trainer as a user's training loop: a callback connects the Trainer with the trial."""
+"""Use transformers' Trainer in a user's training loop. A callback connects the Trainer with the trial of the search."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tune_sparsity.experiments.own.trial import LoopError, Trial
 
 
 class TrainerSparsity(TrainerCallback):
-    """Trains a network sparse with transformers' Trainer, as a trial of a search.
+    """Connects transformers' Trainer with a trial of a search. The trial makes the network sparse.
 
-    The evaluation of each epoch measures the network as if it were pruned to its final sparsity::
+    During the evaluation of each epoch, the network is pruned to its final sparsity. Example::
 
         def train(trial):
             model, args = BertForSequenceClassification(config), TrainingArguments(..., eval_strategy="epoch")
@@ -21,28 +21,28 @@ class TrainerSparsity(TrainerCallback):
             Trainer(model, args, train_dataset=training, eval_dataset=validation, compute_metrics=f1,
                     callbacks=[sparse], optimizers=sparse.optimizers).train()
 
-    The trial's schedule sets the learning rate. The Trainer's default schedule, "linear", is therefore replaced by
-    "constant". Another `args.lr_scheduler_type` stays. A trial that was interrupted continues with the remaining
+    The trial sets the learning rate. This class therefore changes `args.lr_scheduler_type` from "linear", the Trainer's
+    default, to "constant". It does not change other values. A trial that was interrupted continues with the remaining
     epochs.
 
     Args:
-        trial: the trial that the search gives to the loop.
-        model: the network. It is moved to the device of the arguments.
-        args: the Trainer's arguments. Their number of epochs, seed and default schedule are changed.
+        trial: the argument of the training loop.
+        model: the network. It is moved to `args.device`.
+        args: the Trainer's arguments. This class changes num_train_epochs, seed and, if "linear", lr_scheduler_type.
         examples: the number of examples in the training data.
-        monitor: the name of a metric in the results of the evaluation.
+        monitor: the name of the metric to report. The results of the evaluation must contain it.
 
     Attributes:
         optimizers: the argument `optimizers` of the Trainer.
 
     Raises:
-        LoopError: if `args` does not ask for an evaluation after each epoch. Also during the training, if the results
-            of the evaluation do not contain the metric.
+        LoopError: if `args.eval_strategy` is not "epoch". During the training, if the results of the evaluation do not
+            contain the metric.
     """
 
     def __init__(self, trial: Trial, model: nn.Module, args: TrainingArguments, examples: int, monitor: str) -> None:
         if args.eval_strategy != "epoch":
-            raise LoopError(f'the Trainer evaluates by {str(args.eval_strategy)!r}: give eval_strategy="epoch"')
+            raise LoopError(f'the Trainer has eval_strategy={str(args.eval_strategy)!r}: give eval_strategy="epoch"')
         self._trial, self._monitor = trial, monitor
         self._projected: Any = None
         batches = -(-examples // args.train_batch_size)

@@ -17,18 +17,19 @@ T = TypeVar("T")
 
 
 class LoopError(ValueError):
-    """Report, in one line, that a training loop uses its trial wrongly, so that the search cannot run the loop."""
+    """Report that a user's training loop uses its trial wrongly. The search cannot run this loop. The message is one
+    line."""
 
 
 class Stopped(BaseException):
-    """Ends a loop whose trial was stopped. This class is not a subclass of Exception, so that an `except Exception` in
-    the loop does not catch it."""
+    """Ends a loop when the search stops the loop's trial. This class is not a subclass of Exception, so that an
+    `except Exception` in the loop does not catch it."""
 
 
 class Trial(ABC):
-    """One training of a search, as a user's training loop sees it.
+    """Connects a user's training loop with a search. The search calls the loop for each trial, with a Trial object.
 
-    The loop gets its optimizer and its epochs from the trial, and reports the metric of each epoch::
+    The loop gets its optimizer and its epochs from this object, and reports the metric of each epoch::
 
         def train(trial):
             model = network().to(trial.device)
@@ -41,8 +42,8 @@ class Trial(ABC):
                     sparse.step()
                 trial.report(lambda: accuracy(model, validation))
 
-    The trial seeds the global random generators of Python, NumPy and torch. A trial that continues from a checkpoint
-    restores their states.
+    The search seeds the global random generators of Python, NumPy and torch before it calls the loop. When a trial
+    continues from a checkpoint, the search restores their states.
 
     Attributes:
         device: "cpu" or "cuda".
@@ -57,16 +58,16 @@ class Trial(ABC):
         self.kept: dict[str, Any] = {}
 
     def sparsify(self, model: nn.Module, total_steps: int) -> SparseTraining:
-        """Return the optimizer of the trial's method and parameters. It is a torch optimizer.
+        """Return a torch optimizer that trains the network and makes it sparse, with the trial's method and parameters.
 
         Args:
-            model: the network, on the device.
-            total_steps: the number of calls of `step()` in all epochs of the loop. If the study trains another number
-                of epochs, the schedules are stretched to it.
+            model: the network, already on `device`.
+            total_steps: the number of calls of `step()` in all epochs that the loop's code asks for. If the study
+                trains another number of epochs, this number is scaled accordingly.
 
         Raises:
-            LoopError: at the second call, if `model` is no torch.nn.Module, or if `total_steps` is no whole number >=
-                1.
+            LoopError: if this method is called twice, if `model` is not a torch.nn.Module, or if `total_steps` is not
+                a whole number >= 1.
         """
         if self.sparse is not None:
             raise LoopError("trial.sparsify is called twice: a trial trains one network")
@@ -82,21 +83,21 @@ class Trial(ABC):
 
     @abstractmethod
     def _made(self, model: nn.Module, total_steps: int) -> SparseTraining:
-        """Return the optimizer of a network."""
+        """Return the optimizer for the network. `sparsify` has checked the arguments."""
 
     def begin(self, epochs: int) -> int:
-        """Begin to train. Call this method only for trainers that have their own loop, such as Lightning's. Otherwise
-        use `epochs`, which calls this method.
+        """Return the number of epochs to train. Call this method once before the first epoch if another library runs
+        the epochs, for example Lightning. Otherwise use `epochs`, which calls this method.
 
         Args:
-            epochs: the number of epochs in the loop.
+            epochs: the number of epochs that the loop's code asks for.
 
         Returns:
-            The number of epochs that are left to train. The study's number of epochs replaces the loop's. The epochs
-            that a checkpoint already contains are subtracted.
+            The study's number of epochs, without the epochs that a loaded checkpoint already contains.
 
         Raises:
-            LoopError: if `sparsify` was not called before.
+            LoopError: if `sparsify` was not called before, or if `epochs` is not a whole number >= 1 or changes between
+                two calls of the loop.
         """
         if self.sparse is None:
             raise LoopError("the loop begins without an optimizer: call trial.sparsify(model, total_steps=...) first")
@@ -104,60 +105,62 @@ class Trial(ABC):
 
     @abstractmethod
     def _left(self, epochs: int) -> int:
-        """Return how many epochs are left to train."""
+        """Return the number of epochs that are left to train. See `begin`."""
 
     @abstractmethod
     def epochs(self, epochs: int) -> Iterator[int]:
-        """Yield the numbers of the epochs to train, from 0 on.
+        """Yield the number of each epoch to train: 0, 1, ...
 
         If a trial continues from a checkpoint, the first number is that of the first remaining epoch. The iterator ends
         early if the search stops the trial.
 
         Args:
-            epochs: the number of epochs in the loop. The study's number replaces it.
+            epochs: the number of epochs that the loop's code asks for. If the study has another number of epochs, the
+                study's number is used.
 
         Raises:
-            LoopError: if `sparsify` was not called before, or if an epoch ends without `report`.
+            LoopError: if `sparsify` was not called before, if an epoch ends without `report`, or if `begin` raises it.
         """
 
     @abstractmethod
     def report(self, value: float | Callable[[], float], **others: float) -> None:
-        """End an epoch with the metric on the validation data.
+        """End an epoch, and report the metric on the validation data.
 
         Args:
             value: a function without arguments that measures the network and returns the metric. It is called for the
-                current network. While masks change, it is called again while the network is pruned to its final
-                sparsity. Afterwards the network's mode and the states of random generators are restored. A number is
-                also accepted: measure it within `projected`.
-            others: further finite numbers of the epoch, such as train_loss.
+                current network. While masks still change, it is called a second time, with the network pruned to its
+                final sparsity. Afterwards, the network's mode and the states of random generators are restored. The
+                metric itself, a number, is also accepted: measure it in a block of `projected`.
+            others: further measures of the epoch, finite numbers such as train_loss.
 
         Raises:
             LoopError: if no epoch is being trained.
         """
 
     def keep(self, name: str, thing: T) -> T:
-        """Return `thing` and add its state to the checkpoints. If the trial continues from a checkpoint, its
-        load_state_dict is called with the saved state.
+        """Add the state of an object to the trial's checkpoints, and return the object. If the trial continues from a
+        checkpoint, the object's load_state_dict is called with the saved state.
 
         Args:
-            name: a name that no other object has.
-            thing: an object with state_dict and load_state_dict, such as a scheduler or a GradScaler.
+            name: a name in the checkpoint. Each object needs another name.
+            thing: an object with state_dict and load_state_dict, for example a scheduler or a GradScaler.
 
         Raises:
-            LoopError: if the name is taken, or if `thing` lacks one of the two methods.
+            LoopError: if another object has this name, or if `thing` lacks one of the two methods.
         """
         if name in self.kept:
-            raise LoopError(f"trial.keep has a {name!r} already")
+            raise LoopError(f"trial.keep already has an object with the name {name!r}: give another name")
         if not (callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))):
-            raise LoopError(f"trial.keep needs a state_dict and a load_state_dict, but {name!r} lacks one of them")
+            raise LoopError(f"the object {name!r} given to trial.keep lacks state_dict or load_state_dict")
         self.kept[name] = thing
         return thing
 
     @abstractmethod
     def projected(self) -> AbstractContextManager[None]:
-        """Within this block, the network is pruned to its final sparsity. Afterwards its weights are restored."""
+        """Return a context manager. In its block, the network is pruned to its final sparsity. Afterwards, its weights
+        are restored. In the last epoch, the network stays pruned."""
 
     @property
     @abstractmethod
     def over(self) -> bool:
-        """Return whether the last epoch has ended, or the search has stopped the trial."""
+        """Return whether the loop must end: the last epoch has ended, or the search has stopped the trial."""

@@ -1,4 +1,4 @@
-"""Build networks of spiking neurons with self-recurrence, skip connections and trained intrinsic constants."""
+"""Build networks of spiking neurons with self-recurrence, skip connections and trained time constants."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from tune_sparsity.experiments.spiking.neurons.scan import Constants, spiking_sc
 
 
 class _Reading(nn.Module):
-    """The weights of a layer, one matrix for each source, and the currents that they produce.
+    """Holds a layer's weights: one matrix for each source, an earlier layer or the network's input. Computes the input
+    currents of the layer.
 
     Args:
-        sources: the name of each source -> its size. The previous layer comes first.
+        sources: name of the source -> its number of values. The previous layer comes first.
         neurons: the number of neurons in this layer.
-        gain: scales the initial weights, which are normal with the deviation gain / sqrt(fan-in).
+        gain: the initial weights are normal, with the standard deviation gain / sqrt(fan-in).
         normalise: whether batch normalisation over examples and steps replaces the bias.
     """
 
@@ -38,28 +39,29 @@ class _Reading(nn.Module):
         """Return the input currents of the layer, (examples * steps, neurons).
 
         Args:
-            seen: the name of each source -> its values, (examples * steps, size).
+            seen: name of the source -> its values, (examples * steps, size).
         """
         total = reduce(torch.add, (linear(seen[name]) for name, linear in self.weights.items()))
         return total + self.bias if self.norm is None else self.norm(total)
 
     def constant(self, trained: Tensor | None, tau: float, ratio: float) -> Tensor:
-        """Return the share of each neuron that leaks in a step, at first 1/tau.
+        """Return the share of each neuron's state that leaks in a step, in (0, 1). At first, it is 1/tau.
 
         Args:
-            trained: the trained change of its logit, at first 0. If None, the share is not trained.
+            trained: the parameter, at first 0. The share is sigmoid(sqrt(ratio) x trained - log(tau - 1)). If None, the
+                share is always 1/tau.
             tau: the initial time constant in steps, > 1.
-            ratio: how many times faster SGD changes the logit than a parameter with the same gradient.
+            ratio: with SGD, the factor of the learning rate for the argument of the sigmoid.
         """
         moved = self.zeros if trained is None else math.sqrt(ratio) * trained
         return torch.sigmoid(moved - math.log(tau - 1))  # 1/tau where moved is 0
 
 
 class SpikingLayer(_Reading):
-    """A layer of spiking neurons with its weights.
+    """Computes a layer of spiking neurons with its weights.
 
-    A call takes the values of each source by name, (examples * steps, size), and the number of steps. It returns traces
-    and spikes, each of the shape (examples, steps, neurons).
+    A call takes the values of each source (an earlier layer or the network's input) by name, (examples * steps, size),
+    and the number of steps. A call returns traces and spikes, each of the shape (examples, steps, neurons).
     """
 
     def __init__(self, sources: Mapping[str, int], neurons: int, network: SpikingNetwork) -> None:
@@ -71,7 +73,7 @@ class SpikingLayer(_Reading):
         self.synapse = nn.Parameter(torch.zeros(neurons)) if network.learn_intrinsic else None
 
     def constants(self) -> Constants:
-        """Return the current constants of the neurons."""
+        """Return the neurons' constants for the current values of the trained parameters."""
         leaks = zip((self.membrane, self.synapse), self.tau, strict=True)
         membrane, synapse = (self.constant(trained, tau, self.intrinsic_lr) for trained, tau in leaks)
         return Constants(self.zeros if self.self_weight is None else self.self_weight, membrane, synapse)
@@ -81,10 +83,11 @@ class SpikingLayer(_Reading):
 
 
 class ReadOut(_Reading):
-    """Leaky integrators without spikes, r[t] = (1 - k) r[t-1] + current[t]. The output is their mean over time.
+    """Computes the network's outputs with leaky integrators r[t] = (1 - k) r[t-1] + current[t], which do not spike. An
+    output is the mean of r over time.
 
-    k is the share that leaks in a step, and T is the number of steps. The mean is a weighted sum of the currents. The
-    weight of current[t] is (1 - (1 - k)^(T - t)) / (k T), where t counts from 0 to T - 1.
+    k is the share of r that leaks in a step, and T is the number of steps. The mean is computed as a weighted sum of
+    the currents. The weight of current[t] is (1 - (1 - k)^(T - t)) / (k T), where t counts from 0 to T - 1.
     """
 
     def __init__(self, sources: Mapping[str, int], outputs: int, network: SpikingNetwork) -> None:
@@ -93,7 +96,7 @@ class ReadOut(_Reading):
         self.leak = nn.Parameter(torch.zeros(outputs)) if network.learn_intrinsic else None
 
     def forward(self, seen: Mapping[str, Tensor], steps: int) -> Tensor:
-        """Return the outputs (examples, outputs)."""
+        """Return the outputs of the network, (examples, outputs)."""
         k = self.constant(self.leak, self.tau, self.intrinsic_lr).clamp(1e-6, 1 - 1e-6)
         left = torch.arange(steps, 0, -1, device=k.device).unsqueeze(1)
         shares = -torch.expm1(left * torch.log1p(-k)) / (k * steps)
@@ -101,15 +104,16 @@ class ReadOut(_Reading):
 
 
 class SpikingNetwork(nn.Module):
-    """A network whose layers of spiking neurons read a sequence step by step. Leaky integrators read them out.
+    """Processes a sequence step by step with layers of spiking neurons. Leaky integrators compute the outputs.
 
-    Each neuron sends a trace of its spikes. A layer's current in a step is a sum of up to three parts: the traces of
-    the previous layer in this step (weights W), the neuron's own trace of the step before (weight v), and, with `skip`,
-    the traces of earlier layers and the input (weights S). All W and S are nn.Linear, and every method prunes them. No
-    v or other constant is pruned. `spiking_scan` documents the equations. They come from Zhang, Li, arXiv:2010.12691.
+    The output of a neuron is its trace, a moving average of its spikes. The input current of a neuron in a step is a
+    sum of up to three parts: the traces of the previous layer in this step (weights W), the neuron's own trace of the
+    step before (weight v), and, with `skip`, the traces of all earlier layers and the network's input (weights S). W
+    and S are nn.Linear, so the methods can prune them. v is not pruned. `spiking_scan` documents the equations, which
+    come from Zhang, Li, arXiv:2010.12691.
 
-    The network takes real currents (examples, steps, sizes[0]). All examples of a batch have the same number of steps.
-    The network returns (examples, sizes[-1]). It draws no random numbers. Example::
+    The inputs are real numbers of the shape (examples, steps, sizes[0]). All examples of a batch have the same number
+    of steps. The outputs have the shape (examples, sizes[-1]). A forward pass draws no random numbers. Example::
 
         network = SpikingNetwork((28, 128, 128, 10))
         network(images)          # (n, 28 rows, 28 pixels) -> (n, 10)
@@ -117,17 +121,19 @@ class SpikingNetwork(nn.Module):
 
     Args:
         sizes: the features of a step, the neurons of each spiking layer, and the outputs. At least three numbers >= 1.
-        self_recurrent: whether each neuron has a weight v, at first 0.
-        skip: whether each layer and the read-out also read all layers before the previous one.
-        learn_intrinsic: whether the leaks of membranes, traces and read-out are trained. Each neuron has its own leaks,
-            which are sigmoids of trained logits.
-        normalise: whether the currents get batch normalisation over examples and steps. This normalisation can be
-            folded into the weights. If False, each layer has a bias, and is harder to train.
-        tau_membrane: initial time constant of the potentials and of the read-out, in steps, > 1.
+        self_recurrent: whether each neuron has a weight v, which is 0 at first.
+        skip: whether each layer and the output layer also read all earlier layers and the network's input, and not only
+            the previous layer.
+        learn_intrinsic: whether the leaks of potentials, traces and output integrators are trained. A leak is the share
+            of a state that is lost in a step. Each neuron has its own leaks, which are sigmoids of trained numbers.
+        normalise: whether batch normalisation over examples and steps is applied to the currents. It can be folded into
+            the weights after the training. If False, each layer has a bias instead. The network is then harder to
+            train.
+        tau_membrane: initial time constant of the potentials and of the output integrators, in steps, > 1.
         tau_synapse: initial time constant of the traces, in steps, > 1.
-        slope: slope of a spike's surrogate gradient, > 0.
-        intrinsic_lr: with SGD, the factor of the learning rate for the logits of the leaks, > 0. With AdamW, the factor
-            is the square root of this number. Weight decay draws the leaks to their initial values.
+        slope: slope of the surrogate gradient of a spike, > 0; see `spiking_scan`.
+        intrinsic_lr: with SGD, the factor of the learning rate for the trained numbers of the leaks, > 0. With AdamW,
+            the factor is the square root of this number. Weight decay moves the leaks towards their initial values.
 
     Raises:
         ValueError: if an argument is out of range, or if the inputs have another shape.
@@ -148,7 +154,7 @@ class SpikingNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if len(sizes) < 3 or min(sizes) < 1:
-            raise ValueError(f"sizes are input, one spiking layer or more, and outputs, got {tuple(sizes)}")
+            raise ValueError(f"sizes must be at least three numbers >= 1: input, layers, outputs; got {tuple(sizes)}")
         for name, value, least in (
             *(("tau_membrane", tau_membrane, 1), ("tau_synapse", tau_synapse, 1)),
             *(("slope", slope, 0), ("intrinsic_lr", intrinsic_lr, 0)),
@@ -170,15 +176,15 @@ class SpikingNetwork(nn.Module):
         return self._run(x)[0]
 
     def spikes(self, x: Tensor) -> list[Tensor]:
-        """Return the spikes of each spiking layer, zeros and ones of the shape (examples, steps, neurons).
+        """Return the spikes of each spiking layer: tensors of zeros and ones of the shape (examples, steps, neurons).
 
-        Their gradient is the surrogate gradient. To train a network with fewer spikes, add a multiple of the square of
-        their mean to the loss.
+        The spikes have the surrogate gradient. A loss may therefore contain them. For a network with fewer spikes, add
+        a multiple of (mean of the spikes)^2 to the loss.
         """
         return self._run(x)[1]
 
     def readers(self) -> list[tuple[SpikingLayer, list[nn.Linear]]]:
-        """Return each spiking layer with the weight matrices that read it."""
+        """Return pairs: a spiking layer, and the matrices of later layers that read the layer's traces."""
         matrices = [item for one in (*self._hidden(), self.readout) for item in one.weights.items()]
         return [
             (layer, [one for name, one in matrices if name == f"hidden_{i}" and isinstance(one, nn.Linear)])
@@ -190,7 +196,7 @@ class SpikingNetwork(nn.Module):
 
     def _run(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         if x.dim() != 3 or x.shape[1] < 1 or x.shape[2] != self.features:
-            raise ValueError(f"the inputs must be (examples, steps, {self.features}), got {tuple(x.shape)}")
+            raise ValueError(f"the inputs must have the shape (examples, steps, {self.features}), got {tuple(x.shape)}")
         steps, seen, sent = x.shape[1], {"input": x.flatten(0, 1)}, []
         for i, layer in enumerate(self._hidden()):
             traces, spikes = layer(seen, steps)
@@ -200,6 +206,6 @@ class SpikingNetwork(nn.Module):
 
 
 def _read(sources: Mapping[str, int], skip: bool) -> dict[str, int]:
-    """Return the sources of the next layer: the previous layer first and, with `skip`, all others."""
+    """Return the sources that the next layer reads: the previous layer and then, with `skip`, all others."""
     latest_first = list(sources.items())[::-1]
     return dict(latest_first if skip else latest_first[:1])

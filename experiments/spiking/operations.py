@@ -1,4 +1,4 @@
-"""Count the spikes of a network and the synaptic operations that they cause for an example."""
+"""Count the spikes of a spiking network, and the operations (synaptic operations) that it needs for an example."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ class Activity:
     """Holds the activity of the spiking layers of a network, averaged over examples.
 
     Attributes:
-        rates: the name of each spiking layer -> spikes of a neuron in a step, in [0, 1].
-        spared: the multiply-adds in an example with nonzero weights that read a spiking layer. Additions replace them,
-            because spikes are 0 or 1.
-        caused: these additions. Each spike causes one addition for each nonzero weight that reads its neuron.
+        rates: name of the spiking layer -> mean number of spikes of a neuron in a step, in [0, 1].
+        spared: the multiply-adds of an example that additions replace, because the inputs of these multiply-adds are
+            spikes, 0 or 1. Only nonzero weights count.
+        caused: the additions of an example. Each spike causes one addition for each nonzero weight that reads its
+            neuron.
     """
 
     rates: Mapping[str, float]
@@ -31,16 +32,17 @@ class Activity:
     caused: float
 
     def synaptic_operations(self, macs: int) -> int:
-        """Return the synaptic operations of an example: its additions and the multiply-adds with real inputs.
+        """Return the number of synaptic operations of an example: additions that spikes cause, and multiply-adds with
+        real inputs.
 
         Args:
-            macs: multiply-adds of an example with nonzero weights, in all layers.
+            macs: the multiply-adds of an example with nonzero weights, in all layers of the network.
         """
         return round(macs - self.spared + self.caused)
 
 
 class _Spikes:
-    """Sums the spikes of a layer. It is a hook for the layer's forward pass.
+    """Sums the spikes of a layer. This class is a forward hook for the layer.
 
     Attributes:
         sums: the spikes of each neuron, over examples and steps.
@@ -58,8 +60,8 @@ class _Spikes:
 
 @torch.no_grad()
 def activity(experiment: Experiment, model: nn.Module, split: Split | Loaded) -> Activity | None:
-    """Return the activity of the spiking networks in `model` over a split, in evaluation mode. `model` may be a spiking
-    network itself. Return None if `model` contains none."""
+    """Return the activity of all spiking layers in a network over a split, in evaluation mode. Return None if the
+    network contains no SpikingNetwork."""
     networks = (module for module in model.modules() if isinstance(module, SpikingNetwork))
     readers = {layer: found for network in networks for layer, found in network.readers()}
     if not readers:
@@ -82,7 +84,7 @@ def activity(experiment: Experiment, model: nn.Module, split: Split | Loaded) ->
 
 @contextmanager
 def _counted(layers: Mapping[SpikingLayer, Any]) -> Iterator[dict[SpikingLayer, _Spikes]]:
-    """Within this block, count the spikes of these layers."""
+    """Count the spikes of these layers in this block. Yield the counts by layer."""
     counted = {layer: _Spikes() for layer in layers}
     with ExitStack() as hooks:
         for layer, spikes in counted.items():

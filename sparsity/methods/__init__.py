@@ -1,1 +1,1 @@
-"""Define the methods by name, with their parts and their settings."""
+"""Define the methods that make networks sparse, and their settings."""

@@ -1,4 +1,4 @@
-"""Define the methods that lpss is compared with. They use SGD or AdamW and the same parts as lpss."""
+"""Define methods of other papers, such as RigL, for comparison with lpss. Their optimizer is SGD or AdamW."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from tune_sparsity.sparsity.training import SparseTraining
 
 @dataclass(frozen=True)
 class DenseSettings(TailSettings):
-    """Holds the settings of dense training, in addition to TailSettings.
+    """Holds the settings of the method dense, which makes no zeros, in addition to those of TailSettings.
 
     Attributes:
         lr: peak learning rate, > 0.
-        momentum: Nesterov momentum in [0, 1), or beta_1 of AdamW.
-        weight_decay: L2 coefficient or AdamW's weight decay, >= 0.
+        momentum: Nesterov momentum of SGD or beta_1 of AdamW, in [0, 1).
+        weight_decay: L2 coefficient of SGD or weight decay of AdamW, >= 0.
         optimizer: "sgd" or "adamw".
-        learning_rate: shape over the training, "cosine" or "hold".
+        learning_rate: shape of the learning rate over the training. "cosine" rises shortly and then falls to 0. "hold"
+            stays at the peak for a long time and falls to `tail` x peak.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -58,10 +59,11 @@ class DenseSettings(TailSettings):
 
 @dataclass(frozen=True)
 class SnipSettings(DenseSettings):
-    """Holds the settings of snip, in addition to DenseSettings.
+    """Holds the settings of the method snip, in addition to those of DenseSettings.
 
     Attributes:
-        final_sparsity: fraction of zero weights in [0, 1), exact to the weight.
+        final_sparsity: fraction of the prunable weights that are zero at the end, in [0, 1). The number of zeros is
+            rounded up to a whole number.
     """
 
     final_sparsity: float = 0.9
@@ -73,12 +75,14 @@ class SnipSettings(DenseSettings):
 
 @dataclass(frozen=True)
 class GmpSettings(SnipSettings):
-    """Holds the settings of gmp, in addition to SnipSettings.
+    """Holds the settings of gmp (gradual magnitude pruning), in addition to those of SnipSettings.
 
     Attributes:
-        begin, end: progress between which the sparsity rises, 0 <= begin < end <= 1.
-        interval: steps between two prunings. A short training has a shorter interval, so that there are five prunings.
-        distribution: how the kept weights are distributed over the layers: global, erk or uniform, as in lpss.
+        begin, end: the sparsity rises between these fractions of the training, 0 <= begin < end <= 1.
+        interval: steps between two prunings, at least 1. In a short training, the interval is reduced to allow five
+            prunings.
+        distribution: how the nonzero weights are distributed over the layers: "global", "erk" or "uniform". See
+            LpssSettings.
         width: a number in (0, 1]. A layer of n neurons begins with n^width neurons. The weights of its other neurons
             are always zero.
     """
@@ -100,10 +104,11 @@ class GmpSettings(SnipSettings):
 
 @dataclass(frozen=True)
 class StaticSettings(SnipSettings):
-    """Holds the settings of static, in addition to SnipSettings.
+    """Holds the settings of static, whose mask never changes, in addition to those of SnipSettings.
 
     Attributes:
-        distribution: how the first mask is distributed over the layers: uniform, erk or global.
+        distribution: how the nonzero weights of the first mask are distributed over the layers: "uniform", "erk" or
+            "global". See LpssSettings.
     """
 
     distribution: str = "erk"
@@ -115,13 +120,15 @@ class StaticSettings(SnipSettings):
 
 @dataclass(frozen=True)
 class DropGrowSettings(StaticSettings):
-    """Holds the settings of set, rigl and sparse-momentum, in addition to StaticSettings.
+    """Holds the settings of the methods set, rigl and sparse-momentum, in addition to those of StaticSettings.
+
+    These methods replace a part of the connections again and again.
 
     Attributes:
-        drop_fraction: share of the connections that the first update replaces, in (0, 1). It falls to 0 at `end` as a
-            cosine.
-        end: progress at which the mask is fixed, in (0, 1].
-        interval: steps between two updates of the masks.
+        drop_fraction: share of the connections that an update replaces at the beginning, in (0, 1). The share falls to
+            0 at `end` as a cosine.
+        end: fraction of the training at which the mask is fixed, in (0, 1].
+        interval: steps between two updates of the mask, at least 1.
     """
 
     drop_fraction: float = 0.3
@@ -137,16 +144,16 @@ class DropGrowSettings(StaticSettings):
 
 @dataclass(frozen=True)
 class Start:
-    """Holds the arguments of a method's recipe, the function that builds its SparseTraining.
+    """Holds the arguments that all methods of this module need to build a SparseTraining.
 
     Attributes:
         model: the network.
         layers: its prunable layers.
-        total_steps: the number of steps before weights get few bits.
-        generator: draws random masks.
-        trained: whether the network was trained before.
-        few_bits: how weights get few bits after `total_steps` steps, or None if they keep all bits.
-        rules: the rules for the layers, with the pattern of the zeros.
+        total_steps: the number of steps with weights of 32 bits. Steps with fewer bits may follow; see `few_bits`.
+        generator: draws random masks, on the CPU.
+        trained: whether the network is pretrained.
+        few_bits: the settings of the steps with fewer bits, or None if there are no such steps.
+        rules: rules that select the layers to prune, and the pattern of the zeros.
     """
 
     model: nn.Module
@@ -179,7 +186,7 @@ class Start:
 
 
 def method(recipe: Callable[[Start, Any], SparseTraining]) -> Callable[..., SparseTraining]:
-    """Turn a recipe into the function of a method: (network, settings, ...) -> SparseTraining."""
+    """Convert a function (Start, settings) -> SparseTraining to the form (network, settings, ...) -> SparseTraining."""
 
     @wraps(recipe)
     def make(
@@ -215,8 +222,8 @@ def _optimizer(params: list[nn.Parameter], s: DenseSettings) -> torch.optim.Opti
 
 
 def first_masks(start: Start, s: StaticSettings) -> list[Tensor]:
-    """Return the masks of a training that begins sparse: random ones, or those of the largest weights of a network that
-    was trained before."""
+    """Return the first masks for a method that begins sparse. They are random. For a pretrained network, they keep the
+    largest weights."""
     turned = [layer.turned(layer.weight.detach()) for layer in start.layers]
     if start.trained:
         return turned_back(start.layers, _largest(turned, s.final_sparsity, s.distribution))
@@ -224,8 +231,8 @@ def first_masks(start: Start, s: StaticSettings) -> list[Tensor]:
 
 
 def _largest(weights: Sequence[Tensor], sparsity: float, distribution: str) -> list[Tensor]:
-    """Return masks that keep the largest weights. With "global" they are the largest of all layers together. Otherwise
-    the distribution gives the number of weights in each layer."""
+    """Return masks that keep the weights with the largest magnitudes. With "global", all layers are compared together.
+    Otherwise the distribution gives the number of weights in each layer."""
     scores = [weight.abs() for weight in weights]
     if distribution == "global":
         total = sum(score.numel() for score in scores)
@@ -236,20 +243,21 @@ def _largest(weights: Sequence[Tensor], sparsity: float, distribution: str) -> l
 
 @method
 def dense(start: Start, s: DenseSettings) -> SparseTraining:
-    """Train without any sparsity, for comparison with the other methods."""
+    """Return a training without pruning, for comparison with the other methods."""
     return start.training(s, StaticMask(), start.ones(), sparsity=0.0, mask_frozen_at=0.0)
 
 
 @method
 def static(start: Start, s: StaticSettings) -> SparseTraining:
-    """Train with a mask that never changes. The mask is random. If the network was trained before, the mask keeps its
+    """Return a training with a mask that never changes. The mask is random. For a pretrained network, it keeps the
     largest weights."""
     return start.training(s, StaticMask(), first_masks(start, s), sparsity=s.final_sparsity, mask_frozen_at=0.0)
 
 
 @method
 def snip(start: Start, s: SnipSettings) -> SparseTraining:
-    """Keep the connections with the largest |weight x gradient| on the first batch: SNIP (Lee et al. 2019)."""
+    """Return a training that prunes once. It keeps the connections with the largest |weight x gradient| on the first
+    batch: SNIP (Lee et al. 2019, arXiv 1810.02340)."""
     topology = SnipAtInit(s.final_sparsity)
     mask_frozen_at = 1 / start.total_steps  # the step after the topology has chosen the mask
     return start.training(s, topology, start.ones(), sparsity=s.final_sparsity, mask_frozen_at=mask_frozen_at)
@@ -257,7 +265,8 @@ def snip(start: Start, s: SnipSettings) -> SparseTraining:
 
 @method
 def gmp(start: Start, s: GmpSettings) -> SparseTraining:
-    """Prune by magnitude while the sparsity rises as a cubic function (Zhu and Gupta 2017, arXiv 1710.01878)."""
+    """Return a training that prunes the smallest weights. The sparsity rises as a cubic function (Zhu and Gupta 2017,
+    arXiv 1710.01878)."""
     about = (s.distribution, start.rules, s.final_sparsity)
     selection = selection_of(start.model, start.layers, *about, width=s.width, trained=start.trained)
     first = selection.first(start.ones())

@@ -1,5 +1,5 @@
-"""Define the method binary. It trains networks with weights of one bit in little memory. The activations usually have
-one bit, too."""
+"""Define the method binary. It trains networks whose weights, and usually activations, have one bit. The training needs
+little memory."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tune_sparsity.sparsity.methods.validation import numbers, within
 
 @dataclass(frozen=True)
 class BinarySettings:
-    """Holds the settings of binary. The learning rate falls as a cosine.
+    """Holds the settings of the method binary. The learning rate always falls as a cosine.
 
     Attributes:
         lr: peak learning rate, > 0.
         activations: "binary" or "real". With "real", the activations between layers are real numbers, and only weights
             have one bit.
-        flips: how signs change. With "signs", each weight is the sign of a latent number, which moves by the mean of
-            the gradients' signs. With "bop", there is no latent number: a weight flips if this mean is large and has
-            the weight's sign.
-        gamma: for Bop, the share of a new gradient in the mean, in (0, 1]. This is the peak value. It falls with the
-            learning rate.
-        tau: for Bop, the magnitude of the mean above which a sign flips, in [0, 1).
+        flips: the rule that changes the sign of a weight. Both rules use a moving mean of the gradient's sign. With
+            "signs", the weight is the sign of a real latent weight, and the mean updates this latent weight. With "bop"
+            (arXiv 1906.02107), the weight changes its sign if the mean has the same sign and is large.
+        gamma: for "bop", the weight of a new gradient in the moving mean, in (0, 1]. This is the peak value. gamma
+            falls as the learning rate does.
+        tau: for "bop", the threshold of the mean's magnitude, in [0, 1). Above it, a weight changes its sign.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -57,11 +57,10 @@ def binary(
     rules: LayerRules = PAPER_RULES,
     trained: bool = False,
 ) -> BinaryTraining:
-    """Train a network with weights and activations of one bit, in little memory (Wang et al. 2021, arXiv 2102.04270).
-    No weight is zero.
+    """Return the training of a network with weights and activations of one bit (Wang et al. 2021, arXiv 2102.04270).
 
-    The arguments `generator`, `rules` and `trained` have no effect: the method draws nothing, all layers are binary,
-    and the training begins with the network's weights.
+    The training needs little memory. No weight becomes zero. The arguments `generator`, `rules` and `trained` exist for
+    other methods and have no effect here.
     """
     settings = {"lr": s.lr, "flips": s.flips, "gamma": s.gamma, "tau": s.tau}
     return BinaryTraining(model, s.activations, total_steps=total_steps, **settings)

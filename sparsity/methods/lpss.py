@@ -1,4 +1,4 @@
-"""Define lpss, Lp-spherical sparse training, the main method of this project."""
+"""Define the method lpss (Lp-spherical sparse training). It trains the weights of each neuron on the unit Lp sphere."""
 
 from __future__ import annotations
 
@@ -53,48 +53,53 @@ THRESHOLD = Schedule("cosine", 0.2, 0.0, 0.1, 0.7)
 
 @dataclass(frozen=True)
 class LpssSettings(TailSettings):
-    """Holds the settings of Lp-spherical sparse training, in addition to TailSettings. A search can vary all of them.
+    """Holds the settings of lpss, in addition to those of TailSettings. A search can vary all of them.
+
+    The incoming weights of a neuron are gain x w. The vector w lies on the unit Lp sphere: its Lp norm is 1. The gain
+    is one number for each neuron. "On the sphere" are all weights that are trained in this way. "Off the sphere" are
+    all other parameters, for example biases. "published" refers to arXiv 2103.16013.
 
     Attributes:
-        final_sparsity: fraction of zero weights at the end, in [0, 1), exact to the weight.
+        final_sparsity: fraction of the prunable weights that are zero at the end, in [0, 1). The number of zeros is
+            rounded up to a whole number.
         p: exponent of the sphere, in [1.02, 2]. It may also be a schedule with values in this range.
-        p_early: exponent for the first `early_layers` layers on the sphere. If None, this is `p`. The published
-            settings for wide residual nets use 4 early layers, and p_early/p are 1.2/1.07 for sparsity .9, 1.3/1.15 for
-            .8 and 1.4/1.3 for .5.
+        p_early: exponent for the first `early_layers` layers on the sphere, in [1.02, 2]. If None, these layers use
+            `p`. The published values for wide residual networks are p_early = 1.2 and p = 1.07 for sparsity .9, 1.3 and
+            1.15 for .8, 1.4 and 1.3 for .5, each with 4 early layers.
         early_layers: the number of layers with `p_early`, at least 1.
         sphere_lr: peak learning rate on the sphere, in (0, 0.25].
-        lr: peak learning rate of all other parameters, including trained gains, > 0.
-        momentum: Nesterov momentum on and off the sphere, in [0, 1). With AdamW it is beta_1 off the sphere.
-        weight_decay: L2 coefficient of all parameters off the sphere, including trained gains, >= 0. A step on the
-            sphere has the same length for any size of the gradient. Weight decay therefore keeps a network that has
-            learned all its examples from following the noise of the last few.
-        learning_rate: shape of both learning rates over the training. "cosine" falls after a short rise. "hold" ends at
-            `tail`. "published" is piecewise linear with its peak after a sixth of the training. A schedule with values
-            in [0, 1] is also possible: both peaks are multiplied by its values.
-        knots_for_epochs: the number of epochs in the training, at least 1. "published" has a knot 3 epochs before the
-            end.
-        drop: "ramp" keeps the weights with the largest gain x `|w|` of all layers. The sparsity rises as a cubic
-            function from the initial to the final sparsity. v keeps a value for dropped weights, and they come back
-            when other weights fall below them. "threshold" is the published semi-pruning with threshold adaptation:
-            connections below rho x the mean `|w|` of their neuron are dropped, and others grow back by gradient.
-        threshold: the drop threshold rho over the training, relative to the mean active `|w|` of a neuron. The value is
-            a schedule, or a mapping with the parts that differ from the default, a cosine from .2 to 0. Its shape,
-            start and stop, in [0, 1], have an effect only if drop = "threshold". Its begin and end have an effect with
-            both values of drop: the masks change between them, 0 <= begin < end <= 1. At `end`, the network is
-            projected to its final sparsity, and the training continues with this mask.
-        threshold_interval: steps between two updates of the masks, at least 1. A short training has a shorter interval,
-            so that there are five updates.
-        feedback: if drop = "threshold", the controller that computes from the measured sparsity how many weights grow
-            back: "published" or "pi" (proportional-integral).
-        feedback_gain: delta of the published feedback, or the integral gain of "pi", in [0, 1).
-        optimizer: "sgd" or "adamw", for all parameters off the sphere. LpSGD with its momentum is always used on the
-            sphere. Trained gains use SGD. With AdamW they have no weight decay.
+        lr: peak learning rate off the sphere, > 0.
+        momentum: Nesterov momentum on and off the sphere, in [0, 1). With AdamW, it is beta_1 off the sphere.
+        weight_decay: L2 coefficient off the sphere and, with SGD, of trained gains, >= 0. With AdamW, it is AdamW's
+            weight decay. Steps on the sphere do not become shorter when gradients become small. Without weight decay, a
+            network that has learned almost all examples could therefore learn the noise in the remaining examples.
+        learning_rate: shape of both learning rates over the training. "cosine" rises shortly and then falls to 0.
+            "hold" stays at the peak for a long time and falls to `tail` x peak. "published" is piecewise linear, with
+            its peak after a sixth of the training. A schedule with values in [0, 1] is also accepted: its values are
+            multiplied by the peak learning rates.
+        knots_for_epochs: for the learning rate "published", the number of epochs in the training, at least 1. The slope
+            of this learning rate changes 3 epochs before the end.
+        drop: "ramp" prunes by magnitude. The sparsity rises as a cubic function from the initial to the final sparsity.
+            The optimizer keeps a value for each pruned weight. A pruned weight returns when other weights become
+            smaller than this value. "threshold" is the published semi-pruning with threshold adaptation: connections
+            below rho x the mean `|w|` of their neuron are dropped, and connections with large gradients grow.
+        threshold: the drop threshold rho over the training, relative to the mean `|w|` of a neuron's active weights. It
+            is a schedule, or a mapping with the parts that differ from the default, a cosine from .2 to 0. The masks
+            change only between its parts begin and end, 0 <= begin < end <= 1. At `end`, the network is pruned to its
+            final sparsity, and its mask is fixed. The parts shape, start and stop, in [0, 1], are used only if drop =
+            "threshold".
+        threshold_interval: steps between two updates of the masks, at least 1. In a short training, the interval is
+            reduced to allow five updates.
+        feedback: if drop = "threshold", the controller of the sparsity: "published" or "pi" (proportional-integral). It
+            computes from the current sparsity how many weights grow.
+        feedback_gain: delta of the feedback "published", or the integral gain of "pi", in [0, 1).
+        optimizer: "sgd" or "adamw", for all parameters off the sphere. The optimizer on the sphere is always LpSGD.
+            Trained gains always use SGD.
         gain_lr: peak learning rate of trained gains, > 0. If None, this is `lr` with SGD, and .1 with AdamW.
-        initial_sparsity: sparsity of the random initial mask, in [0, 1). A network that was trained before begins
-            without a mask.
-        distribution: how the kept weights are distributed over the layers. "global" keeps the largest weights of all
-            layers together. "erk" and "uniform" give each layer a number of weights. With all of them, every neuron
-            keeps a connection as long as enough connections are left; see `selection_for`.
+        initial_sparsity: sparsity of the random initial mask, in [0, 1). A pretrained network begins without a mask.
+        distribution: how the nonzero weights are distributed over the layers. "global" keeps the largest weights of all
+            layers together. "erk" and "uniform" fix the number of weights in each layer. Every neuron keeps at least
+            one weight if enough weights are nonzero; see `selection_for`.
         width: a number in (0, 1]. A layer of n neurons begins with n^width neurons. The weights of its other neurons
             are always zero. A width less than 1 needs drop = "ramp".
 
@@ -178,7 +183,7 @@ class LpssSettings(TailSettings):
     def _check_threshold(self) -> None:
         threshold = schedule_from("threshold", self.threshold, THRESHOLD)
         if not isinstance(threshold, Schedule):
-            raise ValueError("threshold must be a schedule with a shape, a begin and an end, not one of knots")
+            raise ValueError("threshold must be a schedule with shape, begin and end: knots are not accepted")
         within("threshold.start", threshold.start, 0 < threshold.start <= 1, "(0, 1]")
         within("threshold.stop", threshold.stop, 0 <= threshold.stop <= 1, "[0, 1]")
         within(
@@ -198,7 +203,7 @@ def lpss(
     example: Any = None,
     trained: bool = False,
 ) -> SparseTraining:
-    """Train a network sparse on the Lp sphere (arXiv 2103.16013). Return the optimizer for its training loop.
+    """Return an optimizer that trains a network on the Lp sphere and makes it sparse (arXiv 2103.16013).
 
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     >>> sparse = lpss(model, total_steps=20, sparsity=0.75)
@@ -210,17 +215,17 @@ def lpss(
     (144, 192)
 
     Args:
-        model: any network with weight matrices, on its device. Its prunable weights are put on the sphere. Every neuron
-            keeps its norm as a gain. The gain is trained, unless a batch normalisation follows directly. If no layer
-            normalises and the network was not trained before, the norms begin as sqrt(2).
+        model: any network with weight matrices, already on its device. Each neuron's weights become gain x w, with w on
+            the sphere. The first gain is the norm of the weights. Gains are trained if no batch normalisation follows
+            directly. A new network without normalisation layers is first scaled: its neurons get the L2 norm sqrt(2).
         settings: all settings. If None, p is `suggest_p(sparsity)`, and the others are the defaults of LpssSettings.
-        total_steps: the number of calls of `step()`.
+        total_steps: the number of calls of `step()`, at least 1.
         sparsity: final sparsity in [0, 1). If None, it is that of `settings`, or 0.9 without settings.
         generator: draws the random initial mask, on the CPU. If None, this is a generator with the seed 0.
         rules: rules that select the layers to prune and the layers on the sphere.
-        example: a batch of inputs of the network. It determines the last layer and the layers that a batch
-            normalisation follows. Without it, the order of registration determines them.
-        trained: whether the network was trained before. The training then begins with its function, without a mask.
+        example: a batch of inputs. A forward pass with it finds the last layer and the layers before a batch
+            normalisation. If None, the order of the modules in the network decides.
+        trained: whether the network is pretrained. The training then begins without a mask.
 
     Raises:
         ValueError: if an argument or a setting is not accepted, or if the network has no weights to prune.
@@ -250,7 +255,7 @@ def lpss(
 
 
 def _settings(model: Any, settings: Any, sparsity: float | None) -> LpssSettings:
-    """Return the settings for these arguments of `lpss`. Raise ValueError if the arguments do not fit."""
+    """Return the settings for these arguments of `lpss`. Raise ValueError for a wrong argument."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a network, an nn.Module, got {model!r:.80}")
     if settings is None:
@@ -272,8 +277,8 @@ def _threshold(s: LpssSettings) -> Schedule:
 
 @torch.no_grad()
 def _give_rows_norm(layers: list[Layer], norm: float) -> None:
-    """Scale the weights of every neuron to this L2 norm. sqrt(2) is the norm of He's initialisation for ReLU. Rows of
-    zeros do not change."""
+    """Scale the weights of every neuron to this L2 norm. Weights that are all zero do not change. With sqrt(2), neurons
+    have the norm that He's initialisation for ReLU gives them on average."""
     for layer in layers:
         rows = layer.rows()
         given = rows.norm(dim=1, keepdim=True)
@@ -297,7 +302,8 @@ def _sphere_optimizer(model: nn.Module, layers: list[Layer], s: LpssSettings) ->
 
 
 def _alike(layers: list[Layer], s: LpssSettings, **settings: Any) -> list[dict[str, Any]]:
-    """Return one optimizer group for each orientation and kind of gains, trained or constant."""
+    """Return the optimizer's groups for these layers. Layers of a group have the same orientation and the same kind of
+    gains, trained or constant."""
     sgd = s.optimizer == "sgd"
     gain_lr = s.gain_lr or (s.lr if sgd else _GAIN_LR)
     groups = dict[tuple[Orientation, bool], list[tuple[str, nn.Parameter]]]()

@@ -1,4 +1,4 @@
-"""Find methods by name. A method takes a network and typed settings, and returns the SparseTraining that trains it."""
+"""Find methods by name. A method makes networks sparse: it returns a SparseTraining, the optimizer for a network."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tune_sparsity.sparsity.training import SparseTraining
 
 @dataclass(frozen=True)
 class Method:
-    """A method.
+    """Describes a method that makes networks sparse.
 
     Attributes:
         name: the name of the method.
-        settings: the class of its settings.
-        make: the function that returns a SparseTraining.
+        settings: the dataclass of its settings. The fields are the method's parameters.
+        make: the function (network, settings, ...) -> SparseTraining.
         patterned: whether the zeros of the method can have a pattern, such as "2:4".
     """
 
@@ -33,11 +33,11 @@ class Method:
     patterned: bool = False
 
     def defaults(self) -> dict[str, Any]:
-        """Return the default values of the parameters that have one."""
+        """Return the default value of each parameter that has a default."""
         return {field.name: field.default for field in fields(self.settings) if field.default is not MISSING}
 
     def configure(self, params: Mapping[str, Any]) -> Any:
-        """Return the settings for `params`. The name "threshold.start" means the part "start" of "threshold".
+        """Return the settings for the parameters. The name "threshold.start" means the part "start" of "threshold".
 
         Raises:
             ValueError: if a parameter is unknown, missing or out of range.
@@ -63,21 +63,23 @@ class Method:
         epochs: int | None = None,
         trained: bool = False,
     ) -> SparseTraining:
-        """Return the SparseTraining for `params`.
+        """Return the optimizer that trains a network with this method.
 
         Args:
             model: the network.
-            params: the method's parameters.
-            total_steps: how many times `step()` will be called.
+            params: the method's parameters by name, as for `configure`.
+            total_steps: the number of calls of `step()`, at least 1.
             generator: draws random masks, on the CPU.
-            rules: rules for the layers to prune and the layers on the sphere.
-            epochs: the number of epochs. It is used if the method has the parameter `knots_for_epochs` and `params`
-                does not.
-            trained: whether the network was trained before. lpss and gmp then begin with all its weights. Methods that
-                begin sparse begin with its largest weights, except snip, which has its own criterion.
+            rules: rules that select the layers to prune and the layers on the sphere.
+            epochs: the number of epochs. If the method has the parameter `knots_for_epochs`, this number is the default
+                of that parameter.
+            trained: whether the network is pretrained. lpss and gmp then begin with all its weights or, if `width` < 1,
+                with its most important neurons. static, set, rigl and sparse-momentum begin with its largest weights.
+                The argument has no effect on snip, dense and binary.
 
         Raises:
-            ValueError: if `configure` raises it, or if the rules have a pattern and the method has none.
+            ValueError: if a parameter is unknown, missing or out of range, or if the method cannot make the pattern of
+                zeros in `rules`.
         """
         if rules.pattern != UNSTRUCTURED and not self.patterned:
             raise ValueError(f"the zeros of {self.name} cannot have the pattern {rules.pattern}")
@@ -88,7 +90,11 @@ class Method:
 
 
 def nested(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return names with a dot as mappings: {"threshold.start": 0.2} becomes {"threshold": {"start": 0.2}}."""
+    """Return nested parameters: {"threshold.start": 0.2} becomes {"threshold": {"start": 0.2}}.
+
+    Raises:
+        ValueError: if a name has both a value and a part.
+    """
     result = {name: value for name, value in params.items() if "." not in name}
     parts = [(*name.partition("."), value) for name, value in params.items() if "." in name]
     for base, _, part, value in parts:

@@ -1,4 +1,4 @@
-"""Define the settings that all methods have for the part of a training after the mask is fixed."""
+"""Define the settings of the tail, the last part of a training, in which the masks no longer change."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ LEARNING_RATES = ("cosine", "hold")
 
 @dataclass(frozen=True, kw_only=True)
 class TailSettings:
-    """Holds the settings of the tail. The tail begins when the mask is fixed, or at .8 of the training if the mask is
-    fixed in its first half.
+    """Holds the settings of the tail, the last part of a training.
+
+    The tail begins when the masks are fixed. If the masks are fixed in the first half of the training, the tail begins
+    at .8 of the training.
 
     Attributes:
-        averaging: how the weights are averaged over the tail. "none" keeps the weights of the last step. "swa" takes
-            the plain mean, "ema" an exponential moving mean.
-        average_every: steps between two samples of the mean, >= 1. A sample reads all weights once.
-        ema_horizon: for "ema", the share of the tail over which it averages, in (0, 1].
-        weight_bits: bits of a prunable weight, 32, 8, 4 or 2. With fewer than 32 bits, a weight is a whole number times
-            the scale of its row. The last part of the training then trains these numbers and scales, and no weights are
-            averaged.
-        bits_share: the share of all steps that belong to this last part, in (0, 1). The other settings apply to the
-            steps before it.
-        tail: for the learning rate "hold", the rate in the tail as a share of its peak, in (0, 1].
+        averaging: how the weights are averaged over the tail. "none" uses the weights of the last step. "swa" uses the
+            mean of the weights (stochastic weight averaging). "ema" uses their exponential moving average.
+        average_every: the weights enter the average every `average_every` steps, >= 1.
+        ema_horizon: for "ema", the time constant of the average as a share of the tail, in (0, 1].
+        weight_bits: bits of a prunable weight: 32, 8, 4 or 2. With fewer than 32 bits, a weight is an integer times the
+            scale of its row. A row is an index in the weight's first dimension. The last steps of the training then
+            train these integers and scales, and `averaging` has no effect.
+        bits_share: with fewer than 32 bits, the share of all steps that train the integers and scales, in (0, 1). These
+            are the last steps. All other settings describe the steps before them.
+        tail: for the learning rate "hold", the learning rate in the tail divided by its peak, in (0, 1].
     """
 
     averaging: str = "none"
@@ -50,20 +52,24 @@ class TailSettings:
         within("bits_share", self.bits_share, 0 < self.bits_share < 1, "(0, 1)")
 
     def few_bits_of(self, total_steps: int) -> FewBits | None:
-        """Return how the last part of `total_steps` steps trains weights with few bits. Return None if weights keep all
-        their bits."""
+        """Return the settings of the last steps, which train weights with fewer than 32 bits. Return None if weights
+        have 32 bits."""
         if self.weight_bits == ALL_BITS:
             return None
         return FewBits(self.weight_bits, min(total_steps - 1, round(self.bits_share * total_steps)))
 
     def steps_of(self, total_steps: int) -> int:
-        """Return the number of steps before the part that trains few bits."""
+        """Return the number of steps with 32 bits. The steps that train fewer bits follow them."""
         few_bits = self.few_bits_of(total_steps)
         return total_steps - (few_bits.steps if few_bits else 0)
 
     def averaging_of(self, mask_frozen_at: float, total_steps: int) -> Averaging | None:
-        """Return how a training of `total_steps` steps averages its weights. Return None if weights are not
-        averaged."""
+        """Return the settings of the average of the weights. Return None if the weights are not averaged.
+
+        Args:
+            mask_frozen_at: progress in [0, 1] at which the masks are fixed.
+            total_steps: the number of steps of the training.
+        """
         if self.averaging == "none" or self.weight_bits != ALL_BITS:
             return None
         begin = _tail_begin(mask_frozen_at)
@@ -71,7 +77,12 @@ class TailSettings:
         return Averaging(self.averaging, begin, self.average_every, 1 - 1 / samples)
 
     def rate_of(self, shape: str, mask_frozen_at: float) -> Callable[[float], float]:
-        """Return the learning rate as a function of progress. `shape` is one of LEARNING_RATES."""
+        """Return a function: progress in [0, 1] -> the learning rate divided by its peak.
+
+        Args:
+            shape: one of LEARNING_RATES.
+            mask_frozen_at: progress in [0, 1] at which the masks are fixed.
+        """
         return warmup_cosine if shape == "cosine" else hold(self.tail, _tail_begin(mask_frozen_at))
 
 

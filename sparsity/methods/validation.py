@@ -1,7 +1,7 @@
-"""Check settings. Each error is one line. All methods use these functions.
+"""Check the settings of methods. Each error message is one line.
 
-pydantic would need the same checks and a translation of its errors. It would also double the time that this package
-takes to load after torch.
+This module does not use pydantic. With pydantic, the same checks would be needed, and its error messages would have to
+be translated. The import of pydantic would also double the import time of this package, torch not counted.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ OPTIMIZERS = ("sgd", "adamw")
 
 
 def within(name: str, value: Any, good: bool, accepted: str) -> None:
-    """Raise ValueError unless `good`. The message names the setting, its value and the accepted values."""
+    """Raise ValueError if `good` is false. The message contains the setting's name, its value and the text
+    `accepted`, which describes the accepted values."""
     if not good:
         raise ValueError(f"{name} = {value!r} is not accepted: it takes {accepted}")
 
 
 def numbers(settings: Any) -> None:
-    """Raise ValueError unless every float field of a settings dataclass holds a number."""
+    """Raise ValueError if a field of type float in a settings dataclass does not hold a number."""
     for field in fields(settings):
         if field.type == "float":
             value = getattr(settings, field.name)
@@ -29,5 +30,5 @@ def numbers(settings: Any) -> None:
 
 
 def whole(name: str, value: Any) -> None:
-    """Raise ValueError unless the value is 1, 2, ..."""
+    """Raise ValueError if the value of a setting is not 1, 2, ..."""
     within(name, value, isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1, "1, 2, ...")

@@ -1,1 +1,1 @@
-"""Change the set of active connections during the training: define which connections are dropped or grow, and when."""
+"""Define topologies: rules that change the set of active (unmasked) connections during the training."""

@@ -1,8 +1,8 @@
-"""Define the interface of a topology. A topology decides which connections are dropped, which connections grow, and at
-which steps.
+"""Define the interface of a topology, the rule that changes a method's masks during the training.
 
-A topology gets the layers as `LayerView` objects and returns new masks. Its state is a plain dictionary. Progress is
-the fraction of the training steps that are done.
+A topology drops connections (masks their weights) and grows connections (unmasks their weights). It gets the layers as
+`LayerView` objects and returns new masks, in which 1 is active and 0 is masked. Progress is the fraction of the
+training steps that are done, in [0, 1].
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ from torch import Tensor
 from tune_sparsity.sparsity.schedules import Schedule
 
 UPDATES = 5
-"""The least number of updates of the masks. A network that loses most weights in one update does not recover."""
+"""The number of mask updates that a short training should have. A network that loses most of its weights in one update
+does not recover."""
 
 
 @dataclass
 class LayerView:
-    """A prunable layer during an update. All tensors have the shape (neurons, fan-in...).
+    """Describes a prunable layer for an update of the masks. All tensors have the shape (neurons, fan-in...).
 
     Attributes:
-        name: the name of its weight.
+        name: the name of the layer's weight.
         mask: the current mask.
-        log_magnitude: returns log2 of the magnitude of every weight. On the sphere, masked weights have a magnitude
-            too, because v keeps a value for them.
-        gradient: returns the dense gradient.
-        sphere: whether the layer lies on the sphere.
-        momentum: returns the average of the dense gradient, if the training computes it.
+        log_magnitude: returns log2 of the magnitude of every weight. On the sphere, masked weights also have a finite
+            value, because LpSGD stores their magnitudes.
+        gradient: returns the gradient of all weights, masked weights included.
+        sphere: whether the layer's weights are trained on the unit Lp sphere.
+        momentum: returns the moving average of `gradient`. It returns a zero without dimensions if the topology does
+            not need the average; see `DropGrow.needs_momentum`.
     """
 
     name: str
@@ -43,15 +45,23 @@ class LayerView:
 
 
 class Topology(Protocol):
-    """The rule of a method for its masks."""
+    """Defines the methods that every topology has. A topology is a rule that changes masks."""
 
     def due(self, step: int, total: int) -> bool:
-        """Return whether the masks must change at this step of `total` steps. The training calls this method only while
-        its progress is below `mask_frozen_at`. After that, the masks are fixed."""
+        """Return whether the masks change at this step. The training does not call this method after the masks are
+        fixed.
+
+        Args:
+            step: the number of steps that are done.
+            total: the number of steps of the training.
+        """
 
     def update(self, layers: Sequence[LayerView], progress: float) -> list[Tensor]:
-        """Return the new masks, in the order and shapes of the layers. A topology with a threshold sets its attribute
-        `applied` to the threshold, a multiple of the neuron's mean magnitude."""
+        """Return the new masks, in the order and shapes of the layers.
+
+        A topology with a drop threshold also stores the threshold in its attribute `applied`. The training's measures
+        contain this value.
+        """
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -64,23 +74,23 @@ def sparsity_of(masks: Sequence[Tensor]) -> float:
 
 
 def count_active(masks: Sequence[Tensor]) -> int:
-    """Return the exact number of entries that are not zero. In half precision, a sum of ones would not be exact."""
+    """Return the number of entries that are not zero. It is exact for all types. A sum in half precision is not."""
     return sum(int(mask.count_nonzero()) for mask in masks)
 
 
 def is_due(step: int, total: int, schedule: Schedule, interval: int) -> bool:
-    """Return whether a step is a multiple of `interval` and lies between the schedule's begin and end."""
+    """Return whether `step` is a multiple of `interval` and lies between the schedule's begin and end."""
     return step % interval == 0 and schedule.begin <= step / total <= schedule.end
 
 
 def shortened(interval: int, schedule: Schedule, total: int) -> int:
-    """Return the steps between two updates. It is `interval`, or fewer if there would be less than `UPDATES` updates
-    between the schedule's begin and end."""
+    """Return the number of steps between two updates of the masks. It is `interval`, or a smaller number that allows
+    `UPDATES` updates between the schedule's begin and end."""
     return max(1, min(interval, int((schedule.end - schedule.begin) * total / UPDATES)))
 
 
 class Stateless:
-    """Implements the state of a topology that has none."""
+    """Implements state_dict and load_state_dict for a topology without state."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}

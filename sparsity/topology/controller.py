@@ -1,4 +1,7 @@
-"""Control the sparsity with gamma, the share of the dropped weights that grows back."""
+"""Control the sparsity during threshold adaptation, a rule that drops small weights and grows others.
+
+A controller returns gamma, the number of weights to grow divided by the number of weights dropped in the same update.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,22 @@ from tune_sparsity.sparsity.schedules import Schedule
 
 
 class Feedback(Protocol):
-    """A controller of the sparsity. A checkpoint contains its state.
+    """Defines the methods that every controller of the sparsity has.
 
     Attributes:
-        raised: the increase of the drop threshold rho at the next update, >= 0.
+        raised: a number >= 0 that is added to the drop threshold at the next update of the masks.
     """
 
     raised: float
 
     def update(self, sparsity: float, dropped: float, rho: float, progress: float) -> float:
-        """Return gamma, the share of the dropped weights that grows back, in [0, 2].
+        """Return gamma in [0, 2]: the number of weights to grow, divided by the number of dropped weights.
 
         Args:
             sparsity: the sparsity before this update, in [0, 1].
             dropped: the weights that this update drops, as a fraction of all weights.
-            rho: the value of the drop threshold's schedule at this update, without `raised`.
-            progress: the share of the training that is done, in [0, 1].
+            rho: the drop threshold at this update, without `raised`.
+            progress: the fraction of the training steps that are done, in [0, 1].
         """
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -34,11 +37,13 @@ class Feedback(Protocol):
 
 @dataclass
 class PaperFeedback:
-    """The published feedback: gamma = (1 - delta) s/S while s < S(1 - rho/2), else (1 + delta) s/S, for the sparsity s
-    and the target S (arXiv 2103.16013; published delta .1).
+    """Implements the controller of arXiv 2103.16013.
 
-    This controller changes only how many weights grow back. When rho falls to 0, no weights are dropped, and the
-    sparsity no longer changes. The exact projection at the end corrects the remaining difference.
+    For the sparsity s, the target S and the drop threshold rho, gamma = (1 - delta) s/S if s < S(1 - rho/2), otherwise
+    gamma = (1 + delta) s/S. The published delta is .1.
+
+    When rho falls to 0, no weights are dropped, and the sparsity no longer changes. It may then differ from S. The
+    training corrects this difference when it fixes the masks.
     """
 
     target: float
@@ -59,14 +64,15 @@ class PaperFeedback:
 
 @dataclass
 class ProportionalIntegral:
-    """A proportional-integral controller. It follows a sparsity that rises from the initial to the final one.
+    """Implements a proportional-integral controller. The sparsity s follows the schedule `reference`.
 
-    With the error e = reference(progress) - s, the sparsity should change by u = kp e + ki (sum of e) in this update.
-    The dropped fraction is known, so that gamma = 1 - u/dropped, limited to [0, 2]. kp = 1 corrects the error at once.
+    With the error e = reference(progress) - s, this update should change the sparsity by u = kp e + ki (sum of e).
+    Therefore gamma = 1 - u/dropped, limited to [0, 2]. With kp = 1, one update corrects the whole error.
 
-    If the network is too dense even without regrowth, the threshold is raised at the next update by twice the missing
-    sparsity. In later updates this increase is halved when it is not needed. Unlike the published controller, this one
-    can therefore still act when rho falls to 0. The sum of e does not change while gamma is at a limit (anti-windup).
+    If the sparsity would be too low with gamma = 0, the next update has a higher drop threshold: `raised` grows by
+    twice the missing sparsity. In each update that does not need the increase, `raised` is halved. This controller can
+    therefore drop weights after rho has fallen to 0, which PaperFeedback cannot. The sum of e does not grow while gamma
+    is at a limit (anti-windup).
     """
 
     reference: Schedule

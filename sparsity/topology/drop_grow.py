@@ -16,20 +16,21 @@ from tune_sparsity.sparsity.topology.base import LayerView, is_due
 
 @dataclass
 class DropGrow:
-    """Replaces connections every `interval` steps: each layer drops a share of its connections with the smallest
-    magnitudes, and equally many grow.
+    """Replaces connections every `interval` steps: each layer drops its connections with the smallest magnitudes, and
+    the network grows as many others.
 
-    "random" growth is SET (Mocanu et al. 2018). "gradient" is RigL (Evci et al. 2020, arXiv 1911.11134): in each layer
-    the inactive connections with the largest |gradient| grow. "momentum" is sparse momentum (Dettmers and Zettlemoyer
-    2019, arXiv 1907.04840): the new connections are distributed over the layers by the mean |momentum| of their active
-    connections, and those with the largest |momentum| grow. As in these papers, dropped connections may grow back at
-    once, and grown connections begin at zero.
+    With growth "random", this is SET (Mocanu et al. 2018): the new connections of a layer are random. With "gradient",
+    this is RigL (Evci et al. 2020, arXiv 1911.11134): in each layer, the inactive connections with the largest
+    |gradient| grow. With "momentum", this is sparse momentum (Dettmers and Zettlemoyer 2019, arXiv 1907.04840): a layer
+    gets new connections in proportion to the mean |momentum| of its active connections, and its inactive connections
+    with the largest |momentum| grow. As in these papers, a dropped connection may grow in the same update. The weight
+    of a grown connection is zero at first.
 
     Args:
-        fraction: the share of a layer's connections that an update drops, as a schedule over the training.
+        fraction: the share of a layer's active connections that an update drops, as a schedule over the training.
         growth: "random", "gradient" or "momentum".
         interval: steps between two updates.
-        generator: draws random growth.
+        generator: draws the random connections, on the CPU.
     """
 
     fraction: Schedule
@@ -39,7 +40,7 @@ class DropGrow:
 
     @property
     def needs_momentum(self) -> bool:
-        """Return whether the training must average the dense gradient for this topology."""
+        """Return whether the training must compute a moving average of the gradient for `LayerView.momentum`."""
         return self.growth == "momentum"
 
     def due(self, step: int, total: int) -> bool:
@@ -68,7 +69,8 @@ class DropGrow:
 
 
 def drop_smallest(layer: LayerView, share: float) -> Tensor:
-    """Return the layer's mask without the round(share x active) active connections with the smallest magnitudes."""
+    """Return the layer's mask after `share` of its active connections, those with the smallest magnitudes, are dropped.
+    Their number is rounded."""
     active = layer.mask != 0
     count = round(share * int(active.sum()))
     scores = layer.log_magnitude().masked_fill(~active, torch.inf).flatten()
@@ -78,18 +80,22 @@ def drop_smallest(layer: LayerView, share: float) -> Tensor:
 
 
 def grow(mask: Tensor, score: Tensor, count: int) -> Tensor:
-    """Return the mask with `count` more connections: the inactive ones with the largest scores. Scores must not be
-    negative."""
+    """Return the mask with `count` more connections: the inactive connections with the largest scores.
+
+    Args:
+        score: numbers >= 0 in the mask's shape.
+    """
     flat = mask.clone().flatten()
     flat[score.float().masked_fill(mask != 0, -1.0).flatten().topk(count, sorted=False).indices] = 1.0
     return flat.view_as(mask)
 
 
 def _by_momentum(layers: Sequence[LayerView], total: int, room: Sequence[int]) -> list[int]:
-    """Distribute `total` new connections over the layers by their mean |momentum|. If a layer is full, other layers get
-    the rest.
+    """Return the number of new connections for each layer, in proportion to the mean |momentum| of its active
+    connections. If a layer has too few inactive connections, the other layers get its remaining new connections.
 
     Args:
+        total: the sum of these numbers.
         room: the number of inactive connections in each layer.
     """
     strength = [float((layer.momentum() * layer.mask).abs().sum() / layer.mask.sum().clamp_min(1)) for layer in layers]

@@ -1,4 +1,4 @@
-"""Prune gradually by magnitude: keep the largest weights, at a sparsity that rises by a schedule."""
+"""Define gradual magnitude pruning: small weights are masked, and the sparsity follows a schedule."""
 
 from __future__ import annotations
 
@@ -14,8 +14,15 @@ from tune_sparsity.sparsity.topology.base import LayerView, Stateless, is_due
 
 @dataclass
 class GlobalMagnitude(Stateless):
-    """Keeps the largest weights of all layers, at a sparsity that follows a schedule. Masked weights come back if their
-    magnitude becomes large enough. With a cubic schedule this is gradual magnitude pruning (arXiv 1710.01878)."""
+    """Masks the smallest weights every `interval` steps. The sparsity follows a schedule. With a cubic schedule, this
+    is gradual magnitude pruning (arXiv 1710.01878). A masked weight on the sphere becomes active again if its magnitude
+    is large enough at a later update.
+
+    Args:
+        sparsity: the sparsity over the training, in [0, 1).
+        interval: steps between two updates of the masks.
+        selection: compares the weights of all layers and chooses the weights that stay active.
+    """
 
     sparsity: Schedule
     interval: int = 40

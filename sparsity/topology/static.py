@@ -1,4 +1,4 @@
-"""Choose masks once: before the training, or by SNIP at its first step."""
+"""Define topologies that choose masks once: before the training, or with SNIP at its first step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tune_sparsity.sparsity.topology.base import LayerView, Stateless
 
 
 class StaticMask(Stateless):
-    """Keeps the first masks of the training."""
+    """Never changes the masks of the training."""
 
     def due(self, step: int, total: int) -> bool:
         return False
@@ -23,7 +23,12 @@ class StaticMask(Stateless):
 
 @dataclass
 class SnipAtInit(Stateless):
-    """Keeps the connections with the largest |weight x gradient| at the first step (SNIP, arXiv 1810.02340)."""
+    """Prunes once, at the first step: only the connections with the largest |weight x gradient| stay active (SNIP,
+    arXiv 1810.02340).
+
+    Args:
+        sparsity: the share of all prunable weights that are masked, in [0, 1).
+    """
 
     sparsity: float
 

@@ -1,5 +1,5 @@
-"""Adapt masks with a threshold, the rule of LPSS: connections with small magnitudes are dropped, and connections with
-large gradients grow."""
+"""Define threshold adaptation: connections with magnitudes below a threshold are dropped, and connections with large
+gradients grow."""
 
 from __future__ import annotations
 
@@ -21,19 +21,28 @@ from tune_sparsity.sparsity.topology.controller import Feedback
 class ThresholdAdaptation:
     """Implements semi-pruning with threshold adaptation (arXiv 2103.16013, section 3 of the method).
 
-    Drop: an active connection is dropped if |w| < rho x the mean |w| of its neuron's active connections. rho follows
-    `threshold`. Layers off the sphere keep their connections until the projection. With rho <= 1 the largest connection
-    of a neuron always stays, so that no neuron dies.
+    Drop: an active connection is dropped if |w| < rho x the mean |w| of its neuron's active connections. rho is
+    `threshold` plus an increase from `feedback`, at most 1. Therefore the largest connection of a neuron is never
+    dropped, and no neuron dies. Layers that are not on the sphere drop no connections
+    before the masks are fixed.
 
-    Grow: gamma x (number of dropped connections) grow back. They are those with the largest |gradient|, divided by the
-    neuron's norm, among the connections that were inactive before. `feedback` computes gamma from the measured
-    sparsity.
+    Grow: gamma x (number of dropped connections) grow. `feedback` computes gamma from the current sparsity. The new
+    connections are the connections with the largest |gradient| among those that were inactive before the update. The
+    gradients of a neuron are first divided by their L2 norm.
+
+    Args:
+        threshold: rho over the training, in [0, 1], without the increase.
+        feedback: the controller of the sparsity.
+        interval: steps between two updates of the masks.
+
+    Attributes:
+        applied: the threshold rho of the last update, or None before the first update.
     """
 
     threshold: Schedule
     feedback: Feedback
     interval: int = 40
-    applied: float | None = field(default=None, init=False)  # the threshold of the last update
+    applied: float | None = field(default=None, init=False)
 
     def due(self, step: int, total: int) -> bool:
         return is_due(step, total, self.threshold, self.interval)
@@ -59,12 +68,13 @@ class ThresholdAdaptation:
 
 
 def drop_below(log_magnitude: Tensor, mask: Tensor, rho: float) -> Tensor:
-    """Return the mask without the connections whose magnitude is below rho x the mean magnitude of their neuron's
-    active connections.
+    """Return the mask without its small connections. A connection is small if its magnitude is less than rho x the mean
+    magnitude of its neuron's active connections.
 
     Args:
-        log_magnitude: log2 of the magnitudes.
-        mask: the current mask.
+        log_magnitude: log2 of the magnitudes, shape (neurons, fan-in...).
+        mask: the current mask, of the same shape.
+        rho: the threshold in [0, 1].
     """
     active = mask.flatten(1)
     # Magnitudes relative to the row's largest active one do not underflow.
@@ -77,9 +87,14 @@ def drop_below(log_magnitude: Tensor, mask: Tensor, rho: float) -> Tensor:
 def grow_by_gradient(
     masks: Sequence[Tensor], before: Sequence[Tensor], gradients: Sequence[Tensor], count: int
 ) -> list[Tensor]:
-    """Return the masks with `count` more connections: those with the largest |gradient| among the connections that were
-    inactive `before`. Each neuron's gradient is divided by its norm. A connection that this update has dropped cannot
-    grow back in the same update."""
+    """Return the masks with up to `count` more connections: those with the largest |gradient|. The gradients of each
+    neuron are first divided by their L2 norm.
+
+    Args:
+        masks: the masks after connections were dropped.
+        before: the masks before. A connection that is active in `before` cannot grow, even if it was just dropped.
+        gradients: the gradients of all weights. All tensors have the shapes of the masks, (neurons, fan-in...).
+    """
     scores = []
     for old, gradient in zip(before, gradients, strict=True):
         score = unit(gradient.flatten(1), 2.0).abs().view_as(old)

@@ -1,1 +1,1 @@
-"""Compute spiking neurons step by step over time, in torch and in compiled code."""
+"""Compute layers of spiking neurons step by step over time, in torch and in compiled code."""

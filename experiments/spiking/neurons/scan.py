@@ -1,8 +1,8 @@
-"""Compute spiking neurons over time as one autograd function. It uses compiled code for float32 on a CPU, otherwise
-torch.
+"""Compute a layer of spiking neurons over time as one autograd function. Compiled code computes float32 on a CPU, torch
+computes everything else.
 
-One matrix product gives the input currents of all steps. Only the state of each neuron goes from step to step,
-elementwise.
+The caller computes the input currents of all steps at once, with matrix products. In this module, only elementwise
+operations remain.
 """
 
 from __future__ import annotations
@@ -34,21 +34,24 @@ class Constants(NamedTuple):
 
 
 def spiking_scan(currents: Tensor, constants: Constants, slope: float = 5.0) -> tuple[Tensor, Tensor]:
-    """Return the traces a and the spikes s (zeros and ones) of a layer of neurons. Both have the shape of `currents`.
+    """Return the traces a and the spikes s of a layer of neurons. Both have the shape of `currents`.
 
-    All states are zero before the first step. For t = 0, 1, ...::
+    A spike is 0 or 1. A trace is a moving average of a neuron's spikes. All states are zero before the first step. For
+    the steps t = 0, 1, ...::
 
         u[t] = (1 - km) u[t-1] (1 - s[t-1]) + currents[t] + v a[t-1]      potential; a spike sets it to zero
         s[t] = 1 if u[t] >= 1 else 0
         a[t] = (1 - ks) a[t-1] + ks s[t]
 
-    The gradient of a spike is that of sigmoid(slope (u - 1)). Zhang, Li, "Skip-Connected Self-Recurrent Spiking Neural
-    Networks with Joint Intrinsic Parameter and Synaptic Weight Training", arXiv:2010.12691.
+    In the backward pass, the derivative of a spike is replaced by that of sigmoid(slope (u - 1)), the surrogate. The
+    equations come from Zhang, Li, "Skip-Connected Self-Recurrent Spiking Neural Networks with Joint Intrinsic Parameter
+    and Synaptic Weight Training", arXiv:2010.12691.
 
     Args:
-        currents: (examples, steps, neurons), of any floating-point type; the results have the constants' type.
-        constants: the constants of the neurons.
-        slope: the slope of the surrogate gradient, > 0.
+        currents: the input currents, (examples, steps, neurons), of any floating-point type. The results have the
+            constants' type.
+        constants: v, km and ks of the neurons.
+        slope: the slope of the surrogate, > 0.
     """
     traces, spikes = _Scan.apply(currents.to(constants.membrane.dtype), *constants, slope)
     return traces, spikes
@@ -100,9 +103,9 @@ def _torch_backward(
     """Compute the gradients from the last step to the first.
 
     Args:
-        grads: the gradients of the loss with respect to the traces and the spikes. None where there is no gradient.
+        grads: the gradients of the loss with respect to the traces and the spikes. None stands for a zero gradient.
         saved: potentials, spikes, traces, and the surrogate derivative of each spike with respect to its potential.
-        constants: v, km and ks.
+        constants: v, km and ks of the neurons.
 
     Returns:
         The gradients with respect to the currents, v, km and ks.

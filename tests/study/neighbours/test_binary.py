@@ -72,7 +72,7 @@ half = replace(digits, recipe=Recipe(epochs=2, batch_size=32, precision="bfloat1
         (["--max-nonzero", "500"], "--method binary never prunes"),
         (["--max-bytes", "5kB"], "--max-bytes 5000: a binary network of digits has 7,866 bytes"),
         (["--max-bytes", "10kB", "--experiment", "odd"], "--method binary: 1 (LayerNorm) has no binary form"),
-        (["--max-bytes", "10kB", "--experiment", "often"], "--method binary: binary makes a step after every batch"),
+        (["--max-bytes", "10kB", "--experiment", "often"], "--method binary: binary takes a step after every batch"),
         (["--max-bytes", "10kB", "--experiment", "half"], "--method binary: binary computes in float32"),
         (["--max-bytes", "10kB", "--workers-per-trial", "2"], "--method binary: binary trains in one process"),
     ],

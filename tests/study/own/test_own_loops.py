@@ -159,7 +159,7 @@ def test_trainers_of_other_libraries_are_searched(kind: str, file: Path) -> None
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("misnamed", "the loop misnamed has an attribute 'modle': known are"),
+        ("misnamed", "the loop misnamed has an unknown attribute 'modle': it may have"),
         ("takes_nothing", "takes one argument, the trial"),
         ("no_optimizer", "no_optimizer: the loop begins without an optimizer"),
         ("fails_at_once", "FileNotFoundError: no examples in /nowhere"),
@@ -219,9 +219,9 @@ def test_a_loop_is_searched_from_python(file: Path, monkeypatch: pytest.MonkeyPa
     ("name", "code", "failed", "said"),
     [
         ("train", 0, None, ""),
-        ("half_the_steps", 0, None, "2 epochs make 10 steps, but trial.sparsify was told 20"),
+        ("half_the_steps", 0, None, "2 epochs took 10 steps, but 20 follow from trial.sparsify"),
         ("reports_after_the_end", 1, "epochs", "the loop fails after its last epoch: LoopError"),
-        ("disturbs", 1, "epochs", "call model.eval() in the reported function"),
+        ("disturbs", 1, "epochs", "call model.eval() in this function"),
         ("forgets", 1, "resumption", "trial.keep(name, object)"),
         ("leaves_early", 0, None, ""),
         ("never_reports", 1, "epochs", "epoch 0 ended without trial.report"),

@@ -133,7 +133,7 @@ def test_fewer_batches_than_announced_end_on_the_exact_target_all_the_same() -> 
     numbers.given = 0
     with pytest.raises(NotFinite, match="no example in epoch 1"):
         other.epoch()
-    with pytest.raises(ValueError, match="gives no example, but has 40"):
+    with pytest.raises(ValueError, match="yields no example, but its length is 40"):
         Loaded(numbers).first(2)
 
 

@@ -119,11 +119,11 @@ def test_unknown_names_are_told_what_is_accepted(name: str) -> None:
 
 
 def test_a_file_without_a_name_is_asked_for_one() -> None:
-    assert one_line("file.py") == "file.py: say which experiment or loop of the file: file.py:NAME"
+    assert one_line("file.py") == "file.py: give the name of an experiment or loop in the file, as file.py:NAME"
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    assert one_line(f"{tmp_path}/none.py:mine") == f"no file {tmp_path}/none.py to read an experiment from"
+    assert one_line(f"{tmp_path}/none.py:mine") == f"there is no file {tmp_path}/none.py with an experiment"
 
 
 def test_file_without_the_experiment(source: Path) -> None:

@@ -82,20 +82,20 @@ MALFORMED: dict[str, tuple[str, int, str]] = {
     "a condition that is text": (more("lr: {type: float, low: 0.1, high: 1, when: pi}"), 5, "mapping of parameters"),
     "an empty condition": (more("lr: {type: float, low: 0.1, high: 1, when: {}}"), 5, "mapping of parameters"),
     "a condition on nothing known": (more("lr: {type: float, low: 0.1, high: 1, when: {drop: x}}"), 5, "'drop'"),
-    "a condition on itself": (more("lr: {type: categorical, choices: [1], when: {lr: 1}}"), 5, "'lr' is no other"),
+    "a condition on itself": (more("lr: {type: categorical, choices: [1], when: {lr: 1}}"), 5, "'lr' is not another"),
     "a condition on a float": (more("lr: {type: float, low: 0.1, high: 1, when: {p: 1.2}}"), 5, "p is a float"),
     "a condition on no value": (BASE + FEEDBACK + GAIN.replace("pi}", "[]}"), 6, "at least one value"),
     "a condition on an unknown choice": (BASE + FEEDBACK + GAIN.replace("pi}", "[pi, pid]}"), 6, "'pid'"),
     "a condition on a number that cannot be": (
         BASE + "  threshold_interval: {type: int, low: 1, high: 9}\n"
-        "  lr: {type: float, low: 0.1, high: 1, when: {threshold_interval: 10}}\n", 6, "none of the values",
+        "  lr: {type: float, low: 0.1, high: 1, when: {threshold_interval: 10}}\n", 6, "10 is not a value of",
     ),
     "a circle": (
         BASE + "  feedback: {type: categorical, choices: [pi], when: {threshold: cosine}}\n"
         "  threshold: {type: categorical, choices: [cosine], when: {feedback: pi}}\n", 5, "depends on itself",
     ),
     "a condition of what must always be there": (
-        BASE.replace("high: 1.9", "high: 1.9, when: {feedback: pi}") + FEEDBACK, 3, "needs p always",
+        BASE.replace("high: 1.9", "high: 1.9, when: {feedback: pi}") + FEEDBACK, 3, "always needs p",
     ),
     "a value that only a rare condition brings": (
         BASE + FEEDBACK + GAIN.replace("0.3", "1.3").replace("pi}", "published}"), 6, "feedback_gain = 1.3",
@@ -103,11 +103,11 @@ MALFORMED: dict[str, tuple[str, int, str]] = {
     "a first point of what does not apply": (
         BASE + FEEDBACK + GAIN + "first:\n  - feedback: published\n    feedback_gain: 0.2\n", 9, "does not apply",
     ),
-    "a first point near no target": (BASE + "first:\n  - {near: 1.5, p: 1.5}\n", 6, "a target must lie in [0, 1), not 1.5"),
+    "a first point near no target": (BASE + "first:\n  - {near: 1.5, p: 1.5}\n", 6, "target must lie in [0, 1), not 1.5"),
     "a first point near a word": (BASE + "first:\n  - {near: high, p: 1.5}\n", 6, "near must be a number"),
     "a prior without a centre": (more("lr: {type: float, low: 0.1, high: 1, prior: {width: 1}}"), 5, "centre"),
     "a prior's centre for no target": (
-        more("lr: {type: float, low: 0.1, high: 1, prior: {centre: {0.9: 0.2, 1.5: 0.3}}}"), 5, "a target must lie in [0, 1)",
+        more("lr: {type: float, low: 0.1, high: 1, prior: {centre: {0.9: 0.2, 1.5: 0.3}}}"), 5, "must lie in [0, 1)",
     ),
     "a prior's centre for a word": (
         more("lr: {type: float, low: 0.1, high: 1, prior: {centre: {high: 0.2}}}"), 5, "high must be a number",
@@ -126,19 +126,19 @@ MALFORMED: dict[str, tuple[str, int, str]] = {
     "a prior that is a list": (more("lr: {type: float, low: 0.1, high: 1, prior: [0.1]}"), 5, "[0.1]"),
     "a prior of a fixed value": (more("lr: {type: fixed, value: 1, prior: 1}"), 5, "unknown key 'prior'"),
     "a schedule without a shape": (more("threshold: {type: schedule, start: 0.2}"), 5, "shape and start"),
-    "a schedule of two kinds": (more("threshold: {type: schedule, start: 1, knots: [[0, 1]]}"), 5, "either knots"),
+    "a schedule of two kinds": (more("threshold: {type: schedule, start: 1, knots: [[0, 1]]}"), 5, "with knots"),
     "knots that are numbers": (more("threshold: {type: schedule, knots: [0, 1]}"), 5, "list of pairs"),
     "a knot of three": (more("threshold: {type: schedule, knots: [[0, 1, 2]]}"), 5, "list of pairs"),
     "a part of an unknown name": (more("threshold: {type: schedule, shape: a, startt: 1}"), 5, "unknown key 'startt'"),
     "a part of an unknown kind": (
-        more("threshold: {type: schedule, shape: cosine, start: {type: schedule}}"), 5, "within a schedule",
+        more("threshold: {type: schedule, shape: cosine, start: {type: schedule}}"), 5, "a schedule's part",
     ),
     "a part with an empty condition": (
         more("threshold: {type: schedule, shape: cosine, start: {low: 0, high: 1, when: {}}}"), 5, "when must",
     ),
     "a part that depends on another": (
         more("threshold: {type: schedule, shape: [cosine], start: {low: 0, high: 1, when: {threshold.shape: cosine}}}"),
-        5, "'threshold.shape' is no other parameter",
+        5, "'threshold.shape' is not another parameter",
     ),
 }  # fmt: skip
 

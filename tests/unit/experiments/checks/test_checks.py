@@ -195,10 +195,10 @@ BROKEN: dict[str, tuple[Experiment, str, str]] = {
     "constant inputs": (with_data(train=Split(torch.ones(60, 6), DATA.train.y)), "inputs", "equal"),
     "random data": (
         replace(SOUND, load=lambda d: replace(DATA, train=Split(torch.rand(60, 6), DATA.train.y))),
-        "loading", "x of the train split differs",
+        "loading", "different x of the train split",
     ),
     "validated on training data": (with_data(val=Split(*(part[:30] for part in DATA.train))), "leaks", "30 of the 30"),
-    "tested on training data": (with_data(test=DATA.train), "leaks", "test split are training examples"),
+    "tested on training data": (with_data(test=DATA.train), "leaks", "test split also occur in the training split"),
     "weights drawn by NumPy": (replace(SOUND, model=drawn_by_numpy), "seeds", "0.weight"),
     "one network for all": (replace(SOUND, model=lambda: ONE), "seeds", "make a new one"),
     "augmented by torch": (
@@ -221,7 +221,7 @@ BROKEN: dict[str, tuple[Experiment, str, str]] = {
         replace(SOUND, loss=partial(F.cross_entropy, weight=torch.ones(3))), "devices", "loss would mix"
     ),
     "all frozen": (replace(SOUND, model=frozen(0, 4)), "prunable", "0.weight stays dense, frozen"),
-    "a last batch of one": (replace(SOUND, recipe=Recipe(2, 59)), "remainder", "has 1 example (60 examples by 59)"),
+    "a last batch of one": (replace(SOUND, recipe=Recipe(2, 59)), "remainder", "1 example (60 examples in batches"),
     "drop_last of all": (replace(SOUND, recipe=Recipe(2, 61, drop_last=True)), "remainder", "batch_size of at most 60"),
     "training raises": (with_forward(lambda m, x: raises() if m.training and m.calls else counts_calls(m, x)), "steps",
                         "broken on purpose"),

@@ -38,7 +38,7 @@ def test_only_allowed_examples_are_held_out() -> None:
     allowed = torch.arange(60) % 3 == 0
     _, held = hold_out(labels, 20, allowed)
     assert held.tolist() == list(range(0, 60, 3))
-    with pytest.raises(ValueError, match="class 0 has 10 examples to hold out, 11 are wanted"):
+    with pytest.raises(ValueError, match="class 0 has only 10 examples that may be held out, but needs 11"):
         hold_out(labels, 22, allowed)
 
 

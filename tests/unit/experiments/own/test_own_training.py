@@ -182,7 +182,7 @@ def test_a_loop_that_never_ends_is_told(file: Path, monkeypatch: pytest.MonkeyPa
     ("name", "message"),
     [
         ("no_optimizer", r"call trial\.sparsify\(model, total_steps=\.\.\.\) first"),
-        ("no_epochs", r"no_epochs never asks for its epochs"),
+        ("no_epochs", r"no_epochs never calls trial.epochs"),
         (
             "fails_at_once",
             r"fails before its first step: FileNotFoundError: no examples in /nowhere \(.*loops\.py:\d+\)",
@@ -198,8 +198,8 @@ def test_a_first_look_finds_what_is_wrong(file: Path, name: str, message: str) -
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("misnamed", "has an attribute 'modle': known are baseline, files, layers, metric, model"),
-        ("takes_nothing", "such a function takes one argument, the trial"),
+        ("misnamed", "has an unknown attribute 'modle': it may have baseline, files, layers, metric, model"),
+        ("takes_nothing", "a loop takes one argument, the trial"),
     ],
 )
 def test_a_function_that_is_no_loop_is_refused(file: Path, name: str, message: str) -> None:

@@ -189,7 +189,7 @@ def test_what_is_out_of_range(sizes: tuple[int, ...], options: dict[str, Any]) -
 
 @pytest.mark.parametrize("shape", [(5, 4), (5, 3, 6), (5, 0, 4)])
 def test_inputs_of_another_shape(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"must be \(examples, steps, 4\)"):
+    with pytest.raises(ValueError, match=r"must have the shape \(examples, steps, 4\)"):
         network(4, 5, 3)(torch.zeros(shape))
 
 

@@ -142,5 +142,5 @@ def test_the_overlay_takes_the_place_of_the_spaces_own_rates() -> None:
     assert other.distributions["lr"].high < plain.distributions["lr"].low * 1.01  # type: ignore[attr-defined]
     assert {point["lr"] for point in other.first} == {0.001}
     assert set(other.distributions) == set(plain.distributions)
-    with pytest.raises(ValueError, match=r"unknown space 'lpss\+adam'.*perhaps with \+adamw"):
+    with pytest.raises(ValueError, match=r"unknown space 'lpss\+adam'.*also with \+adamw"):
         load_space("lpss+adam", 0.9)

@@ -191,8 +191,8 @@ def told_of_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
 def test_files_that_are_read_and_not_declared_are_a_warning(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reading(folder)
     assert told_of_files(folder, capsys) == (
-        "warning  files         the code reads deep/mean.npy, sizes.json, top.txt beside it, which the logged model "
-        "and workers on other machines lack: declare what it reads, "
+        "warning  files         the code reads deep/mean.npy, sizes.json, top.txt, but workers on other machines "
+        "and the model in MLflow do not get these files: declare them, "
         "Experiment(..., files=('deep/mean.npy', 'sizes.json', 'top.txt',))"
     )
 
@@ -205,8 +205,8 @@ def test_of_declared_files_nothing_is_said(folder: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("of", "said"),
     [
-        ("memory", "workers get the data without it. To send it along, declare it"),
-        ("files", "workers on other machines do not have it. Keep it in --data-dir on all of them, or declare it"),
+        ("memory", "workers get the loaded data, but not these files. To send them with the code, declare them"),
+        ("files", "other machines may lack these files. Put them into --data-dir on each machine, or declare them"),
     ],
 )
 def test_what_the_data_are_made_of_is_named(
@@ -220,7 +220,7 @@ def test_what_the_data_are_made_of_is_named(
         )
     (folder / "mine.py").write_text(text)
     assert told_of_files(folder, capsys) == (
-        f"warning  files         load reads data.csv beside the code: {said}, Experiment(..., files=('data.csv',))"
+        f"warning  files         load reads data.csv: {said}, Experiment(..., files=('data.csv',))"
     )
 
 
@@ -267,7 +267,7 @@ def test_a_study_of_a_loop_says_what_a_check_warns_of(folder: Path, capsys: pyte
         "90% of the prunable weights are 72.4% of all weight matrices and 71.4% of all parameters; "
         "these weight matrices stay dense: 0.weight 19.5% (an embedding)"
     )
-    assert told["files"].startswith("the code reads words.txt beside it")
+    assert told["files"].startswith("the code reads words.txt, but workers")
     assert main(["check", "mine.py:loop", "--data-dir", "data"]) == 0
     lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
     assert {(level, text) for level, name, text in lines if name in told} == {("warning", one) for one in told.values()}

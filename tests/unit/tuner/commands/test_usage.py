@@ -61,7 +61,7 @@ CASES: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "unknown method": (["--target", ".9", "--method", "lpps"], {}, ["did you mean lpss"]),
     "method twice": (["--target", ".9", "--method", "lpss,lpss"], {}, ["twice"]),
     "unknown experiment": (["--target", ".9", "--experiment", "digit"], {}, ["did you mean digits", "mnist"]),
-    "file without a name": (["--target", ".9", "--experiment", "mine.py"], {}, ["say which", "mine.py:NAME"]),
+    "file without a name": (["--target", ".9", "--experiment", "mine.py"], {}, ["give the name", "mine.py:NAME"]),
     "no experiment file": (["--target", ".9", "--experiment", "no.py:x"], {}, ["no.py"]),
     "no such module": (["--target", ".9", "--experiment", "no_such_module:x"], {}, ["no_such_module"]),
     "experiment file broken": (["--target", ".9", "--experiment", "e.py:x"], {"e.py": "1/0"}, ["ZeroDivisionError"]),

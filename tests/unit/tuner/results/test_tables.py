@@ -76,7 +76,7 @@ def test_the_columns_are_those_of_the_contract(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", COSTS)
 def test_no_metric_has_the_name_of_a_cost(name: str) -> None:
-    with pytest.raises(ValueError, match="that is the name of another column"):
+    with pytest.raises(ValueError, match="another column of the tables has this name"):
         Metric(name, torch.sub)
 
 
