@@ -1,10 +1,10 @@
-"""A trained ResNet that becomes 90 % sparse in a few epochs.
+"""A pretrained ResNet becomes 90 % sparse in a few epochs.
 
-    python examples/finetune_resnet.py                                        # trains it, dense: digits_resnet.pt
+    python examples/finetune_resnet.py    # trains the dense network, and writes its weights to digits_resnet.pt
     tune-sparsity --target 0.9 --experiment examples/finetune_resnet.py:finetuned
 
-With `trained=True` no weight is masked at the start, and the first networks compute what the trained one did. Put your
-own network in `resnet`, your own file in WEIGHTS, and your own data in `load`.
+With `trained=True`, every trial begins with the trained network. The default method masks no weight at the start. To
+use your own task, replace the network in `resnet`, the file in WEIGHTS, and the data in `digits`.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def digits() -> Data:
 
 
 def as_photographs(x: Tensor) -> Tensor:
-    """Return grey images of 8 x 8 pixels as the network takes them: three channels, 16 x 16 pixels."""
+    """Convert grey images of 8 x 8 pixels into inputs of the network: three channels, 16 x 16 pixels."""
     return interpolate(x, scale_factor=2).expand(-1, 3, -1, -1)
 
 
 def resnet() -> nn.Module:
-    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)  # torchvision's, with one block a stage
+    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)  # torchvision's class, with one block in each stage
 
 
 def trained_resnet() -> nn.Module:
@@ -64,7 +64,7 @@ finetuned = Experiment(
 
 
 def main(epochs: int = 6, batch: int = 64) -> None:
-    """Train the network dense, as you would without this tool, and keep its weights."""
+    """Train the dense network without tune-sparsity, and save its weights."""
     torch.manual_seed(0)
     model, data = resnet(), digits()
     train, test = data.train, data.test

@@ -1,4 +1,4 @@
-"""The digits as a data set whose examples processes of torch's DataLoader load, as those do that are on a disk.
+"""A data set whose examples torch's DataLoader loads during the training. Use this if your data do not fit into memory.
 
 tune-sparsity --target 0.9 --experiment examples/loaded_digits.py:digits --trials 8
 """
@@ -17,7 +17,7 @@ _DIGITS = find("digits")
 
 
 def load(data_dir: Path | None) -> Data:
-    data = _DIGITS.load(data_dir)
+    data = _DIGITS.load(data_dir)  # small data in memory; replace them with data sets that read from the disk
     return Data(*(TensorDataset(*split) for split in (data.train, data.val, data.test)), workers=1)
 
 

@@ -1,4 +1,4 @@
-"""A loop of your own: a network that ends exactly 90 % sparse, without a search and without Ray.
+"""A plain training loop that trains a network to exactly 90 % sparsity, without a search and without Ray.
 
 python examples/own_loop.py
 """
@@ -22,7 +22,7 @@ def main() -> None:
     train = torch.randperm(len(x))[:1400]
     test = torch.tensor(sorted(set(range(len(x))) - set(train.tolist())))
     model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
-    sparse = lpss(model, sparsity=0.9, total_steps=EPOCHS * -(-len(train) // BATCH))  # in place of the optimizer
+    sparse = lpss(model, sparsity=0.9, total_steps=EPOCHS * -(-len(train) // BATCH))  # replaces the optimizer
     for _ in range(EPOCHS):
         for batch in train[torch.randperm(len(train))].split(BATCH):
             sparse.zero_grad()

@@ -1,4 +1,4 @@
-"""A loop of your own that is searched: what tune-sparsity tries is in the trial.
+"""A plain training loop whose parameters a search tunes. The argument `trial` has the parameters that the search tries.
 
 tune-sparsity --target 0.9 --experiment examples/searched_loop.py:train --trials 8
 """
@@ -34,7 +34,7 @@ def train(trial) -> None:
     training, validation, _ = parts()
     loader = DataLoader(training, 64, shuffle=True)
     model = network().to(trial.device)
-    sparse = trial.sparsify(model, total_steps=EPOCHS * len(loader))  # in place of the optimizer
+    sparse = trial.sparsify(model, total_steps=EPOCHS * len(loader))  # replaces the optimizer
     for _ in trial.epochs(EPOCHS):
         model.train()
         for x, y in loader:
@@ -44,5 +44,5 @@ def train(trial) -> None:
         trial.report(lambda: accuracy(model, validation))
 
 
-train.model = network  # how the network is made anew
-train.test = lambda model, data_dir: accuracy(model, parts()[2])  # called once, for the network that is reported
+train.model = network  # makes a new network, for the results of the study
+train.test = lambda model, data_dir: accuracy(model, parts()[2])  # called once for each reported network

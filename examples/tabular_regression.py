@@ -1,4 +1,4 @@
-"""Tabular regression: the root mean square error of scikit-learn's diabetes data, minimised.
+"""A regression on a table, scikit-learn's diabetes data. The search minimises the root mean square error.
 
 tune-sparsity --target 0.9 --experiment examples/tabular_regression.py:diabetes
 """

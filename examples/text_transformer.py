@@ -1,9 +1,9 @@
-"""A transformer on text: the kind of thing that a question asks for, of TREC's questions.
+"""A transformer that classifies the questions of TREC by the kind of their answer: a place, a number, ...
 
     tune-sparsity --target 0.8 --experiment examples/text_transformer.py:questions --data-dir FOLDER
 
-FOLDER holds TREC.train and TREC.test, a question a line behind its label. The inputs are a dict of two tensors, which
-become the network's keyword arguments.
+FOLDER contains TREC.train and TREC.test. Each line of these files has a label and a question. The inputs of the network
+are a dict of two tensors. Its entries become the keyword arguments of the network.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def load(data_dir: Path | None) -> Data:
         raise DataUnavailable(f"no TREC.train in {folder.absolute()}: give its folder by --data-dir")
     train, test = read(folder / "TREC.train"), read(folder / "TREC.test")
     counts = Counter(word for _, words in train for word in words)
-    numbers = {word: i + 2 for i, (word, _) in enumerate(counts.most_common(WORDS - 2))}  # 0: nothing, 1: unknown
+    numbers = {word: i + 2 for i, (word, _) in enumerate(counts.most_common(WORDS - 2))}  # 0: padding, 1: unknown word
 
     def split(questions: list[tuple[int, list[str]]]) -> Split:
         rows = [[numbers.get(word, 1) for word in words[:LONGEST]] for _, words in questions]

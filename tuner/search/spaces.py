@@ -79,8 +79,8 @@ def space_for(name: str, goal: Goal) -> Space:
 
     A range in the space may depend on the target. If the goal has several sparsities, such a range is extended until it
     contains the ranges for the lowest and the highest sparsity, and for all targets. The result then has no first
-    points, because tuner.search.planner chooses them for each trial's sparsity. The priors are those for the middle of the
-    range, on the scale of log(1 - sparsity).
+    points, because tuner.search.planner chooses them for each trial's sparsity. The priors are those for the middle of
+    the range, on the scale of log(1 - sparsity).
 
     Args:
         name: the name of a built-in space, or the path of a file.

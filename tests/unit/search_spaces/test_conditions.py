@@ -103,7 +103,7 @@ MALFORMED: dict[str, tuple[str, int, str]] = {
     "a first point of what does not apply": (
         BASE + FEEDBACK + GAIN + "first:\n  - feedback: published\n    feedback_gain: 0.2\n", 9, "does not apply",
     ),
-    "a first point near no target": (BASE + "first:\n  - {near: 1.5, p: 1.5}\n", 6, "target must lie in [0, 1), not 1.5"),
+    "a first point near no target": (BASE + "first:\n  - {near: 1.5, p: 1.5}\n", 6, "must lie in [0, 1), not 1.5"),
     "a first point near a word": (BASE + "first:\n  - {near: high, p: 1.5}\n", 6, "near must be a number"),
     "a prior without a centre": (more("lr: {type: float, low: 0.1, high: 1, prior: {width: 1}}"), 5, "centre"),
     "a prior's centre for no target": (
