@@ -67,22 +67,26 @@ def surrogate_of(experiment: str) -> Surrogate:
 
 
 @lru_cache
-def highest(experiment: str, target: float) -> float:
-    """Return the surrogate's highest expected accuracy with at least the target's sparsity.
+def best_configuration(experiment: str, target: float) -> dict[str, Any]:
+    """Return the configuration with the surrogate's highest expected accuracy at the target's sparsity.
 
     Sobol points are tried first. Then, several times, parameters are exchanged among the best hundredth.
     """
     surrogate, rng = surrogate_of(experiment), np.random.default_rng(0)
     tried = [{**point(METHOD, index), SPARSITY: target} for index in range(TRIED)]
     tried += [{**load_space(METHOD, target).centre(), SPARSITY: target, "drop": "ramp"}]
-    best = 0.0
+    best: tuple[float, dict[str, Any]] = 0.0, {}
     for _ in range(REFINED):
         values = surrogate.means(tried)[:, -1]
-        order = np.argsort(-values)[: len(tried) // 100]
-        best = max(best, float(values[order[0]]))
-        leading = [tried[place] for place in order]
+        leading = [tried[place] for place in np.argsort(-values)[: len(tried) // 100]]
+        best = max(best, (float(values.max()), leading[0]), key=lambda one: one[0])
         tried = [_mixed(*(leading[k] for k in rng.integers(len(leading), size=2)), rng) for _ in range(TRIED)]
-    return best
+    return best[1]
+
+
+def highest(experiment: str, target: float) -> float:
+    """Return the surrogate's highest expected accuracy at the target's sparsity."""
+    return float(surrogate_of(experiment).means([best_configuration(experiment, target)])[0, -1])
 
 
 def _mixed(one: dict[str, Any], other: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:

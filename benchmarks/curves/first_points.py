@@ -1,0 +1,76 @@
+"""Train the first points of lpss's space, and the configuration that the surrogate takes for the best.
+
+    python -m benchmarks.curves.first_points --experiment digits [--targets 0.9 0.95 0.98 0.99] [--seeds 12]
+        [--data-dir DIR]
+
+Each configuration is trained without a search under the same seeds. The table has the mean accuracy with its standard
+error, on validation and on test data, beside the surrogate's expectation. A surrogate needs trainings of this
+experiment from `collect`; without them only the first points are trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from benchmarks.curves.collect import EPOCHS
+from benchmarks.curves.points import SPARSITY, whole
+from benchmarks.curves.simulate import METHOD, best_configuration, surrogate_of
+from benchmarks.curves.table import Table
+from benchmarks.methods import _loaded
+from tune_sparsity.experiments.base import evaluate
+from tune_sparsity.experiments.training import Training
+from tune_sparsity.search_spaces import load_space
+
+FIRST_SEED = 500
+
+
+def configurations(experiment: str, target: float) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name and the parameters of each configuration for a target."""
+    for number, params in enumerate(load_space(METHOD, target).first_for(target), 1):
+        yield f"first point {number}", {**params, SPARSITY: target}
+    if Table(experiment, METHOD).rows():
+        yield "best of the surrogate", best_configuration(experiment, target)
+
+
+def trained(experiment: str, data_dir: str, params: dict[str, Any], seed: int) -> tuple[float, float]:
+    """Return the validation and the test accuracy of one training, in percent."""
+    found, data = _loaded(experiment, data_dir)
+    training = Training(
+        found, data.train, data.val, METHOD, whole(METHOD, params), epochs=EPOCHS[experiment], seed=FIRST_SEED + seed
+    )
+    while not training.finished:
+        measured = training.epoch()
+    return 100 * measured["val_accuracy_at_target"], 100 * evaluate(found, training.model, data.test)
+
+
+def _mean(values: tuple[float, ...]) -> str:
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", choices=EPOCHS, required=True)
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.9, 0.95, 0.98, 0.99])
+    parser.add_argument("--seeds", type=int, default=12)
+    parser.add_argument("--data-dir", default="../shared/data")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # as the search's workers do
+    print("| target | configuration | expected % | validation % | test % | parameters |\n|" + " --- |" * 6)
+    for target in options.targets:
+        for name, params in configurations(options.experiment, target):
+            runs = [trained(options.experiment, options.data_dir, params, seed) for seed in range(options.seeds)]
+            known = bool(Table(options.experiment, METHOD).rows())
+            expected = f"{100 * surrogate_of(options.experiment).means([params])[0, -1]:.2f}" if known else ""
+            shown = ", ".join(f"{key} {value:.3g}" for key, value in params.items() if isinstance(value, float))
+            row = [f"{target:g}", name, expected, *map(_mean, zip(*runs, strict=True)), shown]
+            print(f"| {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
