@@ -65,14 +65,15 @@ class Space:
         return {name: value for name, value in self.fixed.items() if self.applies(name, values)}
 
     def first_for(self, target: float) -> list[dict[str, Any]]:
-        """Return the points that a study of one target tries first, in the order of `first`.
+        """Return the points that a study of one target tries first.
 
-        These are all points that are meant for all targets, and the three points whose targets in `near` are nearest to
-        `target`.
+        These are all points that are meant for all targets, and then the three points whose targets in `near` are
+        nearest to `target`. The nearest point comes first.
         """
         apart = self.apart_from(target)
-        left_out = sorted(apart, key=lambda index: apart[index])[NEAREST:]
-        return [point for index, point in enumerate(self.first) if index not in left_out]
+        always = [index for index in range(len(self.first)) if index not in apart]
+        nearest = sorted(apart, key=lambda index: apart[index])[:NEAREST]
+        return [self.first[index] for index in [*always, *nearest]]
 
     def apart_from(self, target: float) -> dict[int, float]:
         """Return a mapping: index in `first` -> the distance between the point's target in `near` and `target`. Points

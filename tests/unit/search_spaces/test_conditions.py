@@ -203,7 +203,7 @@ def test_one_target_tries_the_points_for_the_nearest_targets(tmp_path: Path) -> 
     apart = {0: math.log(3), 1: math.log(2), 2: math.log(5), 3: math.log(20 / 3)}
     assert space.apart_from(0.9) == pytest.approx(apart)
     tried = {target: [point["p"] for point in space.first_for(target)] for target in (0.0, 0.9, 0.98)}
-    assert tried == {0.0: [1.1, 1.2, 1.3, 1.5], 0.9: [1.1, 1.2, 1.3, 1.5], 0.98: [1.1, 1.2, 1.4, 1.5]}
+    assert tried == {0.0: [1.5, 1.3, 1.1, 1.2], 0.9: [1.5, 1.2, 1.1, 1.3], 0.98: [1.5, 1.4, 1.2, 1.1]}
 
 
 def test_a_priors_centre_is_interpolated_between_targets(tmp_path: Path) -> None:
