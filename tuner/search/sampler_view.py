@@ -291,11 +291,24 @@ class LikeSparsityStudy(OwnStudy):
         super().__init__(sampler, view)
         self._sparsity_of, self._sparsities = sparsity_of, sparsities
         self._ended: list[_Ended] = []
+        self._given: dict[int, dict[str, Any]] = {}  # the fixed parameters of trials for which nothing is proposed yet
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        given = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        self._study = self._near(log_sparsity(self._sparsity_of(given)))
-        self._begin(trial.number, self._seen_params(given))
+        self._given[trial.number] = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        if (given := self._given.pop(trial.number, None)) is not None:
+            self._study = self._near(log_sparsity(self._sparsity_of(given)))
+            self._begin(trial.number, self._seen_params(given))
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+    def settle(self, trial: optuna.Trial) -> None:
+        if self._given.pop(trial.number, None) is not None:  # all parameters were fixed: the sampler learns nothing
+            self._study = self._new_study()
+            self._begin(trial.number, self._seen_params(trial.params))
+        super().settle(trial)
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
