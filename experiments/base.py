@@ -174,8 +174,9 @@ class Experiment:
         optimizer: "sgd" or "adamw", the optimizer of all parameters. With the method lpss, LpSGD updates the weights on
             the sphere instead. With "adamw", a study uses search ranges that suit AdamW, as `--space lpss+adamw` does.
         loss: (outputs, targets) -> a scalar to minimise.
-        metric: (outputs, targets) -> a score in [0, 1] for every example. The mean of the scores is called accuracy. A
-            Metric, which has its own name and direction, or a torchmetrics metric is also accepted.
+        metric: (outputs, targets) -> a score in [0, 1] for every example. The mean of the scores is called accuracy. In
+            place of this function, you may give a Metric, which has its own name and direction, or a torchmetrics
+            metric.
         prepare: (inputs of the data set) -> inputs of the network. The function is called for every batch, on the
             batch's device, in training and in evaluation. Large images can therefore be stored as bytes.
         augment: (inputs, generator on the CPU) -> randomly changed inputs of the same shapes and types. This function

@@ -20,8 +20,8 @@ _SAMPLE, _BATCH = 1024, 128  # examples
 
 
 def sample(n: int) -> list[Tensor]:
-    """Return the indices of up to 1,024 of n examples, in batches of up to 128. They are always the same for the same
-    n. Each batch has examples from all parts of the data set, because the data set may be sorted by class."""
+    """Return the indices of up to 1,024 of n examples, in batches of up to 128. The indices depend only on n. Each
+    batch has examples from all parts of the data set, because the data set may be sorted by class."""
     indices = spread_over(n, _SAMPLE)
     batches = -(-len(indices) // _BATCH)
     return [indices[k::batches] for k in range(batches)]

@@ -34,8 +34,8 @@ class Metric:
         name: the name. It begins with a letter and consists of a-z, 0-9 and _, for example macro_f1. It replaces
             `accuracy` in the names of measures: val_rmse, test_rmse.
         function: (outputs, targets) -> one finite number. The arguments are those of the whole split, on the CPU. If
-            they are dicts or tuples of tensors, each tensor holds the whole split. A torchmetrics metric is also
-            accepted. The function may be None if the user's own training loop measures the metric.
+            they are dicts or tuples of tensors, each tensor holds the whole split. This may also be a torchmetrics
+            metric, or None if the user's own training loop measures the metric.
         maximize: whether larger values are better.
         each: whether the function returns a score for every example, shape (n,), instead of one number. It is then
             called for each batch, on the batch's device. The metric is the mean of the scores.

@@ -18,8 +18,8 @@ from tune_sparsity.sparsity.torch_internals import is_compiled, tree_leaves
 class StepMemory:
     """Measures the peak memory of one training step: tensors of the network, of the optimizer and of one batch.
 
-    The second step is measured, because the optimizer creates its state during the first step. In a training of one
-    step, that step is measured.
+    The second step is measured, because the optimizer creates its state during the first step. If a training has only
+    one step, this step is measured.
 
     On a CPU, the tensors of torch's operations are counted, without memory inside an operation or in compiled code. On
     a GPU, the number comes from torch's memory statistics.

@@ -35,7 +35,7 @@ def watching(reader: Reader = Reader.CODE) -> Iterator[None]:
     are not recorded. Blocks may be nested.
 
     Args:
-        reader: the kind of code in this block.
+        reader: the kind of code that runs in this block.
     """
     if not _installed:
         sys.addaudithook(_notice)  # a hook cannot be removed

@@ -27,7 +27,7 @@ class Averaging:
         kind: "swa" for the plain mean of all samples, "ema" for an exponential moving mean that begins with the first
             sample.
         begin: the fraction of the training steps, in [0, 1], after which samples are taken. If the pruning mask is
-            fixed later, samples are taken from then on.
+            fixed after this fraction, no sample is taken before the mask is fixed.
         every: the number of steps between two samples, >= 1, counted back from the last step. The last step is always a
             sample.
         decay: for "ema", the weight of the old mean when a sample is added, in [0, 1).

@@ -122,8 +122,8 @@ def _normalised(roots: Iterable[Any], labels: Mapping[Any, str], read: Iterable[
 
 
 def _followed(x: Any) -> Any:
-    """Return a copy of a floating-point tensor that autograd tracks and that the network may change in place. Return
-    any other input unchanged."""
+    """Return a copy of a floating-point tensor. Autograd tracks the copy, and the network may change the copy in place.
+    Return any other input unchanged."""
     return x.detach().requires_grad_().clone() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 

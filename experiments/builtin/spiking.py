@@ -50,7 +50,7 @@ def load_rows(data_set: str, data_dir: Path | None = None, examples: int = EXAMP
     Args:
         data_set: "MNIST" or "FashionMNIST".
         data_dir: the folder of the data. If None, this is the default folder.
-        examples: the number of training images, at most 55,000. They are always the same.
+        examples: the number of training images, at most 55,000. Each call chooses the same images.
     """
     data = mnist.load(data_set, data_dir)
     return _sequences(data, (28, 28), {"steps": "28 rows from the top down"}, examples)

@@ -45,7 +45,7 @@ def first_look(
     """Run the checks with which a study begins, and yield their findings.
 
     Args:
-        experiment: the experiment, or a user's training loop as `looked_at` returns it.
+        experiment: the experiment, or a user's training loop from the function `looked_at`.
         loaded: the experiment's data.
         told: whether to run also the checks whose attribute `told` is true. If such a check fails, its finding becomes
             a warning.

@@ -27,7 +27,7 @@ class RunningTrial(Trial):
     """Implements Trial for a loop that trains in a search.
 
     Args:
-        experiment: the loop, as `looked_at` returns it.
+        experiment: the loop, from the function `looked_at`.
         method, params: the name of the method and its parameters in this trial.
         epochs: the number of epochs that the study trains.
         seed: the seed of the trial.

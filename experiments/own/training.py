@@ -25,7 +25,7 @@ class OwnTraining:
     The loop runs in a thread. Between two epochs the thread waits for the next call of `epoch`.
 
     Args:
-        experiment: the loop, as `looked_at` returns it.
+        experiment: the loop, from the function `looked_at`.
         method: the name of a method that makes networks sparse, a key of sparsity.METHODS.
         params: the method's parameters.
         epochs: the number of epochs to train. It may differ from the number in the loop's code.
@@ -80,8 +80,8 @@ class OwnTraining:
 
         Returns:
             The measures that `Training.epoch` also returns: the validation metric as val_NAME and val_NAME_at_target,
-            the measures of the sparsity, and epoch_seconds. Others, such as train_loss, are present only if the loop
-            gives them to `Trial.report`.
+            the measures of the sparsity, and epoch_seconds. Other measures, such as train_loss, are present only if the
+            loop gives them to `Trial.report`.
 
         Raises:
             NotFinite: if a weight is NaN or infinite.

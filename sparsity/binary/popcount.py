@@ -1,4 +1,4 @@
-"""Compute linear layers whose weights and inputs are signs with XOR and popcount. The computation needs a CPU and
+"""Compute linear layers with XOR and popcount, if all weights and inputs are signs. The computation needs a CPU and
 compiled code (sparsity/optim/popcount.c).
 
 The inner product of two vectors of n signs, x and w as bits, is n - 2 popcount(x xor w). One operation on 64 bits

@@ -1,8 +1,8 @@
 """Compute the product of weights and inputs in a block, and its gradients. The block is a linear layer, or a
 convolution with max pooling.
 
-A product is called with the inputs and with the signs of some rows of the layer's weight. Its results have the shape
-(batch, rows, ...).
+A call of LinearProduct or ConvolutionProduct takes the inputs, and the signs of some rows of the layer's weight. It
+returns a tensor of the shape (batch, rows, ...).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ConvolutionProduct(NamedTuple):
     Attributes:
         stride, padding, dilation: the settings of the convolution.
         fill: the value of the padding. It is -1 if the inputs are signs, because 0 is no sign, and otherwise 0.
-        pool: the height and the width of a pooling window. The strides of the pooling are the same. (1, 1) means no
+        pool: the height and the width of a pooling window. The strides of the pooling equal this size. (1, 1) means no
             pooling.
     """
 

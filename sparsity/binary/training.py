@@ -27,7 +27,7 @@ class BinaryTraining(SparseTraining):
     each weight is -1 or +1.
 
     Args:
-        model: a network that `make_binary` accepts.
+        model: a network that can be binary; see the function `make_binary`.
         activations: "binary" or "real", as in `make_binary`.
         total_steps: the number of steps. The learning rate falls to 0 at the last step.
         settings: the arguments lr, flips, gamma and tau of BinaryOptimizer.

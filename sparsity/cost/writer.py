@@ -21,8 +21,8 @@ _NUMBERS = {name: number for number, name in enumerate(TYPES)}
 def encode(tensors: Mapping[str, Tensor | Codes | Signs], prunable: Collection[str]) -> bytes:
     """Return the bytes of a packed file.
 
-    `load` returns the same tensors, with two exceptions in prunable tensors: the sign of a zero is lost, and the scale
-    of a row whose weights are all 0.
+    The function `load` restores the tensors from these bytes. Two things are lost in prunable tensors: the sign of a
+    zero, and the scale of a row that has only zeros.
 
     Args:
         tensors: the network's state_dict. Codes or Signs may replace tensors.

@@ -28,7 +28,8 @@ from tune_sparsity.sparsity.training import SparseTraining
 
 @dataclass(frozen=True)
 class DenseSettings(TailSettings):
-    """Holds the settings of the method dense, which makes no zeros, in addition to those of TailSettings.
+    """Holds the settings of the method dense. They are the settings of TailSettings and the attributes below. The
+    method dense makes no zeros.
 
     Attributes:
         lr: peak learning rate, > 0.
@@ -36,7 +37,7 @@ class DenseSettings(TailSettings):
         weight_decay: L2 coefficient of SGD or weight decay of AdamW, >= 0.
         optimizer: "sgd" or "adamw".
         learning_rate: shape of the learning rate over the training. "cosine" rises shortly and then falls to 0. "hold"
-            stays at the peak for a long time and falls to `tail` x peak.
+            stays at the peak for a long time and then falls to the peak times `tail`, an attribute of TailSettings.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -104,7 +105,8 @@ class GmpSettings(SnipSettings):
 
 @dataclass(frozen=True)
 class StaticSettings(SnipSettings):
-    """Holds the settings of static, whose mask never changes, in addition to those of SnipSettings.
+    """Holds the settings of the method static. They are the settings of SnipSettings and the attribute below. The mask
+    of the method static never changes.
 
     Attributes:
         distribution: how the nonzero weights of the first mask are distributed over the layers: "uniform", "erk" or

@@ -24,7 +24,7 @@ class BinarySettings:
             have one bit.
         flips: the rule that changes the sign of a weight. Both rules use a moving mean of the gradient's sign. With
             "signs", the weight is the sign of a real latent weight, and the mean updates this latent weight. With "bop"
-            (arXiv 1906.02107), the weight changes its sign if the mean has the same sign and is large.
+            (arXiv 1906.02107), the weight changes its sign if the mean is large and has the sign of the weight.
         gamma: for "bop", the weight of a new gradient in the moving mean, in (0, 1]. This is the peak value. gamma
             falls as the learning rate does.
         tau: for "bop", the threshold of the mean's magnitude, in [0, 1). Above it, a weight changes its sign.

@@ -74,9 +74,9 @@ class LpssSettings(TailSettings):
             weight decay. Steps on the sphere do not become shorter when gradients become small. Without weight decay, a
             network that has learned almost all examples could therefore learn the noise in the remaining examples.
         learning_rate: shape of both learning rates over the training. "cosine" rises shortly and then falls to 0.
-            "hold" stays at the peak for a long time and falls to `tail` x peak. "published" is piecewise linear, with
-            its peak after a sixth of the training. A schedule with values in [0, 1] is also accepted: its values are
-            multiplied by the peak learning rates.
+            "hold" stays at the peak for a long time and then falls to the peak times `tail`, an attribute of
+            TailSettings. "published" is piecewise linear, with its peak after a sixth of the training. This may also be
+            a schedule. Its values must lie in [0, 1], and are multiplied by the peak learning rates.
         knots_for_epochs: for the learning rate "published", the number of epochs in the training, at least 1. The slope
             of this learning rate changes 3 epochs before the end.
         drop: "ramp" prunes by magnitude. The sparsity rises as a cubic function from the initial to the final sparsity.

@@ -1,5 +1,5 @@
-"""Find the groups of neurons that can be removed from a network, and test that the smaller network computes the same
-outputs."""
+"""Find the groups of neurons that can be removed from a network, and test that the smaller network has the outputs of
+the masked network."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class NeuronSelection(Selection):
     ) -> list[Tensor]:
         """Return masks that remove whole neurons. For the arguments see `Selection`. The sparsity of the masks is at
         least `sparsity`. It would be lower with one more neuron (or bundle of neurons). If `uses` is given and no
-        network can save so many multiply-adds, the masks are those of the smallest network."""
+        network can save this share of multiply-adds, the masks are those of the smallest network."""
         logs = turned_back(self.layers, log_magnitudes)
         before = None if active is None else turned_back(self.layers, active)
         if self.uses is None:
@@ -81,7 +81,7 @@ def selection_of(
 
     Raises:
         ValueError: if the pattern is `Neurons` and the groups of the network are not known. If the width is less than
-            1, also as in `narrow_selection`.
+            1, `narrow_selection` may raise ValueError, too.
     """
     pattern = rules.pattern
     if width < 1:

@@ -48,7 +48,7 @@ class FusedStep:
     """Makes the steps of LpSGD for one parameter on the sphere.
 
     Args:
-        param: a parameter whose rows `fits` accepts.
+        param: a parameter. The function `fits` must return True for its rows.
         state: the optimizer's state of the parameter, with the dual image "v" (rows, fan-in) and "gain" (rows, 1).
         mask: the mask in the parameter's shape, or None. For masked weights, the parameter and its momentum are zero,
             and the gradient counts as zero.

@@ -26,7 +26,7 @@ from tune_sparsity.tuner.worker.shipping import Parcel
 from tune_sparsity.tuner.worker.trainable import LoadedThere, shared_arrays
 
 Arrays = Mapping[str, Any]
-"""The data as `tuner.worker.trainable.shared_arrays` returns them: name -> a nested container of NumPy arrays."""
+"""The data, from `tuner.worker.trainable.shared_arrays`: name -> a nested container of NumPy arrays."""
 LARGE = 1 << 30
 """The largest number of bytes of training and validation data that the driver sends. The environment variable
 TUNE_SPARSITY_LARGE_DATA overrides this number."""
@@ -107,8 +107,8 @@ def loaded_by(where: list[Node], experiment: Experiment, source: str, folder: Pa
             wrong = f"they cannot be loaded ({' '.join(str(error).split())[-200:]})"
         if wrong:
             raise UsageError(
-                f"node {node.address} does not have this machine's data of {experiment.name}: {wrong}: put large data "
-                "into the same --data-dir on all nodes"
+                f"node {node.address} does not have this machine's data of {experiment.name} ({wrong}): put large "
+                "data into the same --data-dir on all nodes"
             )
     return NodeArrays({node.id: arrays for node, (_, arrays) in asked.items()})
 

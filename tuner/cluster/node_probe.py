@@ -33,7 +33,8 @@ def probe(storage: Any, token: str, name: str) -> dict[str, Any]:
         versions: the name of each package -> its version, or "" if the package is not installed. Two more keys are
             "python", and "tune-sparsity" with a digest of the code.
         gpus: a dict for each GPU with its "name", and its "total" and "free" memory in MiB.
-        storage: the problem with the storage, or "" if there is none.
+        storage: the problem with the storage, as the end of a sentence about this node, such as "cannot write there".
+            "" if there is no problem.
     """
     return {"versions": versions(), "gpus": gpus(), "storage": _storage(storage, token, name)}
 
@@ -57,7 +58,8 @@ def code() -> str:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Return the GPUs that nvidia-smi lists, also those that CUDA_VISIBLE_DEVICES hides. See `probe` for the form."""
+    """Return the GPUs that nvidia-smi lists, including GPUs that CUDA_VISIBLE_DEVICES hides. See `probe` for the
+    form."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
         listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout

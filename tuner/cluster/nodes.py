@@ -30,8 +30,10 @@ class Answer:
 
     Attributes:
         node: the node.
-        versions, gpus, storage: the results of `node_probe.probe`.
-        silent: the reason why there is no answer, or "" if there is one.
+        versions, gpus, storage: the results of `node_probe.probe`. A message contains the node's address and then
+            `storage`.
+        silent: the reason why there is no answer, or "" if there is one. A message contains the node's address and then
+            `silent`.
     """
 
     node: Node
@@ -151,4 +153,4 @@ def check_nodes(storage: StudyStorage) -> None:
         if answer.storage:
             shared = f"give a folder that all {len(answers)} nodes and this machine share"
             remedy = EACH_NODE if storage.synced else shared
-            raise UsageError(f"--storage {storage}: node {answer.node.address} {answer.storage}: {remedy}")
+            raise UsageError(f"--storage {storage}: node {answer.node.address} {answer.storage}; {remedy}")

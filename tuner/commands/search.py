@@ -23,7 +23,7 @@ also:
   tune-sparsity report STUDY    write one HTML page to send to a colleague
   tune-sparsity compare STUDY STUDY    compare two or more studies of one experiment
   tune-sparsity ui STUDY        open the study in MLflow's UI
-  tune-sparsity send STUDY      send data to MLflow that could not be sent during the study
+  tune-sparsity send STUDY      send to MLflow the data that could not be sent before
   tune-sparsity check mine.py:mine    check an experiment of your own
   tune-sparsity doctor          check the machine, Ray, MLflow and the storage
   tune-sparsity list experiments|methods|spaces|samplers    print the names that options accept
@@ -46,7 +46,7 @@ def search_parser() -> Parser:
     what.add_argument("--max-nonzero", metavar="N", help="the largest number of nonzero weights, instead of a target")
     what.add_argument("--max-macs", metavar="N", help="largest number of multiply-adds; needs --pattern neurons")
     what.add_argument("--max-latency", metavar="T", help="longest forward pass, e.g. 2ms; needs --pattern neurons")
-    what.add_argument("--latency-batch", metavar="N", help="examples in the forward pass of --max-latency (1)")
+    what.add_argument("--latency-batch", metavar="N", help="examples in the batch that is timed for --max-latency (1)")
     what.add_argument("--max-bytes", metavar="N", help="the largest size of the packed file, e.g. 10000 or 10kB")
     what.add_argument("--experiment", metavar="NAME", help="built-in name, file.py:name or module:name (digits)")
     what.add_argument("--method", metavar="NAME", help="one method, or several with commas, e.g. lpss,gmp (lpss)")

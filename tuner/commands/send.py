@@ -1,7 +1,7 @@
-"""Runs `tune-sparsity send`, which sends the data of a study that MLflow does not have yet.
+"""Runs `tune-sparsity send`, which sends a study's records to MLflow if MLflow does not have them yet.
 
-A study writes all its MLflow records (parameters, metrics, artifacts) to a file in its folder first. They stay there if
-MLflow does not answer while the study runs.
+A study writes all its MLflow records (parameters, metrics, artifacts) to a file in its folder first. The records stay
+in this file if MLflow does not answer while the study runs.
 """
 
 from __future__ import annotations

@@ -55,8 +55,9 @@ class LatencyCurve:
         return -self._fit(macs)
 
     def most_macs(self, limit: float) -> int | None:
-        """Return the largest number of multiply-adds whose expected time is 5 % below a limit of milliseconds. The
-        margin makes most networks of the search meet the limit. It is smaller if the smallest network needs this time.
+        """Return the largest number of multiply-adds whose expected time is 5 % below a limit of milliseconds. Because
+        of this margin of 5 %, most networks of the search meet the limit. The margin is smaller if the smallest network
+        needs more than 95 % of the limit.
 
         Args:
             limit: the limit in milliseconds.

@@ -138,7 +138,7 @@ def _check_name(config: StudyConfig, resume: bool) -> None:
     if config.storage.exists(config.study) == resume:
         return
     if resume:
-        raise UsageError(f"no study {config.study!r} in {config.storage}")
+        raise UsageError(f"there is no study {config.study!r} in {config.storage}")
     raise UsageError(
         f"study {config.study!r} exists in {config.storage}: choose another --study, or continue this study: "
         f"tune-sparsity resume {config.study} --storage {shlex.quote(str(config.storage))}"

@@ -38,8 +38,8 @@ LOST_WORKERS = 3  # restarts of a trial, from its checkpoint, after its process 
 
 
 def gpus_per_trial(config: StudyConfig) -> float:
-    """Return the number of GPUs for each worker of a trial, which may be a fraction. "auto" gives 1 if the cluster has
-    a GPU, otherwise 0."""
+    """Return the number of GPUs for each worker of a trial. This number may be a fraction. "auto" gives 1 if the
+    cluster has a GPU, otherwise 0."""
     if config.gpus_per_trial == "auto":
         return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
     return float(config.gpus_per_trial)
@@ -78,9 +78,9 @@ def with_ranks(setup: TrialSetup, config: StudyConfig, gpus: float) -> TrialSetu
 class _NotPickled:
     """A base class of objects that are pickled without their attributes.
 
-    Ray pickles the searcher, the callback and the stopper into its snapshots of an experiment. The attributes of ours
-    contain threads and files, which cannot be pickled. Nothing is lost, because a study is resumed from Optuna's
-    journal, and not from Ray's snapshots.
+    Ray pickles the searcher, the callback and the stopper into its snapshots of an experiment. The attributes of these
+    three objects contain threads and files, which cannot be pickled. Nothing is lost, because a study is resumed from
+    Optuna's journal, and not from Ray's snapshots.
     """
 
     def __getstate__(self) -> dict[str, Any]:

@@ -313,8 +313,8 @@ def final_table(outcome: StudyOutcome, width: int = PLAIN_WIDTH) -> RenderableTy
 
 
 def print_result(outcome: StudyOutcome, stream: TextIO | None = None) -> None:
-    """Print the results of a study as `final_table` returns them, by default on standard output. Colours appear only in
-    a terminal."""
+    """Print the results of a study, from the function `final_table`, by default on standard output. Colours appear only
+    in a terminal."""
     from rich.console import Console
 
     stream = sys.stdout if stream is None else stream

@@ -28,10 +28,11 @@ QUANTILES = 20
 """The number of thresholds to try. They are quantiles of the margins on the validation data."""
 MOST_NETWORKS = 200
 SHARES = (0.125, 0.25, 0.5, 1.0)
-"""Shares of the best network's multiply-adds. For each share, the most accurate group that needs no more is chosen."""
+"""Shares of the best network's multiply-adds. For each share, the most accurate group that needs at most this share is
+chosen."""
 PAIRS_SHOWN, EXAMPLES_SHOWN = 10, 5
 """The numbers of pairs of classes, and of examples for each pair, that are reported for a group."""
-_NEVER, _ALWAYS = 0.0, 2.0  # gates that no margin is below, and that all are
+_NEVER, _ALWAYS = 0.0, 2.0  # no margin is below the first threshold, and all margins are below the second
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,9 @@ def gates(sure: Tensor) -> list[float]:
 
 
 def candidates(small: int, answers: Mapping[int, Answers], macs: Mapping[int, int]) -> list[Group]:
-    """Return all possible groups with this small network. The large network can be any network with more multiply-adds,
-    and the threshold any of `gates`.
+    """Return all possible groups with this small network. A group is this network, a large network and a threshold. The
+    large network is any network with more multiply-adds. The threshold is one of the numbers that the function `gates`
+    returns.
 
     Args:
         small: the number of the small network's trial.

@@ -264,7 +264,7 @@ def without_neurons(experiment: Experiment, data: Data, model: torch.nn.Module) 
     Args:
         experiment: the network's experiment.
         data: the experiment's data. Two examples show which layers read each neuron, if this is not known yet.
-        model: the network, as `experiment.network_with` makes it.
+        model: the network, from `experiment.network_with`.
 
     Raises:
         ValueError: if the pattern of the zeros does not remove neurons, or if the network cannot be traced.

@@ -39,7 +39,8 @@ FOLDS = 5
 MOST = 5.0
 """How often an example occurs in an epoch if its class has the probability 0. With probability 1, it occurs once."""
 AS_LARGE = 1.01
-"""The new group may need this many times the bytes of the old one, because equally many weights take similar bytes."""
+"""The new group may need at most this many times the bytes of the old group. Equal numbers of nonzero weights may need
+slightly different numbers of bytes."""
 NAME = "group-reflected"
 _RETRAINED = -1  # as a trial's number
 
@@ -179,8 +180,8 @@ def within(
     most accurate on the validation data. Return None if no group is within the limits.
 
     Args:
-        plain: the other group, as in result.json. The new group must not have more multiply-adds, and at most AS_LARGE
-            times the bytes.
+        plain: the other group, as in result.json. The new group must not need more multiply-adds than this group, and
+            not more than AS_LARGE times its bytes.
         answers: the predictions of both networks for the validation data, the small network's first.
         records: the trials of both networks, the small network's first.
     """

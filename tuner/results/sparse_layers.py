@@ -77,8 +77,8 @@ def _semi_structured(layer: nn.Linear) -> nn.Linear:
 
 
 def _sparse_layer(layer: nn.Module, form: Form, block: Block | None) -> nn.Module:
-    """Return a layer that does the same with a sparse matrix. If this is not possible, raise ValueError or RuntimeError
-    with the reason."""
+    """Return a layer that computes the outputs of this layer with a sparse matrix. If this is not possible, raise
+    ValueError or RuntimeError with the reason."""
     if type(layer) is nn.Linear:
         return _semi_structured(layer) if form == "2:4" else SparseLinear(layer, block)
     convolution = type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"

@@ -29,13 +29,14 @@ CANDIDATES = 64  # the number of sparsities that are compared in `most_to_gain`
 
 
 def log_sparsity(sparsity: float) -> float:
-    """Return the position of a sparsity on the axis on which distances are measured: -log(1 - sparsity). Sparsity 0 has
-    the position 0, .5 has .69, and .99 has 4.6."""
+    """Return the position of a sparsity: -log(1 - sparsity). The distance between two sparsities is the distance
+    between their positions. Sparsity 0 has the position 0, .5 has .69, and .99 has 4.6."""
     return -math.log1p(-sparsity)
 
 
 def from_log(position: float) -> float:
-    """Return the sparsity at a position. This is the inverse function of `log_sparsity`."""
+    """Return the sparsity at a position, where position = -log(1 - sparsity). This is the inverse function of
+    `log_sparsity`."""
     return -math.expm1(-position)
 
 
@@ -68,8 +69,8 @@ class Range:
         return cls(min(values), max(values), tuple(sorted(values)))
 
     def between(self, first: float, last: float) -> float | None:
-        """Return the possible sparsity nearest to the middle between two positions. It must lie strictly between them.
-        Return None if there is no such sparsity."""
+        """Return the possible sparsity nearest to the middle between two positions. A position is -log(1 - sparsity).
+        The sparsity must lie strictly between the two positions. Return None if there is no such sparsity."""
         middle = (first + last) / 2
         if not self.values:
             return from_log(middle)
@@ -176,8 +177,8 @@ def most_to_gain(goal: Goal, completed: Sequence[Point]) -> float:
 
 
 def _spreads(points: Sequence[Point], fit: FallingFit, positions: Sequence[float], noise: float) -> list[float]:
-    """Return the standard deviation of the merits around their fit, at each position. Only the nearest trials count,
-    because the merits of sparser networks vary more."""
+    """Return the standard deviation of the merits around their fit, at each position -log(1 - sparsity). Only the
+    nearest trials count, because the merits of sparser networks vary more."""
     at = np.array([position for position, _ in points])
     squares = np.array([(merit - fit(position)) ** 2 for position, merit in points])
     near = (np.argsort(np.abs(at - position))[:NEIGHBOURS] for position in positions)

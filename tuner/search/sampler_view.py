@@ -333,8 +333,8 @@ class LikeSparsityStudy(OwnStudy):
         return {name: value for name, value in named.items() if name not in self._sparsities}
 
     def _near(self, position: float) -> optuna.Study:
-        """Return a new study for the sampler. It has the ended trials nearest to this position (`log_sparsity`), and
-        the latest running trials."""
+        """Return a new study for the sampler. It has the ended trials nearest to this position, which is -log(1 -
+        sparsity), and the latest running trials."""
 
         def nearest(trials: list[_Ended]) -> list[_Ended]:
             most = max(LIKE, len(trials) // LIKE_SHARE)

@@ -276,8 +276,8 @@ def make_sampler(name: str, seed: int, priors: Mapping[str, Prior], begun: int =
         name: a key of SAMPLERS.
         seed: the study's seed.
         priors: the priors, by the parameters' names in Optuna.
-        begun: the number of trials that earlier processes of this study have begun. Some samplers get another seed for
-            it, because they would otherwise propose the first trials again.
+        begun: the number of trials that earlier processes of this study have begun. If it is not 0, some samplers get
+            another seed, because they would otherwise propose the first trials again.
     """
     kind = SAMPLERS[name]
     fresh = _mixed(seed, begun) if begun and not kind.anew else seed

@@ -27,8 +27,9 @@ class WarmStart:
     """Results of earlier studies with which a new study begins.
 
     Attributes:
-        trials: completed and stopped trials from which the sampler learns. Their experiment is the same, and their
-            parameters lie in the new study's search spaces. They have the numbers of the study from which they come.
+        trials: completed and stopped trials from which the sampler learns. Their experiment is that of the new study,
+            and their parameters lie in the new study's search spaces. They have the numbers of the study from which
+            they come.
         points: (method, parameters) pairs to try first. If the best trial of an earlier study is not in `trials`, its
             parameters are here.
     """
@@ -89,7 +90,7 @@ def _folder(study: str, storage: StudyStorage) -> Path:
     except OSError as error:
         raise UsageError(f"--warm-start {study}: {error}") from None
     if folder is None:
-        raise UsageError(f"--warm-start {study}: no such study in {storage}, and no such folder: {known}")
+        raise UsageError(f"--warm-start {study}: there is no such folder, and no such study in {storage}; {known}")
     return folder
 
 

@@ -91,12 +91,12 @@ class StudyStorage(ABC):
 
     @abstractmethod
     def readable(self, study: str) -> Path:
-        """Return a folder on this machine for reading the study. For an object store, the folder is a copy. Raise
-        OSError if the storage cannot be read."""
+        """Return a folder on this machine from which the study can be read. For an object store, this folder is a copy.
+        Raise OSError if the storage cannot be read."""
 
     @abstractmethod
     def folder_with(self, study: str, file: str) -> Path | None:
-        """Return a folder on this machine for reading a study, which may be a copy.
+        """Return a folder on this machine from which a study can be read. For an object store, this folder is a copy.
 
         Args:
             study: the study's name in this storage, or its folder.
@@ -160,13 +160,13 @@ class StudyStorage(ABC):
     def unknown(self, study: str) -> UsageError:
         """Return the error for a study that does not exist. The message lists the existing studies. Raise OSError if
         the storage cannot be read."""
-        return UsageError(f"no study {study!r} in {self}: {self.known()}")
+        return UsageError(f"there is no study {study!r} in {self}; {self.known()}")
 
     def known(self, file: str = STUDY_YAML) -> str:
         """Return the result of `studies` as a text for an error message. Raise OSError if the storage cannot be
         read."""
         there = ", ".join(self.studies(file))
-        return f"known are {there}" if there else "there are no studies"
+        return f"the studies there are: {there}" if there else "there are no studies"
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ class EpochLog:
 def read_epochs(path: Path) -> dict[int, Series]:
     """Return the number of each trial -> its epochs. Return an empty dict if the file cannot be read.
 
-    A trial that continued from a checkpoint may have trained some epochs twice. In this case, the result contains only
-    the second attempt from the checkpoint on. Rows that were not written completely are left out.
+    A trial that continued from a checkpoint may have trained some epochs twice. In this case, the result contains these
+    epochs once, with the metrics of the second training. Rows that were not written completely are left out.
     """
     series: dict[int, Series] = {}
     try:

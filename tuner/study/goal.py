@@ -174,8 +174,8 @@ class Goal:
         return replace(self, max_macs=record.macs - 1)
 
     def best_at(self, records: Iterable[TrialRecord]) -> list[tuple[float, TrialRecord | None]]:
-        """Return a pair (target, trial) for each target. The trial is the best of those that `compared` returns, or
-        None if there are none."""
+        """Return a pair (target, trial) for each target. The trial is the best trial in the result of `compared`, or
+        None if this result is empty."""
         records = list(records)
         return [(target, best_trial(*self._judged(records, target))) for target in self.targets]
 

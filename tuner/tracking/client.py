@@ -118,8 +118,8 @@ class RunWriter:
         return (folder / "mlartifacts" / experiment.replace(":", "_")).absolute().as_uri()
 
     def knows_the_study(self) -> bool:
-        """Return whether the store contains the study's parent run. It does not if somebody has replaced the store at
-        this URI by another one."""
+        """Return whether the store contains the study's parent run. It does not contain the run if somebody has
+        replaced the store at this URI by another store."""
         if PARENT not in self.runs:
             return False
         from mlflow import MlflowException

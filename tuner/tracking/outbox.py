@@ -282,6 +282,6 @@ def _number(value: Any) -> float | None:
 
 
 def _key(name: str) -> str:
-    """Return the name with characters replaced that MLflow does not allow in names of parameters, tags and metrics."""
+    """Return a name that MLflow allows for parameters, tags and metrics: all other characters are replaced."""
     parts = re.sub(r"[^/\w.\- ]", "_", name).split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))[:KEY_LENGTH] or "_"

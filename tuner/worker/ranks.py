@@ -56,7 +56,8 @@ class RankPlan:
 
 
 class Rank:
-    """A rank (process) of a trial other than the first. It runs as an actor of Ray.
+    """One rank of a trial, as an actor of Ray. The ranks are the processes that train the trial together. This class is
+    for all ranks except the first rank, which is the trial's own process.
 
     Args:
         builder: a function that returns a Build, from the setup and the data.

@@ -252,8 +252,7 @@ class TrialTrainable(tune.Trainable):
         return {"trial": self._identity(), "training": training.state_dict(), "past": past}
 
     def _identity(self) -> dict[str, Any]:
-        """Return the properties of this trial that a checkpoint must have, too. Otherwise the checkpoint is not
-        used."""
+        """Return the properties of this trial. A checkpoint is used only if it has equal properties."""
         shared = self._shared
         about = {"experiment": shared.experiment.name, "epochs": shared.epochs, "seed": shared.seed}
         return {**about, **{name: self._trial[name] for name in ("number", "method", "params")}}
@@ -368,7 +367,7 @@ def _states(place: Place, number: int) -> Iterator[Any]:
 
 
 def save_weights(training: Training | OwnTraining, path: Path) -> None:
-    """Write the network to a file, as `packed_weights` returns it. The file appears as a whole or not at all."""
+    """Write the bytes from `packed_weights` to a file. The file appears as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(path, packed_weights(training))
 

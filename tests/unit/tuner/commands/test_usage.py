@@ -54,7 +54,7 @@ CASES: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
         {},
         ["cmaes", "several methods", "tpe"],
     ),
-    "sampler without fronts": (["--front", ".5:.9", "--sampler", "cmaes"], {}, ["cmaes", "front", "tpe"]),
+    "sampler without fronts": (["--front", ".5:.9", "--sampler", "cmaes"], {}, ["cmaes", "several sparsities", "tpe"]),
     "a space of samplers": (["list", "samplers", "--show", "tpe"], {}, ["--show", "spaces"]),
     "an unknown space to show": (["list", "spaces", "--show", "lpps"], {}, ["lpps", "did you mean lpss"]),
     "unknown scheduler": (["--target", ".9", "--scheduler", "ashaa"], {}, ["did you mean asha"]),

@@ -150,7 +150,7 @@ def test_carried_trials_name_their_method_where_there_are_several(earlier: Any, 
 
 @pytest.mark.parametrize(
     ("study", "said"),
-    [("befor", "known are before"), ("x" * 5000, "no such study"), ("a\nb", "no such study")],
+    [("befor", "the studies there are: before"), ("x" * 5000, "no such study"), ("a\nb", "no such study")],
 )
 def test_an_unknown_study_is_refused(study: str, said: str, earlier: Any, tmp_path: Path) -> None:
     earlier()

@@ -38,7 +38,7 @@ def test_a_study_is_found_by_its_name_or_by_its_folder(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert here.find("a") == (here, "a")
     assert here.find("there/c") == here.find(str(tmp_path / "there" / "c")) == (there, "c")
-    with pytest.raises(UsageError, match=r"^no study 'c' in .*: known are a, b$"):
+    with pytest.raises(UsageError, match=r"^there is no study 'c' in .*; the studies there are: a, b$"):
         here.find("c")
     with pytest.raises(UsageError, match=r"there are no studies$"):
         LocalStorage(tmp_path / "nowhere").find("x" * 300)
