@@ -47,7 +47,7 @@ from tune_sparsity.tuner.worker.trainable import trial_seed
 FRONT = along_front(0.5, 0.99)
 TARGETS = (0.8, 0.9, 0.95, 0.98)
 POINTS = {"default": 0, "near 1": 1}
-"""The first points of lpss's space that grids are made of: the defaults, and the point for targets near 1."""
+"""The first points of lpss's space that grids are made of: the point near .7, and the centres of the priors."""
 EVEN_LOG = "log density"
 FRONTS = [name for name, kind in SAMPLERS.items() if kind.front]
 ONE_IN_TEN = 5020
