@@ -223,8 +223,8 @@ class KnownNeurons(Protocol):
 
 
 class KnownUses(Protocol):
-    """Counts the multiply-adds of a network for one example. Uses, the result of `count_uses`, implements this
-    interface."""
+    """Counts the multiply-adds of a network for one example. The class `Uses`
+    implements this interface. `count_uses` returns an instance of it."""
 
     def macs(self, nonzero: Mapping[str, int]) -> int: ...
 

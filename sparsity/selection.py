@@ -163,8 +163,8 @@ def lamp_score(log_magnitude: Tensor) -> Tensor:
     """Return log2 of the LAMP score of each weight, in the same shape (Lee et al. 2021, arXiv 2010.07611).
 
     The score of a weight is its square, divided by the sum of the squares of all weights of the layer that are at least
-    as large. The result is 0 for the largest weight of the layer. The scale of the layer has no effect. A weight of
-    zero stays -inf."""
+    as large. The result is 0 for the largest weight of the layer, and -inf for a weight that is zero. If all weights of
+    the layer are multiplied by a number, the result does not change."""
     squares, order = (2 * log_magnitude.flatten()).sort(descending=True, stable=True)
     shifted = (squares - squares[0]).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     scores = shifted - shifted.double().exp2().cumsum(0).clamp_min(1).log2().to(shifted)

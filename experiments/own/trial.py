@@ -129,9 +129,10 @@ class Trial(ABC):
         Args:
             value: a function without arguments that measures the network and returns the metric. It is called for the
                 current network. While masks still change, it is called a second time, with the network pruned to its
-                final sparsity. Afterwards, the network's mode and the states of random generators are restored. This
-                may also be a number: the metric of the network, pruned to its final sparsity. Measure this number in a
-                block `with trial.projected():`, because the trial cannot prune the network after the measurement.
+                final sparsity. Afterwards, the network's mode and the states of random generators are restored.
+                Instead of a function, `value` may be a number: the metric of the network, pruned to its final
+                sparsity. Measure this number in a block `with trial.projected():`, because the trial cannot prune the
+                network after the measurement.
             others: further measures of the epoch, finite numbers such as train_loss.
 
         Raises:

@@ -126,8 +126,8 @@ def _through(grad: Tensor, sign: Tensor, gate: Tensor | None, kind: Kind) -> Ten
 
 
 class BinaryBlock(nn.Module):
-    """A linear layer or convolution whose weights are -1 or +1, with batch normalisation by the mean magnitude and an
-    activation.
+    """A linear layer or convolution whose weights are -1 or +1. Then follow a batch normalisation, which divides by the
+    mean magnitude, and an activation.
 
     The gradients of the weights are signs, too.
 

@@ -60,9 +60,9 @@ def neuron_groups(model: nn.Module, layers: Sequence[Layer], example: Any, forwa
 def with_neurons(
     rules: LayerRules, model: nn.Module, example: Any, forward: Forward = called, *, width: float = 1.0
 ) -> LayerRules:
-    """Return the rules with the network's groups of neurons, if a training needs them. A pattern `Neurons` gets the
-    groups as its attribute `groups`. If the width is less than 1, the rules get the groups as `neurons`. Groups that
-    are already in the rules stay. For the other arguments see `neuron_groups`.
+    """Return the rules with the network's groups of neurons if a training needs the groups, and otherwise the rules
+    unchanged. A pattern `Neurons` gets the groups as its attribute `groups`. If the width is less than 1, the rules get
+    the groups as `neurons`. Groups that are already in the rules stay. For the other arguments see `neuron_groups`.
 
     Args:
         width: the width with which the training begins; see `narrow_selection`.

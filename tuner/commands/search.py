@@ -35,7 +35,8 @@ def search_parser() -> Parser:
     """Return the parser for the options of a study. The parser returns values as text, because StudyConfig converts and
     checks them."""
     parser = Parser(
-        description="Finds the most accurate network with a sparsity of at least S, and the front of all networks.",
+        description="Finds the most accurate network with a sparsity of at least S, and the front of all networks. "
+        "If a help text ends with parentheses, they contain the default.",
         epilog=_EPILOG,
         argument_default=argparse.SUPPRESS,
     )

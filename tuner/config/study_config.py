@@ -300,7 +300,8 @@ class StudyConfig(BaseModel):
 
     @property
     def wanted(self) -> str:
-        """Return the goal as a text in the default name of the study, such as "0.9" or "10000-bytes"."""
+        """Return a short text for the goal, for example "0.9" or "10000-bytes". The default name of the study contains
+        this text."""
         if self.max_nonzero is not None:
             return f"{self.max_nonzero}-weights"
         if self.max_bytes is not None:

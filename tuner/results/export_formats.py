@@ -80,8 +80,11 @@ def index_dtype(columns: int) -> torch.dtype:
 
 
 def csr_bytes(weight: Tensor) -> int:
-    """Return the bytes of a weight in CSR format: values, column indices in the dtype of `index_dtype`, and row
-    pointers of 4 bytes. The dimensions after the first are flattened to columns."""
+    """Return the number of bytes of a weight tensor in CSR format.
+
+    CSR stores the values that are not zero, their column indices with the dtype that `index_dtype` returns, and row
+    pointers of 4 bytes. The dimensions after the first are flattened to columns.
+    """
     nonzero, rows, columns = int(weight.count_nonzero()), weight.shape[0], weight[0].numel()
     return nonzero * (weight.element_size() + index_dtype(columns).itemsize) + 4 * (rows + 1)
 

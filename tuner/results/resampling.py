@@ -203,7 +203,8 @@ def calibration_error(probabilities: Tensor, targets: Tensor) -> float:
 
 
 def ensemble_document(drawn: Resampling, size_bytes: int | None, macs: int | None) -> dict[str, Any]:
-    """Return the entry "ensemble" of result.json. The factor of the spreads is chosen on the validation data alone.
+    """Return the entry "ensemble" of result.json. The networks are drawn with the spread of
+    each weight times a factor. Only the validation data decide on the factor.
 
     Args:
         drawn: the Resampling, which draws the networks of the ensemble.

@@ -88,8 +88,8 @@ def _trials(chosen: Iterable[Chosen]) -> list[TrialRecord]:
 
 
 def jobs(chosen: Iterable[Chosen], seeds: int) -> list[dict[str, Any]]:
-    """Return the trainings to run, as configs for `TrialTrainable`. The `seeds` trainings of a trial follow one
-    another."""
+    """Return the trainings to run, as configs for `TrialTrainable`. Each trial has one training for each seed, and
+    these trainings are neighbours in the list."""
     return [
         {"number": _FIRST_SEED + seed, "method": record.method, "params": record.params}
         for record in _trials(chosen)

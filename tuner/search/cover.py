@@ -156,11 +156,12 @@ def widest_gap(own: Range, placed: Sequence[float]) -> tuple[float, float]:
 def most_to_gain(goal: Goal, completed: Sequence[Point]) -> float:
     """Return the sparsity in a front's range at which one more trial has the largest expected gain of hypervolume.
 
-    The merit of the new trial is assumed to have the normal distribution N(m, d^2). Its mean m is a falling fit of the
-    completed trials' merits over the sparsity. Its standard deviation d is that of the merits around the fit. The front
-    is a step function. Above a step of height a, the expected gain is the width of the step times d (f(z) + z F(z)),
-    with z = (m - a) / d, the standard normal density f and its distribution function F (expected improvement, Mockus
-    1978).
+    The merit of the new trial is assumed to have a normal distribution with the mean m and the standard deviation d.
+    The mean is a curve that is fitted to the merits of the completed trials and never rises with the sparsity (monotone
+    regression). The standard deviation is that of the merits around the curve. The front is a step function. A step
+    with the height h gives the expected gain w d (f(z) + z F(z)), where w is the width of the step and z = (m - h) / d.
+    The functions f and F are the density and the distribution function of the standard normal distribution (expected
+    improvement, Mockus 1978).
 
     Args:
         goal: the study's goal, which is a front.

@@ -24,7 +24,8 @@ def point_of(record: TrialRecord) -> Point | None:
 
 
 def known_point(record: TrialRecord) -> Point:
-    """Return the point of a trial whose sparsity and merit are known, as they are for every completed trial."""
+    """Return the sparsity and the merit of a trial. Both must be known: this is so for every
+    completed trial. The merit is the metric that the study improves, negated if it is minimised."""
     point = point_of(record)
     assert point is not None
     return point
