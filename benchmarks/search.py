@@ -133,7 +133,7 @@ def rays(seed: int, space: Space, *, points: bool) -> Propose:
 
 
 def without_priors(space: Space) -> Space:
-    return replace(space, first=(), priors={})
+    return replace(space, first=(), near=(), priors={})
 
 
 def searches() -> dict[str, Callable[[int, Space], Propose]]:

@@ -137,7 +137,7 @@ class Ours:
         self.now, goal = 0.0, at_targets(target)
         space = load_space(METHOD, target)
         if options.pop("no_priors", False):
-            space = replace(space, first=(), priors={})
+            space = replace(space, first=(), near=(), priors={})
         scheduler = options.pop("scheduler", "asha")
         config = make_config({"target": target, "trials": trials, "storage": folder, "study": "simulated"}).resolved()
         self._study = StudyRun(

@@ -38,7 +38,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(surrogate, "TREES", 40)
     monkeypatch.setattr(simulate, "Table", lambda *about: Table(*about, tmp_path))
     simulate.surrogate_of.cache_clear()
-    simulate.highest.cache_clear()
+    simulate.best_configuration.cache_clear()
 
 
 def test_the_surrogate_finds_what_the_table_holds() -> None:

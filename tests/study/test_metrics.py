@@ -171,7 +171,7 @@ def test_auroc_chooses_another_trial_than_accuracy_where_one_class_is_rare(file:
     found = {}
     for name in ("by_auroc", "by_accuracy"):
         folder = run_in_process(
-            tmp_path / "studies", name, experiment=f"{file}:{name}", target=0.5, trials=6, scheduler="none"
+            tmp_path / "studies", name, experiment=f"{file}:{name}", target=0.5, trials=6, seed=1, scheduler="none"
         )
         found[name] = trials_of(folder), result_of(folder)["best"]
     (ranked, best), (right, most_right) = found["by_auroc"], found["by_accuracy"]

@@ -14,18 +14,8 @@ from tune_sparsity.tuner.results.cascade import main_group
 from tune_sparsity.tuner.study.objective import Objective
 
 HEADER = (
-    *(
-        "group",
-        "small",
-        "large",
-        "passed on",
-        "validation",
-        "test",
-        "expected macs",
-        "share of best's macs",
-        "worst macs",
-    ),
-    *("bytes", "p-value against large"),
+    *("group", "small", "large", "passed on", "validation", "test", "expected macs", "of the best's", "worst macs"),
+    *("bytes", "p against large"),
 )
 
 PASSED_HEADER = ("the small network hesitates between", "examples passed on", "small is right", "large is right")

@@ -102,7 +102,7 @@ def space_for(name: str, goal: Goal) -> Space:
         distributions[FINAL_SPARSITY] = _within(own, *goal.searched)
     middle = from_log(sum(map(log_sparsity, goal.ends)) / len(goal.ends))
     priors = load_space(name, middle).priors
-    return replace(base, distributions=distributions, fixed=fixed, first=(), priors=priors)
+    return replace(base, distributions=distributions, fixed=fixed, first=(), near=(), priors=priors)
 
 
 def reaches(space: Space, sparsity: float) -> bool:

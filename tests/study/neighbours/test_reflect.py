@@ -75,7 +75,7 @@ def test_a_kept_network_is_written_and_its_group_exported(
 def test_the_report_tells_of_it(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "again", "--storage", str(kept.parent)]) == 0
     page = next(kept.glob("report*.html")).read_text()
-    assert "was trained again, with hard examples of" in page
+    assert "was trained again, with the hard examples of" in page
     assert "and is kept" in page
 
 
